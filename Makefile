@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test test-slow bench lint format completions clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.tested: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed  ## Train a VAE on the embedded digits and draw from it
+	$(BIN)/gz train vae
+	$(BIN)/gz sample vae
+
+test: $(VENV)/.tested  ## The whole fast suite
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is there
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
+	$(BIN)/python tests/speed.py
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.tested
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+completions: $(VENV)/.installed  ## completions/gz.bash, _gz and gz.fish
+	$(BIN)/python -m gzcli.cli.completion
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

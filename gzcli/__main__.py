@@ -1,0 +1,16 @@
+"""The executable `gz` (and `gzcli`, `python -m gzcli`)."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line, without the program's name, and returns its exit code."""
+    from gzcli.cli.app import run
+
+    return run(sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The Typer application: every verb by its name, and the one place where an exception becomes a message and a code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gzcli import __version__
+from gzcli.cli import completion, out
+from gzcli.errors import GzError, Interrupted, MissingError, UsageError
+
+_EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
+_MODELS, _STORE = "Models", "Recipes, runs, data"
+
+# Verb → its help panel. The module of that name here holds `app`, a group of commands, or the function `verb`.
+VERBS = {
+    "train": _MODELS,
+    "sample": _MODELS,
+    "ood": _MODELS,
+    "bench": _MODELS,
+    "list": _STORE,
+    "recipe": _STORE,
+    "runs": _STORE,
+    "data": _STORE,
+    "doctor": _STORE,
+}
+
+
+def build(words: list[str]) -> typer.Typer:
+    """The application: with the one verb that the command line begins with, which starts faster, else with all."""
+    app = typer.Typer(
+        name="gz",
+        help="Train, sample, score and compare image generative models.",
+        epilog=_EXAMPLES,
+        callback=root,
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    first = next((word for word in words if not word.startswith("-")), None)
+    for verb in [first] if first in VERBS else VERBS:
+        module = import_module(f"gzcli.cli.{verb}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb, rich_help_panel=VERBS[verb])
+        else:
+            function = getattr(module, f"{verb}_", None) or getattr(module, verb)
+            settings = getattr(module, "SETTINGS", None)
+            app.command(verb, rich_help_panel=VERBS[verb], context_settings=settings)(function)
+    return app
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.text(f"gz {__version__}")
+        raise typer.Exit()
+
+
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        out.text(ctx.get_help())
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command line and returns its exit code. Nothing is raised, whatever happens."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows `?`
+            stream.reconfigure(errors="replace")
+    out.configure(json=False, quiet=False)
+    program = Path(sys.argv[0]).name
+    program = program if program in ("gz", "gzcli") else "gz"
+    what, _, shell = os.environ.get(f"_{program.upper()}_COMPLETE", "").partition("_")
+    if what == "complete" and shell in completion.FILES:
+        return completion.answer(shell, build)
+    try:
+        code = build(argv)(args=argv, prog_name=program, standalone_mode=False, obj=argv)
+        if code == 130:  # Typer's answer to Ctrl-C
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as problem:
+        return _fail(problem, argv)
+
+
+def _fail(problem: BaseException, argv: list[str]) -> int:
+    if "--json" in (argv[: argv.index("--")] if "--" in argv else argv):  # Typer may have stopped before it got there
+        out.configure(json=True)
+    if os.environ.get("GZ_DEBUG"):
+        out.trace(problem)
+    error = as_error(problem)
+    out.error(error)
+    return error.code
+
+
+def as_error(problem: BaseException) -> GzError:
+    """Any exception as what the user is told of it."""
+    if isinstance(problem, GzError):
+        return problem
+    if isinstance(problem, (KeyboardInterrupt, typer.Abort)):
+        return Interrupted("interrupted", signum=2)
+    if hasattr(problem, "format_message"):  # Typer's own: an unknown option, a missing argument
+        return _usage(problem)
+    if isinstance(problem, OSError) and problem.errno in _SYSTEM:
+        what = f"`{problem.filename}`: " if problem.filename else ""
+        return MissingError(f"{what}{os.strerror(problem.errno).lower()}", hint=_SYSTEM[problem.errno])
+    text = " ".join(str(problem).split())
+    return GzError(
+        f"{type(problem).__name__}: {text}" if text else type(problem).__name__,
+        hint="this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it",
+    )
+
+
+_SYSTEM = {
+    errno.ENOSPC: "free some space, or set `GZ_HOME` to a folder on a larger disk",
+    errno.EDQUOT: "free some space, or set `GZ_HOME` to a folder on a larger disk",
+    errno.EROFS: "set `GZ_HOME` to a folder that you may write",
+    errno.EACCES: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
+    errno.EPERM: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
+}
+
+
+def _usage(problem: Any) -> UsageError:
+    """Typer's message in our style: no capital, no full stop, backticks, the suggestion as the hint."""
+    near = getattr(problem, "possibilities", None)
+    message = problem.message if near else problem.format_message()
+    message, _, suggestion = message.partition(" Did you mean ")
+    message = re.sub(r"'([^']*)'", r"`\1`", message).rstrip(". ")
+    message = re.sub(r"^No such option: (\S+)", r"no such option `\1`", message)
+    context = getattr(problem, "ctx", None)
+    if near or suggestion:
+        options = " or ".join(f"`{option}`" for option in near or re.findall(r"'([^']*)'", suggestion))
+        hint = f"did you mean {options}?"
+    else:
+        hint = f"`{context.command_path if context else 'gz'} --help` shows what it takes"
+    return UsageError(message[:1].lower() + message[1:], hint=hint)

@@ -1,0 +1,127 @@
+"""Shell completion: answers a TAB, and writes the scripts of `completions/` (`python -m gzcli.cli.completion [DIR]`).
+
+The scripts are Typer's, and so is what they ask. The answer is our own: Typer parses the words before the cursor with
+pydantic, whose import alone is most of the time that a TAB may take.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from gzcli.cli import out
+
+PROGRAMS = ("gz", "gzcli")
+FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
+
+# --- the answer ---
+
+
+def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
+    """Prints what may follow, in the form that the shell's script expects; returns the exit code."""
+    words, incomplete = _typed(shell)
+    try:
+        found = candidates(typer.main.get_command(build(words)), words, incomplete)
+    except Exception:  # a damaged run or recipe must not write into the command line that is being typed
+        if os.environ.get("GZ_DEBUG"):
+            raise
+        found = []
+    if os.environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
+        return 0 if found else 1  # 1: fish completes files
+    if shell == "zsh":
+        items = "\n".join(f'"{value}":"{_bare(help)}"' if help else f'"{value}"' for value, help in found)
+        out.text(f"_arguments '*: :(({items}))'" if found else "_files")
+    elif found:
+        out.text("\n".join(f"{value}\t{help}" if help and shell == "fish" else value for value, help in found))
+    return 0
+
+
+def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[str, str]]:
+    """(word, help) of all that may stand for `incomplete` after `words`; `command` is Typer's command or group."""
+    context = typer.Context(command, resilient_parsing=True)
+    options = {name: param for param in command.params for name in param.opts if param.param_type_name == "option"}
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    waiting = None  # the option whose value comes next
+    for i, word in enumerate(words):
+        if waiting:
+            context.params[waiting.name], waiting = word, None
+        elif word == "--":
+            return []
+        elif word.startswith("-"):
+            option = options.get(word)
+            waiting = option if option and not option.is_flag else None
+        elif hasattr(command, "commands"):
+            part = command.commands.get(word)
+            return candidates(part, words[i + 1 :], incomplete) if part else []
+        elif arguments:
+            context.params[arguments[0].name] = word
+            if arguments[0].nargs != -1:
+                arguments.pop(0)
+    before = ""
+    if incomplete.startswith("--") and "=" in incomplete:
+        name, _, incomplete = incomplete.partition("=")
+        waiting, before = options.get(name), f"{name}="
+        if waiting is None:
+            return []
+    given = arguments[0] if arguments else None
+    asked = waiting or (command if incomplete.startswith("-") or hasattr(command, "commands") else given)
+    items = asked.shell_complete(context, incomplete) if asked else []
+    return [(before + item.value, item.help or "") for item in items if item.type == "plain"]
+
+
+def _typed(shell: str) -> tuple[list[str], str]:
+    """The whole words after the program's name, and the one under the cursor."""
+    line = os.environ.get("COMP_WORDS" if shell == "bash" else "_TYPER_COMPLETE_ARGS", "")
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote is still open
+        words = line.split()
+    if shell == "bash":
+        at = int(os.environ.get("COMP_CWORD", len(words)))
+        words, incomplete = words[:at], "".join(words[at : at + 1])
+        # bash makes `--data=m` three words.
+        return [word for word in words[1:] if word != "="], "" if incomplete == "=" else incomplete
+    incomplete = words.pop() if words and not line.endswith(" ") else ""
+    return words[1:], incomplete
+
+
+def _bare(help: str) -> str:
+    """A help text without what zsh's quoting trips over."""
+    return re.sub(r"[`'\"$\\:]", "", help)
+
+
+# --- the scripts ---
+
+
+def script(shell: str) -> str:
+    """The completion script of one shell, for both names of the program."""
+    from typer.completion import get_completion_script
+
+    variables = {name: f"_{name.upper()}_COMPLETE" for name in PROGRAMS}
+    parts = [get_completion_script(prog_name=name, complete_var=var, shell=shell) for name, var in variables.items()]
+    if shell == "zsh":
+        # zsh reads the file at the first TAB and runs it as the completer: name both programs, then answer that TAB.
+        bodies = [part.partition("\n")[2].strip() for part in parts]
+        first = 'if [[ $funcstack[1] == _gz ]]; then "_${words[1]:t}_completion"; fi'
+        parts = [f"#compdef {' '.join(PROGRAMS)}", *bodies, first]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path) -> list[Path]:
+    """Writes the scripts; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shell, name in FILES.items():
+        (folder / name).write_text(script(shell), encoding="utf-8")
+    return [folder / name for name in FILES.values()]
+
+
+if __name__ == "__main__":
+    for path in write(Path(sys.argv[1] if len(sys.argv) > 1 else "completions")):
+        out.text(str(path))

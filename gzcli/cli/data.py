@@ -1,0 +1,108 @@
+"""`gz data`: fetch, bring, list, verify and remove data sets."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gzcli.cli import out
+from gzcli.cli.list import list_data
+from gzcli.cli.options import Json, Quiet, complete_data
+
+app = typer.Typer(help="Download, import and check data sets.")
+
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set.", autocompletion=complete_data)]
+_Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Data sets.", autocompletion=complete_data)]
+_From = Annotated[
+    str | None, typer.Option("--from", metavar="DIR|URL", help="Where to take the files from, not from the publisher.")
+]
+
+
+@app.command()
+def download(names: _Names, source: _From = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Fetch data sets, check them and pack them.
+
+    Downloads go on where they were cut off. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked first.
+    """
+    from gzcli.data.fetch import fetch
+    from gzcli.data.pack import open_pack
+    from gzcli.data.specs import find
+
+    rows = []
+    for spec in [find(name) for name in names]:  # every name is known before the first byte
+        if not spec.embedded:
+            with out.progress(spec.name) as report:
+                fetch(spec, source=source, progress=report, say=out.info)
+        meta = open_pack(spec.name, say=out.info).meta
+        rows.append({"name": spec.name, "shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts})
+    columns = ("data", "train", "val", "test")
+    out.table(columns, [(row["name"], *(row["counts"][split] for split in columns[1:])) for row in rows])
+    out.data({"data": rows})
+
+
+@app.command("import")
+def import_(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, zip or tar of images, or an .npz.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.")],
+    size: Annotated[int | None, typer.Option(metavar="S", min=4, help="Height and width to bring images to.")] = None,
+    channels: Annotated[int | None, typer.Option(metavar="C", min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give images of your own a name; the files stay where they are."""
+    from gzcli.data import library
+
+    row = library.import_set(path, name, size=size, channels=channels)
+    counts = ", ".join(f"{count:,} {split}" for split, count in row["counts"].items() if count)
+    out.text(f"{row['name']}: {counts} images, {len(row['classes']) or 'no'} classes")
+    out.hint(f"gz train vae --data {row['name']}")
+    out.data(row)
+
+
+@app.command("list")
+def list_(
+    long: Annotated[bool, typer.Option("--long", "-l", help="Counts and licences too.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List data sets; the same as `gz list data`."""
+    list_data(long=long)
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="All cached ones if none.", autocompletion=complete_data)
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check the files of data sets against their checksums."""
+    from gzcli.data import library
+
+    cached = [row["name"] for row in library.listing() if row["cached"] and not row["embedded"]]
+    rows = [library.verify(name, say=out.info) for name in names or cached]
+    out.table(("data", "files", "packs", "state"), [(r["name"], len(r["files"]), len(r["packs"]), "ok") for r in rows])
+    out.data({"data": rows})
+
+
+@app.command()
+def path(name: _Name, json: Json = False, quiet: Quiet = False) -> None:
+    """Print where a data set lies."""
+    from gzcli.data import library
+
+    folder = library.data_path(name)
+    out.text(str(folder))
+    out.data({"name": name, "path": folder})
+
+
+@app.command()
+def remove(names: _Names, json: Json = False, quiet: Quiet = False) -> None:
+    """Remove data sets from the cache; your own files stay."""
+    from gzcli.data import library
+
+    removed = [name for name in names if library.remove(name)]
+    for name in names:
+        out.info(f"removed `{name}`" if name in removed else f"nothing of `{name}` was in the cache")
+    out.data({"removed": removed})

@@ -1,0 +1,163 @@
+"""`gz doctor`: what this machine has, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gzcli import __version__
+from gzcli.cli import out
+from gzcli.cli.options import Json, Quiet
+from gzcli.errors import MissingError
+from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report; `state` is ok, note (works without it) or bad (gz cannot work)."""
+
+    name: str
+    state: str
+    detail: str
+    hint: str | None = None
+
+
+def doctor(json: Json = False, quiet: Quiet = False) -> None:
+    """Check this machine: devices, folders, settings, packages."""
+    checks = [*software(), *devices(), *folders(), *settings(), *optional()]
+    width = max(len(check.name) for check in checks)
+    colour = {"ok": "cyan", "note": "yellow", "bad": "red"}
+    for check in checks:
+        state = out.style(f"{check.state:<4}", colour[check.state], sys.stdout)
+        out.text(f"{state}  {check.name:<{width}}  {check.detail}")
+        if check.hint:
+            out.text(f"      {'':<{width}}  hint: {check.hint}")
+    bad = [check for check in checks if check.state == "bad"]
+    out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
+    if bad and not out.is_json():
+        out.error(MissingError(f"{len(bad)} of {len(checks)} checks failed: " + ", ".join(f"`{c.name}`" for c in bad)))
+    if bad:
+        raise SystemExit(MissingError.code)
+
+
+def software() -> Iterator[Check]:
+    yield Check("gz", "ok", __version__)
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("torch", "torchvision", "accelerate"):
+        version = _version(package)
+        yield Check(
+            package, "ok" if version else "bad", version or "missing", None if version else f"pip install {package}"
+        )
+
+
+def devices() -> Iterator[Check]:
+    try:
+        import torch
+    except Exception as problem:  # an installation may fail to load in any way
+        yield Check("devices", "bad", f"torch does not load: {problem}", "install torch again, see pytorch.org")
+        return
+    if count := torch.cuda.device_count():
+        for i in range(count):
+            props = torch.cuda.get_device_properties(i)
+            bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+            yield Check(f"gpu {i}", "ok", f"{props.name}, {props.total_memory / 2**30:.0f} GiB, {bf16}")
+    elif torch.backends.mps.is_available():
+        yield Check("gpu", "ok", "Apple MPS")
+    else:
+        yield Check("gpu", "note", "none: gz trains on the CPU")
+    bf16 = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no fast bf16"
+    yield Check("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {bf16}")
+
+
+def folders() -> Iterator[Check]:
+    for name, folder in (("cache", cache_dir()), ("runs", user_dir("runs"))):
+        there = folder
+        while not there.exists():
+            there = there.parent
+        free = shutil.disk_usage(there).free / 1e9
+        if not os.access(there, os.W_OK):
+            yield Check(name, "bad", f"{folder} cannot be written", "set `GZ_HOME` to a folder that you may write")
+        elif free < 1:
+            yield Check(
+                name, "note", f"{folder}, only {free:.1f} GB free", "set `GZ_HOME` to a folder on a larger disk"
+            )
+        else:
+            yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
+    count = len(recipe_names())
+    yield Check(
+        "recipes", "ok" if count else "bad", f"{count} in {recipes_dir()}", None if count else "install gz again"
+    )
+
+
+def settings() -> Iterator[Check]:
+    for name in sorted(name for name in os.environ if name.startswith("GZ_")):
+        yield Check(name, "ok", os.environ[name])
+    if mirror := os.environ.get("GZ_MIRROR"):
+        problem = unreachable(mirror)
+        fix = "correct or unset `GZ_MIRROR`" if problem else None
+        yield Check("mirror", "bad" if problem else "ok", problem or "reachable", fix)
+    config = _accelerate_config()
+    if config.exists():
+        yield Check("accelerate", "ok", f"{config} is there; gz ignores it and uses its own")
+
+
+def unreachable(mirror: str) -> str | None:
+    """Why a mirror (a folder, or a base URL) cannot be read; None where it can."""
+    from urllib.error import HTTPError
+    from urllib.parse import urlsplit
+    from urllib.request import Request, url2pathname, urlopen
+
+    parts = urlsplit(mirror)
+    if parts.scheme in ("", "file"):
+        folder = Path(url2pathname(parts.path) if parts.scheme else mirror).expanduser()
+        return None if folder.is_dir() else f"no folder {folder}"
+    try:
+        with urlopen(Request(mirror, method="HEAD"), timeout=3):
+            return None
+    except HTTPError:  # it answers: a mirror need not list its folders
+        return None
+    except (OSError, ValueError) as problem:
+        return f"not reachable: {problem}"
+
+
+def optional() -> Iterator[Check]:
+    for package, purpose in _OPTIONAL.items():
+        version = _version(package)
+        yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")
+    try:
+        from gzcli.metrics.fidelity import INCEPTION
+    except ImportError:  # torch's own check has told
+        return
+    file = cache_dir("weights", INCEPTION)
+    yield Check("inception", "ok" if file.exists() else "note", f"{'' if file.exists() else 'FID, KID and IS need '}{file}")
+
+
+_OPTIONAL = {
+    "torch-fidelity": "FID, KID and Inception Score",
+    "diffusers": "Stable Diffusion models",
+    "peft": "LoRA models",
+    "lpips": "perceptual scores",
+    "wandb": "logs with `--wandb`",
+    "mamba-ssm": "fast state-space scans on a GPU",
+}
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _accelerate_config() -> Path:
+    """Where accelerate keeps a user's defaults (HF_HOME, XDG_CACHE_HOME and ~/.cache, in this order)."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    return Path(home).expanduser() / "accelerate" / "default_config.yaml"

@@ -1,0 +1,72 @@
+"""What `gz sample`, `gz ood` and `gz bench` share: a job folder, its launch, its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gzcli.cli import out
+from gzcli.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from gzcli.models.catalog import Param
+
+
+def do_job(folder: Path, job: Mapping[str, Any], *, gpus: str | None, cpu: bool) -> dict[str, Any]:
+    """Writes `job.json`, runs the engine on the folder, returns its `result.json`."""
+    from gzcli import launch
+    from gzcli.cli.options import parse_gpus
+    from gzcli.store import files
+
+    section = {"gpus": parse_gpus(gpus), "cpu": cpu}
+    plan = launch.plan(section, every_gpu=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "status.json").unlink(missing_ok=True)
+    files.write_json(folder / "job.json", {**job, "launch": section | {"threads": plan.threads}})
+    launch.run(folder, plan, launcher=False, mode="quiet" if out.is_json() or out.is_quiet() else "human")
+    return files.read_json(folder / "result.json")
+
+
+def reference(what: str) -> str:
+    """A data set as a job names it: its proper name, or an absolute path. Raises UsageError, MissingError."""
+    from gzcli.data.library import locate
+
+    found = locate(what)
+    return found.name or str(found.path)
+
+
+def stamp() -> str:
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def method_options(words: list[str], params: Mapping[str, Param], what: str) -> dict[str, Any]:
+    """`--rows 14 --no-clip --sampler=ddim` as the typed keywords of a method whose signature is `params`.
+
+    Raises UsageError for an unknown option, a missing or a wrong value.
+    """
+    from gzcli.recipe.load import scalar
+    from gzcli.recipe.schema import check_value
+
+    values: dict[str, Any] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        negated = name.removeprefix("no_") if name not in params else None
+        if not word.startswith("--") or (name not in params and negated not in params):
+            options = [f"--{p.replace('_', '-')}" for p in params]
+            takes = f"{what} takes: {' '.join(options)}" if options else f"{what} takes no options of its own"
+            raise UsageError(f"no such option `{word}`", hint=did_you_mean(word, options) or takes)
+        if name not in params:
+            values[negated] = False
+        elif params[name].annotation == "bool" and not equals and (not words or words[0].startswith("--")):
+            values[name] = True
+        elif not equals and not words:
+            raise UsageError(f"`--{name}` needs a value ({params[name].annotation})")
+        else:
+            value = scalar(text if equals else words.pop(0))
+            values[name] = check_value(value, params[name].annotation, f"--{name.replace('_', '-')}")
+    return values

@@ -1,0 +1,130 @@
+"""`gz list`: models, data sets, recipes and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from gzcli.cli import out
+from gzcli.cli.options import Json, Quiet, choose, names
+from gzcli.errors import UsageError, canonical
+
+_WHAT = ("models", "data", "recipes", "runs")
+
+
+def _complete_what(incomplete: str) -> list[str]:
+    return names(incomplete, _WHAT)
+
+
+def _complete_family(incomplete: str) -> list[str]:
+    from gzcli.models.catalog import cards
+
+    return names(incomplete, dict.fromkeys(card.family for card in cards().values()))
+
+
+def _complete_can(incomplete: str) -> list[str]:
+    from gzcli.models.catalog import cards
+
+    return names(incomplete, dict.fromkeys(can for card in cards().values() for can in card.can))
+
+
+def list_(
+    what: Annotated[str, typer.Argument(metavar="[models|data|recipes|runs]", autocompletion=_complete_what)] = "",
+    family: Annotated[
+        str, typer.Option("--family", metavar="F", help="Models of one family only.", autocompletion=_complete_family)
+    ] = "",
+    can: Annotated[
+        str, typer.Option("--can", metavar="CAP", help="Models with a capability only.", autocompletion=_complete_can)
+    ] = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List models, data sets, recipes or runs."""
+    kind = choose("list", what, _WHAT) if what else "models"
+    if kind != "models" and (family or can):
+        raise UsageError("`--family` and `--can` choose among models", hint="gz list models")
+    if kind == "models":
+        list_models(family, can, short=not what)
+    else:
+        _LISTS[kind]()
+
+
+def list_models(family: str = "", can: str = "", *, short: bool = False) -> None:
+    from gzcli.models.catalog import cards
+    from gzcli.store.paths import recipe_names
+
+    known = cards().values()
+    if family:
+        family = choose("family", family, sorted({card.family for card in known}))
+    if can:
+        can = choose("capability", can, sorted({able for card in known for able in card.can}))
+    shown = [card for card in known if family in ("", card.family) and (not can or can in card.can)]
+    shown.sort(key=lambda card: (card.family, card.name))
+    recipes = {canonical(name): name for name in recipe_names()}
+    rows = [(recipes.get(canonical(card.name)) or card.name, card) for card in shown]
+    if short:
+        families: dict[str, list[str]] = {}
+        for name, card in rows:
+            families.setdefault(card.family, []).append(name)
+        out.table(("family", "models"), [(name, " ".join(models)) for name, models in families.items()])
+        out.info("")
+        out.hint("`gz list models` shows what each can do, `gz list data|recipes|runs` the rest")
+    else:
+        columns = ("model", "family", "can", "paper")
+        out.table(columns, [(name, card.family, " ".join(card.can), card.paper) for name, card in rows])
+    models = [
+        {
+            "name": name,
+            "family": card.family,
+            "can": list(card.can),
+            "paper": card.paper,
+            "recipe": recipes.get(canonical(card.name)),
+        }
+        for name, card in rows
+    ]
+    out.data({"models": models})
+
+
+def list_data(*, long: bool = False) -> None:
+    from gzcli.data.library import listing
+
+    rows = listing()
+    columns = ["data", "images", "classes", "cached"] + (["train", "test", "licence", "title"] if long else ["title"])
+
+    def line(row: dict[str, Any]) -> list[Any]:
+        images = f"{row['size']}×{row['size']}×{row['channels']}" if row["size"] and row["channels"] else None
+        head = [row["name"], images, row["classes"] or None, "yes" if row["cached"] else "no"]
+        return head + ([row["n_train"], row["n_test"], row["licence"], row["title"]] if long else [row["title"]])
+
+    out.table(columns, [line(row) for row in rows])
+    out.data({"data": rows})
+
+
+def list_recipes() -> None:
+    from gzcli.recipe.resolve import read, recipes
+
+    rows = []
+    for name, path in recipes().items():
+        tree = read(path)
+        rows.append({"name": name, "path": path, "about": tree.get("about", ""), "for": list(tree.get("for", {}))})
+    out.table(("recipe", "about", "for"), [(row["name"], row["about"], " ".join(row["for"])) for row in rows])
+    out.data({"recipes": rows})
+
+
+def list_runs(model: str | None = None, data: str | None = None) -> None:
+    from gzcli.cli.runs import summary
+    from gzcli.store.runs import all_runs
+
+    rows = [summary(run) for run in all_runs(model=model, data=data)]
+    if rows or out.is_json():
+        columns = ("run", "name", "state", "step", "created")
+        out.table(columns, [[row[key] for key in ("run", "alias", "state", "step", "created")] for row in rows])
+    else:
+        out.info("no runs yet")
+        out.hint(f"`gz train {model or 'vae'}{f' --data {data}' if data else ''}` makes one")
+    out.data({"runs": rows})
+
+
+_LISTS: dict[str, Callable[[], None]] = {"data": list_data, "recipes": list_recipes, "runs": list_runs}

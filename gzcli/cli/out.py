@@ -1,0 +1,157 @@
+"""The only writer: data on stdout, everything else on stderr; the `--json` and `-q` switches live here."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from gzcli.errors import GzError
+
+_mode = {"json": False, "quiet": False}
+_STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
+
+
+def configure(*, json: bool | None = None, quiet: bool | None = None) -> None:
+    """Sets a switch; None leaves it as it is."""
+    _mode.update({key: value for key, value in {"json": json, "quiet": quiet}.items() if value is not None})
+
+
+def is_json() -> bool:
+    return _mode["json"]
+
+
+def is_quiet() -> bool:
+    return _mode["quiet"]
+
+
+# --- stdout: data ---
+
+
+def data(obj: Mapping[str, Any]) -> None:
+    """JSON mode: one line, `"schema": 1` first, numbers that are not finite as null. Human mode: nothing."""
+    if is_json():
+        import json
+
+        _write(sys.stdout, json.dumps({"schema": 1, **_plain(obj)}, ensure_ascii=False))
+
+
+def text(string: str) -> None:
+    """Human mode: a line or a document. JSON mode: nothing."""
+    if not is_json():
+        _write(sys.stdout, string)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Human mode: aligned columns, numbers to the right, None as `-`. JSON mode: nothing."""
+    if is_json():
+        return
+    cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]
+    right = [bool(rows) and all(_is_number(line[i]) for line in cells) for i in range(len(columns))]
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+
+    def aligned(line: Sequence[str]) -> str:
+        parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+        return "  ".join(parts).rstrip()
+
+    _write(sys.stdout, "\n".join([style(aligned(columns), "bold", sys.stdout), *map(aligned, cells)]))
+
+
+# --- stderr: everything else ---
+
+
+def info(string: str) -> None:
+    if not is_quiet():
+        _write(sys.stderr, string)
+
+
+def warn(string: str) -> None:
+    if not is_quiet():
+        _write(sys.stderr, f"{style('warning:', 'yellow')} {string}")
+
+
+def hint(string: str) -> None:
+    if not is_quiet():
+        _write(sys.stderr, f"{style('hint:', 'cyan')} {string}")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on a terminal; yields report(done, total). Elsewhere it shows nothing."""
+    if is_quiet() or is_json() or not colourful(sys.stderr):
+        yield lambda done, total: None
+        return
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns = ("{task.description}", rich_progress.BarColumn(), rich_progress.DownloadColumn())
+    bar = rich_progress.Progress(*columns, rich_progress.TransferSpeedColumn(), console=Console(stderr=True))
+    with bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def error(problem: GzError) -> None:
+    """`error: …`, a blank line and `hint: …` on stderr, `-q` or not; in JSON mode `{"error": {…}}` on stdout.
+
+    Where the verb prints a line an event, the problem carries its `event`.
+    """
+    if is_json():
+        shown = {"code": problem.code, "kind": problem.kind, "message": problem.message, "hint": problem.hint}
+        event = getattr(problem, "event", None)
+        data({"event": event, "error": shown} if event else {"error": shown})
+        return
+    title = "internal error:" if problem.kind == "bug" else "error:"
+    _write(sys.stderr, f"{style(title, 'red')} {problem.message}")
+    if problem.hint:
+        _write(sys.stderr, f"\n{style('hint:', 'cyan')} {problem.hint}")
+
+
+# --- how ---
+
+
+def colourful(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that shows colour: `NO_COLOR`, `CI` and `TERM=dumb` say no."""
+    env = os.environ
+    return stream.isatty() and not env.get("NO_COLOR") and not env.get("CI") and env.get("TERM") != "dumb"
+
+
+def trace(problem: BaseException) -> None:
+    """The traceback, for `GZ_DEBUG=1`."""
+    import traceback
+
+    _write(sys.stderr, "".join(traceback.format_exception(problem)))
+
+
+def style(string: str, name: str, stream: TextIO | None = None) -> str:
+    """The string in colour where the stream (stderr unless given) shows it."""
+    return f"\033[{_STYLES[name]}m{string}\033[0m" if colourful(stream or sys.stderr) else string
+
+
+def _write(stream: TextIO, string: str) -> None:
+    try:
+        stream.write(f"{string}\n")
+        stream.flush()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(128 + 13) from None
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("-", "nan", "inf", "-inf") or cell.lstrip("-").replace(",", "").replace(".", "").isdecimal()
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it: paths as strings, numpy and torch scalars as numbers, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return _plain(value.item()) if hasattr(value, "item") else str(value)

@@ -1,0 +1,84 @@
+"""`gz recipe`: read, copy and check recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gzcli.cli import out
+from gzcli.cli.options import Json, Quiet, Sets, complete_data, complete_model
+from gzcli.errors import UsageError
+
+app = typer.Typer(help="Show, copy and check recipes.")
+
+_WHAT = {"metavar": "NAME|FILE", "autocompletion": complete_model}
+_What = Annotated[str, typer.Argument(help="A shipped recipe, or a file.", **_WHAT)]
+_Data = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Resolve it for a data set.", autocompletion=complete_data)
+]
+
+
+@app.command()
+def show(
+    recipe: _What,
+    data: _Data = None,
+    sets: Sets = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Show every key, not the file.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print a recipe: the file, or with `--data`, `--set` or `--resolved` every key of it."""
+    from gzcli.recipe import resolve as recipes
+
+    if not (data or sets or resolved or out.is_json()):
+        out.text(recipes.show(recipe).rstrip())
+        return
+    found = recipes.resolve(recipe, data=data, sets=sets or ())
+    out.text(recipes.dump(found.tree).rstrip())
+    out.data({"recipe": found.card.name, "path": found.source, "tree": found.tree, "origin": found.origin})
+
+
+@app.command()
+def copy(
+    recipe: _What,
+    to: Annotated[Path | None, typer.Argument(metavar="FILE", help="The new file; NAME.yaml without it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy a recipe, to make it your own."""
+    from gzcli.recipe.resolve import show as text_of
+    from gzcli.store.files import write_atomic
+
+    text = text_of(recipe)
+    name = f"{Path(recipe).name.removesuffix('.yaml')}.yaml"
+    target = to or Path(name)
+    target = target / name if target.is_dir() else target
+    if target.exists() and not force:
+        raise UsageError(f"`{target}` is there already", hint="`--force` writes over it, or name another file")
+    write_atomic(target, text)
+    out.text(str(target))
+    out.hint(f"gz train {target if '/' in str(target) else f'./{target}'}")
+    out.data({"recipe": recipe, "path": target})
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[str] | None, typer.Argument(help="Every shipped one if none is named.", **_WHAT)] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check recipes, for every data set that they name; all mistakes at once."""
+    from gzcli.recipe.resolve import check as problems_of
+    from gzcli.store.paths import recipe_names
+
+    names = list(recipes or recipe_names())
+    problems = [problem for name in names for problem in problems_of(name)]
+    if len(problems) == 1:
+        raise UsageError(problems[0])
+    if problems:
+        raise UsageError("\n  ".join([f"{len(problems)} mistakes", *problems]))
+    out.text(f"{len(names)} recipe{'' if len(names) == 1 else 's'}, no mistake")
+    out.data({"recipes": names, "ok": True})

@@ -1,0 +1,91 @@
+"""Augmentation of whole batches of bytes on the device, from the batch's own noise. No torch at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from gzcli.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gzcli.types import Noise
+
+Augment = Callable[["Tensor", "Noise"], "Tensor"]
+
+
+def hflip(u8: Tensor, noise: Noise, rate: float) -> Tensor:
+    """Mirrors each image [B, C, H, W] left to right with probability `rate`."""
+    import torch
+
+    flip = noise.rand(len(u8)) < rate
+    return torch.where(flip[:, None, None, None], u8.flip(-1), u8)
+
+
+def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
+    """Shifts each image by −pad … pad pixels both ways; the border is mirrored, so that no black edge is learned."""
+    import torch
+
+    b, c, h, w = u8.shape
+    pad = int(pad)
+    shift = noise.randint(2 * pad + 1, b, 2) - pad
+    y = _mirrored(torch.arange(h, device=u8.device) + shift[:, :1], h)  # [B, H]
+    x = _mirrored(torch.arange(w, device=u8.device) + shift[:, 1:], w)  # [B, W]
+    rows = u8.gather(2, y[:, None, :, None].expand(b, c, h, w))
+    return rows.gather(3, x[:, None, None, :].expand(b, c, h, w))
+
+
+def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
+    """Replaces each value with probability `rate` by a uniform one (Ren et al. 2019, arXiv:1906.02845, §3)."""
+    import torch
+
+    chosen = noise.rand(*u8.shape) < rate
+    return torch.where(chosen, noise.randint(256, *u8.shape).to(torch.uint8), u8)
+
+
+# name → (function, default, least, most, whole number?, what the number is)
+AUGMENTS: dict[str, tuple[Callable[..., Tensor], float, float, float, bool, str]] = {
+    "hflip": (hflip, 0.5, 0, 1, False, "a probability"),
+    "crop": (crop, 4, 0, 64, True, "pixels of padding"),
+    "mutate": (mutate, 0.3, 0, 1, False, "a probability"),
+}
+
+
+def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
+    """`["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2)). Raises UsageError."""
+    parsed = []
+    for text in [names] if isinstance(names, str) else names:
+        name, equals, value = str(text).partition("=")
+        if name not in AUGMENTS:
+            known = ", ".join(f"`{known}`" for known in AUGMENTS)
+            hint = did_you_mean(name, AUGMENTS) or f"there are {known}"
+            raise UsageError(f"there is no augmentation `{name}`", hint=hint)
+        _, default, least, most, whole, what = AUGMENTS[name]
+        try:
+            number = float(value) if equals else default
+        except ValueError:
+            number = float("nan")
+        if not least <= number <= most or (whole and number != int(number)):
+            raise UsageError(f"`{text}`: {what} from {least} to {most} is needed", hint=f"as in `{name}={default}`")
+        parsed.append((name, number))
+    return tuple(parsed)
+
+
+def augmenter(names: Sequence[str]) -> Augment | None:
+    """The function of (uint8 [B, C, H, W], noise) that applies the named augmentations in order; None for none."""
+    steps = [(AUGMENTS[name][0], number) for name, number in parse_augment(names)]
+
+    def augment(u8: Tensor, noise: Noise) -> Tensor:
+        for step, number in steps:
+            u8 = step(u8, noise, number)
+        return u8
+
+    return augment if steps else None
+
+
+def _mirrored(i: Tensor, n: int) -> Tensor:
+    """Positions beyond 0 … n − 1 reflected at the edges, without repeating them."""
+    period = max(2 * (n - 1), 1)
+    i = i.remainder(period)
+    return i.minimum(period - i) if n > 1 else i.clamp(0, 0)

@@ -1,0 +1,162 @@
+"""Batches from a pack: gathered as bytes, moved, then normalised, augmented and binarised on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.data.augment import augmenter
+from gzcli.data.pack import Pack
+from gzcli.errors import UsageError
+from gzcli.types import Batch, BatchNoise, ImageNoise, Noise, mix
+
+ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
+BINARY_SEED = mix(0, "binarise")  # the test set's one draw; apart from the models' own draws for the same images
+
+
+def quantise(u8: Tensor, levels: int, noise: Noise | None = None) -> Tensor:
+    """Bytes as grey levels k = ⌊u8 · L / 256⌋, as x = 2k / (L − 1) − 1 in [-1, 1], same shape, default dtype.
+
+    With 2 levels x is a draw of Bernoulli(u8 / 255) from `noise`, never a threshold (DESIGN §8).
+    """
+    if levels == 2:
+        if noise is None:
+            raise ValueError("binary images are drawn: give `noise`")
+        white = noise.rand(*u8.shape) < u8.to(torch.get_default_dtype()) / 255
+        return white.to(torch.get_default_dtype()).mul_(2).sub_(1)
+    k = u8 if levels == 256 else (u8.int() * levels) >> 8
+    return k.to(torch.get_default_dtype()).mul_(2 / (levels - 1)).sub_(1)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes, rounded, on the same device."""
+    return ((x.float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+class TrainBatches:
+    """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled anew each epoch, the same
+    global batch whatever the number of processes; this rank gets rows rank · B / world … of it.
+
+    augment: names of `AUGMENTS`, with a number if need be (`mutate=0.2`). n: a fixed random subset of so many images.
+    Raises UsageError for a batch size that the processes cannot share, or an unknown augmentation.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        seed: int,
+        batch_size: int,
+        levels: int,
+        device: torch.device | str,
+        augment: Sequence[str] = (),
+        rank: int = 0,
+        world: int = 1,
+        n: int | None = None,
+    ):
+        if batch_size < world or batch_size % world:
+            raise UsageError(
+                f"a batch of {batch_size} cannot be shared by {world} processes",
+                hint=f"`--set train.batch_size={max(1, batch_size // world) * world}`",
+            )
+        self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
+        self.size = batch_size // world
+        self.start = rank * self.size
+        self.augment = augmenter(augment or ())
+        self.rows = _Rows(pack, "train", self.device)
+        count = pack.meta.counts["train"]
+        self.subset = None
+        if n is not None and n < count:
+            self.subset = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
+        self.n = count if self.subset is None else n
+        self._orders: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> Batch:
+        """This rank's rows of the global batch of `step`: x [B / world, C, H, W]."""
+        index = self._index(step)
+        u8, y, extra = self.rows.take(index)
+        if self.augment or self.levels == 2:
+            noise = self._noise(step, "data")
+            u8 = self.augment(u8, noise) if self.augment else u8
+            x = quantise(u8, self.levels, noise)
+        else:
+            x = quantise(u8, self.levels)
+        return Batch(x, y, index.to(self.device), self._noise(step, "main"), extra)
+
+    def _noise(self, step: int, phase: str) -> BatchNoise:
+        return BatchNoise(self.seed, step, phase, total=self.total, start=self.start, device=self.device)
+
+    def _index(self, step: int) -> Tensor:
+        """Positions [B / world] in the split. A batch may end one epoch and begin the next."""
+        first = step * self.total + self.start
+        parts, left = [], self.size
+        while left:
+            epoch, row = divmod(first, self.n)
+            parts.append(self._order(epoch)[row : row + left])
+            first, left = first + len(parts[-1]), left - len(parts[-1])
+        index = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return index if self.subset is None else self.subset[index]
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, "order"))
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = torch.randperm(self.n, generator=generator)
+        return self._orders[epoch]
+
+
+def scan(
+    pack: Pack,
+    split: str,
+    *,
+    batch_size: int,
+    levels: int,
+    device: torch.device | str,
+    index: Sequence[int] | np.ndarray | Tensor | None = None,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """The images of a split in order, or those at `index`; the last batch may be smaller. The noise of image i depends
+    on (seed, i) alone; binary images are one draw, whatever the seed."""
+    device = torch.device(device)
+    rows = _Rows(pack, split, device, whole=False)
+    order = (
+        torch.arange(pack.meta.counts[split])
+        if index is None
+        else torch.as_tensor(np.asarray(index), dtype=torch.int64)
+    )
+    for part in order.split(batch_size):
+        u8, y, extra = rows.take(part)
+        ids = part.tolist()
+        x = quantise(u8, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
+        yield Batch(x, y, part.to(device), ImageNoise(seed, ids, device), extra)
+
+
+class _Rows:
+    """Rows of a split, gathered as bytes: on the GPU where the split fits, else from the map by pinned memory."""
+
+    def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True):
+        self.device = device
+        self.images = torch.from_numpy(np.asarray(pack.images(split)))
+        labels = pack.labels(split)
+        self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
+        self.captions = pack.captions(split)
+        if whole and device.type == "cuda" and self.images.nbytes <= ON_DEVICE:
+            self.images = self.images.to(device)
+            self.labels = None if self.labels is None else self.labels.to(device)
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """uint8 [B, C, H, W], labels, and the captions in `extra`, for positions [B] on the CPU."""
+        extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
+        if self.images.device.type == "cuda":
+            index = index.pin_memory().to(self.device, non_blocking=True)
+        y = None if self.labels is None else self._moved(self.labels.index_select(0, index))
+        return self._moved(self.images.index_select(0, index)), y, extra
+
+    def _moved(self, t: Tensor) -> Tensor:
+        if self.device.type == "cuda" and t.device.type == "cpu":
+            return t.pin_memory().to(self.device, non_blocking=True)
+        return t.to(self.device)

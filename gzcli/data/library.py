@@ -1,0 +1,237 @@
+"""What the user has: known sets, the user's own names, paths; listing, importing, checking, removing. No numpy here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gzcli.data.specs import SPECS, DataSpec
+from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.store.files import checksum, lock, read_json, write_json
+from gzcli.store.paths import cache_dir, user_dir
+
+
+@dataclass(frozen=True)
+class OwnSet:
+    """The user's own images: a path, with a name, size and channels if they were given at an import."""
+
+    path: Path
+    name: str | None = None
+    size: int | None = None
+    channels: int | None = None
+
+    @property
+    def key(self) -> str:
+        """A short name that tells apart equally named folders."""
+        if self.name:
+            return self.name
+        stem = self.path.name.split(".")[0] or "data"
+        return f"{slug(stem)}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
+
+    @property
+    def title(self) -> str:
+        return str(self.path)
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "data"
+
+
+def locate(what: str | Path) -> DataSpec | OwnSet:
+    """The set that `what` means: a known name, an imported name, else a path.
+
+    Raises UsageError (no such name) or MissingError (no such path).
+    """
+    text = str(what)
+    for spec in SPECS.values():
+        if canonical(spec.name) == canonical(text):
+            return spec
+    for name, entry in _own().items():
+        if canonical(name) == canonical(text):
+            return OwnSet(Path(entry["path"]), name, entry["size"], entry["channels"])
+    path = Path(text).expanduser().absolute()
+    if path.exists():
+        return OwnSet(path)
+    if isinstance(what, Path) or "/" in text or path.suffix.lower() in (".zip", ".npz", ".tar", ".tgz", ".gz"):
+        raise MissingError(f"there is no `{text}`", hint="give the path of a folder, zip, tar or npz of images")
+    raise UsageError(
+        f"there is no data set `{text}`",
+        hint=did_you_mean(text, names()) or "`gz data list` shows the names; a path works too, as `./my_photos`",
+    )
+
+
+def data_key(what: str | Path) -> str:
+    """The short name of a set or path for run ids: `mnist`, or `my-photos-3f2a1c`. The path need not exist."""
+    try:
+        found = locate(what)
+    except MissingError:
+        found = OwnSet(Path(what).expanduser().absolute())
+    return found.key if isinstance(found, OwnSet) else found.name
+
+
+def names() -> list[str]:
+    """Every name that `--data` takes: known sets first, then imported ones."""
+    return [*SPECS, *_own()]
+
+
+def listing() -> list[dict[str, Any]]:
+    """One row a set: name, title, classes (how many), channels, size, cached, n_train, n_test, licence, citation,
+    download (bytes), embedded, path (of an imported set). Sizes of an imported set are null until it is packed."""
+    return [_known_row(spec) for spec in SPECS.values()] + [_own_row(name, entry) for name, entry in _own().items()]
+
+
+def _known_row(spec: DataSpec) -> dict[str, Any]:
+    from gzcli.data.pack import peek
+
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "classes": len(spec.classes),
+        "channels": spec.channels,
+        "size": spec.size,
+        "cached": spec.embedded or peek(spec.name) is not None or is_fetched(spec),
+        "n_train": spec.n_train,
+        "n_test": spec.n_test,
+        "licence": spec.licence,
+        "citation": spec.citation,
+        "download": spec.download_size,
+        "embedded": spec.embedded,
+        "path": None,
+    }
+
+
+def _own_row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    from gzcli.data.pack import peek
+
+    meta = peek(name)
+    return {
+        "name": name,
+        "title": entry["path"],
+        "classes": entry["classes"],
+        "channels": meta.shape[0] if meta else entry["channels"],
+        "size": meta.shape[-1] if meta else entry["size"],
+        "cached": meta is not None,
+        "n_train": meta.counts["train"] + meta.counts["val"] if meta else None,
+        "n_test": meta.counts["test"] if meta else None,
+        "licence": None,
+        "citation": None,
+        "download": 0,
+        "embedded": False,
+        "path": entry["path"],
+    }
+
+
+def import_set(path: str | Path, name: str, *, size: int | None = None, channels: int | None = None) -> dict[str, Any]:
+    """Registers the images at `path` as `name`, after a look at their layout. Returns name, path, classes, counts.
+
+    Raises UsageError for a name that is taken or malformed, MissingError for a path without images.
+    """
+    from gzcli.data.folder import open_path
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
+        raise UsageError(
+            f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`"
+        )
+    if canonical(name) in map(canonical, SPECS):
+        raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
+    path = Path(path).expanduser().absolute()
+    if not path.exists():
+        raise MissingError(f"there is no `{path}`", hint="give the path of a folder, zip, tar or npz of images")
+    source = open_path(path)
+    entry = {"path": str(path), "size": size, "channels": channels, "classes": len(source.classes)}
+    with lock(user_dir(".data.lock")):
+        own = _own()
+        if name not in own and canonical(name) in map(canonical, own):
+            raise UsageError(f"`{name}` is taken", hint=f"`gz data remove {name}` frees it")
+        if name in own and own[name]["path"] != str(path):
+            raise UsageError(f"`{name}` is taken by `{own[name]['path']}`", hint=f"`gz data remove {name}` frees it")
+        write_json(user_dir("data.json"), {**own, name: entry})
+    return {"name": name, "path": str(path), "classes": list(source.classes), "counts": source.counts}
+
+
+def data_path(what: str | Path) -> Path:
+    """Where a set lies: its pack, else its downloaded files, else the user's path. Raises MissingError if nowhere."""
+    from gzcli.data.pack import folder_of, peek
+
+    found = locate(what)
+    if peek(what) is not None:
+        return folder_of(found)
+    if isinstance(found, OwnSet):
+        return found.path
+    if is_fetched(found):
+        return raw_dir(found)
+    raise MissingError(f"`{found.name}` is not in the cache", hint=f"`gz data download {found.name}`")
+
+
+def remove(what: str | Path) -> list[Path]:
+    """Removes packs, downloaded files and the imported name; never the user's own files. Returns what was removed."""
+    found = locate(what)
+    gone = [folder for folder in _packs(found) if _remove_tree(folder)]
+    if isinstance(found, DataSpec):
+        gone += [raw_dir(found)] if _remove_tree(raw_dir(found)) else []
+    elif found.name:
+        with lock(user_dir(".data.lock")):
+            write_json(user_dir("data.json"), {k: v for k, v in _own().items() if k != found.name})
+        gone.append(found.path)
+    return gone
+
+
+def verify(what: str | Path, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that were checked.
+
+    Raises MissingError that names the first damaged file, or that there is nothing to check.
+    """
+    found = locate(what)
+    name = found.name or str(found.path)
+    files, packs = [], []
+    for file in found.files if isinstance(found, DataSpec) else ():
+        path = raw_dir(found) / file.name
+        if path.exists():
+            say(f"checking `{path}`")
+            kind = "sha256" if file.sha256 else "md5"
+            if path.stat().st_size != file.size or checksum(path, kind) != (file.sha256 or file.md5):
+                again = f"`gz data remove {name}`, then `gz data download {name}`"
+                raise MissingError(f"`{path}` is damaged: its {kind} is not the publisher's", hint=again)
+            files.append(str(path))
+    for folder in _packs(found):
+        say(f"checking `{folder}`")
+        for part, digest in (read_json(folder / "meta.json") or {}).get("sha256", {}).items():
+            if not (folder / part).exists() or checksum(folder / part) != digest:
+                again = f"`gz data remove {name}` drops it; the next use packs it again"
+                raise MissingError(f"the pack `{folder / part}` is damaged", hint=again)
+        packs.append(str(folder))
+    if not files and not packs and not (isinstance(found, DataSpec) and found.embedded):
+        hint = f"`gz data download {name}`" if isinstance(found, DataSpec) else f"`gz train vae --data {name}` packs it"
+        raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
+    return {"name": name, "files": files, "packs": packs}
+
+
+def raw_dir(spec: DataSpec) -> Path:
+    return cache_dir("raw", spec.name)
+
+
+def is_fetched(spec: DataSpec) -> bool:
+    """Whether every file is there with its size; the checksum was checked when it was fetched."""
+    paths = [(raw_dir(spec) / file.name, file.size) for file in spec.files]
+    return bool(paths) and all(path.exists() and path.stat().st_size == size for path, size in paths)
+
+
+def _packs(found: DataSpec | OwnSet) -> list[Path]:
+    key = found.key if isinstance(found, OwnSet) else found.name
+    folder = cache_dir("packs", key)
+    return sorted(p for p in folder.iterdir() if (p / "meta.json").exists()) if folder.is_dir() else []
+
+
+def _own() -> dict[str, dict[str, Any]]:
+    return read_json(user_dir("data.json")) or {}
+
+
+def _remove_tree(path: Path) -> bool:
+    there = path.exists()
+    shutil.rmtree(path, ignore_errors=True)
+    return there

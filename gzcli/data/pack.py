@@ -1,0 +1,230 @@
+"""Packs: a set as uint8 memory-maps in the cache, opened by every process of a run. Importing this imports no numpy."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gzcli.data.library import OwnSet, data_key, locate
+from gzcli.data.specs import DataSpec
+from gzcli.errors import GzError, MissingError, UsageError
+from gzcli.store.files import lock, new_dir, read_json
+from gzcli.store.paths import cache_dir
+from gzcli.types import DataInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Say = Callable[[str], None]
+
+__all__ = ["Pack", "PackMeta", "data_key", "folder_of", "open_pack", "peek"]
+
+RULE = 1  # raised when packing changes what a pack holds: older packs are made anew
+FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
+
+
+@dataclass(frozen=True)
+class PackMeta:
+    """What a pack holds; `shape` is (C, H, W), `levels` the grey levels of the source, `digest` names the content."""
+
+    name: str
+    title: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    multilabel: bool
+    counts: dict[str, int]  # "train", "val", "test"
+    levels: int
+    resized: bool
+    digest: str
+
+
+class Pack:
+    """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes."""
+
+    def __init__(self, folder: Path, meta: PackMeta):
+        self.folder, self.meta = folder, meta
+        self._open: dict[str, np.ndarray] = {}
+
+    def images(self, split: str) -> np.ndarray:
+        """uint8 [N, C, H, W]; changes to it are not written back."""
+        return self._load(split)
+
+    def labels(self, split: str) -> np.ndarray | None:
+        """int64 [N], uint8 [N, K] (multi-label), or None."""
+        return self._load(f"{split}_labels") if self.meta.classes else None
+
+    def captions(self, split: str) -> list[str] | None:
+        """A text for each image, or None."""
+        return read_json(self.folder / f"{split}_captions.json")
+
+    def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
+        """What a model may know; `levels` None means the source's own."""
+        meta = self.meta
+        return DataInfo(meta.shape, levels or meta.levels, meta.classes, meta.multilabel, meta.counts["train"], steps)
+
+    def _load(self, name: str) -> np.ndarray:
+        import numpy as np
+
+        if name not in self._open:
+            empty = not self.meta.counts[name.split("_")[0]]  # an empty file cannot be mapped
+            self._open[name] = np.load(self.folder / f"{name}.npy", mmap_mode=None if empty else "c")
+        return self._open[name]
+
+
+def peek(what: str | Path, *, size: int | None = None, channels: int | None = None) -> PackMeta | None:
+    """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other files."""
+    found = locate(what)
+    meta = read_json(folder_of(found, size, channels) / "meta.json")
+    return _meta(found, meta) if meta and fingerprint(found) in (meta["fingerprint"], None) else None
+
+
+def open_pack(
+    what: str | Path,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    fetch: bool = True,
+    say: Say = lambda text: None,
+) -> Pack:
+    """The pack of a set or path, made now if need be: fetched (up to 200 MB, if allowed) and packed, under a lock.
+
+    size: side of the images (default: as they are); channels: 1 or 3. Several processes may call it at once.
+    Raises UsageError (unknown name, mixed sizes, size out of range) and MissingError (files not there, not readable).
+    """
+    if channels not in (None, 1, 3):
+        raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
+    if size is not None and not 4 <= size <= 1024:
+        raise UsageError(f"`data.size` is between 4 and 1024 pixels, not {size}")
+    found = locate(what)
+    if (meta := peek(what, size=size, channels=channels)) is not None:
+        return Pack(folder_of(found, size, channels), meta)
+    name = found.title if isinstance(found, OwnSet) else found.name
+    folder = folder_of(found, size, channels)
+    try:
+        waiting = f"another process packs `{name}`: waiting"
+        with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
+            if (meta := peek(what, size=size, channels=channels)) is None:
+                _build(found, folder, size, channels, fetch, say)
+                meta = peek(what, size=size, channels=channels)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        hint = "free some space, or set `GZ_HOME` to a folder on another disk"
+        raise MissingError(f"`{name}` could not be packed into `{folder}`: {e.strerror}", hint=hint) from e
+    if meta is None:
+        raise MissingError(f"`{name}` changed while it was packed", hint="try again when its files are at rest")
+    return Pack(folder, meta)
+
+
+def folder_of(found: DataSpec | OwnSet, size: int | None = None, channels: int | None = None) -> Path:
+    """Where the pack of this size and these channels lies: `packs/mnist/28x1`, or `packs/my-photos-3f2a1c/ownxown`.
+
+    The pack of a path as it is serves also whoever asks for the very size and channels that it has.
+    """
+    size, channels = size or found.size, channels or found.channels
+    if isinstance(found, OwnSet):
+        native = cache_dir("packs", found.key, "ownxown")
+        c, h, w = (read_json(native / "meta.json") or {"shape": (0, 0, 0)})["shape"]
+        if h == w and size in (h, None) and channels in (c, None):
+            return native
+        return cache_dir("packs", found.key, f"{size or 'own'}x{channels or 'own'}")
+    return cache_dir("packs", found.name, f"{size}x{channels}")
+
+
+def fingerprint(found: DataSpec | OwnSet) -> str | None:
+    """Of what a pack was made: the packing rule and the checksums, or a path's names, sizes and times; None where
+    the path of an imported set is gone, whose pack is then all there is."""
+    digest = hashlib.sha256(str(RULE).encode())
+    if isinstance(found, DataSpec):
+        digest.update(repr([(f.name, f.sha256 or f.md5) for f in found.files]).encode())
+    elif not found.path.exists():
+        return None
+    else:
+        for path in [found.path, *(_walk(found.path) if found.path.is_dir() else ())]:
+            stat = path.stat()
+            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _walk(root: Path) -> list[Path]:
+    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _build(
+    found: DataSpec | OwnSet,
+    folder: Path,
+    size: int | None,
+    channels: int | None,
+    fetch: bool,
+    say: Say,
+) -> None:
+    if isinstance(found, DataSpec):
+        if not found.embedded:
+            _have_files(found, fetch, say)
+        same = (size or found.size, channels or found.channels) == (found.size, found.channels)
+        size, channels = (None, None) if same else (size, channels)
+    else:
+        size, channels = size or found.size, channels or found.channels
+    from gzcli.data.build import build
+
+    made_of = fingerprint(found)
+    source = _source(found)
+    say(f"packing `{source.title}`: {sum(source.counts.values()):,} images")
+    with new_dir(folder) as part:
+        build(source, part, size=size, channels=channels, extra={"fingerprint": made_of, "rule": RULE})
+
+
+def _source(found: DataSpec | OwnSet):
+    if isinstance(found, OwnSet):
+        from gzcli.data.folder import open_path
+
+        if not found.path.exists():
+            hint = f"`gz data remove {found.key}`, then `gz data import PATH --name {found.key}`"
+            raise MissingError(f"`{found.path}`, imported as `{found.key}`, is gone", hint=hint)
+        return open_path(found.path)
+    if found.embedded:
+        from gzcli.data.embedded import SOURCES
+
+        return SOURCES[found.name](found)
+    from gzcli.data.library import raw_dir
+    from gzcli.data.parsers import PARSERS
+
+    try:
+        return PARSERS[found.name](found, raw_dir(found))
+    except GzError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError) as e:
+        hint = f"`gz data verify {found.name}` checks its files"
+        raise MissingError(f"the files of `{found.name}` cannot be read: {e}", hint=hint) from e
+
+
+def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
+    """Fetches what is missing, if that is allowed and small enough."""
+    from gzcli.data import fetch as fetching
+    from gzcli.data.library import is_fetched
+
+    if is_fetched(spec):
+        return
+    hint = f"`gz data download {spec.name}` ({spec.download_size / 1e6:,.0f} MB)"
+    if not fetch or (fetching.offline() and not fetching.has_local_mirror()):
+        why = " and `GZ_OFFLINE` is set" if fetching.offline() else ""
+        raise MissingError(f"`{spec.name}` is not in the cache{why}", hint=hint)
+    if spec.download_size > FETCHED_UNASKED:
+        raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=hint)
+    say(f"downloading `{spec.name}` ({spec.download_size / 1e6:,.0f} MB, licence: {spec.licence})")
+    fetching.fetch(spec, say=say)
+
+
+def _meta(found: DataSpec | OwnSet, raw: dict) -> PackMeta:
+    name = found.key if isinstance(found, OwnSet) else found.name
+    digest = hashlib.sha256(repr(sorted(raw["sha256"].items())).encode()).hexdigest()[:16]
+    return PackMeta(
+        name, raw["title"], tuple(raw["shape"]), tuple(raw["classes"]), raw["multilabel"], raw["counts"], raw["levels"],
+        raw["resized"], digest,
+    )  # fmt: skip

@@ -1,0 +1,148 @@
+"""`python -m gzcli.engine FOLDER`: trains the run, or does the job, that the folder describes.
+
+A folder with `job.json` is a job of `gz sample`, `gz ood` or `gz bench`, which writes `result.json`; one with `run.yaml`
+is a run to be trained. Either way `status.json` tells how it ended, for whoever started it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gzcli.engine.log import Log
+from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
+from gzcli.store import files
+from gzcli.store.runs import Run
+
+STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
+
+
+def main(folder: Path) -> int:
+    run = Run(folder.absolute())
+    rank = int(os.environ.get("RANK", "0"))
+    log = Log(run.path, rank=rank)
+    with files.lock(run.lock, wait=False) as got:
+        if rank == 0 and not got:
+            raise SystemExit(f"`{run.id}` is in use by process {run.status().get('pid')}")
+        if rank == 0:
+            run.update(state="running", pid=os.getpid(), started=time.time(), error=None, code=None)
+        try:
+            job = files.read_json(run.path / "job.json")
+            train(run, log) if job is None else work(run, job, log)
+        except BaseException as e:
+            error = explain(e)
+            log._record(traceback.format_exc())
+            if os.environ.get("GZ_DEBUG"):
+                traceback.print_exc()
+            run.update(state=STATES.get(type(error), "failed"), code=error.code, ended=time.time(),
+                       error={"kind": error.kind, "message": error.message, "hint": error.hint})  # fmt: skip
+            return error.code
+        finally:
+            (run.path / "stop").unlink(missing_ok=True)
+        if rank == 0:
+            run.update(state="finished", code=0, ended=time.time())
+    return 0
+
+
+def explain(e: BaseException) -> GzError:
+    """The error as it is told to a person."""
+    if isinstance(e, GzError):
+        return e
+    if isinstance(e, KeyboardInterrupt):
+        return Interrupted("interrupted", signum=2)
+    if isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e):
+        return DeviceError("out of memory", hint="lower `train.batch_size`, or raise `train.accumulate`: the result is the same")
+    return GzError(f"internal error: {type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
+
+
+def train(run: Run, log: Log) -> None:
+    """Trains the run of `run.yaml` in the processes that accelerate started."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    from gzcli.data.pack import open_pack
+    from gzcli.engine.trainer import Trainer
+
+    began, tree = time.time(), run.tree()
+    prepare_torch(tree)
+    several = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    accelerator = Accelerator(
+        mixed_precision=precision(tree), cpu=bool(tree["launch"]["cpu"]), kwargs_handlers=[several, InitProcessGroupKwargs()]
+    )
+    data = tree["data"]
+    pack = open_pack(data["name"], size=data["size"], channels=data["channels"], say=log.info)
+    if tree["train"]["minutes"] and not (run.path / "checkpoints").exists():
+        steps = Trainer(run, tree, pack, accelerator, log).count_steps(tree["train"]["minutes"], began)
+        tree["train"] = tree["train"] | {"steps": agree(steps, accelerator), "minutes": None}
+        if accelerator.is_main_process:
+            from gzcli.recipe.resolve import dump
+
+            files.write_atomic(run.path / "run.yaml", dump(tree))
+        accelerator.wait_for_everyone()
+        log.info(f"{tree['train']['steps']} steps fit in the time")
+    trainer = Trainer(run, tree, pack, accelerator, log)
+    if accelerator.is_main_process:
+        run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
+    trainer.fit()
+    log.event("done", run=run.id, path=str(run.path), step=trainer.steps)
+    accelerator.end_training()
+
+
+def work(run: Run, job: dict[str, Any], log: Log) -> None:
+    """Does a job and writes its `result.json`."""
+    from accelerate import PartialState
+
+    from gzcli.engine.context import pick_device
+
+    state = PartialState(cpu=bool(job["launch"].get("cpu"))) if "RANK" in os.environ else None
+    device = state.device if state else pick_device(job["launch"])
+    if threads := job["launch"].get("threads"):
+        torch.set_num_threads(threads)
+    verb = importlib.import_module(f"gzcli.engine.{job['verb']}")
+    result = verb.run(job, run.path, device, log)
+    if state is None or state.is_main_process:
+        files.write_json(run.path / "result.json", result)
+    if state:
+        state.destroy_process_group()
+
+
+def prepare_torch(tree: dict[str, Any]) -> None:
+    """Threads as recorded, so that a resume computes the same; deterministic kernels if asked; TF32 otherwise."""
+    if threads := tree["launch"]["threads"]:
+        torch.set_num_threads(threads)
+    if tree["train"]["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def precision(tree: dict[str, Any]) -> str:
+    """accelerate's name of the training precision; auto is bf16 where the device gains from it."""
+    asked = tree["train"]["precision"]
+    if asked != "auto":
+        return "no" if asked == "fp32" else asked
+    if torch.cuda.is_available() and not tree["launch"]["cpu"]:
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+
+
+def agree(value: int, accelerator: Any) -> int:
+    """Rank 0's value on every rank."""
+    if accelerator.num_processes == 1:
+        return value
+    shared = torch.tensor(value, device=accelerator.device)
+    torch.distributed.broadcast(shared, 0)
+    return int(shared)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,189 @@
+"""`gz bench`: trained models side by side on one data set: image quality, likelihood, class balance, speed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gzcli.data.batches import scan
+from gzcli.data.pack import Pack, open_pack
+from gzcli.engine.budget import affordable, subset, synchronise, timed
+from gzcli.engine.context import Trained, load_trained
+from gzcli.engine.log import Log
+from gzcli.engine.pictures import sample_rows
+from gzcli.engine.quality import Judge
+from gzcli.engine.sampler import draw
+from gzcli.errors import DivergedError, UsageError, did_you_mean
+from gzcli.store import files
+from gzcli.store.runs import Run
+
+METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "speed", "fid", "kid", "is")
+DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "speed")
+QUALITY = ("fd", "kid_lenet", "prc_lenet", "classes", "fid", "kid", "is")
+INCEPTION = ("fid", "kid", "is")
+MOST = 10_000  # test images of a likelihood
+BATCH = {"cpu": 50, "mps": 100, "cuda": 200}
+
+
+def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`. Returns the JSON of `gz bench`.
+
+    job: {runs, checkpoint, data, metrics, n, seed, weights}. `n` samples of each model are compared with the whole test
+    split, beside the floor: n training images in their place. All runs must have images of one size; figures of a run
+    with other grey levels than the data set's own stand in columns of their own (`bpd@32`), and one of binary images has
+    `nats` alone. Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
+    """
+    metrics = choose(job["metrics"])
+    runs = [Run(Path(path)) for path in job["runs"]]
+    first = load_trained(runs[0], device, job["checkpoint"])
+    shape = first.info.shape
+    pack = open_pack(job["data"], size=shape[1], channels=shape[0], say=log.info)
+    judge = Judge(pack, metrics, job["n"], device=device, weights=job["weights"], say=log.info)
+    rows, pictures, warnings = [], [], list(judge.warnings)
+    for i, one in enumerate(runs):
+        trained = first if i == 0 else load_trained(one, device, job["checkpoint"])
+        check_shape(trained, shape, runs[0])
+        row, samples = measure(trained, pack, judge, metrics, job, folder, log)
+        first = None  # one model at a time
+        rows.append(row)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in row["metrics"].items() if key.startswith(("fd", "bpd", "nats")))
+        log.info(f"{row['model']}: {shown}")
+        pictures.append((f"{row['model']}   {shown}", samples))
+        del trained
+    floor = judge.floor()
+    real, name = pack.images("test"), pack.meta.name
+    title = f"real images of {name}" + "".join(f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd"))
+    sample_rows(folder / "bench.png", [*pictures, (title, real[subset(len(real), 16)])])
+    result = {"data": name, "rows": rows, "floor": floor, "provenance": provenance(pack, judge, job), "notes": warnings,
+              "picture": str(folder / "bench.png")}  # fmt: skip
+    files.write_json(folder / "bench.json", result)
+    return result
+
+
+def choose(asked: list[str] | None) -> list[str]:
+    """The metrics to compute; `nats` means `bpd`. Raises UsageError for one that there is not."""
+    wanted = ["bpd" if name == "nats" else name for name in asked or DEFAULT]
+    for name in wanted:
+        if name not in METRICS:
+            raise UsageError(f"there is no metric `{name}`", hint=did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}")
+    return list(dict.fromkeys(wanted))
+
+
+def check_shape(trained: Trained, shape: tuple[int, ...], first: Run) -> None:
+    if trained.info.shape != shape:
+        raise UsageError(
+            f"`{trained.run.id}` has images of {by(trained.info.shape)}, `{first.id}` of {by(shape)}: their figures are not comparable",
+            hint="run `gz bench` once for each size",
+        )
+
+
+def by(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job: Mapping[str, Any], folder: Path,
+            log: Log) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
+    """A model's row and its samples uint8 [n, C, H, W]."""
+    since, levels = time.monotonic(), trained.info.levels
+    mark = "" if levels in (None, pack.meta.levels) else f"@{levels}"
+    labels = ask_labels(trained, pack, job["n"])
+    samples, seconds = sample(trained, labels, job, folder, log)
+    found: dict[str, float] = {}
+    if levels != 2:
+        found |= {key + mark: value for key, value in judge(samples, labels, levels).items()}
+    elif "classes" in metrics:
+        found |= judge(samples, labels, levels, only=("classes",))
+    row: dict[str, Any] = {"model": trained.tree["model"]["name"], "run": trained.run.id, "step": trained.step,
+                           "params": sum(p.numel() for p in trained.model.parameters()), "metrics": found}  # fmt: skip
+    if "bpd" in metrics and trained.model.likelihood in ("exact", "bound"):
+        row["likelihood"] = likelihood(trained, pack, job["seed"], log)
+        value = row["likelihood"]
+        found |= {"nats": value["nats"]} if levels == 2 else {"bpd" + mark: value["bpd"]}
+    if "speed" in metrics:
+        found["samples_per_s"] = round(job["n"] / seconds, 3)
+    row |= {"sample": trained.tree["sample"], "conditional": labels is not None, "levels": levels,
+            "seconds": round(time.monotonic() - since, 1)}  # fmt: skip
+    return row, samples
+
+
+def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
+    """Labels to ask of a conditional model: those of n training images, so that its classes are as frequent as the data's."""
+    labels = pack.labels("train")
+    if labels is None or not getattr(trained.model, "conditional", False):
+        return None
+    rows = np.random.default_rng(0).permutation(len(labels))
+    chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, n)]))
+    return chosen.float() if pack.meta.multilabel else chosen
+
+
+def sample(trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any], folder: Path,
+           log: Log) -> tuple[np.ndarray, float]:  # fmt: skip
+    """n samples and the seconds they took; kept in `folder` for the next time, under a name that says what made them."""
+    weights = trained.run.path / "model.safetensors"
+    stamp = weights.stat().st_mtime_ns if weights.exists() else 0
+    made = [trained.run.id, trained.step, stamp, job["n"], job["seed"], trained.tree["sample"], trained.device.type]
+    key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
+    path = folder / "samples" / f"{trained.run.id}-{key}.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"])
+    since = time.perf_counter()
+    with log.bar(f"sample {trained.tree['model']['name']}") as progress:
+        images = draw(trained, job["n"], seed=job["seed"], labels=labels, progress=progress)
+    synchronise(trained.device)
+    seconds = time.perf_counter() - since
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
+    return images, seconds
+
+
+def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
+    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels}.
+
+    Of the whole test split up to 10,000 images, or of the seeded subset that the recipe's `ood.budget` allows. A conditional
+    model is told the label. Raises DivergedError where it is not finite.
+    """
+    device, model, total = trained.device, trained.model, len(pack.images("test"))
+    conditional = getattr(model, "conditional", False)
+
+    def nll(batch) -> torch.Tensor:
+        with torch.no_grad():
+            return -model.log_prob(batch.x, batch.y if conditional else None, noise=batch.noise).double()
+
+    def batches(n: int):
+        return scan(pack, "test", batch_size=BATCH[device.type], levels=trained.info.levels, device=device,
+                    index=subset(total, n), seed=seed)  # fmt: skip
+
+    budget = trained.tree["ood"].get("budget") or 300
+    trial = min(BATCH[device.type], total)
+    n = min(affordable(timed(lambda: nll(next(batches(trial))), device) / trial, budget, 1), MOST, total)
+    parts, done = [], 0
+    with log.bar(f"likelihood of {trained.tree['model']['name']}") as progress:
+        for batch in batches(n):
+            parts.append(nll(batch))
+            done += len(batch)
+            progress(done, n)
+    values = torch.cat(parts).cpu().numpy()
+    if not np.isfinite(values).all():
+        raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
+    nats, dims = float(values.mean()), int(np.prod(trained.info.shape))
+    return {"kind": model.likelihood, "nats": nats, "bpd": nats / (dims * np.log(2)), "n": n,
+            "se": float(values.std() / np.sqrt(n)), "given_labels": bool(conditional)}  # fmt: skip
+
+
+def provenance(pack: Pack, judge: Judge, job: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a figure depends on and that its row does not say."""
+    return {
+        "n_real": len(pack.images("test")), "n_fake": job["n"], "split": "test", "shape": list(pack.meta.shape),
+        "levels": pack.meta.levels, "resized": pack.meta.resized, "digest": pack.meta.digest, "seed": job["seed"],
+        "checkpoint": job["checkpoint"], **judge.provenance(),
+        "versions": {name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")},
+    }  # fmt: skip

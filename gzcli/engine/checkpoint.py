@@ -1,0 +1,114 @@
+"""Checkpoints: written beside and renamed, with sizes and sha256; the last few and the best are kept.
+
+`checkpoints/00001000/` holds `model.safetensors`, `ema.safetensors` (what is sampled: averaged weights, and in its
+metadata the recipe and the data's description), `train.pt` (optimizers, scaler, counters, each rank's extra state) and
+`meta.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import gzcli
+from gzcli.errors import MissingError
+from gzcli.store import files
+from gzcli.types import DataInfo
+
+EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
+
+
+def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, on the CPU and apart from each other, as safetensors wants them."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items() if not k.endswith(EXTRA)}
+
+
+def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if k.endswith(EXTRA)}
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], tree: Mapping[str, Any], info: DataInfo, step: int) -> None:
+    """Weights that sample by themselves: the recipe and the data's description travel in the file."""
+    metadata = {"gz": gzcli.__version__, "recipe": json.dumps(tree), "data": json.dumps(asdict(info)), "step": str(step)}
+    save_file(weights, path, metadata=metadata)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], DataInfo, int]:
+    """(weights, recipe, data, step) of a file by `save_weights`. Raises MissingError where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata()
+        data = json.loads(metadata["data"])
+        info = DataInfo(**data | {"shape": tuple(data["shape"]), "classes": tuple(data["classes"])})
+        return load_file(path), json.loads(metadata["recipe"]), info, int(metadata["step"])
+    except FileNotFoundError as e:
+        raise MissingError(f"no weights at `{path}`", hint="gz runs list") from e
+    except Exception as e:  # safetensors has its own error type, the metadata may be another tool's
+        raise MissingError(f"`{path}` is damaged or not by gz: {e}", hint="use another checkpoint: `--checkpoint best`") from e
+
+
+def save(folder: Path, step: int, *, model: dict[str, Tensor], ema: dict[str, Tensor], train: dict[str, Any],
+         tree: Mapping[str, Any], info: DataInfo, meta: dict[str, Any]) -> Path:  # fmt: skip
+    """Writes `checkpoints/<step>/` whole or not at all."""
+    path = folder / f"{step:08d}"
+    files.need_space(folder, 2 * sum(t.numel() * t.element_size() for t in [*model.values(), *ema.values()]))
+    with files.new_dir(path) as part:
+        save_file(model, part / "model.safetensors")
+        save_weights(part / "ema.safetensors", ema, tree, info, step)
+        torch.save(train, part / "train.pt")
+        sums = {f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in sorted(part.iterdir())}
+        (part / "meta.json").write_text(json.dumps({"step": step, **meta, "files": sums}, indent=1))
+    return path
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """(model, ema, train, meta) of a verified checkpoint."""
+    model, (ema, *_) = load_file(path / "model.safetensors"), read_weights(path / "ema.safetensors")
+    train = torch.load(path / "train.pt", map_location="cpu", weights_only=True)
+    return model, ema, train, files.read_json(path / "meta.json")
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    meta = files.read_json(path / "meta.json")
+    if meta is None:
+        return "`meta.json` is missing"
+    for name, sums in meta["files"].items():
+        file = path / name
+        if not file.exists():
+            return f"`{name}` is missing"
+        if file.stat().st_size != sums["size"] or files.checksum(file) != sums["sha256"]:
+            return f"`{name}` does not match its checksum"
+    return None
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, oldest first."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def newest(folder: Path, warn) -> Path | None:
+    """The newest undamaged checkpoint; damaged ones are named through `warn`."""
+    for step in reversed(steps_of(folder)):
+        path = folder / f"{step:08d}"
+        if (fault := damage(path)) is None:
+            return path
+        warn(f"checkpoint `{path}` is damaged ({fault}), trying the one before it")
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the last `keep` checkpoints and the best."""
+    best = (files.read_json(folder / "best.json") or {}).get("step")
+    for step in steps_of(folder)[:-keep]:
+        if step != best:
+            shutil.rmtree(folder / f"{step:08d}")

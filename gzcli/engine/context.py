@@ -1,0 +1,77 @@
+"""From a run directory to a model that samples and scores; from a job to its device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gzcli.engine import checkpoint as checkpoints
+from gzcli.errors import DeviceError, MissingError
+from gzcli.models import catalog
+from gzcli.models.base import Model
+from gzcli.store.runs import Run
+from gzcli.types import DataInfo
+
+
+@dataclass
+class Trained:
+    """A trained model with its recipe, on its device, in eval mode, with its averaged weights."""
+
+    run: Run
+    model: Model
+    info: DataInfo
+    tree: dict[str, Any]
+    device: torch.device
+    step: int
+
+
+def build_model(tree: Mapping[str, Any], info: DataInfo) -> Model:
+    """The model of a recipe on the CPU, initialised by its seed alone, whatever the device will be."""
+    cls = catalog.load(tree["model"]["name"])
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
+    torch.manual_seed(tree["seed"])
+    return cls(info, **options)
+
+
+def load_trained(run: Run, device: torch.device | str, checkpoint: str = "last") -> Trained:
+    """The model of a run; `checkpoint` is "last", "best" or a step.
+
+    Raises MissingError where there is no such checkpoint, or it is damaged.
+    """
+    folder = run.path / "checkpoints"
+    if checkpoint == "last":
+        path = run.path / "model.safetensors"
+    else:
+        step = _best(folder) if checkpoint == "best" else int(checkpoint)
+        path = folder / f"{step:08d}" / "ema.safetensors"
+        if not path.exists():
+            have = ", ".join(map(str, checkpoints.steps_of(folder))) or "none"
+            raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
+    weights, tree, info, step = checkpoints.read_weights(path)
+    model = build_model(tree, info)
+    model.load_state_dict(weights, strict=False)  # per-rank extra state is not part of the weights
+    return Trained(run, model.to(device).eval().requires_grad_(False), info, tree, torch.device(device), step)
+
+
+def _best(folder: Path) -> int:
+    path = folder / "best.json"
+    if not path.exists():
+        raise MissingError(f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`")
+    return json.loads(path.read_text())["step"]
+
+
+def pick_device(launch: Mapping[str, Any]) -> torch.device:
+    """The device of a verb that runs in one process. Raises DeviceError where a GPU was asked for and there is none."""
+    gpus = launch.get("gpus")
+    if launch.get("cpu") or gpus == 0:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if gpus:
+        raise DeviceError("torch sees no GPU", hint="gz doctor")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,133 @@
+"""What the engine shows and records: one bar on rank 0, lines for a pipe, JSON events for scripts, `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gzcli.types import Progress, no_progress
+
+PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a terminal
+
+
+class Log:
+    """The one sink of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json."""
+
+    def __init__(self, folder: Path | None = None, *, rank: int = 0):
+        self.mode = os.environ.get("GZ_OUTPUT", "human")
+        self.main = rank == 0
+        self.folder = folder if self.main else None
+        self.fancy = self.main and self.mode == "human" and sys.stderr.isatty() and "CI" not in os.environ
+        self.fancy = self.fancy and os.environ.get("TERM") != "dumb"
+        self._bar: Any = None
+
+    def info(self, text: str) -> None:
+        self._record(text)
+        if self.main and self.mode == "human":
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        self._record(f"warning: {text}")
+        if self.main and self.mode != "quiet":
+            self._print(f"warning: {text}")
+
+    def event(self, event: str, **fields: Any) -> None:
+        """A line of `--json` for scripts."""
+        if self.main and self.mode == "json":
+            print(json.dumps({"schema": 1, "event": event, **fields}), flush=True)
+
+    def metrics(self, step: int, **values: float) -> None:
+        """A line of `metrics.jsonl`."""
+        if self.folder:
+            with open(self.folder / "metrics.jsonl", "a") as f:
+                f.write(json.dumps({"step": step, **values}) + "\n")
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Progress]:
+        """A progress bar on a terminal, a line every ten seconds elsewhere; yields progress(i, n, x=None)."""
+        if not self.main or self.mode != "human":
+            yield no_progress
+        elif self.fancy:
+            with rich_bar() as bar:
+                task = bar.add_task(title, total=None, note="")
+                self._bar = bar
+                try:
+                    yield lambda i, n, x=None: bar.update(task, completed=i, total=n)
+                finally:
+                    self._bar = None
+        else:
+            last = time.monotonic()
+
+            def progress(i, n, x=None):
+                nonlocal last
+                if time.monotonic() - last > PLAIN_EVERY:
+                    last = time.monotonic()
+                    self._print(f"{title} {i}/{n}")
+
+            yield progress
+
+    @contextmanager
+    def training(self, start: int, steps: int) -> Iterator[TrainBar]:
+        """The bar of a training run: step, it/s, time left, losses."""
+        if not self.fancy:
+            yield TrainBar(self, None, start, steps)
+            return
+        with rich_bar() as bar:
+            self._bar = bar
+            try:
+                yield TrainBar(self, bar, start, steps)
+            finally:
+                self._bar = None
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _record(self, text: str) -> None:
+        if self.folder and self.folder.is_dir():
+            with open(self.folder / "log.txt", "a") as f:
+                f.write(f"{time.strftime('%F %T')} {text}\n")
+
+
+class TrainBar:
+    """Steps of a training run, as a bar or as a line per `log_every`."""
+
+    def __init__(self, log: Log, bar: Any, start: int, steps: int):
+        self.log, self.bar, self.steps = log, bar, steps
+        self.since, self.at = time.monotonic(), start
+        self.task = bar.add_task("train", total=steps, completed=start, note="") if bar else None
+
+    def advance(self, step: int) -> None:
+        """After every step; rich draws ten times a second whatever the number of calls."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def show(self, step: int, values: dict[str, float]) -> float:
+        """At every `log_every` steps; returns steps a second since the last call."""
+        now = time.monotonic()
+        rate = (step - self.at) / max(now - self.since, 1e-9)
+        self.since, self.at = now, step
+        losses = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        if self.bar:
+            self.bar.update(self.task, note=f"{rate:.1f} it/s  {losses}")
+        elif self.log.main and self.log.mode == "human":
+            left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
+            self.log._print(f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}")
+        self.log._record(f"step {step}  {rate:.2f} it/s  {losses}")
+        return rate
+
+
+def rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    return Progress(*columns, console=Console(stderr=True), transient=False)

@@ -1,0 +1,194 @@
+"""`gz ood`: scores of in-distribution and foreign test images, and how well each score tells them apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gzcli.data.batches import scan, to_uint8
+from gzcli.data.pack import Pack, open_pack
+from gzcli.engine.budget import FEWEST, affordable, subset, timed
+from gzcli.engine.context import Trained, load_trained
+from gzcli.engine.log import Log
+from gzcli.engine.pictures import histograms
+from gzcli.engine.scores import Scorer, choose
+from gzcli.errors import DivergedError, UsageError
+from gzcli.metrics import baselines
+from gzcli.metrics.detection import detection
+from gzcli.store import files
+from gzcli.store.runs import Run, find
+from gzcli.types import Batch
+
+BASELINES = ("png", "mean", "knn")
+BATCH = {"cpu": 64, "mps": 128, "cuda": 256}
+TRIAL = 16  # images on which the scores are timed
+VALIDATION = 2000  # images that scores are fitted on, at most
+NEIGHBOURS = 10_000  # training images of the k-NN baseline, at most
+
+
+def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+    """Does the job and writes `scores.csv`, `histograms.png` and `ood.json` into `folder`.
+
+    job: {run, checkpoint, in, out, scores, background, n, full, seed, options}. The in-distribution images are the test
+    split of `in`; those of `out` pass through the run's size, channels and grey levels. Returns the JSON of `gz ood`.
+    Raises DivergedError for scores that are not finite.
+    """
+    began = time.monotonic()
+    trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
+    c, size, _ = trained.info.shape
+    if trained.info.levels is None:
+        raise UsageError(
+            f"`{trained.run.id}` models latents, whose scores say nothing of pixels", hint="train on pixels instead"
+        )
+    home = open_pack(job["in"], size=size, channels=c, say=log.info)
+    packs = {name: open_pack(name, size=size, channels=c, say=log.info) for name in job["out"]}
+    check_sets(home, packs)
+    settings = trained.tree["ood"]
+    behind = job.get("background") or settings.get("background")
+    names = choose(trained, job["scores"])
+    background = load_trained(find(behind), device) if behind and "ratio" in names else None
+    options = {k: v for k, v in settings.items() if k not in ("scores", "budget", "background")} | dict(job["options"])
+    scorer = Scorer(trained, names, background=background, options=options, seed=job["seed"])
+    if wrong := sorted(set(job["options"]) & set(scorer.unused)):
+        raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
+
+    source = Source(trained, job["seed"])
+    validation = subset(len(home.images("val")), VALIDATION)
+    n = job["n"] or (
+        None if job["full"] else afford(scorer, source, home, validation, settings["budget"], 1 + len(packs), log)
+    )
+    if len(validation):
+        scorer.fit(list(source.batches(home, "val", validation[: n or VALIDATION])))
+    tables: dict[str, dict[str, np.ndarray]] = {}
+    for name, pack in [(job["in"], home), *packs.items()]:
+        tables[name] = score_set(scorer, source, pack, n, log)
+    add_baselines(tables, source, home)
+
+    results = compare(tables, packs, names)
+    write_scores(folder / "scores.csv", tables, job["in"])
+    histograms(folder / "histograms.png", tables, job["in"], results)
+    result = {
+        "run": trained.run.id, "in": job["in"], "results": results, "notes": notes(results, packs), "positive": "out",
+        "seed": job["seed"], "checkpoint": job["checkpoint"], "step": trained.step, "levels": trained.info.levels,
+        "shape": list(trained.info.shape), "likelihood": trained.model.likelihood, "background": background and background.run.id,
+        "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
+        "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
+    }  # fmt: skip
+    files.write_json(folder / "ood.json", result)
+    return result
+
+
+class Source:
+    """Batches of a split as this run sees its images."""
+
+    def __init__(self, trained: Trained, seed: int):
+        self.levels, self.device, self.seed = trained.info.levels, trained.device, seed
+
+    def batches(self, pack: Pack, split: str, index: np.ndarray, size: int | None = None) -> Iterator[Batch]:
+        size = size or BATCH[self.device.type]
+        return scan(pack, split, batch_size=size, levels=self.levels, device=self.device, index=index, seed=self.seed)
+
+
+def check_sets(home: Pack, packs: Mapping[str, Pack]) -> None:
+    for name, pack in packs.items():
+        if pack.meta.digest == home.meta.digest:
+            raise UsageError(
+                f"`{name}` is both the in- and the out-of-distribution set", hint="`--out` takes other sets"
+            )
+    if not len(home.images("test")):
+        raise UsageError(f"`{home.meta.name}` has no test images")
+
+
+def afford(
+    scorer: Scorer, source: Source, home: Pack, validation: np.ndarray, budget: float, sets: int, log: Log
+) -> int:
+    """Images a split within `budget` seconds, timed on a first batch."""
+    trial = next(source.batches(home, "test", subset(len(home.images("test")), TRIAL)))
+    scorer.fit([trial])
+    seconds = timed(lambda: scorer(trial), source.device) / len(trial)
+    n = affordable(seconds, budget, sets + (1 if len(validation) else 0))
+    expected = seconds * sets * n
+    if n == FEWEST and expected > 1.5 * budget:
+        log.warn(f"the scores need about {expected / 60:.0f} minutes even for {FEWEST} images a set; `-n` takes fewer")
+    return n
+
+
+def score_set(scorer: Scorer, source: Source, pack: Pack, n: int | None, log: Log) -> dict[str, np.ndarray]:
+    """index [N], one float64 [N] a score, and the images uint8 [N, C, H, W] as the model saw them; of n test images, or all."""
+    total = len(pack.images("test"))
+    index = subset(total, n or total)
+    parts, done = [], 0
+    with log.bar(f"score {pack.meta.name}") as progress:
+        for batch in source.batches(pack, "test", index):
+            try:
+                parts.append(scorer(batch) | {"images": to_uint8(batch.x).cpu().numpy()})
+            except DivergedError as e:
+                raise DivergedError(f"{e.message} of `{pack.meta.name}`", hint=e.hint) from e
+            done += len(batch)
+            progress(done, len(index))
+    return {"index": index} | {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def add_baselines(tables: dict[str, dict[str, np.ndarray]], source: Source, home: Pack) -> None:
+    """PNG size, pixel mean and k-NN beside the scores of each set; the images, not needed any more, go."""
+    train = home.images("train")
+    index = subset(len(train), NEIGHBOURS if train[0].size <= 4096 else NEIGHBOURS // 4)
+    seen = np.concatenate([to_uint8(batch.x).cpu().numpy() for batch in source.batches(home, "train", index)])
+    distances = baselines.knn_pca(seen, [table["images"] for table in tables.values()])
+    for table, distance in zip(tables.values(), distances, strict=True):
+        images = table.pop("images")
+        table |= {"png": baselines.png_size(images), "mean": baselines.pixel_mean(images), "knn": distance}
+
+
+def compare(
+    tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str]
+) -> list[dict[str, Any]]:
+    """A row for each foreign set and score. `beats_baselines`: further from chance than every baseline, in the right direction."""
+    inside, *outside = tables
+    rows = []
+    for out in outside:
+        measured = {score: detection(tables[inside][score], tables[out][score]) for score in (*names, *BASELINES)}
+        bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in BASELINES)
+        rows += [
+            {"out": out, "score": score, "baseline": score in BASELINES, **found, "resized": packs[out].meta.resized,
+             "beats_baselines": None if score in BASELINES else found["auroc"] > bar}
+            for score, found in measured.items()
+        ]  # fmt: skip
+    return rows
+
+
+def notes(results: list[dict[str, Any]], packs: Mapping[str, Pack]) -> list[str]:
+    """What a reader must know of these figures."""
+    said = ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
+    said += [f"`{name}` was resized to the run's images" for name, pack in packs.items() if pack.meta.resized]
+    if plain := [row for row in results if row["score"] == "nll"]:
+        failed = [row["out"] for row in plain if row["auroc"] < 0.5]
+        here = f", as here on {', '.join(f'`{name}`' for name in failed)}" if failed else ""
+        said.append("plain `nll` fails in the hard direction (FashionMNIST → MNIST: AUROC near .1): simpler images than the "
+                    f"training set's are more likely{here}; `complexity` or `ratio` correct for it")  # fmt: skip
+    beaten = sorted({row["score"] for row in results if row["beats_baselines"] is False})
+    if beaten:
+        said.append(
+            f"no evidence for {', '.join(f'`{score}`' for score in beaten)} where a baseline without a model does as well"
+        )
+    return said
+
+
+def write_scores(path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], inside: str) -> None:
+    """Columns: set, role (in | out), index, one a score."""
+    columns = [key for key in tables[inside] if key != "index"]
+    lines = [",".join(["set", "role", "index", *columns])]
+    for name, table in tables.items():
+        role = "in" if name == inside else "out"
+        for i, row in enumerate(zip(*(table[key] for key in columns), strict=True)):
+            lines.append(
+                ",".join(
+                    [f'"{name}"' if "," in name else name, role, str(table["index"][i]), *map(repr, map(float, row))]
+                )
+            )
+    files.write_atomic(path, "\n".join(lines) + "\n")

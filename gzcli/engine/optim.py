@@ -1,0 +1,76 @@
+"""Optimizers by name and learning rates as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
+
+from gzcli.errors import UsageError, did_you_mean
+from gzcli.models.base import Phase
+
+PLAIN = ("name", "lr", "betas", "eps", "weight_decay", "warmup", "schedule")
+
+
+def settings(optim: Mapping[str, Any], phases: list[Phase]) -> dict[str, dict[str, Any]]:
+    """Each phase's optimizer settings: the section's own, with what stands under the phase's name over them.
+
+    Raises UsageError for a sub-section that names no phase.
+    """
+    names = [phase.name for phase in phases]
+    for key, value in optim.items():
+        if isinstance(value, Mapping) and key not in names:
+            hint = did_you_mean(key, names) or f"its phases are: {', '.join(names)}"
+            raise UsageError(f"`optim.{key}` names no phase of this model", hint=hint)
+    common = {key: optim[key] for key in PLAIN}
+    return {name: common | dict(optim.get(name) or {}) for name in names}
+
+
+def build(phase: Phase, conf: Mapping[str, Any]) -> Optimizer:
+    """The phase's optimizer; multi-tensor or fused, so that a step costs the same for 10 parameters and for 1,000."""
+    groups = []
+    for group in phase.groups():
+        scale = group.get("lr_scale", 1.0)
+        groups.append({"lr": conf["lr"] * scale, "weight_decay": conf["weight_decay"], **group, "lr_scale": scale})
+    betas, eps = tuple(conf["betas"]), conf["eps"]
+    fused = phase.parameters()[0].device.type in ("cpu", "cuda")
+    match conf["name"]:
+        case "adam":
+            return Adam(groups, betas=betas, eps=eps, fused=fused)
+        case "adamw":
+            return AdamW(groups, betas=betas, eps=eps, fused=fused)
+        case "adamax":
+            return Adamax(groups, betas=betas, eps=eps, foreach=True)
+        case "sgd":
+            return SGD(groups, lr=conf["lr"], momentum=betas[0], fused=fused)
+        case "rmsprop":
+            return RMSprop(groups, alpha=betas[1], eps=eps, foreach=True)
+    raise UsageError(f"no optimizer is called `{conf['name']}`", hint="adam · adamw · adamax · sgd · rmsprop")
+
+
+def factor(conf: Mapping[str, Any], step: int, steps: int) -> float:
+    """What the learning rate is multiplied by at `step` of `steps`: linear warm-up, then the schedule down to 0."""
+    if step < conf["warmup"]:
+        return (step + 1) / conf["warmup"]
+    done = (step - conf["warmup"]) / max(steps - conf["warmup"], 1)
+    match conf["schedule"]:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        case "linear":
+            return 1 - done
+    return 1.0
+
+
+def set_lr(optimizer: Optimizer, conf: Mapping[str, Any], step: int, steps: int) -> float:
+    lr = conf["lr"] * factor(conf, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    return lr
+
+
+def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor | None:
+    """Clips the total norm of the gradients to `limit`; returns the norm before, without a host sync."""
+    return torch.nn.utils.clip_grad_norm_(params, limit, foreach=True) if limit else None

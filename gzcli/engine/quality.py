@@ -1,0 +1,117 @@
+"""What `gz bench` says of a set of samples: Fréchet distance, KID, precision and recall, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gzcli.data.batches import quantise, to_uint8
+from gzcli.data.pack import Pack
+from gzcli.engine.budget import subset
+from gzcli.metrics.features import lenet
+from gzcli.metrics.fidelity import KEYS, fidelity, inception_weights, register
+from gzcli.metrics.frechet import frechet_distance
+
+OF_LENET = ("fd", "kid_lenet", "prc_lenet", "classes")
+OF_INCEPTION = {"fid": "fid", "kid": "kid", "is": "isc"}  # ours → torch-fidelity's
+SMALL = 10_000  # FID is biased upwards below so many images
+
+
+class Judge:
+    """Compares images with a data set's test split; made once, called for each model.
+
+    With the LeNet of four rotations (a set without labels) the names end in `_rot`. Precision and recall are of equally many
+    real images as fakes (k = 3), since they are not comparable between different ones. Raises MissingError for absent weights.
+    """
+
+    def __init__(self, pack: Pack, metrics: Sequence[str], n: int, *, device: torch.device, weights: str | None = None,
+                 say: Callable[[str], None] = lambda text: None):  # fmt: skip
+        self.pack, self.metrics, self.n, self.device = pack, list(metrics), n, device
+        self.inception = [OF_INCEPTION[name] for name in metrics if name in OF_INCEPTION]
+        self.weights, self.weights_hash = inception_weights(weights) if self.inception else (None, None)
+        self.net = lenet(pack, device=device, say=say) if set(metrics) & set(OF_LENET) else None
+        self.extractor = register(self.net) if self.net else ""
+        self.used: set[int | None] = set()
+        self.real: dict[int | None, np.ndarray] = {}
+        self.warnings = []
+        if "fid" in metrics and n < SMALL:
+            self.warnings.append(f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`")
+
+    def __call__(self, images: np.ndarray, labels: torch.Tensor | None, levels: int | None,
+                 only: Sequence[str] | None = None) -> dict[str, float]:  # fmt: skip
+        """The figures of uint8 [N, C, H, W] against the test split at the same grey levels; `labels` are what was asked for."""
+        metrics = set(self.metrics if only is None else only)
+        if not only:
+            self.used.add(levels)
+        found: dict[str, float] = {}
+        if self.net:
+            found |= self._by_lenet(images, labels, levels, metrics)
+        if self.inception and not only:
+            cache = f"{self.pack.meta.digest}-test-{levels}-{self.weights_hash[:8]}"
+            made = fidelity(images, self._test(levels), extractor="inception-v3-compat", metrics=tuple(self.inception),
+                            weights=self.weights, cache=cache, device=self.device)  # fmt: skip
+            found |= {name: made[KEYS[key][0]] for name, key in OF_INCEPTION.items() if key in self.inception}
+        return found
+
+    def floor(self) -> dict[str, float]:
+        """The same figures of n real training images, at each number of grey levels that was judged."""
+        train, found = self.pack.images("train"), {}
+        rows = subset(len(train), self.n)
+        for levels in self.used:
+            mark = "" if levels in (None, self.pack.meta.levels) else f"@{levels}"
+            made = self(self._at(train[rows], levels), None, levels)
+            found |= {key + mark: value for key, value in made.items()}
+        return found
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "features": self.net and self.net.hash, "features_accuracy": self.net and self.net.accuracy,
+            "features_rotations": self.net and self.net.rotations, "inception": self.weights_hash,
+        }  # fmt: skip
+
+    def _by_lenet(self, images, labels, levels, metrics: set[str]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        tail = "_rot" if self.net.rotations else ""
+        name = tail or "_lenet"
+        if "fd" in metrics:
+            found["fd" + tail] = frechet_distance(self.net.features(images), self._features(levels))
+        kinds = [kind for kind, metric in (("kid", "kid_lenet"), ("prc", "prc_lenet")) if metric in metrics]
+        if kinds:
+            real = self._test(levels)
+            real = real[subset(len(real), len(images))]
+            made = fidelity(images, real, extractor=self.extractor, metrics=tuple(kinds))
+            for key, value in made.items():
+                found[("kid" if key.startswith("kernel") else key) + name] = value
+        if "classes" in metrics and not self.net.rotations and not self.pack.meta.multilabel:
+            seen = self.net.predict(images)
+            found["tv"] = total_variation(seen, self.pack.labels("train"), len(self.pack.meta.classes))
+            if labels is not None:
+                found["label_accuracy"] = float(np.mean(seen == labels.cpu().numpy()))
+        return found
+
+    def _features(self, levels: int | None) -> np.ndarray:
+        key = ("features", levels)
+        if key not in self.real:
+            self.real[key] = self.net.features(self._test(levels))
+        return self.real[key]
+
+    def _test(self, levels: int | None) -> np.ndarray:
+        if levels not in self.real:
+            self.real[levels] = self._at(self.pack.images("test"), levels)
+        return self.real[levels]
+
+    def _at(self, images: np.ndarray, levels: int | None) -> np.ndarray:
+        """Real images with as few grey levels as the model's."""
+        if levels in (None, 2, self.pack.meta.levels):
+            return images
+        return to_uint8(quantise(torch.from_numpy(np.array(images)), levels)).numpy()
+
+
+def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """½ Σ |p − q| of the class frequencies of `seen` [N] and of `labels` [M]."""
+    p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (seen, labels))
+    return float(0.5 * np.abs(p - q).sum())

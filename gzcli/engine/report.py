@@ -1,0 +1,37 @@
+"""Pictures of numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def loss_curve(folder: Path) -> None:
+    """loss.png from metrics.jsonl: losses on the left axis; validation, where there is any, as dots on the right."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key.rsplit(".", 1)[-1] == "loss" or key.startswith("val_"):
+                curves.setdefault(key, []).append((line["step"], value))
+    figure, left = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    right = None
+    for i, (name, points) in enumerate(curves.items()):
+        if name.startswith("val_"):
+            right = right or left.twinx()
+            right.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=name, markersize=3)
+            right.set_ylabel(name)
+        else:
+            left.plot(*zip(*points, strict=True), color=f"C{i}", label=name, linewidth=1)
+    left.set_xlabel("step")
+    left.set_ylabel("loss")
+    figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=left.transAxes)
+    part = folder / ".loss.part.png"
+    figure.savefig(part, dpi=100)
+    plt.close(figure)
+    part.replace(folder / "loss.png")

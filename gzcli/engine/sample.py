@@ -1,0 +1,100 @@
+"""`gz sample`: images from a trained model, or one of its applications (`--do inpaint --input PATH`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gzcli.data.batches import quantise, to_uint8
+from gzcli.engine import sampler
+from gzcli.engine.context import Trained, load_trained
+from gzcli.engine.log import Log
+from gzcli.errors import UsageError
+from gzcli.store.runs import Run
+from gzcli.types import ImageNoise, Progress
+
+PNG_LIMIT = 256  # single pictures are written up to so many images, or on request
+
+
+def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+    """Does the job and writes `grid.png`, single PNGs and `samples.npz` (uint8 [N, H, W, C]) into `folder`.
+
+    job: {run, checkpoint, n, seed, labels, options, do, input, mask, npz, png}.
+    """
+    trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
+    since = time.monotonic()
+    with log.bar(job["do"] or "sample") as progress:
+        if job["do"]:
+            images, columns = apply(trained, job, progress)
+        else:
+            n = job["n"]
+            labels = sampler.parse_labels(job["labels"], n, trained.info) if job["labels"] else None
+            images = sampler.draw(trained, n, seed=job["seed"], labels=labels, options=job["options"], progress=progress)
+            columns = None
+    seconds = time.monotonic() - since
+    result = {"run": trained.run.id, "n": len(images), "seed": job["seed"], "seconds": round(seconds, 3),
+              "grid": str(folder / "grid.png"), "files": [], "npz": None}  # fmt: skip
+    if sampler.ranks()[0]:
+        return result
+    sampler.save_png(folder / "grid.png", sampler.grid(images, columns))
+    if job["png"] or len(images) <= PNG_LIMIT:
+        result["files"] = sampler.save_images(folder / "images", images)
+    if job["npz"]:
+        result["npz"] = str(folder / "samples.npz")
+        np.savez_compressed(folder / "samples.npz", samples=images.transpose(0, 2, 3, 1))
+    return result
+
+
+def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple[np.ndarray, int]:
+    """An application on the input's images. Returns inputs and outputs as rows of one grid, and its number of columns.
+
+    Without `--input` the first test images of the run's data set are taken. An application that returns k images for each
+    input (an interpolation) fills k columns.
+    """
+    method = getattr(trained.model, job["do"])
+    inputs = read_inputs(trained, job["input"], job["n"])
+    x = quantise(torch.from_numpy(inputs), trained.info.levels).to(trained.device)
+    n = len(x)
+    options = dict(job["options"])
+    if job["mask"]:
+        options["mask"] = read_mask(Path(job["mask"]), trained).expand(n, -1, -1, -1)
+    if job["labels"]:
+        options["labels"] = sampler.parse_labels(job["labels"], n, trained.info).to(trained.device)
+    out = to_uint8(method(x, noise=ImageNoise(job["seed"], range(n), trained.device), progress=progress, **options)).cpu().numpy()
+    if out.shape[1:] != inputs.shape[1:]:
+        raise UsageError(f"`--do {job['do']}` returned images of another shape")
+    if len(out) == n:  # pairs: inputs above, outputs below, ten a row
+        columns = min(n, 10)
+        rows = [part[i : i + columns] for i in range(0, n, columns) for part in (inputs, out)]
+        return np.concatenate([pad(row, columns) for row in rows]), columns
+    return out, max(1, len(out) // max(1, n // 2)) if len(out) % max(1, n // 2) == 0 else min(len(out), 10)
+
+
+def pad(row: np.ndarray, columns: int) -> np.ndarray:
+    """A last row that is not full, filled with white."""
+    return np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)])
+
+
+def read_inputs(trained: Trained, path: str | None, n: int) -> np.ndarray:
+    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size, or the run's own test images."""
+    from gzcli.data.folder import read_pictures
+    from gzcli.data.pack import open_pack
+
+    channels, height, _ = trained.info.shape
+    if path is None:
+        data = trained.tree["data"]
+        return open_pack(data["name"], size=data["size"], channels=data["channels"]).images("test")[:n]
+    return read_pictures(Path(path), size=height, channels=channels, limit=n)
+
+
+def read_mask(path: Path, trained: Trained) -> torch.Tensor:
+    """[1, 1, H, W] of 0/1 on the device: white is kept, black is filled in."""
+    from gzcli.data.folder import read_pictures
+
+    mask = read_pictures(path, size=trained.info.shape[1], channels=1, limit=1)
+    return (torch.from_numpy(mask) > 127).float().to(trained.device)

@@ -1,0 +1,117 @@
+"""Images from a trained model: in batches sized to the device, the noise of image i by (seed, i) alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.data.batches import to_uint8
+from gzcli.engine.context import Trained
+from gzcli.errors import DeviceError, UsageError, canonical, did_you_mean
+from gzcli.models.nn import spread_labels
+from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
+
+BATCH = {"cpu": 128, "mps": 256, "cuda": 512}
+
+
+def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = None,
+         options: Mapping[str, Any] | None = None, progress: Progress = no_progress) -> np.ndarray:  # fmt: skip
+    """Images 0 … n − 1 of this model under `seed`, uint8 [n, C, H, W], on every rank; each rank draws its share.
+
+    `labels` [n] int64 or [n, K]; None for a conditional model means i % K. `options` override the recipe's `sample` section.
+    """
+    if labels is None and getattr(trained.model, "conditional", False):
+        labels = spread_labels(None, n, trained.info, torch.device("cpu"))
+    options = {**trained.tree["sample"], **(options or {})}
+    rank, world = ranks()
+    share = math.ceil(n / world)
+    start, end = min(rank * share, n), min((rank + 1) * share, n)
+    size, parts, at = BATCH[trained.device.type], [np.zeros((0, *trained.info.shape), np.uint8)], start
+    while at < end:
+        rows = range(at, min(at + size, end))
+        chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
+        before, chunks = (at - start) / size, (end - start) / size
+
+        def report(i, of, x=None, before=before, chunks=chunks):
+            progress(min(before + i / of, chunks), chunks, x)
+
+        try:
+            with torch.inference_mode():
+                noise = ImageNoise(seed, rows, trained.device)
+                x = trained.model.sample(len(rows), labels=chunk, noise=noise, progress=report, **options)
+        except torch.OutOfMemoryError as e:
+            if size == 1:
+                raise DeviceError("not enough memory for one image") from e
+            size //= 2
+            torch.cuda.empty_cache()
+            continue
+        parts.append(to_uint8(x).cpu().numpy())
+        at += len(rows)
+    return gather(np.concatenate(parts))
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, number of processes)."""
+    dist = torch.distributed
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def gather(rows: np.ndarray) -> np.ndarray:
+    """The rows of all ranks in the order of the ranks, on every rank."""
+    world = ranks()[1]
+    if world == 1:
+        return rows
+    parts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(parts, rows)
+    return np.concatenate(parts)
+
+
+def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
+    """`--label 3`, `--label cat`, or a comma-separated list that n images cycle through. Raises UsageError."""
+    if not info.classes:
+        raise UsageError("`--label` needs a data set with classes")
+    by_name = {canonical(name): i for i, name in enumerate(info.classes)}
+    chosen = []
+    for word in text.split(","):
+        index = by_name.get(canonical(word), int(word) if word.strip().isdigit() else -1)
+        if not 0 <= index < len(info.classes):
+            hint = did_you_mean(word, info.classes) or f"labels: {', '.join(info.classes[:20])}"
+            raise UsageError(f"no label `{word}` among {len(info.classes)} classes", hint=hint)
+        chosen.append(index)
+    y = torch.tensor([chosen[i % len(chosen)] for i in range(n)])
+    return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """uint8 [N, C, H, W] → one picture [H', W', C], as square as may be, two pixels apart; small images are enlarged."""
+    n, c, h, w = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows, pad = math.ceil(n / columns), 2
+    sheet = np.full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
+        sheet[:, top : top + h, left : left + w] = image
+    scale = max(1, 512 // sheet.shape[2])
+    return sheet.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """[H, W, C] uint8, C = 1 or 3."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path)
+
+
+def save_images(folder: Path, images: np.ndarray) -> list[str]:
+    """One PNG an image, `000000.png` …; returns their paths."""
+    names: Sequence[Path] = [folder / f"{i:06d}.png" for i in range(len(images))]
+    for path, image in zip(names, images, strict=True):
+        save_png(path, image.transpose(1, 2, 0))
+    return [str(path) for path in names]

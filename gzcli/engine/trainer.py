@@ -1,0 +1,277 @@
+"""THE training loop: for step, for phase, for micro-batch. There is no other."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gzcli.data.batches import TrainBatches
+from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine import optim
+from gzcli.engine.context import build_model
+from gzcli.engine.ema import EMA
+from gzcli.engine.log import Log
+from gzcli.engine.stop import Stop
+from gzcli.engine.watch import Watch
+from gzcli.errors import DivergedError, Interrupted, MissingError, UsageError
+from gzcli.models.base import Phase
+from gzcli.store.runs import Run
+from gzcli.types import BatchNoise, mix
+
+PATIENCE = 5  # steps in a row with a loss that is not finite, before the run is stopped
+
+
+class Step(nn.Module):
+    """What is wrapped for several processes: its forward is the model's loss, so that DDP and FSDP see every forward."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch, phase: str) -> dict[str, Tensor]:
+        out = self.model.loss(batch, phase)
+        return out if isinstance(out, dict) else {"loss": out}
+
+
+class Trainer:
+    """Trains the model of `tree` on `pack`, in the processes of `accelerator`, into `run`."""
+
+    def __init__(self, run: Run, tree: dict[str, Any], pack, accelerator, log: Log):
+        self.run, self.tree, self.pack, self.log = run, tree, pack, log
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.train: Mapping[str, Any] = tree["train"]
+        self.steps: int = self.train["steps"]
+        self.info = pack.info(levels=tree["data"]["levels"], steps=self.steps)
+        self.batches = TrainBatches(
+            pack, seed=tree["seed"], batch_size=self.train["batch_size"], levels=self.info.levels, device=self.device,
+            augment=tuple(tree["data"]["augment"] or ()), rank=self.rank, world=self.world, n=tree["data"]["n"],
+        )  # fmt: skip
+        self.model = build_model(tree, self.info).to(self.device).train()
+        self.phases: list[Phase] = self.model.phases()
+        self.params = {phase.name: phase.parameters() for phase in self.phases}
+        self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
+        self.confs = optim.settings(tree["optim"], self.phases)
+        self.optimizers = {phase.name: optim.build(phase, self.confs[phase.name]) for phase in self.phases}
+        step_module: nn.Module = Step(self.model)
+        if self.train["compile"]:
+            step_module = torch.compile(step_module)
+        self.wrapped = accelerator.prepare(step_module)
+        self.ema = EMA(self.model, self.train["ema"])
+        self.start = self.saved = 0
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Trains from the newest checkpoint, or from the start, to `train.steps`; saves what it has when stopped.
+
+        Raises DivergedError, or Interrupted after a checkpoint.
+        """
+        self.resume()
+        if self.start >= self.steps:
+            return
+        stop = Stop(self.run.path, world=self.world, device=self.device)
+        watch = Watch(self)
+        self.begin()
+        self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
+        with self.log.training(self.start, self.steps) as bar:
+            for step in range(self.start, self.steps):
+                losses = self.step(step)
+                done = step + 1
+                watch.add(losses)
+                bar.advance(done)
+                if done % self.train["log_every"] == 0 or done == self.steps:
+                    self.check_finite(watch, done)
+                    watch.show(done, bar)
+                if signum := stop.asked(done):
+                    self.save(done)
+                    raise Interrupted(f"stopped at step {done} of {self.steps}, checkpoint saved", signum=signum,
+                                      hint=f"gz train {self.run.id} --resume")  # fmt: skip
+                watch.turn(done)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One fresh batch, shared by the phases that are due. Returns what is to be logged, detached."""
+        self.seed_global(step)
+        batch = self.batches.at(step)
+        losses: dict[str, Tensor] = {}
+        for phase in self.phases:
+            if phase.due(step):
+                self.only(phase)
+                found = self.backward(batch, step, phase)
+                found |= self.update(step, phase)
+                prefix = "" if len(self.phases) == 1 else f"{phase.name}."
+                losses |= {prefix + key: value for key, value in found.items()}
+        self.ema.update()
+        self.model.on_step(step)
+        return losses
+
+    def backward(self, batch, step: int, phase: Phase) -> dict[str, Tensor]:
+        """The gradient of the phase's mean loss over the global batch, in `accumulate` parts."""
+        micro = len(batch) // self.train["accumulate"]
+        total, first = self.train["batch_size"], self.rank * len(batch)
+        losses: dict[str, Tensor] = {}
+        for i in range(self.train["accumulate"]):
+            key = (self.tree["seed"], step, phase.name)
+            noise = BatchNoise(*key, total=total, start=first + i * micro, device=self.device)
+            part = batch.rows(slice(i * micro, (i + 1) * micro), noise)
+            last = i + 1 == self.train["accumulate"]
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                out = self.wrapped(part, phase.name)
+                self.accelerator.backward(out["loss"] / self.train["accumulate"])
+            for name, value in out.items():
+                value = value.detach().float() / self.train["accumulate"]
+                losses[name] = losses[name] + value if name in losses else value
+        return losses
+
+    def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
+        """One optimizer step; afterwards no gradient is left anywhere."""
+        optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
+        optim.set_lr(optimizer, self.confs[phase.name], step, self.steps)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = optim.clip(self.params[phase.name], self.train["clip"])
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        for p in self.trainable:
+            p.grad = None
+        return {} if norm is None else {"grad_norm": norm}
+
+    def only(self, phase: Phase) -> None:
+        """Exactly the phase's parameters require grad."""
+        if len(self.phases) > 1:
+            for p in self.trainable:
+                p.requires_grad_(False)
+            for p in self.params[phase.name]:
+                p.requires_grad_(True)
+
+    def seed_global(self, step: int) -> None:
+        """For what cannot use the batch's noise (dropout): a function of (seed, rank, step), so that a resume repeats it."""
+        seed = mix(self.tree["seed"], self.rank, step)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def begin(self) -> None:
+        """Data-dependent initialisation, with the first batch; after a resume the annealing is brought to its step."""
+        self.seed_global(self.start)
+        with torch.no_grad():
+            self.model.on_start(self.batches.at(self.start))
+        if self.start:
+            self.model.on_step(self.start - 1)
+        elif self.ema.decay:
+            self.ema = EMA(self.model, self.train["ema"])  # the average starts from the initialised model
+
+    def check_finite(self, watch: Watch, step: int) -> None:
+        if watch.bad() < PATIENCE:
+            return
+        have = checkpoints.steps_of(self.run.path / "checkpoints")
+        good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
+        raise DivergedError(f"the loss is not finite at step {step}; {good}",
+                            hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`")  # fmt: skip
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def save(self, step: int) -> None:
+        """A checkpoint of `step` steps; every rank calls it, rank 0 writes."""
+        if step == self.saved:
+            return
+        self.saved = step
+        folder = self.run.path / "checkpoints"
+        state = self.model.state_dict()
+        extra = [checkpoints.extra_of(state)]
+        if self.world > 1:
+            gathered: list[Any] = [None] * self.world
+            torch.distributed.all_gather_object(gathered, extra[0])
+            extra = gathered
+        if self.rank == 0:
+            scaler = self.accelerator.scaler
+            weights = checkpoints.weights_of(state)
+            train = {
+                "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "ema_updates": self.ema.updates,
+                "extra": extra,
+            }
+            meta = {"world": self.world, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": self.device.type}
+            checkpoints.save(folder, step, model=weights, ema=weights | checkpoints.weights_of(self.ema.state_dict()),
+                             train=train, tree=self.tree, info=self.info, meta=meta)  # fmt: skip
+            checkpoints.prune(folder, self.train["keep"])
+            self.run.update(step=step)
+            self.log.event("checkpoint", step=step)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> None:
+        """Enters the newest whole checkpoint, if there is one; else `train.init`, if it is set."""
+        path = checkpoints.newest(self.run.path / "checkpoints", self.log.warn)
+        if path is None:
+            if self.train["init"]:
+                self.init_from(self.train["init"])
+            return
+        weights, ema, train, meta = checkpoints.load(path)
+        extra = train["extra"][self.rank] if self.rank < len(train["extra"]) else {}
+        self.model.load_state_dict({**weights, **extra})
+        self.ema.load_state_dict({k: v.to(self.device) for k, v in ema.items()}, train["ema_updates"])
+        for name, state in train["optimizers"].items():
+            self.optimizers[name].load_state_dict(state)
+        if train["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(train["scaler"])
+        self.start = self.saved = meta["step"]
+        now = {"world": self.world, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": self.device.type}
+        if changed := [f"{k} {meta[k]} → {v}" for k, v in now.items() if meta[k] != v]:
+            self.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
+        self.log.info(f"resumed at step {self.start}")
+
+    def init_from(self, source: str) -> None:
+        """Starts from the weights of a run or a safetensors file. Raises MissingError, or UsageError where they do not fit."""
+        from pathlib import Path
+
+        from safetensors.torch import load_file
+
+        from gzcli.store import runs
+
+        file = Path(source).expanduser()
+        if not file.is_file():
+            file = runs.find(source).path / "model.safetensors"
+        if not file.exists():
+            raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
+        try:
+            self.model.load_state_dict(load_file(file))
+        except RuntimeError as e:
+            raise UsageError(f"`train.init`: the weights of `{file}` do not fit this model", hint=str(e).splitlines()[-1].strip()) from e
+
+    def finish(self) -> None:
+        """The run's `model.safetensors`: the averaged weights of its last checkpoint."""
+        if self.rank == 0:
+            folder = self.run.path / "checkpoints"
+            last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"
+            part = self.run.path / ".model.part"
+            shutil.copyfile(last, part)
+            part.replace(self.run.path / "model.safetensors")
+
+    # --- --minutes ----------------------------------------------------------------------------------------------
+
+    def count_steps(self, minutes: float, began: float) -> int:
+        """How many steps fit in `minutes` from `began` (time.time()): 50 steps are timed after 5, 10 % of the time at most."""
+        self.begin()
+        limit, times = time.monotonic() + 6 * minutes, []
+        for step in range(55):
+            since = time.monotonic()
+            self.step(step)
+            times.append(time.monotonic() - since)
+            if time.monotonic() > limit and step >= 5:
+                break
+        cycle = math.lcm(*(phase.every for phase in self.phases))
+        timed = times[5:] if len(times) > 5 + cycle else times
+        reserve = 0.03 * 60 * minutes  # grids, evaluation, checkpoints
+        left = 60 * minutes - (time.time() - began) - reserve
+        return max(1, int(left / (sum(timed) / len(timed))))

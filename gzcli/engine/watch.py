@@ -1,0 +1,201 @@
+"""What a run shows of itself: losses, grids, validation, the best checkpoint, the loss curve, the final picture."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gzcli.data.batches import scan
+from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine import sampler
+from gzcli.engine.context import Trained
+from gzcli.store import files
+
+if TYPE_CHECKING:
+    from gzcli.engine.trainer import Trainer
+
+GRID = 36  # images of a grid during training
+VALIDATION = 2000  # images
+
+
+class Watch:
+    """Called by the trainer: `add` after every step, `show` every `log_every`, `turn` for all that is rarer."""
+
+    def __init__(self, trainer: Trainer):
+        self.t = trainer
+        self.log, self.run, self.steps = trainer.log, trainer.run, trainer.steps
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.streak = torch.zeros((), device=trainer.device)
+        tenth, train = max(self.steps // 10, 1), trainer.train
+        self.every = {
+            "sample": 2 * tenth if train["sample_every"] is None else train["sample_every"],
+            "eval": tenth if train["eval_every"] is None else train["eval_every"],
+            "checkpoint": min(tenth, 5000) if train["checkpoint_every"] is None else train["checkpoint_every"],
+        }
+        self.metric = best_metric(trainer)
+        self.wandb = self._wandb() if trainer.tree["launch"].get("wandb") and trainer.rank == 0 else None
+        self._forget_after(trainer.start)
+
+    # --- losses -------------------------------------------------------------------------------------------------
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Sums on the device; nothing is moved to the host."""
+        for name, value in losses.items():
+            if name in self.sums:
+                self.sums[name] += value
+            else:
+                self.sums[name] = value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+            if name == "loss" or name.endswith(".loss"):
+                self.streak = torch.where(torch.isfinite(value), 0.0, self.streak + 1)
+
+    def bad(self) -> int:
+        """Steps in a row whose loss was not finite."""
+        return int(self.streak)
+
+    def show(self, step: int, bar: Any) -> None:
+        values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        if len(self.t.phases) == 1:
+            values["lr"] = self.t.optimizers[self.t.phases[0].name].param_groups[0]["lr"]
+        rate = bar.show(step, values)
+        self._record("step", step, values | {"it_s": round(rate, 3)})
+
+    # --- the rarer things ---------------------------------------------------------------------------------------
+
+    def turn(self, step: int) -> None:
+        """Grid, validation and checkpoint where they are due; all of them at the end."""
+        last = step == self.steps
+        due = {name: every > 0 and step % every == 0 for name, every in self.every.items()}
+        if due["eval"] or (last and self.metric):
+            self.evaluate(step)
+        if due["checkpoint"] or last:
+            self.t.save(step)
+        if due["sample"] or last:
+            self.picture(step, 64 if last else GRID)
+        if last:
+            self.t.finish()
+        if (last or due["sample"]) and self.t.rank == 0:
+            from gzcli.engine.report import loss_curve
+
+            loss_curve(self.run.path)
+
+    def picture(self, step: int, n: int) -> None:
+        """samples/<step>.png: the same noise each time, averaged weights; every rank draws its share."""
+        images = self.draw(n)
+        if self.t.rank == 0:
+            path = self.run.path / "samples" / f"{step:08d}.png"
+            sampler.save_png(path, sampler.grid(images))
+            if self.wandb:
+                import wandb
+
+                self.wandb.log({"samples": wandb.Image(str(path))}, step=step)
+
+    def draw(self, n: int):
+        """n images uint8 [n, C, H, W] of the averaged model, seed 0."""
+        t = self.t
+        with self._evaluating():
+            return sampler.draw(Trained(self.run, t.model, t.info, t.tree, t.device, 0), n)
+
+    def evaluate(self, step: int) -> None:
+        """The metric of the best checkpoint on validation images; a better one is saved and remembered."""
+        if not self.metric:
+            return
+        value = self._fd() if self.metric == "fd" else self._likelihood()
+        self._record("eval", step, {f"val_{self.metric}": value})
+        self.log.info(f"step {step}  validation {self.metric} {value:.4g}")
+        path = self.run.path / "checkpoints" / "best.json"
+        best = files.read_json(path)
+        if best is None or value < best["value"]:
+            self.t.save(step)
+            if self.t.rank == 0:
+                files.write_json(path, {"step": step, "metric": self.metric, "value": value})
+                checkpoints.prune(path.parent, self.t.train["keep"])
+
+    def _fd(self) -> float:
+        from gzcli.metrics.features import lenet
+        from gzcli.metrics.frechet import frechet_distance
+
+        real = self.t.pack.images("val")[:VALIDATION]
+        images = self.draw(len(real))
+        if self.t.rank:
+            return 0.0
+        net = lenet(self.t.pack, device=self.t.device, say=self.log.info)
+        return float(frechet_distance(net.features(real), net.features(images)))
+
+    def _likelihood(self) -> float:
+        """Mean validation loss, or bits per dimension, over every rank's share of the images."""
+        t = self.t
+        n = min(VALIDATION, len(t.pack.images("val")))
+        index = range(t.rank, n, t.world)
+        total = torch.zeros((), dtype=torch.float64, device=t.device)
+        dims = torch.Size(t.info.shape).numel()
+        with self._evaluating():
+            for batch in scan(t.pack, "val", batch_size=100, levels=t.info.levels, device=t.device, index=index):
+                if self.metric == "bpd":
+                    labels = batch.y if getattr(t.model, "conditional", False) else None
+                    value = -t.model.log_prob(batch.x, labels, noise=batch.noise).double().sum() / (dims * 0.6931471805599453)
+                else:
+                    out = t.model.loss(batch, t.phases[0].name)
+                    value = (out["loss"] if isinstance(out, dict) else out).double() * len(batch)
+                total += value
+        if t.world > 1:
+            torch.distributed.all_reduce(total)
+        return float(total) / n
+
+    def _evaluating(self):
+        """Averaged weights, eval mode, no gradients, full precision."""
+        return _Evaluating(self.t)
+
+    # --- records ------------------------------------------------------------------------------------------------
+
+    def _record(self, event: str, step: int, values: dict[str, float]) -> None:
+        self.log.metrics(step, **values)
+        self.log.event(event, step=step, **values)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def _forget_after(self, step: int) -> None:
+        """Drops the lines of `metrics.jsonl` past the checkpoint that was resumed."""
+        path = self.run.path / "metrics.jsonl"
+        if self.t.rank == 0 and path.exists():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            files.write_atomic(path, "".join(line + "\n" for line in kept))
+
+    def _wandb(self) -> Any:
+        """The W&B run; its own variables (WANDB_MODE=offline, WANDB_PROJECT …) are honoured."""
+        import wandb
+
+        return wandb.init(project="gz", name=self.run.id, id=self.run.id, resume="allow", dir=self.run.path, config=self.t.tree)
+
+
+class _Evaluating:
+    def __init__(self, trainer: Trainer):
+        self.t = trainer
+
+    def __enter__(self):
+        self.swap, self.mode = self.t.ema.swapped(), torch.inference_mode()
+        self.swap.__enter__()
+        self.t.model.eval()
+        self.mode.__enter__()
+
+    def __exit__(self, *error):
+        self.mode.__exit__(*error)
+        self.swap.__exit__(*error)
+        self.t.model.train()
+
+
+def best_metric(trainer: Trainer) -> str | None:
+    """bpd where `log_prob` is exact or a bound, fd where the model says so (GANs), validation loss else."""
+    asked, model = trainer.train["best"], trainer.model
+    if asked == "none" or len(trainer.pack.images("val")) == 0:
+        return None
+    if asked != "auto":
+        return asked
+    if model.best != "auto":
+        return model.best
+    return "bpd" if model.likelihood in ("exact", "bound") else "loss"

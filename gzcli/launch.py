@@ -1,0 +1,240 @@
+"""From a folder to processes and back: accelerate's configuration, the child, signals, `status.json`, the exit code.
+
+What is launched is always `python -m gzcli.engine FOLDER`; everything it needs to know stands in the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
+from gzcli.store import files
+from gzcli.store.runs import Run
+
+GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
+ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which processes are started, on what."""
+
+    processes: int = 1
+    gpus: int = 0
+    threads: int = 1
+    machines: int = 1
+    machine_rank: int = 0
+    main_ip: str | None = None
+    main_port: int | None = None
+    extra: tuple[str, ...] = field(default=())
+
+    @property
+    def distributed(self) -> bool:
+        return self.processes > 1
+
+
+def count_gpus() -> int:
+    """The visible CUDA devices, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() and d.strip() != "-1"])
+    driver = Path("/proc/driver/nvidia/gpus")
+    if driver.is_dir():
+        return len(list(driver.iterdir()))
+    try:
+        out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in out.splitlines())
+
+
+def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> Plan:
+    """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
+
+    `every_gpu`: what no `--gpus` means. Raises DeviceError where a GPU is asked for that is not there, unless not `check`.
+    """
+    there, cpu, asked = count_gpus(), bool(launch.get("cpu")), launch.get("gpus")
+    if cpu and asked:
+        raise UsageError("`--gpus` and `--cpu` exclude each other")
+    if asked == "all":
+        gpus = there
+        if check and not there:
+            raise DeviceError("`--gpus all`: there is no GPU here", hint="leave `--gpus` out, or `--cpu --processes 2`")
+    else:
+        gpus = 0 if cpu else (there if every_gpu else min(there, 1)) if asked is None else int(asked)
+    if check and gpus > there:
+        raise DeviceError(f"`--gpus {asked}`: there {'is' if there == 1 else 'are'} {there or 'no'} GPU{'s' if there != 1 else ''} here",
+                          hint="leave `--gpus` out, or `--cpu --processes 2`")  # fmt: skip
+    machines = launch.get("machines") or int(os.environ.get("SLURM_NNODES", 1))
+    here = gpus or launch.get("processes") or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = launch.get("threads") or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // here)
+    rank = launch.get("machine_rank")
+    return Plan(
+        processes=here * machines, gpus=gpus, threads=threads, machines=machines,
+        machine_rank=int(os.environ.get("SLURM_NODEID", 0)) if rank is None else rank,
+        main_ip=launch.get("main_ip") or (_slurm_host() if machines > 1 else None),
+        main_port=launch.get("main_port"), extra=tuple(launch.get("extra") or ()),
+    )  # fmt: skip
+
+
+def _slurm_host() -> str | None:
+    """The first host of SLURM_JOB_NODELIST, as scontrol expands it."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        raise UsageError("several machines need `--main-process-ip`", hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST")
+    out = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
+    return out.stdout.split()[0] if out.returncode == 0 and out.stdout else None
+
+
+def config(p: Plan) -> str:
+    """accelerate's configuration file; the user's own default must not leak in."""
+    kind = "'NO'" if not p.distributed else "MULTI_GPU"  # MULTI_GPU without GPUs is how accelerate runs several gloo processes
+    lines = [
+        "compute_environment: LOCAL_MACHINE",
+        f"distributed_type: {kind}",
+        "mixed_precision: 'no'",  # the engine's own choice, from run.yaml
+        f"num_processes: {p.processes}",
+        f"num_machines: {p.machines}",
+        f"machine_rank: {p.machine_rank}",
+        f"main_process_ip: {p.main_ip or 'null'}",
+        f"main_process_port: {p.main_port if p.main_port is not None else (29500 if p.machines > 1 else 0)}",
+        f"use_cpu: {'false' if p.distributed or p.gpus else 'true'}",
+        "rdzv_backend: static",
+        "same_network: true",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
+    """The command line; any run can be started again by hand with it."""
+    engine = ["-m", "gzcli.engine", str(folder)]
+    if not launcher:
+        return [sys.executable, *engine]
+    options = ["-q", "--config_file", str(folder / "accelerate.yaml"), "--num_cpu_threads_per_process", str(p.threads)]
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, *p.extra, *engine]
+
+
+def show(folder: Path, p: Plan) -> str:
+    return shlex.join(["accelerate", "launch", *command(folder, p, launcher=True)[3:]])
+
+
+def environment(p: Plan, mode: str) -> dict[str, str]:
+    """The child's variables; accelerate's own are removed, so that nothing but its configuration file counts."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_") and k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env |= {"GZ_OUTPUT": mode, "GZ_PARENT": str(os.getpid()), "OMP_NUM_THREADS": str(p.threads), "PYTHONUNBUFFERED": "1"}
+    package = str(Path(__file__).resolve().parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
+    if not p.gpus:
+        env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    return env
+
+
+def write_run(target: Run, tree: dict[str, Any], p: Plan) -> None:
+    """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated."""
+    from importlib.metadata import version
+
+    from gzcli.recipe.resolve import dump
+
+    tree["launch"] = tree["launch"] | {"threads": p.threads, "cpu": bool(tree["launch"].get("cpu")) or not p.gpus}
+    files.write_atomic(target.path / "run.yaml", dump(tree))
+    packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
+    files.write_json(target.path / "env.json", {
+        "packages": packages, "python": platform.python_version(), "platform": platform.platform(), "git": git_state(),
+        "processes": p.processes, "threads": p.threads, "gpus": p.gpus, "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    })  # fmt: skip
+    target.update(state="planned", error=None, code=None)
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the folder that gz was called in and whether it has changes; None outside a repository."""
+    def git(*words: str) -> str | None:
+        try:
+            out = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return out.stdout.strip() if out.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
+    """Starts the engine on `folder`, passes signals on, waits; returns its status.
+
+    A training engine is told of a signal by a stop file and given time for a checkpoint; a job has nothing to save. SIGTERM to
+    accelerate's launcher would orphan the trainer, so it goes to the whole process group, and only as a last resort (a second
+    Ctrl-C, or no end in time).
+    Raises the engine's own error.
+    """
+    target = Run(folder)
+    launcher, grace = launcher or p.distributed, 0.0 if (folder / "job.json").exists() else GRACE
+    if launcher:
+        files.write_atomic(folder / "accelerate.yaml", config(p))
+    (folder / "stop").unlink(missing_ok=True)
+    got: list[int] = []
+
+    def on_signal(signum: int, frame: Any) -> None:
+        got.append(signum)
+        if len(got) == 1:
+            files.write_atomic(folder / "stop", str(signum))
+
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    child = subprocess.Popen(command(folder, p, launcher=launcher), env=environment(p, mode), start_new_session=True)
+    try:
+        deadline = None
+        while child.poll() is None:
+            if got and deadline is None:
+                deadline = time.monotonic() + grace
+            if deadline is not None and (len(got) > 1 or time.monotonic() > deadline):
+                break
+            time.sleep(0.05)
+    finally:
+        end_group(child)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return outcome(target, child.returncode, got)
+
+
+def end_group(child: subprocess.Popen) -> None:
+    """No process of the child's group outlives it: SIGTERM, then SIGKILL."""
+    for signum, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(child.pid, signum if child.poll() is None else signal.SIGKILL)
+        except ProcessLookupError:
+            break
+        try:
+            child.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+    child.wait()
+
+
+def outcome(target: Run, returncode: int, signals: list[int]) -> dict[str, Any]:
+    """The status that the engine left behind; raises the error that it tells of."""
+    status = target.status()
+    if status.get("state") == "finished" and returncode == 0:
+        return status
+    error = status.get("error")
+    if error:
+        if error["kind"] == "interrupted":
+            signum = signals[0] if signals else status["code"] - 128
+            raise Interrupted(error["message"], signum=signum, hint=error["hint"])
+        raise ERRORS.get(error["kind"], GzError)(error["message"], hint=error["hint"])
+    target.update(state="interrupted" if signals else "failed", code=128 + signals[0] if signals else 1)
+    if signals:
+        raise Interrupted("stopped before there was anything to save", signum=signals[0])
+    if returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        raise DeviceError("the training process was killed by the system, most likely for want of memory",
+                          hint="lower `train.batch_size`, or raise `train.accumulate`")  # fmt: skip
+    raise GzError(f"the process ended with code {returncode} and no word", hint=f"see `{target.path / 'log.txt'}`")

@@ -1,0 +1,84 @@
+"""What tells images apart without any model: the size of a PNG, the mean pixel, neighbours in PCA of pixels.
+
+A score that does not beat them is not evidence. Images are uint8 [N, C, H, W]; every function returns float64 [N].
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+
+def png_size(images: np.ndarray) -> np.ndarray:
+    """Bytes of each image as an optimised PNG (one bit a pixel where there are only black and white)."""
+    return _each(images, _png)
+
+
+def code_length(images: np.ndarray) -> np.ndarray:
+    """Bits of each image under the best of several lossless coders: PNG, JPEG 2000, deflate.
+
+    The L(x) of Serrà et al. 2020, arXiv:1909.11480, eq. 3 and the minimum over coders of its §3.
+    """
+    return 8 * np.min([_each(images, coder) for coder in coders().values()], axis=0)
+
+
+def coders() -> dict[str, Callable[[np.ndarray], int]]:
+    """The lossless coders at hand, by name: bytes of one image [C, H, W]."""
+    from PIL import features
+
+    found = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}
+    if features.check("jpg_2000"):
+        found["jpeg2000"] = _jpeg2000
+    return found
+
+
+def pixel_mean(images: np.ndarray) -> np.ndarray:
+    """The mean grey level, 0 … 255."""
+    return np.asarray(images).reshape(len(images), -1).mean(1, dtype=np.float64)
+
+
+def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
+    """The distance to the k-th neighbour among `train` in its first `dims` principal components, for each array of images."""
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import NearestNeighbors
+
+    flat = _flat(train)
+    pca = PCA(
+        min(dims, *flat.shape), svd_solver="covariance_eigh" if flat.shape[1] <= 4096 else "randomized", random_state=0
+    )
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(flat)), algorithm="brute").fit(pca.fit_transform(flat))
+    return [neighbours.kneighbors(pca.transform(_flat(a)))[0][:, -1].astype(np.float64) for a in images]
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return np.asarray(images).reshape(len(images), -1).astype(np.float32) / 255
+
+
+def _each(images: np.ndarray, size: Callable[[np.ndarray], int]) -> np.ndarray:
+    return np.array([size(image) for image in images], np.float64)
+
+
+def _png(image: np.ndarray) -> int:
+    picture = _picture(image)
+    if picture.mode == "L" and set(np.unique(image)) <= {0, 255}:
+        picture = picture.convert("1", dither=0)
+    return _encoded(picture, format="PNG", optimize=True)
+
+
+def _jpeg2000(image: np.ndarray) -> int:
+    return _encoded(_picture(image), format="JPEG2000", irreversible=False)
+
+
+def _picture(image: np.ndarray):
+    from PIL import Image
+
+    return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+
+
+def _encoded(picture, **how) -> int:
+    buffer = io.BytesIO()
+    picture.save(buffer, **how)
+    return buffer.tell()

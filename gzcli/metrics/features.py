@@ -1,0 +1,198 @@
+"""The feature space of `fd`: a small classifier trained on the data set itself by one fixed recipe, cached by hash.
+
+Grey 28×28 digits mean little to an ImageNet network; the Fréchet distance of a classifier of the same data does not need
+one, nor the network to fetch it. Features are the 64 penultimate activations before the ReLU, so that they have full rank.
+A set without labels gets the same net trained to tell four rotations apart (Gidaris et al. 2018, arXiv:1803.07728).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gzcli.errors import UsageError
+from gzcli.store import files
+from gzcli.store.paths import cache_dir
+
+RECIPE = "lenet-1"  # raise it when anything below changes what is trained
+WIDTHS = (16, 32, 64, 64)
+FEATURES = 64
+STEPS, EPOCHS, BATCH = 1500, 30, 128  # 1500 steps, or 30 epochs of a small set
+LR, WARMUP, WEIGHT_DECAY = 3e-3, 0.07, 1e-2  # warm-up: a share of the steps
+
+
+class LeNet(nn.Module):
+    """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head.
+
+    Raises UsageError for images below 8 pixels.
+    """
+
+    def __init__(self, channels: int, size: int, outputs: int):
+        super().__init__()
+        if size < 8:
+            raise UsageError(f"images of {size}×{size} are too small for the feature network, it needs 8×8")
+        layers: list[nn.Module] = []
+        for width in WIDTHS:
+            layers += [nn.Conv2d(channels, width, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+            channels, size = width, size // 2
+            if size <= 7:
+                break
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(min(size, 7)), nn.Flatten())
+        self.neck = nn.Linear(channels * min(size, 7) ** 2, FEATURES)
+        self.head = nn.Linear(FEATURES, outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, 64] before the ReLU, of images [B, C, H, W] in [-1, 1]."""
+        return self.neck(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, outputs] logits."""
+        return self.head(self.features(x).relu())
+
+
+@dataclass
+class LeNetFeatures:
+    """A trained LeNet. `hash` names the feature space: figures of different hashes are not comparable."""
+
+    net: LeNet
+    hash: str  # of the weights
+    accuracy: float  # on the test split, of the classes or of the four rotations
+    rotations: bool
+    device: torch.device
+    batch: int = field(default=500, repr=False)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """float64 [N, 64] of uint8 [N, C, H, W]."""
+        return self._map(self.net.features, images).double().numpy()
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """int64 [N]: the class (or the rotation) that the classifier sees in uint8 [N, C, H, W]."""
+        return self._map(lambda x: self.net(x).argmax(1), images).numpy()
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """float64 [N, classes] of uint8 [N, C, H, W]."""
+        return self._map(self.net, images).double().numpy()
+
+    @torch.no_grad()
+    def _map(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> Tensor:
+        parts = [
+            function(_to_input(images[i : i + self.batch]).to(self.device)).cpu()
+            for i in range(0, len(images), self.batch)
+        ]
+        return torch.cat(parts)
+
+
+def lenet(pack: Any, *, device: Any = "cpu", say: Callable[[str], None] = lambda text: None) -> LeNetFeatures:
+    """The feature network of a packed data set: read from the cache, or trained (about a minute) and kept there.
+
+    It is trained on one CPU thread whatever the device, so that equal machines get equal weights, hence equal hashes.
+    """
+    c, size, _ = pack.meta.shape
+    key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
+    path = cache_dir("features") / f"lenet-{key}.safetensors"
+    with files.lock(
+        path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
+    ):
+        if not path.exists():
+            say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
+            _train(pack, path)
+    return _load(path, torch.device(device))
+
+
+def _train(pack: Any, path: Any) -> None:
+    from safetensors.torch import save
+
+    classes, (c, size, _) = pack.meta.classes, pack.meta.shape
+    images, labels = pack.images("train"), pack.labels("train")
+    rotations = labels is None or len(classes) < 2
+    outputs = 4 if rotations else len(classes)
+    steps = max(1, min(STEPS, EPOCHS * len(images) // BATCH))
+    with torch.random.fork_rng(devices=[]), _one_thread():
+        torch.manual_seed(0)
+        net = LeNet(c, size, outputs)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+        for step, rows in enumerate(_batches(len(images), steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = LR * min(1, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            x = _to_input(images[rows])
+            x, y = _rotated(x, step) if rotations else (x, torch.from_numpy(np.asarray(labels[rows])))
+            loss = _criterion(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        trained = LeNetFeatures(net.eval(), "", 0.0, rotations, torch.device("cpu"))
+        accuracy = _accuracy(trained, pack)
+    meta = {"channels": c, "size": size, "outputs": outputs, "rotations": rotations, "accuracy": accuracy}
+    files.write_atomic(path, save(net.state_dict(), metadata={"lenet": json.dumps(meta)}))
+
+
+def _load(path: Any, device: torch.device) -> LeNetFeatures:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as f:
+        meta = json.loads(f.metadata()["lenet"])
+        state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(state[name].numpy().tobytes())
+    with torch.device("meta"):  # no draw from the global generator
+        net = LeNet(meta["channels"], meta["size"], meta["outputs"])
+    net.load_state_dict(state, assign=True)
+    net.eval().requires_grad_(False).to(device)
+    return LeNetFeatures(net, digest.hexdigest()[:16], meta["accuracy"], meta["rotations"], device)
+
+
+def _batches(n: int, steps: int) -> Iterator[np.ndarray]:
+    """`steps` sorted row numbers of a batch each; a fresh seeded permutation an epoch."""
+    rng, order = np.random.default_rng(0), np.empty(0, np.int64)
+    for _ in range(steps):
+        while len(order) < BATCH:
+            order = np.concatenate([order, rng.permutation(n)])
+        rows, order = order[:BATCH], order[BATCH:]
+        yield np.sort(rows)
+
+
+def _to_input(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(images).astype(np.float32)) / 127.5 - 1
+
+
+def _rotated(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Each image turned by a seeded multiple of 90°, and that multiple."""
+    y = torch.from_numpy(np.random.default_rng([1, step]).integers(0, 4, len(x)))
+    return torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x, y, strict=True)]), y
+
+
+def _criterion(logits: Tensor, y: Tensor) -> Tensor:
+    if y.ndim == 2:  # multi-label
+        return nn.functional.binary_cross_entropy_with_logits(logits, y.float())
+    return nn.functional.cross_entropy(logits, y)
+
+
+def _accuracy(trained: LeNetFeatures, pack: Any) -> float:
+    """Of the test split: the share of right classes (multi-label: of right attributes; no labels: of right rotations)."""
+    images, labels = pack.images("test"), pack.labels("test")
+    if trained.rotations:
+        turned = [trained.predict(np.rot90(images, k, (2, 3))) == k for k in range(4)]
+        return float(np.mean(turned))
+    if labels.ndim == 2:
+        return float(np.mean((trained.logits(images) > 0) == (labels > 0)))
+    return float(np.mean(trained.predict(images) == labels))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,83 @@
+"""The protocol of a model: what the one trainer, the sampler and the scorers ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from gzcli.types import Batch, DataInfo, Noise, Progress
+
+
+@dataclass
+class Phase:
+    """One optimizer's update; phases run in the listed order, at steps where (step + 1) % every == 0, from `start` on."""
+
+    name: str
+    params: Iterable[nn.Parameter] | list[dict[str, Any]]  # or groups with weight_decay / lr_scale
+    every: int = 1
+    start: int = 0
+
+    def due(self, step: int) -> bool:
+        return step >= self.start and (step + 1) % self.every == 0
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.groups() for p in group["params"]]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameters as optimizer groups."""
+        params = list(self.params)
+        grouped = bool(params) and isinstance(params[0], dict)
+        self.params = params = [{**g, "params": list(g["params"])} for g in params] if grouped else params
+        return params if grouped else [{"params": params}]
+
+
+class Model(nn.Module):
+    """Base of every model. Its typed keyword-only `__init__` IS its recipe's schema.
+
+    Optional methods are capabilities; defining one is what `gz list --can` shows:
+      log_prob(x, labels=None, *, noise)   [B] nats of the discrete image; with the class attribute `likelihood`
+      score_<name>(x, *, noise, …)         [B], higher = more out-of-distribution
+      fit_<name>(batches)                  in-distribution statistics that a score needs
+      reconstruct · interpolate · translate · inpaint · upscale · complete · edit    applications, called by `--do`
+      on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too
+    """
+
+    paper: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    likelihood: ClassVar[str | None] = None  # "exact" | "bound" | "ode": what log_prob is
+    best: ClassVar[str] = "auto"  # the best checkpoint is by "bpd" | "fd" | "loss"; auto = bpd where log_prob is cheap
+
+    def __init__(self, data: DataInfo):
+        super().__init__()
+        self.data = data
+
+    def phases(self) -> list[Phase]:
+        return [Phase("main", [p for p in self.parameters() if p.requires_grad])]
+
+    def loss(self, batch: Batch, phase: str = "main") -> Tensor | dict[str, Tensor]:
+        """The mean over the batch's samples of `phase`'s loss; a dict holds "loss", the rest is logged."""
+        raise NotImplementedError
+
+    def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1]; `labels` [n] int64 or [n, K]; None when conditional means i % K."""
+        raise NotImplementedError
+
+    def on_start(self, batch: Batch) -> None:
+        """Before the first step, with its batch; for data-dependent initialisation. Must be idempotent (resume)."""
+
+    def on_step(self, step: int) -> None:
+        """After step `step`; for annealing that is a function of the step. Called after a resume too."""
+
+    def attach(self, name: str, module: nn.Module) -> None:
+        """Hold a frozen helper: moved with the model, in eval mode, outside parameters, state dict, EMA and DDP."""
+        module.eval().requires_grad_(False)
+        self.__dict__.setdefault("attached", {})[name] = module
+        self.__dict__[name] = module  # past nn.Module.__setattr__, which would register it
+
+    def _apply(self, fn, recurse=True):
+        for module in self.__dict__.get("attached", {}).values():
+            module._apply(fn)
+        return super()._apply(fn, recurse)

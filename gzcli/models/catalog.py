@@ -1,0 +1,193 @@
+"""What each model is and can do, read from its file with `ast`, so that neither listing nor resolving imports torch.
+
+A model file is `models/<family>/<name>.py` and holds a class deriving from `Model`, directly or not, that names its
+`paper`; files that only help (nets, layers, samplers) hold none. There is no registry: the folder is the registry.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.models.sources import ROOT, Class, annotation_of, classes_of, lineage_of, method_of, text_of
+
+if TYPE_CHECKING:
+    from gzcli.models.base import Model
+
+APPLICATIONS = ("reconstruct", "interpolate", "translate", "inpaint", "upscale", "complete", "edit")
+
+# What the engine hands to a method; all else in its signature is an option that a user can set.
+_GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
+_INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
+
+_PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter of a signature: `annotation` is its source text; `default` is None where one is `required`."""
+
+    name: str
+    annotation: str
+    default: Any
+    required: bool
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model as its file describes it."""
+
+    name: str
+    family: str
+    path: Path
+    module: str
+    cls: str
+    paper: str
+    needs: tuple[str, ...]
+    likelihood: str | None  # what log_prob is: "exact" | "bound" | "ode"
+    best: str
+    params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
+    sample: dict[str, Param]  # options of `sample`
+    scores: dict[str, dict[str, Param]]  # score → options of `score_<name>` and `fit_<name>`
+    fits: tuple[str, ...]  # the scores that have a `fit_<name>`
+    do: dict[str, dict[str, Param]]  # application → its options
+    can: tuple[str, ...]  # sample, conditional, log_prob, ood and the applications
+
+
+def cards() -> dict[str, ModelCard]:
+    """Every model of the zoo by name, in order of family and name."""
+    found = (_read_card(path) for path in _files())
+    return {card.name: card for card in found if card}
+
+
+def card(name: str) -> ModelCard:
+    """The card of one model, reading its file (and its bases') alone; `-` and `_` are alike.
+
+    Raises UsageError with the nearest name where there is no such model.
+    """
+    for path in _files():
+        if path.stem == canonical(name) and (found := _read_card(path)):
+            return found
+    hint = did_you_mean(name, cards()) or "`gz list models` names them all"
+    raise UsageError(f"no model is called `{name}`", hint=hint)
+
+
+def load(name: str) -> type[Model]:
+    """The model's class. Imports its file, and so torch."""
+    import importlib
+
+    found = card(name)
+    return getattr(importlib.import_module(found.module), found.cls)
+
+
+def phases(model: ModelCard) -> tuple[str, ...] | None:
+    """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`.
+
+    None where they cannot be read off: then only the trainer knows them.
+    """
+    for cls in lineage_of(model.path, model.cls):
+        if "phases" in cls.methods:
+            names = [_phase_name(node) for node in ast.walk(method_of(cls, "phases")) if _is_phase(node)]
+            return tuple(dict.fromkeys(filter(None, names))) if names and None not in names else None
+    return ("main",)
+
+
+def _is_phase(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Phase"
+
+
+def _phase_name(call: ast.Call) -> str | None:
+    node = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "name"), None)
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+# ---------------------------------------------------------------------------- a card from a file
+
+
+def _files() -> list[Path]:
+    """The files that may hold a model."""
+    return sorted(path for path in ROOT.glob("*/*.py") if path.parent.name != "nn" and path.stem != "__init__")
+
+
+@cache
+def _read_card(path: Path) -> ModelCard | None:
+    lineage = _model_class(path)
+    if lineage is None:
+        return None
+    first = lineage[0]
+    methods = {name: method for cls in reversed(lineage) for name, method in cls.methods.items()}
+    owners = {name: cls.path for cls in reversed(lineage) for name in cls.methods}
+    attributes = {name: value for cls in reversed(lineage) for name, value in cls.attributes.items()}
+
+    def params(method: str) -> dict[str, Param]:
+        return {p.name: p for p in _params(methods[method], owners[method])} if method in methods else {}
+
+    def options(method: str) -> dict[str, Param]:
+        return {name: p for name, p in params(method).items() if name not in _GIVEN and not _is_input(p)}
+
+    def named(prefix: str) -> list[str]:
+        return [name.removeprefix(prefix) for name in methods if name.startswith(prefix)]
+
+    init = {name: p for name, p in params("__init__").items() if name not in ("self", "data")}
+    do = {name: options(name) for name in APPLICATIONS if name in methods}
+    scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in named("score_")}
+    can = {"sample": True, "conditional": "conditional" in init, "log_prob": "log_prob" in methods}
+    can["ood"] = bool(scores) or can["log_prob"]
+    return ModelCard(
+        name=path.stem,
+        family=path.parent.name,
+        path=path,
+        module=f"{__package__}.{path.parent.name}.{path.stem}",
+        cls=first.node.name,
+        paper=_value(attributes["paper"], path),
+        needs=tuple(_value(attributes["needs"], path)) if "needs" in attributes else (),
+        likelihood=_value(attributes["likelihood"], path) if "likelihood" in attributes else None,
+        best=_value(attributes["best"], path) if "best" in attributes else "auto",
+        params=init,
+        sample=options("sample"),
+        scores=scores,
+        fits=tuple(named("fit_")),
+        do=do,
+        can=(*(name for name, true in can.items() if true), *do),
+    )
+
+
+def _model_class(path: Path) -> list[Class] | None:
+    """The lineage of the file's model class: the one named like the file if several qualify, else the last."""
+    if not _PAPER.search(text_of(path)):
+        return None  # helpers are told so, without the cost of parsing them
+    found = []
+    for name in classes_of(path):
+        lineage = lineage_of(path, name)
+        if any(cls.is_model for cls in lineage) and any("paper" in cls.attributes for cls in lineage):
+            found.append(lineage)
+    found.sort(key=lambda lineage: lineage[0].node.name.lower() == path.stem.replace("_", ""))
+    return found[-1] if found else None
+
+
+def _params(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
+    a = function.args
+    positional = [*a.posonlyargs, *a.args]
+    defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
+    for arg, default in [*zip(positional, defaults, strict=True), *zip(a.kwonlyargs, a.kw_defaults, strict=True)]:
+        value = None if default is None or arg.arg in _GIVEN else _value(default, path)
+        yield Param(arg.arg, annotation_of(arg.annotation, path), value, default is None)
+
+
+def _value(node: ast.expr, path: Path) -> Any:
+    try:
+        return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
+    except ValueError:
+        where = f"{path}:{node.lineno}:{node.col_offset + 1}"
+        raise ValueError(f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it") from None
+
+
+def _is_input(param: Param) -> bool:
+    words = set("".join(c if c.isalnum() or c == "_" else " " for c in param.annotation).split())
+    return bool(words & _INPUTS)

@@ -1,0 +1,212 @@
+"""What a trained diffusion is good for beside sampling: out-of-distribution scores, inpainting, upscaling, editing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gzcli.errors import UsageError
+from gzcli.models.diffusion import samplers
+from gzcli.models.diffusion.process import Diffusion, at
+from gzcli.models.diffusion.schedule import Level
+from gzcli.types import Batch, Noise, Progress, no_progress
+
+
+class Applications(Diffusion):
+    """Scores and applications of a `Diffusion`, by its `denoiser` alone."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("recon_mean", None, persistent=False)  # [starts], by fit_recon
+        self.register_buffer("recon_std", None, persistent=False)
+
+    # -------------------------------------------------------------------------------------------------------- scores
+
+    @torch.no_grad()
+    def score_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
+        """[B]: error of images rebuilt from `starts` noise levels by DDIM of `steps` steps (Graham 2023).
+
+        Errors are z-scored level by level by `fit_recon`, and averaged; without it they are averaged as they are.
+        Raises UsageError where it was fitted with other `starts`.
+        """
+        errors = self.recon_errors(x, noise, starts, steps)
+        if self.recon_mean is None:
+            return errors.mean(1)
+        if len(self.recon_mean) != starts:
+            raise UsageError(f"`recon` was fitted with {len(self.recon_mean)} starts, not {starts}")
+        return ((errors - self.recon_mean) / self.recon_std).mean(1)
+
+    @torch.no_grad()
+    def fit_recon(self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 10) -> None:
+        """Mean and deviation of each level's error over held-out in-distribution batches."""
+        errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps) for b in batches])
+        self.recon_mean, self.recon_std = errors.mean(0), errors.std(0).clamp(min=1e-8)
+
+    def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int) -> Tensor:
+        """[B, starts]: mean squared error after noising to the fraction k/(starts + 1) of T and back."""
+        back = [self.there_and_back(x, noise, (k + 1) / (starts + 1), steps) for k in range(starts)]
+        return torch.stack([(x - b).square().flatten(1).mean(1) for b in back], 1)
+
+    @torch.no_grad()
+    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
+        """[B]: mean squared error of the network's ε over `times` evenly spaced noise levels."""
+        y, error = self.known_labels(None), 0
+        for k in range(times):
+            t = torch.full((len(x),), int((k + 0.5) * self.timesteps / times), device=x.device)
+            eps = noise.randn(*x.shape).to(x.device)
+            alpha, sigma = at(self.alpha, t), at(self.sigma, t)
+            x_t = alpha * x + sigma * eps
+            _, guess = self.split(self.net(x_t, t, y).float(), x_t, alpha, sigma)
+            error = error + (eps - guess).square().flatten(1).mean(1)
+        return error / times
+
+    # -------------------------------------------------------------------------------------------------- applications
+
+    def there_and_back(
+        self,
+        x: Tensor,
+        noise: Noise,
+        strength: float,
+        steps: int,
+        *,
+        y: Tensor | None = None,
+        guidance: float = 1.0,
+        progress: Progress = no_progress,
+    ) -> Tensor:
+        """x noised to the fraction `strength` of T and denoised by at most `steps` DDIM steps."""
+        path = self.start_from(strength, steps)
+        x_t = path[0].alpha * x + path[0].sigma * noise.randn(*x.shape).to(x.device)
+        denoise = self.denoiser(self.known_labels(y), guidance=guidance)
+        return self.into_range(samplers.ddim(denoise, x_t, path, progress=progress))
+
+    def start_from(self, strength: float, steps: int) -> list[Level]:
+        """The path from the fraction `strength` of T in at most `steps` steps. Raises UsageError outside 0 … 1."""
+        if not 0 < strength <= 1:
+            raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
+        return self.schedule.spaced(min(steps, max(1, round(strength * self.timesteps))), start=strength)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, strength: float = 0.4, steps: int = 20
+    ) -> Tensor:
+        """Images [B, C, H, W] noised part of the way and denoised: what the score `recon` compares with x."""
+        return self.there_and_back(x, noise, strength, steps, progress=progress)
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        frames: int = 8,
+        strength: float = 0.5,
+        steps: int = 20,
+    ) -> Tensor:
+        """The way from image 0 to 1, 2 to 3, …: noised, mixed there and denoised (Ho 2020, figure 8).
+
+        x [B, C, H, W] → [pairs · frames, C, H, W], pair by pair. The noises are mixed on the sphere, so that theirs
+        keeps its variance. Raises UsageError for fewer than two images.
+        """
+        if len(x) < 2:
+            raise UsageError("`interpolate` needs pairs of images, got one", hint="give a folder of two or more images")
+        path, eps, even = self.start_from(strength, steps), noise.randn(*x.shape).to(x.device), 2 * (len(x) // 2)
+        w = torch.linspace(0, 1, frames, device=x.device)[:, None, None, None]
+        angle = w * (torch.pi / 2)
+        mixed = torch.lerp(x[0:even:2, None], x[1:even:2, None], w)  # [pairs, frames, C, H, W]
+        eps = angle.cos() * eps[0:even:2, None] + angle.sin() * eps[1:even:2, None]
+        x_t = (path[0].alpha * mixed + path[0].sigma * eps).flatten(0, 1)
+        return self.into_range(samplers.ddim(self.denoiser(self.known_labels(None)), x_t, path, progress=progress))
+
+    @torch.no_grad()
+    def edit(
+        self,
+        x: Tensor,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        strength: float = 0.6,
+        steps: int = 50,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """SDEdit (Meng 2022): guides [B, C, H, W] noised part of the way and denoised, to `labels` if conditional."""
+        y = self.asked_labels(labels, len(x))
+        return self.there_and_back(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 50,
+        resample: int = 5,
+        jump: int = 5,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """RePaint (Lugmayr 2022): images [B, C, H, W] completed where mask [B, 1, H, W] is 0; steps × resample calls.
+
+        Without a mask the middle is hidden, half as high and wide as the image.
+        """
+        mask = middle_hidden(x) if mask is None else mask.to(x)
+        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        found = samplers.repaint(
+            self.denoiser(y, guidance=guidance),
+            noise.randn(*x.shape).to(x.device),
+            self.schedule.spaced(steps),
+            known=x,
+            mask=mask,
+            randn=self.fresh(noise, x),
+            resample=resample,
+            jump=jump,
+            progress=progress,
+        )
+        return mask * x + (1 - mask) * self.into_range(found)
+
+    @torch.no_grad()
+    def upscale(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        factor: int = 2,
+        steps: int = 50,
+        eta: float = 0.85,
+    ) -> Tensor:
+        """DDNM super-resolution (Wang 2022): images [B, C, H, W] whose block means are the small images x.
+
+        x [B, C, h, w], with h a part of H; or of full size, which is first reduced by `factor`.
+        """
+        full = self.data.shape[1:]
+        small = F.avg_pool2d(x, factor) if x.shape[2:] == full else x
+        factor = full[0] // small.shape[2]
+        if tuple(s * factor for s in small.shape[2:]) != tuple(full):
+            raise UsageError(f"images of {tuple(small.shape[2:])} pixels are no whole part of {tuple(full)}")
+        inner = self.denoiser(self.known_labels(None))
+
+        def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            x0, _ = inner(x, t)
+            gap = small - F.avg_pool2d(x0, factor)
+            x0 = x0 + F.interpolate(gap, scale_factor=factor, mode="nearest")  # A⁺ y + (1 − A⁺ A) x_0 (eq. 13)
+            _, alpha, sigma = self.schedule.level(t)
+            return x0, (x - alpha * x0) / sigma
+
+        x = noise.randn(len(small), *self.data.shape).to(small.device)
+        path = self.schedule.spaced(steps)
+        return self.into_range(samplers.ddim(denoise, x, path, eta=eta, randn=self.fresh(noise, x), progress=progress))
+
+
+def middle_hidden(x: Tensor) -> Tensor:
+    """The mask [B, 1, H, W] that hides the middle quarter of x: 0 there, 1 elsewhere."""
+    n, _, h, w = x.shape
+    mask = x.new_ones(n, 1, h, w)
+    mask[:, :, h // 4 : h - h // 4, w // 4 : w - w // 4] = 0
+    return mask

@@ -1,0 +1,72 @@
+"""DDPM — Ho et al. 2020, arXiv:2006.11239."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gzcli.errors import UsageError
+from gzcli.models.diffusion.applications import Applications
+from gzcli.models.nn import UNet
+from gzcli.types import DataInfo
+
+
+class DDPM(Applications):
+    """The U-Net of Ho 2020, appendix B, in the process that process.py describes.
+
+    channels × mult: width of each level, of `layers` residual blocks; attention: the resolutions, in pixels, that have
+    it beside the middle, with heads of `head_dim` channels (None: one head). Raises UsageError for sizes that do not
+    fit, and for a conditional model of data without labels.
+    """
+
+    paper = "Denoising Diffusion Probabilistic Models, Ho et al. 2020, arXiv:2006.11239"
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        channels: int = 32,
+        mult: tuple[int, ...] = (1, 2, 2),
+        layers: int = 1,
+        attention: tuple[int, ...] = (7, 8),
+        head_dim: int | None = None,
+        dropout: float = 0.0,
+        groups: int = 8,
+        timesteps: int = 1000,
+        schedule: Literal["linear", "cosine"] = "cosine",
+        zero_snr: bool = False,
+        prediction: Literal["eps", "x0", "v"] = "v",
+        loss_type: Literal["l2", "l1", "huber"] = "l2",
+        min_snr: float | None = None,
+        time_sampling: Literal["uniform", "stratified"] = "stratified",
+        conditional: bool = False,
+        label_dropout: float = 0.1,
+    ):
+        if conditional and not data.classes:
+            raise UsageError("a conditional model of data without labels", hint="set `model.conditional` to `false`")
+        sides = [min(data.shape[1:])]
+        for _ in mult[1:]:
+            sides.append((sides[-1] + 1) // 2)
+        net = UNet(
+            data.shape[0],
+            data.shape[0],
+            channels=tuple(channels * m for m in mult),
+            layers=layers,
+            attention=tuple(side in attention for side in sides),
+            head_dim=head_dim,
+            dropout=dropout,
+            groups=groups,
+            classes=len(data.classes) if conditional else 0,
+        )
+        super().__init__(
+            data,
+            net,
+            timesteps=timesteps,
+            schedule=schedule,
+            zero_snr=zero_snr,
+            prediction=prediction,
+            loss_type=loss_type,
+            min_snr=min_snr,
+            time_sampling=time_sampling,
+            conditional=conditional,
+            label_dropout=label_dropout,
+        )

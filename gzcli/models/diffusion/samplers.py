@@ -1,0 +1,142 @@
+"""Samplers as pure functions: from noise x at path[0] along the levels of `path` to the clean image at its end.
+
+`denoise(x, t)`, at one time t for the whole batch, returns estimates (x_0, ε), each [B, C, H, W]: one call a step, two
+for Heun.
+`randn()` draws standard normal noise of x's shape; `progress(i, n, x)` is told of each step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from gzcli.models.diffusion.schedule import Level
+from gzcli.types import Progress, no_progress
+
+Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+Randn = Callable[[], Tensor]
+
+
+def ancestral(
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    *,
+    randn: Randn,
+    variance: str = "small",
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" is β_t (section 3.2)."""
+    for i, (s, u) in enumerate(pairwise(path)):
+        x0, _ = denoise(x, s.t)
+        mean, var = posterior(x0, x, s, u)
+        if u.sigma > 0:
+            x = mean + math.sqrt(var if variance == "small" else transition(s, u)[1]) * randn()
+        else:
+            x = mean
+        progress(i + 1, len(path) - 1, x)
+    return x
+
+
+def ddim(
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    *,
+    randn: Randn | None = None,
+    eta: float = 0.0,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Song 2021, eq. 12: eta = 0 is deterministic, eta = 1 is ancestral with the small variance."""
+    for i, (s, u) in enumerate(pairwise(path)):
+        x0, eps = denoise(x, s.t)
+        var = eta**2 * transition(s, u)[1] * (u.sigma / s.sigma) ** 2  # eq. 16
+        x = u.alpha * x0 + math.sqrt(max(u.sigma**2 - var, 0)) * eps
+        if var > 0:
+            x = x + math.sqrt(var) * randn()
+        progress(i + 1, len(path) - 1, x)
+    return x
+
+
+def dpm(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
+    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): second order in λ = log α/σ from the previous step's x_0."""
+    before, h_before = None, 0.0
+    for i, (s, u) in enumerate(pairwise(path)):
+        x0, _ = denoise(x, s.t)
+        shrink = s.alpha * u.sigma / (s.sigma * u.alpha)  # e^{-h}; 0 at the clean end and from zero SNR
+        h = -math.log(shrink) if shrink > 0 else math.inf
+        second = before is not None and u.sigma > 0  # the last step is of first order: x_0 itself
+        d = x0 + (h / (2 * h_before)) * (x0 - before) if second else x0
+        x = (u.sigma / s.sigma) * x + u.alpha * (1 - shrink) * d
+        before, h_before = x0, h
+        progress(i + 1, len(path) - 1, x)
+    return x
+
+
+def heun(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
+    """Karras 2022, algorithm 1, without churn: trapezoidal steps of d(x/α)/d(σ/α) = ε; 2 N − 1 calls."""
+    for i, (s, u) in enumerate(pairwise(path)):
+        x0, eps = denoise(x, s.t)
+        x = u.alpha * x0 + u.sigma * eps  # Euler's step, exactly DDIM's
+        if u.sigma > 0 and s.alpha > 0:  # no slope at the clean end; none to average from zero SNR, where σ/α = ∞
+            _, ahead = denoise(x, u.t)
+            x = x + 0.5 * (u.sigma - u.alpha * s.sigma / s.alpha) * (ahead - eps)
+        progress(i + 1, len(path) - 1, x)
+    return x
+
+
+def repaint(
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    *,
+    known: Tensor,
+    mask: Tensor,
+    randn: Randn,
+    resample: int = 5,
+    jump: int = 5,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels are replaced by noised truth.
+
+    `known` [B, C, H, W], `mask` [B, 1, H, W] 1 = keep. To make the parts agree, every `jump` steps the walk goes back
+    `jump` levels by the forward process, `resample` times in all.
+    """
+    walk = list(pairwise(repaint_walk(len(path) - 1, resample, jump)))
+    for i, (a, b) in enumerate(walk):
+        s, u = path[a], path[b]
+        if b > a:
+            x0, _ = denoise(x, s.t)
+            mean, var = posterior(x0, x, s, u)
+            unknown = mean + math.sqrt(var) * randn()
+            x = mask * (u.alpha * known + u.sigma * randn()) + (1 - mask) * unknown
+        else:
+            scale, var = transition(u, s)
+            x = scale * x + math.sqrt(var) * randn()
+        progress(i + 1, len(walk), x)
+    return x
+
+
+def repaint_walk(steps: int, resample: int, jump: int) -> list[int]:
+    """Positions on the path 0 … steps: `jump` ahead, back and ahead again, `resample` times ahead over each stretch."""
+    walk = [0]
+    for start in range(0, steps, jump):
+        stretch = list(range(start + 1, min(start + jump, steps) + 1))
+        walk += stretch + (resample - 1) * [start, *stretch]
+    return walk
+
+
+def transition(s: Level, u: Level) -> tuple[float, float]:
+    """α_{s|u} and the variance β of q(x_s | x_u), u less noisy than s; from the clean level it is q(x_s | x_0)."""
+    scale = s.alpha / u.alpha
+    return scale, s.sigma**2 - (scale * u.sigma) ** 2
+
+
+def posterior(x0: Tensor, x: Tensor, s: Level, u: Level) -> tuple[Tensor, float]:
+    """Mean and variance of q(x_u | x_s, x_0) (Ho 2020, eq. 7)."""
+    scale, beta = transition(s, u)
+    mean = (u.alpha * beta / s.sigma**2) * x0 + (scale * u.sigma**2 / s.sigma**2) * x
+    return mean, beta * (u.sigma / s.sigma) ** 2

@@ -1,0 +1,104 @@
+"""Noise schedules of the variance-preserving process x_t = α_t x_0 + σ_t ε, α² + σ² = 1 (Ho 2020, eq. 4).
+
+Times are t = 0 … T − 1 from least to most noise, as in diffusers (t − 1 of the paper); real times lie between.
+Tables are float64 numpy: differences such as 1 − ᾱ_t/ᾱ_{t−1} ≈ 1e-4 do not survive float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from gzcli.errors import UsageError
+
+SIGMA_MAX = 80.0  # noise-to-signal ratio at which real-valued spacings start: EDM's (Karras 2022, table 1)
+
+
+class Level(NamedTuple):
+    """A noise level on a sampler's path: x = alpha x_0 + sigma ε at time t."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+
+CLEAN = Level(-1.0, 1.0, 0.0)
+
+
+class Schedule:
+    """alpha, sigma: float64 [T]. Raises UsageError for a schedule that makes no sense."""
+
+    def __init__(self, name: Literal["linear", "cosine"], timesteps: int, *, zero_snr: bool = False):
+        if timesteps < 2:
+            raise UsageError(f"a diffusion of {timesteps} timesteps: at least 2 are needed")
+        alpha_bar = np.cumprod(1 - BETAS[name](timesteps))
+        self.alpha = rescale_zero_snr(np.sqrt(alpha_bar)) if zero_snr else np.sqrt(alpha_bar)
+        self.sigma = np.sqrt(1 - self.alpha**2)
+        self.timesteps = timesteps
+
+    @property
+    def snr(self) -> np.ndarray:
+        """α²/σ² [T]."""
+        return self.alpha**2 / self.sigma**2
+
+    def level(self, t: float) -> Level:
+        """The level of a real time, real ones on the chord between neighbours, put back on the circle α² + σ² = 1."""
+        alpha, sigma = (np.interp(t, np.arange(self.timesteps), a) for a in (self.alpha, self.sigma))
+        norm = np.hypot(alpha, sigma)
+        return Level(float(t), float(alpha / norm), float(sigma / norm))
+
+    def path(self, times: Sequence[float]) -> list[Level]:
+        """The levels of falling times, then the clean image: what a sampler walks along."""
+        return [*(self.level(t) for t in times), CLEAN]
+
+    def spaced(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
+        """A path of `steps` steps from the noise level at the fraction `start` of T, any number up to its timesteps.
+
+        trailing: every T/steps-th counted from the noisy end, leading: from the clean end, linspace: both ends
+        (Lin 2023, table 2); karras: σ/α spaced by its 7th root (Karras 2022, eq. 5); logsnr: by its logarithm.
+        Raises UsageError for no steps or more than there are timesteps.
+        """
+        top = max(1, round(start * self.timesteps))  # times 0 … top − 1
+        if not 1 <= steps <= top:
+            raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
+        if spacing == "trailing":
+            times = np.round(top - np.arange(steps) * (top / steps)) - 1
+        elif spacing == "leading":
+            times = (np.arange(steps) * (top // steps))[::-1]
+        elif spacing == "linspace":
+            times = np.round(np.linspace(top - 1, 0, steps)) if steps > 1 else np.array([top - 1])
+        else:
+            with np.errstate(divide="ignore"):
+                log_ratio = np.log(self.sigma) - np.log(self.alpha)  # of σ/α, +inf at zero SNR
+            last = int(np.searchsorted(log_ratio, np.log(SIGMA_MAX), side="right")) - 1
+            high, low = log_ratio[max(0, min(last, top - 1))], log_ratio[0]
+            ramp = np.linspace(0, 1, steps)
+            if spacing == "karras":
+                a, b = np.exp(high / 7), np.exp(low / 7)
+                target = 7 * np.log(a + ramp * (b - a))
+            else:
+                target = high + ramp * (low - high)
+            finite = np.isfinite(log_ratio)
+            times = np.interp(target, log_ratio[finite], np.arange(self.timesteps)[finite])
+        return self.path(times.tolist())
+
+
+def linear_betas(timesteps: int) -> np.ndarray:
+    """β from 1e-4 to .02 at T = 1000 (Ho 2020, section 4), scaled so that other T end at the same noise."""
+    return np.linspace(1e-4, 0.02, timesteps).clip(max=0.999 * timesteps / 1000) * (1000 / timesteps)
+
+
+def cosine_betas(timesteps: int) -> np.ndarray:
+    """ᾱ(t) = cos² of a ramp with offset .008, β at most .999 (Nichol 2021, eq. 17)."""
+    alpha_bar = np.cos((np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clip(max=0.999)
+
+
+BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+
+
+def rescale_zero_snr(alpha: np.ndarray) -> np.ndarray:
+    """α shifted and scaled so that the last is exactly 0 and the first stays (Lin 2023, algorithm 1)."""
+    return (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))

@@ -1,0 +1,95 @@
+"""Generators and critics of the GAN family: convolutional, for any image size, after DCGAN (arXiv:1511.06434).
+
+The feature maps are the image's size halved (rounded up) until both sides are at most 4: 28 → 14 → 7 → 4. No layer
+looks at the other images of the batch, so there is no batch norm: a critic judges each image alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gzcli.models.nn import ClassEmbedding
+
+Norm = Literal["none", "group"]
+
+
+def full(t: Tensor) -> Tensor:
+    """At least fp32: half precision, as autocast makes it, is raised; fp64 stays."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
+    """Sizes of the feature maps, from the image's own down."""
+    sizes = [(shape[1], shape[2])]
+    while max(sizes[-1]) > coarsest:
+        h, w = sizes[-1]
+        sizes.append(((h + 1) // 2, (w + 1) // 2))
+    return sizes
+
+
+def widths(width: int, scales: int) -> list[int]:
+    """Channels of the scales below the image, finest first: width, 2·width, 4·width … at most 8·width."""
+    return [width * 2 ** min(i, 3) for i in range(scales)]
+
+
+def make_norm(norm: Norm, width: int) -> nn.Module:
+    if norm == "none":
+        return nn.Identity()
+    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
+
+
+class Generator(nn.Module):
+    """z [B, latent] (and labels, by an embedding beside z) → images [B, C, H, W] in [-1, 1], fp32."""
+
+    def __init__(self, shape: tuple[int, ...], latent: int, width: int, norm: Norm = "group", classes: int = 0):
+        super().__init__()
+        *self.targets, start = pyramid(shape)
+        channels = widths(width, len(self.targets))
+        self.embed = ClassEmbedding(classes, latent) if classes else None
+        self.start = (channels[-1], *start)
+        self.stem = nn.Linear(latent * (2 if classes else 1), channels[-1] * start[0] * start[1])
+        self.norms = nn.ModuleList(make_norm(norm, w) for w in reversed(channels))
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1)
+            for i, o in zip(reversed(channels), (*reversed(channels[:-1]), shape[0]), strict=True)
+        )
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        h = z if self.embed is None else torch.cat([z, self.embed(y, len(z))], dim=1)
+        h = self.stem(h).unflatten(1, self.start)
+        for norm, up, (height, width) in zip(self.norms, self.ups, reversed(self.targets), strict=True):
+            h = up(F.relu(norm(h)))[:, :, :height, :width]  # odd sizes were rounded up
+        return torch.tanh(full(h))
+
+
+class Critic(nn.Module):
+    """Images → one unbounded number each, [B], fp32; labels by projection (Miyato 2018, arXiv:1802.05637, eq. 3)."""
+
+    def __init__(self, shape: tuple[int, ...], width: int, classes: int = 0):
+        super().__init__()
+        sizes = pyramid(shape)
+        channels = widths(width, len(sizes) - 1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in zip((shape[0], *channels), channels, strict=False)
+        )
+        h, w = sizes[-1]
+        self.features = channels[-1] * h * w
+        self.head = nn.Linear(self.features, 1)
+        self.embed = ClassEmbedding(classes, self.features) if classes else None
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The coarsest feature map [B, C', h, w]."""
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.2)
+        return x
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.maps(x).flatten(1)
+        f = full(self.head(h)).squeeze(1)
+        if self.embed is not None:
+            f = f + (full(self.embed(y, len(x))) * full(h)).sum(1) / self.features**0.5
+        return f

@@ -1,0 +1,297 @@
+"""The invertible layers that image flows share. Every one maps data to latent in `forward`, which also gives log |det|.
+
+A layer has `forward(x) -> (y, log_det)`, with log_det [B] or a scalar that holds for each image, and `inverse(y) -> x`.
+Transforms and log-dets are computed in fp32 also under autocast; only the nets inside couplings run in low precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gzcli.models.nn.common import all_mean, from_levels, zero_init
+
+MIN_STD = 1e-4  # a channel that varies less is constant: it keeps its scale (dequantised 8-bit noise has 1.1e-3)
+
+
+def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
+    """Images [B, C, H, W] in [-1, 1] as v = (k + u) / levels in [0, 1), with u uniform on [0, 1); and −D·log levels.
+
+    P(k) = ∫ p_v((k + u) / L) L^−D du, so E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016, eq. 4).
+    Linear in x, so that gradients reach it.
+    """
+    k = (x + 1) * ((levels - 1) / 2)
+    return (k + u) / levels, -math.log(levels) * x[0].numel()
+
+
+def quantise(v: Tensor, levels: int) -> Tensor:
+    """The inverse of `dequantise`: v as the image in [-1, 1] of the grey level whose bin it lies in."""
+    return from_levels((v * levels).floor().clamp(0, levels - 1), levels)
+
+
+def squeeze(x: Tensor) -> Tensor:
+    """[B, C, H, W] → [B, 4C, H/2, W/2]: each 2×2 square becomes channels (Dinh 2017, §3.6). Gives channels-last."""
+    B, C, H, W = x.shape
+    squares = x.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5)  # [B, H/2, W/2, C, 2, 2]
+    return squares.reshape(B, H // 2, W // 2, 4 * C).permute(0, 3, 1, 2)
+
+
+def unsqueeze(x: Tensor) -> Tensor:
+    """The inverse of `squeeze`."""
+    B, C, H, W = x.shape
+    squares = x.view(B, C // 4, 2, 2, H, W).permute(0, 4, 2, 5, 3, 1)  # [B, H, 2, W, 2, C/4]
+    return squares.reshape(B, 2 * H, 2 * W, C // 4).permute(0, 3, 1, 2)
+
+
+def gaussian_log_prob(z: Tensor) -> Tensor:
+    """log N(z; 0, 1) summed over all but the first dimension, [B]."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+class Logit(nn.Module):
+    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1): the flow then never leaves the image range."""
+
+    def __init__(self, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.alpha / 2 + (1 - self.alpha) * v
+        y = p.log() - (-p).log1p()
+        # d logit / dp = 1 / (p (1 − p)), and log p + log(1 − p) = −softplus(−y) − softplus(y)
+        log_det = F.softplus(y) + F.softplus(-y) + math.log(1 - self.alpha)
+        return y, log_det.flatten(1).sum(1)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return (y.sigmoid() - self.alpha / 2) / (1 - self.alpha)
+
+
+class ActNorm(nn.Module):
+    """y = (x + bias) · exp(log_scale) for each channel, zero mean and unit variance on the first batch (Glow, §3.1)."""
+
+    initialized: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.initialising = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.initialising:
+            self.initialise(x)
+        y = (x + _channels(self.bias)) * _channels(self.log_scale.exp())
+        return y, self.log_scale.sum() * x[0, 0].numel()
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y * _channels((-self.log_scale).exp()) - _channels(self.bias)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its scale."""
+        x = x.float()
+        mean = all_mean(x.mean((0, 2, 3)))
+        std = all_mean((x - _channels(mean)).square().mean((0, 2, 3))).sqrt()
+        self.bias.copy_(-mean)
+        self.log_scale.copy_(-torch.where(std > MIN_STD, std, 1.0).log())
+        self.initialized.fill_(True)
+
+
+@contextmanager
+def initialising(model: nn.Module) -> Iterator[bool]:
+    """Inside, each ActNorm not yet initialised fits itself to what passes through it, one after the other.
+
+    Yields whether there are any.
+    """
+    fresh = [m for m in model.modules() if isinstance(m, ActNorm) and not m.initialized]
+    for m in fresh:
+        m.initialising = True
+    try:
+        yield bool(fresh)
+    finally:
+        for m in fresh:
+            m.initialising = False
+
+
+class InvertibleConv1x1(nn.Module):
+    """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11).
+
+    P is drawn once and belongs to the state; L has a unit diagonal, U a zero one. W starts as a random rotation.
+    In eval mode W⁻¹ is kept until a parameter is written to, moved or loaded.
+    """
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(channels, channels))[0]
+        p, lower, upper = torch.linalg.lu(rotation)
+        s = upper.diagonal()
+        self.register_buffer("permutation", p.argmax(1))
+        self.register_buffer("sign", s.sign())
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+        self.log_s = nn.Parameter(s.abs().log())
+        self._inverse: tuple[tuple, Tensor] | None = None
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """L and U + diag(s), both [C, C]."""
+        eye = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
+        return self.lower.tril(-1) + eye, self.upper.triu(1) + torch.diag(self.sign * self.log_s.exp())
+
+    def weight(self) -> Tensor:
+        """W [C, C]."""
+        lower, upper = self.factors()
+        return (lower @ upper)[self.permutation]
+
+    def inverse_weight(self) -> Tensor:
+        """W⁻¹ = (U + diag(s))⁻¹ L⁻¹ Pᵀ, by two triangular solves."""
+        params = (self.lower, self.upper, self.log_s)
+        key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in params)
+        cached = not (self.training or torch.is_grad_enabled())
+        if cached and self._inverse is not None and self._inverse[0] == key:
+            return self._inverse[1]
+        lower, upper = self.factors()
+        p_t = torch.eye(len(self.sign), dtype=lower.dtype, device=lower.device)[self.permutation].T
+        inverse = torch.linalg.solve_triangular(lower, p_t, upper=False, unitriangular=True)
+        inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
+        self._inverse = (key, inverse) if cached else None
+        return inverse
+
+    def forward(self, x: Tensor, norm: ActNorm | None = None) -> tuple[Tensor, Tensor]:
+        """W x, or W norm(x): ActNorm folded into W spares two passes over the pixels."""
+        if norm is not None and norm.initialising:
+            norm.initialise(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if norm is None:
+                return _linear(x, self.weight()), self.log_s.sum() * x[0, 0].numel()
+            weight = self.weight() * norm.log_scale.exp()
+            log_det = (self.log_s + norm.log_scale).sum() * x[0, 0].numel()
+            return _linear(x, weight, weight @ norm.bias), log_det
+
+    def inverse(self, y: Tensor) -> Tensor:
+        with torch.autocast(y.device.type, enabled=False):
+            return _linear(y, self.inverse_weight())
+
+    def train(self, mode: bool = True) -> InvertibleConv1x1:
+        self._inverse = None
+        return super().train(mode)
+
+
+class ZeroConv(nn.Conv2d):
+    """A 3×3 convolution that starts at zero, its output times exp(3 · log_scale), learned (Glow's `Conv2dZeros`)."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__(channels, out, 3, padding=1)
+        zero_init(self)
+        self.log_scale = nn.Parameter(torch.zeros(out))
+
+    def forward(self, h: Tensor) -> Tensor:
+        scale = (3 * self.log_scale).exp()  # on the weights, where it costs nothing per pixel
+        return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
+
+
+class ActNormConv(nn.Module):
+    """A convolution followed by ActNorm, folded into its weights: scale and bias then cost nothing per pixel."""
+
+    def __init__(self, channels: int, out: int, size: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, size, padding=size // 2, bias=False)
+        self.norm = ActNorm(out)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.norm.initialising:
+            self.norm.initialise(self.conv(h))
+        scale = self.norm.log_scale.exp()
+        return F.conv2d(
+            h, self.conv.weight * scale[:, None, None, None], self.norm.bias * scale, padding=self.conv.padding
+        )
+
+
+class AffineCoupling(nn.Module):
+    """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1); `net` maps x₁ to (t, raw).
+
+    s = a · tanh(raw) with a learned range a for each channel: bounded, so that training is stable, yet wide enough for
+    dequantised constant pixels, which ask for scales of 1e3.
+    """
+
+    def __init__(self, channels: int, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.log_range = nn.Parameter(torch.full((channels - channels // 2,), math.log(2.0)))
+
+    def shift_and_log_scale(self, x1: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = halves(self.net(x1), x1.dtype)
+        return shift, _channels(self.log_range.exp()) * raw.tanh()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x1, x2 = halves(x)
+        shift, log_scale = self.shift_and_log_scale(x1)
+        return torch.cat([x1, (x2 + shift) * log_scale.exp()], 1), log_scale.flatten(1).sum(1)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        y1, y2 = halves(y)
+        shift, log_scale = self.shift_and_log_scale(y1)
+        return torch.cat([y1, y2 * (-log_scale).exp() - shift], 1)
+
+
+class AdditiveCoupling(nn.Module):
+    """y₁ = x₁, y₂ = x₂ + t(x₁) (NICE, Dinh 2014): volume-preserving."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x1, x2 = halves(x)
+        return torch.cat([x1, x2 + self.net(x1).to(x.dtype)], 1), x.new_zeros(len(x))
+
+    def inverse(self, y: Tensor) -> Tensor:
+        y1, y2 = halves(y)
+        return torch.cat([y1, y2 - self.net(y1).to(y.dtype)], 1)
+
+
+class SplitPrior(nn.Module):
+    """Takes x₂, half of the channels, out of the flow as eps = (x₂ − mean(x₁)) / std(x₁) ~ N(0, 1) (Glow, §3.6).
+
+    forward(x) -> (x₁, eps, log |det d eps / d x₂|) · inverse(x₁, eps) -> x
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.net = ZeroConv(channels // 2, 2 * (channels - channels // 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x1, x2 = halves(x)
+        mean, log_std = halves(self.net(x1), x1.dtype)
+        return x1, (x2 - mean) * (-log_std).exp(), -log_std.flatten(1).sum(1)
+
+    def inverse(self, x1: Tensor, eps: Tensor) -> Tensor:
+        mean, log_std = halves(self.net(x1), x1.dtype)
+        return torch.cat([x1, mean + eps * log_std.exp()], 1)
+
+
+def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """The first C // 2 channels and the rest, cast to `dtype`.
+
+    Cast one by one, the halves of a low-precision output come out dense, as fast elementwise kernels ask for.
+    """
+    first, second = x.split([x.shape[1] // 2, x.shape[1] - x.shape[1] // 2], 1)
+    return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
+
+
+def _channels(t: Tensor) -> Tensor:
+    """[C] as [C, 1, 1]."""
+    return t[:, None, None]
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W]; one product where x is channels-last."""
+    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)

@@ -1,0 +1,118 @@
+"""What a decoder says of the pixels: distributions over DISCRETE grey levels, so that −log p is honest bits.
+
+Grey level k of L lies at x = 2k/(L−1) − 1; its bin is x ± 1/(L−1), and the first and the last bin reach to ∓∞
+(Salimans 2017, PixelCNN++, arXiv:1701.05517, section 2.1). So the masses of the L levels sum to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gzcli.errors import UsageError
+from gzcli.models.nn import from_levels, to_levels
+from gzcli.models.vae.nets import full
+
+Kind = Literal["bernoulli", "gaussian", "logistic"]
+LOG_SCALE = (-7.0, 3.0)  # e^-7 is a quarter of a 256-level bin: sharper is all the same mass
+
+
+class Pixels:
+    """The distribution p(x | z) that a decoder's output parametrises, pixel by pixel.
+
+    kind: `auto` is bernoulli for 2 levels, gaussian for latents (levels None), logistic else.
+    Raises UsageError where `kind` does not fit the levels.
+    """
+
+    def __init__(self, kind: Kind | Literal["auto"], levels: int | None):
+        if kind == "auto":
+            kind = "gaussian" if levels is None else "bernoulli" if levels == 2 else "logistic"
+        if kind == "bernoulli" and levels != 2:
+            raise UsageError(
+                f"`model.pixels: bernoulli` needs images of 2 grey levels, these have {levels or 'none'}",
+                hint="`--set data.levels=2` binarises them; `--set model.pixels=logistic` takes any number of levels",
+            )
+        if kind == "logistic" and levels is None:
+            raise UsageError("`model.pixels: logistic` needs grey levels, latents have none", hint="use `gaussian`")
+        self.kind: Kind = kind
+        self.levels = levels
+        self.outputs = 1 if kind == "bernoulli" else 2  # decoder channels per image channel
+
+    def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
+        """log p(x | out) in nats, summed over pixels: x [B, C, H, W], out [B, outputs·C, H, W] → [B], fp32."""
+        out = full(out)
+        if self.kind == "bernoulli":
+            return -F.binary_cross_entropy_with_logits(out, (x + 1) / 2, reduction="none").flatten(1).sum(1)
+        mean, log_scale = self.mean_scale(out)
+        if self.levels is None:
+            eps = (x - mean) * torch.exp(-log_scale)
+            log_p = -0.5 * (eps**2 + math.log(2 * math.pi)) - log_scale
+        else:
+            mass = logistic_log_mass if self.kind == "logistic" else gaussian_log_mass
+            log_p = mass(x, mean, log_scale, self.levels)
+        return log_p.flatten(1).sum(1)
+
+    def mean_scale(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_scale = out.chunk(2, dim=1)
+        return mean, log_scale.clamp(*LOG_SCALE)
+
+    def mean(self, out: Tensor) -> Tensor:
+        """The picture to show: the pixels' location, [B, C, H, W] in [-1, 1] (latents: unbounded)."""
+        out = full(out)
+        if self.kind == "bernoulli":
+            return torch.tanh(out / 2)  # 2 sigmoid(out) − 1
+        mean, _ = self.mean_scale(out)
+        return mean if self.levels is None else mean.clamp(-1, 1)
+
+    def draw(self, out: Tensor, u: Tensor) -> Tensor:
+        """A picture drawn pixel by pixel, by the inverse distribution function at u, uniform [B, C, H, W]."""
+        out = full(out)
+        u = u.clamp(1e-6, 1 - 1e-6)
+        if self.kind == "bernoulli":
+            return (u < torch.sigmoid(out)).to(out.dtype) * 2 - 1
+        mean, log_scale = self.mean_scale(out)
+        unit = torch.logit(u) if self.kind == "logistic" else torch.special.ndtri(u)
+        x = mean + unit * torch.exp(log_scale)
+        return x if self.levels is None else from_levels(to_levels(x.clamp(-1, 1), self.levels), self.levels)
+
+
+def bin_edges(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Standardised lower and upper edge of x's bin, and where that edge is really −∞ or +∞."""
+    half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
+    below, above = (x - mean - half) * inv_scale, (x - mean + half) * inv_scale
+    return below, above, x < half - 1, x > 1 - half
+
+
+def log1mexp(d: Tensor) -> Tensor:
+    """log(1 − e^−d) for d > 0."""
+    return torch.log(-torch.expm1(-d.clamp_min(1e-12)))
+
+
+def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """log P(level of x) under a logistic: PixelCNN++ eq. 2, without its approximations in the tails.
+
+    σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b−a)) holds exactly and never underflows.
+    """
+    below, above, first, last = bin_edges(x, mean, log_scale, levels)
+    zero = torch.zeros_like(below)
+    return (
+        torch.where(last, zero, F.logsigmoid(above))
+        + torch.where(first, zero, F.logsigmoid(-below))
+        + torch.where(first | last, zero, log1mexp(2 / (levels - 1) * torch.exp(-log_scale)))
+    )
+
+
+def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """log P(level of x) under a Gaussian, integrated over the level's bin."""
+    below, above, first, last = bin_edges(x, mean, log_scale, levels)
+    log_below, log_above = torch.special.log_ndtr(below), torch.special.log_ndtr(above)
+    # an inner bin on the right of the mean is mirrored to the left, where the logarithms keep their digits
+    right = (below + above > 0) & ~first & ~last
+    hi = torch.where(right, torch.special.log_ndtr(-below), log_above)
+    lo = torch.where(right, torch.special.log_ndtr(-above), log_below)
+    inner = hi + log1mexp(hi - lo)
+    return torch.where(first, log_above, torch.where(last, torch.special.log_ndtr(-below), inner))

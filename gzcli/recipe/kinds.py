@@ -1,0 +1,163 @@
+"""Types by their source text: what a signature's annotation, or a `Rule`, asks of a value.
+
+Known are int, float, bool, str, None, Any, Literal[…], tuple[…], list[…] and unions of them by `|`.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from gzcli.errors import did_you_mean
+from gzcli.recipe.load import scalar
+
+
+@cache
+def parse(annotation: str) -> ast.expr:
+    return ast.parse(annotation or "Any", mode="eval").body
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_alternatives(node.left), *_alternatives(node.right)]
+    return [node]
+
+
+def _arguments(node: ast.Subscript) -> list[ast.expr]:
+    return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+
+
+def _head(node: ast.expr) -> str:
+    """int, float, bool, str, None, Literal, tuple, list, …"""
+    if isinstance(node, ast.Subscript):
+        return _head(node.value)
+    if isinstance(node, ast.Name):
+        return node.id
+    return str(node.value) if isinstance(node, ast.Constant) else ast.unparse(node)
+
+
+def convert(node: ast.expr, value: Any) -> tuple[bool, Any]:
+    """Whether the value is of the type, and the value in it: a list for a tuple, a float for a whole number."""
+    for option in _alternatives(node):
+        ok, converted = _convert_one(option, value)
+        if ok:
+            return True, converted
+    return False, value
+
+
+def _convert_one(node: ast.expr, value: Any) -> tuple[bool, Any]:
+    kind = _head(node)
+    if kind == "Any":
+        return True, value
+    if kind == "None":
+        return value is None, None
+    if kind == "bool":
+        return isinstance(value, bool), value
+    if kind == "str":
+        return isinstance(value, str), value
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if kind == "float":
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return ok, float(value) if ok else value
+    if kind == "Literal":
+        options = [ast.literal_eval(option) for option in _arguments(node)]
+        return any(value == option and type(value) is type(option) for option in options), value
+    if kind in ("tuple", "list"):
+        return _convert_items(node, value)
+    return False, value
+
+
+def _convert_items(node: ast.expr, value: Any) -> tuple[bool, Any]:
+    if not isinstance(value, list | tuple):
+        return False, value
+    kinds = _item_kinds(node, len(value))
+    if len(kinds) != len(value):
+        return False, value
+    items = [convert(kind, item) for kind, item in zip(kinds, value, strict=True)]
+    return all(ok for ok, _ in items), [item for _, item in items]
+
+
+def _item_kinds(node: ast.expr, n: int) -> list[ast.expr]:
+    """The type of each of n items: n times X for list[X] and tuple[X, ...]; X, Y for tuple[X, Y]."""
+    if not isinstance(node, ast.Subscript):
+        return [parse("")] * n
+    kinds = _arguments(node)
+    if _head(node) == "list" or (isinstance(kinds[-1], ast.Constant) and kinds[-1].value is ...):
+        return kinds[:1] * n
+    return kinds
+
+
+def numbers(value: Any) -> Iterable[float]:
+    """The numbers in a value, on which a range holds."""
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+
+
+def _choices(node: ast.expr) -> list[Any]:
+    return [ast.literal_eval(c) for n in ast.walk(node) if _is_literal(n) for c in _arguments(n)]
+
+
+def _is_literal(node: ast.AST) -> bool:
+    return isinstance(node, ast.Subscript) and _head(node) == "Literal"
+
+
+_ONE = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
+_MANY = {
+    "int": "integers",
+    "float": "numbers",
+    "bool": "true or false",
+    "str": "texts",
+    "tuple": "lists",
+    "list": "lists",
+}
+_TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1, not any more in 1.2
+
+
+def words(node: ast.expr) -> str:
+    """The type in words."""
+    found = []
+    for option in _alternatives(node):
+        kind = _head(option)
+        if kind == "Literal":
+            found += [f"`{choice}`" for choice in _choices(option)]
+        elif kind in ("tuple", "list") and isinstance(option, ast.Subscript):
+            items = _item_kinds(option, 1)
+            count = f"{len(items)} " if kind == "tuple" and len(items) > 1 else ""
+            choices = ", ".join(f"`{choice}`" for choice in _choices(items[0]))
+            found.append(f"a list out of {choices}" if choices else f"a list of {count}{_MANY[_head(items[0])]}")
+        else:
+            found.append(_ONE.get(kind, kind))
+    return " or ".join([", ".join(found[:-1]), found[-1]] if found[:-1] else found)
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text `{value}`"
+    return "a map" if isinstance(value, Mapping) else f"`{value}`"
+
+
+def advice(node: ast.expr, value: Any) -> str | None:
+    """What to write instead, where that can be guessed."""
+    if isinstance(value, float) and value.is_integer() and convert(node, int(value))[0]:
+        return f"write {int(value)}"
+    if isinstance(value, str):
+        if value.lower() in _TRUE_1_1 | _FALSE_1_1 and convert(node, True)[0]:
+            return f"write {'true' if value.lower() in _TRUE_1_1 else 'false'}"
+        if not isinstance(scalar(value), str) and convert(node, scalar(value))[0]:
+            return "leave out the quotes"
+        items = [scalar(item.strip()) for item in value.split(",")]
+        if convert(node, items)[0]:
+            return f"write [{', '.join(item.strip() for item in value.split(','))}]"
+    if convert(node, [value])[0]:
+        return f"write [{value}]"
+    choices = [option for option in _choices(node) if isinstance(option, str)]
+    odd = next((v for v in (value if isinstance(value, list) else [value]) if v not in choices), None)
+    return did_you_mean(odd, choices) if isinstance(odd, str) else None

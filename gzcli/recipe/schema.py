@@ -1,0 +1,257 @@
+"""What a recipe may hold: closed sections of closed keys; those of a model are read from its signatures.
+
+A schema is a tree of `Rule`s in the shape of a recipe. Annotations are written as in a signature, so that `train.steps`
+and a model's own hyperparameter are checked by the same few lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.models.catalog import ModelCard, Param, phases
+from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
+from gzcli.recipe.load import WRONG, Key, Problem, scalar
+
+GENERIC_SCORES = ("nll", "typicality", "complexity", "ratio", "gradnorm")  # those that the engine makes of `log_prob`
+ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
+ANY = "*"  # stands for every other key of a section whose keys cannot be known
+
+RANGES: dict[str, Callable[[float], bool]] = {
+    "greater than 0": lambda v: v > 0,
+    "0 or more": lambda v: v >= 0,
+    "1 or more": lambda v: v >= 1,
+    "in [0, 1)": lambda v: 0 <= v < 1,
+    "2 … 256": lambda v: 2 <= v <= 256,
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One key: its type, default and, by a name of RANGES, what its numbers may be."""
+
+    annotation: str
+    default: Any = None
+    range: str | None = None
+
+
+Rules = dict[str, "Rule | Rules"]
+
+DATA: Rules = {
+    "name": Rule("str", "digits"),
+    "size": Rule("int | None", None, "1 or more"),
+    "channels": Rule("Literal[1, 3] | None"),
+    "levels": Rule("int | None", None, "2 … 256"),
+    "augment": Rule("list[str]", ()),
+    "latent": Rule("str | None"),
+    "n": Rule("int | None", None, "1 or more"),
+}
+TRAIN: Rules = {
+    "steps": Rule("int", 10_000, "1 or more"),
+    "minutes": Rule("float | None", None, "greater than 0"),
+    "batch_size": Rule("int", 64, "1 or more"),
+    "accumulate": Rule("int", 1, "1 or more"),
+    "precision": Rule("Literal['auto', 'fp32', 'bf16', 'fp16']", "auto"),
+    "ema": Rule("float", 0.0, "in [0, 1)"),
+    "clip": Rule("float | None", None, "greater than 0"),
+    "compile": Rule("bool", False),
+    "deterministic": Rule("bool", False),
+    "log_every": Rule("int", 50, "1 or more"),
+    "sample_every": Rule("int | None", None, "0 or more"),  # null: the engine decides; 0: never
+    "eval_every": Rule("int | None", None, "0 or more"),
+    "checkpoint_every": Rule("int | None", None, "0 or more"),
+    "keep": Rule("int", 2, "1 or more"),
+    "best": Rule("Literal['auto', 'bpd', 'fd', 'loss', 'none']", "auto"),
+    "init": Rule("str | None"),
+}
+OPTIM: dict[str, Rule] = {
+    "name": Rule("Literal['adam', 'adamw', 'adamax', 'sgd', 'rmsprop']", "adamw"),
+    "lr": Rule("float", 2e-4, "greater than 0"),
+    "betas": Rule("tuple[float, float]", (0.9, 0.999), "in [0, 1)"),
+    "eps": Rule("float", 1e-8, "greater than 0"),
+    "weight_decay": Rule("float", 0.0, "0 or more"),
+    "warmup": Rule("int", 0, "0 or more"),  # steps
+    "schedule": Rule("Literal['constant', 'cosine', 'linear']", "constant"),
+}
+BENCH: Rules = {"metrics": Rule("list[str] | None"), "n": Rule("int | None", None, "1 or more")}
+LAUNCH: Rules = {
+    "gpus": Rule("int | Literal['all'] | None", None, "0 or more"),
+    "cpu": Rule("bool", False),
+    "processes": Rule("int | None", None, "1 or more"),
+    "threads": Rule("int | None", None, "1 or more"),
+    "machines": Rule("int | None", None, "1 or more"),
+    "machine_rank": Rule("int | None", None, "0 or more"),
+    "main_ip": Rule("str | None"),
+    "main_port": Rule("int | None", None, "0 or more"),
+    "wandb": Rule("bool", False),
+    "extra": Rule("list[str]", ()),  # arguments for `accelerate launch`
+}
+
+
+def schema(card: ModelCard | None) -> Rules:
+    """The rules of a recipe of this model, sections in order; without a card, a model's own keys are not checked."""
+    part = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
+    own: dict[str, Rules]
+    if card is None:
+        own = {"model": {ANY: Rule("")}, "sample": {ANY: Rule("")}, "ood": {ANY: Rule("")}, "phases": {ANY: part}}
+    else:
+        names = phases(card)
+        own = {
+            "model": _rules(card.params),
+            "sample": _rules(card.sample),
+            "ood": _shared(card.scores.values()),
+            "phases": {ANY: part} if names is None else dict.fromkeys(names, part),
+        }
+    return {
+        "about": Rule("str", ""),
+        "seed": Rule("int", 0, "0 or more"),
+        "model": {"name": Rule("str"), **own["model"]},
+        "data": DATA,
+        "train": TRAIN,
+        "optim": {**OPTIM, **own["phases"]},
+        "sample": own["sample"],
+        "ood": {
+            "scores": Rule(f"list[{_scores(card)}] | None"),  # null: the engine takes the cheap ones
+            "budget": Rule("float", 300.0, "greater than 0"),  # seconds
+            "background": Rule("str | None"),
+            **own["ood"],
+        },
+        "bench": BENCH,
+        "launch": LAUNCH,
+        "params": Rule("int | str | None", None, "1 or more"),
+    }
+
+
+def _rules(params: Mapping[str, Param]) -> Rules:
+    # A required parameter has no default: `resolve` tells that it is missing.
+    return {name: Rule(p.annotation, ABSENT if p.required else p.default) for name, p in params.items()}
+
+
+def _shared(signatures: Iterable[Mapping[str, Param]]) -> Rules:
+    """The keywords of all scores: a key goes to every score that takes it; defaults that differ are left to each."""
+    rules: Rules = {}
+    for options in signatures:
+        for name, rule in _rules(options).items():
+            same = name not in rules or rules[name] == rule
+            rules[name] = rule if same else Rule(rule.annotation, ABSENT)
+    return rules
+
+
+def _scores(card: ModelCard | None) -> str:
+    names = score_names(card) if card else []
+    return f"Literal[{', '.join(map(repr, names))}]" if names else "str"
+
+
+def score_names(card: ModelCard) -> list[str]:
+    """The scores that can be asked for: the model's own, and the engine's where there is a likelihood."""
+    return [*card.scores, *(GENERIC_SCORES if "log_prob" in card.can else ())]
+
+
+def defaults(rules: Rules) -> dict[str, Any]:
+    """The tree of all default values; a required key, and a section under a phase's name, are left out."""
+    tree = {}
+    for key, rule in rules.items():
+        if key == ANY:
+            continue
+        if isinstance(rule, dict):
+            if not rule or (part := defaults(rule)) or ANY in rule:
+                tree[key] = part if rule else {}
+        elif rule.default is not ABSENT:
+            tree[key] = convert(parse(rule.annotation), rule.default)[1]
+    return tree
+
+
+def check(
+    fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """A part of a recipe with its values converted (an int for a float), and everything that is wrong with it.
+
+    `where(path, value)` is the place of a key or, with `value`, of its value.
+    """
+    problems: list[Problem] = []
+
+    def walk(part: Mapping[str, Any], rules: Rules, path: Key) -> dict[str, Any]:
+        clean = {}
+        for key, value in part.items():
+            here = (*path, key)
+            rule = rules[key] if key in rules else rules.get(ANY)
+            holds_keys = value is None or isinstance(value, Mapping)
+            if value is WRONG or (isinstance(value, list) and WRONG in value):
+                continue
+            if rule is None or (key not in rules and isinstance(rule, dict) and not holds_keys):
+                problems.append(Problem(where(here, False), _unknown(here), _suggest(here, rules, root)))
+            elif isinstance(rule, dict):
+                if holds_keys:
+                    clean[key] = walk(value or {}, rule, here)
+                else:
+                    hint = f"did you mean `{'.'.join(here)}.name`?" if "name" in rule and len(here) == 1 else None
+                    message = f"`{'.'.join(here)}` must hold keys, not {shown(value)}"
+                    problems.append(Problem(where(here, True), message, hint or f"its keys: {_list(rule)}"))
+            elif key in rules:
+                node = parse(rule.annotation)
+                ok, converted = convert(node, value)
+                ranged = ok and (rule.range is None or all(map(RANGES[rule.range], numbers(converted))))
+                if ranged:
+                    clean[key] = converted
+                else:
+                    must = rule.range if ok else words(node)
+                    message = f"`{'.'.join(here)}` must be {must}, not {shown(value)}"
+                    problems.append(Problem(where(here, True), message, None if ok else advice(node, value)))
+            else:
+                clean[key] = value
+        return clean
+
+    root = rules
+    return walk(fragment, rules, ()), problems
+
+
+def check_value(value: Any, annotation: str, name: str) -> Any:
+    """A value of the command line in the type of `annotation`; `1,2` may stand for a list. Raises UsageError."""
+    node = parse(annotation)
+    ok, converted = convert(node, value)
+    if not ok and isinstance(value, str):
+        ok, converted = convert(node, [scalar(item.strip()) for item in value.strip("[]").split(",")])
+    if not ok:
+        raise UsageError(f"`{name}` must be {words(node)}, not {shown(value)}", hint=advice(node, value))
+    return converted
+
+
+def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
+    """The scores by their proper names, `-` and `_` alike. Raises UsageError with the nearest one."""
+    known = {canonical(score): score for score in score_names(card)}
+    for name in names:
+        if canonical(name) not in known:
+            every = (
+                f"it has: {', '.join(known.values())}" if known else "`gz list models --can ood` shows models that have"
+            )
+            raise UsageError(f"`{card.name}` has no score `{name}`", hint=did_you_mean(name, known.values()) or every)
+    return [known[canonical(name)] for name in names]
+
+
+def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
+    """The model's hyperparameters without a default that the recipe does not give."""
+    return [f"model.{key}" for key in rules["model"] if key != ANY and key not in tree["model"]]
+
+
+# ---------------------------------------------------------------------------- hints
+
+
+def _unknown(path: Key) -> str:
+    inside = f" in `{'.'.join(path[:-1])}`" if path[:-1] else ""
+    return f"unknown key `{path[-1]}`{inside}"
+
+
+def _suggest(path: Key, rules: Rules, root: Rules) -> str:
+    """The same key in another section, else the nearest key of this one, else the keys that there are."""
+    key = canonical(path[-1])
+    elsewhere = [f"{name}.{k}" for name, part in root.items() if isinstance(part, dict) for k in part if k == key]
+    known = [k for k in rules if k != ANY]
+    if elsewhere and key not in map(canonical, known):
+        return f"did you mean `{elsewhere[0]}`?"
+    return did_you_mean(path[-1], known) or (f"its keys: {_list(rules)}" if known else "it has no keys")
+
+
+def _list(rules: Rules) -> str:
+    return ", ".join(key for key in rules if key != ANY)

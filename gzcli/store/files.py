@@ -1,0 +1,125 @@
+"""Files that are whole or not there: atomic writes, locks between processes, checksums, free space."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gzcli.errors import MissingError
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file, or None where it is missing."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def new_dir(path: Path) -> Iterator[Path]:
+    """A folder that appears at `path` whole when the block ends well, and not at all otherwise."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                fsync(file)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+        fsync(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """An exclusive lock between processes, freed by the system when its holder dies. Yields whether it was got.
+
+    With `wait` it waits for another holder (`on_wait` is called once first); without, it yields False at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as f:
+        got = _try_lock(f)
+        if not got and wait:
+            if on_wait:
+                on_wait()
+            while not (got := _try_lock(f)):
+                time.sleep(0.2)
+        yield got
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock."""
+    if not path.exists():
+        return False
+    with open(path, "a") as f:
+        return not _try_lock(f)
+
+
+def _try_lock(f: Any) -> bool:
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def checksum(path: Path, kind: str = "sha256") -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, kind).hexdigest() if hasattr(hashlib, "file_digest") else _digest(f, kind)
+
+
+def _digest(f: Any, kind: str) -> str:  # Python 3.10
+    digest = hashlib.new(kind)
+    while block := f.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def need_space(folder: Path, size: int) -> None:
+    """Raises MissingError unless `size` bytes are free on the disk of `folder`."""
+    while not folder.exists():
+        folder = folder.parent
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise MissingError(
+            f"{size / 1e6:,.0f} MB are needed in `{folder}`, {free / 1e6:,.0f} MB are free",
+            hint="free some space, or set `GZ_HOME` to a folder on a larger disk",
+        )

@@ -1,0 +1,36 @@
+"""Every test lives in a temporary GZ_HOME, offline, whatever the user's environment says."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _home(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    for key in [k for k in os.environ if k.startswith(("GZ_", "WANDB_", "ACCELERATE_", "SLURM_"))]:
+        patch.delenv(key)
+    patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("home")))
+    patch.setenv("GZ_OFFLINE", "1")
+    patch.setenv("WANDB_MODE", "offline")
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A fresh GZ_HOME for a test that counts runs or packs."""
+    monkeypatch.setenv("GZ_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real data beside the checkout; the test is skipped where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared/data, real images that are not part of the project")
+    return SHARED

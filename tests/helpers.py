@@ -1,0 +1,62 @@
+"""Runs of the trainer and of the command line, for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gzcli.engine.log import Log
+from gzcli.engine.trainer import Trainer
+from gzcli.store import runs
+from gzcli.store.runs import Run
+
+QUICK = ("train.sample_every=0", "train.eval_every=0", "train.best=none", "train.log_every=1")
+
+
+def recipe(case: Any, *, steps: int, data: str = "digits", sets: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The resolved recipe of a zoo line, quick and quiet, with the data's facts filled in."""
+    from gzcli.cli.train import with_data
+    from gzcli.recipe.resolve import resolve
+
+    found = resolve(case.model, data=data, sets=(*QUICK, *sets), flags={"train.steps": steps})
+    found.tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.options.items()}
+    found.tree["sample"] |= case.sample
+    found.tree["train"] |= {"batch_size": case.batch, "precision": "fp32"}
+    found.tree["launch"]["cpu"] = True
+    if case.levels:
+        found.tree["data"]["levels"] = case.levels
+    return with_data(found).tree
+
+
+def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
+    """A trainer in this process, on the CPU."""
+    from accelerate import Accelerator
+
+    from gzcli.data.pack import open_pack
+    from gzcli.engine.__main__ import precision
+    from gzcli.recipe.resolve import dump
+    from gzcli.store import files
+
+    if run is None:
+        run = runs.create(tree["model"]["name"], tree["data"]["name"])
+        files.write_atomic(run.path / "run.yaml", dump(tree))
+    data = tree["data"]
+    pack = open_pack(data["name"], size=data["size"], channels=data["channels"])
+    return Trainer(run, tree, pack, Accelerator(cpu=True, mixed_precision=precision(tree)), Log(run.path))
+
+
+def gz(*words: str, code: int = 0, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Runs `gz` as a user does and checks its exit code."""
+    done = subprocess.run([sys.executable, "-m", "gzcli", *words], capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, **(env or {})}, cwd=Path(__file__).resolve().parents[1])  # fmt: skip
+    assert done.returncode == code, f"gz {' '.join(words)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,74 @@
+"""A model that tests can check by counting: every pixel independent, with the histogram of its training images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from gzcli.data.pack import open_pack
+from gzcli.engine.context import Trained
+from gzcli.models.base import Model
+from gzcli.models.nn.common import from_levels, to_levels
+from gzcli.store.runs import Run
+
+
+class Pixelwise(Model):
+    """p(x) = Π p_i(x_i); with `conditional` one table a class. `table` is [pixels, levels], or [classes, pixels, levels]."""
+
+    paper = "none"
+    likelihood = "exact"
+
+    def __init__(self, data, *, table, conditional=False):
+        super().__init__(data)
+        self.table, self.conditional, self.broken, self.fitted = table, conditional, False, []
+        self.logits = nn.Parameter(table.log())
+
+    def log_prob(self, x, labels=None, *, noise):
+        logp = self.logits.log_softmax(-1)
+        if self.conditional:
+            logp = logp[labels]  # [B, pixels, levels]
+        k = to_levels(x, self.data.levels).flatten(1)
+        return logp.expand(len(x), -1, -1).gather(2, k[..., None]).sum((1, 2))
+
+    @torch.no_grad()
+    def sample(self, n, *, labels=None, noise, progress):
+        p = (self.table[labels] if self.conditional else self.table.expand(n, -1, -1)).cumsum(-1)
+        k = (noise.rand(n, p.shape[1])[..., None] > p[..., :-1]).sum(-1)
+        return from_levels(k, self.data.levels).view(n, *self.data.shape)
+
+    def fit_far(self, batches):
+        self.fitted = list(batches)
+        self.center = torch.cat([batch.x for batch in batches]).mean(0)
+
+    def score_far(self, x, *, noise, power: float = 1.0):
+        score = (x - self.center).square().flatten(1).sum(1) ** power
+        return score * float("nan") if self.broken else score
+
+    def score_noisy(self, x, *, noise):
+        return x.mean((1, 2, 3)) + noise.randn(len(x))
+
+    def score_regret(self, x, *, noise):
+        raise AssertionError("a dear score ran without being named")
+
+
+def fitted(levels=17, conditional=False, size=None):
+    """The maximum-likelihood tables of the digits' training images, one pseudo-count a level."""
+    pack = open_pack("digits", size=size)
+    k = (np.asarray(pack.images("train")).astype(int) * levels) >> 8
+    k, y = k.reshape(len(k), -1), np.asarray(pack.labels("train"))
+    groups = [k[y == c] for c in range(10)] if conditional else [k]
+    tables = [np.stack([(group == level).sum(0) + 1.0 for level in range(levels)], -1) for group in groups]
+    table = torch.from_numpy(np.stack([t / t.sum(-1, keepdims=True) for t in tables])).float()
+    return Pixelwise(pack.info(levels=levels), table=table if conditional else table[0], conditional=conditional)
+
+
+def fake_run(folder, monkeypatch, module, *, model=None, name="model"):
+    """A `Trained` of the model, which `module` (an engine verb) will load for any run of that name."""
+    model = (model or fitted()).eval().requires_grad_(False)
+    tree = {"model": {"name": "pixelwise"}, "data": {"name": "digits"}, "sample": {}, "ood": {"budget": 300, "scores": ["nll", "typicality", "complexity", "far"]}}
+    trained = Trained(Run(folder / name), model, model.data, tree, torch.device("cpu"), 7)
+    known = module.__dict__.setdefault("_known_to_tests", {})
+    known[name] = trained
+    monkeypatch.setattr(module, "load_trained", lambda run, device, checkpoint="last": known[run.id])
+    return trained

@@ -1,0 +1,169 @@
+"""`make bench`: each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet machine.
+
+    python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("GZ_HOME", tempfile.mkdtemp(prefix="gz-speed-"))
+ROWS: list[tuple[str, str, str, str]] = []
+
+
+def timed(f: Callable[[], object]) -> float:
+    since = time.perf_counter()
+    f()
+    return time.perf_counter() - since
+
+
+def interleaved(ours: Callable[[], object], theirs: Callable[[], object], blocks: int) -> tuple[float, float, float]:
+    """(median of ours, median of theirs, median of the ratios ours / theirs), the two in turn."""
+    ours(), theirs()
+    pairs = [(timed(ours), timed(theirs)) for _ in range(blocks)]
+    a, b = zip(*pairs, strict=True)
+    return statistics.median(a), statistics.median(b), statistics.median(x / y for x, y in pairs)
+
+
+def row(what: str, measured: str, bar: str, ok: bool) -> None:
+    ROWS.append((what, measured, bar, "ok" if ok else "MISSED"))
+    print(f"{what:<44} {measured:<44} {bar:<22} {'ok' if ok else 'MISSED'}", flush=True)
+
+
+def start() -> None:
+    """Wall time of whole processes, against an interpreter that does nothing."""
+    bare = statistics.median(timed(lambda: subprocess.run([sys.executable, "-c", ""])) for _ in range(7))
+    for words, bar in ((["--version"], 0.12), (["--help"], 0.20), (["list"], 0.30), (["list", "data"], 0.30)):
+        call = [sys.executable, "-m", "gzcli", *words]
+        took = statistics.median(timed(lambda c=call: subprocess.run(c, capture_output=True)) for _ in range(7))
+        row(f"gz {' '.join(words)}", f"{1e3 * took:.0f} ms (bare python {1e3 * bare:.0f})", f"≤ {1e3 * bar:.0f} ms", took <= bar)
+
+
+def demo() -> None:
+    """`gz train vae` on digits to its final picture, launch included."""
+    took = timed(lambda: subprocess.run([sys.executable, "-m", "gzcli", "train", "vae", "-q"], check=True, capture_output=True))
+    row("gz train vae", f"{took:.1f} s", "≤ 60 s", took <= 60)
+
+
+def trainer() -> None:
+    """A step of the trainer against a bare loop with the same arithmetic, on the same weights and data."""
+    import torch
+    from helpers import recipe
+    from helpers import trainer as make
+    from zoo import Case
+
+    from gzcli.engine.context import build_model
+    from gzcli.types import BatchNoise
+
+    for model, options, batch, block in (("vae", {}, 64, 100), ("ddpm", {}, 32, 10), ("glow", {}, 32, 10)):
+        tree = recipe(Case(model, options, batch=batch), steps=100_000, sets=("train.ema=0.999", "train.clip=1"))
+        t = make(tree)
+        t.begin()
+        bare = build_model(tree, t.info).train()
+        params = [p for p in bare.parameters() if p.requires_grad]
+        shadow = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            bare.on_start(t.batches.at(0))
+        optimizer = type(t.optimizers["main"])(params, lr=1e-4, **({"fused": True} if "Adam" in type(t.optimizers["main"]).__name__ and tree["optim"]["name"] != "adamax" else {"foreach": True}))
+
+        def loop(at=[0], t=t, bare=bare, params=params, shadow=shadow, optimizer=optimizer, block=block, batch=batch):  # noqa: B006
+            for _ in range(block):
+                step = at[0] = at[0] + 1
+                data = t.batches.at(step)
+                out = bare.loss(data.rows(slice(None), BatchNoise(0, step, "main", total=batch)))
+                (out["loss"] if isinstance(out, dict) else out).backward()
+                torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                torch._foreach_lerp_(shadow, [p.detach() for p in params], 0.001)
+
+        def ours(at=[0], t=t, block=block):  # noqa: B006
+            for _ in range(block):
+                at[0] += 1
+                t.step(at[0])
+
+        a, b, ratio = interleaved(ours, loop, 9)
+        ms, extra = 1e3 * b / block, 1e3 * (a - b) / block
+        small = ms < 20
+        row(f"trainer step, {model} ({ms:.1f} ms)", f"{ratio:.3f} × the bare loop, {extra:+.2f} ms",
+            "≤ +0.5 ms" if small else "≤ 1.05 ×", extra <= 0.5 if small else ratio <= 1.05)  # fmt: skip
+
+
+def batches() -> None:
+    """Batches from the pack against a DataLoader that opens a PNG an image."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from gzcli.data.batches import TrainBatches
+    from gzcli.data.pack import open_pack
+
+    pack = open_pack("digits")
+    images = np.asarray(pack.images("train"))
+    folder = Path(tempfile.mkdtemp())
+    for i, image in enumerate(images):
+        Image.fromarray(image[0]).save(folder / f"{i}.png")
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, i):
+            with Image.open(folder / f"{i}.png") as im:
+                return torch.from_numpy(np.array(im)).float().div(127.5).sub(1)[None]
+
+    steps = len(images) // 64
+    source = TrainBatches(pack, seed=0, batch_size=64, levels=256, device=torch.device("cpu"))
+    a, b, ratio = interleaved(lambda: [source.at(i) for i in range(steps)],
+                              lambda: list(torch.utils.data.DataLoader(Pictures(), 64, shuffle=True, drop_last=True)), 7)  # fmt: skip
+    row("batches of 64, 16×16", f"{1 / ratio:.0f} × a PIL DataLoader ({64 * steps / a:,.0f} images/s)", "≥ 20 ×", 1 / ratio >= 20)
+
+
+def pixelcnn() -> None:
+    """Cached sampling against a pass of the whole net for each pixel, 28×28; the naive pass is timed on a few rows."""
+    import torch
+
+    from gzcli.models import catalog
+    from gzcli.types import DataInfo, ImageNoise, no_progress
+
+    model = catalog.load("pixelcnn")(DataInfo((1, 28, 28), levels=256)).eval()
+    for n, bar in ((1, 12), (8, 20), (16, 20)):
+        with torch.inference_mode():
+            def draw(naive: bool, n=n):
+                return model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress, naive=naive)
+
+            draw(False)
+            cached = statistics.median(timed(lambda: draw(False)) for _ in range(3))
+            naive = timed(lambda: draw(True))
+        row(f"pixelcnn, {n} images of 28×28", f"cached {cached:.2f} s, naive {naive:.1f} s: {naive / cached:.0f} ×", f"≥ {bar} ×", naive / cached >= bar)
+
+
+def samplers() -> None:
+    """Few-step samplers against ancestral sampling with all its steps (timed on 50 of them)."""
+    import torch
+
+    from gzcli.models import catalog
+    from gzcli.types import DataInfo, ImageNoise, no_progress
+
+    model = catalog.load("ddpm")(DataInfo((1, 28, 28))).eval()
+    with torch.inference_mode():
+        def draw(sampler: str, steps: int):
+            return model.sample(8, noise=ImageNoise(0, range(8)), progress=no_progress, sampler=sampler, steps=steps)
+
+        full = 20 * timed(lambda: draw("ancestral", 50))
+        few = statistics.median(timed(lambda: draw("dpm", 20)) for _ in range(3))
+    row("ddpm, DPM-Solver++ 20 steps", f"{full / few:.0f} × 1,000 ancestral steps", "≈ 50 ×", full / few >= 40)
+
+
+if __name__ == "__main__":
+    parts = {f.__name__: f for f in (start, demo, trainer, batches, pixelcnn, samplers)}
+    for name in sys.argv[1:] or parts:
+        parts[name]()
+    sys.exit(any(r[3] != "ok" for r in ROWS))

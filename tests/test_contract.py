@@ -1,0 +1,192 @@
+"""What every model owes: the contract over the whole zoo, on the embedded digits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from zoo import CASES, Case
+
+from gzcli.data.batches import TrainBatches, scan
+from gzcli.data.pack import open_pack
+from gzcli.models import catalog
+from gzcli.models.base import Model, Phase
+from gzcli.types import Batch, BatchNoise, ImageNoise, no_progress
+
+SEED = 0
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return open_pack("digits")
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request):
+    return request.param
+
+
+def build(case: Case, pack) -> Model:
+    info = pack.info(levels=case.levels, steps=1000)
+    torch.manual_seed(SEED)
+    return catalog.load(case.model)(info, **case.options)
+
+
+def batches(case: Case, pack) -> TrainBatches:
+    info = pack.info(levels=case.levels)
+    return TrainBatches(pack, seed=SEED, batch_size=case.batch, levels=info.levels, device=torch.device("cpu"))
+
+
+def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
+    return batch.rows(slice(None), BatchNoise(SEED, step, phase, total=len(batch)))
+
+
+def loss_of(model: Model, batch: Batch, phase: str) -> torch.Tensor:
+    out = model.loss(batch, phase)
+    return out["loss"] if isinstance(out, dict) else out
+
+
+def only(model: Model, phase: Phase) -> list[torch.nn.Parameter]:
+    model.requires_grad_(False)
+    params = phase.parameters()
+    for p in params:
+        p.requires_grad_(True)
+    return params
+
+
+def started(case: Case, pack) -> tuple[Model, Batch]:
+    model, batch = build(case, pack).train(), batches(case, pack).at(0)
+    with torch.no_grad():
+        model.on_start(batch)
+    return model, batch
+
+
+def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels=None) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.sample(n, labels=labels, noise=ImageNoise(seed, range(n)), progress=no_progress, **case.sample)
+
+
+def test_each_phase_learns_alone(case, pack):
+    fresh, batch = started(case, pack)
+    for phase in fresh.phases():
+        model = copy.deepcopy(fresh)
+        alone = next(p for p in model.phases() if p.name == phase.name)
+        params = only(model, alone)
+        optimizer, losses = torch.optim.Adam(params, lr=case.lr), []
+        for _ in range(31):
+            loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
+            losses.append(float(loss))
+            loss.backward()
+            for name, p in model.named_parameters():
+                if p.grad is not None:
+                    assert p.requires_grad, f"{name} has a gradient in phase {phase.name}"
+                    assert torch.isfinite(p.grad).all(), name
+            assert any(p.grad is not None and p.grad.any() for p in params)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        fall = (losses[0] - losses[-1]) / abs(losses[0])
+        assert fall >= 0.10, f"{phase.name}: {losses[0]:.4g} → {losses[-1]:.4g}"
+
+
+def test_loss_depends_on_the_batch_alone(case, pack):
+    model, batch = started(case, pack)
+    for phase in model.phases():
+        only(model, phase)
+        values = []
+        for state in (1, 2):
+            torch.manual_seed(state)
+            values.append(float(loss_of(copy.deepcopy(model), fixed_noise(batch, phase.name), phase.name)))
+        assert values[0] == values[1]
+        other = float(loss_of(copy.deepcopy(model), fixed_noise(batch, phase.name, step=1), phase.name))
+        exact = model.likelihood == "exact" and model.data.levels is not None
+        assert other != values[0] or exact, "the noise has no effect"
+
+
+def test_samples(case, pack):
+    model = started(case, pack)[0]
+    for p in model.parameters():  # zero-initialised outputs would hide the inputs
+        p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    model.eval()
+    x = draw(model, case)
+    assert x.shape == (4, *pack.info().shape)
+    assert torch.isfinite(x).all()
+    assert x.min() >= -1 and x.max() <= 1
+    assert torch.equal(x, draw(model, case))
+    assert not torch.equal(x, draw(model, case, seed=1))
+    assert torch.allclose(x[:2], draw(model, case, n=2), atol=2 / 255), "image i depends on the size of its batch"
+    if getattr(model, "conditional", False):
+        assert not torch.equal(draw(model, case, labels=torch.zeros(4).long()), draw(model, case, labels=torch.ones(4).long()))
+
+
+def test_save_and_load(case, pack, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from gzcli.engine.checkpoint import weights_of
+
+    model = started(case, pack)[0]
+    save_file(weights_of(model.state_dict()), tmp_path / "w.safetensors")
+    torch.manual_seed(99)
+    other = catalog.load(case.model)(model.data, **case.options)
+    missing, unexpected = other.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=False)
+    assert not unexpected and all(key.endswith("_extra_state") for key in missing)
+    assert torch.equal(draw(model.eval(), case), draw(other.eval(), case))
+
+
+def test_capabilities_tell_the_truth(case, pack):
+    card, model = catalog.card(case.model), build(case, pack)
+    assert type(model) is catalog.load(case.model)
+    assert card.paper and card.paper == model.paper
+    for name in card.do:
+        assert callable(getattr(model, name))
+    for name in card.scores:
+        assert callable(getattr(model, f"score_{name}"))
+    assert ("log_prob" in card.can) == hasattr(model, "log_prob") == (model.likelihood is not None)
+    assert ("conditional" in card.params) == hasattr(model, "conditional")
+
+
+def test_training_helps(case, pack):
+    model, source = started(case, pack)[0], batches(case, pack)
+    if not hasattr(model, "log_prob") and not hasattr(model, "reconstruct"):
+        pytest.skip("neither a likelihood nor a reconstruction")
+    untrained = copy.deepcopy(model).eval()
+    optimizers = {phase.name: torch.optim.Adam(phase.parameters(), lr=case.lr) for phase in model.phases()}
+    for step in range(200):
+        batch = source.at(step)
+        for phase in model.phases():
+            if phase.due(step):
+                only(model, phase)
+                loss_of(model, fixed_noise(batch, phase.name, step), phase.name).backward()
+                optimizers[phase.name].step()
+                model.zero_grad(set_to_none=True)
+        model.on_step(step)
+    model.eval()
+    batch = next(scan(pack, "test", batch_size=32, levels=model.data.levels, device=torch.device("cpu")))
+    assert goodness(model, batch) > goodness(untrained, batch)
+
+
+def goodness(model: Model, batch: Batch) -> float:
+    noise = ImageNoise(0, batch.index.tolist())
+    with torch.inference_mode():
+        if hasattr(model, "log_prob"):
+            return float(model.log_prob(batch.x, noise=noise).mean())
+        return -float((model.reconstruct(batch.x, noise=noise, progress=no_progress) - batch.x).square().mean())
+
+
+def test_scores_know_nothing_of_their_batch(case, pack):
+    model = started(case, pack)[0].eval()
+    card = catalog.card(case.model)
+    device = torch.device("cpu")
+    for name in card.fits:
+        getattr(model, f"fit_{name}")(scan(pack, "val", batch_size=16, levels=model.data.levels, device=device, index=range(32)))
+    batch = next(scan(pack, "test", batch_size=4, levels=model.data.levels, device=device))
+    methods = {name: getattr(model, f"score_{name}") for name in card.scores}
+    if hasattr(model, "log_prob"):
+        methods["log_prob"] = model.log_prob
+    for name, method in methods.items():
+        index = batch.index.tolist()
+        with torch.no_grad():
+            together = method(batch.x, noise=ImageNoise(0, index))
+            alone = method(batch.x[2:3], noise=ImageNoise(0, index[2:3]))
+        assert together.shape == (4,) and torch.isfinite(together).all(), name
+        torch.testing.assert_close(alone[0], together[2], rtol=1e-5, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")

@@ -1,0 +1,141 @@
+"""Processes: two against one, signals, kills, the launcher. Every engine here is a real child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import gz, recipe
+from safetensors.torch import load_file
+from zoo import CASES
+
+from gzcli import launch
+from gzcli.errors import DeviceError
+from gzcli.recipe.resolve import dump
+from gzcli.store import files, runs
+
+TESTS = Path(__file__).parent
+LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
+
+
+def ranks(case, world: int) -> dict:
+    """Trains `case` in `world` gloo processes; returns losses and the largest difference between the ranks' states."""
+    tree = recipe(case, steps=60)
+    run = runs.create(case.model, "digits")
+    files.write_atomic(run.path / "run.yaml", dump(tree))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    children = []
+    for rank in range(world):
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
+        if world > 1:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+        children.append(subprocess.Popen([sys.executable, str(TESTS / "two_ranks.py"), str(run.path)], env=env))
+    assert [child.wait(300) for child in children] == [0] * world
+    return json.loads((run.path / "out.json").read_text())
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_processes_are_one(case):
+    one, two = ranks(case, 1), ranks(case, 2)
+    assert two["gap"] == 0
+    assert len(one["losses"]) == len(two["losses"]) == 60
+    for a, b in zip(one["losses"], two["losses"], strict=True):
+        assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
+
+
+def start(*words: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "gzcli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(home: Path, step: int) -> runs.Run:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for run in runs.all_runs():
+            log = run.path / "metrics.jsonl"
+            if log.exists() and len(log.read_text().splitlines()) >= step:
+                return run
+        time.sleep(0.05)
+    raise AssertionError("the run does not get on")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, home):
+    child = start("train", "vae", "--steps", "100000", *LONG, "--set", "train.log_every=1")
+    run = wait_for_step(home, 5)
+    pid = run.status()["pid"]
+    child.send_signal(signum)
+    err = child.communicate(timeout=60)[1]
+    assert child.returncode == 128 + signum, err
+    assert "checkpoint saved" in err and "--resume" in err
+    assert run.state == "interrupted"
+    assert list((run.path / "checkpoints").glob("0*"))
+    assert not alive(pid)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("model", ["vae", "wgan"])
+def test_kill_9_and_resume_is_the_unbroken_run(model, home):
+    words = ["train", model, "--steps", "300", *LONG, "--set", "train.log_every=1", "--set", "train.checkpoint_every=20"]
+    child = start(*words)
+    run = wait_for_step(home, 45)
+    os.kill(run.status()["pid"], signal.SIGKILL)
+    child.communicate(timeout=60)
+    assert child.returncode not in (0, None)
+    assert run.state in ("failed", "killed")
+    gz(*words, "--resume")
+    assert run.state == "finished"
+    gz(*words, "--name", "whole")
+    a, b = (load_file(r.path / "model.safetensors") for r in (run, runs.by_name("whole")))
+    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+
+
+@pytest.mark.launch
+def test_the_launcher_starts_two_processes(home):
+    done = gz("train", "vae", "--steps", "20", *LONG, "--processes", "2", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["event"] == "start" and events[-1]["event"] == "done"
+    assert json.loads((Path(events[-1]["path"]) / "env.json").read_text())["processes"] == 2
+    meta = json.loads(next(Path(events[-1]["path"]).glob("checkpoints/*/meta.json")).read_text())
+    assert meta["world"] == 2
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(DeviceError, match="--gpus 2.*no GPU"):
+        launch.plan({"gpus": 2}, every_gpu=True)
+
+
+def test_threads_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert launch.plan({}, every_gpu=True).threads == 8
+    assert launch.plan({"cpu": True, "processes": 4}, every_gpu=True).threads == 2
+
+
+def test_several_machines_reach_the_launcher(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    plan = launch.plan({"machines": 2, "machine_rank": 1, "main_ip": "10.0.0.1", "main_port": 29501}, every_gpu=True)
+    text = launch.config(plan)
+    for line in ("num_processes: 4", "num_machines: 2", "machine_rank: 1", "main_process_ip: 10.0.0.1", "main_process_port: 29501"):
+        assert line in text

@@ -1,0 +1,30 @@
+"""Started by test_processes.py as N processes: trains a zoo line in float64 and tells the losses and the rank gap."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from helpers import lines, trainer
+
+from gzcli.store.runs import Run
+
+if __name__ == "__main__":
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    run = Run(__import__("pathlib").Path(sys.argv[1]))
+    t = trainer(run.tree(), run)
+    t.fit()
+    state = {k: v.double() for k, v in t.model.state_dict().items() if isinstance(v, torch.Tensor)}
+    gap = 0.0
+    if t.world > 1:
+        for value in state.values():
+            low, high = value.clone(), value.clone()
+            torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+            torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+            gap = max(gap, float((high - low).abs().max()))
+    if t.rank == 0:
+        losses = [{k: v for k, v in x.items() if k.endswith("loss")} for x in lines(run.path / "metrics.jsonl")]
+        (run.path / "out.json").write_text(json.dumps({"gap": gap, "losses": losses}))
+    t.accelerator.end_training()

@@ -1,0 +1,24 @@
+"""One line a model: the small build that the contract suite (test_contract.py) puts through its paces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with hyperparameters that train in a second or two on the digits."""
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    lr: float = 1e-3
+    batch: int = 32
+    levels: int | None = None  # grey levels; the set's own 17 without it
+    sample: dict[str, Any] = field(default_factory=dict)  # cheap sampler options
+
+    def __str__(self) -> str:
+        return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
+
+
+CASES: list[Case] = []
