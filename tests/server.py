@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -64,10 +64,8 @@ def serve(folder: Path, *faults: str):
             pass
 
         def handle(self):
-            try:
+            with suppress(ConnectionError):  # a client that was killed
                 super().handle()
-            except ConnectionError:
-                pass  # a client that was killed
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

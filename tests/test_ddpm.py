@@ -334,7 +334,7 @@ def test_labels_reach_samples_and_guidance_needs_dropout():
         build(conditional=True, label_dropout=0.0).sample(1, noise=ImageNoise(0, [0]), guidance=2.0)
     with pytest.raises(UsageError, match="conditional"):
         build().sample(1, noise=ImageNoise(0, [0]), guidance=2.0)
-    with pytest.raises(UsageError, match="label_dropout|label dropout"):
+    with pytest.raises(UsageError, match="label dropout"):
         build(conditional=True, label_dropout=0.0).log_prob(batch_of(1).x, noise=ImageNoise(0, [0]))
 
 
@@ -530,7 +530,9 @@ def test_scores_tell_noise_from_data():
     g = torch.Generator().manual_seed(0)
     inside, outside = torch.randn(2, 40, 1, 8, 8, generator=g).mul(0.2).clamp(-1, 1), batch_of(20).x
     held, test = inside
-    model.fit_recon([Batch(h, None, i, ImageNoise(0, i)) for h, i in zip(held.split(20), torch.arange(40).split(20))])
+    model.fit_recon(
+        [Batch(h, None, i, ImageNoise(0, i)) for h, i in zip(held.split(20), torch.arange(40).split(20), strict=True)]
+    )
     for name in ("recon", "denoise"):
         score = getattr(model, f"score_{name}")
         a, b = score(test, noise=ImageNoise(0, range(40))), score(outside, noise=ImageNoise(0, range(20)))

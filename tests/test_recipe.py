@@ -39,7 +39,7 @@ def shipped(tmp_path, monkeypatch):
     """Shipped recipes of its own: shipped("glow.yaml", text)."""
     folder = tmp_path / "shipped"
     folder.mkdir()
-    monkeypatch.setattr("gzcli.recipe.resolve.recipes_dir", lambda: folder)
+    monkeypatch.setattr("gzcli.recipe.files.recipes_dir", lambda: folder)
     return lambda name, text: (folder / name).write_text(text)
 
 
@@ -418,9 +418,9 @@ def test_a_conditional_model_needs_labels(write, monkeypatch):
 WORDS = [
     "1e-4", "no", "010", "12:30", "y", "N", "Yes", "on", "~", "null", "", " ", "a: b", "a #b", "- a", "[x", "{x",
     "x, y", "'", '"', "\\", "é", "日本", "😀", "\n", "\t", "\x07", "\x85", "\u2028", "\ufeff", "0x1F", "0b1", "_1_0",
-    "1_000", ".5", ".inf", "=", "<<", "!x", "&x", "*x", "%x", "@x", "`x", "?", "? x", "---", "...", "a ", " a", "2024-01-01",
-    "1:2:3", "+1", "0o7", "True", "x:", ":x", "#", "/data/x y.zip", "./a", "C:\\x", "glow-celeba-20260131-142501-ab12",
-    "1.5e3x", "685_230.15",
+    "1_000", ".5", ".inf", "=", "<<", "!x", "&x", "*x", "%x", "@x", "`x", "?", "? x", "---", "...", "a ", " a",
+    "2024-01-01", "1:2:3", "+1", "0o7", "True", "x:", ":x", "#", "/data/x y.zip", "./a", "C:\\x",
+    "glow-celeba-20260131-142501-ab12", "1.5e3x", "685_230.15",
 ]  # fmt: skip
 
 

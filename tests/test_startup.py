@@ -47,23 +47,15 @@ def test_version_and_completion_import_neither_rich_nor_pydantic():
         assert found & (HEAVY | {"rich", "pydantic", "yaml"}) == set()
 
 
-def cpu_ms(args: list[str], env: dict[str, str] | None = None, tries: int = 5) -> float:
-    """The least user + system time of a few tries."""
-    best = float("inf")
-    for _ in range(tries):
-        child = subprocess.Popen([sys.executable, *args], env=os.environ | (env or {}), cwd=ROOT,
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        best = min(best, usage.ru_utime + usage.ru_stime)
-    return best * 1e3
-
-
-@pytest.fixture(scope="module")
-def scale() -> float:
-    """How much slower than the design's machine this one is: there `import typer` takes 75 ms."""
-    return max(1.0, cpu_ms(["-c", "import typer"]) / 75)
+def cpu_ms(args: list[str], env: dict[str, str]) -> float:
+    """User + system time of one run."""
+    child = subprocess.Popen(
+        [sys.executable, *args], env=os.environ | env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return (usage.ru_utime + usage.ru_stime) * 1e3
 
 
 @pytest.mark.parametrize(
@@ -71,6 +63,9 @@ def scale() -> float:
     [(120, "--version", {}), (120, "", COMPLETING), (200, "--help", {}), (300, "list", {}), (300, "list data", {})],
     ids=["version", "completion", "help", "list", "list-data"],
 )
-def test_budget(scale, budget, line, env):
-    took = cpu_ms(["-m", "gzcli", *line.split()], env)
-    assert took <= budget * scale, f"{took:.0f} ms, {budget} × {scale:.2f} allowed"
+def test_budget(budget, line, env):
+    """The least of a few runs; where `import typer` takes more than the design's 75 ms, the budget grows with it."""
+    pairs = [(cpu_ms(["-c", "import typer"], {}), cpu_ms(["-m", "gzcli", *line.split()], env)) for _ in range(5)]
+    typer, took = map(min, zip(*pairs, strict=True))
+    allowed = budget * max(1.0, typer / 75)
+    assert took <= allowed, f"{took:.0f} ms of CPU time, {allowed:.0f} allowed"

@@ -56,22 +56,29 @@ def software() -> Iterator[Check]:
 
 
 def devices() -> Iterator[Check]:
+    from gzcli.launch import count_gpus
+
     try:
         import torch
     except Exception as problem:  # an installation may fail to load in any way
         yield Check("devices", "bad", f"torch does not load: {problem}", "install torch again, see pytorch.org")
         return
-    if count := torch.cuda.device_count():
-        for i in range(count):
-            props = torch.cuda.get_device_properties(i)
-            bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
-            yield Check(f"gpu {i}", "ok", f"{props.name}, {props.total_memory / 2**30:.0f} GiB, {bf16}")
+    there, usable = count_gpus(), torch.cuda.device_count()
+    for i in range(usable):
+        props = torch.cuda.get_device_properties(i)
+        bf16 = "bf16" if props.major >= 8 else "no bf16"
+        yield Check(f"gpu {i}", "ok", f"{props.name}, {props.total_memory / 2**30:.0f} GiB, {bf16}")
+    if there > usable:
+        fix = "install the torch of your CUDA version, see pytorch.org"
+        yield Check("gpu", "bad", f"{there} here, of which torch can use {usable}", fix)
     elif torch.backends.mps.is_available():
         yield Check("gpu", "ok", "Apple MPS")
-    else:
+    elif not usable:
         yield Check("gpu", "note", "none: gz trains on the CPU")
-    bf16 = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no fast bf16"
-    yield Check("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {bf16}")
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    yield Check(
+        "cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {'' if fast else 'no '}fast bf16"
+    )
 
 
 def folders() -> Iterator[Check]:
@@ -134,7 +141,10 @@ def optional() -> Iterator[Check]:
     except ImportError:  # torch's own check has told
         return
     file = cache_dir("weights", INCEPTION)
-    yield Check("inception", "ok" if file.exists() else "note", f"{'' if file.exists() else 'FID, KID and IS need '}{file}")
+    there = file.exists()
+    yield Check(
+        "inception", "ok" if there else "note", str(file) if there else f"missing: FID, KID and IS need `{file}`"
+    )
 
 
 _OPTIONAL = {

@@ -156,11 +156,11 @@ def import_set(path: str | Path, name: str, *, size: int | None = None, channels
 
 def data_path(what: str | Path) -> Path:
     """Where a set lies: its pack, else its downloaded files, else the user's path. Raises MissingError if nowhere."""
-    from gzcli.data.pack import folder_of, peek
+    from gzcli.data.pack import find_pack
 
     found = locate(what)
-    if peek(what) is not None:
-        return folder_of(found)
+    if packed := find_pack(found):
+        return packed.folder
     if isinstance(found, OwnSet):
         return found.path
     if is_fetched(found):
@@ -177,7 +177,7 @@ def remove(what: str | Path) -> list[Path]:
     elif found.name:
         with lock(user_dir(".data.lock")):
             write_json(user_dir("data.json"), {k: v for k, v in _own().items() if k != found.name})
-        gone.append(found.path)
+        gone.append(user_dir("data.json"))  # the line in it
     return gone
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-__all__ = ["Pack", "PackMeta", "data_key", "folder_of", "open_pack", "peek"]
+__all__ = ["Pack", "PackMeta", "data_key", "find_pack", "open_pack", "peek"]
 
 RULE = 1  # raised when packing changes what a pack holds: older packs are made anew
 FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
@@ -78,9 +78,8 @@ class Pack:
 
 def peek(what: str | Path, *, size: int | None = None, channels: int | None = None) -> PackMeta | None:
     """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other files."""
-    found = locate(what)
-    meta = read_json(folder_of(found, size, channels) / "meta.json")
-    return _meta(found, meta) if meta and fingerprint(found) in (meta["fingerprint"], None) else None
+    packed = find_pack(locate(what), size, channels)
+    return packed.meta if packed else None
 
 
 def open_pack(
@@ -101,39 +100,46 @@ def open_pack(
     if size is not None and not 4 <= size <= 1024:
         raise UsageError(f"`data.size` is between 4 and 1024 pixels, not {size}")
     found = locate(what)
-    if (meta := peek(what, size=size, channels=channels)) is not None:
-        return Pack(folder_of(found, size, channels), meta)
+    if packed := find_pack(found, size, channels):
+        return packed
     name = found.title if isinstance(found, OwnSet) else found.name
-    folder = folder_of(found, size, channels)
+    folder = _folder(found, size, channels)
     try:
         waiting = f"another process packs `{name}`: waiting"
         with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
-            if (meta := peek(what, size=size, channels=channels)) is None:
+            if (packed := find_pack(found, size, channels)) is None:
                 _build(found, folder, size, channels, fetch, say)
-                meta = peek(what, size=size, channels=channels)
+                packed = find_pack(found, size, channels)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         hint = "free some space, or set `GZ_HOME` to a folder on another disk"
         raise MissingError(f"`{name}` could not be packed into `{folder}`: {e.strerror}", hint=hint) from e
-    if meta is None:
+    if packed is None:
         raise MissingError(f"`{name}` changed while it was packed", hint="try again when its files are at rest")
-    return Pack(folder, meta)
+    return packed
 
 
-def folder_of(found: DataSpec | OwnSet, size: int | None = None, channels: int | None = None) -> Path:
-    """Where the pack of this size and these channels lies: `packs/mnist/28x1`, or `packs/my-photos-3f2a1c/ownxown`.
+def find_pack(found: DataSpec | OwnSet, size: int | None = None, channels: int | None = None) -> Pack | None:
+    """The pack of this size and these channels, if there is one of the files as they are now.
 
-    The pack of a path as it is serves also whoever asks for the very size and channels that it has.
+    A path packed as it is serves also whoever asks for the very size and channels that it has.
     """
+    now = fingerprint(found)
     size, channels = size or found.size, channels or found.channels
-    if isinstance(found, OwnSet):
-        native = cache_dir("packs", found.key, "ownxown")
-        c, h, w = (read_json(native / "meta.json") or {"shape": (0, 0, 0)})["shape"]
-        if h == w and size in (h, None) and channels in (c, None):
-            return native
-        return cache_dir("packs", found.key, f"{size or 'own'}x{channels or 'own'}")
-    return cache_dir("packs", found.name, f"{size}x{channels}")
+    for folder in dict.fromkeys((_folder(found, size, channels), _folder(found))):
+        raw = read_json(folder / "meta.json")
+        if raw and now in (raw["fingerprint"], None):
+            c, h, w = raw["shape"]
+            if size in (None, h) and h == w and channels in (None, c):
+                return Pack(folder, _meta(found, raw))
+    return None
+
+
+def _folder(found: DataSpec | OwnSet, size: int | None = None, channels: int | None = None) -> Path:
+    """Where the pack of this size and these channels lies: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`."""
+    key = found.key if isinstance(found, OwnSet) else found.name
+    return cache_dir("packs", key, f"{size or found.size or 'own'}x{channels or found.channels or 'own'}")
 
 
 def fingerprint(found: DataSpec | OwnSet) -> str | None:

@@ -58,12 +58,10 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
 
     source = Source(trained, job["seed"])
-    validation = subset(len(home.images("val")), VALIDATION)
-    n = job["n"] or (
-        None if job["full"] else afford(scorer, source, home, validation, settings["budget"], 1 + len(packs), log)
-    )
-    if len(validation):
-        scorer.fit(list(source.batches(home, "val", validation[: n or VALIDATION])))
+    n, held_out = job["n"], len(home.images("val"))
+    if n is None and not job["full"]:
+        n = afford(scorer, source, home, settings["budget"], 1 + len(packs), log)
+    scorer.fit(list(source.batches(home, "val", subset(held_out, min(n or VALIDATION, VALIDATION)))))
     tables: dict[str, dict[str, np.ndarray]] = {}
     for name, pack in [(job["in"], home), *packs.items()]:
         tables[name] = score_set(scorer, source, pack, n, log)
@@ -105,13 +103,13 @@ def check_sets(home: Pack, packs: Mapping[str, Pack]) -> None:
 
 
 def afford(
-    scorer: Scorer, source: Source, home: Pack, validation: np.ndarray, budget: float, sets: int, log: Log
+    scorer: Scorer, source: Source, home: Pack, budget: float, sets: int, log: Log
 ) -> int:
     """Images a split within `budget` seconds, timed on a first batch."""
     trial = next(source.batches(home, "test", subset(len(home.images("test")), TRIAL)))
     scorer.fit([trial])
     seconds = timed(lambda: scorer(trial), source.device) / len(trial)
-    n = affordable(seconds, budget, sets + (1 if len(validation) else 0))
+    n = affordable(seconds, budget, sets + 1)  # and the validation images
     expected = seconds * sets * n
     if n == FEWEST and expected > 1.5 * budget:
         log.warn(f"the scores need about {expected / 60:.0f} minutes even for {FEWEST} images a set; `-n` takes fewer")

@@ -35,7 +35,7 @@ def build(phase: Phase, conf: Mapping[str, Any]) -> Optimizer:
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
         groups.append({"lr": conf["lr"] * scale, "weight_decay": conf["weight_decay"], **group, "lr_scale": scale})
-    betas, eps = tuple(conf["betas"]), conf["eps"]
+    betas, eps = tuple(map(float, conf["betas"])), conf["eps"]
     fused = phase.parameters()[0].device.type in ("cpu", "cuda")
     match conf["name"]:
         case "adam":

@@ -8,6 +8,7 @@ Aliases, merge keys and tags are refused: a recipe is read from top to bottom.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,13 +121,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """Each problem once, file by file and from top to bottom."""
+    """Each problem once, file by file and from top to bottom; those of the command line last."""
     files: dict[str, int] = {}
 
     def place(problem: Problem) -> tuple[int, ...]:
         name, *at = problem.where.rsplit(":", 2)
         marks = tuple(map(int, at)) if len(at) == 2 and all(map(str.isdecimal, at)) else ()
-        return files.setdefault(name if marks else "", len(files)), *marks
+        return (files.setdefault(name, len(files)), *marks) if marks else (sys.maxsize,)
 
     return sorted(dict.fromkeys(problems), key=place)
 

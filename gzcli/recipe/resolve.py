@@ -7,19 +7,19 @@ that `extends` it < its own `for.<data>` < flags < `--set`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema
-from gzcli.recipe.load import Document, Key, Problem, in_order, read_file, refuse
+from gzcli.recipe.files import RecipeFile, read_chain, recipes, show
+from gzcli.recipe.load import Key, Problem, in_order, refuse
 from gzcli.recipe.load import load as read
 from gzcli.recipe.override import Override, flags_of, parse_set
 from gzcli.recipe.write import dump
-from gzcli.store.paths import recipes_dir
 
 if TYPE_CHECKING:
     from gzcli.data.specs import DataSpec
@@ -58,20 +58,10 @@ def resolve(
     return recipe
 
 
-def recipes() -> dict[str, Path]:
-    """The shipped recipes: name → file."""
-    return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml"))}
-
-
-def show(what: str) -> str:
-    """The text of a shipped recipe or of a file. Raises UsageError where there is none."""
-    return _find(what).read_text(encoding="utf-8")
-
-
 def check(path: str | Path) -> list[str]:
     """Everything that is wrong with a recipe, for its own data set and for each that it names under `for`."""
     try:
-        chain, problems = _chain(str(path))
+        chain, problems = read_chain(str(path))
     except UsageError as e:
         return [e.message]
     sets = dict.fromkeys(name for file in chain for name in file.sections)
@@ -97,73 +87,6 @@ def check_data(tree: Mapping[str, Any], card: ModelCard, classes: tuple[str, ...
     raise UsageError(f"`{card.name}` needs labels, and `{name}` has none", hint=hint)
 
 
-# ---------------------------------------------------------------------------- files
-
-
-@dataclass
-class _File:
-    """A recipe file; `label` is its name in messages: `recipes/glow.yaml` wherever a shipped one lies."""
-
-    path: Path
-    label: str
-    document: Document
-    own: dict[str, Any] = field(default_factory=dict)  # without `for` and `extends`
-    sections: dict[str, Any] = field(default_factory=dict)  # `for`
-
-
-def _find(what: str) -> Path:
-    """The file of a shipped recipe by name, or of a path. Raises UsageError with the nearest name."""
-    if what.endswith((".yaml", ".yml")) or "/" in what:
-        path = Path(what).expanduser()
-        if not path.is_file():
-            near = did_you_mean(path.name, [beside.name for beside in path.parent.glob("*.y*ml")])
-            hint = near or "`gz recipe copy NAME` makes one of a shipped one"
-            raise UsageError(f"there is no recipe `{what}`", hint=hint)
-        return path
-    shipped = {canonical(name): path for name, path in recipes().items()}
-    if canonical(what) not in shipped:
-        hint = did_you_mean(what, recipes()) or "`gz list models` shows the names; a recipe of yours is given as a path"
-        raise UsageError(f"there is no model `{what}`", hint=hint)
-    return shipped[canonical(what)]
-
-
-def _chain(what: str) -> tuple[list[_File], list[Problem]]:
-    """The recipe's files, first what it extends, last itself. Raises UsageError where one is not there or not YAML."""
-    chain: list[_File] = []
-    problems: list[Problem] = []
-    path = _find(what)
-    while True:
-        shipped = path.resolve().parent == recipes_dir().resolve()
-        file = _File(path, f"recipes/{path.name}" if shipped else str(path), Document(""))
-        file.document = document = read_file(path, file.label)
-        chain.insert(0, file)
-        problems += document.problems
-        tree = document.tree or {}
-        if not isinstance(tree, dict):
-            message = "a recipe is a map of sections, as `model: {name: vae}`"
-            return chain, [*problems, Problem(document.where(()), message)]
-        file.own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
-        sections = tree.get("for") or {}
-        if isinstance(sections, dict):
-            file.sections = sections
-        else:
-            problems.append(Problem(document.where(("for",)), "`for` must hold data sets, as `for: {mnist: {…}}`"))
-        base = tree.get("extends")
-        if base is None:
-            return chain, problems
-        where = document.where(("extends",), value=True)
-        if not isinstance(base, str):
-            return chain, [*problems, Problem(where, "`extends` must be a recipe's name or path")]
-        # A path is meant from the file that holds it.
-        near = base if "/" not in base and not base.endswith((".yaml", ".yml")) else str(path.parent / base)
-        try:
-            path = _find(near)
-        except UsageError as e:
-            return chain, [*problems, Problem(where, e.message, e.hint)]
-        if any(path.resolve() == other.path.resolve() for other in chain):
-            return chain, [*problems, Problem(where, f"`{base}` extends this recipe in its turn")]
-
-
 # ---------------------------------------------------------------------------- layers
 
 
@@ -176,7 +99,7 @@ class _Layer:
     origin: Callable[[Key], str]
 
 
-def _layer(file: _File, name: str | None = None) -> _Layer:
+def _layer(file: RecipeFile, name: str | None = None) -> _Layer:
     """A file's own values, or those for one data set."""
     at: Key = () if name is None else ("for", name)
     tree = file.own if name is None else (file.sections[name] or {})
@@ -198,7 +121,7 @@ def _given(override: Override) -> _Layer:
 def _resolve(
     what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]
 ) -> tuple[Recipe | None, list[Problem]]:
-    chain, problems = _chain(what)
+    chain, problems = read_chain(what)
     card = _card(chain, problems)
     rules = schema.schema(card)
 
@@ -242,7 +165,7 @@ def _resolve(
     return Recipe(tree, origin, card, chain[-1].path), problems
 
 
-def _card(chain: list[_File], problems: list[Problem]) -> ModelCard | None:
+def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
     """The model that the files are for: all of the same, named by one at least."""
     card = None
     for file in chain:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
 from gzcli.models.base import Model
-from gzcli.models.nn.common import ClassEmbedding, spread_labels, to_levels
+from gzcli.models.nn.common import ClassEmbedding, all_mean, spread_labels, to_levels
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 
@@ -81,8 +81,24 @@ class PixelCNN(Model):
         self.head = HorizontalConv(hidden, head, 0, groups=channels)
         self.logits = HorizontalConv(head, channels * self.outputs, 0, groups=channels)
         self.label = ClassEmbedding(len(data.classes), len(dilations) * 4 * hidden) if conditional else None
+        nn.init.zeros_(self.logits.bias)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.05)
+
+    @torch.no_grad()
+    def on_start(self, batch: Batch) -> None:
+        """The softmax starts at the marginal distribution of the first batch: worth ~8 nats after 400 steps of MNIST.
+
+        A bias that is not zero any more (a resume) is left alone.
+        """
+        if self.logits.bias.any():
+            return
+        levels = self.data.levels
+        k = to_levels(batch.x, levels).transpose(0, 1).flatten(1)  # [C, B · H · W]
+        count = torch.stack([channel.bincount(minlength=levels) for channel in k]).to(self.logits.bias)
+        log_p = all_mean(count).add(1).div(k.shape[1] + levels).log()  # one more of each level: none is impossible
+        bias = log_p if self.outputs > 1 else log_p[:, 1:] - log_p[:, :1]
+        self.logits.bias.copy_(bias.flatten())
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """The logits of every value given those before it, [B, C, H, W, levels] (one, of level 1, for two levels)."""

@@ -81,7 +81,7 @@ class Schedule:
             else:
                 target = high + ramp * (low - high)
             finite = np.isfinite(log_ratio)
-            times = np.interp(target, log_ratio[finite], np.arange(self.timesteps)[finite])
+            times = np.interp(target, log_ratio[finite], np.arange(self.timesteps)[finite]).clip(max=top - 1)
         return self.path(times.tolist())
 
 

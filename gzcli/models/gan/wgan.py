@@ -113,13 +113,13 @@ class WGAN(Model):
         progress(1, 1, x)
         return x
 
-    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 200) -> Tensor:
+    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 100) -> Tensor:
         """The generator's nearest image to each x, found by `invert`: [B, C, H, W]."""
         z, y, _ = self.invert(x, noise, steps=steps, progress=progress)
         with torch.no_grad():
             return self.generator(z, y)
 
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 200) -> Tensor:
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100) -> Tensor:
         """The way from image 0 to 1, 2 to 3, … in latent space: [pairs · steps, C, H, W], pair by pair, ends included.
 
         The ends are the generator's nearest images, found in `search` steps; a conditional model changes

@@ -119,6 +119,18 @@ def initialising(model: nn.Module) -> Iterator[bool]:
             m.initialising = False
 
 
+@contextmanager
+def full_fp32(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor TF32 (or bf16) products inside: for what has to be inverted."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class InvertibleConv1x1(nn.Module):
     """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11).
 
@@ -169,7 +181,7 @@ class InvertibleConv1x1(nn.Module):
         """W x, or W norm(x): ActNorm folded into W spares two passes over the pixels."""
         if norm is not None and norm.initialising:
             norm.initialise(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_fp32(x.device):
             if norm is None:
                 return _linear(x, self.weight()), self.log_s.sum() * x[0, 0].numel()
             weight = self.weight() * norm.log_scale.exp()
@@ -177,7 +189,7 @@ class InvertibleConv1x1(nn.Module):
             return _linear(x, weight, weight @ norm.bias), log_det
 
     def inverse(self, y: Tensor) -> Tensor:
-        with torch.autocast(y.device.type, enabled=False):
+        with full_fp32(y.device):
             return _linear(y, self.inverse_weight())
 
     def train(self, mode: bool = True) -> InvertibleConv1x1:

@@ -77,7 +77,7 @@ def halvings(shape: tuple[int, ...], scales: int) -> list[tuple[int, int]]:
 class ConvEncoder(nn.Module):
     """One stride-2 convolution and `blocks` residual blocks a scale, `hidden` = widths of the scales, finest first."""
 
-    def __init__(self, shape: tuple[int, ...], hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 1):
+    def __init__(self, shape: tuple[int, ...], hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
         layers, width = [], shape[0]
         for w in hidden:
@@ -102,7 +102,7 @@ class ConvDecoder(nn.Module):
         latent: int,
         outputs: int,
         embed: int = 0,
-        blocks: int = 1,
+        blocks: int = 0,
     ):
         super().__init__()
         *self.targets, start = halvings(shape, len(hidden))

@@ -39,6 +39,7 @@ class VAE(Model):
     """A Gaussian-latent VAE.
 
     hidden: widths of the MLP's layers, or of the convolutional scales, finest first; None takes the net's own default.
+    blocks: residual blocks a scale, of the convolutional net.
     pixels: the decoder's distribution over grey levels (`Pixels`).
     beta: weight of the KL in the loss (Higgins 2017); ELBO, bpd and log_prob are always those of beta = 1.
     kl_warmup: steps over which that weight rises from 0; in training mode only.
@@ -50,7 +51,7 @@ class VAE(Model):
 
     paper = "Kingma & Welling 2013, arXiv:1312.6114"
     likelihood = "bound"
-    HIDDEN: ClassVar = {"mlp": (512, 512), "conv": (32, 64, 64)}
+    HIDDEN: ClassVar = {"mlp": (512, 512), "conv": (32, 64)}
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class VAE(Model):
         *,
         net: Literal["mlp", "conv"] = "conv",
         hidden: tuple[int, ...] | None = None,
-        blocks: int = 1,
+        blocks: int = 0,
         latent: int = 32,
         pixels: Literal["auto", "bernoulli", "gaussian", "logistic"] = "auto",
         recon: Literal["likelihood", "ms_ssim"] = "likelihood",

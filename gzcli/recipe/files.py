@@ -1,0 +1,85 @@
+"""Recipe files: the shipped ones by name, the user's by path, and the files that each extends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.recipe.load import Document, Problem, read_file
+from gzcli.store.paths import recipes_dir
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped recipes: name → file."""
+    return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml"))}
+
+
+def show(what: str) -> str:
+    """The text of a shipped recipe or of a file. Raises UsageError where there is none."""
+    return find(what).read_text(encoding="utf-8")
+
+
+@dataclass
+class RecipeFile:
+    """A recipe file; `label` is its name in messages: `recipes/glow.yaml` wherever a shipped one lies."""
+
+    path: Path
+    label: str
+    document: Document
+    own: dict[str, Any] = field(default_factory=dict)  # without `for` and `extends`
+    sections: dict[str, Any] = field(default_factory=dict)  # `for`
+
+
+def find(what: str) -> Path:
+    """The file of a shipped recipe by name, or of a path. Raises UsageError with the nearest name."""
+    if what.endswith((".yaml", ".yml")) or "/" in what:
+        path = Path(what).expanduser()
+        if not path.is_file():
+            near = did_you_mean(path.name, [beside.name for beside in path.parent.glob("*.y*ml")])
+            hint = near or "`gz recipe copy NAME` makes one of a shipped one"
+            raise UsageError(f"there is no recipe `{what}`", hint=hint)
+        return path
+    shipped = {canonical(name): path for name, path in recipes().items()}
+    if canonical(what) not in shipped:
+        hint = did_you_mean(what, recipes()) or "`gz list models` shows the names; a recipe of yours is given as a path"
+        raise UsageError(f"there is no model `{what}`", hint=hint)
+    return shipped[canonical(what)]
+
+
+def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
+    """The recipe's files, first what it extends, last itself. Raises UsageError where one is not there or not YAML."""
+    chain: list[RecipeFile] = []
+    problems: list[Problem] = []
+    path = find(what)
+    while True:
+        shipped = path.resolve().parent == recipes_dir().resolve()
+        file = RecipeFile(path, f"recipes/{path.name}" if shipped else str(path), Document(""))
+        file.document = document = read_file(path, file.label)
+        chain.insert(0, file)
+        problems += document.problems
+        tree = document.tree or {}
+        if not isinstance(tree, dict):
+            message = "a recipe is a map of sections, as `model: {name: vae}`"
+            return chain, [*problems, Problem(document.where(()), message)]
+        file.own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
+        sections = tree.get("for") or {}
+        if isinstance(sections, dict):
+            file.sections = sections
+        else:
+            problems.append(Problem(document.where(("for",)), "`for` must hold data sets, as `for: {mnist: {…}}`"))
+        base = tree.get("extends")
+        if base is None:
+            return chain, problems
+        where = document.where(("extends",), value=True)
+        if not isinstance(base, str):
+            return chain, [*problems, Problem(where, "`extends` must be a recipe's name or path")]
+        # A path is meant from the file that holds it.
+        near = base if "/" not in base and not base.endswith((".yaml", ".yml")) else str(path.parent / base)
+        try:
+            path = find(near)
+        except UsageError as e:
+            return chain, [*problems, Problem(where, e.message, e.hint)]
+        if any(path.resolve() == other.path.resolve() for other in chain):
+            return chain, [*problems, Problem(where, f"`{base}` extends this recipe in its turn")]
