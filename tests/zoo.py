@@ -21,4 +21,9 @@ class Case:
         return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
 
 
-CASES: list[Case] = []
+CASES = [
+    Case("vae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
+    Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8, "conditional": True}, lr=3e-3, levels=2),
+    Case("wgan", {"width": 8, "latent": 16}, lr=2e-3),
+    Case("wgan", {"width": 8, "latent": 16, "conditional": True}, lr=2e-3),
+]

@@ -42,27 +42,22 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     `nats` alone. Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     metrics = choose(job["metrics"])
-    runs = [Run(Path(path)) for path in job["runs"]]
-    first = load_trained(runs[0], device, job["checkpoint"])
-    shape = first.info.shape
+    models = [load_trained(Run(Path(path)), device, job["checkpoint"]) for path in job["runs"]]
+    shape = same_shape(models)
     pack = open_pack(job["data"], size=shape[1], channels=shape[0], say=log.info)
     judge = Judge(pack, metrics, job["n"], device=device, weights=job["weights"], say=log.info)
-    rows, pictures, warnings = [], [], list(judge.warnings)
-    for i, one in enumerate(runs):
-        trained = first if i == 0 else load_trained(one, device, job["checkpoint"])
-        check_shape(trained, shape, runs[0])
+    rows, pictures = [], []
+    for trained in models:
         row, samples = measure(trained, pack, judge, metrics, job, folder, log)
-        first = None  # one model at a time
-        rows.append(row)
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in row["metrics"].items() if key.startswith(("fd", "bpd", "nats")))
+        shown = "   ".join(f"{k} {v:.4g}" for k, v in row["metrics"].items() if k.startswith(("fd", "bpd", "nats")))
         log.info(f"{row['model']}: {shown}")
+        rows.append(row)
         pictures.append((f"{row['model']}   {shown}", samples))
-        del trained
     floor = judge.floor()
     real, name = pack.images("test"), pack.meta.name
     title = f"real images of {name}" + "".join(f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd"))
     sample_rows(folder / "bench.png", [*pictures, (title, real[subset(len(real), 16)])])
-    result = {"data": name, "rows": rows, "floor": floor, "provenance": provenance(pack, judge, job), "notes": warnings,
+    result = {"data": name, "rows": rows, "floor": floor, "provenance": provenance(pack, judge, job), "notes": judge.warnings,
               "picture": str(folder / "bench.png")}  # fmt: skip
     files.write_json(folder / "bench.json", result)
     return result
@@ -77,12 +72,17 @@ def choose(asked: list[str] | None) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def check_shape(trained: Trained, shape: tuple[int, ...], first: Run) -> None:
-    if trained.info.shape != shape:
-        raise UsageError(
-            f"`{trained.run.id}` has images of {by(trained.info.shape)}, `{first.id}` of {by(shape)}: their figures are not comparable",
-            hint="run `gz bench` once for each size",
-        )
+def same_shape(models: list[Trained]) -> tuple[int, ...]:
+    """The (C, H, W) of all runs. Raises UsageError where they differ."""
+    first = models[0]
+    for other in models:
+        if other.info.shape != first.info.shape:
+            raise UsageError(
+                f"`{other.run.id}` has images of {by(other.info.shape)}, `{first.run.id}` of {by(first.info.shape)}: "
+                "their figures are not comparable",
+                hint="run `gz bench` once for each size",
+            )
+    return first.info.shape
 
 
 def by(shape: tuple[int, ...]) -> str:

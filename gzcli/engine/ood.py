@@ -12,7 +12,7 @@ import torch
 
 from gzcli.data.batches import scan, to_uint8
 from gzcli.data.pack import Pack, open_pack
-from gzcli.engine.budget import FEWEST, affordable, subset, timed
+from gzcli.engine.budget import affordable, subset, timed
 from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
@@ -58,10 +58,11 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
 
     source = Source(trained, job["seed"])
-    n, held_out = job["n"], len(home.images("val"))
+    n, split = job["n"], "val" if home.meta.counts["val"] else "train"  # a tiny set has no validation images
     if n is None and not job["full"]:
-        n = afford(scorer, source, home, settings["budget"], 1 + len(packs), log)
-    scorer.fit(list(source.batches(home, "val", subset(held_out, min(n or VALIDATION, VALIDATION)))))
+        trial = next(source.batches(home, split, subset(home.meta.counts[split], TRIAL)))
+        n = afford(scorer, trial, settings["budget"], 1 + len(packs), log)
+    scorer.fit(list(source.batches(home, split, subset(home.meta.counts[split], min(n or VALIDATION, VALIDATION)))))
     tables: dict[str, dict[str, np.ndarray]] = {}
     for name, pack in [(job["in"], home), *packs.items()]:
         tables[name] = score_set(scorer, source, pack, n, log)
@@ -98,27 +99,23 @@ def check_sets(home: Pack, packs: Mapping[str, Pack]) -> None:
             raise UsageError(
                 f"`{name}` is both the in- and the out-of-distribution set", hint="`--out` takes other sets"
             )
-    if not len(home.images("test")):
+    if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.name}` has no test images")
 
 
-def afford(
-    scorer: Scorer, source: Source, home: Pack, budget: float, sets: int, log: Log
-) -> int:
-    """Images a split within `budget` seconds, timed on a first batch."""
-    trial = next(source.batches(home, "test", subset(len(home.images("test")), TRIAL)))
+def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
+    """Images of each of `sets` test splits that `budget` seconds pay for, timed on a first batch."""
     scorer.fit([trial])
-    seconds = timed(lambda: scorer(trial), source.device) / len(trial)
-    n = affordable(seconds, budget, sets + 1)  # and the validation images
-    expected = seconds * sets * n
-    if n == FEWEST and expected > 1.5 * budget:
-        log.warn(f"the scores need about {expected / 60:.0f} minutes even for {FEWEST} images a set; `-n` takes fewer")
+    seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial)
+    n = affordable(seconds, budget, sets + 1)  # one more for the validation images
+    if (expected := seconds * sets * n) > 1.5 * budget:
+        log.warn(f"the scores need about {expected / 60:.0f} minutes even for {n} images a set; `-n` takes fewer")
     return n
 
 
 def score_set(scorer: Scorer, source: Source, pack: Pack, n: int | None, log: Log) -> dict[str, np.ndarray]:
     """index [N], one float64 [N] a score, and the images uint8 [N, C, H, W] as the model saw them; of n test images, or all."""
-    total = len(pack.images("test"))
+    total = pack.meta.counts["test"]
     index = subset(total, n or total)
     parts, done = [], 0
     with log.bar(f"score {pack.meta.name}") as progress:

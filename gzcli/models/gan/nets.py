@@ -12,14 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn import ClassEmbedding
+from gzcli.models.nn import ClassEmbedding, full
 
 Norm = Literal["none", "group"]
-
-
-def full(t: Tensor) -> Tensor:
-    """At least fp32: half precision, as autocast makes it, is raised; fp64 stays."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model, Phase
-from gzcli.models.gan.nets import Critic, Generator, full
-from gzcli.models.nn import spread_labels
+from gzcli.models.gan.nets import Critic, Generator
+from gzcli.models.nn import full, spread_labels
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
 

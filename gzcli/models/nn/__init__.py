@@ -1,6 +1,6 @@
 """Blocks that three models or more share."""
 
-from gzcli.models.nn.common import ClassEmbedding, all_mean, from_levels, spread_labels, to_levels, zero_init
+from gzcli.models.nn.common import ClassEmbedding, all_mean, from_levels, full, spread_labels, to_levels, zero_init
 from gzcli.models.nn.unet import UNet
 
-__all__ = ["ClassEmbedding", "UNet", "all_mean", "from_levels", "spread_labels", "to_levels", "zero_init"]
+__all__ = ["ClassEmbedding", "UNet", "all_mean", "from_levels", "full", "spread_labels", "to_levels", "zero_init"]

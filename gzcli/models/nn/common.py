@@ -46,6 +46,11 @@ def from_levels(k: Tensor, levels: int) -> Tensor:
     return k.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
 
 
+def full(t: Tensor) -> Tensor:
+    """At least fp32: half precision, as autocast makes it, is raised; fp64 stays."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 def zero_init(module: nn.Module) -> nn.Module:
     """Sets every parameter of `module` to zero, so that its branch starts as the identity."""
     for p in module.parameters():

@@ -11,11 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def full(t: Tensor) -> Tensor:
-    """At least fp32: half precision, as autocast makes it, is raised; fp64 stays."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
 def join(h: Tensor, e: Tensor | None) -> Tensor:
     return h if e is None else torch.cat([h, e], dim=1)
 

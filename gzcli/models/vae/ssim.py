@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gzcli.models.vae.nets import full
+from gzcli.models.nn import full
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first
 C1, C2 = 0.01**2, 0.03**2  # for a data range of 1

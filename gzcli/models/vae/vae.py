@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, spread_labels
-from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, full
+from gzcli.models.nn import ClassEmbedding, full, spread_labels
+from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.ssim import ms_ssim
 from gzcli.types import Batch, DataInfo, Noise, Progress
