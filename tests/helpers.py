@@ -46,7 +46,7 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
         files.write_atomic(run.path / "run.yaml", dump(tree))
     data = tree["data"]
     pack = open_pack(data["name"], size=data["size"], channels=data["channels"])
-    return Trainer(run, tree, pack, Accelerator(cpu=True, mixed_precision=precision(tree)), Log(run.path))
+    return Trainer(run, tree, pack, Accelerator(cpu=True, mixed_precision=precision(tree)), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
 
 
 def gz(*words: str, code: int = 0, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:

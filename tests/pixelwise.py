@@ -14,7 +14,7 @@ from gzcli.store.runs import Run
 
 
 class Pixelwise(Model):
-    """p(x) = Π p_i(x_i); with `conditional` one table a class. `table` is [pixels, levels], or [classes, pixels, levels]."""
+    """p(x) = Π p_i(x_i). `table` is [pixels, levels], or [classes, pixels, levels] if `conditional`."""
 
     paper = "none"
     likelihood = "exact"
@@ -66,7 +66,12 @@ def fitted(levels=17, conditional=False, size=None):
 def fake_run(folder, monkeypatch, module, *, model=None, name="model"):
     """A `Trained` of the model, which `module` (an engine verb) will load for any run of that name."""
     model = (model or fitted()).eval().requires_grad_(False)
-    tree = {"model": {"name": "pixelwise"}, "data": {"name": "digits"}, "sample": {}, "ood": {"budget": 300, "scores": ["nll", "typicality", "complexity", "far"]}}
+    tree = {
+        "model": {"name": "pixelwise"},
+        "data": {"name": "digits"},
+        "sample": {},
+        "ood": {"budget": 300, "scores": ["nll", "typicality", "complexity", "far"]},
+    }
     trained = Trained(Run(folder / name), model, model.data, tree, torch.device("cpu"), 7)
     known = module.__dict__.setdefault("_known_to_tests", {})
     known[name] = trained

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from pixelwise import fake_run, fitted
 from PIL import Image
+from pixelwise import fake_run, fitted
 
 from gzcli.data.batches import scan
 from gzcli.data.pack import open_pack
@@ -26,7 +26,15 @@ def load(tmp_path, monkeypatch):
 
 
 def job(*runs, **changes):
-    return {"runs": list(runs), "data": "digits", "metrics": None, "n": 200, "seed": 0, "weights": None, "checkpoint": "last"} | changes
+    return {
+        "runs": list(runs),
+        "data": "digits",
+        "metrics": None,
+        "n": 200,
+        "seed": 0,
+        "weights": None,
+        "checkpoint": "last",
+    } | changes
 
 
 def run(tmp_path, *runs, **changes):
@@ -46,7 +54,13 @@ def test_two_models_side_by_side(load, tmp_path):
     assert set(result["floor"]) == {"fd", "kid_lenet", "precision_lenet", "recall_lenet", "tv"}
     assert classes["metrics"]["label_accuracy"] > 0.8
     made = result["provenance"]
-    assert (made["n_real"], made["n_fake"], made["split"], made["shape"], made["seed"]) == (355, 200, "test", [1, 16, 16], 0)
+    assert (made["n_real"], made["n_fake"], made["split"], made["shape"], made["seed"]) == (
+        355,
+        200,
+        "test",
+        [1, 16, 16],
+        0,
+    )
     assert made["features"] == lenet(open_pack("digits")).hash and made["versions"]["torch-fidelity"]
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     assert min(Image.open(tmp_path / "bench.png").size) > 100
@@ -114,7 +128,7 @@ def test_binary_models_have_nats_and_no_fd(load, tmp_path):
 
 def test_runs_of_different_sizes_are_refused(load, tmp_path):
     load("plain"), load("large", size=20)
-    with pytest.raises(UsageError, match="1×20×20.*1×16×16"):
+    with pytest.raises(UsageError, match=r"1×20×20.*1×16×16"):
         run(tmp_path, "plain", "large")
 
 

@@ -55,7 +55,7 @@ def test_perfect_reversed_and_constant_scores():
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says():
-    """The true AUROC of N(0, 1) against N(1, 1) is Φ(1/√2) = .7602; 95 % intervals should hold it in 86 … 100 of 100 draws."""
+    """The true AUROC of N(0, 1) against N(1, 1) is Φ(1/√2) = .7602; about 95 of 100 intervals should hold it."""
     rng, covered, widths = np.random.default_rng(2), 0, []
     for seed in range(100):
         low, high = detection(rng.normal(0, 1, 200), rng.normal(1, 1, 200), bootstrap=200, seed=seed)["ci"]["auroc"]
@@ -89,7 +89,9 @@ def test_code_length_is_lossless_and_grows_with_detail():
 
 def test_a_binary_png_takes_one_bit_a_pixel():
     noise = np.random.default_rng(4).integers(0, 2, (1, 1, 28, 28), dtype=np.uint8) * 255
-    assert 28 * 4 <= baselines.png_size(noise)[0] <= 28 * (1 + 4) + 80  # a filter byte and 28 bits a row, and the headers
+    assert (
+        28 * 4 <= baselines.png_size(noise)[0] <= 28 * (1 + 4) + 80
+    )  # a filter byte and 28 bits a row, and the headers
 
 
 def test_coders_give_the_image_back():
@@ -110,7 +112,9 @@ def test_coders_give_the_image_back():
 
 def test_knn_equals_neighbours_in_pixels_when_no_component_is_dropped():
     rng = np.random.default_rng(6)
-    train, seen, far = (rng.integers(lo, hi, (n, 1, 6, 6), dtype=np.uint8) for lo, hi, n in ((0, 100, 80), (0, 100, 20), (150, 250, 20)))
+    train, seen, far = (
+        rng.integers(lo, hi, (n, 1, 6, 6), dtype=np.uint8) for lo, hi, n in ((0, 100, 80), (0, 100, 20), (150, 250, 20))
+    )
     near, away = baselines.knn_pca(train, [seen, far], k=3, dims=64)
     direct = NearestNeighbors(n_neighbors=3).fit(train.reshape(80, -1) / 255.0)
     assert np.allclose(near, direct.kneighbors(seen.reshape(20, -1) / 255.0)[0][:, -1], atol=1e-5)

@@ -63,7 +63,14 @@ def test_frechet_of_singular_covariances_is_real_and_zero_on_itself():
     assert frechet_distance(f, f[::-1]) == pytest.approx(0, abs=1e-5) and frechet_distance(f, rotated) > 1
 
 
-@pytest.mark.parametrize("f1, f2", [(np.ones((1, 3)), np.ones((5, 3))), (np.ones((5, 3)), np.ones((5, 4))), (np.full((5, 3), np.nan), np.ones((5, 3)))])
+@pytest.mark.parametrize(
+    "f1, f2",
+    [
+        (np.ones((1, 3)), np.ones((5, 3))),
+        (np.ones((5, 3)), np.ones((5, 4))),
+        (np.full((5, 3), np.nan), np.ones((5, 3))),
+    ],
+)
 def test_frechet_refuses_what_it_cannot_compare(f1, f2):
     with pytest.raises(UsageError):
         frechet_distance(f1, f2)
@@ -116,7 +123,9 @@ class Striped:
 
     @property
     def meta(self):
-        return SimpleNamespace(shape=self.shape, classes=(), digest=f"striped{self.shape}", name="striped", multilabel=False)
+        return SimpleNamespace(
+            shape=self.shape, classes=(), digest=f"striped{self.shape}", name="striped", multilabel=False
+        )
 
     def images(self, split):
         c, h, w = self.shape
@@ -155,7 +164,9 @@ def test_lenet_refuses_images_that_are_too_small():
 def test_fid_through_the_registered_extractor_is_our_frechet_distance(digits, net):
     fake, real = digits.images("train")[:300], digits.images("test")
     found = fidelity(fake, real, extractor=register(net), metrics=("fid",))
-    assert found["frechet_inception_distance"] == pytest.approx(frechet_distance(net.features(fake), net.features(real)), rel=1e-6)
+    assert found["frechet_inception_distance"] == pytest.approx(
+        frechet_distance(net.features(fake), net.features(real)), rel=1e-6
+    )
 
 
 def test_kid_precision_and_recall_behave(digits, net):
@@ -227,8 +238,8 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
         def __getitem__(self, i):
             return torch.from_numpy(np.repeat(self.images[i], 3, 0))
 
-    direct = calculate_metrics(input1=Grey(fake), input2=Grey(real), kid=True, isc=True, cuda=False, cache=False, verbose=False,
-                               kid_subset_size=5, feature_extractor_weights_path=str(weights), save_cpu_ram=True)  # fmt: skip
+    direct = calculate_metrics(input1=Grey(fake), input2=Grey(real), kid=True, isc=True, cuda=False, cache=False,
+                               verbose=False,                               kid_subset_size=5, feature_extractor_weights_path=str(weights), save_cpu_ram=True)  # fmt: skip
     assert found == {key: pytest.approx(direct[key], rel=1e-6) for key in found}
 
 

@@ -26,4 +26,6 @@ CASES = [
     Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8, "conditional": True}, lr=3e-3, levels=2),
     Case("wgan", {"width": 8, "latent": 16}, lr=2e-3),
     Case("wgan", {"width": 8, "latent": 16, "conditional": True}, lr=2e-3),
+    Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}, lr=3e-3, batch=16),
+    Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1), "conditional": True}, lr=3e-3, batch=16, levels=2),
 ]

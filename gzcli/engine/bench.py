@@ -37,9 +37,9 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     """Does the job and writes samples, `bench.json` and `bench.png` into `folder`. Returns the JSON of `gz bench`.
 
     job: {runs, checkpoint, data, metrics, n, seed, weights}. `n` samples of each model are compared with the whole test
-    split, beside the floor: n training images in their place. All runs must have images of one size; figures of a run
-    with other grey levels than the data set's own stand in columns of their own (`bpd@32`), and one of binary images has
-    `nats` alone. Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
+    split, beside the floor: n training images in their place. All runs must have images of one size; a run with other
+    grey levels than the data set's own has columns of its own (`bpd@32`), one of binary images has `nats` and no `fd`.
+    Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     metrics = choose(job["metrics"])
     models = [load_trained(Run(Path(path)), device, job["checkpoint"]) for path in job["runs"]]
@@ -55,9 +55,12 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         pictures.append((f"{row['model']}   {shown}", samples))
     floor = judge.floor()
     real, name = pack.images("test"), pack.meta.name
-    title = f"real images of {name}" + "".join(f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd"))
+    title = f"real images of {name}" + "".join(
+        f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd")
+    )
     sample_rows(folder / "bench.png", [*pictures, (title, real[subset(len(real), 16)])])
-    result = {"data": name, "rows": rows, "floor": floor, "provenance": provenance(pack, judge, job), "notes": judge.warnings,
+    result = {"data": name, "rows": rows, "floor": floor, "provenance": provenance(pack, judge, job),
+              "notes": judge.warnings,
               "picture": str(folder / "bench.png")}  # fmt: skip
     files.write_json(folder / "bench.json", result)
     return result
@@ -68,7 +71,9 @@ def choose(asked: list[str] | None) -> list[str]:
     wanted = ["bpd" if name == "nats" else name for name in asked or DEFAULT]
     for name in wanted:
         if name not in METRICS:
-            raise UsageError(f"there is no metric `{name}`", hint=did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}")
+            raise UsageError(
+                f"there is no metric `{name}`", hint=did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}"
+            )
     return list(dict.fromkeys(wanted))
 
 
@@ -115,7 +120,7 @@ def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job:
 
 
 def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
-    """Labels to ask of a conditional model: those of n training images, so that its classes are as frequent as the data's."""
+    """Labels to ask of a conditional model: those of n training images, so that its classes are as frequent as theirs."""
     labels = pack.labels("train")
     if labels is None or not getattr(trained.model, "conditional", False):
         return None
@@ -126,7 +131,7 @@ def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
 
 def sample(trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any], folder: Path,
            log: Log) -> tuple[np.ndarray, float]:  # fmt: skip
-    """n samples and the seconds they took; kept in `folder` for the next time, under a name that says what made them."""
+    """n samples and the seconds they took; kept in `folder` under a name that says what made them."""
     weights = trained.run.path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
     made = [trained.run.id, trained.step, stamp, job["n"], job["seed"], trained.tree["sample"], trained.device.type]
@@ -148,7 +153,7 @@ def sample(trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any]
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
     """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels}.
 
-    Of the whole test split up to 10,000 images, or of the seeded subset that the recipe's `ood.budget` allows. A conditional
+    Of the test split up to 10,000 images, or of the seeded subset that the recipe's `ood.budget` allows. A conditional
     model is told the label. Raises DivergedError where it is not finite.
     """
     device, model, total = trained.device, trained.model, len(pack.images("test"))

@@ -13,7 +13,7 @@ FEWEST, MOST = 500, 10_000
 
 
 def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images of a split: the same for everyone (seed 0), larger ones contain smaller."""
+    """Sorted positions of min(n, total) images of a split: always the same ones (seed 0), larger sets hold smaller."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 

@@ -74,7 +74,8 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     result = {
         "run": trained.run.id, "in": job["in"], "results": results, "notes": notes(results, packs), "positive": "out",
         "seed": job["seed"], "checkpoint": job["checkpoint"], "step": trained.step, "levels": trained.info.levels,
-        "shape": list(trained.info.shape), "likelihood": trained.model.likelihood, "background": background and background.run.id,
+        "shape": list(trained.info.shape), "likelihood": trained.model.likelihood,
+        "background": background and background.run.id,
         "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
     }  # fmt: skip
@@ -114,7 +115,7 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
 
 
 def score_set(scorer: Scorer, source: Source, pack: Pack, n: int | None, log: Log) -> dict[str, np.ndarray]:
-    """index [N], one float64 [N] a score, and the images uint8 [N, C, H, W] as the model saw them; of n test images, or all."""
+    """Of n test images, or all: index [N], float64 [N] a score, images uint8 [N, C, H, W] as the model saw them."""
     total = pack.meta.counts["test"]
     index = subset(total, n or total)
     parts, done = [], 0
@@ -143,7 +144,7 @@ def add_baselines(tables: dict[str, dict[str, np.ndarray]], source: Source, home
 def compare(
     tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str]
 ) -> list[dict[str, Any]]:
-    """A row for each foreign set and score. `beats_baselines`: further from chance than every baseline, in the right direction."""
+    """A row for each foreign set and score. `beats_baselines`: a higher AUROC than each baseline's, either way round."""
     inside, *outside = tables
     rows = []
     for out in outside:
@@ -164,12 +165,12 @@ def notes(results: list[dict[str, Any]], packs: Mapping[str, Pack]) -> list[str]
     if plain := [row for row in results if row["score"] == "nll"]:
         failed = [row["out"] for row in plain if row["auroc"] < 0.5]
         here = f", as here on {', '.join(f'`{name}`' for name in failed)}" if failed else ""
-        said.append("plain `nll` fails in the hard direction (FashionMNIST → MNIST: AUROC near .1): simpler images than the "
+        said.append("plain `nll` fails in the hard direction (FashionMNIST → MNIST: AUROC near .1): images simpler than the "
                     f"training set's are more likely{here}; `complexity` or `ratio` correct for it")  # fmt: skip
     beaten = sorted({row["score"] for row in results if row["beats_baselines"] is False})
     if beaten:
         said.append(
-            f"no evidence for {', '.join(f'`{score}`' for score in beaten)} where a baseline without a model does as well"
+            f"no evidence for {', '.join(f'`{score}`' for score in beaten)} where a baseline does as well without a model"
         )
     return said
 

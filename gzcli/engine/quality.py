@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,15 @@ from gzcli.metrics.frechet import frechet_distance
 
 OF_LENET = ("fd", "kid_lenet", "prc_lenet", "classes")
 OF_INCEPTION = {"fid": "fid", "kid": "kid", "is": "isc"}  # ours → torch-fidelity's
+SUBSETS = 20  # of LeNet features: enough for the mean of KID, whose spread is not printed
 SMALL = 10_000  # FID is biased upwards below so many images
 
 
 class Judge:
     """Compares images with a data set's test split; made once, called for each model.
 
-    With the LeNet of four rotations (a set without labels) the names end in `_rot`. Precision and recall are of equally many
-    real images as fakes (k = 3), since they are not comparable between different ones. Raises MissingError for absent weights.
+    With the LeNet of four rotations (a set without labels) the names end in `_rot`. Precision and recall (k = 3) are of
+    equally many real images as fakes, since they depend on both numbers. Raises MissingError for absent weights.
     """
 
     def __init__(self, pack: Pack, metrics: Sequence[str], n: int, *, device: torch.device, weights: str | None = None,
@@ -43,7 +43,7 @@ class Judge:
 
     def __call__(self, images: np.ndarray, labels: torch.Tensor | None, levels: int | None,
                  only: Sequence[str] | None = None) -> dict[str, float]:  # fmt: skip
-        """The figures of uint8 [N, C, H, W] against the test split at the same grey levels; `labels` are what was asked for."""
+        """The figures of uint8 [N, C, H, W] against the test split at the same grey levels; `labels`: what was asked for."""
         metrics = set(self.metrics if only is None else only)
         if not only:
             self.used.add(levels)
@@ -83,7 +83,7 @@ class Judge:
         if kinds:
             real = self._test(levels)
             real = real[subset(len(real), len(images))]
-            made = fidelity(images, real, extractor=self.extractor, metrics=tuple(kinds))
+            made = fidelity(images, real, extractor=self.extractor, metrics=tuple(kinds), subsets=SUBSETS)
             for key, value in made.items():
                 found[("kid" if key.startswith("kernel") else key) + name] = value
         if "classes" in metrics and not self.net.rotations and not self.pack.meta.multilabel:

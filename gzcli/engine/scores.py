@@ -5,7 +5,7 @@
   complexity  nll in bits − length of the image's best lossless code       Serrà et al. 2020, arXiv:1909.11480, eq. 3
   ratio       nll − nll under a background model, trained on mutated images   Ren et al. 2019, arXiv:1906.02845, eq. 4
   gradnorm    log ‖∂ log p(x) / ∂θ‖, all parameters, one image at a time   after Kwon et al. 2020, arXiv:2007.09507
-Higher is more out-of-distribution. The score of an image depends on (model, image, seed, index) alone, not on its batch.
+Higher is more out-of-distribution. A score depends on (model, image, seed, index) alone, not on the batch.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Scorer:
             value = self.model.log_prob(x, noise=self._noise(index)).sum()
             if not value.requires_grad:
                 raise UsageError(
-                    f"`{self.trained.tree['model']['name']}` gives no gradient of its likelihood, which `gradnorm` needs"
+                    f"`{self.trained.tree['model']['name']}` has a likelihood without gradient, `gradnorm` needs one"
                 )
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         return sum(g.double().square().sum() for g in gradients if g is not None).sqrt().log()

@@ -126,7 +126,7 @@ class Trainer:
                 out = self.wrapped(part, phase.name)
                 self.accelerator.backward(out["loss"] / self.train["accumulate"])
             for name, value in out.items():
-                value = value.detach().float() / self.train["accumulate"]
+                value = value.detach() / self.train["accumulate"]
                 losses[name] = losses[name] + value if name in losses else value
         return losses
 
@@ -172,7 +172,7 @@ class Trainer:
             self.ema = EMA(self.model, self.train["ema"])  # the average starts from the initialised model
 
     def check_finite(self, watch: Watch, step: int) -> None:
-        if watch.bad() < PATIENCE:
+        if watch.bad() < (1 if step == self.steps else PATIENCE):
             return
         have = checkpoints.steps_of(self.run.path / "checkpoints")
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"

@@ -12,6 +12,7 @@ from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import sampler
 from gzcli.engine.context import Trained
+from gzcli.models.nn import all_mean
 from gzcli.store import files
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class Watch:
         return int(self.streak)
 
     def show(self, step: int, bar: Any) -> None:
-        values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        means = all_mean(torch.stack([total / self.counts[name] for name, total in self.sums.items()]))
+        values = dict(zip(self.sums, means.tolist(), strict=True))
         self.sums, self.counts = {}, {}
         if len(self.t.phases) == 1:
             values["lr"] = self.t.optimizers[self.t.phases[0].name].param_groups[0]["lr"]
@@ -73,7 +75,7 @@ class Watch:
         due = {name: every > 0 and step % every == 0 for name, every in self.every.items()}
         if due["eval"] or (last and self.metric):
             self.evaluate(step)
-        if due["checkpoint"] or last:
+        if (due["checkpoint"] or last) and not self.bad():
             self.t.save(step)
         if due["sample"] or last:
             self.picture(step, 64 if last else GRID)

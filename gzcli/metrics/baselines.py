@@ -41,7 +41,7 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
 
 
 def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
-    """The distance to the k-th neighbour among `train` in its first `dims` principal components, for each array of images."""
+    """For each array of images: distances to the k-th neighbour among `train`, in its `dims` principal components."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 

@@ -1,7 +1,7 @@
 """The feature space of `fd`: a small classifier trained on the data set itself by one fixed recipe, cached by hash.
 
-Grey 28×28 digits mean little to an ImageNet network; the Fréchet distance of a classifier of the same data does not need
-one, nor the network to fetch it. Features are the 64 penultimate activations before the ReLU, so that they have full rank.
+Grey 28×28 digits mean little to an ImageNet network, and its weights have to be fetched; a classifier of the same data
+needs neither. Features are the 64 penultimate activations before the ReLU, so that they have full rank.
 A set without labels gets the same net trained to tell four rotations apart (Gidaris et al. 2018, arXiv:1803.07728).
 """
 
@@ -178,7 +178,7 @@ def _criterion(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _accuracy(trained: LeNetFeatures, pack: Any) -> float:
-    """Of the test split: the share of right classes (multi-label: of right attributes; no labels: of right rotations)."""
+    """On the test split: the share of right classes (multi-label: right attributes; no labels: right rotations)."""
     images, labels = pack.images("test"), pack.labels("test")
     if trained.rotations:
         turned = [trained.predict(np.rot90(images, k, (2, 3))) == k for k in range(4)]

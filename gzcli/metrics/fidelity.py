@@ -22,12 +22,21 @@ KEYS = {
 }
 
 
-def fidelity(fake: np.ndarray, real: np.ndarray, *, extractor: str, metrics: tuple[str, ...], weights: Path | None = None,
-             cache: str | None = None, device: torch.device | str = "cpu", subsets: int = 100) -> dict[str, float]:  # fmt: skip
+def fidelity(
+    fake: np.ndarray,
+    real: np.ndarray,
+    *,
+    extractor: str,
+    metrics: tuple[str, ...],
+    weights: Path | None = None,
+    cache: str | None = None,
+    device: torch.device | str = "cpu",
+    subsets: int = 100,
+) -> dict[str, float]:
     """`metrics` (of isc, fid, kid, prc) of uint8 images [N, C, H, W], under torch-fidelity's own names.
 
-    `extractor`: "inception-v3-compat" (with `weights`, grey images repeated to three channels) or what `register` returned.
-    `cache`: a name under which the features of `real` are kept in the user's cache. KID subsets have min(1000, N) images.
+    extractor: "inception-v3-compat" (with `weights`; grey images repeated to three channels) or from `register`.
+    cache: a name under which the features of `real` are kept in the user's cache. KID subsets have min(1000, N) images.
     """
     from torch_fidelity import calculate_metrics
 
@@ -37,7 +46,8 @@ def fidelity(fake: np.ndarray, real: np.ndarray, *, extractor: str, metrics: tup
         input1=sides[0], input2=sides[1], cuda=torch.device(device).type == "cuda", batch_size=100 if lenet else 32,
         feature_extractor=extractor, feature_extractor_weights_path=None if weights is None else str(weights),
         kid_subsets=subsets, kid_subset_size=min(1000, len(fake), len(real)), prc_batch_size=2000, save_cpu_ram=True,
-        cache=cache is not None, cache_root=str(cache_dir("features", "torch-fidelity")), input2_cache_name=cache, verbose=False,
+        cache=cache is not None, cache_root=str(cache_dir("features", "torch-fidelity")), input2_cache_name=cache,
+        verbose=False,
         **{name: name in metrics for name in KEYS},
     )  # fmt: skip
     return {key: float(found[key]) for name in metrics for key in KEYS[name]}
@@ -87,7 +97,7 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
     if not file.is_file():
         raise MissingError(
             f"FID, KID and IS need Inception's weights `{INCEPTION}`, and `{file}` is not there",
-            hint=f"fetch the file of that name from torch-fidelity's releases (v0.2.0) to `{place}`, or name it with `--weights FILE`",
+            hint=f"put that file of torch-fidelity's releases (v0.2.0) at `{place}`, or name it with `--weights FILE`",
         )
     try:  # torch-fidelity unpickles freely; a file that passes here holds tensors only
         state = torch.load(file, map_location="meta", weights_only=True)

@@ -1,4 +1,4 @@
-"""The Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv:1706.08500, eq. 6)."""
+"""The Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv:1706.08500, eq. 6)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import math
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -209,11 +208,20 @@ class Diffusion(Model):
 
     # ---------------------------------------------------------------------------------------------------- likelihood
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, terms: int = 50) -> Tensor:
-        """[B] nats: the variational bound (Ho 2020, eq. 5) with the small variance, `terms` + 1 network calls.
+    def log_prob(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        noise: Noise,
+        terms: int = 50,
+        variance: Literal["small", "large"] = "large",
+    ) -> Tensor:
+        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls.
 
         L_T and L_0 are whole; of the T − 1 terms between, one is drawn from each of `terms` strata and weighted by its
         stratum's width, which is unbiased, and the whole sum for terms ≥ T − 1. Strata widen with t, as terms shrink.
+        variance: of p(x_{t−1} | x_t), as in `sample`; the bound holds for either.
         Raises UsageError for latents, which have no grey levels.
         """
         if self.data.levels is None:
@@ -227,12 +235,12 @@ class Diffusion(Model):
         total = total - prior.flatten(1).sum(1)
         edges = strata(self.timesteps, terms)
         u = noise.rand(n, len(edges) - 1).to(x.device)
-        # KL(q(x_{t−1} | x_t, x_0) ‖ p) = ½ (SNR_{t−1} − SNR_t) ‖x_0 − x̂_0‖² (Kingma 2021, eq. 14)
-        weight = torch.as_tensor(-np.diff(self.schedule.snr) / 2, dtype=torch.float32, device=x.device)
+        scale, offset = (torch.as_tensor(a, dtype=torch.float32, device=x.device) for a in self.schedule.kl(variance))
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
             x0 = self.estimate(self.noised(x, t, noise), t, y)
-            total = total - (high - low) * weight[t - 1] * (x - x0).square().flatten(1).sum(1)
+            kl = at(scale, t) * (x - x0).square() + at(offset, t)
+            total = total - (high - low) * kl.flatten(1).sum(1)
         return total
 
     def noised(self, x: Tensor, t: Tensor, noise: Noise) -> Tensor:

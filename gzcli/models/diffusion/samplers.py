@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from gzcli.models.diffusion.schedule import Level
+from gzcli.models.diffusion.schedule import SIGMA_MAX, Level
 from gzcli.types import Progress, no_progress
 
 Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -77,11 +77,14 @@ def dpm(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progres
 
 
 def heun(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
-    """Karras 2022, algorithm 1, without churn: trapezoidal steps of d(x/α)/d(σ/α) = ε; 2 N − 1 calls."""
+    """Karras 2022, algorithm 1, without churn: trapezoidal steps of d(x/α)/d(σ/α) = ε; at most 2 N − 1 calls.
+
+    Steps from above σ/α = 80, where EDM starts, are Euler's: ε hardly turns there, but σ/α may fall by thousands.
+    """
     for i, (s, u) in enumerate(pairwise(path)):
         x0, eps = denoise(x, s.t)
         x = u.alpha * x0 + u.sigma * eps  # Euler's step, exactly DDIM's
-        if u.sigma > 0 and s.alpha > 0:  # no slope at the clean end; none to average from zero SNR, where σ/α = ∞
+        if u.sigma > 0 and s.sigma <= SIGMA_MAX * s.alpha:
             _, ahead = denoise(x, u.t)
             x = x + 0.5 * (u.sigma - u.alpha * s.sigma / s.alpha) * (ahead - eps)
         progress(i + 1, len(path) - 1, x)

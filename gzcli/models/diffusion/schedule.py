@@ -13,7 +13,7 @@ import numpy as np
 
 from gzcli.errors import UsageError
 
-SIGMA_MAX = 80.0  # noise-to-signal ratio at which real-valued spacings start: EDM's (Karras 2022, table 1)
+SIGMA_MAX = 80.0  # the noise-to-signal ratio σ/α at which EDM starts (Karras 2022, table 1)
 
 
 class Level(NamedTuple):
@@ -42,6 +42,21 @@ class Schedule:
     def snr(self) -> np.ndarray:
         """α²/σ² [T]."""
         return self.alpha**2 / self.sigma**2
+
+    def kl(self, variance: str) -> tuple[np.ndarray, np.ndarray]:
+        """a, b [T] of KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) = a_t (x_0 − x̂_0)² + b_t a pixel, for t ≥ 1.
+
+        Means by Ho 2020, eq. 7; p of the "small" variance β̃, where a is half the fall of the SNR (Kingma 2021, eq. 14)
+        and b = 0, or the "large" β.
+        """
+        alpha, sigma = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])  # at t − 1
+        beta = self.sigma**2 - (self.alpha / alpha * sigma) ** 2
+        ratio = (sigma / self.sigma) ** 2  # β̃ / β
+        pull = (alpha * beta / self.sigma**2) ** 2  # of x_0 on the mean, squared
+        with np.errstate(divide="ignore", invalid="ignore"):  # t = 0 has no such term
+            if variance == "small":
+                return pull / (2 * beta * ratio), np.zeros_like(beta)
+            return pull / (2 * beta), 0.5 * (ratio - 1 - np.log(ratio))
 
     def level(self, t: float) -> Level:
         """The level of a real time, real ones on the chord between neighbours, put back on the circle α² + σ² = 1."""
