@@ -233,7 +233,7 @@ def end_group(child: subprocess.Popen) -> None:
 def outcome(target: Run, returncode: int, signals: list[int]) -> dict[str, Any]:
     """The status that the engine left behind; raises the error that it tells of."""
     status = target.status()
-    if status.get("state") == "finished" and returncode == 0:
+    if status.get("state") == "finished":
         return status
     error = status.get("error")
     if error:

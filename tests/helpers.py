@@ -33,11 +33,9 @@ def recipe(case: Any, *, steps: int, data: str = "digits", sets: tuple[str, ...]
 
 
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
-    """A trainer in this process, on the CPU."""
-    from accelerate import Accelerator
-
+    """A trainer in this process."""
     from gzcli.data.pack import open_pack
-    from gzcli.engine.__main__ import precision
+    from gzcli.engine.__main__ import accelerate
     from gzcli.recipe.resolve import dump
     from gzcli.store import files
 
@@ -46,7 +44,7 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
         files.write_atomic(run.path / "run.yaml", dump(tree))
     data = tree["data"]
     pack = open_pack(data["name"], size=data["size"], channels=data["channels"])
-    return Trainer(run, tree, pack, Accelerator(cpu=True, mixed_precision=precision(tree)), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
+    return Trainer(run, tree, pack, accelerate(tree), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
 
 
 def gz(*words: str, code: int = 0, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:

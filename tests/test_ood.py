@@ -122,9 +122,11 @@ def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatc
 
 
 def test_options_reach_the_scores_that_take_them(trained, tmp_path):
-    one = ood.run(job(scores=["far"], n=20), tmp_path, torch.device("cpu"), Log())
-    two = ood.run(job(scores=["far"], n=20, options={"power": 0.0}), tmp_path, torch.device("cpu"), Log())
-    assert one["results"][0]["auroc"] != two["results"][0]["auroc"] == 0.5
+    batch = next(scan(open_pack("digits"), "test", batch_size=9, levels=17, device="cpu"))
+    plain, squared = Scorer(trained, ["far"]), Scorer(trained, ["far"], options={"power": 2.0, "other": 1})
+    plain.fit([batch])
+    assert np.allclose(plain(batch)["far"] ** 2, squared(batch)["far"], rtol=1e-5)
+    assert squared.unused == ["other"]
     with pytest.raises(UsageError, match="takes `powr`"):
         ood.run(job(scores=["far"], n=20, options={"powr": 0.0}), tmp_path, torch.device("cpu"), Log())
 
@@ -180,8 +182,12 @@ def test_subsets_are_seeded_sorted_and_nested():
     assert np.array_equal(subset(50, 500), np.arange(50))
 
 
-def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path):
+def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ood, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40)
     result = ood.run(job(scores=["nll"], n=None), tmp_path, torch.device("cpu"), Log())
-    assert result["results"][0]["n_in"] == 355  # 10,000 could be paid for, there are 355
+    assert result["results"][0]["n_in"] == result["results"][0]["n_out"] == 40
+    ((seconds, budget, sets),) = asked
+    assert 0 < seconds < 1 and (budget, sets) == (300, 3)  # in, out, and validation
     result = ood.run(job(scores=["nll"], n=None, full=True), tmp_path, torch.device("cpu"), Log())
     assert result["results"][0]["n_in"] == 355

@@ -185,7 +185,7 @@ def test_kid_precision_and_recall_behave(digits, net):
     assert same[kid] < floor[kid] < half[kid] < noise[kid]
     assert floor["precision"] > 0.7 and floor["recall"] > 0.7
     assert half["precision"] > 0.7 and half["recall"] < floor["recall"] - 0.2
-    assert noise["precision"] < 0.1
+    assert noise["precision"] < 0.5 * floor["precision"]
 
 
 def test_real_features_are_kept_under_their_name(digits, net):
@@ -239,7 +239,8 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
             return torch.from_numpy(np.repeat(self.images[i], 3, 0))
 
     direct = calculate_metrics(input1=Grey(fake), input2=Grey(real), kid=True, isc=True, cuda=False, cache=False,
-                               verbose=False,                               kid_subset_size=5, feature_extractor_weights_path=str(weights), save_cpu_ram=True)  # fmt: skip
+                               verbose=False, kid_subset_size=5, save_cpu_ram=True,
+                               feature_extractor_weights_path=str(weights))  # fmt: skip
     assert found == {key: pytest.approx(direct[key], rel=1e-6) for key in found}
 
 

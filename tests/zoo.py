@@ -28,4 +28,6 @@ CASES = [
     Case("wgan", {"width": 8, "latent": 16, "conditional": True}, lr=2e-3),
     Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}, lr=3e-3, batch=16),
     Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1), "conditional": True}, lr=3e-3, batch=16, levels=2),
+    Case("glow", {"depth": 2, "hidden": 16, "net": "residual"}),
+    Case("glow", {"scales": 3, "depth": 1, "hidden": 16, "conditional": True}),
 ]

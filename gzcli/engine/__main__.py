@@ -6,6 +6,7 @@ is a run to be trained. Either way `status.json` tells how it ended, for whoever
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -27,9 +28,12 @@ STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 def main(folder: Path) -> int:
     run = Run(folder.absolute())
     rank = int(os.environ.get("RANK", "0"))
+    # All ranks stop alike for these two, and the `gz` that started us reads them in `status.json`: a code would only make
+    # the launcher print its own traceback.
+    told = "GZ_PARENT" in os.environ
     log = Log(run.path, rank=rank)
-    with files.lock(run.lock, wait=False) as got:
-        if rank == 0 and not got:
+    with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as got:
+        if not got:
             raise SystemExit(f"`{run.id}` is in use by process {run.status().get('pid')}")
         if rank == 0:
             run.update(state="running", pid=os.getpid(), started=time.time(), error=None, code=None)
@@ -43,7 +47,7 @@ def main(folder: Path) -> int:
                 traceback.print_exc()
             run.update(state=STATES.get(type(error), "failed"), code=error.code, ended=time.time(),
                        error={"kind": error.kind, "message": error.message, "hint": error.hint})  # fmt: skip
-            return error.code
+            return 0 if told and type(error) in STATES else error.code
         finally:
             (run.path / "stop").unlink(missing_ok=True)
         if rank == 0:
@@ -64,18 +68,12 @@ def explain(e: BaseException) -> GzError:
 
 def train(run: Run, log: Log) -> None:
     """Trains the run of `run.yaml` in the processes that accelerate started."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
     from gzcli.data.pack import open_pack
     from gzcli.engine.trainer import Trainer
 
     began, tree = time.time(), run.tree()
     prepare_torch(tree)
-    several = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    accelerator = Accelerator(
-        mixed_precision=precision(tree), cpu=bool(tree["launch"]["cpu"]), kwargs_handlers=[several, InitProcessGroupKwargs()]
-    )
+    accelerator = accelerate(tree)
     data = tree["data"]
     pack = open_pack(data["name"], size=data["size"], channels=data["channels"], say=log.info)
     if tree["train"]["minutes"] and not (run.path / "checkpoints").exists():
@@ -93,6 +91,16 @@ def train(run: Run, log: Log) -> None:
     trainer.fit()
     log.event("done", run=run.id, path=str(run.path), step=trainer.steps)
     accelerator.end_training()
+
+
+def accelerate(tree: dict[str, Any]) -> Any:
+    """The Accelerator of a recipe. A phase leaves the other phases' parameters without gradient, which DDP must expect;
+    buffers are equal on all ranks by the models' own means, not sent about at every forward."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    several = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    return Accelerator(mixed_precision=precision(tree), cpu=bool(tree["launch"]["cpu"]), kwargs_handlers=[several])
 
 
 def work(run: Run, job: dict[str, Any], log: Log) -> None:

@@ -27,8 +27,6 @@ from gzcli.store.runs import Run
 
 METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "speed", "fid", "kid", "is")
 DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "speed")
-QUALITY = ("fd", "kid_lenet", "prc_lenet", "classes", "fid", "kid", "is")
-INCEPTION = ("fid", "kid", "is")
 MOST = 10_000  # test images of a likelihood
 BATCH = {"cpu": 50, "mps": 100, "cuda": 200}
 
@@ -120,7 +118,7 @@ def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job:
 
 
 def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
-    """Labels to ask of a conditional model: those of n training images, so that its classes are as frequent as theirs."""
+    """Labels to ask of a conditional model: those of n training images, so that classes are as frequent."""
     labels = pack.labels("train")
     if labels is None or not getattr(trained.model, "conditional", False):
         return None

@@ -144,7 +144,7 @@ def add_baselines(tables: dict[str, dict[str, np.ndarray]], source: Source, home
 def compare(
     tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str]
 ) -> list[dict[str, Any]]:
-    """A row for each foreign set and score. `beats_baselines`: a higher AUROC than each baseline's, either way round."""
+    """A row for each foreign set and score. `beats_baselines`: a higher AUROC than any baseline's, either way round."""
     inside, *outside = tables
     rows = []
     for out in outside:
@@ -165,13 +165,13 @@ def notes(results: list[dict[str, Any]], packs: Mapping[str, Pack]) -> list[str]
     if plain := [row for row in results if row["score"] == "nll"]:
         failed = [row["out"] for row in plain if row["auroc"] < 0.5]
         here = f", as here on {', '.join(f'`{name}`' for name in failed)}" if failed else ""
-        said.append("plain `nll` fails in the hard direction (FashionMNIST → MNIST: AUROC near .1): images simpler than the "
-                    f"training set's are more likely{here}; `complexity` or `ratio` correct for it")  # fmt: skip
+        said.append(
+            "plain `nll` fails in the hard direction (FashionMNIST → MNIST: AUROC near .1): images simpler than those of "
+            f"the training set are more likely{here}; `complexity` or `ratio` correct for it"
+        )
     beaten = sorted({row["score"] for row in results if row["beats_baselines"] is False})
     if beaten:
-        said.append(
-            f"no evidence for {', '.join(f'`{score}`' for score in beaten)} where a baseline does as well without a model"
-        )
+        said.append(f"no evidence for {', '.join(f'`{score}`' for score in beaten)} where a baseline does as well")
     return said
 
 

@@ -55,7 +55,9 @@ class Watch:
                 self.streak = torch.where(torch.isfinite(value), 0.0, self.streak + 1)
 
     def bad(self) -> int:
-        """Steps in a row whose loss was not finite."""
+        """Steps in a row whose loss was not finite, on the worst rank; a collective."""
+        if self.t.world > 1:
+            torch.distributed.all_reduce(self.streak, torch.distributed.ReduceOp.MAX)
         return int(self.streak)
 
     def show(self, step: int, bar: Any) -> None:

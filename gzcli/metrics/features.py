@@ -51,7 +51,7 @@ class LeNet(nn.Module):
         self.head = nn.Linear(FEATURES, outputs)
 
     def features(self, x: Tensor) -> Tensor:
-        """[B, 64] before the ReLU, of images [B, C, H, W] in [-1, 1]."""
+        """[B, 64] before the ReLU, of images [B, C, H, W] in [0, 1]."""
         return self.neck(self.body(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _batches(n: int, steps: int) -> Iterator[np.ndarray]:
 
 
 def _to_input(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(images).astype(np.float32)) / 127.5 - 1
+    return torch.from_numpy(np.asarray(images).astype(np.float32)) / 255
 
 
 def _rotated(x: Tensor, step: int) -> tuple[Tensor, Tensor]:

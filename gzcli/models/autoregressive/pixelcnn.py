@@ -96,7 +96,8 @@ class PixelCNN(Model):
         levels = self.data.levels
         k = to_levels(batch.x, levels).transpose(0, 1).flatten(1)  # [C, B · H · W]
         count = torch.stack([channel.bincount(minlength=levels) for channel in k]).to(self.logits.bias)
-        log_p = all_mean(count).add(1).div(k.shape[1] + levels).log()  # one more of each level: none is impossible
+        share = all_mean(count / k.shape[1])
+        log_p = (0.999 * share + 0.001 / levels).log()  # no level is impossible
         bias = log_p if self.outputs > 1 else log_p[:, 1:] - log_p[:, :1]
         self.logits.bias.copy_(bias.flatten())
 

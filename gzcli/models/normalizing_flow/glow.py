@@ -104,7 +104,7 @@ class Glow(Model):
     ):
         super().__init__(data)
         check_size(data.shape, scales)
-        self.class_weight = class_weight
+        self.conditional, self.class_weight = conditional, class_weight
         self.logit = layers.Logit(logit) if logit else None
         self.flow, self.splits = nn.ModuleList(), nn.ModuleList()
         self.shapes: list[tuple[int, int, int]] = []  # of the latents, first split first, top last
