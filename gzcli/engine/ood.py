@@ -162,16 +162,16 @@ def notes(results: list[dict[str, Any]], packs: Mapping[str, Pack]) -> list[str]
     """What a reader must know of these figures."""
     said = ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
     said += [f"`{name}` was resized to the run's images" for name, pack in packs.items() if pack.meta.resized]
-    if plain := [row for row in results if row["score"] == "nll"]:
-        failed = [row["out"] for row in plain if row["auroc"] < 0.5]
-        here = f", as here on {', '.join(f'`{name}`' for name in failed)}" if failed else ""
+    if plain := [row for row in results if row["score"] in ("nll", "elbo")]:
+        failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
+        here = f", as here on {', '.join(failed)}" if failed else ""
         said.append(
-            "plain `nll` fails in the hard direction (FashionMNIST → MNIST: AUROC near .1): images simpler than those of "
-            f"the training set are more likely{here}; `complexity` or `ratio` correct for it"
+            "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), since simpler images are "
+            f"more likely{here}; `complexity` or `ratio` correct for it"
         )
-    beaten = sorted({row["score"] for row in results if row["beats_baselines"] is False})
+    beaten = [f"`{row['score']}` on `{row['out']}`" for row in results if row["beats_baselines"] is False]
     if beaten:
-        said.append(f"no evidence for {', '.join(f'`{score}`' for score in beaten)} where a baseline does as well")
+        said.append(f"a baseline, without a model, does as well as {', '.join(beaten)}")
     return said
 
 
