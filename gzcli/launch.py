@@ -81,8 +81,8 @@ def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> P
     else:
         gpus = 0 if cpu else (there if every_gpu else min(there, 1)) if asked is None else int(asked)
     if check and gpus > there:
-        raise DeviceError(f"`--gpus {asked}`: there {'is' if there == 1 else 'are'} {there or 'no'} GPU{'s' if there != 1 else ''} here",
-                          hint="leave `--gpus` out, or `--cpu --processes 2`")  # fmt: skip
+        have = {0: "are no GPUs", 1: "is 1 GPU"}.get(there, f"are {there} GPUs")
+        raise DeviceError(f"`--gpus {asked}`: there {have} here", hint="leave `--gpus` out, or `--cpu --processes 2`")
     machines = launch.get("machines") or int(os.environ.get("SLURM_NNODES", 1))
     here = gpus or launch.get("processes") or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -100,7 +100,10 @@ def _slurm_host() -> str | None:
     """The first host of SLURM_JOB_NODELIST, as scontrol expands it."""
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     if not nodes:
-        raise UsageError("several machines need `--main-process-ip`", hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST")
+        raise UsageError(
+            "several machines need `--main-process-ip`",
+            hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST",
+        )
     out = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
     return out.stdout.split()[0] if out.returncode == 0 and out.stdout else None
 
@@ -168,6 +171,7 @@ def write_run(target: Run, tree: dict[str, Any], p: Plan) -> None:
 
 def git_state() -> dict[str, Any] | None:
     """Commit of the folder that gz was called in and whether it has changes; None outside a repository."""
+
     def git(*words: str) -> str | None:
         try:
             out = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)

@@ -1,6 +1,6 @@
 """`make bench`: each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet machine.
 
-    python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers
+python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers
 """
 
 from __future__ import annotations
@@ -71,7 +71,15 @@ def trainer() -> None:
         shadow = [p.detach().clone() for p in params]
         with torch.no_grad():
             bare.on_start(t.batches.at(0))
-        optimizer = type(t.optimizers["main"])(params, lr=1e-4, **({"fused": True} if "Adam" in type(t.optimizers["main"]).__name__ and tree["optim"]["name"] != "adamax" else {"foreach": True}))
+        optimizer = type(t.optimizers["main"])(
+            params,
+            lr=1e-4,
+            **(
+                {"fused": True}
+                if "Adam" in type(t.optimizers["main"]).__name__ and tree["optim"]["name"] != "adamax"
+                else {"foreach": True}
+            ),
+        )
 
         def loop(at=[0], t=t, bare=bare, params=params, shadow=shadow, optimizer=optimizer, block=block, batch=batch):  # noqa: B006
             for _ in range(block):
@@ -121,9 +129,14 @@ def batches() -> None:
 
     steps = len(images) // 64
     source = TrainBatches(pack, seed=0, batch_size=64, levels=256, device=torch.device("cpu"))
-    a, b, ratio = interleaved(lambda: [source.at(i) for i in range(steps)],
-                              lambda: list(torch.utils.data.DataLoader(Pictures(), 64, shuffle=True, drop_last=True)), 7)  # fmt: skip
-    row("batches of 64, 16×16", f"{1 / ratio:.0f} × a PIL DataLoader ({64 * steps / a:,.0f} images/s)", "≥ 20 ×", 1 / ratio >= 20)
+    a, _, ratio = interleaved(lambda: [source.at(i) for i in range(steps)],
+                              lambda: list(torch.utils.data.DataLoader(Pictures(), 64, drop_last=True)), 7)  # fmt: skip
+    row(
+        "batches of 64, 16×16",
+        f"{1 / ratio:.0f} × a PIL DataLoader ({64 * steps / a:,.0f} images/s)",
+        "≥ 20 ×",
+        1 / ratio >= 20,
+    )
 
 
 def pixelcnn() -> None:
@@ -136,13 +149,19 @@ def pixelcnn() -> None:
     model = catalog.load("pixelcnn")(DataInfo((1, 28, 28), levels=256)).eval()
     for n, bar in ((1, 12), (8, 20), (16, 20)):
         with torch.inference_mode():
+
             def draw(naive: bool, n=n):
                 return model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress, naive=naive)
 
             draw(False)
             cached = statistics.median(timed(lambda: draw(False)) for _ in range(3))
             naive = timed(lambda: draw(True))
-        row(f"pixelcnn, {n} images of 28×28", f"cached {cached:.2f} s, naive {naive:.1f} s: {naive / cached:.0f} ×", f"≥ {bar} ×", naive / cached >= bar)
+        row(
+            f"pixelcnn, {n} images of 28×28",
+            f"cached {cached:.2f} s, naive {naive:.1f} s: {naive / cached:.0f} ×",
+            f"≥ {bar} ×",
+            naive / cached >= bar,
+        )
 
 
 def samplers() -> None:
@@ -154,6 +173,7 @@ def samplers() -> None:
 
     model = catalog.load("ddpm")(DataInfo((1, 28, 28))).eval()
     with torch.inference_mode():
+
         def draw(sampler: str, steps: int):
             return model.sample(8, noise=ImageNoise(0, range(8)), progress=no_progress, sampler=sampler, steps=steps)
 

@@ -53,9 +53,7 @@ def test_order_is_a_function_of_seed_and_step(pack):
     assert not torch.equal(forward[0], batches(pack, seed=4).at(0).index)
 
 
-@pytest.mark.parametrize(
-    ("levels", "augment"), [(17, ()), (2, ()), (256, ("hflip", "crop", "mutate")), (2, ("hflip",))]
-)
+@pytest.mark.parametrize(("levels", "augment"), [(17, ()), (2, ()), (256, ("hflip", "crop", "mutate")), (2, ("hflip",))])
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_together_are_the_single_process(pack, levels, augment, world):
     options = {"levels": levels, "augment": augment}
@@ -86,9 +84,7 @@ def test_quantise(levels):
     u8 = torch.arange(256, dtype=torch.uint8)
     x = quantise(u8, levels)
     k = to_levels(x, levels)
-    assert torch.equal(k, torch.tensor([i * levels // 256 for i in range(256)])) and torch.equal(
-        x, from_levels(k, levels)
-    )
+    assert torch.equal(k, torch.tensor([i * levels // 256 for i in range(256)])) and torch.equal(x, from_levels(k, levels))
     assert x.min() == -1 and x.max() == 1 and len(k.unique()) == levels
     if levels == 256:
         assert torch.equal(to_uint8(x), u8)
@@ -151,10 +147,7 @@ def test_sets_without_labels_and_with_several_and_with_captions(tmp_path):
     np.savez(tmp_path / "many.npz", images=images, labels=many)
     assert batches(open_pack(tmp_path / "none.npz")).at(0).y is None
     batch = batches(open_pack(tmp_path / "many.npz")).at(0)
-    assert (
-        batch.y.shape == (32, 5)
-        and (batch.y.numpy() == open_pack(tmp_path / "many.npz").labels("train")[batch.index]).all()
-    )
+    assert batch.y.shape == (32, 5) and (batch.y.numpy() == open_pack(tmp_path / "many.npz").labels("train")[batch.index]).all()
     captioned = batches(open_pack("digits-captioned")).at(0)
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     assert captioned.extra["caption"] == [f"a handwritten {words[y]}" for y in captioned.y]

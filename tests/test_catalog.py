@@ -189,9 +189,7 @@ def test_bases_in_other_files_are_followed(zoo):
     assert vae.params["mult"] == catalog.Param("mult", "tuple[int, ...]", (1, 2), False)
     assert vae.params["rate"].default == -1e-3
     assert vae.can == ("sample", "log_prob", "ood", "complete")
-    assert vae.scores == {
-        "kl": {"k": catalog.Param("k", "int", 3, False), "rounds": catalog.Param("rounds", "int", 2, False)}
-    }
+    assert vae.scores == {"kl": {"k": catalog.Param("k", "int", 3, False), "rounds": catalog.Param("rounds", "int", 2, False)}}
     assert vae.do == {"complete": {"rows": catalog.Param("rows", "int", None, True)}}
     assert list(vae.sample) == ["mixed"] and vae.fits == ("kl",)
     assert (cvae.paper, cvae.needs, cvae.likelihood, cvae.family) == ("arXiv:2", ("labels",), "bound", "vae")
@@ -247,9 +245,7 @@ def test_reading_the_zoo_is_quick_and_imports_nothing_heavy():
         "[resolve(name) for name in recipes()];"
         "print([m for m in ('torch', 'numpy', 'PIL', 'accelerate', 'rich', 'pydantic') if m in sys.modules])"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sources.ROOT.parents[1]
-    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sources.ROOT.parents[1])
     assert out.stdout.strip() == "[]"
 
 

@@ -153,9 +153,7 @@ def test_exit_codes_of_verbs_pass_through(gz, monkeypatch):
 def test_a_closed_pipe_is_quiet():
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "gzcli", "list", "data"], stdout=write, stderr=subprocess.PIPE, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-m", "gzcli", "list", "data"], stdout=write, stderr=subprocess.PIPE, cwd=ROOT)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -97,9 +97,7 @@ def test_digits_are_scikit_learns():
         for image, label in zip(levels, opened.labels(split), strict=True):
             found.setdefault((image.tobytes(), label), []).append(split)
     assert sum(map(len, found.values())) == 1797
-    assert all(
-        (image.astype(int).tobytes(), label) in found for image, label in zip(truth.images, truth.target, strict=True)
-    )
+    assert all((image.astype(int).tobytes(), label) in found for image, label in zip(truth.images, truth.target, strict=True))
 
 
 def test_digits_captioned_and_ab():
@@ -145,9 +143,7 @@ def test_idx(tmp_path, monkeypatch):
     arrays = idx_files(tmp_path)
     source = parsers.idx(SPECS["mnist"], tmp_path)
     for split, stem in (("train", "train"), ("test", "t10k")):
-        assert (read_all(source)[split][:, 0] == arrays[stem][0]).all() and (
-            source.labels[split] == arrays[stem][1]
-        ).all()
+        assert (read_all(source)[split][:, 0] == arrays[stem][0]).all() and (source.labels[split] == arrays[stem][1]).all()
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x0d\x03"))
     with pytest.raises(MissingError, match="not an IDX file"):
         read_all(parsers.idx(SPECS["mnist"], tmp_path))
@@ -210,9 +206,7 @@ def test_mnist_from_the_official_files(shared_data, monkeypatch):
     for file in raw.glob("*.gz"):
         (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     test = MNIST(str(raw.parent), train=False)
-    assert (opened.images("test")[:, 0] == test.data.numpy()).all() and (
-        opened.labels("test") == test.targets.numpy()
-    ).all()
+    assert (opened.images("test")[:, 0] == test.data.numpy()).all() and (opened.labels("test") == test.targets.numpy()).all()
 
 
 # --- splits ---
@@ -224,9 +218,7 @@ def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
     opened = open_pack(tmp_path / "a.npz")
     assert opened.meta.counts == {"train": 40, "val": 5, "test": 5}
     ids = {split: opened.images(split)[:, 0, 0, 0].tolist() for split in SPLITS}
-    assert sorted(i for rows in ids.values() for i in rows) == list(range(50)) and all(
-        i == sorted(i) for i in ids.values()
-    )
+    assert sorted(i for rows in ids.values() for i in rows) == list(range(50)) and all(i == sorted(i) for i in ids.values())
     for split, rows in ids.items():
         assert opened.labels(split).tolist() == [i % 5 for i in rows]
     assert ids["test"] == [2, 10, 11, 28, 41]  # the carving must never change: scores would not compare
@@ -234,9 +226,7 @@ def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
 
 def test_splits_given_are_kept(tmp_path):
     data = {f"{s}_images": np.full((n, 8, 8, 3), n, np.uint8) for s, n in (("train", 9), ("val", 4), ("test", 5))}
-    data |= {
-        f"{s}_labels": np.eye(3, dtype=np.uint8)[np.arange(n) % 3] for s, n in (("train", 9), ("val", 4), ("test", 5))
-    }
+    data |= {f"{s}_labels": np.eye(3, dtype=np.uint8)[np.arange(n) % 3] for s, n in (("train", 9), ("val", 4), ("test", 5))}
     np.savez_compressed(tmp_path / "m.npz", **data)
     opened = open_pack(tmp_path / "m.npz")
     assert opened.meta.counts == {"train": 9, "val": 4, "test": 5} and opened.meta.multilabel
@@ -387,9 +377,7 @@ def test_resize_is_antialiased_and_cropped_to_the_centre(tmp_path):
 
 
 def test_pictures_for_a_method(tmp_path):
-    folder = write(
-        tmp_path / "p", {"b.png": png(RED, (20, 9)), "a.png": png(BLUE), "c/d.png": png(GREEN), "x.txt": b""}
-    )
+    folder = write(tmp_path / "p", {"b.png": png(RED, (20, 9)), "a.png": png(BLUE), "c/d.png": png(GREEN), "x.txt": b""})
     got = read_pictures(folder, size=8, channels=3, limit=2)
     assert got.shape == (2, 3, 8, 8) and got[:, :, 4, 4].tolist() == [list(BLUE), list(RED)]
     assert read_pictures(folder / "c" / "d.png", size=4, channels=1, limit=9).shape == (1, 1, 4, 4)

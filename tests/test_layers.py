@@ -24,7 +24,19 @@ MAY = {  # a layer → what it may import, besides itself and the leaves
     "__init__": set(),
 }
 LIGHT = ("cli", "recipe", "store", "launch", "errors", "types", "__main__")
-HEAVY = {"torch", "numpy", "accelerate", "PIL", "torchvision", "diffusers", "sklearn", "wandb", "rich", "pydantic", "matplotlib"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "accelerate",
+    "PIL",
+    "torchvision",
+    "diffusers",
+    "sklearn",
+    "wandb",
+    "rich",
+    "pydantic",
+    "matplotlib",
+}
 
 
 def modules() -> list[Path]:

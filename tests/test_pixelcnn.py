@@ -142,9 +142,7 @@ def test_completion_infers_the_class_from_the_kept_rows():
     model.label.table.weight.data.mul_(3)
     x = model.sample(9, labels=torch.arange(9) % 3, noise=ImageNoise(0, range(9)))
     assert (model._class_log_prob(x, rows=4).argmax(1) == torch.arange(9) % 3).float().mean() > 0.8
-    blind, told = (
-        model.complete(x, rows=4, labels=y, noise=ImageNoise(1, range(9))) for y in (None, torch.arange(9) % 3)
-    )
+    blind, told = (model.complete(x, rows=4, labels=y, noise=ImageNoise(1, range(9))) for y in (None, torch.arange(9) % 3))
     assert (blind == told).flatten(1).all(1).float().mean() > 0.8
 
 

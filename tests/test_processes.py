@@ -121,7 +121,7 @@ def test_the_launcher_starts_two_processes(home):
 
 def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(DeviceError, match="--gpus 2.*no GPU"):
+    with pytest.raises(DeviceError, match=r"--gpus 2.*no GPU"):
         launch.plan({"gpus": 2}, every_gpu=True)
 
 
@@ -137,5 +137,11 @@ def test_several_machines_reach_the_launcher(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     plan = launch.plan({"machines": 2, "machine_rank": 1, "main_ip": "10.0.0.1", "main_port": 29501}, every_gpu=True)
     text = launch.config(plan)
-    for line in ("num_processes: 4", "num_machines: 2", "machine_rank: 1", "main_process_ip: 10.0.0.1", "main_process_port: 29501"):
+    for line in (
+        "num_processes: 4",
+        "num_machines: 2",
+        "machine_rank: 1",
+        "main_process_ip: 10.0.0.1",
+        "main_process_port: 29501",
+    ):
         assert line in text

@@ -110,9 +110,7 @@ def test_what_is_not_yaml_is_refused_with_its_place(text, message):
 
 
 def test_what_yaml_allows_and_recipes_do_not():
-    text = (
-        "a: &x [1]\nb: *x\n<<: {c: 1}\na: 2\n7: 8\nd: 200_000\ne: !!int '5'\nf: !!python/name:os.system\ng: &l [*l]\n"
-    )
+    text = "a: &x [1]\nb: *x\n<<: {c: 1}\na: 2\n7: 8\nd: 200_000\ne: !!int '5'\nf: !!python/name:os.system\ng: &l [*l]\n"
     document = read_text(text, "r.yaml")
     assert [str(p) for p in document.problems] == [
         "r.yaml:2:1: aliases are not supported (write the value out)",
@@ -226,9 +224,7 @@ def test_unknown_names(write):
     write("mine.yaml", "")
     assert problems(resolve, "./mien.yaml") == ["there is no recipe `./mien.yaml` (did you mean `mine.yaml`?)"]
     assert problems(resolve, write("list.yaml", "- 1"))[0].startswith("list.yaml:1:1: a recipe is a map of sections")
-    assert problems(resolve, write("a.yaml", "extends: b.yaml"))[0].startswith(
-        "a.yaml:1:10: there is no recipe `b.yaml`"
-    )
+    assert problems(resolve, write("a.yaml", "extends: b.yaml"))[0].startswith("a.yaml:1:10: there is no recipe `b.yaml`")
     write("b.yaml", "extends: a.yaml")
     assert problems(resolve, "./a.yaml") == ["b.yaml:1:10: `a.yaml` extends this recipe in its turn"]
     write("c.yaml", "model: {name: glow}")
@@ -330,9 +326,7 @@ def test_set_takes_yaml(write):
     assert problems(resolve, path, sets=["model.mult=1,2"]) == [
         "`--set model.mult=1,2`: `model.mult` must be a list of integers, not the text `1,2` (write [1, 2])"
     ]
-    assert problems(resolve, path, flags={"launch.machines": 0})[0].startswith(
-        "`--num-machines`: `launch.machines` must"
-    )
+    assert problems(resolve, path, flags={"launch.machines": 0})[0].startswith("`--num-machines`: `launch.machines` must")
     assert parse_set("a.b=c=d")[0].tree == {"a": {"b": "c=d"}}
 
 
@@ -354,9 +348,7 @@ def test_a_tree_has_every_key(write):
     card = catalog.card("wgan")
     assert list(tree["model"]) == ["name", *card.params]
     assert list(tree["sample"]) == list(card.sample)
-    keys = (
-        "steps minutes batch_size accumulate precision ema clip compile deterministic log_every sample_every eval_every"
-    )
+    keys = "steps minutes batch_size accumulate precision ema clip compile deterministic log_every sample_every eval_every"
     assert list(tree["train"]) == [*keys.split(), "checkpoint_every", "keep", "best", "init"]
     assert list(tree["data"]) == ["name", "size", "channels", "levels", "augment", "latent", "n"]
     assert list(tree["optim"]) == ["name", "lr", "betas", "eps", "weight_decay", "warmup", "schedule", "critic"]
@@ -401,12 +393,8 @@ def test_a_conditional_model_needs_labels(write, monkeypatch):
     assert resolve(path, data="digits").tree["model"]["conditional"] is True
     assert resolve(path, data="./photos").tree["data"]["name"] == "./photos", "only its pack can tell"
     found = problems(resolve, path, data="mnist")
-    assert len(found) == 1 and found[0].startswith(
-        "`glow` needs labels, and `mnist` has none (sets with labels: digits, "
-    )
-    assert (
-        found[0].endswith("or `--set model.conditional=false`)") and " mnist," not in found[0].partition("labels:")[2]
-    )
+    assert len(found) == 1 and found[0].startswith("`glow` needs labels, and `mnist` has none (sets with labels: digits, ")
+    assert found[0].endswith("or `--set model.conditional=false`)") and " mnist," not in found[0].partition("labels:")[2]
     recipe = resolve(path)
     check_data(recipe.tree, recipe.card, ("a", "b"), "photos")
     with pytest.raises(UsageError, match="`photos` has none"):
@@ -514,9 +502,7 @@ def test_parameters_are_as_many_as_the_recipe_says(name, data):
     said = float(digits) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[unit]
     spec = SPECS.get(tree["data"]["name"], SPECS["cifar10"])  # a set yet to come: three channels, and its recipe's size
     size = tree["data"]["size"] or spec.size
-    info = DataInfo(
-        (tree["data"]["channels"] or spec.channels, size, size), tree["data"]["levels"] or spec.levels, spec.classes
-    )
+    info = DataInfo((tree["data"]["channels"] or spec.channels, size, size), tree["data"]["levels"] or spec.levels, spec.classes)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
     with torch.device("meta"):
         model = catalog.load(tree["model"]["name"])(info, **options)

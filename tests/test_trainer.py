@@ -47,7 +47,7 @@ def test_resume_is_the_unbroken_run_bit_for_bit(which, break_at, monkeypatch):
         assert a.keys() == b.keys()
         for key in a:
             assert torch.equal(a[key], b[key]), f"{name}: {key}"
-    a, b = ([x for x in lines(r.run.path / "metrics.jsonl")] for r in (whole, resumed))
+    a, b = (lines(r.run.path / "metrics.jsonl") for r in (whole, resumed))
     assert [{k: v for k, v in x.items() if k != "it_s"} for x in a] == [{k: v for k, v in x.items() if k != "it_s"} for x in b]
 
 
@@ -99,7 +99,15 @@ def test_learning_rate_is_a_function_of_the_step():
 
 def test_settings_of_a_phase_override():
     phases = [Phase("critic", []), Phase("generator", [])]
-    common = {"name": "adam", "lr": 1.0, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0, "warmup": 0, "schedule": "constant"}
+    common = {
+        "name": "adam",
+        "lr": 1.0,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0,
+        "warmup": 0,
+        "schedule": "constant",
+    }
     found = optim.settings(common | {"critic": {"lr": 2.0}}, phases)
     assert (found["critic"]["lr"], found["generator"]["lr"]) == (2.0, 1.0)
     with pytest.raises(UsageError, match="names no phase"):

@@ -142,9 +142,7 @@ def test_iwae_reaches_the_exact_marginal_of_a_linear_gaussian_model():
 
 def linear_decoder(w: torch.Tensor, b: torch.Tensor, log_s: float) -> torch.nn.Module:
     decoder = torch.nn.Module()
-    decoder.forward = lambda z, e=None: torch.cat(
-        [(z @ w.T + b).view(-1, 1, 2, 3), torch.full((len(z), 1, 2, 3), log_s)], dim=1
-    )
+    decoder.forward = lambda z, e=None: torch.cat([(z @ w.T + b).view(-1, 1, 2, 3), torch.full((len(z), 1, 2, 3), log_s)], dim=1)
     return decoder
 
 

@@ -36,7 +36,16 @@ def call(capsys, *words: str) -> tuple[int, str, str]:
 
 def test_a_run_directory_is_complete():
     path = runs.by_name("first").path
-    for name in ("run.yaml", "env.json", "status.json", "log.txt", "metrics.jsonl", "loss.png", "model.safetensors", "accelerate.yaml"):
+    for name in (
+        "run.yaml",
+        "env.json",
+        "status.json",
+        "log.txt",
+        "metrics.jsonl",
+        "loss.png",
+        "model.safetensors",
+        "accelerate.yaml",
+    ):
         assert (path / name).exists(), name
     assert (path / "samples" / "00000060.png").exists()
     status = runs.by_name("first").status()
@@ -68,7 +77,9 @@ def test_sample_writes_what_it_says(tmp_path):
 
 def test_applications_take_pictures_or_test_images(tmp_path):
     Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(tmp_path / "grey.png")
-    done = gz("sample", "first", "--do", "reconstruct", "--input", str(tmp_path / "grey.png"), "--cpu", "--out", str(tmp_path / "r"))
+    done = gz(
+        "sample", "first", "--do", "reconstruct", "--input", str(tmp_path / "grey.png"), "--cpu", "--out", str(tmp_path / "r")
+    )
     assert Path(done.stdout.strip()).exists()
     done = gz("sample", "first", "--do", "interpolate", "--steps", "5", "-n", "4", "--cpu", "--json", "--out", str(tmp_path / "i"))
     assert json.loads(done.stdout)["n"] == 10  # two pairs, five steps each
@@ -110,7 +121,12 @@ def test_bench_and_its_table():
         (["train", "first", "--resume", "--steps", "10"], 2, "the run has done 60, 10 asked for", None),
         (["train", "vae", "--steps", "5", "--minutes", "1"], 2, "exclude each other", None),
         (["train", "vae", "--name", "first"], 2, "the name `first` is taken", "choose another"),
-        (["train", "vae", "--set", "train.batch_size=63", "--cpu", "--processes", "2"], 2, "63 does not divide", "train.batch_size=6"),
+        (
+            ["train", "vae", "--set", "train.batch_size=63", "--cpu", "--processes", "2"],
+            2,
+            "63 does not divide",
+            "train.batch_size=6",
+        ),
         (["sample", "glow"], 3, "no finished run of `glow`", "gz train glow"),
         (["sample", "vea"], 2, "no model or run is called `vea`", "did you mean `vae`?"),
         (["sample", "first", "--temprature", "1"], 2, "no such option `--temprature`", "did you mean `--temperature`?"),
@@ -119,7 +135,12 @@ def test_bench_and_its_table():
         (["sample", "first", "--label", "3"], 2, "was not trained with labels", "model.conditional=true"),
         (["sample", "first", "--checkpoint", "worst"], 2, "neither `last`, `best` nor a step", None),
         (["ood", "first", "--in", "digits", "--out", "pathces"], 2, "no data set `pathces`", "did you mean `patches`?"),
-        (["ood", "first", "--in", "digits", "--out", "patches", "--score", "elbow"], 2, "no score `elbow`", "did you mean `elbo`?"),
+        (
+            ["ood", "first", "--in", "digits", "--out", "patches", "--score", "elbow"],
+            2,
+            "no score `elbow`",
+            "did you mean `elbo`?",
+        ),
         (["bench", "--data", "patches"], 3, "no finished run on `patches`", "gz train vae --data patches"),
     ],
 )

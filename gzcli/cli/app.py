@@ -64,9 +64,7 @@ def _version(value: bool) -> None:
 
 def root(
     ctx: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     if ctx.invoked_subcommand is None:
         out.text(ctx.get_help())

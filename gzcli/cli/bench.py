@@ -12,9 +12,16 @@ from gzcli.cli.options import Checkpoint, Cpu, Gpus, Json, Models, Quiet, Seed, 
 from gzcli.errors import MissingError
 
 _Data = Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="The set to compare on.", autocompletion=complete_data)]
-_Metrics = Annotated[str | None, typer.Option("--metrics", metavar="M[,M…]", help="fd kid_lenet prc_lenet classes bpd speed, and with Inception's weights fid kid is.")]
+_Metrics = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics", metavar="M[,M…]", help="fd kid_lenet prc_lenet classes bpd speed, and with Inception's weights fid kid is."
+    ),
+]
 _N = Annotated[int, typer.Option("-n", metavar="N", min=50, help="Samples of each model.")]
-_Weights = Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Inception's weights.", exists=True)]
+_Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="Inception's weights.", exists=True, resolve_path=True)
+]
 
 
 def bench(
@@ -40,7 +47,7 @@ def bench(
         out.info(f"run: {run.id}")
     job = {
         "verb": "bench", "runs": [str(run.path) for run in chosen], "data": data, "metrics": split(metrics) or None, "n": n,
-        "seed": seed, "weights": str(weights.absolute()) if weights else None, "checkpoint": checkpoint,
+        "seed": seed, "weights": weights and str(weights), "checkpoint": checkpoint,
     }  # fmt: skip
     folder = user_dir("bench") / f"{key}-{stamp()}"
     result = do_job(folder, job, gpus=gpus, cpu=cpu)

@@ -50,9 +50,7 @@ def software() -> Iterator[Check]:
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "torchvision", "accelerate"):
         version = _version(package)
-        yield Check(
-            package, "ok" if version else "bad", version or "missing", None if version else f"pip install {package}"
-        )
+        yield Check(package, "ok" if version else "bad", version or "missing", None if version else f"pip install {package}")
 
 
 def devices() -> Iterator[Check]:
@@ -76,9 +74,7 @@ def devices() -> Iterator[Check]:
     elif not usable:
         yield Check("gpu", "note", "none: gz trains on the CPU")
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    yield Check(
-        "cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {'' if fast else 'no '}fast bf16"
-    )
+    yield Check("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {'' if fast else 'no '}fast bf16")
 
 
 def folders() -> Iterator[Check]:
@@ -90,15 +86,11 @@ def folders() -> Iterator[Check]:
         if not os.access(there, os.W_OK):
             yield Check(name, "bad", f"{folder} cannot be written", "set `GZ_HOME` to a folder that you may write")
         elif free < 1:
-            yield Check(
-                name, "note", f"{folder}, only {free:.1f} GB free", "set `GZ_HOME` to a folder on a larger disk"
-            )
+            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", "set `GZ_HOME` to a folder on a larger disk")
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
     count = len(recipe_names())
-    yield Check(
-        "recipes", "ok" if count else "bad", f"{count} in {recipes_dir()}", None if count else "install gz again"
-    )
+    yield Check("recipes", "ok" if count else "bad", f"{count} in {recipes_dir()}", None if count else "install gz again")
 
 
 def settings() -> Iterator[Check]:
@@ -136,15 +128,11 @@ def optional() -> Iterator[Check]:
     for package, purpose in _OPTIONAL.items():
         version = _version(package)
         yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")
-    try:
-        from gzcli.metrics.fidelity import INCEPTION
-    except ImportError:  # torch's own check has told
-        return
+    from gzcli.store.weights import INCEPTION
+
     file = cache_dir("weights", INCEPTION)
     there = file.exists()
-    yield Check(
-        "inception", "ok" if there else "note", str(file) if there else f"missing: FID, KID and IS need `{file}`"
-    )
+    yield Check("inception", "ok" if there else "note", str(file) if there else f"missing: FID, KID and IS need `{file}`")
 
 
 _OPTIONAL = {

@@ -7,14 +7,35 @@ from typing import Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import Checkpoint, Cpu, Gpus, Json, Model, Quiet, Seed, complete_data, complete_data_list, complete_scores, split
+from gzcli.cli.options import (
+    Checkpoint,
+    Cpu,
+    Gpus,
+    Json,
+    Model,
+    Quiet,
+    Seed,
+    complete_data,
+    complete_data_list,
+    complete_scores,
+    split,
+)
 
-_In = Annotated[str, typer.Option("--in", metavar="NAME", help="The in-distribution set: its test split.", autocompletion=complete_data)]
+_In = Annotated[
+    str, typer.Option("--in", metavar="NAME", help="The in-distribution set: its test split.", autocompletion=complete_data)
+]
 _Outs = Annotated[str, typer.Option("--out", metavar="NAME[,NAME…]", help="The foreign sets.", autocompletion=complete_data_list)]
-_Score = Annotated[str | None, typer.Option("--score", metavar="S[,S…]", help="Scores; the recipe's without it.", autocompletion=complete_scores)]
-_N = Annotated[int | None, typer.Option("-n", metavar="N", min=10, help="Images of each set; as many as the budget allows without it.")]
+_Score = Annotated[
+    str | None,
+    typer.Option("--score", metavar="S[,S…]", help="Scores; the recipe's without it.", autocompletion=complete_scores),
+]
+_N = Annotated[
+    int | None, typer.Option("-n", metavar="N", min=10, help="Images of each set; as many as the budget allows without it.")
+]
 _Full = Annotated[bool, typer.Option("--full", help="The whole test splits.")]
-_Background = Annotated[str | None, typer.Option("--background", metavar="RUN", help="For the score `ratio`: a run trained on mutated images.")]
+_Background = Annotated[
+    str | None, typer.Option("--background", metavar="RUN", help="For the score `ratio`: a run trained on mutated images.")
+]
 
 
 def ood(

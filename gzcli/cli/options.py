@@ -153,24 +153,18 @@ def _quiet(value: bool) -> bool:
 _OUTPUT, _DEVICE = "Output", "Devices"
 
 Json = Annotated[bool, typer.Option("--json", callback=_json, help="Print JSON for scripts.", rich_help_panel=_OUTPUT)]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print data and errors only.", rich_help_panel=_OUTPUT)
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print data and errors only.", rich_help_panel=_OUTPUT)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _RUNS = {"metavar": "MODEL|RUN", "autocompletion": complete_model_or_run}
-Model = Annotated[
-    str, typer.Argument(help="A model (its newest finished run), or a run's id, alias or folder.", **_RUNS)
-]
+Model = Annotated[str, typer.Argument(help="A model (its newest finished run), or a run's id, alias or folder.", **_RUNS)]
 Models = Annotated[list[str] | None, typer.Argument(help="Models, or ids, aliases or folders of runs.", **_RUNS)]
 Data = Annotated[
     str | None,
     typer.Option("--data", metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="Seed of all randomness.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="a.b=v", help="Change a key of the recipe; may be repeated.")
-]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="Change a key of the recipe; may be repeated.")]
 Checkpoint = Annotated[
     str,
     typer.Option(

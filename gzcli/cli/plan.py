@@ -40,7 +40,13 @@ def data_facts(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The set as far as it can be known without opening it, and what of it is missing."""
     from gzcli.data.library import data_key, listing, locate
 
-    facts = {"name": section["name"], "key": data_key(section["name"]), "title": section["name"], "cached": False, "download": 0}
+    facts = {
+        "name": section["name"],
+        "key": data_key(section["name"]),
+        "title": section["name"],
+        "cached": False,
+        "download": 0,
+    }
     try:
         found = locate(section["name"])
     except GzError as error:

@@ -15,9 +15,7 @@ app = typer.Typer(help="Show, copy and check recipes.")
 
 _WHAT = {"metavar": "NAME|FILE", "autocompletion": complete_model}
 _What = Annotated[str, typer.Argument(help="A shipped recipe, or a file.", **_WHAT)]
-_Data = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Resolve it for a data set.", autocompletion=complete_data)
-]
+_Data = Annotated[str | None, typer.Option(metavar="NAME", help="Resolve it for a data set.", autocompletion=complete_data)]
 
 
 @app.command()

@@ -18,22 +18,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, show and remove runs.")
 
-_Ref = Annotated[
-    str, typer.Argument(metavar="RUN", help="Id, alias, folder or model.", autocompletion=complete_model_or_run)
-]
-_Refs = Annotated[
-    list[str], typer.Argument(metavar="RUN…", help="Ids, aliases or folders.", autocompletion=complete_run)
-]
+_Ref = Annotated[str, typer.Argument(metavar="RUN", help="Id, alias, folder or model.", autocompletion=complete_model_or_run)]
+_Refs = Annotated[list[str], typer.Argument(metavar="RUN…", help="Ids, aliases or folders.", autocompletion=complete_run)]
 
 
 @app.command("list")
 def list_(
-    model: Annotated[
-        str, typer.Option("--model", metavar="M", help="Of one model only.", autocompletion=complete_model)
-    ] = "",
-    data: Annotated[
-        str, typer.Option("--data", metavar="NAME", help="Of one data set only.", autocompletion=complete_data)
-    ] = "",
+    model: Annotated[str, typer.Option("--model", metavar="M", help="Of one model only.", autocompletion=complete_model)] = "",
+    data: Annotated[str, typer.Option("--data", metavar="NAME", help="Of one data set only.", autocompletion=complete_data)] = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -13,9 +13,17 @@ from gzcli.errors import UsageError
 
 _N = Annotated[int, typer.Option("-n", metavar="N", min=1, help="How many images.")]
 _Label = Annotated[str | None, typer.Option("--label", metavar="L[,L…]", help="Class names or numbers, for conditional models.")]
-_Do = Annotated[str | None, typer.Option("--do", metavar="METHOD", help="An application: inpaint, interpolate, …", autocompletion=complete_do)]
-_Input = Annotated[Path | None, typer.Option("--input", metavar="PATH", help="Pictures for `--do`; test images without it.", exists=True)]
-_Mask = Annotated[Path | None, typer.Option("--mask", metavar="PATH", help="White is kept, black filled in.", exists=True)]
+_Do = Annotated[
+    str | None,
+    typer.Option("--do", metavar="METHOD", help="An application: inpaint, interpolate, …", autocompletion=complete_do),
+]
+_Input = Annotated[
+    Path | None,
+    typer.Option("--input", metavar="PATH", help="Pictures for `--do`; test images without it.", exists=True, resolve_path=True),
+]
+_Mask = Annotated[
+    Path | None, typer.Option("--mask", metavar="PATH", help="White is kept, black filled in.", exists=True, resolve_path=True)
+]
 _Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; into the run's folder without it.")]
 _Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 [N, H, W, C].")]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
@@ -42,15 +50,20 @@ def sample(
     if do:
         do = choose(f"application of `{known.name}`", do, known.do)
     elif input or mask:
-        raise UsageError("`--input` and `--mask` go with `--do`", hint=f"`{known.name}` can: {', '.join(known.do) or 'sample only'}")
+        raise UsageError(
+            "`--input` and `--mask` go with `--do`", hint=f"`{known.name}` can: {', '.join(known.do) or 'sample only'}"
+        )
     if label and not run.tree()["model"].get("conditional"):
-        raise UsageError(f"`{run.id}` was not trained with labels", hint=f"gz train {run.model} --data {run.data} --set model.conditional=true")
+        raise UsageError(
+            f"`{run.id}` was not trained with labels",
+            hint=f"gz train {run.model} --data {run.data} --set model.conditional=true",
+        )
     options = method_options(ctx.args, known.do[do] if do else known.sample, f"`--do {do}`" if do else f"`{known.name}`")
     out.info(f"run: {run.id}")
     folder = (out_dir or run.path / "sampled" / f"{do or f'n{n}'}-{stamp()}").absolute()
     job = {
         "verb": "sample", "run": str(run.path), "checkpoint": checkpoint, "n": n, "seed": seed, "labels": label, "options": options,
-        "do": do, "input": str(input.absolute()) if input else None, "mask": str(mask.absolute()) if mask else None, "npz": npz, "png": png,
+        "do": do, "input": input and str(input), "mask": mask and str(mask), "npz": npz, "png": png,
     }  # fmt: skip
     result = do_job(folder, job, gpus=gpus, cpu=cpu)
     out.text(result["grid"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,10 +16,14 @@ if TYPE_CHECKING:
 
 _What = Annotated[
     str,
-    typer.Argument(metavar="MODEL|RECIPE|RUN", help="A model, a recipe file, or a run to repeat.", autocompletion=complete_model_or_run),
+    typer.Argument(
+        metavar="MODEL|RECIPE|RUN", help="A model, a recipe file, or a run to repeat.", autocompletion=complete_model_or_run
+    ),
 ]
 _Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Train for N steps.")]
-_Minutes = Annotated[float | None, typer.Option("--minutes", metavar="M", min=0.05, help="Train for as many steps as fit in M minutes.")]
+_Minutes = Annotated[
+    float | None, typer.Option("--minutes", metavar="M", min=0.05, help="Train for as many steps as fit in M minutes.")
+]
 _Name = Annotated[str | None, typer.Option("--name", metavar="ALIAS", help="A second name for the run.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run, or the RUN named.")]
 _Requeue = Annotated[bool, typer.Option("--requeue", help="Resume if there is something to resume, start otherwise.")]
@@ -151,10 +154,15 @@ def continued(run: Run, recipe: Recipe, steps: int | None) -> dict[str, Any]:
     if steps is not None and steps < run.status().get("step", 0):
         differ.append(f"  train.steps: the run has done {run.status()['step']}, {steps} asked for")
     if differ:
-        raise UsageError("\n".join([f"`{run.id}` cannot go on with another recipe", *differ]), hint="leave them out, or start a new run without `--resume`")
+        raise UsageError(
+            "\n".join([f"`{run.id}` cannot go on with another recipe", *differ]),
+            hint="leave them out, or start a new run without `--resume`",
+        )
     if steps is not None:
         tree["train"] = tree["train"] | {"steps": steps, "minutes": None}
-    asked = {k.split(".")[1]: v for k, v in flatten(recipe.tree["launch"], "launch").items() if recipe.origin.get(k, "").startswith("--")}
+    asked = {
+        k.split(".")[1]: v for k, v in flatten(recipe.tree["launch"], "launch").items() if recipe.origin.get(k, "").startswith("--")
+    }
     tree["launch"] = tree["launch"] | asked
     return tree
 

@@ -123,11 +123,7 @@ def scan(
     on (seed, i) alone; binary images are one draw, whatever the seed."""
     device = torch.device(device)
     rows = _Rows(pack, split, device, whole=False)
-    order = (
-        torch.arange(pack.meta.counts[split])
-        if index is None
-        else torch.as_tensor(np.asarray(index), dtype=torch.int64)
-    )
+    order = torch.arange(pack.meta.counts[split]) if index is None else torch.as_tensor(np.asarray(index), dtype=torch.int64)
     for part in order.split(batch_size):
         u8, y, extra = rows.take(part)
         ids = part.tolist()

@@ -20,9 +20,7 @@ SPLITS = ("train", "val", "test")
 LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`
 WINDOW = 16  # pictures in flight between the reader and the workers
 
-Block = tuple[
-    str, int, "np.ndarray | bytes", str
-]  # split, first row, uint8 [n, C, H, W] or one encoded picture, its name
+Block = tuple[str, int, "np.ndarray | bytes", str]  # split, first row, uint8 [n, C, H, W] or one encoded picture, its name
 
 
 @dataclass
@@ -107,9 +105,7 @@ def split_plan(source: Source) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return plan
 
 
-def decode(
-    data: bytes, name: str, size: int | None, channels: int, *, grey_only: bool = False
-) -> tuple[np.ndarray, bool]:
+def decode(data: bytes, name: str, size: int | None, channels: int, *, grey_only: bool = False) -> tuple[np.ndarray, bool]:
     """An encoded picture as uint8 [C, H, W], and whether it had another size.
 
     EXIF rotation is applied; transparency is laid over white; palettes become RGB; 16-bit grey is divided by 257;

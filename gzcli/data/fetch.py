@@ -124,9 +124,7 @@ def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
         raise MissingError(f"there is no `{path}`", hint="`--from` takes a folder, a file or a URL")
     if path.name != file.name and len(spec.files) > 1:
         every = ", ".join(f"`{f.name}`" for f in spec.files)
-        raise UsageError(
-            f"`{spec.name}` has {len(spec.files)} files, `{path}` is one", hint=f"give the folder of {every}"
-        )
+        raise UsageError(f"`{spec.name}` has {len(spec.files)} files, `{path}` is one", hint=f"give the folder of {every}")
     return [str(path)]
 
 
@@ -140,9 +138,7 @@ def _fetch_file(
 ) -> None:
     """One file from the first address that serves it right."""
     reasons, local_only = [], not any(map(_is_url, addresses))
-    if _size(
-        _part(path)
-    ):  # left by an earlier try, perhaps of another file: if it turns out wrong, once more from zero
+    if _size(_part(path)):  # left by an earlier try, perhaps of another file: if it turns out wrong, once more from zero
         addresses = [addresses[0], *addresses]
     for address in addresses:
         try:
@@ -311,9 +307,7 @@ def _disk_errors(folder: Path):
         raise
     except OSError as e:
         if e.errno in _FULL:
-            raise MissingError(
-                f"the disk of `{folder}` is full", hint="free some space, or set `GZ_HOME` elsewhere"
-            ) from e
+            raise MissingError(f"the disk of `{folder}` is full", hint="free some space, or set `GZ_HOME` elsewhere") from e
         if e.errno in _DISK:
             raise MissingError(f"`{folder}` cannot be written", hint="set `GZ_HOME` to a folder that can") from e
         raise

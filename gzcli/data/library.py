@@ -134,9 +134,7 @@ def import_set(path: str | Path, name: str, *, size: int | None = None, channels
     from gzcli.data.folder import open_path
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
-        raise UsageError(
-            f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`"
-        )
+        raise UsageError(f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`")
     if canonical(name) in map(canonical, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
     path = Path(path).expanduser().absolute()

@@ -202,7 +202,12 @@ class Trainer:
                 "ema_updates": self.ema.updates,
                 "extra": extra,
             }
-            meta = {"world": self.world, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": self.device.type}
+            meta = {
+                "world": self.world,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "device": self.device.type,
+            }
             checkpoints.save(folder, step, model=weights, ema=weights | checkpoints.weights_of(self.ema.state_dict()),
                              train=train, tree=self.tree, info=self.info, meta=meta)  # fmt: skip
             checkpoints.prune(folder, self.train["keep"])
@@ -247,7 +252,9 @@ class Trainer:
         try:
             self.model.load_state_dict(load_file(file))
         except RuntimeError as e:
-            raise UsageError(f"`train.init`: the weights of `{file}` do not fit this model", hint=str(e).splitlines()[-1].strip()) from e
+            raise UsageError(
+                f"`train.init`: the weights of `{file}` do not fit this model", hint=str(e).splitlines()[-1].strip()
+            ) from e
 
     def finish(self) -> None:
         """The run's `model.safetensors`: the averaged weights of its last checkpoint."""

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.errors import UsageError
 from gzcli.metrics.features import FEATURES, LeNetFeatures
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
+from gzcli.store.weights import INCEPTION
+from gzcli.store.weights import weights as find_weights
 
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's port of the TensorFlow network of 2015-12-05
 KEYS = {
     "isc": ("inception_score_mean",),
     "fid": ("frechet_inception_distance",),
@@ -92,13 +93,8 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
 
     Raises MissingError that says which file to put where, UsageError for a file that is something else.
     """
-    place = cache_dir("weights") / INCEPTION
-    file = Path(path) if path else place
-    if not file.is_file():
-        raise MissingError(
-            f"FID, KID and IS need Inception's weights `{INCEPTION}`, and `{file}` is not there",
-            hint=f"put that file of torch-fidelity's releases (v0.2.0) at `{place}`, or name it with `--weights FILE`",
-        )
+    use, source = "FID, KID and IS", "torch-fidelity's releases (v0.2.0)"
+    file = find_weights(INCEPTION, path=path, use=use, source=source)
     try:  # torch-fidelity unpickles freely; a file that passes here holds tensors only
         state = torch.load(file, map_location="meta", weights_only=True)
     except Exception as e:

@@ -118,9 +118,7 @@ def _given(override: Override) -> _Layer:
     return _Layer(override.tree, lambda path, value: override.where, lambda path: override.origin)
 
 
-def _resolve(
-    what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]
-) -> tuple[Recipe | None, list[Problem]]:
+def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     chain, problems = read_chain(what)
     card = _card(chain, problems)
     rules = schema.schema(card)

@@ -163,9 +163,7 @@ def defaults(rules: Rules) -> dict[str, Any]:
     return tree
 
 
-def check(
-    fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
-) -> tuple[dict[str, Any], list[Problem]]:
+def check(fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]) -> tuple[dict[str, Any], list[Problem]]:
     """A part of a recipe with its values converted (an int for a float), and everything that is wrong with it.
 
     `where(path, value)` is the place of a key or, with `value`, of its value.
@@ -223,9 +221,7 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
     known = {canonical(score): score for score in score_names(card)}
     for name in names:
         if canonical(name) not in known:
-            every = (
-                f"it has: {', '.join(known.values())}" if known else "`gz list models --can ood` shows models that have"
-            )
+            every = f"it has: {', '.join(known.values())}" if known else "`gz list models --can ood` shows models that have"
             raise UsageError(f"`{card.name}` has no score `{name}`", hint=did_you_mean(name, known.values()) or every)
     return [known[canonical(name)] for name in names]
 

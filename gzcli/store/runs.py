@@ -113,7 +113,9 @@ def find(ref: str, *, data: str | None = None) -> Run:
     runs = [run for run in all_runs(model=name, data=data) if run.state == "finished"]
     if not runs:
         on = f" --data {data}" if data else ""
-        raise MissingError(f"no finished run of `{models[name]}`" + (f" on `{data}`" if data else ""), hint=f"gz train {models[name]}{on}")
+        raise MissingError(
+            f"no finished run of `{models[name]}`" + (f" on `{data}`" if data else ""), hint=f"gz train {models[name]}{on}"
+        )
     return runs[0]
 
 

@@ -132,9 +132,7 @@ class WGAN(Model):
         a, b = z[: 2 * pairs].unsqueeze(1).unflatten(0, (pairs, 2)).unbind(1)  # [pairs, 1, latent] each
         z = slerp(a, b, torch.linspace(0, 1, steps, device=x.device)[:, None]).flatten(0, 1)
         if y is not None:  # a way has the label of its nearer end
-            end = 2 * torch.arange(pairs, device=x.device)[:, None] + (
-                torch.arange(steps, device=x.device) * 2 >= steps
-            )
+            end = 2 * torch.arange(pairs, device=x.device)[:, None] + (torch.arange(steps, device=x.device) * 2 >= steps)
             y = y[end.flatten()]
         with torch.no_grad():
             return self.generator(z, y)
@@ -144,9 +142,7 @@ class WGAN(Model):
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
         """−f(x): the critic rates real images high. A conditional critic's mean over the classes."""
         k = len(self.data.classes)
-        y = (
-            torch.full((len(x), k), 1 / k, device=x.device) if self.conditional else None
-        )  # f is linear in the embedding
+        y = torch.full((len(x), k), 1 / k, device=x.device) if self.conditional else None  # f is linear in the embedding
         return -self.critic(x, y)
 
     def score_inversion(

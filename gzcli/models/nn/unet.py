@@ -54,10 +54,7 @@ class UNet(nn.Module):
 
         def stage(widths: list[tuple[int, int]], attend: list[bool], resample: nn.Module | None = None) -> Stage:
             blocks = [ResBlock(i, o, dim, groups, eps, dropout, scale_shift) for i, o in widths]
-            attentions = [
-                Attention(o, head_dim or o, groups, eps) if a else None
-                for (_, o), a in zip(widths, attend, strict=True)
-            ]
+            attentions = [Attention(o, head_dim or o, groups, eps) if a else None for (_, o), a in zip(widths, attend, strict=True)]
             return Stage(blocks, attentions, resample)
 
         c, skips, last = channels[0], [channels[0]], len(channels) - 1

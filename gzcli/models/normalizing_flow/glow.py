@@ -223,9 +223,7 @@ class Glow(Model):
     # ------------------------------------------------------------------------ sampling and applications
 
     @torch.no_grad()
-    def sample(
-        self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress, temperature: float = 1.0
-    ) -> Tensor:
+    def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress, temperature: float = 1.0) -> Tensor:
         """n images; `temperature` multiplies the standard deviation of every latent (§6, reduced-temperature model)."""
         device = self.top.device
         if self.classes is not None:

@@ -222,9 +222,7 @@ class ActNormConv(nn.Module):
         if self.norm.initialising:
             self.norm.initialise(self.conv(h))
         scale = self.norm.log_scale.exp()
-        return F.conv2d(
-            h, self.conv.weight * scale[:, None, None, None], self.norm.bias * scale, padding=self.conv.padding
-        )
+        return F.conv2d(h, self.conv.weight * scale[:, None, None, None], self.norm.bias * scale, padding=self.conv.padding)
 
 
 class AffineCoupling(nn.Module):

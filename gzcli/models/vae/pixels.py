@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.nn import from_levels, to_levels
-from gzcli.models.nn import full
+from gzcli.models.nn import from_levels, full, to_levels
 
 Kind = Literal["bernoulli", "gaussian", "logistic"]
 LOG_SCALE = (-7.0, 3.0)  # e^-7 is a quarter of a 256-level bin: sharper is all the same mass
