@@ -61,10 +61,7 @@ def test_two_models_side_by_side(load, tmp_path):
         [1, 16, 16],
         0,
     )
-    assert (
-        result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
-        and len(made["floor_draws"]["fd"]) == 5
-    )
+    assert result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"])) and len(made["floor_draws"]["fd"]) == 5
     assert made["features"] == lenet(open_pack("digits")).hash and made["versions"]["torch-fidelity"]
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     assert min(Image.open(tmp_path / "bench.png").size) > 100

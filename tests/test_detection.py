@@ -89,9 +89,7 @@ def test_code_length_is_lossless_and_grows_with_detail():
 
 def test_a_binary_png_takes_one_bit_a_pixel():
     noise = np.random.default_rng(4).integers(0, 2, (1, 1, 28, 28), dtype=np.uint8) * 255
-    assert (
-        28 * 4 <= baselines.png_size(noise)[0] <= 28 * (1 + 4) + 80
-    )  # a filter byte and 28 bits a row, and the headers
+    assert 28 * 4 <= baselines.png_size(noise)[0] <= 28 * (1 + 4) + 80  # a filter byte and 28 bits a row, and the headers
 
 
 def test_coders_give_the_image_back():

@@ -70,9 +70,7 @@ def test_nll_typicality_and_complexity_are_what_they_say(trained, tmp_path):
     assert np.allclose([float(row["nll"]) for row in rows], expected, rtol=1e-5)
     held_out = nll(pack.images("val")[subset(len(pack.images("val")), 60)]).mean()
     assert np.allclose([float(row["typicality"]) for row in rows], abs(expected - held_out), atol=1e-2)
-    seen = np.concatenate(
-        [to_uint8(b.x).numpy() for b in scan(pack, "test", batch_size=99, levels=17, device="cpu", index=index)]
-    )
+    seen = np.concatenate([to_uint8(b.x).numpy() for b in scan(pack, "test", batch_size=99, levels=17, device="cpu", index=index)])
     for row, image, value in zip(rows, seen, expected, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(image[0]).save(buffer, "PNG", optimize=True)
@@ -90,9 +88,7 @@ def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):
         together = [scorer(b) for b in batches]
         alone = [scorer(b) for b in singles]
         for name in names:
-            assert np.allclose(
-                np.concatenate([t[name] for t in together]), np.concatenate([a[name] for a in alone]), rtol=1e-6
-            )
+            assert np.allclose(np.concatenate([t[name] for t in together]), np.concatenate([a[name] for a in alone]), rtol=1e-6)
     assert not np.allclose(Scorer(trained, ["noisy"], seed=4)(batches[0])["noisy"], scorer(batches[0])["noisy"])
     again = np.concatenate([scorer(b)["noisy"] for b in batches])
     assert np.array_equal(again, np.concatenate([t["noisy"] for t in together]))

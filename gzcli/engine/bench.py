@@ -53,9 +53,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         pictures.append((f"{row['model']}   {shown}", samples))
     floor = judge.floor()
     real, name = pack.images("test"), pack.meta.name
-    title = f"real images of {name}" + "".join(
-        f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd")
-    )
+    title = f"real images of {name}" + "".join(f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd"))
     sample_rows(folder / "bench.png", [*pictures, (title, real[subset(len(real), 16)])])
     result = {"data": name, "rows": rows, "floor": floor, "provenance": provenance(pack, judge, job),
               "notes": judge.warnings,
@@ -69,9 +67,7 @@ def choose(asked: list[str] | None) -> list[str]:
     wanted = ["bpd" if name == "nats" else name for name in asked or DEFAULT]
     for name in wanted:
         if name not in METRICS:
-            raise UsageError(
-                f"there is no metric `{name}`", hint=did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}"
-            )
+            raise UsageError(f"there is no metric `{name}`", hint=did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}")
     return list(dict.fromkeys(wanted))
 
 

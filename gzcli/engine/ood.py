@@ -42,9 +42,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     c, size, _ = trained.info.shape
     if trained.info.levels is None:
-        raise UsageError(
-            f"`{trained.run.id}` models latents, whose scores say nothing of pixels", hint="train on pixels instead"
-        )
+        raise UsageError(f"`{trained.run.id}` models latents, whose scores say nothing of pixels", hint="train on pixels instead")
     home = open_pack(job["in"], size=size, channels=c, say=log.info)
     packs = {name: open_pack(name, size=size, channels=c, say=log.info) for name in job["out"]}
     check_sets(home, packs)
@@ -97,9 +95,7 @@ class Source:
 def check_sets(home: Pack, packs: Mapping[str, Pack]) -> None:
     for name, pack in packs.items():
         if pack.meta.digest == home.meta.digest:
-            raise UsageError(
-                f"`{name}` is both the in- and the out-of-distribution set", hint="`--out` takes other sets"
-            )
+            raise UsageError(f"`{name}` is both the in- and the out-of-distribution set", hint="`--out` takes other sets")
     if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.name}` has no test images")
 
@@ -141,9 +137,7 @@ def add_baselines(tables: dict[str, dict[str, np.ndarray]], source: Source, home
         table |= {"png": baselines.png_size(images), "mean": baselines.pixel_mean(images), "knn": distance}
 
 
-def compare(
-    tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str]
-) -> list[dict[str, Any]]:
+def compare(tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str]) -> list[dict[str, Any]]:
     """A row for each foreign set and score. `beats_baselines`: a higher AUROC than any baseline's, either way round."""
     inside, *outside = tables
     rows = []
@@ -166,7 +160,7 @@ def notes(results: list[dict[str, Any]], packs: Mapping[str, Pack]) -> list[str]
         failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
         here = f", as here on {', '.join(failed)}" if failed else ""
         said.append(
-            "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), since simpler images are "
+            "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), as simpler images are "
             f"more likely{here}; `complexity` or `ratio` correct for it"
         )
     beaten = [f"`{row['score']}` on `{row['out']}`" for row in results if row["beats_baselines"] is False]
@@ -183,8 +177,6 @@ def write_scores(path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], ins
         role = "in" if name == inside else "out"
         for i, row in enumerate(zip(*(table[key] for key in columns), strict=True)):
             lines.append(
-                ",".join(
-                    [f'"{name}"' if "," in name else name, role, str(table["index"][i]), *map(repr, map(float, row))]
-                )
+                ",".join([f'"{name}"' if "," in name else name, role, str(table["index"][i]), *map(repr, map(float, row))])
             )
     files.write_atomic(path, "\n".join(lines) + "\n")

@@ -18,9 +18,7 @@ def histograms(
     baseline = {row["score"] for row in results if row["baseline"]}
     columns = min(3, len(scores))
     rows = -(-len(scores) // columns)
-    figure, axes = _pyplot().subplots(
-        rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = _pyplot().subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
     for ax, score in zip(axes.flat, scores, strict=False):
         values = np.concatenate([table[score] for table in tables.values()])
         low, high = np.quantile(values, [0.005, 0.995])  # a few far scores would leave one bar; the edge bins keep them
@@ -39,13 +37,9 @@ def histograms(
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     """One row of images a title: uint8 [N, C, H, W] each, the first 16 shown; every set of images has one size."""
     shown = 16
-    figure, axes = _pyplot().subplots(
-        len(rows), 1, figsize=(0.6 * shown, 0.95 * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure, axes = _pyplot().subplots(len(rows), 1, figsize=(0.6 * shown, 0.95 * len(rows)), squeeze=False, layout="constrained")
     for ax, (title, images) in zip(axes.flat, rows, strict=True):
-        strip = np.concatenate(
-            [np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:shown]], 2
-        )
+        strip = np.concatenate([np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:shown]], 2)
         strip = strip.transpose(1, 2, 0)
         ax.imshow(strip.repeat(3, 2) if strip.shape[2] == 1 else strip, interpolation="nearest")
         ax.set_title(title, fontsize=8, loc="left")

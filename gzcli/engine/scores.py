@@ -53,12 +53,8 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
         if score in options:
             continue
         if score in GENERIC:
-            raise UsageError(
-                f"`{name}` has no likelihood, which the score `{score}` needs", hint=f"it has: {', '.join(own)}"
-            )
-        raise UsageError(
-            f"`{name}` has no score `{score}`", hint=did_you_mean(score, options) or f"it has: {', '.join(options)}"
-        )
+            raise UsageError(f"`{name}` has no likelihood, which the score `{score}` needs", hint=f"it has: {', '.join(own)}")
+        raise UsageError(f"`{name}` has no score `{score}`", hint=did_you_mean(score, options) or f"it has: {', '.join(options)}")
     return list(dict.fromkeys(wanted))
 
 
@@ -76,9 +72,7 @@ class Scorer:
         self.mean_nll = math.nan
         if "ratio" in names:
             self._check_background()
-        unused = set(self.options) - {
-            key for name in names for key in self._keywords("score", name) | self._keywords("fit", name)
-        }
+        unused = set(self.options) - {key for name in names for key in self._keywords("score", name) | self._keywords("fit", name)}
         self.unused = sorted(unused)
 
     def fit(self, batches: Sequence[Batch]) -> None:
@@ -111,9 +105,7 @@ class Scorer:
             return nll - self._nll(self.background.model, batch)
         if name == "gradnorm":
             return self._gradnorm(batch)
-        score = getattr(self.model, f"score_{name}")(
-            batch.x, noise=self._noise(batch.index), **self._take("score", name)
-        )
+        score = getattr(self.model, f"score_{name}")(batch.x, noise=self._noise(batch.index), **self._take("score", name))
         return score.detach().double().cpu().numpy()
 
     def _nll(self, model: Any, batch: Batch) -> np.ndarray:
@@ -135,9 +127,7 @@ class Scorer:
         with torch.enable_grad():
             value = self.model.log_prob(x, noise=self._noise(index)).sum()
             if not value.requires_grad:
-                raise UsageError(
-                    f"`{self.trained.tree['model']['name']}` has a likelihood without gradient, `gradnorm` needs one"
-                )
+                raise UsageError(f"`{self.trained.tree['model']['name']}` has a likelihood without gradient, `gradnorm` needs one")
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         return sum(g.double().square().sum() for g in gradients if g is not None).sqrt().log()
 

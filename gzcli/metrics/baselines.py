@@ -46,9 +46,7 @@ def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: in
     from sklearn.neighbors import NearestNeighbors
 
     flat = _flat(train)
-    pca = PCA(
-        min(dims, *flat.shape), svd_solver="covariance_eigh" if flat.shape[1] <= 4096 else "randomized", random_state=0
-    )
+    pca = PCA(min(dims, *flat.shape), svd_solver="covariance_eigh" if flat.shape[1] <= 4096 else "randomized", random_state=0)
     neighbours = NearestNeighbors(n_neighbors=min(k, len(flat)), algorithm="brute").fit(pca.fit_transform(flat))
     return [neighbours.kneighbors(pca.transform(_flat(a)))[0][:, -1].astype(np.float64) for a in images]
 

@@ -84,10 +84,7 @@ class LeNetFeatures:
 
     @torch.no_grad()
     def _map(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> Tensor:
-        parts = [
-            function(_to_input(images[i : i + self.batch]).to(self.device)).cpu()
-            for i in range(0, len(images), self.batch)
-        ]
+        parts = [function(_to_input(images[i : i + self.batch]).to(self.device)).cpu() for i in range(0, len(images), self.batch)]
         return torch.cat(parts)
 
 
@@ -99,9 +96,7 @@ def lenet(pack: Any, *, device: Any = "cpu", say: Callable[[str], None] = lambda
     c, size, _ = pack.meta.shape
     key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
     path = cache_dir("features") / f"lenet-{key}.safetensors"
-    with files.lock(
-        path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
-    ):
+    with files.lock(path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")):
         if not path.exists():
             say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
             _train(pack, path)

@@ -100,9 +100,7 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
     except Exception as e:
         raise UsageError(f"`{file}` is not a file of weights: {type(e).__name__}") from e
     if not isinstance(state, dict) or "Mixed_7c.branch1x1.conv.weight" not in state:
-        raise UsageError(
-            f"`{file}` does not hold the weights of torch-fidelity's Inception", hint=f"its name is `{INCEPTION}`"
-        )
+        raise UsageError(f"`{file}` does not hold the weights of torch-fidelity's Inception", hint=f"its name is `{INCEPTION}`")
     return file, files.checksum(file)
 
 
