@@ -119,6 +119,26 @@ def test_the_launcher_starts_two_processes(home):
     assert meta["world"] == 2
 
 
+@pytest.mark.launch
+def test_two_processes_draw_what_one_draws(home):
+    """Each rank draws its share; image i is the same whoever draws it."""
+    import numpy as np
+
+    gz("train", "vae", "--steps", "20", "--name", "short", *LONG)
+    drawn = []
+    for n in (1, 2):
+        folder = home / f"draw{n}"
+        folder.mkdir()
+        job = {"verb": "sample", "run": str(runs.by_name("short").path), "checkpoint": "last", "n": 7, "seed": 0, "labels": None,
+               "options": {}, "do": None, "input": None, "mask": None, "npz": True, "png": False, "animate": False,
+               "launch": {"gpus": None, "cpu": True}}  # fmt: skip
+        files.write_json(folder / "job.json", job)
+        launch.run(folder, launch.Plan(processes=n), launcher=False, mode="quiet")
+        drawn.append(np.load(folder / "samples.npz")["samples"].astype(int))
+    assert drawn[0].shape == drawn[1].shape == (7, 16, 16, 1)
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+
+
 def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(DeviceError, match=r"--gpus 2.*no GPU"):

@@ -75,6 +75,12 @@ def test_sample_writes_what_it_says(tmp_path):
     assert not np.array_equal(samples, np.load(again["npz"])["samples"])
 
 
+def test_animation_shows_the_way(tmp_path):
+    gz("sample", "first", "-n", "4", "--cpu", "--animate", "--out", str(tmp_path))
+    with Image.open(tmp_path / "animation.gif") as gif:
+        assert gif.n_frames > 1
+
+
 def test_applications_take_pictures_or_test_images(tmp_path):
     Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(tmp_path / "grey.png")
     done = gz(

@@ -26,6 +26,7 @@ _Mask = Annotated[
 ]
 _Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; into the run's folder without it.")]
 _Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 [N, H, W, C].")]
+_Animate = Annotated[bool, typer.Option("--animate", help="Write animation.gif: the first 16 images as they come about.")]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the options of the model's own method
@@ -34,7 +35,7 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the opt
 def sample(
     ctx: typer.Context, model: Model, data: Data = None, n: _N = 64, label: _Label = None, seed: Seed = 0,
     do: _Do = None, input: _Input = None, mask: _Mask = None, checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False,
-    out_dir: _Out = None, npz: _Npz = False, png: _Png = False, json: Json = False, quiet: Quiet = False,
+    out_dir: _Out = None, npz: _Npz = False, png: _Png = False, animate: _Animate = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Draw images from a trained model, or apply it to pictures (`--do`).
 
@@ -63,7 +64,7 @@ def sample(
     folder = (out_dir or run.path / "sampled" / f"{do or f'n{n}'}-{stamp()}").absolute()
     job = {
         "verb": "sample", "run": str(run.path), "checkpoint": checkpoint, "n": n, "seed": seed, "labels": label, "options": options,
-        "do": do, "input": input and str(input), "mask": mask and str(mask), "npz": npz, "png": png,
+        "do": do, "input": input and str(input), "mask": mask and str(mask), "npz": npz, "png": png, "animate": animate,
     }  # fmt: skip
     result = do_job(folder, job, gpus=gpus, cpu=cpu)
     out.text(result["grid"])

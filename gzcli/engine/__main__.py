@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from gzcli.engine.log import Log
-from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
+from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
 from gzcli.store import files
 from gzcli.store.runs import Run
 
@@ -138,9 +138,12 @@ def prepare_torch(tree: dict[str, Any]) -> None:
 def precision(tree: dict[str, Any]) -> str:
     """accelerate's name of the training precision; auto is bf16 where the device gains from it."""
     asked = tree["train"]["precision"]
+    gpu = torch.cuda.is_available() and not tree["launch"]["cpu"]
+    if asked == "fp16" and not gpu:
+        raise UsageError("`train.precision: fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all")
     if asked != "auto":
         return "no" if asked == "fp32" else asked
-    if torch.cuda.is_available() and not tree["launch"]["cpu"]:
+    if gpu:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 

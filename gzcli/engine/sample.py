@@ -24,11 +24,13 @@ PNG_LIMIT = 256  # single pictures are written up to so many images, or on reque
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Does the job and writes `grid.png`, single PNGs and `samples.npz` (uint8 [N, H, W, C]) into `folder`.
 
-    job: {run, checkpoint, n, seed, labels, options, do, input, mask, npz, png}.
+    job: {run, checkpoint, n, seed, labels, options, do, input, mask, npz, png, animate}.
     """
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     since = time.monotonic()
-    with log.bar(job["do"] or "sample") as progress:
+    frames = Frames() if job["animate"] else None
+    with log.bar(job["do"] or "sample") as bar:
+        progress = bar if frames is None else frames.watch(bar)
         if job["do"]:
             images, columns = apply(trained, job, progress)
         else:
@@ -44,10 +46,40 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     sampler.save_png(folder / "grid.png", sampler.grid(images, columns))
     if job["png"] or len(images) <= PNG_LIMIT:
         result["files"] = sampler.save_images(folder / "images", images)
+    if frames:
+        frames.save(folder / "animation.gif", images)
     if job["npz"]:
         result["npz"] = str(folder / "samples.npz")
         np.savez_compressed(folder / "samples.npz", samples=images.transpose(0, 2, 3, 1))
     return result
+
+
+class Frames:
+    """What the sampler showed of its first images on the way, for `--animate`."""
+
+    FIRST, MOST, MS = 16, 60, 80
+
+    def __init__(self):
+        self.seen: list[np.ndarray] = []
+
+    def watch(self, bar: Progress) -> Progress:
+        """A progress that keeps every state x [B, C, H, W] which it is shown, and hands on to `bar`."""
+
+        def progress(i: float, n: float, x: torch.Tensor | None = None) -> None:
+            bar(i, n, x)
+            if x is not None:
+                self.seen.append(to_uint8(x[: self.FIRST]).cpu().numpy())
+
+        return progress
+
+    def save(self, path: Path, images: np.ndarray) -> None:
+        """A GIF of at most 60 frames that rests on the result."""
+        from PIL import Image
+
+        chosen = self.seen[:: max(1, len(self.seen) // self.MOST)]
+        sheets = [sampler.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
+        first, *rest = [Image.fromarray(sheet) for sheet in sheets]
+        first.save(path, save_all=True, append_images=rest, duration=self.MS, loop=0)
 
 
 def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple[np.ndarray, int]:

@@ -83,7 +83,7 @@ class Watch:
             self.picture(step, 64 if last else GRID)
         if last:
             self.t.finish()
-        if (last or due["sample"]) and self.t.rank == 0:
+        if (last or due["sample"]) and self.t.rank == 0 and (self.run.path / "metrics.jsonl").exists():
             from gzcli.engine.report import loss_curve
 
             loss_curve(self.run.path)
