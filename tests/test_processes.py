@@ -111,9 +111,11 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home):
 
 @pytest.mark.launch
 def test_the_launcher_starts_two_processes(home):
-    done = gz("train", "vae", "--steps", "20", *LONG, "--processes", "2", "--json")
+    """With everything that a run does beside its steps: grids, `fd`, the best checkpoint."""
+    done = gz("train", "wgan", "--steps", "20", "--cpu", "--processes", "2", "--set", "train.log_every=5", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[0]["event"] == "start" and events[-1]["event"] == "done"
+    assert any("val_fd" in event for event in events)
     assert json.loads((Path(events[-1]["path"]) / "env.json").read_text())["processes"] == 2
     meta = json.loads(next(Path(events[-1]["path"]).glob("checkpoints/*/meta.json")).read_text())
     assert meta["world"] == 2

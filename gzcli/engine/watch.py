@@ -114,11 +114,18 @@ class Watch:
         self.log.info(f"step {step}  validation {self.metric} {value:.4g}")
         path = self.run.path / "checkpoints" / "best.json"
         best = files.read_json(path)
-        if best is None or value < best["value"]:
+        if self._agreed(best is None or value < best["value"]):
             self.t.save(step)
             if self.t.rank == 0:
                 files.write_json(path, {"step": step, "metric": self.metric, "value": value})
                 checkpoints.prune(path.parent, self.t.train["keep"])
+
+    def _agreed(self, yes: bool) -> bool:
+        """Rank 0's answer on every rank, so that all of them enter the collectives that follow."""
+        answer = torch.tensor(int(yes), device=self.t.device)
+        if self.t.world > 1:
+            torch.distributed.broadcast(answer, 0)
+        return bool(answer)
 
     def _fd(self) -> float:
         from gzcli.metrics.features import lenet

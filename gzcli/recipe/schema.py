@@ -45,7 +45,6 @@ DATA: Rules = {
     "channels": Rule("Literal[1, 3] | None"),
     "levels": Rule("int | None", None, "2 … 256"),
     "augment": Rule("list[str]", ()),
-    "latent": Rule("str | None"),
     "n": Rule("int | None", None, "1 or more"),
 }
 TRAIN: Rules = {
