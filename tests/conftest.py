@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `gz` starts its engine; read when torch is first imported
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

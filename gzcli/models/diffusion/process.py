@@ -215,13 +215,14 @@ class Diffusion(Model):
         *,
         noise: Noise,
         terms: int = 50,
-        variance: Literal["small", "large"] = "large",
+        variance: Literal["small", "large"] = "small",
     ) -> Tensor:
         """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls.
 
         L_T and L_0 are whole; of the T − 1 terms between, one is drawn from each of `terms` strata and weighted by its
         stratum's width, which is unbiased, and the whole sum for terms ≥ T − 1. Strata widen with t, as terms shrink.
-        variance: of p(x_{t−1} | x_t), as in `sample`; the bound holds for either.
+        variance: of p(x_{t−1} | x_t), as in `sample`; a bound for either: small is the tighter one for digits, whose
+        flat parts are known even from much noise, large for data smooth at the scale of one grey level.
         Raises UsageError for latents, which have no grey levels.
         """
         if self.data.levels is None:
