@@ -115,7 +115,7 @@ def test_samples(case, pack):
     assert torch.equal(x, draw(model, case))
     assert not torch.equal(x, draw(model, case, seed=1))
     assert torch.allclose(x[:2], draw(model, case, n=2), atol=2 / 255), "image i depends on the size of its batch"
-    if getattr(model, "conditional", False):
+    if model.conditional:
         assert not torch.equal(draw(model, case, labels=torch.zeros(4).long()), draw(model, case, labels=torch.ones(4).long()))
 
 
@@ -142,7 +142,7 @@ def test_capabilities_tell_the_truth(case, pack):
     for name in card.scores:
         assert callable(getattr(model, f"score_{name}"))
     assert ("log_prob" in card.can) == hasattr(model, "log_prob") == (model.likelihood is not None)
-    assert ("conditional" in card.params) == hasattr(model, "conditional")
+    assert model.conditional == case.options.get("conditional", False)
 
 
 def test_training_helps(case, pack):

@@ -21,6 +21,8 @@ class Case:
         return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
 
 
+DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
+
 CASES = [
     Case("vae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
     Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8, "conditional": True}, lr=3e-3, levels=2),
@@ -30,4 +32,6 @@ CASES = [
     Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1), "conditional": True}, lr=3e-3, batch=16, levels=2),
     Case("glow", {"depth": 2, "hidden": 16, "net": "residual"}),
     Case("glow", {"scales": 3, "depth": 1, "hidden": 16, "conditional": True}),
+    Case("ddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4}),
+    Case("ddpm", DDPM | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
 ]

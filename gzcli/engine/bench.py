@@ -116,7 +116,7 @@ def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job:
 def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
     """Labels to ask of a conditional model: those of n training images, so that classes are as frequent."""
     labels = pack.labels("train")
-    if labels is None or not getattr(trained.model, "conditional", False):
+    if labels is None or not trained.model.conditional:
         return None
     rows = np.random.default_rng(0).permutation(len(labels))
     chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, n)]))
@@ -151,7 +151,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     model is told the label. Raises DivergedError where it is not finite.
     """
     device, model, total = trained.device, trained.model, len(pack.images("test"))
-    conditional = getattr(model, "conditional", False)
+    conditional = model.conditional
 
     def nll(batch) -> torch.Tensor:
         with torch.no_grad():

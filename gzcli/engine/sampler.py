@@ -26,7 +26,7 @@ def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = Non
 
     `labels` [n] int64 or [n, K]; None for a conditional model means i % K. `options` override the recipe's `sample` section.
     """
-    if labels is None and getattr(trained.model, "conditional", False):
+    if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options = {**trained.tree["sample"], **(options or {})}
     rank, world = ranks()

@@ -148,7 +148,7 @@ class Watch:
         with self._evaluating():
             for batch in scan(t.pack, "val", batch_size=100, levels=t.info.levels, device=t.device, index=index):
                 if self.metric == "bpd":
-                    labels = batch.y if getattr(t.model, "conditional", False) else None
+                    labels = batch.y if t.model.conditional else None
                     value = -t.model.log_prob(batch.x, labels, noise=batch.noise).double().sum() / (dims * 0.6931471805599453)
                 else:
                     out = t.model.loss(batch, t.phases[0].name)

@@ -48,6 +48,7 @@ class Model(nn.Module):
     paper: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     likelihood: ClassVar[str | None] = None  # "exact" | "bound" | "ode": what log_prob is
+    conditional: bool = False  # an instance's own, where it was built to take labels
     best: ClassVar[str] = "auto"  # the best checkpoint is by "bpd" | "fd" | "loss"; auto = bpd where log_prob is cheap
 
     def __init__(self, data: DataInfo):

@@ -63,6 +63,7 @@ class PixelCNN(Model):
         conditional: bool = False,
     ):
         super().__init__(data)
+        self.conditional = conditional
         channels, height, width = data.shape
         if data.levels is None:
             raise UsageError("`pixelcnn` models grey levels, not latents", hint="leave `data.latent` out")

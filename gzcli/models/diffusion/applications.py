@@ -12,6 +12,7 @@ from gzcli.errors import UsageError
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.process import Diffusion, at
 from gzcli.models.diffusion.schedule import Level
+from gzcli.models.nn import full
 from gzcli.types import Batch, Noise, Progress, no_progress
 
 
@@ -59,7 +60,7 @@ class Applications(Diffusion):
             eps = noise.randn(*x.shape).to(x.device)
             alpha, sigma = at(self.alpha, t), at(self.sigma, t)
             x_t = alpha * x + sigma * eps
-            _, guess = self.split(self.net(x_t, t, y).float(), x_t, alpha, sigma)
+            _, guess = self.split(full(self.net(x_t, t, y)), x_t, alpha, sigma)
             error = error + (eps - guess).square().flatten(1).mean(1)
         return error / times
 

@@ -18,7 +18,7 @@ class DDPM(Applications):
     fit, and for a conditional model of data without labels.
     """
 
-    paper = "Denoising Diffusion Probabilistic Models, Ho et al. 2020, arXiv:2006.11239"
+    paper = "Ho et al. 2020, arXiv:2006.11239"
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.schedule import Schedule
-from gzcli.models.nn import spread_labels
+from gzcli.models.nn import full, spread_labels
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
@@ -74,7 +74,7 @@ class Diffusion(Model):
         alpha, sigma = at(self.alpha, t), at(self.sigma, t)
         x_t = alpha * x + sigma * eps
         target = {"eps": eps, "x0": x, "v": alpha * eps - sigma * x}[self.prediction]
-        out = self.net(x_t, t, batch.y if self.conditional else None, drop).float()
+        out = full(self.net(x_t, t, batch.y if self.conditional else None, drop))
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
@@ -102,7 +102,7 @@ class Diffusion(Model):
 
     def estimate(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_0, in the range of images, from noised images x at integer times t [B], each its own."""
-        return self.into_range(self.split(self.net(x, t, y).float(), x, at(self.alpha, t), at(self.sigma, t))[0])
+        return self.into_range(self.split(full(self.net(x, t, y)), x, at(self.alpha, t), at(self.sigma, t))[0])
 
     def denoiser(
         self,
@@ -127,12 +127,12 @@ class Diffusion(Model):
             time = x.new_full((n,), t)
             scale = guidance if interval[0] <= t / self.timesteps <= interval[1] else 1.0
             if scale == 1:
-                out = self.net(x, time, y).float()
+                out = full(self.net(x, time, y))
             elif scale == 0:
-                out = self.net(x, time, None).float()
+                out = full(self.net(x, time, None))
             else:
                 hidden = torch.arange(2 * n, device=x.device) >= n
-                both = self.net(x.repeat(2, 1, 1, 1), time.repeat(2), torch.cat([y, y]), hidden).float()
+                both = full(self.net(x.repeat(2, 1, 1, 1), time.repeat(2), torch.cat([y, y]), hidden))
                 out = torch.lerp(both[n:], both[:n], scale)  # u + w (c − u) (Ho 2022, eq. 6 with w + 1 there = w here)
             x0, eps = self.split(out, x, alpha, sigma)
             if not clip or self.data.levels is None:
