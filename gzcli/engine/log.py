@@ -116,8 +116,9 @@ class TrainBar:
         rate = (step - self.at) / max(now - self.since, 1e-9)
         self.since, self.at = now, step
         losses = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        if self.bar:
-            self.bar.update(self.task, note=f"{rate:.1f} it/s  {losses}")
+        if self.bar:  # what fits in a line beside the bar
+            shown = [f"{key} {value:.4g}" for key, value in values.items() if key.rsplit(".")[-1] in ("loss", "bpd")]
+            self.bar.update(self.task, note=f"{rate:.1f} it/s  {'  '.join(shown)}")
         elif self.log.main and self.log.mode == "human":
             left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
             self.log._print(f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}")
