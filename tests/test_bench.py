@@ -138,7 +138,7 @@ def test_unknown_metrics_and_absent_weights(load, tmp_path):
     with pytest.raises(UsageError, match="no metric `fdd`") as error:
         run(tmp_path, "plain", metrics=["fdd"])
     assert "did you mean `fd`" in error.value.hint
-    with pytest.raises(MissingError, match="Inception"):
+    with pytest.raises(MissingError, match="weights-inception-2015"):
         run(tmp_path, "plain", metrics=["fid"])
 
 

@@ -477,7 +477,7 @@ PAIRS = [(name, data) for name, sets in SHIPPED.items() for data in (None, *sets
 def test_a_shipped_recipe_is_right(name):
     assert check(recipes()[name]) == []
     text = show(name)
-    assert re.match(r"# .+\n(# {2,}gz .+\n)+about: ", text), "it begins with its paper and lines to type"
+    assert re.match(r"# .+\n(# {2,}gz .+\n)+(# .+\n)*about: ", text), "it begins with its paper and lines to type"
     assert "digits" in SHIPPED[name], "it must train in a minute without a download"
     recipe = resolve(name)
     assert canonical(recipe.card.name) == canonical(name) and recipe.tree["about"]

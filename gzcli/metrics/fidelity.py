@@ -93,7 +93,7 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
 
     Raises MissingError that says which file to put where, UsageError for a file that is something else.
     """
-    use, source = "FID, KID and IS", "torch-fidelity's releases (v0.2.0)"
+    use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"
     file = find_weights(INCEPTION, path=path, use=use, source=source)
     try:  # torch-fidelity unpickles freely; a file that passes here holds tensors only
         state = torch.load(file, map_location="meta", weights_only=True)
