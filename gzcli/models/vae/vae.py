@@ -90,9 +90,9 @@ class VAE(Model):
             self.decoder = ConvDecoder(data.shape, hidden, latent, self.pixels.outputs, embed, blocks)
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """q(z | x): mu and logvar [B, latent], fp32."""
+        """q(z | x): mu and logvar [B, latent], fp32. The bound on logvar keeps images unlike any that were learned finite."""
         mu, logvar = full(self.encoder(x, e)).chunk(2, dim=1)
-        return mu, logvar
+        return mu, logvar.clamp(-20, 20)
 
     def embed(self, labels: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor | None:
         """[n, label_dim], or None where the model knows no labels."""
