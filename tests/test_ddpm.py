@@ -312,7 +312,7 @@ def test_guidance_doubles_the_batch_only_where_it_acts():
     torch.testing.assert_close(eps[0.0], unknown)
     torch.testing.assert_close(eps[3.0], eps[0.0] + 3 * (eps[1.0] - eps[0.0]), atol=1e-5, rtol=1e-5)
     model.net.rows = []
-    options = {"sampler": "ddim", "steps": 10, "guidance": 2.0, "interval": (0.3, 0.7)}
+    options = {"sampler": "ddim", "steps": 10, "spacing": "trailing", "guidance": 2.0, "interval": (0.3, 0.7)}
     model.sample(4, noise=ImageNoise(0, range(4)), **options)
     assert model.net.rows == [4, 4, 4, 8, 8, 8, 8, 4, 4, 4]
 

@@ -163,7 +163,7 @@ class Diffusion(Model):
         progress: Progress = no_progress,
         sampler: Literal["ancestral", "ddim", "dpm", "heun"] = "dpm",
         steps: int = 20,
-        spacing: Literal["trailing", "leading", "linspace", "karras", "logsnr"] = "trailing",
+        spacing: Literal["trailing", "leading", "linspace", "karras", "logsnr"] = "karras",
         eta: float = 0.0,
         variance: Literal["small", "large"] = "small",
         guidance: float = 1.0,
