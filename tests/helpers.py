@@ -26,6 +26,7 @@ def recipe(case: Any, *, steps: int, data: str = "digits", sets: tuple[str, ...]
     found.tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.options.items()}
     found.tree["sample"] |= case.sample
     found.tree["train"] |= {"batch_size": case.batch, "precision": "fp32"}
+    found.tree["optim"]["lr"] = case.lr
     found.tree["launch"]["cpu"] = True
     if case.levels:
         found.tree["data"]["levels"] = case.levels

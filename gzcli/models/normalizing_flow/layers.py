@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.models.nn.common import all_mean, from_levels, zero_init
+from gzcli.models.nn.common import all_mean, from_levels, full, zero_init
 
 MIN_STD = 1e-4  # a channel that varies less is constant: it keeps its scale (dequantised 8-bit noise has 1.1e-3)
 
@@ -95,7 +95,7 @@ class ActNorm(nn.Module):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its scale."""
-        x = x.float()
+        x = full(x)
         mean = all_mean(x.mean((0, 2, 3)))
         std = all_mean((x - _channels(mean)).square().mean((0, 2, 3))).sqrt()
         self.bias.copy_(-mean)
