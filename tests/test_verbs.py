@@ -76,9 +76,17 @@ def test_sample_writes_what_it_says(tmp_path):
 
 
 def test_animation_shows_the_way(tmp_path):
-    gz("sample", "first", "-n", "4", "--cpu", "--animate", "--out", str(tmp_path))
+    import torch
+
+    from gzcli.engine.sample import Frames
+
+    frames = Frames()
+    show = frames.watch(lambda i, n, x=None: None)
+    for i in range(5):
+        show(i + 1, 5, torch.full((3, 1, 8, 8), i / 5))
+    frames.save(tmp_path / "animation.gif", np.full((3, 1, 8, 8), 255, np.uint8))
     with Image.open(tmp_path / "animation.gif") as gif:
-        assert gif.n_frames > 1
+        assert gif.n_frames == 6  # five states, and the result, on which it rests
 
 
 def test_applications_take_pictures_or_test_images(tmp_path):

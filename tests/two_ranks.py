@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import torch
 from helpers import lines, trainer
@@ -13,7 +15,7 @@ from gzcli.store.runs import Run
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    run = Run(__import__("pathlib").Path(sys.argv[1]))
+    run = Run(Path(sys.argv[1]))
     t = trainer(run.tree(), run)
     t.fit()
     state = {k: v.double() for k, v in t.model.state_dict().items() if isinstance(v, torch.Tensor)}
@@ -27,4 +29,6 @@ if __name__ == "__main__":
     if t.rank == 0:
         losses = [{k: v for k, v in x.items() if k.endswith("loss")} for x in lines(run.path / "metrics.jsonl")]
         (run.path / "out.json").write_text(json.dumps({"gap": gap, "losses": losses}))
+    t.accelerator.wait_for_everyone()
     t.accelerator.end_training()
+    os._exit(0)  # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by `status.json`

@@ -92,6 +92,7 @@ def train(run: Run, log: Log) -> None:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
     trainer.fit()
     log.event("done", run=run.id, path=str(run.path), step=trainer.steps)
+    accelerator.wait_for_everyone()  # gloo aborts a rank whose partner has gone before it
     accelerator.end_training()
 
 
@@ -120,6 +121,7 @@ def work(run: Run, job: dict[str, Any], log: Log) -> None:
     if state is None or state.is_main_process:
         files.write_json(run.path / "result.json", result)
     if state:
+        state.wait_for_everyone()
         state.destroy_process_group()
 
 
