@@ -114,19 +114,20 @@ class Trainer:
 
     def backward(self, batch, step: int, phase: Phase) -> dict[str, Tensor]:
         """The gradient of the phase's mean loss over the global batch, in `accumulate` parts."""
-        micro = len(batch) // self.train["accumulate"]
+        parts = self.train["accumulate"]
+        micro = len(batch) // parts
         total, first = self.train["batch_size"], self.rank * len(batch)
         losses: dict[str, Tensor] = {}
-        for i in range(self.train["accumulate"]):
+        for i in range(parts):
             key = (self.tree["seed"], step, phase.name)
             noise = BatchNoise(*key, total=total, start=first + i * micro, device=self.device)
             part = batch.rows(slice(i * micro, (i + 1) * micro), noise)
-            last = i + 1 == self.train["accumulate"]
+            last = i + 1 == parts
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 out = self.wrapped(part, phase.name)
-                self.accelerator.backward(out["loss"] / self.train["accumulate"])
+                self.accelerator.backward(out["loss"] if parts == 1 else out["loss"] / parts)
             for name, value in out.items():
-                value = value.detach() / self.train["accumulate"]
+                value = value.detach() if parts == 1 else value.detach() / parts
                 losses[name] = losses[name] + value if name in losses else value
         return losses
 
