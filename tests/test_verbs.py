@@ -24,6 +24,7 @@ def home(tmp_path_factory):
     done = gz("train", "vae", "--steps", "60", "--name", "first", *SHORT)
     assert Path(done.stdout.strip()).exists() and done.stdout.strip().endswith("00000060.png")
     gz("train", "vae", "--steps", "20", "--name", "labelled", "--set", "model.conditional=true", *SHORT)
+    gz("train", "vae", "--steps", "20", "--name", "binary", "--set", "data.levels=2", *SHORT)
     yield
     patch.undo()
 
@@ -94,6 +95,8 @@ def test_applications_take_pictures_or_test_images(tmp_path):
     done = gz(
         "sample", "first", "--do", "reconstruct", "--input", str(tmp_path / "grey.png"), "--cpu", "--out", str(tmp_path / "r")
     )
+    assert Path(done.stdout.strip()).exists()
+    done = gz("sample", "binary", "--do", "reconstruct", "-n", "4", "--cpu", "--out", str(tmp_path / "b"))
     assert Path(done.stdout.strip()).exists()
     done = gz("sample", "first", "--do", "interpolate", "--steps", "5", "-n", "4", "--cpu", "--json", "--out", str(tmp_path / "i"))
     assert json.loads(done.stdout)["n"] == 10  # two pairs, five steps each

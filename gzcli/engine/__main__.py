@@ -63,9 +63,7 @@ def explain(e: BaseException) -> GzError:
         return Interrupted("interrupted", signum=2)
     if isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e):
         return DeviceError("out of memory", hint="lower `train.batch_size`, or raise `train.accumulate`: the result is the same")
-    return GzError(
-        f"internal error: {type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it"
-    )
+    return GzError(f"{type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
 
 
 def train(run: Run, log: Log) -> None:

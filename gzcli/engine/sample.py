@@ -90,8 +90,9 @@ def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple
     """
     method = getattr(trained.model, job["do"])
     inputs = read_inputs(trained, job["input"], job["n"])
-    x = quantise(torch.from_numpy(inputs), trained.info.levels).to(trained.device)
-    n = len(x)
+    n = len(inputs)
+    # a binary model sees one draw of its inputs, as it does in training
+    x = quantise(torch.from_numpy(inputs), trained.info.levels, ImageNoise(job["seed"], range(n))).to(trained.device)
     options = dict(job["options"])
     if job["mask"]:
         options["mask"] = read_mask(Path(job["mask"]), trained).expand(n, -1, -1, -1)
