@@ -51,6 +51,15 @@ def test_resume_is_the_unbroken_run_bit_for_bit(which, break_at, monkeypatch):
     assert [{k: v for k, v in x.items() if k != "it_s"} for x in a] == [{k: v for k, v in x.items() if k != "it_s"} for x in b]
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished():
+    t = trainer(recipe(case("vae"), steps=3))
+    t.fit()
+    weights = t.run.path / "model.safetensors"
+    weights.unlink()
+    trainer(t.tree, t.run).fit()
+    assert weights.exists()
+
+
 def test_accumulation_changes_nothing():
     """Four parts of a batch are the batch: one step's gradient is the same to rounding."""
     first = {}

@@ -75,7 +75,8 @@ class Trainer:
         Raises DivergedError, or Interrupted after a checkpoint.
         """
         self.resume()
-        if self.start >= self.steps:
+        if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
+            Watch(self).turn(self.steps)
             return
         stop = Stop(self.run.path, world=self.world, device=self.device)
         watch = Watch(self)
