@@ -13,6 +13,8 @@ import pytest
 from gzcli.cli import app, completion
 from gzcli.store import runs
 
+pytestmark = pytest.mark.usefixtures("home")  # no runs of other tests among the words
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
