@@ -160,10 +160,8 @@ def continued(run: Run, recipe: Recipe, steps: int | None) -> dict[str, Any]:
         )
     if steps is not None:
         tree["train"] = tree["train"] | {"steps": steps, "minutes": None}
-    asked = {
-        k.split(".")[1]: v for k, v in flatten(recipe.tree["launch"], "launch").items() if recipe.origin.get(k, "").startswith("--")
-    }
-    tree["launch"] = tree["launch"] | asked
+    given = [key for key in recipe.tree["launch"] if recipe.origin.get(f"launch.{key}", "").startswith("--")]
+    tree["launch"] = tree["launch"] | {key: recipe.tree["launch"][key] for key in given}
     return tree
 
 
@@ -171,7 +169,3 @@ def dig(tree: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         tree = tree[part] if isinstance(tree, dict) and part in tree else {}
     return tree
-
-
-def flatten(section: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {f"{prefix}.{key}": value for key, value in section.items()}

@@ -105,7 +105,8 @@ def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple
         columns = min(n, 10)
         rows = [part[i : i + columns] for i in range(0, n, columns) for part in (inputs, out)]
         return np.concatenate([pad(row, columns) for row in rows]), columns
-    return out, max(1, len(out) // max(1, n // 2)) if len(out) % max(1, n // 2) == 0 else min(len(out), 10)
+    columns, odd = divmod(len(out), max(1, n // 2))  # a row for each pair of inputs
+    return out, min(len(out), 10) if odd else columns
 
 
 def pad(row: np.ndarray, columns: int) -> np.ndarray:

@@ -83,7 +83,7 @@ class Scorer:
             if method := getattr(self.model, f"fit_{name}", None):
                 method(batches, **self._take("fit", name))
 
-    def __call__(self, batch: Batch, *, typical: bool = True) -> dict[str, np.ndarray]:
+    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """float64 [B] of each score. Raises DivergedError that names a score with values that are not finite."""
         nll = self._nll(self.model, batch) if set(self.names) & set(OVER_NLL) else None
         values = {}
