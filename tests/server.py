@@ -1,28 +1,45 @@
-"""A local HTTP server over a folder that misbehaves on request."""
+"""A local HTTP server over a folder that misbehaves on request; it serves as a proxy too, for any host."""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 @contextmanager
 def serve(folder: Path, *faults: str):
-    """Yields a server with `.url`, `.requests` (path, Range header) and `.faults`, a queue of which each GET takes one:
+    """Yields a server with `.url`, `.requests` (path, Range header), `.busiest` (most requests at once), `.stalling` (an
+    event), and settings: `.pace` (seconds a block of 4 KB), `.most` (more requests at once get a 503), `.faults`, a queue
+    of which each GET takes one:
 
     ok · 503 · 404 · stall (half, then silence) · cut (half, then closed) · redirect · whole (ignores ranges)
     html (a page instead of the file) · long (more bytes than announced by the publisher) · wrong (other bytes)
+    other (another range than asked for) · open (all from where the range begins) · unsized (all, without its length)
     """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            server.requests.append((self.path, self.headers.get("Range")))
-            fault = server.faults.popleft() if server.faults else "ok"
-            path = folder / self.path.removeprefix("/moved").lstrip("/")
+            with server.count:
+                server.requests.append((self.path, self.headers.get("Range")))
+                fault = server.faults.popleft() if server.faults else "ok"
+                server.busy += 1
+                server.busiest = max(server.busiest, server.busy)
+                if server.busy > server.most:
+                    fault = "503"
+            try:
+                self.serve(fault)
+            finally:
+                with server.count:
+                    server.busy -= 1
+
+        def serve(self, fault):
+            path = folder / urlsplit(self.path).path.removeprefix("/moved").lstrip("/")
             if fault == "503":
                 return self.answer(503, b"busy", {"Retry-After": "0"})
             if fault == "404" or not path.is_file():
@@ -33,25 +50,31 @@ def serve(folder: Path, *faults: str):
                 return self.answer(200, b"<!DOCTYPE html><html>log in</html>", {"Content-Type": "text/html"})
             data = path.read_bytes()
             data = {"long": data + b"more", "wrong": bytes(len(data))}.get(fault, data)
-            start, status, headers = 0, 200, {}
-            if (asked := self.headers.get("Range")) and fault != "whole":
-                start, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            body = data[start:]
+            start, end, status, headers = 0, len(data), 200, {}
+            if (asked := self.headers.get("Range")) and fault not in ("whole", "unsized"):
+                first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
+                start, end, status = int(first) + (fault == "other"), int(last or len(data) - 1) + 1, 206
+                end = len(data) if fault == "open" else end
+                if start >= len(data):
+                    return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+                headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+            body = data[start:end]
             if fault in ("stall", "cut"):
                 self.answer(status, body[: len(body) // 2], headers, length=len(body))
                 self.wfile.flush()
                 if fault == "stall":
+                    server.stalling.set()
                     server.released.wait(5)
                 self.close_connection = True
                 return None
-            return self.answer(status, body, headers)
+            return self.answer(status, body, headers, length="" if fault == "unsized" else None)
 
         def answer(self, status, body, headers=None, length=None):
             self.send_response(status)
             for key, value in (headers or {}).items():
                 self.send_header(key, value)
-            self.send_header("Content-Length", str(len(body) if length is None else length))
+            if length != "":
+                self.send_header("Content-Length", str(len(body) if length is None else length))
             self.end_headers()
             if server.pace:
                 for i in range(0, len(body), 1 << 12):
@@ -70,7 +93,8 @@ def serve(folder: Path, *faults: str):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.faults, server.requests, server.pace = deque(faults), [], 0.0
-    server.released = threading.Event()
+    server.count, server.busy, server.busiest, server.most = threading.Lock(), 0, 0, 100
+    server.released, server.stalling = threading.Event(), threading.Event()
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

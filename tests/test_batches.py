@@ -53,7 +53,7 @@ def test_order_is_a_function_of_seed_and_step(pack):
     assert not torch.equal(forward[0], batches(pack, seed=4).at(0).index)
 
 
-@pytest.mark.parametrize(("levels", "augment"), [(17, ()), (2, ()), (256, ("hflip", "crop", "mutate")), (2, ("hflip",))])
+@pytest.mark.parametrize(("levels", "augment"), [(17, ()), (2, ()), (256, ("hflip", "crop", "mutate", "jitter")), (2, ("hflip",))])
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_together_are_the_single_process(pack, levels, augment, world):
     options = {"levels": levels, "augment": augment}
@@ -180,7 +180,31 @@ def test_augmentations_against_numpy():
     assert augmenter([]) is None
 
 
-@pytest.mark.parametrize("bad", ["hflp", "crop=1.5", "mutate=2", "mutate=x", "hflip=", "crop=nan"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jitter_is_that_of_torchvision(channels):
+    """Image by image, within rounding of its functions on floats; those on bytes cut off after each stage, up to 3 levels."""
+    from torchvision.transforms.v2 import functional as tv
+
+    u8 = torch.randint(0, 256, (60, channels, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    u8[30:] = u8[30:] // 4 + 90  # little contrast: nothing is clamped
+    changed = augmenter(["jitter=0.5"])(u8, BatchNoise(0, total=60))
+    factors = 0.5 + BatchNoise(0, total=60).rand(60, 3)
+    for image, ours, (brightness, contrast, saturation) in zip(u8, changed, factors.tolist(), strict=True):
+        x = tv.adjust_contrast(tv.adjust_brightness(image / 255, brightness), contrast)
+        x = tv.adjust_saturation(x, saturation) if channels == 3 else x
+        assert (ours - 255 * x).abs().max() < 0.6
+    assert changed.dtype == torch.uint8 and (changed[30:].float().std((1, 2, 3)) / u8[30:].float().std((1, 2, 3))).std() > 0.2
+
+
+def test_jitter_of_an_image_does_not_depend_on_its_batch():
+    u8 = torch.randint(0, 256, (64, 3, 33, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = augmenter(["jitter"])(u8, BatchNoise(0, total=64))
+    parts = [augmenter(["jitter"])(u8[i : i + 4], BatchNoise(0, total=64, start=i)) for i in range(0, 64, 4)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert torch.equal(augmenter(["jitter=0"])(u8, BatchNoise(0, total=64)), u8)
+
+
+@pytest.mark.parametrize("bad", ["hflp", "jitter=1.5", "crop=1.5", "mutate=2", "mutate=x", "hflip=", "crop=nan"])
 def test_bad_augmentations(bad):
     with pytest.raises(UsageError) as e:
         parse_augment([bad])

@@ -279,7 +279,8 @@ def test_list_data_is_data_list(gz, gz_json, home):
     digits = {key: rows["digits"][key] for key in ("classes", "channels", "size", "cached")}
     assert digits == {"classes": 10, "channels": 1, "size": 16, "cached": True}
     assert rows["mnist"]["size"] == 28 and rows["mnist"]["cached"] is False
-    assert "licence" in gz("data", "list", "--long")[1].splitlines()[0]
+    long = gz("data", "list", "--long")[1]
+    assert "Yang et al. 2023" in long and "CC BY 4.0" in long and "also 64, 128, 224" in long and "image-net.org" in long
 
 
 def test_data_of_your_own(gz, gz_json, home, tmp_path):
@@ -292,7 +293,9 @@ def test_data_of_your_own(gz, gz_json, home, tmp_path):
     code, value = gz_json("data", "import", str(file), "--name", "mine")
     assert code == 0 and value["name"] == "mine" and value["path"] == str(file)
     assert "mine" in {row["name"] for row in gz_json("list", "data")[1]["data"]}
-    assert gz("data", "path", "MINE")[:2] == (0, f"{file}\n")
+    assert value["shape"] == [1, 8, 8] and value["counts"]["test"] == 10 and value["skipped"] == []
+    code, pack, _ = gz("data", "path", "MINE")
+    assert code == 0 and pack.startswith(str(home / "packs" / "mine"))
     assert gz_json("data", "remove", "mine") == (0, {"schema": 1, "removed": ["mine"]}) and file.exists()
     assert gz("data", "path", "mine")[0] == 2
     assert gz("data", "import", str(tmp_path / "nowhere"), "--name", "x")[0] == 3

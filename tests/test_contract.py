@@ -8,12 +8,12 @@ import pytest
 import torch
 from zoo import CASES, Case
 
-from gzcli.data.batches import TrainBatches, scan
+from gzcli.data.batches import TrainBatches, quantise, scan
 from gzcli.data.pack import open_pack
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import ClassEmbedding
-from gzcli.types import Batch, BatchNoise, ImageNoise, no_progress
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 SEED = 0
 
@@ -193,3 +193,35 @@ def test_scores_know_nothing_of_their_batch(case, pack):
             alone = method(batch.x[2:3], noise=ImageNoise(0, index[2:3]))
         assert together.shape == (4,) and torch.isfinite(together).all(), name
         torch.testing.assert_close(alone[0], together[2], rtol=1e-5, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("kind", ["rgb", "multi-label", "label-free"])
+def test_every_kind_of_set(case, kind):
+    """RGB, several labels at once, none at all: what a model refuses it refuses before it is built (`check_data`)."""
+    conditional = bool(case.options.get("conditional"))
+    if kind == "label-free" and conditional:
+        pytest.skip("a conditional model needs labels")
+    classes = () if kind == "label-free" else ("a", "b", "c")
+    info = DataInfo((3 if kind == "rgb" else 1, 16, 16), case.levels or 256, classes, kind == "multi-label", n=64, steps=100)
+    torch.manual_seed(SEED)
+    model = catalog.load(case.model)(info, **case.options).train()
+    u8 = torch.randint(256, (6, *info.shape), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
+    y = {"rgb": torch.arange(6) % 3, "multi-label": torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()}.get(kind)
+    noise = BatchNoise(SEED, 0, "main", total=6)
+    batch = Batch(quantise(u8, info.levels, noise), y, torch.arange(6), noise, {})
+    with torch.no_grad():
+        model.on_start(batch)
+    for phase in model.phases():
+        only(model, phase)
+        loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+    model.eval()
+    assert draw(model, case, n=3).shape == (3, *info.shape)
+    if conditional and kind == "multi-label":
+        assert draw(model, case, n=3, labels=y[:3].float()).shape == (3, *info.shape)
+    if hasattr(model, "log_prob"):
+        with torch.no_grad():
+            value = model.log_prob(batch.x, y if conditional else None, noise=ImageNoise(SEED, range(6)))
+        assert value.shape == (6,) and torch.isfinite(value).all()

@@ -202,11 +202,16 @@ def test_the_softmax_starts_at_the_marginal_of_each_channel(levels):
 
 @pytest.mark.parametrize(
     ("shape", "levels", "hyper"),
-    [((1, 4, 4), None, {}), ((3, 4, 4), 4, {"hidden": 8}), ((1, 4, 4), 4, {"kernel": 4}), ((1, 4, 4), 4, {"first": 1})],
+    [((1, 4, 4), None, {}), ((1, 4, 4), 4, {"kernel": 4}), ((1, 4, 4), 4, {"first": 1})],
 )
 def test_bad_hyperparameters_are_refused(shape, levels, hyper):
     with pytest.raises(UsageError):
         PixelCNN(DataInfo(shape, levels), **hyper)
+
+
+def test_widths_are_rounded_up_to_equal_parts_for_the_channels():
+    model = PixelCNN(DataInfo((3, 4, 4), 4), hidden=8, head=64, dilations=(1,))
+    assert model.position.shape[0] == 9 and sum(p.shape[0] == 66 for p in model.head.parameters()) == 2
 
 
 def test_conditional_without_labels_is_refused():

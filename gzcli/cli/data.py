@@ -9,6 +9,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.list import list_data
 from gzcli.cli.options import Json, Quiet, complete_data
+from gzcli.errors import MissingError, UsageError
 
 app = typer.Typer(help="Download, import and check data sets.")
 
@@ -20,21 +21,38 @@ _From = Annotated[
 
 
 @app.command()
-def download(names: _Names, source: _From = None, json: Json = False, quiet: Quiet = False) -> None:
+def download(
+    names: _Names,
+    source: _From = None,
+    size: Annotated[
+        int | None,
+        typer.Option(metavar="S", min=4, max=1024, help="Pack at this size; MedMNIST comes in 28, 64, 128 and 224."),
+    ] = None,
+    channels: Annotated[int | None, typer.Option(metavar="C", min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Fetch data sets, check them and pack them.
 
     Downloads go on where they were cut off. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked first.
     """
     from gzcli.data.fetch import fetch
-    from gzcli.data.pack import open_pack
+    from gzcli.data.pack import open_pack, pack_limit, peek
     from gzcli.data.specs import find
 
+    if channels == 2:
+        raise UsageError("`--channels` is 1 (grey) or 3 (RGB), not 2")
     rows = []
     for spec in [find(name) for name in names]:  # every name is known before the first byte
         if not spec.embedded:
+            pixels = (channels or spec.channels) * (size or spec.size) ** 2
+            pack_size = pixels * (spec.n_train + spec.n_val + spec.n_test)
+            if pack_size > pack_limit() or peek(spec.name, size=size, channels=channels):  # streamed, or there already
+                pack_size = 0
             with out.progress(spec.name) as report:
-                fetch(spec, source=source, progress=report, say=out.info)
-        meta = open_pack(spec.name, say=out.info).meta
+                fetch(spec.sized(size), source=source, pack_size=pack_size, progress=report, say=out.info)
+        with out.progress(spec.name, unit="images") as report:
+            meta = open_pack(spec.name, size=size, channels=channels, say=out.info, progress=report).meta
         rows.append({"name": spec.name, "shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts})
     columns = ("data", "train", "val", "test")
     out.table(columns, [(row["name"], *(row["counts"][split] for split in columns[1:])) for row in rows])
@@ -47,13 +65,30 @@ def import_(
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.")],
     size: Annotated[int | None, typer.Option(metavar="S", min=4, help="Height and width to bring images to.")] = None,
     channels: Annotated[int | None, typer.Option(metavar="C", min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Give images of your own a name; the files stay where they are."""
+    """Give images of your own a name, and pack them; the files stay where they are."""
     from gzcli.data import library
+    from gzcli.data.pack import open_pack
 
-    row = library.import_set(path, name, size=size, channels=channels)
+    new = name not in library.names()
+    row = library.import_set(path, name, size=size, channels=channels, skip_bad=skip_bad)
+    try:
+        with out.progress(name, unit="images") as report:
+            meta = open_pack(name, say=out.info, progress=report).meta
+        row |= {"counts": meta.counts, "shape": meta.shape, "skipped": meta.skipped}
+        for message in meta.skipped:
+            out.info(f"left out: {message}")
+    except MissingError:
+        if new:
+            library.remove(name)
+        raise
+    except UsageError as error:  # sizes that the recipe may yet settle
+        row |= {"shape": None, "skipped": []}
+        out.info(f"not packed yet: {error.message}")
+        out.hint(f"{error.hint}; or import them with `--size`")
     counts = ", ".join(f"{count:,} {split}" for split, count in row["counts"].items() if count)
     out.text(f"{row['name']}: {counts} images, {len(row['classes']) or 'no'} classes")
     out.hint(f"gz train vae --data {row['name']}")
@@ -62,7 +97,7 @@ def import_(
 
 @app.command("list")
 def list_(
-    long: Annotated[bool, typer.Option("--long", "-l", help="Counts and licences too.")] = False,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Splits, sizes, licences and citations too.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

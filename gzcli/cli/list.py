@@ -91,15 +91,32 @@ def list_data(*, long: bool = False) -> None:
     from gzcli.data.library import listing
 
     rows = listing()
-    columns = ["data", "images", "classes", "cached"] + (["train", "test", "licence", "title"] if long else ["title"])
-
-    def line(row: dict[str, Any]) -> list[Any]:
-        images = f"{row['size']}×{row['size']}×{row['channels']}" if row["size"] and row["channels"] else None
-        head = [row["name"], images, row["classes"] or None, "yes" if row["cached"] else "no"]
-        return head + ([row["n_train"], row["n_test"], row["licence"], row["title"]] if long else [row["title"]])
-
-    out.table(columns, [line(row) for row in rows])
+    if long:
+        for row in rows:
+            out.text("\n".join(_data_block(row)) + "\n")
+    else:
+        lines = [(r["name"], _images(r), r["classes"] or None, "yes" if r["cached"] else "no", r["title"]) for r in rows]
+        out.table(("data", "images", "classes", "cached", "title"), lines)
     out.data({"data": rows})
+
+
+def _images(row: dict[str, Any]) -> str | None:
+    return f"{row['size']}×{row['size']}×{row['channels']}" if row["size"] and row["channels"] else None
+
+
+def _data_block(row: dict[str, Any]) -> list[str]:
+    """All that is known of a set, a line a fact."""
+    splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
+    images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
+    sizes = f"also {', '.join(map(str, row['larger']))} pixels a side" if row["larger"] else None
+    fetched = f"{row['download'] / 1e6:,.0f} MB to download" if row["download"] else None
+    state = ", ".join(filter(None, ("cached" if row["cached"] else "not cached", fetched)))
+    kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
+    facts = {
+        "images": ", ".join(filter(None, (_images(row), images, sizes))), "labels": f"{row['classes'] or 'no'} {kind}",
+        "state": state, "licence": row["licence"], "cite": row["citation"], "get it at": row["page"], "path": row["path"],
+    }  # fmt: skip
+    return [f"{row['name']}: {row['title']}", *(f"  {key:<10} {value}" for key, value in facts.items() if value)]
 
 
 def list_recipes() -> None:

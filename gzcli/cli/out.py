@@ -79,17 +79,19 @@ def hint(string: str) -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on a terminal; yields report(done, total). Elsewhere it shows nothing."""
+def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
+    """A bar with rate and time left on a terminal; yields report(done, total). Elsewhere it shows nothing."""
     if is_quiet() or is_json() or not colourful(sys.stderr):
         yield lambda done, total: None
         return
     from rich import progress as rich_progress
     from rich.console import Console
 
-    columns = ("{task.description}", rich_progress.BarColumn(), rich_progress.DownloadColumn())
-    bar = rich_progress.Progress(*columns, rich_progress.TransferSpeedColumn(), console=Console(stderr=True))
-    with bar:
+    counted = (rich_progress.MofNCompleteColumn(), unit)
+    if unit == "bytes":
+        counted = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
+    columns = ("{task.description}", rich_progress.BarColumn(), *counted, rich_progress.TimeRemainingColumn())
+    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

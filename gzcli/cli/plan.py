@@ -39,6 +39,7 @@ def show_plan(recipe: Recipe, plan: Plan, run: Run | None) -> None:
 def data_facts(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The set as far as it can be known without opening it, and what of it is missing."""
     from gzcli.data.library import data_key, listing, locate
+    from gzcli.data.specs import DataSpec
 
     facts = {
         "name": section["name"],
@@ -54,7 +55,8 @@ def data_facts(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     row = next((row for row in listing() if row["name"] == found.name), None)
     if row is None:
         return facts | {"title": str(found.path), "cached": True}, []
-    facts |= {"title": f"{row['name']}: {row['title']}", "cached": row["cached"], "download": row["download"]}
+    download = found.sized(section["size"]).download_size if isinstance(found, DataSpec) else 0
+    facts |= {"title": f"{row['name']}: {row['title']}", "cached": row["cached"], "download": download}
     return facts, [] if row["cached"] else [f"`gz data download {row['name']}`"]
 
 

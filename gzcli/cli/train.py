@@ -106,7 +106,8 @@ def with_data(recipe: Recipe) -> Recipe:
     from gzcli.recipe.resolve import check_data
 
     data = recipe.tree["data"]
-    meta = open_pack(data["name"], size=data["size"], channels=data["channels"], say=out.info).meta
+    with out.progress("packing", unit="images") as report:
+        meta = open_pack(data["name"], size=data["size"], channels=data["channels"], say=out.info, progress=report).meta
     check_data(recipe.tree, recipe.card, meta.classes, meta.name)
     recipe.tree["data"] = data | {"channels": meta.shape[0], "size": meta.shape[1], "levels": data["levels"] or meta.levels}
     return recipe

@@ -5,26 +5,41 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gzcli.errors import MissingError, UsageError
 
 RATIO = 200  # unpacked bytes for a packed one: beyond it an archive is taken for a bomb
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
+AGAIN = "fetch or make the archive again"
+LOCAL_HEADER = 30  # bytes before a zip member's name
+
+
+class Span(NamedTuple):
+    """Where the bytes of a member lie, to be read without opening the archive."""
+
+    path: str  # absolute, of the file that holds them
+    offset: int
+    length: int  # as they lie there
+    deflated: bool  # as a raw deflate stream
 
 
 class Members(Protocol):
-    """Names (POSIX, relative) of the wanted members, in the order of reading, and (name, bytes) of them or of a few."""
+    """Names (POSIX, relative) of the wanted members, in the order of reading; (name, bytes) of them or of a few; where
+    the bytes of each lie. Raises UsageError for spans of an archive that has to be read from its start."""
 
     names: list[str]
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]: ...
+
+    def spans(self) -> dict[str, Span]: ...
 
 
 class Folder:
@@ -50,6 +65,17 @@ class Folder:
             except OSError as e:
                 raise MissingError(f"`{self.path / name}` cannot be read: {e.strerror}") from e
 
+    def spans(self) -> dict[str, Span]:
+        top = os.path.abspath(self.path)
+        found = {}
+        for name in self.names:
+            path = os.path.join(top, name)
+            try:
+                found[name] = Span(path, 0, os.path.getsize(path), False)
+            except OSError as e:
+                raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
+        return found
+
 
 class Zip:
     """A zip's members. Raises MissingError for one that escapes, links, explodes or is damaged."""
@@ -74,13 +100,31 @@ class Zip:
             for name in self.names if some is None else some:
                 yield name, archive.read(name)
 
+    def spans(self) -> dict[str, Span]:
+        found = {}
+        path = os.path.abspath(self.path)
+        with self.opened() as archive, open(path, "rb") as file:
+            for name in self.names:
+                info = archive.getinfo(name)
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
+                    raise UsageError(f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate", hint=hint)
+                file.seek(info.header_offset)
+                header = file.read(LOCAL_HEADER)
+                if len(header) < LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+                    raise zipfile.BadZipFile(f"`{name}` has no header")
+                # The lengths of name and extra field are those of this header: the directory's own may differ.
+                offset = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
+                found[name] = Span(path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED)
+        return found
+
     @contextmanager
     def opened(self) -> Iterator[zipfile.ZipFile]:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 yield archive
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
-            raise MissingError(f"`{self.path}` is damaged: {e}", hint="fetch or make the archive again") from e
+            raise MissingError(f"`{self.path}` is damaged: {e}", hint=AGAIN) from e
 
 
 class Tar:
@@ -121,13 +165,28 @@ class Tar:
                     if not want:
                         return
 
+    def spans(self) -> dict[str, Span]:
+        path = os.path.abspath(self.path)
+        try:
+            archive = tarfile.open(path, "r:")  # noqa: SIM115 (closed below)
+        except tarfile.ReadError as e:  # it was read whole when it was opened, so that it is not damaged
+            hint = "`gunzip` it, or unpack it and give the folder"
+            raise UsageError(f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint) from e
+        found, wanted = {}, set(self.names)
+        with archive:
+            for member in archive:
+                name = _clean(member.name)
+                if member.isfile() and name in wanted:
+                    found.setdefault(name, Span(path, member.offset_data, member.size, False))
+        return found
+
     @contextmanager
     def opened(self) -> Iterator[tarfile.TarFile]:
         try:
             with tarfile.open(self.path, "r:*") as archive:
                 yield archive
         except (tarfile.TarError, zlib.error, EOFError, OSError) as e:
-            raise MissingError(f"`{self.path}` is damaged: {e}", hint="fetch or make the archive again") from e
+            raise MissingError(f"`{self.path}` is damaged: {e}", hint=AGAIN) from e
 
 
 def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
@@ -140,6 +199,28 @@ def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
     if re.search(r"\.(tar|tgz|tar\.\w+)$", name) or tarfile.is_tarfile(path):
         return Tar(path, wanted)
     raise UsageError(f"`{path}` is not a set of images", hint="give a folder, a zip, a tar or an npz")
+
+
+def read_span(span: Span) -> bytes:
+    """The bytes of a member. Raises MissingError where the file is gone, ends before them or is damaged."""
+    try:
+        with open(span.path, "rb") as file:
+            file.seek(span.offset)
+            data = file.read(span.length)
+    except OSError as e:
+        raise MissingError(f"`{span.path}` cannot be read: {e.strerror}") from e
+    if len(data) < span.length:
+        raise MissingError(f"`{span.path}` is damaged: it ends before byte {span.offset + span.length:,}", hint=AGAIN)
+    if not span.deflated:
+        return data
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflate.decompress(data, max(1 << 20, RATIO * span.length))
+    except zlib.error as e:
+        raise MissingError(f"`{span.path}` is damaged at byte {span.offset:,}: {e}", hint=AGAIN) from e
+    if not inflate.eof:
+        raise MissingError(f"`{span.path}` is damaged at byte {span.offset:,}: a member has no end", hint=AGAIN)
+    return data
 
 
 def max_archive() -> int:

@@ -44,11 +44,25 @@ def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
     return torch.where(chosen, noise.randint(256, *u8.shape).to(torch.uint8), u8)
 
 
+def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
+    """Changes brightness, contrast and saturation of each image, in this order, each by its own factor, uniform in
+    1 − strength … 1 + strength. Grey images have no saturation to change."""
+    factors = 1 + strength * (2 * noise.rand(len(u8), 3) - 1)
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
+    x = (u8 * brightness).clamp(0, 255)
+    # The mean is of bytes, whose sum is exact: a sum of floats would depend on how many images are in the batch.
+    mean = _luma(_rounded(x).sum((2, 3), keepdim=True)) / u8[0, 0].numel()
+    x = (mean + contrast * (x - mean)).clamp(0, 255)
+    grey = _luma(x)
+    return _rounded(grey + saturation * (x - grey)) if u8.shape[1] == 3 else _rounded(x)
+
+
 # name → (function, default, least, most, whole number?, what the number is)
 AUGMENTS: dict[str, tuple[Callable[..., Tensor], float, float, float, bool, str]] = {
     "hflip": (hflip, 0.5, 0, 1, False, "a probability"),
     "crop": (crop, 4, 0, 64, True, "pixels of padding"),
     "mutate": (mutate, 0.3, 0, 1, False, "a probability"),
+    "jitter": (jitter, 0.2, 0, 1, False, "a strength"),
 }
 
 
@@ -89,3 +103,14 @@ def _mirrored(i: Tensor, n: int) -> Tensor:
     period = max(2 * (n - 1), 1)
     i = i.remainder(period)
     return i.minimum(period - i) if n > 1 else i.clamp(0, 0)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """[B, 3, …] → [B, 1, …] by ITU-R 601; one channel as it is."""
+    return x if x.shape[1] == 1 else 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+
+
+def _rounded(x: Tensor) -> Tensor:
+    import torch
+
+    return x.round().clamp(0, 255).to(torch.uint8)

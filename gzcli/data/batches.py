@@ -11,10 +11,12 @@ from torch import Tensor
 
 from gzcli.data.augment import augmenter
 from gzcli.data.pack import Pack
+from gzcli.data.stream import Pictures, Prefetch, worker_count
 from gzcli.errors import UsageError
 from gzcli.types import Batch, BatchNoise, ImageNoise, Noise, mix
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
+FEW = 4  # batches of a streamed split that are decoded sooner than workers start
 BINARY_SEED = mix(0, "binarise")  # the test set's one draw; apart from the models' own draws for the same images
 
 
@@ -64,21 +66,20 @@ class TrainBatches:
                 hint=f"`--set train.batch_size={max(1, batch_size // world) * world}`",
             )
         self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
-        self.size = batch_size // world
-        self.start = rank * self.size
+        size = batch_size // world
+        self.start = rank * size
         self.augment = augmenter(augment or ())
         self.rows = _Rows(pack, "train", self.device)
-        count = pack.meta.counts["train"]
-        self.subset = None
-        if n is not None and n < count:
-            self.subset = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
-        self.n = count if self.subset is None else n
-        self._orders: dict[int, Tensor] = {}
+        self.order = order = _Order(pack.meta.counts["train"], n, seed, batch_size, slice(self.start, self.start + size))
+        self.ahead = None
+        if isinstance(self.rows.images, Pictures):  # nothing there refers to `self`, so that the workers end with it at once
+            self.ahead = Prefetch(self.rows.images, lambda step: order.at(step).numpy(), worker_count())
 
     def at(self, step: int) -> Batch:
-        """This rank's rows of the global batch of `step`: x [B / world, C, H, W]."""
-        index = self._index(step)
-        u8, y, extra = self.rows.take(index)
+        """This rank's rows of the global batch of `step`: x [B / world, C, H, W]. A streamed set is read ahead: ask for
+        one step after another."""
+        index = self.order.at(step)
+        u8, y, extra = self.rows.take(index, self.ahead and self.ahead.at(step))
         if self.augment or self.levels == 2:
             noise = self._noise(step, "data")
             u8 = self.augment(u8, noise) if self.augment else u8
@@ -90,18 +91,30 @@ class TrainBatches:
     def _noise(self, step: int, phase: str) -> BatchNoise:
         return BatchNoise(self.seed, step, phase, total=self.total, start=self.start, device=self.device)
 
-    def _index(self, step: int) -> Tensor:
+
+class _Order:
+    """Which images are in the rows `part` of the global batch of a step, of `count` or a fixed random `n` of them."""
+
+    def __init__(self, count: int, n: int | None, seed: int, total: int, part: slice):
+        self.seed, self.total, self.part = seed, total, part
+        self.subset = None
+        if n is not None and n < count:
+            self.subset = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
+        self.n = count if self.subset is None else n
+        self._orders: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> Tensor:
         """Positions [B / world] in the split. A batch may end one epoch and begin the next."""
-        first = step * self.total + self.start
-        parts, left = [], self.size
+        first, left = step * self.total + self.part.start, self.part.stop - self.part.start
+        parts = []
         while left:
             epoch, row = divmod(first, self.n)
-            parts.append(self._order(epoch)[row : row + left])
+            parts.append(self._epoch(epoch)[row : row + left])
             first, left = first + len(parts[-1]), left - len(parts[-1])
         index = parts[0] if len(parts) == 1 else torch.cat(parts)
         return index if self.subset is None else self.subset[index]
 
-    def _order(self, epoch: int) -> Tensor:
+    def _epoch(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch, "order"))
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
@@ -120,37 +133,45 @@ def scan(
     seed: int = 0,
 ) -> Iterator[Batch]:
     """The images of a split in order, or those at `index`; the last batch may be smaller. The noise of image i depends
-    on (seed, i) alone; binary images are one draw, whatever the seed."""
+    on (seed, i) alone; binary images are one draw, whatever the seed. A streamed split is read ahead by workers."""
     device = torch.device(device)
     rows = _Rows(pack, split, device, whole=False)
     order = torch.arange(pack.meta.counts[split]) if index is None else torch.as_tensor(np.asarray(index), dtype=torch.int64)
-    for part in order.split(batch_size):
-        u8, y, extra = rows.take(part)
+    parts = order.split(batch_size)
+    ahead = None
+    if isinstance(rows.images, Pictures):
+        ahead = Prefetch(rows.images, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts))
+    for i, part in enumerate(parts):
+        u8, y, extra = rows.take(part, ahead and ahead.at(i))
         ids = part.tolist()
         x = quantise(u8, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
         yield Batch(x, y, part.to(device), ImageNoise(seed, ids, device), extra)
 
 
 class _Rows:
-    """Rows of a split, gathered as bytes: on the GPU where the split fits, else from the map by pinned memory."""
+    """Rows of a split, gathered as bytes: on the GPU where the split fits, else from the map by pinned memory. Those of
+    a streamed split come from whoever reads ahead."""
 
     def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True):
         self.device = device
-        self.images = torch.from_numpy(np.asarray(pack.images(split)))
+        images = pack.images(split)
+        self.images = images if isinstance(images, Pictures) else torch.from_numpy(np.asarray(images))
         labels = pack.labels(split)
         self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
         self.captions = pack.captions(split)
-        if whole and device.type == "cuda" and self.images.nbytes <= ON_DEVICE:
+        self.whole = whole and device.type == "cuda" and isinstance(self.images, Tensor) and self.images.nbytes <= ON_DEVICE
+        if self.whole:
             self.images = self.images.to(device)
             self.labels = None if self.labels is None else self.labels.to(device)
 
-    def take(self, index: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """uint8 [B, C, H, W], labels, and the captions in `extra`, for positions [B] on the CPU."""
+    def take(self, index: Tensor, u8: Tensor | None = None) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """uint8 [B, C, H, W], labels, and the captions in `extra`, for positions [B] on the CPU; `u8`: their bytes, where
+        they were read ahead."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
-        if self.images.device.type == "cuda":
+        if self.whole:
             index = index.pin_memory().to(self.device, non_blocking=True)
         y = None if self.labels is None else self._moved(self.labels.index_select(0, index))
-        return self._moved(self.images.index_select(0, index)), y, extra
+        return self._moved(self.images.index_select(0, index) if u8 is None else u8), y, extra
 
     def _moved(self, t: Tensor) -> Tensor:
         if self.device.type == "cuda" and t.device.type == "cpu":

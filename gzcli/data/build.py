@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gzcli.errors import GzError, MissingError, UsageError
+from gzcli.data.archives import Span
+from gzcli.data.pictures import decode, fit_array, look
+from gzcli.data.workers import mapped
+from gzcli.errors import MissingError, UsageError
 from gzcli.store.files import checksum, need_space, write_json
 
 SPLITS = ("train", "val", "test")
 LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`
-WINDOW = 16  # pictures in flight between the reader and the workers
+NAMED = 5  # unreadable pictures that a message names
 
 Block = tuple[str, int, "np.ndarray | bytes", str]  # split, first row, uint8 [n, C, H, W] or one encoded picture, its name
+Fitted = tuple[str, int, "np.ndarray | MissingError", bool]  # split, first row, images or why there is none, resized?
+Report = Callable[[int, int], None]
 
 
 @dataclass
@@ -28,7 +31,8 @@ class Source:
     """What is to be packed: labels and counts at once, images as blocks one after another.
 
     labels[split] is int64 [N] or uint8 [N, K] (multi-label). `shape` (C, H, W) is given where every block is an array;
-    else `probe()` yields a few encoded pictures (name, bytes) that tell it.
+    else `probe()` yields a few encoded pictures (name, bytes) that tell it (without it, size and channels must be asked
+    for), and `spans()` tells where each one's bytes lie.
     """
 
     title: str
@@ -38,49 +42,67 @@ class Source:
     blocks: Callable[[], Iterator[Block]]
     shape: tuple[int, int, int] | None = None
     probe: Callable[[], Iterator[tuple[str, bytes]]] | None = None
+    spans: Callable[[], dict[str, list[Span]]] | None = None
     levels: int = 256
     multilabel: bool = False
     captions: dict[str, list[str]] = field(default_factory=dict)
+    rule: str = "lanczos"  # of `pictures.decode`
 
 
-def build(source: Source, folder: Path, *, size: int | None, channels: int | None, extra: dict[str, Any]) -> None:
+def build(
+    source: Source,
+    folder: Path,
+    *,
+    size: int | None,
+    channels: int | None,
+    extra: dict[str, Any],
+    limit: int | None = None,
+    skip_bad: bool = False,
+    progress: Report = lambda done, total: None,
+) -> None:
     """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json and meta.json into `folder`.
 
-    `size` resizes (centre crop to a square, then antialiased Lanczos), `channels` converts. Raises UsageError for
-    mixed sizes without `size`, MissingError for a picture that does not decode.
+    `size` resizes (by the source's rule), `channels` converts. Beyond `limit` bytes only an index of where the pictures
+    lie is written (`stream.py`), and they are decoded as they are needed. With `skip_bad` pictures that do not decode
+    are left out and listed in meta.json. Raises UsageError for mixed sizes without `size`, MissingError that names the
+    pictures that do not decode.
     """
     plan = split_plan(source)
-    shape, fit = _fitting(source, size, channels)
-    resized = False
-    rows = dict.fromkeys(SPLITS, 0)
-    for splits, _ in plan.values():
-        for code, split in enumerate(SPLITS):
-            rows[split] += int((splits == code).sum())
-    need_space(folder, sum(rows.values()) * int(np.prod(shape)))
-    writers = {split: _Rows(folder / f"{split}.npy", n, shape) for split, n in rows.items()}
-    try:
-        for split, start, images, changed in _mapped(fit, source.blocks()):
-            resized |= changed
-            to_split, to_row = plan[split]
-            for i, image in enumerate(images, start):
-                writers[SPLITS[to_split[i]]].put(to_row[i], image)
-    finally:
-        for writer in writers.values():
-            writer.close()
-    for split, writer in writers.items():
-        if writer.missing():
-            raise MissingError(f"{writer.missing()} images of the {split} split are missing in `{source.title}`")
+    native = source.shape or (_probe(source) if source.probe else (channels, size, size))
+    shape, how = _target(source, native, size, channels)
+    rows = _rows(plan)
+    total = sum(rows.values())
+    streamed = limit is not None and total * int(np.prod(shape)) > limit
+    skipped: list[str] = []
+    if streamed:
+        _index(source, plan, folder)
+        resized = size is not None
+    else:
+        need_space(folder, total * int(np.prod(shape)))
+        work = total if source.shape != shape else 0  # images that are more than copied
+        fitted = mapped(partial(_fit, want=shape, how=how, mixed=_mixed(source, native)), source.blocks(), work)
+        writers = {split: _Rows(folder / f"{split}.npy", n, shape) for split, n in rows.items()}
+        bad, resized = _write(fitted, plan, writers, lambda n: progress(n, total))
+        for split, writer in writers.items():
+            if missing := int((~writer.seen).sum()):
+                raise MissingError(f"{missing} images of the {split} split are missing in `{source.title}`")
+        if bad:
+            skipped = _left_out(source, plan, bad, skip_bad, folder)
+            rows = _rows(plan)
     _write_labels(source, plan, rows, folder)
     files = sorted(path.name for path in folder.iterdir())
     meta = {
         "title": source.title, "shape": list(shape), "classes": list(source.classes), "multilabel": source.multilabel,
-        "counts": rows, "levels": source.levels, "resized": resized, **extra,
-        "sha256": {name: checksum(folder / name) for name in files},
+        "counts": rows, "levels": source.levels, "resized": resized, "streamed": how if streamed else None,
+        "skipped": skipped, **extra, "sha256": {name: checksum(folder / name) for name in files},
     }  # fmt: skip
     write_json(folder / "meta.json", meta)
 
 
-def split_plan(source: Source) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+Plan = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def split_plan(source: Source) -> Plan:
     """For each official split, of each of its images: the number of the packed split, and the row there.
 
     Validation is carved from train by a fixed seed (min(2000, 10 %)), and so is test (10 %) where there is none. Carved
@@ -94,112 +116,65 @@ def split_plan(source: Source) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         target[order[:tenth]], order = 2, order[tenth:]
     if not source.counts.get("val"):
         target[order[: min(2000, tenth)]] = 1
-    if not (target == 0).any():
+    targets = {"train": target}
+    targets |= {s: np.full(source.counts[s], code, np.int8) for code, s in ((1, "val"), (2, "test")) if source.counts.get(s)}
+    return _placed(source, targets)
+
+
+def _placed(source: Source, targets: dict[str, np.ndarray]) -> Plan:
+    """The rows in the packed splits of images with these targets (−1: left out), in order. Each packed split has images
+    of one official split only."""
+    if not (targets["train"] == 0).any():
+        n = len(targets["train"])
         raise MissingError(f"`{source.title}` holds too few images: {n} to train on", hint="give at least 3 images")
-    plan = {"train": (target, np.zeros(n, np.int64))}
-    for code in range(3):
-        plan["train"][1][target == code] = np.arange((target == code).sum())
-    for code, split in ((1, "val"), (2, "test")):
-        if k := source.counts.get(split):
-            plan[split] = (np.full(k, code, np.int8), np.arange(k))
+    plan = {}
+    for split, target in targets.items():
+        row = np.zeros(len(target), np.int64)
+        for code in range(3):
+            row[target == code] = np.arange((target == code).sum())
+        plan[split] = target, row
     return plan
 
 
-def decode(data: bytes, name: str, size: int | None, channels: int, *, grey_only: bool = False) -> tuple[np.ndarray, bool]:
-    """An encoded picture as uint8 [C, H, W], and whether it had another size.
-
-    EXIF rotation is applied; transparency is laid over white; palettes become RGB; 16-bit grey is divided by 257;
-    RGB → grey is ITU-R 601 luma. With `size`: centre crop to a square, then antialiased Lanczos. Raises MissingError
-    if it does not decode, UsageError if it has colour though `grey_only`.
-    """
-    from PIL import Image, ImageOps
-
-    resized = False
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image = _plain(ImageOps.exif_transpose(image))
-            if grey_only and _is_colour(image):
-                hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
-                raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
-            image = image.convert("L" if channels == 1 else "RGB")
-            if size and image.size != (size, size):
-                image, resized = _resize(image, size), True
-            pixels = _pixels(image)
-    except GzError:
-        raise
-    except Exception as e:  # PIL raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, …
-        raise _undecodable(name, e) from e
-    return pixels, resized
+def _rows(plan: Plan) -> dict[str, int]:
+    """Images in each packed split."""
+    return {split: sum(int((target == code).sum()) for target, _ in plan.values()) for code, split in enumerate(SPLITS)}
 
 
-def _resize(image: Any, size: int) -> Any:
-    """Centre crop to a square, then antialiased Lanczos."""
-    from PIL import Image
-
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """L or RGB as uint8 [C, H, W]"""
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _plain(image: Any) -> Any:
-    """L or RGB without transparency, of 8 bits."""
-    from PIL import Image
-
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} have no known range")
-        return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _is_colour(plain: Any) -> bool:
-    """Whether a picture (L or RGB) has colour: some pixel of it does."""
-    if plain.mode == "L":
-        return False
-    r, g, b = (np.asarray(c) for c in plain.split())
-    return bool((r != g).any() or (g != b).any())
-
-
-def _undecodable(name: str, e: Exception) -> MissingError:
-    what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
-    return MissingError(f"`{name}` does not decode: {what or type(e).__name__}", hint="replace it or take it out")
-
-
-def _fitting(source: Source, size: int | None, channels: int | None):
-    """The packed shape (C, H, W), and the function of a block that gives (split, first row, images, resized?)."""
-    native = source.shape or _probe(source)
-    want = (channels or native[0], size or native[1], size or native[2])
+def _target(
+    source: Source, native: tuple[int, int, int], size: int | None, channels: int | None
+) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """The packed shape (C, H, W), and the keywords of `decode` that lead to it."""
     if not size and native[1] != native[2]:
         hint = f"`--set data.size={_usual_size(native)}` crops them to squares and resizes them"
         raise UsageError(f"the images of `{source.title}` are not square ({native[2]}×{native[1]} pixels)", hint=hint)
     if not size and max(native[1:]) > LARGEST:
         hint = "`--set data.size=64` resizes them once, when they are packed"
         raise UsageError(f"the images of `{source.title}` are large ({native[2]}×{native[1]} pixels)", hint=hint)
+    shape = (channels or native[0], size or native[1], size or native[2])
+    grey_only = channels is None and shape[0] == 1
+    return shape, {"size": size, "channels": shape[0], "grey_only": grey_only, "rule": source.rule}
 
-    def fit(block: Block) -> tuple[str, int, np.ndarray, bool]:
-        split, start, data, name = block
-        if source.shape:
-            return split, start, _fit_array(data, want), want[1:] != native[1:]
-        image, resized = decode(data, name, size, want[0], grey_only=channels is None and want[0] == 1)
-        if image.shape != want:
-            (_, h, w), (_, h0, w0) = image.shape, want
-            raise UsageError(
-                f"the images of `{source.title}` have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}",
-                hint=f"`--set data.size={_usual_size(native)}` crops them to squares and resizes them",
-            )
-        return split, start, image[None], resized
 
-    return want, fit
+def _fit(block: Block, *, want: tuple[int, int, int], how: dict[str, Any], mixed: tuple[str, str]) -> Fitted:
+    """A block as uint8 [n, C, H, W] of the wanted shape, in whatever process."""
+    split, start, data, name = block
+    if not isinstance(data, bytes):
+        return split, start, fit_array(data, want), data.shape[2:] != want[1:]
+    try:
+        image, resized = decode(data, name, **how)
+    except MissingError as e:
+        return split, start, e, False
+    if image.shape != want:
+        (_, h, w), (_, h0, w0) = image.shape, want
+        raise UsageError(f"{mixed[0]}: `{name}` is {w}×{h}, others are {w0}×{h0}", hint=mixed[1])
+    return split, start, image[None], resized
+
+
+def _mixed(source: Source, native: tuple[int, int, int]) -> tuple[str, str]:
+    """Message and hint for images of mixed sizes."""
+    hint = f"`--set data.size={_usual_size(native)}` crops them to squares and resizes them"
+    return f"the images of `{source.title}` have mixed sizes", hint
 
 
 def _usual_size(native: tuple[int, int, int]) -> int:
@@ -209,52 +184,86 @@ def _usual_size(native: tuple[int, int, int]) -> int:
 
 def _probe(source: Source) -> tuple[int, int, int]:
     """(C, H, W) by a few pictures: the first one's size; colour if any of them has colour."""
-    from PIL import Image, ImageOps
-
-    first, colour = None, False
+    seen, problem = [], None
     for name, data in source.probe():
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                image = _plain(ImageOps.exif_transpose(image))
-                first = first or (image.height, image.width)
-                colour = colour or _is_colour(image)
-        except Exception as e:  # as in `decode`
-            raise _undecodable(name, e) from e
-    return (3 if colour else 1, *first)
+            seen.append(look(data, name))
+        except MissingError as e:  # packing names every one of them
+            problem = e
+    if not seen:
+        raise MissingError(f"none of the pictures of `{source.title}` decodes that were looked at: {problem}") from problem
+    return (3 if any(colour for _, _, colour in seen) else 1, *seen[0][:2])
 
 
-def _fit_array(images: np.ndarray, want: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [n, C, H, W] in another size or number of channels, by the rules of `decode`."""
-    from PIL import Image
-
-    if images.shape[1:] == want:
-        return images
-    out = np.empty((len(images), *want), np.uint8)
-    for i, pixels in enumerate(images):
-        image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        image = image.convert("L" if want[0] == 1 else "RGB")
-        out[i] = _pixels(image if image.size == (want[2], want[1]) else _resize(image, want[1]))
-    return out
-
-
-def _mapped(fit: Callable[[Block], tuple[str, int, np.ndarray, bool]], blocks: Iterator[Block]) -> Iterator:
-    """`fit` over the blocks, in order, by a few threads (PIL decodes and resizes without the interpreter's lock)."""
-    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        flying: deque = deque()
-        try:
-            for block in blocks:
-                flying.append(pool.submit(fit, block))
-                if len(flying) >= WINDOW:
-                    yield flying.popleft().result()
-            while flying:
-                yield flying.popleft().result()
-        finally:
-            for future in flying:
-                future.cancel()
+def _write(
+    fitted: Iterator[Fitted], plan: Plan, writers: dict[str, _Rows], report: Callable[[int], None]
+) -> tuple[dict[tuple[str, int], MissingError], bool]:
+    """Writes the images; returns those that did not decode, by (official split, place), and whether any was resized."""
+    bad: dict[tuple[str, int], MissingError] = {}
+    resized, done = False, 0
+    try:
+        for split, start, images, changed in fitted:
+            resized |= changed
+            to_split, to_row = plan[split]
+            if isinstance(images, MissingError):
+                bad[split, start] = images
+                writers[SPLITS[to_split[start]]].seen[to_row[start]] = True
+                continue
+            for i, image in enumerate(images, start):
+                writers[SPLITS[to_split[i]]].put(to_row[i], image)
+            done += len(images)
+            report(done)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return bad, resized
 
 
-def _write_labels(source: Source, plan: dict, rows: dict[str, int], folder: Path) -> None:
+def _left_out(source: Source, plan: Plan, bad: dict[tuple[str, int], MissingError], skip_bad: bool, folder: Path) -> list[str]:
+    """Takes pictures that did not decode out of the plan and the files; returns their messages. Raises MissingError
+    that names them unless they may be skipped."""
+    messages = [e.message for e in bad.values()]
+    if not skip_bad:
+        shown = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
+        count = f"{len(messages):,} pictures of `{source.title}` do not decode: " if len(messages) > 1 else ""
+        hint = "replace them or take them out; `gz data import PATH --name NAME --skip-bad` leaves them out"
+        raise MissingError(count + shown, hint=hint)
+    targets = {split: target.copy() for split, (target, _) in plan.items()}
+    for split, i in bad:
+        targets[split][i] = -1
+    placed = _placed(source, targets)
+    for code, name in enumerate(SPLITS):
+        kept = np.concatenate([placed[split][0][target == code] == code for split, (target, _) in plan.items()])
+        if not kept.all():
+            _keep(folder / f"{name}.npy", np.flatnonzero(kept))
+    plan.update(placed)
+    return messages
+
+
+def _keep(path: Path, rows: np.ndarray) -> None:
+    """Rewrites a `.npy` file with these rows only."""
+    old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
+    new = _Rows(part, len(rows), old.shape[1:])
+    for to, row in enumerate(rows):
+        new.put(to, old[row])
+    new.close()
+    os.replace(part, path)
+
+
+def _index(source: Source, plan: Plan, folder: Path) -> None:
+    """Writes where the pictures lie instead of their pixels."""
+    from gzcli.data.stream import write_index
+
+    if source.spans is None:
+        hint = "set `GZ_PACK_LIMIT` to more bytes, or bring the images as files: a folder, a zip or a plain tar"
+        raise UsageError(f"`{source.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and cannot be streamed", hint=hint)
+    spans = source.spans()
+    for code, name in enumerate(SPLITS):
+        found = [s for split, (target, _) in plan.items() for s, t in zip(spans[split], target, strict=True) if t == code]
+        write_index(folder, name, found)
+
+
+def _write_labels(source: Source, plan: Plan, rows: dict[str, int], folder: Path) -> None:
     for split, n in rows.items():
         code = SPLITS.index(split)
         if source.labels:
@@ -286,9 +295,6 @@ class _Rows:
     def put(self, row: int, image: np.ndarray) -> None:
         os.pwrite(self.file.fileno(), np.ascontiguousarray(image).tobytes(), self.start + int(row) * self.row)
         self.seen[row] = True
-
-    def missing(self) -> int:
-        return int((~self.seen).sum())
 
     def close(self) -> None:
         self.file.close()

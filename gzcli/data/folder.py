@@ -1,96 +1,88 @@
-"""The user's own images: a folder, zip, tar or npz, and what its layout says of splits and classes."""
+"""The user's own images: a folder, zip, tar, npz or dataset folder, and what its layout says of splits and classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from gzcli.data.archives import Members, Zip, open_members
-from gzcli.data.build import Block, Source, decode
+from gzcli.data.archives import Members, open_members
+from gzcli.data.build import Source
+from gzcli.data.encoded import encoded
+from gzcli.data.pictures import decode
 from gzcli.errors import MissingError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 KINDS = " ".join(suffix[1:] for suffix in SUFFIXES)
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 PAIRED = {f"{split}{domain}": (split, domain) for split in ("train", "val", "test") for domain in "AB"}
-PROBES = 16
-BLOCK_BYTES = 1 << 18
-MOST_CLASSES = 100_000
+METADATA = "metadata.jsonl"
+CAPTIONS = ("text", "caption")  # keys of a line, or columns, that hold a caption
 
 LAYOUTS = "a flat folder, class folders, `train` and `test`, or `trainA`, `trainB`, `testA` and `testB`"
 
 
 def open_path(path: Path) -> Source:
-    """The images at a path: folder, zip, tar or npz. Raises UsageError or MissingError for what is not a set."""
+    """The images at a path: folder, zip, tar, npz or dataset folder. Raises UsageError or MissingError for what is not
+    a set."""
     if path.suffix.lower() == ".npz":
+        from gzcli.data.npz import npz
+
         return npz(path)
-    return pictures(str(path), open_members(path, _is_picture))
+    from gzcli.data.dataset_folder import dataset_folder, is_dataset_folder
+
+    if is_dataset_folder(path):
+        return dataset_folder(path)
+    return pictures(str(path), open_members(path, lambda name: _is_picture(name) or _is_text(name)))
 
 
 def pictures(title: str, members: Members) -> Source:
     """Encoded pictures in one of the layouts: flat, class folders, `train/test` (each flat or of class folders), or
-    `trainA trainB testA testB` (classes A and B). A lone folder around them all is passed through."""
-    if not members.names:
+    `trainA trainB testA testB` (classes A and B). A lone folder around them all is passed through. Captions are the lines
+    of a `metadata.jsonl` ({"file_name": …, "text": …}, relative to it) or a `NAME.txt` beside the picture."""
+    names = [name for name in members.names if _is_picture(name)]
+    if not names:
         raise MissingError(f"`{title}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
-    places = _places(title, members.names)
+    places = _places(title, names)
     classes = tuple(sorted({label for _, label in places.values() if label is not None}))
-    rows: dict[str, tuple[str, int]] = {}
-    labels: dict[str, list[int]] = {}
-    counts: dict[str, int] = {}
-    for name in sorted(members.names):
-        split, label = places[name]
-        rows[name] = (split, counts.get(split, 0))
-        counts[split] = counts.get(split, 0) + 1
-        if classes:
-            labels.setdefault(split, []).append(classes.index(label))
-
-    def blocks() -> Iterator[Block]:
-        for name, data in members.read():
-            yield *rows[name], data, name
-
-    def probe() -> Iterator[tuple[str, bytes]]:
-        step = max(1, len(members.names) // PROBES)
-        return members.read(members.names[::step][:PROBES])
-
-    arrays = {split: np.asarray(y, np.int64) for split, y in labels.items()}
-    return Source(title, classes, counts, arrays, blocks, probe=probe)
+    number = {label: i for i, label in enumerate(classes)}
+    numbered = {name: (split, number.get(label)) for name, (split, label) in places.items()}
+    return encoded(title, classes, [(members, numbered)], captions=_captions(title, members, names), probe=True)
 
 
-def npz(path: Path) -> Source:
-    """MedMNIST's layout (train_images [N, H, W] or [N, H, W, 3], train_labels [N], [N, 1] or [N, K]; val_…, test_…),
-    or `images` and, if there are any, `labels`. uint8, or uint16 (divided by 257). Streamed, never unpickled."""
-    archive = _Npz(path)
-    stems = {s: f"{s}_" for s in ("train", "val", "test") if f"{s}_images" in archive} or {"train": ""}
-    if "train" not in stems or f"{stems['train']}images" not in archive:
-        hint = "it needs `train_images` (and `train_labels`, `test_images`, …), or `images` (and `labels`)"
-        raise UsageError(f"`{path}` has no images: its arrays are {', '.join(archive) or 'none'}", hint=hint)
-    labelled = [f"{stem}labels" in archive for stem in stems.values()]
-    if any(labelled) and not all(labelled):
-        raise UsageError(f"`{path}` has labels for some splits only", hint="give them for all, or for none")
-    shapes = {split: archive.image_shape(f"{stem}images") for split, stem in stems.items()}
-    if len({shape[1:] for shape in shapes.values()}) > 1:
-        raise UsageError(f"`{path}` has splits of different image sizes")
-    counts = {split: shape[0] for split, shape in shapes.items()}
-    labels = {split: archive.labels(f"{stem}labels", counts[split]) for split, stem in stems.items() if any(labelled)}
-    multilabel = any(y.ndim == 2 for y in labels.values())
-    known = max((y.shape[1] if multilabel else int(y.max()) + 1 for y in labels.values() if len(y)), default=0)
+def _captions(title: str, members: Members, names: list[str]) -> dict[str, str]:
+    """name → caption, {} where there are none."""
+    beside = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
+    wanted = [name for name in members.names if name in beside or PurePosixPath(name).name == METADATA]
+    found, known = {}, set(names)
+    for name, data in members.read(wanted) if wanted else ():
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            raise UsageError(f"`{name}` in `{title}` is not UTF-8 text", hint="captions are plain text in UTF-8") from e
+        if name in beside:
+            found[beside[name]] = text.strip()
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                picture, caption = _metadata_line(line, f"line {number} of `{name}` in `{title}`")
+                picture = str(PurePosixPath(name).parent / picture)
+                if picture not in known:
+                    raise MissingError(f"line {number} of `{name}` names `{picture}`, which `{title}` does not hold")
+                found[picture] = caption
+    return found
 
-    def blocks() -> Iterator[Block]:
-        for split, stem in stems.items():
-            for start, images in archive.images(f"{stem}images"):
-                yield split, start, images, f"{stem}images"
 
-    return Source(
-        str(path),
-        tuple(map(str, range(known))),
-        counts,
-        labels,
-        blocks,
-        shape=shapes["train"][1:],
-        multilabel=multilabel,
-    )
+def _metadata_line(line: str, where: str) -> tuple[str, str]:
+    """(file name, caption) of a line of `metadata.jsonl`."""
+    try:
+        row = json.loads(line)
+        caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
+        return str(row["file_name"]), caption
+    except (ValueError, KeyError, StopIteration, AttributeError) as e:
+        hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
+        raise UsageError(f"{where} has no `file_name` or no `text`", hint=hint) from e
 
 
 def read_pictures(path: Path, *, size: int, channels: int, limit: int) -> np.ndarray:
@@ -101,11 +93,12 @@ def read_pictures(path: Path, *, size: int, channels: int, limit: int) -> np.nda
     if not path.exists():
         raise MissingError(f"there is no `{path}`", hint="give a picture, or a folder, zip or tar of pictures")
     if path.is_file() and _is_picture(path.name):
-        return decode(path.read_bytes(), str(path), size, channels)[0][None]
+        return decode(path.read_bytes(), str(path), size=size, channels=channels)[0][None]
     members = open_members(path, _is_picture)
     if not members.names:
         raise MissingError(f"`{path}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
-    found = {name: decode(data, name, size, channels)[0] for name, data in members.read(sorted(members.names)[:limit])}
+    read = members.read(sorted(members.names)[:limit])
+    found = {name: decode(data, name, size=size, channels=channels)[0] for name, data in read}
     return np.stack([found[name] for name in sorted(found)])
 
 
@@ -151,65 +144,6 @@ def _is_picture(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not hidden
 
 
-class _Npz:
-    """The arrays of an npz, read in blocks from the zip it is."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.zip = Zip(path, lambda name: name.endswith(".npy"))
-        self.names = [name[: -len(".npy")] for name in self.zip.names]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def image_shape(self, name: str) -> tuple[int, int, int, int]:
-        """(N, C, H, W)"""
-        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
-            shape, dtype, fortran = self._header(f, name)
-        grey = len(shape) == 3
-        if dtype not in (np.uint8, np.uint16) or fortran or not (grey or (len(shape) == 4 and shape[3] in (1, 3))):
-            raise UsageError(
-                f"`{name}` in `{self.path}` is {dtype} of shape {shape}",
-                hint="images are uint8 or uint16 of shape [N, H, W] or [N, H, W, 3]",
-            )
-        return (shape[0], 1, *shape[1:]) if grey else (shape[0], shape[3], shape[1], shape[2])
-
-    def images(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, uint8 [n, C, H, W])"""
-        n, c, h, w = self.image_shape(name)
-        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
-            _, dtype, _ = self._header(f, name)
-            row = c * h * w * dtype.itemsize
-            block = max(1, BLOCK_BYTES // row)
-            for start in range(0, n, block):
-                want = min(block, n - start) * row
-                if len(data := f.read(want)) != want:
-                    raise MissingError(f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again")
-                images = np.frombuffer(data, dtype).reshape(-1, h, w, c).transpose(0, 3, 1, 2)
-                wide = dtype != np.uint8
-                yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
-
-    def labels(self, name: str, n: int) -> np.ndarray:
-        """int64 [N], or uint8 [N, K] where several classes can hold at once."""
-        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
-            self._header(f, name)
-            f.seek(0)
-            y = np.lib.format.read_array(f, allow_pickle=False)
-        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
-        most = 1 if y.ndim == 2 else MOST_CLASSES - 1
-        if not whole or y.ndim not in (1, 2) or len(y) != n or (y.size and (y.min() < 0 or y.max() > most)):
-            hint = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
-            raise UsageError(f"`{name}` in `{self.path}` is {y.dtype} of shape {y.shape} for {n} images", hint=hint)
-        return y.astype(np.int64 if y.ndim == 1 else np.uint8)
-
-    def _header(self, f, name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
-        try:
-            version = np.lib.format.read_magic(f)
-            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-            shape, fortran, dtype = read(f)
-            if dtype.hasobject:
-                raise ValueError("it holds Python objects")
-        except ValueError as e:
-            raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {e}") from e
-        return shape, dtype, fortran
+def _is_text(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.name == METADATA or path.suffix == ".txt"

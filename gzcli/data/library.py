@@ -7,23 +7,28 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.specs import SPECS, DataSpec
+from gzcli.data.sets import SPECS
+from gzcli.data.specs import DataFile, DataSpec
 from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
 from gzcli.store.files import checksum, lock, read_json, write_json
 from gzcli.store.paths import cache_dir, user_dir
 
+SPLIT_FOLDERS = ("train", "val")  # what `raw_dir` of a linked set may hold instead of its files
+
 
 @dataclass(frozen=True)
 class OwnSet:
-    """The user's own images: a path, with a name, size and channels if they were given at an import."""
+    """The user's own images: a path, with what was given at an import."""
 
     path: Path
     name: str | None = None
     size: int | None = None
     channels: int | None = None
+    skip_bad: bool = False  # leave out pictures that do not decode
 
     @property
     def key(self) -> str:
@@ -53,7 +58,7 @@ def locate(what: str | Path) -> DataSpec | OwnSet:
             return spec
     for name, entry in _own().items():
         if canonical(name) == canonical(text):
-            return OwnSet(Path(entry["path"]), name, entry["size"], entry["channels"])
+            return OwnSet(Path(entry["path"]), name, entry["size"], entry["channels"], entry.get("skip_bad", False))
     path = Path(text).expanduser().absolute()
     if path.exists():
         return OwnSet(path)
@@ -80,27 +85,30 @@ def names() -> list[str]:
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row a set: name, title, classes (how many), channels, size, cached, n_train, n_test, licence, citation,
-    download (bytes), embedded, path (of an imported set). Sizes of an imported set are null until it is packed."""
+    """One row a set: name, title, classes (how many), channels, size, larger (further sizes), cached, n_train, n_val (0:
+    carved from train), n_test, licence, citation, download (bytes), multilabel, embedded, page (to get it at), path (of an
+    imported set). Sizes of an imported set are null until it is packed."""
     return [_known_row(spec) for spec in SPECS.values()] + [_own_row(name, entry) for name, entry in _own().items()]
 
 
 def _known_row(spec: DataSpec) -> dict[str, Any]:
-    from gzcli.data.pack import peek
-
     return {
         "name": spec.name,
         "title": spec.title,
-        "classes": len(spec.classes),
+        "classes": spec.n_classes,
         "channels": spec.channels,
         "size": spec.size,
-        "cached": spec.embedded or peek(spec.name) is not None or is_fetched(spec),
+        "larger": [size for size, _ in spec.larger],
+        "cached": spec.embedded or bool(_packs(spec)) or any(map(is_fetched, spec.versions)),
         "n_train": spec.n_train,
+        "n_val": spec.n_val,
         "n_test": spec.n_test,
         "licence": spec.licence,
         "citation": spec.citation,
         "download": spec.download_size,
+        "multilabel": spec.multilabel,
         "embedded": spec.embedded,
+        "page": spec.page or None,
         "path": None,
     }
 
@@ -115,18 +123,24 @@ def _own_row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
         "classes": entry["classes"],
         "channels": meta.shape[0] if meta else entry["channels"],
         "size": meta.shape[-1] if meta else entry["size"],
+        "larger": [],
         "cached": meta is not None,
         "n_train": meta.counts["train"] + meta.counts["val"] if meta else None,
+        "n_val": 0 if meta else None,
         "n_test": meta.counts["test"] if meta else None,
         "licence": None,
         "citation": None,
         "download": 0,
+        "multilabel": bool(meta and meta.multilabel),
         "embedded": False,
+        "page": None,
         "path": entry["path"],
     }
 
 
-def import_set(path: str | Path, name: str, *, size: int | None = None, channels: int | None = None) -> dict[str, Any]:
+def import_set(
+    path: str | Path, name: str, *, size: int | None = None, channels: int | None = None, skip_bad: bool = False
+) -> dict[str, Any]:
     """Registers the images at `path` as `name`, after a look at their layout. Returns name, path, classes, counts.
 
     Raises UsageError for a name that is taken or malformed, MissingError for a path without images.
@@ -141,7 +155,7 @@ def import_set(path: str | Path, name: str, *, size: int | None = None, channels
     if not path.exists():
         raise MissingError(f"there is no `{path}`", hint="give the path of a folder, zip, tar or npz of images")
     source = open_path(path)
-    entry = {"path": str(path), "size": size, "channels": channels, "classes": len(source.classes)}
+    entry = {"path": str(path), "size": size, "channels": channels, "skip_bad": skip_bad, "classes": len(source.classes)}
     with lock(user_dir(".data.lock")):
         own = _own()
         if name not in own and canonical(name) in map(canonical, own):
@@ -161,7 +175,7 @@ def data_path(what: str | Path) -> Path:
         return packed.folder
     if isinstance(found, OwnSet):
         return found.path
-    if is_fetched(found):
+    if any(map(is_fetched, found.versions)):
         return raw_dir(found)
     raise MissingError(f"`{found.name}` is not in the cache", hint=f"`gz data download {found.name}`")
 
@@ -187,12 +201,12 @@ def verify(what: str | Path, *, say: Callable[[str], None] = lambda text: None) 
     found = locate(what)
     name = found.name or str(found.path)
     files, packs = [], []
-    for file in found.files if isinstance(found, DataSpec) else ():
+    for file in chain(*(version.files for version in found.versions)) if isinstance(found, DataSpec) else ():
         path = raw_dir(found) / file.name
         if path.exists():
             say(f"checking `{path}`")
             kind = "sha256" if file.sha256 else "md5"
-            if path.stat().st_size != file.size or checksum(path, kind) != (file.sha256 or file.md5):
+            if not is_there(found, file) or checksum(path, kind) != (file.sha256 or file.md5):
                 again = f"`gz data remove {name}`, then `gz data download {name}`"
                 raise MissingError(f"`{path}` is damaged: its {kind} is not the publisher's", hint=again)
             files.append(str(path))
@@ -203,20 +217,28 @@ def verify(what: str | Path, *, say: Callable[[str], None] = lambda text: None) 
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{folder / part}` is damaged", hint=again)
         packs.append(str(folder))
-    if not files and not packs and not (isinstance(found, DataSpec) and found.embedded):
+    if not files and not packs and not (isinstance(found, DataSpec) and (found.embedded or is_fetched(found))):
         hint = f"`gz data download {name}`" if isinstance(found, DataSpec) else f"`gz train vae --data {name}` packs it"
         raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
     return {"name": name, "files": files, "packs": packs}
 
 
 def raw_dir(spec: DataSpec) -> Path:
+    """The files of a set, in whatever sizes its publisher has it."""
     return cache_dir("raw", spec.name)
 
 
 def is_fetched(spec: DataSpec) -> bool:
-    """Whether every file is there with its size; the checksum was checked when it was fetched."""
-    paths = [(raw_dir(spec) / file.name, file.size) for file in spec.files]
-    return bool(paths) and all(path.exists() and path.stat().st_size == size for path, size in paths)
+    """Whether every file is there, or of a linked set the folders in their place."""
+    if spec.linked and all((raw_dir(spec) / name).is_dir() for name in SPLIT_FOLDERS):
+        return True
+    return bool(spec.files) and all(is_there(spec, file) for file in spec.files)
+
+
+def is_there(spec: DataSpec, file: DataFile) -> bool:
+    """Whether a file is there, with its size if that is known; the checksum was checked when it was fetched."""
+    path = raw_dir(spec) / file.name
+    return path.exists() and (not file.exact or path.stat().st_size == file.size)
 
 
 def _packs(found: DataSpec | OwnSet) -> list[Path]:

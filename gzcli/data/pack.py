@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gzcli.data.library import OwnSet, data_key, locate
+from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError, MissingError, UsageError
 from gzcli.store.files import lock, new_dir, read_json
@@ -20,17 +21,24 @@ from gzcli.types import DataInfo
 if TYPE_CHECKING:
     import numpy as np
 
+    from gzcli.data.stream import Pictures
+
 Say = Callable[[str], None]
+Report = Callable[[int, int], None]  # report(images done, images in all)
 
 __all__ = ["Pack", "PackMeta", "data_key", "find_pack", "open_pack", "peek"]
 
-RULE = 1  # raised when packing changes what a pack holds: older packs are made anew
+RULE = 2  # raised when packing changes what a pack holds: older packs are made anew
 FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
+PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
 
 
 @dataclass(frozen=True)
 class PackMeta:
-    """What a pack holds; `shape` is (C, H, W), `levels` the grey levels of the source, `digest` names the content."""
+    """What a pack holds; `shape` is (C, H, W), `levels` the grey levels of the source, `digest` names the content.
+
+    A streamed set has no pixels here, only where its pictures lie; `skipped` are messages of pictures left out.
+    """
 
     name: str
     title: str
@@ -41,18 +49,27 @@ class PackMeta:
     levels: int
     resized: bool
     digest: str
+    streamed: bool = False
+    skipped: tuple[str, ...] = ()
 
 
 class Pack:
-    """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes."""
+    """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes.
 
-    def __init__(self, folder: Path, meta: PackMeta):
-        self.folder, self.meta = folder, meta
+    `how` are the keywords of `pictures.decode` for a streamed set, whose pictures are decoded as they are asked for.
+    """
+
+    def __init__(self, folder: Path, meta: PackMeta, how: dict[str, Any] | None = None):
+        self.folder, self.meta, self._how = folder, meta, how
         self._open: dict[str, np.ndarray] = {}
 
-    def images(self, split: str) -> np.ndarray:
-        """uint8 [N, C, H, W]; changes to it are not written back."""
-        return self._load(split)
+    def images(self, split: str) -> np.ndarray | Pictures:
+        """uint8 [N, C, H, W]; changes to it are not written back. A streamed set's are alike, indexed by rows."""
+        if self._how is None:
+            return self._load(split)
+        from gzcli.data.stream import Pictures
+
+        return Pictures(self.folder, split, self.meta.shape, self._how)
 
     def labels(self, split: str) -> np.ndarray | None:
         """int64 [N], uint8 [N, K] (multi-label), or None."""
@@ -78,7 +95,7 @@ class Pack:
 
 def peek(what: str | Path, *, size: int | None = None, channels: int | None = None) -> PackMeta | None:
     """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other files."""
-    packed = find_pack(locate(what), size, channels)
+    packed = find_pack(sized(locate(what), size), size, channels)
     return packed.meta if packed else None
 
 
@@ -89,8 +106,10 @@ def open_pack(
     channels: int | None = None,
     fetch: bool = True,
     say: Say = lambda text: None,
+    progress: Report = lambda done, total: None,
 ) -> Pack:
-    """The pack of a set or path, made now if need be: fetched (up to 200 MB, if allowed) and packed, under a lock.
+    """The pack of a set or path, made now if need be: fetched (up to 200 MB, if allowed) and packed, under a lock. A set
+    that would be larger than `GZ_PACK_LIMIT` is not packed but streamed.
 
     size: side of the images (default: as they are); channels: 1 or 3. Several processes may call it at once.
     Raises UsageError (unknown name, mixed sizes, size out of range) and MissingError (files not there, not readable).
@@ -99,7 +118,7 @@ def open_pack(
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
     if size is not None and not 4 <= size <= 1024:
         raise UsageError(f"`data.size` is between 4 and 1024 pixels, not {size}")
-    found = locate(what)
+    found = sized(locate(what), size)
     if packed := find_pack(found, size, channels):
         return packed
     name = found.title if isinstance(found, OwnSet) else found.name
@@ -108,7 +127,7 @@ def open_pack(
         waiting = f"another process packs `{name}`: waiting"
         with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
             if (packed := find_pack(found, size, channels)) is None:
-                _build(found, folder, size, channels, fetch, say)
+                _build(found, folder, size, channels, fetch, say, progress)
                 packed = find_pack(found, size, channels)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
@@ -118,6 +137,19 @@ def open_pack(
     if packed is None:
         raise MissingError(f"`{name}` changed while it was packed", hint="try again when its files are at rest")
     return packed
+
+
+def sized(found: DataSpec | OwnSet, size: int | None) -> DataSpec | OwnSet:
+    """The set in its publisher's version for this size, where there are several."""
+    return found.sized(size) if isinstance(found, DataSpec) else found
+
+
+def pack_limit() -> int:
+    """Bytes beyond which a set is streamed. Raises UsageError."""
+    text = os.environ.get("GZ_PACK_LIMIT", "")
+    if text and not text.isdigit():
+        raise UsageError(f"`GZ_PACK_LIMIT` is a number of bytes, not `{text}`")
+    return int(text) if text else PACK_LIMIT
 
 
 def find_pack(found: DataSpec | OwnSet, size: int | None = None, channels: int | None = None) -> Pack | None:
@@ -131,8 +163,12 @@ def find_pack(found: DataSpec | OwnSet, size: int | None = None, channels: int |
         raw = read_json(folder / "meta.json")
         if raw and now in (raw["fingerprint"], None):
             c, h, w = raw["shape"]
+            if raw.get("streamed") and sum(raw["counts"].values()) * c * h * w <= pack_limit():
+                continue  # the limit was raised
+            if raw.get("skipped") and not found.skip_bad:
+                continue  # bad pictures may not be skipped any more
             if size in (None, h) and h == w and channels in (None, c):
-                return Pack(folder, _meta(found, raw))
+                return Pack(folder, _meta(found, raw), raw.get("streamed"))
     return None
 
 
@@ -169,21 +205,21 @@ def _build(
     channels: int | None,
     fetch: bool,
     say: Say,
+    progress: Report,
 ) -> None:
-    if isinstance(found, DataSpec):
-        if not found.embedded:
-            _have_files(found, fetch, say)
-        same = (size or found.size, channels or found.channels) == (found.size, found.channels)
-        size, channels = (None, None) if same else (size, channels)
-    else:
-        size, channels = size or found.size, channels or found.channels
+    if isinstance(found, DataSpec) and not found.embedded:
+        _have_files(found, fetch, say)
     from gzcli.data.build import build
 
     made_of = fingerprint(found)
     source = _source(found)
     say(f"packing `{source.title}`: {sum(source.counts.values()):,} images")
     with new_dir(folder) as part:
-        build(source, part, size=size, channels=channels, extra={"fingerprint": made_of, "rule": RULE})
+        build(
+            source, part, size=size or found.size, channels=channels or found.channels, limit=pack_limit(),
+            skip_bad=isinstance(found, OwnSet) and found.skip_bad, progress=progress,
+            extra={"fingerprint": made_of, "rule": RULE},
+        )  # fmt: skip
 
 
 def _source(found: DataSpec | OwnSet):
@@ -198,6 +234,8 @@ def _source(found: DataSpec | OwnSet):
         from gzcli.data.embedded import SOURCES
 
         return SOURCES[found.name](found)
+    import tarfile
+
     from gzcli.data.library import raw_dir
     from gzcli.data.parsers import PARSERS
 
@@ -205,7 +243,7 @@ def _source(found: DataSpec | OwnSet):
         return PARSERS[found.name](found, raw_dir(found))
     except GzError:
         raise
-    except (OSError, EOFError, ValueError, KeyError) as e:
+    except (OSError, EOFError, ValueError, KeyError, IndexError, tarfile.TarError) as e:
         hint = f"`gz data verify {found.name}` checks its files"
         raise MissingError(f"the files of `{found.name}` cannot be read: {e}", hint=hint) from e
 
@@ -217,7 +255,10 @@ def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
 
     if is_fetched(spec):
         return
-    hint = f"`gz data download {spec.name}` ({spec.download_size / 1e6:,.0f} MB)"
+    size = "" if spec in SPECS.values() else f" --size {spec.size}"
+    hint = f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
+    if spec.linked:
+        hint = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
     if not fetch or (fetching.offline() and not fetching.has_local_mirror()):
         why = " and `GZ_OFFLINE` is set" if fetching.offline() else ""
         raise MissingError(f"`{spec.name}` is not in the cache{why}", hint=hint)
@@ -232,5 +273,5 @@ def _meta(found: DataSpec | OwnSet, raw: dict) -> PackMeta:
     digest = hashlib.sha256(repr(sorted(raw["sha256"].items())).encode()).hexdigest()[:16]
     return PackMeta(
         name, raw["title"], tuple(raw["shape"]), tuple(raw["classes"]), raw["multilabel"], raw["counts"], raw["levels"],
-        raw["resized"], digest,
+        raw["resized"], digest, bool(raw.get("streamed")), tuple(raw.get("skipped", ())),
     )  # fmt: skip

@@ -75,7 +75,7 @@ def check(path: str | Path) -> list[str]:
 
 def check_data(tree: Mapping[str, Any], card: ModelCard, classes: tuple[str, ...], name: str) -> None:
     """Raises UsageError where the model needs labels and the set has none (`classes` is ()), naming sets that have."""
-    from gzcli.data.specs import SPECS
+    from gzcli.data.sets import SPECS
 
     conditional = tree["model"].get("conditional") is True
     if classes or not (conditional or "labels" in card.needs):

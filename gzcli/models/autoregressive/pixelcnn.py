@@ -41,10 +41,11 @@ class GatedBlock(nn.Module):
 class PixelCNN(Model):
     """Gated PixelCNN with exact likelihood.
 
-    hidden: channels of each stack, a multiple of the image's channels (of 32 for speed in bf16); dilations: one layer
-    each; kernel: width of the layers' kernels, odd; first: width of the first layer's, odd; head: channels before the
-    softmax. RGB is generated in the order R → G → B, each conditioned on those before it. Two levels have one Bernoulli
-    logit. The vertical stack also gets a learned map of positions, which costs nothing and shows where the border is.
+    hidden: channels of each stack (a multiple of 32 for speed in bf16); dilations: one layer each; kernel: width of the
+    layers' kernels, odd; first: width of the first layer's, odd; head: channels before the softmax. Each channel of the
+    image has an equal part of `hidden` and `head`, which are rounded up to that. RGB is generated in the order R → G → B,
+    each conditioned on those before it. Two levels have one Bernoulli logit. The vertical stack also gets a learned map of
+    positions, which costs nothing and shows where the border is.
     """
 
     paper = "van den Oord et al. 2016, arXiv:1606.05328"
@@ -67,8 +68,7 @@ class PixelCNN(Model):
         channels, height, width = data.shape
         if data.levels is None:
             raise UsageError("`pixelcnn` models grey levels, not latents", hint="leave `data.latent` out")
-        if hidden % channels or head % channels:
-            raise UsageError(f"`model.hidden` and `model.head` must be multiples of the images' {channels} channels")
+        hidden, head = (-(-size // channels) * channels for size in (hidden, head))
         if kernel % 2 == 0 or first % 2 == 0 or first < 3:
             raise UsageError("`model.kernel` and `model.first` must be odd, `model.first` 3 or more")
         if conditional and not data.classes:

@@ -1,0 +1,299 @@
+"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again with back-off.
+
+A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside it, each resumed
+from its own size, and are appended when all are whole. Whether the bytes are right is for the caller's checksum to say.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import re
+import shutil
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
+TRIES = 4  # attempts in a row that bring nothing new, with back-off
+BACKOFF = 1.0  # seconds before the second attempt; doubled each time
+BLOCK = 1 << 18
+LARGE = 64_000_000  # bytes from which a file comes in pieces, if the server serves ranges
+PIECES = 4
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+Report = Callable[[int, int | None], None]  # report(bytes so far, bytes in all if known)
+Say = Callable[[str], None]
+
+
+class Refused(Exception):
+    """This address will not serve the file: the next one is tried."""
+
+
+class _Again(Exception):
+    """A fault that may pass: stalled, cut off, 5xx. `wait` seconds are asked for by the server."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _BadRange(_Again):
+    """The server's file has no such bytes."""
+
+
+class _NoRanges(Exception):
+    """The server sends the whole file whatever is asked."""
+
+
+class _Stopped(Exception):
+    """Ctrl-C came."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The bytes from `start` to `end` of a file of `total` bytes, which are None where the server does not say."""
+
+    path: Path
+    start: int
+    end: int | None
+    total: int | None
+
+    @property
+    def got(self) -> int:
+        return size_of(self.path)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.end is not None and self.got == self.end - self.start
+
+    @property
+    def is_file(self) -> bool:
+        return self.start == 0 and self.end == self.total
+
+    @property
+    def asked(self) -> str | None:
+        """The range that is missing; None: the file from its beginning."""
+        if self.total is None or (self.is_file and not self.got):
+            return None
+        return f"bytes={self.start + self.got}-{'' if self.end == self.total else self.end - 1}"
+
+
+def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
+    """A file of `size` bytes (about, unless `exact`: then the server says) into `part`, from where an earlier try ended.
+
+    Raises Refused; what came is kept.
+    """
+    if exact and size_of(part) == size:
+        return
+    total, ranges = size if exact else None, False
+    if size >= LARGE or not exact:
+        seen, ranges = _patiently(url, lambda: _look(url), lambda: 0, threading.Event(), say)
+        if exact and seen not in (None, size):
+            raise Refused(wrong_size(seen, size))
+        total = seen or total
+    pieces = _pieces(part, total, PIECES if ranges and (total or 0) >= LARGE else 1)
+    try:
+        _fill(url, pieces, report, say)
+    except _NoRanges:
+        pieces = _pieces(part, total, 1)
+        _fill(url, pieces, report, say)
+    _join(pieces)
+
+
+def held(part: Path) -> int:
+    """Bytes that came so far, in all pieces."""
+    return sum(map(size_of, part.parent.glob(f"{part.name}*")))
+
+
+def drop(part: Path) -> None:
+    for piece in part.parent.glob(f"{part.name}*"):
+        piece.unlink()
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def wrong_size(size: int, expected: int) -> str:
+    return f"has the wrong size: {size:,} bytes where {expected:,} are expected"
+
+
+def _look(url: str) -> tuple[int | None, bool]:
+    """The size of the file, if the server says, and whether it serves ranges: the first byte is asked for."""
+    with _answer(url, "bytes=0-0") as answer:
+        if answer.status != 206:
+            return answer.length, False
+        _, total = _content_range(answer)
+        return total, total is not None
+
+
+def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
+    """The file in `count` equal ranges, the last a little shorter; those that `part` covers already are one.
+
+    `part` reaches into a later range in two cases. If that range lies beside it whole, appending it was interrupted:
+    `part` is cut back to where it begins. Else a single connection came so far, and goes on to the end of that range.
+    """
+    if size_of(part) > (total or 0):
+        part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
+    step = -(-(total or 0) // count)
+    bounds = [0, *(step * i for i in range(1, count)), total]
+    paths = [part, *(part.with_name(f"{part.name}{i}") for i in range(1, count))]
+    rows = [_Piece(path, *span, total) for path, *span in zip(paths, bounds, bounds[1:], strict=False)]
+    for row in rows[1:]:
+        if row.got > row.end - row.start:
+            row.path.unlink()
+    reached = max(0, -(-size_of(part) // step) - 1) if step else 0
+    if reached and rows[reached].is_whole:
+        os.truncate(part, rows[reached].start)
+        reached -= 1
+    return [_Piece(part, 0, rows[reached].end, total), *rows[reached + 1 :]]
+
+
+def _join(pieces: list[_Piece]) -> None:
+    """Appends the pieces to the first. Each goes only when its bytes are on the disk: killed in the middle, it is
+    appended again (see `_pieces`)."""
+    first, *others = pieces
+    for piece in others:
+        with open(piece.path, "rb") as src, open(first.path, "r+b") as out:
+            out.seek(piece.start)
+            shutil.copyfileobj(src, out, BLOCK)
+            out.flush()
+            os.fsync(out.fileno())
+        piece.path.unlink()
+
+
+def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
+    """Every piece, all at once; then what is missing one after the other, if the server refused so many connections."""
+    try:
+        _together(url, pieces, pieces, report, say)
+    except (Refused, _NoRanges) as e:
+        if len(pieces) == 1:
+            raise
+        say(f"{url}: {e}; going on with one connection")
+        for piece in pieces:
+            _together(url, [piece], pieces, report, say)
+
+
+def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
+    """`some` of the pieces, each in a thread. When all have ended, raises what the first of them raised that failed."""
+    stop, errors = threading.Event(), []
+
+    def work(piece: _Piece) -> None:
+        try:
+            _patiently(url, lambda: _attempt(url, piece, stop), lambda: piece.got, stop, say)
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(p,), daemon=True) for p in some if not p.is_whole]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.1)
+                report(sum(piece.got for piece in pieces), pieces[0].total)
+    except BaseException:  # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again
+        stop.set()
+        for thread in filter(threading.Thread.is_alive, threads):
+            thread.join(0.25)
+        raise
+    if errors:
+        raise errors[0]
+
+
+def _patiently(url: str, attempt: Callable[[], Any], got: Callable[[], int], stop: threading.Event, say: Say) -> Any:
+    """What `attempt` returns, tried again while it may help. An attempt that brought bytes does not count."""
+    failures, had = 0, got()
+    while True:
+        try:
+            return attempt()
+        except _Again as e:
+            failures = 0 if got() > had else failures + 1
+            had = got()
+            if failures >= TRIES:
+                raise Refused(f"{e}, {TRIES} times in a row") from e
+            wait = max(min(e.wait, 60.0), BACKOFF * 2 ** max(failures - 1, 0))
+            say(f"{url}: {e}; trying again in {wait:.0f} s")
+            if stop.wait(wait):
+                raise _Stopped from e
+
+
+def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
+    """One request for what is missing of a piece. A server that ignores the range sends the whole file: start anew."""
+    asked = piece.asked
+    try:
+        with _answer(url, asked) as answer:
+            resumed = asked is not None and answer.status == 206
+            if resumed:
+                start, total = _content_range(answer)
+                if start != piece.start + piece.got:
+                    raise _BadRange("sent another range than asked for")
+            elif piece.is_file:
+                total = answer.length
+            else:
+                raise _NoRanges("sends the whole file instead of a piece")
+            if None not in (total, piece.total) and total != piece.total:
+                raise Refused(wrong_size(total, piece.total))
+            with open(piece.path, "ab" if resumed else "wb") as out:
+                _pour(answer, out, None if piece.end is None else piece.end - piece.start, stop)
+    except _BadRange:  # what came does not fit this server's file
+        piece.path.unlink(missing_ok=True)
+        raise
+    if piece.end is not None and not piece.is_whole:
+        raise _Again(f"cut off after {piece.start + piece.got:,} of {piece.total:,} bytes")
+
+
+def _pour(answer: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
+    """Bytes from the answer to the end of `out`, which does not grow beyond `size`. What is there is read at once, so
+    that a stall loses nothing."""
+    while size is None or out.tell() < size:
+        block = answer.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
+        if stop.is_set():
+            raise _Stopped
+        if not block:
+            return
+        out.write(block)
+
+
+@contextmanager
+def _answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a request; faults, also those while it is read, become Refused or _Again."""
+    request = urllib.request.Request(url, headers={"User-Agent": "gz", "Accept-Encoding": "identity"})
+    if asked:
+        request.add_header("Range", asked)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            if "text/html" in answer.headers.get("Content-Type", ""):
+                raise Refused("answers with an HTML page instead of the file")
+            yield answer
+    except urllib.error.HTTPError as e:
+        if e.code == 416:
+            raise _BadRange("refused the range") from e
+        if e.code in (408, 425, 429) or e.code >= 500:
+            wait = e.headers.get("Retry-After", "") if e.headers else ""
+            raise _Again(f"answers {e.code} {e.reason}", float(wait) if wait.isdigit() else 0.0) from e
+        raise Refused(f"answers {e.code} {e.reason}") from e
+    except TimeoutError as e:
+        raise _Again(f"stalled for {TIMEOUT:g} s") from e
+    except (http.client.HTTPException, OSError) as e:
+        reason = getattr(e, "reason", None) or e
+        if isinstance(e, OSError) and e.errno in DISK:
+            raise
+        if isinstance(reason, socket.gaierror):
+            raise Refused(f"cannot be reached ({reason.strerror})") from e
+        raise _Again(f"cannot be read ({str(reason) or type(reason).__name__})") from e
+
+
+def _content_range(answer: http.client.HTTPResponse) -> tuple[int | None, int | None]:
+    """`bytes 100-999/1000` → 100, 1000"""
+    found = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    return (int(found[1]), None if found[2] == "*" else int(found[2])) if found else (None, None)

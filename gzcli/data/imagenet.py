@@ -1,0 +1,105 @@
+"""ImageNet from the user's own copy: the three official archives, or the folders `train` and `val`."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from gzcli.data.archives import Folder, Span, Tar
+from gzcli.data.build import Source
+from gzcli.data.encoded import Part, Place, encoded
+from gzcli.data.specs import DataSpec
+from gzcli.errors import MissingError
+
+
+def imagenet(spec: DataSpec, folder: Path) -> Source:
+    """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet numbers.
+    Cut as in the diffusion literature (`pictures.decode`, rule "adm")."""
+    train, test = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
+    wnids = sorted({wnid for _, wnid in train[1].values()})
+    if strange := {wnid for _, wnid in test[1].values()}.difference(wnids):
+        hint = f"`gz data verify {spec.name}` checks its files"
+        raise MissingError(f"`{spec.name}` has no training pictures of `{min(strange)}`", hint=hint)
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    parts = [(members, {name: (s, number[wnid]) for name, (s, wnid) in places.items()}) for members, places in (train, test)]
+    return encoded(spec.title, _class_names(wnids), parts, rule="adm")
+
+
+def _class_names(wnids: list[str]) -> list[str]:
+    """The usual short names; the WordNet numbers of a copy that has not all the classes."""
+    if len(wnids) != 1000:
+        return wnids
+    from torchvision.models import ResNet18_Weights
+
+    return list(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+def _from_folders(folder: Path) -> tuple[Part, Part]:
+    """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; the labels are WordNet numbers for now."""
+
+    def part(top: str, split: str) -> Part:
+        members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
+        if loose := [name for name in members.names if "/" not in name]:
+            hint = "sort the validation pictures into class folders, or give the three official archives"
+            raise MissingError(f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`", hint=hint)
+        return members, {name: (split, name.split("/")[0]) for name in members.names}
+
+    return part("train", "train"), part("val", "test")
+
+
+def _from_archives(spec: DataSpec, folder: Path) -> tuple[Part, Part]:
+    """A tar of one tar a class; a flat tar of validation pictures; their classes are in the development kit."""
+    kit, val, train = (folder / file.name for file in spec.files)
+    nested = Nested(train)
+    flat = Tar(val, lambda name: name.endswith(".JPEG"))
+    classes = _ground_truth(kit)
+    if len(classes) != len(flat.names):
+        raise MissingError(f"`{val}` holds {len(flat.names):,} pictures, the development kit labels {len(classes):,}")
+    truth: dict[str, Place] = {name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)}
+    return (nested, {name: ("train", name.split("/")[0]) for name in nested.names}), (flat, truth)
+
+
+def _ground_truth(kit: Path) -> list[str]:
+    """The WordNet number of each validation picture, by the kit's `meta.mat` and its list of numbers from 1 on."""
+    from io import BytesIO
+
+    from scipy.io import loadmat
+
+    wanted = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+    found = {PurePosixPath(name).name: data for name, data in Tar(kit, lambda name: name.endswith(wanted)).read()}
+    synsets = loadmat(BytesIO(found[wanted[0]]), squeeze_me=True)["synsets"]
+    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    return [wnid_of[int(line)] for line in found[wanted[1]].split()]
+
+
+class Nested:
+    """The members of the tars in a tar, as `OUTER/INNER`, read in place. None of them may be compressed."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._outer = Tar(path, lambda name: name.endswith(".tar"))
+        self._spans = {name: span for name, span, _ in self._walk()}
+        self.names = list(self._spans)
+
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        want = set(self.names if some is None else some)
+        for name, _, read in self._walk():
+            if name in want:
+                yield name, read()
+
+    def spans(self) -> dict[str, Span]:
+        return self._spans
+
+    def _walk(self) -> Iterator:
+        """(name, where it lies, a function that reads it) of each member of each tar."""
+        with self._outer.opened() as outer:
+            for member in outer:
+                if not member.name.endswith(".tar"):
+                    continue
+                with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
+                    for picture in inner:
+                        if picture.isfile():
+                            span = Span(str(self.path), member.offset_data + picture.offset_data, picture.size, False)
+                            name = f"{PurePosixPath(member.name).stem}/{PurePosixPath(picture.name).name}"
+                            yield name, span, lambda inner=inner, p=picture: inner.extractfile(p).read()

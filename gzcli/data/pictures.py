@@ -1,0 +1,122 @@
+"""How an encoded picture becomes bytes [C, H, W]: one rule for every set and every path."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+
+from gzcli.errors import GzError, MissingError, UsageError
+
+
+def decode(
+    data: bytes, name: str, *, size: int | None, channels: int, grey_only: bool = False, rule: str = "lanczos"
+) -> tuple[np.ndarray, bool]:
+    """An encoded picture as uint8 [C, H, W], and whether it had another size.
+
+    EXIF rotation is applied; transparency is laid over white; palettes become RGB; 16-bit grey is divided by 257;
+    RGB → grey is ITU-R 601 luma; of several frames the first is taken. With `size`: `rule` "lanczos" crops the middle to
+    a square and resizes it with antialiasing, "adm" is ImageNet's (see `_adm`). Raises MissingError if it does not
+    decode, UsageError if it has colour though `grey_only`.
+    """
+    from PIL import Image, ImageOps
+
+    resized = False
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image = plain(ImageOps.exif_transpose(image))
+            if grey_only and is_colour(image):
+                hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
+                raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
+            image = image.convert("L" if channels == 1 else "RGB")
+            if size and image.size != (size, size):
+                image, resized = (_adm if rule == "adm" else _lanczos)(image, size), True
+            pixels = _pixels(image)
+    except GzError:
+        raise
+    except Exception as e:  # PIL raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, …
+        raise undecodable(name, e) from e
+    return pixels, resized
+
+
+def look(data: bytes, name: str) -> tuple[int, int, bool]:
+    """(height, width, has it colour?) of an encoded picture. Raises MissingError if it does not decode."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image = plain(ImageOps.exif_transpose(image))
+            return image.height, image.width, is_colour(image)
+    except Exception as e:  # as in `decode`
+        raise undecodable(name, e) from e
+
+
+def fit_array(images: np.ndarray, want: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [n, C, H, W] in another size or number of channels, by the rules of `decode`."""
+    from PIL import Image
+
+    if images.shape[1:] == want:
+        return images
+    out = np.empty((len(images), *want), np.uint8)
+    for i, pixels in enumerate(images):
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        image = image.convert("L" if want[0] == 1 else "RGB")
+        out[i] = _pixels(image if image.size == (want[2], want[1]) else _lanczos(image, want[1]))
+    return out
+
+
+def plain(image: Any) -> Any:
+    """L or RGB without transparency, of 8 bits."""
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"pixels of mode {image.mode} have no known range")
+        return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def is_colour(image: Any) -> bool:
+    """Whether a picture (L or RGB) has colour: some pixel of it does."""
+    if image.mode == "L":
+        return False
+    r, g, b = (np.asarray(c) for c in image.split())
+    return bool((r != g).any() or (g != b).any())
+
+
+def undecodable(name: str, e: Exception) -> MissingError:
+    what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
+    return MissingError(f"`{name}` does not decode: {what or type(e).__name__}", hint="replace it or take it out")
+
+
+def _lanczos(image: Any, size: int) -> Any:
+    """Centre crop to a square, then antialiased Lanczos."""
+    from PIL import Image
+
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+
+
+def _adm(image: Any, size: int) -> Any:
+    """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233): halved by box averages
+    while it is twice too large, the shorter side brought to `size` by bicubic, then the middle."""
+    from PIL import Image
+
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """L or RGB as uint8 [C, H, W]"""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

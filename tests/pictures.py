@@ -1,0 +1,65 @@
+"""Small pictures, folders and archives for the tests of data."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+from PIL import Image
+
+from gzcli.store.paths import cache_dir
+
+SPLITS = ("train", "val", "test")
+RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (10, 40, 220)
+COLOURS = {"red": RED, "green": GREEN, "blue": BLUE}
+
+
+def png(colour, size=(8, 8), mode="RGB", **options) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, size, colour).save(out, options.pop("format", "PNG"), **options)
+    return out.getvalue()
+
+
+def write(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def as_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def as_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def nothing_half_written() -> bool:
+    packs = cache_dir("packs")
+    return not packs.exists() or not [p for p in packs.rglob("*") if not p.name.endswith(".lock") and p.is_file()]
+
+
+LAYOUTS = {
+    "flat": ({f"{i:02}.png": png(RED) for i in range(20)}, ()),
+    "classes": ({f"{c}/{i}.png": png(v) for c, v in COLOURS.items() for i in range(8)}, ("blue", "green", "red")),
+    "splits": (
+        {f"{s}/{c}/{i}.png": png(v) for s in ("train", "test") for c, v in COLOURS.items() for i in range(6)},
+        ("blue", "green", "red"),
+    ),
+    "flat splits": ({f"{s}/{i}.png": png(BLUE) for s in ("train", "validation", "test") for i in range(6)}, ()),
+    "pairs": (
+        {f"{s}{d}/{i}.png": png(v) for s in ("train", "test") for d, v in (("A", RED), ("B", BLUE)) for i in range(5)},
+        ("A", "B"),
+    ),
+}
