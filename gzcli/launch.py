@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
-from gzcli.store import files
+from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
@@ -156,10 +156,11 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 
 
 def write_run(target: Run, tree: dict[str, Any], p: Plan) -> None:
-    """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated."""
+    """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated. Each stage gets a folder alike."""
     from importlib.metadata import version
 
     from gzcli.recipe.resolve import dump
+    from gzcli.recipe.stages import trees
 
     tree["launch"] = tree["launch"] | {"threads": p.threads, "cpu": bool(tree["launch"].get("cpu")) or not p.gpus}
     files.write_atomic(target.path / "run.yaml", dump(tree))
@@ -169,6 +170,15 @@ def write_run(target: Run, tree: dict[str, Any], p: Plan) -> None:
         "processes": p.processes, "threads": p.threads, "gpus": p.gpus, "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     })  # fmt: skip
     target.update(state="planned", error=None, code=None)
+    for name, part in trees(tree).items() if "stages" in tree else ():
+        stage = target.stage(name)
+        stage.path.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(stage.path / "run.yaml", dump(part))
+        if stage.status().get("step", 0) < part["train"]["steps"] or stage.state != "finished":
+            stage.update(state="planned", model=part["model"]["name"], data=target.data, error=None, code=None)
+    for name, part in tree.get("stages", {}).items():
+        if isinstance(part, str) and not target.stage(name).status():
+            runs.copy_weights(runs.find_stage(part, name), target.stage(name))
 
 
 def git_state() -> dict[str, Any] | None:

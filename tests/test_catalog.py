@@ -65,7 +65,8 @@ def test_the_zoo_is_there():
 def test_a_card_is_what_the_signatures_are(name):
     card, cls = catalog.card(name), catalog.load(name)
     init = parameters(cls.__init__)
-    assert read(card.params) == {key: value for key, value in init.items() if key not in ("self", "data")}
+    assert read(card.params) == {key: value for key, value in init.items() if key not in ("self", "data", *card.stages)}
+    assert set(card.stages) == {key for key, (kind, *_) in init.items() if kind is models.base.Model}
     assert "kwargs" not in init and "args" not in init, "every key of a recipe has a name"
     read_from = [(card.sample, [cls.sample])]
     read_from += [(params, [getattr(cls, do)]) for do, params in card.do.items()]
@@ -103,14 +104,14 @@ def test_a_card_is_what_the_class_is(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_phases_read_are_phases_built(name):
-    options = next((case.options for case in CASES if canonical(case.model) == name), {})
-    built = catalog.load(name)(DIGITS, **options).phases()
+    built = next(case for case in CASES if canonical(case.model) == name).build(DIGITS).phases()
     assert catalog.phases(catalog.card(name)) in (None, tuple(phase.name for phase in built))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_has_a_recipe_a_zoo_line_and_a_paper(name):
-    assert name in {canonical(path.stem) for path in recipes_dir().glob("*.yaml")}
+    if not catalog.card(name).stages:  # a later stage stands in the recipe of its first
+        assert name in {canonical(path.stem) for path in recipes_dir().glob("*.yaml")}
     assert name in {canonical(case.model) for case in CASES}
     assert catalog.card(name).paper.strip()
 

@@ -47,14 +47,15 @@ def complete(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("gz train v", "vae"),
-        ("gzcli train v", "vae"),
+        ("gz train v", "vae vqgan vqvae"),
+        ("gz train va", "vae"),
+        ("gzcli train va", "vae"),
         ("gz l", "list"),
         ("gz data down", "download"),
         ("gz data download mnist fash", "fashionmnist"),
         ("gz train vae --data fash", "fashionmnist"),
         ("gz train vae --data = fash", "fashionmnist"),
-        ("gz train --seed 3 v", "vae"),
+        ("gz train --seed 3 va", "vae"),
         ("gz train vae --st", "--steps"),
         ("gz ood vae --in mnist --out digits,fash", "digits,fashionmnist"),
         ("gz ood vae --score nll,comp", "nll,complexity"),
@@ -84,7 +85,7 @@ def test_run_names(complete, home):
 
 
 def test_zsh_and_fish(complete):
-    assert complete("gz train v", "zsh") == "_arguments '*: :((\"vae\"))'\n"
+    assert complete("gz train va", "zsh") == "_arguments '*: :((\"vae\"))'\n"
     assert complete("gz lis", "zsh") == '_arguments \'*: :(("list":"List models, data sets, recipes or runs."))\'\n'
     assert complete("gz train ./v", "zsh") == "_files\n"
     assert complete("gz train vae --data=fash", "zsh") == "_arguments '*: :((\"--data=fashionmnist\"))'\n"
@@ -94,7 +95,7 @@ def test_zsh_and_fish(complete):
 
 
 def test_the_protocol_by_hand():
-    env = {**os.environ, "_GZ_COMPLETE": "complete_bash", "COMP_WORDS": "gz train v", "COMP_CWORD": "2"}
+    env = {**os.environ, "_GZ_COMPLETE": "complete_bash", "COMP_WORDS": "gz train va", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-m", "gzcli"], capture_output=True, text=True, env=env, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "vae\n", "")
     source = env | {"_GZ_COMPLETE": "source_bash"}

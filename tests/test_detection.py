@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -20,6 +22,20 @@ def test_two_conventions_of_fpr95_on_the_worked_example():
     assert found["fpr95"] == pytest.approx(0.9985, abs=0.001)
     assert found["fpr95_id"] == pytest.approx(0.453, abs=0.006)
     assert found["ci"] is None
+
+
+def test_a_benchmark_s_aupr_is_openood_s_trapezoid():
+    rng = np.random.default_rng(3)
+    s_in, s_out = rng.integers(0, 12, 60), rng.integers(4, 16, 40)
+    found, plain = (detection(s_in, s_out, trapezoid=trapezoid, bootstrap=0) for trapezoid in (True, False))
+    for key, y, s in (("aupr_out", [0] * 60 + [1] * 40, [*s_in, *s_out]), ("aupr_in", [1] * 60 + [0] * 40, [*-s_in, *-s_out])):
+        points = [(1.0, 0.0)]  # (precision, recall), then one for each threshold from the highest
+        for level in sorted(set(s), reverse=True):
+            taken = [label for label, score in zip(y, s, strict=True) if score >= level]
+            points.append((sum(taken) / len(taken), sum(taken) / sum(y)))
+        area = sum((p0 + p1) / 2 * (r1 - r0) for (p0, r0), (p1, r1) in itertools.pairwise(points))
+        assert found[key] == pytest.approx(area) and found[key] != plain[key]
+    assert {key: found[key] for key in ("auroc", "fpr95")} == {key: plain[key] for key in ("auroc", "fpr95")}
 
 
 @pytest.mark.parametrize("offset", [0.0, 4000.0, -1e9])

@@ -14,14 +14,18 @@ import torch
 from PIL import Image
 from pixelwise import Pixelwise, fake_run
 
+from gzcli.cli import ood as ood_verb
 from gzcli.data.batches import scan, to_uint8
+from gzcli.data.benchmarks import Benchmark
 from gzcli.data.pack import open_pack
 from gzcli.engine import ood
 from gzcli.engine.budget import affordable, subset
 from gzcli.engine.log import Log
 from gzcli.engine.scores import Scorer, choose
 from gzcli.errors import DivergedError, MissingError, UsageError
+from gzcli.metrics.baselines import code_length
 from gzcli.metrics.detection import detection
+from gzcli.store import runs
 
 
 @pytest.fixture
@@ -105,6 +109,27 @@ def test_gradnorm_is_the_norm_of_the_gradient_of_all_parameters(trained):
     assert not any(p.requires_grad for p in trained.model.parameters())
 
 
+def test_the_ensemble_is_the_sum_of_log_densities_among_validation_images(trained, tmp_path):
+    """Against scikit-learn's kernel densities at the same bandwidth (Scott's rule)."""
+    from sklearn.neighbors import KernelDensity
+
+    pack = open_pack("digits")
+    val, test = (next(scan(pack, split, batch_size=60, levels=17, device="cpu")) for split in ("val", "test"))
+    scorer = Scorer(trained, ["ensemble", "nll", "far", "noisy"])
+    scorer.fit([val])
+    seen, score = scorer(test), 0.0
+    held = Scorer(trained, ["nll", "far", "noisy"])
+    held.fit([val])
+    fitted = held(val)
+    bits = [code_length(to_uint8(batch.x).numpy()) for batch in (val, test)]
+    for a, b in [*((fitted[name], seen[name]) for name in ("nll", "far", "noisy")), bits]:
+        width = a.std(ddof=1) * len(a) ** (-1 / 5)
+        score = score - KernelDensity(bandwidth=width).fit(a[:, None]).score_samples(b[:, None])
+    np.testing.assert_allclose(seen["ensemble"], score, rtol=1e-6)
+    far = np.full_like(seen["nll"], 1e6)
+    assert np.isfinite(scorer.densities["nll"].logpdf(far)).all(), "far images have a finite score"
+
+
 def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatch):
     flat = Pixelwise(trained.info, table=torch.full_like(trained.model.table, 1 / 17))
     other = fake_run(tmp_path, monkeypatch, ood, model=flat, name="flat")
@@ -152,6 +177,34 @@ def test_a_model_without_likelihood_says_so(trained, monkeypatch):
     monkeypatch.delattr(Pixelwise, "log_prob")
     with pytest.raises(UsageError, match="has no likelihood"):
         choose(trained, ["nll"])
+
+
+def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tmp_path, monkeypatch):
+    rows = ood.run(job(out=["patches", "digits-ab"]), tmp_path, torch.device("cpu"), Log())["results"]
+    toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("patches",), ("notmnist",))
+    found = ood.grouped(rows, toy)
+    assert [row["out"] for row in found if row["score"] == "nll"] == ["digits-ab", "mean of near", "patches", "mean of far"]
+    mean = next(row for row in found if row["out"] == "mean of far" and row["score"] == "nll")
+    single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
+    assert mean["auroc"] == single["auroc"] and mean["group"] == "far"
+    said = ood.notes(rows, {name: open_pack(name) for name in ("digits-ab",)}, toy)
+    assert said[0].startswith("left out of `toy`: svhn, patches, notmnist")
+
+
+def test_the_sets_of_a_benchmark(trained, monkeypatch, capsys):
+    """Offline and with an empty cache every one is named with what would fetch it."""
+    benchmark = ood_verb.inside_of("OpenOOD_CIFAR10", None, None)
+    assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
+    with pytest.raises(UsageError, match="has sets of its own"):
+        ood_verb.inside_of("openood-mnist", "cifar10", None)
+    with pytest.raises(UsageError, match="there is no benchmark `openood`"):
+        ood_verb.inside_of("openood", None, None)
+    run = runs.create("vae", "cifar10")
+    (run.path / "run.yaml").write_text("data: {size: 32, channels: 3}")
+    with pytest.raises(MissingError, match="none of the foreign sets"):
+        ood_verb.at_hand(benchmark, run)
+    told = capsys.readouterr().err
+    assert all(f"`{name}`" in told and "gz data download" in told for name in (*benchmark.near, *benchmark.far))
 
 
 def test_the_same_set_on_both_sides_is_refused(trained, tmp_path):

@@ -19,6 +19,7 @@ from gzcli.recipe import schema
 from gzcli.recipe.load import Mark, load, read_text, refuse
 from gzcli.recipe.override import parse_set
 from gzcli.recipe.resolve import check, check_data, dump, read, recipes, resolve, show
+from gzcli.recipe.stages import trees
 from gzcli.types import DataInfo
 
 
@@ -187,7 +188,7 @@ def test_all_mistakes_are_told_at_once(write):
          "2:16: `launch.gpus` must be an integer, `all` or null, not the text `most`"),
         ("{name: glow}\nood: {scores: [nl]}",
          "2:15: `ood.scores` must be a list out of `nll`, `typicality`, `complexity`, `ratio`, "
-         "`gradnorm` or null, not `['nl']` (did you mean `nll`?)"),
+         "`gradnorm`, `ensemble` or null, not `['nl']` (did you mean `nll`?)"),
         ("{name: wgan}\noptim: {critic: {lr: 1e-4}, genrator: {lr: 1}}",
          "2:29: unknown key `genrator` in `optim` (did you mean `generator`?)"),
         ("{name: wgan}\noptim: {critic: {lrr: 1e-4}}",
@@ -201,7 +202,7 @@ def test_all_mistakes_are_told_at_once(write):
         ("{name: glow}\nfor: {mnist: {data: {name: x}}}",
          "2:22: `data.name` has no place here: a section of `for` is named by its data set"),
         ("{name: glow}\nfor: {mnist: {extends: vae}}", "2:15: unknown key `extends`"),
-        ("{name: glow}\nstages: {}", "2:1: unknown key `stages`"),
+        ("{name: glow}\nstages: {a: {model: {name: vae}}}", "1:1: unknown key `model` (did you mean `stages.a.model`?)"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_place_and_what_to_write(write, text, message):
@@ -493,21 +494,27 @@ def test_a_shipped_recipe_resolves_for_each_set_that_it_names(name, data):
 
 @pytest.mark.parametrize(("name", "data"), PAIRS)
 def test_parameters_are_as_many_as_the_recipe_says(name, data):
-    """Built on the meta device: shapes alone, no memory."""
-    tree = resolve(name, data=data).tree
-    if tree["params"] is None:
-        return
+    """Built on the meta device: shapes alone, no memory. A later stage is built on the earlier ones."""
+    tree, built = resolve(name, data=data).tree, {}
+    for stage, part in trees(tree).items() if "stages" in tree else [("", tree)]:
+        built[stage] = check_parameters(part, built)
+
+
+def check_parameters(tree, stages):
     import torch
 
-    digits, unit = re.fullmatch(r"([\d.]+)([KMB]?)", str(tree["params"])).groups()
-    said = float(digits) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[unit]
     spec = SPECS.get(tree["data"]["name"], SPECS["cifar10"])  # a set yet to come: three channels, and its recipe's size
     size = tree["data"]["size"] or spec.size
     info = DataInfo((tree["data"]["channels"] or spec.channels, size, size), tree["data"]["levels"] or spec.levels, spec.classes)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
+    options |= {stage: stages[stage] for stage in catalog.card(tree["model"]["name"]).stages}
     with torch.device("meta"):
         model = catalog.load(tree["model"]["name"])(info, **options)
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(said, rel=0.02)
+    if tree["params"] is not None:
+        digits, unit = re.fullmatch(r"([\d.]+)([KMB]?)", str(tree["params"])).groups()
+        said = float(digits) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[unit]
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(said, rel=0.02)
+    return model
 
 
 def test_check_tells_of_a_set_that_is_misspelt(write):

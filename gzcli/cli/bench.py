@@ -15,7 +15,7 @@ _Data = Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="The set
 _Metrics = Annotated[
     str | None,
     typer.Option(
-        "--metrics", metavar="M[,M…]", help="fd kid_lenet prc_lenet classes bpd speed, and with Inception's weights fid kid is."
+        "--metrics", metavar="M[,M…]", help="fd kid_lenet prc_lenet classes bpd own speed, and with Inception's weights fid kid is."
     ),
 ]
 _N = Annotated[int, typer.Option("-n", metavar="N", min=50, help="Samples of each model.")]

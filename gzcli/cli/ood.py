@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,11 +20,22 @@ from gzcli.cli.options import (
     complete_scores,
     split,
 )
+from gzcli.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from gzcli.data.benchmarks import Benchmark
+    from gzcli.store.runs import Run
 
 _In = Annotated[
-    str, typer.Option("--in", metavar="NAME", help="The in-distribution set: its test split.", autocompletion=complete_data)
+    str | None, typer.Option("--in", metavar="NAME", help="The in-distribution set: its test split.", autocompletion=complete_data)
 ]
-_Outs = Annotated[str, typer.Option("--out", metavar="NAME[,NAME…]", help="The foreign sets.", autocompletion=complete_data_list)]
+_Outs = Annotated[
+    str | None, typer.Option("--out", metavar="NAME[,NAME…]", help="The foreign sets.", autocompletion=complete_data_list)
+]
+_Benchmark = Annotated[
+    str | None,
+    typer.Option("--benchmark", metavar="B", help="The sets of openood-mnist, openood-cifar10 or openood-cifar100."),
+]
 _Score = Annotated[
     str | None,
     typer.Option("--score", metavar="S[,S…]", help="Scores; the recipe's without it.", autocompletion=complete_scores),
@@ -39,8 +50,9 @@ _Background = Annotated[
 
 
 def ood(
-    model: Model, in_: _In, out_: _Outs, score: _Score = None, n: _N = None, full: _Full = False, background: _Background = None,
-    checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False, seed: Seed = 0, json: Json = False, quiet: Quiet = False,
+    model: Model, in_: _In = None, out_: _Outs = None, benchmark: _Benchmark = None, score: _Score = None, n: _N = None,
+    full: _Full = False, background: _Background = None, checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False,
+    seed: Seed = 0, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Score how foreign images of other sets look to a model.
 
@@ -52,16 +64,22 @@ def ood(
     from gzcli.recipe.schema import check_scores
     from gzcli.store import runs
 
-    outs = [reference(name) for name in split(out_)]
-    in_ = reference(in_)
+    asked = inside_of(benchmark, in_, out_) if benchmark else None
+    if asked is None and not (in_ and out_):
+        raise UsageError(
+            "`gz ood` needs `--in` and `--out`, or `--benchmark`", hint=f"gz ood {model} --in mnist --out fashionmnist"
+        )
+    in_ = asked.inside if asked else reference(in_)
     run = runs.find(model, data=data_key(in_))
-    scores = check_scores(split(score), card(run.model)) if score else None
+    outs = at_hand(asked, run) if asked else [reference(name) for name in split(out_)]
+    scores = check_scores(split(score), card(run.serving.tree()["model"]["name"])) if score else None
     out.info(f"run: {run.id}")
     job = {
-        "verb": "ood", "run": str(run.path), "in": in_, "out": outs, "scores": scores, "n": n, "full": full, "seed": seed,
-        "checkpoint": checkpoint, "options": {}, "background": str(runs.find(background).path) if background else None,
+        "verb": "ood", "run": str(run.path), "in": in_, "out": outs, "benchmark": asked and asked.name, "scores": scores,
+        "n": n, "full": full, "seed": seed, "checkpoint": checkpoint, "options": {},
+        "background": str(runs.find(background).path) if background else None,
     }  # fmt: skip
-    folder = run.path / "ood" / f"{'-'.join(name.rsplit('/', 1)[-1] for name in outs)}-{stamp()}"
+    folder = run.path / "ood" / f"{asked.name if asked else '-'.join(name.rsplit('/', 1)[-1] for name in outs)}-{stamp()}"
     result = do_job(folder, job, gpus=gpus, cpu=cpu)
     columns = ["out", "score", "auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id", "n_in", "n_out"]
     shown = [[f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] for c in columns] for row in result["results"]]
@@ -72,3 +90,35 @@ def ood(
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
     out.data(result)
+
+
+def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
+    """The benchmark of this name. Raises UsageError where sets are given that are not its own."""
+    from gzcli.data.benchmarks import find
+
+    benchmark = find(name)
+    if out_ or (in_ and in_ != benchmark.inside):
+        raise UsageError(f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`", hint="leave `--in` and `--out` out")
+    return benchmark
+
+
+def at_hand(benchmark: Benchmark, run: Run) -> list[str]:
+    """The foreign sets of a benchmark that are there, or small enough to be fetched unasked; the others are named.
+
+    Raises MissingError where there is none.
+    """
+    from gzcli.data.pack import open_pack
+
+    section, found = run.serving.tree()["data"], []
+    for name in (*benchmark.near, *benchmark.far):
+        try:
+            open_pack(name, size=section["size"], channels=section["channels"], say=out.info)
+            found.append(name)
+        except MissingError as e:
+            out.info(f"left out: {e.message} ({e.hint})")
+    for name in benchmark.absent:
+        out.info(f"left out: `{name}`, which gz does not know")
+    if not found:
+        sets = " ".join((*benchmark.near, *benchmark.far))
+        raise MissingError(f"none of the foreign sets of `{benchmark.name}` is at hand", hint=f"gz data download {sets}")
+    return found

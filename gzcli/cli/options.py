@@ -14,7 +14,6 @@ from gzcli.store.paths import recipe_names
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
 
-GENERIC = ("nll", "typicality", "complexity", "ratio", "gradnorm")  # the engine's scores, made of `log_prob`
 
 # --- completion: word so far → words that it may become ---
 
@@ -67,9 +66,9 @@ def complete_data_list(incomplete: str) -> list[str]:
 
 def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
     """The scores of the model typed before, and those that the engine makes of any likelihood."""
-    cards = _cards_of(ctx.params.get("model"))
-    own = {score for card in cards for score in card.scores}
-    return many(incomplete, sorted(own.union(GENERIC if any("log_prob" in card.can for card in cards) else ())))
+    from gzcli.recipe.schema import score_names
+
+    return many(incomplete, sorted({score for card in _cards_of(ctx.params.get("model")) for score in score_names(card)}))
 
 
 def complete_do(ctx: typer.Context, incomplete: str) -> list[str]:

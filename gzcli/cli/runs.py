@@ -93,6 +93,7 @@ def remove(runs: _Refs, yes: Yes = False, json: Json = False, quiet: Quiet = Fal
 def summary(run: Run) -> dict[str, Any]:
     """What the lists and `--json` tell of a run."""
     status = run.status()
+    at = next((stage for stage in run.stages if stage.state != "finished"), run.serving)
     created = status.get("created")
     return {
         "run": run.id,
@@ -100,7 +101,8 @@ def summary(run: Run) -> dict[str, Any]:
         "model": run.model,
         "data": run.data,
         "state": run.state,
-        "step": status.get("step"),
+        "stage": None if at is run else at.path.name,
+        "step": at.status().get("step"),
         "created": time.strftime("%Y-%m-%d %H:%M", time.localtime(created)) if created else None,
         "error": (status.get("error") or {}).get("message"),
         "path": run.path,

@@ -47,17 +47,18 @@ def sample(
     from gzcli.store import runs
 
     run = runs.find(model, data=data_key(data) if data else None)
-    known = card(run.model)
+    recipe = run.serving.tree()
+    known = card(recipe["model"]["name"])
     if do:
         do = choose(f"application of `{known.name}`", do, known.do)
     elif input or mask:
         raise UsageError(
             "`--input` and `--mask` go with `--do`", hint=f"`{known.name}` can: {', '.join(known.do) or 'sample only'}"
         )
-    if label and not run.tree()["model"].get("conditional"):
+    if label and not recipe["model"].get("conditional"):
         raise UsageError(
             f"`{run.id}` was not trained with labels",
-            hint=f"gz train {run.model} --data {run.data} --set model.conditional=true",
+            hint=f"gz train {run.model} --data {run.data} --set {run.serving.in_owner}model.conditional=true",
         )
     options = method_options(ctx.args, known.do[do] if do else known.sample, f"`--do {do}`" if do else f"`{known.name}`")
     out.info(f"run: {run.id}")

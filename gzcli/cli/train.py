@@ -81,7 +81,8 @@ def train(
         return
     if run:
         recipe.tree = continued(run, recipe, steps)
-    check_batch(recipe.tree, plan.processes)
+    for tree in whole_trees(recipe.tree):
+        check_batch(tree, plan.processes)
     recipe = with_data(recipe)
     if run is None:
         run = runs.create(recipe.card.name, data_key(recipe), alias=name)
@@ -92,9 +93,16 @@ def train(
     except GzError as error:
         error.event = "error"
         raise
-    pictures = sorted((run.path / "samples").glob("*.png"))
+    pictures = sorted((run.serving.path / "samples").glob("*.png"))
     if pictures:
         out.text(str(pictures[-1]))
+
+
+def whole_trees(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipe, or that of each stage that is to be trained."""
+    from gzcli.recipe.stages import trees
+
+    return list(trees(tree).values()) if "stages" in tree else [tree]
 
 
 def with_data(recipe: Recipe) -> Recipe:
@@ -103,12 +111,14 @@ def with_data(recipe: Recipe) -> Recipe:
     Raises UsageError where the model needs labels, or other things, that the set has not.
     """
     from gzcli.data.pack import open_pack
+    from gzcli.models.catalog import card
     from gzcli.recipe.resolve import check_data
 
     data = recipe.tree["data"]
     with out.progress("packing", unit="images") as report:
         meta = open_pack(data["name"], size=data["size"], channels=data["channels"], say=out.info, progress=report).meta
-    check_data(recipe.tree, recipe.card, meta.classes, meta.name)
+    for tree in whole_trees(recipe.tree):
+        check_data(tree, card(tree["model"]["name"]), meta.classes, meta.name)
     recipe.tree["data"] = data | {"channels": meta.shape[0], "size": meta.shape[1], "levels": data["levels"] or meta.levels}
     return recipe
 
@@ -148,22 +158,32 @@ def continued(run: Run, recipe: Recipe, steps: int | None) -> dict[str, Any]:
     tree = run.tree()
     differ = []
     for key, origin in recipe.origin.items():
-        if origin.startswith("--") and not key.startswith("launch.") and key != "train.steps":
+        if origin.startswith("--") and not key.startswith("launch.") and not key.endswith("train.steps"):
             old, new = dig(tree, key), dig(recipe.tree, key)
             if old != new:
                 differ.append(f"  {key}: {old} in the run, {new} asked for")
-    if steps is not None and steps < run.status().get("step", 0):
-        differ.append(f"  train.steps: the run has done {run.status()['step']}, {steps} asked for")
+    parts = parts_to_train(run) if steps is not None else []
+    for part in parts:
+        if steps < (done := part.status().get("step", 0)):
+            differ.append(f"  train.steps: the run has done {done}, {steps} asked for")
     if differ:
         raise UsageError(
             "\n".join([f"`{run.id}` cannot go on with another recipe", *differ]),
             hint="leave them out, or start a new run without `--resume`",
         )
-    if steps is not None:
-        tree["train"] = tree["train"] | {"steps": steps, "minutes": None}
+    for part in parts:
+        section = tree if part.owner is part else tree["stages"][part.path.name]
+        section["train"] = section["train"] | {"steps": steps, "minutes": None}
     given = [key for key in recipe.tree["launch"] if recipe.origin.get(f"launch.{key}", "").startswith("--")]
     tree["launch"] = tree["launch"] | {key: recipe.tree["launch"][key] for key in given}
     return tree
+
+
+def parts_to_train(run: Run) -> list[Run]:
+    """What a new `--steps` is for: the run, or its unfinished stages; the last where all are finished, as those before it
+    must stay what it was trained with."""
+    stages = [stage for stage in run.stages if stage.state != "finished"]
+    return stages or [run.serving]
 
 
 def dig(tree: dict[str, Any], key: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class TrainBatches:
     global batch whatever the number of processes; this rank gets rows rank · B / world … of it.
 
     augment: names of `AUGMENTS`, with a number if need be (`mutate=0.2`). n: a fixed random subset of so many images.
+    prepared: arrays [N, …] whose rows come along in `extra`.
     Raises UsageError for a batch size that the processes cannot share, or an unknown augmentation.
     """
 
@@ -59,6 +60,7 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         n: int | None = None,
+        prepared: Mapping[str, np.ndarray] | None = None,
     ):
         if batch_size < world or batch_size % world:
             raise UsageError(
@@ -70,6 +72,7 @@ class TrainBatches:
         self.start = rank * size
         self.augment = augmenter(augment or ())
         self.rows = _Rows(pack, "train", self.device)
+        self.prepared = prepared or {}
         self.order = order = _Order(pack.meta.counts["train"], n, seed, batch_size, slice(self.start, self.start + size))
         self.ahead = None
         if isinstance(self.rows.images, Pictures):  # nothing there refers to `self`, so that the workers end with it at once
@@ -86,6 +89,8 @@ class TrainBatches:
             x = quantise(u8, self.levels, noise)
         else:
             x = quantise(u8, self.levels)
+        for key, values in self.prepared.items():
+            extra[key] = self.rows.moved(torch.from_numpy(values[index.numpy()]))
         return Batch(x, y, index.to(self.device), self._noise(step, "main"), extra)
 
     def _noise(self, step: int, phase: str) -> BatchNoise:
@@ -131,10 +136,12 @@ def scan(
     device: torch.device | str,
     index: Sequence[int] | np.ndarray | Tensor | None = None,
     seed: int = 0,
+    augment: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """The images of a split in order, or those at `index`; the last batch may be smaller. The noise of image i depends
-    on (seed, i) alone; binary images are one draw, whatever the seed. A streamed split is read ahead by workers."""
-    device = torch.device(device)
+    on (seed, i) alone, and so does its one draw of `augment`; binary images are one draw, whatever the seed. A streamed
+    split is read ahead by workers."""
+    device, change = torch.device(device), augmenter(augment)
     rows = _Rows(pack, split, device, whole=False)
     order = torch.arange(pack.meta.counts[split]) if index is None else torch.as_tensor(np.asarray(index), dtype=torch.int64)
     parts = order.split(batch_size)
@@ -144,6 +151,7 @@ def scan(
     for i, part in enumerate(parts):
         u8, y, extra = rows.take(part, ahead and ahead.at(i))
         ids = part.tolist()
+        u8 = change(u8, ImageNoise(mix(seed, "data"), ids, device)) if change else u8
         x = quantise(u8, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
         yield Batch(x, y, part.to(device), ImageNoise(seed, ids, device), extra)
 
@@ -170,10 +178,10 @@ class _Rows:
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
             index = index.pin_memory().to(self.device, non_blocking=True)
-        y = None if self.labels is None else self._moved(self.labels.index_select(0, index))
-        return self._moved(self.images.index_select(0, index) if u8 is None else u8), y, extra
+        y = None if self.labels is None else self.moved(self.labels.index_select(0, index))
+        return self.moved(self.images.index_select(0, index) if u8 is None else u8), y, extra
 
-    def _moved(self, t: Tensor) -> Tensor:
+    def moved(self, t: Tensor) -> Tensor:
         if self.device.type == "cuda" and t.device.type == "cpu":
             return t.pin_memory().to(self.device, non_blocking=True)
         return t.to(self.device)

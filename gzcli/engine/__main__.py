@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,34 @@ def main(folder: Path) -> int:
     with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as got:
         if not got:
             raise SystemExit(f"`{run.id}` is in use by process {run.status().get('pid')}")
-        if rank == 0:
-            run.update(state="running", pid=os.getpid(), started=time.time(), error=None, code=None)
         try:
-            job = files.read_json(run.path / "job.json")
-            train(run, log) if job is None else work(run, job, log)
+            with recorded(run, log):
+                job = files.read_json(run.path / "job.json")
+                train(run, log) if job is None else work(run, job, log)
         except BaseException as e:
-            error = explain(e)
-            log._record(traceback.format_exc())
             if os.environ.get("GZ_DEBUG"):
                 traceback.print_exc()
-            run.update(state=STATES.get(type(error), "failed"), code=error.code, ended=time.time(),
-                       error={"kind": error.kind, "message": error.message, "hint": error.hint})  # fmt: skip
-            return 0 if told and type(error) in STATES else error.code
+            return 0 if told and type(explain(e)) in STATES else explain(e).code
         finally:
             (run.path / "stop").unlink(missing_ok=True)
-        if rank == 0:
-            run.update(state="finished", code=0, ended=time.time())
     return 0
+
+
+@contextlib.contextmanager
+def recorded(run: Run, log: Log) -> Iterator[None]:
+    """`status.json` tells that the block runs, then how it ended."""
+    if log.main:
+        run.update(state="running", pid=os.getpid(), started=time.time(), error=None, code=None)
+    try:
+        yield
+    except BaseException as e:
+        error = explain(e)
+        log._record(traceback.format_exc())
+        run.update(state=STATES.get(type(error), "failed"), code=error.code, ended=time.time(),
+                   error={"kind": error.kind, "message": error.message, "hint": error.hint})  # fmt: skip
+        raise
+    if log.main:
+        run.update(state="finished", code=0, ended=time.time())
 
 
 def explain(e: BaseException) -> GzError:
@@ -67,7 +78,26 @@ def explain(e: BaseException) -> GzError:
 
 
 def train(run: Run, log: Log) -> None:
-    """Trains the run of `run.yaml` in the processes that accelerate started."""
+    """Trains the run of `run.yaml`, or each of its stages that is not finished, in the processes that accelerate started."""
+    accelerator = None
+    for stage in run.stages:
+        if stage.state == "finished":
+            log.info(f"stage `{stage.path.name}` is finished")
+            continue
+        part = Log(stage.path, rank=log.rank, stage=stage.path.name)
+        part.info(f"stage `{stage.path.name}`")
+        with recorded(stage, part):
+            accelerator = train_one(stage, part)
+    if not run.stages:
+        accelerator = train_one(run, log)
+    log.event("done", run=run.id, path=str(run.path), step=run.serving.tree()["train"]["steps"])
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # gloo aborts a rank whose partner has gone before it
+        accelerator.end_training()
+
+
+def train_one(run: Run, log: Log) -> Any:
+    """Trains one model, from its newest checkpoint if it has one. Returns its Accelerator."""
     from gzcli.data.pack import open_pack
     from gzcli.engine.trainer import Trainer
 
@@ -80,26 +110,38 @@ def train(run: Run, log: Log) -> None:
         steps = Trainer(run, tree, pack, accelerator, log).count_steps(tree["train"]["minutes"], began)
         tree["train"] = tree["train"] | {"steps": agree(steps, accelerator), "minutes": None}
         if accelerator.is_main_process:
-            from gzcli.recipe.resolve import dump
-
-            files.write_atomic(run.path / "run.yaml", dump(tree))
+            write_steps(run, tree["train"])
         accelerator.wait_for_everyone()
         log.info(f"{tree['train']['steps']} steps fit in the time")
     trainer = Trainer(run, tree, pack, accelerator, log)
     if accelerator.is_main_process:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
     trainer.fit()
-    log.event("done", run=run.id, path=str(run.path), step=trainer.steps)
-    accelerator.wait_for_everyone()  # gloo aborts a rank whose partner has gone before it
-    accelerator.end_training()
+    accelerator.free_memory()
+    return accelerator
+
+
+def write_steps(run: Run, train: dict[str, Any]) -> None:
+    """The step count that `--minutes` came to, in the recipe of the run and of the run that it is a stage of."""
+    from gzcli.recipe.resolve import dump
+
+    tree = run.tree()
+    files.write_atomic(run.path / "run.yaml", dump(tree | {"train": train}))
+    if run.owner is not run:
+        whole = run.owner.tree()
+        whole["stages"][run.path.name]["train"] = train
+        files.write_atomic(run.owner.path / "run.yaml", dump(whole))
 
 
 def accelerate(tree: dict[str, Any]) -> Any:
     """The Accelerator of a recipe. A phase leaves the other phases' parameters without gradient, which DDP must expect;
-    buffers are equal on all ranks by the models' own means, not sent about at every forward."""
+    buffers are equal on all ranks by the models' own means, not sent about at every forward. A later stage may have another
+    precision than the one before."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
+    AcceleratorState._reset_state()
     several = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     return Accelerator(mixed_precision=precision(tree), cpu=bool(tree["launch"]["cpu"]), kwargs_handlers=[several])
 

@@ -25,8 +25,8 @@ from gzcli.errors import DivergedError, UsageError, did_you_mean
 from gzcli.store import files
 from gzcli.store.runs import Run
 
-METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "speed", "fid", "kid", "is")
-DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "speed")
+METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed", "fid", "kid", "is")
+DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed")
 MOST = 10_000  # test images of a likelihood
 BATCH = {"cpu": 50, "mps": 100, "cuda": 200}
 
@@ -100,12 +100,14 @@ def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job:
         found |= {key + mark: value for key, value in judge(samples, labels, levels).items()}
     elif "classes" in metrics:
         found |= judge(samples, labels, levels, only=("classes",))
-    row: dict[str, Any] = {"model": trained.tree["model"]["name"], "run": trained.run.id, "step": trained.step,
+    row: dict[str, Any] = {"model": trained.name, "run": trained.run.owner.id, "step": trained.step,
                            "params": sum(p.numel() for p in trained.model.parameters()), "metrics": found}  # fmt: skip
     if "bpd" in metrics and trained.model.likelihood in ("exact", "bound"):
         row["likelihood"] = likelihood(trained, pack, job["seed"], log)
         value = row["likelihood"]
         found |= {"nats": value["nats"]} if levels == 2 else {"bpd" + mark: value["bpd"]}
+    if "own" in metrics and hasattr(trained.model, "measure"):
+        found |= own_figures(trained, pack, job["seed"])
     if "speed" in metrics:
         found["samples_per_s"] = round(job["n"] / seconds, 3)
     row |= {"sample": trained.tree["sample"], "conditional": labels is not None, "levels": levels,
@@ -128,20 +130,28 @@ def sample(trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any]
     """n samples and the seconds they took; kept in `folder` under a name that says what made them."""
     weights = trained.run.path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
-    made = [trained.run.id, trained.step, stamp, job["n"], job["seed"], trained.tree["sample"], trained.device.type]
+    made = [trained.run.owner.id, trained.step, stamp, job["n"], job["seed"], trained.tree["sample"], trained.device.type]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
-    path = folder / "samples" / f"{trained.run.id}-{key}.npz"
+    path = folder / "samples" / f"{trained.run.owner.id}-{key}.npz"
     if path.exists():
         with np.load(path) as kept:
             return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"])
     since = time.perf_counter()
-    with log.bar(f"sample {trained.tree['model']['name']}") as progress:
+    with log.bar(f"sample {trained.name}") as progress:
         images = draw(trained, job["n"], seed=job["seed"], labels=labels, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
     return images, seconds
+
+
+def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
+    """What the model's `measure` says of test images, 10,000 at most."""
+    index = subset(total := len(pack.images("test")), min(MOST, total))
+    with torch.inference_mode():
+        return trained.model.measure(scan(pack, "test", batch_size=BATCH[trained.device.type], levels=trained.info.levels,
+                                          device=trained.device, index=index, seed=seed))  # fmt: skip
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
@@ -165,7 +175,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     trial = min(BATCH[device.type], total)
     n = min(affordable(timed(lambda: nll(next(batches(trial))), device) / trial, budget, 1), MOST, total)
     parts, done = [], 0
-    with log.bar(f"likelihood of {trained.tree['model']['name']}") as progress:
+    with log.bar(f"likelihood of {trained.name}") as progress:
         for batch in batches(n):
             parts.append(nll(batch))
             done += len(batch)

@@ -14,6 +14,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.errors import DeviceError, MissingError
 from gzcli.models import catalog
 from gzcli.models.base import Model
+from gzcli.store.files import checksum
 from gzcli.store.runs import Run
 from gzcli.types import DataInfo
 
@@ -29,20 +30,38 @@ class Trained:
     device: torch.device
     step: int
 
+    @property
+    def name(self) -> str:
+        """What the model is called: that of the whole run, of which this may be the last stage."""
+        return self.run.owner.status().get("model") or self.tree["model"]["name"]
 
-def build_model(tree: Mapping[str, Any], info: DataInfo) -> Model:
-    """The model of a recipe on the CPU, initialised by its seed alone, whatever the device will be."""
+
+def build_model(tree: Mapping[str, Any], info: DataInfo, stages: Mapping[str, Model] | None = None) -> Model:
+    """The model of a recipe on the CPU, initialised by its seed alone, whatever the device will be; `stages` are the
+    trained models that it is built on."""
     cls = catalog.load(tree["model"]["name"])
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
     torch.manual_seed(tree["seed"])
-    return cls(info, **options)
+    return cls(info, **options, **(stages or {}))
+
+
+def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Model]:
+    """The trained models of earlier stages that a model of this name is built on."""
+    return {stage: load_trained(run.owner.stage(stage), device).model for stage in catalog.card(name).stages}
+
+
+def built_on(run: Run, name: str) -> dict[str, str]:
+    """The sha256 of the weights of each of those stages."""
+    return {stage: checksum(run.owner.stage(stage).path / "model.safetensors") for stage in catalog.card(name).stages}
 
 
 def load_trained(run: Run, device: torch.device | str, checkpoint: str = "last") -> Trained:
-    """The model of a run; `checkpoint` is "last", "best" or a step.
+    """The model of a run, of one in stages that of the last; `checkpoint` is "last", "best" or a step.
 
-    Raises MissingError where there is no such checkpoint, or it is damaged.
+    Raises MissingError where there is no such checkpoint, or it is damaged, or an earlier stage is not the one that this
+    one was trained with.
     """
+    run = run.serving
     folder = run.path / "checkpoints"
     if checkpoint == "last":
         path = run.path / "model.safetensors"
@@ -53,7 +72,12 @@ def load_trained(run: Run, device: torch.device | str, checkpoint: str = "last")
             have = ", ".join(map(str, checkpoints.steps_of(folder))) or "none"
             raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
     weights, tree, info, step = checkpoints.read_weights(path)
-    model = build_model(tree, info)
+    name = tree["model"]["name"]
+    for stage, found in built_on(run, name).items():
+        if found != tree["built_on"][stage]:
+            raise MissingError(f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
+                               hint=f"gz train {run.owner.model} --data {run.owner.data}")  # fmt: skip
+    model = build_model(tree, info, stages_for(run, name, device))
     model.load_state_dict(weights, strict=False)  # per-rank extra state is not part of the weights
     return Trained(run, model.to(device).eval().requires_grad_(False), info, tree, torch.device(device), step)
 

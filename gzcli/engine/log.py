@@ -17,11 +17,14 @@ PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a termin
 
 
 class Log:
-    """The one sink of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json."""
+    """The one sink of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json.
 
-    def __init__(self, folder: Path | None = None, *, rank: int = 0):
+    `stage`: the stage of a run that this is the log of; its name stands in every event.
+    """
+
+    def __init__(self, folder: Path | None = None, *, rank: int = 0, stage: str | None = None):
         self.mode = os.environ.get("GZ_OUTPUT", "human")
-        self.main = rank == 0
+        self.main, self.rank, self.stage = rank == 0, rank, stage
         self.folder = folder if self.main else None
         self.fancy = self.main and self.mode == "human" and sys.stderr.isatty() and "CI" not in os.environ
         self.fancy = self.fancy and os.environ.get("TERM") != "dumb"
@@ -40,7 +43,8 @@ class Log:
     def event(self, event: str, **fields: Any) -> None:
         """A line of `--json` for scripts."""
         if self.main and self.mode == "json":
-            print(json.dumps({"schema": 1, "event": event, **fields}), flush=True)
+            stage = {"stage": self.stage} if self.stage else {}
+            print(json.dumps({"schema": 1, "event": event, **stage, **fields}), flush=True)
 
     def metrics(self, step: int, **values: float) -> None:
         """A line of `metrics.jsonl`."""
@@ -103,7 +107,7 @@ class TrainBar:
     def __init__(self, log: Log, bar: Any, start: int, steps: int):
         self.log, self.bar, self.steps = log, bar, steps
         self.since, self.at = time.monotonic(), start
-        self.task = bar.add_task("train", total=steps, completed=start, note="") if bar else None
+        self.task = bar.add_task(log.stage or "train", total=steps, completed=start, note="") if bar else None
 
     def advance(self, step: int) -> None:
         """After every step; rich draws ten times a second whatever the number of calls."""

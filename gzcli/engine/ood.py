@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from gzcli.data.batches import scan, to_uint8
+from gzcli.data.benchmarks import Benchmark
+from gzcli.data.benchmarks import find as find_benchmark
 from gzcli.data.pack import Pack, open_pack
 from gzcli.engine.budget import affordable, subset, timed
 from gzcli.engine.context import Trained, load_trained
@@ -34,9 +36,9 @@ NEIGHBOURS = 10_000  # training images of the k-NN baseline, at most
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Does the job and writes `scores.csv`, `histograms.png` and `ood.json` into `folder`.
 
-    job: {run, checkpoint, in, out, scores, background, n, full, seed, options}. The in-distribution images are the test
-    split of `in`; those of `out` pass through the run's size, channels and grey levels. Returns the JSON of `gz ood`.
-    Raises DivergedError for scores that are not finite.
+    job: {run, checkpoint, in, out, scores, background, benchmark, n, full, seed, options}. The in-distribution images are
+    the test split of `in`; those of `out` pass through the run's size, channels and grey levels. Returns the JSON of
+    `gz ood`. Raises DivergedError for scores that are not finite.
     """
     began = time.monotonic()
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
@@ -66,14 +68,17 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         tables[name] = score_set(scorer, source, pack, n, log)
     add_baselines(tables, source, home)
 
-    results = compare(tables, packs, names)
+    benchmark = find_benchmark(job["benchmark"]) if job.get("benchmark") else None
+    results = compare(tables, packs, names, trapezoid=benchmark is not None)
+    if benchmark:
+        results = grouped(results, benchmark)
     write_scores(folder / "scores.csv", tables, job["in"])
     histograms(folder / "histograms.png", tables, job["in"], results)
     result = {
-        "run": trained.run.id, "in": job["in"], "results": results, "notes": notes(results, packs), "positive": "out",
-        "seed": job["seed"], "checkpoint": job["checkpoint"], "step": trained.step, "levels": trained.info.levels,
-        "shape": list(trained.info.shape), "likelihood": trained.model.likelihood,
-        "background": background and background.run.id,
+        "run": trained.run.owner.id, "in": job["in"], "results": results, "notes": notes(results, packs, benchmark),
+        "positive": "out", "benchmark": benchmark and benchmark.name, "seed": job["seed"], "checkpoint": job["checkpoint"],
+        "step": trained.step, "levels": trained.info.levels, "shape": list(trained.info.shape),
+        "likelihood": trained.model.likelihood, "background": background and background.run.owner.id,
         "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
     }  # fmt: skip
@@ -137,12 +142,15 @@ def add_baselines(tables: dict[str, dict[str, np.ndarray]], source: Source, home
         table |= {"png": baselines.png_size(images), "mean": baselines.pixel_mean(images), "knn": distance}
 
 
-def compare(tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str]) -> list[dict[str, Any]]:
+def compare(tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str], *,
+            trapezoid: bool = False) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each foreign set and score. `beats_baselines`: a higher AUROC than any baseline's, either way round."""
     inside, *outside = tables
     rows = []
     for out in outside:
-        measured = {score: detection(tables[inside][score], tables[out][score]) for score in (*names, *BASELINES)}
+        measured = {
+            score: detection(tables[inside][score], tables[out][score], trapezoid=trapezoid) for score in (*names, *BASELINES)
+        }
         bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in BASELINES)
         rows += [
             {"out": out, "score": score, "baseline": score in BASELINES, **found, "resized": packs[out].meta.resized,
@@ -152,9 +160,32 @@ def compare(tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, 
     return rows
 
 
-def notes(results: list[dict[str, Any]], packs: Mapping[str, Pack]) -> list[str]:
+def grouped(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[str, Any]]:
+    """The rows with their `group`, near or far, and after each group a row of its means for every score."""
+    rows = [row | {"group": benchmark.group(row["out"])} for row in results]
+    ordered = []
+    for group in ("near", "far"):
+        inside = [row for row in rows if row["group"] == group]
+        ordered += inside
+        for score in dict.fromkeys(row["score"] for row in inside):
+            same = [row for row in inside if row["score"] == score]
+            means = {
+                key: float(np.mean([row[key] for row in same])) for key in ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
+            }
+            total = {"n_in": same[0]["n_in"], "n_out": sum(row["n_out"] for row in same)}
+            ordered.append(same[0] | means | total | {"out": f"mean of {group}", "ci": None, "beats_baselines": None})
+    return ordered
+
+
+def notes(results: list[dict[str, Any]], packs: Mapping[str, Pack], benchmark: Benchmark | None = None) -> list[str]:
     """What a reader must know of these figures."""
-    said = ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
+    said = []
+    if benchmark:
+        left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
+        if missing := [*left, *benchmark.absent]:
+            said.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
+        said.append("OpenOOD draws its images from lists of its own; these are from the whole test splits, AUPR by its trapezoid")
+    said += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
     said += [f"`{name}` was resized to the run's images" for name, pack in packs.items() if pack.meta.resized]
     if plain := [row for row in results if row["score"] in ("nll", "elbo")]:
         failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})

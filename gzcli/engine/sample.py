@@ -39,7 +39,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
             images = sampler.draw(trained, n, seed=job["seed"], labels=labels, options=job["options"], progress=progress)
             columns = None
     seconds = time.monotonic() - since
-    result = {"run": trained.run.id, "n": len(images), "seed": job["seed"], "seconds": round(seconds, 3),
+    result = {"run": trained.run.owner.id, "n": len(images), "seed": job["seed"], "seconds": round(seconds, 3),
               "grid": str(folder / "grid.png"), "files": [], "npz": None}  # fmt: skip
     if sampler.ranks()[0]:
         return result

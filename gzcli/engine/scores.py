@@ -5,7 +5,10 @@
   complexity  nll in bits − length of the image's best lossless code       Serrà et al. 2020, arXiv:1909.11480, eq. 3
   ratio       nll − nll under a background model, trained on mutated images   Ren et al. 2019, arXiv:1906.02845, eq. 4
   gradnorm    log ‖∂ log p(x) / ∂θ‖, all parameters, one image at a time   after Kwon et al. 2020, arXiv:2007.09507
-Higher is more out-of-distribution. A score depends on (model, image, seed, index) alone, not on the batch.
+  ensemble    −Σ log density of each statistic of the image (nll, code length, the model's own cheap scores) among
+              validation images, by kernel density estimates               Morningstar et al. 2021, arXiv:2006.09273
+Higher is more out-of-distribution. A score depends on (model, image, seed, index) alone, not on the batch. The nll of a
+model without a density of pixels is its own `score_nll`, as that of the codes of its tokenizer.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from gzcli.data.batches import to_uint8
 from gzcli.engine.context import Trained
 from gzcli.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.metrics.baselines import code_length
+from gzcli.models.catalog import LIKELIHOOD_SCORES, likelihood_scores
 from gzcli.types import Batch, ImageNoise
 
-OVER_NLL = ("nll", "typicality", "complexity", "ratio")
-GENERIC = (*OVER_NLL, "gradnorm")
+OVER_NLL = ("nll", "typicality", "complexity", "ratio", "ensemble")
 DEAR = ("regret", "inversion")  # an optimisation an image: only when named
 
 
@@ -35,24 +38,30 @@ def own_scores(model: Any) -> list[str]:
     return sorted(name.removeprefix("score_") for name in dir(type(model)) if name.startswith("score_"))
 
 
+def cheap_scores(model: Any) -> list[str]:
+    """Those of them that cost no optimisation an image."""
+    return [score for score in own_scores(model) if score not in DEAR]
+
+
 def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
     """The scores to compute: those asked for, else the recipe's, else every cheap one.
 
     Raises UsageError for a score that the model does not have.
     """
-    model, name = trained.model, trained.tree["model"]["name"]
-    own, has_nll = own_scores(model), hasattr(model, "log_prob")
-    options = [*own, *(GENERIC if has_nll else ())]
+    model, name = trained.model, trained.name
+    own = own_scores(model)
+    made = likelihood_scores(log_prob=hasattr(model, "log_prob"), own=own)
+    options = list(dict.fromkeys((*own, *made)))
     wanted = list(asked or trained.tree["ood"].get("scores") or ())
     if not wanted:
         cheap = ("nll", "typicality", "complexity") if model.likelihood in ("exact", "bound") else ()
-        wanted = [*cheap, *(score for score in own if score not in DEAR)] or own[:1]
+        wanted = [*cheap, *cheap_scores(model)] or own[:1]
     if not wanted:
         raise UsageError(f"`{name}` has no score for out-of-distribution images", hint="gz list models --can ood")
     for score in wanted:
         if score in options:
             continue
-        if score in GENERIC:
+        if score in LIKELIHOOD_SCORES:
             raise UsageError(f"`{name}` has no likelihood, which the score `{score}` needs", hint=f"it has: {', '.join(own)}")
         raise UsageError(f"`{name}` has no score `{score}`", hint=did_you_mean(score, options) or f"it has: {', '.join(options)}")
     return list(dict.fromkeys(wanted))
@@ -70,6 +79,7 @@ class Scorer:
         self.trained, self.model, self.names, self.seed = trained, trained.model, list(names), seed
         self.background, self.options = background, dict(options or {})
         self.mean_nll = math.nan
+        self.densities: dict[str, Any] = {}
         if "ratio" in names:
             self._check_background()
         unused = set(self.options) - {key for name in names for key in self._keywords("score", name) | self._keywords("fit", name)}
@@ -77,11 +87,15 @@ class Scorer:
 
     def fit(self, batches: Sequence[Batch]) -> None:
         """In-distribution statistics, of held-out images."""
-        if "typicality" in self.names:
-            self.mean_nll = float(np.concatenate([self._nll(self.model, batch) for batch in batches]).mean())
-        for name in self.names:
+        statistics = cheap_scores(self.model) if "ensemble" in self.names else []
+        for name in dict.fromkeys((*self.names, *statistics)):
             if method := getattr(self.model, f"fit_{name}", None):
                 method(batches, **self._take("fit", name))
+        if "typicality" in self.names:
+            self.mean_nll = float(np.concatenate([self._nll(self.model, batch) for batch in batches]).mean())
+        if "ensemble" in self.names:
+            seen = [self._statistics(batch, self._nll(self.model, batch)) for batch in batches]
+            self.densities = densities({name: np.concatenate([values[name] for values in seen]) for name in seen[0]})
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """float64 [B] of each score. Raises DivergedError that names a score with values that are not finite."""
@@ -100,17 +114,28 @@ class Scorer:
         if name == "typicality":
             return np.abs(nll - self.mean_nll)
         if name == "complexity":
-            return nll / math.log(2) - code_length(to_uint8(batch.x).cpu().numpy())
+            return nll / math.log(2) - _code_length(batch)
         if name == "ratio":
             return nll - self._nll(self.background.model, batch)
         if name == "gradnorm":
             return self._gradnorm(batch)
+        if name == "ensemble":
+            found = self._statistics(batch, nll)
+            return -sum(density.logpdf(found[statistic]) for statistic, density in self.densities.items())
+        return self._own(name, batch)
+
+    def _own(self, name: str, batch: Batch) -> np.ndarray:
         score = getattr(self.model, f"score_{name}")(batch.x, noise=self._noise(batch.index), **self._take("score", name))
         return score.detach().double().cpu().numpy()
 
+    def _statistics(self, batch: Batch, nll: np.ndarray) -> dict[str, np.ndarray]:
+        """What `ensemble` knows of each image."""
+        own = {name: self._own(name, batch) for name in cheap_scores(self.model) if name != "nll"}
+        return {"nll": nll, "code": _code_length(batch), **own}
+
     def _nll(self, model: Any, batch: Batch) -> np.ndarray:
         with torch.no_grad():
-            return -model.log_prob(batch.x, noise=self._noise(batch.index)).double().cpu().numpy()
+            return -_log_prob(model, batch.x, self._noise(batch.index)).double().cpu().numpy()
 
     def _gradnorm(self, batch: Batch) -> np.ndarray:
         parameters = list(self.model.parameters())
@@ -125,9 +150,9 @@ class Scorer:
 
     def _norm(self, x: Tensor, index: Tensor, parameters: list[Tensor]) -> Tensor:
         with torch.enable_grad():
-            value = self.model.log_prob(x, noise=self._noise(index)).sum()
+            value = _log_prob(self.model, x, self._noise(index)).sum()
             if not value.requires_grad:
-                raise UsageError(f"`{self.trained.tree['model']['name']}` has a likelihood without gradient, `gradnorm` needs one")
+                raise UsageError(f"`{self.trained.name}` has a likelihood without gradient, `gradnorm` needs one")
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         return sum(g.double().square().sum() for g in gradients if g is not None).sqrt().log()
 
@@ -143,12 +168,32 @@ class Scorer:
         return {key: self.options[key] for key in self._keywords(kind, name) & set(self.options)}
 
     def _check_background(self) -> None:
-        name, data = self.trained.tree["model"]["name"], self.trained.tree["data"]["name"]
+        run, data = self.trained.run, self.trained.tree["data"]["name"]
         if self.background is None:
+            sets = [
+                f"{run.in_owner}data.augment=[mutate]",
+                *(f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1]),
+            ]
+            line = " ".join(f"--set {each}" for each in sets)
             raise MissingError("the score `ratio` needs a background run",
-                               hint=f"`gz train {name} --data {data} --set data.augment=[mutate] --name background`, "
+                               hint=f"`gz train {self.trained.name} --data {data} {line} --name background`, "
                                     "then `--background background`")  # fmt: skip
         one, other = self.trained.info, self.background.info
         if (one.shape, one.levels) != (other.shape, other.levels):
             raise UsageError(f"the background run has images of {other.shape} and {other.levels} levels, "
                              f"this one of {one.shape} and {one.levels}")  # fmt: skip
+
+
+def densities(statistics: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A Gaussian kernel density estimate of each statistic [N] that varies."""
+    from scipy.stats import gaussian_kde
+
+    return {name: gaussian_kde(values) for name, values in statistics.items() if values.std() > 0}
+
+
+def _log_prob(model: Any, x: Tensor, noise: ImageNoise) -> Tensor:
+    return model.log_prob(x, noise=noise) if hasattr(model, "log_prob") else -model.score_nll(x, noise=noise)
+
+
+def _code_length(batch: Batch) -> np.ndarray:
+    return code_length(to_uint8(batch.x).cpu().numpy())

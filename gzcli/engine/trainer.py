@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from gzcli.data.batches import TrainBatches
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
-from gzcli.engine.context import build_model
+from gzcli.engine.context import build_model, built_on, stages_for
 from gzcli.engine.ema import EMA
 from gzcli.engine.log import Log
+from gzcli.engine.prepare import prepare
 from gzcli.engine.stop import Stop
 from gzcli.engine.watch import Watch
 from gzcli.errors import DivergedError, Interrupted, MissingError, UsageError
@@ -44,17 +45,19 @@ class Trainer:
     """Trains the model of `tree` on `pack`, in the processes of `accelerator`, into `run`."""
 
     def __init__(self, run: Run, tree: dict[str, Any], pack, accelerator, log: Log):
-        self.run, self.tree, self.pack, self.log = run, tree, pack, log
+        name = tree["model"]["name"]
+        self.run, self.tree, self.pack, self.log = run, tree | {"built_on": built_on(run, name)}, pack, log
         self.accelerator, self.device = accelerator, accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.train: Mapping[str, Any] = tree["train"]
         self.steps: int = self.train["steps"]
         self.info = pack.info(levels=tree["data"]["levels"], steps=self.steps)
+        self.model = build_model(tree, self.info, stages_for(run, name, self.device)).to(self.device).train()
         self.batches = TrainBatches(
             pack, seed=tree["seed"], batch_size=self.train["batch_size"], levels=self.info.levels, device=self.device,
             augment=tuple(tree["data"]["augment"] or ()), rank=self.rank, world=self.world, n=tree["data"]["n"],
+            prepared=prepare(self),
         )  # fmt: skip
-        self.model = build_model(tree, self.info).to(self.device).train()
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
@@ -78,7 +81,7 @@ class Trainer:
         if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
             Watch(self).turn(self.steps)
             return
-        stop = Stop(self.run.path, world=self.world, device=self.device)
+        stop = Stop(self.run.owner.path, world=self.world, device=self.device)
         watch = Watch(self)
         self.begin()
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
@@ -94,7 +97,7 @@ class Trainer:
                 if signum := stop.asked(done):
                     self.save(done)
                     raise Interrupted(f"stopped at step {done} of {self.steps}, checkpoint saved", signum=signum,
-                                      hint=f"gz train {self.run.id} --resume")  # fmt: skip
+                                      hint=f"gz train {self.run.owner.id} --resume")  # fmt: skip
                 watch.turn(done)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -168,6 +171,8 @@ class Trainer:
         self.seed_global(self.start)
         with torch.no_grad():
             self.model.on_start(self.batches.at(self.start))
+        for text in self.model.warnings:
+            self.log.warn(text)
         if self.start:
             self.model.on_step(self.start - 1)
         elif self.ema.decay:
@@ -239,16 +244,20 @@ class Trainer:
         self.log.info(f"resumed at step {self.start}")
 
     def init_from(self, source: str) -> None:
-        """Starts from the weights of a run or a safetensors file. Raises MissingError, or UsageError where they do not fit."""
+        """Starts from the weights of an earlier stage, a run or a safetensors file.
+
+        Raises MissingError, or UsageError where they do not fit.
+        """
         from pathlib import Path
 
         from safetensors.torch import load_file
 
         from gzcli.store import runs
 
-        file = Path(source).expanduser()
+        file, stage = Path(source).expanduser(), self.run.owner.stage(source)
         if not file.is_file():
-            file = runs.find(source).path / "model.safetensors"
+            found = stage if stage.status() else runs.find(source).serving
+            file = found.path / "model.safetensors"
         if not file.exists():
             raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
         try:

@@ -12,6 +12,7 @@ from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import sampler
 from gzcli.engine.context import Trained
+from gzcli.engine.prepare import with_prepared
 from gzcli.models.nn import all_mean
 from gzcli.store import files
 
@@ -151,7 +152,7 @@ class Watch:
                     labels = batch.y if t.model.conditional else None
                     value = -t.model.log_prob(batch.x, labels, noise=batch.noise).double().sum() / (dims * 0.6931471805599453)
                 else:
-                    out = t.model.loss(batch, t.phases[0].name)
+                    out = t.model.loss(with_prepared(t.model, batch), t.phases[0].name)
                     value = (out["loss"] if isinstance(out, dict) else out).double() * len(batch)
                 total += value
         if t.world > 1:
@@ -181,7 +182,9 @@ class Watch:
         """The W&B run; its own variables (WANDB_MODE=offline, WANDB_PROJECT …) are honoured."""
         import wandb
 
-        return wandb.init(project="gz", name=self.run.id, id=self.run.id, resume="allow", dir=self.run.path, config=self.t.tree)
+        name = self.run.id
+        id_ = name.replace("/", "-")
+        return wandb.init(project="gz", name=name, id=id_, resume="allow", dir=self.run.path, config=self.t.tree)
 
 
 class _Evaluating:

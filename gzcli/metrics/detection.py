@@ -14,13 +14,16 @@ import numpy as np
 from gzcli.errors import DivergedError, UsageError
 
 
-def detection(s_in: np.ndarray, s_out: np.ndarray, *, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
+def detection(
+    s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
     """AUROC, AUPR (average precision, either class positive), FPR95 (either convention) of scores [N_in] and [N_out].
 
+    `trapezoid`: AUPR as the area under the interpolated curve, which is how OpenOOD computes it, and too favourable.
     `ci`: the 95 % percentile intervals of `auroc` and `fpr95` over `bootstrap` resamples of both sides; None for 0.
     Raises UsageError for an empty side, DivergedError for scores that are not finite.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+    from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     s_in, s_out = (np.asarray(s, np.float64).ravel() for s in (s_in, s_out))
     if not len(s_in) or not len(s_out):
@@ -36,10 +39,16 @@ def detection(s_in: np.ndarray, s_out: np.ndarray, *, bootstrap: int = 1000, see
         fpr, tpr, _ = roc_curve(positive, s, drop_intermediate=False)
         return float(fpr[np.argmax(tpr >= 0.95)])
 
+    def aupr(positive: np.ndarray, s: np.ndarray) -> float:
+        if not trapezoid:
+            return float(average_precision_score(positive, s))
+        precision, recall, _ = precision_recall_curve(positive, s)
+        return float(auc(recall, precision))
+
     return {
         "auroc": float(roc_auc_score(ood, rank)),
-        "aupr_in": float(average_precision_score(1 - ood, -rank)),
-        "aupr_out": float(average_precision_score(ood, rank)),
+        "aupr_in": aupr(1 - ood, -rank),
+        "aupr_out": aupr(ood, rank),
         "fpr95": fpr_at_95(ood, rank),
         "fpr95_id": fpr_at_95(1 - ood, -rank),
         "n_in": len(s_in),

@@ -41,6 +41,8 @@ class Model(nn.Module):
       log_prob(x, labels=None, *, noise)   [B] nats of the discrete image; with the class attribute `likelihood`
       score_<name>(x, *, noise, …)         [B], higher = more out-of-distribution
       fit_<name>(batches)                  in-distribution statistics that a score needs
+      measure(batches)                     {name: figure} of its own on held-out images, shown by `gz bench`
+      prepare(batch)                       {key: rows}, made once of every training image, in `batch.extra` from then on
       reconstruct · interpolate · translate · inpaint · upscale · complete · edit    applications, called by `--do`
       on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too
     """
@@ -49,6 +51,7 @@ class Model(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ()
     likelihood: ClassVar[str | None] = None  # "exact" | "bound" | "ode": what log_prob is
     conditional: bool = False  # an instance's own, where it was built to take labels
+    warnings: tuple[str, ...] = ()  # what `on_start` has to say to whoever trains it
     best: ClassVar[str] = "auto"  # the best checkpoint is by "bpd" | "fd" | "loss"; auto = bpd where log_prob is cheap
 
     def __init__(self, data: DataInfo):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gzcli.models.base import Model
 
 APPLICATIONS = ("reconstruct", "interpolate", "translate", "inpaint", "upscale", "complete", "edit")
+
+LIKELIHOOD_SCORES = ("nll", "typicality", "complexity", "ratio", "gradnorm", "ensemble")
 
 # What the engine hands to a method; all else in its signature is an option that a user can set.
 _GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
@@ -53,6 +55,7 @@ class ModelCard:
     likelihood: str | None  # what log_prob is: "exact" | "bound" | "ode"
     best: str
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
+    stages: tuple[str, ...]  # what it is given beside them: the names of earlier stages of the recipe, trained models
     sample: dict[str, Param]  # options of `sample`
     scores: dict[str, dict[str, Param]]  # score → options of `score_<name>` and `fit_<name>`
     fits: tuple[str, ...]  # the scores that have a `fit_<name>`
@@ -76,6 +79,14 @@ def card(name: str) -> ModelCard:
             return found
     hint = did_you_mean(name, cards()) or "`gz list models` names them all"
     raise UsageError(f"no model is called `{name}`", hint=hint)
+
+
+def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
+    """The out-of-distribution scores that the engine makes of a model's `log_prob` or, but for the one that compares it with
+    a code of the pixels, of its `score_nll`."""
+    if log_prob:
+        return LIKELIHOOD_SCORES
+    return tuple(score for score in LIKELIHOOD_SCORES if score != "complexity") if "nll" in own else ()
 
 
 def load(name: str) -> type[Model]:
@@ -135,6 +146,7 @@ def _read_card(path: Path) -> ModelCard | None:
         return [name.removeprefix(prefix) for name in methods if name.startswith(prefix)]
 
     init = {name: p for name, p in params("__init__").items() if name not in ("self", "data")}
+    stages = tuple(name for name, p in init.items() if p.annotation == "Model")
     do = {name: options(name) for name in APPLICATIONS if name in methods}
     scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in named("score_")}
     can = {"sample": True, "conditional": "conditional" in init, "log_prob": "log_prob" in methods}
@@ -149,7 +161,8 @@ def _read_card(path: Path) -> ModelCard | None:
         needs=tuple(_value(attributes["needs"], path)) if "needs" in attributes else (),
         likelihood=_value(attributes["likelihood"], path) if "likelihood" in attributes else None,
         best=_value(attributes["best"], path) if "best" in attributes else "auto",
-        params=init,
+        params={name: p for name, p in init.items() if name not in stages},
+        stages=stages,
         sample=options("sample"),
         scores=scores,
         fits=tuple(named("fit_")),

@@ -1,21 +1,23 @@
 """A recipe as it will run: every key of every section, and where each value comes from.
 
 Order, the later wins: defaults of the signatures and sections < the recipe < its `for.<data>` < the user's own recipe
-that `extends` it < its own `for.<data>` < flags < `--set`.
+that `extends` it < its own `for.<data>` < flags < `--set`. Of a recipe in stages each layer gives a stage what all stages
+share, then what is its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
-from gzcli.recipe import schema
+from gzcli.recipe import schema, stages
 from gzcli.recipe.files import RecipeFile, read_chain, recipes, show
+from gzcli.recipe.layers import Layer, dotted, lay
 from gzcli.recipe.load import Key, Problem, in_order, refuse
 from gzcli.recipe.load import load as read
 from gzcli.recipe.override import Override, flags_of, parse_set
@@ -32,12 +34,16 @@ class Recipe:
     """A resolved recipe. `tree` has every key of every section; `origin` says where the value of a dotted key is from:
 
     "default" | "recipes/glow.yaml:9" | "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set"
+
+    A recipe in stages has `tree["stages"]`, an ordered map name → the stage's own sections, or the run to be used instead;
+    `card` is the model that the run is called after, `cards` those of the stages.
     """
 
     tree: dict[str, Any]
     origin: dict[str, str]
     card: ModelCard
     source: Path
+    cards: dict[str, ModelCard] = field(default_factory=dict)
 
 
 def resolve(
@@ -90,16 +96,7 @@ def check_data(tree: Mapping[str, Any], card: ModelCard, classes: tuple[str, ...
 # ---------------------------------------------------------------------------- layers
 
 
-@dataclass
-class _Layer:
-    """A part of a recipe with the places of its keys, for messages and as they are shown."""
-
-    tree: dict[str, Any]
-    where: Callable[[Key, bool], str]
-    origin: Callable[[Key], str]
-
-
-def _layer(file: RecipeFile, name: str | None = None) -> _Layer:
+def _layer(file: RecipeFile, name: str | None = None, *, applies: bool = True) -> Layer:
     """A file's own values, or those for one data set."""
     at: Key = () if name is None else ("for", name)
     tree = file.own if name is None else (file.sections[name] or {})
@@ -111,56 +108,73 @@ def _layer(file: RecipeFile, name: str | None = None) -> _Layer:
     def origin(path: Key) -> str:
         return f"{prefix}{file.label}:{file.document.mark((*at, *path)).line}"
 
-    return _Layer(tree, where, origin)
+    return Layer(tree, where, origin, inside=name is not None, applies=applies)
 
 
-def _given(override: Override) -> _Layer:
-    return _Layer(override.tree, lambda path, value: override.where, lambda path: override.origin)
+def _given(override: Override) -> Layer:
+    return Layer(override.tree, lambda path, value: override.where, lambda path: override.origin)
 
 
 def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     chain, problems = read_chain(what)
-    card = _card(chain, problems)
-    rules = schema.schema(card)
-
     typed = [_given(override) for override in flags_of({"data.name": data, **flags})]
     for text in sets:
         override, wrong = parse_set(text)
         problems += wrong
         if override:
             typed.append(_given(override))
-
-    layers: list[_Layer] = []
     name = _data_name([*(file.own for file in chain), *(layer.tree for layer in typed)])
-    for file in chain:
-        layers.append(_checked(_layer(file), rules, problems))
-        for section in file.sections:
-            layer = _checked(_layer(file, section), rules, problems, inside=True)
-            if canonical(section) == canonical(name):
-                layers.append(layer)
-    layers += [_checked(layer, rules, problems) for layer in typed]
+    layers = [layer for file in chain for layer in _layers(file, name)] + typed
+    cards = stages.cards_of(layers, problems)
+    if cards is None:
+        cards, card = {}, _card(chain, problems)
+        rules = schema.schema(card)
+    else:
+        card, reused = next(iter(cards.values()), None), stages.reused_runs(layers)
+        rules = schema.staged(cards)
+        layers = [replace(layer, tree=tree) for layer, tree in zip(layers, stages.fitting(layers, rules, cards), strict=True)]
 
+    applied = []
+    for layer in layers:
+        clean = _checked(layer, rules, problems)
+        if layer.applies:
+            applied.append(clean)
     if card is None:
         return None, problems
-    tree = schema.defaults(rules)
-    tree["model"] = {"name": card.name, **tree["model"]}
-    origin = dict.fromkeys(_dotted(tree), "default")
-    for layer in layers:
-        if _changes_model(layer.tree):
-            tree["params"] = None  # the count was of the layers before
-        _lay(tree, layer.tree, origin, layer.origin)
-    if canonical(tree["model"]["name"]) != canonical(card.name):
-        other = tree["model"]["name"]
-        problems.append(Problem(f"`{origin['model.name']}`", f"this is a recipe of `{card.name}`", f"gz train {other}"))
-    tree["model"]["name"], tree["data"]["name"] = card.name, _spelling(name)
+    if cards:
+        tree, origin = stages.compose(applied, rules, cards, reused)
+    else:
+        tree, origin = compose(applied, rules, card)
+        if canonical(tree["model"]["name"]) != canonical(card.name):
+            other = tree["model"]["name"]
+            problems.append(Problem(f"`{origin['model.name']}`", f"this is a recipe of `{card.name}`", f"gz train {other}"))
+        tree["model"]["name"] = card.name
+    tree["data"]["name"] = _spelling(name)
     if not problems:
         problems += [Problem(chain[-1].label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
     if spec := _spec(name):
-        try:
-            check_data(tree, card, spec.classes, spec.name)
-        except UsageError as e:
-            problems.append(Problem("", e.message, e.hint))
-    return Recipe(tree, origin, card, chain[-1].path), problems
+        for part in stages.trees(tree).values() if cards else [tree]:
+            try:
+                check_data(part, catalog.card(part["model"]["name"]), spec.classes, spec.name)
+            except UsageError as e:
+                problems.append(Problem("", e.message, e.hint))
+    return Recipe(tree, origin, card, chain[-1].path, cards), problems
+
+
+def _layers(file: RecipeFile, data: str) -> list[Layer]:
+    """A file's own values, then its sections of `for`, of which those of another data set are only checked."""
+    sections = [_layer(file, section, applies=canonical(section) == canonical(data)) for section in file.sections]
+    return [_layer(file), *sections]
+
+
+def compose(layers: Iterable[Layer], rules: schema.Rules, card: ModelCard) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree of defaults and layers, and the origin of each value."""
+    tree = schema.defaults(rules)
+    tree["model"] = {"name": card.name, **tree["model"]}
+    origin = dict.fromkeys(dotted(tree), "default")
+    for layer in layers:
+        lay(tree, layer.tree, origin, layer.origin)
+    return tree, origin
 
 
 def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
@@ -196,40 +210,17 @@ def _data_name(trees: Iterable[Mapping[str, Any]]) -> str:
     return name
 
 
-def _checked(layer: _Layer, rules: schema.Rules, problems: list[Problem], *, inside: bool = False) -> _Layer:
-    """The layer with its values converted and what is wrong with it left out and told; `inside` a `for` section."""
+def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
+    """The layer with its values converted and what is wrong with it left out and told."""
     if not isinstance(layer.tree, Mapping):
         problems.append(Problem(layer.where((), True), "a section of `for` must hold what changes, as `{train: {…}}`"))
         return replace(layer, tree={})
     tree, wrong = schema.check(layer.tree, rules, layer.where)
     problems += wrong
-    if inside and tree.get("data", {}).pop("name", None) is not None:
+    if layer.inside and tree.get("data", {}).pop("name", None) is not None:
         message = "`data.name` has no place here: a section of `for` is named by its data set"
         problems.append(Problem(layer.where(("data", "name"), False), message))
     return replace(layer, tree=tree)
-
-
-def _lay(tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], of: Callable[[Key], str], at: Key = ()):
-    """Lays a part over the tree, key by key, noting the origins."""
-    for key, value in part.items():
-        here = (*at, key)
-        if isinstance(value, Mapping):
-            _lay(tree.setdefault(key, {}), value, origin, of, here)
-        else:
-            tree[key] = value
-            origin[".".join(here)] = of(here)
-
-
-def _changes_model(part: Mapping[str, Any]) -> bool:
-    """Whether a layer may change how many parameters the model has."""
-    return bool(set(part.get("model", {})) - {"name"} or {"size", "channels"} & set(part.get("data", {})))
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in tree.items():
-        keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
-    return keys
 
 
 # ---------------------------------------------------------------------------- data sets

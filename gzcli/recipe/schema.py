@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gzcli.errors import UsageError, canonical, did_you_mean
-from gzcli.models.catalog import ModelCard, Param, phases
+from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
 from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
 
-GENERIC_SCORES = ("nll", "typicality", "complexity", "ratio", "gradnorm")  # those that the engine makes of `log_prob`
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
 
@@ -74,6 +73,7 @@ OPTIM: dict[str, Rule] = {
     "warmup": Rule("int", 0, "0 or more"),  # steps
     "schedule": Rule("Literal['constant', 'cosine', 'linear']", "constant"),
 }
+PARAMS = Rule("int | str | None", None, "1 or more")
 BENCH: Rules = {"metrics": Rule("list[str] | None"), "n": Rule("int | None", None, "1 or more")}
 LAUNCH: Rules = {
     "gpus": Rule("int | Literal['all'] | None", None, "0 or more"),
@@ -91,6 +91,38 @@ LAUNCH: Rules = {
 
 def schema(card: ModelCard | None) -> Rules:
     """The rules of a recipe of this model, sections in order; without a card, a model's own keys are not checked."""
+    return {
+        "about": Rule("str", ""),
+        "seed": Rule("int", 0, "0 or more"),
+        "model": {},
+        "data": DATA,
+        "train": TRAIN,
+        **_of_model(card),
+        "bench": BENCH,
+        "launch": LAUNCH,
+        "params": PARAMS,
+    }
+
+
+def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
+    """The rules of a recipe in stages: what is shared at the top, what is a stage's own, over it, below `stages`.
+
+    The two have the same keys but for those of the models; a stage cannot have another data set.
+    """
+    own_data = {key: rule for key, rule in DATA.items() if key != "name"}
+    stages: Rules = {
+        name: _given_only({"model": {}, "data": own_data, "train": TRAIN, **_of_model(card), "params": PARAMS})
+        for name, card in cards.items()
+    }
+    shared = _given_only({"train": TRAIN, "optim": OPTIM})
+    return {
+        "about": Rule("str", ""), "seed": Rule("int", 0, "0 or more"), "data": DATA, **shared, "stages": stages, "bench": BENCH,
+        "launch": LAUNCH,
+    }  # fmt: skip
+
+
+def _of_model(card: ModelCard | None) -> Rules:
+    """The sections whose keys depend on the model."""
     part = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
     own: dict[str, Rules]
     if card is None:
@@ -104,11 +136,7 @@ def schema(card: ModelCard | None) -> Rules:
             "phases": {ANY: part} if names is None else dict.fromkeys(names, part),
         }
     return {
-        "about": Rule("str", ""),
-        "seed": Rule("int", 0, "0 or more"),
         "model": {"name": Rule("str"), **own["model"]},
-        "data": DATA,
-        "train": TRAIN,
         "optim": {**OPTIM, **own["phases"]},
         "sample": own["sample"],
         "ood": {
@@ -117,10 +145,12 @@ def schema(card: ModelCard | None) -> Rules:
             "background": Rule("str | None"),
             **own["ood"],
         },
-        "bench": BENCH,
-        "launch": LAUNCH,
-        "params": Rule("int | str | None", None, "1 or more"),
     }
+
+
+def _given_only(rules: Rules) -> Rules:
+    """The same rules without defaults: what is not given is left out."""
+    return {k: _given_only(r) if isinstance(r, dict) else replace(r, default=ABSENT) for k, r in rules.items()}
 
 
 def _rules(params: Mapping[str, Param]) -> Rules:
@@ -144,8 +174,9 @@ def _scores(card: ModelCard | None) -> str:
 
 
 def score_names(card: ModelCard) -> list[str]:
-    """The scores that can be asked for: the model's own, and the engine's where there is a likelihood."""
-    return [*card.scores, *(GENERIC_SCORES if "log_prob" in card.can else ())]
+    """The scores that can be asked for: the model's own, and those that the engine makes of its likelihood."""
+    made = likelihood_scores(log_prob="log_prob" in card.can, own=card.scores)
+    return list(dict.fromkeys((*card.scores, *made)))
 
 
 def defaults(rules: Rules) -> dict[str, Any]:
@@ -226,7 +257,10 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
 
 
 def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
-    """The model's hyperparameters without a default that the recipe does not give."""
+    """The models' hyperparameters without a default that the recipe does not give."""
+    if "stages" in rules:
+        given = {name: part for name, part in tree["stages"].items() if isinstance(part, Mapping)}
+        return [f"stages.{name}.{key}" for name, part in given.items() for key in missing(part, rules["stages"][name])]
     return [f"model.{key}" for key in rules["model"] if key != ANY and key not in tree["model"]]
 
 
@@ -241,7 +275,8 @@ def _unknown(path: Key) -> str:
 def _suggest(path: Key, rules: Rules, root: Rules) -> str:
     """The same key in another section, else the nearest key of this one, else the keys that there are."""
     key = canonical(path[-1])
-    elsewhere = [f"{name}.{k}" for name, part in root.items() if isinstance(part, dict) for k in part if k == key]
+    sections = {**root, **{f"stages.{name}": part for name, part in root.get("stages", {}).items()}}
+    elsewhere = [f"{name}.{k}" for name, part in sections.items() if isinstance(part, dict) for k in part if k == key]
     known = [k for k in rules if k != ANY]
     if elsewhere and key not in map(canonical, known):
         return f"did you mean `{elsewhere[0]}`?"

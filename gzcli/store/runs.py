@@ -1,7 +1,11 @@
-"""Runs: a folder each, named `glow-celeba-20260131-142501-ab12`; found by id, alias, path, or model and data."""
+"""Runs: a folder each, named `glow-celeba-20260131-142501-ab12`; found by id, alias, path, or model and data.
+
+A run in stages holds a run for each in `stages/<name>/`, called `vqgan-mnist-…/stages/tokenizer`; verbs talk to the last.
+"""
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import time
@@ -13,6 +17,8 @@ from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
 from gzcli.store import files
 from gzcli.store.paths import recipe_names, user_dir
 
+STAGES = "stages"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -22,7 +28,31 @@ class Run:
 
     @property
     def id(self) -> str:
-        return self.path.name
+        return self.path.name if self.owner is self else f"{self.owner.id}/{STAGES}/{self.path.name}"
+
+    @property
+    def owner(self) -> Run:
+        """The run that this one is a stage of; itself where it is none."""
+        return Run(self.path.parent.parent) if self.path.parent.name == STAGES else self
+
+    @property
+    def stages(self) -> list[Run]:
+        """Its stages in order; [] where it is trained at once."""
+        planned = (self.path / "run.yaml").exists() and (self.path / STAGES).is_dir()
+        return [self.stage(name) for name in self.tree().get(STAGES, ())] if planned else []
+
+    @property
+    def serving(self) -> Run:
+        """The run whose weights the verbs use: the last stage, or itself."""
+        return self.stages[-1] if self.stages else self
+
+    @property
+    def in_owner(self) -> str:
+        """What comes before its keys in the owner's recipe: `stages.prior.`, or nothing."""
+        return "" if self.owner is self else f"{STAGES}.{self.path.name}."
+
+    def stage(self, name: str) -> Run:
+        return Run(self.path / STAGES / name)
 
     @property
     def model(self) -> str:
@@ -44,7 +74,7 @@ class Run:
     def state(self) -> str:
         """planned | running | finished | interrupted | failed | diverged, or `killed`: running by name, but nobody runs it."""
         state = self.status().get("state", "planned")
-        return "killed" if state == "running" and not files.is_locked(self.lock) else state
+        return "killed" if state == "running" and not files.is_locked(self.owner.lock) else state
 
     def status(self) -> dict[str, Any]:
         return files.read_json(self.path / "status.json") or {}
@@ -92,8 +122,12 @@ def by_name(ref: str) -> Run | None:
     path = Path(ref).expanduser()
     if (path / "status.json").exists():
         return Run(path.resolve())
+    ref, inside, stage = ref.partition(f"/{STAGES}/")
     runs = all_runs()
-    return next((run for run in runs if ref == run.id), None) or next((run for run in runs if ref == run.alias), None)
+    found = next((run for run in runs if ref == run.id), None) or next((run for run in runs if ref == run.alias), None)
+    if found and inside:
+        return found.stage(stage) if found.stage(stage).status() else None
+    return found
 
 
 def find(ref: str, *, data: str | None = None) -> Run:
@@ -102,7 +136,7 @@ def find(ref: str, *, data: str | None = None) -> Run:
     Raises MissingError with the `gz train` line where a model has none, UsageError where `ref` names nothing.
     """
     if run := by_name(ref):
-        if run.state != "finished" and not (run.path / "model.safetensors").exists():
+        if run.state != "finished" and not (run.serving.path / "model.safetensors").exists():
             raise MissingError(f"`{run.id}` is {run.state} and has no weights yet", hint=f"gz train {ref} --resume")
         return run
     name = canonical(ref)
@@ -117,6 +151,29 @@ def find(ref: str, *, data: str | None = None) -> Run:
             f"no finished run of `{models[name]}`" + (f" on `{data}`" if data else ""), hint=f"gz train {models[name]}{on}"
         )
     return runs[0]
+
+
+def find_stage(ref: str, name: str) -> Run:
+    """The run that `ref` means (see `find`) or, of a run in stages, its stage of that name.
+
+    Raises as `find` does, and MissingError where the stage is not finished.
+    """
+    run = by_name(ref) or find(ref)
+    found = next((stage for stage in run.stages if stage.path.name == name), run.serving)
+    if not (found.path / "model.safetensors").exists():
+        raise MissingError(f"`{found.id}` is {found.state} and has no weights yet", hint=f"gz train {run.id} --resume")
+    return found
+
+
+def copy_weights(run: Run, target: Run) -> None:
+    """Makes `target` a finished run with the recipe and weights of `run`: all that sampling takes. Linked where it can be."""
+    with files.new_dir(target.path) as part:
+        for name in ("run.yaml", "model.safetensors"):
+            try:
+                os.link(run.path / name, part / name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(run.path / name, part / name)
+        files.write_json(part / "status.json", run.status() | {"state": "finished", "copy_of": run.id})
 
 
 def remove(run: Run) -> None:

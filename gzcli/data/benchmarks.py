@@ -1,0 +1,42 @@
+"""Which sets the published out-of-distribution benchmarks compare. Metadata only; nothing heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gzcli.errors import UsageError, canonical, did_you_mean
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """In-distribution set, and its near and far foreign ones, by our names; `absent` are those that gz does not know."""
+
+    name: str
+    inside: str
+    near: tuple[str, ...]
+    far: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+
+    def group(self, name: str) -> str:
+        return "near" if name in self.near else "far"
+
+
+_FAR = ("mnist", "svhn", "dtd", "places365")
+# OpenOOD v1.5 (Zhang et al. 2023, arXiv:2306.09301), table 1; MNIST's is that of v1.
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("openood-mnist", "mnist", ("fashionmnist",), ("dtd", "cifar10", "tinyimagenet", "places365"), ("notmnist",)),
+        Benchmark("openood-cifar10", "cifar10", ("cifar100", "tinyimagenet"), _FAR),
+        Benchmark("openood-cifar100", "cifar100", ("cifar10", "tinyimagenet"), _FAR),
+    )
+}
+
+
+def find(name: str) -> Benchmark:
+    """The benchmark of this name, `-` and `_` alike. Raises UsageError with the nearest."""
+    for benchmark in BENCHMARKS.values():
+        if canonical(benchmark.name) == canonical(name):
+            return benchmark
+    hint = did_you_mean(name, BENCHMARKS) or f"there are: {', '.join(BENCHMARKS)}"
+    raise UsageError(f"there is no benchmark `{name}`", hint=hint)

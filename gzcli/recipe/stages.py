@@ -1,0 +1,155 @@
+"""Recipes in stages: what is trained one after the other, as a tokenizer and the prior of its codes.
+
+    data: {name: digits}
+    train: {ema: 0.999}                                  # shared; a stage's own value is laid over it
+    stages:
+      tokenizer: {model: {name: vqgan}, train: {steps: 2000}}
+      prior: {model: {name: transformer}, sample: {temperature: 0.9}}
+      prior: vqgan-mnist-20260131-142501-ab12            # or: the stage of a run that was trained before
+
+A model that is built on earlier stages takes them as parameters of type `Model`, by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from gzcli.errors import GzError, canonical
+from gzcli.models import catalog
+from gzcli.models.catalog import ModelCard
+from gzcli.recipe import schema
+from gzcli.recipe.layers import Layer, changes_model, dotted, lay
+from gzcli.recipe.load import Problem
+from gzcli.store import runs
+
+SHARED = ("train", "optim")  # sections that stand at the top for all stages
+OF_MODEL = ("model", "sample", "ood")  # sections whose keys are the model's
+
+
+def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, ModelCard] | None:
+    """The model of each stage, in order; None of a recipe without stages. Adds what is wrong to `problems`."""
+    names: dict[str, tuple[str, str]] = {}  # stage → its model's name, and where it stands
+    staged = False
+    for layer in layers:
+        given = layer.tree.get("stages") if isinstance(layer.tree, Mapping) else None
+        staged |= given is not None
+        if given is not None and not isinstance(given, Mapping):
+            problems.append(Problem(layer.where(("stages",), True), "`stages` must hold stages, as `stages: {prior: {model: …}}`"))
+            continue
+        for stage, part in (given or {}).items():
+            names.setdefault(stage, ("", layer.where(("stages", stage), False)))
+            if layer.applies and (name := _named(part, stage, layer, problems)):
+                names[stage] = name, layer.where(("stages", stage), True)
+    if not staged:
+        return None
+    cards: dict[str, ModelCard] = {}
+    for stage, (name, where) in names.items():
+        try:
+            if not name:
+                problems.append(Problem(where, f"`stages.{stage}.model.name` is missing"))
+                continue
+            card = cards[stage] = catalog.card(name)
+        except GzError as e:
+            problems.append(Problem(where, e.message, e.hint))
+            continue
+        for needed in card.stages:
+            if needed not in list(cards)[:-1]:
+                problems.append(Problem(where, f"`{card.name}` needs a stage `{needed}` before it"))
+    return cards
+
+
+def fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> Iterator[dict[str, Any]]:
+    """The tree of each layer as far as it can be checked: without runs in place of stages and, where a later layer puts
+    another model into a stage, without the old one's keys that the new one has not."""
+    now: dict[str, str] = {}
+    for layer in layers:
+        parts = dict(_parts(layer))
+        for stage, part in list(parts.items()):
+            if isinstance(part, str):
+                del parts[stage]
+            elif isinstance(part, Mapping) and stage in cards:
+                name = (part.get("model") or {}).get("name") or now.get(stage, cards[stage].name)
+                if layer.applies:
+                    now[stage] = name
+                if canonical(str(name)) != canonical(cards[stage].name):
+                    parts[stage] = {key: _known(key, value, rules["stages"][stage]) for key, value in part.items()}
+        yield {**layer.tree, "stages": parts} if parts or "stages" in layer.tree else layer.tree
+
+
+def compose(
+    layers: list[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard], reused: Mapping[str, tuple[str, str]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree of defaults and layers, and the origin of each value; `reused` are the runs in place of stages."""
+    top = {key: rules[key] for key in ("about", "seed", "data", "bench", "launch")}
+    tree = schema.defaults(top)
+    origin = dict.fromkeys(dotted(tree), "default")
+    for layer in layers:
+        lay(tree, {key: value for key, value in layer.tree.items() if key in top}, origin, layer.origin)
+    tree.pop("params", None)
+    shown: dict[str, Any] = {}
+    for stage, card in cards.items():
+        if stage in reused:
+            shown[stage], origin[f"stages.{stage}"] = reused[stage]
+            continue
+        shown[stage], of = _stage(layers, stage, card)
+        origin |= {f"stages.{stage}.{key}": value for key, value in of.items()}
+    return {"about": tree.pop("about"), "seed": tree.pop("seed"), "data": tree.pop("data"), "stages": shown, **tree}, origin
+
+
+def reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
+    """The runs named in place of stages, each with the origin of its name."""
+    return {
+        stage: (part, layer.origin(("stages", stage)))
+        for layer in layers if layer.applies
+        for stage, part in _parts(layer).items() if isinstance(part, str)
+    }  # fmt: skip
+
+
+def trees(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The recipe of each stage as if it were trained by itself; those that a run stands in for are left out."""
+    whole = {}
+    for stage, part in tree["stages"].items():
+        if isinstance(part, Mapping):
+            shared = {key: value for key, value in tree.items() if key != "stages"}
+            whole[stage] = {"about": "", "seed": 0, "model": {}, **shared, **part, "data": {**tree["data"], **part["data"]}}
+    return whole
+
+
+def _stage(layers: Iterable[Layer], stage: str, card: ModelCard) -> tuple[dict[str, Any], dict[str, str]]:
+    rules = schema.schema(card)
+    tree = schema.defaults({key: rules[key] for key in ("model", *SHARED, "sample", "ood", "params")})
+    tree = {"model": {"name": card.name, **tree.pop("model")}, "data": {}, **tree}
+    origin = dict.fromkeys(dotted(tree), "default")
+    for layer in layers:
+        if changes_model(layer.tree):  # another size of the images
+            tree["params"] = None
+        lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, origin, layer.origin)
+        own = _parts(layer).get(stage) or {}
+        lay(tree, own, origin, lambda path, layer=layer: layer.origin(("stages", stage, *path)))
+    tree["model"]["name"] = card.name
+    return tree, origin
+
+
+def _parts(layer: Layer) -> Mapping[str, Any]:
+    given = layer.tree.get("stages") if isinstance(layer.tree, Mapping) else None
+    return given if isinstance(given, Mapping) else {}
+
+
+def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str | None:
+    """The name of the model that a layer gives a stage, by itself or by a run."""
+    if isinstance(part, str):
+        try:
+            return runs.find_stage(part, stage).tree()["model"]["name"]
+        except GzError as e:
+            problems.append(Problem(layer.where(("stages", stage), True), e.message, e.hint))
+            return None
+    model = part.get("model") if isinstance(part, Mapping) else None
+    name = model.get("name") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def _known(section: str, value: Any, rules: schema.Rules) -> Any:
+    if section not in OF_MODEL or not isinstance(value, Mapping):
+        return value
+    return {key: v for key, v in value.items() if key in rules[section]}
