@@ -21,7 +21,7 @@ demo: $(VENV)/.installed  ## Train a VAE on the embedded digits and draw from it
 	$(BIN)/gz sample vae
 
 test: $(VENV)/.tested  ## The whole fast suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is there
 	$(BIN)/python -m pytest -m slow

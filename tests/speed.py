@@ -1,6 +1,6 @@
 """`make bench`: each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet machine.
 
-python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers
+python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers prior peers
 """
 
 from __future__ import annotations
@@ -140,28 +140,29 @@ def batches() -> None:
 
 
 def pixelcnn() -> None:
-    """Cached sampling against a pass of the whole net for each pixel, 28×28; the naive pass is timed on a few rows."""
+    """Cached sampling against a pass of the whole net for each pixel, 28×28."""
     import torch
 
     from gzcli.models import catalog
     from gzcli.types import DataInfo, ImageNoise, no_progress
 
-    model = catalog.load("pixelcnn")(DataInfo((1, 28, 28), levels=256)).eval()
-    for n, bar in ((1, 12), (8, 20), (16, 20)):
-        with torch.inference_mode():
+    for name, bars in (("pixelcnn", {1: 12, 8: 20, 16: 20}), ("pixelcnnpp", {1: 5, 16: 20})):
+        model = catalog.load(name)(DataInfo((1, 28, 28), levels=256)).eval()
+        for n, bar in bars.items():
+            with torch.inference_mode():
 
-            def draw(naive: bool, n=n):
-                return model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress, naive=naive)
+                def draw(naive: bool, n=n, model=model):
+                    return model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress, naive=naive)
 
-            draw(False)
-            cached = statistics.median(timed(lambda: draw(False)) for _ in range(3))
-            naive = timed(lambda: draw(True))
-        row(
-            f"pixelcnn, {n} images of 28×28",
-            f"cached {cached:.2f} s, naive {naive:.1f} s: {naive / cached:.0f} ×",
-            f"≥ {bar} ×",
-            naive / cached >= bar,
-        )
+                draw(False)
+                cached = statistics.median(timed(lambda: draw(False)) for _ in range(3))
+                naive = timed(lambda: draw(True))
+            row(
+                f"{name}, {n} images of 28×28",
+                f"cached {cached:.2f} s, naive {naive:.1f} s: {naive / cached:.0f} ×",
+                f"≥ {bar} ×",
+                naive / cached >= bar,
+            )
 
 
 def samplers() -> None:
@@ -182,8 +183,117 @@ def samplers() -> None:
     row("ddpm, DPM-Solver++ 20 steps", f"{full / few:.0f} × 1,000 ancestral steps", "≈ 50 ×", full / few >= 40)
 
 
+def prior() -> None:
+    """A prior's sampling with kept keys and values against a pass over all codes so far for each of 64 codes."""
+    import torch
+
+    from gzcli.models import catalog
+    from gzcli.types import DataInfo, ImageNoise, no_progress
+
+    info = DataInfo((1, 32, 32))
+    tokenizer = catalog.load("vqvae")(info, hidden=32, down=2, codes=128, dim=16)
+    model = catalog.load("transformer")(info, tokenizer=tokenizer, width=128, layers=4, heads=4).eval()
+    n = 16
+
+    def again() -> None:
+        codes = torch.zeros(n, 1, dtype=torch.long)
+        for _ in range(model.length):
+            p = model(codes)[:, -1].softmax(-1)
+            codes = torch.cat([codes[:, :-1], p.multinomial(1), codes[:, -1:]], 1)
+        model.images(codes[:, :-1])
+
+    with torch.inference_mode():
+        cached, naive, ratio = interleaved(lambda: model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress), again, 5)
+    row("transformer, 16 × 64 codes", f"kept {cached:.2f} s, anew {naive:.2f} s: {1 / ratio:.1f} ×", "≥ 5 ×", 1 / ratio >= 5)
+
+
+def peers() -> None:
+    """A training step against the peers' packages with equal nets (`pip install 'gzcli[peers]'`)."""
+    import torch
+
+    from gzcli.models import catalog
+    from gzcli.models.normalizing_flow.nets import ResNet
+    from gzcli.types import Batch, BatchNoise, DataInfo
+
+    info, n = DataInfo((1, 28, 28)), 32
+    images = torch.rand(n, 1, 28, 28)
+
+    def stepper(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+        def step() -> None:
+            loss().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    def ours(name: str, batch: Batch, **options) -> Callable[[], None]:
+        model = catalog.load(name)(info, **options).train()
+        batch.extra |= model.prepare(batch) if hasattr(model, "prepare") else {}
+        model.on_start(batch)
+        return stepper(model, lambda: model.loss(batch)["loss"])
+
+    class Unconditional(torch.nn.Module):
+        """A net as nflows calls it: with a context, which is None."""
+
+        def __init__(self, net: torch.nn.Module):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, context=None):
+            return self.net(x)
+
+    def batch(size: int = n) -> Batch:
+        x = images[torch.arange(size) % n] * 2 - 1
+        return Batch(x, None, torch.arange(size), BatchNoise(0, 0, "main", total=size))
+
+    import normflows
+    from nflows import flows, transforms
+    from nflows.distributions.normal import StandardNormal
+    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+
+    levels, merges, priors = [], [], []
+    for i, (channels, side) in enumerate(((8, 7), (4, 14))):  # from the latents to the data
+        blocks = [normflows.flows.GlowBlock(channels, 64, split_mode="channel", scale=True) for _ in range(8)]
+        levels.append([*blocks, normflows.flows.Squeeze()])
+        merges += [normflows.flows.Merge()] if i else []
+        priors.append(normflows.distributions.DiagGaussian((channels if i == 0 else channels // 2, side, side)))
+    glow = normflows.MultiscaleFlow(priors, levels, merges, transform=normflows.transforms.Logit(1e-6))
+    theirs = stepper(glow, lambda: -glow.log_prob(images, None).mean())
+    compare("glow, 2 × 8 steps, 64 channels: normflows", ours("glow", batch(), logit=1e-6), theirs)
+
+    couplings = [transforms.SqueezeTransform()]
+    for k in range(8):
+        mask = torch.tensor([1.0, -1.0, -1.0, 1.0]) * (-1) ** k
+        couplings.append(transforms.AffineCouplingTransform(mask, lambda i, o: Unconditional(ResNet(i, o, 32, 2))))
+    net = flows.Flow(transforms.CompositeTransform(couplings), StandardNormal([4, 14, 14]))
+    theirs = stepper(net, lambda: -net.log_prob(images).mean())
+    mine = ours("realnvp", batch(), scales=1, couplings=7, hidden=32, blocks=2, batch_norm=False, logit=0.0)
+    compare("realnvp, 8 couplings: nflows", mine, theirs)
+
+    info.shape, size = (1, 32, 32), 64
+    images = torch.rand(n, 1, 32, 32)
+    tokenizer = catalog.load("vqvae")(info, hidden=32, down=2, codes=128, dim=16)
+    gpt = AutoregressiveWrapper(
+        TransformerWrapper(num_tokens=128, max_seq_len=65, attn_layers=Decoder(dim=128, depth=4, heads=4, attn_dim_head=32))
+    )
+    codes = torch.randint(128, (size, 65))
+    theirs = stepper(gpt, lambda: gpt(codes))
+    mine = ours("transformer", batch(size), tokenizer=tokenizer, width=128, layers=4, heads=4)
+    compare("transformer, 64 × 64 codes: x-transformers", mine, theirs)
+
+
+def compare(what: str, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
+    def block(step: Callable[[], None]) -> Callable[[], None]:
+        return lambda: [step() for _ in range(5)]
+
+    a, b, ratio = interleaved(block(ours), block(theirs), 9)
+    row(what, f"{200 * a:.0f} ms a step, theirs {200 * b:.0f}: {1 / ratio:.2f} ×", "≥ .97 ×", 1 / ratio >= 0.97)
+
+
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (start, demo, trainer, batches, pixelcnn, samplers)}
+    parts = {f.__name__: f for f in (start, demo, trainer, batches, pixelcnn, samplers, prior, peers)}
     for name in sys.argv[1:] or parts:
         parts[name]()
     sys.exit(any(r[3] != "ok" for r in ROWS))

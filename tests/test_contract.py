@@ -29,14 +29,19 @@ def case(request):
 
 
 def build(case: Case, pack) -> Model:
-    info = pack.info(levels=case.levels, steps=1000)
-    torch.manual_seed(SEED)
-    return catalog.load(case.model)(info, **case.options)
+    return case.build(pack.info(levels=case.levels, steps=1000), SEED)
 
 
 def batches(case: Case, pack) -> TrainBatches:
     info = pack.info(levels=case.levels)
     return TrainBatches(pack, seed=SEED, batch_size=case.batch, levels=info.levels, device=torch.device("cpu"))
+
+
+def prepared(model: Model, batch: Batch) -> Batch:
+    """With what a later stage makes of the images."""
+    if hasattr(model, "prepare"):
+        batch.extra |= model.prepare(batch)
+    return batch
 
 
 def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
@@ -57,7 +62,8 @@ def only(model: Model, phase: Phase) -> list[torch.nn.Parameter]:
 
 
 def started(case: Case, pack) -> tuple[Model, Batch]:
-    model, batch = build(case, pack).train(), batches(case, pack).at(0)
+    model = build(case, pack).train()
+    batch = prepared(model, batches(case, pack).at(0))
     with torch.no_grad():
         model.on_start(batch)
     return model, batch
@@ -83,7 +89,8 @@ def test_each_phase_learns_alone(case, pack):
                 if p.grad is not None:
                     assert p.requires_grad, f"{name} has a gradient in phase {phase.name}"
                     assert torch.isfinite(p.grad).all(), name
-            assert any(p.grad is not None and p.grad.any() for p in params)
+            solved = losses[-1] == 0  # a hinge with nothing left to learn of this batch
+            assert solved or any(p.grad is not None and p.grad.any() for p in params)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         fall = (losses[0] - losses[-1]) / abs(losses[0])
@@ -100,8 +107,8 @@ def test_loss_depends_on_the_batch_alone(case, pack):
             values.append(float(loss_of(copy.deepcopy(model), fixed_noise(batch, phase.name), phase.name)))
         assert values[0] == values[1]
         other = float(loss_of(copy.deepcopy(model), fixed_noise(batch, phase.name, step=1), phase.name))
-        exact = model.likelihood == "exact" and model.data.levels is not None
-        assert other != values[0] or exact, "the noise has no effect"
+        quiet = case.quiet or (model.likelihood == "exact" and model.data.levels is not None)
+        assert other != values[0] or quiet, "the noise has no effect"
 
 
 def test_samples(case, pack):
@@ -129,8 +136,8 @@ def test_save_and_load(case, pack, tmp_path):
 
     model = started(case, pack)[0]
     save_file(weights_of(model.state_dict()), tmp_path / "w.safetensors")
-    torch.manual_seed(99)
-    other = catalog.load(case.model)(model.data, **case.options)
+    other = case.build(model.data, 99)
+    vars(other).update({name: vars(model)[name] for name in case.stages})  # a stage has a file of its own
     missing, unexpected = other.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=False)
     assert not unexpected and all(key.endswith("_extra_state") for key in missing)
     assert torch.equal(draw(model.eval(), case), draw(other.eval(), case))
@@ -155,7 +162,7 @@ def test_training_helps(case, pack):
     untrained = copy.deepcopy(model).eval()
     optimizers = {phase.name: torch.optim.Adam(phase.parameters(), lr=case.lr) for phase in model.phases()}
     for step in range(200):
-        batch = source.at(step)
+        batch = prepared(model, source.at(step))
         for phase in model.phases():
             if phase.due(step):
                 only(model, phase)
@@ -173,6 +180,8 @@ def goodness(model: Model, batch: Batch) -> float:
     with torch.inference_mode():
         if hasattr(model, "log_prob"):
             return float(model.log_prob(batch.x, noise=noise).mean())
+        if hasattr(model, "prepare"):  # a later stage: its images are an earlier one's
+            return -float(model.score_nll(batch.x, noise=noise).mean())
         return -float((model.reconstruct(batch.x, noise=noise, progress=no_progress) - batch.x).square().mean())
 
 
@@ -203,12 +212,11 @@ def test_every_kind_of_set(case, kind):
         pytest.skip("a conditional model needs labels")
     classes = () if kind == "label-free" else ("a", "b", "c")
     info = DataInfo((3 if kind == "rgb" else 1, 16, 16), case.levels or 256, classes, kind == "multi-label", n=64, steps=100)
-    torch.manual_seed(SEED)
-    model = catalog.load(case.model)(info, **case.options).train()
+    model = case.build(info, SEED).train()
     u8 = torch.randint(256, (6, *info.shape), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
     y = {"rgb": torch.arange(6) % 3, "multi-label": torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()}.get(kind)
     noise = BatchNoise(SEED, 0, "main", total=6)
-    batch = Batch(quantise(u8, info.levels, noise), y, torch.arange(6), noise, {})
+    batch = prepared(model, Batch(quantise(u8, info.levels, noise), y, torch.arange(6), noise, {}))
     with torch.no_grad():
         model.on_start(batch)
     for phase in model.phases():

@@ -7,16 +7,16 @@ import math
 
 import pytest
 import torch
-from torch.autograd.functional import jacobian
+from flows import DIGITS, batch, check_bijection, check_log_prob, check_probabilities, images, log_det_by_autograd, noise, roughen
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.glow import Glow
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, no_progress
-
-DIGITS = tuple("0123456789")
+from gzcli.models.normalizing_flow.nets import ActNormConv
+from gzcli.models.normalizing_flow.norms import ActNorm, initialising
+from gzcli.types import Batch, BatchNoise, DataInfo, no_progress
 
 
 class AffineNet(torch.nn.Module):
@@ -30,41 +30,14 @@ class AffineNet(torch.nn.Module):
         return torch.tanh(self.conv(x))
 
 
-def roughen(model: torch.nn.Module, size: float = 0.2, seed: int = 0) -> torch.nn.Module:
-    """Moves every parameter off its start, where zero-initialised nets hide mistakes."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(size * torch.randn(p.shape, generator=g).to(p.dtype))
-    return model
-
-
 def glow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=0.1, **options) -> Glow:
     torch.manual_seed(0)
     options = {"scales": 2, "depth": 2, "hidden": 8, **options}
     return roughen(Glow(DataInfo(shape, levels, classes, multilabel), **options), size)
 
 
-def images(n: int, shape=(1, 8, 8), levels=256, seed=0) -> torch.Tensor:
-    k = torch.randint(levels, (n, *shape), generator=torch.Generator().manual_seed(seed))
-    return from_levels(k, levels)
-
-
-def batch(x: torch.Tensor, y: torch.Tensor | None = None, seed: int = 0) -> Batch:
-    return Batch(x, y, torch.arange(len(x)), BatchNoise(seed, 0, "main", total=len(x)))
-
-
-def noise(n: int, seed: int = 0) -> ImageNoise:
-    return ImageNoise(seed, range(n))
-
-
-def log_det_by_autograd(f, x: torch.Tensor) -> torch.Tensor:
-    """log |det ∂f/∂x| of each image of x, f mapping one image [1, …] to as many numbers."""
-    return torch.stack([torch.linalg.slogdet(jacobian(lambda t: f(t[None]).flatten(), one).flatten(1))[1] for one in x])
-
-
 LAYERS = {
-    "actnorm": lambda: layers.ActNorm(4),
+    "actnorm": lambda: ActNorm(4),
     "conv1x1": lambda: layers.InvertibleConv1x1(4),
     "affine": lambda: layers.AffineCoupling(4, AffineNet(2, 4)),
     "affine-odd": lambda: layers.AffineCoupling(5, AffineNet(2, 6)),
@@ -101,27 +74,20 @@ def test_squeeze_is_pixel_unshuffle_and_undone():
 
 
 def test_actnorm_folded_into_the_convolution_changes_nothing():
-    norm, conv = roughen(layers.ActNorm(4), 0.5), layers.InvertibleConv1x1(4)
+    norm, conv = roughen(ActNorm(4), 0.5), layers.InvertibleConv1x1(4)
     x = torch.randn(2, 4, 3, 3)
     folded, log_det = conv(x, norm)
     y, a = norm(x)
     y, b = conv(y)
     torch.testing.assert_close(folded, y)
     torch.testing.assert_close(log_det, a + b)
-    hidden = roughen(layers.ActNormConv(4, 6, 3))
+    hidden = roughen(ActNormConv(4, 6, 3))
     torch.testing.assert_close(hidden(x), hidden.norm(hidden.conv(x))[0])
 
 
 @pytest.mark.parametrize("options", [{}, {"coupling": "additive"}, {"logit": 1e-3}, {"net": "residual"}, {"scales": 3}])
 def test_model_inverts_and_has_the_log_det_of_its_jacobian(options):
-    model = glow(**options).double()
-    v = 0.05 + 0.9 * torch.rand(1, 1, 8, 8, dtype=torch.float64)
-    z, log_det = model.encode(v)
-    flat = lambda t: torch.cat([e.flatten(1) for e in model.encode(t)[0]], 1)  # noqa: E731
-    torch.testing.assert_close(log_det, log_det_by_autograd(flat, v))
-    torch.testing.assert_close(model.decode(z), v)
-    model.float()
-    torch.testing.assert_close(model.decode(model.encode(v.float())[0]), v.float(), atol=1e-4, rtol=0)
+    check_bijection(glow(**options))
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32)])
@@ -136,55 +102,17 @@ def test_every_image_is_reconstructed(shape):
 # ---------------------------------------------------------------------------- the likelihood
 
 
-def log_prob_by_autograd(model: Glow, v: torch.Tensor) -> torch.Tensor:
-    """log N of the standardised latents + log |det|, for an unconditional model and one image."""
-    mean, log_std = model.top
-
-    def standard(t):
-        *eps, top = model.encode(t)[0]
-        return torch.cat([e.flatten(1) for e in [*eps, (top - mean) * (-log_std).exp()]], 1)
-
-    log_normal = torch.distributions.Normal(0.0, 1.0).log_prob(standard(v)).sum(1)
-    return log_normal + log_det_by_autograd(standard, v)
-
-
 @pytest.mark.parametrize("levels", [2, 17, 256])
 @pytest.mark.parametrize("logit", [0.0, 0.01])
 def test_log_prob_is_the_dequantised_density_minus_d_log_levels(levels, logit):
-    model, x = glow(levels=levels, logit=logit).double(), images(1, levels=levels).double()
-    v = ((x + 1) * (levels - 1) / 2 + noise(1).rand(1, 1, 8, 8).double()) / levels
-    expected = log_prob_by_autograd(model, v) - 64 * math.log(levels)
-    torch.testing.assert_close(model.log_prob(x, noise=noise(1)), expected)
-
-
-class Midpoints(Noise):
-    """Dequantisation noise on a grid of 7⁴ cells, the same for each image: [images · 7⁴, 1, 2, 2]."""
-
-    CELLS = 7**4
-
-    def rand(self, *shape):
-        grid = torch.cartesian_prod(*[(torch.arange(7) + 0.5) / 7] * 4).view(-1, 1, 2, 2)
-        return grid.repeat(shape[0] // self.CELLS, 1, 1, 1)
+    check_log_prob(glow(levels=levels, logit=logit).double(), images(1, levels=levels).double())
 
 
 @pytest.mark.parametrize("logit", [0.0, 0.1])
 def test_probabilities_of_all_images_sum_to_one_and_are_the_frequencies_of_samples(logit):
-    """On all 81 images of 2×2 pixels and 3 levels; p(k) by quadrature over the dequantisation noise."""
     model = glow((1, 2, 2), levels=3, classes=("a", "b"), scales=1, depth=2, logit=logit, conditional=True)
-    every = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 1, 2, 2)
-    x, n = from_levels(every, 3), 100_000
-    model.on_start(batch(x))
-    with torch.no_grad():
-        model.top[1] -= 1.0  # narrow enough that all mass but a percent lies in the image range
-        log_p = model.log_prob(x.repeat_interleave(Midpoints.CELLS, 0), noise=Midpoints())
-        p = log_p.view(81, -1).exp().mean(1)
-        mean, log_std = model.top_prior(torch.arange(n) % 2, n)
-        v = model.decode([mean + torch.randn(n, *model.shapes[0]) * log_std.exp()])
-    inside = ((v >= 0) & (v < 1)).flatten(1).all(1)
-    index = ((v[inside] * 3).floor().long().flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1)
-    frequency = torch.bincount(index, minlength=81) / n
-    assert p.sum().item() == pytest.approx(1, abs=0.01)
-    assert (p - frequency).abs().sum() / 2 < 0.02  # total variation; 0.7 for the uniform distribution
+    model.on_start(batch(from_levels(torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 1, 2, 2), 3)))
+    check_probabilities(model)
 
 
 def test_without_labels_the_conditional_model_gives_the_marginal():
@@ -231,7 +159,7 @@ def test_actnorm_starts_with_zero_mean_and_unit_variance_also_with_constant_pixe
     x[:, :, :2] = -1  # borders without ink
     model.on_start(batch(x))
     seen = []
-    hidden = [m for m in model.modules() if isinstance(m, layers.ActNormConv)]
+    hidden = [m for m in model.modules() if isinstance(m, ActNormConv)]
     convs = [m for m in model.modules() if isinstance(m, layers.InvertibleConv1x1)]
     for m in hidden:
         m.register_forward_hook(lambda m, given, y: seen.append(y.detach().clone()))
@@ -245,10 +173,10 @@ def test_actnorm_starts_with_zero_mean_and_unit_variance_also_with_constant_pixe
 
 
 def test_actnorm_leaves_the_scale_of_a_constant_channel():
-    norm = layers.ActNorm(2)
+    norm = ActNorm(2)
     x = torch.randn(16, 2, 4, 4)
     x[:, 1] = 3.0
-    with layers.initialising(norm) as fresh:
+    with initialising(norm) as fresh:
         y = norm(x)[0].detach()
     assert fresh and y[:, 1].abs().max() == 0 and norm.log_scale[1] == 0
     assert y[:, 0].std() == pytest.approx(1, abs=0.01)
@@ -377,7 +305,7 @@ def test_one_step_agrees_with_normflows():
     torch.nn.init.normal_(norm.s, std=0.3)
     torch.nn.init.normal_(norm.t)
     mine = layers.InvertibleConv1x1(6)
-    act = layers.ActNorm(6)
+    act = ActNorm(6)
     net = coupling.flows[1].param_map
 
     class Same(torch.nn.Module):

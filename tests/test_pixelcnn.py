@@ -82,8 +82,8 @@ def test_cached_logits_are_those_of_the_whole_net(shape, levels, classes, dtype,
         for i in range(shape[1]):
             steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
             for j, c in itertools.product(range(shape[2]), range(shape[0])):
-                assert (steps.logits(j, c) - whole[:, c, i, j]).abs().max() <= tolerance
-                steps.put(j, c, x[:, c, i, j])
+                assert (steps.outputs(j, c) - whole[:, c, i, j]).abs().max() <= tolerance
+                steps.put(j, c, x[:, c, i, j, None])
 
 
 @pytest.mark.parametrize(("shape", "levels", "classes"), CASES)

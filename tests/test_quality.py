@@ -21,6 +21,8 @@ from gzcli.metrics.fidelity import INCEPTION, fidelity, inception_weights, regis
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.store.paths import cache_dir
 
+pytestmark = pytest.mark.xdist_group("quality")  # one worker makes what these tests share, once
+
 
 @pytest.fixture(scope="module")
 def digits():

@@ -15,6 +15,8 @@ from gzcli.models.vae.ssim import gaussian_window, ms_ssim, ssim_parts
 from gzcli.models.vae.vae import VAE, kl_normal, log_normal
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
+pytestmark = pytest.mark.xdist_group("vae")  # one worker makes what these tests share, once
+
 DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from gzcli.cli import app
 from gzcli.store import runs
 
+pytestmark = pytest.mark.xdist_group("verbs")  # one worker makes what these tests share, once
+
 SHORT = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gzcli.models.base import Model
+    from gzcli.types import DataInfo
 
 
 @dataclass(frozen=True)
@@ -16,12 +20,29 @@ class Case:
     batch: int = 32
     levels: int | None = None  # grey levels; the set's own 17 without it
     sample: dict[str, Any] = field(default_factory=dict)  # cheap sampler options
+    quiet: bool = False  # the loss draws nothing that shows at once
+    stages: dict[str, Case] = field(default_factory=dict)  # the models that it is given
+
+    def build(self, info: DataInfo, seed: int = 0) -> Model:
+        """The model as its seed initialises it, over stages of the same seed."""
+        import torch
+
+        from gzcli.models import catalog
+
+        stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
+        torch.manual_seed(seed)
+        return catalog.load(self.model)(info, **self.options, **stages)
 
     def __str__(self) -> str:
         return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
 
 
+FLOWPP = {"channel": (0, 1), "checkerboard": (0, 1), "hidden": 8, "blocks": 1, "components": 4, "dequant_couplings": 2, "dequant_blocks": 1}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
+
+VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "dim": 8}, lr=3e-3, quiet=True)
+VQGAN = {"channels": 8, "mult": (1, 1, 2), "groups": 4, "codes": 32, "dim": 8, "disc_width": 8, "perceptual": "none"}
+PRIOR = {"width": 32, "layers": 2, "heads": 2}
 
 CASES = [
     Case("vae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
@@ -30,8 +51,23 @@ CASES = [
     Case("wgan", {"width": 8, "latent": 16, "conditional": True}, lr=2e-3),
     Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}, lr=3e-3, batch=16),
     Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1), "conditional": True}, lr=3e-3, batch=16, levels=2),
+    Case("pixelcnnpp", {"hidden": 16, "blocks": (0, 1), "mixture": 3}, lr=3e-3, batch=8),
+    Case("pixelcnnpp", {"hidden": 16, "blocks": (0, 1), "mixture": 3, "conditional": True}, lr=3e-3, batch=8),
     Case("glow", {"depth": 2, "hidden": 16, "net": "residual"}),
     Case("glow", {"scales": 3, "depth": 1, "hidden": 16, "conditional": True}),
+    Case("flow", {"depth": 2, "hidden": 16, "blocks": 1, "dequant": "variational"}),
+    Case("flow", {"scales": 3, "depth": 2, "hidden": 16, "blocks": 1, "conditional": True}),
+    Case("realnvp", {"couplings": 2, "hidden": 16, "blocks": 1}, lr=3e-3),
+    Case("realnvp", {"scales": 1, "couplings": 2, "hidden": 16, "blocks": 1, "conditional": True}, lr=3e-3),
+    Case("flowpp", FLOWPP, lr=3e-3, batch=16),
+    Case("flowpp", FLOWPP | {"dequant": "uniform", "conditional": True}, lr=3e-3, batch=16),
     Case("ddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4}),
     Case("ddpm", DDPM | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
+    VQVAE,
+    Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
+    Case("vqgan", VQGAN, batch=16, quiet=True),
+    Case("transformer", PRIOR, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE}),
+    Case("transformer", PRIOR | {"conditional": True}, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE}),
+    Case("maskgit", PRIOR, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
+    Case("maskgit", PRIOR | {"conditional": True}, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
 ]

@@ -47,15 +47,15 @@ def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
 class VerticalConv(nn.Conv2d):
     """A convolution over the rows up to the current one of its input; up to the row above if `strict` (first layer)."""
 
-    def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int], *, dilation: int = 1, strict: bool = False):
-        super().__init__(n_in, n_out, kernel, dilation=dilation)
+    def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int], *, dilation=1, stride=1, strict: bool = False):
+        super().__init__(n_in, n_out, kernel, dilation=dilation, stride=stride)
         self.strict = strict
         self.above = (kernel[0] - 1) * dilation  # rows kept from the past
         self.side = (kernel[1] - 1) * dilation // 2
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (self.side, self.side, self.above + self.strict, -1 if self.strict else 0))
-        return F.conv2d(x, self.weight, self.bias, dilation=self.dilation)
+        return F.conv2d(x, self.weight, self.bias, self.stride, dilation=self.dilation)
 
 
 class HorizontalConv(nn.Module):
@@ -92,13 +92,20 @@ class RowCache:
         self.conv = conv
         zero = conv.weight.new_zeros(n, conv.in_channels, width + 2 * conv.side)
         self.rows = deque([zero] * conv.above, maxlen=conv.above + 1)
+        self.i = 0
 
-    def __call__(self, row: Tensor) -> Tensor:
-        """Output row i [n, n_out, W] from input row i (from row i − 1 of a strict one; zeros for i = 0)."""
+    def __call__(self, row: Tensor) -> Tensor | None:
+        """Output row i [n, n_out, W] from input row i (from row i − 1 of a strict one; zeros for i = 0).
+
+        A strided one has an output for the first of every `stride` input rows, and None for the rest.
+        """
         conv = self.conv
         self.rows.append(F.pad(row, (conv.side, conv.side)))
+        self.i += 1
+        if (self.i - 1) % conv.stride[0]:
+            return None
         taps = torch.stack(list(self.rows)[:: conv.dilation[0]], 2)  # [n, C, kh, W + 2 side]
-        return F.conv2d(taps, conv.weight, conv.bias, dilation=(1, conv.dilation[1]))[:, :, 0]
+        return F.conv2d(taps, conv.weight, conv.bias, (1, conv.stride[1]), dilation=(1, conv.dilation[1]))[:, :, 0]
 
 
 class PixelCache:

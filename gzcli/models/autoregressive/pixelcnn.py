@@ -5,17 +5,15 @@ p(x) = Π p(x_i | x_<i), each factor a softmax over grey levels computed by two 
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
+from gzcli.models.autoregressive.base import PixelModel
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
-from gzcli.models.base import Model
-from gzcli.models.nn.common import ClassEmbedding, all_mean, spread_labels, to_levels
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.models.nn.common import ClassEmbedding, all_mean, from_levels, full, to_levels
+from gzcli.types import Batch, DataInfo
 
 
 class GatedBlock(nn.Module):
@@ -38,7 +36,7 @@ class GatedBlock(nn.Module):
         return v, h
 
 
-class PixelCNN(Model):
+class PixelCNN(PixelModel):
     """Gated PixelCNN with exact likelihood.
 
     hidden: channels of each stack (a multiple of 32 for speed in bf16); dilations: one layer each; kernel: width of the
@@ -49,8 +47,6 @@ class PixelCNN(Model):
     """
 
     paper = "van den Oord et al. 2016, arXiv:1606.05328"
-    likelihood = "exact"
-    best = "bpd"
 
     def __init__(
         self,
@@ -63,16 +59,11 @@ class PixelCNN(Model):
         head: int = 64,
         conditional: bool = False,
     ):
-        super().__init__(data)
-        self.conditional = conditional
         channels, height, width = data.shape
-        if data.levels is None:
-            raise UsageError("`pixelcnn` models grey levels, not latents", hint="leave `data.latent` out")
+        super().__init__(data, conditional=conditional, parts=channels, uniforms=1)
         hidden, head = (-(-size // channels) * channels for size in (hidden, head))
         if kernel % 2 == 0 or first % 2 == 0 or first < 3:
             raise UsageError("`model.kernel` and `model.first` must be odd, `model.first` 3 or more")
-        if conditional and not data.classes:
-            raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
         self.outputs = 1 if data.levels == 2 else data.levels  # logits a channel
         half = first // 2
         self.first_vertical = VerticalConv(channels, hidden, (half, first), strict=True)
@@ -120,113 +111,32 @@ class PixelCNN(Model):
             return [None] * len(self.blocks)
         return list(self.label(labels, n).view(n, len(self.blocks), 2, -1, 1, 1).unbind(1))
 
-    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Negative log-likelihood in nats an image; logs bits per dimension."""
-        nats = -self._values_log_prob(batch.x, batch.y if self.label is not None else None).flatten(1).sum(1).mean()
-        return {"loss": nats, "bpd": nats.detach() / (math.prod(self.data.shape) * math.log(2))}
-
-    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise | None = None) -> Tensor:
-        """[B] nats, exact. A conditional model without labels: of the mixture over its classes, log mean_y p(x | y)."""
-        if self.label is None or labels is not None:
-            return self._values_log_prob(x, labels).flatten(1).sum(1)
-        return self._class_log_prob(x, rows=x.shape[2]).logsumexp(1) - math.log(len(self.data.classes))
-
-    def _values_log_prob(self, x: Tensor, labels: Tensor | None) -> Tensor:
+    def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """log p of every value given those before it, [B, C, H, W]."""
-        logits, k = self(x, labels), to_levels(x, self.data.levels)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits, k = full(outputs), to_levels(x, self.data.levels)
         if self.outputs == 1:
             return -F.binary_cross_entropy_with_logits(logits[..., 0], k.to(logits.dtype), reduction="none")
         logits, k = logits.movedim(1, 3), k.movedim(1, 3)  # [B, H, W, C, …], as they lie in memory
         nats = F.cross_entropy(logits.flatten(0, 3), k.flatten(), reduction="none")
         return -nats.view(k.shape).movedim(3, 1)
 
-    def _class_log_prob(self, x: Tensor, rows: int) -> Tensor:
-        """log p(the first `rows` rows | class) for every class, [B, K]."""
-        every = spread_labels(None, len(self.data.classes), self.data, x.device)
-        scores = [self._values_log_prob(x, y.expand(len(x), *y.shape))[:, :, :rows].flatten(1).sum(1) for y in every]
-        return torch.stack(scores, 1)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        *,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress = no_progress,
-        temperature: float = 1.0,
-        naive: bool = False,
-    ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1], pixel by pixel; temperature divides the logits.
-
-        naive: a pass of the whole net for every value instead of the cached sampler, the reference of the tests.
-        """
-        if self.label is not None:
-            labels = spread_labels(labels, n, self.data, self.position.device)
-        x = self.position.new_zeros(n, *self.data.shape)
-        return self._generate(x, 0, labels, noise, progress, temperature, naive)
-
-    @torch.no_grad()
-    def complete(
-        self,
-        x: Tensor,
-        *,
-        rows: int,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress = no_progress,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """x [B, C, H, W] with its first `rows` rows kept and the rest sampled given them.
-
-        A conditional model without labels takes the class that makes the kept rows most probable. UsageError: no such
-        number of rows.
-        """
-        if not 0 <= rows <= x.shape[2]:
-            raise UsageError(f"`rows` is {rows}, the images have {x.shape[2]} rows")
-        x = x.to(self.position)
-        if self.label is not None and labels is None:
-            best = self._class_log_prob(x, rows).argmax(1)
-            labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
-        return self._generate(x, rows, labels, noise, progress, temperature)
-
-    def _generate(self, x, rows, labels, noise, progress, temperature, naive=False) -> Tensor:
-        """x with the values below its first `rows` rows drawn in order, by inversion of each factor's distribution."""
-        if temperature <= 0:
-            raise UsageError(f"`temperature` is {temperature}, it must be above 0")
-        n, channels, height, width = x.shape
-        u = noise.rand(n, channels, height, width).to(x)
-        x = x.clone()
-        x[:, :, rows:] = 0
-        with torch.autocast(x.device.type, enabled=False):  # the draws are those of the net as it is, at full precision
-            steps = None if naive else Steps(self, n, labels)
-            for i in range(height):
-                if steps is not None:
-                    steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
-                for j in range(width if i >= rows else 0):
-                    for c in range(channels):
-                        logits = self(x, labels)[:, c, i, j] if steps is None else steps.logits(j, c)
-                        x[:, c, i, j] = self._draw(logits / temperature, u[:, c, i, j])
-                        if steps is not None:
-                            steps.put(j, c, x[:, c, i, j])
-                progress(i + 1, height, x)
-        return x
-
-    def _draw(self, logits: Tensor, u: Tensor) -> Tensor:
-        """Values [n] in [-1, 1] by inverse CDF: the number of grey levels k with P(level ≤ k) ≤ u."""
+    def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
+        """Values [n, 1]: the number of grey levels k with P(level ≤ k) ≤ u."""
+        logits = outputs / temperature
         if self.outputs == 1:
-            k = u >= torch.sigmoid(-logits[:, 0])
+            k = u >= torch.sigmoid(-logits)
         else:
-            k = (logits.softmax(-1).cumsum(-1)[:, :-1] <= u[:, None]).sum(-1)
-        return k.to(u.dtype) * (2 / (self.data.levels - 1)) - 1
+            k = (logits.softmax(-1).cumsum(-1)[:, :-1] <= u).sum(-1, keepdim=True)
+        return from_levels(k, self.data.levels).to(u)
+
+    def steps(self, n: int, labels: Tensor | None) -> Steps:
+        return Steps(self, n, labels)
 
 
 class Steps:
     """The net computed incrementally for n images: the vertical stack by row, the horizontal one by pixel and channel.
 
-    In the order row(above), then for each pixel j and channel c of the row logits(j, c), put(j, c, value). Equal to the
-    whole net's pass at that position up to rounding, at a cost that does not grow with the image.
+    See `base.Steps`; the parts of a pixel are its channels. The cost of a pixel does not grow with the image.
     """
 
     def __init__(self, net: PixelCNN, n: int, labels: Tensor | None):
@@ -251,7 +161,10 @@ class Steps:
             self.base.append(a[:, horizontal.order].permute(2, 0, 1).contiguous())
         self.i += 1
 
-    def logits(self, j: int, c: int) -> Tensor:
+    def keep(self, row: Tensor) -> None:
+        """A row that is kept needs nothing: the horizontal stack sees its own row alone."""
+
+    def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""
         if c == 0:  # what comes from the pixels on the left is the same for all channels
             self.left = [self.first.left(j, self.first.bias)]
@@ -266,5 +179,5 @@ class Steps:
         return self.out.add(0, c, self.out.bias)
 
     def put(self, j: int, c: int, value: Tensor) -> None:
-        """Sets the value [n] of channel c at pixel j."""
-        self.first.put(j, c, value[:, None])
+        """Sets the value [n, 1] of channel c at pixel j."""
+        self.first.put(j, c, value)

@@ -153,12 +153,15 @@ class Attention(nn.Module):
         return x + self.out(h).mT.unflatten(2, x.shape[2:])
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of q, k, v [B, heads, N, D]."""
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """Softmax attention of q, k, v [B, heads, N, D]; causal: no position sees a later one."""
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
         # The fused kernel's backward takes three times as long as this on a CPU (49 positions, AMX).
-        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if causal:
+            scores = scores.masked_fill(scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+        return scores.softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
 class Down(nn.Module):

@@ -7,16 +7,15 @@ Transforms and log-dets are computed in fp32 also under autocast; only the nets 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.models.nn.common import all_mean, from_levels, full, zero_init
-
-MIN_STD = 1e-4  # a channel that varies less is constant: it keeps its scale (dequantised 8-bit noise has 1.1e-3)
+from gzcli.models.nn.common import from_levels, zero_init
+from gzcli.models.normalizing_flow.norms import ActNorm, per_channel
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
@@ -69,54 +68,6 @@ class Logit(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         return (y.sigmoid() - self.alpha / 2) / (1 - self.alpha)
-
-
-class ActNorm(nn.Module):
-    """y = (x + bias) · exp(log_scale) for each channel, zero mean and unit variance on the first batch (Glow, §3.1)."""
-
-    initialized: Tensor
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.log_scale = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("initialized", torch.tensor(False))
-        self.initialising = False
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.initialising:
-            self.initialise(x)
-        y = (x + _channels(self.bias)) * _channels(self.log_scale.exp())
-        return y, self.log_scale.sum() * x[0, 0].numel()
-
-    def inverse(self, y: Tensor) -> Tensor:
-        return y * _channels((-self.log_scale).exp()) - _channels(self.bias)
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
-        """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its scale."""
-        x = full(x)
-        mean = all_mean(x.mean((0, 2, 3)))
-        std = all_mean((x - _channels(mean)).square().mean((0, 2, 3))).sqrt()
-        self.bias.copy_(-mean)
-        self.log_scale.copy_(-torch.where(std > MIN_STD, std, 1.0).log())
-        self.initialized.fill_(True)
-
-
-@contextmanager
-def initialising(model: nn.Module) -> Iterator[bool]:
-    """Inside, each ActNorm not yet initialised fits itself to what passes through it, one after the other.
-
-    Yields whether there are any.
-    """
-    fresh = [m for m in model.modules() if isinstance(m, ActNorm) and not m.initialized]
-    for m in fresh:
-        m.initialising = True
-    try:
-        yield bool(fresh)
-    finally:
-        for m in fresh:
-            m.initialising = False
 
 
 @contextmanager
@@ -210,46 +161,40 @@ class ZeroConv(nn.Conv2d):
         return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
 
 
-class ActNormConv(nn.Module):
-    """A convolution followed by ActNorm, folded into its weights: scale and bias then cost nothing per pixel."""
-
-    def __init__(self, channels: int, out: int, size: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out, size, padding=size // 2, bias=False)
-        self.norm = ActNorm(out)
-
-    def forward(self, h: Tensor) -> Tensor:
-        if self.norm.initialising:
-            self.norm.initialise(self.conv(h))
-        scale = self.norm.log_scale.exp()
-        return F.conv2d(h, self.conv.weight * scale[:, None, None, None], self.norm.bias * scale, padding=self.conv.padding)
-
-
 class AffineCoupling(nn.Module):
     """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1); `net` maps x₁ to (t, raw).
 
     s = a · tanh(raw) with a learned range a for each channel: bounded, so that training is stable, yet wide enough for
-    dequantised constant pixels, which ask for scales of 1e3.
+    dequantised constant pixels, which ask for scales of 1e3. `flip`: the first half is changed, not the second. What the
+    net is to see beside x₁ is the `context`.
     """
 
-    def __init__(self, channels: int, net: nn.Module):
+    def __init__(self, channels: int, net: nn.Module, *, flip: bool = False):
         super().__init__()
-        self.net = net
-        self.log_range = nn.Parameter(torch.full((channels - channels // 2,), math.log(2.0)))
+        self.net, self.flip = net, flip
+        changed = channels // 2 if flip else channels - channels // 2
+        self.log_range = nn.Parameter(torch.full((changed,), math.log(2.0)))
 
-    def shift_and_log_scale(self, x1: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = halves(self.net(x1), x1.dtype)
-        return shift, _channels(self.log_range.exp()) * raw.tanh()
+    def shift_and_log_scale(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift, raw = halves(self.net(x1 if context is None else torch.cat([x1, context], 1)), x1.dtype)
+        return shift, per_channel(self.log_range.exp()) * raw.tanh()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x1, x2 = halves(x)
-        shift, log_scale = self.shift_and_log_scale(x1)
-        return torch.cat([x1, (x2 + shift) * log_scale.exp()], 1), log_scale.flatten(1).sum(1)
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x₁ and x₂."""
+        return halves(x)[::-1] if self.flip else halves(x)
 
-    def inverse(self, y: Tensor) -> Tensor:
-        y1, y2 = halves(y)
-        shift, log_scale = self.shift_and_log_scale(y1)
-        return torch.cat([y1, y2 * (-log_scale).exp() - shift], 1)
+    def join(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return torch.cat([x2, x1] if self.flip else [x1, x2], 1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x1, x2 = self.split(x)
+        shift, log_scale = self.shift_and_log_scale(x1, context)
+        return self.join(x1, (x2 + shift) * log_scale.exp()), log_scale.flatten(1).sum(1)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        y1, y2 = self.split(y)
+        shift, log_scale = self.shift_and_log_scale(y1, context)
+        return self.join(y1, y2 * (-log_scale).exp() - shift)
 
 
 class AdditiveCoupling(nn.Module):
@@ -288,6 +233,30 @@ class SplitPrior(nn.Module):
         return torch.cat([x1, mean + eps * log_std.exp()], 1)
 
 
+class Permute(nn.Module):
+    """The channels of x in another order."""
+
+    def __init__(self, order: Sequence[int]):
+        super().__init__()
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("back", torch.tensor(order).argsort(), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, self.order], x.new_zeros(())
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y[:, self.back]
+
+
+def checkerboard(channels: int) -> list[int]:
+    """The order of squeezed channels in which the first half are the black squares of a board, the second the white.
+
+    A 2×2 square (a b / c d) is squeezed to the channels a, b, c, d, of which a and d are black: a checkerboard mask at
+    full resolution (RealNVP, fig. 3) is then a split in halves, and no net computes what a mask would throw away.
+    """
+    return [i for i in range(channels) if i % 4 in (0, 3)] + [i for i in range(channels) if i % 4 in (1, 2)]
+
+
 def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """The first C // 2 channels and the rest, cast to `dtype`.
 
@@ -295,11 +264,6 @@ def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]
     """
     first, second = x.split([x.shape[1] // 2, x.shape[1] - x.shape[1] // 2], 1)
     return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
-
-
-def _channels(t: Tensor) -> Tensor:
-    """[C] as [C, 1, 1]."""
-    return t[:, None, None]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

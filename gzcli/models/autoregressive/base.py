@@ -1,0 +1,172 @@
+"""What autoregressive models of pixels have in common: likelihood, generation in order, completion."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from gzcli.errors import UsageError
+from gzcli.models.base import Model
+from gzcli.models.nn.common import spread_labels
+from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+
+
+class Steps(Protocol):
+    """A net computed incrementally for n images.
+
+    Called in the order row(above), then for each pixel j and part p of the row outputs(j, p), put(j, p, value), or for the
+    whole row keep(row). Equal to the whole net's pass at that position up to rounding.
+    """
+
+    def row(self, above: Tensor) -> None:
+        """Enters the next row, given the image's row above it [n, C, W], zeros for the first."""
+
+    def keep(self, row: Tensor) -> None:
+        """Passes the row that was entered, whose values are known, [n, C, W]."""
+
+    def outputs(self, j: int, part: int) -> Tensor:
+        """The net's outputs for a part of pixel j, [n, outputs]."""
+
+    def put(self, j: int, part: int, value: Tensor) -> None:
+        """Sets a part of pixel j to `value` [n, C / parts]."""
+
+
+class PixelModel(Model):
+    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, a pixel in equal parts of channels.
+
+    A subclass defines
+      parts, uniforms              parts of a pixel; uniform numbers that a part is drawn from
+      forward(x, labels)           [B, parts, H, W, outputs], the net's outputs for every part given those before it
+      part_log_prob(outputs, x)    [B, parts, H, W] log p of every part
+      draw(outputs, u, temperature)   values [n, C / parts] in [-1, 1] from [n, outputs] and [n, uniforms], by inversion
+      steps(n, labels)             the net's incremental twin
+    """
+
+    likelihood: ClassVar[str] = "exact"
+    best: ClassVar[str] = "bpd"
+
+    def __init__(self, data: DataInfo, *, conditional: bool, parts: int, uniforms: int):
+        super().__init__(data)
+        if data.levels is None:
+            raise UsageError("this model is of pixels with grey levels, and latents have none", hint="leave `data.latent` out")
+        if conditional and not data.classes:
+            raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
+        self.conditional, self.parts, self.uniforms = conditional, parts, uniforms
+
+    def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
+        raise NotImplementedError
+
+    def steps(self, n: int, labels: Tensor | None) -> Steps:
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+        """Negative log-likelihood in nats an image; logs bits per dimension."""
+        nats = -self._pixels_log_prob(batch.x, batch.y if self.conditional else None).flatten(1).sum(1).mean()
+        return {"loss": nats, "bpd": nats.detach() / (math.prod(self.data.shape) * math.log(2))}
+
+    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise | None = None) -> Tensor:
+        """[B] nats, exact. A conditional model without labels: of the mixture over its classes, log mean_y p(x | y)."""
+        if not self.conditional or labels is not None:
+            return self._pixels_log_prob(x, labels).flatten(1).sum(1)
+        return self._class_log_prob(x, rows=x.shape[2]).logsumexp(1) - math.log(len(self.data.classes))
+
+    def _pixels_log_prob(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        return self.part_log_prob(self(x, labels), x)
+
+    def _class_log_prob(self, x: Tensor, rows: int) -> Tensor:
+        """log p(the first `rows` rows | class) for every class, [B, K]."""
+        every = spread_labels(None, len(self.data.classes), self.data, x.device)
+        scores = [self._pixels_log_prob(x, y.expand(len(x), *y.shape))[:, :, :rows].flatten(1).sum(1) for y in every]
+        return torch.stack(scores, 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        temperature: float = 1.0,
+        naive: bool = False,
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1], pixel by pixel; the lower the temperature the nearer to each factor's mode.
+
+        naive: a pass of the whole net for every value instead of the cached sampler, the reference of the tests.
+        """
+        x = next(self.parameters()).new_zeros(n, *self.data.shape)
+        if self.conditional:
+            labels = spread_labels(labels, n, self.data, x.device)
+        return self._generate(x, 0, labels, noise, progress, temperature, naive)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        x: Tensor,
+        *,
+        rows: int,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """x [B, C, H, W] with its first `rows` rows kept and the rest sampled given them.
+
+        A conditional model without labels takes the class that makes the kept rows most probable. UsageError: no such
+        number of rows.
+        """
+        if not 0 <= rows <= x.shape[2]:
+            raise UsageError(f"`rows` is {rows}, the images have {x.shape[2]} rows")
+        x = x.to(next(self.parameters()))
+        if self.conditional and labels is None:
+            best = self._class_log_prob(x, rows).argmax(1)
+            labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
+        return self._generate(x, rows, labels, noise, progress, temperature)
+
+    def _generate(self, x, rows, labels, noise, progress, temperature, naive=False) -> Tensor:
+        """x with the values below its first `rows` rows drawn in order."""
+        if temperature <= 0:
+            raise UsageError(f"`temperature` is {temperature}, it must be above 0")
+        n, _, height, width = x.shape
+        u = noise.rand(n, self.parts, self.uniforms, height, width).to(x)
+        x = x.clone()
+        x[:, :, rows:] = 0
+        split = x.unflatten(1, (self.parts, -1))  # a view [n, parts, C / parts, H, W]
+        with torch.autocast(x.device.type, enabled=False):  # the draws are those of the net as it is, at full precision
+            steps = WholeNet(self, x, labels) if naive else self.steps(n, labels)
+            for i in range(height):
+                steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
+                if i < rows:
+                    steps.keep(x[:, :, i])
+                for j in range(width if i >= rows else 0):
+                    for part in range(self.parts):
+                        value = self.draw(steps.outputs(j, part), u[:, part, :, i, j], temperature)
+                        split[:, part, :, i, j] = value
+                        steps.put(j, part, value)
+                progress(i + 1, height, x)
+        return x
+
+
+class WholeNet:
+    """`Steps` without a cache: a pass of the whole net over x, which is filled in meanwhile, for all that is asked."""
+
+    def __init__(self, net: PixelModel, x: Tensor, labels: Tensor | None):
+        self.net, self.x, self.labels, self.i = net, x, labels, -1
+
+    def row(self, above: Tensor) -> None:
+        self.i += 1
+
+    def keep(self, row: Tensor) -> None:
+        pass
+
+    def outputs(self, j: int, part: int) -> Tensor:
+        return self.net(self.x, self.labels)[:, part, self.i, j]
+
+    def put(self, j: int, part: int, value: Tensor) -> None:
+        pass

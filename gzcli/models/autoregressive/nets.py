@@ -1,0 +1,98 @@
+"""The convolutional encoder and decoder of VQGAN (Esser 2021, arXiv:2012.09841, table 7)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gzcli.models.nn.unet import Attention, Down, Up
+
+EPS = 1e-6
+
+
+class ResBlock(nn.Module):
+    """Two pre-activated 3×3 convolutions beside an identity, or a 1×1 convolution where the width changes."""
+
+    def __init__(self, i: int, o: int, groups: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(groups, i, EPS), nn.GroupNorm(groups, o, EPS)
+        self.conv1, self.conv2 = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
+        self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Level(nn.Sequential):
+    """The residual blocks of one resolution, each followed by attention if `attend`."""
+
+    def __init__(self, i: int, o: int, blocks: int, groups: int, attend: bool):
+        layers: list[nn.Module] = []
+        for k in range(blocks):
+            layers += [ResBlock(o if k else i, o, groups), *([Attention(o, o, groups, EPS)] if attend else [])]
+        super().__init__(*layers)
+
+
+class Middle(nn.Sequential):
+    """At the lowest resolution: a block, attention, a block."""
+
+    def __init__(self, c: int, groups: int, attend: bool):
+        attention = [Attention(c, c, groups, EPS)] if attend else []
+        super().__init__(ResBlock(c, c, groups), *attention, ResBlock(c, c, groups))
+
+
+class Encoder(nn.Module):
+    """x [B, channels, H, W] → [B, dim, h, w]; widths of the levels, finest first, the resolution halved between them."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, dim: int, groups: int, attention: bool):
+        super().__init__()
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(i, o, blocks, groups, attention and k == last)
+            for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
+        )
+        self.downs = nn.ModuleList(Down(w, 1) for w in widths[:-1])
+        self.middle = Middle(widths[-1], groups, attention)
+        self.norm = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level, down in zip(self.levels, (*self.downs, nn.Identity()), strict=True):
+            h = down(level(h))
+        return self.conv_out(F.silu(self.norm(self.middle(h))))
+
+
+class Decoder(nn.Module):
+    """z [B, dim, h, w] → [B, channels, H, W], with a block more a level; `sizes` of the feature maps, the image's first."""
+
+    def __init__(
+        self,
+        channels: int,
+        widths: tuple[int, ...],
+        blocks: int,
+        dim: int,
+        groups: int,
+        attention: bool,
+        sizes: list[tuple[int, int]],
+    ):
+        super().__init__()
+        last, widths = len(widths) - 1, widths[::-1]
+        self.sizes = sizes[-2::-1]
+        self.conv_in = nn.Conv2d(dim, widths[0], 3, padding=1)
+        self.middle = Middle(widths[0], groups, attention)
+        self.levels = nn.ModuleList(
+            Level(i, o, blocks + 1, groups, attention and k == 0)
+            for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
+        )
+        self.ups = nn.ModuleList(Up(w) for w in widths[:last])
+        self.norm = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.levels[0](self.middle(self.conv_in(z)))
+        for up, size, level in zip(self.ups, self.sizes, self.levels[1:], strict=True):
+            h = level(up(h, size))
+        return self.conv_out(F.silu(self.norm(h)))

@@ -1,0 +1,102 @@
+"""What the second stages share: distributions of the codes of a trained tokenizer."""
+
+from __future__ import annotations
+
+import math
+import torch
+from torch import Tensor
+
+from gzcli.errors import UsageError
+from gzcli.models.autoregressive.tokenizer import Figures
+from gzcli.models.base import Model, Phase
+from gzcli.models.nn import spread_labels
+from gzcli.types import Batch, DataInfo, Noise, Progress
+
+
+class Prior(Model):
+    """A distribution of the codes [B, T] that `tokenizer` gives to images, in raster order, of its grid.
+
+    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["codes"]`. Labels enter as a token
+    before the codes; an unconditional model has the null label there. label_dropout: how often a conditional model sees
+    the null label in training, which guidance needs.
+    """
+
+    best = "loss"
+
+    def __init__(self, data: DataInfo, tokenizer: Model, *, conditional: bool, label_dropout: float):
+        super().__init__(data)
+        if conditional and not data.classes:
+            raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
+        self.attach("tokenizer", tokenizer)
+        self.grid, self.codes, self.length = tokenizer.grid, tokenizer.codes, math.prod(tokenizer.grid)
+        self.conditional, self.label_dropout = conditional, label_dropout
+
+    def phases(self) -> list[Phase]:
+        """Weight decay is for matrices alone."""
+        matrices = [p for p in self.parameters() if p.ndim > 1]
+        rest = [p for p in self.parameters() if p.ndim <= 1]
+        return [Phase("main", [{"params": matrices}, {"params": rest, "weight_decay": 0.0}])]
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> dict[str, Tensor]:
+        """The codes of a batch's images."""
+        codes = self.tokenizer.encode(batch.x).flatten(1)
+        return {"codes": codes.to(torch.int16) if self.codes <= 2**15 else codes}
+
+    def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """The labels of a batch and which of them to drop, [B] each."""
+        if not self.conditional:
+            return None, None
+        drop = batch.noise.rand(len(batch)).to(batch.x.device) < self.label_dropout if self.training and self.label_dropout else None
+        return batch.y, drop
+
+    # ---- what a prior defines
+
+    def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """−log p(codes | labels) [B] in nats, or a bound of it."""
+        raise NotImplementedError
+
+    # ---- of the images
+
+    def images(self, codes: Tensor) -> Tensor:
+        """[B, C, H, W] of codes [B, T]."""
+        return self.tokenizer.decode(codes.unflatten(1, self.grid))
+
+    def asked_labels(self, labels: Tensor | None, n: int, device: torch.device, guidance: float) -> Tensor | None:
+        """The labels to sample by. Raises UsageError for guidance that the model was not trained for."""
+        if guidance != 1 and not (self.conditional and self.label_dropout):
+            raise UsageError(
+                f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
+                hint="set `model.conditional` to `true` and train, or `guidance` to 1",
+            )
+        return spread_labels(labels, n, self.data, device) if self.conditional else None
+
+    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Tensor:
+        """x through the tokenizer: [B, C, H, W]."""
+        return self.tokenizer.reconstruct(x, noise=noise, progress=progress)
+
+    def score_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """−log p(codes of x), nats. A conditional model's is that of the mixture over its classes."""
+        codes = self.tokenizer.encode(x).flatten(1)
+        if not self.conditional:
+            return self.nll(codes, None, noise)
+        return math.log(len(self.data.classes)) - self.class_log_prob(codes, noise).logsumexp(1)
+
+    def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
+        """log p(codes | class), or its bound, for every class: [B, K]."""
+        every = spread_labels(None, len(self.data.classes), self.data, codes.device)
+        return -torch.stack([self.nll(codes, y.expand(len(codes), *y.shape), noise) for y in every], 1)
+
+    def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """What the codes do not keep: ‖x − x̂‖²."""
+        return self.tokenizer.score_recon(x, noise=noise)
+
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The tokenizer's figures; then nats a code: `entropy` of the codes one by one, and `nats` under the prior, given
+        the labels if it is conditional."""
+        figures, nats, n = Figures(self.tokenizer), 0.0, 0
+        for batch in batches:
+            codes = figures.add(batch.x).flatten(1)
+            nats += float(self.nll(codes, batch.y if self.conditional else None, batch.noise).double().sum())
+            n += codes.numel()
+        return figures.found() | {"entropy": figures.entropy, "nats": nats / n}

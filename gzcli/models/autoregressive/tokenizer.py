@@ -1,0 +1,117 @@
+"""What the VQ models share: images become codes on a coarse grid, and images again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from gzcli.models.autoregressive.codebook import Codebook
+from gzcli.models.base import Model
+from gzcli.models.nn import full
+from gzcli.types import Batch, DataInfo, Noise, Progress
+
+
+class Tokenizer(Model):
+    """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
+
+    A tokenizer is made to be the first stage of a prior (`transformer`, `maskgit`), which knows how codes go together. By
+    itself it samples every code on its own, by how often it is used: colours and strokes without a picture.
+    """
+
+    best = "loss"
+
+    def __init__(self, data: DataInfo, *, grid: tuple[int, int], encoder: nn.Module, codebook: Codebook, decoder: nn.Module):
+        super().__init__(data)
+        self.grid, self.codes = grid, len(codebook.usage)
+        self.encoder, self.codebook, self.decoder = encoder, codebook, decoder
+
+    @torch.no_grad()
+    def on_start(self, batch: Batch) -> None:
+        self.codebook.start(self.encoder(batch.x), batch.noise)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The codes of images x [B, C, H, W]: int64 [B, h, w]."""
+        return self.codebook.nearest(self.encoder(x))[1]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The images [B, C, H, W] in [-1, 1] of codes [B, h, w]."""
+        return full(self.decoder(self.codebook.lookup(codes))).clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
+        """Codes drawn by their frequencies in training, decoded."""
+        u = noise.rand(n, *self.grid).to(self.codebook.usage.device)
+        x = self.decode(draw(self.codebook.usage.expand(*u.shape, -1), u))
+        progress(1, 1, x)
+        return x
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Tensor:
+        """x through its codes: [B, C, H, W]."""
+        x = self.decode(self.encode(x))
+        progress(1, 1, x)
+        return x
+
+    def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """What the codes do not keep: ‖x − x̂‖²."""
+        return (x - self.decode(self.encode(x))).square().flatten(1).sum(1)
+
+    def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """How far the encoder's vectors are from any code: ‖z_e − e_k‖²."""
+        z, _, e = self.codebook.nearest(self.encoder(x))
+        return (z - e).square().flatten(1).sum(1)
+
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """`mse` of reconstructions, of images in [0, 1], and `perplexity` of the codes."""
+        figures = Figures(self)
+        for batch in batches:
+            figures.add(batch.x)
+        return figures.found()
+
+
+class Figures:
+    """What a tokenizer keeps of images, added up."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.error = self.pixels = 0
+        self.usage = torch.zeros(tokenizer.codes, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> Tensor:
+        """The codes [B, h, w] of x."""
+        codes = self.tokenizer.encode(x)
+        self.error += float((0.5 * (x - self.tokenizer.decode(codes))).square().sum())
+        self.pixels += x.numel()
+        self.usage += codes.flatten().bincount(minlength=len(self.usage)).cpu()
+        return codes
+
+    @property
+    def entropy(self) -> float:
+        """Of the codes one by one, in nats."""
+        p = self.usage / self.usage.sum()
+        return -float(torch.special.xlogy(p, p).sum())
+
+    def found(self) -> dict[str, float]:
+        return {"mse": self.error / self.pixels, "perplexity": math.exp(self.entropy)}
+
+
+def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+    """The sizes of the feature maps: the image's, then halved (rounded up) `times` times."""
+    sizes = [(shape[1], shape[2])]
+    for _ in range(times):
+        h, w = sizes[-1]
+        sizes.append(((h + 1) // 2, (w + 1) // 2))
+    return sizes
+
+
+def draw(weights: Tensor, u: Tensor) -> Tensor:
+    """Indices [...] by inversion of the distributions proportional to weights [..., K]; u [...] uniform on [0, 1).
+
+    Never one of weight 0.
+    """
+    cdf = full(weights).cumsum(-1)
+    u = u.clamp(max=1 - 1e-6)  # so that u · cdf[-1] stays below cdf[-1] when rounded
+    return (cdf <= (u * cdf[..., -1])[..., None]).sum(-1)

@@ -1,0 +1,105 @@
+"""VQ-VAE — van den Oord et al. 2017, "Neural Discrete Representation Learning", arXiv:1711.00937.
+
+    L = −log p(x | z_q(x)) + ‖sg[z_e(x)] − e‖² + β ‖z_e(x) − sg[e]‖²                               (eq. 3)
+
+with a Gaussian p(x | z) of fixed variance, so a mean squared error.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gzcli.models.autoregressive.codebook import Codebook
+from gzcli.models.autoregressive.tokenizer import Tokenizer, halvings
+from gzcli.models.nn import full
+from gzcli.types import Batch, DataInfo
+
+
+class Residual(nn.Module):
+    """ReLU, 3×3 convolution, ReLU, 1×1 convolution (section 4.1)."""
+
+    def __init__(self, hidden: int, inner: int):
+        super().__init__()
+        self.net = nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, inner, 3, padding=1), nn.ReLU(), nn.Conv2d(inner, hidden, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.net(h)
+
+
+class Encoder(nn.Module):
+    """x [B, C, H, W] → z_e [B, dim, h, w]: `down` strided convolutions, then residual blocks. Odd sizes are rounded up."""
+
+    def __init__(self, channels: int, hidden: int, inner: int, blocks: int, down: int, dim: int):
+        super().__init__()
+        widths = [channels] + [hidden] * down
+        self.downs = nn.ModuleList(nn.Conv2d(i, hidden, 4, stride=2, padding=1) for i in widths[:-1])
+        residual = [Residual(hidden, inner) for _ in range(blocks)]
+        self.body = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1), *residual, nn.ReLU(), nn.Conv2d(hidden, dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for down in self.downs:
+            x = F.relu(down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))))
+        return self.body(x)
+
+
+class Decoder(nn.Module):
+    """z_q [B, dim, h, w] → x [B, C, H, W], the encoder's mirror; `sizes` of the feature maps, the image's first."""
+
+    def __init__(self, channels: int, hidden: int, inner: int, blocks: int, sizes: list[tuple[int, int]], dim: int):
+        super().__init__()
+        residual = [Residual(hidden, inner) for _ in range(blocks)]
+        self.body = nn.Sequential(nn.Conv2d(dim, hidden, 3, padding=1), *residual)
+        self.targets = sizes[-2::-1]
+        widths = [hidden] * (len(sizes) - 1) + [channels]
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(hidden, o, 4, stride=2, padding=1) for o in widths[1:])
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.body(z)
+        for up, (height, width) in zip(self.ups, self.targets, strict=True):
+            h = up(F.relu(h))[:, :, :height, :width]
+        return h
+
+
+class VQVAE(Tokenizer):
+    """The paper's net (section 4.1) with its codebook; a first stage, see `Tokenizer`.
+
+    hidden: channels; residual: those inside each of the `blocks` residual blocks of encoder and decoder. down: the image's
+    sides are halved so often. codes, dim: size of the codebook, and of its vectors. codebook: `ema`, codes follow the mean
+    of their vectors by `decay`, or `gradient`. beta: commitment. restart: move unused codes into the batch. cosine:
+    vectors on the unit sphere.
+    """
+
+    paper = "van den Oord et al. 2017, arXiv:1711.00937"
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        hidden: int = 128,
+        residual: int = 32,
+        blocks: int = 2,
+        down: int = 2,
+        codes: int = 512,
+        dim: int = 64,
+        codebook: Literal["ema", "gradient"] = "ema",
+        beta: float = 0.25,
+        decay: float = 0.99,
+        restart: bool = True,
+        cosine: bool = False,
+    ):
+        sizes, channels = halvings(data.shape, down), data.shape[0]
+        super().__init__(
+            data,
+            grid=sizes[-1],
+            encoder=Encoder(channels, hidden, residual, blocks, down, dim),
+            codebook=Codebook(codes, dim, learned=codebook, beta=beta, decay=decay, restart=restart, cosine=cosine),
+            decoder=Decoder(channels, hidden, residual, blocks, sizes, dim),
+        )
+
+    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+        z, found = self.codebook(self.encoder(batch.x), batch.noise)
+        recon = F.mse_loss(full(self.decoder(z)), batch.x)
+        return found | {"loss": recon + found["loss"], "recon": recon.detach()}

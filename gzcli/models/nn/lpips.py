@@ -1,0 +1,66 @@
+"""LPIPS — Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", arXiv:1801.03924, version 0.1 on VGG16."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gzcli.errors import UsageError
+from gzcli.models.nn.common import full
+from gzcli.store.weights import weights
+
+VGG = "vgg16-397923af.pth"  # torchvision's
+LINEAR = "weights-vgg16-lpips.pth"  # the authors' `v0.1/vgg.pth`, as torch-fidelity has it
+STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
+
+
+class LPIPS(nn.Module):
+    """The distance [B] of images x, y [B, 1 or 3, H, W] in [-1, 1], of 16 pixels or more (eq. 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(s, s[1:], strict=False)) for s in STAGES
+        )
+        self.linear = nn.ParameterList(torch.ones(s[-1]) for s in STAGES)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+
+    @classmethod
+    def from_files(cls) -> LPIPS:
+        """With the weights in the user's cache. Raises MissingError that names them, UsageError for files of something else."""
+        use = "the perceptual loss LPIPS"
+        vgg = torch.load(weights(VGG, use=use, source="torchvision's models"), map_location="cpu", weights_only=True)
+        lin = torch.load(weights(LINEAR, use=use, source="torch-fidelity's releases (v0.2.0)"), map_location="cpu", weights_only=True)
+        model = cls()
+        model.load(vgg, lin)
+        return model
+
+    @torch.no_grad()
+    def load(self, vgg: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
+        """Weights by the names that torchvision and the authors gave them."""
+        convs = [conv for stage in self.stages for conv in stage]
+        index = sorted({int(key.split(".")[1]) for key in vgg if key.startswith("features.")})
+        try:
+            for conv, i in zip(convs, index, strict=True):
+                conv.load_state_dict({kind: vgg[f"features.{i}.{kind}"] for kind in ("weight", "bias")})
+            for i, p in enumerate(self.linear):
+                p.copy_(linear[f"lin{i}.model.1.weight"].flatten())
+        except (KeyError, ValueError, RuntimeError) as e:
+            raise UsageError(f"the weights of LPIPS are not those of `{VGG}` and `{LINEAR}`: {e}") from e
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The last activation of each stage, each place on the unit sphere."""
+        h, found = (x - self.shift) / self.scale, []
+        for i, stage in enumerate(self.stages):
+            h = F.max_pool2d(h, 2) if i else h
+            for conv in stage:
+                h = F.relu(conv(h))
+            f = full(h)
+            found.append(f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        return found
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        pairs = zip(self.linear, self.features(x), self.features(y), strict=True)
+        return sum((w[:, None, None] * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in pairs)

@@ -1,0 +1,56 @@
+"""Variational dequantisation (Ho et al. 2019, "Flow++", arXiv:1902.00275, §3.1): the noise on the grey levels is learned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gzcli.models.normalizing_flow import layers
+from gzcli.models.normalizing_flow.nets import ActNormConv, ConvNet
+from gzcli.types import DataInfo, Noise
+
+Dequant = Literal["uniform", "variational"]
+
+
+def dequantiser(kind: Dequant, data: DataInfo) -> nn.Module | None:
+    """What `model.dequant` names, as `ImageFlow` takes it."""
+    return None if kind == "uniform" else VariationalDequantiser(data)
+
+
+class VariationalDequantiser(nn.Module):
+    """u ~ q(u | x) on [0, 1)^D: logistic noise through coupling layers that see x, then a sigmoid.
+
+    log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (eq. 12). It starts as uniform noise.
+    """
+
+    def __init__(self, data: DataInfo, *, depth: int = 4, hidden: int = 32):
+        super().__init__()
+        self.levels = data.levels
+        channels = 4 * data.shape[0]  # squeezed
+        kept = channels // 2
+        self.context = ActNormConv(channels, hidden, 3)
+        self.steps = nn.ModuleList(
+            layers.AffineCoupling(channels, ConvNet(kept + hidden, channels, hidden), flip=i % 2 == 1) for i in range(depth)
+        )
+
+    def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """x [B, C, H, W] in [-1, 1] → v = (k + u) / L, and log q(u | x) [B]."""
+        tiny = torch.finfo(x.dtype).eps
+        base = noise.rand(*x.shape).to(x).clamp(tiny, 1 - tiny)
+        y = layers.squeeze(base.logit())
+        log_q = log_logistic(y)
+        context = F.relu(self.context(layers.squeeze(x)))
+        for step in self.steps:
+            y, log_det = step(y, context)
+            log_q = log_q - log_det
+        # du/dy of the sigmoid is the logistic density
+        v, _ = layers.dequantise(x, self.levels, layers.unsqueeze(y).sigmoid())
+        return v, log_q - log_logistic(y)
+
+
+def log_logistic(y: Tensor) -> Tensor:
+    """The log-density of the standard logistic distribution, summed over all but the first dimension, [B]."""
+    return -(F.softplus(y) + F.softplus(-y)).flatten(1).sum(1)

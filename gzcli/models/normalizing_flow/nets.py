@@ -1,0 +1,125 @@
+"""The nets inside couplings: images [B, channels, H, W] → [B, out, H, W], zero at the start. None normalises by its batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gzcli.models.nn.common import all_mean, full
+from gzcli.models.normalizing_flow.layers import ZeroConv
+from gzcli.models.normalizing_flow.norms import MIN_STD, ActNorm, per_channel
+
+
+class ConvNet(nn.Module):
+    """Glow's: 3×3, 1×1, 3×3 convolutions; ActNorm and ReLU after two; the last starts at 0."""
+
+    def __init__(self, channels: int, out: int, hidden: int):
+        super().__init__()
+        self.first = ActNormConv(channels, hidden, 3)
+        self.second = ActNormConv(hidden, hidden, 1)
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x), inplace=True)
+        return self.last(F.relu(self.second(h), inplace=True))
+
+
+class ResidualNet(nn.Module):
+    """A coupling net that sees further: Glow's with a residual 3×3 → 1×1 block in place of its 1×1 convolution."""
+
+    def __init__(self, channels: int, out: int, hidden: int):
+        super().__init__()
+        self.first = ActNormConv(channels, hidden, 3)
+        self.second = ActNormConv(hidden, hidden, 3)
+        self.third = ActNormConv(hidden, hidden, 1)
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x), inplace=True)
+        h = h + self.third(F.relu(self.second(h), inplace=True))
+        return self.last(F.relu(h, inplace=True))
+
+
+class GatedNet(nn.Module):
+    """A residual net of `depth` gated convolutions: h + a · σ(b), with (a, b) a 3×3 convolution of relu(h)."""
+
+    def __init__(self, channels: int, out: int, hidden: int, depth: int):
+        super().__init__()
+        self.first = ActNormConv(channels, hidden, 3)
+        self.gated = nn.ModuleList(ActNormConv(hidden, 2 * hidden, 3) for _ in range(depth))
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for conv in self.gated:
+            h = h + F.glu(conv(F.relu(h)), 1)
+        return self.last(F.relu(h, inplace=True))
+
+
+class ResNet(nn.Module):
+    """RealNVP's: `depth` residual blocks of two weight-normalised 3×3 convolutions (§3.2; He 2016)."""
+
+    def __init__(self, channels: int, out: int, hidden: int, depth: int):
+        super().__init__()
+        self.first = WeightNormConv(channels, hidden)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([WeightNormConv(hidden, hidden), WeightNormConv(hidden, hidden)]) for _ in range(depth)
+        )
+        self.last = ZeroConv(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for first, second in self.blocks:
+            h = h + second(F.relu(first(F.relu(h)), inplace=True))
+        return self.last(F.relu(h, inplace=True))
+
+
+class ActNormConv(nn.Module):
+    """A convolution followed by ActNorm, folded into its weights: scale and bias then cost nothing per pixel."""
+
+    def __init__(self, channels: int, out: int, size: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, size, padding=size // 2, bias=False)
+        self.norm = ActNorm(out)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.norm.initialising:
+            self.norm.initialise(self.conv(h))
+        scale = self.norm.log_scale.exp()
+        return F.conv2d(h, self.conv.weight * scale[:, None, None, None], self.norm.bias * scale, padding=self.conv.padding)
+
+
+class WeightNormConv(nn.Module):
+    """A 3×3 convolution with weights g · v / ‖v‖ for each output channel (Salimans & Kingma 2016, arXiv:1602.07868).
+
+    g and the bias start so that the outputs of the first batch have zero mean and unit variance (ibid., §3).
+    """
+
+    initialized: Tensor
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.v = nn.Parameter(0.05 * torch.randn(out, channels, 3, 3))
+        self.g = nn.Parameter(torch.ones(out))
+        self.bias = nn.Parameter(torch.zeros(out))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.initialising = False
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.initialising:
+            self.initialise(h)
+        scale = self.g / torch.linalg.vector_norm(self.v, dim=(1, 2, 3))
+        return F.conv2d(h, self.v * scale[:, None, None, None], self.bias, padding=1)
+
+    @torch.no_grad()
+    def initialise(self, h: Tensor) -> None:
+        """Fits g and the bias to the batch of all ranks, once; a constant channel keeps its scale."""
+        self.initialising = False
+        y = full(self(h))
+        mean = all_mean(y.mean((0, 2, 3)))
+        std = all_mean((y - per_channel(mean)).square().mean((0, 2, 3))).sqrt()
+        scale = torch.where(std > MIN_STD, 1 / std, 1.0)
+        self.g.mul_(scale)
+        self.bias.sub_(mean).mul_(scale)
+        self.initialized.fill_(True)

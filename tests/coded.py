@@ -1,0 +1,43 @@
+"""Images, and a small tokenizer whose codes tell them apart, for tests of priors."""
+
+from __future__ import annotations
+
+import torch
+
+from gzcli.models.autoregressive.vqvae import VQVAE
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
+
+
+def images(n: int, shape: tuple[int, ...] = (1, 12, 8), seed: int = 2) -> torch.Tensor:
+    return (torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1).double()
+
+
+def tokenizer(info: DataInfo, codes: int) -> VQVAE:
+    """Untrained, its codes at what it makes of random images; a code stands for 4×4 pixels."""
+    model = VQVAE(info, hidden=4, residual=2, blocks=1, codes=codes, dim=3)
+    x = images(64, info.shape, seed=0).float()
+    model.on_start(Batch(x, None, torch.arange(64), BatchNoise(0, total=64)))
+    return model
+
+
+def prior(cls, shape=(1, 12, 8), *, codes=5, scale=0.5, classes=(), dtype=torch.float64, **options):
+    """A prior of random weights, so that its distributions are far from uniform."""
+    torch.manual_seed(0)
+    info = DataInfo(shape, 256, classes)
+    small = {"width": 16, "layers": 2, "heads": 2, "conditional": bool(classes), **options}
+    model = cls(info, tokenizer=tokenizer(info, codes), **small).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(scale * torch.randn_like(p))
+    return model.eval()
+
+
+def noise(n: int, seed: int = 0) -> ImageNoise:
+    return ImageNoise(seed, range(n))
+
+
+def prepared(model, x: torch.Tensor, y: torch.Tensor | None = None) -> Batch:
+    """A training batch of x with its codes."""
+    batch = Batch(x, y, torch.arange(len(x)), BatchNoise(0, total=len(x)))
+    batch.extra |= model.prepare(batch)
+    return batch
