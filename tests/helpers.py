@@ -21,8 +21,11 @@ def recipe(case: Any, *, steps: int, data: str = "digits", sets: tuple[str, ...]
     """The resolved recipe of a zoo line, quick and quiet, with the data's facts filled in."""
     from gzcli.cli.train import with_data
     from gzcli.recipe.resolve import resolve
+    from gzcli.recipe.stages import trees
 
     found = resolve(case.model, data=data, sets=(*QUICK, *sets), flags={"train.steps": steps})
+    if found.cards:  # the first stage by itself
+        found.tree = next(iter(trees(found.tree).values()))
     found.tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.options.items()}
     found.tree["sample"] |= case.sample
     found.tree["train"] |= {"batch_size": case.batch, "precision": "fp32"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import recipe, trainer
 from torch import nn
+from zoo import CASES
 
 from gzcli.errors import MissingError, UsageError
 from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
@@ -211,3 +213,14 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     torch.save({"something": torch.zeros(1)}, folder / LINEAR)
     with pytest.raises(UsageError, match="LPIPS"):
         module.LPIPS.from_files()
+
+
+def test_the_run_says_that_there_is_no_perceptual_loss(home):
+    case = next(case for case in CASES if case.model == "vqgan")
+    tree = recipe(case, steps=1)
+    tree["model"]["perceptual"] = "auto"
+    run = trainer(tree)
+    run.fit()
+    told = (run.run.path / "log.txt").read_text()
+    assert f"warning: no perceptual loss: perceptual losses (LPIPS) need the weights `{VGG}`" in told
+    assert f"`{LINEAR}` of torch-fidelity" in told

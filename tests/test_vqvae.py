@@ -81,6 +81,11 @@ def test_codes_are_the_nearest_by_brute_force_also_under_autocast():
     brute = (flat[..., None, :] - ours.embedding).square().sum(-1).argmin(-1)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ours.nearest(z)[1], brute)
+    round_ = book(learned="gradient", cosine=True)
+    round_.embedding.data *= torch.arange(1, K + 1)[:, None]  # a step of its optimizer leaves the sphere
+    angle = F.cosine_similarity(flat[..., None, :], round_.embedding, dim=-1)
+    assert torch.equal(round_.nearest(z)[1], angle.argmax(-1))
+    torch.testing.assert_close(round_.nearest(z)[2].norm(dim=1), torch.ones(6, 3, 2))
     one = (z - ours.lookup(brute)).square().sum(1)
     assert all((one <= (z - ours.embedding[k][:, None, None]).square().sum(1) + 1e-6).all() for k in range(K))
 

@@ -37,7 +37,7 @@ class Case:
         return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
 
 
-FLOWPP = {"channel": (0, 1), "checkerboard": (0, 1), "hidden": 8, "blocks": 1, "components": 4, "dequant_couplings": 2, "dequant_blocks": 1}
+FLOWPP = {"channel": (0, 1), "checkerboard": (0, 1), "hidden": 8, "blocks": 1, "components": 4, "dequant_couplings": 2}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 
 VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "dim": 8}, lr=3e-3, quiet=True)
@@ -55,11 +55,11 @@ CASES = [
     Case("pixelcnnpp", {"hidden": 16, "blocks": (0, 1), "mixture": 3, "conditional": True}, lr=3e-3, batch=8),
     Case("glow", {"depth": 2, "hidden": 16, "net": "residual"}),
     Case("glow", {"scales": 3, "depth": 1, "hidden": 16, "conditional": True}),
-    Case("flow", {"depth": 2, "hidden": 16, "blocks": 1, "dequant": "variational"}),
-    Case("flow", {"scales": 3, "depth": 2, "hidden": 16, "blocks": 1, "conditional": True}),
+    Case("flow", {"depth": 2, "hidden": 16, "blocks": 1, "dequant": "variational"}, lr=5e-4),
+    Case("flow", {"scales": 3, "depth": 2, "hidden": 16, "blocks": 1, "conditional": True}, lr=5e-4),
     Case("realnvp", {"couplings": 2, "hidden": 16, "blocks": 1}, lr=3e-3),
     Case("realnvp", {"scales": 1, "couplings": 2, "hidden": 16, "blocks": 1, "conditional": True}, lr=3e-3),
-    Case("flowpp", FLOWPP, lr=3e-3, batch=16),
+    Case("flowpp", FLOWPP, lr=1e-3, batch=16),
     Case("flowpp", FLOWPP | {"dequant": "uniform", "conditional": True}, lr=3e-3, batch=16),
     Case("ddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4}),
     Case("ddpm", DDPM | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),

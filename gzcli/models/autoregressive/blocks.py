@@ -26,9 +26,9 @@ class Past:
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values so far, with those of new positions k, v [n, heads, new, head_dim] at their end."""
-        self.seen += k.shape[2]
-        self.kv[0, :, :, self.seen - k.shape[2] : self.seen], self.kv[1, :, :, self.seen - k.shape[2] : self.seen] = k, v
-        return self.kv[0, :, :, : self.seen], self.kv[1, :, :, : self.seen]
+        before, self.seen = self.seen, self.seen + k.shape[2]
+        self.kv[:, :, :, before : self.seen] = torch.stack([k, v])
+        return self.kv[:, :, :, : self.seen].unbind(0)
 
 
 class Block(nn.Module):

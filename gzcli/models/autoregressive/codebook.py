@@ -69,9 +69,8 @@ class Codebook(nn.Module):
         """(z as it is compared, its codes [B, h, w] int64, their vectors [B, dim, h, w]), in full precision."""
         z = self._normal(full(z), dim=1)
         with torch.autocast(z.device.type, enabled=False):
-            flat = z.detach().movedim(1, -1)  # [B, h, w, dim]
-            # ‖z − e‖² without ‖z‖², which all codes share
-            codes = (full(self.embedding).square().sum(1) - 2 * flat @ full(self.embedding).mT).argmin(-1)
+            flat, e = z.detach().movedim(1, -1), self._normal(self.embedding.detach())  # [B, h, w, dim], [codes, dim]
+            codes = (e.square().sum(1) - 2 * flat @ e.mT).argmin(-1)  # ‖z − e‖² without ‖z‖², which all codes share
         return z, codes, self.lookup(codes)
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from gzcli.errors import UsageError
 from gzcli.models.autoregressive.base import PixelModel
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
 from gzcli.models.autoregressive.resnet import Scale, feature, u_net, walks
+from gzcli.models.nn.common import full
 from gzcli.models.nn.logistic import LogisticMixture
 from gzcli.types import DataInfo
 
@@ -63,7 +64,8 @@ class PixelCNNpp(PixelModel):
         # channels_last is faster on a CPU; set here, as an image of one channel has no format to hand on
         v, h = (feature(s.contiguous(memory_format=torch.channels_last)) for s in (v, h))
         _, (h, _) = u_net((v, h), self.scales, labels if self.conditional else None)
-        return self.head(F.elu(h)).permute(0, 2, 3, 1)[:, None]
+        with torch.autocast(x.device.type, enabled=False):  # a mean of 8 bits of mantissa is coarser than a grey level
+            return self.head(full(F.elu(h))).permute(0, 2, 3, 1)[:, None]
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """log p of every pixel given those before it, [B, 1, H, W]."""

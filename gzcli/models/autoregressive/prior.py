@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,8 @@ class Prior(Model):
         """The labels of a batch and which of them to drop, [B] each."""
         if not self.conditional:
             return None, None
-        drop = batch.noise.rand(len(batch)).to(batch.x.device) < self.label_dropout if self.training and self.label_dropout else None
-        return batch.y, drop
+        dropout = self.label_dropout if self.training else 0.0
+        return batch.y, batch.noise.rand(len(batch)).to(batch.x.device) < dropout
 
     # ---- what a prior defines
 

@@ -18,7 +18,8 @@ class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
 
     A tokenizer is made to be the first stage of a prior (`transformer`, `maskgit`), which knows how codes go together. By
-    itself it samples every code on its own, by how often it is used: colours and strokes without a picture.
+    itself it samples every code on its own, by how often it is used: colours and strokes without a picture. Its codebook is
+    already an average: averaged weights (`train.ema`) of a longer memory than the codebook's `decay` would not fit it.
     """
 
     best = "loss"

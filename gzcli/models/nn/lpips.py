@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.errors import UsageError
+from gzcli.errors import MissingError, UsageError
 from gzcli.models.nn.common import full
+from gzcli.store.paths import cache_dir
 from gzcli.store.weights import weights
 
 VGG = "vgg16-397923af.pth"  # torchvision's
@@ -20,9 +23,7 @@ class LPIPS(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stages = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(s, s[1:], strict=False)) for s in STAGES
-        )
+        self.stages = nn.ModuleList(nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(s)) for s in STAGES)
         self.linear = nn.ParameterList(torch.ones(s[-1]) for s in STAGES)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
@@ -30,11 +31,14 @@ class LPIPS(nn.Module):
     @classmethod
     def from_files(cls) -> LPIPS:
         """With the weights in the user's cache. Raises MissingError that names them, UsageError for files of something else."""
-        use = "the perceptual loss LPIPS"
-        vgg = torch.load(weights(VGG, use=use, source="torchvision's models"), map_location="cpu", weights_only=True)
-        lin = torch.load(weights(LINEAR, use=use, source="torch-fidelity's releases (v0.2.0)"), map_location="cpu", weights_only=True)
+        try:
+            files = [weights(name, use="perceptual losses (LPIPS)", source="") for name in (VGG, LINEAR)]
+        except MissingError as e:
+            place = cache_dir("weights")
+            hint = f"put `{VGG}` of torchvision's models and `{LINEAR}` of torch-fidelity's releases (v0.2.0) into `{place}`"
+            raise MissingError(e.message, hint=hint) from e
         model = cls()
-        model.load(vgg, lin)
+        model.load(*(torch.load(file, map_location="cpu", weights_only=True) for file in files))
         return model
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlow
 from gzcli.models.normalizing_flow.gated import CouplingNet, GatedConv
 from gzcli.models.normalizing_flow.logistic import MixLogisticCoupling
+from gzcli.models.normalizing_flow.norms import ActNorm
 from gzcli.types import DataInfo, Noise, Progress, no_progress
 
 COLUMNS, CHANNELS = (3, 1), (1, 2)  # how an image is halved: dimension, and length of the runs that alternate
@@ -51,7 +52,7 @@ class Step(nn.Module):
     def __init__(self, shape: tuple[int, int, int], components: int, **net: Any):
         super().__init__()
         C, *size = shape
-        self.norms = nn.ModuleList(layers.ActNorm(C) for _ in range(2))
+        self.norms = nn.ModuleList(ActNorm(C) for _ in range(2))
         self.convs = nn.ModuleList(layers.InvertibleConv1x1(C) for _ in range(2))
         self.coupling = MixLogisticCoupling(CouplingNet(C, (2 + 3 * components) * C, size, **net), components)
 

