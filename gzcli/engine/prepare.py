@@ -48,7 +48,6 @@ def _make(t: Trainer, folder: Path) -> None:
     n = t.pack.meta.counts["train"]
     index = range(t.rank * n // t.world, (t.rank + 1) * n // t.world)
     model = t.model.eval()
-    maps: dict[str, np.ndarray] = {}
     if t.rank == 0:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

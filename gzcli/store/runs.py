@@ -44,7 +44,8 @@ class Run:
     @property
     def serving(self) -> Run:
         """The run whose weights the verbs use: the last stage, or itself."""
-        return self.stages[-1] if self.stages else self
+        stages = self.stages  # read from `run.yaml`
+        return stages[-1] if stages else self
 
     @property
     def in_owner(self) -> str:
