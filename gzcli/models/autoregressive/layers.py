@@ -89,8 +89,8 @@ class RowCache:
     """The incremental twin of a `VerticalConv`: takes its input row by row, [n, C, W], returns rows of its output."""
 
     def __init__(self, conv: VerticalConv, n: int, width: int):
-        self.conv = conv
-        zero = conv.weight.new_zeros(n, conv.in_channels, width + 2 * conv.side)
+        self.conv, self.weight = conv, conv.weight.detach()  # read once: it may be a function of parameters
+        zero = self.weight.new_zeros(n, conv.in_channels, width + 2 * conv.side)
         self.rows = deque([zero] * conv.above, maxlen=conv.above + 1)
         self.i = 0
 
@@ -105,7 +105,7 @@ class RowCache:
         if (self.i - 1) % conv.stride[0]:
             return None
         taps = torch.stack(list(self.rows)[:: conv.dilation[0]], 2)  # [n, C, kh, W + 2 side]
-        return F.conv2d(taps, conv.weight, conv.bias, (1, conv.stride[1]), dilation=(1, conv.dilation[1]))[:, :, 0]
+        return F.conv2d(taps, self.weight, conv.bias, (1, conv.stride[1]), dilation=(1, conv.dilation[1]))[:, :, 0]
 
 
 class PixelCache:

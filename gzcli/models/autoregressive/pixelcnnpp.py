@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.base import PixelModel
@@ -56,6 +57,11 @@ class PixelCNNpp(PixelModel):
         )
         self.head = nn.Conv2d(hidden, pixels.size, 1)
         pixels.start(self.head.bias)
+        for layer in list(self.modules()):  # g · v / ‖v‖, a norm for each output channel (Salimans & Kingma 2016)
+            if isinstance(layer, (nn.Conv2d, HorizontalConv)):
+                weight_norm(layer)
+            elif isinstance(layer, nn.ConvTranspose2d):
+                weight_norm(layer, dim=1)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """The parameters of every pixel's distribution given those before it, [B, 1, H, W, size]."""
@@ -88,6 +94,7 @@ class Steps:
     def __init__(self, net: PixelCNNpp, n: int, labels: Tensor | None):
         width = net.data.shape[2]
         self.net, self.i = net, 0
+        self.head = net.head.weight[..., 0, 0].detach()
         self.vertical, self.above = RowCache(net.first_vertical, n, width), RowCache(net.first_above, n, width)
         self.left = PixelCache(net.first_left, n, width)
         sizes = [-(-width // 2**s) for s in range(len(net.scales))]
@@ -106,7 +113,7 @@ class Steps:
     def outputs(self, j: int, part: int) -> Tensor:
         """The parameters of pixel j's distribution, [n, size]."""
         h, _ = u_net(feature(self.left.left(j, self.base[j])), self.pixels)
-        return F.linear(F.elu(h), self.net.head.weight[..., 0, 0], self.net.head.bias)
+        return F.linear(F.elu(h), self.head, self.net.head.bias)
 
     def put(self, j: int, part: int, value: Tensor) -> None:
         self.left.put(j, 0, value)

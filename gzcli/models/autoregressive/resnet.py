@@ -227,7 +227,7 @@ class GrowSteps:
     """The twin of a `Grow`: keeps the last row of the coarser vertical stream and a row of the corner stream's pixels."""
 
     def __init__(self, grow: Grow):
-        self.vertical, self.bias = grow.vertical, grow.corner.bias
+        self.v_weight, self.v_bias, self.bias = grow.vertical.weight.detach(), grow.vertical.bias, grow.corner.bias
         self.weight = grow.corner.weight.detach().permute(2, 3, 0, 1)  # [2, 2, hidden, hidden]
         self.i, self.pixels = -1, {}
 
@@ -235,8 +235,8 @@ class GrowSteps:
         """The next row, given the coarser scale's if there is a new one."""
         self.i, self.j = self.i + 1, -1
         self.v = self.v if x is None else x[0]
-        weight = self.vertical.weight[:, :, self.i % 2]
-        v = F.conv_transpose1d(self.v, weight, self.vertical.bias, stride=2, padding=1, output_padding=1)
+        weight = self.v_weight[:, :, self.i % 2]
+        v = F.conv_transpose1d(self.v, weight, self.v_bias, stride=2, padding=1, output_padding=1)
         return feature(v[..., : like[0].shape[-1]])
 
     def pixel(self, x: Feature | None, like: Feature) -> Feature:
