@@ -56,7 +56,7 @@ class Trainer:
         self.batches = TrainBatches(
             pack, seed=tree["seed"], batch_size=self.train["batch_size"], levels=self.info.levels, device=self.device,
             augment=tuple(tree["data"]["augment"] or ()), rank=self.rank, world=self.world, n=tree["data"]["n"],
-            prepared=prepare(self),
+            prepared=prepare(self), needs=self.model.needs,
         )  # fmt: skip
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
@@ -230,7 +230,8 @@ class Trainer:
                 self.init_from(self.train["init"])
             return
         weights, ema, train, meta = checkpoints.load(path)
-        extra = train["extra"][self.rank] if self.rank < len(train["extra"]) else {}
+        # a rank that was not there keeps what it begins with
+        extra = train["extra"][self.rank] if self.rank < len(train["extra"]) else checkpoints.extra_of(self.model.state_dict())
         self.model.load_state_dict({**weights, **extra})
         self.ema.load_state_dict({k: v.to(self.device) for k, v in ema.items()}, train["ema_updates"])
         for name, state in train["optimizers"].items():
@@ -261,7 +262,7 @@ class Trainer:
         if not file.exists():
             raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
         try:
-            self.model.load_state_dict(load_file(file))
+            self.model.load_state_dict(load_file(file) | checkpoints.extra_of(self.model.state_dict()))
         except RuntimeError as e:
             raise UsageError(
                 f"`train.init`: the weights of `{file}` do not fit this model", hint=str(e).splitlines()[-1].strip()
@@ -279,17 +280,27 @@ class Trainer:
     # --- --minutes ----------------------------------------------------------------------------------------------
 
     def count_steps(self, minutes: float, began: float) -> int:
-        """How many steps fit in `minutes` from `began` (time.time()): 50 steps are timed after 5, 10 % of the time at most."""
+        """How many steps fit in `minutes` from `began` (time.time()): 50 steps are timed after 5, 10 % of the time at most.
+
+        Phases that start later are timed at a step when they have, as many times.
+        """
         self.begin()
-        limit, times = time.monotonic() + 6 * minutes, []
-        for step in range(55):
+        late = max(phase.start for phase in self.phases)
+        each = [self._seconds(first, 6 * minutes / (1 + bool(late))) for first in sorted({0, late})]
+        reserve = 0.03 * 60 * minutes  # grids, evaluation, checkpoints
+        left = 60 * minutes - (time.time() - began) - reserve
+        early = min(late, int(left / each[0]))
+        return max(1, early + int((left - early * each[0]) / each[-1]))
+
+    def _seconds(self, first: int, limit: float) -> float:
+        """Of a step from step `first` on; what they train is lost."""
+        until, times = time.monotonic() + limit, []
+        for step in range(first, first + 55):
             since = time.monotonic()
             self.step(step)
             times.append(time.monotonic() - since)
-            if time.monotonic() > limit and step >= 5:
+            if time.monotonic() > until and len(times) > 5:
                 break
         cycle = math.lcm(*(phase.every for phase in self.phases))
         timed = times[5:] if len(times) > 5 + cycle else times
-        reserve = 0.03 * 60 * minutes  # grids, evaluation, checkpoints
-        left = 60 * minutes - (time.time() - began) - reserve
-        return max(1, int(left / (sum(timed) / len(timed))))
+        return sum(timed) / len(timed)

@@ -139,7 +139,6 @@ class FlowPP(ImageFlow):
     """
 
     paper: ClassVar[str] = "arXiv:1902.00275"
-    likelihood: ClassVar[str] = "bound"
 
     def __init__(
         self,
