@@ -44,8 +44,9 @@ class TrainBatches:
     global batch whatever the number of processes; this rank gets rows rank · B / world … of it.
 
     augment: names of `AUGMENTS`, with a number if need be (`mutate=0.2`). n: a fixed random subset of so many images.
-    prepared: arrays [N, …] whose rows come along in `extra`.
-    Raises UsageError for a batch size that the processes cannot share, or an unknown augmentation.
+    prepared: arrays [N, …] whose rows come along in `extra`. needs: with `b` the images are those of class 0, and as many
+    of class 1, in an order of their own, come along as `extra["b"]`; `n` then is of each.
+    Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent class.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TrainBatches:
         world: int = 1,
         n: int | None = None,
         prepared: Mapping[str, np.ndarray] | None = None,
+        needs: Sequence[str] = (),
     ):
         if batch_size < world or batch_size % world:
             raise UsageError(
@@ -73,39 +75,61 @@ class TrainBatches:
         self.augment = augmenter(augment or ())
         self.rows = _Rows(pack, "train", self.device)
         self.prepared = prepared or {}
-        self.order = order = _Order(pack.meta.counts["train"], n, seed, batch_size, slice(self.start, self.start + size))
+        part = slice(self.start, self.start + size)
+        domains = _domains(pack) if "b" in needs else [None]
+        self.orders = orders = [
+            _Order(pack.meta.counts["train"], n, seed, batch_size, part, among=rows, key=key)
+            for rows, key in zip(domains, ("order", "order of b"), strict=False)
+        ]
         self.ahead = None
         if isinstance(self.rows.images, Pictures):  # nothing there refers to `self`, so that the workers end with it at once
-            self.ahead = Prefetch(self.rows.images, lambda step: order.at(step).numpy(), worker_count())
+            self.ahead = Prefetch(self.rows.images, lambda i: torch.cat([o.at(i) for o in orders]).numpy(), worker_count())
 
     def at(self, step: int) -> Batch:
         """This rank's rows of the global batch of `step`: x [B / world, C, H, W]. A streamed set is read ahead: ask for
         one step after another."""
-        index = self.order.at(step)
-        u8, y, extra = self.rows.take(index, self.ahead and self.ahead.at(step))
-        if self.augment or self.levels == 2:
-            noise = self._noise(step, "data")
-            u8 = self.augment(u8, noise) if self.augment else u8
-            x = quantise(u8, self.levels, noise)
-        else:
-            x = quantise(u8, self.levels)
+        index, *others = (order.at(step) for order in self.orders)
+        read = self.ahead.at(step).split(len(index)) if self.ahead else [None] * len(self.orders)
+        u8, y, extra = self.rows.take(index, read[0])
+        x = self._pixels(u8, step, "data")
         for key, values in self.prepared.items():
             extra[key] = self.rows.moved(torch.from_numpy(values[index.numpy()]))
+        for rows, u8 in zip(others, read[1:], strict=True):
+            extra["b"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")
         return Batch(x, y, index.to(self.device), self._noise(step, "main"), extra)
+
+    def _pixels(self, u8: Tensor, step: int, phase: str) -> Tensor:
+        """Bytes augmented and as grey levels, by the noise of `phase`."""
+        if not self.augment and self.levels != 2:
+            return quantise(u8, self.levels)
+        noise = self._noise(step, phase)
+        return quantise(self.augment(u8, noise) if self.augment else u8, self.levels, noise)
 
     def _noise(self, step: int, phase: str) -> BatchNoise:
         return BatchNoise(self.seed, step, phase, total=self.total, start=self.start, device=self.device)
 
 
-class _Order:
-    """Which images are in the rows `part` of the global batch of a step, of `count` or a fixed random `n` of them."""
+def _domains(pack: Pack) -> list[Tensor]:
+    """Positions of the training images of class 0 and of class 1. Raises UsageError where either has none."""
+    labels = pack.labels("train")
+    if labels is not None and labels.ndim == 1:
+        found = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
+        if all(map(len, found)):
+            return found
+    raise UsageError(f"`{pack.meta.name}` has no training images of two domains", hint="put them into `trainA` and `trainB`")
 
-    def __init__(self, count: int, n: int | None, seed: int, total: int, part: slice):
-        self.seed, self.total, self.part = seed, total, part
-        self.subset = None
+
+class _Order:
+    """Which images are in the rows `part` of the global batch of a step: of the first `count`, or of the positions `among`,
+    or of a fixed random `n` of these. key: tells orders of one seed apart."""
+
+    def __init__(self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str):
+        self.seed, self.total, self.part, self.key = seed, total, part, key
+        self.subset, count = among, count if among is None else len(among)
         if n is not None and n < count:
-            self.subset = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
-        self.n = count if self.subset is None else n
+            chosen = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
+            self.subset = chosen if among is None else among[chosen]
+        self.n = count if n is None else min(n, count)
         self._orders: dict[int, Tensor] = {}
 
     def at(self, step: int) -> Tensor:
@@ -121,7 +145,7 @@ class _Order:
 
     def _epoch(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            generator = torch.Generator().manual_seed(mix(self.seed, epoch, "order"))
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, self.key))
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = torch.randperm(self.n, generator=generator)
         return self._orders[epoch]

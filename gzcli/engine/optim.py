@@ -61,6 +61,8 @@ def factor(conf: Mapping[str, Any], step: int, steps: int) -> float:
             return 0.5 * (1 + math.cos(math.pi * done))
         case "linear":
             return 1 - done
+        case "late_linear":  # constant over the first half
+            return min(1.0, 2 * (1 - done))
     return 1.0
 
 

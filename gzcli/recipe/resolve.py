@@ -79,10 +79,16 @@ def check(path: str | Path) -> list[str]:
     return [str(problem) for problem in in_order(problems)]
 
 
-def check_data(tree: Mapping[str, Any], card: ModelCard, classes: tuple[str, ...], name: str) -> None:
-    """Raises UsageError where the model needs labels and the set has none (`classes` is ()), naming sets that have."""
+def check_data(tree: Mapping[str, Any], card: ModelCard, classes: tuple[str, ...] | int, name: str) -> None:
+    """Raises UsageError where the model needs labels and the set has none (`classes` are names, or how many), or where it
+    needs two domains and the set has not two classes, naming sets that have."""
     from gzcli.data.sets import SPECS
 
+    count = classes if isinstance(classes, int) else len(classes)
+    if "b" in card.needs and count != 2:
+        paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
+        hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
+        raise UsageError(f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes", hint=hint)
     conditional = tree["model"].get("conditional") is True
     if classes or not (conditional or "labels" in card.needs):
         return

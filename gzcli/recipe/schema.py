@@ -71,7 +71,7 @@ OPTIM: dict[str, Rule] = {
     "eps": Rule("float", 1e-8, "greater than 0"),
     "weight_decay": Rule("float", 0.0, "0 or more"),
     "warmup": Rule("int", 0, "0 or more"),  # steps
-    "schedule": Rule("Literal['constant', 'cosine', 'linear']", "constant"),
+    "schedule": Rule("Literal['constant', 'cosine', 'linear', 'late_linear']", "constant"),
 }
 PARAMS = Rule("int | str | None", None, "1 or more")
 BENCH: Rules = {"metrics": Rule("list[str] | None"), "n": Rule("int | None", None, "1 or more")}

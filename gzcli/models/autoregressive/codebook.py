@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn import all_mean, full
+from gzcli.models.nn import all_mean, all_rows, full
 from gzcli.types import Noise
 
 EPS = 1e-8  # Laplace smoothing, in shares
@@ -125,14 +125,3 @@ class Codebook(nn.Module):
         self.embedding.data.copy_(torch.where(which[:, None], z, self.embedding))
         if self.learned == "ema":
             self.total.copy_(torch.where(which[:, None], z * share, self.total))
-
-
-@torch.no_grad()
-def all_rows(t: Tensor) -> Tensor:
-    """The rows of all ranks, of equal number, in the order of the ranks; `t` itself when there is one process."""
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return t
-    parts = [torch.empty_like(t) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, t.contiguous())
-    return torch.cat(parts)

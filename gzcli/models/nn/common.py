@@ -67,3 +67,14 @@ def all_mean(t: Tensor) -> Tensor:
     t = t.detach().clone()
     dist.all_reduce(t)
     return t / dist.get_world_size()
+
+
+@torch.no_grad()
+def all_rows(t: Tensor) -> Tensor:
+    """The rows of all ranks, of equal number, in the order of the ranks; `t` itself when there is one process."""
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return t
+    parts = [torch.empty_like(t) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, t.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,46 @@
+"""The image pool — Shrivastava et al. 2016, arXiv:1612.07828, section 2.3: a discriminator also sees earlier fakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gzcli.types import Noise
+
+
+class ImagePool(nn.Module):
+    """Up to `size` fakes. The first ones are stored and shown; later, each image is either shown, or stored in place of an
+    older one, which is shown. Each rank has a pool of its own, kept by `get_extra_state`; size 0 shows all as they come."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size, self.count = size, 0
+        self.images: Tensor | None = None  # [size, C, H, W]; no buffer: those are equal on all ranks
+
+    @torch.compiler.disable  # which would compile anew for every count
+    @torch.no_grad()
+    def forward(self, images: Tensor, noise: Noise) -> Tensor:
+        """What to show in place of images [B, C, H, W], one image after another, as many; without a host sync."""
+        if not self.size:
+            return images
+        n = len(images)
+        old, slot = noise.rand(n) < 0.5, noise.randint(self.size, n)
+        self.images = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images.to(images)
+        shown = images.clone()
+        for i in range(n):
+            if self.count < self.size:
+                self.images[self.count] = images[i]
+                self.count += 1
+                continue
+            stored = self.images.index_select(0, slot[i : i + 1])
+            shown[i] = torch.where(old[i], stored[0], images[i])
+            self.images.index_copy_(0, slot[i : i + 1], torch.where(old[i], images[i : i + 1], stored))
+        return shown
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"count": self.count, "images": None if self.images is None else self.images.cpu()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.count, self.images = state["count"], state["images"]
