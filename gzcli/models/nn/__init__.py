@@ -1,6 +1,7 @@
 """Blocks that three models or more share."""
 
-from gzcli.models.nn.common import ClassEmbedding, all_mean, from_levels, full, spread_labels, to_levels, zero_init
+from gzcli.models.nn.common import ClassEmbedding, all_mean, all_rows, from_levels, full, spread_labels, to_levels, zero_init
+from gzcli.models.nn.latent import slerp, traversal, ways
 from gzcli.models.nn.lpips import LPIPS
 from gzcli.models.nn.patchgan import PatchGAN
 from gzcli.models.nn.unet import UNet
@@ -11,9 +12,13 @@ __all__ = [
     "PatchGAN",
     "UNet",
     "all_mean",
+    "all_rows",
     "from_levels",
     "full",
+    "slerp",
     "spread_labels",
     "to_levels",
+    "traversal",
+    "ways",
     "zero_init",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.nn import from_levels, full, to_levels
+from gzcli.models.nn.logistic import logistic_log_mass
 
 Kind = Literal["bernoulli", "gaussian", "logistic"]
 LOG_SCALE = (-7.0, 3.0)  # e^-7 is a quarter of a 256-level bin: sharper is all the same mass
@@ -89,20 +90,6 @@ def bin_edges(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> tuple[
 def log1mexp(d: Tensor) -> Tensor:
     """log(1 − e^−d) for d > 0."""
     return torch.log(-torch.expm1(-d.clamp_min(1e-12)))
-
-
-def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    """log P(level of x) under a logistic: PixelCNN++ eq. 2, without its approximations in the tails.
-
-    σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b−a)) holds exactly and never underflows.
-    """
-    below, above, first, last = bin_edges(x, mean, log_scale, levels)
-    zero = torch.zeros_like(below)
-    return (
-        torch.where(last, zero, F.logsigmoid(above))
-        + torch.where(first, zero, F.logsigmoid(-below))
-        + torch.where(first | last, zero, log1mexp(2 / (levels - 1) * torch.exp(-log_scale)))
-    )
 
 
 def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:

@@ -1,0 +1,95 @@
+"""NVAE's residual cells and spectral regularisation (Vahdat & Kautz 2020, arXiv:2007.03898, sections 3.1.1 and 3.2).
+
+Where the paper has batch norm, a cell's input has group norm: an image's result must not depend on its batch. A cell's last
+convolution starts small, so that a deep net starts near the identity.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gzcli.models.nn import full
+from gzcli.models.vae.nets import norm
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate that sees every channel's mean (Hu 2018, arXiv:1709.01507)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        hidden = max(width // 16, 4)
+        self.gate = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.Sigmoid())
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * self.gate(h.mean((2, 3)))[:, :, None, None]
+
+
+class EncoderCell(nn.Module):
+    """Two 3×3 convolutions (figure 3b)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        last = small(nn.Conv2d(width, width, 3, padding=1))
+        first = nn.Conv2d(width, width, 3, padding=1)
+        self.net = nn.Sequential(norm(width), nn.SiLU(), first, norm(width), nn.SiLU(), last, SqueezeExcite(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.net(h)
+
+
+class DecoderCell(nn.Module):
+    """A depthwise 5×5 convolution on `expand` times the channels: a large field for few parameters (figure 3a)."""
+
+    def __init__(self, width: int, expand: int):
+        super().__init__()
+        wide = expand * width
+        depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
+        first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
+        self.net = nn.Sequential(norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.net(h)
+
+
+def small(conv: nn.Conv2d) -> nn.Conv2d:
+    with torch.no_grad():
+        conv.weight.mul_(0.1)
+    return conv
+
+
+class SpectralNorms(nn.Module):
+    """Σ s_l, s_l the largest singular value of convolution l's weight as a matrix [out, the rest].
+
+    One step of the power method a call, in training mode only. Weights of one shape are multiplied together; u, the left
+    singular vectors, are buffers, so that a resumed run goes on as it was.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        by_shape: dict[torch.Size, list[nn.Module]] = {}
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                by_shape.setdefault(layer.weight.shape, []).append(layer)
+        self.layers = list(by_shape.values())  # plain lists: their weights are the net's, not this module's
+        for i, layers in enumerate(self.layers):
+            self.register_buffer(f"u{i}", F.normalize(torch.randn(len(layers), layers[0].weight.shape[0], 1), dim=1))
+
+    def forward(self) -> Tensor:
+        return torch.cat(self.norms()).sum()
+
+    def norms(self) -> list[Tensor]:
+        """The estimates of s_l, [layers] for each shape of weight."""
+        found = []
+        for i, layers in enumerate(self.layers):
+            u = self.get_buffer(f"u{i}")  # [layers, out, 1]
+            w = torch.stack([full(layer.weight).flatten(1) for layer in layers])
+            with torch.autocast(w.device.type, enabled=False):
+                with torch.no_grad():
+                    v = F.normalize(w.mT @ u, dim=1)
+                    left = F.normalize(w @ v, dim=1)
+                    if self.training:
+                        u.copy_(left)
+                found.append((left * (w @ v)).sum((1, 2)))
+        return found
