@@ -17,13 +17,13 @@ from gzcli.store.runs import Run
 QUICK = ("train.sample_every=0", "train.eval_every=0", "train.best=none", "train.log_every=1")
 
 
-def recipe(case: Any, *, steps: int, data: str = "digits", sets: tuple[str, ...] = ()) -> dict[str, Any]:
+def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     """The resolved recipe of a zoo line, quick and quiet, with the data's facts filled in."""
     from gzcli.cli.train import with_data
     from gzcli.recipe.resolve import resolve
     from gzcli.recipe.stages import trees
 
-    found = resolve(case.model, data=data, sets=(*QUICK, *sets), flags={"train.steps": steps})
+    found = resolve(case.model, data=data or case.data, sets=(*QUICK, *sets), flags={"train.steps": steps})
     if found.cards:  # the first stage by itself
         found.tree = next(iter(trees(found.tree).values()))
     found.tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.options.items()}

@@ -1,6 +1,6 @@
 """`make bench`: each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet machine.
 
-python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers prior peers
+python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers prior peers pythae
 """
 
 from __future__ import annotations
@@ -284,6 +284,85 @@ def peers() -> None:
     compare("transformer, 64 × 64 codes: x-transformers", mine, theirs)
 
 
+def pythae() -> None:
+    """A step of vae and aae against pythae's on the same networks, each with its own optimizers."""
+    import torch
+    from pythae.models import VAE, Adversarial_AE, Adversarial_AE_Config, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
+
+    from gzcli.models import catalog
+    from gzcli.models.vae.nets import MLPDecoder, MLPEncoder
+    from gzcli.types import Batch, BatchNoise, DataInfo
+
+    shape, latent, n = (1, 28, 28), 16, 128
+    x = torch.rand(n, *shape).round()
+    batch = Batch(2 * x - 1, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
+
+    class Encode(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.net = MLPEncoder(shape, (512, 512), 2 * latent)
+
+        def forward(self, x):
+            mu, logvar = self.net(x).chunk(2, 1)
+            return ModelOutput(embedding=mu, log_covariance=logvar)
+
+    class Decode(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.net = MLPDecoder(shape, (512, 512), latent, 1)
+
+        def forward(self, z):
+            return ModelOutput(reconstruction=self.net(z).sigmoid())
+
+    class Judge(BaseDiscriminator):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(latent, 256), torch.nn.GELU(), torch.nn.Linear(256, 256),
+                                           torch.nn.GELU(), torch.nn.Linear(256, 1), torch.nn.Sigmoid())  # fmt: skip
+
+        def forward(self, z):
+            return ModelOutput(embedding=self.net(z))
+
+    def theirs(model, losses: dict[str, list]) -> Callable[[], None]:
+        optimizers = [torch.optim.Adam(params) for params in losses.values()]
+
+        def step() -> None:
+            out = model({"data": x})
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            for name in losses:
+                getattr(out, name).backward(retain_graph=len(losses) > 1)
+            for optimizer in optimizers:
+                optimizer.step()
+
+        return step
+
+    def ours(name: str, **options) -> Callable[[], None]:
+        model = catalog.load(name)(DataInfo(shape, 2), net="mlp", hidden=(512, 512), latent=latent, **options)
+        phases = [(phase.name, phase.parameters()) for phase in model.phases()]
+        optimizers = {name: torch.optim.Adam(params, fused=True) for name, params in phases}
+
+        def step() -> None:
+            for name, params in phases:
+                for other, rest in phases:
+                    torch.nn.ParameterList(rest).requires_grad_(other == name)
+                model.loss(batch, name)["loss"].backward()
+                optimizers[name].step()
+                torch._foreach_zero_([p.grad for p in params])
+
+        return step
+
+    config = {"input_dim": shape, "latent_dim": latent, "reconstruction_loss": "bce"}
+    model = VAE(VAEConfig(**config), Encode(), Decode())
+    compare("vae: pythae", ours("vae"), theirs(model, {"loss": list(model.parameters())}))
+    model = Adversarial_AE(Adversarial_AE_Config(**config), Encode(), Decode(), Judge())
+    parts = {"autoencoder_loss": [*model.encoder.parameters(), *model.decoder.parameters()],
+             "discriminator_loss": list(model.discriminator.parameters())}  # fmt: skip
+    compare("aae: pythae", ours("aae", posterior="gaussian", code_weight=1.0), theirs(model, parts))
+
+
 def compare(what: str, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
     def block(step: Callable[[], None]) -> Callable[[], None]:
         return lambda: [step() for _ in range(5)]
@@ -293,7 +372,7 @@ def compare(what: str, ours: Callable[[], None], theirs: Callable[[], None]) -> 
 
 
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (start, demo, trainer, batches, pixelcnn, samplers, prior, peers)}
+    parts = {f.__name__: f for f in (start, demo, trainer, batches, pixelcnn, samplers, prior, peers, pythae)}
     for name in sys.argv[1:] or parts:
         parts[name]()
     sys.exit(any(r[3] != "ok" for r in ROWS))

@@ -18,14 +18,14 @@ from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 SEED = 0
 
 
-@pytest.fixture(scope="module")
-def pack():
-    return open_pack("digits")
-
-
 @pytest.fixture(params=CASES, ids=str)
 def case(request):
     return request.param
+
+
+@pytest.fixture
+def pack(case):
+    return open_pack(case.data)
 
 
 def build(case: Case, pack) -> Model:
@@ -33,8 +33,8 @@ def build(case: Case, pack) -> Model:
 
 
 def batches(case: Case, pack) -> TrainBatches:
-    info = pack.info(levels=case.levels)
-    return TrainBatches(pack, seed=SEED, batch_size=case.batch, levels=info.levels, device=torch.device("cpu"))
+    info, needs = pack.info(levels=case.levels), catalog.card(case.model).needs
+    return TrainBatches(pack, seed=SEED, batch_size=case.batch, levels=info.levels, device=torch.device("cpu"), needs=needs)
 
 
 def prepared(model: Model, batch: Batch) -> Batch:
@@ -152,7 +152,7 @@ def test_capabilities_tell_the_truth(case, pack):
     for name in card.scores:
         assert callable(getattr(model, f"score_{name}"))
     assert ("log_prob" in card.can) == hasattr(model, "log_prob") == (model.likelihood is not None)
-    assert model.conditional == case.options.get("conditional", False)
+    assert model.conditional == case.conditional
 
 
 def test_training_helps(case, pack):
@@ -207,8 +207,7 @@ def test_scores_know_nothing_of_their_batch(case, pack):
 @pytest.mark.parametrize("kind", ["rgb", "multi-label", "label-free"])
 def test_every_kind_of_set(case, kind):
     """RGB, several labels at once, none at all: what a model refuses it refuses before it is built (`check_data`)."""
-    conditional = bool(case.options.get("conditional"))
-    if kind == "label-free" and conditional:
+    if kind == "label-free" and case.conditional:
         pytest.skip("a conditional model needs labels")
     classes = () if kind == "label-free" else ("a", "b", "c")
     info = DataInfo((3 if kind == "rgb" else 1, 16, 16), case.levels or 256, classes, kind == "multi-label", n=64, steps=100)
@@ -216,7 +215,8 @@ def test_every_kind_of_set(case, kind):
     u8 = torch.randint(256, (6, *info.shape), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
     y = {"rgb": torch.arange(6) % 3, "multi-label": torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()}.get(kind)
     noise = BatchNoise(SEED, 0, "main", total=6)
-    batch = prepared(model, Batch(quantise(u8, info.levels, noise), y, torch.arange(6), noise, {}))
+    x = quantise(u8, info.levels, noise)
+    batch = prepared(model, Batch(x, y, torch.arange(6), noise, {"b": x.flip(0)} if "b" in model.needs else {}))
     with torch.no_grad():
         model.on_start(batch)
     for phase in model.phases():
@@ -227,9 +227,9 @@ def test_every_kind_of_set(case, kind):
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
     model.eval()
     assert draw(model, case, n=3).shape == (3, *info.shape)
-    if conditional and kind == "multi-label":
+    if case.conditional and kind == "multi-label":
         assert draw(model, case, n=3, labels=y[:3].float()).shape == (3, *info.shape)
     if hasattr(model, "log_prob"):
         with torch.no_grad():
-            value = model.log_prob(batch.x, y if conditional else None, noise=ImageNoise(SEED, range(6)))
+            value = model.log_prob(batch.x, y if case.conditional else None, noise=ImageNoise(SEED, range(6)))
         assert value.shape == (6,) and torch.isfinite(value).all()

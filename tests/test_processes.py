@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import gz, recipe
 from safetensors.torch import load_file
-from zoo import CASES
+from zoo import CASES, CYCLEGAN, Case
 
 from gzcli import launch
 from gzcli.errors import DeviceError
@@ -28,7 +28,7 @@ LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set",
 def ranks(case, world: int) -> dict:
     """Trains `case` in `world` gloo processes; returns losses and the largest difference between the ranks' states."""
     tree = recipe(case, steps=60)
-    run = runs.create(case.model, "digits")
+    run = runs.create(case.model, case.data)
     files.write_atomic(run.path / "run.yaml", dump(tree))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -52,6 +52,17 @@ def test_two_processes_are_one(case):
     assert len(one["losses"]) == len(two["losses"]) == 60
     for a, b in zip(one["losses"], two["losses"], strict=True):
         assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
+
+
+BATCH_NORM = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
+POOL = Case("cyclegan", CYCLEGAN | {"pool": 8}, lr=3e-3, batch=4, quiet=True, data="digits-ab")
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("case", [BATCH_NORM, POOL], ids=["batch norm", "image pool"])
+def test_what_each_process_has_of_its_own_leaves_them_equal(case):
+    """Batch norm sees a rank's images, a pool keeps them: two processes are not one, but their weights and buffers agree."""
+    assert ranks(case, 2)["gap"] == 0
 
 
 def start(*words: str) -> subprocess.Popen:

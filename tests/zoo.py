@@ -21,7 +21,16 @@ class Case:
     levels: int | None = None  # grey levels; the set's own 17 without it
     sample: dict[str, Any] = field(default_factory=dict)  # cheap sampler options
     quiet: bool = False  # the loss draws nothing that shows at once
+    data: str = "digits"
     stages: dict[str, Case] = field(default_factory=dict)  # the models that it is given
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it takes labels: as its options say, else by its default."""
+        from gzcli.models import catalog
+
+        default = catalog.card(self.model).params.get("conditional")
+        return self.options.get("conditional", default.default if default else False)
 
     def build(self, info: DataInfo, seed: int = 0) -> Model:
         """The model as its seed initialises it, over stages of the same seed."""
@@ -37,18 +46,38 @@ class Case:
         return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
 
 
+HVAE = {"channels": (8, 16, 16), "groups": (0, 1, 1), "cells": (0, 1, 1), "latent": 4, "mixture": 3}
 FLOWPP = {"channel": (0, 1), "checkerboard": (0, 1), "hidden": 8, "blocks": 1, "components": 4, "dequant_couplings": 2}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 
 VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "dim": 8}, lr=3e-3, quiet=True)
 VQGAN = {"channels": 8, "mult": (1, 1, 2), "groups": 4, "codes": 32, "dim": 8, "disc_width": 8, "perceptual": "none"}
+CYCLEGAN = {"width": 8, "halvings": 1, "blocks": 1, "disc_width": 8}
 PRIOR = {"width": 32, "layers": 2, "heads": 2}
 
 CASES = [
     Case("vae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
     Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8, "conditional": True}, lr=3e-3, levels=2),
+    Case("cvae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
+    Case(
+        "aae", {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}, lr=3e-3, quiet=True
+    ),
+    Case("aae", {"net": "mlp", "hidden": (64,), "latent": 8, "posterior": "gaussian", "conditional": True}, lr=3e-3),
+    Case("hvae", HVAE, lr=3e-3),
+    Case("hvae", HVAE | {"conditional": True, "kl_warmup": 50}, lr=3e-3, levels=2),
     Case("wgan", {"width": 8, "latent": 16}, lr=2e-3),
     Case("wgan", {"width": 8, "latent": 16, "conditional": True}, lr=2e-3),
+    Case("dcgan", {"width": 8, "latent": 16, "norm": "group"}, lr=2e-3),
+    Case("dcgan", {"width": 8, "latent": 16, "objective": "nonsaturating", "spectral": False, "disc_norm": "batch"}, lr=2e-3),
+    Case(
+        "dcgan", {"width": 8, "latent": 16, "conditional": True, "r1": 1.0, "r1_every": 1, "augment": ("color", "cutout")}, lr=2e-3
+    ),
+    Case("cgan", {"width": 8, "latent": 16, "norm": "none"}, lr=2e-3),
+    Case("cgan", {"width": 8, "latent": 16, "label_as": "channel", "norm": "group"}, lr=2e-3),
+    Case("presgan", {"width": 8, "latent": 16}, lr=2e-3),
+    Case("presgan", {"width": 8, "latent": 16, "objective": "hinge", "conditional": True}, lr=2e-3),
+    Case("cyclegan", CYCLEGAN | {"pool": 0}, lr=3e-3, batch=4, quiet=True, data="digits-ab"),  # two ranks have two pools
+    Case("cyclegan", CYCLEGAN | {"pool": 8}, lr=3e-3, batch=4, quiet=True, data="digits-ab"),
     Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}, lr=3e-3, batch=16),
     Case("pixelcnn", {"hidden": 16, "head": 16, "dilations": (1, 2, 1), "conditional": True}, lr=3e-3, batch=16, levels=2),
     Case("pixelcnnpp", {"hidden": 16, "blocks": (0, 1), "mixture": 3}, lr=3e-3, batch=8),

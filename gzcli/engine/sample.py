@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,8 +86,8 @@ class Frames:
 def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple[np.ndarray, int]:
     """An application on the input's images. Returns inputs and outputs as rows of one grid, and its number of columns.
 
-    Without `--input` the first test images of the run's data set are taken. An application that returns k images for each
-    input (an interpolation) fills k columns.
+    Without `--input` the first test images of the run's data set are taken. An application that returns ways of `steps`
+    images (an interpolation) fills that many columns.
     """
     method = getattr(trained.model, job["do"])
     inputs = read_inputs(trained, job["input"], job["n"])
@@ -105,8 +106,9 @@ def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple
         columns = min(n, 10)
         rows = [part[i : i + columns] for i in range(0, n, columns) for part in (inputs, out)]
         return np.concatenate([pad(row, columns) for row in rows]), columns
-    columns, odd = divmod(len(out), max(1, n // 2))  # a row for each pair of inputs
-    return out, min(len(out), 10) if odd else columns
+    keys = inspect.signature(method).parameters
+    length = "frames" if "frames" in keys else "steps"  # what the method calls the images of a way: a row of the grid
+    return out, options.get(length, keys[length].default)
 
 
 def pad(row: np.ndarray, columns: int) -> np.ndarray:

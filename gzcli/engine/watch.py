@@ -110,9 +110,10 @@ class Watch:
         """The metric of the best checkpoint on validation images; a better one is saved and remembered."""
         if not self.metric:
             return
-        value = self._fd() if self.metric == "fd" else self._likelihood()
-        self._record("eval", step, {f"val_{self.metric}": value})
-        self.log.info(f"step {step}  validation {self.metric} {value:.4g}")
+        values = self._fd() if self.metric == "fd" else {self.metric: self._likelihood()}
+        value = values[self.metric]
+        self._record("eval", step, {f"val_{name}": each for name, each in values.items()})
+        self.log.info(f"step {step}  validation " + "  ".join(f"{name} {each:.4g}" for name, each in values.items()))
         path = self.run.path / "checkpoints" / "best.json"
         best = files.read_json(path)
         if self._agreed(best is None or value < best["value"]):
@@ -128,16 +129,24 @@ class Watch:
             torch.distributed.broadcast(answer, 0)
         return bool(answer)
 
-    def _fd(self) -> float:
+    def _fd(self) -> dict[str, float]:
+        """The Fréchet distance to validation images, and the shares of their diversity, with a warning where they are low."""
+        from gzcli.metrics import collapse
         from gzcli.metrics.features import lenet
         from gzcli.metrics.frechet import frechet_distance
 
         real = self.t.pack.images("val")[:VALIDATION]
         images = self.draw(len(real))
         if self.t.rank:
-            return 0.0
+            return {"fd": 0.0}
         net = lenet(self.t.pack, device=self.t.device, say=self.log.info)
-        return float(frechet_distance(net.features(real), net.features(images)))
+        made, true = net.features(images), net.features(real)
+        found = {"fd": float(frechet_distance(true, made)), "distance": collapse.diversity(made, true)}
+        if not net.rotations and not self.t.info.multilabel:
+            found["classes"] = collapse.coverage(net.predict(images), net.predict(real))
+        if text := collapse.warning(found["distance"], found.get("classes")):
+            self.log.warn(text)
+        return found
 
     def _likelihood(self) -> float:
         """Mean validation loss, or bits per dimension, over every rank's share of the images."""

@@ -43,7 +43,7 @@ class Model(nn.Module):
       fit_<name>(batches)                  in-distribution statistics that a score needs
       measure(batches)                     {name: figure} of its own on held-out images, shown by `gz bench`
       prepare(batch)                       {key: rows}, made once of every training image, in `batch.extra` from then on
-      reconstruct · interpolate · translate · inpaint · upscale · complete · edit    applications, called by `--do`
+      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit    applications, called by `--do`
       on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too
     """
 

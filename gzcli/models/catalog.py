@@ -20,7 +20,7 @@ from gzcli.models.sources import ROOT, Class, annotation_of, classes_of, lineage
 if TYPE_CHECKING:
     from gzcli.models.base import Model
 
-APPLICATIONS = ("reconstruct", "interpolate", "translate", "inpaint", "upscale", "complete", "edit")
+APPLICATIONS = ("reconstruct", "interpolate", "traverse", "translate", "inpaint", "upscale", "complete", "edit")
 
 LIKELIHOOD_SCORES = ("nll", "typicality", "complexity", "ratio", "gradnorm", "ensemble")
 

@@ -1,7 +1,6 @@
 """Generators and critics of the GAN family: convolutional, for any image size, after DCGAN (arXiv:1511.06434).
 
-The feature maps are the image's size halved (rounded up) until both sides are at most 4: 28 → 14 → 7 → 4. No layer
-looks at the other images of the batch, so there is no batch norm: a critic judges each image alone.
+The feature maps are the image's size halved (rounded up) until both sides are at most 4: 28 → 14 → 7 → 4.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from gzcli.models.nn import ClassEmbedding, full
+from gzcli.models.nn import ClassEmbedding, all_mean, full
 
-Norm = Literal["none", "group"]
+Norm = Literal["none", "group", "batch"]
 
 
 def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
@@ -31,9 +31,21 @@ def widths(width: int, scales: int) -> list[int]:
     return [width * 2 ** min(i, 3) for i in range(scales)]
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose running statistics are those of all ranks; each rank normalises by its own images in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.training:
+            self.running_mean, self.running_var = all_mean(self.running_mean), all_mean(self.running_var)
+        return y
+
+
 def make_norm(norm: Norm, width: int) -> nn.Module:
     if norm == "none":
         return nn.Identity()
+    if norm == "batch":
+        return BatchNorm(width)
     return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
 
 
@@ -62,28 +74,54 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Images → one unbounded number each, [B], fp32; labels by projection (Miyato 2018, arXiv:1802.05637, eq. 3)."""
+    """Images → one unbounded number each, [B], fp32.
 
-    def __init__(self, shape: tuple[int, ...], width: int, classes: int = 0):
+    kernel: of the strided convolutions. labels: by `projection` on their embedding (Miyato 2018, arXiv:1802.05637, eq. 3), or
+    as an embedding of the size of the image, a channel more (after Mirza 2014). norm: of all layers but the first. spectral:
+    every weight divided by its largest singular value (Miyato 2018, arXiv:1802.05957).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        classes: int = 0,
+        *,
+        kernel: int = 3,
+        norm: Norm = "none",
+        spectral: bool = False,
+        labels: Literal["projection", "channel"] = "projection",
+    ):
         super().__init__()
         sizes = pyramid(shape)
         channels = widths(width, len(sizes) - 1)
+        self.kernel, self.alone = kernel, norm != "batch"  # alone: an image's output is its own in training too
+        self.channel = ClassEmbedding(classes, shape[1] * shape[2]) if classes and labels == "channel" else None
+        inputs = (shape[0] + (self.channel is not None), *channels)
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in zip((shape[0], *channels), channels, strict=False)
+            nn.Conv2d(i, o, kernel, stride=2, padding=(kernel - 1) // 2) for i, o in zip(inputs, channels, strict=False)
         )
+        self.norms = nn.ModuleList(make_norm(norm if i else "none", w) for i, w in enumerate(channels))
         h, w = sizes[-1]
         self.features = channels[-1] * h * w
         self.head = nn.Linear(self.features, 1)
-        self.embed = ClassEmbedding(classes, self.features) if classes else None
+        self.embed = ClassEmbedding(classes, self.features) if classes and labels == "projection" else None
+        if spectral:
+            for layer in (*self.convs, self.head, *([self.embed.table] if self.embed else [])):
+                spectral_norm(layer)
 
-    def maps(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The coarsest feature map [B, C', h, w]."""
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.2)
+        if self.channel is not None:
+            x = torch.cat([x, self.channel(y, len(x)).view(-1, 1, *x.shape[2:])], 1)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            if self.kernel % 2 == 0:  # odd sides are halved and rounded up
+                x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+            x = F.leaky_relu(norm(conv(x)), 0.2)
         return x
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        h = self.maps(x).flatten(1)
+        h = self.maps(x, y).flatten(1)
         f = full(self.head(h)).squeeze(1)
         if self.embed is not None:
             f = f + (full(self.embed(y, len(x))) * full(h)).sum(1) / self.features**0.5
