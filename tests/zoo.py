@@ -48,6 +48,7 @@ class Case:
 
 HVAE = {"channels": (8, 16, 16), "groups": (0, 1, 1), "cells": (0, 1, 1), "latent": 4, "mixture": 3}
 FLOWPP = {"channel": (0, 1), "checkerboard": (0, 1), "hidden": 8, "blocks": 1, "components": 4, "dequant_couplings": 2}
+FM = {"channels": 8, "mult": (1, 2), "attention": ()}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 
 VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "dim": 8}, lr=3e-3, quiet=True)
@@ -92,6 +93,10 @@ CASES = [
     Case("flowpp", FLOWPP, lr=3e-3, batch=16),
     Case("ddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4}),
     Case("ddpm", DDPM | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
+    Case("cddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
+    Case("fm", FM, lr=3e-3, batch=8, sample={"steps": 3}),
+    Case("fm", FM | {"conditional": True, "time_sampling": "uniform", "sigma_min": 0.01}, lr=3e-3, batch=8, sample={"steps": 3}),
+    Case("cfm", FM | {"coupling": "ot"}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
     VQVAE,
     Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
     Case("vqgan", VQGAN, batch=16, quiet=True),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,44 +10,15 @@ from gzcli.errors import UsageError
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.process import Diffusion, at
 from gzcli.models.diffusion.schedule import Level
+from gzcli.models.guided import check_strength, middle_hidden
 from gzcli.models.nn import full
-from gzcli.types import Batch, Noise, Progress, no_progress
+from gzcli.types import Noise, Progress, no_progress
 
 
 class Applications(Diffusion):
     """Scores and applications of a `Diffusion`, by its `denoiser` alone."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.register_buffer("recon_mean", None, persistent=False)  # [starts], by fit_recon
-        self.register_buffer("recon_std", None, persistent=False)
-
     # -------------------------------------------------------------------------------------------------------- scores
-
-    @torch.no_grad()
-    def score_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
-        """[B]: error of images rebuilt from `starts` noise levels by DDIM of `steps` steps (Graham 2023).
-
-        Errors are z-scored level by level by `fit_recon`, and averaged; without it they are averaged as they are.
-        Raises UsageError where it was fitted with other `starts`.
-        """
-        errors = self.recon_errors(x, noise, starts, steps)
-        if self.recon_mean is None:
-            return errors.mean(1)
-        if len(self.recon_mean) != starts:
-            raise UsageError(f"`recon` was fitted with {len(self.recon_mean)} starts, not {starts}")
-        return ((errors - self.recon_mean) / self.recon_std).mean(1)
-
-    @torch.no_grad()
-    def fit_recon(self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 10) -> None:
-        """Mean and deviation of each level's error over held-out in-distribution batches."""
-        errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps) for b in batches])
-        self.recon_mean, self.recon_std = errors.mean(0), errors.std(0).clamp(min=1e-8)
-
-    def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int) -> Tensor:
-        """[B, starts]: mean squared error after noising to the fraction k/(starts + 1) of T and back."""
-        back = [self.there_and_back(x, noise, (k + 1) / (starts + 1), steps) for k in range(starts)]
-        return torch.stack([(x - b).square().flatten(1).mean(1) for b in back], 1)
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
@@ -85,16 +54,8 @@ class Applications(Diffusion):
 
     def start_from(self, strength: float, steps: int) -> list[Level]:
         """The path from the fraction `strength` of T in at most `steps` steps. Raises UsageError outside 0 … 1."""
-        if not 0 < strength <= 1:
-            raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
+        check_strength(strength)
         return self.schedule.spaced(min(steps, max(1, round(strength * self.timesteps))), start=strength)
-
-    @torch.no_grad()
-    def reconstruct(
-        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, strength: float = 0.4, steps: int = 20
-    ) -> Tensor:
-        """Images [B, C, H, W] noised part of the way and denoised: what the score `recon` compares with x."""
-        return self.there_and_back(x, noise, strength, steps, progress=progress)
 
     @torch.no_grad()
     def interpolate(
@@ -121,22 +82,6 @@ class Applications(Diffusion):
         eps = angle.cos() * eps[0:even:2, None] + angle.sin() * eps[1:even:2, None]
         x_t = (path[0].alpha * mixed + path[0].sigma * eps).flatten(0, 1)
         return self.into_range(samplers.ddim(self.denoiser(self.known_labels(None)), x_t, path, progress=progress))
-
-    @torch.no_grad()
-    def edit(
-        self,
-        x: Tensor,
-        *,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress = no_progress,
-        strength: float = 0.6,
-        steps: int = 50,
-        guidance: float = 1.0,
-    ) -> Tensor:
-        """SDEdit (Meng 2022): guides [B, C, H, W] noised part of the way and denoised, to `labels` if conditional."""
-        y = self.asked_labels(labels, len(x))
-        return self.there_and_back(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
 
     @torch.no_grad()
     def inpaint(
@@ -203,11 +148,3 @@ class Applications(Diffusion):
         x = noise.randn(len(small), *self.data.shape).to(small.device)
         path = self.schedule.spaced(steps)
         return self.into_range(samplers.ddim(denoise, x, path, eta=eta, randn=self.fresh(noise, x), progress=progress))
-
-
-def middle_hidden(x: Tensor) -> Tensor:
-    """The mask [B, 1, H, W] that hides the middle quarter of x: 0 there, 1 elsewhere."""
-    n, _, h, w = x.shape
-    mask = x.new_ones(n, 1, h, w)
-    mask[:, :, h // 4 : h - h // 4, w // 4 : w - w // 4] = 0
-    return mask

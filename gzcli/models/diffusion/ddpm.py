@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gzcli.errors import UsageError
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.nn import UNet
 from gzcli.types import DataInfo
@@ -41,21 +40,16 @@ class DDPM(Applications):
         conditional: bool = False,
         label_dropout: float = 0.1,
     ):
-        if conditional and not data.classes:
-            raise UsageError("a conditional model of data without labels", hint="set `model.conditional` to `false`")
-        sides = [min(data.shape[1:])]
-        for _ in mult[1:]:
-            sides.append((sides[-1] + 1) // 2)
-        net = UNet(
-            data.shape[0],
-            data.shape[0],
-            channels=tuple(channels * m for m in mult),
+        net = UNet.of(
+            data,
+            channels=channels,
+            mult=mult,
+            attention=attention,
+            conditional=conditional,
             layers=layers,
-            attention=tuple(side in attention for side in sides),
             head_dim=head_dim,
             dropout=dropout,
             groups=groups,
-            classes=len(data.classes) if conditional else 0,
         )
         super().__init__(
             data,

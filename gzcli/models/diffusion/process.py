@@ -14,23 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.base import Model
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.schedule import Schedule
-from gzcli.models.nn import full, spread_labels
+from gzcli.models.guided import Returning, stratified
+from gzcli.models.nn import full
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
-class Diffusion(Model):
+class Diffusion(Returning):
     """A network that tells noise (eps), image (x0) or v = α ε − σ x_0 (Salimans 2022) from a noised image.
 
     net(x [B, C, H, W], t [B], y, drop) → [B, C, H, W]; y: labels or None = unknown, drop [B]: rows of unknown label.
     zero_snr: the last level is pure noise (Lin 2023). min_snr: γ of min-SNR-γ weights (Hang 2023), None = the plain
     loss of `prediction` (Ho 2020, eq. 14). time_sampling "stratified": one time from each of the batch's equal shares
-    of 0 … T − 1 (as Kingma 2021, appendix I.1). label_dropout: share of labels hidden in training, which guidance and
-    scores without labels need. Raises UsageError for settings that contradict each other.
+    of 0 … T − 1. Raises UsageError for settings that contradict each other.
     """
 
     likelihood = "bound"
@@ -51,15 +50,14 @@ class Diffusion(Model):
         conditional: bool,
         label_dropout: float,
     ):
-        super().__init__(data)
+        super().__init__(data, net, conditional=conditional, label_dropout=label_dropout)
         if zero_snr and prediction == "eps":
             raise UsageError(
                 "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about the image",
                 hint="set `model.prediction` to `v` or `x0`",
             )
-        self.net = net
         self.timesteps, self.prediction, self.loss_type, self.min_snr = timesteps, prediction, loss_type, min_snr
-        self.time_sampling, self.conditional, self.label_dropout = time_sampling, conditional, label_dropout
+        self.time_sampling = time_sampling
         self.schedule = Schedule(schedule, timesteps, zero_snr=zero_snr)
         for name in ("alpha", "sigma", "snr"):
             table = torch.as_tensor(getattr(self.schedule, name), dtype=torch.float32)
@@ -70,11 +68,11 @@ class Diffusion(Model):
         x, n, noise = batch.x, len(batch), batch.noise
         t = self.draw_times(noise, n).to(x.device)
         eps = noise.randn(*x.shape).to(x.device)
-        drop = noise.rand(n).to(x.device) < self.label_dropout if self.conditional else None
+        y, drop = self.training_labels(batch)
         alpha, sigma = at(self.alpha, t), at(self.sigma, t)
         x_t = alpha * x + sigma * eps
         target = {"eps": eps, "x0": x, "v": alpha * eps - sigma * x}[self.prediction]
-        out = full(self.net(x_t, t, batch.y if self.conditional else None, drop))
+        out = full(self.net(x_t, t, y, drop))
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
@@ -86,8 +84,8 @@ class Diffusion(Model):
     def draw_times(self, noise: Noise, n: int) -> Tensor:
         """[n] int64, uniform over 0 … T − 1; stratified over the rows of the global batch where `noise` knows it."""
         u = noise.rand(n)
-        if self.time_sampling == "stratified" and (total := getattr(noise, "total", None)):
-            u = (u + torch.arange(noise.start, noise.start + n, device=u.device)) / total
+        if self.time_sampling == "stratified":
+            u = stratified(u, noise)
         return (u * self.timesteps).long().clamp_(max=self.timesteps - 1)
 
     # ----------------------------------------------------------------------------------------------------- denoising
@@ -114,26 +112,13 @@ class Diffusion(Model):
         dynamic: float | None = None,
     ) -> samplers.Denoise:
         """The `denoise(x, t)` that samplers call; options as in `sample`. One pass of a doubled batch if guided."""
-        if guidance != 1 and not (self.conditional and self.label_dropout):
-            raise UsageError(
-                f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
-                hint="set `model.conditional` to `true` and train, or `guidance` to 1",
-            )
-        if guidance != 1 and y is None:
-            raise UsageError("guidance needs labels to go towards", hint="name them with `--label`")
+        self.check_guidance(guidance, y)
 
         def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            n, (_, alpha, sigma) = len(x), self.schedule.level(t)
-            time = x.new_full((n,), t)
+            _, alpha, sigma = self.schedule.level(t)
+            time = x.new_full((len(x),), t)
             scale = guidance if interval[0] <= t / self.timesteps <= interval[1] else 1.0
-            if scale == 1:
-                out = full(self.net(x, time, y))
-            elif scale == 0:
-                out = full(self.net(x, time, None))
-            else:
-                hidden = torch.arange(2 * n, device=x.device) >= n
-                both = full(self.net(x.repeat(2, 1, 1, 1), time.repeat(2), torch.cat([y, y]), hidden))
-                out = torch.lerp(both[n:], both[:n], scale)  # u + w (c − u) (Ho 2022, eq. 6 with w + 1 there = w here)
+            out = self.guided(x, time, y, scale)
             x0, eps = self.split(out, x, alpha, sigma)
             if not clip or self.data.levels is None:
                 return x0, eps
@@ -191,16 +176,6 @@ class Diffusion(Model):
         else:
             x = samplers.heun(denoise, x, path, progress=progress)
         return self.into_range(x)
-
-    def asked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
-        """The labels to sample by: as asked or spread over the classes; None for an unconditional model."""
-        return spread_labels(labels, n, self.data, self.alpha.device) if self.conditional else None
-
-    def known_labels(self, labels: Tensor | None) -> Tensor | None:
-        """The labels of given images, None = unknown. Raises UsageError if the model never saw an unknown label."""
-        if self.conditional and labels is None and not self.label_dropout:
-            raise UsageError("a model trained without label dropout needs labels", hint="set `model.label_dropout`")
-        return labels if self.conditional else None
 
     @staticmethod
     def fresh(noise: Noise, like: Tensor) -> samplers.Randn:

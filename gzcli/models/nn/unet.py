@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.nn.common import ClassEmbedding, zero_init
+from gzcli.types import DataInfo
 
 
 class UNet(nn.Module):
@@ -72,6 +73,23 @@ class UNet(nn.Module):
             c = o
         self.norm_out = nn.GroupNorm(groups, c, eps)
         self.conv_out = zero_init(nn.Conv2d(c, out_channels, 3, padding=1))
+
+    @classmethod
+    def of(
+        cls, data: DataInfo, *, channels: int, mult: tuple[int, ...], attention: tuple[int, ...], conditional: bool, **options
+    ) -> UNet:
+        """The net of images like `data`: levels of width channels × mult, with attention where a side has so many pixels."""
+        sides = [min(data.shape[1:])]
+        for _ in mult[1:]:
+            sides.append((sides[-1] + 1) // 2)
+        return cls(
+            data.shape[0],
+            data.shape[0],
+            channels=tuple(channels * m for m in mult),
+            attention=tuple(side in attention for side in sides),
+            classes=len(data.classes) if conditional else 0,
+            **options,
+        )
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""

@@ -1,0 +1,113 @@
+"""What a trained flow is good for beside sampling: ways between images, completing and editing them, telling strange ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from gzcli.errors import UsageError
+from gzcli.models.flow_matching.flow import FlowMatching
+from gzcli.models.guided import check_strength, middle_hidden
+from gzcli.models.nn import slerp, ways
+from gzcli.types import Batch, Noise, Progress, no_progress
+
+
+class Applications(FlowMatching):
+    """Applications and scores of a `FlowMatching`, by its `velocity` alone."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("path_mean", None, persistent=False)  # [3], by fit_path
+        self.register_buffer("path_precision", None, persistent=False)  # [3, 3]
+
+    def there_and_back(
+        self,
+        x: Tensor,
+        noise: Noise,
+        strength: float,
+        steps: int,
+        *,
+        y: Tensor | None = None,
+        guidance: float = 1.0,
+        progress: Progress = no_progress,
+    ) -> Tensor:
+        """x mixed with noise at t = 1 − strength, and carried from there to t = 1 by `steps` midpoint steps."""
+        check_strength(strength)
+        x_t = self.between(noise.randn(*x.shape).to(x), x, 1 - strength)
+        f = self.velocity(self.known_labels(y), guidance)
+        return self.into_range(self.flow(f, x_t, 1 - strength, 1.0, solver="midpoint", steps=steps, progress=progress))
+
+    @torch.no_grad()
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 20) -> Tensor:
+        """The way from image 0 to 1, 2 to 3, … through the noises that the flow makes of them: [pairs · frames, C, H, W].
+
+        Raises UsageError for fewer than two images.
+        """
+        f = self.velocity(self.known_labels(None))
+        z = self.flow(f, x, 1.0, 0.0, solver="midpoint", steps=steps, progress=progress)
+        z = ways(z.flatten(1), frames, slerp).unflatten(1, self.data.shape)
+        return self.into_range(self.flow(f, z, 0.0, 1.0, solver="midpoint", steps=steps, progress=progress))
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 25,
+        resample: int = 4,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0; steps × resample network calls.
+
+        At each time the image that the velocity points to gets the known pixels, and `resample` times new noise, so that the
+        parts agree (after RePaint, Lugmayr 2022). Without a mask the middle is hidden, half as high and wide as the image.
+        """
+        if steps < 1 or resample < 1:
+            raise UsageError("`steps` and `resample` must be 1 or more")
+        mask = middle_hidden(x) if mask is None else mask.to(x)
+        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        f, total = self.velocity(y, guidance), steps * resample
+        state = x0 = noise.randn(*x.shape).to(x)
+        for i in range(total):
+            t, end = (i // resample) / steps, i % resample == resample - 1
+            v = f(state, state.new_full((len(x),), t))
+            x1 = torch.lerp(state + (1 - t) * v, x, mask)  # Tweedie's estimate at σ = 0, with what is known
+            x0 = state - t * v if end else noise.randn(*x.shape).to(x)
+            state = self.between(x0, x1, t + end / steps)
+            progress(i + 1, total, state)
+        return torch.lerp(self.into_range(state), x, mask)
+
+    # ---- out-of-distribution scores
+
+    def path_statistics(self, x: Tensor, steps: int) -> Tensor:
+        """Of the way from an image to noise: log mean square of its speed, of its turns, and of where it ends, [B, 3]."""
+        f, speed, turns, before = self.velocity(self.known_labels(None)), 0.0, 0.0, None
+        for i in range(steps):
+            v = f(x, x.new_full((len(x),), 1 - i / steps))
+            speed = speed + v.square().flatten(1).mean(1) / steps
+            if before is not None:
+                turns = turns + (v - before).square().flatten(1).mean(1) * steps
+            x, before = x - v / steps, v
+        return torch.stack([speed, turns, x.square().flatten(1).mean(1)], 1).clamp(min=1e-12).log()
+
+    @torch.no_grad()
+    def fit_path(self, batches: Iterable[Batch], *, steps: int = 10) -> None:
+        """Mean and covariance of the statistics over held-out in-distribution batches."""
+        seen = torch.cat([self.path_statistics(batch.x, steps) for batch in batches]).double()
+        covariance = torch.cov(seen.T) + 1e-6 * torch.eye(3, dtype=torch.float64, device=seen.device)
+        self.path_mean, self.path_precision = seen.mean(0), torch.linalg.inv(covariance)
+
+    @torch.no_grad()
+    def score_path(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
+        """How unusual the way to noise is: the squared Mahalanobis distance of its statistics (after DiffPath, Heng 2024,
+        arXiv:2405.15342). Raises UsageError before `fit_path`."""
+        if self.path_mean is None:
+            raise UsageError("the `path` score needs in-distribution statistics", hint="fit it first")
+        gap = self.path_statistics(x, steps).double() - self.path_mean
+        return ((gap @ self.path_precision) * gap).sum(1).to(x)

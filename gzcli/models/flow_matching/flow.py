@@ -1,0 +1,174 @@
+"""Flow matching — Lipman et al. 2022, arXiv:2210.02747: a network learns the velocity of straight paths from noise to data.
+
+    x_t = (1 − (1 − σ) t) x_0 + t x_1,   x_0 ~ N(0, I),   u_t = x_1 − (1 − σ) x_0                        (eq. 22, 23)
+    E ‖v(x_t, t) − u_t‖²                                                                                 (eq. 9)
+
+Times run from noise at t = 0 to data at t = 1; images are made by solving dx/dt = v(x, t).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gzcli.errors import UsageError
+from gzcli.models.flow_matching.coupling import coupled
+from gzcli.models.guided import Returning, stratified
+from gzcli.models.nn import full
+from gzcli.models.nn.ode import Velocity, solve, solve_adaptive, with_divergence
+from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+
+Solver = Literal["euler", "midpoint", "heun", "rk4", "adaptive"]
+Times = Literal["uniform", "stratified", "logit_normal"]
+
+SCALE = 1000.0  # the networks were designed for times 0 … 1000
+
+
+class FlowMatching(Returning):
+    """A network that tells the velocity v(x [B, C, H, W], t [B]) at which noise becomes data.
+
+    sigma_min: σ, the noise that is left at t = 1. time_sampling: uniform, stratified over the batch, or logit-normal: the
+    middle, where the velocity is hard to tell, more often (Esser 2024, arXiv:2403.03206, section 3.1). coupling: noise
+    and images of a batch are paired at random, or by the cheapest transport between them (Tong 2023, arXiv:2302.00482).
+    """
+
+    likelihood = "ode"
+    best = "loss"
+
+    def __init__(
+        self,
+        data: DataInfo,
+        net: nn.Module,
+        *,
+        sigma_min: float,
+        time_sampling: Times,
+        coupling: Literal["independent", "ot"],
+        conditional: bool,
+        label_dropout: float,
+    ):
+        super().__init__(data, net, conditional=conditional, label_dropout=label_dropout)
+        self.sigma_min, self.time_sampling, self.coupling = sigma_min, time_sampling, coupling
+
+    # ---- training
+
+    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+        """The mean squared error of the velocity at one time an image (eq. 23)."""
+        x1, noise = batch.x, batch.noise
+        t = self.draw_times(noise, len(batch)).to(x1)
+        x0 = noise.randn(*x1.shape).to(x1)
+        y, drop = self.training_labels(batch)
+        if self.coupling == "ot":
+            x0 = coupled(x0, x1)
+        v = full(self.net(self.between(x0, x1, t), SCALE * t, y, drop))
+        return {"loss": (v - (x1 - (1 - self.sigma_min) * x0)).square().mean()}
+
+    def draw_times(self, noise: Noise, n: int) -> Tensor:
+        """[B] in (0, 1)."""
+        if self.time_sampling == "uniform":
+            return noise.rand(n)
+        u = stratified(noise.rand(n), noise)
+        return u if self.time_sampling == "stratified" else torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+
+    def between(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
+        """x_t of noise and data at t [B], or at one time for all (eq. 22)."""
+        t = t[:, None, None, None] if isinstance(t, Tensor) else t
+        return (1 - (1 - self.sigma_min) * t) * x0 + t * x1
+
+    # ---- sampling
+
+    def velocity(self, y: Tensor | None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)) -> Velocity:
+        """v(x, t) as solvers call it, guided within the `interval` of t. Raises UsageError for guidance without labels."""
+        self.check_guidance(guidance, y)
+
+        low, high = interval
+
+        def f(x: Tensor, t: Tensor) -> Tensor:
+            v = self.guided(x, SCALE * t, y, guidance)
+            if guidance == 1 or (low <= 0 and high >= 1):
+                return v
+            inside = (low <= t) & (t <= high)  # images may be at different times
+            return torch.where(inside[:, None, None, None], v, self.guided(x, SCALE * t, y, 1.0))
+
+        return f
+
+    def flow(
+        self,
+        f: Velocity,
+        x: Tensor,
+        start: float,
+        end: float,
+        *,
+        solver: Solver,
+        steps: int,
+        tolerance: float = 1e-4,
+        progress: Progress = no_progress,
+    ) -> Tensor:
+        """x carried from one time to another, by as many equal `steps` or with the adaptive solver's `tolerance`."""
+        if solver == "adaptive":
+            return solve_adaptive(f, x, start, end, rtol=tolerance, atol=tolerance, progress=progress)
+        if steps < 1:
+            raise UsageError("`steps` must be 1 or more")
+        return solve(f, x, [start + (end - start) * i / steps for i in range(steps + 1)], solver, progress)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        solver: Solver = "midpoint",
+        steps: int = 10,
+        tolerance: float = 1e-4,
+        guidance: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1]: noise carried from t = 0 to 1.
+
+        `steps` equal ones of one network call (euler), two (midpoint, heun) or four (rk4), or adaptive ones of six, whose
+        error is kept to `tolerance`. guidance: 1 = the labels as trained, 0 = without them, more = sharper (Ho 2022),
+        within the `interval` of t.
+        """
+        x = noise.randn(n, *self.data.shape).to(self.device)
+        f = self.velocity(self.asked_labels(labels, n), guidance, interval)
+        x = self.flow(f, x, 0.0, 1.0, solver=solver, steps=steps, tolerance=tolerance, progress=progress)
+        return self.into_range(x)
+
+    # ---- likelihood
+
+    def log_prob(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        noise: Noise,
+        solver: Solver = "midpoint",
+        steps: int = 20,
+        tolerance: float = 1e-4,
+        probes: int = 1,
+    ) -> Tensor:
+        """[B] nats of the discrete image by the change of density along the flow from data to noise (appendix C).
+
+        The divergence by Hutchinson's estimate of `probes` Rademacher vectors, so that the value is right on average; grey
+        levels are dequantised uniformly, which makes of it a bound. Raises UsageError for latents.
+        """
+        if self.data.levels is None:
+            raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
+        n, size, width = len(x), x[0].numel(), 2 / (self.data.levels - 1)  # of a grey level
+        y = self.known_labels(labels)
+        x = x + width * (noise.rand(*x.shape).to(x) - 0.5)
+        total = 0.0
+        for _ in range(probes):
+            v = 2.0 * noise.randint(2, n, size).to(x) - 1
+            g = with_divergence(self.velocity(y), self.data.shape)
+            state = torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1)
+            state = self.flow(g, state, 1.0, 0.0, solver=solver, steps=steps, tolerance=tolerance)
+            z, gained = state[:, :size].double(), state[:, -1].double()
+            # along the way from data to noise log p changes by `gained`, and ends as the density of noise
+            total = total - 0.5 * (z.square().sum(1) + size * math.log(2 * math.pi)) - gained
+        return (total / probes + size * math.log(width)).to(x)

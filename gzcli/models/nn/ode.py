@@ -1,0 +1,135 @@
+"""Solvers of dx/dt = f(x, t) as pure functions, and the density that the flow of such an equation carries along.
+
+f(x [B, …], t [B]) → [B, …]. Every image has its own time, and in the adaptive solver its own steps, so that its way does
+not depend on the batch that it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from gzcli.errors import DivergedError
+from gzcli.types import Progress, no_progress
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+# Butcher tableaux: the times c, rows of a, and the weights b of the stages
+TABLEAUX = {
+    "euler": ((0,), ((),), (1,)),
+    "midpoint": ((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
+    "heun": ((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
+    "rk4": ((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+CALLS = {name: len(b) for name, (_, _, b) in TABLEAUX.items()}  # of f, each step
+
+# Dormand & Prince 1980, RK5(4)7M, whose seventh stage is the first of the next step
+DOPRI_C = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
+DOPRI_A = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+DOPRI_E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # of fifth minus fourth order
+
+
+def solve(f: Velocity, x: Tensor, times: Sequence[float], method: str, progress: Progress = no_progress) -> Tensor:
+    """x carried from times[0] through every time to the last by one step each of `method`, a name of `TABLEAUX`."""
+    c, a, b = TABLEAUX[method]
+    for i, (start, end) in enumerate(pairwise(times)):
+        h, stages = end - start, []
+        for node, row in zip(c, a, strict=True):
+            t = x.new_full((len(x),), start + node * h)
+            stages.append(f(_moved(x, h, row, stages), t))
+        x = _moved(x, h, b, stages)
+        progress(i + 1, len(times) - 1, x)
+    return x
+
+
+def solve_adaptive(
+    f: Velocity,
+    x: Tensor,
+    start: float,
+    end: float,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    limit: int = 1000,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """x carried from `start` to `end` by the Dormand–Prince pair; an image's step is such that the root mean square of its
+    error over atol + rtol·|x| stays below 1 (Hairer, Nørsett & Wanner 1993, II.4).
+
+    Raises DivergedError where `limit` steps do not reach the end.
+    """
+    sign = 1.0 if end > start else -1.0
+    t = x.new_full((len(x),), start)
+    slope = f(x, t)
+    h = _first_step(f, x, t, slope, sign, atol, rtol)
+    for _ in range(limit):
+        step = torch.minimum(h, (end - t).abs())  # 0 for images that have arrived
+        signed, stages = _as(sign * step, x), [slope]
+        for node, row in zip(DOPRI_C[1:], DOPRI_A[1:], strict=True):
+            new = _moved(x, signed, row, stages)
+            stages.append(f(new, t + sign * node * step))
+        size = _rms(_moved(torch.zeros_like(x), signed, DOPRI_E, stages) / (atol + rtol * torch.maximum(x.abs(), new.abs())))
+        taken = size <= 1  # a NaN is refused, and its step shortened
+        x, slope = torch.where(_as(taken, x), new, x), torch.where(_as(taken, x), stages[-1], slope)
+        t = torch.where(taken, t + sign * step, t)
+        factor = (0.9 * size.clamp(min=1e-10) ** -0.2).nan_to_num(0.2).clamp(0.2, 10)
+        h = step * torch.where(taken, factor, factor.clamp(max=1))
+        left = (end - t).abs() / abs(end - start)
+        t = torch.where(left <= 1e-6, end, t)
+        progress(float(1 - left.mean()), 1.0, x)
+        if left.max() <= 1e-6:
+            return x
+    raise DivergedError(f"the ODE took more than {limit} steps", hint="a larger `tolerance`, or a solver of fixed steps")
+
+
+def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
+    """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests, and
+    dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019, FFJORD, arXiv:1810.01367, eq. 7)."""
+
+    def g(state: Tensor, t: Tensor) -> Tensor:
+        size = state.shape[1] // 2
+        with torch.inference_mode(False), torch.enable_grad():
+            x, v = (part.detach().clone() for part in state[:, :-1].split(size, 1))
+            out = f(x.requires_grad_().view(-1, *shape), t).flatten(1)
+            (row,) = torch.autograd.grad(out, x, v)
+        return torch.cat([out.detach(), torch.zeros_like(v), -(row * v).sum(1, keepdim=True)], 1)
+
+    return g
+
+
+def _moved(x: Tensor, h: float | Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+    """x + h Σ w k."""
+    terms = [w * k for w, k in zip(weights, stages, strict=False) if w]
+    return x + h * sum(terms) if terms else x
+
+
+def _as(t: Tensor, x: Tensor) -> Tensor:
+    """[B] shaped to multiply x [B, …]."""
+    return t.view(-1, *[1] * (x.ndim - 1))
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def _first_step(f: Velocity, x: Tensor, t: Tensor, first: Tensor, sign: float, atol: float, rtol: float) -> Tensor:
+    """Hairer, Nørsett & Wanner 1993, II.4, p. 169: [B]."""
+    scale = atol + rtol * x.abs()
+    d0, d1 = _rms(x / scale), _rms(first / scale)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
+    ahead = f(x + _as(sign * h0, x) * first, t + sign * h0)
+    d2 = _rms((ahead - first) / scale) / h0
+    top = torch.maximum(d1, d2)
+    h1 = torch.where(top <= 1e-15, torch.maximum(h0 * 1e-3, torch.full_like(h0, 1e-6)), (0.01 / top) ** 0.2)
+    return torch.minimum(100 * h0, h1)

@@ -1,0 +1,86 @@
+"""The solvers on equations whose solutions are known."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from gzcli.errors import DivergedError
+from gzcli.models.nn.ode import CALLS, DOPRI_A, DOPRI_C, TABLEAUX, solve, solve_adaptive, with_divergence
+
+ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+
+
+def pendulum(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Driven and damped: neither linear nor autonomous."""
+    return torch.stack([x[:, 1], -x[:, 0].sin() - 0.3 * x[:, 1] + (2 * t).cos()], 1)
+
+
+def exact(x: torch.Tensor, end: float) -> torch.Tensor:
+    from scipy.integrate import solve_ivp
+
+    f = lambda t, y: pendulum(torch.tensor(y)[None], torch.tensor([t]).double())[0].numpy()  # noqa: E731
+    return torch.stack([torch.tensor(solve_ivp(f, (0, end), row.numpy(), rtol=1e-12, atol=1e-12).y[:, -1]) for row in x])
+
+
+STARTS = torch.tensor([[1.0, 0.0], [-2.0, 0.5], [0.1, 3.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_errors_fall_at_the_order_of_the_method(method):
+    true, errors, calls = exact(STARTS, 2.0), [], 0
+
+    def f(x, t):
+        nonlocal calls
+        calls += 1
+        return pendulum(x, t)
+
+    for steps in (20, 40, 80):
+        times = torch.linspace(0, 2, steps + 1).tolist()
+        errors.append((solve(f, STARTS, times, method) - true).abs().max().item())
+    assert calls == CALLS[method] * 140
+    for coarse, fine in pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(ORDER[method], abs=0.35)
+
+
+def test_stages_of_the_pair_are_consistent():
+    for c, row in zip(DOPRI_C, DOPRI_A, strict=True):
+        assert sum(row) == pytest.approx(c)
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-7])
+def test_the_adaptive_solver_keeps_its_tolerance(tolerance):
+    found = solve_adaptive(pendulum, STARTS, 0.0, 5.0, rtol=tolerance, atol=tolerance)
+    assert (found - exact(STARTS, 5.0)).abs().max() < 50 * tolerance
+    back = solve_adaptive(pendulum, found, 5.0, 0.0, rtol=tolerance, atol=tolerance)
+    assert (back - STARTS).abs().max() < 500 * tolerance
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    together = solve_adaptive(pendulum, STARTS, 0.0, 5.0)
+    for i in range(3):
+        torch.testing.assert_close(solve_adaptive(pendulum, STARTS[i : i + 1], 0.0, 5.0)[0], together[i], rtol=0, atol=1e-12)
+
+
+def test_steps_without_end_are_an_error():
+    with pytest.raises(DivergedError, match="more than 20 steps"):
+        solve_adaptive(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0, limit=20)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_density_of_a_linear_flow_is_exact_on_average(adaptive):
+    """dx/dt = A x: log p falls by tr A · t; the estimate's mean over Rademacher probes is that trace."""
+    torch.manual_seed(0)
+    a = 0.3 * torch.randn(4, 4).double()
+    f = lambda x, t: (x.flatten(1) @ a.T).view_as(x)  # noqa: E731
+    x = torch.randn(4000, 1, 2, 2).double()
+    v = torch.randint(2, (4000, 4)).double() * 2 - 1
+    state, g = torch.cat([x.flatten(1), v, torch.zeros(4000, 1)], 1), with_divergence(f, (1, 2, 2))
+    out = solve_adaptive(g, state, 0.0, 1.0) if adaptive else solve(g, state, torch.linspace(0, 1, 21).tolist(), "rk4")
+    torch.testing.assert_close(out[:, :4], x.flatten(1) @ torch.matrix_exp(a).T, rtol=1e-3, atol=1e-4)
+    assert torch.equal(out[:, 4:8], v)
+    error = out[:, 8].std() / 4000**0.5
+    assert out[:, 8].mean() == pytest.approx(-a.trace().item(), abs=4 * error.item())
