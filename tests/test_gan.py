@@ -176,8 +176,11 @@ def test_traverse_is_an_application():
 def test_collapse_is_seen():
     rng = np.random.default_rng(0)
     real = rng.normal(size=(2000, 8))
-    assert collapse.spread(real) == pytest.approx(np.sqrt(np.square(real[:1000] - real[1000:]).sum(1).mean()), rel=0.05)
-    assert collapse.diversity(0.3 * real, real) == pytest.approx(0.3)
+    one = np.zeros(2000, int)
+    assert collapse.spread(real, one) == pytest.approx(np.sqrt(np.square(real[:1000] - real[1000:]).sum(1).mean()), rel=0.05)
+    assert collapse.diversity(0.3 * real, one, real, one) == pytest.approx(0.3)
+    apart = np.arange(2000) % 2  # two classes far apart, each of one picture
+    assert collapse.diversity(9.0 * apart[:, None] + 0.1 * real, apart, real, one) == pytest.approx(0.1, rel=0.01)
     labels = np.arange(2000) % 10
     assert collapse.coverage(labels % 5, labels) == pytest.approx(math.log(5) / math.log(10))
     assert collapse.warning(1.0, 1.0) is None and collapse.warning(1.0, None) is None

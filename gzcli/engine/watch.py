@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,9 +142,10 @@ class Watch:
             return {"fd": 0.0}
         net = lenet(self.t.pack, device=self.t.device, say=self.log.info)
         made, true = net.features(images), net.features(real)
-        found = {"fd": float(frechet_distance(true, made)), "distance": collapse.diversity(made, true)}
+        seen, known = (np.zeros(len(x), int) if self.t.info.multilabel else net.predict(x) for x in (images, real))
+        found = {"fd": float(frechet_distance(true, made)), "distance": collapse.diversity(made, seen, true, known)}
         if not net.rotations and not self.t.info.multilabel:
-            found["classes"] = collapse.coverage(net.predict(images), net.predict(real))
+            found["classes"] = collapse.coverage(seen, known)
         if text := collapse.warning(found["distance"], found.get("classes")):
             self.log.warn(text)
         return found

@@ -13,14 +13,16 @@ def entropy(classes: np.ndarray) -> float:
     return float(-(p[p > 0] * np.log(p[p > 0])).sum())
 
 
-def spread(features: np.ndarray) -> float:
-    """The root mean square distance of pairs of rows of [N, D]: √(2 tr Cov)."""
-    return float(np.sqrt(2 * np.asarray(features, np.float64).var(0).sum()))
+def spread(features: np.ndarray, classes: np.ndarray) -> float:
+    """The root mean square distance of pairs of rows of [N, D] of one class: √(2 tr Cov), the mean over all rows."""
+    groups = [features[classes == k] for k in np.unique(classes)]
+    return float(np.sqrt(sum(2 * len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups) / len(features)))
 
 
-def diversity(features: np.ndarray, real: np.ndarray) -> float:
-    """The pairwise distance of generated images as a share of that of real ones, in features [N, D] and [M, D]."""
-    return spread(features) / max(spread(real), 1e-12)
+def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_classes: np.ndarray) -> float:
+    """The distance of pairs of generated images as a share of that of real ones, in features [N, D] and [M, D] and within
+    the classes [N] and [M] that a classifier sees: a conditional generator may have one picture of each."""
+    return spread(features, classes) / max(spread(real, real_classes), 1e-12)
 
 
 def coverage(classes: np.ndarray, real: np.ndarray) -> float:

@@ -106,6 +106,7 @@ class Critic(nn.Module):
         self.features = channels[-1] * h * w
         self.head = nn.Linear(self.features, 1)
         self.embed = ClassEmbedding(classes, self.features) if classes and labels == "projection" else None
+        self.scale = 1.0 if spectral else self.features**-0.5  # an embedding of norm √D, and one of norm 1
         if spectral:
             for layer in (*self.convs, self.head, *([self.embed.table] if self.embed else [])):
                 spectral_norm(layer)
@@ -124,5 +125,5 @@ class Critic(nn.Module):
         h = self.maps(x, y).flatten(1)
         f = full(self.head(h)).squeeze(1)
         if self.embed is not None:
-            f = f + (full(self.embed(y, len(x))) * full(h)).sum(1) / self.features**0.5
+            f = f + self.scale * (full(self.embed(y, len(x))) * full(h)).sum(1)
         return f
