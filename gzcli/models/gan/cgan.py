@@ -13,8 +13,8 @@ from gzcli.types import DataInfo
 class CGAN(GAN):
     """A convolutional GAN that makes images of the class that it is asked for.
 
-    label_as: how the discriminator is told them, by `projection` (Miyato 2018, arXiv:1802.05637) or as a `channel` of its
-    input (after the paper); the generator has an embedding beside z. The other keys are those of `dcgan`.
+    label_as: how the discriminator is told them, as a `channel` of its input (after the paper) or by `projection` (Miyato
+    2018, arXiv:1802.05637); the generator has an embedding beside z. The other keys are those of `dcgan`.
     """
 
     paper = "Mirza & Osindero 2014, arXiv:1411.1784"
@@ -29,7 +29,7 @@ class CGAN(GAN):
         disc_norm: Norm = "none",
         kernel: int = 4,
         spectral: bool = True,
-        label_as: Literal["projection", "channel"] = "projection",
+        label_as: Literal["channel", "projection"] = "channel",
         objective: Objective = "hinge",
         n_critic: int = 1,
         penalty: float = 0.0,

@@ -16,7 +16,7 @@ class DCGAN(GAN):
     discriminator's. kernel: of the discriminator's convolutions. objective: see losses.py. n_critic: discriminator updates
     per generator update. penalty: of WGAN-GP. r1: γ of the gradient penalty on real images, at every `r1_every`-th step.
     augment: `color`, `translation`, `cutout`: what the discriminator sees is changed at random, for sets of few images.
-    conditional: labels enter the generator beside z, and the discriminator by projection.
+    conditional: labels enter the generator beside z, and the discriminator as a channel of its input.
     """
 
     paper = "Radford 2015, arXiv:1511.06434"
@@ -43,7 +43,7 @@ class DCGAN(GAN):
         super().__init__(
             data,
             Generator(data.shape, latent, width, norm, classes),
-            Critic(data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral),
+            Critic(data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral, labels="channel"),
             latent=latent,
             conditional=conditional,
             objective=objective,

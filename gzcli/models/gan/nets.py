@@ -57,6 +57,8 @@ class Generator(nn.Module):
         *self.targets, start = pyramid(shape)
         channels = widths(width, len(self.targets))
         self.embed = ClassEmbedding(classes, latent) if classes else None
+        if self.embed is not None:  # with the label as loud as z, the generator would settle for one image of each class
+            nn.init.normal_(self.embed.table.weight, std=0.25)
         self.start = (channels[-1], *start)
         self.stem = nn.Linear(latent * (2 if classes else 1), channels[-1] * start[0] * start[1])
         self.norms = nn.ModuleList(make_norm(norm, w) for w in reversed(channels))

@@ -66,7 +66,7 @@ class PresGAN(GAN):
         super().__init__(
             data,
             Generator(data.shape, latent, width, norm, classes),
-            Critic(data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral),
+            Critic(data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral, labels="channel"),
             latent=latent,
             conditional=conditional,
             objective=objective,
