@@ -73,8 +73,8 @@ CASES = [
     Case(
         "dcgan", {"width": 8, "latent": 16, "conditional": True, "r1": 1.0, "r1_every": 1, "augment": ("color", "cutout")}, lr=2e-3
     ),
-    Case("cgan", {"width": 8, "latent": 16, "norm": "none"}, lr=2e-3),
-    Case("cgan", {"width": 8, "latent": 16, "label_as": "projection", "norm": "group"}, lr=2e-3),
+    Case("cgan", {"width": 8, "latent": 16, "norm": "group"}, lr=2e-3),
+    Case("cgan", {"width": 8, "latent": 16, "label_as": "projection"}, lr=2e-3),
     Case("presgan", {"width": 8, "latent": 16}, lr=2e-3),
     Case("presgan", {"width": 8, "latent": 16, "objective": "hinge", "conditional": True}, lr=2e-3),
     Case("cyclegan", CYCLEGAN | {"pool": 0}, lr=3e-3, batch=4, quiet=True, data="digits-ab"),  # two ranks have two pools
