@@ -98,6 +98,7 @@ def test_a_card_is_what_the_class_is(name):
     can = {"sample", *card.do} | ({"log_prob"} & own)
     can |= {"conditional"} & set(card.params)
     can |= {"ood"} if card.scores or "log_prob" in own else set()
+    can |= {"export"} if "to_diffusers" in own else set()
     assert set(card.can) == can and len(card.can) == len(can)
     assert (card.likelihood is None) == ("log_prob" not in own)
 

@@ -563,3 +563,29 @@ def test_paper_size():
     with torch.device("meta"):
         model = DDPM(DataInfo((3, 32, 32)), channels=128, mult=(1, 2, 2, 2), layers=2, attention=(16,), groups=32, dropout=0.1)
     assert abs(sum(p.numel() for p in model.parameters()) / 35.7e6 - 1) < 0.005
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_an_exported_model_makes_the_same_pictures(prediction, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = DDPM(DataInfo((1, 16, 16)), channels=8, mult=(1, 2), attention=(8,), timesteps=50, prediction=prediction).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    model.to_diffusers().save_pretrained(tmp_path)
+    pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path)
+    noise = ImageNoise(0, range(4))
+    mine = model.sample(4, noise=noise, sampler="ddim", steps=10, spacing="trailing")
+    x = ImageNoise(0, range(4)).randn(4, 1, 16, 16)
+    pipeline.scheduler.set_timesteps(10)
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            x = pipeline.scheduler.step(pipeline.unet(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(x.clamp(-1, 1), mine, atol=1e-4, rtol=0)
+
+
+def test_what_diffusers_cannot_halve_is_not_exported():
+    pytest.importorskip("diffusers")
+    model = DDPM(DataInfo((1, 14, 14)), channels=8, mult=(1, 1, 1), attention=(), timesteps=20)
+    with pytest.raises(UsageError, match="cannot halve 14×14 images 2 times"):
+        model.to_diffusers()

@@ -222,3 +222,12 @@ def test_weights_and_biases_offline(monkeypatch):
     pytest.importorskip("wandb")
     gz("train", "vae", "--steps", "20", "--name", "logged", "--wandb", *SHORT, env={"WANDB_MODE": "offline"})
     assert list(runs.by_name("logged").path.glob("wandb/offline-run-*"))
+
+
+def test_export_to_diffusers(capsys, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    gz("train", "ddpm", "--steps", "2", "--name", "noisy", *SHORT)
+    gz("runs", "export", "noisy", "--out", str(tmp_path / "it"))
+    assert diffusers.DDIMPipeline.from_pretrained(tmp_path / "it").unet.config.sample_size == [16, 16]
+    code, _, err = call(capsys, "runs", "export", "first", "--quiet")
+    assert code == 2 and "has no counterpart in diffusers" in err and "--can export" in err

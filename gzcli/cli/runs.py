@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gzcli.cli import out
 from gzcli.cli.list import list_runs
-from gzcli.cli.options import Json, Quiet, Yes, complete_data, complete_model, complete_model_or_run, complete_run
+from gzcli.cli.options import Checkpoint, Json, Quiet, Yes, complete_data, complete_model, complete_model_or_run, complete_run
 from gzcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
-app = typer.Typer(help="List, show and remove runs.")
+app = typer.Typer(help="List, show, export and remove runs.")
 
 _Ref = Annotated[str, typer.Argument(metavar="RUN", help="Id, alias, folder or model.", autocompletion=complete_model_or_run)]
 _Refs = Annotated[list[str], typer.Argument(metavar="RUN…", help="Ids, aliases or folders.", autocompletion=complete_run)]
@@ -53,6 +54,27 @@ def path(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     found = _find(run)
     out.text(str(found.path))
     out.data({"run": found.id, "path": found.path})
+
+
+@app.command()
+def export(
+    run: _Ref,
+    to: Annotated[Literal["diffusers"], typer.Option("--to", help="The library that is to load it.")] = "diffusers",
+    folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; by default in the run.")] = None,
+    checkpoint: Checkpoint = "last",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's weights in the format of another library."""
+    from gzcli.cli.jobs import do_job, stamp
+
+    found = _find(run)
+    out.info(f"run: {found.id}")
+    place = (folder or found.path / "export" / to).resolve()
+    job = {"verb": "export", "run": str(found.path), "checkpoint": checkpoint, "to": to, "out": str(place)}
+    result = do_job(found.path / "export" / stamp(), job, gpus=None, cpu=True)
+    out.text(str(place))
+    out.data(result)
 
 
 @app.command()

@@ -60,7 +60,7 @@ class ModelCard:
     scores: dict[str, dict[str, Param]]  # score → options of `score_<name>` and `fit_<name>`
     fits: tuple[str, ...]  # the scores that have a `fit_<name>`
     do: dict[str, dict[str, Param]]  # application → its options
-    can: tuple[str, ...]  # sample, conditional, log_prob, ood and the applications
+    can: tuple[str, ...]  # sample, conditional, log_prob, ood, export and the applications
 
 
 def cards() -> dict[str, ModelCard]:
@@ -150,7 +150,7 @@ def _read_card(path: Path) -> ModelCard | None:
     do = {name: options(name) for name in APPLICATIONS if name in methods}
     scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in named("score_")}
     can = {"sample": True, "conditional": "conditional" in init, "log_prob": "log_prob" in methods}
-    can["ood"] = bool(scores) or can["log_prob"]
+    can |= {"ood": bool(scores) or can["log_prob"], "export": "to_diffusers" in methods}
     return ModelCard(
         name=path.stem,
         family=path.parent.name,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.nn import UNet
@@ -64,3 +66,18 @@ class DDPM(Applications):
             conditional=conditional,
             label_dropout=label_dropout,
         )
+
+    def to_diffusers(self) -> Any:
+        """A `DDIMPipeline` of the same weights and schedule. That of a conditional model is for its parts: the pipeline itself
+        knows no labels."""
+        from diffusers import DDIMPipeline, DDIMScheduler
+
+        alpha_bar = np.append(1.0, self.schedule.alpha**2)
+        scheduler = DDIMScheduler(
+            num_train_timesteps=self.timesteps,
+            trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
+            prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[self.prediction],
+            clip_sample=self.data.levels is not None,
+            timestep_spacing="trailing",
+        )
+        return DDIMPipeline(unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=scheduler)

@@ -44,6 +44,24 @@ class UNet(nn.Module):
         down_padding: int = 1,
     ):
         super().__init__()
+        self.config = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "block_out_channels": channels,
+            "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            "layers_per_block": layers,
+            "attention_head_dim": head_dim,
+            "dropout": dropout,
+            "num_class_embeds": classes + 1 if classes else None,  # the null label is the last
+            "norm_num_groups": groups,
+            "attn_norm_num_groups": groups,
+            "norm_eps": eps,
+            "flip_sin_to_cos": flip,
+            "freq_shift": freq_shift,
+            "downsample_padding": down_padding,
+            "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+        }
         for c in channels:
             for what, part in (("norm groups", groups), ("channels a head", head_dim or c)):
                 if c % part:
@@ -90,6 +108,19 @@ class UNet(nn.Module):
             classes=len(data.classes) if conditional else 0,
             **options,
         )
+
+    def to_diffusers(self, size: tuple[int, int]) -> nn.Module:
+        """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where that one cannot be built."""
+        from diffusers import UNet2DModel
+
+        halvings = len(self.config["block_out_channels"]) - 1
+        if any(side % 2**halvings for side in size):
+            raise UsageError(f"diffusers cannot halve {size[0]}×{size[1]} images {halvings} times",
+                             hint=f"train with a `data.size` that {2**halvings} divides, or a shorter `model.mult`")  # fmt: skip
+        other = UNet2DModel(sample_size=size, **self.config).to(next(self.parameters()).device)
+        own = self.state_dict()
+        other.load_state_dict({key: own[from_diffusers(key)] for key in other.state_dict()})
+        return other.eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
