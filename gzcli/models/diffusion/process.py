@@ -146,10 +146,11 @@ class Diffusion(Returning):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        sampler: Literal["ancestral", "ddim", "dpm", "heun"] = "dpm",
+        sampler: Literal["ancestral", "ddim", "dpm", "dpm_sde", "unipc", "heun"] = "dpm",
         steps: int = 20,
         spacing: Literal["trailing", "leading", "linspace", "karras", "logsnr"] = "karras",
         eta: float = 0.0,
+        churn: float = 0.0,
         variance: Literal["small", "large"] = "small",
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
@@ -158,7 +159,7 @@ class Diffusion(Returning):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], by `steps` network calls (2 steps − 1 for heun).
 
-        eta: noise of ddim, 1 = ancestral; variance: of the ancestral sampler. guidance: 1 = the labels as trained,
+        eta: noise of ddim, 1 = ancestral; churn: of heun; variance: of the ancestral sampler. guidance: 1 = the labels as trained,
         0 = without them, more = sharper (Ho 2022), within `interval` of t/T (Kynkäänniemi 2024). clip: estimates of
         x_0 into [-1, 1]; dynamic: a quantile of |x_0|, such as .995, at which they are thresholded instead.
         """
@@ -171,10 +172,12 @@ class Diffusion(Returning):
             x = samplers.ancestral(denoise, x, path, randn=randn, variance=variance, progress=progress)
         elif sampler == "ddim":
             x = samplers.ddim(denoise, x, path, randn=randn, eta=eta, progress=progress)
-        elif sampler == "dpm":
-            x = samplers.dpm(denoise, x, path, progress=progress)
+        elif sampler == "unipc":
+            x = samplers.unipc(denoise, x, path, progress=progress)
+        elif sampler == "heun":
+            x = samplers.heun(denoise, x, path, randn=randn, churn=churn, level=self.schedule.at_ratio, progress=progress)
         else:
-            x = samplers.heun(denoise, x, path, progress=progress)
+            x = samplers.dpm(denoise, x, path, randn=randn, noisy=sampler == "dpm_sde", progress=progress)
         return self.into_range(x)
 
     @staticmethod

@@ -61,27 +61,109 @@ def ddim(
     return x
 
 
-def dpm(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
-    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): second order in λ = log α/σ from the previous step's x_0."""
+def dpm(
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    *,
+    randn: Randn | None = None,
+    noisy: bool = False,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): second order in λ = log α/σ from the previous step's x_0.
+
+    noisy: the solver of the reverse SDE instead, SDE-DPM-Solver++(2M) (ibid., eq. 19).
+    """
     before, h_before = None, 0.0
     for i, (s, u) in enumerate(pairwise(path)):
         x0, _ = denoise(x, s.t)
-        shrink = s.alpha * u.sigma / (s.sigma * u.alpha)  # e^{-h}; 0 at the clean end and from zero SNR
+        shrink = falls_by(s, u)
         h = -math.log(shrink) if shrink > 0 else math.inf
         second = before is not None and u.sigma > 0  # the last step is of first order: x_0 itself
         d = x0 + (h / (2 * h_before)) * (x0 - before) if second else x0
-        x = (u.sigma / s.sigma) * x + u.alpha * (1 - shrink) * d
+        if noisy:
+            x = (u.sigma / s.sigma * shrink) * x + u.alpha * (1 - shrink**2) * d
+            x = x + u.sigma * math.sqrt(1 - shrink**2) * randn() if u.sigma > 0 else x
+        else:
+            x = (u.sigma / s.sigma) * x + u.alpha * (1 - shrink) * d
         before, h_before = x0, h
         progress(i + 1, len(path) - 1, x)
     return x
 
 
-def heun(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
-    """Karras 2022, algorithm 1, without churn: trapezoidal steps of d(x/α)/d(σ/α) = ε; at most 2 N − 1 calls.
+def unipc(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
+    """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0): DPM-Solver++(2M),
+    each of whose steps is corrected by the next one's network call."""
+    known: list[tuple[Level, Tensor]] = []  # where the network was called, and its x_0, the last two
+    start = x
+    for i, (s, u) in enumerate(pairwise(path)):
+        x0, _ = denoise(x, s.t)
+        if known:
+            x = _corrected(start, known, s, x0)
+        known = [*known[-1:], (s, x0)]
+        start, last = x, u.sigma == 0
+        x = _euler(x, s, u, x0)
+        if len(known) == 2 and not last:
+            (r, before), h = known[0], _lambda(u) - _lambda(s)
+            slope = (x0 - before) * h / (_lambda(s) - _lambda(r))
+            x = x + u.alpha * (1 - falls_by(s, u)) * 0.5 * slope
+        progress(i + 1, len(path) - 1, x)
+    return x
+
+
+def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
+    """DDIM's step, as λ sees it."""
+    return (u.sigma / s.sigma) * x + u.alpha * (1 - falls_by(s, u)) * x0
+
+
+def _corrected(x: Tensor, known: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
+    """The step from x at known[-1] to u over again, now that x_0 is known there (UniC)."""
+    s, m = known[-1]
+    hh = _lambda(s) - _lambda(u)  # −h
+    phi_1 = math.expm1(hh)
+    base, ahead = _euler(x, s, u, m), x0 - m
+    if len(known) == 1:
+        return base - u.alpha * phi_1 * 0.5 * ahead
+    r = (_lambda(known[0][0]) - _lambda(s)) / -hh
+    phi_2 = phi_1 / hh - 1
+    phi_3 = phi_2 / hh - 0.5
+    # Σ ρ = φ_2 / B and Σ ρ r = 2 φ_3 / B, over the points r < 0 and 1
+    one, two = phi_2 / phi_1, 2 * phi_3 / phi_1
+    rho = (one - two) / (1 - r)
+    return base - u.alpha * phi_1 * (rho * (known[0][1] - m) / r + (one - rho) * ahead)
+
+
+def _lambda(level: Level) -> float:
+    return math.log(level.alpha) - math.log(level.sigma) if level.alpha > 0 else -math.inf
+
+
+def falls_by(s: Level, u: Level) -> float:
+    """By how much σ/α falls from s to u, e^−h; 0 at the clean end and from zero SNR."""
+    return s.alpha * u.sigma / (s.sigma * u.alpha)
+
+
+def heun(
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    *,
+    randn: Randn | None = None,
+    churn: float = 0.0,
+    level: Callable[[float], Level] | None = None,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Karras 2022, algorithm 1 and 2: trapezoidal steps of d(x/α)/d(σ/α) = ε; at most 2 N − 1 calls.
 
     Steps from above σ/α = 80, where EDM starts, are Euler's: ε hardly turns there, but σ/α may fall by thousands.
+    churn: new noise, before each step as much more of it as N such steps would double (S_churn); `level` tells the level of
+    a noise-to-signal ratio σ/α.
     """
+    more = min(churn / (len(path) - 1), math.sqrt(2) - 1)
     for i, (s, u) in enumerate(pairwise(path)):
+        if more and s.sigma <= SIGMA_MAX * s.alpha:
+            ratio, r = s.sigma / s.alpha, level((1 + more) * s.sigma / s.alpha)
+            extra = math.sqrt(max((r.sigma / r.alpha) ** 2 - ratio**2, 0.0))
+            x, s = r.alpha * (x / s.alpha + extra * randn()), r
         x0, eps = denoise(x, s.t)
         x = u.alpha * x0 + u.sigma * eps  # Euler's step, exactly DDIM's
         if u.sigma > 0 and s.sigma <= SIGMA_MAX * s.alpha:

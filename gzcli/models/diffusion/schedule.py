@@ -6,6 +6,7 @@ Tables are float64 numpy: differences such as 1 − ᾱ_t/ᾱ_{t−1} ≈ 1e-4 d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -63,6 +64,13 @@ class Schedule:
         alpha, sigma = (np.interp(t, np.arange(self.timesteps), a) for a in (self.alpha, self.sigma))
         norm = np.hypot(alpha, sigma)
         return Level(float(t), float(alpha / norm), float(sigma / norm))
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level whose noise-to-signal ratio σ/α is `ratio`, or the last one below."""
+        with np.errstate(divide="ignore"):
+            known = np.log(self.sigma) - np.log(self.alpha)
+        finite = np.isfinite(known)
+        return self.level(float(np.interp(math.log(ratio), known[finite], np.arange(self.timesteps)[finite])))
 
     def path(self, times: Sequence[float]) -> list[Level]:
         """The levels of falling times, then the clean image: what a sampler walks along."""
