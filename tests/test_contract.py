@@ -178,10 +178,10 @@ def test_training_helps(case, pack):
 def goodness(model: Model, batch: Batch) -> float:
     noise = ImageNoise(0, batch.index.tolist())
     with torch.inference_mode():
+        if hasattr(model, "prepare"):  # a later stage: its images are an earlier one's
+            return -float(loss_of(model, prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
             return float(model.log_prob(batch.x, noise=noise).mean())
-        if hasattr(model, "prepare"):  # a later stage: its images are an earlier one's
-            return -float(model.score_nll(batch.x, noise=noise).mean())
         return -float((model.reconstruct(batch.x, noise=noise, progress=no_progress) - batch.x).square().mean())
 
 

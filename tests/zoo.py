@@ -40,6 +40,9 @@ class Case:
 
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
         torch.manual_seed(seed)
+        for p in (p for stage in stages.values() for p in stage.parameters()):  # off its start at zero, which says nothing
+            p.data += 0.1 * torch.randn_like(p)
+        torch.manual_seed(seed)
         return catalog.load(self.model)(info, **self.options, **stages)
 
     def __str__(self) -> str:
@@ -50,6 +53,11 @@ HVAE = {"channels": (8, 16, 16), "groups": (0, 1, 1), "cells": (0, 1, 1), "laten
 FLOWPP = {"channel": (0, 1), "checkerboard": (0, 1), "hidden": 8, "blocks": 1, "components": 4, "dequant_couplings": 2}
 FM = {"channels": 8, "mult": (1, 2), "attention": ()}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
+REFINENET = {"width": 8, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
+
+DIT = {"width": 32, "layers": 2, "heads": 2, "patch": 4}
+RF = Case("rf", DIT, lr=3e-3, batch=8, sample={"steps": 3})
+RF_LABELS = Case("rf", DIT | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0})
 
 VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "dim": 8}, lr=3e-3, quiet=True)
 VQGAN = {"channels": 8, "mult": (1, 1, 2), "groups": 4, "codes": 32, "dim": 8, "disc_width": 8, "perceptual": "none"}
@@ -94,9 +102,39 @@ CASES = [
     Case("ddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4}),
     Case("ddpm", DDPM | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
     Case("cddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
+    Case("dit", DIT | {"timesteps": 20}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
+    Case("dit", DIT | {"timesteps": 20, "conditional": False}, lr=3e-3, batch=8, sample={"steps": 4}),
     Case("fm", FM, lr=3e-3, batch=8, sample={"steps": 3}),
     Case("fm", FM | {"conditional": True, "time_sampling": "uniform", "sigma_min": 0.01}, lr=3e-3, batch=8, sample={"steps": 3}),
     Case("cfm", FM | {"coupling": "ot"}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
+    RF,
+    RF_LABELS,
+    Case("reflow", {"pair_steps": 4}, lr=3e-3, batch=8, sample={"steps": 2, "solver": "euler"}, stages={"teacher": RF}),
+    Case(
+        "reflow",
+        {"pair_steps": 4, "pair_guidance": 2.0, "conditional": True},
+        lr=3e-3,
+        batch=8,
+        sample={"steps": 2, "guidance": 2.0},
+        stages={"teacher": RF_LABELS},
+    ),
+    Case("sgm", FM, lr=3e-3, batch=8, sample={"steps": 4}),
+    Case(
+        "sgm",
+        FM | {"sde": "subvp", "prediction": "eps", "weighting": "likelihood", "conditional": True},
+        lr=3e-3,
+        batch=8,
+        sample={"steps": 4, "guidance": 2.0},
+    ),
+    Case("sgm", FM | {"sde": "ve", "time_sampling": "uniform"}, lr=3e-3, batch=8, sample={"sampler": "pc", "steps": 4}),
+    Case("ncsnv2", REFINENET, lr=3e-3, batch=8, sample={"steps": 4}),
+    Case(
+        "ncsnv2",
+        REFINENET | {"levels": 10, "conditional": True},
+        lr=3e-3,
+        batch=8,
+        sample={"sampler": "langevin", "repeats": 1, "guidance": 2.0},
+    ),
     VQVAE,
     Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
     Case("vqgan", VQGAN, batch=16, quiet=True),

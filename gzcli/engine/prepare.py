@@ -16,6 +16,7 @@ import torch
 
 from gzcli.data.batches import scan
 from gzcli.store.files import fsync, need_space
+from gzcli.types import mix
 
 if TYPE_CHECKING:
     from gzcli.engine.trainer import Trainer
@@ -80,5 +81,6 @@ def _first(t: Trainer) -> dict[str, np.ndarray]:
 
 
 def _batches(t: Trainer, index: range) -> Iterator[Batch]:
-    return scan(t.pack, "train", batch_size=BATCH, levels=t.info.levels, device=t.device, index=index, seed=t.tree["seed"],
-                augment=t.tree["data"]["augment"] or ())  # fmt: skip
+    """With noise of their own: neither that of samples nor of held-out images of the same number."""
+    return scan(t.pack, "train", batch_size=BATCH, levels=t.info.levels, device=t.device, index=index,
+                seed=mix(t.tree["seed"], "prepare"), augment=t.tree["data"]["augment"] or ())  # fmt: skip

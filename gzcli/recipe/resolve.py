@@ -136,7 +136,7 @@ def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[st
         cards, card = {}, _card(chain, problems)
         rules = schema.schema(card)
     else:
-        card, reused = next(iter(cards.values()), None), stages.reused_runs(layers)
+        card, reused = stages.called_after(cards), stages.reused_runs(layers)
         rules = schema.staged(cards)
         layers = [replace(layer, tree=tree) for layer, tree in zip(layers, stages.fitting(layers, rules, cards), strict=True)]
 

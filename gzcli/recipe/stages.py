@@ -22,6 +22,7 @@ from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
 from gzcli.recipe.load import Problem
 from gzcli.store import runs
+from gzcli.store.paths import recipe_names
 
 SHARED = ("train", "optim")  # sections that stand at the top for all stages
 OF_MODEL = ("model", "sample", "ood")  # sections whose keys are the model's
@@ -57,6 +58,12 @@ def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, Mode
             if needed not in list(cards)[:-1]:
                 problems.append(Problem(where, f"`{card.name}` needs a stage `{needed}` before it"))
     return cards
+
+
+def called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
+    """The model that a run in stages is called after: the last that has a recipe of its own, else the first."""
+    shipped = {canonical(name) for name in recipe_names()}
+    return next((card for card in reversed(cards.values()) if card.name in shipped), next(iter(cards.values()), None))
 
 
 def fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> Iterator[dict[str, Any]]:

@@ -57,14 +57,16 @@ class FlowMatching(Returning):
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         """The mean squared error of the velocity at one time an image (eq. 23)."""
-        x1, noise = batch.x, batch.noise
-        t = self.draw_times(noise, len(batch)).to(x1)
-        x0 = noise.randn(*x1.shape).to(x1)
+        t = self.draw_times(batch.noise, len(batch)).to(batch.x)
+        x0, x1 = self.pairs(batch)
         y, drop = self.training_labels(batch)
-        if self.coupling == "ot":
-            x0 = coupled(x0, x1)
         v = full(self.net(self.between(x0, x1, t), SCALE * t, y, drop))
         return {"loss": (v - (x1 - (1 - self.sigma_min) * x0)).square().mean()}
+
+    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The noises x_0 and the images x_1 that the paths of a batch lead between."""
+        x0 = batch.noise.randn(*batch.x.shape).to(batch.x)
+        return (coupled(x0, batch.x) if self.coupling == "ot" else x0), batch.x
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
         """[B] in (0, 1)."""

@@ -1,0 +1,135 @@
+"""The transformer of DiT — Peebles & Xie 2023, arXiv:2212.09748: patches of a noised image, told time and label by adaLN-zero."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gzcli.errors import UsageError
+from gzcli.models.nn.common import ClassEmbedding, zero_init
+from gzcli.models.nn.unet import softmax_attention, time_embedding
+
+FREQUENCIES = 256  # sinusoids of the time
+
+
+class DiTNet(nn.Module):
+    """x [B, C, H, W], t [B] → [B, C, H, W], by the tokens of patches of `patch` × `patch` pixels.
+
+    width: of its `layers` blocks of `heads` attention heads. classes: K > 0 adds a table of K + 1 labels to the time
+    embedding. freq_shift: a convention of diffusers, whose time embedding has 1. Raises UsageError where sizes do not fit.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], *, width: int, layers: int, heads: int, patch: int, classes: int = 0, freq_shift: float = 0.0
+    ):
+        super().__init__()
+        c, h, w = shape
+        if h % patch or w % patch:
+            fit = ", ".join(str(p) for p in range(1, min(h, w) // 2 + 1) if not (h % p or w % p))
+            raise UsageError(f"images of {h}×{w} do not divide into patches of {patch}", hint=f"set `model.patch` to one of {fit}")
+        if width % heads or width % 4:
+            raise UsageError(
+                f"`model.width` is {width}, which must divide by `model.heads`, {heads}, and by 4",
+                hint=f"set `model.width` to {max(1, round(width / math.lcm(heads, 4))) * math.lcm(heads, 4)}",
+            )
+        self.patch, self.grid, self.freq_shift = patch, (h // patch, w // patch), freq_shift
+        self.embed = nn.Conv2d(c, width, patch, stride=patch)
+        self.register_buffer("position", sincos(self.grid, width), persistent=False)  # [T, width]
+        self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = ClassEmbedding(classes, width) if classes else None
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, patch * patch * c)
+        self.start()
+
+    def start(self) -> None:
+        """The paper's initial weights: every block the identity, and the output zero."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(layer.weight.flatten(1))
+                nn.init.zeros_(layer.bias)
+        for layer in (self.time[0], self.time[2], *([self.label.table] if self.label else [])):
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (*(block.modulation for block in self.blocks), self.modulation, self.out):
+            zero_init(layer)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+        """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
+        c = self.time(time_embedding(t, FREQUENCIES, freq_shift=self.freq_shift))  # [B, width]
+        if self.label is not None:
+            c = c + self.label(y, len(x), drop)
+        c = F.silu(c)
+        h = self.embed(x).flatten(2).mT + self.position  # [B, T, width]
+        for block in self.blocks:
+            h = block(h, c)
+        shift, scale = self.modulation(c)[:, None].chunk(2, -1)
+        h = self.out(modulated(self.norm(h), shift, scale))
+        h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, self.grid)  # [B, rows, columns, p, q, C]
+        return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class Block(nn.Module):
+    """Self-attention and an MLP of h [B, T, width], whose norms c [B, width] scales and shifts, and whose outputs it gates."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
+        qkv = self.qkv(modulated(self.norm1(h), shift1, scale1))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
+        h = h + gate1 * self.out(softmax_attention(q, k, v).transpose(1, 2).flatten(2))
+        return h + gate2 * self.mlp(modulated(self.norm2(h), shift2, scale2))
+
+
+def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return h * (1 + scale) + shift
+
+
+def sincos(grid: tuple[int, int], width: int) -> Tensor:
+    """[rows · columns, width]: a quarter each of sines and cosines of the column, then of the row (MAE, He 2022)."""
+    freq = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
+    rows, columns = (torch.cat([angle.sin(), angle.cos()], 1) for angle in (rows, columns))  # [side, width / 2]
+    return torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2).flatten(0, 1).float()
+
+
+DIFFUSERS = [
+    (r"^pos_embed\.proj", "embed"),
+    (r"^proj_out_1", "modulation"),
+    (r"^proj_out_2", "out"),
+    (r"^transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_1", "time.0"),
+    (r"^transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_2", "time.2"),
+    (r"^transformer_blocks\.0\.norm1\.emb\.class_embedder\.embedding_table", "label.table"),
+    (r"^transformer_blocks", "blocks"),
+    (r"\.norm1\.linear", ".modulation"),
+    (r"\.attn1\.to_out\.0", ".out"),
+    (r"\.ff\.net\.0\.proj", ".mlp.0"),
+    (r"\.ff\.net\.2", ".mlp.2"),
+]
+
+
+def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights here of diffusers' `DiTTransformer2DModel`, whose blocks each hold a copy of the embeddings."""
+    ours = {}
+    for key, value in state.items():
+        if ".attn1.to_q." in key:
+            name = key.replace("transformer_blocks", "blocks").replace("attn1.to_q", "qkv")
+            ours[name] = torch.cat([value, *(state[key.replace("to_q", part)] for part in ("to_k", "to_v"))])
+        elif ".attn1.to_k." not in key and ".attn1.to_v." not in key:
+            for pattern, name in DIFFUSERS:
+                key = re.sub(pattern, name, key)
+            if ".emb." not in key:
+                ours[key] = value
+    return ours

@@ -1,0 +1,89 @@
+"""What a learned score is good for beside sampling: ways between images, completing and editing them, telling strange ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gzcli.models.diffusion.samplers import dpm, repaint
+from gzcli.models.guided import check_strength, middle_hidden
+from gzcli.models.nn import slerp, ways
+from gzcli.models.score.score import CLEAN, ScoreModel
+from gzcli.types import Noise, Progress, no_progress
+
+
+class Applications(ScoreModel):
+    """Applications and scores of a `ScoreModel`, by its `denoiser` and `velocity` alone."""
+
+    def there_and_back(
+        self,
+        x: Tensor,
+        noise: Noise,
+        strength: float,
+        steps: int,
+        *,
+        y: Tensor | None = None,
+        guidance: float = 1.0,
+        progress: Progress = no_progress,
+    ) -> Tensor:
+        """x noised to t = `strength`, and denoised by `steps` steps of DPM-Solver++."""
+        check_strength(strength)
+        path = [*self.sde.spaced(steps, strength=strength), CLEAN]
+        x_t = path[0].alpha * x + path[0].sigma * noise.randn(*x.shape).to(x)
+        denoise = self.denoiser(self.known_labels(y), guidance=guidance)
+        return self.into_range(dpm(denoise, x_t, path, progress=progress))
+
+    @torch.no_grad()
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 10) -> Tensor:
+        """The way from image 0 to 1, 2 to 3, … through the noises that the ODE makes of them: [pairs · frames, C, H, W].
+
+        Raises UsageError for fewer than two images.
+        """
+        f = self.velocity(self.known_labels(None))
+        z = self.flow(f, x, steps=steps, progress=progress)
+        z = ways(z.flatten(1), frames, slerp).unflatten(1, self.data.shape)
+        return self.into_range(self.flow(f, z, steps=steps, backwards=True, progress=progress))
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 50,
+        resample: int = 5,
+        jump: int = 5,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0, by the score of the whole given the noised known part
+        (Song 2021, appendix I.2), gone over as in RePaint (Lugmayr 2022); steps × resample network calls.
+
+        Without a mask the middle is hidden, half as high and wide as the image.
+        """
+        mask = middle_hidden(x) if mask is None else mask.to(x)
+        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        found = repaint(
+            self.denoiser(y, guidance=guidance),
+            self.prior_std * noise.randn(*x.shape).to(x),
+            [*self.sde.spaced(steps), CLEAN],
+            known=x,
+            mask=mask,
+            randn=self.fresh(noise, x),
+            resample=resample,
+            jump=jump,
+            progress=progress,
+        )
+        return torch.lerp(self.into_range(found), x, mask)
+
+    @torch.no_grad()
+    def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
+        """[B]: mean squared error of the estimate of ε over `times` levels, evenly spaced in log σ/α."""
+        y, error = self.known_labels(None), 0.0
+        for level in self.sde.spaced(times + 2, "logsnr")[1:-1]:
+            eps = noise.randn(*x.shape).to(x)
+            guess = self.split(level.alpha * x + level.sigma * eps, x.new_full((len(x),), level.t), y)[1]
+            error = error + (eps - guess).square().flatten(1).mean(1)
+        return error / times

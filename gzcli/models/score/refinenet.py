@@ -1,0 +1,139 @@
+"""The RefineNet of NCSNv2 (Song & Ermon 2020, appendix A, after Lin 2017, arXiv:1611.06612), which is told no noise level."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gzcli.errors import UsageError
+from gzcli.models.nn import ClassEmbedding, full
+
+
+class RefineNet(nn.Module):
+    """x [B, C, H, W] → [B, C, H, W]; times are not looked at.
+
+    width × mult: channels of each stage of two residual blocks. dilation: of each stage's convolutions; 1 halves the
+    resolution between stages, more keeps it. Raises UsageError where the two are not of one length.
+    """
+
+    def __init__(self, channels: int, *, width: int, mult: tuple[int, ...], dilation: tuple[int, ...], classes: int):
+        super().__init__()
+        if len(mult) != len(dilation) or dilation[0] != 1:
+            raise UsageError(
+                f"{len(mult)} widths and {len(dilation)} dilations of stages, the first one {dilation[0]}",
+                hint="give `model.mult` and `model.dilation` one number a stage, the first dilation 1",
+            )
+        widths = [width * m for m in mult]
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.stages, self.refine, c = nn.ModuleList(), nn.ModuleList(), width
+        for i, (o, d) in enumerate(zip(widths, dilation, strict=True)):
+            blocks = [ResBlock(c, o, classes, d, first=i > 0), ResBlock(o, o, classes, d)]
+            self.stages.append(nn.ModuleList(blocks))
+            c = o
+        for i in reversed(range(len(widths))):
+            coarsest = i == len(widths) - 1
+            o = c if coarsest else widths[max(i - 1, 0)]
+            self.refine.append(RefineBlock([widths[i]] if coarsest else [widths[i], c], o, end=3 if i == 0 else 1))
+            c = o
+        self.norm_out = InstanceNormPlus(c, classes)
+        self.conv_out = nn.Conv2d(c, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+        """Labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
+        h, seen = self.conv_in(x), []
+        for stage in self.stages:
+            for block in stage:
+                h = block(h, y, drop)
+            seen.append(h)
+        h = self.refine[0]([seen.pop()])
+        for refine in self.refine[1:]:
+            h = refine([seen.pop(), h])
+        return self.conv_out(F.elu(self.norm_out(h, y, drop)))
+
+
+class InstanceNormPlus(nn.Module):
+    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): gives back, normalised over the channels, the means that instance
+    normalisation takes away, without which scores shift colours. With labels their rows are added to γ, α and β."""
+
+    def __init__(self, c: int, classes: int):
+        super().__init__()
+        self.scale = nn.Parameter(1 + 0.02 * torch.randn(2, c))  # γ, α
+        self.shift = nn.Parameter(torch.zeros(c))  # β
+        self.label = ClassEmbedding(classes, 3 * c) if classes else None
+        if self.label is not None:
+            nn.init.normal_(self.label.table.weight, std=0.02)
+
+    def forward(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        x = full(x)
+        means = x.mean((2, 3))  # [B, C]
+        spread = (means - means.mean(1, keepdim=True)) * (means.var(1, keepdim=True) + 1e-5).rsqrt()
+        rows = torch.cat([self.scale, self.shift[None]])[None]  # [1, 3, C]
+        if self.label is not None:
+            rows = rows + self.label(y, len(x), drop).unflatten(1, (3, -1))
+        gamma, alpha, beta = rows[..., None, None].unbind(1)
+        return gamma * (F.instance_norm(x) + alpha * spread[:, :, None, None]) + beta
+
+
+class ResBlock(nn.Module):
+    """Two pre-activated convolutions beside a shortcut; the `first` one of a stage that is not dilated halves the resolution
+    by averages, odd sides rounded up."""
+
+    def __init__(self, c_in: int, c_out: int, classes: int, dilation: int, first: bool = False):
+        super().__init__()
+        wide = 3 if dilation > 1 else 1  # the kernel of the shortcut
+        self.norm1, self.norm2 = InstanceNormPlus(c_in, classes), InstanceNormPlus(c_in, classes)
+        self.conv1 = nn.Conv2d(c_in, c_in, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=dilation, dilation=dilation)
+        self.skip = None
+        if first or c_in != c_out:
+            self.skip = nn.Conv2d(c_in, c_out, wide, padding=dilation * (wide // 2), dilation=dilation)
+        self.pool = first and dilation == 1
+
+    def forward(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        h = self.conv1(F.elu(self.norm1(x, y, drop)))
+        h = self.conv2(F.elu(self.norm2(h, y, drop)))
+        h = h + (x if self.skip is None else self.skip(x))
+        return F.avg_pool2d(h, 2, ceil_mode=True) if self.pool else h
+
+
+class RefineBlock(nn.Module):
+    """Adapts its inputs, sums them at the resolution of the first, pools the sum over ever larger windows and adapts it."""
+
+    def __init__(self, inputs: list[int], c: int, end: int):
+        super().__init__()
+        self.adapt = nn.ModuleList(residual_units(i, 2) for i in inputs)
+        self.fuse = nn.ModuleList(nn.Conv2d(i, c, 3, padding=1) for i in inputs) if len(inputs) > 1 else None
+        self.chain = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
+        self.out = residual_units(c, end)
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        xs = [adapt(x) for adapt, x in zip(self.adapt, xs, strict=True)]
+        h = xs[0]
+        if self.fuse is not None:
+            size = h.shape[2:]
+            parts = (conv(x) for conv, x in zip(self.fuse, xs, strict=True))
+            h = sum(F.interpolate(part, size=size, mode="bilinear", align_corners=True) for part in parts)
+        h = path = F.elu(h)
+        for conv in self.chain:
+            path = conv(F.max_pool2d(path, 5, stride=1, padding=2))
+            h = h + path
+        return self.out(h)
+
+
+class ResidualUnit(nn.Module):
+    """x + two convolutions of it, each after its activation."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for conv in self.convs:
+            h = conv(F.elu(h))
+        return x + h
+
+
+def residual_units(c: int, n: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualUnit(c) for _ in range(n)))

@@ -1,0 +1,118 @@
+"""Stochastic differential equations dx = f(t) x dt + g(t) dw that turn data at t = 0 into noise at t = 1 (Song 2021, 3.4).
+
+The conditional law is known, x_t = α(t) x_0 + σ(t) ε, and so the score of x_t given x_0, −ε/σ (eq. 29).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.errors import UsageError
+from gzcli.models.diffusion.schedule import Level
+
+Spacing = Literal["uniform", "karras", "logsnr"]
+
+
+class SDE:
+    """start: the time at which samplers and the likelihood stop, as the score has no limit at t = 0 (appendix C)."""
+
+    def __init__(self, start: float):
+        if not 0 < start < 1:
+            raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint="set `model.t_min`, such as 1e-3")
+        self.start = start
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at times t of any shape."""
+        raise NotImplementedError
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """f and g² at times t of any shape."""
+        raise NotImplementedError
+
+    def level(self, t: float) -> Level:
+        alpha, sigma = self.marginal(torch.tensor(t, dtype=torch.float64, device="cpu"))
+        return Level(t, float(alpha), float(sigma))
+
+    def times(self, log_ratio: np.ndarray) -> np.ndarray:
+        """The times at which log σ/α is so large, within the range of times."""
+        t = np.geomspace(self.start, 1, 4001)
+        alpha, sigma = self.marginal(torch.from_numpy(t))
+        return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
+
+    def spaced(self, steps: int, spacing: Spacing = "karras", strength: float = 1.0) -> list[Level]:
+        """`steps` levels from the time `strength` down to the least; uniform: in t, karras: in the 7th root of σ/α
+        (Karras 2022, eq. 5), logsnr: in its logarithm. Raises UsageError for no steps."""
+        if steps < 1:
+            raise UsageError("`steps` must be 1 or more")
+        ramp, top = np.linspace(0, 1, steps), max(strength, self.start)
+        if spacing == "uniform":
+            times = top + ramp * (self.start - top)
+        else:
+            high, low = (math.log(e.sigma / e.alpha) for e in (self.level(top), self.level(self.start)))
+            if spacing == "karras":
+                a, b = math.exp(high / 7), math.exp(low / 7)
+                times = self.times(7 * np.log(a + ramp * (b - a)))
+            else:
+                times = self.times(high + ramp * (low - high))
+            times[0] = top
+        return [self.level(float(t)) for t in times]
+
+
+class VE(SDE):
+    """Variance exploding: α = 1, σ grows geometrically from sigma_min to sigma_max (eq. 30)."""
+
+    def __init__(self, start: float, sigma_min: float, sigma_max: float):
+        super().__init__(start)
+        if not 0 < sigma_min < sigma_max:
+            raise UsageError(
+                f"noise that grows from {sigma_min:g} to {sigma_max:g}",
+                hint="set `model.sigma_min` above 0 and `model.sigma_max` above it",
+            )
+        self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
+
+    def marginal(self, t):
+        return torch.ones_like(t), self.sigma_min * (self.log_ratio * t).exp()
+
+    def rates(self, t):
+        return torch.zeros_like(t), 2 * self.log_ratio * self.marginal(t)[1] ** 2
+
+
+class VP(SDE):
+    """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time."""
+
+    def __init__(self, start: float, beta_min: float, beta_max: float):
+        super().__init__(start)
+        if not 0 < beta_min <= beta_max:
+            raise UsageError(
+                f"a noise rate that grows from {beta_min:g} to {beta_max:g}",
+                hint="set `model.beta_min` above 0 and `model.beta_max` not below it",
+            )
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def decay(self, t: Tensor) -> Tensor:
+        """−∫β from 0 to t, which is log α²."""
+        return -(0.5 * (self.beta_max - self.beta_min) * t + self.beta_min) * t
+
+    def marginal(self, t):
+        return (0.5 * self.decay(t)).exp(), (-torch.expm1(self.decay(t))).sqrt()
+
+    def rates(self, t):
+        return -0.5 * self.beta(t), self.beta(t)
+
+
+class SubVP(VP):
+    """Less noise than VP at every time, with the same mean: σ = 1 − α² (appendix B, eq. 29)."""
+
+    def marginal(self, t):
+        return (0.5 * self.decay(t)).exp(), -torch.expm1(self.decay(t))
+
+    def rates(self, t):
+        return -0.5 * self.beta(t), -self.beta(t) * torch.expm1(2 * self.decay(t))
