@@ -68,6 +68,28 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in out.splitlines())
 
 
+def gpu_memory() -> int | None:
+    """Bytes of the smallest visible GPU, without importing torch; None where nvidia-smi does not tell."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    sizes = [
+        int(row[2]) << 20
+        for row in rows
+        if len(row) == 3 and row[2].isdigit() and (not visible or any(row[0] == v or row[1].startswith(v) for v in visible))
+    ]
+    return min(sizes, default=None)
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> Plan:
     """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
 

@@ -96,9 +96,10 @@ def test_a_card_is_what_the_class_is(name):
     assert set(card.fits) == {m.removeprefix("fit_") for m in own if m.startswith("fit_")}
     assert set(card.do) == own & set(catalog.APPLICATIONS)
     can = {"sample", *card.do} | ({"log_prob"} & own)
-    can |= {"conditional"} & set(card.params)
+    can |= {"conditional"} & set(card.params) | {"prompt"} & set(card.sample)
     can |= {"ood"} if card.scores or "log_prob" in own else set()
     can |= {"export"} if "to_diffusers" in own else set()
+    can |= {"latent"} if "to_latent" in own else set()
     assert set(card.can) == can and len(card.can) == len(can)
     assert (card.likelihood is None) == ("log_prob" not in own)
 

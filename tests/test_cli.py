@@ -16,7 +16,7 @@ import typer
 from gzcli import __version__
 from gzcli.__main__ import main
 from gzcli.cli import app, out
-from gzcli.errors import DivergedError, GzError, UsageError
+from gzcli.errors import DivergedError, GzError, UsageError, canonical
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names, recipes_dir
 
@@ -260,7 +260,7 @@ def test_list_models(gz, gz_json):
     from gzcli.models.catalog import cards
 
     code, value = gz_json("list", "models")
-    assert code == 0 and {row["name"] for row in value["models"]} == set(cards())
+    assert code == 0 and {canonical(row["name"]) for row in value["models"]} == set(cards())
     assert all(set(row) == {"name", "family", "can", "paper", "recipe"} for row in value["models"])
     assert {row["recipe"] for row in value["models"]} >= set(recipe_names())
     assert gz_json("list")[1] == value

@@ -83,7 +83,7 @@ def test_animation_shows_the_way(tmp_path):
 
     from gzcli.engine.sample import Frames
 
-    frames = Frames()
+    frames = Frames(lambda x: x)
     show = frames.watch(lambda i, n, x=None: None)
     for i in range(5):
         show(i + 1, 5, torch.full((3, 1, 8, 8), i / 5))
@@ -152,6 +152,7 @@ def test_bench_and_its_table():
         (["sample", "first", "--temperature", "warm"], 2, "`--temperature` must be", None),
         (["sample", "first", "--do", "reconstrct"], 2, "`reconstrct`", "did you mean `reconstruct`?"),
         (["sample", "first", "--label", "3"], 2, "was not trained with labels", "model.conditional=true"),
+        (["sample", "first", "--do", "interpolate", "--label", "3"], 2, "takes no labels", "reconstruct"),
         (["sample", "first", "--checkpoint", "worst"], 2, "neither `last`, `best` nor a step", None),
         (["ood", "first", "--in", "digits", "--out", "pathces"], 2, "no data set `pathces`", "did you mean `patches`?"),
         (

@@ -71,6 +71,7 @@ def import_(
 ) -> None:
     """Give images of your own a name, and pack them; the files stay where they are."""
     from gzcli.data import library
+    from gzcli.data.conditions import in_words
     from gzcli.data.pack import open_pack
 
     new = name not in library.names()
@@ -78,7 +79,7 @@ def import_(
     try:
         with out.progress(name, unit="images") as report:
             meta = open_pack(name, say=out.info, progress=report).meta
-        row |= {"counts": meta.counts, "shape": meta.shape, "skipped": meta.skipped}
+        row |= {"counts": meta.counts, "shape": meta.shape, "skipped": meta.skipped, "extras": meta.extras}
         for message in meta.skipped:
             out.info(f"left out: {message}")
     except MissingError:
@@ -86,11 +87,12 @@ def import_(
             library.remove(name)
         raise
     except UsageError as error:  # sizes that the recipe may yet settle
-        row |= {"shape": None, "skipped": []}
+        row |= {"shape": None, "skipped": [], "extras": []}
         out.info(f"not packed yet: {error.message}")
         out.hint(f"{error.hint}; or import them with `--size`")
     counts = ", ".join(f"{count:,} {split}" for split, count in row["counts"].items() if count)
-    out.text(f"{row['name']}: {counts} images, {len(row['classes']) or 'no'} classes")
+    extras = f", {in_words(row['extras'])}" if row["extras"] else ""
+    out.text(f"{row['name']}: {counts} images, {len(row['classes']) or 'no'} classes{extras}")
     out.hint(f"gz train vae --data {row['name']}")
     out.data(row)
 

@@ -67,6 +67,7 @@ def method_options(words: list[str], params: Mapping[str, Param], what: str) -> 
         elif not equals and not words:
             raise UsageError(f"`--{name}` needs a value ({params[name].annotation})")
         else:
-            value = scalar(text if equals else words.pop(0))
+            text = text if equals else words.pop(0)
+            value = text if params[name].annotation == "str" else scalar(text)  # `--negative 3` is a text
             values[name] = check_value(value, params[name].annotation, f"--{name.replace('_', '-')}")
     return values

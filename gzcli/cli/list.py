@@ -106,6 +106,8 @@ def _images(row: dict[str, Any]) -> str | None:
 
 def _data_block(row: dict[str, Any]) -> list[str]:
     """All that is known of a set, a line a fact."""
+    from gzcli.data.conditions import in_words
+
     splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
     images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
     sizes = f"also {', '.join(map(str, row['larger']))} pixels a side" if row["larger"] else None
@@ -114,6 +116,7 @@ def _data_block(row: dict[str, Any]) -> list[str]:
     kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
     facts = {
         "images": ", ".join(filter(None, (_images(row), images, sizes))), "labels": f"{row['classes'] or 'no'} {kind}",
+        "with each": in_words(row["extras"]),
         "state": state, "licence": row["licence"], "cite": row["citation"], "get it at": row["page"], "path": row["path"],
     }  # fmt: skip
     return [f"{row['name']}: {row['title']}", *(f"  {key:<10} {value}" for key, value in facts.items() if value)]

@@ -1,4 +1,5 @@
-"""`gz train --dry-run`: everything that would happen, with the origin of each value; nothing is created, no torch."""
+"""`gz train --dry-run`: everything that would happen, with the origin of each value; nothing is created, no torch. And the
+memory plan, which a real start shows too."""
 
 from __future__ import annotations
 
@@ -14,11 +15,17 @@ if TYPE_CHECKING:
 
 
 def show_plan(recipe: Recipe, plan: Plan, run: Run | None) -> None:
-    """The resolved recipe with origins, the data set, what is needed, the run directory, the launch line."""
+    """The resolved recipe with origins, the data set, what is needed, memory, the run directory, the launch line.
+
+    Raises UsageError where the set, as far as it is known, lacks what the model needs.
+    """
     from gzcli.launch import count_gpus, show
     from gzcli.store.paths import user_dir
 
+    check_packed(recipe)
     data, needs = data_facts(recipe.tree["data"])
+    memory, hint, lacking = memory_facts(recipe, plan)
+    needs += [*lacking, *absent_weights(recipe)]
     if plan.gpus > count_gpus():
         needs.append(f"{plan.gpus} GPUs (here: {count_gpus()})")
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{data['key']}-<time>-<id>"
@@ -31,9 +38,100 @@ def show_plan(recipe: Recipe, plan: Plan, run: Run | None) -> None:
     out.text(f"needs      {', '.join(needs) or 'nothing that is not here'}")
     out.text(f"run        {'resumes ' if run else ''}{path}")
     out.text(f"processes  {plan.processes} × {plan.threads} threads, {plan.gpus or 'no'} GPU{'s' if plan.gpus != 1 else ''}")
+    for row in memory:
+        out.text(f"{'memory':<10} {in_words(row)}")
     out.text(f"launch     {line}")
+    if hint:
+        out.hint(hint)
     out.data({"recipe": recipe.tree, "origin": recipe.origin, "data": data, "needs": needs, "run": path, "resume": run is not None,
-              "processes": plan.processes, "gpus": plan.gpus, "launch": line})  # fmt: skip
+              "processes": plan.processes, "gpus": plan.gpus, "memory": memory, "launch": line})  # fmt: skip
+
+
+def show_memory(recipe: Recipe, plan: Plan) -> None:
+    """The memory plan of a run that starts, on stderr."""
+    memory, hint, _ = memory_facts(recipe, plan)
+    for row in memory:
+        out.info(f"memory: {in_words(row)}")
+    if hint:
+        out.hint(hint)
+
+
+def in_words(row: dict[str, Any]) -> str:
+    parts = " + ".join(f"{part['what']} {size(part['bytes'])}" for part in row["parts"])
+    return f"{row['model']}: {size(row['bytes'])} a process = {parts}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.7 GB, 12 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
+
+
+def memory_facts(recipe: Recipe, plan: Plan) -> tuple[list[dict[str, Any]], str | None, list[str]]:
+    """For each model that is trained and whose family can tell: {model, bytes, parts: [{what, bytes}]} of one process; what to
+    do where that is more than there is; and what is not at hand that it would take to tell."""
+    from gzcli import launch
+    from gzcli.cli.train import whole_trees
+    from gzcli.models.catalog import card, memory_plan
+
+    rows, lacking, hint = [], [], None
+    for tree in whole_trees(recipe.tree):
+        model = card(tree["model"]["name"])
+        try:
+            planned = memory_plan(model, tree | {"launch": tree["launch"] | {"processes": plan.processes, "gpus": plan.gpus}})
+        except GzError as error:
+            lacking.append(error.message)
+            continue
+        if not planned:
+            continue
+        *parts, (_, total) = planned
+        rows.append({"model": model.name, "bytes": total, "parts": [{"what": what, "bytes": count} for what, count in parts]})
+        there = launch.gpu_memory() if plan.gpus else launch.host_memory() // max(1, plan.processes // plan.machines)
+        if there and total > there:
+            ways = ", ".join(ways_to_save(tree, plan)) or "a smaller `train.batch_size`"
+            device = "the GPU" if plan.gpus else "this machine"
+            hint = f"`{model.name}` may not fit: {device} has {size(there)} for each process; what saves memory: {ways}"
+    return rows, hint, lacking
+
+
+def absent_weights(recipe: Recipe) -> list[str]:
+    """How to fetch what is not here of the models that this one begins with: `model.base` and `data.latent`, ids of the hub."""
+    from gzcli.cli.train import whole_trees
+    from gzcli.store import runs
+    from gzcli.store.weights import at_hand
+
+    trees = whole_trees(recipe.tree)
+    named = {name for tree in trees for name in (tree["model"].get("base"), tree["data"].get("latent")) if isinstance(name, str)}
+    ids = sorted(name for name in named if name.count("/") == 1 and not name.startswith((".", "~", "/")))
+    return [f"`hf download {name}`" for name in ids if not at_hand(name) and not runs.by_name(name)]
+
+
+def ways_to_save(tree: dict[str, Any], plan: Plan) -> list[str]:
+    """The keys of this recipe that make a training step smaller, as they would be typed, those that cost the least first."""
+    model, train = tree["model"], tree["train"]
+    cheaper = {"cache": (False, "true"), "checkpointing": (False, "true"), "dtype": ("fp32", "bf16")}
+    ways = [f"`--set model.{key}={to}`" for key, (now, to) in cheaper.items() if model.get(key) == now]
+    if plan.gpus and tree["optim"]["name"] in ("adam", "adamw"):
+        ways.append("`--set optim.name=adamw8bit`")
+    each = train["batch_size"] // plan.processes
+    if parts := next((k for k in range(train["accumulate"] + 1, each + 1) if each % k == 0), None):
+        ways.append(f"`--set train.accumulate={parts}`")
+    return ways
+
+
+def check_packed(recipe: Recipe) -> None:
+    """Holds the model against a set of the user's own, as far as its pack tells. Raises UsageError."""
+    from gzcli.cli.train import whole_trees
+    from gzcli.data.pack import peek
+    from gzcli.models.catalog import card
+    from gzcli.recipe.resolve import check_data
+
+    data = recipe.tree["data"]
+    try:
+        meta = peek(data["name"], size=data["size"], channels=data["channels"])
+    except GzError:  # `data_facts` tells of it
+        return
+    for tree in whole_trees(recipe.tree) if meta else ():
+        check_data(tree, card(tree["model"]["name"]), meta.classes, meta.name, meta.extras)
 
 
 def data_facts(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,15 +11,34 @@ from gzcli.cli import out
 from gzcli.cli.options import Checkpoint, Cpu, Data, Gpus, Json, Model, Quiet, Seed, choose, complete_do
 from gzcli.errors import UsageError
 
-_N = Annotated[int, typer.Option("-n", metavar="N", min=1, help="How many images.")]
+if TYPE_CHECKING:
+    from gzcli.models.catalog import ModelCard
+
+_N = Annotated[
+    int | None, typer.Option("-n", metavar="N", min=1, help="How many images; 64, or one for each prompt or input picture.")
+]
 _Label = Annotated[str | None, typer.Option("--label", metavar="L[,L…]", help="Class names or numbers, for conditional models.")]
+_Prompt = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="What to show, for models that read; may be repeated, images take turns."),
+]
+_Prompts = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", help="Prompts, one a line; `#` begins a comment.", exists=True, dir_okay=False),
+]
 _Do = Annotated[
     str | None,
     typer.Option("--do", metavar="METHOD", help="An application: inpaint, interpolate, …", autocompletion=complete_do),
 ]
 _Input = Annotated[
     Path | None,
-    typer.Option("--input", metavar="PATH", help="Pictures for `--do`; test images without it.", exists=True, resolve_path=True),
+    typer.Option(
+        "--input",
+        metavar="PATH",
+        help="Pictures for `--do` (test images without it), or that images are made from.",
+        exists=True,
+        resolve_path=True,
+    ),
 ]
 _Mask = Annotated[
     Path | None, typer.Option("--mask", metavar="PATH", help="White is kept, black filled in.", exists=True, resolve_path=True)
@@ -33,9 +52,10 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the opt
 
 
 def sample(
-    ctx: typer.Context, model: Model, data: Data = None, n: _N = 64, label: _Label = None, seed: Seed = 0,
-    do: _Do = None, input: _Input = None, mask: _Mask = None, checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False,
-    out_dir: _Out = None, npz: _Npz = False, png: _Png = False, animate: _Animate = False, json: Json = False, quiet: Quiet = False,
+    ctx: typer.Context, model: Model, data: Data = None, n: _N = None, label: _Label = None, prompt: _Prompt = None,
+    prompts: _Prompts = None, seed: Seed = 0, do: _Do = None, input: _Input = None, mask: _Mask = None,
+    checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False, out_dir: _Out = None, npz: _Npz = False,
+    png: _Png = False, animate: _Animate = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Draw images from a trained model, or apply it to pictures (`--do`).
 
@@ -51,22 +71,49 @@ def sample(
     known = card(recipe["model"]["name"])
     if do:
         do = choose(f"application of `{known.name}`", do, known.do)
-    elif input or mask:
+    elif mask or (input and not known.inputs):
         raise UsageError(
-            "`--input` and `--mask` go with `--do`", hint=f"`{known.name}` can: {', '.join(known.do) or 'sample only'}"
+            f"`{'--mask' if mask else '--input'}` goes with `--do`",
+            hint=f"`{known.name}` can: {', '.join(known.do) or 'sample only'}",
         )
-    if label and not recipe["model"].get("conditional"):
+    if label and do and do not in known.labelled:
+        raise UsageError(f"`--do {do}` of `{known.name}` takes no labels", hint=f"these do: {', '.join(known.labelled) or 'none'}")
+    if label and not recipe["model"].get("conditional") and do not in known.labels_for:
         raise UsageError(
             f"`{run.id}` was not trained with labels",
             hint=f"gz train {run.model} --data {run.data} --set {run.serving.in_owner}model.conditional=true",
         )
-    options = method_options(ctx.args, known.do[do] if do else known.sample, f"`--do {do}`" if do else f"`{known.name}`")
+    what, takes = (f"`--do {do}`", known.do[do]) if do else (f"`{known.name}`", known.sample)
+    texts = read_prompts(prompt or [], prompts)
+    if texts and "prompt" not in takes:
+        raise UsageError(f"{what} takes no prompts", hint=without_prompts(known))
+    options = method_options(ctx.args, takes, what)
+    if n is None and (do or not input):  # else only the engine knows how many pictures there are
+        n = 64 if do else len(texts) or 64
     out.info(f"run: {run.id}")
-    folder = (out_dir or run.path / "sampled" / f"{do or f'n{n}'}-{stamp()}").absolute()
+    folder = (out_dir or run.path / "sampled" / f"{do or (f'n{n}' if n else 'from-input')}-{stamp()}").absolute()
     job = {
-        "verb": "sample", "run": str(run.path), "checkpoint": checkpoint, "n": n, "seed": seed, "labels": label, "options": options,
-        "do": do, "input": input and str(input), "mask": mask and str(mask), "npz": npz, "png": png, "animate": animate,
+        "verb": "sample", "run": str(run.path), "checkpoint": checkpoint, "n": n, "seed": seed, "labels": label,
+        "prompts": texts, "options": options, "do": do, "input": input and str(input), "mask": mask and str(mask), "npz": npz,
+        "input_as": known.inputs[0] if input and not do else None, "png": png, "animate": animate,
     }  # fmt: skip
     result = do_job(folder, job, gpus=gpus, cpu=cpu)
     out.text(result["grid"])
     out.data(result)
+
+
+def read_prompts(given: list[str], file: Path | None) -> list[str]:
+    """The prompts of the command line, then those of a file. Raises UsageError for a file that is no text or holds none."""
+    if file is None:
+        return given
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as e:
+        raise UsageError(f"`{file}` is not UTF-8 text", hint="prompts are plain text, one a line") from e
+    if not (found := [line for line in lines if line and not line.startswith("#")]):
+        raise UsageError(f"`{file}` holds no prompts", hint="write them one a line; lines that begin with `#` are left out")
+    return given + found
+
+
+def without_prompts(model: ModelCard) -> str:
+    return "`--label` asks for a class" if "conditional" in model.can else "`gz list models --can prompt` shows models that do"

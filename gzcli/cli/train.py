@@ -49,6 +49,7 @@ def train(
     """
     from gzcli import launch
     from gzcli.cli.options import parse_gpus
+    from gzcli.cli.plan import show_memory, show_plan
     from gzcli.recipe.resolve import resolve
     from gzcli.store import runs
 
@@ -75,8 +76,6 @@ def train(
                                hint=f"gz train {what}" + (f" --data {data}" if data else ""))  # fmt: skip
     plan = launch.plan(recipe.tree["launch"], every_gpu=True, check=not dry_run)
     if dry_run:
-        from gzcli.cli.plan import show_plan
-
         show_plan(recipe, plan, run)
         return
     if run:
@@ -88,6 +87,7 @@ def train(
         run = runs.create(recipe.card.name, data_key(recipe), alias=name)
     launch.write_run(run, recipe.tree, plan)
     out.info(f"run: {run.id}")
+    show_memory(recipe, plan)
     try:
         launch.run(run.path, plan, launcher=True, mode="json" if out.is_json() else "quiet" if out.is_quiet() else "human")
     except GzError as error:
@@ -118,7 +118,7 @@ def with_data(recipe: Recipe) -> Recipe:
     with out.progress("packing", unit="images") as report:
         meta = open_pack(data["name"], size=data["size"], channels=data["channels"], say=out.info, progress=report).meta
     for tree in whole_trees(recipe.tree):
-        check_data(tree, card(tree["model"]["name"]), meta.classes, meta.name)
+        check_data(tree, card(tree["model"]["name"]), meta.classes, meta.name, meta.extras)
     recipe.tree["data"] = data | {"channels": meta.shape[0], "size": meta.shape[1], "levels": data["levels"] or meta.levels}
     return recipe
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from gzcli.data.conditions import MAPS
 from gzcli.errors import UsageError, did_you_mean
+from gzcli.types import Noise
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from gzcli.types import Noise
 
 Augment = Callable[["Tensor", "Noise"], "Tensor"]
 
@@ -57,6 +57,8 @@ def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
     return _rounded(grey + saturation * (x - grey)) if u8.shape[1] == 3 else _rounded(x)
 
 
+MOVES = ("hflip", "crop")  # what moves pixels about, and does not change them
+
 # name → (function, default, least, most, whole number?, what the number is)
 AUGMENTS: dict[str, tuple[Callable[..., Tensor], float, float, float, bool, str]] = {
     "hflip": (hflip, 0.5, 0, 1, False, "a probability"),
@@ -88,14 +90,40 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
 
 def augmenter(names: Sequence[str]) -> Augment | None:
     """The function of (uint8 [B, C, H, W], noise) that applies the named augmentations in order; None for none."""
-    steps = [(AUGMENTS[name][0], number) for name, number in parse_augment(names)]
+    change = alike(names)
+    return (lambda u8, noise: change({"x": u8}, noise)["x"]) if change else None
 
-    def augment(u8: Tensor, noise: Noise) -> Tensor:
-        for step, number in steps:
-            u8 = step(u8, noise, number)
-        return u8
+
+def alike(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
+    """The same for images and further pictures of them, by name, all of one shape: each is changed by the same draw, so that
+    a flipped image has a flipped map. What changes colours leaves maps alone."""
+    steps = [(name, AUGMENTS[name][0], number) for name, number in parse_augment(names)]
+
+    def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        for name, step, number in steps:
+            same = Same(noise)
+            kept = () if name in MOVES else MAPS
+            pictures = {kind: u8 if kind in kept else step(u8, same.again(), number) for kind, u8 in pictures.items()}
+        return pictures
 
     return augment if steps else None
+
+
+class Same(Noise):
+    """The draws of a noise, which can be had again: after `again()` they come anew from the first."""
+
+    def __init__(self, noise: Noise):
+        self.noise, self.draws, self.at = noise, [], 0
+
+    def again(self) -> Same:
+        self.at = 0
+        return self
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        if self.at == len(self.draws):
+            self.draws.append(self.noise._draw(method, shape, high))
+        self.at += 1
+        return self.draws[self.at - 1]
 
 
 def _mirrored(i: Tensor, n: int) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.data.augment import augmenter
+from gzcli.data.augment import Same, alike
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures, Prefetch, worker_count
 from gzcli.errors import UsageError
@@ -20,11 +20,14 @@ FEW = 4  # batches of a streamed split that are decoded sooner than workers star
 BINARY_SEED = mix(0, "binarise")  # the test set's one draw; apart from the models' own draws for the same images
 
 
-def quantise(u8: Tensor, levels: int, noise: Noise | None = None) -> Tensor:
+def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
     """Bytes as grey levels k = ⌊u8 · L / 256⌋, as x = 2k / (L − 1) − 1 in [-1, 1], same shape, default dtype.
 
-    With 2 levels x is a draw of Bernoulli(u8 / 255) from `noise`, never a threshold (DESIGN §8).
+    Latents, which have no `levels`, stay as they are. With 2 levels x is a draw of Bernoulli(u8 / 255) from `noise`, never a
+    threshold (DESIGN §8).
     """
+    if levels is None:
+        return u8.to(torch.get_default_dtype())
     if levels == 2:
         if noise is None:
             raise ValueError("binary images are drawn: give `noise`")
@@ -32,6 +35,12 @@ def quantise(u8: Tensor, levels: int, noise: Noise | None = None) -> Tensor:
         return white.to(torch.get_default_dtype()).mul_(2).sub_(1)
     k = u8 if levels == 256 else (u8.int() * levels) >> 8
     return k.to(torch.get_default_dtype()).mul_(2 / (levels - 1)).sub_(1)
+
+
+def levelled(pictures: dict[str, Tensor], levels: int, noise: Noise | None = None) -> dict[str, Tensor]:
+    """Bytes of images and of further pictures of them as grey levels; binary ones by the same draw of `noise`."""
+    same = None if noise is None else Same(noise)
+    return {name: quantise(u8, levels, same and same.again()) for name, u8 in pictures.items()}
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -72,7 +81,7 @@ class TrainBatches:
         self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
         size = batch_size // world
         self.start = rank * size
-        self.augment = augmenter(augment or ())
+        self.augment = alike(augment or ())
         self.rows = _Rows(pack, "train", self.device)
         self.prepared = prepared or {}
         part = slice(self.start, self.start + size)
@@ -90,20 +99,20 @@ class TrainBatches:
         one step after another."""
         index, *others = (order.at(step) for order in self.orders)
         read = self.ahead.at(step).split(len(index)) if self.ahead else [None] * len(self.orders)
-        u8, y, extra = self.rows.take(index, read[0])
-        x = self._pixels(u8, step, "data")
+        pictures, y, extra = self.rows.take(index, read[0])
+        pictures = self._pixels(pictures, step, "data")
         for key, values in self.prepared.items():
             extra[key] = self.rows.moved(torch.from_numpy(values[index.numpy()]))
         for rows, u8 in zip(others, read[1:], strict=True):
-            extra["b"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")
-        return Batch(x, y, index.to(self.device), self._noise(step, "main"), extra)
+            extra["b"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")["x"]
+        return Batch(pictures.pop("x"), y, index.to(self.device), self._noise(step, "main"), pictures | extra)
 
-    def _pixels(self, u8: Tensor, step: int, phase: str) -> Tensor:
+    def _pixels(self, pictures: dict[str, Tensor], step: int, phase: str) -> dict[str, Tensor]:
         """Bytes augmented and as grey levels, by the noise of `phase`."""
         if not self.augment and self.levels != 2:
-            return quantise(u8, self.levels)
+            return levelled(pictures, self.levels)
         noise = self._noise(step, phase)
-        return quantise(self.augment(u8, noise) if self.augment else u8, self.levels, noise)
+        return levelled(self.augment(pictures, noise) if self.augment else pictures, self.levels, noise)
 
     def _noise(self, step: int, phase: str) -> BatchNoise:
         return BatchNoise(self.seed, step, phase, total=self.total, start=self.start, device=self.device)
@@ -165,7 +174,7 @@ def scan(
     """The images of a split in order, or those at `index`; the last batch may be smaller. The noise of image i depends
     on (seed, i) alone, and so does its one draw of `augment`; binary images are one draw, whatever the seed. A streamed
     split is read ahead by workers."""
-    device, change = torch.device(device), augmenter(augment)
+    device, change = torch.device(device), alike(augment)
     rows = _Rows(pack, split, device, whole=False)
     order = torch.arange(pack.meta.counts[split]) if index is None else torch.as_tensor(np.asarray(index), dtype=torch.int64)
     parts = order.split(batch_size)
@@ -173,11 +182,11 @@ def scan(
     if isinstance(rows.images, Pictures):
         ahead = Prefetch(rows.images, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts))
     for i, part in enumerate(parts):
-        u8, y, extra = rows.take(part, ahead and ahead.at(i))
+        pictures, y, extra = rows.take(part, ahead and ahead.at(i))
         ids = part.tolist()
-        u8 = change(u8, ImageNoise(mix(seed, "data"), ids, device)) if change else u8
-        x = quantise(u8, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
-        yield Batch(x, y, part.to(device), ImageNoise(seed, ids, device), extra)
+        pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
+        pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
+        yield Batch(pictures.pop("x"), y, part.to(device), ImageNoise(seed, ids, device), pictures | extra)
 
 
 class _Rows:
@@ -191,19 +200,24 @@ class _Rows:
         labels = pack.labels(split)
         self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
         self.captions = pack.captions(split)
-        self.whole = whole and device.type == "cuda" and isinstance(self.images, Tensor) and self.images.nbytes <= ON_DEVICE
+        self.further = {kind: torch.from_numpy(np.asarray(array)) for kind, array in pack.further(split).items()}
+        size = self.images.nbytes * (1 + len(self.further))
+        self.whole = whole and device.type == "cuda" and isinstance(self.images, Tensor) and size <= ON_DEVICE
         if self.whole:
             self.images = self.images.to(device)
+            self.further = {kind: t.to(device) for kind, t in self.further.items()}
             self.labels = None if self.labels is None else self.labels.to(device)
 
-    def take(self, index: Tensor, u8: Tensor | None = None) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """uint8 [B, C, H, W], labels, and the captions in `extra`, for positions [B] on the CPU; `u8`: their bytes, where
-        they were read ahead."""
+    def take(self, index: Tensor, u8: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]:
+        """The images `x` and further pictures of them by name, uint8 [B, C, H, W]; labels; and the captions in `extra`. For
+        positions [B] on the CPU; `u8`: the images' bytes, where they were read ahead."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
             index = index.pin_memory().to(self.device, non_blocking=True)
         y = None if self.labels is None else self.moved(self.labels.index_select(0, index))
-        return self.moved(self.images.index_select(0, index) if u8 is None else u8), y, extra
+        images = self.images.index_select(0, index) if u8 is None else u8
+        further = {kind: t.index_select(0, index) for kind, t in self.further.items()}
+        return {kind: self.moved(t) for kind, t in {"x": images, **further}.items()}, y, extra
 
     def moved(self, t: Tensor) -> Tensor:
         if self.device.type == "cuda" and t.device.type == "cpu":

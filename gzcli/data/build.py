@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gzcli.data.archives import Span
-from gzcli.data.pictures import decode, fit_array, look
+from gzcli.data.conditions import in_words
+from gzcli.data.pictures import decode, fit_array, look, sides_of
+from gzcli.data.rows import Rows, keep
+from gzcli.data.splits import SPLITS, Plan, placed, rows_of, split_plan
 from gzcli.data.workers import mapped
 from gzcli.errors import MissingError, UsageError
 from gzcli.store.files import checksum, need_space, write_json
 
-SPLITS = ("train", "val", "test")
 LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`
 NAMED = 5  # unreadable pictures that a message names
 
 Block = tuple[str, int, "np.ndarray | bytes", str]  # split, first row, uint8 [n, C, H, W] or one encoded picture, its name
-Fitted = tuple[str, int, "np.ndarray | MissingError", bool]  # split, first row, images or why there is none, resized?
 Report = Callable[[int, int], None]
+
+
+class Fitted(NamedTuple):
+    """A block as it is packed."""
+
+    split: str
+    start: int  # first row
+    images: np.ndarray | MissingError  # uint8 [n, C, H, W], or why there is none
+    resized: bool
+    sides: tuple[int, int]  # (width, height) that it had; of use where another picture must fit to it
+    name: str
 
 
 @dataclass
 class Source:
     """What is to be packed: labels and counts at once, images as blocks one after another.
 
-    labels[split] is int64 [N] or uint8 [N, K] (multi-label). `shape` (C, H, W) is given where every block is an array;
+    labels[split] is int64 [N] or uint8 [N, K] (multi-label). `further` are other pictures of each image (`conditions.py`).
+    `shape` (C, H, W) is given where every block is an array;
     else `probe()` yields a few encoded pictures (name, bytes) that tell it (without it, size and channels must be asked
     for), and `spans()` tells where each one's bytes lie.
     """
@@ -46,6 +58,7 @@ class Source:
     levels: int = 256
     multilabel: bool = False
     captions: dict[str, list[str]] = field(default_factory=dict)
+    further: dict[str, Callable[[], Iterator[Block]]] = field(default_factory=dict)  # name → blocks in the same places
     rule: str = "lanczos"  # of `pictures.decode`
 
 
@@ -60,18 +73,19 @@ def build(
     skip_bad: bool = False,
     progress: Report = lambda done, total: None,
 ) -> None:
-    """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json and meta.json into `folder`.
+    """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json, SPLIT_<name>.npy of further pictures, and meta.json into
+    `folder`.
 
     `size` resizes (by the source's rule), `channels` converts. Beyond `limit` bytes only an index of where the pictures
     lie is written (`stream.py`), and they are decoded as they are needed. With `skip_bad` pictures that do not decode
-    are left out and listed in meta.json. Raises UsageError for mixed sizes without `size`, MissingError that names the
-    pictures that do not decode.
+    are left out and listed in meta.json. Raises UsageError for mixed sizes without `size`, and for further pictures that
+    are too many to be packed or of another shape than their image; MissingError that names the pictures that do not decode.
     """
-    plan = split_plan(source)
+    plan = split_plan(source.title, source.counts)
     native = source.shape or (_probe(source) if source.probe else (channels, size, size))
     shape, how = _target(source, native, size, channels)
-    rows = _rows(plan)
-    total = sum(rows.values())
+    rows = rows_of(plan)
+    total = sum(rows.values()) * (1 + len(source.further))
     streamed = limit is not None and total * int(np.prod(shape)) > limit
     skipped: list[str] = []
     if streamed:
@@ -79,66 +93,19 @@ def build(
         resized = size is not None
     else:
         need_space(folder, total * int(np.prod(shape)))
-        work = total if source.shape != shape else 0  # images that are more than copied
-        fitted = mapped(partial(_fit, want=shape, how=how, mixed=_mixed(source, native)), source.blocks(), work)
-        writers = {split: _Rows(folder / f"{split}.npy", n, shape) for split, n in rows.items()}
-        bad, resized = _write(fitted, plan, writers, lambda n: progress(n, total))
-        for split, writer in writers.items():
-            if missing := int((~writer.seen).sum()):
-                raise MissingError(f"{missing} images of the {split} split are missing in `{source.title}`")
+        bad, resized = _pack(source, plan, folder, shape, how, _mixed(source, native), lambda n: progress(n, total))
         if bad:
             skipped = _left_out(source, plan, bad, skip_bad, folder)
-            rows = _rows(plan)
+            rows = rows_of(plan)
     _write_labels(source, plan, rows, folder)
     files = sorted(path.name for path in folder.iterdir())
     meta = {
         "title": source.title, "shape": list(shape), "classes": list(source.classes), "multilabel": source.multilabel,
         "counts": rows, "levels": source.levels, "resized": resized, "streamed": how if streamed else None,
-        "skipped": skipped, **extra, "sha256": {name: checksum(folder / name) for name in files},
+        "skipped": skipped, "extras": [*(["caption"] if source.captions else []), *source.further], **extra,
+        "sha256": {name: checksum(folder / name) for name in files},
     }  # fmt: skip
     write_json(folder / "meta.json", meta)
-
-
-Plan = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-def split_plan(source: Source) -> Plan:
-    """For each official split, of each of its images: the number of the packed split, and the row there.
-
-    Validation is carved from train by a fixed seed (min(2000, 10 %)), and so is test (10 %) where there is none. Carved
-    images keep their order. RandomState's stream is frozen, so that the carving never changes.
-    """
-    n = source.counts.get("train", 0)
-    target = np.zeros(n, np.int8)
-    order = np.random.RandomState(0).permutation(n)
-    tenth = max(1, n // 10)
-    if not source.counts.get("test"):
-        target[order[:tenth]], order = 2, order[tenth:]
-    if not source.counts.get("val"):
-        target[order[: min(2000, tenth)]] = 1
-    targets = {"train": target}
-    targets |= {s: np.full(source.counts[s], code, np.int8) for code, s in ((1, "val"), (2, "test")) if source.counts.get(s)}
-    return _placed(source, targets)
-
-
-def _placed(source: Source, targets: dict[str, np.ndarray]) -> Plan:
-    """The rows in the packed splits of images with these targets (−1: left out), in order. Each packed split has images
-    of one official split only."""
-    if not (targets["train"] == 0).any():
-        n = len(targets["train"])
-        raise MissingError(f"`{source.title}` holds too few images: {n} to train on", hint="give at least 3 images")
-    plan = {}
-    for split, target in targets.items():
-        row = np.zeros(len(target), np.int64)
-        for code in range(3):
-            row[target == code] = np.arange((target == code).sum())
-        plan[split] = target, row
-    return plan
-
-
-def _rows(plan: Plan) -> dict[str, int]:
-    """Images in each packed split."""
-    return {split: sum(int((target == code).sum()) for target, _ in plan.values()) for code, split in enumerate(SPLITS)}
 
 
 def _target(
@@ -156,19 +123,19 @@ def _target(
     return shape, {"size": size, "channels": shape[0], "grey_only": grey_only, "rule": source.rule}
 
 
-def _fit(block: Block, *, want: tuple[int, int, int], how: dict[str, Any], mixed: tuple[str, str]) -> Fitted:
+def _fit(block: Block, *, want: tuple[int, int, int], how: dict[str, Any], mixed: tuple[str, str], measured: bool) -> Fitted:
     """A block as uint8 [n, C, H, W] of the wanted shape, in whatever process."""
     split, start, data, name = block
     if not isinstance(data, bytes):
-        return split, start, fit_array(data, want), data.shape[2:] != want[1:]
+        return Fitted(split, start, fit_array(data, want), data.shape[2:] != want[1:], data.shape[:1:-1], name)
     try:
         image, resized = decode(data, name, **how)
     except MissingError as e:
-        return split, start, e, False
+        return Fitted(split, start, e, False, (0, 0), name)
     if image.shape != want:
         (_, h, w), (_, h0, w0) = image.shape, want
         raise UsageError(f"{mixed[0]}: `{name}` is {w}×{h}, others are {w0}×{h0}", hint=mixed[1])
-    return split, start, image[None], resized
+    return Fitted(split, start, image[None], resized, sides_of(data) if measured else (0, 0), name)
 
 
 def _mixed(source: Source, native: tuple[int, int, int]) -> tuple[str, str]:
@@ -195,14 +162,61 @@ def _probe(source: Source) -> tuple[int, int, int]:
     return (3 if any(colour for _, _, colour in seen) else 1, *seen[0][:2])
 
 
-def _write(
-    fitted: Iterator[Fitted], plan: Plan, writers: dict[str, _Rows], report: Callable[[int], None]
-) -> tuple[dict[tuple[str, int], MissingError], bool]:
-    """Writes the images; returns those that did not decode, by (official split, place), and whether any was resized."""
-    bad: dict[tuple[str, int], MissingError] = {}
+Bad = dict[tuple[str, int], MissingError]  # by (official split, place)
+
+
+def _pack(
+    source: Source, plan: Plan, folder: Path, shape: tuple[int, int, int], how: dict[str, Any], mixed: tuple[str, str],
+    report: Callable[[int], None],
+) -> tuple[Bad, bool]:  # fmt: skip
+    """Writes the images, then their further pictures by the same crop; returns those that did not decode, and whether any
+    image was resized."""
+    bad: Bad = {}
+    resized, done = False, 0
+    work = sum(source.counts.values()) if source.shape != shape else 0  # images that are more than copied
+    sides = {split: np.zeros((n, 2), np.int32) for split, n in source.counts.items()} if source.further else {}
+    for kind, blocks in {"": source.blocks, **source.further}.items():
+        if kind:
+            how = how | {"size": shape[1]}  # a map may be smaller than its image
+        fit = partial(_fit, want=shape, how=how, mixed=mixed, measured=bool(sides))
+        writers = {split: Rows(folder / _file(split, kind), n, shape) for split, n in rows_of(plan).items()}
+        checked = _alike(mapped(fit, blocks(), work), sides, first=not kind)
+        worse, changed = _write(checked, plan, writers, lambda n, done=done: report(done + n))
+        bad = bad | {place: e for place, e in worse.items() if place not in bad}
+        resized, done = resized or (changed and not kind), done + sum(source.counts.values())
+        for split, writer in writers.items():
+            if missing := int((~writer.seen).sum()):
+                what = f"`{kind}` pictures" if kind else "images"
+                raise MissingError(f"{missing} {what} of the {split} split are missing in `{source.title}`")
+    return bad, resized
+
+
+def _file(split: str, kind: str = "") -> str:
+    return f"{split}_{kind}.npy" if kind else f"{split}.npy"
+
+
+def _alike(fitted: Iterator[Fitted], sides: dict[str, np.ndarray], *, first: bool) -> Iterator[Fitted]:
+    """Passes the blocks on. Those of the images, which come `first`, leave their `sides` [N, 2] there; further pictures are
+    held against these: one of another shape would be cropped to another place. Raises UsageError."""
+    for one in fitted:
+        if sides and not isinstance(one.images, MissingError):
+            of_image = sides[one.split][one.start : one.start + len(one.images)]
+            if first:
+                of_image[:] = one.sides
+            elif of_image[0].all():  # else the image did not decode
+                (w, h), (w0, h0) = one.sides, of_image[0].tolist()
+                if abs(w * h0 / (h * w0) - 1) > max(0.02, 1 / min(w, h, w0, h0)):  # a pixel may be lost to rounding
+                    hint = "crop both alike, before they become a set"
+                    raise UsageError(f"`{one.name}` is {w}×{h}, and its image {w0}×{h0}: another shape", hint=hint)
+        yield one
+
+
+def _write(fitted: Iterator[Fitted], plan: Plan, writers: dict[str, Rows], report: Callable[[int], None]) -> tuple[Bad, bool]:
+    """Writes the images; returns those that did not decode, and whether any was resized."""
+    bad: Bad = {}
     resized, done = False, 0
     try:
-        for split, start, images, changed in fitted:
+        for split, start, images, changed, *_ in fitted:
             resized |= changed
             to_split, to_row = plan[split]
             if isinstance(images, MissingError):
@@ -219,7 +233,7 @@ def _write(
     return bad, resized
 
 
-def _left_out(source: Source, plan: Plan, bad: dict[tuple[str, int], MissingError], skip_bad: bool, folder: Path) -> list[str]:
+def _left_out(source: Source, plan: Plan, bad: Bad, skip_bad: bool, folder: Path) -> list[str]:
     """Takes pictures that did not decode out of the plan and the files; returns their messages. Raises MissingError
     that names them unless they may be skipped."""
     messages = [e.message for e in bad.values()]
@@ -231,29 +245,24 @@ def _left_out(source: Source, plan: Plan, bad: dict[tuple[str, int], MissingErro
     targets = {split: target.copy() for split, (target, _) in plan.items()}
     for split, i in bad:
         targets[split][i] = -1
-    placed = _placed(source, targets)
+    again = placed(source.title, targets)
     for code, name in enumerate(SPLITS):
-        kept = np.concatenate([placed[split][0][target == code] == code for split, (target, _) in plan.items()])
+        kept = np.concatenate([again[split][0][target == code] == code for split, (target, _) in plan.items()])
         if not kept.all():
-            _keep(folder / f"{name}.npy", np.flatnonzero(kept))
-    plan.update(placed)
+            for kind in ("", *source.further):
+                keep(folder / _file(name, kind), np.flatnonzero(kept))
+    plan.update(again)
     return messages
-
-
-def _keep(path: Path, rows: np.ndarray) -> None:
-    """Rewrites a `.npy` file with these rows only."""
-    old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
-    new = _Rows(part, len(rows), old.shape[1:])
-    for to, row in enumerate(rows):
-        new.put(to, old[row])
-    new.close()
-    os.replace(part, path)
 
 
 def _index(source: Source, plan: Plan, folder: Path) -> None:
     """Writes where the pictures lie instead of their pixels."""
     from gzcli.data.stream import write_index
 
+    if source.further:
+        names = in_words(source.further)
+        hint = "set `GZ_PACK_LIMIT` to more bytes, or `data.size` to fewer pixels"
+        raise UsageError(f"`{source.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and {names} are not streamed", hint=hint)
     if source.spans is None:
         hint = "set `GZ_PACK_LIMIT` to more bytes, or bring the images as files: a folder, a zip or a plain tar"
         raise UsageError(f"`{source.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and cannot be streamed", hint=hint)
@@ -278,23 +287,3 @@ def _write_labels(source: Source, plan: Plan, rows: dict[str, int], folder: Path
                 for i in np.flatnonzero(to_split == code):
                     texts[to_row[i]] = source.captions[official][i]
             write_json(folder / f"{split}_captions.json", texts)
-
-
-class _Rows:
-    """A `.npy` file of uint8 rows, written in any order past the page table: resident memory does not grow with it."""
-
-    def __init__(self, path: Path, n: int, shape: tuple[int, ...]):
-        self.row = int(np.prod(shape))
-        self.seen = np.zeros(n, bool)
-        self.file = path.open("wb+")
-        np.lib.format.write_array_header_1_0(self.file, {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)})
-        self.start = self.file.tell()
-        self.file.truncate(self.start + n * self.row)
-        self.file.flush()
-
-    def put(self, row: int, image: np.ndarray) -> None:
-        os.pwrite(self.file.fileno(), np.ascontiguousarray(image).tobytes(), self.start + int(row) * self.row)
-        self.seen[row] = True
-
-    def close(self) -> None:
-        self.file.close()

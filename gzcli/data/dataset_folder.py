@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,57 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 def dataset_folder(path: Path) -> Source:
-    """Its images: the first column of images, labels of the first column of class labels, captions of a column `text` or
-    `caption`. Raises MissingError without the `datasets` package, UsageError where there is no column of images."""
+    """Its images: the first column of images that is not named as a further picture; those that are (`conditioning_image`,
+    `input_image`, …); labels of the first column of class labels; captions of a column `text`, `caption`, `edit_prompt` or
+    `instruction`. Raises MissingError without the `datasets` package, UsageError where there is no column of images."""
+    from gzcli.data.conditions import CAPTIONS, further_of
     from gzcli.data.encoded import PROBES
-    from gzcli.data.folder import CAPTIONS
 
     splits = _splits(path)
     features = splits["train"].features
-    image = _column(features, "Image")
-    if image is None:
+    images = _columns(features, "Image")
+    if not images:
         hint = f"its columns are {', '.join(f'`{name}`' for name in features)}; one must be of images"
         raise UsageError(f"`{path}` has no column of images", hint=hint)
-    label = _column(features, "ClassLabel")
+    image = next((name for name in images if further_of(name) is None), images[0])
+    further: dict[str, str] = {}  # kind → column
+    for name in images:
+        if name != image and (kind := further_of(name)):
+            further.setdefault(kind, name)
+    label = next(iter(_columns(features, "ClassLabel")), None)
     caption = next((name for name in CAPTIONS if name in features), None)
     classes = tuple(features[label].names) if label else ()
     labels = {split: np.asarray(data[label], np.int64) for split, data in splits.items()} if label else {}
     if any(len(y) and (y.min() < 0 or y.max() >= len(classes)) for y in labels.values()):
         raise UsageError(f"`{path}` has images without a label in `{label}`", hint="take them out, or the column")
-    raw = {split: data.select_columns([image]).cast_column(image, _undecoded()) for split, data in splits.items()}
 
-    def pictures(split: str, index: Any) -> Iterator[tuple[int, str, bytes]]:
+    def cells(column: str, split: str, data: Any, index: Any) -> Iterator[tuple[int, str, bytes]]:
+        where = split if column == image else f"{split}.{column}"
+        undecoded = data.select_columns([column]).cast_column(column, _undecoded())
         for i in index:
-            cell = raw[split][int(i)][image]
-            data = cell["bytes"] if cell["bytes"] is not None else (path / cell["path"]).read_bytes()
-            yield i, f"{split}[{i}]", data
+            cell = undecoded[int(i)][column]
+            if cell is None:
+                raise UsageError(f"`{path}` has no picture in `{where}[{i}]`", hint="take the row out, or the column")
+            picture = cell["bytes"] if cell["bytes"] is not None else (path / cell["path"]).read_bytes()
+            yield i, f"{where}[{i}]", picture
 
-    def blocks() -> Iterator[Block]:
-        for split, data in raw.items():
-            for i, name, picture in pictures(split, range(len(data))):
-                yield split, i, picture, name
+    def blocks_of(column: str) -> Callable[[], Iterator[Block]]:
+        def blocks() -> Iterator[Block]:
+            for split, data in splits.items():
+                for i, name, picture in cells(column, split, data, range(len(data))):
+                    yield split, i, picture, name
+
+        return blocks
 
     def probe() -> Iterator[tuple[str, bytes]]:
-        n = len(raw["train"])
-        return ((name, data) for _, name, data in pictures("train", range(0, n, max(1, n // PROBES))))
+        n = len(splits["train"])
+        looked_at = range(0, n, max(1, n // PROBES))
+        return ((name, data) for _, name, data in cells(image, "train", splits["train"], looked_at))
 
     return Source(
-        str(path), classes, {split: len(data) for split, data in splits.items()}, labels, blocks, probe=probe,
+        str(path), classes, {split: len(data) for split, data in splits.items()}, labels, blocks_of(image), probe=probe,
         captions={split: [text or "" for text in data[caption]] for split, data in splits.items()} if caption else {},
+        further={kind: blocks_of(column) for kind, column in further.items()},
     )  # fmt: skip
 
 
@@ -98,8 +112,8 @@ def _split(name: str) -> str | None:
     return SPLIT_NAMES.get(name.lower())
 
 
-def _column(features: Any, kind: str) -> str | None:
-    return next((name for name, feature in features.items() if type(feature).__name__ == kind), None)
+def _columns(features: Any, kind: str) -> list[str]:
+    return [name for name, feature in features.items() if type(feature).__name__ == kind]
 
 
 def _undecoded() -> Any:

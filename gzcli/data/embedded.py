@@ -33,6 +33,34 @@ def digits_captioned(spec: DataSpec) -> Source:
     return source
 
 
+_EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8 [1, 16, 16]
+    "invert the colours": lambda x: 255 - x,
+    "mirror it": lambda x: x[..., ::-1],
+    "turn it upside down": lambda x: x[..., ::-1, ::-1],
+    "make it bold": lambda x: _neighbours(x).max(0),
+    "make it thin": lambda x: _neighbours(x).min(0),
+    "make it smaller": lambda x: np.pad(x[..., ::2, ::2], ((0, 0), (4, 4), (4, 4))),
+}
+
+
+def _neighbours(x: np.ndarray) -> np.ndarray:
+    """[5, 1, 16, 16]: each pixel, and the four beside it; beyond the edge it is black."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    return np.stack([padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))])
+
+
+def digits_edited(spec: DataSpec) -> Source:
+    """Digits changed as their caption tells, each by one instruction in turn; `before` are the digits themselves."""
+    before, labels = _digits()
+    edits = list(_EDITS.items())
+    told = {split: [edits[i % len(edits)] for i in range(len(x))] for split, x in before.items()}
+    after = {split: np.stack([edit(x) for x, (_, edit) in zip(before[split], told[split], strict=True)]) for split in before}
+    source = _source(spec, after, labels)
+    source.captions = {split: [words for words, _ in rows] for split, rows in told.items()}
+    source.further = {"before": _source(spec, before, labels).blocks}
+    return source
+
+
 def patches(spec: DataSpec) -> Source:
     """32×32 patches: the left of each photograph (overlapping by half) is train, a strip beside it validation, the
     right fifth test; no two splits share a pixel."""
@@ -52,7 +80,8 @@ def patches(spec: DataSpec) -> Source:
 
 
 SOURCES: dict[str, Callable[[DataSpec], Source]] = {
-    "digits": digits, "digits-ab": digits_ab, "digits-captioned": digits_captioned, "patches": patches,
+    "digits": digits, "digits-ab": digits_ab, "digits-captioned": digits_captioned,
+    "digits-edited": digits_edited, "patches": patches,
 }  # fmt: skip
 
 

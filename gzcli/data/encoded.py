@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,14 @@ def encoded(
     parts: Sequence[Part],
     *,
     captions: Mapping[str, str] | None = None,
+    further: Mapping[str, Mapping[str, str]] | None = None,
     multilabel: bool = False,
     probe: bool = False,
     rule: str = "lanczos",
 ) -> Source:
     """The pictures of `parts` that have a place, in order of part and name. Without `probe` the packer must be told
-    their size and channels. Raises MissingError where a picture with a place is not among the members."""
+    their size and channels. `further`: for each kind of further picture, its name among the members by that of the image.
+    Raises MissingError where a picture with a place is not among the members."""
     rows: list[dict[str, tuple[str, int]]] = []
     labels: dict[str, list[Any]] = {}
     texts: dict[str, list[str]] = {}
@@ -49,6 +51,17 @@ def encoded(
             for name, data in members.read(list(row)):
                 yield *row[name], data, name
 
+    def blocks_of(names: Mapping[str, str]) -> Callable[[], Iterator[Block]]:
+        def blocks() -> Iterator[Block]:
+            for (members, _), row in zip(parts, rows, strict=True):
+                places: dict[str, list[tuple[str, int]]] = {}  # several images may share a picture
+                for name, place in row.items():
+                    places.setdefault(names[name], []).append(place)
+                for name, data in members.read(list(places)):
+                    yield from ((*place, data, name) for place in places[name])
+
+        return blocks
+
     def spans() -> dict[str, list[Span]]:
         found: dict[str, list[Any]] = {split: [None] * n for split, n in counts.items()}
         for (members, _), row in zip(parts, rows, strict=True):
@@ -66,4 +79,5 @@ def encoded(
     return Source(
         title, tuple(classes), counts, arrays, blocks, probe=some if probe else None, spans=spans,
         multilabel=multilabel, captions=texts if captions else {}, rule=rule,
+        further={kind: blocks_of(names) for kind, names in (further or {}).items()},
     )  # fmt: skip

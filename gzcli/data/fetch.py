@@ -20,6 +20,7 @@ from gzcli.data.specs import DataFile, DataSpec, find
 from gzcli.errors import GzError, MissingError, UsageError
 from gzcli.store.files import fsync, lock, need_space
 from gzcli.store.paths import cache_dir
+from gzcli.store.weights import offline
 
 LARGE = 200_000_000  # bytes from which the need of disk is told before a download, and that a checksum takes its time
 BLOCK = 1 << 20
@@ -60,10 +61,6 @@ def fetch(
         if not is_fetched(spec):
             _fetch_missing(spec, folder, source, pack_size, progress, say)
     return folder
-
-
-def offline() -> bool:
-    return os.environ.get("GZ_OFFLINE", "") not in ("", "0")
 
 
 def has_local_mirror() -> bool:

@@ -86,8 +86,8 @@ def names() -> list[str]:
 
 def listing() -> list[dict[str, Any]]:
     """One row a set: name, title, classes (how many), channels, size, larger (further sizes), cached, n_train, n_val (0:
-    carved from train), n_test, licence, citation, download (bytes), multilabel, embedded, page (to get it at), path (of an
-    imported set). Sizes of an imported set are null until it is packed."""
+    carved from train), n_test, licence, citation, download (bytes), multilabel, extras (what comes with each image),
+    embedded, page (to get it at), path (of an imported set). Sizes of an imported set are null until it is packed."""
     return [_known_row(spec) for spec in SPECS.values()] + [_own_row(name, entry) for name, entry in _own().items()]
 
 
@@ -107,6 +107,7 @@ def _known_row(spec: DataSpec) -> dict[str, Any]:
         "citation": spec.citation,
         "download": spec.download_size,
         "multilabel": spec.multilabel,
+        "extras": list(spec.extras),
         "embedded": spec.embedded,
         "page": spec.page or None,
         "path": None,
@@ -132,6 +133,7 @@ def _own_row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
         "citation": None,
         "download": 0,
         "multilabel": bool(meta and meta.multilabel),
+        "extras": list(meta.extras) if meta else [],
         "embedded": False,
         "page": None,
         "path": entry["path"],

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gzcli.data.conditions import FURTHER
 from gzcli.data.library import OwnSet, data_key, locate
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError, MissingError, UsageError
 from gzcli.store.files import lock, new_dir, read_json
 from gzcli.store.paths import cache_dir
+from gzcli.store.weights import offline
 from gzcli.types import DataInfo
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ Report = Callable[[int, int], None]  # report(images done, images in all)
 __all__ = ["Pack", "PackMeta", "data_key", "find_pack", "open_pack", "peek"]
 
 RULE = 2  # raised when packing changes what a pack holds: older packs are made anew
+OWN_RULE = 3  # the same for the user's own images
 FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
 PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
 
@@ -51,6 +54,7 @@ class PackMeta:
     digest: str
     streamed: bool = False
     skipped: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()  # what comes with each image: "caption", "control", "before"
 
 
 class Pack:
@@ -78,6 +82,10 @@ class Pack:
     def captions(self, split: str) -> list[str] | None:
         """A text for each image, or None."""
         return read_json(self.folder / f"{split}_captions.json")
+
+    def further(self, split: str) -> dict[str, np.ndarray]:
+        """Further pictures of each image, uint8 [N, C, H, W] as the images: its `control`, its `before`; {} without."""
+        return {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
         """What a model may know; `levels` None means the source's own."""
@@ -181,7 +189,7 @@ def _folder(found: DataSpec | OwnSet, size: int | None = None, channels: int | N
 def fingerprint(found: DataSpec | OwnSet) -> str | None:
     """Of what a pack was made: the packing rule and the checksums, or a path's names, sizes and times; None where
     the path of an imported set is gone, whose pack is then all there is."""
-    digest = hashlib.sha256(str(RULE).encode())
+    digest = hashlib.sha256(str(RULE if isinstance(found, DataSpec) else OWN_RULE).encode())
     if isinstance(found, DataSpec):
         digest.update(repr([(f.name, f.sha256 or f.md5) for f in found.files]).encode())
     elif not found.path.exists():
@@ -259,8 +267,8 @@ def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
     hint = f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
     if spec.linked:
         hint = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
-    if not fetch or (fetching.offline() and not fetching.has_local_mirror()):
-        why = " and `GZ_OFFLINE` is set" if fetching.offline() else ""
+    if not fetch or (offline() and not fetching.has_local_mirror()):
+        why = " and `GZ_OFFLINE` is set" if offline() else ""
         raise MissingError(f"`{spec.name}` is not in the cache{why}", hint=hint)
     if spec.download_size > FETCHED_UNASKED:
         raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=hint)
@@ -271,7 +279,8 @@ def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
 def _meta(found: DataSpec | OwnSet, raw: dict) -> PackMeta:
     name = found.key if isinstance(found, OwnSet) else found.name
     digest = hashlib.sha256(repr(sorted(raw["sha256"].items())).encode()).hexdigest()[:16]
+    captioned = ("caption",) if "train_captions.json" in raw["sha256"] else ()  # older packs do not say it
     return PackMeta(
         name, raw["title"], tuple(raw["shape"]), tuple(raw["classes"]), raw["multilabel"], raw["counts"], raw["levels"],
-        raw["resized"], digest, bool(raw.get("streamed")), tuple(raw.get("skipped", ())),
+        raw["resized"], digest, bool(raw.get("streamed")), tuple(raw.get("skipped", ())), tuple(raw.get("extras", captioned)),
     )  # fmt: skip

@@ -9,6 +9,8 @@ import numpy as np
 
 from gzcli.errors import GzError, MissingError, UsageError
 
+TURN = 0x0112  # EXIF's number of the tag "Orientation"; 5 … 8 are quarter turns
+
 
 def decode(
     data: bytes, name: str, *, size: int | None, channels: int, grey_only: bool = False, rule: str = "lanczos"
@@ -50,6 +52,15 @@ def look(data: bytes, name: str) -> tuple[int, int, bool]:
             return image.height, image.width, is_colour(image)
     except Exception as e:  # as in `decode`
         raise undecodable(name, e) from e
+
+
+def sides_of(data: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded picture that decodes, as it is seen: after its EXIF rotation. Reads its header alone."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        lies = image.getexif().get(TURN) in (5, 6, 7, 8)
+        return (image.height, image.width) if lies else (image.width, image.height)
 
 
 def fit_array(images: np.ndarray, want: tuple[int, int, int]) -> np.ndarray:

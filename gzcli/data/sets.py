@@ -90,7 +90,12 @@ _ALL = (
     ),
     DataSpec(
         "digits-captioned", "digits with a caption each",
-        classes=_DIGITS, channels=1, size=16, levels=17, n_train=1442, n_test=355, embedded=True,
+        classes=_DIGITS, channels=1, size=16, levels=17, n_train=1442, n_test=355, extras=("caption",), embedded=True,
+        licence="CC BY 4.0", citation=_UCI,
+    ),
+    DataSpec(
+        "digits-edited", "digits after an instruction such as `mirror it`, with the digit before it",
+        classes=_DIGITS, channels=1, size=16, levels=17, n_train=1442, n_test=355, extras=("caption", "before"), embedded=True,
         licence="CC BY 4.0", citation=_UCI,
     ),
     DataSpec(

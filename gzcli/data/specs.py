@@ -41,6 +41,7 @@ class DataSpec:
     multilabel: bool = False  # any number of the classes can hold at once
     files: tuple[DataFile, ...] = ()
     larger: tuple[tuple[int, tuple[DataFile, ...]], ...] = ()  # sizes that the publisher offers beside `size`, ascending
+    extras: tuple[str, ...] = ()  # what comes with each image: "caption", "control", "before"
     embedded: bool = False  # made from what is installed; nothing to download
     page: str = ""  # where a browser gets the files, if their host may refuse a program
     linked: bool = False  # the user's own files, used where they lie: `--from` makes links to them, no copies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,35 @@ PNG_LIMIT = 256  # single pictures are written up to so many images, or on reque
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Does the job and writes `grid.png`, single PNGs and `samples.npz` (uint8 [N, H, W, C]) into `folder`.
 
-    job: {run, checkpoint, n, seed, labels, options, do, input, mask, npz, png, animate}.
+    job: {run, checkpoint, n, seed, labels, prompts, options, do, input, input_as, mask, npz, png, animate}; n None is as many
+    as there are prompts or input pictures, whichever are more. `input_as`: the keyword of `sample` that gets these.
     """
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     since = time.monotonic()
-    frames = Frames() if job["animate"] else None
+    frames = Frames(trained.shown) if job["animate"] else None
     with log.bar(job["do"] or "sample") as bar:
         progress = bar if frames is None else frames.watch(bar)
         if job["do"]:
             images, columns = apply(trained, job, progress)
+            sheet = images
         else:
-            n = job["n"]
+            given, inputs = given_to_sample(trained, job)
+            n = job["n"] or max(map(len, given.values()))
             labels = sampler.parse_labels(job["labels"], n, trained.info) if job["labels"] else None
-            images = sampler.draw(trained, n, seed=job["seed"], labels=labels, options=job["options"], progress=progress)
-            columns = None
+            images = sampler.draw(
+                trained, n, seed=job["seed"], labels=labels, given=given, options=job["options"], progress=progress
+            )
+            sheet, columns = images, None
+            if inputs is not None and inputs.shape[1:] == images.shape[1:]:
+                sheet, columns = pairs(inputs[np.arange(n) % len(inputs)], images)
     seconds = time.monotonic() - since
-    result = {"run": trained.run.owner.id, "n": len(images), "seed": job["seed"], "seconds": round(seconds, 3),
-              "grid": str(folder / "grid.png"), "files": [], "npz": None}  # fmt: skip
+    result = {
+        "run": trained.run.owner.id, "n": len(images), "seed": job["seed"], "prompts": job.get("prompts", []),
+        "seconds": round(seconds, 3), "grid": str(folder / "grid.png"), "files": [], "npz": None,
+    }  # fmt: skip
     if sampler.ranks()[0]:
         return result
-    sampler.save_png(folder / "grid.png", sampler.grid(images, columns))
+    sampler.save_png(folder / "grid.png", sampler.grid(sheet, columns))
     if job["png"] or len(images) <= PNG_LIMIT:
         result["files"] = sampler.save_images(folder / "images", images)
     if frames:
@@ -55,12 +64,24 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     return result
 
 
+def given_to_sample(trained: Trained, job: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What `sample` gets of prompts and input pictures, and these as bytes; they are read at the side of the images."""
+    given: dict[str, Any] = {"prompt": job["prompts"]} if job.get("prompts") else {}
+    if not job.get("input_as"):
+        return given, None
+    side = (trained.tree["sample"] | job["options"]).get("size")
+    inputs = read_inputs(trained, job["input"], job["n"], side)
+    given[job["input_as"]] = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(len(inputs))))
+    return given, inputs
+
+
 class Frames:
     """What the sampler showed of its first images on the way, for `--animate`."""
 
     FIRST, MOST, MS = 16, 60, 80
 
-    def __init__(self):
+    def __init__(self, shown: Callable[[torch.Tensor], torch.Tensor]):
+        self.shown = shown
         self.seen: list[np.ndarray] = []
 
     def watch(self, bar: Progress) -> Progress:
@@ -69,7 +90,7 @@ class Frames:
         def progress(i: float, n: float, x: torch.Tensor | None = None) -> None:
             bar(i, n, x)
             if x is not None:
-                self.seen.append(to_uint8(x[: self.FIRST]).cpu().numpy())
+                self.seen.append(to_uint8(self.shown(x[: self.FIRST])).cpu().numpy())
 
         return progress
 
@@ -93,22 +114,31 @@ def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple
     inputs = read_inputs(trained, job["input"], job["n"])
     n = len(inputs)
     # a binary model sees one draw of its inputs, as it does in training
-    x = quantise(torch.from_numpy(inputs), trained.info.levels, ImageNoise(job["seed"], range(n))).to(trained.device)
+    x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(n))).to(trained.device)
+    x = x if trained.space is None else trained.space.encode(x)
     options = dict(job["options"])
     if job["mask"]:
         options["mask"] = read_mask(Path(job["mask"]), trained).expand(n, -1, -1, -1)
+    if job.get("prompts"):
+        options["prompt"] = sampler.cycled(job["prompts"], range(n), trained.device)
     if job["labels"]:
         options["labels"] = sampler.parse_labels(job["labels"], n, trained.info).to(trained.device)
-    out = to_uint8(method(x, noise=ImageNoise(job["seed"], range(n), trained.device), progress=progress, **options)).cpu().numpy()
+    out = trained.shown(method(x, noise=ImageNoise(job["seed"], range(n), trained.device), progress=progress, **options))
+    out = to_uint8(out).cpu().numpy()
     if out.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {job['do']}` returned images of another shape")
-    if len(out) == n:  # pairs: inputs above, outputs below, ten a row
-        columns = min(n, 10)
-        rows = [part[i : i + columns] for i in range(0, n, columns) for part in (inputs, out)]
-        return np.concatenate([pad(row, columns) for row in rows]), columns
+    if len(out) == n:
+        return pairs(inputs, out)
     keys = inspect.signature(method).parameters
     length = "frames" if "frames" in keys else "steps"  # what the method calls the images of a way: a row of the grid
     return out, options.get(length, keys[length].default)
+
+
+def pairs(inputs: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, int]:
+    """Images [n, C, H, W] as rows of one grid, inputs above, outputs below, ten a row; and its number of columns."""
+    columns = min(len(out), 10)
+    rows = [part[i : i + columns] for i in range(0, len(out), columns) for part in (inputs, out)]
+    return np.concatenate([pad(row, columns) for row in rows]), columns
 
 
 def pad(row: np.ndarray, columns: int) -> np.ndarray:
@@ -116,21 +146,23 @@ def pad(row: np.ndarray, columns: int) -> np.ndarray:
     return np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)])
 
 
-def read_inputs(trained: Trained, path: str | None, n: int) -> np.ndarray:
-    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size, or the run's own test images."""
+def read_inputs(trained: Trained, path: str | None, n: int | None, side: int | None = None) -> np.ndarray:
+    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size or another `side`, or the run's own test images."""
     from gzcli.data.folder import read_pictures
     from gzcli.data.pack import open_pack
 
-    channels, height, _ = trained.info.shape
+    channels, height, _ = trained.images.shape
     if path is None:
         data = trained.tree["data"]
         return open_pack(data["name"], size=data["size"], channels=data["channels"]).images("test")[:n]
-    return read_pictures(Path(path), size=height, channels=channels, limit=n)
+    return read_pictures(Path(path), size=side or height, channels=channels, limit=n)
 
 
 def read_mask(path: Path, trained: Trained) -> torch.Tensor:
-    """[1, 1, H, W] of 0/1 on the device: white is kept, black is filled in."""
+    """[1, 1, H, W] of 0/1 on the device: white is kept, black is filled in. Latents are kept where all their pixels are."""
     from gzcli.data.folder import read_pictures
 
-    mask = read_pictures(path, size=trained.info.shape[1], channels=1, limit=1)
-    return (torch.from_numpy(mask) > 127).float().to(trained.device)
+    mask = (torch.from_numpy(read_pictures(path, size=trained.images.shape[1], channels=1, limit=1)) > 127).float()
+    if trained.space is not None:
+        mask = (torch.nn.functional.adaptive_avg_pool2d(mask, trained.info.shape[1:]) > 0.999).float()
+    return mask.to(trained.device)

@@ -17,25 +17,31 @@ from gzcli.errors import DeviceError, UsageError, canonical, did_you_mean
 from gzcli.models.nn import spread_labels
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
 
-BATCH = {"cpu": 128, "mps": 256, "cuda": 512}
+BATCH = {"cpu": 128, "mps": 256, "cuda": 512}  # images of up to 64×64 in RGB; of larger ones so many fewer
+VALUES = 3 * 64 * 64
 
 
-def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = None,
+def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = None, given: Mapping[str, Any] | None = None,
          options: Mapping[str, Any] | None = None, progress: Progress = no_progress) -> np.ndarray:  # fmt: skip
     """Images 0 … n − 1 of this model under `seed`, uint8 [n, C, H, W], on every rank; each rank draws its share.
 
     `labels` [n] int64 or [n, K]; None for a conditional model means i % K. `options` override the recipe's `sample` section.
+    `given`: keywords of `sample` that are lists of prompts or batches of pictures, of which image i gets the (i % len)th; a
+    `prompt` among the options is one of them.
     """
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
-    options = {**trained.tree["sample"], **(options or {})}
+    options, given = {**trained.tree["sample"], **(options or {})}, dict(given or {})
+    if prompts := given.get("prompt") or options.get("prompt"):
+        given["prompt"] = [prompts] if isinstance(prompts, str) else prompts
     rank, world = ranks()
     share = math.ceil(n / world)
     start, end = min(rank * share, n), min((rank + 1) * share, n)
-    size, parts, at = BATCH[trained.device.type], [np.zeros((0, *trained.info.shape), np.uint8)], start
+    size, parts, at = at_once(trained, options), [np.zeros((0, *trained.images.shape), np.uint8)], start
     while at < end:
         rows = range(at, min(at + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
+        own = {key: cycled(values, rows, trained.device) for key, values in given.items()}
         before, chunks = (at - start) / size, (end - start) / size
 
         def report(i, of, x=None, before=before, chunks=chunks):
@@ -44,7 +50,8 @@ def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = Non
         try:
             with torch.inference_mode():
                 noise = ImageNoise(seed, rows, trained.device)
-                x = trained.model.sample(len(rows), labels=chunk, noise=noise, progress=report, **options)
+                x = trained.model.sample(len(rows), labels=chunk, noise=noise, progress=report, **{**options, **own})
+                x = trained.shown(x)
         except torch.OutOfMemoryError as e:
             if size == 1:
                 raise DeviceError("not enough memory for one image") from e
@@ -53,7 +60,26 @@ def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = Non
             continue
         parts.append(to_uint8(x).cpu().numpy())
         at += len(rows)
-    return gather(np.concatenate(parts))
+    return gather(joined(parts))
+
+
+def at_once(trained: Trained, options: Mapping[str, Any]) -> int:
+    """How many images a first batch has; `size` among the options is their side, where they are not of the model's own."""
+    channels, height, width = trained.images.shape
+    values = channels * ((options.get("size") or 0) ** 2 or height * width)
+    return max(1, min(BATCH[trained.device.type], BATCH[trained.device.type] * VALUES // values))
+
+
+def cycled(values: Any, rows: range, device: torch.device) -> Any:
+    """What the images of these numbers get of a list or a tensor [m, …] that images cycle through."""
+    if isinstance(values, Tensor):
+        return values[torch.arange(rows.start, rows.stop) % len(values)].to(device)
+    return [values[i % len(values)] for i in rows]
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Parts [n, C, H, W] as one; an empty one may be of another shape."""
+    return np.concatenate([part for part in parts if len(part)] or parts[:1])
 
 
 def ranks() -> tuple[int, int]:
@@ -69,7 +95,7 @@ def gather(rows: np.ndarray) -> np.ndarray:
         return rows
     parts: list[Any] = [None] * world
     torch.distributed.all_gather_object(parts, rows)
-    return np.concatenate(parts)
+    return joined(parts)
 
 
 def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:

@@ -44,13 +44,16 @@ class Model(nn.Module):
       measure(batches)                     {name: figure} of its own on held-out images, shown by `gz bench`
       prepare(batch)                       {key: rows}, made once of every training image, in `batch.extra` from then on
       reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit    applications, called by `--do`
+      to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
       to_diffusers()                       a pipeline of diffusers with the same weights, for `gz runs export`
       on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too
     """
 
     paper: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    labels_for: ClassVar[tuple[str, ...]] = ()  # applications that may be told labels though the model is not conditional
     likelihood: ClassVar[str | None] = None  # "exact" | "bound" | "ode": what log_prob is
+    latents: ClassVar[bool] = False  # whether it can live on latents (`data.latent`), which have no grey levels
     conditional: bool = False  # an instance's own, where it was built to take labels
     warnings: tuple[str, ...] = ()  # what `on_start` has to say to whoever trains it
     best: ClassVar[str] = "auto"  # the best checkpoint is by "bpd" | "fd" | "loss"; auto = bpd where log_prob is cheap

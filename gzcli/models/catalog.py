@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,13 +54,17 @@ class ModelCard:
     needs: tuple[str, ...]
     likelihood: str | None  # what log_prob is: "exact" | "bound" | "ode"
     best: str
+    latents: bool  # whether it can live on latents
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
     stages: tuple[str, ...]  # what it is given beside them: the names of earlier stages of the recipe, trained models
     sample: dict[str, Param]  # options of `sample`
+    inputs: tuple[str, ...]  # pictures that `sample` may be given beside them: "control", "before"
     scores: dict[str, dict[str, Param]]  # score → options of `score_<name>` and `fit_<name>`
     fits: tuple[str, ...]  # the scores that have a `fit_<name>`
     do: dict[str, dict[str, Param]]  # application → its options
-    can: tuple[str, ...]  # sample, conditional, log_prob, ood, export and the applications
+    labelled: tuple[str, ...]  # the applications that may be told labels
+    labels_for: tuple[str, ...]  # those of them that may though the model is not conditional
+    can: tuple[str, ...]  # sample, conditional, prompt, log_prob, ood, latent, export and the applications
 
 
 def cards() -> dict[str, ModelCard]:
@@ -95,6 +99,21 @@ def load(name: str) -> type[Model]:
 
     found = card(name)
     return getattr(importlib.import_module(found.module), found.cls)
+
+
+def memory_plan(model: ModelCard, tree: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What a training run of the recipe `tree` takes of a device's memory: (what, bytes), the sum last; [] where nobody says.
+
+    A family that can tell, without torch, has a `plan.py` with a function of this name. Raises what that raises.
+    """
+    import importlib
+
+    if not (ROOT / model.family / "plan.py").is_file():
+        return []
+    rows = importlib.import_module(f"{__package__}.{model.family}.plan").memory_plan(tree)
+    if rows and rows[-1][0] != "total":
+        rows = [*rows, ("total", sum(size for _, size in rows))]
+    return rows
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:
@@ -149,8 +168,9 @@ def _read_card(path: Path) -> ModelCard | None:
     stages = tuple(name for name, p in init.items() if p.annotation == "Model")
     do = {name: options(name) for name in APPLICATIONS if name in methods}
     scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in named("score_")}
-    can = {"sample": True, "conditional": "conditional" in init, "log_prob": "log_prob" in methods}
-    can |= {"ood": bool(scores) or can["log_prob"], "export": "to_diffusers" in methods}
+    drawn_by = options("sample")
+    can = {"sample": True, "conditional": "conditional" in init, "prompt": "prompt" in drawn_by, "log_prob": "log_prob" in methods}
+    can |= {"ood": bool(scores) or can["log_prob"], "latent": "to_latent" in methods, "export": "to_diffusers" in methods}
     return ModelCard(
         name=path.stem,
         family=path.parent.name,
@@ -161,12 +181,16 @@ def _read_card(path: Path) -> ModelCard | None:
         needs=tuple(_value(attributes["needs"], path)) if "needs" in attributes else (),
         likelihood=_value(attributes["likelihood"], path) if "likelihood" in attributes else None,
         best=_value(attributes["best"], path) if "best" in attributes else "auto",
+        latents="latents" in attributes and _value(attributes["latents"], path),
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
-        sample=options("sample"),
+        sample=drawn_by,
+        inputs=tuple(name for name, p in params("sample").items() if name not in _GIVEN and "Tensor" in _words(p)),
         scores=scores,
         fits=tuple(named("fit_")),
         do=do,
+        labelled=tuple(name for name in do if "labels" in params(name)),
+        labels_for=tuple(_value(attributes["labels_for"], path)) if "labels_for" in attributes else (),
         can=(*(name for name, true in can.items() if true), *do),
     )
 
@@ -202,5 +226,9 @@ def _value(node: ast.expr, path: Path) -> Any:
 
 
 def _is_input(param: Param) -> bool:
-    words = set("".join(c if c.isalnum() or c == "_" else " " for c in param.annotation).split())
-    return bool(words & _INPUTS)
+    return bool(_words(param) & _INPUTS)
+
+
+def _words(param: Param) -> set[str]:
+    """The names in its annotation."""
+    return set("".join(c if c.isalnum() or c == "_" else " " for c in param.annotation).split())

@@ -7,7 +7,7 @@ share, then what is its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,16 +79,28 @@ def check(path: str | Path) -> list[str]:
     return [str(problem) for problem in in_order(problems)]
 
 
-def check_data(tree: Mapping[str, Any], card: ModelCard, classes: tuple[str, ...] | int, name: str) -> None:
+def check_data(
+    tree: Mapping[str, Any], card: ModelCard, classes: tuple[str, ...] | int, name: str, extras: Collection[str] = ()
+) -> None:
     """Raises UsageError where the model needs labels and the set has none (`classes` are names, or how many), or where it
-    needs two domains and the set has not two classes, naming sets that have."""
+    needs two domains and the set has not two classes, or a caption or further picture that is not among the `extras` which
+    come with each image; naming sets that have it."""
+    from gzcli.data.conditions import EXTRAS, in_words
     from gzcli.data.sets import SPECS
 
+    wanted = [extra for extra in EXTRAS if extra in card.needs]
+    if lacking := [extra for extra in wanted if extra not in extras]:
+        able = ", ".join(spec.name for spec in SPECS.values() if set(wanted) <= set(spec.extras))
+        hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
+        raise UsageError(f"`{card.name}` needs {in_words(lacking)}, and `{name}` has none", hint=hint)
     count = classes if isinstance(classes, int) else len(classes)
     if "b" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
         hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
         raise UsageError(f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes", hint=hint)
+    if tree["data"].get("latent") and not card.latents:
+        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.latents)
+        raise UsageError(f"`{card.name}` models grey levels, so it cannot live on latents", hint=f"`data.latent` works with {able}")
     conditional = tree["model"].get("conditional") is True
     if classes or not (conditional or "labels" in card.needs):
         return
@@ -161,7 +173,7 @@ def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[st
     if spec := _spec(name):
         for part in stages.trees(tree).values() if cards else [tree]:
             try:
-                check_data(part, catalog.card(part["model"]["name"]), spec.classes, spec.name)
+                check_data(part, catalog.card(part["model"]["name"]), spec.classes, spec.name, spec.extras)
             except UsageError as e:
                 problems.append(Problem("", e.message, e.hint))
     return Recipe(tree, origin, card, chain[-1].path, cards), problems
