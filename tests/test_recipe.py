@@ -352,7 +352,7 @@ def test_a_tree_has_every_key(write):
     assert list(tree["sample"]) == list(card.sample)
     keys = "steps minutes batch_size accumulate precision ema clip compile deterministic log_every sample_every eval_every"
     assert list(tree["train"]) == [*keys.split(), "checkpoint_every", "keep", "best", "init"]
-    assert list(tree["data"]) == ["name", "size", "channels", "levels", "augment", "n"]
+    assert list(tree["data"]) == ["name", "size", "channels", "levels", "latent", "augment", "n"]
     assert list(tree["optim"]) == ["name", "lr", "betas", "eps", "weight_decay", "warmup", "schedule", "critic"]
     assert tree["optim"]["critic"] == {"lr": 1.0}, "what a phase does not say it has from the section"
     keywords = {key for options in card.scores.values() for key in options}
@@ -507,6 +507,8 @@ def check_parameters(tree, stages):
     size = tree["data"]["size"] or spec.size
     classes = spec.classes if isinstance(spec.classes, tuple) else tuple(map(str, range(spec.classes)))
     info = DataInfo((tree["data"]["channels"] or spec.channels, size, size), tree["data"]["levels"] or spec.levels, classes)
+    if tree["data"]["latent"]:  # of Stable Diffusion's autoencoder
+        info = DataInfo((4, size // 8, size // 8), None, classes)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
     options |= {stage: stages[stage] for stage in catalog.card(tree["model"]["name"]).stages}
     with torch.device("meta"):

@@ -76,13 +76,13 @@ def same_shape(models: list[Trained]) -> tuple[int, ...]:
     """The (C, H, W) of all runs. Raises UsageError where they differ."""
     first = models[0]
     for other in models:
-        if other.info.shape != first.info.shape:
+        if other.images.shape != first.images.shape:
             raise UsageError(
-                f"`{other.run.id}` has images of {by(other.info.shape)}, `{first.run.id}` of {by(first.info.shape)}: "
+                f"`{other.run.id}` has images of {by(other.images.shape)}, `{first.run.id}` of {by(first.images.shape)}: "
                 "their figures are not comparable",
                 hint="run `gz bench` once for each size",
             )
-    return first.info.shape
+    return first.images.shape
 
 
 def by(shape: tuple[int, ...]) -> str:
@@ -92,7 +92,7 @@ def by(shape: tuple[int, ...]) -> str:
 def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job: Mapping[str, Any], folder: Path,
             log: Log) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
     """A model's row and its samples uint8 [n, C, H, W]."""
-    since, levels = time.monotonic(), trained.info.levels
+    since, levels = time.monotonic(), trained.images.levels
     mark = "" if levels in (None, pack.meta.levels) else f"@{levels}"
     labels = ask_labels(trained, pack, job["n"])
     samples, seconds = sample(trained, labels, job, folder, log)
@@ -103,7 +103,7 @@ def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job:
         found |= judge(samples, labels, levels, only=("classes",))
     row: dict[str, Any] = {"model": trained.name, "run": trained.run.owner.id, "step": trained.step,
                            "params": sum(p.numel() for p in trained.model.parameters()), "metrics": found}  # fmt: skip
-    kind = trained.model.likelihood
+    kind = None if trained.space else trained.model.likelihood  # latents have no likelihood of pixels
     if "bpd" in metrics and (kind in ("exact", "bound") or (kind == "ode" and job["metrics"])):  # the dear one when named
         row["likelihood"] = likelihood(trained, pack, job["seed"], log)
         value = row["likelihood"]
@@ -152,8 +152,9 @@ def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
     """What the model's `measure` says of test images, 10,000 at most."""
     index = subset(total := len(pack.images("test")), min(MOST, total))
     with torch.inference_mode():
-        return trained.model.measure(scan(pack, "test", batch_size=BATCH[trained.device.type], levels=trained.info.levels,
-                                          device=trained.device, index=index, seed=seed))  # fmt: skip
+        batches = scan(pack, "test", batch_size=BATCH[trained.device.type], levels=trained.images.levels, device=trained.device,
+                       index=index, seed=seed)  # fmt: skip
+        return trained.model.measure(map(trained.seen, batches))
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:

@@ -77,6 +77,17 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
     return model, ema, train, files.read_json(path / "meta.json")
 
 
+def widened(weights: dict[str, Tensor], own: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights in which convolutions of a model that has more inputs than they know ignore the others, and their names."""
+    found = {}
+    for name, value in weights.items():
+        wanted = own[name].shape if name in own else value.shape
+        more = wanted[1] - value.shape[1] if value.ndim == 4 and len(wanted) == 4 else 0
+        if more > 0 and (wanted[0], *wanted[2:]) == (value.shape[0], *value.shape[2:]):
+            found[name] = torch.cat([value, value.new_zeros(len(value), more, *value.shape[2:])], 1)
+    return weights | found, list(found)
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     meta = files.read_json(path / "meta.json")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.errors import DeviceError, MissingError
@@ -16,7 +17,10 @@ from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.store.files import checksum
 from gzcli.store.runs import Run
-from gzcli.types import DataInfo
+from gzcli.types import Batch, DataInfo
+
+if TYPE_CHECKING:
+    from gzcli.engine.latent import LatentSpace
 
 
 @dataclass
@@ -29,6 +33,22 @@ class Trained:
     tree: dict[str, Any]
     device: torch.device
     step: int
+    space: LatentSpace | None = None  # where the model lives on latents of images
+
+    @property
+    def images(self) -> DataInfo:
+        """What the images are like: what the model is told, or what its latents are of."""
+        if self.space is None:
+            return self.info
+        return replace(self.info, shape=self.space.images.shape, levels=self.space.images.levels)
+
+    def seen(self, batch: Batch) -> Batch:
+        """A batch of images as the model sees it."""
+        return batch if self.space is None else replace(batch, x=self.space.encode(batch.x))
+
+    def shown(self, x: Tensor) -> Tensor:
+        """What the model made, as images [B, C, H, W] in [-1, 1]."""
+        return x if self.space is None else self.space.decode(x)
 
     @property
     def name(self) -> str:
@@ -79,7 +99,12 @@ def load_trained(run: Run, device: torch.device | str, checkpoint: str = "last")
                                hint=f"gz train {run.owner.model} --data {run.owner.data}")  # fmt: skip
     model = build_model(tree, info, stages_for(run, name, device))
     model.load_state_dict(weights, strict=False)  # per-rank extra state is not part of the weights
-    return Trained(run, model.to(device).eval().requires_grad_(False), info, tree, torch.device(device), step)
+    space = None
+    if "space" in tree:
+        from gzcli.engine.latent import open_space  # which itself loads trained runs
+
+        space = open_space(tree["data"]["latent"], device, record=tree["space"])
+    return Trained(run, model.to(device).eval().requires_grad_(False), info, tree, torch.device(device), step, space)
 
 
 def _best(folder: Path) -> int:

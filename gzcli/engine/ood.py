@@ -42,9 +42,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     """
     began = time.monotonic()
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
-    c, size, _ = trained.info.shape
-    if trained.info.levels is None:
-        raise UsageError(f"`{trained.run.id}` models latents, whose scores say nothing of pixels", hint="train on pixels instead")
+    c, size, _ = trained.images.shape
     home = open_pack(job["in"], size=size, channels=c, say=log.info)
     packs = {name: open_pack(name, size=size, channels=c, say=log.info) for name in job["out"]}
     check_sets(home, packs)
@@ -77,7 +75,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     result = {
         "run": trained.run.owner.id, "in": job["in"], "results": results, "notes": notes(results, packs, benchmark),
         "positive": "out", "benchmark": benchmark and benchmark.name, "seed": job["seed"], "checkpoint": job["checkpoint"],
-        "step": trained.step, "levels": trained.info.levels, "shape": list(trained.info.shape),
+        "step": trained.step, "levels": trained.images.levels, "shape": list(trained.images.shape),
         "likelihood": trained.model.likelihood, "background": background and background.run.owner.id,
         "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
@@ -90,7 +88,7 @@ class Source:
     """Batches of a split as this run sees its images."""
 
     def __init__(self, trained: Trained, seed: int):
-        self.levels, self.device, self.seed = trained.info.levels, trained.device, seed
+        self.levels, self.device, self.seed = trained.images.levels, trained.device, seed
 
     def batches(self, pack: Pack, split: str, index: np.ndarray, size: int | None = None) -> Iterator[Batch]:
         size = size or BATCH[self.device.type]

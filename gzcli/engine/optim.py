@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
-from gzcli.errors import UsageError, did_you_mean
+from gzcli.errors import MissingError, UsageError, did_you_mean
 from gzcli.models.base import Phase
 
 PLAIN = ("name", "lr", "betas", "eps", "weight_decay", "warmup", "schedule")
@@ -42,13 +42,25 @@ def build(phase: Phase, conf: Mapping[str, Any]) -> Optimizer:
             return Adam(groups, betas=betas, eps=eps, fused=fused)
         case "adamw":
             return AdamW(groups, betas=betas, eps=eps, fused=fused)
+        case "adamw8bit":
+            return adamw8bit(groups, betas, eps)
         case "adamax":
             return Adamax(groups, betas=betas, eps=eps, foreach=True)
         case "sgd":
             return SGD(groups, lr=conf["lr"], momentum=betas[0], fused=fused)
         case "rmsprop":
             return RMSprop(groups, alpha=betas[1], eps=eps, foreach=True)
-    raise UsageError(f"no optimizer is called `{conf['name']}`", hint="adam · adamw · adamax · sgd · rmsprop")
+    raise UsageError(f"no optimizer is called `{conf['name']}`", hint="adam · adamw · adamw8bit · adamax · sgd · rmsprop")
+
+
+def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:
+    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory. Raises MissingError."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as e:
+        hint = "`pip install bitsandbytes`, or `--set optim.name=adamw`"
+        raise MissingError("`optim.name: adamw8bit` needs the package `bitsandbytes`", hint=hint) from e
+    return AdamW8bit(groups, betas=betas, eps=eps)
 
 
 def factor(conf: Mapping[str, Any], step: int, steps: int) -> float:

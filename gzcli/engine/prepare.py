@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gzcli.data.batches import scan
 from gzcli.store.files import fsync, need_space
@@ -32,7 +33,10 @@ def prepare(trainer: Trainer) -> dict[str, np.ndarray]:
     if not hasattr(trainer.model, "prepare"):
         return {}
     if not folder.exists():
-        _make(trainer, folder)
+        model, n = trainer.model.eval(), trainer.pack.meta.counts["train"]
+        made = lambda _, batch: model.prepare(batch)  # noqa: E731
+        write_maps(trainer, folder, {"train": n}, lambda _, index: _rows(trainer, index), made, "prepare")
+        model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
@@ -43,44 +47,57 @@ def with_prepared(model: Any, batch: Batch) -> Batch:
     return batch
 
 
-def _make(t: Trainer, folder: Path) -> None:
-    """Each rank fills its rows of shared files, which appear under their name when all are done."""
-    part = folder.with_suffix(".part")
-    n = t.pack.meta.counts["train"]
-    index = range(t.rank * n // t.world, (t.rank + 1) * n // t.world)
-    model = t.model.eval()
+def _rows(t: Trainer, index: range) -> Iterator[Batch]:
+    """With noise of their own: neither that of samples nor of held-out images of the same number."""
+    return scan(t.data, "train", batch_size=BATCH, levels=t.info.levels, device=t.device, index=index,
+                seed=mix(t.tree["seed"], "prepare"), augment=t.augment)  # fmt: skip
+
+
+def write_maps(
+    t: Trainer,
+    folder: Path,
+    counts: Mapping[str, int],
+    rows: Callable[[str, range], Iterator[Batch]],
+    make: Callable[[str, Batch], Mapping[str, Tensor]],
+    title: str,
+) -> None:
+    """Maps `folder/<key>.npy` [N, …] of what `make` makes of each image of the splits that `counts` names: each rank fills
+    its rows of shared files, which appear under their name when all are done. `rows(split, index)` are its batches."""
+    part = folder.with_name(f"{folder.name}.{t.run.id.replace('/', '-')}.part")
     if t.rank == 0:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        for key, value in _first(t).items():
-            need_space(folder.parent, n * value[0].nbytes)
-            np.lib.format.open_memmap(part / f"{key}.npy", "w+", value.dtype, (n, *value.shape[1:])).flush()
-    t.accelerator.wait_for_everyone()
-    with t.log.bar("prepare") as progress, torch.inference_mode():
-        maps = {path.stem: np.load(path, mmap_mode="r+") for path in part.glob("*.npy")}
-        for batch in _batches(t, index):
-            rows = batch.index.cpu().numpy()
-            for key, value in model.prepare(batch).items():
-                maps[key][rows] = value.cpu().numpy()
-            progress(int(rows[-1]) + 1 - index.start, len(index))
-    for value in maps.values():
-        value.flush()
-    model.train()
+    with torch.inference_mode():
+        for split, n in counts.items():
+            if t.rank == 0 and n:
+                for key, value in make(split, next(rows(split, range(1)))).items():
+                    array = value.cpu().numpy()
+                    need_space(folder.parent, n * array.nbytes)
+                    np.lib.format.open_memmap(part / f"{key}.npy", "w+", array.dtype, (n, *array.shape[1:])).flush()
+            t.accelerator.wait_for_everyone()
+            _fill(t, part, range(t.rank * n // t.world, (t.rank + 1) * n // t.world), split, rows, make, title)
     t.accelerator.wait_for_everyone()
     if t.rank == 0:
         for path in part.iterdir():
             fsync(path)
-        os.replace(part, folder)
+        try:
+            os.replace(part, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(part)  # another run was faster with the same
     t.accelerator.wait_for_everyone()
 
 
-def _first(t: Trainer) -> dict[str, np.ndarray]:
-    """What is prepared of the first image: keys, types and shapes."""
-    with torch.inference_mode():
-        return {key: value.cpu().numpy() for key, value in t.model.prepare(next(_batches(t, range(1)))).items()}
-
-
-def _batches(t: Trainer, index: range) -> Iterator[Batch]:
-    """With noise of their own: neither that of samples nor of held-out images of the same number."""
-    return scan(t.pack, "train", batch_size=BATCH, levels=t.info.levels, device=t.device, index=index,
-                seed=mix(t.tree["seed"], "prepare"), augment=t.tree["data"]["augment"] or ())  # fmt: skip
+def _fill(t: Trainer, part: Path, index: range, split: str, rows, make, title: str) -> None:
+    maps: dict[str, np.ndarray] = {}
+    with t.log.bar(title) as progress:
+        for batch in rows(split, index) if len(index) else ():
+            where = batch.index.cpu().numpy()
+            for key, value in make(split, batch).items():
+                if key not in maps:
+                    maps[key] = np.load(part / f"{key}.npy", mmap_mode="r+")
+                maps[key][where] = value.cpu().numpy()
+            progress(int(where[-1]) + 1 - index.start, len(index))
+    for value in maps.values():
+        value.flush()

@@ -50,11 +50,12 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
     """
     model, name = trained.model, trained.name
     own = own_scores(model)
-    made = likelihood_scores(log_prob=hasattr(model, "log_prob"), own=own)
+    of_pixels = trained.space is None
+    made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own)
     options = list(dict.fromkeys((*own, *made)))
     wanted = list(asked or trained.tree["ood"].get("scores") or ())
     if not wanted:
-        cheap = ("nll", "typicality", "complexity") if model.likelihood in ("exact", "bound") else ()
+        cheap = ("nll", "typicality", "complexity") if of_pixels and model.likelihood in ("exact", "bound") else ()
         wanted = [*cheap, *cheap_scores(model)] or own[:1]
     if not wanted:
         raise UsageError(f"`{name}` has no score for out-of-distribution images", hint="gz list models --can ood")
@@ -87,6 +88,7 @@ class Scorer:
 
     def fit(self, batches: Sequence[Batch]) -> None:
         """In-distribution statistics, of held-out images."""
+        batches = [self.trained.seen(batch) for batch in batches]
         statistics = cheap_scores(self.model) if "ensemble" in self.names else []
         for name in dict.fromkeys((*self.names, *statistics)):
             if method := getattr(self.model, f"fit_{name}", None):
@@ -99,6 +101,7 @@ class Scorer:
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """float64 [B] of each score. Raises DivergedError that names a score with values that are not finite."""
+        batch = self.trained.seen(batch)
         nll = self._nll(self.model, batch) if set(self.names) & set(OVER_NLL) else None
         values = {}
         for name in self.names:

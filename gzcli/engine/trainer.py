@@ -17,6 +17,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
 from gzcli.engine.context import build_model, built_on, stages_for
 from gzcli.engine.ema import EMA
+from gzcli.engine.latent import open_space, packed
 from gzcli.engine.log import Log
 from gzcli.engine.prepare import prepare
 from gzcli.engine.stop import Stop
@@ -52,10 +53,17 @@ class Trainer:
         self.train: Mapping[str, Any] = tree["train"]
         self.steps: int = self.train["steps"]
         self.info = pack.info(levels=tree["data"]["levels"], steps=self.steps)
+        self.data, self.augment = pack, tuple(tree["data"]["augment"] or ())
+        self.space = None
+        if latent := tree["data"].get("latent"):
+            self.space = open_space(latent, self.device, pack=pack, levels=self.info.levels)
+            self.tree["space"] = self.space.record()
+            self.info = self.space.info(self.info)
+            self.data, self.augment = packed(self, pack), ()
         self.model = build_model(tree, self.info, stages_for(run, name, self.device)).to(self.device).train()
         self.batches = TrainBatches(
-            pack, seed=tree["seed"], batch_size=self.train["batch_size"], levels=self.info.levels, device=self.device,
-            augment=tuple(tree["data"]["augment"] or ()), rank=self.rank, world=self.world, n=tree["data"]["n"],
+            self.data, seed=tree["seed"], batch_size=self.train["batch_size"], levels=self.info.levels, device=self.device,
+            augment=self.augment, rank=self.rank, world=self.world, n=tree["data"]["n"],
             prepared=prepare(self), needs=self.model.needs,
         )  # fmt: skip
         self.phases: list[Phase] = self.model.phases()
@@ -261,8 +269,12 @@ class Trainer:
             file = found.path / "model.safetensors"
         if not file.exists():
             raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
+        own = self.model.state_dict()
+        weights, widened = checkpoints.widened(load_file(file), own)
+        if widened:
+            self.log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(widened)}")
         try:
-            self.model.load_state_dict(load_file(file) | checkpoints.extra_of(self.model.state_dict()))
+            self.model.load_state_dict(weights | checkpoints.extra_of(own))
         except RuntimeError as e:
             raise UsageError(
                 f"`train.init`: the weights of `{file}` do not fit this model", hint=str(e).splitlines()[-1].strip()

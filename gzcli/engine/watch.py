@@ -105,7 +105,7 @@ class Watch:
         """n images uint8 [n, C, H, W] of the averaged model, seed 0."""
         t = self.t
         with self._evaluating():
-            return sampler.draw(Trained(self.run, t.model, t.info, t.tree, t.device, 0), n)
+            return sampler.draw(Trained(self.run, t.model, t.info, t.tree, t.device, 0, t.space), n)
 
     def evaluate(self, step: int) -> None:
         """The metric of the best checkpoint on validation images; a better one is saved and remembered."""
@@ -158,7 +158,7 @@ class Watch:
         total = torch.zeros((), dtype=torch.float64, device=t.device)
         dims = torch.Size(t.info.shape).numel()
         with self._evaluating():
-            for batch in scan(t.pack, "val", batch_size=100, levels=t.info.levels, device=t.device, index=index):
+            for batch in scan(t.data, "val", batch_size=100, levels=t.info.levels, device=t.device, index=index):
                 if self.metric == "bpd":
                     labels = batch.y if t.model.conditional else None
                     value = -t.model.log_prob(batch.x, labels, noise=batch.noise).double().sum() / (dims * 0.6931471805599453)

@@ -22,6 +22,8 @@ class Guided(Model):
     Raises UsageError for a conditional model of data without labels.
     """
 
+    latents = True
+
     def __init__(self, data: DataInfo, net: nn.Module, *, conditional: bool, label_dropout: float):
         super().__init__(data)
         if conditional and not data.classes:

@@ -43,6 +43,7 @@ DATA: Rules = {
     "size": Rule("int | None", None, "1 or more"),
     "channels": Rule("Literal[1, 3] | None"),
     "levels": Rule("int | None", None, "2 … 256"),
+    "latent": Rule("str | None"),  # a run or an AutoencoderKL
     "augment": Rule("list[str]", ()),
     "n": Rule("int | None", None, "1 or more"),
 }
@@ -65,7 +66,7 @@ TRAIN: Rules = {
     "init": Rule("str | None"),
 }
 OPTIM: dict[str, Rule] = {
-    "name": Rule("Literal['adam', 'adamw', 'adamax', 'sgd', 'rmsprop']", "adamw"),
+    "name": Rule("Literal['adam', 'adamw', 'adamw8bit', 'adamax', 'sgd', 'rmsprop']", "adamw"),
     "lr": Rule("float", 2e-4, "greater than 0"),
     "betas": Rule("tuple[float, float]", (0.9, 0.999), "in [0, 1)"),
     "eps": Rule("float", 1e-8, "greater than 0"),

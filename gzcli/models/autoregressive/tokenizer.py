@@ -41,6 +41,14 @@ class Tokenizer(Model):
         """The images [B, C, H, W] in [-1, 1] of codes [B, h, w]."""
         return full(self.decoder(self.codebook.lookup(codes))).clamp(-1, 1)
 
+    def to_latent(self, x: Tensor) -> Tensor:
+        """The encoder's vectors [B, dim, h, w], before the codebook."""
+        return full(self.encoder(x))
+
+    def from_latent(self, z: Tensor) -> Tensor:
+        """The images of vectors, by their nearest codes."""
+        return self.decode(self.codebook.nearest(z)[1])
+
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
         """Codes drawn by their frequencies in training, decoded."""

@@ -106,6 +106,14 @@ class VAE(Model):
             )
         return self.labels(labels, n, drop)
 
+    def to_latent(self, x: Tensor) -> Tensor:
+        """The posterior's mean, as a picture of one pixel: [B, latent, 1, 1]."""
+        return self.encode(x, self.embed(None, len(x)))[0][:, :, None, None]
+
+    def from_latent(self, z: Tensor) -> Tensor:
+        """The mean of the pixels that z [B, latent, 1, 1] stands for."""
+        return self.pixels.mean(self.decoder(z.flatten(1), self.embed(None, len(z))))
+
     # ---- training
 
     def on_step(self, step: int) -> None:
