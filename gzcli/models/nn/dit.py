@@ -38,6 +38,9 @@ class DiTNet(nn.Module):
                 hint=f"set `model.width` to {max(1, round(width / math.lcm(heads, 4))) * math.lcm(heads, 4)}",
             )
         self.patch, self.grid, self.freq_shift = patch, (h // patch, w // patch), freq_shift
+        self.config = {"in_channels": c, "out_channels": c, "num_layers": layers, "num_attention_heads": heads,
+                       "attention_head_dim": width // heads, "patch_size": patch, "norm_eps": 1e-6,
+                       "num_embeds_ada_norm": classes or 1}  # fmt: skip
         self.embed = nn.Conv2d(c, width, patch, stride=patch)
         self.register_buffer("position", sincos(self.grid, width), persistent=False)  # [T, width]
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
@@ -58,6 +61,27 @@ class DiTNet(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
         for layer in (*(block.modulation for block in self.blocks), self.modulation, self.out):
             zero_init(layer)
+
+    def to_diffusers(self) -> nn.Module:
+        """A `DiTTransformer2DModel` of the same weights; without labels it has one, which says nothing. Raises UsageError where
+        that one cannot be built."""
+        from diffusers import DiTTransformer2DModel
+
+        rows, columns = self.grid
+        if rows != columns or self.freq_shift != 1:
+            raise UsageError("diffusers' DiT is for square images and has a time embedding of its own")
+        other = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config).to(self.position.device)
+        own = self.state_dict()
+        own.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
+        theirs = other.state_dict()
+        for key in theirs:
+            name = renamed(re.sub(r"^transformer_blocks\.\d+(\.norm1\.emb)", r"transformer_blocks.0\1", key))
+            if part := re.search(r"\.attn1\.to_([qkv])\.", name):
+                theirs[key] = own[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
+            elif name in own:  # what is not there are tables of positions
+                theirs[key] = own[name]
+        other.load_state_dict(theirs)
+        return other.eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
@@ -127,9 +151,13 @@ def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if ".attn1.to_q." in key:
             name = key.replace("transformer_blocks", "blocks").replace("attn1.to_q", "qkv")
             ours[name] = torch.cat([value, *(state[key.replace("to_q", part)] for part in ("to_k", "to_v"))])
-        elif ".attn1.to_k." not in key and ".attn1.to_v." not in key:
-            for pattern, name in DIFFUSERS:
-                key = re.sub(pattern, name, key)
-            if ".emb." not in key:
-                ours[key] = value
+        elif ".attn1.to_k." not in key and ".attn1.to_v." not in key and ".emb." not in (name := renamed(key)):
+            ours[name] = value
     return ours
+
+
+def renamed(key: str) -> str:
+    """The name here of a weight there."""
+    for pattern, name in DIFFUSERS:
+        key = re.sub(pattern, name, key)
+    return key

@@ -94,17 +94,23 @@ class UNet(nn.Module):
 
     @classmethod
     def of(
-        cls, data: DataInfo, *, channels: int, mult: tuple[int, ...], attention: tuple[int, ...], conditional: bool, **options
+        cls,
+        data: DataInfo,
+        *,
+        channels: int,
+        mult: tuple[int, ...],
+        attention: tuple[int, ...],
+        conditional: bool,
+        guides: int = 0,
+        **options,
     ) -> UNet:
-        """The net of images like `data`: levels of width channels × mult, with attention where a side has so many pixels."""
-        sides = [min(data.shape[1:])]
-        for _ in mult[1:]:
-            sides.append((sides[-1] + 1) // 2)
+        """The net of images like `data`: levels of width channels × mult, with attention where a side has so many pixels. It
+        sees `guides` channels more than it returns."""
         return cls(
-            data.shape[0],
+            data.shape[0] + guides,
             data.shape[0],
             channels=tuple(channels * m for m in mult),
-            attention=tuple(side in attention for side in sides),
+            attention=attended(data, len(mult), attention),
             classes=len(data.classes) if conditional else 0,
             **options,
         )
@@ -122,12 +128,14 @@ class UNet(nn.Module):
         other.load_state_dict({key: own[from_diffusers(key)] for key in other.state_dict()})
         return other.eval()
 
+    def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        """What every block is told of time and label: [B, 4 C]."""
+        emb = self.time(time_embedding(t, self.dim, flip=self.flip, freq_shift=self.freq_shift))
+        return emb if self.label is None else emb + self.label(y, len(t), drop)
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
-        emb = self.time(time_embedding(t, self.dim, flip=self.flip, freq_shift=self.freq_shift))  # [B, 4 C]
-        if self.label is not None:
-            emb = emb + self.label(y, len(x), drop)
-        emb = F.silu(emb)
+        emb = F.silu(self.embedding(t, y, drop))
         h = self.conv_in(x)
         skips = [h]
         for stage in self.down:
@@ -147,6 +155,14 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+def attended(data: DataInfo, levels: int, attention: tuple[int, ...]) -> tuple[bool, ...]:
+    """Which of the levels have a side, of `attention`, at which there is self-attention."""
+    sides = [min(data.shape[1:])]
+    for _ in range(levels - 1):
+        sides.append((sides[-1] + 1) // 2)
+    return tuple(side in attention for side in sides)
+
+
 class Stage(nn.Module):
     """The residual blocks of one resolution, the attention after each, and the change of resolution that follows."""
 
@@ -161,22 +177,22 @@ class Stage(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x [B, in, H, W], emb [B, dim] → [B, out, H, W]: two pre-activated 3×3 convolutions around the embedding."""
+    """x [B, in, H, W], emb [B, dim] → [B, out, H, W]: two pre-activated 3×3 convolutions around the embedding, if dim > 0."""
 
     def __init__(self, c_in: int, c_out: int, dim: int, groups: int, eps: float, dropout: float, scale_shift: bool):
         super().__init__()
         self.scale_shift = scale_shift
         self.norm1 = nn.GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.emb = nn.Linear(dim, c_out * (1 + scale_shift))
+        self.emb = nn.Linear(dim, c_out * (1 + scale_shift)) if dim else None
         self.norm2 = nn.GroupNorm(groups, c_out, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        e = self.emb(emb)[:, :, None, None]
+        e = 0 if self.emb is None else self.emb(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, 1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
