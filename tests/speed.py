@@ -1,6 +1,6 @@
 """`make bench`: each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet machine.
 
-python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers prior peers pythae
+python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers prior peers pythae diffusion
 """
 
 from __future__ import annotations
@@ -10,31 +10,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+from peers import diffusion, peers, pythae
+from timing import ROWS, interleaved, row, timed
+
 os.environ.setdefault("GZ_HOME", tempfile.mkdtemp(prefix="gz-speed-"))
-ROWS: list[tuple[str, str, str, str]] = []
-
-
-def timed(f: Callable[[], object]) -> float:
-    since = time.perf_counter()
-    f()
-    return time.perf_counter() - since
-
-
-def interleaved(ours: Callable[[], object], theirs: Callable[[], object], blocks: int) -> tuple[float, float, float]:
-    """(median of ours, median of theirs, median of the ratios ours / theirs), the two in turn."""
-    ours(), theirs()
-    pairs = [(timed(ours), timed(theirs)) for _ in range(blocks)]
-    a, b = zip(*pairs, strict=True)
-    return statistics.median(a), statistics.median(b), statistics.median(x / y for x, y in pairs)
-
-
-def row(what: str, measured: str, bar: str, ok: bool) -> None:
-    ROWS.append((what, measured, bar, "ok" if ok else "MISSED"))
-    print(f"{what:<44} {measured:<44} {bar:<22} {'ok' if ok else 'MISSED'}", flush=True)
 
 
 def start() -> None:
@@ -207,172 +188,8 @@ def prior() -> None:
     row("transformer, 16 × 64 codes", f"kept {cached:.2f} s, anew {naive:.2f} s: {1 / ratio:.1f} ×", "≥ 5 ×", 1 / ratio >= 5)
 
 
-def peers() -> None:
-    """A training step against the peers' packages with equal nets (`pip install 'gzcli[peers]'`)."""
-    import torch
-
-    from gzcli.models import catalog
-    from gzcli.models.normalizing_flow.nets import ResNet
-    from gzcli.types import Batch, BatchNoise, DataInfo
-
-    info, n = DataInfo((1, 28, 28)), 32
-    images = torch.rand(n, 1, 28, 28)
-
-    def stepper(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-        def step() -> None:
-            loss().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return step
-
-    def ours(name: str, batch: Batch, **options) -> Callable[[], None]:
-        model = catalog.load(name)(info, **options).train()
-        batch.extra |= model.prepare(batch) if hasattr(model, "prepare") else {}
-        model.on_start(batch)
-        return stepper(model, lambda: model.loss(batch)["loss"])
-
-    class Unconditional(torch.nn.Module):
-        """A net as nflows calls it: with a context, which is None."""
-
-        def __init__(self, net: torch.nn.Module):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x, context=None):
-            return self.net(x)
-
-    def batch(size: int = n) -> Batch:
-        x = images[torch.arange(size) % n] * 2 - 1
-        return Batch(x, None, torch.arange(size), BatchNoise(0, 0, "main", total=size))
-
-    import normflows
-    from nflows import flows, transforms
-    from nflows.distributions.normal import StandardNormal
-    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
-
-    levels, merges, priors = [], [], []
-    for i, (channels, side) in enumerate(((8, 7), (4, 14))):  # from the latents to the data
-        blocks = [normflows.flows.GlowBlock(channels, 64, split_mode="channel", scale=True) for _ in range(8)]
-        levels.append([*blocks, normflows.flows.Squeeze()])
-        merges += [normflows.flows.Merge()] if i else []
-        priors.append(normflows.distributions.DiagGaussian((channels if i == 0 else channels // 2, side, side)))
-    glow = normflows.MultiscaleFlow(priors, levels, merges, transform=normflows.transforms.Logit(1e-6))
-    theirs = stepper(glow, lambda: -glow.log_prob(images, None).mean())
-    compare("glow, 2 × 8 steps, 64 channels: normflows", ours("glow", batch(), logit=1e-6), theirs)
-
-    couplings = [transforms.SqueezeTransform()]
-    for k in range(8):
-        mask = torch.tensor([1.0, -1.0, -1.0, 1.0]) * (-1) ** k
-        couplings.append(transforms.AffineCouplingTransform(mask, lambda i, o: Unconditional(ResNet(i, o, 32, 2))))
-    net = flows.Flow(transforms.CompositeTransform(couplings), StandardNormal([4, 14, 14]))
-    theirs = stepper(net, lambda: -net.log_prob(images).mean())
-    mine = ours("realnvp", batch(), scales=1, couplings=7, hidden=32, blocks=2, batch_norm=False, logit=0.0)
-    compare("realnvp, 8 couplings: nflows", mine, theirs)
-
-    info.shape, size = (1, 32, 32), 64
-    images = torch.rand(n, 1, 32, 32)
-    tokenizer = catalog.load("vqvae")(info, hidden=32, down=2, codes=128, dim=16)
-    gpt = AutoregressiveWrapper(
-        TransformerWrapper(num_tokens=128, max_seq_len=65, attn_layers=Decoder(dim=128, depth=4, heads=4, attn_dim_head=32))
-    )
-    codes = torch.randint(128, (size, 65))
-    theirs = stepper(gpt, lambda: gpt(codes))
-    mine = ours("transformer", batch(size), tokenizer=tokenizer, width=128, layers=4, heads=4)
-    compare("transformer, 64 × 64 codes: x-transformers", mine, theirs)
-
-
-def pythae() -> None:
-    """A step of vae and aae against pythae's on the same networks, each with its own optimizers."""
-    import torch
-    from pythae.models import VAE, Adversarial_AE, Adversarial_AE_Config, VAEConfig
-    from pythae.models.base.base_utils import ModelOutput
-    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
-
-    from gzcli.models import catalog
-    from gzcli.models.vae.nets import MLPDecoder, MLPEncoder
-    from gzcli.types import Batch, BatchNoise, DataInfo
-
-    shape, latent, n = (1, 28, 28), 16, 128
-    x = torch.rand(n, *shape).round()
-    batch = Batch(2 * x - 1, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
-
-    class Encode(BaseEncoder):
-        def __init__(self):
-            super().__init__()
-            self.net = MLPEncoder(shape, (512, 512), 2 * latent)
-
-        def forward(self, x):
-            mu, logvar = self.net(x).chunk(2, 1)
-            return ModelOutput(embedding=mu, log_covariance=logvar)
-
-    class Decode(BaseDecoder):
-        def __init__(self):
-            super().__init__()
-            self.net = MLPDecoder(shape, (512, 512), latent, 1)
-
-        def forward(self, z):
-            return ModelOutput(reconstruction=self.net(z).sigmoid())
-
-    class Judge(BaseDiscriminator):
-        def __init__(self):
-            super().__init__()
-            self.net = torch.nn.Sequential(torch.nn.Linear(latent, 256), torch.nn.GELU(), torch.nn.Linear(256, 256),
-                                           torch.nn.GELU(), torch.nn.Linear(256, 1), torch.nn.Sigmoid())  # fmt: skip
-
-        def forward(self, z):
-            return ModelOutput(embedding=self.net(z))
-
-    def theirs(model, losses: dict[str, list]) -> Callable[[], None]:
-        optimizers = [torch.optim.Adam(params) for params in losses.values()]
-
-        def step() -> None:
-            out = model({"data": x})
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            for name in losses:
-                getattr(out, name).backward(retain_graph=len(losses) > 1)
-            for optimizer in optimizers:
-                optimizer.step()
-
-        return step
-
-    def ours(name: str, **options) -> Callable[[], None]:
-        model = catalog.load(name)(DataInfo(shape, 2), net="mlp", hidden=(512, 512), latent=latent, **options)
-        phases = [(phase.name, phase.parameters()) for phase in model.phases()]
-        optimizers = {name: torch.optim.Adam(params, fused=True) for name, params in phases}
-
-        def step() -> None:
-            for name, params in phases:
-                for other, rest in phases:
-                    torch.nn.ParameterList(rest).requires_grad_(other == name)
-                model.loss(batch, name)["loss"].backward()
-                optimizers[name].step()
-                torch._foreach_zero_([p.grad for p in params])
-
-        return step
-
-    config = {"input_dim": shape, "latent_dim": latent, "reconstruction_loss": "bce"}
-    model = VAE(VAEConfig(**config), Encode(), Decode())
-    compare("vae: pythae", ours("vae"), theirs(model, {"loss": list(model.parameters())}))
-    model = Adversarial_AE(Adversarial_AE_Config(**config), Encode(), Decode(), Judge())
-    parts = {"autoencoder_loss": [*model.encoder.parameters(), *model.decoder.parameters()],
-             "discriminator_loss": list(model.discriminator.parameters())}  # fmt: skip
-    compare("aae: pythae", ours("aae", posterior="gaussian", code_weight=1.0), theirs(model, parts))
-
-
-def compare(what: str, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
-    def block(step: Callable[[], None]) -> Callable[[], None]:
-        return lambda: [step() for _ in range(5)]
-
-    a, b, ratio = interleaved(block(ours), block(theirs), 9)
-    row(what, f"{200 * a:.0f} ms a step, theirs {200 * b:.0f}: {1 / ratio:.2f} ×", "≥ .97 ×", 1 / ratio >= 0.97)
-
-
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (start, demo, trainer, batches, pixelcnn, samplers, prior, peers, pythae)}
+    parts = {f.__name__: f for f in (start, demo, trainer, batches, pixelcnn, samplers, prior, peers, pythae, diffusion)}
     for name in sys.argv[1:] or parts:
         parts[name]()
     sys.exit(any(r[3] != "ok" for r in ROWS))

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from gzcli.engine.checkpoint import widened
 from gzcli.errors import UsageError
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.ddpm import DDPM
@@ -622,4 +623,50 @@ def test_what_diffusers_cannot_halve_is_not_exported():
     pytest.importorskip("diffusers")
     model = DDPM(DataInfo((1, 14, 14)), channels=8, mult=(1, 1, 1), attention=(), timesteps=20)
     with pytest.raises(UsageError, match="cannot halve 14×14 images 2 times"):
+        model.to_diffusers()
+
+
+def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
+    """Images that their small version tells apart, but for a sign pattern that is always the same: only a model told of the
+    small image can know them, and one begun from weights without a factor is at first that one."""
+    info = DataInfo((1, 8, 8))
+    keys = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 100}
+    plain, torch_seed = DDPM(info, **keys), torch.manual_seed(0)
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.2, generator=torch_seed)
+    model = DDPM(info, **keys, factor=2)
+    weights, names = widened(plain.state_dict(), model.state_dict())
+    assert names == ["net.conv_in.weight"]
+    model.load_state_dict(weights)
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([5, 50, 90])
+    small = torch.randn(3, 1, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.net(model.beside(x, small), t), plain.net(x, t))
+
+    pattern = nn.functional.interpolate(torch.tensor([[[[0.3, -0.3], [-0.3, 0.3]]]]), size=(2, 2)).repeat(1, 1, 4, 4)
+
+    def draw(seed: int) -> Tensor:
+        low = torch.rand(32, 1, 4, 4, generator=torch.Generator().manual_seed(seed)) - 0.5
+        return nn.functional.interpolate(low, scale_factor=2) + pattern * low.repeat_interleave(2, 2).repeat_interleave(2, 3).sign()
+
+    torch.manual_seed(0)
+    model = DDPM(info, **keys, factor=2)
+    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(250):
+        adam.zero_grad()
+        noise = BatchNoise(0, step, total=32)
+        model.loss(Batch(draw(step), None, torch.arange(32), noise))["loss"].backward()
+        adam.step()
+    held = draw(-1)
+    small = nn.functional.avg_pool2d(held, 2)
+    bicubic = nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
+    mine = model.eval().upscale(held, noise=ImageNoise(0, range(32)))
+    torch.testing.assert_close(nn.functional.avg_pool2d(mine, 2), small, atol=1e-3, rtol=0)
+    assert (mine - held).square().mean() < 0.25 * (bicubic - held).square().mean()
+    assert model.sample(2, noise=ImageNoise(0, range(2)), steps=3).shape == (2, 1, 8, 8)
+    with pytest.raises(UsageError, match="trained to enlarge 2 times"):
+        model.upscale(held, noise=ImageNoise(0, range(32)), factor=4)
+    with pytest.raises(UsageError, match="no 3 times larger"):
+        DDPM(info, **keys, factor=3)
+    with pytest.raises(UsageError, match="no pipeline"):
         model.to_diffusers()

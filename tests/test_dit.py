@@ -8,7 +8,7 @@ import torch
 from gzcli.errors import UsageError
 from gzcli.models.diffusion.dit import DiT
 from gzcli.models.nn.dit import DiTNet, from_diffusers
-from gzcli.types import DataInfo
+from gzcli.types import DataInfo, ImageNoise
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
 SIZES = {"S": (384, 12, 6, 33e6), "B": (768, 12, 12, 130e6), "L": (1024, 24, 16, 458e6), "XL": (1152, 28, 16, 675e6)}
@@ -118,3 +118,25 @@ def test_sizes_that_do_not_fit_are_refused():
     assert e.value.hint == "set `model.width` to 32"
     with pytest.raises(UsageError, match="data without labels"):
         DiT(DataInfo((1, 28, 28)), **SMALL)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    info = DataInfo((1, 8, 8), classes=("cat", "dog", "owl"))
+    model = DiT(info, **SMALL, timesteps=50, conditional=conditional).eval()
+    awake(model, std=0.1)
+    model.to_diffusers().save_pretrained(tmp_path)
+    pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path, vae=None)
+    labels = torch.tensor([0, 2, 1, 2])
+    asked = labels if conditional else None
+    mine = model.sample(4, labels=asked, noise=ImageNoise(0, range(4)), sampler="ddim", steps=10, spacing="trailing")
+    x = ImageNoise(0, range(4)).randn(4, 1, 8, 8)
+    pipeline.scheduler.set_timesteps(10)
+    y = labels if conditional else torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            out = pipeline.transformer(x, t.expand(4), y).sample
+            x = pipeline.scheduler.step(out, t, x, use_clipped_model_output=True).prev_sample
+    assert mine.std() > 0.1
+    torch.testing.assert_close(x.clamp(-1, 1), mine, atol=1e-4, rtol=0)

@@ -29,7 +29,7 @@ class Applications(Diffusion):
             eps = noise.randn(*x.shape).to(x.device)
             alpha, sigma = at(self.alpha, t), at(self.sigma, t)
             x_t = alpha * x + sigma * eps
-            _, guess = self.split(full(self.net(x_t, t, y)), x_t, alpha, sigma)
+            _, guess = self.split(full(self.net(self.beside(x_t), t, y)), x_t, alpha, sigma)
             error = error + (eps - guess).square().flatten(1).mean(1)
         return error / times
 
@@ -123,28 +123,38 @@ class Applications(Diffusion):
         *,
         noise: Noise,
         progress: Progress = no_progress,
-        factor: int = 2,
-        steps: int = 50,
-        eta: float = 0.85,
+        factor: int | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
     ) -> Tensor:
-        """DDNM super-resolution (Wang 2022): images [B, C, H, W] whose block means are the small images x.
+        """Images [B, C, H, W] whose block means are the small images x, by DDNM (Wang 2022, arXiv:2212.00490), which takes no
+        training for it: 50 steps with eta .85. A model with a `factor` of its own is told x as well: 10 steps with eta 0.
 
-        x [B, C, h, w], with h a part of H; or of full size, which is first reduced by `factor`.
+        x [B, C, h, w], with h a part of H; or of full size, which is first reduced by `factor` (2, or the model's own). Raises
+        UsageError for sizes that do not fit.
         """
         full = self.data.shape[1:]
-        small = F.avg_pool2d(x, factor) if x.shape[2:] == full else x
-        factor = full[0] // small.shape[2]
-        if tuple(s * factor for s in small.shape[2:]) != tuple(full):
-            raise UsageError(f"images of {tuple(small.shape[2:])} pixels are no whole part of {tuple(full)}")
-        inner = self.denoiser(self.known_labels(None))
+        if x.shape[2:] == full:
+            by = factor or self.factor or 2
+            if any(side % by for side in full):
+                raise UsageError(f"`factor` {by} does not divide images of {full[0]}×{full[1]}")
+            x = F.avg_pool2d(x, by)
+        by = full[0] // x.shape[2]
+        if tuple(s * by for s in x.shape[2:]) != tuple(full):
+            raise UsageError(f"images of {tuple(x.shape[2:])} pixels are no whole part of {tuple(full)}")
+        if self.factor and by != self.factor:
+            raise UsageError(f"the model was trained to enlarge {self.factor} times, not {by}")
+        steps = steps or (10 if self.factor else 50)
+        eta = (0.0 if self.factor else 0.85) if eta is None else eta
+        inner = self.denoiser(self.known_labels(None), small=x if self.factor else None)
 
-        def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            x0, _ = inner(x, t)
-            gap = small - F.avg_pool2d(x0, factor)
-            x0 = x0 + F.interpolate(gap, scale_factor=factor, mode="nearest")  # A⁺ y + (1 − A⁺ A) x_0 (eq. 13)
+        def denoise(x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            x0, _ = inner(x_t, t)
+            gap = x - F.avg_pool2d(x0, by)
+            x0 = x0 + F.interpolate(gap, scale_factor=by, mode="nearest")  # A⁺ y + (1 − A⁺ A) x_0 (eq. 13)
             _, alpha, sigma = self.schedule.level(t)
-            return x0, (x - alpha * x0) / sigma
+            return x0, (x_t - alpha * x0) / sigma
 
-        x = noise.randn(len(small), *self.data.shape).to(small.device)
+        x_T = noise.randn(len(x), *self.data.shape).to(x)
         path = self.schedule.spaced(steps)
-        return self.into_range(samplers.ddim(denoise, x, path, eta=eta, randn=self.fresh(noise, x), progress=progress))
+        return self.into_range(samplers.ddim(denoise, x_T, path, eta=eta, randn=self.fresh(noise, x_T), progress=progress))

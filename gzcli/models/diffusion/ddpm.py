@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
+from gzcli.errors import UsageError
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.nn import UNet
 from gzcli.types import DataInfo
@@ -15,8 +14,9 @@ class DDPM(Applications):
     """The U-Net of Ho 2020, appendix B, in the process that process.py describes.
 
     channels × mult: width of each level, of `layers` residual blocks; attention: the resolutions, in pixels, that have
-    it beside the middle, with heads of `head_dim` channels (None: one head). Raises UsageError for sizes that do not
-    fit, and for a conditional model of data without labels.
+    it beside the middle, with heads of `head_dim` channels (None: one head). factor: for `--do upscale` by so much, see
+    process.py; `train.init` may be a run without it. Raises UsageError for sizes that do not fit, and for a conditional
+    model of data without labels.
     """
 
     paper = "Ho et al. 2020, arXiv:2006.11239"
@@ -41,9 +41,11 @@ class DDPM(Applications):
         time_sampling: Literal["uniform", "stratified"] = "stratified",
         conditional: bool = False,
         label_dropout: float = 0.1,
+        factor: int | None = None,
     ):
         net = UNet.of(
             data,
+            guides=data.shape[0] if factor else 0,
             channels=channels,
             mult=mult,
             attention=attention,
@@ -65,19 +67,14 @@ class DDPM(Applications):
             time_sampling=time_sampling,
             conditional=conditional,
             label_dropout=label_dropout,
+            factor=factor,
         )
 
     def to_diffusers(self) -> Any:
         """A `DDIMPipeline` of the same weights and schedule. That of a conditional model is for its parts: the pipeline itself
         knows no labels."""
-        from diffusers import DDIMPipeline, DDIMScheduler
+        from diffusers import DDIMPipeline
 
-        alpha_bar = np.append(1.0, self.schedule.alpha**2)
-        scheduler = DDIMScheduler(
-            num_train_timesteps=self.timesteps,
-            trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
-            prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[self.prediction],
-            clip_sample=self.data.levels is not None,
-            timestep_spacing="trailing",
-        )
-        return DDIMPipeline(unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=scheduler)
+        if self.factor:
+            raise UsageError("diffusers has no pipeline for a `model.factor`")
+        return DDIMPipeline(unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler())

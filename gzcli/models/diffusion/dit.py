@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.nn.dit import DiTNet
@@ -37,7 +37,13 @@ class DiT(Applications):
         label_dropout: float = 0.1,
     ):
         net = DiTNet(
-            data.shape, width=width, layers=layers, heads=heads, patch=patch, classes=len(data.classes) if conditional else 0
+            data.shape,
+            width=width,
+            layers=layers,
+            heads=heads,
+            patch=patch,
+            classes=len(data.classes) if conditional else 0,
+            freq_shift=1.0,  # as diffusers has it
         )
         super().__init__(
             data,
@@ -52,3 +58,9 @@ class DiT(Applications):
             conditional=conditional,
             label_dropout=label_dropout,
         )
+
+    def to_diffusers(self) -> Any:
+        """A `DiTPipeline` of the same weights and schedule, for its parts: without an autoencoder it draws no pictures."""
+        from diffusers import DiTPipeline
+
+        return DiTPipeline(transformer=self.net.to_diffusers(), vae=None, scheduler=self.to_scheduler())

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from gzcli.models.guided import Returning, stratified
 from gzcli.models.nn import full
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
+HIDDEN = 0.1  # share of small images that the training of an enlarging model hides
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
@@ -29,7 +31,9 @@ class Diffusion(Returning):
     net(x [B, C, H, W], t [B], y, drop) → [B, C, H, W]; y: labels or None = unknown, drop [B]: rows of unknown label.
     zero_snr: the last level is pure noise (Lin 2023). min_snr: γ of min-SNR-γ weights (Hang 2023), None = the plain
     loss of `prediction` (Ho 2020, eq. 14). time_sampling "stratified": one time from each of the batch's equal shares
-    of 0 … T − 1. Raises UsageError for settings that contradict each other.
+    of 0 … T − 1. factor: the network sees a small image beside the noised one, which it is to enlarge so many times (as SR3,
+    Saharia 2021, arXiv:2104.07636), hidden in a share HIDDEN of training so that it also does without. Raises UsageError
+    for settings that contradict each other.
     """
 
     likelihood = "bound"
@@ -49,15 +53,19 @@ class Diffusion(Returning):
         time_sampling: str,
         conditional: bool,
         label_dropout: float,
+        factor: int | None = None,
     ):
         super().__init__(data, net, conditional=conditional, label_dropout=label_dropout)
+        if factor and any(side % factor for side in data.shape[1:]):
+            raise UsageError(f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
+                             hint="set `model.factor` to a divisor of their side")  # fmt: skip
         if zero_snr and prediction == "eps":
             raise UsageError(
                 "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about the image",
                 hint="set `model.prediction` to `v` or `x0`",
             )
         self.timesteps, self.prediction, self.loss_type, self.min_snr = timesteps, prediction, loss_type, min_snr
-        self.time_sampling = time_sampling
+        self.time_sampling, self.factor = time_sampling, factor
         self.schedule = Schedule(schedule, timesteps, zero_snr=zero_snr)
         for name in ("alpha", "sigma", "snr"):
             table = torch.as_tensor(getattr(self.schedule, name), dtype=torch.float32)
@@ -72,7 +80,11 @@ class Diffusion(Returning):
         alpha, sigma = at(self.alpha, t), at(self.sigma, t)
         x_t = alpha * x + sigma * eps
         target = {"eps": eps, "x0": x, "v": alpha * eps - sigma * x}[self.prediction]
-        out = full(self.net(x_t, t, y, drop))
+        small = None
+        if self.factor:
+            shown = noise.rand(n).to(x) >= HIDDEN
+            small = shown[:, None, None, None] * F.avg_pool2d(x, self.factor)
+        out = full(self.net(self.beside(x_t, small), t, y, drop))
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
@@ -88,6 +100,14 @@ class Diffusion(Returning):
             u = stratified(u, noise)
         return (u * self.timesteps).long().clamp_(max=self.timesteps - 1)
 
+    def beside(self, x: Tensor, small: Tensor | None = None) -> Tensor:
+        """What the network sees of x: itself or, in a model with a `factor`, the enlarged small image [B, C, h, w] with it."""
+        if not self.factor:
+            return x
+        if small is None:
+            return torch.cat([x, torch.zeros_like(x)], 1)
+        return torch.cat([x, F.interpolate(small, size=x.shape[2:], mode="bicubic", align_corners=False)], 1)
+
     # ----------------------------------------------------------------------------------------------------- denoising
 
     def split(self, out: Tensor, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -100,7 +120,7 @@ class Diffusion(Returning):
 
     def estimate(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_0, in the range of images, from noised images x at integer times t [B], each its own."""
-        return self.into_range(self.split(full(self.net(x, t, y)), x, at(self.alpha, t), at(self.sigma, t))[0])
+        return self.into_range(self.split(full(self.net(self.beside(x), t, y)), x, at(self.alpha, t), at(self.sigma, t))[0])
 
     def denoiser(
         self,
@@ -110,15 +130,17 @@ class Diffusion(Returning):
         interval: tuple[float, float] = (0.0, 1.0),
         clip: bool = True,
         dynamic: float | None = None,
+        small: Tensor | None = None,
     ) -> samplers.Denoise:
-        """The `denoise(x, t)` that samplers call; options as in `sample`. One pass of a doubled batch if guided."""
+        """The `denoise(x, t)` that samplers call; options as in `sample`. One pass of a doubled batch if guided. small: the
+        images that a model with a `factor` is to enlarge."""
         self.check_guidance(guidance, y)
 
         def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
             _, alpha, sigma = self.schedule.level(t)
             time = x.new_full((len(x),), t)
             scale = guidance if interval[0] <= t / self.timesteps <= interval[1] else 1.0
-            out = self.guided(x, time, y, scale)
+            out = self.guided(self.beside(x, small), time, y, scale)
             x0, eps = self.split(out, x, alpha, sigma)
             if not clip or self.data.levels is None:
                 return x0, eps
@@ -221,6 +243,19 @@ class Diffusion(Returning):
             kl = at(scale, t) * (x - x0).square() + at(offset, t)
             total = total - (high - low) * kl.flatten(1).sum(1)
         return total
+
+    def to_scheduler(self) -> Any:
+        """The `DDIMScheduler` of diffusers with this schedule."""
+        from diffusers import DDIMScheduler
+
+        alpha_bar = np.append(1.0, self.schedule.alpha**2)
+        return DDIMScheduler(
+            num_train_timesteps=self.timesteps,
+            trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
+            prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[self.prediction],
+            clip_sample=self.data.levels is not None,
+            timestep_spacing="trailing",
+        )
 
     def noised(self, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """A draw of q(x_t | x_0 = x) (Ho 2020, eq. 4)."""

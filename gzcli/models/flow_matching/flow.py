@@ -8,7 +8,6 @@ Times run from noise at t = 0 to data at t = 1; images are made by solving dx/dt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,7 +18,7 @@ from gzcli.errors import UsageError
 from gzcli.models.flow_matching.coupling import coupled
 from gzcli.models.guided import Returning, stratified
 from gzcli.models.nn import full
-from gzcli.models.nn.ode import Velocity, solve, solve_adaptive, with_divergence
+from gzcli.models.nn.ode import Velocity, log_density, solve, solve_adaptive
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "adaptive"]
@@ -154,23 +153,11 @@ class FlowMatching(Returning):
         tolerance: float = 1e-4,
         probes: int = 1,
     ) -> Tensor:
-        """[B] nats of the discrete image by the change of density along the flow from data to noise (appendix C).
+        """[B] nats of the discrete image by the flow from data to noise (appendix C), see nn/ode.py. Raises UsageError for
+        latents."""
 
-        The divergence by Hutchinson's estimate of `probes` Rademacher vectors, so that the value is right on average; grey
-        levels are dequantised uniformly, which makes of it a bound. Raises UsageError for latents.
-        """
-        if self.data.levels is None:
-            raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
-        n, size, width = len(x), x[0].numel(), 2 / (self.data.levels - 1)  # of a grey level
-        y = self.known_labels(labels)
-        x = x + width * (noise.rand(*x.shape).to(x) - 0.5)
-        total = 0.0
-        for _ in range(probes):
-            v = 2.0 * noise.randint(2, n, size).to(x) - 1
-            g = with_divergence(self.velocity(y), self.data.shape)
-            state = torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1)
-            state = self.flow(g, state, 1.0, 0.0, solver=solver, steps=steps, tolerance=tolerance)
-            z, gained = state[:, :size].double(), state[:, -1].double()
-            # along the way from data to noise log p changes by `gained`, and ends as the density of noise
-            total = total - 0.5 * (z.square().sum(1) + size * math.log(2 * math.pi)) - gained
-        return (total / probes + size * math.log(width)).to(x)
+        def carry(g: Velocity, state: Tensor) -> Tensor:
+            return self.flow(g, state, 1.0, 0.0, solver=solver, steps=steps, tolerance=tolerance)
+
+        f, levels = self.velocity(self.known_labels(labels)), self.data.levels
+        return log_density(f, carry, x, levels=levels, noise=noise, probes=probes)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from gzcli.errors import UsageError
 from gzcli.models.nn import UNet
-from gzcli.models.nn.ode import solve_adaptive, with_divergence
+from gzcli.models.nn.ode import Velocity, log_density, solve_adaptive
 from gzcli.models.score.applications import Applications
 from gzcli.models.score.score import Prediction, Times, Weighting
 from gzcli.models.score.sde import VE, VP, SubVP
@@ -87,25 +84,12 @@ class SGM(Applications):
         tolerance: float = 1e-4,
         probes: int = 1,
     ) -> Tensor:
-        """[B] nats of the discrete image by the change of density along the ODE from data to noise (eq. 39).
+        """[B] nats of the discrete image by the ODE from data to noise, see nn/ode.py. Raises UsageError for latents."""
 
-        The divergence by Hutchinson's estimate of `probes` Rademacher vectors, so that the value is right on average; grey
-        levels are dequantised uniformly, which makes of it a bound. Raises UsageError for latents.
-        """
-        if self.data.levels is None:
-            raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
-        n, size, width = len(x), x[0].numel(), 2 / (self.data.levels - 1)  # of a grey level
-        g = with_divergence(self.velocity(self.known_labels(labels)), self.data.shape)
-        x = x + width * (noise.rand(*x.shape).to(x) - 0.5)
-        total = 0.0
-        for _ in range(probes):
-            v = 2.0 * noise.randint(2, n, size).to(x) - 1
-            state = torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1)
+        def carry(g: Velocity, state: Tensor) -> Tensor:
             if solver == "adaptive":
-                state = solve_adaptive(g, state, self.sde.start, 1.0, rtol=tolerance, atol=tolerance)
-            else:
-                state = self.flow(g, state, steps=steps)
-            z, gained = state[:, :size].double() / self.prior_std, state[:, -1].double()
-            # along the way from data to noise log p changes by `gained`, and ends as the density of noise
-            total = total - 0.5 * z.square().sum(1) - size * math.log(self.prior_std * math.sqrt(2 * math.pi)) - gained
-        return (total / probes + size * math.log(width)).to(x)
+                return solve_adaptive(g, state, self.sde.start, 1.0, rtol=tolerance, atol=tolerance)
+            return self.flow(g, state, steps=steps)
+
+        f, levels = self.velocity(self.known_labels(labels)), self.data.levels
+        return log_density(f, carry, x, levels=levels, noise=noise, probes=probes, std=self.prior_std)

@@ -1,0 +1,225 @@
+"""Parts of `make bench`: a step of ours against other packages' on equal nets. They are of `pip install -e '.[peers]'`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from timing import compare, interleaved, row
+
+
+def peers() -> None:
+    """A training step against the peers' packages with equal nets (`pip install 'gzcli[peers]'`)."""
+    import torch
+
+    from gzcli.models import catalog
+    from gzcli.models.normalizing_flow.nets import ResNet
+    from gzcli.types import Batch, BatchNoise, DataInfo
+
+    info, n = DataInfo((1, 28, 28)), 32
+    images = torch.rand(n, 1, 28, 28)
+
+    def ours(name: str, batch: Batch, **options) -> Callable[[], None]:
+        model = catalog.load(name)(info, **options).train()
+        batch.extra |= model.prepare(batch) if hasattr(model, "prepare") else {}
+        model.on_start(batch)
+        return stepper(model, lambda: model.loss(batch)["loss"])
+
+    class Unconditional(torch.nn.Module):
+        """A net as nflows calls it: with a context, which is None."""
+
+        def __init__(self, net: torch.nn.Module):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, context=None):
+            return self.net(x)
+
+    def batch(size: int = n) -> Batch:
+        x = images[torch.arange(size) % n] * 2 - 1
+        return Batch(x, None, torch.arange(size), BatchNoise(0, 0, "main", total=size))
+
+    import normflows
+    from nflows import flows, transforms
+    from nflows.distributions.normal import StandardNormal
+    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+
+    levels, merges, priors = [], [], []
+    for i, (channels, side) in enumerate(((8, 7), (4, 14))):  # from the latents to the data
+        blocks = [normflows.flows.GlowBlock(channels, 64, split_mode="channel", scale=True) for _ in range(8)]
+        levels.append([*blocks, normflows.flows.Squeeze()])
+        merges += [normflows.flows.Merge()] if i else []
+        priors.append(normflows.distributions.DiagGaussian((channels if i == 0 else channels // 2, side, side)))
+    glow = normflows.MultiscaleFlow(priors, levels, merges, transform=normflows.transforms.Logit(1e-6))
+    theirs = stepper(glow, lambda: -glow.log_prob(images, None).mean())
+    compare("glow, 2 × 8 steps, 64 channels: normflows", ours("glow", batch(), logit=1e-6), theirs)
+
+    couplings = [transforms.SqueezeTransform()]
+    for k in range(8):
+        mask = torch.tensor([1.0, -1.0, -1.0, 1.0]) * (-1) ** k
+        couplings.append(transforms.AffineCouplingTransform(mask, lambda i, o: Unconditional(ResNet(i, o, 32, 2))))
+    net = flows.Flow(transforms.CompositeTransform(couplings), StandardNormal([4, 14, 14]))
+    theirs = stepper(net, lambda: -net.log_prob(images).mean())
+    mine = ours("realnvp", batch(), scales=1, couplings=7, hidden=32, blocks=2, batch_norm=False, logit=0.0)
+    compare("realnvp, 8 couplings: nflows", mine, theirs)
+
+    info.shape, size = (1, 32, 32), 64
+    images = torch.rand(n, 1, 32, 32)
+    tokenizer = catalog.load("vqvae")(info, hidden=32, down=2, codes=128, dim=16)
+    gpt = AutoregressiveWrapper(
+        TransformerWrapper(num_tokens=128, max_seq_len=65, attn_layers=Decoder(dim=128, depth=4, heads=4, attn_dim_head=32))
+    )
+    codes = torch.randint(128, (size, 65))
+    theirs = stepper(gpt, lambda: gpt(codes))
+    mine = ours("transformer", batch(size), tokenizer=tokenizer, width=128, layers=4, heads=4)
+    compare("transformer, 64 × 64 codes: x-transformers", mine, theirs)
+
+
+def pythae() -> None:
+    """A step of vae and aae against pythae's on the same networks, each with its own optimizers."""
+    import torch
+    from pythae.models import VAE, Adversarial_AE, Adversarial_AE_Config, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
+
+    from gzcli.models import catalog
+    from gzcli.models.vae.nets import MLPDecoder, MLPEncoder
+    from gzcli.types import Batch, BatchNoise, DataInfo
+
+    shape, latent, n = (1, 28, 28), 16, 128
+    x = torch.rand(n, *shape).round()
+    batch = Batch(2 * x - 1, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
+
+    class Encode(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.net = MLPEncoder(shape, (512, 512), 2 * latent)
+
+        def forward(self, x):
+            mu, logvar = self.net(x).chunk(2, 1)
+            return ModelOutput(embedding=mu, log_covariance=logvar)
+
+    class Decode(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.net = MLPDecoder(shape, (512, 512), latent, 1)
+
+        def forward(self, z):
+            return ModelOutput(reconstruction=self.net(z).sigmoid())
+
+    class Judge(BaseDiscriminator):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(latent, 256), torch.nn.GELU(), torch.nn.Linear(256, 256),
+                                           torch.nn.GELU(), torch.nn.Linear(256, 1), torch.nn.Sigmoid())  # fmt: skip
+
+        def forward(self, z):
+            return ModelOutput(embedding=self.net(z))
+
+    def theirs(model, losses: dict[str, list]) -> Callable[[], None]:
+        optimizers = [torch.optim.Adam(params) for params in losses.values()]
+
+        def step() -> None:
+            out = model({"data": x})
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            for name in losses:
+                getattr(out, name).backward(retain_graph=len(losses) > 1)
+            for optimizer in optimizers:
+                optimizer.step()
+
+        return step
+
+    def ours(name: str, **options) -> Callable[[], None]:
+        model = catalog.load(name)(DataInfo(shape, 2), net="mlp", hidden=(512, 512), latent=latent, **options)
+        phases = [(phase.name, phase.parameters()) for phase in model.phases()]
+        optimizers = {name: torch.optim.Adam(params, fused=True) for name, params in phases}
+
+        def step() -> None:
+            for name, params in phases:
+                for other, rest in phases:
+                    torch.nn.ParameterList(rest).requires_grad_(other == name)
+                model.loss(batch, name)["loss"].backward()
+                optimizers[name].step()
+                torch._foreach_zero_([p.grad for p in params])
+
+        return step
+
+    config = {"input_dim": shape, "latent_dim": latent, "reconstruction_loss": "bce"}
+    model = VAE(VAEConfig(**config), Encode(), Decode())
+    compare("vae: pythae", ours("vae"), theirs(model, {"loss": list(model.parameters())}))
+    model = Adversarial_AE(Adversarial_AE_Config(**config), Encode(), Decode(), Judge())
+    parts = {"autoencoder_loss": [*model.encoder.parameters(), *model.decoder.parameters()],
+             "discriminator_loss": list(model.discriminator.parameters())}  # fmt: skip
+    compare("aae: pythae", ours("aae", posterior="gaussian", code_weight=1.0), theirs(model, parts))
+
+
+def diffusion() -> None:
+    """A training step of ddpm and its sampling against diffusers' and denoising-diffusion-pytorch's, on the same weights."""
+    import torch
+    from denoising_diffusion_pytorch import GaussianDiffusion
+    from diffusers import DDIMPipeline
+    from torch.nn import functional as F
+
+    from gzcli.models import catalog
+    from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
+
+    n = 16
+    x = 2 * torch.rand(n, 1, 28, 28) - 1
+    batch = Batch(x, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
+    model = catalog.load("ddpm")(DataInfo((1, 28, 28)), prediction="eps", schedule="linear")
+    for p in model.parameters():  # off the start at zero
+        p.data += 0.02 * torch.randn_like(p)
+    pipeline: DDIMPipeline = model.to_diffusers()
+    pipeline.set_progress_bar_config(disable=True)
+
+    class Net(torch.nn.Module):
+        """Our U-Net as denoising-diffusion-pytorch calls it."""
+
+        channels = out_dim = 1
+        self_condition = random_or_learned_sinusoidal_cond = False
+
+        def __init__(self):
+            super().__init__()
+            self.net = catalog.load("ddpm")(DataInfo((1, 28, 28))).net
+            self.net.load_state_dict(model.net.state_dict())
+
+        def forward(self, x, t, x_self_cond=None):
+            return self.net(x, t)
+
+    other = GaussianDiffusion(Net(), image_size=28, objective="pred_noise", beta_schedule="linear", sampling_timesteps=20)
+
+    def by_diffusers() -> torch.Tensor:
+        noise, t = torch.randn_like(x), torch.randint(1000, (n,))
+        return F.mse_loss(pipeline.unet(pipeline.scheduler.add_noise(x, noise, t), t).sample, noise)
+
+    compare(
+        "ddpm, a step of 16: diffusers", stepper(model, lambda: model.loss(batch)["loss"]), stepper(pipeline.unet, by_diffusers)
+    )
+    mine = stepper(model, lambda: model.loss(batch)["loss"])
+    compare("ddpm, a step of 16: denoising-diffusion-pytorch", mine, stepper(other, lambda: other(0.5 * x + 0.5)))
+    model.eval(), pipeline.unet.eval(), other.eval()
+
+    def draw() -> torch.Tensor:
+        return model.sample(n, noise=ImageNoise(0, range(n)), sampler="ddim", steps=20, spacing="trailing")
+
+    for name, theirs in (
+        ("diffusers", lambda: pipeline(batch_size=n, num_inference_steps=20, output_type="np")),
+        ("denoising-diffusion-pytorch", lambda: other.sample(batch_size=n)),
+    ):
+        with torch.inference_mode():
+            a, b, ratio = interleaved(draw, theirs, 5)
+        row(f"16 images, 20 DDIM steps: {name}", f"{a:.2f} s, theirs {b:.2f}: {1 / ratio:.2f} ×", "≥ .97 ×", 1 / ratio >= 0.97)
+
+
+def stepper(model, loss: Callable) -> Callable[[], None]:
+    """A step of AdamW on `loss()`."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
