@@ -26,7 +26,7 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
     found = resolve(case.model, data=data or case.data, sets=(*QUICK, *sets), flags={"train.steps": steps})
     if found.cards:  # the first stage by itself
         found.tree = next(iter(trees(found.tree).values()))
-    found.tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.options.items()}
+    found.tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.settings.items()}
     found.tree["sample"] |= case.sample
     found.tree["train"] |= {"batch_size": case.batch, "precision": "fp32"}
     found.tree["optim"]["lr"] = case.lr

@@ -216,7 +216,8 @@ def test_every_kind_of_set(case, kind):
     y = {"rgb": torch.arange(6) % 3, "multi-label": torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()}.get(kind)
     noise = BatchNoise(SEED, 0, "main", total=6)
     x = quantise(u8, info.levels, noise)
-    batch = prepared(model, Batch(x, y, torch.arange(6), noise, {"b": x.flip(0)} if "b" in model.needs else {}))
+    extra = {"b": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * 6}
+    batch = prepared(model, Batch(x, y, torch.arange(6), noise, {key: extra[key] for key in model.needs if key in extra}))
     with torch.no_grad():
         model.on_start(batch)
     for phase in model.phases():

@@ -350,7 +350,7 @@ def test_a_tree_has_every_key(write):
     card = catalog.card("wgan")
     assert list(tree["model"]) == ["name", *card.params]
     assert list(tree["sample"]) == list(card.sample)
-    keys = "steps minutes batch_size accumulate precision ema clip compile deterministic log_every sample_every eval_every"
+    keys = "steps minutes batch_size accumulate precision ema clip compile deterministic log_every sample_every samples eval_every"
     assert list(tree["train"]) == [*keys.split(), "checkpoint_every", "keep", "best", "init"]
     assert list(tree["data"]) == ["name", "size", "channels", "levels", "latent", "augment", "n"]
     assert list(tree["optim"]) == ["name", "lr", "betas", "eps", "weight_decay", "warmup", "schedule", "critic"]

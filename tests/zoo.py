@@ -23,6 +23,18 @@ class Case:
     quiet: bool = False  # the loss draws nothing that shows at once
     data: str = "digits"
     stages: dict[str, Case] = field(default_factory=dict)  # the models that it is given
+    base: str = "sd"  # the kind of the tiny pipeline that is tuned, by a model that tunes one
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options, and the folder of the base where the model tunes one."""
+        from gzcli.models import catalog
+
+        if "base" not in catalog.card(self.model).params:
+            return self.options
+        import tiny_sd
+
+        return {"base": tiny_sd.base(self.base), **self.options}
 
     @property
     def conditional(self) -> bool:
@@ -43,10 +55,11 @@ class Case:
         for p in (p for stage in stages.values() for p in stage.parameters()):  # off its start at zero, which says nothing
             p.data += 0.1 * torch.randn_like(p)
         torch.manual_seed(seed)
-        return catalog.load(self.model)(info, **self.options, **stages)
+        return catalog.load(self.model)(info, **self.settings, **stages)
 
     def __str__(self) -> str:
-        return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
+        kind = "" if self.base == "sd" else f"-{self.base}"
+        return self.model + kind + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
 
 
 HVAE = {"channels": (8, 16, 16), "groups": (0, 1, 1), "cells": (0, 1, 1), "latent": 4, "mixture": 3}
@@ -56,8 +69,14 @@ DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 REFINENET = {"width": 8, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
 
 DIT = {"width": 32, "layers": 2, "heads": 2, "patch": 4}
+ZIGMA = {"width": 32, "layers": 4, "patch": 4, "state": 4}
 RF = Case("rf", DIT, lr=3e-3, batch=8, sample={"steps": 3})
 RF_LABELS = Case("rf", DIT | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0})
+
+# untrained, whose output is zero, all but the prediction of x0 inverts to what it reconstructs exactly
+DIFFAE_OPTIONS = DDPM | {"latent": 8, "encoder_mult": (1, 2), "prediction": "x0"}
+DIFFAE = Case("diffae", DIFFAE_OPTIONS, lr=1e-2, batch=8, sample={"steps": 4}, quiet=True)  # its classifier draws nothing
+LATENT = {"width": 64, "layers": 3, "timesteps": 20}
 
 VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "dim": 8}, lr=3e-3, quiet=True)
 VQGAN = {"channels": 8, "mult": (1, 1, 2), "groups": 4, "codes": 32, "dim": 8, "disc_width": 8, "perceptual": "none"}
@@ -101,9 +120,21 @@ CASES = [
     Case("flowpp", FLOWPP, lr=3e-3, batch=16),
     Case("ddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4}),
     Case("ddpm", DDPM | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
+    Case("ddpm", DDPM | {"factor": 2}, lr=3e-3, batch=8, sample={"steps": 4}),
     Case("cddpm", DDPM, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
     Case("dit", DIT | {"timesteps": 20}, lr=3e-3, batch=8, sample={"steps": 4, "guidance": 2.0}),
     Case("dit", DIT | {"timesteps": 20, "conditional": False}, lr=3e-3, batch=8, sample={"steps": 4}),
+    DIFFAE,
+    Case("latent_prior", LATENT, lr=3e-3, sample={"steps": 3, "code_steps": 4}, stages={"autoencoder": DIFFAE}),
+    Case(
+        "latent_prior",
+        LATENT | {"conditional": True},
+        lr=3e-3,
+        sample={"steps": 3, "code_steps": 4, "guidance": 2.0},
+        stages={"autoencoder": DIFFAE},
+    ),
+    Case("zigma", ZIGMA, lr=3e-3, batch=8, sample={"steps": 3}),
+    Case("zigma", ZIGMA | {"conditional": True, "patch": 2}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
     Case("fm", FM, lr=3e-3, batch=8, sample={"steps": 3}),
     Case("fm", FM | {"conditional": True, "time_sampling": "uniform", "sigma_min": 0.01}, lr=3e-3, batch=8, sample={"steps": 3}),
     Case("cfm", FM | {"coupling": "ot"}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
@@ -142,4 +173,8 @@ CASES = [
     Case("transformer", PRIOR | {"conditional": True}, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE}),
     Case("maskgit", PRIOR, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
     Case("maskgit", PRIOR | {"conditional": True}, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
+    Case("sd_lora", {"rank": 8}, lr=1e-2, batch=8, sample={"steps": 3}, data="digits-captioned"),
+    Case("sd_lora", {"text_lora": True}, lr=1e-2, batch=8, sample={"steps": 3}, data="digits-captioned", base="sdxl"),
+    Case("controlnet", lr=3e-3, batch=8, sample={"steps": 3}, data="digits-captioned"),
+    Case("instructpix2pix", lr=3e-3, batch=8, sample={"steps": 3}, data="digits-edited"),
 ]

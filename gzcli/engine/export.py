@@ -17,7 +17,8 @@ from gzcli.store.runs import Run
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes the averaged weights of `job["run"]` into `job["out"]`. Returns the JSON of `gz runs export`.
 
-    job: {run, checkpoint, to, out}. A model with a method `to_diffusers` can be exported: it returns a pipeline.
+    job: {run, checkpoint, to, out}. A model with a method `to_diffusers` can be exported: it returns a pipeline, or what else
+    has a `save_pretrained`, with the method that loads it as `loaded_by` if that is another.
     Raises UsageError for one without.
     """
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
@@ -25,5 +26,6 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         raise UsageError(f"`{trained.name}` has no counterpart in diffusers", hint="gz list models --can export")
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(job["out"])
-    log.info(f"diffusers loads it by `{type(pipeline).__name__}.from_pretrained({job['out']!r})`")
+    loaded_by = getattr(pipeline, "loaded_by", f"{type(pipeline).__name__}.from_pretrained")
+    log.info(f"diffusers loads it by `{loaded_by}({job['out']!r})`")
     return {"run": trained.run.owner.id, "to": job["to"], "path": job["out"], "pipeline": type(pipeline).__name__}

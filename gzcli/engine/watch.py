@@ -82,7 +82,7 @@ class Watch:
         if (due["checkpoint"] or last) and not self.bad():
             self.t.save(step)
         if due["sample"] or last:
-            self.picture(step, 64 if last else GRID)
+            self.picture(step, self.t.train.get("samples") or (64 if last else GRID))
         if last:
             self.t.finish()
         if (last or due["sample"]) and self.t.rank == 0 and (self.run.path / "metrics.jsonl").exists():

@@ -59,6 +59,7 @@ TRAIN: Rules = {
     "deterministic": Rule("bool", False),
     "log_every": Rule("int", 50, "1 or more"),
     "sample_every": Rule("int | None", None, "0 or more"),  # null: the engine decides; 0: never
+    "samples": Rule("int | None", None, "1 or more"),  # of a grid; null: 36, 64 at the end
     "eval_every": Rule("int | None", None, "0 or more"),
     "checkpoint_every": Rule("int | None", None, "0 or more"),
     "keep": Rule("int", 2, "1 or more"),
