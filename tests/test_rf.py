@@ -134,8 +134,8 @@ def test_a_student_starts_as_its_teacher_and_learns_alone():
 def test_pairs_have_noise_of_their_own():
     """Samples from the noise of training pairs would be those pairs, and so would held-out losses."""
     pack = open_pack("digits")
-    t = SimpleNamespace(pack=pack, info=pack.info(), device=torch.device("cpu"), tree={"seed": 0, "data": {"augment": None}})
-    drawn = next(prepare._batches(t, range(4))).noise.randn(4, 8)
+    t = SimpleNamespace(data=pack, info=pack.info(), device=torch.device("cpu"), tree={"seed": 0}, augment=())
+    drawn = next(prepare._rows(t, range(4))).noise.randn(4, 8)
     assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
 
 
