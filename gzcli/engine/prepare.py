@@ -91,6 +91,8 @@ def write_maps(
 
 def _fill(t: Trainer, part: Path, index: range, split: str, rows, make, title: str) -> None:
     maps: dict[str, np.ndarray] = {}
+    if not any(part.glob("*.npy")):  # nothing was made of the first image
+        return
     with t.log.bar(title) as progress:
         for batch in rows(split, index) if len(index) else ():
             where = batch.index.cpu().numpy()
