@@ -135,6 +135,21 @@ def test_the_error_of_samplers_falls_with_the_square_of_their_steps(sampler):
 
 
 @pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize(("solver", "calls", "order"), [("euler", 1, 1), ("midpoint", 2, 2), ("heun", 2, 2), ("rk4", 4, 4)])
+def test_the_error_of_ode_solvers_falls_at_their_order(solver, calls, order):
+    model, errors = exact(), []
+    first, top, mean = model.sde.level(model.sde.start), model.sde.level(1.0), model.net.mean.detach()
+    std = lambda e: math.hypot(0.3 * e.alpha, e.sigma)  # noqa: E731
+    known = first.alpha * mean + std(first) / std(top) * (top.sigma * noise(50).randn(50, *INFO.shape) - top.alpha * mean)
+    for steps in (41, 81):
+        model.net.calls = 0
+        x = model.sample(50, noise=noise(50), sampler="ode", solver=solver, steps=steps, spacing="logsnr")
+        assert model.net.calls == calls * (steps - 1)
+        errors.append(float((x - known.clamp(-1, 1)).square().mean().sqrt()))
+    assert errors[1] < 1.4 * 0.5**order * errors[0]
+
+
+@pytest.mark.usefixtures("fp64")
 def test_the_error_of_the_sde_falls_with_its_steps():
     model, errors = exact(), []
     for steps in (20, 80):

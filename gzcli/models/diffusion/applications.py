@@ -23,7 +23,11 @@ class Applications(Diffusion):
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
         """[B]: mean squared error of the network's ε over `times` evenly spaced noise levels."""
-        y, error = self.known_labels(None), 0
+        return self.errors(x, self.known_labels(None), noise, times)
+
+    def errors(self, x: Tensor, y: Tensor | None, noise: Noise, times: int) -> Tensor:
+        """The same given labels y."""
+        error = 0
         for k in range(times):
             t = torch.full((len(x),), int((k + 0.5) * self.timesteps / times), device=x.device)
             eps = noise.randn(*x.shape).to(x.device)

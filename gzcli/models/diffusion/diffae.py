@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from gzcli.errors import UsageError
 from gzcli.models.base import Model, Phase
 from gzcli.models.diffusion import samplers
-from gzcli.models.diffusion.process import Diffusion, at
+from gzcli.models.diffusion.applications import Applications
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
 from gzcli.models.nn import all_mean, full, slerp, spread_labels, ways
@@ -70,7 +70,7 @@ class DiffAE(Model):
         net = CodedUNet.of(data, channels=channels, mult=mult, attention=attention, conditional=False, latent=latent, **sizes)
         self.latent = latent
         self.encoder = Encoder(data, latent, channels=channels, mult=encoder_mult, attention=attention, **sizes)
-        self.diffusion = Diffusion(
+        self.diffusion = Applications(
             replace(data, classes=("z_sem",), multilabel=True),  # to the process, a code [B, latent] is what labels [B, K] are
             net,
             timesteps=timesteps,
@@ -249,15 +249,7 @@ class DiffAE(Model):
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
         """[B]: mean squared error of the network's ε, told z_sem, over `times` evenly spaced noise levels."""
-        process, z, error = self.diffusion, self.encode(x), 0
-        for k in range(times):
-            t = torch.full((len(x),), int((k + 0.5) * process.timesteps / times), device=x.device)
-            eps = noise.randn(*x.shape).to(x)
-            alpha, sigma = at(process.alpha, t), at(process.sigma, t)
-            x_t = alpha * x + sigma * eps
-            guess = process.split(full(process.net(x_t, t, z)), x_t, alpha, sigma)[1]
-            error = error + (eps - guess).square().flatten(1).mean(1)
-        return error / times
+        return self.diffusion.errors(x, self.encode(x), noise, times)
 
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:

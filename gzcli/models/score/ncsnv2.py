@@ -20,7 +20,7 @@ from gzcli.errors import UsageError
 from gzcli.models.score.applications import Applications
 from gzcli.models.score.refinenet import RefineNet
 from gzcli.models.score.samplers import annealed_langevin
-from gzcli.models.score.score import CLEAN
+from gzcli.models.score.score import CLEAN, Solver
 from gzcli.models.score.sde import VE, Spacing
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
@@ -88,6 +88,7 @@ class NCSNv2(Applications):
         step: float | None = None,
         corrector: int = 1,
         snr: float = 0.16,
+        solver: Solver = "adaptive",
         tolerance: float = 1e-4,
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
@@ -111,6 +112,7 @@ class NCSNv2(Applications):
                 spacing=spacing,
                 corrector=corrector,
                 snr=snr,
+                solver=solver,
                 tolerance=tolerance,
                 guidance=guidance,
                 interval=interval,

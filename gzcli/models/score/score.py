@@ -30,6 +30,7 @@ Prediction = Literal["v", "eps"]
 Weighting = Literal["even", "score", "likelihood"]
 Times = Literal["uniform", "cosine"]
 Sampler = Literal["dpm", "heun", "em", "pc", "ode"]
+Solver = Literal["adaptive", "euler", "midpoint", "heun", "rk4"]
 
 SCALE = 1000.0  # the networks were designed for times 0 … 1000
 CLEAN = Level(0.0, 1.0, 0.0)
@@ -157,6 +158,7 @@ class ScoreModel(Returning):
         spacing: Spacing = "karras",
         corrector: int = 1,
         snr: float = 0.16,
+        solver: Solver = "adaptive",
         tolerance: float = 1e-4,
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
@@ -164,7 +166,8 @@ class ScoreModel(Returning):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] from noise.
 
-        Of the ODE: dpm, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), ode, adaptive to `tolerance`.
+        Of the ODE: dpm, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), ode, by a general `solver`: adaptive
+        to `tolerance`, or `steps` − 1 steps of one call (euler), two (midpoint, heun) or four (rk4).
         Of the SDE, which wants hundreds of uniform steps: em, Euler–Maruyama, `steps` calls, and pc, with `corrector`
         Langevin steps of signal-to-noise ratio `snr` between two, steps + corrector · (steps − 1) calls.
         guidance: 1 = the labels as trained, 0 = without them, more = sharper (Ho 2022), within the `interval` of t.
@@ -174,7 +177,10 @@ class ScoreModel(Returning):
         y = self.asked_labels(labels, n)
         if sampler == "ode":
             f = self.velocity(y, guidance, interval)
-            x = solve_adaptive(f, x, 1.0, self.sde.start, rtol=tolerance, atol=tolerance, progress=progress)
+            if solver == "adaptive":
+                x = solve_adaptive(f, x, 1.0, self.sde.start, rtol=tolerance, atol=tolerance, progress=progress)
+            else:
+                x = solve(f, x, [level.t for level in self.sde.spaced(steps, spacing)], solver, progress)
             return self.into_range(x)
         denoise = self.denoiser(y, guidance=guidance, interval=interval, clip=clip)
         path = [*self.sde.spaced(steps, spacing), CLEAN]
