@@ -25,6 +25,7 @@ from gzcli.engine.scores import Scorer, choose
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.detection import detection
+from gzcli.models import catalog
 from gzcli.store import runs
 
 
@@ -42,14 +43,14 @@ def test_result_files_and_figures_agree(trained, tmp_path):
     result = ood.run(job(), tmp_path, torch.device("cpu"), Log())
     assert json.loads((tmp_path / "ood.json").read_text()) == json.loads(json.dumps(result))
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
-    assert list(rows[0]) == ["set", "role", "index", "nll", "typicality", "complexity", "far", "png", "mean", "knn"]
+    assert list(rows[0]) == ["set", "role", "index", "nll", "typicality", "complexity", "far", "png", "mean", "knn_pixels"]
     assert [(row["set"], row["role"]) for row in rows] == [("digits", "in")] * 120 + [("digits-ab", "out")] * 120
     assert [int(row["index"]) for row in rows[:120]] == subset(355, 120).tolist()
     picture = Image.open(tmp_path / "histograms.png")
     assert min(picture.size) > 300
-    names = ["nll", "typicality", "complexity", "far", "png", "mean", "knn"]
+    names = ["nll", "typicality", "complexity", "far", "png", "mean", "knn_pixels"]
     assert [(row["out"], row["score"], row["baseline"]) for row in result["results"]] == [
-        ("digits-ab", name, name in ("png", "mean", "knn")) for name in names
+        ("digits-ab", name, name in ("png", "mean", "knn_pixels")) for name in names
     ]
     for found in result["results"]:  # every figure follows from scores.csv alone
         values = {role: [float(row[found["score"]]) for row in rows if row["role"] == role] for role in ("in", "out")}
@@ -240,3 +241,8 @@ def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monk
     assert 0 < seconds < 1 and (budget, sets) == (300, 3)  # in, out, and validation
     result = ood.run(job(scores=["nll"], n=None, full=True), tmp_path, torch.device("cpu"), Log())
     assert result["results"][0]["n_in"] == 355
+
+
+def test_no_model_has_a_score_of_the_name_of_a_baseline():
+    for card in catalog.cards().values():
+        assert not set(card.scores) & set(ood.BASELINES), card.name

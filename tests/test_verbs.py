@@ -108,7 +108,7 @@ def test_ood_and_its_files():
     done = gz("ood", "first", "--in", "digits", "--out", "digits-ab", "-n", "60", "--score", "elbo,complexity", "--cpu", "--json")
     result = json.loads(done.stdout)
     rows = {(row["out"], row["score"]): row for row in result["results"]}
-    assert {"elbo", "complexity", "png", "mean", "knn"} == {score for _, score in rows}
+    assert {"elbo", "complexity", "png", "mean", "knn_pixels"} == {score for _, score in rows}
     wanted = {"out", "score", "baseline", "auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id", "n_in", "n_out"}
     assert all(wanted <= row.keys() for row in rows.values())
     folder = Path(result["files"]["scores"]).parent

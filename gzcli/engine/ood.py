@@ -26,7 +26,7 @@ from gzcli.store import files
 from gzcli.store.runs import Run, find
 from gzcli.types import Batch
 
-BASELINES = ("png", "mean", "knn")
+BASELINES = ("png", "mean", "knn_pixels")
 BATCH = {"cpu": 64, "mps": 128, "cuda": 256}
 TRIAL = 16  # images on which the scores are timed
 VALIDATION = 2000  # images that scores are fitted on, at most
@@ -137,7 +137,7 @@ def add_baselines(tables: dict[str, dict[str, np.ndarray]], source: Source, home
     distances = baselines.knn_pca(seen, [table["images"] for table in tables.values()])
     for table, distance in zip(tables.values(), distances, strict=True):
         images = table.pop("images")
-        table |= {"png": baselines.png_size(images), "mean": baselines.pixel_mean(images), "knn": distance}
+        table |= {"png": baselines.png_size(images), "mean": baselines.pixel_mean(images), "knn_pixels": distance}
 
 
 def compare(tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str], *,
