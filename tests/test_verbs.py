@@ -140,6 +140,7 @@ def test_bench_and_its_table():
         (["train", "first", "--resume", "--steps", "10"], 2, "the run has done 60, 10 asked for", None),
         (["train", "vae", "--steps", "5", "--minutes", "1"], 2, "exclude each other", None),
         (["train", "vae", "--name", "first"], 2, "the name `first` is taken", "choose another"),
+        (["train", "vae", "--name", "sd_lora"], 2, "the name `sd_lora` is that of a model", "sd_lora-1"),
         (
             ["train", "vae", "--set", "train.batch_size=63", "--cpu", "--processes", "2"],
             2,

@@ -97,6 +97,8 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
         taken = next((run for run in all_runs() if run.alias == alias or run.id == alias), None)
         if taken:
             raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
+        if canonical(alias) in map(canonical, recipe_names()):  # or it would hide the model's recipe ever after
+            raise UsageError(f"the name `{alias}` is that of a model", hint=f"choose another `--name`, as `{alias}-1`")
         if not alias.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise UsageError(f"`--name {alias}` may hold letters, digits, `-`, `_` and `.` only")
     stamp = time.strftime("%Y%m%d-%H%M%S")
