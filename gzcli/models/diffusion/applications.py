@@ -132,7 +132,8 @@ class Applications(Diffusion):
         eta: float | None = None,
     ) -> Tensor:
         """Images [B, C, H, W] whose block means are the small images x, by DDNM (Wang 2022, arXiv:2212.00490), which takes no
-        training for it: 50 steps with eta .85. A model with a `factor` of its own is told x as well: 10 steps with eta 0.
+        training for it: 50 steps with eta .85. A model with a `factor` of its own is told x as well: 4 steps with
+        eta 0, since few stay near the mean of what x may have been.
 
         x [B, C, h, w], with h a part of H; or of full size, which is first reduced by `factor` (2, or the model's own). Raises
         UsageError for sizes that do not fit.
@@ -148,7 +149,7 @@ class Applications(Diffusion):
             raise UsageError(f"images of {tuple(x.shape[2:])} pixels are no whole part of {tuple(full)}")
         if self.factor and by != self.factor:
             raise UsageError(f"the model was trained to enlarge {self.factor} times, not {by}")
-        steps = steps or (10 if self.factor else 50)
+        steps = steps or (4 if self.factor else 50)
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
         inner = self.denoiser(self.known_labels(None), small=x if self.factor else None)
 
