@@ -97,12 +97,11 @@ def absent_weights(recipe: Recipe) -> list[str]:
     """How to fetch what is not here of the models that this one begins with: `model.base` and `data.latent`, ids of the hub."""
     from gzcli.cli.train import whole_trees
     from gzcli.store import runs
-    from gzcli.store.weights import at_hand
+    from gzcli.store.weights import at_hand, is_id
 
     trees = whole_trees(recipe.tree)
     named = {name for tree in trees for name in (tree["model"].get("base"), tree["data"].get("latent")) if isinstance(name, str)}
-    ids = sorted(name for name in named if name.count("/") == 1 and not name.startswith((".", "~", "/")))
-    return [f"`hf download {name}`" for name in ids if not at_hand(name) and not runs.by_name(name)]
+    return [f"`hf download {name}`" for name in sorted(filter(is_id, named)) if not at_hand(name) and not runs.by_name(name)]
 
 
 def ways_to_save(tree: dict[str, Any], plan: Plan) -> list[str]:

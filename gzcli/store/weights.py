@@ -36,7 +36,7 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     hint = f"`hf download {name}` where there is a network (a gated one needs `HF_TOKEN`), or `--set {key}=FOLDER`"
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_id(name):
         raise MissingError(f"`{key}`: there is no folder `{name}`", hint="a folder, or an id of the hub, as `owner/name`")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -48,6 +48,11 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         why = "and `GZ_OFFLINE` is set" if offline() else f"and the hub does not give it ({type(e).__name__})"
         raise MissingError(f"`{key}`: the weights of `{name}` are not at hand, {why}", hint=hint) from e
+
+
+def is_id(name: str) -> bool:
+    """Whether a name has the form of a repository of the hub, `owner/name`, and not of a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def at_hand(name: str) -> bool:
