@@ -50,6 +50,11 @@ class Guided(Model):
             raise UsageError("a model trained without label dropout needs labels", hint="set `model.label_dropout`")
         return labels if self.conditional else None
 
+    def to_complete(self, x: Tensor, mask: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The mask of images to be completed, of their middle if None, and their labels: as asked, else unknown."""
+        mask = middle_hidden(x) if mask is None else mask.to(x)
+        return mask, self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance that there can be none of."""
         if guidance != 1 and not (self.conditional and self.label_dropout):

@@ -10,7 +10,7 @@ from gzcli.errors import UsageError
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.process import Diffusion, at
 from gzcli.models.diffusion.schedule import Level
-from gzcli.models.guided import check_strength, middle_hidden
+from gzcli.models.guided import check_strength
 from gzcli.models.nn import full
 from gzcli.types import Noise, Progress, no_progress
 
@@ -105,8 +105,7 @@ class Applications(Diffusion):
 
         Without a mask the middle is hidden, half as high and wide as the image.
         """
-        mask = middle_hidden(x) if mask is None else mask.to(x)
-        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        mask, y = self.to_complete(x, mask, labels)
         found = samplers.repaint(
             self.denoiser(y, guidance=guidance),
             noise.randn(*x.shape).to(x.device),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.flow_matching.flow import FlowMatching
-from gzcli.models.guided import check_strength, middle_hidden
+from gzcli.models.guided import check_strength
 from gzcli.models.nn import slerp, ways
 from gzcli.types import Batch, Noise, Progress, no_progress
 
@@ -70,8 +70,7 @@ class Applications(FlowMatching):
         """
         if steps < 1 or resample < 1:
             raise UsageError("`steps` and `resample` must be 1 or more")
-        mask = middle_hidden(x) if mask is None else mask.to(x)
-        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        mask, y = self.to_complete(x, mask, labels)
         f, total = self.velocity(y, guidance), steps * resample
         state = x0 = noise.randn(*x.shape).to(x)
         for i in range(total):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gzcli.models.diffusion.samplers import dpm, repaint
-from gzcli.models.guided import check_strength, middle_hidden
+from gzcli.models.guided import check_strength
 from gzcli.models.nn import slerp, ways
 from gzcli.models.score.score import CLEAN, ScoreModel
 from gzcli.types import Noise, Progress, no_progress
@@ -63,8 +63,7 @@ class Applications(ScoreModel):
 
         Without a mask the middle is hidden, half as high and wide as the image.
         """
-        mask = middle_hidden(x) if mask is None else mask.to(x)
-        y = self.asked_labels(labels, len(x)) if labels is not None else self.known_labels(None)
+        mask, y = self.to_complete(x, mask, labels)
         found = repaint(
             self.denoiser(y, guidance=guidance),
             self.prior_std * noise.randn(*x.shape).to(x),
