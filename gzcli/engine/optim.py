@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
+from gzcli.engine.muon import Muon
 from gzcli.errors import MissingError, UsageError, did_you_mean
 from gzcli.models.base import Phase
 
@@ -44,13 +45,15 @@ def build(phase: Phase, conf: Mapping[str, Any]) -> Optimizer:
             return AdamW(groups, betas=betas, eps=eps, fused=fused)
         case "adamw8bit":
             return adamw8bit(groups, betas, eps)
+        case "muon":
+            return Muon(groups, betas, eps)
         case "adamax":
             return Adamax(groups, betas=betas, eps=eps, foreach=True)
         case "sgd":
             return SGD(groups, lr=conf["lr"], momentum=betas[0], fused=fused)
         case "rmsprop":
             return RMSprop(groups, alpha=betas[1], eps=eps, foreach=True)
-    raise UsageError(f"no optimizer is called `{conf['name']}`", hint="adam · adamw · adamw8bit · adamax · sgd · rmsprop")
+    raise UsageError(f"no optimizer is called `{conf['name']}`", hint="adam · adamw · adamw8bit · muon · adamax · sgd · rmsprop")
 
 
 def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:

@@ -67,7 +67,7 @@ TRAIN: Rules = {
     "init": Rule("str | None"),
 }
 OPTIM: dict[str, Rule] = {
-    "name": Rule("Literal['adam', 'adamw', 'adamw8bit', 'adamax', 'sgd', 'rmsprop']", "adamw"),
+    "name": Rule("Literal['adam', 'adamw', 'adamw8bit', 'muon', 'adamax', 'sgd', 'rmsprop']", "adamw"),
     "lr": Rule("float", 2e-4, "greater than 0"),
     "betas": Rule("tuple[float, float]", (0.9, 0.999), "in [0, 1)"),
     "eps": Rule("float", 1e-8, "greater than 0"),

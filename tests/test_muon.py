@@ -1,0 +1,95 @@
+"""Muon: beside torch's own, its orthogonal updates beside a singular value decomposition, and what it leaves to AdamW."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gzcli.engine import optim
+from gzcli.engine.muon import Muon, orthogonalised
+from gzcli.models.base import Phase
+
+CONF = {"name": "muon", "lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def descend(net: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int, seed: int = 0) -> list[torch.Tensor]:
+    """The weights after some steps towards random targets."""
+    noise = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        x, y = (torch.randn(256, 40, generator=noise) for _ in range(2))
+        (net(x) - y).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 8), nn.Linear(8, 40))
+
+
+def test_singular_values_become_one_and_their_vectors_stay():
+    torch.manual_seed(0)
+    for shape in ((3, 32, 48), (2, 80, 40)):
+        g = torch.randn(shape) * torch.logspace(0, -1, shape[2])
+        u, _, vh = torch.linalg.svd(g, full_matrices=False)
+        turned = u.mT @ orthogonalised(g) @ vh.mT  # diagonal where the vectors are kept
+        values = turned.diagonal(dim1=1, dim2=2)
+        assert values.min() > 0.6 and values.max() < 1.3
+        assert (turned - torch.diag_embed(values)).abs().max() < 0.05  # bf16
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has none")
+def test_the_steps_are_those_of_torchs_muon_and_adamw():
+    ours, theirs = net(), net()
+    wide = [p for p in theirs.parameters() if p.ndim == 2 and min(p.shape) >= 32]
+    rest = [p for p in theirs.parameters() if not any(p is w for w in wide)]
+    assert len(wide) == 2
+    others = [
+        torch.optim.Muon(wide, lr=3e-3, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.99), weight_decay=0.1),
+    ]
+    for optimizers, model in (([optim.build(Phase("main", ours.parameters()), CONF)], ours), (others, theirs)):
+        torch.manual_seed(1)
+        for _ in range(5):
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)  # of full rank: directions that have no gradient get bf16's rounding
+            for optimizer in optimizers:
+                optimizer.step()
+    for a, b, start in zip(ours.parameters(), theirs.parameters(), net().parameters(), strict=True):
+        assert (a - b).norm() < 0.01 * (b - start).norm()
+
+
+def test_a_kernel_is_stepped_as_its_matrix():
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(32, 16, 3, 3))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn_like(kernel)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    for p in (kernel, matrix):
+        Muon([{"params": [p], "lr": 0.1, "weight_decay": 0.0}], (0.9, 0.99), 1e-8).step()
+    torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=0)
+
+
+def test_it_goes_on_from_its_state():
+    whole, parts = net(), net()
+    build = lambda m: optim.build(Phase("main", m.parameters()), CONF)  # noqa: E731
+    optimizer = build(whole)
+    descend(whole, [optimizer], 3)
+    first = build(parts)
+    descend(parts, [first], 3)
+    second = build(parts)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for a, b in zip(descend(whole, [optimizer], 3, seed=1), descend(parts, [second], 3, seed=1), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_groups_keep_their_rates():
+    a, b = nn.Linear(40, 40), nn.Linear(40, 40)
+    groups = [{"params": list(a.parameters()), "lr_scale": 0.5}, {"params": list(b.parameters()), "weight_decay": 0.3}]
+    optimizer = optim.build(Phase("main", groups), CONF)
+    optim.set_lr(optimizer, CONF | {"warmup": 0, "schedule": "constant"}, 0, 10)
+    found = [(len(g["params"]), g["wide"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+    assert found == [(1, True, 1.5e-3, 0.1), (1, False, 1.5e-3, 0.1), (1, True, 3e-3, 0.3), (1, False, 3e-3, 0.3)]
