@@ -566,8 +566,26 @@ def test_scores_tell_noise_from_data():
         assert a.shape == (40,) and b.min() > a.max(), name
     assert abs(float(model.score_recon(test, noise=ImageNoise(0, range(40))).mean())) < 1  # z-scored
     assert not any("recon" in key for key in model.state_dict())
-    with pytest.raises(UsageError, match="fitted with 4 starts"):
+    with pytest.raises(UsageError, match="fitted with 4 errors"):
         model.score_recon(test, noise=ImageNoise(0, range(40)), starts=3)
+
+
+def test_recon_averages_the_z_scores_of_pixels_and_perceptual_distance():
+    """Of a model that gives back zero, by hand."""
+    model = exact_model(DataInfo((1, 4, 4)), 0.0, 1e-4)
+    x = torch.randn(2, 12, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 4
+    batch = Batch(x[0], None, torch.arange(12), ImageNoise(0, range(12)))
+    model.perceptual = lambda a, b: (a - b).flatten(1).sum(1)
+    model.fit_recon([batch], starts=2, steps=2)
+    square, total = (f(x).double() for f in (lambda x: x.square().flatten(2).mean(2), lambda x: x.flatten(2).sum(2)))
+    z = [(e[1] - e[0].mean()) / e[0].std() for e in (square, total)]
+    score = model.score_recon(x[1], noise=ImageNoise(0, range(12)), starts=2, steps=2)
+    torch.testing.assert_close(score.double(), (z[0] + z[1]) / 2, atol=2e-3, rtol=0)
+    with pytest.raises(UsageError, match="fitted with 4 errors"):
+        model.score_recon(x[1], noise=ImageNoise(0, range(12)), starts=2, steps=2, pixels=True)
+    model.fit_recon([batch], starts=2, steps=2, pixels=True)
+    alone = model.score_recon(x[1], noise=ImageNoise(0, range(12)), starts=2, steps=2, pixels=True)
+    torch.testing.assert_close(alone.double(), z[0], atol=2e-3, rtol=0)
 
 
 def test_scores_of_an_image_stand_alone():

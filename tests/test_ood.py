@@ -26,6 +26,7 @@ from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.detection import detection
 from gzcli.models import catalog
+from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.store import runs
 
 
@@ -159,6 +160,17 @@ def test_fit_sees_validation_images_only(trained, tmp_path):
     seen = torch.cat([batch.x for batch in trained.model.fitted])
     k = (torch.from_numpy(np.array(val[subset(len(val), 30)])).long() * 17) >> 8
     assert torch.allclose(seen, k / 8 - 1)
+
+
+def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tmp_path, monkeypatch):
+    """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""
+    model = DDPM(trained.info, channels=8, mult=(1,), attention=(), timesteps=20)
+    fake_run(tmp_path, monkeypatch, ood, model=model, name="ddpm")
+    asked = [job(run="ddpm", scores=["recon"], n=12, options={"pixels": pixels}) for pixels in (False, True)]
+    with_features, alone = (ood.run(each, tmp_path, torch.device("cpu"), Log()) for each in asked)
+    assert with_features["perceptual"].startswith("lenet ")
+    assert with_features["results"][0]["auroc"] != alone["results"][0]["auroc"]
+    assert ood.run(job(n=12), tmp_path, torch.device("cpu"), Log())["perceptual"] is None
 
 
 def test_scores_that_are_not_finite_name_the_score_and_the_set(trained, tmp_path):

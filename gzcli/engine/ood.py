@@ -19,9 +19,12 @@ from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.engine.scores import Scorer, choose
-from gzcli.errors import DivergedError, UsageError
+from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics import baselines
 from gzcli.metrics.detection import detection
+from gzcli.metrics.features import lenet
+from gzcli.models.guided import Returning
+from gzcli.models.nn import LPIPS
 from gzcli.store import files
 from gzcli.store.runs import Run, find
 from gzcli.types import Batch
@@ -55,6 +58,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     if wrong := sorted(set(job["options"]) & set(scorer.unused)):
         raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
 
+    seen_by = perceive(trained, home, log) if {"recon", "ensemble"} & set(names) else None
     source = Source(trained, job["seed"])
     n, split = job["n"], "val" if home.meta.counts["val"] else "train"  # a tiny set has no validation images
     if n is None and not job["full"]:
@@ -76,7 +80,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         "run": trained.run.owner.id, "in": job["in"], "results": results, "notes": notes(results, packs, benchmark),
         "positive": "out", "benchmark": benchmark and benchmark.name, "seed": job["seed"], "checkpoint": job["checkpoint"],
         "step": trained.step, "levels": trained.images.levels, "shape": list(trained.images.shape),
-        "likelihood": trained.model.likelihood, "background": background and background.run.owner.id,
+        "perceptual": seen_by, "likelihood": trained.model.likelihood, "background": background and background.run.owner.id,
         "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
     }  # fmt: skip
@@ -93,6 +97,20 @@ class Source:
     def batches(self, pack: Pack, split: str, index: np.ndarray, size: int | None = None) -> Iterator[Batch]:
         size = size or BATCH[self.device.type]
         return scan(pack, split, batch_size=size, levels=self.levels, device=self.device, index=index, seed=self.seed)
+
+
+def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
+    """Gives a model whose `recon` asks for it a distance of images beside that of pixels: LPIPS where its weights are at hand,
+    else that of the features of a LeNet of the set. Returns which."""
+    if getattr(type(trained.model), "score_recon", None) is not Returning.score_recon or trained.space is not None:
+        return None
+    try:
+        trained.model.perceptual = LPIPS.from_files().to(trained.device).forward
+        return "lpips"
+    except MissingError:
+        judge = lenet(home, device=trained.device, say=log.info)
+        trained.model.perceptual = judge.distance
+        return f"lenet {judge.hash}"
 
 
 def check_sets(home: Pack, packs: Mapping[str, Pack]) -> None:

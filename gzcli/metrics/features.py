@@ -83,6 +83,12 @@ class LeNetFeatures:
         return self._map(self.net, images).double().numpy()
 
     @torch.no_grad()
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """[B]: mean squared difference of the features of images [B, C, H, W] in [-1, 1]."""
+        a, b = (self.net.features((images + 1) / 2) for images in (x, y))
+        return (a - b).square().mean(1)
+
+    @torch.no_grad()
     def _map(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> Tensor:
         parts = [function(_to_input(images[i : i + self.batch]).to(self.device)).cpu() for i in range(0, len(images), self.batch)]
         return torch.cat(parts)

@@ -5,7 +5,7 @@ y: labels, or None = unknown; drop [B]: rows whose label is unknown (Ho & Salima
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +83,16 @@ class Guided(Model):
 
 
 class Returning(Guided):
-    """What all of them can do by noising images part of the way and denoising them, for which they define `there_and_back`."""
+    """What all of them can do by noising images part of the way and denoising them, for which they define `there_and_back`.
+
+    perceptual: the distance [B] of two batches of images beside that of their pixels, which `gz ood` finds.
+    """
+
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.register_buffer("recon_mean", None, persistent=False)  # [starts], by fit_recon
+        self.register_buffer("recon_mean", None, persistent=False)  # [errors of an image], by fit_recon
         self.register_buffer("recon_std", None, persistent=False)
 
     def there_and_back(
@@ -105,29 +110,33 @@ class Returning(Guided):
         raise NotImplementedError
 
     @torch.no_grad()
-    def score_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
+    def score_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10, pixels: bool = False) -> Tensor:
         """[B]: error of images rebuilt from `starts` noise levels in `steps` steps each (Graham 2023, arXiv:2211.07740).
 
-        Errors are z-scored level by level by `fit_recon`, and averaged; without it they are averaged as they are.
-        Raises UsageError where it was fitted with other `starts`.
+        Errors, of pixels and, unless only `pixels` are asked for, of the `perceptual` distance, are z-scored level by level by
+        `fit_recon`, and averaged; without it they are averaged as they are. Raises UsageError where it was fitted otherwise.
         """
-        errors = self.recon_errors(x, noise, starts, steps)
+        errors = self.recon_errors(x, noise, starts, steps, pixels)
         if self.recon_mean is None:
             return errors.mean(1)
-        if len(self.recon_mean) != starts:
-            raise UsageError(f"`recon` was fitted with {len(self.recon_mean)} starts, not {starts}")
+        if len(self.recon_mean) != errors.shape[1]:
+            raise UsageError(f"`recon` was fitted with {len(self.recon_mean)} errors an image, not {errors.shape[1]}")
         return ((errors - self.recon_mean) / self.recon_std).mean(1)
 
     @torch.no_grad()
-    def fit_recon(self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 10) -> None:
-        """Mean and deviation of each level's error over held-out in-distribution batches."""
-        errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps) for b in batches])
+    def fit_recon(self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 10, pixels: bool = False) -> None:
+        """Mean and deviation of each level's errors over held-out in-distribution batches."""
+        errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps, pixels) for b in batches])
         self.recon_mean, self.recon_std = errors.mean(0), errors.std(0).clamp(min=1e-8)
 
-    def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int) -> Tensor:
-        """[B, starts]: mean squared error after noising to the share k/(starts + 1) of the way and back."""
+    def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
+        """[B, starts or 2 · starts]: mean squared errors after noising to the share k/(starts + 1) of the way and back, then
+        the perceptual distances."""
         back = [self.there_and_back(x, noise, (k + 1) / (starts + 1), steps) for k in range(starts)]
-        return torch.stack([(x - b).square().flatten(1).mean(1) for b in back], 1)
+        errors = [(x - b).square().flatten(1).mean(1) for b in back]
+        if self.perceptual is not None and not pixels:
+            errors += [self.perceptual(x, b) for b in back]
+        return torch.stack(errors, 1)
 
     @torch.no_grad()
     def reconstruct(
