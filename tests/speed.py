@@ -160,7 +160,7 @@ def samplers() -> None:
             return model.sample(8, noise=ImageNoise(0, range(8)), progress=no_progress, sampler=sampler, steps=steps)
 
         full = 20 * timed(lambda: draw("ancestral", 50))
-        few = statistics.median(timed(lambda: draw("dpm", 20)) for _ in range(3))
+        few = statistics.median(timed(lambda: draw("dpmpp", 20)) for _ in range(3))
     row("ddpm, DPM-Solver++ 20 steps", f"{full / few:.0f} × 1,000 ancestral steps", "≈ 50 ×", full / few >= 40)
 
 

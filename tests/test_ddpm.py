@@ -156,7 +156,7 @@ def test_dpm_agrees_with_diffusers(name, theirs, steps):
     want = x
     for t in other.timesteps:
         want = other.step(target(want, float(t))[0], t, want).prev_sample
-    got = samplers.dpm(target, x, schedule.path(other.timesteps.tolist()))
+    got = samplers.dpmpp(target, x, schedule.path(other.timesteps.tolist()))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
@@ -187,7 +187,7 @@ def test_the_noisy_dpm_agrees_with_diffusers(steps):
     for t, eps in zip(other.timesteps, noises, strict=True):
         want = other.step(target(want, float(t))[0], t, want, variance_noise=eps).prev_sample
     left = iter(noises)
-    got = samplers.dpm(target, x, schedule.path(other.timesteps.tolist()), noisy=True, randn=lambda: next(left))
+    got = samplers.dpmpp(target, x, schedule.path(other.timesteps.tolist()), noisy=True, randn=lambda: next(left))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
@@ -219,7 +219,7 @@ def errors_on_gaussian(sampler, steps, **schedule):
 
 
 def test_orders_and_network_calls():
-    for sampler, order, calls in ((samplers.ddim, 1, 20), (samplers.dpm, 2, 20), (samplers.unipc, 3, 20), (samplers.heun, 2, 39)):
+    for sampler, order, calls in ((samplers.ddim, 1, 20), (samplers.dpmpp, 2, 20), (samplers.unipc, 3, 20), (samplers.heun, 2, 39)):
         (coarse, n), (fine, _) = errors_on_gaussian(sampler, 20), errors_on_gaussian(sampler, 40)
         assert n == calls
         assert 1.6**order < coarse / fine < 2.6**order, (sampler.__name__, coarse, fine)
@@ -227,7 +227,7 @@ def test_orders_and_network_calls():
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "ddim-1", "dpm", "dpm-sde", "unipc", "heun", "heun-churn"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "ddim-1", "dpmpp", "dpmpp-sde", "unipc", "heun", "heun-churn"])
 def test_samplers_recover_a_mixture(sampler, zero_snr):
     schedule = Schedule("cosine", 1000, zero_snr=zero_snr)
     means = torch.tensor([[-0.8, 0.5], [0.8, -0.5], [0.6, 0.9]])[:, None, None]  # [K, 1, 1, 2]
@@ -239,8 +239,8 @@ def test_samplers_recover_a_mixture(sampler, zero_snr):
         "ancestral": lambda: samplers.ancestral(target, x, schedule.spaced(250), **randn),
         "ddim": lambda: samplers.ddim(target, x, schedule.spaced(200)),
         "ddim-1": lambda: samplers.ddim(target, x, schedule.spaced(250), eta=1.0, **randn),
-        "dpm": lambda: samplers.dpm(target, x, schedule.spaced(100)),
-        "dpm-sde": lambda: samplers.dpm(target, x, schedule.spaced(250), noisy=True, **randn),
+        "dpmpp": lambda: samplers.dpmpp(target, x, schedule.spaced(100)),
+        "dpmpp-sde": lambda: samplers.dpmpp(target, x, schedule.spaced(250), noisy=True, **randn),
         "unipc": lambda: samplers.unipc(target, x, schedule.spaced(100)),
         "heun": lambda: samplers.heun(target, x, schedule.spaced(100)),
         "heun-churn": lambda: samplers.heun(target, x, schedule.spaced(200), churn=20, level=schedule.at_ratio, **randn),
@@ -599,7 +599,7 @@ def test_scores_of_an_image_stand_alone():
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm", "heun"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp", "heun"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_sample(sampler, spacing):
     model, seen = build(), []

@@ -80,7 +80,7 @@ def test_the_last_step_denoises():
     torch.testing.assert_close(x, model.net.mean.detach().expand_as(x), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("sampler, calls", [("dpm", 20), ("heun", 39), ("ode", None)])
+@pytest.mark.parametrize("sampler, calls", [("dpmpp", 20), ("heun", 39), ("ode", None)])
 def test_few_steps_of_the_ode_suffice(sampler, calls):
     model = exact()
     x = model.sample(2000, noise=noise(2000), progress=no_progress, sampler=sampler, steps=20, clip=False)

@@ -94,7 +94,7 @@ def test_times_of_a_noise_ratio_have_that_ratio(name):
     assert half[0].t == 0.5 and all(a.t > b.t for a, b in pairwise(half))
 
 
-CALLS = {"dpm": lambda n: n, "heun": lambda n: 2 * n - 1, "em": lambda n: n, "pc": lambda n: n + 2 * (n - 1)}
+CALLS = {"dpmpp": lambda n: n, "heun": lambda n: 2 * n - 1, "em": lambda n: n, "pc": lambda n: n + 2 * (n - 1)}
 
 
 @pytest.mark.usefixtures("fp64")
@@ -120,7 +120,7 @@ def test_samplers_recover_a_mixture_at_the_cost_that_they_state(name, sampler):
 
 
 @pytest.mark.usefixtures("fp64")
-@pytest.mark.parametrize("sampler", ["dpm", "heun"])
+@pytest.mark.parametrize("sampler", ["dpmpp", "heun"])
 def test_the_error_of_samplers_falls_with_the_square_of_their_steps(sampler):
     """Against the affine map by which the ODE of a Gaussian carries noise to the least time, and Tweedie's formula there."""
     model, errors = exact(), []

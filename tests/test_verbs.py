@@ -11,6 +11,7 @@ from helpers import gz
 from PIL import Image
 
 from gzcli.cli import app
+from gzcli.cli.jobs import as_options
 from gzcli.store import runs
 
 pytestmark = pytest.mark.xdist_group("verbs")  # one worker makes what these tests share, once
@@ -151,6 +152,8 @@ def test_bench_and_its_table():
         (["sample", "vea"], 2, "no model or run is called `vea`", "did you mean `vae`?"),
         (["sample", "first", "--temprature", "1"], 2, "no such option `--temprature`", "did you mean `--temperature`?"),
         (["sample", "first", "--temperature", "warm"], 2, "`--temperature` must be", None),
+        (["sample", "first", "--set", "sample.temperature=warm"], 2, "`--temperature` must be", None),
+        (["sample", "first", "--set", "model.latent=3"], 2, "only `sample.KEY=VALUE` can be changed", "sample.steps"),
         (["sample", "first", "--do", "reconstrct"], 2, "`reconstrct`", "did you mean `reconstruct`?"),
         (["sample", "first", "--label", "3"], 2, "was not trained with labels", "model.conditional=true"),
         (["sample", "first", "--do", "interpolate", "--label", "3"], 2, "takes no labels", "reconstruct"),
@@ -173,6 +176,11 @@ def test_wrong_words(capsys, monkeypatch, words, code, message, hint):
     if hint:
         assert hint in err.partition("hint:")[2]
     assert "Traceback" not in err
+
+
+def test_options_of_a_sample_may_be_written_as_keys_of_a_recipe():
+    words = ["--set", "sample.steps=15", "--clip", "--set=sample.sampler=dpmpp"]
+    assert as_options(words, "sample") == ["--steps=15", "--clip", "--sampler=dpmpp"]
 
 
 def test_a_label_that_there_is_not():

@@ -41,6 +41,21 @@ def stamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
+def as_options(words: list[str], section: str) -> list[str]:
+    """The words with `--set sample.steps=15`, as a recipe has it, for `--steps=15`. Raises UsageError for another section."""
+    found, rest = [], iter(words)
+    for word in rest:
+        if word == "--set" or word.startswith("--set="):
+            given = next(rest, "") if word == "--set" else word.removeprefix("--set=")
+            key, equals, value = given.partition("=")
+            if not equals or not key.startswith(f"{section}."):
+                message = f"`--set {given}`: of a trained model only `{section}.KEY=VALUE` can be changed"
+                raise UsageError(message, hint=f"--set {section}.steps=20")
+            word = f"--{key.removeprefix(f'{section}.')}={value}"
+        found.append(word)
+    return found
+
+
 def method_options(words: list[str], params: Mapping[str, Param], what: str) -> dict[str, Any]:
     """`--rows 14 --no-clip --sampler=ddim` as the typed keywords of a method whose signature is `params`.
 

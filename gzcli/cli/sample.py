@@ -61,7 +61,7 @@ def sample(
 
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or of the method.
     """
-    from gzcli.cli.jobs import do_job, method_options, stamp
+    from gzcli.cli.jobs import as_options, do_job, method_options, stamp
     from gzcli.data.library import data_key
     from gzcli.models.catalog import card
     from gzcli.store import runs
@@ -87,7 +87,7 @@ def sample(
     texts = read_prompts(prompt or [], prompts)
     if texts and "prompt" not in takes:
         raise UsageError(f"{what} takes no prompts", hint=without_prompts(known))
-    options = method_options(ctx.args, takes, what)
+    options = method_options(as_options(ctx.args, "sample"), takes, what)
     if n is None and (do or not input):  # else only the engine knows how many pictures there are
         n = 64 if do else len(texts) or 64
     out.info(f"run: {run.id}")

@@ -116,7 +116,7 @@ class LatentPrior(Model):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        sampler: Literal["ancestral", "ddim", "dpm", "dpm_sde", "unipc", "heun"] = "dpm",
+        sampler: Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"] = "dpmpp",
         steps: int = 20,
         spacing: Literal["trailing", "leading", "linspace", "karras", "logsnr"] = "karras",
         code_steps: int = 50,

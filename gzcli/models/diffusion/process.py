@@ -168,7 +168,7 @@ class Diffusion(Returning):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        sampler: Literal["ancestral", "ddim", "dpm", "dpm_sde", "unipc", "heun"] = "dpm",
+        sampler: Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"] = "dpmpp",
         steps: int = 20,
         spacing: Literal["trailing", "leading", "linspace", "karras", "logsnr"] = "karras",
         eta: float = 0.0,
@@ -199,7 +199,7 @@ class Diffusion(Returning):
         elif sampler == "heun":
             x = samplers.heun(denoise, x, path, randn=randn, churn=churn, level=self.schedule.at_ratio, progress=progress)
         else:
-            x = samplers.dpm(denoise, x, path, randn=randn, noisy=sampler == "dpm_sde", progress=progress)
+            x = samplers.dpmpp(denoise, x, path, randn=randn, noisy=sampler == "dpmpp_sde", progress=progress)
         return self.into_range(x)
 
     @staticmethod

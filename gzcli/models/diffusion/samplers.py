@@ -61,7 +61,7 @@ def ddim(
     return x
 
 
-def dpm(
+def dpmpp(
     denoise: Denoise,
     x: Tensor,
     path: Sequence[Level],

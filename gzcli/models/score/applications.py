@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gzcli.models.diffusion.samplers import dpm, repaint
+from gzcli.models.diffusion.samplers import dpmpp, repaint
 from gzcli.models.guided import check_strength
 from gzcli.models.nn import slerp, ways
 from gzcli.models.score.score import CLEAN, ScoreModel
@@ -31,7 +31,7 @@ class Applications(ScoreModel):
         path = [*self.sde.spaced(steps, strength=strength), CLEAN]
         x_t = path[0].alpha * x + path[0].sigma * noise.randn(*x.shape).to(x)
         denoise = self.denoiser(self.known_labels(y), guidance=guidance)
-        return self.into_range(dpm(denoise, x_t, path, progress=progress))
+        return self.into_range(dpmpp(denoise, x_t, path, progress=progress))
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 10) -> Tensor:

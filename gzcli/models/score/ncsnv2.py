@@ -81,7 +81,7 @@ class NCSNv2(Applications):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        sampler: Literal["langevin", "dpm", "heun", "em", "pc", "ode"] = "em",
+        sampler: Literal["langevin", "dpmpp", "heun", "em", "pc", "ode"] = "em",
         steps: int = 50,
         spacing: Spacing = "logsnr",
         repeats: int = 5,

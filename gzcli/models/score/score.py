@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.models.diffusion.samplers import Denoise, Randn, dpm, heun
+from gzcli.models.diffusion.samplers import Denoise, Randn, dpmpp, heun
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.guided import Returning, stratified
 from gzcli.models.nn import full
@@ -29,7 +29,7 @@ from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 Prediction = Literal["v", "eps"]
 Weighting = Literal["even", "score", "likelihood"]
 Times = Literal["uniform", "cosine"]
-Sampler = Literal["dpm", "heun", "em", "pc", "ode"]
+Sampler = Literal["dpmpp", "heun", "em", "pc", "ode"]
 Solver = Literal["adaptive", "euler", "midpoint", "heun", "rk4"]
 
 SCALE = 1000.0  # the networks were designed for times 0 … 1000
@@ -153,7 +153,7 @@ class ScoreModel(Returning):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        sampler: Sampler = "dpm",
+        sampler: Sampler = "dpmpp",
         steps: int = 25,
         spacing: Spacing = "karras",
         corrector: int = 1,
@@ -166,7 +166,7 @@ class ScoreModel(Returning):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] from noise.
 
-        Of the ODE: dpm, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), ode, by a general `solver`: adaptive
+        Of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), ode, by a general `solver`: adaptive
         to `tolerance`, or `steps` − 1 steps of one call (euler), two (midpoint, heun) or four (rk4).
         Of the SDE, which wants hundreds of uniform steps: em, Euler–Maruyama, `steps` calls, and pc, with `corrector`
         Langevin steps of signal-to-noise ratio `snr` between two, steps + corrector · (steps − 1) calls.
@@ -185,8 +185,8 @@ class ScoreModel(Returning):
         denoise = self.denoiser(y, guidance=guidance, interval=interval, clip=clip)
         path = [*self.sde.spaced(steps, spacing), CLEAN]
         randn = self.fresh(noise, x)
-        if sampler == "dpm":
-            x = dpm(denoise, x, path, progress=progress)
+        if sampler == "dpmpp":
+            x = dpmpp(denoise, x, path, progress=progress)
         elif sampler == "heun":
             x = heun(denoise, x, path, progress=progress)
         elif sampler == "em":
