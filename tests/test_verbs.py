@@ -106,16 +106,18 @@ def test_applications_take_pictures_or_test_images(tmp_path):
 
 
 def test_ood_and_its_files():
-    done = gz("ood", "first", "--in", "digits", "--out", "digits-ab", "-n", "60", "--score", "elbo,complexity", "--cpu", "--json")
+    scores = ("--score", "elbo,complexity,iwae", "--k", "3")
+    done = gz("ood", "first", "--in", "digits", "--out", "digits-ab", "-n", "60", *scores, "--cpu", "--json")
     result = json.loads(done.stdout)
     rows = {(row["out"], row["score"]): row for row in result["results"]}
-    assert {"elbo", "complexity", "png", "mean", "knn_pixels"} == {score for _, score in rows}
+    assert json.loads((Path(result["files"]["scores"]).parent / "job.json").read_text())["options"] == {"k": 3}
+    assert {"elbo", "complexity", "iwae", "png", "mean", "knn_pixels"} == {score for _, score in rows}
     wanted = {"out", "score", "baseline", "auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id", "n_in", "n_out"}
     assert all(wanted <= row.keys() for row in rows.values())
     folder = Path(result["files"]["scores"]).parent
     assert (folder / "histograms.png").exists() and (folder / "ood.json").exists()
     header = (folder / "scores.csv").read_text().splitlines()[0]
-    assert header.startswith("set,role,index,elbo,complexity")
+    assert header.startswith("set,role,index,elbo,complexity,iwae")
 
 
 def test_bench_and_its_table():
@@ -165,6 +167,7 @@ def test_bench_and_its_table():
             "no score `elbow`",
             "did you mean `elbo`?",
         ),
+        (["ood", "first", "--in", "digits", "--out", "patches", "--stesp", "3"], 2, "no such option `--stesp`", "`--steps`?"),
         (["bench", "--data", "patches"], 3, "no finished run on `patches`", "gz train vae --data patches"),
     ],
 )

@@ -49,16 +49,21 @@ _Background = Annotated[
 ]
 
 
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the options of the model's own scores
+
+
 def ood(
-    model: Model, in_: _In = None, out_: _Outs = None, benchmark: _Benchmark = None, score: _Score = None, n: _N = None,
-    full: _Full = False, background: _Background = None, checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False,
-    seed: Seed = 0, json: Json = False, quiet: Quiet = False,
+    ctx: typer.Context, model: Model, in_: _In = None, out_: _Outs = None, benchmark: _Benchmark = None, score: _Score = None,
+    n: _N = None, full: _Full = False, background: _Background = None, checkpoint: Checkpoint = "last", gpus: Gpus = None,
+    cpu: Cpu = False, seed: Seed = 0, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Score how foreign images of other sets look to a model.
 
     A higher score is more out-of-distribution; baselines that know no model stand beside the model's scores.
+
+    The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
-    from gzcli.cli.jobs import do_job, reference, stamp
+    from gzcli.cli.jobs import as_options, do_job, method_options, reference, stamp
     from gzcli.data.library import data_key
     from gzcli.models.catalog import card
     from gzcli.recipe.schema import check_scores
@@ -72,11 +77,14 @@ def ood(
     in_ = asked.inside if asked else reference(in_)
     run = runs.find(model, data=data_key(in_))
     outs = at_hand(asked, run) if asked else [reference(name) for name in split(out_)]
-    scores = check_scores(split(score), card(run.serving.tree()["model"]["name"])) if score else None
+    known = card(run.serving.tree()["model"]["name"])
+    scores = check_scores(split(score), known) if score else None
+    takes = {key: param for own in known.scores.values() for key, param in own.items()}
+    options = method_options(as_options(ctx.args, "ood"), takes, f"`gz ood` of `{known.name}`")
     out.info(f"run: {run.id}")
     job = {
         "verb": "ood", "run": str(run.path), "in": in_, "out": outs, "benchmark": asked and asked.name, "scores": scores,
-        "n": n, "full": full, "seed": seed, "checkpoint": checkpoint, "options": {},
+        "n": n, "full": full, "seed": seed, "checkpoint": checkpoint, "options": options,
         "background": str(runs.find(background).path) if background else None,
     }  # fmt: skip
     folder = run.path / "ood" / f"{asked.name if asked else '-'.join(name.rsplit('/', 1)[-1] for name in outs)}-{stamp()}"

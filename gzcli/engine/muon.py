@@ -28,7 +28,9 @@ class Muon(Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float):
-        super().__init__(list(halves(groups)), {"betas": betas, "eps": eps})
+        parts = list(halves(groups))
+        fused = parts[0]["params"][0].device.type in ("cpu", "cuda")
+        super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -53,9 +55,8 @@ class Muon(Optimizer):
         moments = [[self.kept(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq")]
         counts = [self.state[p].setdefault("step", torch.zeros((), device=p.device)) for p in params]
         adamw(
-            params, [p.grad for p in params], *moments, [], counts, fused=params[0].device.type in ("cpu", "cuda"), amsgrad=False,
-            beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
-            eps=group["eps"], maximize=False,
+            params, [p.grad for p in params], *moments, [], counts, fused=group["fused"], amsgrad=False, maximize=False,
+            beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
 
     def kept(self, p: Tensor, name: str) -> Tensor:
