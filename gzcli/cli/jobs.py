@@ -12,6 +12,7 @@ from gzcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import Param
+    from gzcli.recipe.schema import Rule
 
 
 def do_job(folder: Path, job: Mapping[str, Any], *, gpus: str | None, cpu: bool) -> dict[str, Any]:
@@ -41,6 +42,9 @@ def stamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
+OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}  # a verb's, that takes those of the model's methods
+
+
 def as_options(words: list[str], section: str) -> list[str]:
     """The words with `--set sample.steps=15`, as a recipe has it, for `--steps=15`. Raises UsageError for another section."""
     found, rest = [], iter(words)
@@ -56,8 +60,9 @@ def as_options(words: list[str], section: str) -> list[str]:
     return found
 
 
-def method_options(words: list[str], params: Mapping[str, Param], what: str) -> dict[str, Any]:
-    """`--rows 14 --no-clip --sampler=ddim` as the typed keywords of a method whose signature is `params`.
+def method_options(words: list[str], params: Mapping[str, Param | Rule], what: str, section: str) -> dict[str, Any]:
+    """`--rows 14 --no-clip --sampler=ddim` as the typed keywords of a method whose signature is `params`; `section` of a recipe
+    has them too.
 
     Raises UsageError for an unknown option, a missing or a wrong value.
     """
@@ -65,7 +70,7 @@ def method_options(words: list[str], params: Mapping[str, Param], what: str) -> 
     from gzcli.recipe.schema import check_value
 
     values: dict[str, Any] = {}
-    words = list(words)
+    words = as_options(words, section)
     while words:
         word = words.pop(0)
         name, equals, text = word.lstrip("-").partition("=")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.jobs import OWN_OPTIONS
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -48,8 +49,7 @@ _Background = Annotated[
     str | None, typer.Option("--background", metavar="RUN", help="For the score `ratio`: a run trained on mutated images.")
 ]
 
-
-SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the options of the model's own scores
+SETTINGS = OWN_OPTIONS
 
 
 def ood(
@@ -63,10 +63,10 @@ def ood(
 
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
-    from gzcli.cli.jobs import as_options, do_job, method_options, reference, stamp
+    from gzcli.cli.jobs import do_job, method_options, reference, stamp
     from gzcli.data.library import data_key
     from gzcli.models.catalog import card
-    from gzcli.recipe.schema import check_scores
+    from gzcli.recipe.schema import check_scores, score_options
     from gzcli.store import runs
 
     asked = inside_of(benchmark, in_, out_) if benchmark else None
@@ -79,8 +79,7 @@ def ood(
     outs = at_hand(asked, run) if asked else [reference(name) for name in split(out_)]
     known = card(run.serving.tree()["model"]["name"])
     scores = check_scores(split(score), known) if score else None
-    takes = {key: param for own in known.scores.values() for key, param in own.items()}
-    options = method_options(as_options(ctx.args, "ood"), takes, f"`gz ood` of `{known.name}`")
+    options = method_options(ctx.args, score_options(known), f"`gz ood` of `{known.name}`", "ood")
     out.info(f"run: {run.id}")
     job = {
         "verb": "ood", "run": str(run.path), "in": in_, "out": outs, "benchmark": asked and asked.name, "scores": scores,

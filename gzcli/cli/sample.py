@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.jobs import OWN_OPTIONS
 from gzcli.cli.options import Checkpoint, Cpu, Data, Gpus, Json, Model, Quiet, Seed, choose, complete_do
 from gzcli.errors import UsageError
 
@@ -48,7 +49,7 @@ _Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 
 _Animate = Annotated[bool, typer.Option("--animate", help="Write animation.gif: the first 16 images as they come about.")]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
 
-SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the options of the model's own method
+SETTINGS = OWN_OPTIONS
 
 
 def sample(
@@ -61,7 +62,7 @@ def sample(
 
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or of the method.
     """
-    from gzcli.cli.jobs import as_options, do_job, method_options, stamp
+    from gzcli.cli.jobs import do_job, method_options, stamp
     from gzcli.data.library import data_key
     from gzcli.models.catalog import card
     from gzcli.store import runs
@@ -87,7 +88,7 @@ def sample(
     texts = read_prompts(prompt or [], prompts)
     if texts and "prompt" not in takes:
         raise UsageError(f"{what} takes no prompts", hint=without_prompts(known))
-    options = method_options(as_options(ctx.args, "sample"), takes, what)
+    options = method_options(ctx.args, takes, what, "sample")
     if n is None and (do or not input):  # else only the engine knows how many pictures there are
         n = 64 if do else len(texts) or 64
     out.info(f"run: {run.id}")

@@ -1,7 +1,7 @@
 """Muon — Jordan 2024, kellerjordan.github.io/posts/muon: momentum of which each matrix is made orthogonal before it is applied.
 
-Every direction of a weight matrix is then learnt as fast as the strongest, which halves and quarters the steps of transformers
-and U-Nets. Scaled as in Liu 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, an `lr` means what it means to AdamW.
+Every direction of a weight matrix is then learnt as fast as the strongest, which takes transformers and U-Nets further in as many
+steps. Scaled as in Liu 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, an `lr` means what it means to AdamW.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class Muon(Optimizer):
 
     def adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         moments = [[self.kept(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq")]
-        counts = [self.state[p].setdefault("step", torch.zeros((), device=p.device)) for p in params]
+        counts = [self.kept(p, "step") for p in params]
         adamw(
             params, [p.grad for p in params], *moments, [], counts, fused=group["fused"], amsgrad=False, maximize=False,
             beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
 
     def kept(self, p: Tensor, name: str) -> Tensor:
-        """A moment of p, zero at first."""
+        """A moment of p, or the number of its steps: zero at first."""
         state = self.state[p]
         if name not in state:
-            state[name] = torch.zeros_like(p)
+            state[name] = torch.zeros((), device=p.device) if name == "step" else torch.zeros_like(p)
         return state[name]
 
 

@@ -58,7 +58,8 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     if wrong := sorted(set(job["options"]) & set(scorer.unused)):
         raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
 
-    seen_by = perceive(trained, home, log) if {"recon", "ensemble"} & set(names) else None
+    asked = {"recon", "ensemble"} & set(names) and not options.get("pixels")
+    seen_by = perceive(trained, home, log) if asked else None
     source = Source(trained, job["seed"])
     n, split = job["n"], "val" if home.meta.counts["val"] else "train"  # a tiny set has no validation images
     if n is None and not job["full"]:

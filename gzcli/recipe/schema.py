@@ -134,7 +134,7 @@ def _of_model(card: ModelCard | None) -> Rules:
         own = {
             "model": _rules(card.params),
             "sample": _rules(card.sample),
-            "ood": _shared(card.scores.values()),
+            "ood": score_options(card),
             "phases": {ANY: part} if names is None else dict.fromkeys(names, part),
         }
     return {
@@ -158,6 +158,11 @@ def _given_only(rules: Rules) -> Rules:
 def _rules(params: Mapping[str, Param]) -> Rules:
     # A required parameter has no default: `resolve` tells that it is missing.
     return {name: Rule(p.annotation, ABSENT if p.required else p.default) for name, p in params.items()}
+
+
+def score_options(card: ModelCard) -> Rules:
+    """The options of a model's scores: keys of the recipe's `ood` section, and of `gz ood`."""
+    return _shared(card.scores.values())
 
 
 def _shared(signatures: Iterable[Mapping[str, Param]]) -> Rules:
