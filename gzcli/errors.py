@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
+
+
+def redacted(text: str) -> str:
+    """The text with user-info, query and fragment of every URL in it as `…`: there stand passwords and tokens.
+
+    What precedes an `@` counts as user-info even behind a slash, as in a password that was not quoted.
+    """
+
+    def hide(found: re.Match[str]) -> str:
+        path, mark, _ = re.fullmatch(r"([^?#]*)([?#]?)(.*)", found[2]).groups()
+        _, at, rest = path.rpartition("@")
+        return f"{found[1]}{'…@' if at else ''}{rest}{f'{mark}…' if mark else ''}"
+
+    return _URL.sub(hide, text)
 
 
 class GzError(Exception):
-    """A mistake or a lack that is not a bug: shown as a message with a hint, never as a traceback."""
+    """A mistake or a lack that is not a bug: shown as a message with a hint, never as a traceback. Neither holds a secret."""
 
     code = 1
     kind = "bug"
 
     def __init__(self, message: str, *, hint: str | None = None):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redacted(message)
+        self.hint = hint and redacted(hint)
+        super().__init__(self.message)
 
 
 class UsageError(GzError):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from server import serve
 
 from gzcli.__main__ import main
 from gzcli.data import fetch as fetching
-from gzcli.data import http
+from gzcli.data import http, request
 from gzcli.data.fetch import fetch
 from gzcli.data.library import data_path, is_fetched, raw_dir, remove, verify
 from gzcli.data.sets import SPECS
@@ -34,7 +35,7 @@ def _quick(home, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(http, "BACKOFF", 0.01)
-    monkeypatch.setattr(http, "TIMEOUT", 0.3)
+    monkeypatch.setattr(request, "TIMEOUT", 0.3)
     monkeypatch.setattr(http, "BLOCK", 1 << 12)
 
 
@@ -199,7 +200,7 @@ def test_read_only_cache(site, home, monkeypatch):
 CHILD = """
 import hashlib, sys
 from dataclasses import replace
-from gzcli.data import http
+from gzcli.data import http, request
 from gzcli.data.fetch import fetch
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataFile
@@ -541,7 +542,7 @@ def own():
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_no_address_no_network(own, monkeypatch, offline):
     monkeypatch.setenv("GZ_OFFLINE", offline)
-    monkeypatch.setattr(http.urllib.request, "urlopen", lambda *args, **kwargs: pytest.fail("the network is touched"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: pytest.fail("the network is touched"))
     said = []
     with pytest.raises(MissingError, match=r"`train\.tar`, `val\.tar` of `own` could not be had: .* log-in") as e:
         fetch(own, pack_size=10**18, say=said.append)

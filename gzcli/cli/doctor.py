@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from gzcli import __version__
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet
-from gzcli.errors import MissingError
+from gzcli.errors import MissingError, redacted
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
 
 
@@ -94,8 +95,9 @@ def folders() -> Iterator[Check]:
 
 
 def settings() -> Iterator[Check]:
+    """The user's `GZ_…` variables, what may be a secret in them left out."""
     for name in sorted(name for name in os.environ if name.startswith("GZ_")):
-        yield Check(name, "ok", os.environ[name])
+        yield Check(name, "ok", "set" if _SECRET.search(name) else redacted(os.environ[name]))
     if mirror := os.environ.get("GZ_MIRROR"):
         problem = unreachable(mirror)
         fix = "correct or unset `GZ_MIRROR`" if problem else None
@@ -107,21 +109,24 @@ def settings() -> Iterator[Check]:
 
 def unreachable(mirror: str) -> str | None:
     """Why a mirror (a folder, or a base URL) cannot be read; None where it can."""
+    from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.parse import urlsplit
-    from urllib.request import Request, url2pathname, urlopen
+    from urllib.request import url2pathname, urlopen
+
+    from gzcli.data.request import request
 
     parts = urlsplit(mirror)
     if parts.scheme in ("", "file"):
         folder = Path(url2pathname(parts.path) if parts.scheme else mirror).expanduser()
         return None if folder.is_dir() else f"no folder {folder}"
     try:
-        with urlopen(Request(mirror, method="HEAD"), timeout=3):
+        with urlopen(request(mirror, "HEAD"), timeout=3):
             return None
     except HTTPError:  # it answers: a mirror need not list its folders
         return None
-    except (OSError, ValueError) as problem:
-        return f"not reachable: {problem}"
+    except (OSError, ValueError, HTTPException) as problem:
+        return redacted(f"not reachable: {problem}")
 
 
 def optional() -> Iterator[Check]:
@@ -134,6 +139,8 @@ def optional() -> Iterator[Check]:
     there = file.exists()
     yield Check("inception", "ok" if there else "note", str(file) if there else f"missing: FID, KID and IS need `{file}`")
 
+
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW")
 
 _OPTIONAL = {
     "torch-fidelity": "FID, KID and Inception Score",

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gzcli.data import http
-from gzcli.data.http import Refused, size_of, wrong_size
+from gzcli.data.http import size_of, wrong_size
 from gzcli.data.library import SPLIT_FOLDERS, is_fetched, is_there, raw_dir
+from gzcli.data.request import DISK, Refused, joined
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataFile, DataSpec, find
 from gzcli.errors import GzError, MissingError, UsageError
@@ -273,7 +274,7 @@ def _local(address: str) -> str:
 
 
 def _join(base: str, *parts: str) -> str:
-    return "/".join([base.rstrip("/"), *(map(urllib.parse.quote, parts) if _is_url(base) else parts)])
+    return joined(base, *parts) if _is_url(base) else "/".join([base.rstrip("/"), *parts])
 
 
 def _part(path: Path) -> Path:
@@ -290,6 +291,6 @@ def _disk_errors(folder: Path):
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MissingError(f"the disk of `{folder}` is full", hint="free some space, or set `GZ_HOME` elsewhere") from e
-        if e.errno in http.DISK:
+        if e.errno in DISK:
             raise MissingError(f"`{folder}` cannot be written", hint="set `GZ_HOME` to a folder that can") from e
         raise

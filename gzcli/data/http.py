@@ -6,48 +6,26 @@ from its own size, and are appended when all are whole. Whether the bytes are ri
 
 from __future__ import annotations
 
-import errno
 import http.client
 import os
-import re
 import shutil
-import socket
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
+from gzcli.data.request import Again, BadRange, Refused, answer, content_range
+from gzcli.errors import redacted
+
 TRIES = 4  # attempts in a row that bring nothing new, with back-off
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time
 BLOCK = 1 << 18
 LARGE = 64_000_000  # bytes from which a file comes in pieces, if the server serves ranges
 PIECES = 4
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
 Report = Callable[[int, int | None], None]  # report(bytes so far, bytes in all if known)
 Say = Callable[[str], None]
-
-
-class Refused(Exception):
-    """This address will not serve the file: the next one is tried."""
-
-
-class _Again(Exception):
-    """A fault that may pass: stalled, cut off, 5xx. `wait` seconds are asked for by the server."""
-
-    def __init__(self, reason: str, wait: float = 0.0):
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _BadRange(_Again):
-    """The server's file has no such bytes."""
 
 
 class _NoRanges(Exception):
@@ -129,10 +107,10 @@ def wrong_size(size: int, expected: int) -> str:
 
 def _look(url: str) -> tuple[int | None, bool]:
     """The size of the file, if the server says, and whether it serves ranges: the first byte is asked for."""
-    with _answer(url, "bytes=0-0") as answer:
-        if answer.status != 206:
-            return answer.length, False
-        _, total = _content_range(answer)
+    with answer(url, "bytes=0-0") as found:
+        if found.status != 206:
+            return found.length, False
+        _, total = content_range(found)
         return total, total is not None
 
 
@@ -178,7 +156,7 @@ def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
     except (Refused, _NoRanges) as e:
         if len(pieces) == 1:
             raise
-        say(f"{url}: {e}; going on with one connection")
+        say(f"{redacted(url)}: {e}; going on with one connection")
         for piece in pieces:
             _together(url, [piece], pieces, report, say)
 
@@ -216,13 +194,13 @@ def _patiently(url: str, attempt: Callable[[], Any], got: Callable[[], int], sto
     while True:
         try:
             return attempt()
-        except _Again as e:
+        except Again as e:
             failures = 0 if got() > had else failures + 1
             had = got()
             if failures >= TRIES:
                 raise Refused(f"{e}, {TRIES} times in a row") from e
             wait = max(min(e.wait, 60.0), BACKOFF * 2 ** max(failures - 1, 0))
-            say(f"{url}: {e}; trying again in {wait:.0f} s")
+            say(f"{redacted(url)}: {e}; trying again in {wait:.0f} s")
             if stop.wait(wait):
                 raise _Stopped from e
 
@@ -231,69 +209,34 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
     """One request for what is missing of a piece. A server that ignores the range sends the whole file: start anew."""
     asked = piece.asked
     try:
-        with _answer(url, asked) as answer:
-            resumed = asked is not None and answer.status == 206
+        with answer(url, asked) as found:
+            resumed = asked is not None and found.status == 206
             if resumed:
-                start, total = _content_range(answer)
+                start, total = content_range(found)
                 if start != piece.start + piece.got:
-                    raise _BadRange("sent another range than asked for")
+                    raise BadRange("sent another range than asked for")
             elif piece.is_file:
-                total = answer.length
+                total = found.length
             else:
                 raise _NoRanges("sends the whole file instead of a piece")
             if None not in (total, piece.total) and total != piece.total:
                 raise Refused(wrong_size(total, piece.total))
             with open(piece.path, "ab" if resumed else "wb") as out:
-                _pour(answer, out, None if piece.end is None else piece.end - piece.start, stop)
-    except _BadRange:  # what came does not fit this server's file
+                _pour(found, out, None if piece.end is None else piece.end - piece.start, stop)
+    except BadRange:  # what came does not fit this server's file
         piece.path.unlink(missing_ok=True)
         raise
     if piece.end is not None and not piece.is_whole:
-        raise _Again(f"cut off after {piece.start + piece.got:,} of {piece.total:,} bytes")
+        raise Again(f"cut off after {piece.start + piece.got:,} of {piece.total:,} bytes")
 
 
-def _pour(answer: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
+def _pour(found: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
     """Bytes from the answer to the end of `out`, which does not grow beyond `size`. What is there is read at once, so
     that a stall loses nothing."""
     while size is None or out.tell() < size:
-        block = answer.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
+        block = found.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
         if stop.is_set():
             raise _Stopped
         if not block:
             return
         out.write(block)
-
-
-@contextmanager
-def _answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a request; faults, also those while it is read, become Refused or _Again."""
-    request = urllib.request.Request(url, headers={"User-Agent": "gz", "Accept-Encoding": "identity"})
-    if asked:
-        request.add_header("Range", asked)
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            if "text/html" in answer.headers.get("Content-Type", ""):
-                raise Refused("answers with an HTML page instead of the file")
-            yield answer
-    except urllib.error.HTTPError as e:
-        if e.code == 416:
-            raise _BadRange("refused the range") from e
-        if e.code in (408, 425, 429) or e.code >= 500:
-            wait = e.headers.get("Retry-After", "") if e.headers else ""
-            raise _Again(f"answers {e.code} {e.reason}", float(wait) if wait.isdigit() else 0.0) from e
-        raise Refused(f"answers {e.code} {e.reason}") from e
-    except TimeoutError as e:
-        raise _Again(f"stalled for {TIMEOUT:g} s") from e
-    except (http.client.HTTPException, OSError) as e:
-        reason = getattr(e, "reason", None) or e
-        if isinstance(e, OSError) and e.errno in DISK:
-            raise
-        if isinstance(reason, socket.gaierror):
-            raise Refused(f"cannot be reached ({reason.strerror})") from e
-        raise _Again(f"cannot be read ({str(reason) or type(reason).__name__})") from e
-
-
-def _content_range(answer: http.client.HTTPResponse) -> tuple[int | None, int | None]:
-    """`bytes 100-999/1000` → 100, 1000"""
-    found = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-    return (int(found[1]), None if found[2] == "*" else int(found[2])) if found else (None, None)

@@ -59,7 +59,7 @@ def locate(what: str | Path) -> DataSpec | OwnSet:
     for name, entry in _own().items():
         if canonical(name) == canonical(text):
             return OwnSet(Path(entry["path"]), name, entry["size"], entry["channels"], entry.get("skip_bad", False))
-    path = Path(text).expanduser().absolute()
+    path = _local(text)
     if path.exists():
         return OwnSet(path)
     if isinstance(what, Path) or "/" in text or path.suffix.lower() in (".zip", ".npz", ".tar", ".tgz", ".gz"):
@@ -153,7 +153,7 @@ def import_set(
         raise UsageError(f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`")
     if canonical(name) in map(canonical, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
-    path = Path(path).expanduser().absolute()
+    path = _local(str(path))
     if not path.exists():
         raise MissingError(f"there is no `{path}`", hint="give the path of a folder, zip, tar or npz of images")
     source = open_path(path)
@@ -251,6 +251,13 @@ def _packs(found: DataSpec | OwnSet) -> list[Path]:
 
 def _own() -> dict[str, dict[str, Any]]:
     return read_json(user_dir("data.json")) or {}
+
+
+def _local(text: str) -> Path:
+    """A path as it was typed. Raises UsageError for a URL."""
+    if "://" in text:
+        raise UsageError(f"`{text}` is a URL", hint="download it yourself, then give the path of what came")
+    return Path(text).expanduser().absolute()
 
 
 def _remove_tree(path: Path) -> bool:

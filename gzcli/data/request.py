@@ -1,0 +1,91 @@
+"""One HTTP request: its address with the password apart, its answer, and its faults as what they mean for a download."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import http.client
+import re
+import socket
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Refused(Exception):
+    """This address will not serve the file: the next one is tried."""
+
+
+class Again(Exception):
+    """A fault that may pass: stalled, cut off, 5xx. `wait` seconds are asked for by the server."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+class BadRange(Again):
+    """The server's file has no such bytes."""
+
+
+def request(url: str, method: str = "GET") -> urllib.request.Request:
+    """A request to the address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which is not
+    handed on to where a redirection leads, and stands in no exception."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    asked = urllib.request.Request(parts._replace(netloc=host).geturl(), headers={"User-Agent": "gz"}, method=method)
+    if at:
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        asked.add_unredirected_header("Authorization", f"Basic {token}")
+    return asked
+
+
+@contextmanager
+def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a request, of the range `asked` if any; faults, also those while it is read, become Refused or Again."""
+    wanted = request(url)
+    wanted.add_header("Accept-Encoding", "identity")
+    if asked:
+        wanted.add_header("Range", asked)
+    try:
+        with urllib.request.urlopen(wanted, timeout=TIMEOUT) as found:
+            if "text/html" in found.headers.get("Content-Type", ""):
+                raise Refused("answers with an HTML page instead of the file")
+            yield found
+    except urllib.error.HTTPError as e:
+        if e.code == 416:
+            raise BadRange("refused the range") from e
+        if e.code in (408, 425, 429) or e.code >= 500:
+            wait = e.headers.get("Retry-After", "") if e.headers else ""
+            raise Again(f"answers {e.code} {e.reason}", float(wait) if wait.isdigit() else 0.0) from e
+        raise Refused(f"answers {e.code} {e.reason}") from e
+    except TimeoutError as e:
+        raise Again(f"stalled for {TIMEOUT:g} s") from e
+    except http.client.InvalidURL as e:
+        raise Refused("is not an address") from e
+    except (http.client.HTTPException, OSError) as e:
+        reason = getattr(e, "reason", None) or e
+        if isinstance(e, OSError) and e.errno in DISK:
+            raise
+        if isinstance(reason, socket.gaierror):
+            raise Refused(f"cannot be reached ({reason.strerror})") from e
+        raise Again(f"cannot be read ({str(reason) or type(reason).__name__})") from e
+
+
+def content_range(found: http.client.HTTPResponse) -> tuple[int | None, int | None]:
+    """`bytes 100-999/1000` → 100, 1000"""
+    told = re.match(r"bytes (\d+)-\d+/(\d+|\*)", found.headers.get("Content-Range", ""))
+    return (int(told[1]), None if told[2] == "*" else int(told[2])) if told else (None, None)
+
+
+def joined(base: str, *parts: str) -> str:
+    """An address below another: parts are quoted, and put before the query of the base, which may hold a token."""
+    split = urllib.parse.urlsplit(base)
+    path = "/".join([split.path.rstrip("/"), *map(urllib.parse.quote, parts)])
+    return split._replace(path=path).geturl()
