@@ -12,8 +12,7 @@ import torch
 from pictures import RED, SPLITS, as_tar, as_zip, nothing_half_written, png, write
 from PIL import Image
 
-from gzcli.data import pack as packs
-from gzcli.data import workers
+from gzcli.data import make, workers
 from gzcli.data.augment import Same, alike, augmenter
 from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
 from gzcli.data.library import import_set, listing
@@ -315,7 +314,7 @@ def test_packs_of_older_versions(tmp_path):
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(N)})
     open_pack(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packs, "OWN_RULE", 2)
+        patch.setattr(make, "OWN_RULE", 2)
         assert peek(folder) is None
     assert peek(folder) is not None
 

@@ -283,7 +283,7 @@ def test_arrays_follow_the_same_rules(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "named"),
     [
-        ({"x": np.zeros(3)}, "has no images"),
+        ({"embedding": np.zeros(3)}, "has no images"),
         ({"images": np.zeros((4, 8, 8))}, "float64 of shape"),
         ({"images": np.zeros((4, 8, 8, 5), np.uint8)}, "of shape"),
         ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3, int)}, "for 4 images"),

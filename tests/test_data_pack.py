@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -10,13 +11,15 @@ import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree as remove_tree
 
 import numpy as np
 import pytest
 from pictures import BLUE, LAYOUTS, RED, SPLITS, as_zip, nothing_half_written, png, write
 from PIL import Image
 
-from gzcli.data import build, pack
+from gzcli.cli.app import run
+from gzcli.data import build, make
 from gzcli.data.library import data_path, import_set, listing, names, remove, verify
 from gzcli.data.pack import data_key, open_pack, peek
 from gzcli.data.sets import SPECS
@@ -81,7 +84,7 @@ def test_not_fetched_when_it_must_not_be(monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE")
     with pytest.raises(MissingError, match="not in the cache"):
         open_pack("mnist", fetch=False)
-    monkeypatch.setattr(pack, "FETCHED_UNASKED", 1000)
+    monkeypatch.setattr(make, "FETCHED_UNASKED", 1000)
     with pytest.raises(MissingError, match="large"):
         open_pack("mnist")
 
@@ -125,7 +128,7 @@ def test_repacked_when_the_files_change(tmp_path):
     folder = write(tmp_path / "p", LAYOUTS["flat"][0])
     said = []
     first = open_pack(folder, say=said.append)
-    assert len(said) == 1 and open_pack(folder, say=said.append).meta == first.meta and len(said) == 1
+    assert len(said) == 2 and open_pack(folder, say=said.append).meta == first.meta and len(said) == 2
     write(folder, {"new.png": png(BLUE)})
     assert peek(folder) is None
     assert sum(open_pack(folder).meta.counts.values()) == 21
@@ -192,6 +195,41 @@ def test_an_imported_set_outlives_its_files(tmp_path):
     assert open_pack("kept").meta.counts["train"] and listing()
     with pytest.raises(MissingError, match="is gone"):
         open_pack("lost")
+
+
+def test_a_size_is_packed_once_whether_channels_are_asked_for_or_told(tmp_path):
+    """`gz train` asks for the size alone, its engine for what came of it."""
+    grey = {f"{i}.png": png(90 + i, mode="L", size=(9, 9)) for i in range(20)}
+    for folder, channels in ((write(tmp_path / "colour", LAYOUTS["flat"][0]), 3), (write(tmp_path / "grey", grey), 1)):
+        first = open_pack(folder, size=6)
+        assert open_pack(folder, size=6, channels=channels).folder == first.folder and peek(folder, size=6, channels=channels)
+        other = open_pack(folder, size=6, channels=4 - channels)
+        assert other.folder != first.folder and open_pack(folder, size=6).meta.shape[0] == channels
+        assert peek(folder) is None and peek(folder, size=7) is None
+        assert len(list(first.folder.parent.glob("*/meta.json"))) == 2
+
+
+def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
+    folder = write(tmp_path / "p", LAYOUTS["classes"][0])
+    (folder / "red" / "dead.png").symlink_to(tmp_path / "nowhere.png")
+    for name in ("kept", "lost"):
+        assert run(["data", "import", str(folder), "--name", name, "-q"]) == 0
+    remove_tree(open_pack("lost").folder)
+    capsys.readouterr()
+    monkeypatch.setattr("gzcli.data.make.walk", lambda *args: pytest.fail("the files of a set are looked at"))
+    assert run(["data", "list"]) == run(["data", "verify"]) == run(["train", "vae", "--dry-run"]) == 0
+    folder.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert run(["data", "list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["data"]}
+    assert [(rows[n]["lost"], rows[n]["cached"], rows[n]["size"]) for n in ("kept", "lost", "digits")] == [
+        (True, True, 8), (True, False, None), (False, True, 16),
+    ]  # fmt: skip
+    assert run(["data", "list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["lost"].split()[-2] == "gone" and "yes" in lines["kept"].split()
+    assert run(["data", "verify"]) == 0 and run(["data", "verify", "lost"]) == 3
+    assert "is gone" in capsys.readouterr().err
 
 
 def test_read_only_cache(tmp_path, monkeypatch):

@@ -95,9 +95,13 @@ def list_data(*, long: bool = False) -> None:
         for row in rows:
             out.text("\n".join(_data_block(row)) + "\n")
     else:
-        lines = [(r["name"], _images(r), r["classes"] or None, "yes" if r["cached"] else "no", r["title"]) for r in rows]
+        lines = [(r["name"], _images(r), r["classes"] or None, _state(r), r["title"]) for r in rows]
         out.table(("data", "images", "classes", "cached", "title"), lines)
     out.data({"data": rows})
+
+
+def _state(row: dict[str, Any]) -> str:
+    return "yes" if row["cached"] else "gone" if row["lost"] else "no"
 
 
 def _images(row: dict[str, Any]) -> str | None:
@@ -112,7 +116,8 @@ def _data_block(row: dict[str, Any]) -> list[str]:
     images = ", ".join(f"{n:,} {split}" for n, split in splits if n)
     sizes = f"also {', '.join(map(str, row['larger']))} pixels a side" if row["larger"] else None
     fetched = f"{row['download'] / 1e6:,.0f} MB to download" if row["download"] else None
-    state = ", ".join(filter(None, ("cached" if row["cached"] else "not cached", fetched)))
+    lost = "nothing is at its path any more" if row["lost"] else None
+    state = ", ".join(filter(None, ("cached" if row["cached"] else "not cached", lost, fetched)))
     kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
     facts = {
         "images": ", ".join(filter(None, (_images(row), images, sizes))), "labels": f"{row['classes'] or 'no'} {kind}",

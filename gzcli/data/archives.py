@@ -14,12 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
+from gzcli.data.kinds import counted
+from gzcli.data.walk import LARGEST_FILE, is_regular, read_regular, walk
 from gzcli.errors import MissingError, UsageError
 
 RATIO = 200  # unpacked bytes for a packed one: beyond it an archive is taken for a bomb
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
 AGAIN = "fetch or make the archive again"
 LOCAL_HEADER = 30  # bytes before a zip member's name
+
+_ODD = {"broken": ("broken link", ""), "special": ("pipe or device file", ""), "repeated": ("link", " to folders that are read")}
+_FOREIGN = {b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"), b"7z\xbc\xaf": ("7z", "7z x"), b"Rar!": ("rar", "unrar x"),
+            b"\x04\x22\x4d\x18": ("lz4", "lz4 -d")}  # fmt: skip
 
 
 class Span(NamedTuple):
@@ -36,6 +42,7 @@ class Members(Protocol):
     the bytes of each lie. Raises UsageError for spans of an archive that has to be read from its start."""
 
     names: list[str]
+    notes: list[str]  # what was left out, and why
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]: ...
 
@@ -43,27 +50,18 @@ class Members(Protocol):
 
 
 class Folder:
-    """The files below a folder; links to folders are followed once."""
+    """The regular files below a folder; what is none is told in `notes`."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path
-        self.names = []
-        seen = set()
-        for top, folders, files in os.walk(path, followlinks=True):
-            if os.path.realpath(top) in seen:
-                folders.clear()
-                continue
-            seen.add(os.path.realpath(top))
-            relative = Path(top).relative_to(path)
-            self.names += [name for f in files if wanted(name := (relative / f).as_posix())]
-        self.names.sort()
+        files, odd = walk(path)
+        self.names = [name for name in files if wanted(name)]
+        told = ((*_ODD[kind], names) for kind, names in odd.items())
+        self.notes = [f"{counted(len(names), what)}{more} skipped (`{names[0]}`)" for what, more, names in told]
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         for name in self.names if some is None else some:
-            try:
-                yield name, (self.path / name).read_bytes()
-            except OSError as e:
-                raise MissingError(f"`{self.path / name}` cannot be read: {e.strerror}") from e
+            yield name, read_regular(self.path / name)
 
     def spans(self) -> dict[str, Span]:
         top = os.path.abspath(self.path)
@@ -81,7 +79,7 @@ class Zip:
     """A zip's members. Raises MissingError for one that escapes, links, explodes or is damaged."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
-        self.path = path
+        self.path, self.notes = path, []
         with self.opened() as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
             _refuse_bomb(path, sum(i.file_size for i in infos), path.stat().st_size)
@@ -93,19 +91,22 @@ class Zip:
                     raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
                 if info.file_size > 1 << 20:
                     _refuse_bomb(path, info.file_size, info.compress_size)
-            self.names = list(dict.fromkeys(info.filename for info in infos if wanted(info.filename)))
+            given = {_clean(info.filename): info.filename for info in infos}  # name → as it stands in the archive
+            self._given = {name: as_given for name, as_given in given.items() if wanted(name)}
+            self.names = list(self._given)
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         with self.opened() as archive:
             for name in self.names if some is None else some:
-                yield name, archive.read(name)
+                _refuse_large(name, archive.getinfo(self._given[name]).file_size)
+                yield name, archive.read(self._given[name])
 
     def spans(self) -> dict[str, Span]:
         found = {}
         path = os.path.abspath(self.path)
         with self.opened() as archive, open(path, "rb") as file:
             for name in self.names:
-                info = archive.getinfo(name)
+                info = archive.getinfo(self._given[name])
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
                     raise UsageError(f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate", hint=hint)
@@ -132,6 +133,7 @@ class Tar:
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path
+        self.notes: list[str] = []
         self.names, total, packed = [], 0, path.stat().st_size
         with self.opened() as archive:
             for member in archive:
@@ -161,6 +163,7 @@ class Tar:
                 name = _clean(member.name)
                 if name in want and member.isfile():
                     want.discard(name)
+                    _refuse_large(name, member.size)
                     yield name, archive.extractfile(member).read()
                     if not want:
                         return
@@ -191,8 +194,11 @@ class Tar:
 
 def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
     """The members of a folder, zip or tar for which `wanted(name)`. Raises UsageError for another kind of file."""
+    if not is_regular(path):
+        raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
     if path.is_dir():
         return Folder(path, wanted)
+    _refuse_foreign(path)
     name = path.name.lower()
     if zipfile.is_zipfile(path) or name.endswith(".zip"):
         return Zip(path, wanted)
@@ -203,6 +209,8 @@ def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
 
 def read_span(span: Span) -> bytes:
     """The bytes of a member. Raises MissingError where the file is gone, ends before them or is damaged."""
+    if os.path.exists(span.path) and not is_regular(Path(span.path)):
+        raise MissingError(f"`{span.path}` is no regular file any more", hint=AGAIN)
     try:
         with open(span.path, "rb") as file:
             file.seek(span.offset)
@@ -232,7 +240,18 @@ def max_archive() -> int:
 
 
 def _clean(name: str) -> str:
-    return str(PurePosixPath(name))
+    """`./cats\\1.png`, as some programs of Windows write it, is `cats/1.png`."""
+    return str(PurePosixPath(name.replace("\\", "/")))
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises UsageError for an archive of a kind that is not read here, told by its first bytes."""
+    with path.open("rb") as file:
+        begins = file.read(4)
+    for mark, (kind, unpack) in _FOREIGN.items():
+        if begins == mark and not (kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")):  # Python 3.14 reads it
+            hint = f"`{unpack} {path.name}`, then give what comes of it; or pack it as a zip or a tar.gz"
+            raise UsageError(f"`{path}` is compressed by {kind}, which gz does not read", hint=hint)
 
 
 def _refuse_escape(path: Path, name: str) -> None:
@@ -249,6 +268,11 @@ def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
         )
     if unpacked > 1 << 20 and unpacked > RATIO * max(packed, 1):
         raise _refused(path, f"it unpacks to more than {RATIO} times its size")
+
+
+def _refuse_large(name: str, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise MissingError(f"`{name}` is larger than any picture: {size:,} bytes", hint="take it out")
 
 
 def _refused(path: Path, why: str) -> MissingError:

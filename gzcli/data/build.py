@@ -60,6 +60,7 @@ class Source:
     captions: dict[str, list[str]] = field(default_factory=dict)
     further: dict[str, Callable[[], Iterator[Block]]] = field(default_factory=dict)  # name → blocks in the same places
     rule: str = "lanczos"  # of `pictures.decode`
+    notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
 
 
 def build(
@@ -102,7 +103,7 @@ def build(
     meta = {
         "title": source.title, "shape": list(shape), "classes": list(source.classes), "multilabel": source.multilabel,
         "counts": rows, "levels": source.levels, "resized": resized, "streamed": how if streamed else None,
-        "skipped": skipped, "extras": [*(["caption"] if source.captions else []), *source.further], **extra,
+        "skipped": skipped, "notes": source.notes, "extras": [*(["caption"] if source.captions else []), *source.further], **extra,
         "sha256": {name: checksum(folder / name) for name in files},
     }  # fmt: skip
     write_json(folder / "meta.json", meta)

@@ -1,122 +1,177 @@
-"""A dataset folder of the `datasets` library: one that `save_to_disk` wrote, or one of parquet files."""
+"""A data set of the hub: parquet files, or a folder that `save_to_disk` of the `datasets` library wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from gzcli.data.build import Block, Source
+from gzcli.data.kinds import counted
+from gzcli.data.layout import split_of
+from gzcli.data.parquet import Parquet, parquet_files
+from gzcli.data.walk import is_regular, read_regular
 from gzcli.errors import MissingError, UsageError
-from gzcli.store.paths import cache_dir
 
 MARKS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")  # plain numbers or texts
+MOST_CLASSES = 10_000
+
+
+class Columns(Protocol):
+    """The rows of a split: what each column holds ("image", "class", "int", "text" or ""), the names of classes, values of
+    a column, its encoded pictures in order (None: an empty cell), and some that lie apart."""
+
+    kinds: dict[str, str]
+    classes: dict[str, tuple[str, ...]]
+
+    def __len__(self) -> int: ...
+
+    def values(self, column: str) -> list[Any]: ...
+
+    def pictures(self, column: str) -> Iterator[bytes | None]: ...
+
+    def some(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]: ...
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether a folder is one; told by its files, without the library."""
-    return path.is_dir() and (any((path / mark).exists() for mark in MARKS) or bool(_parquet(path)))
+    """Whether a path is one; told by its files, without a library."""
+    if not is_regular(path):
+        return False
+    if path.is_file():
+        return path.suffix == ".parquet"
+    return any((path / mark).exists() for mark in MARKS) or bool(parquet_files(path))
 
 
 def dataset_folder(path: Path) -> Source:
     """Its images: the first column of images that is not named as a further picture; those that are (`conditioning_image`,
-    `input_image`, …); labels of the first column of class labels; captions of a column `text`, `caption`, `edit_prompt` or
-    `instruction`. Raises MissingError without the `datasets` package, UsageError where there is no column of images."""
+    `input_image`, …); labels of the first column of class labels, else of integers or texts in a column `label` (LABELS);
+    captions of a column `text`, `caption`, `edit_prompt` or `instruction`. A split but train whose labels are all −1, the
+    hub's sign for hidden ones, is left out.
+
+    Raises MissingError without the package that reads it, UsageError where there is no column of images."""
     from gzcli.data.conditions import CAPTIONS, further_of
     from gzcli.data.encoded import PROBES
 
     splits = _splits(path)
-    features = splits["train"].features
-    images = _columns(features, "Image")
+    kinds = splits["train"].kinds
+    images = [name for name, kind in kinds.items() if kind == "image"]
     if not images:
-        hint = f"its columns are {', '.join(f'`{name}`' for name in features)}; one must be of images"
+        hint = f"its columns are {', '.join(f'`{name}`' for name in kinds)}; one must be of images"
         raise UsageError(f"`{path}` has no column of images", hint=hint)
     image = next((name for name in images if further_of(name) is None), images[0])
     further: dict[str, str] = {}  # kind → column
     for name in images:
         if name != image and (kind := further_of(name)):
             further.setdefault(kind, name)
-    label = next(iter(_columns(features, "ClassLabel")), None)
-    caption = next((name for name in CAPTIONS if name in features), None)
-    classes = tuple(features[label].names) if label else ()
-    labels = {split: np.asarray(data[label], np.int64) for split, data in splits.items()} if label else {}
-    if any(len(y) and (y.min() < 0 or y.max() >= len(classes)) for y in labels.values()):
-        raise UsageError(f"`{path}` has images without a label in `{label}`", hint="take them out, or the column")
+    classes, labels, notes = _labels(path, splits)
+    splits = {split: data for split, data in splits.items() if not labels or split in labels}
+    caption = next((name for name in CAPTIONS if name in kinds), None)
 
-    def cells(column: str, split: str, data: Any, index: Any) -> Iterator[tuple[int, str, bytes]]:
+    def named(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
         where = split if column == image else f"{split}.{column}"
-        undecoded = data.select_columns([column]).cast_column(column, _undecoded())
-        for i in index:
-            cell = undecoded[int(i)][column]
-            if cell is None:
-                raise UsageError(f"`{path}` has no picture in `{where}[{i}]`", hint="take the row out, or the column")
-            picture = cell["bytes"] if cell["bytes"] is not None else (path / cell["path"]).read_bytes()
-            yield i, f"{where}[{i}]", picture
+        if picture is None:
+            raise UsageError(f"`{path}` has no picture in `{where}[{i}]`", hint="take the row out, or the column")
+        return f"{where}[{i}]", picture
 
     def blocks_of(column: str) -> Callable[[], Iterator[Block]]:
         def blocks() -> Iterator[Block]:
             for split, data in splits.items():
-                for i, name, picture in cells(column, split, data, range(len(data))):
+                for i, cell in enumerate(data.pictures(column)):
+                    name, picture = named(column, split, i, cell)
                     yield split, i, picture, name
 
         return blocks
 
     def probe() -> Iterator[tuple[str, bytes]]:
-        n = len(splits["train"])
-        looked_at = range(0, n, max(1, n // PROBES))
-        return ((name, data) for _, name, data in cells(image, "train", splits["train"], looked_at))
+        return (named(image, "train", i, cell) for i, cell in splits["train"].some(image, PROBES))
 
     return Source(
         str(path), classes, {split: len(data) for split, data in splits.items()}, labels, blocks_of(image), probe=probe,
-        captions={split: [text or "" for text in data[caption]] for split, data in splits.items()} if caption else {},
-        further={kind: blocks_of(column) for kind, column in further.items()},
+        captions={split: [text or "" for text in data.values(caption)] for split, data in splits.items()} if caption else {},
+        further={kind: blocks_of(column) for kind, column in further.items()}, notes=notes,
     )  # fmt: skip
 
 
-def _splits(path: Path) -> dict[str, Any]:
+def _labels(path: Path, splits: dict[str, Columns]) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
+    """The classes, the labels int64 [N] of each split, and what was left out."""
+    kinds = splits["train"].kinds
+    told = next((name for name, kind in kinds.items() if kind == "class"), None)
+    column = told or next((name for name in LABELS if kinds.get(name) in ("int", "text")), None)
+    if column is None:
+        return (), {}, []
+    values = {split: data.values(column) for split, data in splits.items()}
+    hidden = [split for split, rows in values.items() if split != "train" and rows and set(rows) <= {-1, None}]
+    notes = [f"{counted(len(values.pop(split)), 'picture')} of `{split}` skipped: they have no labels" for split in hidden]
+    every = {value for rows in values.values() for value in rows}
+    if None in every:
+        raise UsageError(f"`{path}` has images without a label in `{column}`", hint="take them out, or the column")
+    if kinds[column] == "text":
+        classes = tuple(sorted(every))
+        number = {label: i for i, label in enumerate(classes)}
+        values = {split: [number[label] for label in rows] for split, rows in values.items()}
+    else:
+        classes = splits["train"].classes[column] if told else tuple(map(str, range(min(max(every, default=0) + 1, MOST_CLASSES))))
+    labels = {split: np.asarray(rows, np.int64) for split, rows in values.items()}
+    if any(len(y) and (y.min() < 0 or y.max() >= len(classes)) for y in labels.values()):
+        raise UsageError(f"`{path}` has images without a label in `{column}`", hint="take them out, or the column")
+    return classes, labels, notes
+
+
+def _splits(path: Path) -> dict[str, Columns]:
     """train, and val and test where there are."""
+    files = {} if any((path / mark).exists() for mark in MARKS) else parquet_files(path)
+    named: dict[str, Columns] = {split: Parquet(paths) for split, paths in files.items()} if files else _saved(path)
+    found = {split: data for name, data in named.items() if (split := (split_of(name) or ("",))[0])}
+    if "train" not in found:
+        raise UsageError(f"`{path}` has no split `train`", hint=f"it has: {', '.join(named)}")
+    return found
+
+
+def _saved(path: Path) -> dict[str, Columns]:
     try:
         import datasets
     except ImportError as e:
         hint = "`pip install 'gzcli[datasets]'`"
         raise MissingError(f"`{path}` is a dataset folder: reading it takes the package `datasets`", hint=hint) from e
+    datasets.disable_progress_bars()
     try:
-        if files := _parquet(path):
-            given = {split: list(map(str, paths)) for split, paths in files.items()}
-            found = datasets.load_dataset("parquet", data_files=given, cache_dir=str(cache_dir("datasets")))
-        else:
-            found = datasets.load_from_disk(str(path))
+        found = datasets.load_from_disk(str(path))
     except Exception as e:  # the library raises what its readers raise: ArrowInvalid, FileNotFoundError, ValueError, …
         raise MissingError(f"`{path}` is not a dataset folder that can be read: {e}") from e
     named = dict(found) if isinstance(found, dict) else {"train": found}
-    splits = {_split(name): data for name, data in named.items() if _split(name)}
-    if "train" not in splits:
-        raise UsageError(f"`{path}` has no split `train`", hint=f"it has: {', '.join(named)}")
-    return splits
+    return {split: _Saved(path, data) for split, data in named.items()}
 
 
-def _parquet(path: Path) -> dict[str, list[Path]]:
-    """The parquet files of a folder, or of its `data` folder, by split: `train-00000-of-00002.parquet`."""
-    found: dict[str, list[Path]] = {}
-    for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
-        if split := _split(file.name.split("-")[0].split(".")[0]):
-            found.setdefault(split, []).append(file)
-    return found
+class _Saved:
+    """A split that the `datasets` library reads, as Columns."""
 
+    def __init__(self, path: Path, data: Any):
+        self.path, self.data = path, data
+        kinds = {"Image": "image", "ClassLabel": "class"}
+        plain = {"string": "text", "large_string": "text"} | {f"{u}int{n}": "int" for u in ("", "u") for n in (8, 16, 32, 64)}
+        features = data.features.items()
+        self.kinds = {k: kinds.get(type(f).__name__, plain.get(getattr(f, "dtype", ""), "")) for k, f in features}
+        self.classes = {name: tuple(feature.names) for name, feature in features if self.kinds[name] == "class"}
 
-def _split(name: str) -> str | None:
-    from gzcli.data.folder import SPLIT_NAMES
+    def __len__(self) -> int:
+        return len(self.data)
 
-    return SPLIT_NAMES.get(name.lower())
+    def values(self, column: str) -> list[Any]:
+        return list(self.data[column])
 
+    def pictures(self, column: str) -> Iterator[bytes | None]:
+        return (cell for _, cell in self._rows(column, range(len(self))))
 
-def _columns(features: Any, kind: str) -> list[str]:
-    return [name for name, feature in features.items() if type(feature).__name__ == kind]
+    def some(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
+        return self._rows(column, range(0, len(self), max(1, len(self) // n)))
 
+    def _rows(self, column: str, rows: range) -> Iterator[tuple[int, bytes | None]]:
+        import datasets
 
-def _undecoded() -> Any:
-    import datasets
-
-    return datasets.Image(decode=False)
+        undecoded = self.data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        for i in rows:
+            cell = undecoded[i][column]
+            yield i, cell and (cell["bytes"] if cell["bytes"] is not None else read_regular(self.path / cell["path"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import NamedTuple
@@ -13,38 +14,44 @@ from gzcli.data.archives import Members, open_members
 from gzcli.data.build import Source
 from gzcli.data.conditions import CAPTIONS, TARGETS, further_of
 from gzcli.data.encoded import encoded
+from gzcli.data.kinds import KINDS, LABEL, METADATA, Wanted, is_picture, may_be_picture
+from gzcli.data.layout import placed
 from gzcli.data.pictures import decode
+from gzcli.data.walk import is_regular, read_regular
 from gzcli.errors import MissingError, UsageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-KINDS = " ".join(suffix[1:] for suffix in SUFFIXES)
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-PAIRED = {f"{split}{domain}": (split, domain) for split in ("train", "val", "test") for domain in "AB"}
-METADATA = "metadata.jsonl"
 
-LAYOUTS = "a flat folder, class folders, `train` and `test`, or `trainA`, `trainB`, `testA` and `testB`"
-
-
-def open_path(path: Path) -> Source:
-    """The images at a path: folder, zip, tar, npz or dataset folder. Raises UsageError or MissingError for what is not
-    a set."""
-    if path.suffix.lower() == ".npz":
+def open_path(path: Path, form: str | None = None) -> Source:
+    """The images at a path: folder, zip, tar, npz or dataset folder. `form`: how the folders of pictures are meant (of
+    `layout.FORMS`). Raises UsageError or MissingError for what is not a set."""
+    if path.suffix.lower() == ".npz" and is_regular(path):
         from gzcli.data.npz import npz
 
-        return npz(path)
-    from gzcli.data.dataset_folder import dataset_folder, is_dataset_folder
+        source = npz(path)
+    else:
+        from gzcli.data.dataset_folder import dataset_folder, is_dataset_folder
 
-    if is_dataset_folder(path):
-        return dataset_folder(path)
-    return pictures(str(path), open_members(path, lambda name: _is_picture(name) or _is_text(name)))
+        if not is_dataset_folder(path):
+            wanted = Wanted()
+            members = open_members(path, wanted)
+            archives = [kind for kind in (".tar", ".zip", ".npz") if kind in wanted.others]
+            if archives and not any(map(is_picture, members.names)):
+                hint = "give one of them; what lies in several, unpack into one folder"
+                raise MissingError(f"`{path}` holds archives ({' '.join(archives)}) and no images", hint=hint)
+            source = pictures(str(path), members, form)
+            return replace(source, notes=[*source.notes, *wanted.notes])
+        source = dataset_folder(path)
+    if form:
+        raise UsageError(f"`{path}` has no folders of pictures", hint="leave `--layout` out")
+    return source
 
 
-def pictures(title: str, members: Members) -> Source:
-    """Encoded pictures in one of the layouts: flat, class folders, `train/test` (each flat or of class folders), or
-    `trainA trainB testA testB` (classes A and B). A lone folder around them all is passed through. Captions are the lines
-    of a `metadata.jsonl` ({"file_name": …, "text": …}, relative to it) or a `NAME.txt` beside the picture. A line may name
-    further pictures of its image ("control": …, "before": …), which are then no images of the set themselves."""
-    names = [name for name in members.names if _is_picture(name)]
+def pictures(title: str, members: Members, form: str | None = None) -> Source:
+    """Encoded pictures in one of the layouts of `layout.py`. Captions are the lines of a `metadata.jsonl` ({"file_name": …,
+    "text": …}, relative to it) or a `NAME.txt` beside the picture. A line may name further pictures of its image
+    ("control": …, "before": …), which are then no images of the set themselves. A `NAME.cls` is its label, in the place of
+    what the folders say."""
+    names = [name for name in members.names if is_picture(name)]
     if not names:
         raise MissingError(f"`{title}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
     lines, beside = _told(title, members, names)
@@ -57,12 +64,38 @@ def pictures(title: str, members: Members) -> Source:
         if lacking := [name for name in names if name not in given]:
             hint = f"each image has a line in `{METADATA}` with its `{kind}`, or none has"
             raise UsageError(f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`", hint=hint)
-    places = _places(title, names)
-    classes = tuple(sorted({label for _, label in places.values() if label is not None}))
-    number = {label: i for i, label in enumerate(classes)}
-    numbered = {name: (split, number.get(label)) for name, (split, label) in places.items()}
+    labels = _labels(title, members, names)
+    found = placed(title, names, form, {} if labels else _annotated(members))
+    if labels:
+        found.places = {name: (split, labels[name]) for name, (split, _) in found.places.items()}
+    every = {label for _, label in found.places.values() if label is not None}
+    numbered = labels and all(label.isdecimal() and len(label) < 6 for label in every)
+    classes = tuple(map(str, range(max(map(int, every)) + 1))) if numbered else tuple(sorted(every))
+    number = {label: int(label) for label in every} if numbered else {label: i for i, label in enumerate(classes)}
+    rows = {name: (split, number.get(label)) for name, (split, label) in found.places.items()}
     captions = beside | {name: line.caption for name, line in lines.items()}
-    return encoded(title, classes, [(members, numbered)], captions=captions, further=further, probe=True)
+    source = encoded(title, classes, [(members, rows)], captions=captions, further=further, probe=True)
+    return replace(source, notes=[*members.notes, *found.notes])
+
+
+def _labels(title: str, members: Members, names: list[str]) -> dict[str, str]:
+    """The labels in `NAME.cls` files beside pictures, or {}. Raises UsageError where only some pictures have one."""
+    beside = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
+    wanted = [name for name in members.names if name in beside]
+    found = {beside[name]: data.decode("utf-8", "replace").strip() for name, data in members.read(wanted)} if wanted else {}
+    if found and (lacking := next((name for name in names if not found.get(name)), None)):
+        raise UsageError(f"`{title}` has no label `{LABEL}` beside `{lacking}`", hint="give one beside each picture, or none")
+    return found
+
+
+def _annotated(members: Members) -> dict[str, str]:
+    """The classes that TinyImageNet's `SPLIT/SPLIT_annotations.txt` give to `SPLIT/images/…`: NAME, tab, class, tab, box."""
+    wanted = [name for name in members.names if name.endswith("_annotations.txt") and "/" in name]
+    found: dict[str, str] = {}
+    for name, data in members.read(wanted) if wanted else ():
+        rows = (line.split("\t") for line in data.decode("utf-8", "replace").splitlines())
+        found |= {f"{PurePosixPath(name).parent}/images/{row[0]}": row[1] for row in rows if len(row) > 1}
+    return found
 
 
 class _Line(NamedTuple):
@@ -103,7 +136,7 @@ def _metadata_line(line: str, where: str) -> _Line:
     hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
-        named = {key: value for key, value in row.items() if isinstance(value, str) and _may_be_picture(value)}
+        named = {key: value for key, value in row.items() if isinstance(value, str) and may_be_picture(value)}
         targets = [named[key] for key in TARGETS if key in named]
         picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
         caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
@@ -126,63 +159,11 @@ def read_pictures(path: Path, *, size: int, channels: int, limit: int | None) ->
     """
     if not path.exists():
         raise MissingError(f"there is no `{path}`", hint="give a picture, or a folder, zip or tar of pictures")
-    if path.is_file() and _is_picture(path.name):
-        return np.stack([decode(path.read_bytes(), str(path), size=size, channels=channels)[0]])
-    members = open_members(path, _is_picture)
+    if path.is_file() and is_picture(path.name):
+        return np.stack([decode(read_regular(path), str(path), size=size, channels=channels)[0]])
+    members = open_members(path, is_picture)
     if not members.names:
         raise MissingError(f"`{path}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
     read = members.read(sorted(members.names)[:limit])
     found = {name: decode(data, name, size=size, channels=channels)[0] for name, data in read}
     return np.stack([found[name] for name in sorted(found)])
-
-
-def _places(title: str, names: list[str]) -> dict[str, tuple[str, str | None]]:
-    """name → (split, class or None)"""
-    parts = {name: PurePosixPath(name).parts for name in names}
-    skip = 0  # lone folders around everything
-    while True:
-        heads = {p[skip] if len(p) > skip + 1 else None for p in parts.values()}
-        if len(heads) > 1 or None in heads or _split_of(next(iter(heads))):
-            break
-        skip += 1
-    placed: dict[str, tuple[str, tuple[str, ...]]] = {}
-    split_heads = {h for h in heads if h and _split_of(h)}
-    if not split_heads:
-        placed = {name: ("train", p[skip:-1]) for name, p in parts.items()}
-    else:
-        if others := sorted(name for name, p in parts.items() if _split_of(p[skip]) is None or len(p) == skip + 1):
-            raise UsageError(f"`{title}` mixes splits with other images, as `{others[0]}`", hint=f"a set is {LAYOUTS}")
-        for name, p in parts.items():
-            split, domain = _split_of(p[skip])
-            placed[name] = (split, (domain,) if domain else p[skip + 1 : -1])
-    if not any(split == "train" for split, _ in placed.values()):
-        raise UsageError(f"`{title}` has no `train` folder beside its splits", hint=f"a set is {LAYOUTS}")
-    classes = {name: folders[0] if folders else None for name, (_, folders) in placed.items()}
-    if None in classes.values() and set(classes.values()) != {None}:
-        loose = next(name for name, label in sorted(classes.items()) if label is None)
-        raise UsageError(f"`{title}` has images beside its class folders, as `{loose}`", hint=f"a set is {LAYOUTS}")
-    return {name: (split, classes[name]) for name, (split, _) in placed.items()}
-
-
-def _split_of(folder: str) -> tuple[str, str] | None:
-    """`test` → ("test", ""), `trainA` → ("train", "A"), else None"""
-    if folder in PAIRED:
-        return PAIRED[folder]
-    split = SPLIT_NAMES.get(folder.lower())
-    return (split, "") if split else None
-
-
-def _is_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
-
-
-def _may_be_picture(value: str) -> bool:
-    """Whether a text may be the name of a picture here."""
-    return PurePosixPath(value).suffix.lower() in SUFFIXES and "://" not in value
-
-
-def _is_text(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.name == METADATA or path.suffix == ".txt"

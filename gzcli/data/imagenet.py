@@ -77,7 +77,7 @@ class Nested:
     """The members of the tars in a tar, as `OUTER/INNER`, read in place. None of them may be compressed."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.notes = path, []
         self._outer = Tar(path, lambda name: name.endswith(".tar"))
         self._spans = {name: span for name, span, _ in self._walk()}
         self.names = list(self._spans)

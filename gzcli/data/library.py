@@ -29,6 +29,7 @@ class OwnSet:
     size: int | None = None
     channels: int | None = None
     skip_bad: bool = False  # leave out pictures that do not decode
+    form: str | None = None  # how its folders are meant (`layout.FORMS`); None: as they tell
 
     @property
     def key(self) -> str:
@@ -58,7 +59,7 @@ def locate(what: str | Path) -> DataSpec | OwnSet:
             return spec
     for name, entry in _own().items():
         if canonical(name) == canonical(text):
-            return OwnSet(Path(entry["path"]), name, entry["size"], entry["channels"], entry.get("skip_bad", False))
+            return _own_set(name, entry)
     path = _local(text)
     if path.exists():
         return OwnSet(path)
@@ -87,7 +88,8 @@ def names() -> list[str]:
 def listing() -> list[dict[str, Any]]:
     """One row a set: name, title, classes (how many), channels, size, larger (further sizes), cached, n_train, n_val (0:
     carved from train), n_test, licence, citation, download (bytes), multilabel, extras (what comes with each image),
-    embedded, page (to get it at), path (of an imported set). Sizes of an imported set are null until it is packed."""
+    embedded, page (to get it at), path (of an imported set), lost (whether nothing is at that path any more). Sizes of an
+    imported set are null until it is packed. None of its files is looked at: there may be millions."""
     return [_known_row(spec) for spec in SPECS.values()] + [_own_row(name, entry) for name, entry in _own().items()]
 
 
@@ -111,39 +113,54 @@ def _known_row(spec: DataSpec) -> dict[str, Any]:
         "embedded": spec.embedded,
         "page": spec.page or None,
         "path": None,
+        "lost": False,
     }
 
 
 def _own_row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    from gzcli.data.pack import peek
-
-    meta = peek(name)
+    """By the set's newest pack, whatever has become of its files since."""
+    metas = [folder / "meta.json" for folder in _packs(_own_set(name, entry))]
+    meta = read_json(max(metas, key=lambda path: path.stat().st_mtime)) if metas else None
+    counts = meta["counts"] if meta else {}
     return {
         "name": name,
         "title": entry["path"],
-        "classes": entry["classes"],
-        "channels": meta.shape[0] if meta else entry["channels"],
-        "size": meta.shape[-1] if meta else entry["size"],
+        "classes": len(meta["classes"]) if meta else entry["classes"],
+        "channels": meta["shape"][0] if meta else entry["channels"],
+        "size": meta["shape"][-1] if meta else entry["size"],
         "larger": [],
         "cached": meta is not None,
-        "n_train": meta.counts["train"] + meta.counts["val"] if meta else None,
+        "n_train": counts["train"] + counts["val"] if meta else None,
         "n_val": 0 if meta else None,
-        "n_test": meta.counts["test"] if meta else None,
+        "n_test": counts["test"] if meta else None,
         "licence": None,
         "citation": None,
         "download": 0,
-        "multilabel": bool(meta and meta.multilabel),
-        "extras": list(meta.extras) if meta else [],
+        "multilabel": bool(meta and meta["multilabel"]),
+        "extras": meta.get("extras", []) if meta else [],
         "embedded": False,
         "page": None,
         "path": entry["path"],
+        "lost": not Path(entry["path"]).exists(),
     }
 
 
+def _own_set(name: str, entry: dict[str, Any]) -> OwnSet:
+    given = {key: entry.get(key) for key in ("size", "channels", "form")}
+    return OwnSet(Path(entry["path"]), name, skip_bad=entry.get("skip_bad", False), **given)
+
+
 def import_set(
-    path: str | Path, name: str, *, size: int | None = None, channels: int | None = None, skip_bad: bool = False
+    path: str | Path,
+    name: str,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    form: str | None = None,
 ) -> dict[str, Any]:
-    """Registers the images at `path` as `name`, after a look at their layout. Returns name, path, classes, counts.
+    """Registers the images at `path` as `name`, after a look at their layout (`form`: how it is meant, of `layout.FORMS`).
+    Returns name, path, classes, counts.
 
     Raises UsageError for a name that is taken or malformed, MissingError for a path without images.
     """
@@ -156,8 +173,9 @@ def import_set(
     path = _local(str(path))
     if not path.exists():
         raise MissingError(f"there is no `{path}`", hint="give the path of a folder, zip, tar or npz of images")
-    source = open_path(path)
-    entry = {"path": str(path), "size": size, "channels": channels, "skip_bad": skip_bad, "classes": len(source.classes)}
+    source = open_path(path, form)
+    given = {"size": size, "channels": channels, "skip_bad": skip_bad, "form": form}
+    entry = {"path": str(path), **given, "classes": len(source.classes)}
     with lock(user_dir(".data.lock")):
         own = _own()
         if name not in own and canonical(name) in map(canonical, own):
@@ -219,6 +237,8 @@ def verify(what: str | Path, *, say: Callable[[str], None] = lambda text: None) 
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{folder / part}` is damaged", hint=again)
         packs.append(str(folder))
+    if isinstance(found, OwnSet) and not packs and not found.path.exists():
+        raise MissingError(f"`{found.path}`, imported as `{name}`, is gone", hint=f"`gz data remove {name}`, or bring it back")
     if not files and not packs and not (isinstance(found, DataSpec) and (found.embedded or is_fetched(found))):
         hint = f"`gz data download {name}`" if isinstance(found, DataSpec) else f"`gz train vae --data {name}` packs it"
         raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)

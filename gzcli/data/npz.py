@@ -1,53 +1,84 @@
-"""MedMNIST's `.npz` layout, read in blocks from the zip that it is; never unpickled."""
+"""Arrays of images in an `.npz`, read in blocks from the zip that it is; never unpickled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from gzcli.data.archives import Zip
 from gzcli.data.build import Block, Source
+from gzcli.data.kinds import counted
 from gzcli.errors import MissingError, UsageError
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000
+SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")  # beside a split: `train_images`, `x_train`, `train_x`
+ALONE = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")  # without one; as `gz sample --npz` writes
+NAMES = ("class_names", "classes", "label_names")
+HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
+
+
+class Header(NamedTuple):
+    """Of an array of images: how many, its shape (C, H, W), and how it lies there."""
+
+    n: int
+    shape: tuple[int, int, int]
+    first: bool  # channels come first
+    fortran: bool
+    dtype: np.dtype
 
 
 def npz(path: Path) -> Source:
-    """MedMNIST's layout (train_images [N, H, W] or [N, H, W, 3], train_labels [N], [N, 1] or [N, K]; val_…, test_…),
-    or `images` and, if there are any, `labels`. uint8, or uint16 (divided by 257). Streamed, never unpickled."""
+    """MedMNIST's names (train_images, train_labels, val_…, test_…), Keras' (x_train, y_train, …), or `images` and, if there
+    are any, `labels`: images of HINT, labels [N], [N, 1] or [N, K]; `class_names` [K] if there are any. uint16 is divided by
+    257. Streamed unless it lies column by column, never unpickled. Raises UsageError where it is none of these."""
     archive = _Npz(path)
-    stems = {s: f"{s}_" for s in ("train", "val", "test") if f"{s}_images" in archive} or {"train": ""}
-    if "train" not in stems or f"{stems['train']}images" not in archive:
-        hint = "it needs `train_images` (and `train_labels`, `test_images`, …), or `images` (and `labels`)"
+    images, labels = _named(archive)
+    if "train" not in images:
+        hint = "it needs `train_images` (and `train_labels`, `test_images`, …), `x_train` (and `y_train`, …), or `images`"
         raise UsageError(f"`{path}` has no images: its arrays are {', '.join(archive) or 'none'}", hint=hint)
-    labelled = [f"{stem}labels" in archive for stem in stems.values()]
-    if any(labelled) and not all(labelled):
+    if labels and len(labels) < len(images):
         raise UsageError(f"`{path}` has labels for some splits only", hint="give them for all, or for none")
-    shapes = {split: archive.image_shape(f"{stem}images") for split, stem in stems.items()}
-    if len({shape[1:] for shape in shapes.values()}) > 1:
+    headers = {split: archive.header(name) for split, name in images.items()}
+    if len({header.shape for header in headers.values()}) > 1:
         raise UsageError(f"`{path}` has splits of different image sizes")
-    counts = {split: shape[0] for split, shape in shapes.items()}
-    labels = {split: archive.labels(f"{stem}labels", counts[split]) for split, stem in stems.items() if any(labelled)}
-    multilabel = any(y.ndim == 2 for y in labels.values())
-    known = max((y.shape[1] if multilabel else int(y.max()) + 1 for y in labels.values() if len(y)), default=0)
+    counts = {split: header.n for split, header in headers.items()}
+    y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
+    multilabel = any(rows.ndim == 2 for rows in y.values())
+    known = max((rows.shape[1] if multilabel else int(rows.max()) + 1 for rows in y.values() if len(rows)), default=0)
+    names = next((name for name in NAMES if name in archive and y), None)
+    classes = archive.names_of(names, known) if names else tuple(map(str, range(known)))
 
     def blocks() -> Iterator[Block]:
-        for split, stem in stems.items():
-            for start, images in archive.images(f"{stem}images"):
-                yield split, start, images, f"{stem}images"
+        for split, name in images.items():
+            for start, rows in archive.images(name, headers[split]):
+                yield split, start, rows, name
 
-    return Source(
-        str(path),
-        tuple(map(str, range(known))),
-        counts,
-        labels,
-        blocks,
-        shape=shapes["train"][1:],
-        multilabel=multilabel,
-    )
+    unread = [name for name in archive if name not in {*images.values(), *labels.values(), names}]
+    notes = [f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})"] if unread else []
+    shape = headers["train"].shape
+    return Source(str(path), classes, counts, y, blocks, shape=shape, multilabel=multilabel, notes=notes)
+
+
+def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
+    """The names of the arrays of images, and of their labels, by split."""
+
+    def of_splits(words: tuple[str, ...]) -> dict[str, str]:
+        forms = {split: [(s, word) for s in spelt for word in words] for split, spelt in SPLIT_WORDS.items()}
+        names = {split: [name for s, word in pairs for name in (f"{s}_{word}", f"{word}_{s}")] for split, pairs in forms.items()}
+        found = {split: next(filter(archive.names.__contains__, some), None) for split, some in names.items()}
+        return {split: name for split, name in found.items() if name}
+
+    def alone(words: tuple[str, ...]) -> dict[str, str]:
+        return {"train": name for name in list(filter(archive.names.__contains__, words))[:1]}  # noqa: B035 (one at most)
+
+    if images := of_splits(IMAGES):
+        return images, {split: name for split, name in of_splits(LABELS).items() if split in images}
+    return alone(ALONE[0]), alone(ALONE[1])
 
 
 class _Npz:
@@ -61,39 +92,49 @@ class _Npz:
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
-    def image_shape(self, name: str) -> tuple[int, int, int, int]:
-        """(N, C, H, W)"""
+    def header(self, name: str) -> Header:
+        """Raises UsageError for an array that is none of images, or that may be meant in two ways."""
         with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
             shape, dtype, fortran = self._header(f, name)
-        grey = len(shape) == 3
-        if dtype not in (np.uint8, np.uint16) or fortran or not (grey or (len(shape) == 4 and shape[3] in (1, 3))):
-            raise UsageError(
-                f"`{name}` in `{self.path}` is {dtype} of shape {shape}",
-                hint="images are uint8 or uint16 of shape [N, H, W] or [N, H, W, 3]",
-            )
-        return (shape[0], 1, *shape[1:]) if grey else (shape[0], shape[3], shape[1], shape[2])
+        what = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
+        last, first = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (3, 1))
+        if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or last or first):
+            hint = "; bring others to 0 … 255 and to uint8" if dtype.kind in "fi" else ""
+            raise UsageError(what, hint=HINT + hint)
+        if last and first:
+            raise UsageError(f"{what}: channels first or last?", hint="put them last, or leave an axis of 1 out")
+        if len(shape) == 3:
+            return Header(shape[0], (1, *shape[1:]), False, fortran, dtype)
+        order = (3, 1, 2) if last else (1, 2, 3)
+        return Header(shape[0], tuple(shape[axis] for axis in order), first, fortran, dtype)
 
-    def images(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    def images(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, uint8 [n, C, H, W])"""
-        n, c, h, w = self.image_shape(name)
+        c, h, w = header.shape
+        lies = (-1, c, h, w) if header.first else (-1, h, w, c)
+        for start, rows in self._blocks(name, header):
+            images = rows.reshape(lies) if header.first else rows.reshape(lies).transpose(0, 3, 1, 2)
+            wide = header.dtype != np.uint8
+            yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
+
+    def _blocks(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, its numbers and those of some more); of an array that lies column by column all at once."""
+        if header.fortran:
+            yield 0, np.ascontiguousarray(self._whole(name))
+            return
         with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
-            _, dtype, _ = self._header(f, name)
-            row = c * h * w * dtype.itemsize
+            self._header(f, name)
+            row = int(np.prod(header.shape)) * header.dtype.itemsize
             block = max(1, BLOCK_BYTES // row)
-            for start in range(0, n, block):
-                want = min(block, n - start) * row
+            for start in range(0, header.n, block):
+                want = min(block, header.n - start) * row
                 if len(data := f.read(want)) != want:
                     raise MissingError(f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again")
-                images = np.frombuffer(data, dtype).reshape(-1, h, w, c).transpose(0, 3, 1, 2)
-                wide = dtype != np.uint8
-                yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
+                yield start, np.frombuffer(data, header.dtype)
 
     def labels(self, name: str, n: int) -> np.ndarray:
         """int64 [N], or uint8 [N, K] where several classes can hold at once."""
-        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
-            self._header(f, name)
-            f.seek(0)
-            y = np.lib.format.read_array(f, allow_pickle=False)
+        y = self._whole(name)
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
         most = 1 if y.ndim == 2 else MOST_CLASSES - 1
@@ -101,6 +142,22 @@ class _Npz:
             hint = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
             raise UsageError(f"`{name}` in `{self.path}` is {y.dtype} of shape {y.shape} for {n} images", hint=hint)
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
+
+    def names_of(self, name: str, known: int) -> tuple[str, ...]:
+        """The names of the classes. Raises UsageError where they are fewer than the labels have, or no texts."""
+        given = self._whole(name)
+        if given.ndim != 1 or given.dtype.kind not in "US":
+            hint = f"it is an array of texts, one a class: `{name}=np.array(['ant', 'bee'])`"
+            raise UsageError(f"`{name}` in `{self.path}` is {given.dtype} of shape {given.shape}", hint=hint)
+        if len(given) < known:
+            raise UsageError(f"`{self.path}`: `{name}` names {len(given)} classes, its labels have {known}")
+        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in given)
+
+    def _whole(self, name: str) -> np.ndarray:
+        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
+            self._header(f, name)
+            f.seek(0)
+            return np.lib.format.read_array(f, allow_pickle=False)
 
     def _header(self, f, name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
         try:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli.data.conditions import FURTHER
+from gzcli.data.conditions import FURTHER, in_words
+from gzcli.data.kinds import counted
 from gzcli.data.library import OwnSet, data_key, locate
-from gzcli.data.sets import SPECS
+from gzcli.data.make import Report, Say, fingerprint, make, pack_limit
 from gzcli.data.specs import DataSpec
-from gzcli.errors import GzError, MissingError, UsageError
-from gzcli.store.files import lock, new_dir, read_json
+from gzcli.errors import MissingError, UsageError
+from gzcli.store.files import lock, read_json
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import offline
 from gzcli.types import DataInfo
 
 if TYPE_CHECKING:
@@ -25,22 +24,15 @@ if TYPE_CHECKING:
 
     from gzcli.data.stream import Pictures
 
-Say = Callable[[str], None]
-Report = Callable[[int, int], None]  # report(images done, images in all)
-
-__all__ = ["Pack", "PackMeta", "data_key", "find_pack", "open_pack", "peek"]
-
-RULE = 2  # raised when packing changes what a pack holds: older packs are made anew
-OWN_RULE = 3  # the same for the user's own images
-FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
-PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
+__all__ = ["Pack", "PackMeta", "data_key", "find_pack", "open_pack", "pack_limit", "peek"]
 
 
 @dataclass(frozen=True)
 class PackMeta:
     """What a pack holds; `shape` is (C, H, W), `levels` the grey levels of the source, `digest` names the content.
 
-    A streamed set has no pixels here, only where its pictures lie; `skipped` are messages of pictures left out.
+    A streamed set has no pixels here, only where its pictures lie; `skipped` are messages of pictures that do not decode,
+    `notes` of what else was left out of the set.
     """
 
     name: str
@@ -55,6 +47,18 @@ class PackMeta:
     streamed: bool = False
     skipped: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()  # what comes with each image: "caption", "control", "before"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """216 train, 24 val, 80 test; 10 classes airplane … truck; 4 files of unknown kinds skipped"""
+        splits = ", ".join(f"{n:,} {split}" for split, n in self.counts.items() if n)
+        few = ", ".join(self.classes) if len(self.classes) < 4 else f"{self.classes[0]} … {self.classes[-1]}"
+        kind = "attributes" if self.multilabel else "classes" if len(self.classes) != 1 else "class"
+        classes = f"{len(self.classes):,} {kind} {few}" if self.classes else "no classes"
+        bad = [f"{counted(len(self.skipped), 'picture')} left out that do not decode"] if self.skipped else []
+        extras = [f"with {in_words(self.extras)}"] if self.extras else []
+        return "; ".join([splits, classes, *extras, *self.notes, *bad])
 
 
 class Pack:
@@ -135,8 +139,9 @@ def open_pack(
         waiting = f"another process packs `{name}`: waiting"
         with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
             if (packed := find_pack(found, size, channels)) is None:
-                _build(found, folder, size, channels, fetch, say, progress)
-                packed = find_pack(found, size, channels)
+                make(found, folder, size, channels, fetch, say, progress)
+                if packed := find_pack(found, size, channels):
+                    say(f"`{name}`: {packed.meta.words}")
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
@@ -152,24 +157,17 @@ def sized(found: DataSpec | OwnSet, size: int | None) -> DataSpec | OwnSet:
     return found.sized(size) if isinstance(found, DataSpec) else found
 
 
-def pack_limit() -> int:
-    """Bytes beyond which a set is streamed. Raises UsageError."""
-    text = os.environ.get("GZ_PACK_LIMIT", "")
-    if text and not text.isdigit():
-        raise UsageError(f"`GZ_PACK_LIMIT` is a number of bytes, not `{text}`")
-    return int(text) if text else PACK_LIMIT
-
-
 def find_pack(found: DataSpec | OwnSet, size: int | None = None, channels: int | None = None) -> Pack | None:
     """The pack of this size and these channels, if there is one of the files as they are now.
 
-    A path packed as it is serves also whoever asks for the very size and channels that it has.
+    One whose size or channels were not asked for serves also whoever asks for the very ones that it has.
     """
-    now = fingerprint(found)
     size, channels = size or found.size, channels or found.channels
-    for folder in dict.fromkeys((_folder(found, size, channels), _folder(found))):
-        raw = read_json(folder / "meta.json")
-        if raw and now in (raw["fingerprint"], None):
+    asked = product(dict.fromkeys((size, found.size)), dict.fromkeys((channels, found.channels)))
+    metas = [(folder, raw) for folder in (_folder(found, *pair) for pair in asked) if (raw := read_json(folder / "meta.json"))]
+    now = fingerprint(found) if metas else None
+    for folder, raw in metas:
+        if now in (raw["fingerprint"], None):
             c, h, w = raw["shape"]
             if raw.get("streamed") and sum(raw["counts"].values()) * c * h * w <= pack_limit():
                 continue  # the limit was raised
@@ -186,96 +184,6 @@ def _folder(found: DataSpec | OwnSet, size: int | None = None, channels: int | N
     return cache_dir("packs", key, f"{size or found.size or 'own'}x{channels or found.channels or 'own'}")
 
 
-def fingerprint(found: DataSpec | OwnSet) -> str | None:
-    """Of what a pack was made: the packing rule and the checksums, or a path's names, sizes and times; None where
-    the path of an imported set is gone, whose pack is then all there is."""
-    digest = hashlib.sha256(str(RULE if isinstance(found, DataSpec) else OWN_RULE).encode())
-    if isinstance(found, DataSpec):
-        digest.update(repr([(f.name, f.sha256 or f.md5) for f in found.files]).encode())
-    elif not found.path.exists():
-        return None
-    else:
-        for path in [found.path, *(_walk(found.path) if found.path.is_dir() else ())]:
-            stat = path.stat()
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _walk(root: Path) -> list[Path]:
-    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
-    return sorted(path for path in found if not path.name.startswith("."))
-
-
-def _build(
-    found: DataSpec | OwnSet,
-    folder: Path,
-    size: int | None,
-    channels: int | None,
-    fetch: bool,
-    say: Say,
-    progress: Report,
-) -> None:
-    if isinstance(found, DataSpec) and not found.embedded:
-        _have_files(found, fetch, say)
-    from gzcli.data.build import build
-
-    made_of = fingerprint(found)
-    source = _source(found)
-    say(f"packing `{source.title}`: {sum(source.counts.values()):,} images")
-    with new_dir(folder) as part:
-        build(
-            source, part, size=size or found.size, channels=channels or found.channels, limit=pack_limit(),
-            skip_bad=isinstance(found, OwnSet) and found.skip_bad, progress=progress,
-            extra={"fingerprint": made_of, "rule": RULE},
-        )  # fmt: skip
-
-
-def _source(found: DataSpec | OwnSet):
-    if isinstance(found, OwnSet):
-        from gzcli.data.folder import open_path
-
-        if not found.path.exists():
-            hint = f"`gz data remove {found.key}`, then `gz data import PATH --name {found.key}`"
-            raise MissingError(f"`{found.path}`, imported as `{found.key}`, is gone", hint=hint)
-        return open_path(found.path)
-    if found.embedded:
-        from gzcli.data.embedded import SOURCES
-
-        return SOURCES[found.name](found)
-    import tarfile
-
-    from gzcli.data.library import raw_dir
-    from gzcli.data.parsers import PARSERS
-
-    try:
-        return PARSERS[found.name](found, raw_dir(found))
-    except GzError:
-        raise
-    except (OSError, EOFError, ValueError, KeyError, IndexError, tarfile.TarError) as e:
-        hint = f"`gz data verify {found.name}` checks its files"
-        raise MissingError(f"the files of `{found.name}` cannot be read: {e}", hint=hint) from e
-
-
-def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
-    """Fetches what is missing, if that is allowed and small enough."""
-    from gzcli.data import fetch as fetching
-    from gzcli.data.library import is_fetched
-
-    if is_fetched(spec):
-        return
-    size = "" if spec in SPECS.values() else f" --size {spec.size}"
-    hint = f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
-    if spec.linked:
-        hint = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
-    if not fetch or (offline() and not fetching.has_local_mirror()):
-        why = " and `GZ_OFFLINE` is set" if offline() else ""
-        raise MissingError(f"`{spec.name}` is not in the cache{why}", hint=hint)
-    if spec.download_size > FETCHED_UNASKED:
-        raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=hint)
-    say(f"downloading `{spec.name}` ({spec.download_size / 1e6:,.0f} MB, licence: {spec.licence})")
-    fetching.fetch(spec, say=say)
-
-
 def _meta(found: DataSpec | OwnSet, raw: dict) -> PackMeta:
     name = found.key if isinstance(found, OwnSet) else found.name
     digest = hashlib.sha256(repr(sorted(raw["sha256"].items())).encode()).hexdigest()[:16]
@@ -283,4 +191,5 @@ def _meta(found: DataSpec | OwnSet, raw: dict) -> PackMeta:
     return PackMeta(
         name, raw["title"], tuple(raw["shape"]), tuple(raw["classes"]), raw["multilabel"], raw["counts"], raw["levels"],
         raw["resized"], digest, bool(raw.get("streamed")), tuple(raw.get("skipped", ())), tuple(raw.get("extras", captioned)),
+        tuple(raw.get("notes", ())),
     )  # fmt: skip

@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from gzcli.data.kinds import FORMATS
 from gzcli.errors import GzError, MissingError, UsageError
 
 TURN = 0x0112  # EXIF's number of the tag "Orientation"; 5 … 8 are quarter turns
+
+
+def opened(data: bytes) -> Any:
+    """An encoded picture as Pillow's image, by the readers of `kinds.FORMATS` alone."""
+    from PIL import Image
+
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def decode(
@@ -22,11 +31,11 @@ def decode(
     a square and resizes it with antialiasing, "adm" is ImageNet's (see `_adm`). Raises MissingError if it does not
     decode, UsageError if it has colour though `grey_only`.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     resized = False
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             image = plain(ImageOps.exif_transpose(image))
             if grey_only and is_colour(image):
                 hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
@@ -44,10 +53,10 @@ def decode(
 
 def look(data: bytes, name: str) -> tuple[int, int, bool]:
     """(height, width, has it colour?) of an encoded picture. Raises MissingError if it does not decode."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             image = plain(ImageOps.exif_transpose(image))
             return image.height, image.width, is_colour(image)
     except Exception as e:  # as in `decode`
@@ -56,9 +65,7 @@ def look(data: bytes, name: str) -> tuple[int, int, bool]:
 
 def sides_of(data: bytes) -> tuple[int, int]:
     """(width, height) of an encoded picture that decodes, as it is seen: after its EXIF rotation. Reads its header alone."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         lies = image.getexif().get(TURN) in (5, 6, 7, 8)
         return (image.height, image.width) if lies else (image.width, image.height)
 

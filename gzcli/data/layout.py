@@ -1,0 +1,185 @@
+"""What the folders around pictures say of their splits and classes. What can be meant in two ways is refused, and named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from gzcli.data.kinds import counted
+from gzcli.errors import UsageError
+
+FORMS = ("flat", "classes", "splits", "class-splits")  # what `--layout` takes
+HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
+ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
+
+_SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
+_IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)")
+_MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
+
+Place = tuple[str, "str | None"]  # split, class
+
+
+@dataclass
+class Placed:
+    """Where each picture belongs, and what was left out of the set."""
+
+    places: dict[str, Place] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def split_of(folder: str) -> tuple[str, str] | None:
+    """`test`, `testing`, `Test Images` → ("test", ""); `trainA` → ("train", "A"); else None"""
+    if pair := re.fullmatch(r"(train|val|test)([AB])", folder):
+        return pair[1], pair[2]
+    word = re.sub(r"[\s._-]", "", folder.lower())
+    found = _SPLIT.fullmatch(word)
+    if not found or (found[2] == "ing" and found[1] == "val") or (found[2] in ("id", "idation") and found[1] != "val"):
+        return None
+    return (found[1] or "val"), ""
+
+
+def placed(title: str, names: Iterable[str], form: str | None = None, told: Mapping[str, str] | None = None) -> Placed:
+    """The splits and classes of pictures by their folders; `form` (of FORMS) says how these are meant, else they tell it.
+
+    `told`: classes of pictures that a list beside them names (TinyImageNet's `val_annotations.txt`). Raises UsageError that
+    names a folder which is ambiguous.
+    """
+    folders = _without_lone(names, form)
+    form = form or _form(title, folders)
+    if form == "flat":
+        return Placed(dict.fromkeys(folders, ("train", None)))
+    if form == "classes":
+        return _without_one_class(Placed({name: ("train", _class(title, name, f)) for name, f in folders.items()}))
+    out = Placed()
+    if form == "class-splits":
+        for name, f in folders.items():
+            if len(f) < 2 or not split_of(f[1]):
+                raise UsageError(f"`{title}` has `{name}`, which is in no split of a class", hint=ASK)
+            out.places[name] = split_of(f[1])[0], f[0]
+        return _checked(title, out, folders)
+    return _without_one_class(_checked(title, _by_split(title, folders, told or {}, out), folders))
+
+
+def _without_lone(names: Iterable[str], form: str | None) -> dict[str, tuple[str, ...]]:
+    """name → the folders it lies in, without those that are around everything and mean nothing."""
+    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
+    while True:
+        heads = {f[0] if f else None for f in folders.values()}
+        head = next(iter(heads), None)
+        if len(heads) != 1 or head is None or (form in (None, "splits") and split_of(head)):
+            return folders
+        inner = {name: f[1:] for name, f in folders.items()}
+        if form == "classes" and not all(inner.values()):
+            return folders
+        if form == "class-splits" and all(f and split_of(f[0]) for f in inner.values()):
+            return folders
+        folders = inner
+
+
+def _form(title: str, folders: Mapping[str, tuple[str, ...]]) -> str:
+    """How the folders are meant. Raises UsageError where that is not clear."""
+    heads = sorted({f[0] for f in folders.values() if f})
+    splits = [head for head in heads if split_of(head)]
+    loose = sorted(name for name, f in folders.items() if not f)
+    if not splits:
+        marks = [head for head in heads if _MARKS.fullmatch(head)]
+        if marks and any(_IMAGES.fullmatch(head.lower()) for head in heads):
+            hint = f"give the folder of the pictures alone; or {ASK}"
+            raise UsageError(f"`{title}` has `{marks[0]}` beside its pictures: a class, or what marks them?", hint=hint)
+        below = {name: len(f) > 1 and split_of(f[1]) is not None for name, f in folders.items()}
+        if any(below.values()) and not all(below.values()):
+            inside, outside = (next(name for name, is_below in below.items() if is_below is wanted) for wanted in (True, False))
+            message = f"`{title}` has `{PurePosixPath(inside).parent}`, a split by its name, and `{outside}` outside of any"
+            raise UsageError(message, hint=ASK)
+        return "class-splits" if below and all(below.values()) else "classes" if heads else "flat"
+    others = [head for head in heads if head not in splits and not _MARKS.fullmatch(head)]
+    if others or loose:
+        odd = others[0] if others else loose[0]
+        message = f"`{title}` mixes splits with other images: is `{splits[0]}` a split, or a class as `{odd}`?"
+        raise UsageError(message, hint=f"{HINT}; {ASK}")
+    return "splits"
+
+
+def _by_split(title: str, folders: Mapping[str, tuple[str, ...]], told: Mapping[str, str], out: Placed) -> Placed:
+    """SPLIT/CLASS/…, SPLIT/… or SPLITA/…; what marks pictures (`ground_truth`) is left out."""
+    inside: dict[str, dict[str, tuple[str, ...]]] = {}  # split folder → name → folders in it
+    for name, f in folders.items():
+        if f and split_of(f[0]):
+            inside.setdefault(f[0], {})[name] = f[1:]
+        elif not f or not _MARKS.fullmatch(f[0]):
+            raise UsageError(f"`{title}` has `{name}`, which is in no split", hint=ASK)
+    if masks := [name for name, f in folders.items() if not split_of(f[0])]:
+        out.notes.append(f"{counted(len(masks), 'picture')} of `{folders[masks[0]][0]}` skipped: they mark others")
+    by_split: dict[tuple[str, str], str] = {}
+    for head in sorted(inside):
+        if (other := by_split.setdefault(split_of(head), head)) != head:
+            raise UsageError(f"`{title}` has `{other}` and `{head}`, which are one split", hint="put them into one folder")
+    inside = _without_lone_inside(inside)
+    train = {f[0] if f else None for head in inside for f in inside[head].values() if split_of(head)[0] == "train"}
+    for head, rows in inside.items():
+        split, domain = split_of(head)
+        if domain:
+            out.places |= dict.fromkeys(rows, (split, domain))
+        else:
+            _place_split(title, head, rows, train, told, out)
+    return out
+
+
+def _without_lone_inside(inside: dict[str, dict[str, tuple[str, ...]]]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Without a folder that every split has and that holds all of it (`train/images test/images`), and without the folder of
+    a split in itself (`training_set/training_set`)."""
+    while True:
+        heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
+        lone = {head: next(iter(firsts)) for head, firsts in heads.items() if len(firsts) == 1 and None not in firsts}
+        same = len(lone) == len(heads) and len(set(lone.values())) == 1
+        strip = {head for head, first in lone.items() if same or split_of(first) == split_of(head)}
+        if not strip:
+            return inside
+        inside = {h: {n: f[1:] for n, f in rows.items()} if h in strip else rows for h, rows in inside.items()}
+
+
+def _place_split(
+    title: str, head: str, rows: Mapping[str, tuple[str, ...]], train: set[str | None], told: Mapping[str, str], out: Placed
+) -> None:
+    """One split's pictures: its classes are among those of `train`, or it has none, as train has none."""
+    split, _ = split_of(head)
+    classes = {name: told.get(name, f[0] if f else None) for name, f in rows.items()}
+    found = set(classes.values())
+    if None in found and len(found) > 1:
+        loose = next(name for name, label in sorted(classes.items()) if label is None)
+        raise UsageError(f"`{title}` has images beside its class folders, as `{loose}`", hint=f"{HINT}; {ASK}")
+    images = {label for label in found if label and _IMAGES.fullmatch(label.lower())}
+    if split != "train" and None not in train and (found == {None} or (found <= images and not found & train)):
+        out.notes.append(f"{counted(len(rows), 'picture')} of `{head}` skipped: they have no labels")
+        return
+    strange = sorted(label for label in found - train if label is not None)
+    if split != "train" and strange:
+        if len(train) != 1 or None in train:
+            message = f"`{head}/{strange[0]}` of `{title}` is a class that `train` has not"
+            raise UsageError(message, hint=f"take it out, or name it as in `train`; {ASK}")
+        named = f"`{head}/{strange[0]}`" + (f" and {len(strange) - 1} others" if len(strange) > 1 else "")
+        count = sum(label in strange for label in classes.values())
+        out.notes.append(f"{counted(count, 'picture')} of {named} skipped: `train` has only `{min(train)}`")
+        classes = {name: label for name, label in classes.items() if label in train}
+    out.places |= {name: (split, label) for name, label in classes.items()}
+
+
+def _class(title: str, name: str, folders: tuple[str, ...]) -> str:
+    if not folders:
+        raise UsageError(f"`{title}` has images beside its class folders, as `{name}`", hint=f"{HINT}; {ASK}")
+    return folders[0]
+
+
+def _checked(title: str, out: Placed, folders: Mapping[str, tuple[str, ...]]) -> Placed:
+    if not any(split == "train" for split, _ in out.places.values()):
+        raise UsageError(f"`{title}` has no `train` folder beside its splits", hint=f"{HINT}; {ASK}")
+    return out
+
+
+def _without_one_class(out: Placed) -> Placed:
+    """A single class tells nothing apart: `train/images`, `train/good`."""
+    if len({label for _, label in out.places.values()}) == 1:
+        out.places = {name: (split, None) for name, (split, _) in out.places.items()}
+    return out

@@ -1,0 +1,125 @@
+"""Parquet files as the hub keeps data sets in: found by split, read in batches where they lie, without a copy in a cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gzcli.data.layout import split_of
+from gzcli.data.walk import read_regular
+from gzcli.errors import MissingError, UsageError
+
+BATCH = 64  # rows
+FEW = 30  # folders in a folder up to which it may be one of parquet
+NAMED_AS_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
+
+
+def parquet_files(path: Path) -> dict[str, list[Path]]:
+    """The parquet files at a path, or in a folder and those below it, by split: `train-00000-of-00002.parquet`,
+    `default/train/0000.parquet`. Files of no split are all of train where none has a split. {} where there are none.
+
+    Raises UsageError where several sets (configurations) lie side by side.
+    """
+    if path.suffix == ".parquet":
+        return {"train": [path]}
+    sets: dict[str, dict[str, list[Path]]] = {}
+    for file in _found(path, 2):
+        words = [file.name.split("-")[0].split(".")[0], file.parent.name.removeprefix("partial-")]
+        splits = [split_of(word) for word in words[: 1 if file.parent == path else 2]]
+        split = next((found[0] for found in splits if found), "")
+        parents = [
+            part for part in file.relative_to(path).parts[:-1] if part != "data" and not split_of(part.removeprefix("partial-"))
+        ]
+        sets.setdefault("/".join(parents), {}).setdefault(split, []).append(file)
+    with_splits = {name: files for name, files in sets.items() if set(files) != {""}}
+    chosen = with_splits or sets
+    if len(chosen) > 1:
+        names = ", ".join(f"`{name or '.'}`" for name in sorted(chosen))
+        raise UsageError(f"`{path}` holds several sets: {names}", hint=f"give one of them, as `{path / min(chosen)}`")
+    files = next(iter(chosen.values()), {})
+    return {split: paths for split, paths in files.items() if split} or ({"train": files[""]} if files else {})
+
+
+def _found(path: Path, depth: int) -> list[Path]:
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    found = [entry for entry in entries if entry.suffix == ".parquet" and entry.is_file()]
+    folders = [entry for entry in entries if not entry.suffix and entry.is_dir()] if depth else []
+    return found + [file for folder in folders for file in _found(folder, depth - 1)] if len(folders) <= FEW else found
+
+
+class Parquet:
+    """The rows of parquet files. `kinds`: what each column holds ("image", "class", "int", "text" or ""); `classes`: the
+    names of a column of class labels. Raises MissingError for what is no parquet, and without pyarrow."""
+
+    def __init__(self, paths: Sequence[Path]):
+        try:
+            import pyarrow.parquet
+        except ImportError as e:
+            hint = "`pip install 'gzcli[datasets]'`"
+            raise MissingError(f"reading `{paths[0]}` takes the package `pyarrow`", hint=hint) from e
+        self.paths = paths
+        try:
+            self.files = [pyarrow.parquet.ParquetFile(path) for path in paths]
+        except (OSError, pyarrow.ArrowException) as e:
+            raise MissingError(f"`{paths[0].parent}` holds parquet that cannot be read: {e}") from e
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self.kinds = {field.name: self._kind(field) for field in self.files[0].schema_arrow}
+
+    @cached_property
+    def _features(self) -> dict[str, Any]:
+        """What the `datasets` library wrote of the columns."""
+        told = (self.files[0].schema_arrow.metadata or {}).get(b"huggingface")
+        return json.loads(told).get("info", {}).get("features") or {} if told else {}
+
+    def _kind(self, field: Any) -> str:
+        import pyarrow as pa
+
+        feature = self._features.get(field.name)
+        told = feature.get("_type") if isinstance(feature, dict) else None
+        if told == "ClassLabel" and feature.get("names"):
+            self.classes[field.name] = tuple(feature["names"])
+            return "class"
+        cell = pa.types.is_struct(field.type) and {"bytes"} <= {part.name for part in field.type}
+        raw = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+        if told == "Image" or cell or (raw and field.name.lower() in NAMED_AS_IMAGES):
+            return "image"
+        if pa.types.is_integer(field.type):
+            return "int"
+        return "text" if pa.types.is_string(field.type) or pa.types.is_large_string(field.type) else ""
+
+    def __len__(self) -> int:
+        return sum(file.metadata.num_rows for file in self.files)
+
+    def values(self, column: str) -> list[Any]:
+        return [value for batch in self._batches(column) for value in batch.column(0).to_pylist()]
+
+    def pictures(self, column: str) -> Iterator[bytes | None]:
+        """Encoded pictures in order, None for an empty cell."""
+        for file in range(len(self.files)):
+            for batch in self._batches(column, [file]):
+                yield from (self._picture(file, cell) for cell in batch.column(0).to_pylist())
+
+    def some(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
+        """(row, picture) of about n rows that lie apart: the first of as many row groups."""
+        groups, first = [], 0
+        for number, file in enumerate(self.files):
+            for group in range(file.num_row_groups):
+                groups.append((first, number, group))
+                first += file.metadata.row_group(group).num_rows
+        few = groups[:: max(1, len(groups) // n)][:n]
+        for first, number, group in few:
+            batch = next(self._batches(column, [number], [group]), None)
+            for i, cell in enumerate(batch.column(0).to_pylist()[: max(1, n // len(few))] if batch is not None else ()):
+                yield first + i, self._picture(number, cell)
+
+    def _batches(self, column: str, files: Sequence[int] | None = None, groups: list[int] | None = None) -> Iterator[Any]:
+        for number in range(len(self.files)) if files is None else files:
+            yield from self.files[number].iter_batches(BATCH, columns=[column], row_groups=groups)
+
+    def _picture(self, file: int, cell: Any) -> bytes | None:
+        if cell is None or isinstance(cell, bytes):
+            return cell
+        return cell["bytes"] if cell["bytes"] is not None else read_regular(self.paths[file].parent / cell["path"])
