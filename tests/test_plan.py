@@ -223,8 +223,10 @@ def test_refused_before_launch(gz, reader, tmp_path, monkeypatch):
 
 def test_an_import_says_what_was_found(gz, tmp_path):
     folder = captioned(tmp_path / "triples", "before", "control")
-    code, stdout, _ = gz("data", "import", str(folder), "--name", "edits")
-    assert code == 0 and stdout.endswith("no classes, captions and `before` pictures and `control` pictures\n")
+    code, stdout, stderr = gz("data", "import", str(folder), "--name", "edits")
+    assert (
+        code == 0 and stdout == "edits\n" and "; no classes; with captions and `before` pictures and `control` pictures\n" in stderr
+    )
     rows = {row["name"]: row["extras"] for row in json.loads(gz("list", "data", "--json")[1])["data"]}
     assert rows["edits"] == ["caption", "before", "control"] and rows["digits-edited"] == ["caption", "before"]
     assert "with each  captions and `before` pictures\n" in gz("data", "list", "--long")[1]

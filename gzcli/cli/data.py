@@ -1,15 +1,21 @@
-"""`gz data`: fetch, bring, list, verify and remove data sets."""
+"""`gz data`: fetch, bring, show, list, verify and remove data sets."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gzcli.cli import out
 from gzcli.cli.list import list_data
-from gzcli.cli.options import Json, Quiet, complete_data
+from gzcli.cli.options import Json, Quiet, choose, complete_data
 from gzcli.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from gzcli.data.pack import Pack
 
 app = typer.Typer(help="Download, import and check data sets.")
 
@@ -18,17 +24,47 @@ _Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Data sets.", 
 _From = Annotated[
     str | None, typer.Option("--from", metavar="DIR|URL", help="Where to take the files from, not from the publisher.")
 ]
+_Size = Annotated[
+    int | None,
+    typer.Option(metavar="S", min=4, max=1024, help="Height and width to bring images to; MedMNIST comes in 28, 64, 128 and 224."),
+]
+
+
+def _one_or_three(channels: int | None) -> int | None:
+    if channels == 2:
+        raise UsageError("`--channels` is 1 (grey) or 3 (RGB), not 2")
+    return channels
+
+
+_Channels = Annotated[
+    int | None,
+    typer.Option(metavar="C", min=1, max=3, callback=_one_or_three, help="1 for grey, 3 for RGB."),
+]
+
+
+@contextmanager
+def _own_flags() -> Iterator[None]:
+    """What training sets in a recipe has flags here: hints name these."""
+    try:
+        yield
+    except (UsageError, MissingError) as error:
+        error.hint = error.hint and re.sub(r"--set data\.(size|channels)=", r"--\1 ", error.hint)
+        raise
+
+
+def _opened(name: str, size: int | None, channels: int | None) -> Pack:
+    from gzcli.data.pack import open_pack
+
+    with _own_flags(), out.progress(name, unit="images") as report:
+        return open_pack(name, size=size, channels=channels, say=out.info, progress=report)
 
 
 @app.command()
 def download(
     names: _Names,
     source: _From = None,
-    size: Annotated[
-        int | None,
-        typer.Option(metavar="S", min=4, max=1024, help="Pack at this size; MedMNIST comes in 28, 64, 128 and 224."),
-    ] = None,
-    channels: Annotated[int | None, typer.Option(metavar="C", min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
+    size: _Size = None,
+    channels: _Channels = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -37,11 +73,9 @@ def download(
     Downloads go on where they were cut off. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked first.
     """
     from gzcli.data.fetch import fetch
-    from gzcli.data.pack import open_pack, pack_limit, peek
+    from gzcli.data.pack import pack_limit, peek
     from gzcli.data.specs import find
 
-    if channels == 2:
-        raise UsageError("`--channels` is 1 (grey) or 3 (RGB), not 2")
     rows = []
     for spec in [find(name) for name in names]:  # every name is known before the first byte
         if not spec.embedded:
@@ -51,8 +85,7 @@ def download(
                 pack_size = 0
             with out.progress(spec.name) as report:
                 fetch(spec.sized(size), source=source, pack_size=pack_size, progress=report, say=out.info)
-        with out.progress(spec.name, unit="images") as report:
-            meta = open_pack(spec.name, size=size, channels=channels, say=out.info, progress=report).meta
+        meta = _opened(spec.name, size, channels).meta
         rows.append({"name": spec.name, "shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts})
     columns = ("data", "train", "val", "test")
     out.table(columns, [(row["name"], *(row["counts"][split] for split in columns[1:])) for row in rows])
@@ -63,23 +96,30 @@ def download(
 def import_(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, zip or tar of images, or an .npz.")],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.")],
-    size: Annotated[int | None, typer.Option(metavar="S", min=4, help="Height and width to bring images to.")] = None,
-    channels: Annotated[int | None, typer.Option(metavar="C", min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
+    size: _Size = None,
+    channels: _Channels = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout", metavar="L", help="What its folders are: flat, classes, splits or class-splits; they tell it mostly."
+        ),
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Give images of your own a name, and pack them; the files stay where they are."""
     from gzcli.data import library
-    from gzcli.data.conditions import in_words
-    from gzcli.data.pack import open_pack
+    from gzcli.data.layout import FORMS
 
+    form = choose("layout", layout, FORMS) if layout else None
     new = name not in library.names()
-    row = library.import_set(path, name, size=size, channels=channels, skip_bad=skip_bad)
+    row = library.import_set(path, name, size=size, channels=channels, skip_bad=skip_bad, form=form)
+    more = ""
     try:
-        with out.progress(name, unit="images") as report:
-            meta = open_pack(name, say=out.info, progress=report).meta
-        row |= {"counts": meta.counts, "shape": meta.shape, "skipped": meta.skipped, "extras": meta.extras}
+        meta = _opened(name, size, channels).meta
+        row |= {"counts": meta.counts, "shape": meta.shape}
+        row |= {"skipped": meta.skipped, "notes": meta.notes, "extras": meta.extras}
         for message in meta.skipped:
             out.info(f"left out: {message}")
     except MissingError:
@@ -87,14 +127,44 @@ def import_(
             library.remove(name)
         raise
     except UsageError as error:  # sizes that the recipe may yet settle
-        row |= {"shape": None, "skipped": [], "extras": []}
+        row |= {"shape": None, "skipped": [], "notes": [], "extras": []}
+        found = re.search(r"`--(size|channels) (\d+)`", error.hint or "")
+        more = f" --set data.{found[1]}={found[2]}" if found else ""
         out.info(f"not packed yet: {error.message}")
-        out.hint(f"{error.hint}; or import them with `--size`")
-    counts = ", ".join(f"{count:,} {split}" for split, count in row["counts"].items() if count)
-    extras = f", {in_words(row['extras'])}" if row["extras"] else ""
-    out.text(f"{row['name']}: {counts} images, {len(row['classes']) or 'no'} classes{extras}")
-    out.hint(f"gz train vae --data {row['name']}")
+        out.hint(f"import it again with {found[0]}, or say it when you train, as below" if found else str(error.hint))
+    out.text(row["name"])
+    drawn = f"; `gz data show {row['name']}` draws it" if row["shape"] else ""
+    out.hint(f"`gz train vae --data {row['name']}{more}`{drawn}")
     out.data(row)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data)],
+    size: _Size = None,
+    channels: _Channels = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a data set holds: classes, counts, and a contact sheet with the classes' names."""
+    pack = _opened(name, size, channels)
+    from gzcli.data.sheet import class_counts, draw
+
+    meta, classes = pack.meta, class_counts(pack)
+    c, h, w = meta.shape
+    splits = list(meta.counts)
+    out.info(f"{meta.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {meta.levels} levels")
+    for note in meta.notes:
+        out.info(note)
+    every = ("images", *(meta.counts[split] for split in splits))
+    out.table(("class", *splits), [*((row["name"], *(row[split] for split in splits)) for row in classes), every])
+    for message in meta.skipped:
+        out.info(f"left out: {message}")
+    sheet = draw(pack, pack.folder / "sheet.png")
+    out.text(str(sheet))
+    told = {"name": meta.name, "title": meta.title, "shape": meta.shape, "levels": meta.levels, "counts": meta.counts}
+    told |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
+    out.data({**told, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
 
 
 @app.command("list")

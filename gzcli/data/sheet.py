@@ -1,0 +1,96 @@
+"""A contact sheet of a set: a row a class with its name, so that one look tells whether labels and pictures fit."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gzcli.data.pack import Pack
+
+COLUMNS, ROWS = 10, 30  # pictures a row, and at most so many rows
+SIDE = 64  # pixels a side at least: smaller pictures are enlarged by a whole factor
+PAD, TEXT = 3, 14
+LETTERS = 26  # of a name
+
+Row = tuple[str, str, np.ndarray]  # name, what is told of it, uint8 [n, C, H, W]
+
+
+def draw(pack: Pack, path: Path) -> Path:
+    """Writes the sheet of a set as a PNG. Rows are classes, of the training images; without classes, splits. Further pictures
+    of images (`before`, `control`) stand below theirs."""
+    found = list(_rows(pack))
+    rows, more = found[:ROWS], len(found) - ROWS
+    side, channels = pack.meta.shape[1], pack.meta.shape[0]
+    scale = max(1, round(SIDE / side))
+    cell = side * scale + PAD
+    font = _font()
+    margin = int(max(font.getlength(text) for name, told, _ in rows for text in (name, told))) + 4 * PAD
+    width = margin + COLUMNS * cell
+    letters = int(width / font.getlength("n"))
+    titles = textwrap.wrap(f"{Path(pack.meta.title).name}: {pack.meta.words}", letters)
+    if more > 0:
+        titles.append(f"the first {ROWS} rows of {len(found)}")
+    top = len(titles) * (TEXT + PAD) + 2 * PAD
+    height = max(cell, 2 * TEXT + 2 * PAD)
+    sheet = Image.new("RGB", (width, top + height * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, title in enumerate(titles):
+        pen.text((2 * PAD, PAD + i * (TEXT + PAD)), title, "black", font)
+    for i, (name, told, images) in enumerate(rows):
+        y = top + i * height
+        pen.text((2 * PAD, y), name, "black", font)
+        pen.text((2 * PAD, y + TEXT + PAD), told, "gray", font)
+        for j, image in enumerate(images):
+            picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+            picture = picture.resize((side * scale, side * scale), Image.Resampling.NEAREST)
+            sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return path
+
+
+def class_counts(pack: Pack) -> list[dict[str, Any]]:
+    """[{name, train, val, test}]: how many images each class has in each split."""
+    labels = {split: pack.labels(split) for split in pack.meta.counts} if pack.meta.classes else {}
+    sums = {split: y.sum(0) if y.ndim == 2 else np.bincount(y, minlength=len(pack.meta.classes)) for split, y in labels.items()}
+    return [{"name": c, **{split: int(n[i]) for split, n in sums.items()}} for i, c in enumerate(pack.meta.classes)]
+
+
+def _rows(pack: Pack) -> Iterator[Row]:
+    for i, row in enumerate(class_counts(pack)):
+        y = pack.labels("train")
+        having = np.flatnonzero(y[:, i] if y.ndim == 2 else y == i)
+        yield _short(row["name"]), f"{row['train']:,} train", _some(pack, "train", having)
+    if not pack.meta.classes:
+        for split, n in pack.meta.counts.items():
+            if n:
+                yield split, f"{n:,} images", _some(pack, split, np.arange(n))
+    for kind, pictures in pack.further("train").items():
+        chosen = _spread(np.arange(len(pictures)))
+        yield "image", "of train", pack.images("train")[chosen]
+        yield kind, "of the same", pictures[chosen]
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """As many as a row holds, evenly apart."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))] if len(rows) else rows
+
+
+def _some(pack: Pack, split: str, rows: np.ndarray) -> np.ndarray:
+    return pack.images(split)[_spread(rows)]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+
+
+def _font() -> Any:
+    """Matplotlib's own, which has the letters of most languages."""
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT - 2)
