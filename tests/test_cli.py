@@ -72,6 +72,13 @@ ERRORS = [
     ("data lst", 2, "no such command `lst`", "did you mean `list`?"),
     ("data path mnits", 2, "there is no data set `mnits`", "did you mean `mnist`?"),
     ("data path mnist", 3, "`mnist` is not in the cache", "`gz data download mnist`"),
+    (
+        "data download mnist --size 2",
+        2,
+        "invalid value for `--size`: must be 4 or more",
+        "`gz data download --help` shows what it takes",
+    ),
+    ("train vae --steps many", 2, "invalid value for `--steps`: must be an integer", "`gz train --help` shows what it takes"),
     ("data download mnist cifr10", 2, "there is no data set `cifr10`", "did you mean `cifar10`?"),
     ("runs path nothing-like-it", 2, "no model or run is called `nothing-like-it`", "gz list models · gz runs list"),
     ("runs remove nope", 2, "no run is called `nope`", "`gz runs list` shows them"),

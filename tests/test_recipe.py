@@ -96,11 +96,15 @@ def test_every_key_and_value_has_its_place():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\n\tb: 2", "r.yaml:2:1: found a tab character that violates indentation"),
-        ("a: [1, 2", "r.yaml:2:1: did not find expected ',' or ']'"),
-        ("a: b: c", "r.yaml:1:5: mapping values are not allowed in this context"),
-        ("a: 1\n---\nb: 1", "r.yaml:2:1: but found another document"),
-        ("é: *x", "r.yaml:1:4: found undefined alias"),
+        ("a: 1\n\tb: 2", "r.yaml:2:1: a tab where only spaces may stand"),
+        ("a: [1, 2", "r.yaml:2:1: a list that is not closed: `]` or `,` is missing"),
+        ("\ta: 1", "r.yaml:1:1: a tab where only spaces may stand"),
+        ("a: @x", "r.yaml:1:4: a value cannot begin with this sign"),
+        ('a: "x', "r.yaml:1:6: a quote that is not closed"),
+        ("a: {b: 1", "r.yaml:2:1: a map that is not closed: `}` or `,` is missing"),
+        ("a: b: c", "r.yaml:1:5: a colon where none may stand"),
+        ("a: 1\n---\nb: 1", "r.yaml:2:1: a second document"),
+        ("é: *x", "r.yaml:1:4: an alias, `*`, of nothing"),
         ("b: é\x07", "r.yaml:1:5: control characters are not allowed"),
         ("[" * 5000, "r.yaml:1:1001: exceeded maximum nesting depth"),
     ],
@@ -159,6 +163,19 @@ def test_all_mistakes_are_told_at_once(write):
         "my.yaml:4:15: `train.batch_size` must be 1 or more, not `0`",
         "my.yaml:5:13: `optim.lr` must be a number, not the text `1e-4` (leave out the quotes)",
     ]
+
+
+def test_a_wrong_name_of_a_data_set_is_among_them(write, tmp_path):
+    path = write("my.yaml", "model: {name: glow, dpeth: 4}\ndata: {name: mnits}\n")
+    wrong = "my.yaml:2:14: there is no data set `mnits` (did you mean `mnist`?)"
+    assert problems(resolve, path) == ["my.yaml:1:21: unknown key `dpeth` in `model` (did you mean `depth`?)", wrong] == check(path)
+    assert problems(resolve, path, data="cifra10", sets=["train.steps=0"])[1:] == [
+        "`--data`: there is no data set `cifra10` (did you mean `cifar10`?)",
+        "`--set train.steps=0`: `train.steps` must be 1 or more, not `0`",
+    ]
+    assert len(problems(resolve, path, data=str(tmp_path / "later.zip"))) == 1, "a path may come to be"
+    write("my.yaml", "model: {name: glow}\nfor: {photos: {train: {steps: 5}}}\n")
+    assert resolve(path, data="photos").tree["train"]["steps"] == 5, "the recipe knows of it"
 
 
 @pytest.mark.parametrize(

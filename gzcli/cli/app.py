@@ -135,6 +135,10 @@ def _usage(problem: Any) -> UsageError:
     message = problem.message if near else problem.format_message()
     message, _, suggestion = message.partition(" Did you mean ")
     message = re.sub(r"'([^']*)'", r"`\1`", message).rstrip(". ")
+    message = re.sub(r"Input should be ", "must be ", message)  # as those of recipes: `must be 1 or more`
+    message = re.sub(r"must be a valid (integer|number).*", r"must be a \1", message).replace("a integer", "an integer")
+    message = re.sub(r"must be greater than or equal to (\S+)", r"must be \1 or more", message)
+    message = re.sub(r"must be less than or equal to (\S+)", r"must be \1 or less", message)
     message = re.sub(r"^No such option: (\S+)", r"no such option `\1`", message)
     context = getattr(problem, "ctx", None)
     if near or suggestion:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 _N = Annotated[
     int | None, typer.Option("-n", metavar="N", min=1, help="How many images; 64, or one for each prompt or input picture.")
 ]
-_Label = Annotated[str | None, typer.Option("--label", metavar="L[,L…]", help="Class names or numbers, for conditional models.")]
+_Label = Annotated[
+    str | None,
+    typer.Option("--label", metavar="L[,L…]", help="Class names or numbers, for conditional models; as '\"x,y\"' with a comma."),
+]
 _Prompt = Annotated[
     list[str] | None,
     typer.Option("--prompt", metavar="TEXT", help="What to show, for models that read; may be repeated, images take turns."),

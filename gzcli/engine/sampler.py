@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gzcli.data.batches import to_uint8
+from gzcli.data.labels import chosen
 from gzcli.engine.context import Trained
-from gzcli.errors import DeviceError, UsageError, canonical, did_you_mean
+from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
 
@@ -99,18 +100,10 @@ def gather(rows: np.ndarray) -> np.ndarray:
 
 
 def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
-    """`--label 3`, `--label cat`, or a comma-separated list that n images cycle through. Raises UsageError."""
-    if not info.classes:
-        raise UsageError("`--label` needs a data set with classes")
-    by_name = {canonical(name): i for i, name in enumerate(info.classes)}
-    chosen = []
-    for word in text.split(","):
-        index = by_name.get(canonical(word), int(word) if word.strip().isdigit() else -1)
-        if not 0 <= index < len(info.classes):
-            hint = did_you_mean(word, info.classes) or f"labels: {', '.join(info.classes[:20])}"
-            raise UsageError(f"no label `{word}` among {len(info.classes)} classes", hint=hint)
-        chosen.append(index)
-    y = torch.tensor([chosen[i % len(chosen)] for i in range(n)])
+    """What `--label` names (`data.labels.chosen`), of which n images take turns: [n] int64, or [n, K] for multi-label sets.
+    Raises UsageError."""
+    numbers = chosen(text, info.classes)
+    y = torch.tensor([numbers[i % len(numbers)] for i in range(n)])
     return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y
 
 

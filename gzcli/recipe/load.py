@@ -94,7 +94,9 @@ def read_text(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as e:
         at = e.problem_mark or e.context_mark
         where = f"{name}:{at.line + 1}:{at.column + 1}"
-        raise UsageError(f"{where}: {e.problem}", hint=_syntax_hint(e.problem)) from None
+        line = text.splitlines()[at.line : at.line + 1]
+        told = TAB if line and line[0][at.column : at.column + 1] == "\t" else _in_words(e.problem)
+        raise UsageError(f"{where}: {told}", hint=_syntax_hint(e.problem)) from None
     if node is not None:
         document.tree = _Reader(document).read(node, ())
     return document
@@ -222,10 +224,38 @@ def _mark(node: yaml.Node) -> Mark:
     return Mark(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
+TAB = "a tab where only spaces may stand"
+# What libyaml says (and PyYAML's own parser, in other words) → what is meant.
+_WORDS = {
+    r"found a tab character.*": TAB,
+    r"found character (that|'.' that) cannot start any token": "a value cannot begin with this sign",
+    r"mapping values are not allowed.*": "a colon where none may stand",
+    r"did not find expected ',' or '\]'|expected ',' or '\]'.*": "a list that is not closed: `]` or `,` is missing",
+    r"did not find expected ',' or '\}'|expected ',' or '\}'.*": "a map that is not closed: `}` or `,` is missing",
+    r"did not find expected key|expected <block end>.*": "a line that is indented otherwise than those around it",
+    r"did not find expected '-' indicator": "an item of a list without its `-`",
+    r"(could|did) not find expected ':'": "a key without its colon",
+    r"found unexpected end of stream": "a quote that is not closed",
+    r"found unexpected document indicator": "a quote that is not closed before `---`",
+    r"did not find expected node content|expected the node content.*": "a value is missing",
+    r"found undefined alias.*": "an alias, `*`, of nothing",
+    r"(but )?found another document": "a second document",
+    r"did not find expected <document start>|expected .<document start>.*": "something behind the end of the recipe",
+    r"found unknown escape character.*": "a `\\` that means nothing between double quotes",
+    r"did not find expected alphabetic or numeric character.*": "a name is missing behind `*`, `&` or `!`",
+}
+
+
+def _in_words(problem: str | None) -> str:
+    """What is wrong with a text, without the parser's own terms."""
+    found = (words for pattern, words in _WORDS.items() if re.fullmatch(pattern, problem or ""))
+    return next(found, problem or "this is no YAML")
+
+
 def _syntax_hint(problem: str | None) -> str | None:
     problem = problem or ""
     if "tab" in problem or "token" in problem:
-        return "indent with spaces, not tabs, and quote a value that begins with a sign such as `@`"
+        return "indent with spaces, and quote a value that begins with a sign such as `@`"
     if "mapping values are not allowed" in problem:
         return "quote a value that holds a colon, or check the indentation"
     return "a recipe is one document: leave out `---`" if "document" in problem else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli.errors import UsageError, canonical
+from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
@@ -143,6 +143,7 @@ def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[st
             typed.append(_given(override))
     name = _data_name([*(file.own for file in chain), *(layer.tree for layer in typed)])
     layers = [layer for file in chain for layer in _layers(file, name)] + typed
+    problems += _unknown_set(name, layers, {section for file in chain for section in file.sections})
     cards = stages.cards_of(layers, problems)
     if cards is None:
         cards, card = {}, _card(chain, problems)
@@ -251,6 +252,22 @@ def _spec(name: str) -> DataSpec | None:
         return find(name)
     except UsageError:
         return None  # a path, or a name of the user's own
+
+
+def _unknown_set(name: str, layers: Iterable[Layer], sections: Collection[str]) -> list[Problem]:
+    """What is wrong with the name of the data set, where it stands. A path, and a name that a recipe has settings `for`, may
+    be there by the time it is needed."""
+    from gzcli.data.library import locate
+
+    try:
+        locate(name)
+    except UsageError as e:
+        if canonical(name) not in map(canonical, sections):
+            given = [layer for layer in layers if not layer.inside and _data_name([layer.tree]) == name]
+            return [Problem(given[-1].where(("data", "name"), True) if given else "", e.message, e.hint)]
+    except MissingError:
+        pass
+    return []
 
 
 def _spelling(name: str) -> str:

@@ -1,0 +1,39 @@
+"""Which classes `--label` means. No heavy import."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+
+from gzcli.errors import UsageError, canonical, did_you_mean
+
+
+def chosen(text: str, classes: Sequence[str]) -> list[int]:
+    """The numbers of the classes that a text names: `cat`, `3`, or a list `cat,dog`; a name that holds a comma is quoted, as
+    in CSV: `"x,y",dog`. A name as it is spelt comes first, then one in other letters (`-` and `_` alike), then a number.
+
+    Raises UsageError for what names none, or may be two.
+    """
+    if not classes:
+        raise UsageError("`--label` needs a data set with classes")
+    if text in classes:
+        return [classes.index(text)]
+    words = next(csv.reader([text.replace("\n", " ")], skipinitialspace=True), [])
+    return [_number(word.strip(), classes) for word in words or [""]]
+
+
+def _number(word: str, classes: Sequence[str]) -> int:
+    if word in classes:
+        return classes.index(word)
+    alike = [i for i, name in enumerate(classes) if canonical(name) == canonical(word)]
+    if len(alike) > 1:
+        either = " or ".join(f"`{classes[i]}`" for i in alike)
+        raise UsageError(f"the label `{word}` may be {either}", hint="write it as it is spelt")
+    if alike:
+        return alike[0]
+    if word.isascii() and word.isdecimal() and int(word) < len(classes):
+        return int(word)
+    whole = next((name for name in classes if "," in name and word in name.split(",")), None)
+    quoted = f"""quote a name that holds a comma: `--label '"{whole}"'`""" if whole and word else None
+    hint = quoted or did_you_mean(word, classes) or f"labels: {', '.join(classes[:20])}"
+    raise UsageError(f"no label `{word}` among {len(classes)} classes", hint=hint)
