@@ -94,7 +94,7 @@ def download(
 
 @app.command("import")
 def import_(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, zip or tar of images, or an .npz.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, zip, tar, npz or parquet of images.")],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.")],
     size: _Size = None,
     channels: _Channels = None,

@@ -95,10 +95,11 @@ def _form(title: str, folders: Mapping[str, tuple[str, ...]]) -> str:
             raise UsageError(message, hint=ASK)
         return "class-splits" if below and all(below.values()) else "classes" if heads else "flat"
     others = [head for head in heads if head not in splits and not _MARKS.fullmatch(head)]
-    if others or loose:
-        odd = others[0] if others else loose[0]
-        message = f"`{title}` mixes splits with other images: is `{splits[0]}` a split, or a class as `{odd}`?"
+    if others:
+        message = f"`{title}` mixes splits with other images: is `{splits[0]}` a split, or a class as `{others[0]}`?"
         raise UsageError(message, hint=f"{HINT}; {ASK}")
+    if loose:
+        raise UsageError(f"`{title}` mixes splits with other images, as `{loose[0]}`", hint=f"{HINT}; {ASK}")
     return "splits"
 
 

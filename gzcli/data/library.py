@@ -17,6 +17,7 @@ from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
 from gzcli.store.files import checksum, lock, read_json, write_json
 from gzcli.store.paths import cache_dir, user_dir
 
+_SUFFIXES = (".zip", ".npz", ".tar", ".tgz", ".gz", ".zst", ".parquet")  # of what can only be meant as a path
 SPLIT_FOLDERS = ("train", "val")  # what `raw_dir` of a linked set may hold instead of its files
 
 
@@ -63,7 +64,7 @@ def locate(what: str | Path) -> DataSpec | OwnSet:
     path = _local(text)
     if path.exists():
         return OwnSet(path)
-    if isinstance(what, Path) or "/" in text or path.suffix.lower() in (".zip", ".npz", ".tar", ".tgz", ".gz"):
+    if isinstance(what, Path) or "/" in text or path.suffix.lower() in _SUFFIXES:
         raise MissingError(f"there is no `{text}`", hint="give the path of a folder, zip, tar or npz of images")
     raise UsageError(
         f"there is no data set `{text}`",

@@ -46,9 +46,12 @@ def fingerprint(found: DataSpec | OwnSet) -> str | None:
         return None
     files, odd = walk(found.path) if found.path.is_dir() else ([], {})
     digest.update(repr((found.form, odd)).encode())
-    for path in [found.path, *(found.path / name for name in files)]:
-        stat = path.stat()
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for path in [str(found.path), *(os.path.join(found.path, name) for name in files)]:
+        try:
+            stat = os.stat(path)
+        except OSError as e:
+            raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint="try again when the files are at rest") from e
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

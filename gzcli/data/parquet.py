@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -44,10 +45,12 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 
 
 def _found(path: Path, depth: int) -> list[Path]:
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    found = [entry for entry in entries if entry.suffix == ".parquet" and entry.is_file()]
-    folders = [entry for entry in entries if not entry.suffix and entry.is_dir()] if depth else []
-    return found + [file for folder in folders for file in _found(folder, depth - 1)] if len(folders) <= FEW else found
+    """Parquet files in a folder and in the few below it; a folder of very many is one of classes."""
+    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+    found = [path / name for name in names if name.endswith(".parquet") and (path / name).is_file()]
+    folders = [path / name for name in names if "." not in name and (path / name).is_dir()] if depth else []
+    below = [file for folder in folders for file in _found(folder, depth - 1)] if len(folders) <= FEW else []
+    return found + below
 
 
 class Parquet:
