@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
+from gzcli import signals, start
+from gzcli.ending import end_all, left_behind, outcome
+from gzcli.errors import DeviceError, UsageError
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
@@ -32,7 +34,8 @@ TUNING = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
+# The trainer builds its optimizers from the parameters of the whole model, before accelerate wraps it; these cut it in pieces.
+SHARDED = ("--use_fsdp", "--use_deepspeed", "--use_megatron_lm", "--use_parallelism_config", "--tpu")
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ def gpu_memory() -> int | None:
 
 def host_memory() -> int:
     """Bytes of this machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import psutil  # one of accelerate's own dependencies
+
+    return psutil.virtual_memory().total
 
 
 def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> Plan:
@@ -95,6 +100,7 @@ def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> P
 
     `every_gpu`: what no `--gpus` means. Raises DeviceError where a GPU is asked for that is not there, unless not `check`.
     """
+    check_extra(launch.get("extra") or ())
     there, cpu, asked = count_gpus(), bool(launch.get("cpu")), launch.get("gpus")
     if cpu and asked:
         raise UsageError("`--gpus` and `--cpu` exclude each other")
@@ -118,6 +124,18 @@ def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> P
         main_ip=launch.get("main_ip") or (_slurm_host() if machines > 1 else None),
         main_port=launch.get("main_port"), extra=tuple(launch.get("extra") or ()),
     )  # fmt: skip
+
+
+def check_extra(words: Iterable[str]) -> None:
+    """Raises UsageError for options of accelerate's that would train something else, or nothing at all."""
+    for word in words:
+        option = word.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+        cut = any(len(option) > len("--use_") and each.startswith(option) for each in SHARDED)  # argparse takes beginnings too
+        if cut or option in SHARDED or option.startswith(("--fsdp_", "--deepspeed_", "--zero_stage", "--zero3_", "--megatron_lm_")):
+            raise UsageError(
+                f"`{word}`: gz trains whole models, one a process (DDP); sharding them is not supported",
+                hint="leave it out; what saves memory: `train.accumulate`, `--set optim.name=adamw8bit`, bf16",
+            )
 
 
 def _slurm_host() -> str | None:
@@ -153,11 +171,11 @@ def config(p: Plan) -> str:
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
     """The command line; any run can be started again by hand with it."""
-    engine = ["-m", "gzcli.engine", str(folder)]
+    engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
-    options = ["-q", "--config_file", str(folder / "accelerate.yaml"), "--num_cpu_threads_per_process", str(p.threads)]
-    return [sys.executable, "-m", "accelerate.commands.launch", *options, *p.extra, *engine]
+    options = ["--config_file", str(folder / "accelerate.yaml"), "--num_cpu_threads_per_process", str(p.threads)]
+    return [sys.executable, start.SCRIPT, start.LAUNCHER, *options, *p.extra, *engine]
 
 
 def show(folder: Path, p: Plan) -> str:
@@ -168,8 +186,10 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     """The child's variables; accelerate's own are removed, so that nothing but its configuration file counts."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_") and k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= {"GZ_OUTPUT": mode, "GZ_PARENT": str(os.getpid()), "OMP_NUM_THREADS": str(p.threads), "PYTHONUNBUFFERED": "1"}
-    package = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
+    # the working folder is on nobody's path: an empty entry, as `:/opt/lib` has, means it too
+    here, package = os.path.realpath(os.curdir), str(Path(__file__).resolve().parent.parent)
+    others = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry and os.path.realpath(entry) != here]
+    env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
     for key, value in TUNING.items():
         env.setdefault(key, value)
     if not p.gpus:
@@ -220,9 +240,8 @@ def git_state() -> dict[str, Any] | None:
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """Starts the engine on `folder`, passes signals on, waits; returns its status.
 
-    A training engine is told of a signal by a stop file and given time for a checkpoint; a job has nothing to save. SIGTERM to
-    accelerate's launcher would orphan the trainer, so it goes to the whole process group, and only as a last resort (a second
-    Ctrl-C, or no end in time).
+    A training engine is told of a signal by a stop file and given time for a checkpoint, whatever the signal has done to the
+    launcher between; a job has nothing to save. Only as a last resort (a second Ctrl-C, or no end in time) they are killed.
     Raises the engine's own error.
     """
     target = Run(folder)
@@ -237,52 +256,23 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
         if len(got) == 1:
             files.write_atomic(folder / "stop", str(signum))
 
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    child = subprocess.Popen(command(folder, p, launcher=launcher), env=environment(p, mode), start_new_session=True)
+    heard = signals.hear(on_signal)
+    # a group of its own: Ctrl-C in a terminal reaches every process of the group
+    apart = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    env = environment(p, mode)
+    child = subprocess.Popen(command(folder, p, launcher=launcher), env=env, stdin=subprocess.DEVNULL, **apart)
     try:
         deadline = None
-        while child.poll() is None:
-            if got and deadline is None:
+        while child.poll() is None or left_behind(target):
+            ended = child.poll() is not None
+            if ended and not (folder / "stop").exists():
+                files.write_atomic(folder / "stop", str(int(signal.SIGTERM)))
+            if (got or ended) and deadline is None:
                 deadline = time.monotonic() + grace
             if deadline is not None and (len(got) > 1 or time.monotonic() > deadline):
                 break
             time.sleep(0.05)
     finally:
-        end_group(child)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        end_all(child)
+        signals.restore(heard)
     return outcome(target, child.returncode, got)
-
-
-def end_group(child: subprocess.Popen) -> None:
-    """No process of the child's group outlives it: SIGTERM, then SIGKILL."""
-    for signum, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(child.pid, signum if child.poll() is None else signal.SIGKILL)
-        except ProcessLookupError:
-            break
-        try:
-            child.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-    child.wait()
-
-
-def outcome(target: Run, returncode: int, signals: list[int]) -> dict[str, Any]:
-    """The status that the engine left behind; raises the error that it tells of."""
-    status = target.status()
-    if status.get("state") == "finished":
-        return status
-    error = status.get("error")
-    if error:
-        if error["kind"] == "interrupted":
-            signum = signals[0] if signals else status["code"] - 128
-            raise Interrupted(error["message"], signum=signum, hint=error["hint"])
-        raise ERRORS.get(error["kind"], GzError)(error["message"], hint=error["hint"])
-    target.update(state="interrupted" if signals else "failed", code=128 + signals[0] if signals else 1)
-    if signals:
-        raise Interrupted("stopped before there was anything to save", signum=signals[0])
-    if returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        raise DeviceError("the training process was killed by the system, most likely for want of memory",
-                          hint="lower `train.batch_size`, or raise `train.accumulate`")  # fmt: skip
-    raise GzError(f"the process ended with code {returncode} and no word", hint=f"see `{target.path / 'log.txt'}`")

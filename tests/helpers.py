@@ -17,6 +17,19 @@ from gzcli.store.runs import Run
 QUICK = ("train.sample_every=0", "train.eval_every=0", "train.best=none", "train.log_every=1")
 
 
+ROOT = Path(__file__).resolve().parents[1]
+TRAPS = ("random", "queue", "torch", "numpy", "yaml", "signal", "accelerate")  # what a user's own script may be called
+
+
+def traps() -> Path:
+    """A folder with files of these names, which end the process that runs one of them."""
+    folder = Path(os.environ["GZ_HOME"]).parent / "traps"
+    folder.mkdir(exist_ok=True)
+    for name in TRAPS:
+        (folder / f"{name}.py").write_text("import os\nos._exit(99)\n")
+    return folder
+
+
 def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     """The resolved recipe of a zoo line, quick and quiet, with the data's facts filled in."""
     from gzcli.cli.train import with_data
@@ -52,9 +65,9 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
 
 
 def gz(*words: str, code: int = 0, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Runs `gz` as a user does and checks its exit code."""
+    """Runs `gz` as a user does, in a folder of traps, and checks its exit code."""
     done = subprocess.run([sys.executable, "-m", "gzcli", *words], capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, **(env or {})}, cwd=Path(__file__).resolve().parents[1])  # fmt: skip
+                          env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}, cwd=traps())  # fmt: skip
     assert done.returncode == code, f"gz {' '.join(words)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

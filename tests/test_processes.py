@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import gz, recipe
+from helpers import ROOT, gz, recipe, traps
 from safetensors.torch import load_file
 from zoo import CASES, CYCLEGAN, Case
 
@@ -66,7 +66,8 @@ def test_what_each_process_has_of_its_own_leaves_them_equal(case):
 
 
 def start(*words: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "gzcli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-m", "gzcli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            cwd=traps(), env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
 
 
 def wait_for_step(home: Path, step: int) -> runs.Run:

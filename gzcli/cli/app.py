@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gzcli import __version__
+from gzcli import __version__, streams
 from gzcli.cli import completion, out
 from gzcli.errors import GzError, Interrupted, MissingError, UsageError
 
@@ -72,10 +72,11 @@ def root(
 
 def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code. Nothing is raised, whatever happens."""
+    streams.hold_open()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows `?`
             stream.reconfigure(errors="replace")
-    out.configure(json=False, quiet=False)
+    out.configure(json=False, quiet=False, lenient=False)
     program = Path(sys.argv[0]).name
     program = program if program in ("gz", "gzcli") else "gz"
     what, _, shell = os.environ.get(f"_{program.upper()}_COMPLETE", "").partition("_")

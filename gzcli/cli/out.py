@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from gzcli import streams
 from gzcli.errors import GzError
 
-_mode = {"json": False, "quiet": False}
+_mode = {"json": False, "quiet": False, "lenient": False}
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 
 
-def configure(*, json: bool | None = None, quiet: bool | None = None) -> None:
-    """Sets a switch; None leaves it as it is."""
-    _mode.update({key: value for key, value in {"json": json, "quiet": quiet}.items() if value is not None})
+def configure(*, json: bool | None = None, quiet: bool | None = None, lenient: bool | None = None) -> None:
+    """Sets a switch; None leaves it as it is. `lenient`: the verb goes on though nobody can read what it says."""
+    given = {"json": json, "quiet": quiet, "lenient": lenient}
+    _mode.update({key: value for key, value in given.items() if value is not None})
 
 
 def is_json() -> bool:
@@ -137,9 +139,13 @@ def _write(stream: TextIO, string: str) -> None:
     try:
         stream.write(f"{string}\n")
         stream.flush()
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise SystemExit(128 + 13) from None
+    except OSError as e:  # a reader that has seen enough (`head`), a closed terminal, a full disk
+        streams.mute(stream)
+        if stream is sys.stderr or _mode["lenient"]:
+            return
+        if isinstance(e, BrokenPipeError):
+            raise SystemExit(128 + 13) from None
+        raise
 
 
 def _is_number(cell: str) -> bool:

@@ -53,6 +53,7 @@ def train(
     from gzcli.recipe.resolve import resolve
     from gzcli.store import runs
 
+    out.configure(lenient=True)  # a lost reader never stops a training
     if steps and minutes:
         raise UsageError("`--steps` and `--minutes` exclude each other")
     given = {

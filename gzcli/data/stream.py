@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -194,3 +195,4 @@ def _as_it_is(batch: Tensor | GzError) -> Tensor | GzError:
 
 def _begin(worker: int) -> None:
     processes.follow_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler sends it to all; the trainer still needs a batch to save after

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from gzcli import start
 from gzcli.errors import DeviceError
 
 FEW = 4000  # images that one process packs sooner than others start
@@ -31,6 +32,7 @@ def mapped(f: Callable[[Any], Any], blocks: Iterable[Any], work: int) -> Iterato
         return
     import multiprocessing
 
+    start.safe_children()
     # Spawned: the parent may have threads and a GPU. Each holds a few imports and no torch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=follow_parent)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from gzcli.engine import stop
 from gzcli.engine.log import Log
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
 from gzcli.store import files
@@ -53,7 +54,8 @@ def main(folder: Path) -> int:
 def recorded(run: Run, log: Log) -> Iterator[None]:
     """`status.json` tells that the block runs, then how it ended."""
     if log.main:
-        run.update(state="running", pid=os.getpid(), started=time.time(), error=None, code=None)
+        run.update(state="running", pid=os.getpid(), parent=int(os.environ.get("GZ_PARENT", "0")), started=time.time(),
+                   error=None, code=None)  # fmt: skip
     try:
         yield
     except BaseException as e:
@@ -79,6 +81,7 @@ def explain(e: BaseException) -> GzError:
 
 def train(run: Run, log: Log) -> None:
     """Trains the run of `run.yaml`, or each of its stages that is not finished, in the processes that accelerate started."""
+    stop.listen()
     accelerator = None
     for stage in run.stages:
         if stage.state == "finished":

@@ -6,9 +6,18 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import torch
 
+from gzcli import signals
+
 AGREE_EVERY = 10  # steps between the ranks' agreement, which costs a collective
+_heard: list[int] = []  # signals that this process got
+
+
+def listen() -> None:
+    """From now on a signal ends nothing, and is remembered for the next step of whatever stage is trained then."""
+    signals.hear(lambda number, frame: _heard.append(number))
 
 
 class Stop:
@@ -17,9 +26,6 @@ class Stop:
     def __init__(self, folder: Path, *, world: int, device: torch.device):
         self.file, self.world, self.device = folder / "stop", world, device
         self.parent = int(os.environ.get("GZ_PARENT", "0"))
-        self.signum = 0
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda number, frame: setattr(self, "signum", number))
 
     def asked(self, step: int) -> int:
         """The number of the signal to stop for, or 0."""
@@ -32,20 +38,10 @@ class Stop:
         return int(flag)
 
     def _here(self) -> int:
-        if self.signum:
-            return self.signum
+        if _heard:
+            return _heard[0]
         if self.file.exists():
             return int(self.file.read_text() or signal.SIGTERM)
-        if self.parent and not _alive(self.parent):
-            return signal.SIGTERM
+        if self.parent and not psutil.pid_exists(self.parent):
+            return int(signal.SIGTERM)
         return 0
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -1,0 +1,34 @@
+"""The signals that ask a process to end, and hearing them. Windows knows fewer of them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
+
+def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
+    """Calls handler(number, frame) for each signal that asks to end; returns what heard them before, for `restore`.
+
+    What is ignored stays so: `nohup` and a shell's `&` mean it.
+    """
+    heard = {signum: signal.getsignal(signum) for signum in ENDING}
+    heard = {signum: before for signum, before in heard.items() if before is not signal.SIG_IGN}
+    for signum in heard:
+        signal.signal(signum, handler)
+    return heard
+
+
+def restore(heard: dict[int, Any]) -> None:
+    for signum, before in heard.items():
+        signal.signal(signum, before)
+
+
+def name_of(signum: int) -> str:
+    """`SIGKILL` for 9; `signal 70` where the system has no name for it."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"

@@ -1,0 +1,90 @@
+"""No process of gz runs what lies in the working folder: a user's `random.py` is not Python's."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import TRAPS, traps
+
+from gzcli import launch, start
+
+ROOT = Path(start.SCRIPT).parents[1]
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A folder of traps to work in; nothing tells Python to keep away from it."""
+    monkeypatch.chdir(traps())
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def python(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+
+
+def test_the_traps_work(bare):
+    for name in TRAPS:
+        assert python("-c", f"import {name}").returncode == 99
+
+
+def test_a_module_is_started_without_the_working_folder(bare):
+    done = python(start.SCRIPT, "site")  # which prints `sys.path`
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"'(.*)',", done.stdout)
+    assert str(ROOT) in found and str(Path.cwd()) not in found and str(ROOT / "gzcli") not in found
+    assert python(start.SCRIPT, "random").returncode == 0
+
+
+def test_gz_as_a_module_too(bare):
+    done = python("-m", "gzcli", "list", "models")
+    assert done.returncode == 0 and "vae" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("version", [(3, 10), sys.version_info])
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_worker_processes(bare, monkeypatch, version, method):
+    """Python 3.10 does not know `PYTHONSAFEPATH`: there it is unset again before they start."""
+    util = pytest.importorskip("multiprocessing.util")
+    monkeypatch.setattr(util, "_args_from_interpreter_flags", util._args_from_interpreter_flags)
+    monkeypatch.setattr(sys, "version_info", version)
+    if method == "forkserver":
+        from multiprocessing import forkserver
+
+        monkeypatch.setattr(forkserver, "_forkserver", server := forkserver.ForkServer())
+        monkeypatch.setattr(forkserver, "ensure_running", server.ensure_running)
+        monkeypatch.setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)
+    start.safe_children()
+    start.safe_children()  # once is enough
+    if version == (3, 10):
+        assert util._args_from_interpreter_flags().count("-I") == 1
+        monkeypatch.delenv("PYTHONSAFEPATH")
+    child = multiprocessing.get_context(method).Process(target=os.getpid)
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    if method == "forkserver":
+        server._stop()
+
+
+def test_children_get_no_empty_entry(bare, monkeypatch):
+    """`PYTHONPATH=$PYTHONPATH:/opt/lib` often begins with an empty one, which is the working folder."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "/opt/lib", ".", str(Path.cwd())]))
+    env = launch.environment(launch.Plan(), "quiet")
+    assert env["PYTHONPATH"] == os.pathsep.join([str(ROOT), "/opt/lib"]) and env["PYTHONSAFEPATH"] == "1"
+    monkeypatch.chdir(ROOT)  # a clone without an installation
+    assert launch.environment(launch.Plan(), "quiet")["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+
+
+def test_every_process_is_started_so(tmp_path):
+    one = launch.command(tmp_path, launch.Plan(), launcher=False)
+    assert one == [sys.executable, start.SCRIPT, "gzcli.engine", str(tmp_path)]
+    several = launch.command(tmp_path, launch.Plan(processes=2), launcher=True)
+    assert several[:3] == [sys.executable, start.SCRIPT, start.LAUNCHER] and several[-3:] == one[1:]
+    assert "-m" not in one + several and "-c" not in one + several
