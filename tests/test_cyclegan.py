@@ -15,7 +15,7 @@ from zoo import CASES
 
 from gzcli.data.batches import TrainBatches, to_uint8
 from gzcli.data.pack import open_pack
-from gzcli.engine import optim
+from gzcli.engine import optim, state
 from gzcli.errors import UsageError
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, Translator
 from gzcli.models.gan.pool import ImagePool
@@ -154,7 +154,7 @@ def test_weights_of_another_run_come_with_an_empty_pool():
     first = trainer(recipe(case, steps=2))
     first.fit()
     second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
-    second.resume()
+    state.resume(second)
     assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
     assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
 

@@ -93,15 +93,29 @@ def train(run: Run, log: Log) -> None:
             accelerator = train_one(stage, part)
     if not run.stages:
         accelerator = train_one(run, log)
-    log.event("done", run=run.id, path=str(run.path), step=run.serving.tree()["train"]["steps"])
+    log.event("done", run=run.id, path=str(run.path), step=run.serving.tree()["train"]["steps"], **made(run.serving))
     if accelerator is not None:
         accelerator.wait_for_everyone()  # gloo aborts a rank whose partner has gone before it
         accelerator.end_training()
 
 
+def made(run: Run) -> dict[str, Any]:
+    """What came out of a finished run: its last picture, its last validation and its best one, as far as there are any."""
+    from gzcli.engine.report import metric_lines
+
+    pictures = sorted((run.path / "samples").glob("*.png"))
+    figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
+    return {
+        "picture": str(pictures[-1]) if pictures else None,
+        "figures": next(filter(None, reversed(figures)), None),
+        "best": files.read_json(run.path / "checkpoints" / "best.json"),
+    }
+
+
 def train_one(run: Run, log: Log) -> Any:
     """Trains one model, from its newest checkpoint if it has one. Returns its Accelerator."""
     from gzcli.data.pack import open_pack
+    from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
 
     began, tree = time.time(), run.tree()
@@ -111,9 +125,10 @@ def train_one(run: Run, log: Log) -> Any:
     pack = open_pack(data["name"], size=data["size"], channels=data["channels"], say=log.info)
     if tree["train"]["minutes"] and not (run.path / "checkpoints").exists():
         steps = Trainer(run, tree, pack, accelerator, log).count_steps(tree["train"]["minutes"], began)
-        tree["train"] = tree["train"] | {"steps": agree(steps, accelerator), "minutes": None}
+        found = {"steps": agree(steps, accelerator), "minutes": None}
+        tree["train"] = tree["train"] | found
         if accelerator.is_main_process:
-            write_steps(run, tree["train"])
+            write_train(run, found)
         accelerator.wait_for_everyone()
         log.info(f"{tree['train']['steps']} steps fit in the time")
     trainer = Trainer(run, tree, pack, accelerator, log)
@@ -122,18 +137,6 @@ def train_one(run: Run, log: Log) -> Any:
     trainer.fit()
     accelerator.free_memory()
     return accelerator
-
-
-def write_steps(run: Run, train: dict[str, Any]) -> None:
-    """The step count that `--minutes` came to, in the recipe of the run and of the run that it is a stage of."""
-    from gzcli.recipe.resolve import dump
-
-    tree = run.tree()
-    files.write_atomic(run.path / "run.yaml", dump(tree | {"train": train}))
-    if run.owner is not run:
-        whole = run.owner.tree()
-        whole["stages"][run.path.name]["train"] = train
-        files.write_atomic(run.owner.path / "run.yaml", dump(whole))
 
 
 def accelerate(tree: dict[str, Any]) -> Any:

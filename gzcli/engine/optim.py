@@ -67,10 +67,14 @@ def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: flo
 
 
 def factor(conf: Mapping[str, Any], step: int, steps: int) -> float:
-    """What the learning rate is multiplied by at `step` of `steps`: linear warm-up, then the schedule down to 0."""
-    if step < conf["warmup"]:
-        return (step + 1) / conf["warmup"]
-    done = (step - conf["warmup"]) / max(steps - conf["warmup"], 1)
+    """What the learning rate is multiplied by at `step` of `steps`: linear warm-up, then the schedule down to 0.
+
+    The warm-up is a fifth of a short run: one of 200 steps would be all that a run of 27 has.
+    """
+    warmup = min(conf["warmup"], steps // 5)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
     match conf["schedule"]:
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
+
+
+def metric_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; one that a kill has cut short is left out."""
+    path, found = folder / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def loss_curve(folder: Path) -> None:
@@ -13,7 +24,7 @@ def loss_curve(folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metric_lines(folder)
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for key, value in line.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from gzcli.data.batches import TrainBatches
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine import optim
+from gzcli.engine import optim, state
 from gzcli.engine.context import build_model, built_on, stages_for
 from gzcli.engine.ema import EMA
 from gzcli.engine.latent import open_space, packed
@@ -22,7 +21,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.prepare import prepare
 from gzcli.engine.stop import Stop
 from gzcli.engine.watch import Watch
-from gzcli.errors import DivergedError, Interrupted, MissingError, UsageError
+from gzcli.errors import DivergedError, Interrupted
 from gzcli.models.base import Phase
 from gzcli.store.runs import Run
 from gzcli.types import BatchNoise, mix
@@ -77,6 +76,7 @@ class Trainer:
         self.wrapped = accelerator.prepare(step_module)
         self.ema = EMA(self.model, self.train["ema"])
         self.start = self.saved = 0
+        self.pending: dict[str, Any] | None = None  # of a resumed run: what it has not logged yet
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -85,13 +85,14 @@ class Trainer:
 
         Raises DivergedError, or Interrupted after a checkpoint.
         """
-        self.resume()
+        state.resume(self)
         if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
             Watch(self).turn(self.steps)
             return
         stop = Stop(self.run.owner.path, world=self.world, device=self.device)
-        watch = Watch(self)
+        watch = self.watch = Watch(self)
         self.begin()
+        watch.catch_up()
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
         with self.log.training(self.start, self.steps) as bar:
             for step in range(self.start, self.steps):
@@ -103,7 +104,7 @@ class Trainer:
                     self.check_finite(watch, done)
                     watch.show(done, bar)
                 if signum := stop.asked(done):
-                    self.save(done)
+                    state.save(self, done)
                     raise Interrupted(f"stopped at step {done} of {self.steps}, checkpoint saved", signum=signum,
                                       hint=f"gz train {self.run.owner.id} --resume")  # fmt: skip
                 watch.turn(done)
@@ -194,101 +195,6 @@ class Trainer:
         raise DivergedError(f"the loss is not finite at step {step}; {good}",
                             hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`")  # fmt: skip
 
-    # --- state --------------------------------------------------------------------------------------------------
-
-    def save(self, step: int) -> None:
-        """A checkpoint of `step` steps; every rank calls it, rank 0 writes."""
-        if step == self.saved:
-            return
-        self.saved = step
-        folder = self.run.path / "checkpoints"
-        state = self.model.state_dict()
-        extra = [checkpoints.extra_of(state)]
-        if self.world > 1:
-            gathered: list[Any] = [None] * self.world
-            torch.distributed.all_gather_object(gathered, extra[0])
-            extra = gathered
-        if self.rank == 0:
-            scaler = self.accelerator.scaler
-            weights = checkpoints.weights_of(state)
-            train = {
-                "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "ema_updates": self.ema.updates,
-                "extra": extra,
-            }
-            meta = {
-                "world": self.world,
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "device": self.device.type,
-            }
-            checkpoints.save(folder, step, model=weights, ema=weights | checkpoints.weights_of(self.ema.state_dict()),
-                             train=train, tree=self.tree, info=self.info, meta=meta)  # fmt: skip
-            checkpoints.prune(folder, self.train["keep"])
-            self.run.update(step=step)
-            self.log.event("checkpoint", step=step)
-        self.accelerator.wait_for_everyone()
-
-    def resume(self) -> None:
-        """Enters the newest whole checkpoint, if there is one; else `train.init`, if it is set."""
-        path = checkpoints.newest(self.run.path / "checkpoints", self.log.warn)
-        if path is None:
-            if self.train["init"]:
-                self.init_from(self.train["init"])
-            return
-        weights, ema, train, meta = checkpoints.load(path)
-        # a rank that was not there keeps what it begins with
-        extra = train["extra"][self.rank] if self.rank < len(train["extra"]) else checkpoints.extra_of(self.model.state_dict())
-        self.model.load_state_dict({**weights, **extra})
-        self.ema.load_state_dict({k: v.to(self.device) for k, v in ema.items()}, train["ema_updates"])
-        for name, state in train["optimizers"].items():
-            self.optimizers[name].load_state_dict(state)
-        if train["scaler"] and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(train["scaler"])
-        self.start = self.saved = meta["step"]
-        now = {"world": self.world, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": self.device.type}
-        if changed := [f"{k} {meta[k]} → {v}" for k, v in now.items() if meta[k] != v]:
-            self.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
-        self.log.info(f"resumed at step {self.start}")
-
-    def init_from(self, source: str) -> None:
-        """Starts from the weights of an earlier stage, a run or a safetensors file.
-
-        Raises MissingError, or UsageError where they do not fit.
-        """
-        from pathlib import Path
-
-        from safetensors.torch import load_file
-
-        from gzcli.store import runs
-
-        file, stage = Path(source).expanduser(), self.run.owner.stage(source)
-        if not file.is_file():
-            found = stage if stage.status() else runs.find(source).serving
-            file = found.path / "model.safetensors"
-        if not file.exists():
-            raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
-        own = self.model.state_dict()
-        weights, widened = checkpoints.widened(load_file(file), own)
-        if widened:
-            self.log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(widened)}")
-        try:
-            self.model.load_state_dict(weights | checkpoints.extra_of(own))
-        except RuntimeError as e:
-            raise UsageError(
-                f"`train.init`: the weights of `{file}` do not fit this model", hint=str(e).splitlines()[-1].strip()
-            ) from e
-
-    def finish(self) -> None:
-        """The run's `model.safetensors`: the averaged weights of its last checkpoint."""
-        if self.rank == 0:
-            folder = self.run.path / "checkpoints"
-            last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"
-            part = self.run.path / ".model.part"
-            shutil.copyfile(last, part)
-            part.replace(self.run.path / "model.safetensors")
-
     # --- --minutes ----------------------------------------------------------------------------------------------
 
     def count_steps(self, minutes: float, began: float) -> int:
@@ -299,7 +205,7 @@ class Trainer:
         self.begin()
         late = max(phase.start for phase in self.phases)
         each = [self._seconds(first, 6 * minutes / (1 + bool(late))) for first in sorted({0, late})]
-        reserve = 0.03 * 60 * minutes  # grids, evaluation, checkpoints
+        reserve = 0.1 * 60 * minutes  # grids, validation, checkpoints
         left = 60 * minutes - (time.time() - began) - reserve
         early = min(late, int(left / each[0]))
         return max(1, early + int((left - early * each[0]) / each[-1]))

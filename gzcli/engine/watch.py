@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +13,13 @@ from torch import Tensor
 
 from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine import sampler
+from gzcli.engine import sampler, state
+from gzcli.engine.budget import synchronise
+from gzcli.engine.cadence import Cadence
 from gzcli.engine.context import Trained
 from gzcli.engine.prepare import with_prepared
+from gzcli.engine.report import loss_curve, metric_lines
+from gzcli.errors import MissingError
 from gzcli.models.nn import all_mean
 from gzcli.store import files
 
@@ -33,13 +39,12 @@ class Watch:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.streak = torch.zeros((), device=trainer.device)
-        tenth, train = max(self.steps // 10, 1), trainer.train
-        self.every = {
-            "sample": 2 * tenth if train["sample_every"] is None else train["sample_every"],
-            "eval": tenth if train["eval_every"] is None else train["eval_every"],
-            "checkpoint": min(tenth, 5000) if train["checkpoint_every"] is None else train["checkpoint_every"],
-        }
-        self.metric = best_metric(trainer)
+        if trainer.pending:
+            self.sums = {name: total.to(trainer.device) for name, total in trainer.pending["sums"].items()}
+            self.counts = dict(trainer.pending["counts"])
+        self.metric, self.net = best_metric(trainer), None
+        train = trainer.train if self.metric else trainer.train | {"eval_every": 0}
+        self.cadence = Cadence(train, self.steps, agree=self._agreed, clock=self._clock)
         self.wandb = self._wandb() if trainer.tree["launch"].get("wandb") and trainer.rank == 0 else None
         self._forget_after(trainer.start)
 
@@ -71,35 +76,63 @@ class Watch:
         rate = bar.show(step, values)
         self._record("step", step, values | {"it_s": round(rate, 3)})
 
+    def pending(self) -> dict[str, Any]:
+        """What is summed up for the next line, for a checkpoint between two lines."""
+        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "counts": dict(self.counts)}
+
     # --- the rarer things ---------------------------------------------------------------------------------------
 
     def turn(self, step: int) -> None:
         """Grid, validation and checkpoint where they are due; all of them at the end."""
-        last = step == self.steps
-        due = {name: every > 0 and step % every == 0 for name, every in self.every.items()}
-        if due["eval"] or (last and self.metric):
-            self.evaluate(step)
-        if (due["checkpoint"] or last) and not self.bad():
-            self.t.save(step)
-        if due["sample"] or last:
-            self.picture(step, self.t.train.get("samples") or (64 if last else GRID))
+        last, known = step == self.steps, self.cadence.found()
+        due = self.cadence.due(step)
+        if "eval" in due or (last and self.metric):
+            with self.cadence.look():
+                self._make_ready()
+            with self.cadence.look("eval"):
+                self.evaluate(step)
+        if ("checkpoint" in due or last) and not self.bad():
+            with self.cadence.look("checkpoint"):
+                state.save(self.t, step)
+        if "sample" in due or last:
+            with self.cadence.look("sample"):
+                self.picture(step, self.t.train.get("samples") or (64 if last else GRID))
+        if self.t.rank == 0 and (found := self.cadence.found()) != known:
+            state.write_train(self.run, found)
         if last:
-            self.t.finish()
-        if (last or due["sample"]) and self.t.rank == 0 and (self.run.path / "metrics.jsonl").exists():
-            from gzcli.engine.report import loss_curve
-
+            state.finish(self.t)
+        if (last or "sample" in due) and self.t.rank == 0 and (self.run.path / "metrics.jsonl").exists():
             loss_curve(self.run.path)
+
+    def catch_up(self) -> None:
+        """What was due at the step that a run was stopped at, which did not wait for it."""
+        start = self.t.start
+        due = {kind for kind, every in self.cadence.every.items() if start and every and start % every == 0}
+        done = [True, True]
+        if self.t.rank == 0:
+            lines = metric_lines(self.run.path)
+            done[0] = any(line["step"] == start and any(key.startswith("val_") for key in line) for line in lines)
+            done[1] = self._picture(start).exists()
+        validated, drawn = self._agreed(done)
+        if "eval" in due and not validated:
+            self._make_ready()
+            self.evaluate(start)
+        if "sample" in due and not drawn:
+            self.picture(start, self.t.train.get("samples") or GRID)
 
     def picture(self, step: int, n: int) -> None:
         """samples/<step>.png: the same noise each time, averaged weights; every rank draws its share."""
         images = self.draw(n)
         if self.t.rank == 0:
-            path = self.run.path / "samples" / f"{step:08d}.png"
+            path = self._picture(step)
             sampler.save_png(path, sampler.grid(images))
             if self.wandb:
                 import wandb
 
                 self.wandb.log({"samples": wandb.Image(str(path))}, step=step)
+
+    def _picture(self, step: int) -> Path:
+        return self.run.path / "samples" / f"{step:08d}.png"
 
     def draw(self, n: int):
         """n images uint8 [n, C, H, W] of the averaged model, seed 0."""
@@ -111,42 +144,55 @@ class Watch:
         """The metric of the best checkpoint on validation images; a better one is saved and remembered."""
         if not self.metric:
             return
-        values = self._fd() if self.metric == "fd" else {self.metric: self._likelihood()}
+        values = self._fd(step) if self.metric == "fd" else {self.metric: self._likelihood()}
         value = values[self.metric]
         self._record("eval", step, {f"val_{name}": each for name, each in values.items()})
         self.log.info(f"step {step}  validation " + "  ".join(f"{name} {each:.4g}" for name, each in values.items()))
         path = self.run.path / "checkpoints" / "best.json"
         best = files.read_json(path)
-        if self._agreed(best is None or value < best["value"]):
-            self.t.save(step)
+        if self._agreed([best is None or value < best["value"]])[0]:
+            state.save(self.t, step)
             if self.t.rank == 0:
                 files.write_json(path, {"step": step, "metric": self.metric, "value": value})
                 checkpoints.prune(path.parent, self.t.train["keep"])
 
-    def _agreed(self, yes: bool) -> bool:
-        """Rank 0's answer on every rank, so that all of them enter the collectives that follow."""
-        answer = torch.tensor(int(yes), device=self.t.device)
-        if self.t.world > 1:
-            torch.distributed.broadcast(answer, 0)
-        return bool(answer)
+    def _agreed(self, values: list[float]) -> list[float]:
+        """Rank 0's numbers on every rank, so that all of them enter the collectives that follow."""
+        if self.t.world == 1:
+            return values
+        shared = torch.tensor([float(value) for value in values], device=self.t.device)
+        torch.distributed.broadcast(shared, 0)
+        return shared.tolist()
 
-    def _fd(self) -> dict[str, float]:
+    def _clock(self) -> float:
+        """Seconds, after the device has done what it was asked for."""
+        synchronise(self.t.device)
+        return time.monotonic()
+
+    def _make_ready(self) -> None:
+        """The net whose features `fd` compares; it is trained once a set, and takes longer than all the rest."""
+        from gzcli.metrics.features import lenet
+
+        if self.metric == "fd" and self.net is None and self.t.rank == 0:
+            self.net = lenet(self.t.pack, device=self.t.device, say=self.log.info)
+
+    def _fd(self, step: int) -> dict[str, float]:
         """The Fréchet distance to validation images, and the shares of their diversity, with a warning where they are low."""
         from gzcli.metrics import collapse
-        from gzcli.metrics.features import lenet
         from gzcli.metrics.frechet import frechet_distance
 
         real = self.t.pack.images("val")[:VALIDATION]
         images = self.draw(len(real))
         if self.t.rank:
             return {"fd": 0.0}
-        net = lenet(self.t.pack, device=self.t.device, say=self.log.info)
+        net = self.net
         made, true = net.features(images), net.features(real)
         seen, known = (np.zeros(len(x), int) if self.t.info.multilabel else net.predict(x) for x in (images, real))
         found = {"fd": float(frechet_distance(true, made)), "distance": collapse.diversity(made, seen, true, known)}
         if not net.rotations and not self.t.info.multilabel:
             found["classes"] = collapse.coverage(seen, known)
-        if text := collapse.warning(found["distance"], found.get("classes")):
+        text = collapse.warning(found["distance"], found.get("classes"))
+        if text and 4 * step >= self.steps:  # before that it has not spread out yet
             self.log.warn(text)
         return found
 
@@ -186,16 +232,24 @@ class Watch:
         """Drops the lines of `metrics.jsonl` past the checkpoint that was resumed."""
         path = self.run.path / "metrics.jsonl"
         if self.t.rank == 0 and path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            files.write_atomic(path, "".join(line + "\n" for line in kept))
+            kept = [line for line in metric_lines(self.run.path) if line["step"] <= step]
+            files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _wandb(self) -> Any:
-        """The W&B run; its own variables (WANDB_MODE=offline, WANDB_PROJECT …) are honoured."""
-        import wandb
-
+        """The W&B run; its own variables (WANDB_MODE=offline, WANDB_PROJECT …) are honoured. Raises MissingError."""
+        try:
+            import wandb
+        except ImportError as e:
+            raise MissingError("`--wandb` needs the package `wandb`", hint="pip install wandb") from e
         name = self.run.id
         id_ = name.replace("/", "-")
-        return wandb.init(project="gz", name=name, id=id_, resume="allow", dir=self.run.path, config=self.t.tree)
+        try:
+            return wandb.init(project="gz", name=name, id=id_, resume="allow", dir=self.run.path, config=self.t.tree)
+        except wandb.Error as e:  # no key, a wrong one, no network
+            said = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
+            raise MissingError(
+                f"`--wandb`: {said}", hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later"
+            ) from e
 
 
 class _Evaluating:

@@ -10,7 +10,7 @@ FEW_CLASSES, CLOSE = 0.7, 0.5  # below these shares it has collapsed: ten classe
 def entropy(classes: np.ndarray) -> float:
     """Nats of the frequencies of integers [N]."""
     p = np.bincount(classes) / len(classes)
-    return float(-(p[p > 0] * np.log(p[p > 0])).sum())
+    return float((p[p > 0] * np.log(1 / p[p > 0])).sum())  # 0 of one class, and not -0
 
 
 def spread(features: np.ndarray, classes: np.ndarray) -> float:

@@ -1,0 +1,64 @@
+"""When a run looks at itself: validation, checkpoints, grids. All of it in steps; what the recipe leaves open is found from what
+the first of each takes, and written into the recipe, so that a resume keeps to it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+FIRST = 60.0  # seconds until the first look at the latest
+LONGEST = 600.0  # seconds from one look to the next, as far as its share of the time allows
+SHARE = 0.05  # of the time, for looks of one kind
+UNTIMED = 2  # the first steps compile, and choose kernels
+AGREE_EVERY = 10  # steps between looks at the clock: several ranks go by that of rank 0, which costs a collective
+
+KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}  # kind → key of `train`
+
+
+class Cadence:
+    """The steps between two looks of each kind, 0 for never.
+
+    `agree(values)`: rank 0's numbers on every rank. `clock`: seconds, after what was asked of the device is done.
+    """
+
+    def __init__(self, train: Mapping[str, Any], steps: int, *, agree: Callable[[list[float]], list[float]],
+                 clock: Callable[[], float] = time.monotonic):  # fmt: skip
+        tenth = max(steps // 10, 1)
+        self.usual = {"eval": tenth, "checkpoint": min(tenth, 5000), "sample": 2 * tenth}
+        self.every = {kind: train[key] for kind, key in KEYS.items()}  # None: not known yet
+        self.agree, self.clock = agree, clock
+        self.began = clock()
+        self.steps, self.looking = 0, 0.0  # steps of this process; seconds that looks have taken
+        self.timed = (0, self.began, 0.0)  # the same, with the time, from which on a step is timed
+
+    def due(self, step: int) -> set[str]:
+        """The kinds that are due after `step` steps; every rank asks after every step, and gets the same answer."""
+        self.steps += 1
+        if self.steps <= UNTIMED:
+            self.timed = (self.steps, self.clock(), self.looking)
+        kinds = {kind for kind, every in self.every.items() if every and step % every == 0}
+        unknown = [kind for kind, every in self.every.items() if every is None]
+        if not unknown:
+            return kinds
+        late = step % AGREE_EVERY == 0 and self.agree([self.clock() - self.began])[0] >= FIRST
+        return kinds | {kind for kind in unknown if late or step >= self.usual[kind]}
+
+    @contextmanager
+    def look(self, kind: str | None = None) -> Iterator[None]:
+        """Around a look, or what is made ready for it; the first one of its kind tells how often it can be afforded."""
+        since, (step, start, looked) = self.clock(), self.timed
+        each = (since - start - (self.looking - looked)) / max(self.steps - step, 1)  # seconds a step
+        yield
+        took = self.clock() - since
+        self.looking += took
+        if kind is not None and self.every[kind] is None:
+            each, took = self.agree([max(each, 1e-4), took])
+            wanted = max(min(self.usual[kind], int(LONGEST / each)), 1)
+            self.every[kind] = max(wanted, math.ceil(took / (SHARE * each)))
+
+    def found(self) -> dict[str, int]:
+        """As keys of a recipe's `train` section, as far as it is known."""
+        return {KEYS[kind]: every for kind, every in self.every.items() if every is not None}
