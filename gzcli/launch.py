@@ -210,6 +210,7 @@ def write_run(target: Run, tree: dict[str, Any], p: Plan) -> None:
     files.write_json(target.path / "env.json", {
         "packages": packages, "python": platform.python_version(), "platform": platform.platform(), "git": git_state(),
         "processes": p.processes, "threads": p.threads, "gpus": p.gpus, "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "data": (files.read_json(target.path / "env.json") or {}).get("data"),  # a resume is held against it
     })  # fmt: skip
     target.update(state="planned", error=None, code=None)
     for name, part in trees(tree).items() if "stages" in tree else ():

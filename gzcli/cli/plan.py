@@ -3,6 +3,7 @@ memory plan, which a real start shows too."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
@@ -24,17 +25,22 @@ def show_plan(recipe: Recipe, plan: Plan, run: Run | None) -> None:
 
     check_packed(recipe)
     data, needs = data_facts(recipe.tree["data"])
+    for key in ("size", "channels", "levels"):  # as the start will have them
+        if recipe.tree["data"][key] is None and data[key] is not None:
+            recipe.tree["data"][key], recipe.origin[f"data.{key}"] = data[key], "the set"
     memory, hint, lacking = memory_facts(recipe, plan)
-    needs += [*lacking, *absent_weights(recipe)]
+    needs += [*lacking, *absent_weights(recipe), *absent_runs(recipe)]
     if plan.gpus > count_gpus():
         needs.append(f"{plan.gpus} GPUs (here: {count_gpus()})")
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{data['key']}-<time>-<id>"
     line = show(path, plan)
-    values = [(key, value, recipe.origin.get(key, "")) for key, value in leaves(recipe.tree)]
+    known = [(key, value) for key, value in leaves(recipe.tree) if (key.rpartition(".")[2], value) != ("params", None)]
+    values = [(key, value, recipe.origin.get(key, "")) for key, value in known]
     out.table(["key", "value", "from"], [(key, "null" if value is None else str(value), origin) for key, value, origin in values])
     out.text("")
     size = f", {data['download'] / 1e6:,.0f} MB to fetch" if data["download"] and not data["cached"] else ""
-    out.text(f"data       {data['title']} ({'cached' if data['cached'] else 'not cached'}{size})")
+    state = "packed" if data["packed"] else "here, to be packed" if data["cached"] else f"not here{size}"
+    out.text(f"data       {data['title']} ({state})")
     out.text(f"needs      {', '.join(needs) or 'nothing that is not here'}")
     out.text(f"run        {'resumes ' if run else ''}{path}")
     out.text(f"processes  {plan.processes} × {plan.threads} threads, {plan.gpus or 'no'} GPU{'s' if plan.gpus != 1 else ''}")
@@ -104,6 +110,27 @@ def absent_weights(recipe: Recipe) -> list[str]:
     return [f"`hf download {name}`" for name in sorted(filter(is_id, named)) if not at_hand(name) and not runs.by_name(name)]
 
 
+def absent_runs(recipe: Recipe) -> list[str]:
+    """What is not here of the runs and files that this recipe is built on, by key."""
+    from gzcli.cli.train import whole_trees
+    from gzcli.store import runs
+    from gzcli.store.weights import is_id
+
+    found = []
+    for tree in whole_trees(recipe.tree):
+        named = {"data.latent": tree["data"].get("latent"), "train.init": tree["train"].get("init"),
+                 "ood.background": (tree.get("ood") or {}).get("background")}  # fmt: skip
+        for key, name in named.items():
+            here = not name or name in recipe.tree.get("stages", ()) or Path(name).exists()
+            if here or (key == "data.latent" and is_id(name)):  # an id of the hub, of which `absent_weights` tells
+                continue
+            try:
+                runs.find(name)
+            except GzError as error:
+                found.append(f"`{key}`: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return list(dict.fromkeys(found))
+
+
 def ways_to_save(tree: dict[str, Any], plan: Plan) -> list[str]:
     """The keys of this recipe that make a training step smaller, as they would be typed, those that cost the least first."""
     model, train = tree["model"], tree["train"]
@@ -136,25 +163,29 @@ def check_packed(recipe: Recipe) -> None:
 def data_facts(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The set as far as it can be known without opening it, and what of it is missing."""
     from gzcli.data.library import data_key, listing, locate
+    from gzcli.data.pack import peek
     from gzcli.data.specs import DataSpec
 
-    facts = {
-        "name": section["name"],
-        "key": data_key(section["name"]),
-        "title": section["name"],
-        "cached": False,
-        "download": 0,
-    }
+    name, size = section["name"], section["size"]
+    facts = {"name": name, "key": data_key(name), "title": name, "cached": False, "packed": False, "download": 0,
+             "size": size, "channels": section["channels"], "levels": section["levels"]}  # fmt: skip
     try:
-        found = locate(section["name"])
+        found = locate(name)
+        meta = peek(name, size=size, channels=section["channels"])
     except GzError as error:
         return facts, [error.message]
+    if meta:
+        facts |= {"packed": True, "channels": meta.shape[0], "size": meta.shape[1], "levels": section["levels"] or meta.levels}
+    elif isinstance(found, DataSpec):
+        own = {"size": found.sized(size).size, "channels": found.channels, "levels": found.levels}
+        facts |= {key: facts[key] or value for key, value in own.items()}
     row = next((row for row in listing() if row["name"] == found.name), None)
     if row is None:
         return facts | {"title": str(found.path), "cached": True}, []
-    download = found.sized(section["size"]).download_size if isinstance(found, DataSpec) else 0
-    facts |= {"title": f"{row['name']}: {row['title']}", "cached": row["cached"], "download": download}
-    return facts, [] if row["cached"] else [f"`gz data download {row['name']}`"]
+    here = row["cached"] or (row["path"] is not None and Path(row["path"]).exists())
+    download = found.sized(size).download_size if isinstance(found, DataSpec) else 0
+    facts |= {"title": f"{row['name']}: {row['title']}", "cached": here, "download": download}
+    return facts, [] if here else [f"`gz data download {row['name']}`"]
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -48,6 +48,7 @@ def train(
     Without `--data` it trains on the embedded digits: `gz train vae` works offline and takes about a minute.
     """
     from gzcli import launch
+    from gzcli.cli.anchor import anchor
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import show_memory, show_plan
     from gzcli.recipe.resolve import resolve
@@ -69,6 +70,7 @@ def train(
     else:
         tree = earlier.tree()
         recipe = resolve(str(earlier.path / "run.yaml"), data=data or tree["data"]["name"], sets=sets or (), flags=flags)
+    anchor(recipe.tree)
     run = None
     if resume or requeue:
         run = earlier or newest_unfinished(recipe, extend=steps is not None)
@@ -83,7 +85,7 @@ def train(
         recipe.tree = continued(run, recipe, steps)
     for tree in whole_trees(recipe.tree):
         check_batch(tree, plan.processes)
-    recipe = with_data(recipe)
+    recipe = with_data(recipe, run)
     if run is None:
         run = runs.create(recipe.card.name, data_key(recipe), alias=name)
     launch.write_run(run, recipe.tree, plan)
@@ -106,11 +108,13 @@ def whole_trees(tree: dict[str, Any]) -> list[dict[str, Any]]:
     return list(trees(tree).values()) if "stages" in tree else [tree]
 
 
-def with_data(recipe: Recipe) -> Recipe:
+def with_data(recipe: Recipe, run: Run | None = None) -> Recipe:
     """The recipe with what only the data can tell: size, channels and levels. Fetches and packs the set if need be.
 
-    Raises UsageError where the model needs labels, or other things, that the set has not.
+    Raises UsageError where the model needs labels, or other things, that the set has not, and MissingError where `run`, which
+    is to go on, was trained on other images.
     """
+    from gzcli.data import same
     from gzcli.data.pack import open_pack
     from gzcli.models.catalog import card
     from gzcli.recipe.resolve import check_data
@@ -118,6 +122,8 @@ def with_data(recipe: Recipe) -> Recipe:
     data = recipe.tree["data"]
     with out.progress("packing", unit="images") as report:
         meta = open_pack(data["name"], size=data["size"], channels=data["channels"], say=out.info, progress=report).meta
+    if run is not None:
+        same.hold(run.path, meta)
     for tree in whole_trees(recipe.tree):
         check_data(tree, card(tree["model"]["name"]), meta.classes, meta.name, meta.extras)
     recipe.tree["data"] = data | {"channels": meta.shape[0], "size": meta.shape[1], "levels": data["levels"] or meta.levels}

@@ -114,6 +114,7 @@ def made(run: Run) -> dict[str, Any]:
 
 def train_one(run: Run, log: Log) -> Any:
     """Trains one model, from its newest checkpoint if it has one. Returns its Accelerator."""
+    from gzcli.data import same
     from gzcli.data.pack import open_pack
     from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
@@ -123,6 +124,9 @@ def train_one(run: Run, log: Log) -> Any:
     accelerator = accelerate(tree)
     data = tree["data"]
     pack = open_pack(data["name"], size=data["size"], channels=data["channels"], say=log.info)
+    same.hold(run.owner.path, pack.meta)
+    if accelerator.is_main_process:
+        same.remember(run.owner.path, pack.meta)
     if tree["train"]["minutes"] and not (run.path / "checkpoints").exists():
         steps = Trainer(run, tree, pack, accelerator, log).count_steps(tree["train"]["minutes"], began)
         found = {"steps": agree(steps, accelerator), "minutes": None}

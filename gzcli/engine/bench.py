@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gzcli.data import same
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack, open_pack
 from gzcli.engine.budget import affordable, subset, synchronise, timed
@@ -44,6 +45,8 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     models = [load_trained(Run(Path(path)), device, job["checkpoint"]) for path in job["runs"]]
     shape = same_shape(models)
     pack = open_pack(job["data"], size=shape[1], channels=shape[0], say=log.info)
+    for trained in models:
+        same.hold(trained.run.owner.path, pack.meta)
     judge = Judge(pack, metrics, job["n"], device=device, weights=job["weights"], say=log.info)
     rows, pictures = [], []
     for trained in models:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gzcli.data import same
 from gzcli.data.batches import scan, to_uint8
 from gzcli.data.benchmarks import Benchmark
 from gzcli.data.benchmarks import find as find_benchmark
@@ -47,6 +48,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     c, size, _ = trained.images.shape
     home = open_pack(job["in"], size=size, channels=c, say=log.info)
+    same.hold(trained.run.owner.path, home.meta)
     packs = {name: open_pack(name, size=size, channels=c, say=log.info) for name in job["out"]}
     check_sets(home, packs)
     settings = trained.tree["ood"]

@@ -148,13 +148,16 @@ def pad(row: np.ndarray, columns: int) -> np.ndarray:
 
 def read_inputs(trained: Trained, path: str | None, n: int | None, side: int | None = None) -> np.ndarray:
     """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size or another `side`, or the run's own test images."""
+    from gzcli.data import same
     from gzcli.data.folder import read_pictures
     from gzcli.data.pack import open_pack
 
     channels, height, _ = trained.images.shape
     if path is None:
         data = trained.tree["data"]
-        return open_pack(data["name"], size=data["size"], channels=data["channels"]).images("test")[:n]
+        pack = open_pack(data["name"], size=data["size"], channels=data["channels"])
+        same.hold(trained.run.owner.path, pack.meta)
+        return pack.images("test")[:n]
     return read_pictures(Path(path), size=side or height, channels=channels, limit=n)
 
 

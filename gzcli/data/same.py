@@ -1,0 +1,62 @@
+"""Whether a run meets the data that it was trained on: a set of the user's own may have changed under its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gzcli.data.pack import PackMeta
+from gzcli.errors import MissingError
+from gzcli.store.files import read_json, write_json
+
+FILE = "env.json"  # of a run, its key `data`
+NAMED = 5  # classes that a message names
+
+
+def record(meta: PackMeta) -> dict[str, Any]:
+    """What a run keeps of its data: what names the content, and what a person would recognise it by."""
+    return {"name": meta.name, "digest": meta.digest, "shape": list(meta.shape), "classes": list(meta.classes),
+            "counts": dict(meta.counts), "extras": list(meta.extras)}  # fmt: skip
+
+
+def remember(folder: Path, meta: PackMeta) -> None:
+    """Records the data of the run in `folder`, once."""
+    env = read_json(folder / FILE) or {}
+    if not env.get("data"):
+        write_json(folder / FILE, env | {"data": record(meta)})
+
+
+def hold(folder: Path, meta: PackMeta) -> None:
+    """Holds a set against that of the run in `folder`, where it is meant to be the same.
+
+    Raises MissingError that names what has changed.
+    """
+    then, now = (read_json(folder / FILE) or {}).get("data"), record(meta)
+    if then is None or then["name"] != now["name"] or then["digest"] == now["digest"]:
+        return
+    raise MissingError(
+        f"`{meta.title}` is not what `{folder.name}` was trained on: {', '.join(changes(then, now))}",
+        hint="put the images back as they were, or train anew on what is there now, without `--resume`",
+    )
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two records, for people."""
+    found = []
+    for what, names in (
+        ("no class", [name for name in then["classes"] if name not in now["classes"]]),
+        ("a new class", [name for name in now["classes"] if name not in then["classes"]]),
+    ):
+        if names:
+            shown = " ".join(f"`{name}`" for name in names[:NAMED])
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            found.append(f"{what} {shown}{more}" + (" any more" if what == "no class" else ""))
+    for split in ("train", "val", "test"):
+        if then["counts"][split] != now["counts"][split]:
+            found.append(f"{now['counts'][split]:,} {split} images instead of {then['counts'][split]:,}")
+    if then["shape"] != now["shape"]:
+        old, new = ("×".join(map(str, shape[::-1])) for shape in (then["shape"], now["shape"]))
+        found.append(f"images of {new} instead of {old}")
+    if then["extras"] != now["extras"]:
+        found.append(f"with {', '.join(now['extras']) or 'nothing'} to each instead of {', '.join(then['extras']) or 'nothing'}")
+    return found or ["other pixels, labels or texts"]
