@@ -14,6 +14,7 @@ from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, Missi
 from gzcli.store import files
 from gzcli.store.runs import Run
 
+PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
 KILLED = 128 + 9  # the exit code of a process that SIGKILL has ended
 ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
 
@@ -30,12 +31,14 @@ def end_all(child: subprocess.Popen) -> None:
 
     left: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        left = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)] if child.poll() is None else []
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                end(process)
-        _, left = psutil.wait_procs(left, timeout=5.0)
+        left = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+    for end in ("terminate", "kill"):
+        for process in (*left, *([child] if child.poll() is None else [])):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                getattr(process, end)()
+        _, left = psutil.wait_procs(left, timeout=PATIENCE)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # not by psutil, which would take its exit code
+            child.wait(PATIENCE)
     if hasattr(os, "killpg"):  # what the child has left in its group as it ended
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
