@@ -69,6 +69,12 @@ def test_what_the_recipe_says_holds():
     assert life.steps("eval") == list(range(7, 101, 7)) and life.steps("checkpoint") == [] and life.steps("sample") == [50, 100]
 
 
+def test_a_checkpoint_comes_before_a_look_that_takes_long():
+    cadence = Life(20_000, 0.5, {"eval": 30.0, "checkpoint": 3.0, "sample": 2.0}).cadence
+    assert cadence.dear({"eval"}) and cadence.dear({"eval", "sample"}) and not cadence.dear({"sample"})
+    assert Cadence(OPEN, 100, agree=list).dear({"sample"})  # nobody knows yet
+
+
 def test_ranks_go_by_the_clock_of_rank_0():
     """The second process is slow, and agrees."""
     said = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from helpers import ROOT, gz, recipe, traps
+from helpers import ROOT, gz, lines, recipe, traps
 from safetensors.torch import load_file
 from zoo import CASES, CYCLEGAN, Case
 
@@ -67,7 +69,11 @@ def test_what_each_process_has_of_its_own_leaves_them_equal(case):
 
 def start(*words: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "gzcli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            cwd=traps(), env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+                            cwd=traps(), env=environment())  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def wait_for_step(home: Path, step: int) -> runs.Run:
@@ -89,36 +95,59 @@ def alive(pid: int) -> bool:
     return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
 
 
+def family(child: subprocess.Popen) -> list[psutil.Process]:
+    """gz, its launcher, the engine's processes."""
+    return [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+
+
 @pytest.mark.launch
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, home):
-    child = start("train", "vae", "--steps", "100000", *LONG, "--set", "train.log_every=1")
+@pytest.mark.parametrize(
+    ("signum", "whom", "more"),
+    [
+        (signal.SIGINT, slice(0, 1), ()),  # Ctrl-C
+        (signal.SIGTERM, slice(None), ()),  # a scheduler tells all processes
+        (signal.SIGTERM, slice(1, 2), ("--processes", "2")),  # somebody ends the launcher
+    ],
+    ids=["gz", "all", "launcher of two"],
+)
+def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, whom, more, home):
+    child = start("train", "vae", "--steps", "100000", *LONG, "--set", "train.log_every=1", *more)
     run = wait_for_step(home, 5)
-    pid = run.status()["pid"]
-    child.send_signal(signum)
+    everyone = family(child)
+    assert len(everyone) == (4 if more else 3) and run.status()["pid"] in [process.pid for process in everyone]
+    for process in everyone[whom]:
+        process.send_signal(signum)
     err = child.communicate(timeout=60)[1]
     assert child.returncode == 128 + signum, err
     assert "checkpoint saved" in err and "--resume" in err
     assert run.state == "interrupted"
-    assert list((run.path / "checkpoints").glob("0*"))
-    assert not alive(pid)
+    (saved,) = (run.path / "checkpoints").glob("0*")
+    assert int(saved.name) == run.status()["step"] == lines(run.path / "metrics.jsonl")[-1]["step"]  # no step is lost
+    assert not any(alive(process.pid) for process in everyone)
 
 
 @pytest.mark.launch
 @pytest.mark.parametrize("model", ["vae", "wgan"])
 def test_kill_9_and_resume_is_the_unbroken_run(model, home):
-    words = ["train", model, "--steps", "300", *LONG, "--set", "train.log_every=1", "--set", "train.checkpoint_every=20"]
+    words = ["train", model, "--steps", "300", *LONG, "--set", "train.log_every=7", "--set", "train.checkpoint_every=20"]
     child = start(*words)
-    run = wait_for_step(home, 45)
+    run = wait_for_step(home, 45 // 7)
     os.kill(run.status()["pid"], signal.SIGKILL)
-    child.communicate(timeout=60)
-    assert child.returncode not in (0, None)
-    assert run.state in ("failed", "killed")
+    err = child.communicate(timeout=60)[1]
+    assert child.returncode == 4 and "was killed (SIGKILL), most likely for want of memory; the last checkpoint is of" in err
+    assert f"gz train {run.id} --resume" in err and "Traceback" not in err
+    assert run.state == "failed"
     gz(*words, "--resume")
     assert run.state == "finished"
-    gz(*words, "--name", "whole")
-    a, b = (load_file(r.path / "model.safetensors") for r in (run, runs.by_name("whole")))
+    # the unbroken one, whose reader has seen enough after a line
+    line = f"{shlex.join([sys.executable, '-m', 'gzcli', *words, '--name', 'whole'])} 2>&1 | head -n 1"
+    head = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=traps(), env=environment(), timeout=120)
+    assert head.stdout.count("\n") == 1
+    whole = runs.by_name("whole")
+    a, b = (load_file(r.path / "model.safetensors") for r in (run, whole))
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+    a, b = ([{k: v for k, v in x.items() if k != "it_s"} for x in lines(r.path / "metrics.jsonl")] for r in (run, whole))
+    assert a == b
 
 
 @pytest.mark.launch

@@ -12,6 +12,7 @@ from typing import Any
 FIRST = 60.0  # seconds until the first look at the latest
 LONGEST = 600.0  # seconds from one look to the next, as far as its share of the time allows
 SHARE = 0.05  # of the time, for looks of one kind
+QUICK = 10.0  # seconds of a look that a signal to end waits for
 UNTIMED = 2  # the first steps compile, and choose kernels
 AGREE_EVERY = 10  # steps between looks at the clock: several ranks go by that of rank 0, which costs a collective
 
@@ -31,6 +32,7 @@ class Cadence:
         self.every = {kind: train[key] for kind, key in KEYS.items()}  # None: not known yet
         self.agree, self.clock = agree, clock
         self.began = clock()
+        self.took: dict[str, float] = {}  # seconds of the last look of each kind
         self.steps, self.looking = 0, 0.0  # steps of this process; seconds that looks have taken
         self.timed = (0, self.began, 0.0)  # the same, with the time, from which on a step is timed
 
@@ -54,10 +56,16 @@ class Cadence:
         yield
         took = self.clock() - since
         self.looking += took
-        if kind is not None and self.every[kind] is None:
-            each, took = self.agree([max(each, 1e-4), took])
+        if kind is None:
+            return
+        each, self.took[kind] = self.agree([max(each, 1e-4), took])
+        if self.every[kind] is None:
             wanted = max(min(self.usual[kind], int(LONGEST / each)), 1)
-            self.every[kind] = max(wanted, math.ceil(took / (SHARE * each)))
+            self.every[kind] = max(wanted, math.ceil(self.took[kind] / (SHARE * each)))
+
+    def dear(self, kinds: set[str]) -> bool:
+        """Whether looks of these kinds may take longer than whoever asks the run to end will wait."""
+        return any(self.took.get(kind, math.inf) > QUICK for kind in kinds)
 
     def found(self) -> dict[str, int]:
         """As keys of a recipe's `train` section, as far as it is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,8 @@ import torch
 
 from gzcli import signals
 
-AGREE_EVERY = 10  # steps between the ranks' agreement, which costs a collective
+AGREE_EVERY = 10  # steps between the ranks' agreement, which costs a collective; of slow steps each
+SLOW = 0.1  # seconds
 _heard: list[int] = []  # signals that this process got
 
 
@@ -25,17 +27,22 @@ class Stop:
 
     def __init__(self, folder: Path, *, world: int, device: torch.device):
         self.file, self.world, self.device = folder / "stop", world, device
+        self.next, self.last = 0, (0, time.monotonic())  # the step of the next agreement; step and time of the last one
         self.parent = int(os.environ.get("GZ_PARENT", "0"))
 
     def asked(self, step: int) -> int:
         """The number of the signal to stop for, or 0."""
         if self.world == 1:
             return self._here()
-        if step % AGREE_EVERY:
+        if step < self.next:
             return 0
-        flag = torch.tensor(self._here(), device=self.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return int(flag)
+        since, now = self.last, time.monotonic()
+        slow = now - since[1] > SLOW * (step - since[0])
+        flags = torch.tensor([self._here(), int(slow)], device=self.device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        signum, slow = flags.tolist()
+        self.next, self.last = step + (1 if slow else AGREE_EVERY), (step, now)
+        return signum
 
     def _here(self) -> int:
         if _heard:

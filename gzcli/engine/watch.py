@@ -86,6 +86,9 @@ class Watch:
         """Grid, validation and checkpoint where they are due; all of them at the end."""
         last, known = step == self.steps, self.cadence.found()
         due = self.cadence.due(step)
+        looks = due & {"eval", "sample"} | ({"eval", "sample"} if last else set())
+        if looks and self.cadence.dear(looks) and not self.bad():
+            state.save(self.t, step)  # were it killed as it looks, no step would be lost
         if "eval" in due or (last and self.metric):
             with self.cadence.look():
                 self._make_ready()
