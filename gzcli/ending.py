@@ -50,7 +50,9 @@ def outcome(target: Run, returncode: int, got: list[int]) -> dict[str, Any]:
     status = target.status()
     if status.get("state") == "finished":
         return status
-    if status.get("error"):
+    # of two processes the one that is left has lost its partner, which it takes for a fault
+    orphaned = returncode in (KILLED, 128 - KILLED) and (status.get("error") or {}).get("kind") == GzError.kind
+    if status.get("error") and not orphaned:
         raise told(status, got)
     error = silent_end(target, returncode, got)
     target.update(state="interrupted" if got else "failed", code=error.code,

@@ -230,6 +230,16 @@ def test_a_killed_engine(run):
     assert run.status()["error"]["kind"] == "device" and run.status()["code"] == 4 and run.state == "failed"
 
 
+def test_a_killed_partner(run):
+    """Rank 0 tells of a broken connection, which is no fault of its own."""
+    run.update(state="failed", code=1, error={"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None})
+    with pytest.raises(DeviceError, match="SIGKILL"):
+        ending.outcome(run, 137, [])
+    run.update(state="failed", code=1, error={"kind": "bug", "message": "KeyError: 'x'", "hint": None})
+    with pytest.raises(GzError, match="KeyError"):
+        ending.outcome(run, 1, [])
+
+
 @pytest.mark.parametrize(
     ("returncode", "got", "kind", "code", "message"),
     [
