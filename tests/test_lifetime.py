@@ -113,10 +113,16 @@ def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
     (tmp_path / "stop").write_text("2")
     assert asked.asked(2) == 2
     (tmp_path / "stop").unlink()
-    child = subprocess.Popen([sys.executable, "-c", ""])
+    monkeypatch.setattr(stop, "LOOK_EVERY", 0.0)
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    monkeypatch.setenv("GZ_PARENT", str(child.pid))
+    asked = stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    assert asked.asked(3) == 0
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    assert asked.asked(4) == signal.SIGTERM
     child.wait()
-    asked.parent = child.pid
-    assert asked.asked(3) == signal.SIGTERM
+    assert asked.asked(5) == stop.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(6) == signal.SIGTERM
 
 
 # --- the launcher ---

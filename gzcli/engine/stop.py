@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from gzcli import signals
 
 AGREE_EVERY = 10  # steps between the ranks' agreement, which costs a collective; of slow steps each
 SLOW = 0.1  # seconds
+LOOK_EVERY = 1.0  # seconds between looks at the parent
 _heard: list[int] = []  # signals that this process got
 
 
@@ -28,7 +30,11 @@ class Stop:
     def __init__(self, folder: Path, *, world: int, device: torch.device):
         self.file, self.world, self.device = folder / "stop", world, device
         self.next, self.last = 0, (0, time.monotonic())  # the step of the next agreement; step and time of the last one
-        self.parent = int(os.environ.get("GZ_PARENT", "0"))
+        self.looked = 0.0  # when the parent was looked at last
+        self.parent: psutil.Process | None = None
+        if pid := int(os.environ.get("GZ_PARENT", "0")):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it is dead already
+                self.parent = psutil.Process(pid)
 
     def asked(self, step: int) -> int:
         """The number of the signal to stop for, or 0."""
@@ -49,6 +55,14 @@ class Stop:
             return _heard[0]
         if self.file.exists():
             return int(self.file.read_text() or signal.SIGTERM)
-        if self.parent and not psutil.pid_exists(self.parent):
-            return int(signal.SIGTERM)
-        return 0
+        return int(signal.SIGTERM) if self._orphaned() else 0
+
+    def _orphaned(self) -> bool:
+        """Whether the `gz` that started us is dead, or so by all but its name, as nobody has asked how it ended."""
+        if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < LOOK_EVERY:
+            return False
+        self.looked = time.monotonic()
+        try:
+            return self.parent is None or not self.parent.is_running() or self.parent.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
