@@ -307,3 +307,17 @@ def test_a_second_signal_does_not_wait(run, monkeypatch):
     with pytest.raises(Interrupted, match="stopped by SIGINT; there is no checkpoint yet"):
         launch.run(run.path, launch.Plan(), launcher=True)
     assert time.monotonic() - since < 30 and (run.path / "stop").read_text() == "2"
+
+
+def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
+    """A signal must not wait for ten steps of a minute: gz kills what has not ended in two."""
+    now, agreed = [0.0], []
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flags, op: agreed.append(step))
+    asked = stop.Stop(tmp_path, world=2, device=torch.device("cpu"))
+    for step in range(1, 41):
+        now[0] += 0.01 if step < 22 else 60.0
+        asked.asked(step)
+    assert agreed == [1, 11, 21, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]
+    heard.append(15)
+    assert asked.asked(41) == 15

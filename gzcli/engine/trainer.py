@@ -86,11 +86,11 @@ class Trainer:
         Raises DivergedError, or Interrupted after a checkpoint.
         """
         state.resume(self)
+        watch = self.watch = Watch(self)
         if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
-            Watch(self).turn(self.steps)
+            watch.turn(self.steps)
             return
         stop = Stop(self.run.owner.path, world=self.world, device=self.device)
-        watch = self.watch = Watch(self)
         self.begin()
         watch.catch_up()
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
