@@ -1,5 +1,6 @@
-"""How an engine's processes end: with nothing left behind, and with what they wrote down, or what is known of those that
-could not."""
+"""How an engine's processes end: with nothing left behind, and with what they wrote down, or what is known of
+those that could not.
+"""
 
 from __future__ import annotations
 

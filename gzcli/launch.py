@@ -34,7 +34,8 @@ TUNING = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-# The trainer builds its optimizers from the parameters of the whole model, before accelerate wraps it; these cut it in pieces.
+# The trainer builds its optimizers from the parameters of the whole model, before accelerate wraps it; these
+# cut it in pieces.
 SHARDED = ("--use_fsdp", "--use_deepspeed", "--use_megatron_lm", "--use_parallelism_config", "--tpu")
 
 
@@ -241,9 +242,9 @@ def git_state() -> dict[str, Any] | None:
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """Starts the engine on `folder`, passes signals on, waits; returns its status.
 
-    A training engine is told of a signal by a stop file and given time for a checkpoint, whatever the signal has done to the
-    launcher between; a job has nothing to save. Only as a last resort (a second Ctrl-C, or no end in time) they are killed.
-    Raises the engine's own error.
+    A training engine is told of a signal by a stop file and given time for a checkpoint, whatever the signal
+    has done to the launcher between; a job has nothing to save. Only as a last resort (a second Ctrl-C, or no
+    end in time) they are killed. Raises the engine's own error.
     """
     target = Run(folder)
     launcher, grace = launcher or p.distributed, 0.0 if (folder / "job.json").exists() else GRACE

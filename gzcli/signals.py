@@ -10,7 +10,8 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
-    """Calls handler(number, frame) for each signal that asks to end; returns what heard them before, for `restore`.
+    """Calls handler(number, frame) for each signal that asks to end; returns what heard them before, for
+    `restore`.
 
     What is ignored stays so: `nohup` and a shell's `&` mean it.
     """

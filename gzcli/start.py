@@ -1,11 +1,12 @@
 """`python …/gzcli/start.py MODULE …` is `python -m MODULE …` without the working folder on `sys.path`.
 
-A user's folder may hold a `random.py`; with `-m` and `-c` Python would run it in place of its own. `PYTHONSAFEPATH`, which
-says the same to every process further down, is known from Python 3.11 on only. This file is run as a script, and names no
-other module before `sys.path` is in order.
+A user's folder may hold a `random.py`; with `-m` and `-c` Python would run it in place of its own.
+`PYTHONSAFEPATH`, which says the same to every process further down, is known from Python 3.11 on only. This
+file is run as a script, and names no other module before `sys.path` is in order.
 
-accelerate's launcher, started so, is deaf to what asks it to end: it would leave its processes behind or cut their
-checkpoint off. It writes the stop file of the run instead, which they read. It ends with the code of the process that failed.
+accelerate's launcher, started so, is deaf to what asks it to end: it would leave its processes behind or cut
+their checkpoint off. It writes the stop file of the run instead, which they read. It ends with the code of
+the process that failed.
 """
 
 import os  # already imported by `site`, like `sys`
@@ -22,7 +23,9 @@ def clean_path() -> None:
 
 
 def safe_children() -> None:
-    """Python processes that this one starts, worker processes included, get no working folder on their `sys.path`."""
+    """Python processes that this one starts, worker processes included, get no working folder on their
+    `sys.path`.
+    """
     os.environ["PYTHONSAFEPATH"] = "1"
     if sys.version_info < (3, 11):
         from multiprocessing import util
@@ -37,7 +40,9 @@ def safe_children() -> None:
 
 
 def launch(words: list[str]) -> int:
-    """Runs accelerate's launcher on `words`, whose last is the folder of a run. Returns its exit code, 128 + N for signal N."""
+    """Runs accelerate's launcher on `words`, whose last is the folder of a run. Returns its exit code, 128 +
+    N for signal N.
+    """
     import runpy
     import signal
     import subprocess
@@ -53,7 +58,8 @@ def launch(words: list[str]) -> int:
 
     trains = not (folder / "job.json").exists()  # a job has nothing to save
     heard, register = signals.hear(stop) if trains else {}, signal.signal
-    # torch's launcher would put its own in their place, which end the processes after 30 seconds, saved or not
+    # torch's launcher would put its own in their place, which end the processes after 30 seconds, saved or
+    # not
     signal.signal = lambda signum, handler: None if signum in heard else register(signum, handler)
     try:
         runpy.run_module(LAUNCHER, run_name="__main__", alter_sys=True)

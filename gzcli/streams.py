@@ -8,8 +8,9 @@ from typing import Any
 
 
 def hold_open() -> None:
-    """Opens what of descriptors 0, 1 and 2 is closed on nothing: a file opened later would get its number, and with it
-    whatever a library writes to "stderr"."""
+    """Opens what of descriptors 0, 1 and 2 is closed on nothing: a file opened later would get its number,
+    and with it whatever a library writes to "stderr".
+    """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -30,7 +31,9 @@ def mute(stream: Any) -> None:
 
 
 class Tolerant:
-    """A text stream whose reader may go away (EPIPE), whose terminal may close (EIO) and whose disk may be full (ENOSPC)."""
+    """A text stream whose reader may go away (EPIPE), whose terminal may close (EIO) and whose disk may be
+    full (ENOSPC).
+    """
 
     def __init__(self, stream: Any):
         self._stream = stream

@@ -45,11 +45,19 @@ CHEAP = {"eval": 0.01, "checkpoint": 0.01, "sample": 0.01}
 def test_cheap_looks_come_every_tenth():
     life = Life(600, 0.1, CHEAP)
     assert life.found == {"eval_every": 60, "checkpoint_every": 60, "sample_every": 120}
-    assert life.steps("eval") == [60 * i for i in range(1, 11)] and life.steps("sample") == [120, 240, 360, 480, 600]
+    assert life.steps("eval") == [60 * i for i in range(1, 11)] and life.steps("sample") == [
+        120,
+        240,
+        360,
+        480,
+        600,
+    ]
 
 
 def test_a_short_run_does_not_validate_all_the_time():
-    """A minute's run of 27 steps, as `--minutes 1` gives a slow model: each validation is worth a step and a half."""
+    """A minute's run of 27 steps, as `--minutes 1` gives a slow model: each validation is worth a step and a
+    half.
+    """
     life = Life(27, 2.0, {"eval": 3.0, "checkpoint": 0.5, "sample": 4.0})
     assert len(life.steps("eval")) == 1 and len(life.steps("sample")) == 1
     assert sum(map(len, (life.steps(kind) for kind in CHEAP))) * 4 < 27
@@ -117,7 +125,12 @@ def test_looking_changes_nothing(model):
 
 
 def test_what_was_found_is_in_the_recipe():
-    keys = ("train.eval_every=null", "train.checkpoint_every=null", "train.sample_every=null", "train.best=auto")
+    keys = (
+        "train.eval_every=null",
+        "train.checkpoint_every=null",
+        "train.sample_every=null",
+        "train.best=auto",
+    )
     t = trainer(recipe(case("vae"), steps=6, sets=keys))
     t.fit()
     found = t.run.tree()["train"]
@@ -128,7 +141,9 @@ def test_what_was_found_is_in_the_recipe():
 
 
 def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch):
-    """Lines every 3 steps, validation every 5: stopped after 5, it goes on to write what an unbroken run writes."""
+    """Lines every 3 steps, validation every 5: stopped after 5, it goes on to write what an unbroken run
+    writes.
+    """
     sets = ("train.log_every=3", "train.eval_every=5", "train.sample_every=5", "train.best=auto")
     tree = recipe(case("vae"), steps=10, sets=sets)
     whole, broken = trainer(tree), trainer(tree)
@@ -160,7 +175,10 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
     images = t.pack.images("val")[:20]
     monkeypatch.setattr(Watch, "draw", lambda self, n: images)
     watch = Watch(t)
-    watch.steps, watch.net = 100, SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True)
+    watch.steps, watch.net = (
+        100,
+        SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True),
+    )
     watch.net.predict = lambda x: x[:, 0, 0, 0] * 0
     counts = []
     for step in (1, 24, 25, 100):

@@ -1,5 +1,6 @@
-"""How a run ends: lost readers, signals to whichever process, kills. The processes here are small stand-ins; those of
-test_processes.py are real."""
+"""How a run ends: lost readers, signals to whichever process, kills. The processes here are small stand-ins;
+those of test_processes.py are real.
+"""
 
 from __future__ import annotations
 
@@ -203,7 +204,9 @@ def test_an_engine_whose_launcher_was_killed_is_told_to_save_and_waited_for(run,
 
 
 def test_no_process_is_left(run, monkeypatch):
-    """A process of a session of its own, as torch's launcher gives each rank, and one that is deaf; without process groups too."""
+    """A process of a session of its own, as torch's launcher gives each rank, and one that is deaf; without
+    process groups too.
+    """
     code = "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN); print(0, flush=True); time.sleep(99)"
     outer = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True).wait()"
     monkeypatch.setattr(ending, "PATIENCE", 0.3)
@@ -238,7 +241,11 @@ def test_a_killed_engine(run):
 
 def test_a_killed_partner(run):
     """Rank 0 tells of a broken connection, which is no fault of its own."""
-    run.update(state="failed", code=1, error={"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None})
+    run.update(
+        state="failed",
+        code=1,
+        error={"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None},
+    )
     with pytest.raises(DeviceError, match="SIGKILL"):
         ending.outcome(run, 137, [])
     run.update(state="failed", code=1, error={"kind": "bug", "message": "KeyError: 'x'", "hint": None})

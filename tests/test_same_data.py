@@ -57,18 +57,33 @@ def test_a_run_holds_the_absolute_path_of_its_data(gz, tmp_path, monkeypatch):
 
 def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, dict.fromkeys(("kl/config.json", "base/model_index.json", "weights.safetensors", "vqgan/notes.txt"), b"{}"))
+    write(
+        tmp_path,
+        dict.fromkeys(("kl/config.json", "base/model_index.json", "weights.safetensors", "vqgan/notes.txt"), b"{}"),
+    )
     other = runs.create("vae", "digits")
     shutil.copytree(other.path, tmp_path / "arun")
-    part = {"model": {"name": "sd", "base": "base"}, "train": {"init": "weights.safetensors"}, "ood": {"background": "arun"}}
-    tree = {"data": {"name": "./absent", "latent": "kl"}, "stages": {"prior": part, "tokenizer": "arun", "other": "vqgan"}}
+    part = {
+        "model": {"name": "sd", "base": "base"},
+        "train": {"init": "weights.safetensors"},
+        "ood": {"background": "arun"},
+    }
+    tree = {
+        "data": {"name": "./absent", "latent": "kl"},
+        "stages": {"prior": part, "tokenizer": "arun", "other": "vqgan"},
+    }
     anchor(tree)
     assert tree["data"] == {"name": str(tmp_path / "absent"), "latent": str(tmp_path / "kl")}
     assert tree["stages"]["tokenizer"] == str(tmp_path / "arun")
     assert tree["stages"]["other"] == "vqgan"  # a model; the folder of that name is no run
     assert part["model"] == {"name": "sd", "base": str(tmp_path / "base")}
     assert part["train"]["init"] == str(tmp_path / "weights.safetensors") and part["ood"]["background"] == str(tmp_path / "arun")
-    tree = {"data": {"name": "mnist", "latent": "owner/name"}, "model": {"name": "fm"}, "train": {"init": "tokenizer"}, "ood": None}
+    tree = {
+        "data": {"name": "mnist", "latent": "owner/name"},
+        "model": {"name": "fm"},
+        "train": {"init": "tokenizer"},
+        "ood": None,
+    }
     anchor(tree)
     assert tree["data"] == {"name": "mnist", "latent": "owner/name"} and tree["train"]["init"] == "tokenizer"
 
@@ -94,8 +109,18 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
 
 
 def test_what_has_changed_is_named():
-    then = {"classes": list("abcdefgh"), "counts": {"train": 900, "val": 100, "test": 0}, "shape": [3, 32, 32], "extras": []}
-    now = then | {"classes": ["a", "x"], "counts": {"train": 90, "val": 10, "test": 0}, "shape": [1, 28, 28], "extras": ["caption"]}
+    then = {
+        "classes": list("abcdefgh"),
+        "counts": {"train": 900, "val": 100, "test": 0},
+        "shape": [3, 32, 32],
+        "extras": [],
+    }
+    now = then | {
+        "classes": ["a", "x"],
+        "counts": {"train": 90, "val": 10, "test": 0},
+        "shape": [1, 28, 28],
+        "extras": ["caption"],
+    }
     assert same.changes(then, now) == [
         "no class `b` `c` `d` `e` `f` and 2 more any more", "a new class `x`", "90 train images instead of 900",
         "10 val images instead of 100", "images of 28×28×1 instead of 32×32×3", "with caption to each instead of nothing",

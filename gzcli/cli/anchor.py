@@ -7,11 +7,12 @@ from typing import Any
 
 # section → keys that may name a run, a file or a folder instead of something by its name
 PLACES = {"data": ("latent",), "train": ("init",), "ood": ("background",), "model": ("base",)}
-MARKS = ("status.json", "config.json", "model_index.json")  # of the folders that those keys take: a run, a model repository
+# of the folders that those keys take: a run, a model repository
+MARKS = ("status.json", "config.json", "model_index.json")
 
 
 def anchor(tree: dict[str, Any]) -> None:
-    """Makes the paths of a recipe, and of its stages, absolute. What is the name of a set, a run or a stage stays."""
+    """Makes the paths of a recipe and of its stages absolute. The names of sets, runs and stages stay."""
     tree["data"]["name"] = data_reference(tree["data"]["name"])
     stages = tree.get("stages", {})
     for name, part in stages.items():

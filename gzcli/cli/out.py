@@ -17,7 +17,7 @@ _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 
 
 def configure(*, json: bool | None = None, quiet: bool | None = None, lenient: bool | None = None) -> None:
-    """Sets a switch; None leaves it as it is. `lenient`: the verb goes on though nobody can read what it says."""
+    """Sets a switch; None leaves it as it is. `lenient`: the verb goes on though nobody can read it."""
     given = {"json": json, "quiet": quiet, "lenient": lenient}
     _mode.update({key: value for key, value in given.items() if value is not None})
 

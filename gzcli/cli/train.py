@@ -109,10 +109,11 @@ def whole_trees(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def with_data(recipe: Recipe, run: Run | None = None) -> Recipe:
-    """The recipe with what only the data can tell: size, channels and levels. Fetches and packs the set if need be.
+    """The recipe with what only the data can tell: size, channels and levels. Fetches and packs the set if
+    need be.
 
-    Raises UsageError where the model needs labels, or other things, that the set has not, and MissingError where `run`, which
-    is to go on, was trained on other images.
+    Raises UsageError where the model needs labels, or other things, that the set has not, and MissingError
+    where `run`, which is to go on, was trained on other images.
     """
     from gzcli.data import same
     from gzcli.data.pack import open_pack

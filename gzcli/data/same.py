@@ -1,4 +1,6 @@
-"""Whether a run meets the data that it was trained on: a set of the user's own may have changed under its name."""
+"""Whether a run meets the data that it was trained on: a set of the user's own may have changed under its
+name.
+"""
 
 from __future__ import annotations
 

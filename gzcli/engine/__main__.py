@@ -100,7 +100,9 @@ def train(run: Run, log: Log) -> None:
 
 
 def made(run: Run) -> dict[str, Any]:
-    """What came out of a finished run: its last picture, its last validation and its best one, as far as there are any."""
+    """What came out of a finished run: its last picture, its last validation and its best one, as far as
+    there are any.
+    """
     from gzcli.engine.report import metric_lines
 
     pictures = sorted((run.path / "samples").glob("*.png"))

@@ -1,5 +1,6 @@
-"""When a run looks at itself: validation, checkpoints, grids. All of it in steps; what the recipe leaves open is found from what
-the first of each takes, and written into the recipe, so that a resume keeps to it."""
+"""When a run looks at itself: validation, checkpoints, grids. All of it in steps; what the recipe leaves open
+is found from what the first of each takes, and written into the recipe, so that a resume keeps to it.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +17,15 @@ QUICK = 10.0  # seconds of a look that a signal to end waits for
 UNTIMED = 2  # the first steps compile, and choose kernels
 AGREE_EVERY = 10  # steps between looks at the clock: several ranks go by that of rank 0, which costs a collective
 
-KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}  # kind → key of `train`
+# kind → key of `train`
+KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
 
 
 class Cadence:
     """The steps between two looks of each kind, 0 for never.
 
-    `agree(values)`: rank 0's numbers on every rank. `clock`: seconds, after what was asked of the device is done.
+    `agree(values)`: rank 0's numbers on every rank. `clock`: seconds, after what was asked of the device is
+    done.
     """
 
     def __init__(self, train: Mapping[str, Any], steps: int, *, agree: Callable[[list[float]], list[float]],
@@ -37,7 +40,7 @@ class Cadence:
         self.timed = (0, self.began, 0.0)  # the same, with the time, from which on a step is timed
 
     def due(self, step: int) -> set[str]:
-        """The kinds that are due after `step` steps; every rank asks after every step, and gets the same answer."""
+        """The kinds that are due after `step` steps; every rank asks after every step, and is told the same."""
         self.steps += 1
         if self.steps <= UNTIMED:
             self.timed = (self.steps, self.clock(), self.looking)
@@ -50,7 +53,7 @@ class Cadence:
 
     @contextmanager
     def look(self, kind: str | None = None) -> Iterator[None]:
-        """Around a look, or what is made ready for it; the first one of its kind tells how often it can be afforded."""
+        """Around a look, or what is made ready for it; the first of its kind tells how often it can be."""
         since, (step, start, looked) = self.clock(), self.timed
         each = (since - start - (self.looking - looked)) / max(self.steps - step, 1)  # seconds a step
         yield

@@ -67,7 +67,7 @@ def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: flo
 
 
 def factor(conf: Mapping[str, Any], step: int, steps: int) -> float:
-    """What the learning rate is multiplied by at `step` of `steps`: linear warm-up, then the schedule down to 0.
+    """What the learning rate is multiplied by at `step` of `steps`: linear warm-up, then the schedule.
 
     The warm-up is a fifth of a short run: one of 200 steps would be all that a run of 27 has.
     """

@@ -1,4 +1,6 @@
-"""What a trainer keeps of itself: checkpoints, the way back from them, the weights that it starts from and ends with."""
+"""What a trainer keeps of itself: checkpoints, the way back from them, the weights that it starts from and
+ends with.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,12 @@ def resume(t: Trainer) -> None:
     if pending := train.get("pending"):  # older checkpoints have none
         t.pending = pending[t.rank if len(pending) == t.world else 0]
     t.start = t.saved = meta["step"]
-    now = {"world": t.world, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": t.device.type}
+    now = {
+        "world": t.world,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": t.device.type,
+    }
     if changed := [f"{k} {meta[k]} → {v}" for k, v in now.items() if meta[k] != v]:
         t.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
     t.log.info(f"resumed at step {t.start}")
@@ -98,7 +105,8 @@ def init_from(t: Trainer, source: str) -> None:
         t.model.load_state_dict(weights | checkpoints.extra_of(own))
     except RuntimeError as e:
         raise UsageError(
-            f"`train.init`: the weights of `{file}` do not fit this model", hint=str(e).splitlines()[-1].strip()
+            f"`train.init`: the weights of `{file}` do not fit this model",
+            hint=str(e).splitlines()[-1].strip(),
         ) from e
 
 
@@ -113,7 +121,7 @@ def finish(t: Trainer) -> None:
 
 
 def write_train(run: Run, changes: dict[str, Any]) -> None:
-    """Keys of `train` that the engine has found, in the recipe of the run and of the run that it is a stage of."""
+    """Keys of `train` that the engine has found, into the recipe of the run and of that which it is a stage of."""
     from gzcli.recipe.resolve import dump
 
     tree = run.tree()

@@ -20,7 +20,7 @@ _heard: list[int] = []  # signals that this process got
 
 
 def listen() -> None:
-    """From now on a signal ends nothing, and is remembered for the next step of whatever stage is trained then."""
+    """From now on a signal ends nothing, and is remembered for the next step of whatever stage it is."""
     signals.hear(lambda number, frame: _heard.append(number))
 
 
@@ -29,7 +29,8 @@ class Stop:
 
     def __init__(self, folder: Path, *, world: int, device: torch.device):
         self.file, self.world, self.device = folder / "stop", world, device
-        self.next, self.last = 0, (0, time.monotonic())  # the step of the next agreement; step and time of the last one
+        # the step of the ranks' next agreement; step and time of the last one
+        self.next, self.last = 0, (0, time.monotonic())
         self.looked = 0.0  # when the parent was looked at last
         self.parent: psutil.Process | None = None
         if pid := int(os.environ.get("GZ_PARENT", "0")):
@@ -58,7 +59,7 @@ class Stop:
         return int(signal.SIGTERM) if self._orphaned() else 0
 
     def _orphaned(self) -> bool:
-        """Whether the `gz` that started us is dead, or so by all but its name, as nobody has asked how it ended."""
+        """Whether the `gz` that started us is dead, or a zombie, as nobody has asked how it ended."""
         if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < LOOK_EVERY:
             return False
         self.looked = time.monotonic()

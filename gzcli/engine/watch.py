@@ -173,7 +173,7 @@ class Watch:
         return time.monotonic()
 
     def _make_ready(self) -> None:
-        """The net whose features `fd` compares; it is trained once a set, and takes longer than all the rest."""
+        """The net whose features `fd` compares; it is trained once a set, and takes longer than the rest."""
         from gzcli.metrics.features import lenet
 
         if self.metric == "fd" and self.net is None and self.t.rank == 0:
@@ -239,7 +239,7 @@ class Watch:
             files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _wandb(self) -> Any:
-        """The W&B run; its own variables (WANDB_MODE=offline, WANDB_PROJECT …) are honoured. Raises MissingError."""
+        """The W&B run, by its own variables (WANDB_MODE=offline, WANDB_PROJECT …). Raises MissingError."""
         try:
             import wandb
         except ImportError as e:
