@@ -73,7 +73,7 @@ def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
         "stages": {"prior": part, "tokenizer": "arun", "other": "vqgan"},
     }
     anchor(tree)
-    assert tree["data"] == {"name": str(tmp_path / "absent"), "latent": str(tmp_path / "kl")}
+    assert tree["data"] == {"name": "./absent", "latent": str(tmp_path / "kl")}
     assert tree["stages"]["tokenizer"] == str(tmp_path / "arun")
     assert tree["stages"]["other"] == "vqgan"  # a model; the folder of that name is no run
     assert part["model"] == {"name": "sd", "base": str(tmp_path / "base")}

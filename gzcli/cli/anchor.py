@@ -26,14 +26,14 @@ def anchor(tree: dict[str, Any]) -> None:
 
 
 def data_reference(name: str) -> str:
-    """A data set by its proper name, or its absolute path, there or not."""
+    """A data set by its proper name or its absolute path; what is not there as it was given."""
     from gzcli.data.library import locate
     from gzcli.errors import GzError
 
     try:
         found = locate(name)
     except GzError:  # whoever opens it tells of it
-        return str(Path(name).expanduser().absolute()) if "/" in name else name
+        return name
     return found.name or str(found.path)
 
 
