@@ -44,6 +44,7 @@ def test_a_stream_that_nobody_reads(error, monkeypatch):
     stream.write("a")
     stream.flush()
     monkeypatch.setattr(sys, "stderr", broken)
+    out.configure(json=False, quiet=False)
     out.info("a")
     out.warn("b")  # what was to be said is lost, nothing else
     monkeypatch.setattr(sys, "stdout", other)
