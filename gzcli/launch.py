@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,12 @@ def host_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> Plan:
+def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True, extra: Sequence[str] = ()) -> Plan:
     """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
 
-    `every_gpu`: what no `--gpus` means. Raises DeviceError where a GPU is asked for that is not there, unless not `check`.
+    `every_gpu`: what no `--gpus` means. `extra`: what stood after `--` on the command line, checked by
+    `cli/accelerate.py`; never from a recipe or a run, which may be a stranger's.
+    Raises DeviceError where a GPU is asked for that is not there, unless not `check`.
     """
     there, cpu, asked = count_gpus(), bool(launch.get("cpu")), launch.get("gpus")
     if cpu and asked:
@@ -116,7 +118,7 @@ def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> P
         processes=here * machines, gpus=gpus, threads=threads, machines=machines,
         machine_rank=int(os.environ.get("SLURM_NODEID", 0)) if rank is None else rank,
         main_ip=launch.get("main_ip") or (_slurm_host() if machines > 1 else None),
-        main_port=launch.get("main_port"), extra=tuple(launch.get("extra") or ()),
+        main_port=launch.get("main_port"), extra=tuple(extra),
     )  # fmt: skip
 
 

@@ -53,7 +53,8 @@ def main(folder: Path) -> int:
 def recorded(run: Run, log: Log) -> Iterator[None]:
     """`status.json` tells that the block runs, then how it ended."""
     if log.main:
-        run.update(state="running", pid=os.getpid(), started=time.time(), error=None, code=None)
+        now, before = time.time(), run.seconds  # of earlier sittings
+        run.update(state="running", pid=os.getpid(), started=now, ended=None, seconds=before, error=None, code=None)
     try:
         yield
     except BaseException as e:

@@ -84,7 +84,7 @@ def load_trained(run: Run, device: torch.device | str, checkpoint: str = "last")
     run = run.serving
     folder = run.path / "checkpoints"
     if checkpoint == "last":
-        path = run.path / "model.safetensors"
+        path = run.weights or run.path / "model.safetensors"
     else:
         step = _best(folder) if checkpoint == "best" else int(checkpoint)
         path = folder / f"{step:08d}" / "ema.safetensors"

@@ -263,9 +263,10 @@ class Trainer:
 
         from gzcli.store import runs
 
-        file, stage = Path(source).expanduser(), self.run.owner.stage(source)
+        file = Path(source).expanduser()
         if not file.is_file():
-            found = stage if stage.status() else runs.find(source).serving
+            stage = next((stage for stage in self.run.owner.stages if stage.path.name == source), None)
+            found = stage or runs.find(source).serving
             file = found.path / "model.safetensors"
         if not file.exists():
             raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")

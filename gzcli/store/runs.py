@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
@@ -90,6 +91,35 @@ def choose(finished: list[Run]) -> Run | None:
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
+def outdated(keep: int) -> list[Run]:
+    """The finished runs that are not among the `keep` newest of their model and data set, nor the best of these.
+
+    Whole runs count as newer than those cut short. The best is that of the least figure; figures are compared where images
+    have one size and number of grey levels. With `keep` 0 no best one is kept.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in all_runs():
+        if run.state == "finished":
+            groups.setdefault((canonical(run.model), canonical(run.data)), []).append(run)
+    old = []
+    for group in groups.values():
+        ranked = sorted(group, key=lambda run: bool(run.shortfalls))  # which leaves the newest first
+        kept = [*ranked[:keep], *(_best_of(group) if keep else ())]
+        old += [run for run in ranked if run not in kept]
+    return old
+
+
+def _best_of(group: list[Run]) -> list[Run]:
+    best: dict[tuple, Run] = {}
+    for run in reversed(group):
+        figure, status = run.serving.best, run.status()
+        if figure:
+            key = (figure["metric"], status.get("size"), status.get("levels"))
+            if key not in best or figure["value"] <= best[key].serving.best["value"]:
+                best[key] = run
+    return list(best.values())
+
+
 def find(ref: str, *, data: str | None = None) -> Run:
     """The run that `ref` means: an id, alias or path; or a model: of its finished runs on `data` (else on any set) the one
     that `choose` takes.
@@ -114,13 +144,13 @@ def find(ref: str, *, data: str | None = None) -> Run:
     return run
 
 
-def note_recipe(run: Run, *, steps: dict[str, int | None], size: int | None, own_size: int | None) -> None:
-    """Notes at a run's start what its recipe calls done: the steps of each stage ("" of a run without), None where only a time
-    was asked for, and the side of the set's own images beside that of the run's."""
+def note_recipe(run: Run, steps: Mapping[str, int | None], own_size: int | None, **facts: int | None) -> None:
+    """Notes at a run's start what its recipe calls done: the `steps` of each stage ("" of a run without stages), None
+    where it gives a time; the side of the set's own images; and `facts` of the run's: `size`, `levels`."""
     for name, count in steps.items():
         part = run.stage(name) if name else run
         part.update(recipe={"steps": count})
-    run.update(recipe=(run.status().get("recipe") or {}) | {"size": own_size}, size=size)
+    run.update(recipe=(run.status().get("recipe") or {}) | {"size": own_size}, **facts)
 
 
 def find_stage(ref: str, name: str) -> Run:

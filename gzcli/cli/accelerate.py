@@ -1,0 +1,64 @@
+"""What may stand after `--`: the options of `accelerate launch` that steer how processes find each other and what they log.
+
+A list of what is allowed, each in full: others name another program (`--no_python`, `--module`, `--config_file`), start
+processes elsewhere (`--tpu`, `--mpirun_hostfile`), or are gz's own under another name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gzcli.errors import UsageError, did_you_mean
+from gzcli.store import files
+
+if TYPE_CHECKING:
+    from gzcli.store.runs import Run
+
+ALLOWED = {  # option → whether a value follows
+    "--debug": False, "--enable_cpu_affinity": False, "--gpu_ids": True, "--log_dir": True, "--max_restarts": True,
+    "--monitor_interval": True, "--rdzv_backend": True, "--rdzv_conf": True, "--role": True, "--same_network": False,
+    "--tee": True,
+}  # fmt: skip
+OURS = {  # what gz has its own word for
+    "--cpu": "--cpu", "--num_processes": "--gpus N`, `--cpu --processes N", "--multi_gpu": "--gpus all",
+    "--num_machines": "--num-machines N", "--machine_rank": "--machine-rank R", "--main_process_ip": "--main-process-ip HOST",
+    "--main_process_port": "--main-process-port P", "--mixed_precision": "--set train.precision=bf16",
+    "--num_cpu_threads_per_process": "--set launch.threads=N", "--dynamo_backend": "--set train.compile=true",
+    "--gradient_accumulation_steps": "--set train.accumulate=N", "--gradient_clipping": "--set train.clip=1.0",
+}  # fmt: skip
+
+
+def check(words: list[str]) -> list[str]:
+    """The words as accelerate gets them. Raises UsageError for an option that is not allowed, and for a word that is none:
+    accelerate would take it for the program to start."""
+    checked, rest = [], iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
+        if name not in ALLOWED:
+            raise _refusal(word, name)
+        if not ALLOWED[name]:
+            if equals:
+                raise UsageError(f"`{name}` takes no value", hint=name)
+            checked.append(name)
+            continue
+        value = value if equals else next(rest, "")
+        if not value or value.startswith("-"):
+            raise UsageError(f"`{name}` needs a value", hint=f"`accelerate launch --help` tells what `{name}` takes")
+        checked += [name, value]
+    return checked
+
+
+def told_before(run: Run) -> list[str]:
+    """What stood after `--` when this run was started last, as `env.json` has it."""
+    words = (files.read_json(run.path / "env.json") or {}).get("command", [])
+    return words[words.index("--") + 1 :] if "--" in words else []
+
+
+def _refusal(word: str, name: str) -> UsageError:
+    if name in OURS:
+        return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=f"gz has its own: `{OURS[name]}`")
+    if not word.startswith("-"):
+        return UsageError(f"`{word}` is no option of `accelerate launch`", hint="only options and their values stand after `--`")
+    allowed = f"these are: {' '.join(ALLOWED)}"
+    return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=did_you_mean(name, ALLOWED) or allowed)
