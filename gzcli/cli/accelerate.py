@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gzcli.errors import UsageError, did_you_mean
+from gzcli.errors import UsageError
 from gzcli.store import files
 
 if TYPE_CHECKING:
@@ -60,5 +60,4 @@ def _refusal(word: str, name: str) -> UsageError:
         return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=f"gz has its own: `{OURS[name]}`")
     if not word.startswith("-"):
         return UsageError(f"`{word}` is no option of `accelerate launch`", hint="only options and their values stand after `--`")
-    allowed = f"these are: {' '.join(ALLOWED)}"
-    return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=did_you_mean(name, ALLOWED) or allowed)
+    return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=f"these are: {' '.join(ALLOWED)}")

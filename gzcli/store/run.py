@@ -107,7 +107,8 @@ class Run:
             whole, done = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
             if whole and done < whole:
                 found.append(f"{done:,} of {whole:,} steps" + ("" if part is self else f" of `{part.path.name}`"))
-        if own.get("size") and own["size"] != (size := self.status().get("size")):
+        size = self.status().get("size")
+        if size and own.get("size") and size != own["size"]:
             found.append(f"images of {size} pixels in place of {own['size']}")
         return found
 
