@@ -35,6 +35,9 @@ TUNING = {
 ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
 
 
+Words = Sequence[str]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which processes are started, on what."""
@@ -90,7 +93,7 @@ def host_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True, extra: Sequence[str] = ()) -> Plan:
+def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True, extra: Words = ()) -> Plan:
     """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
 
     `every_gpu`: what no `--gpus` means. `extra`: what stood after `--` on the command line, checked by

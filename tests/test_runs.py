@@ -1,4 +1,5 @@
-"""Which run a model's name means, what is told of runs, which of them are pruned, and where jobs may write."""
+"""Which run a model's name means, what is told of runs, which of them are pruned, and where jobs may
+write."""
 
 from __future__ import annotations
 

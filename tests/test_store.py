@@ -1,4 +1,5 @@
-"""The store: what it makes and removes lies inside it, its names are no paths, its locks hold on every system."""
+"""The store: what it makes and removes lies inside it, its names are no paths, its locks hold on every
+system."""
 
 from __future__ import annotations
 
@@ -294,7 +295,8 @@ def test_a_recipe_starts_no_program(gz, tmp_path, monkeypatch):
     recipe = tmp_path / "evil.yaml"
     recipe.write_text("extends: vae\nlaunch:\n  extra: [--no_python, touch, X]\n")
     code, _, stderr = gz("train", str(recipe))
-    assert code == 2 and f"{recipe}:3:3: `launch.extra` is no key of a recipe" in stderr and "after `--`" in stderr
+    assert code == 2 and f"{recipe}:3:3: `launch.extra` is for the command line alone" in stderr
+    assert "after `--`" in stderr
     assert gz("train", "vae", "--set", "launch.extra=[--no_python]")[0] == 2
     started = []
     monkeypatch.setattr(launch, "run", lambda folder, plan, **options: started.append(plan))
@@ -315,12 +317,31 @@ def test_a_recipe_starts_no_program(gz, tmp_path, monkeypatch):
     assert started[-1].extra == ()
 
 
+def test_a_recipe_does_not_say_where_processes_meet(gz, tmp_path, monkeypatch):
+    """They unpickle what they are sent there."""
+    from gzcli import launch
+
+    recipe = tmp_path / "evil.yaml"
+    recipe.write_text("extends: vae\nlaunch: {machines: 2, machine_rank: 1, main_ip: evil.example}\n")
+    code, _, stderr = gz("train", str(recipe))
+    assert code == 2 and all(f"`launch.{key}` is for" in stderr for key in ("machines", "machine_rank", "main_ip"))
+    started = []
+    monkeypatch.setattr(launch, "run", lambda folder, plan, **options: started.append(plan))
+    typed = ("--num-machines", "2", "--machine-rank", "1", "--main-process-ip", "10.0.0.1")
+    assert gz("train", "vae", *typed)[0] == 0 and started[0].main_ip == "10.0.0.1"
+    (run,) = runs.all_runs()
+    assert run.tree()["launch"]["main_ip"] is None
+    assert gz("train", run.id)[0] == 0 and started[1].main_ip is None and started[1].machines == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
         ("--no_python", "`--no_python` is not passed on", "these are: --debug"),
         ("--no_py", "`--no_py` is not passed on", "--gpu_ids"),  # argparse would complete it
         ("--config_file x.yaml", "`--config_file` is not passed on", "--gpu_ids"),
+        ("--use_fsdp", "sharding them is not supported", "train.accumulate"),
+        ("--use-deepspeed", "sharding them is not supported", "train.accumulate"),
         ("-m x", "`-m` is not passed on", "--gpu_ids"),
         ("--debug evil.py", "`evil.py` is no option", "only options and their values"),
         ("--gpu_ids", "`--gpu_ids` needs a value", "accelerate launch --help"),

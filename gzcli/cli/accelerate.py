@@ -1,7 +1,9 @@
-"""What may stand after `--`: the options of `accelerate launch` that steer how processes find each other and what they log.
+"""What may stand after `--`: the options of `accelerate launch` that steer how processes find each other and
+what they log.
 
-A list of what is allowed, each in full: others name another program (`--no_python`, `--module`, `--config_file`), start
-processes elsewhere (`--tpu`, `--mpirun_hostfile`), or are gz's own under another name.
+A list of what is allowed, each in full: others name another program (`--no_python`, `--module`,
+`--config_file`), start processes elsewhere (`--tpu`, `--mpirun_hostfile`), or are gz's own under another
+name.
 """
 
 from __future__ import annotations
@@ -15,22 +17,49 @@ if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
 ALLOWED = {  # option → whether a value follows
-    "--debug": False, "--enable_cpu_affinity": False, "--gpu_ids": True, "--log_dir": True, "--max_restarts": True,
-    "--monitor_interval": True, "--rdzv_backend": True, "--rdzv_conf": True, "--role": True, "--same_network": False,
+    "--debug": False,
+    "--enable_cpu_affinity": False,
+    "--gpu_ids": True,
+    "--log_dir": True,
+    "--max_restarts": True,
+    "--monitor_interval": True,
+    "--rdzv_backend": True,
+    "--rdzv_conf": True,
+    "--role": True,
+    "--same_network": False,
     "--tee": True,
-}  # fmt: skip
+}
 OURS = {  # what gz has its own word for
-    "--cpu": "--cpu", "--num_processes": "--gpus N`, `--cpu --processes N", "--multi_gpu": "--gpus all",
-    "--num_machines": "--num-machines N", "--machine_rank": "--machine-rank R", "--main_process_ip": "--main-process-ip HOST",
-    "--main_process_port": "--main-process-port P", "--mixed_precision": "--set train.precision=bf16",
-    "--num_cpu_threads_per_process": "--set launch.threads=N", "--dynamo_backend": "--set train.compile=true",
-    "--gradient_accumulation_steps": "--set train.accumulate=N", "--gradient_clipping": "--set train.clip=1.0",
-}  # fmt: skip
+    "--cpu": "--cpu",
+    "--num_processes": "--gpus N`, `--cpu --processes N",
+    "--multi_gpu": "--gpus all",
+    "--num_machines": "--num-machines N",
+    "--machine_rank": "--machine-rank R",
+    "--main_process_ip": "--main-process-ip HOST",
+    "--main_process_port": "--main-process-port P",
+    "--mixed_precision": "--set train.precision=bf16",
+    "--num_cpu_threads_per_process": "--set launch.threads=N",
+    "--dynamo_backend": "--set train.compile=true",
+    "--gradient_accumulation_steps": "--set train.accumulate=N",
+    "--gradient_clipping": "--set train.clip=1.0",
+}
+
+SHARDED = (
+    "--use_fsdp",
+    "--fsdp_",
+    "--use_deepspeed",
+    "--deepspeed_",
+    "--zero",
+    "--use_megatron_lm",
+    "--megatron_lm_",
+    "--use_parallelism_config",
+    "--parallelism_config_",
+)
 
 
 def check(words: list[str]) -> list[str]:
-    """The words as accelerate gets them. Raises UsageError for an option that is not allowed, and for a word that is none:
-    accelerate would take it for the program to start."""
+    """The words as accelerate gets them. Raises UsageError for an option that is not allowed, and for a word
+    that is none: accelerate would take it for the program to start."""
     checked, rest = [], iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
@@ -44,7 +73,7 @@ def check(words: list[str]) -> list[str]:
             continue
         value = value if equals else next(rest, "")
         if not value or value.startswith("-"):
-            raise UsageError(f"`{name}` needs a value", hint=f"`accelerate launch --help` tells what `{name}` takes")
+            raise UsageError(f"`{name}` needs a value", hint="`accelerate launch --help` tells which")
         checked += [name, value]
     return checked
 
@@ -56,8 +85,13 @@ def told_before(run: Run) -> list[str]:
 
 
 def _refusal(word: str, name: str) -> UsageError:
-    if name in OURS:
-        return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=f"gz has its own: `{OURS[name]}`")
+    if name.startswith(SHARDED):
+        return UsageError(
+            f"`{word}`: gz trains whole models, one a process; sharding them is not supported",
+            hint="what saves memory: `--set train.accumulate=2`, `--set optim.name=adamw8bit`",
+        )
     if not word.startswith("-"):
-        return UsageError(f"`{word}` is no option of `accelerate launch`", hint="only options and their values stand after `--`")
-    return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=f"these are: {' '.join(ALLOWED)}")
+        message = f"`{word}` is no option of `accelerate launch`"
+        return UsageError(message, hint="only options and their values stand after `--`")
+    hint = f"gz has its own: `{OURS[name]}`" if name in OURS else f"these are: {' '.join(ALLOWED)}"
+    return UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=hint)

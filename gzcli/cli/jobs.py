@@ -48,19 +48,21 @@ def stamp() -> str:
 
 
 def tell_run(run: Run, ref: str, *, data: str | None = None) -> None:
-    """`run: …` on stderr; and what of it is not plain: it is unfinished, or was taken for a model's name though it is short
-    or not the newest. `data` as `runs.find` got it."""
+    """`run: …` on stderr; and what of it is not plain: it is unfinished, or was taken for a model's name
+    though it is short or not the newest. `data` as `runs.find` got it."""
     from gzcli.store import runs
 
     out.info(f"run: {run.id}")
     if runs.by_name(ref) is not None:
         weights = run.weights
         if run.state != "finished" and weights and weights.parent.parent.name == "checkpoints":
-            out.info(f"note: it is {run.state}; its newest checkpoint is taken, of step {int(weights.parent.name):,}")
+            step = int(weights.parent.name)
+            out.info(f"note: it is {run.state}; its newest checkpoint is taken, of step {step:,}")
         return
     if short := run.shortfalls:
         on = f" on `{data}`" if data else ""
-        out.info(f"note: no finished run of `{run.model}`{on} is whole, the newest is taken: {', '.join(short)}")
+        none = f"no finished run of `{run.model}`{on} is whole"
+        out.info(f"note: {none}, the newest is taken: {', '.join(short)}")
         return
     finished = [other for other in runs.all_runs(model=run.model, data=data) if other.state == "finished"]
     for newer in finished[: finished.index(run)]:

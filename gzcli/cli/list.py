@@ -146,7 +146,7 @@ def list_runs(model: str | None = None, data: str | None = None) -> None:
     from gzcli.store.runs import all_runs
 
     rows = [summary(run) for run in all_runs(model=model, data=data)]
-    if not rows and data:  # a folder's runs have a name of their own; raises UsageError for a name that there is not
+    if not rows and data:  # a folder has another name in runs; a name that there is not is refused
         rows = [summary(run) for run in all_runs(model=model, data=data_key(data))]
     if not rows and model:
         find(spelling(model))  # raises UsageError alike

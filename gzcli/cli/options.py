@@ -129,7 +129,8 @@ def _split(values: Iterable[str]) -> Iterator[str]:
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
-    """Words that the launcher gets must stand after `--`, a stray word before it is a mistake; and be options that may."""
+    """Words that the launcher gets stand after `--`, and are options that may; a stray word before is a
+    mistake."""
     words = ctx.obj or []
     after = words[words.index("--") + 1 :] if "--" in words else []
     given = list(value or ())
@@ -153,7 +154,9 @@ def _quiet(value: bool) -> bool:
 
 
 def confirmed(what: str, yes: bool) -> bool:
-    """Whether `what` may be removed: `yes` (`--yes`), or the answer of whoever sits there. Raises UsageError where nobody does."""
+    """Whether `what` may be removed: `yes` (`--yes`), or the answer of whoever sits there.
+
+    Raises UsageError where nobody does."""
     if yes:
         return True
     if not sys.stdin.isatty():

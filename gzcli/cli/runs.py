@@ -21,7 +21,6 @@ from gzcli.cli.options import (
     complete_run,
     confirmed,
 )
-from gzcli.cli.plan import size
 from gzcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -47,10 +46,12 @@ def list_(
 @app.command()
 def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     """Show a run's state and its whole recipe."""
+    from gzcli.cli.plan import size
+
     found = _find(run)
     tree, facts = found.tree(), summary(found)
-    shown = facts | {"best": best_of(facts), "seconds": None, "time": duration(facts["seconds"]), "bytes": None}
-    shown["size"] = size(facts["bytes"])
+    shown = facts | {"best": best_of(facts), "seconds": None, "bytes": None}
+    shown |= {"time": duration(facts["seconds"]), "size": size(facts["bytes"])}
     width = max(map(len, shown)) + 1
     out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items() if value is not None))
     if not out.is_json():
@@ -96,7 +97,7 @@ def export(
 def prune(
     keep: Annotated[
         int | None,
-        typer.Option("--keep", metavar="K", min=0, help="Keep the best and the K newest of each model and data set."),
+        typer.Option("--keep", metavar="K", min=0, help="Keep the best and the K newest of a model and data set."),
     ] = None,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Remove the runs that did not finish.")] = False,
     yes: Yes = False,
@@ -105,7 +106,9 @@ def prune(
 ) -> None:
     """Remove old or unfinished runs; the best ones, those with a name and those being trained stay.
 
-    Runs that were cut short (`--steps 10`, another image size) are older than any whole one. `--keep 0` keeps no best one.
+    Runs that were cut short (`--steps 10`, another image size) are older than any whole one.
+
+    `--keep 0` keeps no best one.
     """
     from gzcli.store import owned, runs
 
@@ -141,7 +144,7 @@ def summary(run: Run) -> dict[str, Any]:
         "best": best and {key: best[key] for key in ("metric", "value", "step")},
         "seconds": round(sum(part.seconds for part in run.stages or [run]), 1),
         "bytes": run.bytes,
-        "created": datetime.fromtimestamp(created).astimezone().isoformat(timespec="seconds") if created else None,
+        "created": moment(created) if created else None,
         "error": (status.get("error") or {}).get("message"),
         "path": run.path,
     }
@@ -152,13 +155,21 @@ COLUMNS = ("run", "name", "state", "step", "best", "time", "size")
 
 def cells(row: dict[str, Any]) -> list[Any]:
     """A `summary` as a line of a table with these columns. When a run was made stands in its id."""
+    from gzcli.cli.plan import size
+
     step, of = row["step"], row["steps"]
     progress = f"{step}/{of}" if row["state"] != "finished" and step is not None and of else step
-    return [row["run"], row["alias"], row["state"], progress, best_of(row), duration(row["seconds"]), size(row["bytes"])]
+    worth = (best_of(row), duration(row["seconds"]), size(row["bytes"]))
+    return [row["run"], row["alias"], row["state"], progress, *worth]
 
 
 def best_of(row: dict[str, Any]) -> str | None:
     return f"{row['best']['metric']} {row['best']['value']:.4g}" if row["best"] else None
+
+
+def moment(seconds: float) -> str:
+    """A time of `time.time()` with its zone: 2026-01-31T14:25:01+01:00."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
 def duration(seconds: float) -> str | None:
@@ -187,6 +198,7 @@ def _find(ref: str) -> Run:
 
 
 def _remove(runs: list[Run], yes: bool) -> None:
+    from gzcli.cli.plan import size
     from gzcli.store.runs import remove
 
     rows = [summary(run) for run in runs]

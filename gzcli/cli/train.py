@@ -51,6 +51,7 @@ def train(
     from gzcli.cli.accelerate import told_before
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import show_memory, show_plan
+    from gzcli.recipe.layers import MEETING
     from gzcli.recipe.resolve import resolve
     from gzcli.store import runs
 
@@ -87,8 +88,9 @@ def train(
     if new:
         run = runs.create(recipe.card.name, data_key(recipe), alias=name)
     elif before := told_before(run):
-        out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again if it is to hold")
+        out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
     out.info(f"run: {run.id}")
+    recipe.tree["launch"] |= dict.fromkeys(MEETING)  # of this start, not of the run; `env.json` has the words
     try:
         launch.write_run(run, recipe.tree, plan)
         if new:
@@ -107,7 +109,8 @@ def train(
 
 
 def note_whole(run: Run, recipe: Recipe, earlier: Run | None) -> None:
-    """Notes in a new run what its recipe calls done; a run that repeats another one takes over what was noted there."""
+    """Notes in a new run what its recipe calls done; one that repeats another takes over what was noted
+    there."""
     from gzcli.data.library import locate
     from gzcli.store import runs
 

@@ -53,8 +53,8 @@ def main(folder: Path) -> int:
 def recorded(run: Run, log: Log) -> Iterator[None]:
     """`status.json` tells that the block runs, then how it ended."""
     if log.main:
-        now, before = time.time(), run.seconds  # of earlier sittings
-        run.update(state="running", pid=os.getpid(), started=now, ended=None, seconds=before, error=None, code=None)
+        now = {"started": time.time(), "ended": None, "seconds": run.seconds}  # those of earlier sittings
+        run.update(state="running", pid=os.getpid(), **now, error=None, code=None)
     try:
         yield
     except BaseException as e:

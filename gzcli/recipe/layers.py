@@ -8,13 +8,24 @@ from typing import Any
 
 from gzcli.recipe.load import Key, Problem
 
+# Where processes of several machines meet.
+MEETING = ("machines", "machine_rank", "main_ip", "main_port")
+_TYPED = {
+    "extra": "options of `accelerate launch` after `--`",
+    "machines": "`--num-machines N`",
+    "machine_rank": "`--machine-rank R`",
+    "main_ip": "`--main-process-ip HOST`",
+    "main_port": "`--main-process-port P`",
+}
+
 
 @dataclass
 class Layer:
     """A part of a recipe: of a file, of its section for a data set (`inside`), or of the command line.
 
     `where(path, value)` is the place of a key or its value for messages, `origin(path)` that which is shown; a layer
-    that does not apply is for another data set. `source` is "shipped" (a recipe of gz's own), "file" or "typed".
+    that does not apply is for another data set. `source`: "shipped" (a recipe of gz's own), "file" or
+    "typed".
     """
 
     tree: dict[str, Any]
@@ -32,17 +43,21 @@ def lay(tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], o
     _lay(tree, part, origin, of, at)
 
 
-def without_extra(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
-    """The layer's tree without `launch.extra`, which was a key once. Arguments of `accelerate launch` decide what is
-    started: whoever starts it types them, and no recipe or run from elsewhere can. A filled one is a problem."""
+def without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
+    """The layer's tree without what only the command line may say, as it decides what is started and whom it trusts.
+
+    A recipe or a run from elsewhere must start nothing: `launch.extra`, once a key, could name another program, and
+    processes that meet at an address take whatever is sent from there. Adds what is given nevertheless to `problems`.
+    """
     launch = layer.tree.get("launch")
-    if not isinstance(launch, Mapping) or "extra" not in launch:
+    banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
+    if not isinstance(launch, Mapping) or not set(banned) & set(launch):
         return layer.tree
-    if launch["extra"]:
-        message = "`launch.extra` is no key of a recipe"
-        hint = "type arguments for `accelerate launch` after `--` on the command line"
-        problems.append(Problem(layer.where(("launch", "extra"), False), message, hint))
-    return {**layer.tree, "launch": {key: value for key, value in launch.items() if key != "extra"}}
+    for key in banned:
+        if launch.get(key):
+            message = f"`launch.{key}` is for the command line alone, where it is yours"
+            problems.append(Problem(layer.where(("launch", key), False), message, f"type {_TYPED[key]}"))
+    return {**layer.tree, "launch": {key: value for key, value in launch.items() if key not in banned}}
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -17,7 +17,7 @@ from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
 from gzcli.recipe.files import RecipeFile, read_chain, recipes, show
-from gzcli.recipe.layers import Layer, dotted, lay, without_extra
+from gzcli.recipe.layers import Layer, dotted, lay, without_meeting
 from gzcli.recipe.load import Key, Problem, in_order, refuse
 from gzcli.recipe.load import load as read
 from gzcli.recipe.override import Override, flags_of, parse_set
@@ -37,7 +37,8 @@ class Recipe:
     "default" | "recipes/glow.yaml:9" | "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set"
 
     A recipe in stages has `tree["stages"]`, an ordered map name → the stage's own sections, or the run to be used instead;
-    `card` is the model that the run is called after, `cards` those of the stages. `whole` is what the files call done.
+    `card` is the model that the run is called after, `cards` those of the stages; `whole`: what the files
+    call done.
     """
 
     tree: dict[str, Any]
@@ -240,7 +241,7 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
     if not isinstance(layer.tree, Mapping):
         problems.append(Problem(layer.where((), True), "a section of `for` must hold what changes, as `{train: {…}}`"))
         return replace(layer, tree={})
-    tree, wrong = schema.check(without_extra(layer, problems), rules, layer.where)
+    tree, wrong = schema.check(without_meeting(layer, problems), rules, layer.where)
     problems += wrong
     if layer.inside and tree.get("data", {}).pop("name", None) is not None:
         message = "`data.name` has no place here: a section of `for` is named by its data set"

@@ -85,7 +85,8 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock; a lock in a folder that we may not write is taken to be held."""
+    """Whether a living process holds the lock; a lock in a folder that we may not write is taken to be
+    held."""
     if not path.exists():
         return False
     holder = _holder(path)
@@ -99,7 +100,8 @@ def is_locked(path: Path) -> bool:
 
 
 def _holder(path: Path) -> BaseFileLock:
-    """By flock on Unix, msvcrt on Windows; each call another one, so that two in one process exclude each other too."""
+    """By flock on Unix, msvcrt on Windows; another one each time: two in one process exclude each other
+    too."""
     from filelock import FileLock
 
     return FileLock(path)
@@ -116,7 +118,8 @@ def _try_lock(holder: BaseFileLock) -> bool:
 
 
 def fsync(path: Path) -> None:
-    """Sends a file, or the entries of a folder, to the disk; Windows keeps folders in order by itself and opens none."""
+    """Sends a file, or the entries of a folder, to the disk; Windows opens no folders, and needs no such
+    help."""
     if path.is_dir():
         if os.name == "nt":
             return

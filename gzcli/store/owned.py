@@ -1,7 +1,8 @@
 """Folders that gz made, told by a mark of its own: they alone are removed, they alone are written into.
 
-A run lies in the store's `runs` and is marked when it is created. A job of `gz sample`, `gz ood`, `gz bench` or `gz runs
-export` claims a folder that holds nothing: a new one below its run, or what the user names with `--out`.
+A run lies in the store's `runs` and is marked when it is created. A job of `gz sample`, `gz ood`, `gz bench`
+or `gz runs export` claims a folder that holds nothing: a new one below its run, or what the user names with
+`--out`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _RUN_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
 
 
 def mark(folder: Path, kind: str) -> None:
-    """Marks a folder that was just made as a `kind` ("run", "job") of gz's. Raises FileExistsError where it is marked already."""
+    """Marks a folder that was just made as a `kind` ("run", "job") of gz's. Raises FileExistsError for a
+    marked one."""
     with open(folder / MARK, "x") as f:
         f.write(json.dumps({"kind": kind}) + "\n")
 
@@ -37,7 +39,8 @@ def is_marked(folder: Path, kind: str) -> bool:
 def is_removable(folder: Path) -> bool:
     """Whether the folder is a run of the store: directly in `runs`, no link to elsewhere, marked.
 
-    Runs made before there was a mark are known by their id and by what `status.json` has said since they were created.
+    Runs made before there was a mark are known by their id and by what `status.json` has said since they were
+    created.
     """
     if folder.is_symlink() or folder.resolve().parent != user_dir("runs").resolve():
         return False
@@ -63,13 +66,15 @@ def remove_run(folder: Path) -> None:
 def check_empty(folder: Path) -> None:
     """Raises UsageError where there is a file at `folder`, or a folder that holds anything."""
     if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"the folder `{folder}` is not empty", hint="name a new or an empty one, so that nothing is mixed up")
+        hint = "name a new or an empty one, so that nothing is mixed up"
+        raise UsageError(f"the folder `{folder}` is not empty", hint=hint)
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
         raise UsageError(f"`{folder}` is not a folder", hint="name a new or an empty one")
 
 
 def claim(folder: Path) -> None:
-    """Makes `folder` a job's own: a new or an empty one, or one where an attempt failed before it made anything.
+    """Makes `folder` a job's own: a new or an empty one, or one where an attempt failed before it made
+    anything.
 
     Raises UsageError where it holds anything else, or another process was faster.
     """
@@ -81,7 +86,8 @@ def claim(folder: Path) -> None:
     try:
         mark(folder, "job")
     except FileExistsError:
-        raise UsageError(f"the folder `{folder}` is in use by another `gz`", hint="name another one") from None
+        message = f"the folder `{folder}` is in use by another `gz`"
+        raise UsageError(message, hint="name another one") from None
 
 
 def _is_left_over(folder: Path) -> bool:

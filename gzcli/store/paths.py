@@ -36,12 +36,14 @@ def recipe_names() -> list[str]:
 
 
 def spelling(model: str) -> str:
-    """A model's name as it is typed, which is its recipe's: `sd-lora` for `sd_lora`; as given where it has no recipe."""
+    """A model's name as it is typed, which is its recipe's: `sd-lora` for `sd_lora`; as given without a
+    recipe."""
     return next((name for name in recipe_names() if canonical(name) == canonical(model)), model)
 
 
 def trained_in(model: str) -> tuple[str, str] | None:
-    """The first shipped recipe, and the stage of it, that trains a model which has no recipe of its own; None where none does."""
+    """The first shipped recipe, and its stage, that trains a model which has no recipe of its own; None
+    without."""
     import yaml
 
     def stages(part: Any) -> Iterator[tuple[str, Any]]:
@@ -64,12 +66,14 @@ def is_name(text: str) -> bool:
 
 
 def inside(path: Path, root: Path) -> Path:
-    """`path`, once it is known to lie below `root`, links followed: what is made or removed in the store passes here first.
+    """`path`, once it is known to lie below `root`, links followed: what the store makes or removes passes
+    here first.
 
     Raises UsageError where it is `root` itself or lies outside.
     """
     if root.resolve() not in path.resolve().parents:
-        raise UsageError(f"`{path}` does not lie inside `{root}`", hint="gz makes and removes files in folders of its own only")
+        hint = "gz makes and removes files in folders of its own only"
+        raise UsageError(f"`{path}` does not lie inside `{root}`", hint=hint)
     return path
 
 

@@ -50,7 +50,8 @@ class Run:
     def stage(self, name: str) -> Run:
         """Its stage of this name, made yet or not. Raises UsageError for a name that leads out of the run."""
         if not is_name(name):
-            raise UsageError(f"`{name}` cannot be a stage's name", hint="use lower-case letters, digits, `-` and `_`")
+            hint = "use lower-case letters, digits, `-` and `_`"
+            raise UsageError(f"`{name}` cannot be a stage's name", hint=hint)
         return Run(inside(self.path / STAGES / name, self.path))
 
     @property
@@ -71,14 +72,16 @@ class Run:
 
     @property
     def state(self) -> str:
-        """planned | running | finished | interrupted | failed | diverged, or `killed`: running by name, but nobody runs it."""
+        """planned | running | finished | interrupted | failed | diverged, or `killed`: nobody runs it, though
+        it says so."""
         state = self.status().get("state", "planned")
         return "killed" if state == "running" and not files.is_locked(self.owner.lock) else state
 
     @property
     def checkpoints(self) -> list[Path]:
         """The folders of its checkpoints, oldest first; of a run in stages those of all stages."""
-        found = sorted(path for path in (self.path / "checkpoints").glob("[0-9]*") if (path / "ema.safetensors").exists())
+        folders = (self.path / "checkpoints").glob("[0-9]*")
+        found = sorted(folder for folder in folders if (folder / "ema.safetensors").exists())
         return [path for stage in self.stages for path in stage.checkpoints] or found
 
     @property
@@ -89,7 +92,8 @@ class Run:
 
     @property
     def weights(self) -> Path | None:
-        """What is sampled: the run's `model.safetensors`, of one that is not finished its newest checkpoint; None without."""
+        """What is sampled: its `model.safetensors`, while it is unfinished its newest checkpoint; None
+        without."""
         if stages := self.stages:
             return stages[-1].weights
         whole, checkpoints = self.path / "model.safetensors", self.checkpoints
@@ -99,14 +103,16 @@ class Run:
 
     @property
     def shortfalls(self) -> list[str]:
-        """In what it is less than its recipe calls done, in words: `60 of 700 steps`. Held against what was noted at its start
-        (see `note_recipe`), so that `--steps`, `--minutes` and `--set` count alike; [] where nothing was noted."""
+        """In what it is less than its recipe calls done, in words: `60 of 700 steps`. Held against what was
+        noted at its start (`note_recipe`), so that `--steps`, `--minutes` and `--set` count alike; [] where
+        nothing was noted."""
         found, own = [], self.status().get("recipe") or {}
         for part in self.stages or [self]:
             status = part.status()
             whole, done = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
             if whole and done < whole:
-                found.append(f"{done:,} of {whole:,} steps" + ("" if part is self else f" of `{part.path.name}`"))
+                of_stage = "" if part is self else f" of `{part.path.name}`"
+                found.append(f"{done:,} of {whole:,} steps{of_stage}")
         size = self.status().get("size")
         if size and own.get("size") and size != own["size"]:
             found.append(f"images of {size} pixels in place of {own['size']}")
@@ -123,7 +129,8 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """Its best figure on validation images: {metric, value, step}; less is better. None where none was taken."""
+        """Its best figure on validation images: {metric, value, step}; less is better. None where none was
+        taken."""
         return files.read_json(self.path / "checkpoints" / "best.json")
 
     @property
@@ -139,7 +146,8 @@ class Run:
         files.write_json(self.path / "status.json", self.status() | changes)
 
     def tree(self) -> dict[str, Any]:
-        """The resolved recipe of `run.yaml`, which is written so that every YAML reader understands it alike."""
+        """The resolved recipe of `run.yaml`, which is written so that every YAML reader understands it
+        alike."""
         import yaml
 
         return yaml.load((self.path / "run.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))

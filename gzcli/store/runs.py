@@ -22,7 +22,8 @@ from gzcli.store.run import STAGES, Run
 def create(model: str, data: str, *, alias: str | None = None) -> Run:
     """A new, empty run folder. Raises UsageError where the alias is taken or is the name of a model.
 
-    `order` in its status counts the store's runs: which is the newest does not hang on the clock, which may be set back.
+    `order` in its status counts the store's runs: which is the newest does not hang on a clock that may be
+    set back.
     """
     model, root = spelling(model), user_dir("runs")
     with files.lock(root / ".lock"):
@@ -31,7 +32,8 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
             _check_alias(alias, runs)
         name = f"{model}-{data}".lower()
         if not is_name(name):
-            raise UsageError(f"`{name}` cannot be in a run's id", hint="use letters, digits, `-` and `_` in names")
+            hint = "use letters, digits, `-` and `_` in names"
+            raise UsageError(f"`{name}` cannot be in a run's id", hint=hint)
         path = inside(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", root)
         path.mkdir()
         owned.mark(path, "run")
@@ -47,7 +49,8 @@ def _check_alias(alias: str, runs: list[Run]) -> None:
     if canonical(alias) in map(canonical, recipe_names()):  # or it would hide the model's recipe ever after
         raise UsageError(f"the name `{alias}` is that of a model", hint=f"choose another `--name`, as `{alias}-1`")
     if not alias.replace("-", "").replace("_", "").replace(".", "").isalnum() or not alias[0].isalnum():
-        raise UsageError(f"`--name {alias}` may hold letters, digits, `-`, `_` and `.` only, a letter or digit first")
+        message = f"`--name {alias}` may hold letters, digits, `-`, `_` and `.` only, a letter or digit first"
+        raise UsageError(message)
 
 
 def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
@@ -62,7 +65,8 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether `status.json` is that of a run: other programs write files of this name too, and so do our jobs."""
+    """Whether `status.json` is that of a run: other programs write files of this name too, and so do our
+    jobs."""
     status = files.read_json(folder / "status.json") if (folder / "status.json").is_file() else None
     return isinstance(status, dict) and "model" in status
 
@@ -86,16 +90,18 @@ def by_name(ref: str) -> Run | None:
 
 
 def choose(finished: list[Run]) -> Run | None:
-    """The run that a model's name means, of its finished runs, newest first: the newest that is as long and of the size that
-    its recipe calls done, else the newest; so that a quick trial does not stand in for the run that took a night."""
+    """The run that a model's name means, of its finished runs, newest first: the newest that is as long and
+    of the size that its recipe calls done, else the newest; a quick trial does not stand in for the run that
+    took a night."""
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
 def outdated(keep: int) -> list[Run]:
-    """The finished runs that are not among the `keep` newest of their model and data set, nor the best of these.
+    """The finished runs that are not among the `keep` newest of their model and data set, nor the best of
+    these.
 
-    Whole runs count as newer than those cut short. The best is that of the least figure; figures are compared where images
-    have one size and number of grey levels. With `keep` 0 no best one is kept.
+    Whole runs count as newer than those cut short. The best is that of the least figure; figures are compared
+    where images have one size and number of grey levels. With `keep` 0 no best one is kept.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in all_runs():
@@ -121,32 +127,35 @@ def _best_of(group: list[Run]) -> list[Run]:
 
 
 def find(ref: str, *, data: str | None = None) -> Run:
-    """The run that `ref` means: an id, alias or path; or a model: of its finished runs on `data` (else on any set) the one
-    that `choose` takes.
+    """The run that `ref` means: an id, alias or path; or a model: of its finished runs on `data` (else on any
+    set) the one that `choose` takes.
 
     Raises MissingError with the `gz train` line where a model has none, UsageError where `ref` names nothing.
     """
     if run := by_name(ref):
         if run.state != "finished" and run.weights is None:
-            hint = "its first checkpoint is still to come" if run.state == "running" else f"gz train {ref} --resume"
+            begun = run.state == "running"
+            hint = "its first checkpoint is still to come" if begun else f"gz train {ref} --resume"
             raise MissingError(f"`{run.id}` is {run.state} and has no weights yet", hint=hint)
         return run
     model = spelling(ref)
     if model not in recipe_names():
         if place := trained_in(ref):
-            raise UsageError(f"`{ref}` is no model of its own, but a stage of others", hint=f"gz sample {place[0]}")
+            message = f"`{ref}` is no model of its own, but a stage of others"
+            raise UsageError(message, hint=f"gz sample {place[0]}")
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
         raise UsageError(f"no model or run is called `{ref}`", hint=did_you_mean(ref, options) or "gz list models · gz runs list")
     run = choose([run for run in all_runs(model=model, data=data) if run.state == "finished"])
     if run is None:
-        on = f" --data {data}" if data else ""
-        raise MissingError(f"no finished run of `{model}`" + (f" on `{data}`" if data else ""), hint=f"gz train {model}{on}")
+        message, on = (f" on `{data}`", f" --data {data}") if data else ("", "")
+        raise MissingError(f"no finished run of `{model}`{message}", hint=f"gz train {model}{on}")
     return run
 
 
 def note_recipe(run: Run, steps: Mapping[str, int | None], own_size: int | None, **facts: int | None) -> None:
-    """Notes at a run's start what its recipe calls done: the `steps` of each stage ("" of a run without stages), None
-    where it gives a time; the side of the set's own images; and `facts` of the run's: `size`, `levels`."""
+    """Notes at a run's start what its recipe calls done: the `steps` of each stage ("" of a run without
+    stages), None where it gives a time; the side of the set's own images; and `facts` of the run's: `size`,
+    `levels`."""
     for name, count in steps.items():
         part = run.stage(name) if name else run
         part.update(recipe={"steps": count})
@@ -177,7 +186,8 @@ def copy_weights(run: Run, target: Run) -> None:
 
 
 def remove(run: Run) -> None:
-    """Deletes a run of the store. Raises UsageError while it is being trained, and for what lies elsewhere."""
+    """Deletes a run of the store. Raises UsageError while it is being trained, and for what lies
+    elsewhere."""
     if run.owner is not run:
         raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
     if run.state == "running":
@@ -188,7 +198,8 @@ def remove(run: Run) -> None:
 def give_up(run: Run, *, keep: bool) -> bool:
     """After a start that failed: the run is removed again if nothing was trained; True if so.
 
-    With `keep`, after a fault of ours, the folder stays for its `log.txt`, without its alias: nothing takes it any more.
+    With `keep`, after a fault of ours, the folder stays for its `log.txt`, without its alias: nothing takes
+    it.
     """
     if run.has_begun:
         return False
