@@ -149,6 +149,12 @@ def test_an_alias_can_be_typed(home, alias):
     assert runs.create("vae", "digits", alias="a-1.b_2").alias == "a-1.b_2"
 
 
+def test_a_name_is_checked_before_anything_is_done(gz):
+    for words in (("--dry-run",), ()):
+        code, stdout, stderr = gz("train", "vae", "--name", "-x", *words)
+        assert (code, stdout) == (2, "") and "`--name -x` may hold letters" in stderr and not runs.all_runs()
+
+
 def test_weights_to_begin_with_are_looked_for_in_place(home, tmp_path):
     """`train.init` is a path or a run's name: it is no stage's name until there is one."""
     trainer = Trainer.__new__(Trainer)

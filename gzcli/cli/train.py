@@ -76,6 +76,8 @@ def train(
             raise MissingError(f"no unfinished run of `{recipe.card.name}` on `{recipe.tree['data']['name']}`",
                                hint=f"gz train {what}" + (f" --data {data}" if data else ""))  # fmt: skip
     plan = launch.plan(recipe.tree["launch"], every_gpu=True, check=not dry_run, extra=extra or ())
+    if run is None and name is not None:
+        runs.check_alias(name)
     if dry_run:
         show_plan(recipe, plan, run)
         return

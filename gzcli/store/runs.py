@@ -29,7 +29,7 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
     with files.lock(root / ".lock"):
         runs = all_runs()
         if alias is not None:
-            _check_alias(alias, runs)
+            check_alias(alias, runs)
         name = f"{model}-{data}".lower()
         if not is_name(name):
             hint = "use letters, digits, `-` and `_` in names"
@@ -42,7 +42,9 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
     return run
 
 
-def _check_alias(alias: str, runs: list[Run]) -> None:
+def check_alias(alias: str, runs: list[Run] | None = None) -> None:
+    """Raises UsageError for an alias that a run of these (or of all) has, or that cannot be one."""
+    runs = all_runs() if runs is None else runs
     taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
     if taken:
         raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
