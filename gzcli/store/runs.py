@@ -203,7 +203,7 @@ def give_up(run: Run, *, keep: bool) -> bool:
     With `keep`, after a fault of ours, the folder stays for its `log.txt`, without its alias: nothing takes
     it.
     """
-    if run.has_begun:
+    if run.has_begun or run.state == "running":
         return False
     if keep:
         run.update(state="failed", alias=None)
