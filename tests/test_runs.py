@@ -20,7 +20,7 @@ from gzcli.store.runs import Run
 def gz(home, capsys, monkeypatch):
     """gz("runs", "list") → (exit code, stdout, stderr); no data is packed."""
 
-    def with_data(recipe):
+    def with_data(recipe, run=None):
         recipe.tree["data"]["size"] = recipe.tree["data"]["size"] or 16
         return recipe
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def gz(home, capsys, monkeypatch, tmp_path):
     """gz("runs", "list") in a clean folder → (exit code, stdout, stderr); no data is packed."""
-    monkeypatch.setattr("gzcli.cli.train.with_data", lambda recipe: recipe)
+    monkeypatch.setattr("gzcli.cli.train.with_data", lambda recipe, run=None: recipe)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
