@@ -5,32 +5,14 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 
 from gzcli import launch
-from gzcli.cli import app, jobs
-from gzcli.errors import MissingError, UsageError
-from gzcli.store import files, owned, runs
+from gzcli.cli import jobs
+from gzcli.errors import MissingError
+from gzcli.store import files, runs
 from gzcli.store.runs import Run
-
-
-@pytest.fixture
-def gz(home, capsys, monkeypatch):
-    """gz("runs", "list") → (exit code, stdout, stderr); no data is packed."""
-
-    def with_data(recipe, run=None):
-        recipe.tree["data"]["size"] = recipe.tree["data"]["size"] or 16
-        return recipe
-
-    monkeypatch.setattr("gzcli.cli.train.with_data", with_data)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = app.run(list(words))
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float | None = None, **more) -> Run:
@@ -101,20 +83,20 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
         ((), 700, 16),
     ],
 )
-def test_a_start_notes_what_the_recipe_calls_done(gz, monkeypatch, words, steps, size):
+def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words, steps, size):
     monkeypatch.setattr(launch, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=10))
-    assert gz("train", "vae", *words)[0] == 0
+    assert call("train", "vae", *words)[0] == 0
     (run,) = runs.all_runs()
     assert run.status()["recipe"] == {"steps": steps, "size": size} and "10 of 700 steps" in run.shortfalls
-    assert gz("train", run.id)[0] == 0  # a repeat of a cut run is cut too
+    assert call("train", run.id)[0] == 0  # a repeat of a cut run is cut too
     assert runs.all_runs()[0] != run and runs.all_runs()[0].status()["recipe"] == {"steps": steps, "size": size}
 
 
-def test_a_recipe_of_the_user_s_says_itself_what_is_done(gz, monkeypatch, tmp_path):
+def test_a_recipe_of_the_user_s_says_itself_what_is_done(call, monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=30))
     for i, (text, noted) in enumerate((("steps: 30", 30), ("minutes: 2", None))):
         (tmp_path / f"{i}.yaml").write_text(f"extends: vae\ntrain: {{{text}}}\n")
-        assert gz("train", str(tmp_path / f"{i}.yaml"))[0] == 0
+        assert call("train", str(tmp_path / f"{i}.yaml"))[0] == 0
         run = runs.all_runs()[0]
         assert run.status()["recipe"] == {"steps": noted, "size": 16} and run.shortfalls == []
 
@@ -161,30 +143,30 @@ def test_what_is_built_on_a_run_takes_no_weights_that_change(home, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["maskgit", "transformer", "latent_prior", "latent-prior"])
-def test_a_model_that_is_only_a_stage_is_told_as_one(gz, name):
+def test_a_model_that_is_only_a_stage_is_told_as_one(call, name):
     recipe = "diffae" if name.startswith("latent") else "vqgan"
-    code, _, stderr = gz("train", name)
+    code, _, stderr = call("train", name)
     assert code == 2 and f"`{name}` is no model of its own: it is trained as the stage `prior` of `{recipe}`" in stderr
     hint = stderr.partition("hint: ")[2].split()
-    assert gz(*hint[1:], "--dry-run")[0] == 0
-    code, _, stderr = gz("sample", name)
+    assert call(*hint[1:], "--dry-run")[0] == 0
+    code, _, stderr = call("sample", name)
     assert code == 2 and f"`{name}` is no model of its own" in stderr and f"gz sample {recipe}" in stderr
 
 
 # --- what is told of them ---
 
 
-def test_lists_show_what_a_run_is_worth(gz, monkeypatch):
+def test_lists_show_what_a_run_is_worth(call, monkeypatch):
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     run = made(10, best=1.23456, created=1769866501.0)
-    line = gz("runs", "list")[1].splitlines()[1].split()
+    line = call("runs", "list")[1].splitlines()[1].split()
     assert line == [run.id, "-", "finished", "10", "bpd", "1.235", "1m30s", "1", "kB"]
-    assert max(map(len, gz("runs", "list")[1].splitlines())) <= 80
-    row = json.loads(gz("runs", "list", "--json")[1])["runs"][0]
+    assert max(map(len, call("runs", "list")[1].splitlines())) <= 80
+    row = json.loads(call("runs", "list", "--json")[1])["runs"][0]
     assert row["best"] == {"metric": "bpd", "value": 1.23456, "step": 10} and row["seconds"] == 90.0
     assert row["created"] == "2026-01-31T14:35:01+01:00" and row["bytes"] > 1000 and row["short"] == "10 of 700 steps"
-    shown = gz("runs", "show", run.id)[1]
+    shown = call("runs", "show", run.id)[1]
     for text in ("best:    bpd 1.235", "time:    1m30s", "size:    1 kB", "short:   10 of 700 steps", "+01:00"):
         assert text in shown
     monkeypatch.undo()
@@ -198,25 +180,25 @@ def test_seconds_are_those_of_all_sittings(home):
     assert run.seconds == 100.0  # killed: nobody knows
 
 
-def test_a_list_of_what_there_is_not_is_refused(gz):
-    code, _, stderr = gz("runs", "list", "--data", "mnits")
+def test_a_list_of_what_there_is_not_is_refused(call):
+    code, _, stderr = call("runs", "list", "--data", "mnits")
     assert code == 2 and "there is no data set `mnits`" in stderr and "did you mean `mnist`?" in stderr
-    assert gz("runs", "list", "--model", "vea")[0] == 2
+    assert call("runs", "list", "--model", "vea")[0] == 2
     gone = made(data="gone")  # of a set that was removed since
-    assert gone.id in gz("runs", "list", "--data", "gone")[1]
-    code, _, stderr = gz("runs", "list", "--data", "mnist", "--model", "vae")
+    assert gone.id in call("runs", "list", "--data", "gone")[1]
+    code, _, stderr = call("runs", "list", "--data", "mnist", "--model", "vae")
     assert code == 0 and "hint: `gz train vae --data mnist` makes one" in stderr
 
 
 # --- which are pruned ---
 
 
-def test_prune_keeps_the_whole_and_the_best(gz):
+def test_prune_keeps_the_whole_and_the_best(call):
     best, old, new, toy = made(best=1.0), made(best=2.0), made(best=3.0), made(10, best=9.0)
-    code, stdout, stderr = gz("runs", "prune", "--keep", "1", "--yes", "--json")
+    code, stdout, stderr = call("runs", "prune", "--keep", "1", "--yes", "--json")
     assert json.loads(stdout)["removed"] == [old.id, toy.id] and code == 0
     assert {run.id for run in runs.all_runs()} == {best.id, new.id}
-    _, _, stderr = gz("runs", "prune", "--keep", "0", "--yes")
+    _, _, stderr = call("runs", "prune", "--keep", "0", "--yes")
     assert not runs.all_runs()
     assert "bpd 1" in stderr and "1m30s" in stderr and "removed 2 runs" in stderr
 
@@ -229,94 +211,58 @@ def test_figures_of_other_images_are_not_compared(home):
     assert runs.outdated(1) == [newest, here]
 
 
-def test_data_sets_are_not_removed_unasked_either(gz, tmp_path, monkeypatch):
+def test_data_sets_are_not_removed_unasked_either(call, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     files.write_json(runs.user_dir("data.json"), {"mine": {"path": str(tmp_path), "size": None, "channels": None}})
-    code, _, stderr = gz("data", "remove", "mine")
+    code, _, stderr = call("data", "remove", "mine")
     assert code == 2 and "needs `--yes` where nobody can be asked" in stderr
-    assert gz("data", "remove", "mine", "nope", "--yes")[0] == 2
-    assert json.loads(gz("data", "remove", "mine", "--yes", "--json")[1])["removed"] == ["mine"]
+    assert call("data", "remove", "mine", "nope", "--yes")[0] == 2
+    assert json.loads(call("data", "remove", "mine", "--yes", "--json")[1])["removed"] == ["mine"]
 
 
-def test_the_version_for_scripts(gz):
+def test_the_version_for_scripts(call):
     from gzcli import __version__
 
     for words in (("--version", "--json"), ("--json", "-V")):
-        assert json.loads(gz(*words)[1]) == {"schema": 1, "version": __version__}
-    assert json.loads(gz("--json", "runs", "list")[1]) == {"schema": 1, "runs": []}
+        assert json.loads(call(*words)[1]) == {"schema": 1, "version": __version__}
+    assert json.loads(call("--json", "runs", "list")[1]) == {"schema": 1, "runs": []}
 
 
-# --- where jobs write ---
+# --- failed starts ---
 
 
-@pytest.fixture
-def engine(monkeypatch):
-    """The engine writes a result, or fails: engine.append(error)."""
-    errors: list[Exception] = []
+def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
+    from gzcli import launch
 
-    def run(folder: Path, plan, **options):
-        (folder / "log.txt").write_text("…")
-        if errors:
-            Run(folder).update(state="failed")
-            raise errors.pop()
-        Run(folder).update(state="finished")
-        (folder / "grid.png").touch()
-        files.write_json(folder / "result.json", {"grid": str(folder / "grid.png")})
+    def fail(error):
+        def run(folder, *args, **options):
+            raise error
+
+        return run
+
+    monkeypatch.setattr(launch, "run", fail(MissingError("no such weights")))
+    code, _, stderr = call("train", "vae", "--name", "mine")
+    assert code == 3 and "nothing was trained: `vae-digits-" in stderr and not runs.all_runs()
+    monkeypatch.setattr(launch, "run", fail(RuntimeError("boom")))  # a fault of ours: its log is wanted
+    assert call("train", "vae", "--name", "mine")[0] == 1
+    (kept,) = runs.all_runs()
+    assert (kept.state, kept.alias) == ("failed", None)
+    assert call("train", "vae", "--resume")[0] == 3  # and nothing takes it
+    assert call("sample", "vae")[0] == 3
+    monkeypatch.setattr(launch, "run", fail(KeyboardInterrupt()))
+    assert call("train", "vae", "--name", "mine")[0] == 130 and runs.all_runs() == [kept]
+
+
+def test_a_run_that_was_trained_a_while_stays(call, monkeypatch):
+    from gzcli import launch
+
+    def run(folder, *args, **options):
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+        raise MissingError("the disk is gone")
 
     monkeypatch.setattr(launch, "run", run)
-    return errors
-
-
-def test_a_folder_that_holds_anything_is_never_written_into(gz, engine, tmp_path):
-    run = made(alias="mine")
-    for name in ("status.json", "job.json", "result.json", "grid.png", "stop", "chapter.tex"):
-        folder = tmp_path / name.replace(".", "-")
-        folder.mkdir()
-        (folder / name).write_text("mine")
-        code, stdout, stderr = gz("sample", "mine", "--out", str(folder))
-        assert (code, stdout) == (2, "") and f"the folder `{folder}` is not empty" in stderr
-        assert "hint: name a new or an empty one" in stderr
-        assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "mine"}
-        assert gz("runs", "export", "mine", "--out", str(folder))[0] == 2 and len(list(folder.iterdir())) == 1
-    status = run.status()
-    assert gz("sample", "mine", "--out", str(run.path))[0] == 2 and run.status() == status
-    assert gz("sample", "mine", "--out", str(run.path / "run.yaml"))[0] == 2
-    assert gz("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 0
-    assert gz("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 2  # two runs' files would be mixed
-    (tmp_path / "empty").mkdir()
-    assert gz("sample", "mine", "--out", str(tmp_path / "empty"))[0] == 0
-    assert gz("runs", "remove", str(tmp_path / "empty"), "--yes")[0] == 2 and (tmp_path / "empty" / "grid.png").exists()
-
-
-def test_after_a_failed_attempt_the_folder_is_free_again(gz, engine, tmp_path):
-    made(alias="mine")
-    words = ("sample", "mine", "--out", str(tmp_path / "out"))
-    engine.append(MissingError("no memory"))
-    assert gz(*words)[0] == 3 and (tmp_path / "out" / "log.txt").exists()
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    assert gz(*words)[0] == 2
-    (tmp_path / "out" / "notes.txt").unlink()
-    with files.lock(tmp_path / "out" / ".lock"):
-        assert gz(*words)[0] == 2
-    assert gz(*words)[0] == 0
-    assert gz(*words)[0] == 2
-
-
-def test_two_jobs_of_one_second_are_apart(gz, engine, monkeypatch):
-    monkeypatch.setattr(time, "strftime", lambda *_: "20260131-142501")
-    run = made(alias="mine")
-    for _ in range(5):
-        assert gz("sample", "mine", "-n", "4")[0] == 0
-    assert len(list((run.path / "sampled").iterdir())) == 5
-
-
-def test_one_folder_is_claimed_by_one(tmp_path):
-    owned.claim(tmp_path / "out")
-    with pytest.raises(UsageError, match="is not empty"):
-        owned.claim(tmp_path / "out")
-    (tmp_path / "raced").mkdir()
-    owned.mark(tmp_path / "raced", "job")
-    with pytest.raises(FileExistsError):
-        owned.mark(tmp_path / "raced", "job")
+    assert call("train", "vae", "--name", "mine")[0] == 3
+    (kept,) = runs.all_runs()
+    assert kept.alias == "mine" and kept.has_begun
