@@ -77,6 +77,7 @@ def test_runs_made_before_there_was_a_mark_can_be_removed(call):
     run = runs.create("vae", "digits")
     (run.path / owned.MARK).unlink()
     run.update(state="finished", order=None)
+    assert runs.create("vae", "digits").status()["order"] == 1
     assert call("runs", "remove", run.id, "--yes")[0] == 0 and not run.path.exists()
 
 

@@ -37,7 +37,7 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
         path = inside(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", root)
         path.mkdir()
         owned.mark(path, "run")
-        run, order = Run(path), 1 + max((run.status().get("order", 0) for run in runs), default=0)
+        run, order = Run(path), 1 + max((_age(run)[0] for run in runs), default=0)
         run.update(state="planned", model=model, data=data, alias=alias, created=time.time(), order=order)
     return run
 
@@ -75,7 +75,7 @@ def _is_run(folder: Path) -> bool:
 
 def _age(run: Run) -> tuple[int, float]:
     status = run.status()
-    return status.get("order", 0), status.get("created", 0.0)  # runs made before they were counted come first
+    return status.get("order") or 0, status.get("created") or 0.0  # those of before runs were counted are the oldest
 
 
 def by_name(ref: str) -> Run | None:
