@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ TUNING = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-# The trainer builds its optimizers from the parameters of the whole model, before accelerate wraps it; these
-# cut it in pieces.
-SHARDED = ("--use_fsdp", "--use_deepspeed", "--use_megatron_lm", "--use_parallelism_config", "--tpu")
+
+
+Words = Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,13 @@ def host_memory() -> int:
     return psutil.virtual_memory().total
 
 
-def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> Plan:
+def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True, extra: Words = ()) -> Plan:
     """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
 
-    `every_gpu`: what no `--gpus` means. Raises DeviceError where a GPU is asked for that is not there, unless not `check`.
+    `every_gpu`: what no `--gpus` means. `extra`: what stood after `--` on the command line, checked by
+    `cli/accelerate.py`; never from a recipe or a run, which may be a stranger's.
+    Raises DeviceError where a GPU is asked for that is not there, unless not `check`.
     """
-    check_extra(launch.get("extra") or ())
     there, cpu, asked = count_gpus(), bool(launch.get("cpu")), launch.get("gpus")
     if cpu and asked:
         raise UsageError("`--gpus` and `--cpu` exclude each other")
@@ -123,20 +124,8 @@ def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True) -> P
         processes=here * machines, gpus=gpus, threads=threads, machines=machines,
         machine_rank=int(os.environ.get("SLURM_NODEID", 0)) if rank is None else rank,
         main_ip=launch.get("main_ip") or (_slurm_host() if machines > 1 else None),
-        main_port=launch.get("main_port"), extra=tuple(launch.get("extra") or ()),
+        main_port=launch.get("main_port"), extra=tuple(extra),
     )  # fmt: skip
-
-
-def check_extra(words: Iterable[str]) -> None:
-    """Raises UsageError for options of accelerate's that would train something else, or nothing at all."""
-    for word in words:
-        option = word.partition("=")[0].replace("-", "_").replace("__", "--", 1)
-        cut = any(len(option) > len("--use_") and each.startswith(option) for each in SHARDED)  # argparse takes beginnings too
-        if cut or option in SHARDED or option.startswith(("--fsdp_", "--deepspeed_", "--zero_stage", "--zero3_", "--megatron_lm_")):
-            raise UsageError(
-                f"`{word}`: gz trains whole models, one a process (DDP); sharding them is not supported",
-                hint="leave it out; what saves memory: `train.accumulate`, `--set optim.name=adamw8bit`, bf16",
-            )
 
 
 def _slurm_host() -> str | None:

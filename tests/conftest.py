@@ -31,6 +31,26 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def call(home, capsys, monkeypatch, tmp_path):
+    """call("runs", "list") → (exit code, stdout, stderr) of `gz` in this process, in a clean home and folder. Data sets
+    are not opened: images are 16 pixels wide unless the recipe says otherwise."""
+    from gzcli.cli import app
+
+    def with_data(recipe, run=None):
+        recipe.tree["data"]["size"] = recipe.tree["data"]["size"] or 16
+        return recipe
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = app.run(list(words))
+        return (code, *capsys.readouterr())
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("gzcli.cli.train.with_data", with_data)
+    return call
+
+
+@pytest.fixture
 def shared_data():
     """The folder of real data beside the checkout; the test is skipped where there is none."""
     if not SHARED.is_dir():

@@ -303,7 +303,7 @@ def test_data_of_your_own(gz, gz_json, home, tmp_path):
     assert value["shape"] == [1, 8, 8] and value["counts"]["test"] == 10 and value["skipped"] == []
     code, pack, _ = gz("data", "path", "MINE")
     assert code == 0 and pack.startswith(str(home / "packs" / "mine"))
-    assert gz_json("data", "remove", "mine") == (0, {"schema": 1, "removed": ["mine"]}) and file.exists()
+    assert gz_json("data", "remove", "mine", "--yes") == (0, {"schema": 1, "removed": ["mine"]}) and file.exists()
     assert gz("data", "path", "mine")[0] == 2
     assert gz("data", "import", str(tmp_path / "nowhere"), "--name", "x")[0] == 3
     assert gz("data", "import", str(file), "--name", "mnist")[0] == 2

@@ -21,6 +21,7 @@ import torch
 
 from gzcli import ending, launch, signals, start, streams
 from gzcli.cli import app, out
+from gzcli.cli.accelerate import check
 from gzcli.engine import stop
 from gzcli.errors import DeviceError, GzError, Interrupted, UsageError
 from gzcli.store import files, runs
@@ -295,14 +296,14 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
         importlib.reload(signals)
 
 
-@pytest.mark.parametrize("option", ["--use_fsdp", "--use-fsdp", "--use_fs", "--use_deepspeed", "--fsdp_offload_params=true",
-                                    "--use_megatron_lm", "--zero_stage"])  # fmt: skip
+@pytest.mark.parametrize(
+    "option", ["--use_fsdp", "--use-fsdp", "--use_deepspeed", "--fsdp_offload_params=true", "--use_megatron_lm", "--zero_stage"]
+)
 def test_a_model_in_pieces_is_refused(option, capsys, home):
     with pytest.raises(UsageError, match=f"`{option}`: gz trains whole models"):
-        launch.plan({"extra": ["--num_cpu_threads_per_process", "1", option]}, every_gpu=True)
+        check(["--gpu_ids", "0", option])
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
-    launch.plan({"extra": ["--use_cpu", "--gpu_ids", "0", "--tee", "3"]}, every_gpu=True)
 
 
 def test_a_second_signal_does_not_wait(run, monkeypatch):

@@ -14,6 +14,7 @@ import typer
 
 from gzcli import __version__, streams
 from gzcli.cli import completion, out
+from gzcli.cli.options import Json
 from gzcli.errors import GzError, Interrupted, MissingError, UsageError
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
@@ -56,18 +57,22 @@ def build(words: list[str]) -> typer.Typer:
     return app
 
 
-def _version(value: bool) -> None:
+def _version(ctx: typer.Context, value: bool) -> None:
     if value:
+        out.configure(json="--json" in (ctx.obj or ()) or None)  # it may stand after this one
         out.text(f"gz {__version__}")
+        out.data({"version": __version__})
         raise typer.Exit()
 
 
 def root(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")] = False,
+    json: Json = False,
 ) -> None:
     if ctx.invoked_subcommand is None:
         out.text(ctx.get_help())
+        out.data({"version": __version__, "verbs": list(VERBS)})
 
 
 def run(argv: list[str]) -> int:

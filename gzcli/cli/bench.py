@@ -29,22 +29,21 @@ def bench(
     checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False, seed: Seed = 0, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Compare trained models on one data set; without a name, every model that has a finished run on it."""
-    from gzcli.cli.jobs import do_job, reference, stamp
+    from gzcli.cli.jobs import do_job, reference, stamp, tell_run
     from gzcli.data.library import data_key
     from gzcli.store import runs
     from gzcli.store.paths import user_dir
 
     data = reference(data)
     key = data_key(data)
-    if models:
-        chosen = [runs.find(model, data=key) for model in models]
-    else:
-        finished = [run for run in runs.all_runs(data=key) if run.state == "finished"]
-        chosen = list({run.model: run for run in reversed(finished)}.values())
-    if not chosen:
+    if not models:
+        there = {run.model: None for run in reversed(runs.all_runs(data=key)) if run.state == "finished"}
+        models = list(there)
+    if not models:
         raise MissingError(f"no finished run on `{data}`", hint=f"gz train vae --data {data}")
-    for run in chosen:
-        out.info(f"run: {run.id}")
+    chosen = [runs.find(model, data=key) for model in models]
+    for run, model in zip(chosen, models, strict=True):
+        tell_run(run, model, data=key)
     job = {
         "verb": "bench", "runs": [str(run.path) for run in chosen], "data": data, "metrics": split(metrics) or None, "n": n,
         "seed": seed, "weights": weights and str(weights), "checkpoint": checkpoint,

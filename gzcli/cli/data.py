@@ -11,7 +11,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.list import list_data
-from gzcli.cli.options import Json, Quiet, choose, complete_data
+from gzcli.cli.options import Json, Quiet, Yes, choose, complete_data, confirmed
 from gzcli.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -205,10 +205,14 @@ def path(name: _Name, json: Json = False, quiet: Quiet = False) -> None:
 
 
 @app.command()
-def remove(names: _Names, json: Json = False, quiet: Quiet = False) -> None:
+def remove(names: _Names, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
     """Remove data sets from the cache; your own files stay."""
     from gzcli.data import library
 
+    for name in names:
+        library.locate(name)  # every name is known before the first is removed
+    if not confirmed(" and ".join(f"`{name}`" for name in names) + " from the cache", yes):
+        names = []
     removed = [name for name in names if library.remove(name)]
     for name in names:
         out.info(f"removed `{name}`" if name in removed else f"nothing of `{name}` was in the cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +14,21 @@ from gzcli.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from gzcli.models.catalog import Param
     from gzcli.recipe.schema import Rule
+    from gzcli.store.runs import Run
 
 
 def do_job(folder: Path, job: Mapping[str, Any], *, gpus: str | None, cpu: bool) -> dict[str, Any]:
-    """Writes `job.json`, runs the engine on the folder, returns its `result.json`."""
+    """Makes the folder the job's own, writes `job.json`, runs the engine on it, returns its `result.json`.
+
+    The folder is `stamp`ed, or what the user names with `--out`: raises UsageError where that is not empty.
+    """
     from gzcli import launch
     from gzcli.cli.options import parse_gpus
-    from gzcli.store import files
+    from gzcli.store import files, owned
 
     section = {"gpus": parse_gpus(gpus), "cpu": cpu}
     plan = launch.plan(section, every_gpu=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "status.json").unlink(missing_ok=True)
+    owned.claim(folder)
     files.write_json(folder / "job.json", {**job, "launch": section | {"threads": plan.threads}})
     launch.run(folder, plan, launcher=False, mode="quiet" if out.is_json() or out.is_quiet() else "human")
     return files.read_json(folder / "result.json")
@@ -39,7 +43,30 @@ def reference(what: str) -> str:
 
 
 def stamp() -> str:
-    return time.strftime("%Y%m%d-%H%M%S")
+    """The time, and what tells apart two jobs of one second."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def tell_run(run: Run, ref: str, *, data: str | None = None) -> None:
+    """`run: …` on stderr; and what of it is not plain: it is unfinished, or was taken for a model's name
+    though it is short or not the newest. `data` as `runs.find` got it."""
+    from gzcli.store import runs
+
+    out.info(f"run: {run.id}")
+    if runs.by_name(ref) is not None:
+        weights = run.weights
+        if run.state != "finished" and weights and weights.parent.parent.name == "checkpoints":
+            step = int(weights.parent.name)
+            out.info(f"note: it is {run.state}; its newest checkpoint is taken, of step {step:,}")
+        return
+    if short := run.shortfalls:
+        on = f" on `{data}`" if data else ""
+        none = f"no finished run of `{run.model}`{on} is whole"
+        out.info(f"note: {none}, the newest is taken: {', '.join(short)}")
+        return
+    finished = [other for other in runs.all_runs(model=run.model, data=data) if other.state == "finished"]
+    for newer in finished[: finished.index(run)]:
+        out.info(f"note: passed over `{newer.id}`, which is newer: {', '.join(newer.shortfalls)}")
 
 
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}  # a verb's, that takes those of the model's methods

@@ -139,16 +139,23 @@ def list_recipes() -> None:
 
 
 def list_runs(model: str | None = None, data: str | None = None) -> None:
-    from gzcli.cli.runs import summary
+    from gzcli.cli.runs import COLUMNS, cells, summary
+    from gzcli.data.library import data_key
+    from gzcli.recipe.files import find
+    from gzcli.store.paths import spelling
     from gzcli.store.runs import all_runs
 
     rows = [summary(run) for run in all_runs(model=model, data=data)]
+    if not rows and data:  # a folder has another name in runs; a name that there is not is refused
+        rows = [summary(run) for run in all_runs(model=model, data=data_key(data))]
+    if not rows and model:
+        find(spelling(model))  # raises UsageError alike
     if rows or out.is_json():
-        columns = ("run", "name", "state", "step", "created")
-        out.table(columns, [[row[key] for key in ("run", "alias", "state", "step", "created")] for row in rows])
+        out.table(COLUMNS, [cells(row) for row in rows])
     else:
         out.info("no runs yet")
-        out.hint(f"`gz train {model or 'vae'}{f' --data {data}' if data else ''}` makes one")
+        on = f" --data {data}" if data else ""
+        out.hint(f"`gz train {spelling(model) if model else 'vae'}{on}` makes one")
     out.data({"runs": rows})
 
 

@@ -63,7 +63,7 @@ def ood(
 
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
-    from gzcli.cli.jobs import do_job, method_options, reference, stamp
+    from gzcli.cli.jobs import do_job, method_options, reference, stamp, tell_run
     from gzcli.data.library import data_key
     from gzcli.models.catalog import card
     from gzcli.recipe.schema import check_scores, score_options
@@ -80,7 +80,7 @@ def ood(
     known = card(run.serving.tree()["model"]["name"])
     scores = check_scores(split(score), known) if score else None
     options = method_options(ctx.args, score_options(known), f"`gz ood` of `{known.name}`", "ood")
-    out.info(f"run: {run.id}")
+    tell_run(run, model, data=data_key(in_))
     job = {
         "verb": "ood", "run": str(run.path), "in": in_, "out": outs, "benchmark": asked and asked.name, "scores": scores,
         "n": n, "full": full, "seed": seed, "checkpoint": checkpoint, "options": options,

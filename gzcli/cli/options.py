@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -128,23 +129,39 @@ def _split(values: Iterable[str]) -> Iterator[str]:
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
-    """Words that the launcher gets must stand after `--`: a stray word before it is a mistake."""
+    """Words that the launcher gets stand after `--`, and are options that may; a stray word before is a
+    mistake."""
     words = ctx.obj or []
     after = words[words.index("--") + 1 :] if "--" in words else []
     given = list(value or ())
     if given and given != after[-len(given) :] and not ctx.resilient_parsing:
         raise UsageError(f"unexpected argument `{given[0]}`", hint="arguments for `accelerate launch` stand after `--`")
-    return given
+    if not given:
+        return given
+    from gzcli.cli.accelerate import check
+
+    return check(given)
 
 
 def _json(value: bool) -> bool:
-    out.configure(json=value)
+    out.configure(json=value or None)  # `gz --json list` has set it already
     return value
 
 
 def _quiet(value: bool) -> bool:
     out.configure(quiet=value)
     return value
+
+
+def confirmed(what: str, yes: bool) -> bool:
+    """Whether `what` may be removed: `yes` (`--yes`), or the answer of whoever sits there.
+
+    Raises UsageError where nobody does."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(f"removing {what} needs `--yes` where nobody can be asked")
+    return typer.confirm(f"Remove {what}?", err=True)
 
 
 # --- the options ---
@@ -181,5 +198,5 @@ Processes = Annotated[
 ]
 Extra = Annotated[
     list[str] | None,
-    typer.Argument(metavar="-- ARG", callback=_after_dashes, help="Arguments for `accelerate launch`, after `--`."),
+    typer.Argument(metavar="-- ARG", callback=_after_dashes, help="Options of `accelerate launch`, after `--`."),
 ]

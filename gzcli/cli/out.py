@@ -49,17 +49,22 @@ def text(string: str) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Human mode: aligned columns, numbers to the right, None as `-`. JSON mode: nothing."""
-    if is_json():
-        return
+    if not is_json():
+        head, *lines = aligned(columns, rows).splitlines()
+        _write(sys.stdout, "\n".join([style(head, "bold", sys.stdout), *lines]))
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as text, its head first: numbers to the right, None as `-`."""
     cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]
     right = [bool(rows) and all(_is_number(line[i]) for line in cells) for i in range(len(columns))]
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
 
-    def aligned(line: Sequence[str]) -> str:
+    def line_of(line: Sequence[str]) -> str:
         parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
         return "  ".join(parts).rstrip()
 
-    _write(sys.stdout, "\n".join([style(aligned(columns), "bold", sys.stdout), *map(aligned, cells)]))
+    return "\n".join(map(line_of, [columns, *cells]))
 
 
 # --- stderr: everything else ---

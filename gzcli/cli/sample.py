@@ -65,7 +65,7 @@ def sample(
 
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or of the method.
     """
-    from gzcli.cli.jobs import do_job, method_options, stamp
+    from gzcli.cli.jobs import do_job, method_options, stamp, tell_run
     from gzcli.data.library import data_key
     from gzcli.models.catalog import card
     from gzcli.store import runs
@@ -94,7 +94,7 @@ def sample(
     options = method_options(ctx.args, takes, what, "sample")
     if n is None and (do or not input):  # else only the engine knows how many pictures there are
         n = 64 if do else len(texts) or 64
-    out.info(f"run: {run.id}")
+    tell_run(run, model, data=data_key(data) if data else None)
     folder = (out_dir or run.path / "sampled" / f"{do or (f'n{n}' if n else 'from-input')}-{stamp()}").absolute()
     job = {
         "verb": "sample", "run": str(run.path), "checkpoint": checkpoint, "n": n, "seed": seed, "labels": label,

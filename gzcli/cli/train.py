@@ -8,7 +8,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.options import Cpu, Data, Extra, Gpus, Json, Processes, Quiet, Seed, Sets, complete_model_or_run
-from gzcli.errors import GzError, MissingError, UsageError
+from gzcli.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from gzcli.recipe.resolve import Recipe
@@ -48,9 +48,11 @@ def train(
     Without `--data` it trains on the embedded digits: `gz train vae` works offline and takes about a minute.
     """
     from gzcli import launch
+    from gzcli.cli.accelerate import told_before
     from gzcli.cli.anchor import anchor
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import show_memory, show_plan
+    from gzcli.recipe.layers import MEETING
     from gzcli.recipe.resolve import resolve
     from gzcli.store import runs
 
@@ -60,8 +62,7 @@ def train(
     given = {
         "train.steps": steps, "train.minutes": minutes, "seed": seed, "launch.gpus": parse_gpus(gpus), "launch.cpu": cpu or None,
         "launch.processes": processes, "launch.machines": num_machines, "launch.machine_rank": machine_rank,
-        "launch.main_ip": main_process_ip, "launch.main_port": main_process_port, "launch.extra": extra or None,
-        "launch.wandb": wandb or None,
+        "launch.main_ip": main_process_ip, "launch.main_port": main_process_port, "launch.wandb": wandb or None,
     }  # fmt: skip
     flags = {key: value for key, value in given.items() if value is not None}
     earlier = runs.by_name(what)
@@ -77,7 +78,9 @@ def train(
         if run is None and resume:
             raise MissingError(f"no unfinished run of `{recipe.card.name}` on `{recipe.tree['data']['name']}`",
                                hint=f"gz train {what}" + (f" --data {data}" if data else ""))  # fmt: skip
-    plan = launch.plan(recipe.tree["launch"], every_gpu=True, check=not dry_run)
+    plan = launch.plan(recipe.tree["launch"], every_gpu=True, check=not dry_run, extra=extra or ())
+    if run is None and name is not None:
+        runs.check_alias(name)
     if dry_run:
         show_plan(recipe, plan, run)
         return
@@ -86,19 +89,44 @@ def train(
     for tree in whole_trees(recipe.tree):
         check_batch(tree, plan.processes)
     recipe = with_data(recipe, run)
-    if run is None:
+    new = run is None
+    if new:
         run = runs.create(recipe.card.name, data_key(recipe), alias=name)
-    launch.write_run(run, recipe.tree, plan)
+    elif before := told_before(run):
+        out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
     out.info(f"run: {run.id}")
-    show_memory(recipe, plan)
+    recipe.tree["launch"] |= dict.fromkeys(MEETING)  # of this start, not of the run; `env.json` has the words
     try:
+        launch.write_run(run, recipe.tree, plan)
+        if new:
+            note_whole(run, recipe, earlier)
+        show_memory(recipe, plan)
         launch.run(run.path, plan, launcher=True, mode="json" if out.is_json() else "quiet" if out.is_quiet() else "human")
-    except GzError as error:
+    except BaseException as error:
         error.event = "error"
+        ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
+        if new and runs.give_up(run, keep=ours):
+            out.info(f"nothing was trained: `{run.id}` is removed again")
         raise
     pictures = sorted((run.serving.path / "samples").glob("*.png"))
     if pictures:
         out.text(str(pictures[-1]))
+
+
+def note_whole(run: Run, recipe: Recipe, earlier: Run | None) -> None:
+    """Notes in a new run what its recipe calls done; one that repeats another takes over what was noted
+    there."""
+    from gzcli.data.library import locate
+    from gzcli.store import runs
+
+    data, steps, size = recipe.tree["data"], dict(recipe.whole.steps), recipe.whole.size
+    for name in steps if earlier else ():
+        noted = (earlier.stage(name) if name else earlier).status().get("recipe") or {}
+        steps[name] = noted.get("steps", steps[name])
+    if earlier and earlier.data == run.data:
+        size = (earlier.status().get("recipe") or {}).get("size")
+    size = size or locate(data["name"]).size
+    runs.note_recipe(run, steps, size, size=data["size"], levels=data["levels"])
 
 
 def whole_trees(tree: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +180,7 @@ def newest_unfinished(recipe: Recipe, *, extend: bool) -> Run | None:
 
     found = runs.all_runs(model=recipe.card.name, data=data_key(recipe))
     idle = [run for run in found if run.state != "running" and (run.path / "run.yaml").exists()]
-    unfinished = [run for run in idle if run.state != "finished"]
+    unfinished = [run for run in idle if run.state != "finished" and (run.state != "failed" or run.has_begun)]
     return next(iter(unfinished or (idle if extend else [])), None)
 
 

@@ -54,8 +54,9 @@ def main(folder: Path) -> int:
 def recorded(run: Run, log: Log) -> Iterator[None]:
     """`status.json` tells that the block runs, then how it ended."""
     if log.main:
-        run.update(state="running", pid=os.getpid(), parent=int(os.environ.get("GZ_PARENT", "0")), started=time.time(),
-                   error=None, code=None)  # fmt: skip
+        now = {"started": time.time(), "ended": None, "seconds": run.seconds}  # those of earlier sittings
+        parent = int(os.environ.get("GZ_PARENT", "0"))
+        run.update(state="running", pid=os.getpid(), parent=parent, **now, error=None, code=None)
     try:
         yield
     except BaseException as e:

@@ -75,16 +75,20 @@ def built_on(run: Run, name: str) -> dict[str, str]:
     return {stage: checksum(run.owner.stage(stage).path / "model.safetensors") for stage in catalog.card(name).stages}
 
 
-def load_trained(run: Run, device: torch.device | str, checkpoint: str = "last") -> Trained:
-    """The model of a run, of one in stages that of the last; `checkpoint` is "last", "best" or a step.
+def load_trained(run: Run, device: torch.device | str, checkpoint: str = "finished") -> Trained:
+    """The model of a run, of one in stages that of the last.
+
+    `checkpoint` is "last", "best" or a step; the last one of a run that is being trained is its newest. What else is
+    trained on takes none that will change: "finished" is the run's `model.safetensors`.
 
     Raises MissingError where there is no such checkpoint, or it is damaged, or an earlier stage is not the one that this
     one was trained with.
     """
     run = run.serving
     folder = run.path / "checkpoints"
-    if checkpoint == "last":
-        path = run.path / "model.safetensors"
+    if checkpoint in ("last", "finished"):
+        newest = run.weights if checkpoint == "last" else None
+        path = newest or run.path / "model.safetensors"
     else:
         step = _best(folder) if checkpoint == "best" else int(checkpoint)
         path = folder / f"{step:08d}" / "ema.safetensors"

@@ -48,7 +48,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
                 sheet, columns = pairs(inputs[np.arange(n) % len(inputs)], images)
     seconds = time.monotonic() - since
     result = {
-        "run": trained.run.owner.id, "n": len(images), "seed": job["seed"], "prompts": job.get("prompts", []),
+        "run": trained.run.owner.id, "step": trained.step, "n": len(images), "seed": job["seed"], "prompts": job.get("prompts", []),
         "seconds": round(seconds, 3), "grid": str(folder / "grid.png"), "files": [], "npz": None,
     }  # fmt: skip
     if sampler.ranks()[0]:

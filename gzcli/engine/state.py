@@ -91,9 +91,10 @@ def init_from(t: Trainer, source: str) -> None:
 
     Raises MissingError, or UsageError where they do not fit.
     """
-    file, stage = Path(source).expanduser(), t.run.owner.stage(source)
+    file = Path(source).expanduser()
     if not file.is_file():
-        found = stage if stage.status() else runs.find(source).serving
+        stage = next((stage for stage in t.run.owner.stages if stage.path.name == source), None)
+        found = stage or runs.find(source).serving
         file = found.path / "model.safetensors"
     if not file.exists():
         raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")

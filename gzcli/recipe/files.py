@@ -8,7 +8,7 @@ from typing import Any
 
 from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.recipe.load import Document, Problem, read_file
-from gzcli.store.paths import recipes_dir
+from gzcli.store.paths import recipes_dir, trained_in
 
 
 def recipes() -> dict[str, Path]:
@@ -28,6 +28,7 @@ class RecipeFile:
     path: Path
     label: str
     document: Document
+    shipped: bool = False
     own: dict[str, Any] = field(default_factory=dict)  # without `for` and `extends`
     sections: dict[str, Any] = field(default_factory=dict)  # `for`
 
@@ -42,6 +43,11 @@ def find(what: str) -> Path:
             raise UsageError(f"there is no recipe `{what}`", hint=hint)
         return path
     shipped = {canonical(name): path for name, path in recipes().items()}
+    if canonical(what) not in shipped and (place := trained_in(what)):
+        recipe, stage = place
+        hint = f"gz train {recipe} --set stages.{stage}.model.name={canonical(what)}"
+        message = f"`{what}` is no model of its own: it is trained as the stage `{stage}` of `{recipe}`"
+        raise UsageError(message, hint=hint)
     if canonical(what) not in shipped:
         hint = did_you_mean(what, recipes()) or "`gz list models` shows the names; a recipe of yours is given as a path"
         raise UsageError(f"there is no model `{what}`", hint=hint)
@@ -55,7 +61,7 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
     path = find(what)
     while True:
         shipped = path.resolve().parent == recipes_dir().resolve()
-        file = RecipeFile(path, f"recipes/{path.name}" if shipped else str(path), Document(""))
+        file = RecipeFile(path, f"recipes/{path.name}" if shipped else str(path), Document(""), shipped)
         file.document = document = read_file(path, file.label)
         chain.insert(0, file)
         problems += document.problems

@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gzcli.recipe.load import Key
+from gzcli.recipe.load import Key, Problem
+
+# Where processes of several machines meet.
+MEETING = ("machines", "machine_rank", "main_ip", "main_port")
+_TYPED = {
+    "extra": "options of `accelerate launch` after `--`",
+    "machines": "`--num-machines N`",
+    "machine_rank": "`--machine-rank R`",
+    "main_ip": "`--main-process-ip HOST`",
+    "main_port": "`--main-process-port P`",
+}
 
 
 @dataclass
@@ -14,7 +24,8 @@ class Layer:
     """A part of a recipe: of a file, of its section for a data set (`inside`), or of the command line.
 
     `where(path, value)` is the place of a key or its value for messages, `origin(path)` that which is shown; a layer
-    that does not apply is for another data set.
+    that does not apply is for another data set. `source`: "shipped" (a recipe of gz's own), "file" or
+    "typed".
     """
 
     tree: dict[str, Any]
@@ -22,6 +33,7 @@ class Layer:
     origin: Callable[[Key], str]
     inside: bool = False
     applies: bool = True
+    source: str = "typed"
 
 
 def lay(tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], of: Callable[[Key], str], at: Key = ()) -> None:
@@ -29,6 +41,23 @@ def lay(tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], o
     if not at and changes_model(part):
         tree["params"] = None
     _lay(tree, part, origin, of, at)
+
+
+def without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
+    """The layer's tree without what only the command line may say, as it decides what is started and whom it trusts.
+
+    A recipe or a run from elsewhere must start nothing: `launch.extra`, once a key, could name another program, and
+    processes that meet at an address take whatever is sent from there. Adds what is given nevertheless to `problems`.
+    """
+    launch = layer.tree.get("launch")
+    banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
+    if not isinstance(launch, Mapping) or not set(banned) & set(launch):
+        return layer.tree
+    for key in banned:
+        if launch.get(key):
+            message = f"`launch.{key}` is for the command line alone, where it is yours"
+            problems.append(Problem(layer.where(("launch", key), False), message, f"type {_TYPED[key]}"))
+    return {**layer.tree, "launch": {key: value for key, value in launch.items() if key not in banned}}
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

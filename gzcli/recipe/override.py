@@ -15,7 +15,6 @@ _FLAGS = {
     "launch.machines": "--num-machines",
     "launch.main_ip": "--main-process-ip",
     "launch.main_port": "--main-process-port",
-    "launch.extra": "--",
 }
 
 

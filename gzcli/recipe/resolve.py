@@ -17,10 +17,11 @@ from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
 from gzcli.recipe.files import RecipeFile, read_chain, recipes, show
-from gzcli.recipe.layers import Layer, dotted, lay
+from gzcli.recipe.layers import Layer, dotted, lay, without_meeting
 from gzcli.recipe.load import Key, Problem, in_order, refuse
 from gzcli.recipe.load import load as read
 from gzcli.recipe.override import Override, flags_of, parse_set
+from gzcli.recipe.whole import Whole, whole
 from gzcli.recipe.write import dump
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Recipe:
     "default" | "recipes/glow.yaml:9" | "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set"
 
     A recipe in stages has `tree["stages"]`, an ordered map name → the stage's own sections, or the run to be used instead;
-    `card` is the model that the run is called after, `cards` those of the stages.
+    `card` is the model that the run is called after, `cards` those of the stages; `whole`: what the files
+    call done.
     """
 
     tree: dict[str, Any]
@@ -44,6 +46,7 @@ class Recipe:
     card: ModelCard
     source: Path
     cards: dict[str, ModelCard] = field(default_factory=dict)
+    whole: Whole = field(default_factory=Whole)
 
 
 def resolve(
@@ -126,7 +129,8 @@ def _layer(file: RecipeFile, name: str | None = None, *, applies: bool = True) -
     def origin(path: Key) -> str:
         return f"{prefix}{file.label}:{file.document.mark((*at, *path)).line}"
 
-    return Layer(tree, where, origin, inside=name is not None, applies=applies)
+    source = "shipped" if file.shipped else "file"
+    return Layer(tree, where, origin, inside=name is not None, applies=applies, source=source)
 
 
 def _given(override: Override) -> Layer:
@@ -160,10 +164,12 @@ def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[st
             applied.append(clean)
     if card is None:
         return None, problems
-    if cards:
-        tree, origin = stages.compose(applied, rules, cards, reused)
-    else:
-        tree, origin = compose(applied, rules, card)
+
+    def composed(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+        return stages.compose(layers, rules, cards, reused) if cards else compose(layers, rules, card)
+
+    tree, origin = composed(applied)
+    if not cards:
         if canonical(tree["model"]["name"]) != canonical(card.name):
             other = tree["model"]["name"]
             problems.append(Problem(f"`{origin['model.name']}`", f"this is a recipe of `{card.name}`", f"gz train {other}"))
@@ -177,7 +183,8 @@ def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[st
                 check_data(part, catalog.card(part["model"]["name"]), spec.classes, spec.name, spec.extras)
             except UsageError as e:
                 problems.append(Problem("", e.message, e.hint))
-    return Recipe(tree, origin, card, chain[-1].path, cards), problems
+    done = Whole() if problems else whole(applied, lambda layers: composed(layers)[0])
+    return Recipe(tree, origin, card, chain[-1].path, cards, done), problems
 
 
 def _layers(file: RecipeFile, data: str) -> list[Layer]:
@@ -234,7 +241,7 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
     if not isinstance(layer.tree, Mapping):
         problems.append(Problem(layer.where((), True), "a section of `for` must hold what changes, as `{train: {…}}`"))
         return replace(layer, tree={})
-    tree, wrong = schema.check(layer.tree, rules, layer.where)
+    tree, wrong = schema.check(without_meeting(layer, problems), rules, layer.where)
     problems += wrong
     if layer.inside and tree.get("data", {}).pop("name", None) is not None:
         message = "`data.name` has no place here: a section of `for` is named by its data set"

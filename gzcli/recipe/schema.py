@@ -87,7 +87,6 @@ LAUNCH: Rules = {
     "main_ip": Rule("str | None"),
     "main_port": Rule("int | None", None, "0 or more"),
     "wandb": Rule("bool", False),
-    "extra": Rule("list[str]", ()),  # arguments for `accelerate launch`
 }
 
 

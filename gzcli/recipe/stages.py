@@ -22,7 +22,7 @@ from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
 from gzcli.recipe.load import Problem
 from gzcli.store import runs
-from gzcli.store.paths import recipe_names
+from gzcli.store.paths import is_name, recipe_names
 
 SHARED = ("train", "optim")  # sections that stand at the top for all stages
 OF_MODEL = ("model", "sample", "ood")  # sections whose keys are the model's
@@ -39,6 +39,11 @@ def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, Mode
             problems.append(Problem(layer.where(("stages",), True), "`stages` must hold stages, as `stages: {prior: {model: …}}`"))
             continue
         for stage, part in (given or {}).items():
+            if not is_name(stage):  # it is a folder of the run
+                message = f"`{stage}` cannot be a stage's name"
+                hint = "use lower-case letters, digits, `-` and `_`"
+                problems.append(Problem(layer.where(("stages", stage), False), message, hint))
+                continue
             names.setdefault(stage, ("", layer.where(("stages", stage), False)))
             if layer.applies and (name := _named(part, stage, layer, problems)):
                 names[stage] = name, layer.where(("stages", stage), True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,9 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gzcli.errors import MissingError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -68,34 +70,62 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
     With `wait` it waits for another holder (`on_wait` is called once first); without, it yields False at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as f:
-        got = _try_lock(f)
-        if not got and wait:
-            if on_wait:
-                on_wait()
-            while not (got := _try_lock(f)):
-                time.sleep(0.2)
+    holder = _holder(path)
+    got = _try_lock(holder)
+    if not got and wait:
+        if on_wait:
+            on_wait()
+        while not (got := _try_lock(holder)):
+            time.sleep(0.2)
+    try:
         yield got
+    finally:
+        if got:
+            holder.release()
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock."""
+    """Whether a living process holds the lock; a lock in a folder that we may not write is taken to be
+    held."""
     if not path.exists():
         return False
-    with open(path, "a") as f:
-        return not _try_lock(f)
-
-
-def _try_lock(f: Any) -> bool:
+    holder = _holder(path)
     try:
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        got = _try_lock(holder)
+    except PermissionError:
+        return True
+    if got:
+        holder.release()
+    return not got
+
+
+def _holder(path: Path) -> BaseFileLock:
+    """By flock on Unix, msvcrt on Windows; another one each time: two in one process exclude each other
+    too."""
+    from filelock import FileLock
+
+    return FileLock(path)
+
+
+def _try_lock(holder: BaseFileLock) -> bool:
+    from filelock import Timeout
+
+    try:
+        holder.acquire(timeout=0)
+    except Timeout:
         return False
     return True
 
 
 def fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+    """Sends a file, or the entries of a folder, to the disk; Windows opens no folders, and needs no such
+    help."""
+    if path.is_dir():
+        if os.name == "nt":
+            return
+        fd = os.open(path, os.O_RDONLY)
+    else:
+        fd = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from gzcli.errors import UsageError, canonical
+
+_NAME = re.compile(r"[a-z0-9_-]+")
 
 
 def cache_dir(*parts: str) -> Path:
@@ -26,6 +33,48 @@ def recipes_dir() -> Path:
 def recipe_names() -> list[str]:
     """The shipped recipes, which are the models that a user can type; file names alone, no YAML is read."""
     return sorted(path.stem for path in recipes_dir().glob("*.yaml"))
+
+
+def spelling(model: str) -> str:
+    """A model's name as it is typed, which is its recipe's: `sd-lora` for `sd_lora`; as given without a
+    recipe."""
+    return next((name for name in recipe_names() if canonical(name) == canonical(model)), model)
+
+
+def trained_in(model: str) -> tuple[str, str] | None:
+    """The first shipped recipe, and its stage, that trains a model which has no recipe of its own; None
+    without."""
+    import yaml
+
+    def stages(part: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(part, dict):
+            yield from (part.get("stages") or {}).items()
+            for section in (part.get("for") or {}).values():
+                yield from stages(section)
+
+    for name in recipe_names():
+        text = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8")
+        for stage, part in stages(yaml.safe_load(text)) if "stages:" in text else ():
+            if canonical(str((part.get("model") or {}).get("name", ""))) == canonical(model):
+                return name, stage
+    return None
+
+
+def is_name(text: str) -> bool:
+    """Whether the text may name a folder of the store: `[a-z0-9_-]+`, so never a path, never `..`."""
+    return _NAME.fullmatch(text) is not None
+
+
+def inside(path: Path, root: Path) -> Path:
+    """`path`, once it is known to lie below `root`, links followed: what the store makes or removes passes
+    here first.
+
+    Raises UsageError where it is `root` itself or lies outside.
+    """
+    if root.resolve() not in path.resolve().parents:
+        hint = "gz makes and removes files in folders of its own only"
+        raise UsageError(f"`{path}` does not lie inside `{root}`", hint=hint)
+    return path
 
 
 def _home(kind: str) -> Path:

@@ -1,0 +1,96 @@
+"""Folders that gz made, told by a mark of its own: they alone are removed, they alone are written into.
+
+A run lies in the store's `runs` and is marked when it is created. A job of `gz sample`, `gz ood`, `gz bench`
+or `gz runs export` claims a folder that holds nothing: a new one below its run, or what the user names with
+`--out`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from gzcli.errors import UsageError
+from gzcli.store import files
+from gzcli.store.paths import inside, user_dir
+
+MARK = ".gz"
+# What a job writes about itself. A folder that holds nothing else is what a failed attempt left behind.
+BOOKS = {MARK, "job.json", "status.json", "log.txt", "accelerate.yaml", "stop", ".lock"}
+_RUN_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
+
+
+def mark(folder: Path, kind: str) -> None:
+    """Marks a folder that was just made as a `kind` ("run", "job") of gz's. Raises FileExistsError for a
+    marked one."""
+    with open(folder / MARK, "x") as f:
+        f.write(json.dumps({"kind": kind}) + "\n")
+
+
+def is_marked(folder: Path, kind: str) -> bool:
+    try:
+        return (files.read_json(folder / MARK) or {}).get("kind") == kind
+    except (OSError, ValueError, AttributeError):  # a folder or a file of somebody else's
+        return False
+
+
+def is_removable(folder: Path) -> bool:
+    """Whether the folder is a run of the store: directly in `runs`, no link to elsewhere, marked.
+
+    Runs made before there was a mark are known by their id and by what `status.json` has said since they were
+    created.
+    """
+    if folder.is_symlink() or folder.resolve().parent != user_dir("runs").resolve():
+        return False
+    if is_marked(folder, "run"):
+        return True
+    try:
+        status = files.read_json(folder / "status.json") or {}
+    except ValueError:
+        return False
+    return _RUN_ID.fullmatch(folder.name) is not None and {"model", "data", "created"} <= set(status)
+
+
+def remove_run(folder: Path) -> None:
+    """Deletes a run of the store. Raises UsageError for anything else."""
+    if not is_removable(folder):
+        raise UsageError(
+            f"`{folder}` is no run in gz's store, and stays",
+            hint=f"gz removes what it made in `{user_dir('runs')}` only",
+        )
+    shutil.rmtree(inside(folder, user_dir("runs")))
+
+
+def check_empty(folder: Path) -> None:
+    """Raises UsageError where there is a file at `folder`, or a folder that holds anything."""
+    if folder.is_dir() and any(folder.iterdir()):
+        hint = "name a new or an empty one, so that nothing is mixed up"
+        raise UsageError(f"the folder `{folder}` is not empty", hint=hint)
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        raise UsageError(f"`{folder}` is not a folder", hint="name a new or an empty one")
+
+
+def claim(folder: Path) -> None:
+    """Makes `folder` a job's own: a new or an empty one, or one where an attempt failed before it made
+    anything.
+
+    Raises UsageError where it holds anything else, or another process was faster.
+    """
+    if folder.is_dir() and is_marked(folder, "job") and _is_left_over(folder):
+        for file in folder.iterdir():
+            file.unlink()
+    check_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        mark(folder, "job")
+    except FileExistsError:
+        message = f"the folder `{folder}` is in use by another `gz`"
+        raise UsageError(message, hint="name another one") from None
+
+
+def _is_left_over(folder: Path) -> bool:
+    state = (files.read_json(folder / "status.json") or {}).get("state")
+    idle = state in ("failed", "interrupted", "diverged") and not files.is_locked(folder / ".lock")
+    return idle and {file.name for file in folder.iterdir()} <= BOOKS
