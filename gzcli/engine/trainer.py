@@ -112,6 +112,9 @@ class Trainer:
         """One fresh batch, shared by the phases that are due. Returns what is to be logged, detached."""
         self.seed_global(step)
         batch = self.batches.at(step)
+        if hasattr(self.model, "on_batch"):
+            whole = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
+            batch.extra |= self.model.on_batch(whole)
         losses: dict[str, Tensor] = {}
         for phase in self.phases:
             if phase.due(step):
@@ -128,12 +131,10 @@ class Trainer:
         """The gradient of the phase's mean loss over the global batch, in `accumulate` parts."""
         parts = self.train["accumulate"]
         micro = len(batch) // parts
-        total, first = self.train["batch_size"], self.rank * len(batch)
+        first = self.rank * len(batch)
         losses: dict[str, Tensor] = {}
         for i in range(parts):
-            key = (self.tree["seed"], step, phase.name)
-            noise = BatchNoise(*key, total=total, start=first + i * micro, device=self.device)
-            part = batch.rows(slice(i * micro, (i + 1) * micro), noise)
+            part = batch.rows(slice(i * micro, (i + 1) * micro), self.noise(step, phase.name, first + i * micro))
             last = i + 1 == parts
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 out = self.wrapped(part, phase.name)
@@ -142,6 +143,10 @@ class Trainer:
                 value = value.detach() if parts == 1 else value.detach() / parts
                 losses[name] = losses[name] + value if name in losses else value
         return losses
+
+    def noise(self, step: int, key: str, start: int) -> BatchNoise:
+        """The global batch's draws for `step` and `key`, from its row `start` on."""
+        return BatchNoise(self.tree["seed"], step, key, total=self.train["batch_size"], start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
         """One optimizer step; afterwards no gradient is left anywhere."""

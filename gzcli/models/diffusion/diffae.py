@@ -111,8 +111,8 @@ class DiffAE(Model):
     def keep_moments(self, z: Tensor) -> None:
         """Running mean and covariance of z_sem [B, latent], of the batches of all ranks."""
         with torch.autocast(z.device.type, enabled=False):
-            mean = all_mean(z.mean(0))
-            cov = all_mean((z - mean).mT @ (z - mean) / len(z))
+            mean = all_mean(z.mean(0), self)
+            cov = all_mean((z - mean).mT @ (z - mean) / len(z), self)
         weight = (1 / (self.batches + 1)).clamp(min=1 - DECAY)
         self.mean.lerp_(mean, weight)
         self.cov.lerp_(cov, weight)

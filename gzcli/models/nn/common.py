@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -58,23 +61,45 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
-@torch.no_grad()
-def all_mean(t: Tensor) -> Tensor:
-    """The mean of a statistic over all ranks (equal batches); itself when there is one process. No gradient."""
+@contextmanager
+def full_fp32(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor TF32 (or bf16) products inside: for what has to be inverted, or is to be the same everywhere."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def sharing(module: nn.Module) -> int:
+    """How many ranks have the statistics of `module` in common: all of them while it trains, on equal shares of a batch.
+
+    In eval mode it is one, whatever the launch: there ranks have unequal shares, and one that waited for a partner's batch
+    that never comes would hang. This is the only place that decides it.
+    """
     dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    return dist.get_world_size() if module.training and dist.is_available() and dist.is_initialized() else 1
+
+
+@torch.no_grad()
+def all_mean(t: Tensor, module: nn.Module) -> Tensor:
+    """The mean of a statistic of `module` over the ranks that share it; `t` itself where it is alone. No gradient."""
+    world = sharing(module)
+    if world == 1:
         return t
     t = t.detach().clone()
-    dist.all_reduce(t)
-    return t / dist.get_world_size()
+    torch.distributed.all_reduce(t)
+    return t / world
 
 
 @torch.no_grad()
-def all_rows(t: Tensor) -> Tensor:
-    """The rows of all ranks, of equal number, in the order of the ranks; `t` itself when there is one process."""
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+def all_rows(t: Tensor, module: nn.Module) -> Tensor:
+    """The rows of the ranks that share the statistics of `module`, in the order of the ranks; `t` itself where it is alone."""
+    world = sharing(module)
+    if world == 1:
         return t
-    parts = [torch.empty_like(t) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, t.contiguous())
+    parts = [torch.empty_like(t) for _ in range(world)]
+    torch.distributed.all_gather(parts, t.contiguous())
     return torch.cat(parts)
