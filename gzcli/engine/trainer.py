@@ -16,7 +16,7 @@ from gzcli.data.batches import TrainBatches
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
 from gzcli.engine.context import build_model, built_on, stages_for
-from gzcli.engine.ema import EMA
+from gzcli.engine.ema import EMA, training_images
 from gzcli.engine.latent import open_space, packed
 from gzcli.engine.log import Log
 from gzcli.engine.prepare import prepare
@@ -75,8 +75,8 @@ class Trainer:
         if self.train["compile"]:
             step_module = torch.compile(step_module)
         self.wrapped = accelerator.prepare(step_module)
-        self.ema = EMA(self.model, self.train["ema"])
-        self.start = self.saved = 0
+        self.ema = EMA(self.model, self.train["ema"], lambda: training_images(self))
+        self.start = self.saved = self.done = 0
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -124,6 +124,7 @@ class Trainer:
                 prefix = "" if len(self.phases) == 1 else f"{phase.name}."
                 losses |= {prefix + key: value for key, value in found.items()}
         self.ema.update()
+        self.done = step + 1
         self.model.on_step(step)
         return losses
 
@@ -189,7 +190,7 @@ class Trainer:
         if self.start:
             self.model.on_step(self.start - 1)
         elif self.ema.decay:
-            self.ema = EMA(self.model, self.train["ema"])  # the average starts from the initialised model
+            self.ema.restart()  # the average starts from the initialised model
 
     def check_finite(self, watch: Watch, step: int) -> None:
         if watch.bad() < (1 if step == self.steps else PATIENCE):
@@ -206,6 +207,7 @@ class Trainer:
         if step == self.saved:
             return
         self.saved = step
+        statistics = self.ema.statistics()
         folder = self.run.path / "checkpoints"
         state = self.model.state_dict()
         extra = [checkpoints.extra_of(state)]
@@ -228,8 +230,8 @@ class Trainer:
                 "torch": torch.__version__,
                 "device": self.device.type,
             }
-            checkpoints.save(folder, step, model=weights, ema=weights | checkpoints.weights_of(self.ema.state_dict()),
-                             train=train, tree=self.tree, info=self.info, meta=meta)  # fmt: skip
+            averaged = weights | checkpoints.weights_of(self.ema.state_dict() | statistics)
+            checkpoints.save(folder, step, model=weights, ema=averaged, train=train, tree=self.tree, info=self.info, meta=meta)
             checkpoints.prune(folder, self.train["keep"])
             self.run.update(step=step)
             self.log.event("checkpoint", step=step)
@@ -251,7 +253,7 @@ class Trainer:
             self.optimizers[name].load_state_dict(state)
         if train["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(train["scaler"])
-        self.start = self.saved = meta["step"]
+        self.start = self.saved = self.done = meta["step"]
         now = {"world": self.world, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": self.device.type}
         if changed := [f"{k} {meta[k]} → {v}" for k, v in now.items() if meta[k] != v]:
             self.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")

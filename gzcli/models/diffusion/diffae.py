@@ -24,7 +24,7 @@ from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
-from gzcli.models.nn import all_mean, full, slerp, spread_labels, ways
+from gzcli.models.nn import all_mean, full, full_fp32, slerp, spread_labels, ways
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 DECAY = 0.95  # of the mean and covariance of z_sem
@@ -117,6 +117,15 @@ class DiffAE(Model):
         self.mean.lerp_(mean, weight)
         self.cov.lerp_(cov, weight)
         self.batches += 1
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """The moments of z_sem of all `batches` under the encoder as it is: the running ones are those of another, the encoder
+        on its way, with its dropout, and the code of an image is far from theirs once the weights are averaged."""
+        z = torch.cat([self.encode(batch.x) for batch in batches])
+        self.mean.copy_(z.mean(0))
+        with full_fp32(z.device):
+            self.cov.copy_((z - self.mean).mT @ (z - self.mean) / len(z))
 
     # ------------------------------------------------------------------------------------------------------------- codes
 

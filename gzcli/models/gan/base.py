@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.gan.augment import POLICIES, diff_augment
 from gzcli.models.gan.losses import Objective, critic_loss, generator_loss, gradient_penalty, r1_penalty
 from gzcli.models.gan.nets import Critic, Generator
-from gzcli.models.nn import full, slerp, spread_labels, traversal, ways
+from gzcli.models.nn import fresh_statistics, full, slerp, spread_labels, traversal, ways
 from gzcli.types import Batch, DataInfo, Noise, Progress
+
+CALIBRATION = 20  # batches
 
 
 class GAN(Model):
@@ -91,6 +94,17 @@ class GAN(Model):
             r1 = r1_penalty(self.critic, real, y).mean()
             loss, parts["r1"] = loss + self.r1_every * self.r1 * r1, r1.detach()
         return {"loss": loss, **parts}
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """The statistics of batch norm, where there is any: of what the nets as they are make and see of the first `batches`."""
+        with fresh_statistics(self) as norms:
+            for batch in islice(batches, CALIBRATION if norms else 0):
+                y = batch.y if self.conditional else None
+                fake = self.generator(batch.noise.randn(len(batch), self.latent).to(batch.x), y)
+                if not self.critic.alone:
+                    for x in (batch.x, fake):
+                        self.critic(diff_augment(x, self.augment, batch.noise), y)
 
     # ---- sampling and applications
 

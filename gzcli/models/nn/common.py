@@ -62,6 +62,28 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def fresh_statistics(model: nn.Module) -> Iterator[bool]:
+    """Inside, each batch norm of `model` is in training mode, and its running statistics become those of what passes through
+    it, every image alike. Yields whether there are any; a batch norm is a module with buffers and a `momentum`."""
+    norms = [m for m in model.modules() if hasattr(m, "momentum") and next(m.buffers(recurse=False), None) is not None]
+    before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
+
+    def weigh(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows[module] += len(inputs[0])
+        module.momentum = len(inputs[0]) / rows[module]
+
+    hooks = [m.train().register_forward_pre_hook(weigh) for m in norms]
+    try:
+        yield bool(norms)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, momentum, training in before:
+            module.momentum = momentum
+            module.train(training)
+
+
+@contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
     """Neither autocast nor TF32 (or bf16) products inside: for what has to be inverted, or is to be the same everywhere."""
     before = torch.get_float32_matmul_precision()
