@@ -16,7 +16,7 @@ from gzcli.types import Batch, mix
 if TYPE_CHECKING:
     from gzcli.engine.trainer import Trainer
 
-ALL, FEW = 10_000, 2_000  # images that the statistics of a finished run are of, and those on the way
+ALL, FEW = 10_000, 1_000  # images that the statistics of a finished run are of, and those on the way
 
 
 class EMA:
