@@ -205,7 +205,8 @@ def test_scores_know_nothing_of_their_batch(case, pack):
 
 
 def test_evaluation_waits_for_no_other_process(case, pack, monkeypatch):
-    """Ranks have unequal shares of held-out images: a model that met its partner there would hang, or get another's rows."""
+    """Ranks have unequal shares of held-out images: a model that met its partner there would hang, or get its
+    rows."""
     model = started(case, pack)[0].eval()
     met = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

@@ -100,7 +100,8 @@ def test_the_coupling_is_the_cheapest_of_all():
 
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_a_class_keeps_its_noise_and_has_the_cheapest_pairs_of_it(multilabel):
-    """Else the noise of a class would be that which lies near it, and samples start elsewhere (arXiv:2503.10636)."""
+    """Else the noise of a class would be that which lies near it, and samples start elsewhere
+    (arXiv:2503.10636)."""
     x0, y = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     x1 = x0.flip(0) + 4.0 * y[:, None]
     labels = torch.tensor([[0, 0], [1, 0], [1, 1]])[y] if multilabel else y

@@ -16,11 +16,12 @@ from gzcli.models.normalizing_flow.base import top_log_prob
 from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.types import DataInfo
 
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select"}  # their results' values or sizes are read on the host
+WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select"}  # whose values or sizes the host reads
 
 
 class Seen(TorchDispatchMode):
-    """The largest tensor that was made, the names of all operations, and the precisions of products of fp32 matrices."""
+    """The largest tensor that was made, the names of all operations, and the precisions of products of
+    matrices."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +33,8 @@ class Seen(TorchDispatchMode):
         self.names.add(name)
         if name in ("mm", "bmm", "addmm", "baddbmm"):
             self.precisions.add(torch.get_float32_matmul_precision())
-        self.largest = max([self.largest, *(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(t))])
+        made = [t for t in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(t)]
+        self.largest = max([self.largest, *(t.numel() for t in made)])
         return out
 
 
@@ -69,7 +71,8 @@ def test_densities_of_all_classes_are_products_of_matrices():
             found = model.class_log_probs(top)
         assert seen.largest < found.numel() * top[0].numel() / 4 and seen.precisions == {"highest"}
         model, top = model.double(), top.double()
-        expected = torch.stack([top_log_prob(top, *model.top_prior(torch.full((32,), k), 32)) for k in range(50)], 1)
+        priors = (model.top_prior(torch.full((32,), k), 32) for k in range(50))
+        expected = torch.stack([top_log_prob(top, *prior) for prior in priors], 1)
     torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-3)
 
 
@@ -80,7 +83,7 @@ def test_noise_is_coupled_in_full_precision():
     assert seen.precisions == {"highest"}
 
 
-@pytest.mark.parametrize("case", {c.model: c for c in CASES if c.model in ("vqvae", "cyclegan")}.values(), ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.model in ("vqvae", "cyclegan")], ids=str)
 def test_a_start_and_a_step_wait_for_no_number_of_the_device(case):
     pack = open_pack(case.data)
     info, needs = pack.info(levels=case.levels, steps=10), catalog.card(case.model).needs

@@ -91,7 +91,8 @@ def test_the_bound_is_the_mean_over_all_orders():
 
 
 def test_the_bound_of_a_mixture_of_equal_classes_is_that_of_one():
-    """Classes that the net does not tell apart: nothing is gained by the choice among them, whatever masks are drawn."""
+    """Classes that the net does not tell apart: nothing is gained by the choice among them, whatever masks
+    are drawn."""
     model = build(classes=CLASSES)
     torch.nn.init.zeros_(model.label.table.weight)
     x = images(6)

@@ -27,8 +27,8 @@ LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set",
 
 
 def ranks(case, world: int) -> dict:
-    """Trains `case` in `world` gloo processes; returns losses, the figures of validation (of all but the GANs, whose need a
-    classifier), and the largest difference between the ranks' states."""
+    """Trains `case` in `world` gloo processes; returns losses, the figures of validation (of all but the
+    GANs, whose need a classifier), and the largest difference between the ranks' states."""
     auto = catalog.load(case.model).best != "fd"
     tree = recipe(case, steps=60, sets=("train.best=auto", "train.eval_every=30") if auto else ())
     run = runs.create(case.model, case.data)

@@ -105,16 +105,17 @@ NORMED = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": 
 
 @pytest.mark.parametrize("which", [NORMED, case("realnvp"), case("diffae")], ids=lambda c: c.model)
 def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_keep_theirs(which):
-    """Batch norm's running statistics and diffae's moments of z_sem are those of the weights that are trained: of their average
-    they are found anew, which changes nothing in training."""
-    sets = ("train.ema=0.99", "optim.schedule=constant", "optim.warmup=0", "train.checkpoint_every=10", "train.eval_every=10")
+    """Batch norm's running statistics and diffae's moments of z_sem are those of the weights that are
+    trained: of their average they are found anew, which changes nothing in training."""
+    sets = ("train.ema=0.99", "optim.schedule=constant", "optim.warmup=0", "train.checkpoint_every=10")
     t = trainer(recipe(which, steps=20, sets=sets))
     t.fit()
     model = load_trained(t.run, "cpu").model
-    batches = list(scan(t.data, "train", batch_size=128, levels=t.info.levels, device="cpu", index=range(1280)))
+    scanned = {"batch_size": 128, "levels": t.info.levels, "device": "cpu", "index": range(1280)}
+    batches = list(scan(t.data, "train", **scanned))
     norms, seen = [m for m in model.modules() if isinstance(m, (GanNorm, FlowNorm))], {}
     for m in norms:
-        m.register_forward_pre_hook(lambda m, inputs: seen.setdefault(m, []).append(inputs[0].transpose(0, 1).flatten(1)))
+        m.register_forward_pre_hook(lambda m, x: seen.setdefault(m, []).append(x[0].transpose(0, 1).flatten(1)))
     with torch.no_grad():
         if which.model == "dcgan":
             for batch in batches:
@@ -129,13 +130,15 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
     assert bool(norms) == (which.model != "diffae")
     for m in norms:
         mean, var = (m.running_mean, m.running_var) if isinstance(m, GanNorm) else (m.mean, m.var)
-        true_mean, true_var = (torch.stack([f(x) for x in seen[m]]).mean(0) for f in (lambda x: x.mean(1), lambda x: x.var(1)))
+        true_mean = torch.stack([x.mean(1) for x in seen[m]]).mean(0)
+        true_var = torch.stack([x.var(1) for x in seen[m]]).mean(0)
         assert ((mean - true_mean).abs() / true_var.sqrt()).max() < 0.1
         assert ((true_var / var).log().abs()).max() < 0.2
     plain = trainer(recipe(which, steps=20, sets=sets))
     plain.ema.images = None
     plain.fit()
-    ours, theirs = (load_file(r.run.path / "checkpoints" / "00000020" / "model.safetensors") for r in (t, plain))
+    weights = "checkpoints/00000020/model.safetensors"
+    ours, theirs = (load_file(r.run.path / weights) for r in (t, plain))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

@@ -30,7 +30,8 @@ if __name__ == "__main__":
             gap = max(gap, float((high - low).abs().max()))
     if t.rank == 0:
         shown = lines(run.path / "metrics.jsonl")
-        losses = [found for x in shown if (found := {k: v for k, v in x.items() if k.endswith("loss") and k != "val_loss"})]
+        of_training = ({k: v for k, v in x.items() if k.endswith("loss") and k != "val_loss"} for x in shown)
+        losses = [found for found in of_training if found]
         held_out = [v for x in shown for k, v in x.items() if k.startswith("val_")]
         (run.path / "out.json").write_text(json.dumps({"gap": gap, "losses": losses, "held_out": held_out}))
     t.accelerator.wait_for_everyone()

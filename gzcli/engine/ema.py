@@ -20,11 +20,12 @@ ALL, FEW = 10_000, 1_000  # images that the statistics of a finished run are of,
 
 
 class EMA:
-    """Averages the parameters of `model`; its buffers are the model's own. With decay 0 the average is the model.
+    """Averages the parameters of `model`, not its buffers. With decay 0 the average is the model.
 
-    What buffers say of training images, such as the statistics of batch norm, is true of the weights that were trained and not
-    of their average: a model that has `calibrate` finds it anew with the averaged weights, in eval mode, of `images()`. Every
-    rank does so alike, at most once a step, and the trained model gets its own back.
+    What buffers say of training images, such as the statistics of batch norm, is true of the weights that
+    were trained and not of their average: a model that has `calibrate` finds it anew with the averaged
+    weights, in eval mode, of `images()`. Every rank does so alike, at most once a step, and the trained model
+    gets its own back.
     """
 
     def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] | None = None):
@@ -51,7 +52,7 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model carries the averaged weights, and what it finds of them, inside the block. A call of every rank."""
+        """The model carries the averaged weights, and what it finds of them, inside. A call of every rank."""
         self._swap()
         own = {} if self.images is None else {name: b.clone() for name, b in self.model.named_buffers()}
         try:
@@ -63,7 +64,7 @@ class EMA:
             self._swap()
 
     def statistics(self) -> dict[str, Tensor]:
-        """Buffer name → what the averaged model has there, of those that `calibrate` finds. A call of every rank."""
+        """Buffer name → what `calibrate` finds of the average, where it differs. A call of every rank."""
         if self.images is not None and self.found is None:
             with self.swapped():
                 pass
@@ -77,7 +78,8 @@ class EMA:
         with torch.no_grad():
             self.model.calibrate(self.images())
         self.model.train(training)
-        self.found = {name: b.clone() for name, b in self.model.named_buffers() if not torch.equal(b, own[name])}
+        now = self.model.named_buffers()
+        self.found = {name: b.clone() for name, b in now if not torch.equal(b, own[name])}
 
     @torch.no_grad()
     def _fill(self, buffers: dict[str, Tensor]) -> None:
@@ -102,7 +104,7 @@ class EMA:
 
 
 def training_images(t: Trainer) -> Iterator[Batch]:
-    """The images that a run is trained on, augmented by one draw each, in a random order that is always the same."""
+    """The images that a run is trained on, augmented by one draw each, in one random order."""
     rows = t.batches.positions()
     rows = rows[np.random.default_rng(0).permutation(len(rows))[: ALL if t.done == t.steps else FEW]]
     return scan(t.data, "train", batch_size=128, levels=t.info.levels, device=t.device, index=rows,

@@ -135,7 +135,8 @@ class Trainer:
         first = self.rank * len(batch)
         losses: dict[str, Tensor] = {}
         for i in range(parts):
-            part = batch.rows(slice(i * micro, (i + 1) * micro), self.noise(step, phase.name, first + i * micro))
+            noise = self.noise(step, phase.name, first + i * micro)
+            part = batch.rows(slice(i * micro, (i + 1) * micro), noise)
             last = i + 1 == parts
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 out = self.wrapped(part, phase.name)
@@ -147,7 +148,8 @@ class Trainer:
 
     def noise(self, step: int, key: str, start: int) -> BatchNoise:
         """The global batch's draws for `step` and `key`, from its row `start` on."""
-        return BatchNoise(self.tree["seed"], step, key, total=self.train["batch_size"], start=start, device=self.device)
+        total = self.train["batch_size"]
+        return BatchNoise(self.tree["seed"], step, key, total=total, start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
         """One optimizer step; afterwards no gradient is left anywhere."""
@@ -231,7 +233,8 @@ class Trainer:
                 "device": self.device.type,
             }
             averaged = weights | checkpoints.weights_of(self.ema.state_dict() | statistics)
-            checkpoints.save(folder, step, model=weights, ema=averaged, train=train, tree=self.tree, info=self.info, meta=meta)
+            checkpoints.save(folder, step, model=weights, ema=averaged,
+                             train=train, tree=self.tree, info=self.info, meta=meta)  # fmt: skip
             checkpoints.prune(folder, self.train["keep"])
             self.run.update(step=step)
             self.log.event("checkpoint", step=step)

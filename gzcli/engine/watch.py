@@ -64,7 +64,8 @@ class Watch:
         return int(self.streak)
 
     def show(self, step: int, bar: Any) -> None:
-        means = all_mean(torch.stack([total / self.counts[name] for name, total in self.sums.items()]), self.t.model)
+        own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        means = all_mean(own, self.t.model)
         values = dict(zip(self.sums, means.tolist(), strict=True))
         self.sums, self.counts = {}, {}
         if len(self.t.phases) == 1:
@@ -152,8 +153,8 @@ class Watch:
         return found
 
     def _likelihood(self) -> float:
-        """Mean validation loss, or bits per dimension, over every rank's share of the batches: the same ones, and so the same
-        figure, however many ranks there are."""
+        """Mean validation loss, or bits per dimension, over every rank's share of the batches: the same ones,
+        and so the same figure, however many ranks there are."""
         t = self.t
         n = min(VALIDATION, len(t.pack.images("val")))
         firsts = range(t.rank * EVAL_BATCH, n, t.world * EVAL_BATCH)

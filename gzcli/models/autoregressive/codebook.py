@@ -70,9 +70,11 @@ class Codebook(nn.Module):
         """(z as it is compared, its codes [B, h, w] int64, their vectors [B, dim, h, w]), in full precision."""
         z = self._normal(full(z), dim=1)
         with full_fp32(z.device):  # in TF32 a near tie falls otherwise than where the codes are read
-            places, e = z.detach().movedim(1, -1), self._normal(self.embedding.detach())  # [B, h, w, dim], [codes, dim]
+            places = z.detach().movedim(1, -1)  # [B, h, w, dim]
+            e = self._normal(self.embedding.detach())  # [codes, dim]
             square, parts = e.square().sum(1), places.flatten(0, -2).split(max(1, DISTANCES // len(e)))
-            codes = torch.cat([(square - 2 * part @ e.mT).argmin(1) for part in parts])  # ‖z − e‖² without ‖z‖², of all codes
+            # ‖z − e‖² without ‖z‖², which all codes share
+            codes = torch.cat([(square - 2 * part @ e.mT).argmin(1) for part in parts])
         codes = codes.view(places.shape[:-1])
         return z, codes, self.lookup(codes)
 

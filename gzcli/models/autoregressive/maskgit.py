@@ -100,8 +100,8 @@ class MaskGIT(Prior):
         return total
 
     def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
-        """The bound of log p(codes | class) for every class, [B, K], by the same masks: of bounds by masks of their own the
-        mixture would take the luckiest, and be no bound."""
+        """The bound of log p(codes | class) for every class, [B, K], by the same masks: of bounds by masks of
+        their own the mixture would take the luckiest, and be no bound."""
         masks = self.masks(codes, noise)
         return -torch.stack([self.bound(codes, y, masks) for y in self.each_class(codes)], 1)
 

@@ -74,9 +74,10 @@ class Prior(Model):
         return spread_labels(labels, n, self.data, device) if self.conditional else None
 
     def known_labels(self, labels: Tensor | None) -> Tensor | None:
-        """The labels of given images, None = unknown. Raises UsageError if the model never saw an unknown label."""
+        """The labels of given images, None = unknown. Raises UsageError where the model never saw None."""
         if self.conditional and labels is None and not self.label_dropout:
-            raise UsageError("a model trained without label dropout needs labels", hint="set `model.label_dropout`, or name labels")
+            hint = "name them with `--label`, or set `model.label_dropout` and train"
+            raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels if self.conditional else None
 
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Tensor:

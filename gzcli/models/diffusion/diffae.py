@@ -120,8 +120,9 @@ class DiffAE(Model):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """The moments of z_sem of all `batches` under the encoder as it is: the running ones are those of another, the encoder
-        on its way, with its dropout, and the code of an image is far from theirs once the weights are averaged."""
+        """The moments of z_sem of all `batches` under the encoder as it is: the running ones are those of
+        another, the encoder on its way, with its dropout, and codes are far from theirs once the weights are
+        averaged."""
         z = torch.cat([self.encode(batch.x) for batch in batches])
         self.mean.copy_(z.mean(0))
         with full_fp32(z.device):

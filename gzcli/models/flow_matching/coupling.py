@@ -14,12 +14,13 @@ from gzcli.models.nn import all_rows, full, full_fp32
 def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
     """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared distance.
 
-    Pairs are sought among the rows of equal labels y, [B] or [B, K], alone: else the noise of a class would be that which lies
-    near it and no more N(0, I), from which samples of the class start (Cheng & Schwing 2025, arXiv:2503.10636, section 3). Over
-    the rows of all ranks while `module` trains: which noise an image gets does not depend on how many processes share it.
+    Pairs are sought among the rows of equal labels y, [B] or [B, K], alone: else the noise of a class would
+    be that which lies near it and no more N(0, I), from which samples of the class start (Cheng & Schwing
+    2025, arXiv:2503.10636). Over the rows of all ranks while `module` trains: which noise an image gets does
+    not depend on how many processes share the batch.
 
-    The assignment is exact, on the CPU: a step waits for its device once, and then for 10 ms at 256 images of MNIST, 50 at
-    512, 3 and 8 with its ten labels.
+    The assignment is exact, on the CPU: a step waits for its device once, and then for 10 ms at 256 images of
+    MNIST, 50 at 512, 3 and 8 with its ten labels.
     """
     from scipy.optimize import linear_sum_assignment
 

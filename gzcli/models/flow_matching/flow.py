@@ -32,8 +32,8 @@ class FlowMatching(Returning):
 
     sigma_min: σ, the noise that is left at t = 1. time_sampling: uniform, stratified over the batch, or logit-normal: the
     middle, where the velocity is hard to tell, more often (Esser 2024, arXiv:2403.03206, section 3.1). coupling: noise
-    and images of a batch are paired at random, or by the cheapest transport between them (Tong 2023, arXiv:2302.00482), among
-    those of a class where labels are told; see coupling.py for what it costs.
+    and images of a batch are paired at random, or by the cheapest transport between them (Tong 2023,
+    arXiv:2302.00482), among those of a class where labels are told; see coupling.py for what it costs.
     """
 
     likelihood = "ode"

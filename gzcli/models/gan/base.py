@@ -98,7 +98,7 @@ class GAN(Model):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """The statistics of batch norm, where there is any: of what the nets as they are make and see of the first `batches`."""
+        """The statistics of batch norm, where there is any: of what the nets as they are make and see."""
         with fresh_statistics(self) as norms:
             for batch in islice(batches, CALIBRATION if norms else 0):
                 y = batch.y if self.conditional else None
@@ -126,8 +126,16 @@ class GAN(Model):
         progress(1, 1, x)
         return x
 
-    def reconstruct(self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress, steps: int = 100) -> Tensor:
-        """The generator's nearest image to each x, found by `invert`: [B, C, H, W]; of `labels`, else of those that fit best."""
+    def reconstruct(
+        self,
+        x: Tensor,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress,
+        steps: int = 100,
+    ) -> Tensor:
+        """The generator's nearest image [B, C, H, W] to each x, of `labels` or else of those that fit best."""
         z, y, _ = self.invert(x, noise, labels=labels, steps=steps, progress=progress)
         with torch.no_grad():
             return self.generator(z, y)
@@ -186,8 +194,9 @@ class GAN(Model):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """z [B, latent], its labels and its distance [B]: Adam from the best of `starts` draws of z, image by image.
 
-        A conditional model without `labels` has a draw of every class at least; of none and of each alone where there may be
-        several. Half-way, where z is near, they become those that fit it best, of several one by one.
+        A conditional model without `labels` has a draw of every class at least; of none and of each alone
+        where there may be several. Half-way, where z is near, they become those that fit it best, of several
+        one by one.
         distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², φ the critic's last feature map.
         """
         n, tries = len(x), self.guesses(x, labels, starts)
@@ -228,7 +237,8 @@ class GAN(Model):
         return best_z, y, best.to(x.dtype)
 
     def guesses(self, x: Tensor, labels: Tensor | None, starts: int) -> list[Any]:
-        """The labels of x, [B] or [B, K], to be tried for each of at least `starts` draws; None where there are none."""
+        """The labels of x, [B] or [B, K], to be tried by each of at least `starts` draws; None where there
+        are none."""
         if not self.conditional:
             return [None] * starts
         if labels is not None:
@@ -237,12 +247,19 @@ class GAN(Model):
         classes = spread_labels(None, K, self.data, x.device)
         if self.data.multilabel:
             classes = torch.cat([torch.zeros_like(classes[:1]), classes])
-        return [classes[i % len(classes)].expand(len(x), *classes.shape[1:]) for i in range(max(starts, len(classes)))]
+        draws = range(max(starts, len(classes)))
+        return [classes[i % len(classes)].expand(len(x), *classes.shape[1:]) for i in draws]
 
     @torch.no_grad()
-    def relabelled(self, distance: Callable[[Tensor, Tensor], Tensor], z: Tensor, y: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels y [B] or [B, K] of z and their distance `best` [B] after each class was tried in their place, or, where
-        there may be several, was added or taken away."""
+    def relabelled(
+        self,
+        distance: Callable[[Tensor, Tensor], Tensor],
+        z: Tensor,
+        y: Tensor,
+        best: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The labels y [B] or [B, K] of z and their distance `best` [B] after each class was tried in their
+        place, or, where there may be several, was added or taken away."""
         y = y.clone()
         for k in range(len(self.data.classes)):
             other = y.clone()

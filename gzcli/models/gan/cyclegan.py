@@ -173,8 +173,8 @@ class CycleGAN(Model):
     # ---- translation
 
     def translated(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
-        """Each image to the other domain; from_a: whether all are of A, or each [B], at the price of both nets and without a
-        host sync."""
+        """Each image to the other domain; from_a: whether all are of A, or each [B], at the price of both
+        nets and without a host sync."""
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
         return torch.where(from_a[:, None, None, None], self.a_to_b(x), self.b_to_a(x))
@@ -189,7 +189,7 @@ class CycleGAN(Model):
         return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
 
     def origin(self, x: Tensor, direction: Direction) -> Tensor | bool:
-        """Whether all images are of A, by the direction or, for `auto`, each, by which translator changes it less."""
+        """Whether all images are of A; for `auto` whether each is, by which translator changes it less."""
         if direction != "auto":
             return direction == "AtoB"
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))

@@ -63,9 +63,9 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def fresh_statistics(model: nn.Module) -> Iterator[bool]:
-    """Inside, each batch norm of `model` is in training mode, and its running statistics become those of what passes through
-    it, every image alike. Yields whether there are any; a batch norm is a module with buffers and a `momentum`."""
-    norms = [m for m in model.modules() if hasattr(m, "momentum") and next(m.buffers(recurse=False), None) is not None]
+    """Inside, each batch norm of `model` is in training mode, and its running statistics become those of what
+    passes through it, every image alike. Yields whether there are any: modules with buffers and a `momentum`."""
+    norms = [m for m in model.modules() if hasattr(m, "momentum") and list(m.buffers(recurse=False))]
     before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
 
     def weigh(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -85,7 +85,7 @@ def fresh_statistics(model: nn.Module) -> Iterator[bool]:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor TF32 (or bf16) products inside: for what has to be inverted, or is to be the same everywhere."""
+    """Neither autocast nor TF32 (or bf16) products: for what is to be inverted, or the same everywhere."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -96,10 +96,10 @@ def full_fp32(device: torch.device) -> Iterator[None]:
 
 
 def sharing(module: nn.Module) -> int:
-    """How many ranks have the statistics of `module` in common: all of them while it trains, on equal shares of a batch.
+    """How many ranks have the statistics of `module` in common: all while it trains, on equal batches.
 
-    In eval mode it is one, whatever the launch: there ranks have unequal shares, and one that waited for a partner's batch
-    that never comes would hang. This is the only place that decides it.
+    In eval mode it is one, whatever the launch: there ranks have unequal shares, and one that waited for a
+    partner's batch that never comes would hang. This is the only place that decides it.
     """
     dist = torch.distributed
     return dist.get_world_size() if module.training and dist.is_available() and dist.is_initialized() else 1
@@ -107,7 +107,7 @@ def sharing(module: nn.Module) -> int:
 
 @torch.no_grad()
 def all_mean(t: Tensor, module: nn.Module) -> Tensor:
-    """The mean of a statistic of `module` over the ranks that share it; `t` itself where it is alone. No gradient."""
+    """The mean of a statistic of `module` over the ranks that share it, without gradient; `t` itself of one."""
     world = sharing(module)
     if world == 1:
         return t
@@ -118,7 +118,7 @@ def all_mean(t: Tensor, module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def all_rows(t: Tensor, module: nn.Module) -> Tensor:
-    """The rows of the ranks that share the statistics of `module`, in the order of the ranks; `t` itself where it is alone."""
+    """The rows of the ranks that share the statistics of `module`, in their order; `t` itself of one."""
     world = sharing(module)
     if world == 1:
         return t

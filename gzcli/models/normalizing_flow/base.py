@@ -142,10 +142,10 @@ class ImageFlow(Model):
         return (self.top + of_class).unbind(1)
 
     def class_log_probs(self, top: Tensor) -> Tensor:
-        """log p(top | y) of every class y, [B, K], by products of matrices: nothing of [B, K, C, H, W] is held.
+        """log p(top | y) of every class y, [B, K], by products of matrices, without a [B, K, C, H, W].
 
-        With t = (top − m) / s, of what all classes share, and the class's own mean m + s·d and log std log s + e:
-        −½ Σ (t − d)² exp(−2 e) = −½ (t² · exp(−2 e) − 2 t · d exp(−2 e) + d² · exp(−2 e)).
+        With t = (top − m) / s, of what all classes share, and a class's own mean m + s d and log std log s + e:
+        Σ (t − d)² exp(−2e) = t² · exp(−2e) − 2 t · d exp(−2e) + d² · exp(−2e).
         """
         with full_fp32(top.device):
             log_std, classes = self.top[1], torch.arange(len(self.data.classes), device=top.device)
@@ -153,7 +153,8 @@ class ImageFlow(Model):
             t = ((full(top) - self.top[0]) * (-log_std).exp()).flatten(1)  # [B, D]
             d, extra = (shift * (-log_std).exp()).flatten(1), extra.flatten(1)  # [K, D]
             precision = (-2 * extra).exp()
-            quadratic = t.square() @ precision.mT - 2 * t @ (d * precision).mT + (d.square() * precision).sum(1)
+            constant = (d.square() * precision).sum(1)
+            quadratic = t.square() @ precision.mT - 2 * t @ (d * precision).mT + constant
             return -0.5 * (quadratic + t.shape[1] * math.log(2 * math.pi)) - (log_std.sum() + extra.sum(1))
 
     # ------------------------------------------------------------------------ likelihood

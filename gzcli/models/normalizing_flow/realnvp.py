@@ -72,8 +72,9 @@ class Realnvp(ImageFlow):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """The statistics of batch norm, those of the first `batches` under the weights as they are. The density is exact with
-        any; with those of other weights it would be centred and scaled for images that they make otherwise."""
+        """The statistics of batch norm, those of `batches` under the weights as they are. The density is
+        exact with any; with those of other weights it would be centred and scaled for what they make of
+        images."""
         with fresh_statistics(self) as norms:
             for batch in islice(batches, CALIBRATION if norms else 0):
                 self.encode(self.to_unit(batch.x, batch.noise)[0])
