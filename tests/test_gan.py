@@ -16,7 +16,7 @@ from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
 from gzcli.models.gan.losses import critic_loss, generator_loss, r1_penalty
 from gzcli.models.gan.nets import BatchNorm, Critic, Generator
-from gzcli.models.nn import traversal, ways
+from gzcli.models.nn import best_labels, traversal, ways
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
@@ -188,6 +188,16 @@ def test_collapse_is_seen():
 
 
 # ---- inversion
+
+
+def test_the_best_labels_are_one_class_or_a_set():
+    for multilabel in (False, True):
+        info, target = DataInfo((1, 1, 1), 256, tuple("abcd"), multilabel), torch.tensor([2, 0, 3])
+        if multilabel:
+            target = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+        far = lambda y, t=target: (y != t).double().view(3, -1).sum(1)  # noqa: E731
+        y, best = best_labels(far, torch.ones_like(target), info)
+        assert torch.equal(y, target) and not best.any()
 
 
 class Painter(torch.nn.Module):

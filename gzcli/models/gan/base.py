@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.gan.augment import POLICIES, diff_augment
 from gzcli.models.gan.losses import Objective, critic_loss, generator_loss, gradient_penalty, r1_penalty
 from gzcli.models.gan.nets import Critic, Generator
-from gzcli.models.nn import fresh_statistics, full, slerp, spread_labels, traversal, ways
+from gzcli.models.nn import best_labels, fresh_statistics, full, slerp, spread_labels, traversal, ways
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
 CALIBRATION = 20  # batches
@@ -224,7 +225,7 @@ class GAN(Model):
             for step in range(steps + 1):
                 if step and step == steps // 2 and y is not None and labels is None:
                     z.data.copy_(best_z)
-                    y, best = self.relabelled(distance, best_z, y, best)
+                    y, best = best_labels(partial(distance, best_z), y, self.data)
                 d = distance(z, y)
                 better = d.detach() < best
                 best = torch.where(better, d.detach(), best)
@@ -249,29 +250,6 @@ class GAN(Model):
             classes = torch.cat([torch.zeros_like(classes[:1]), classes])
         draws = range(max(starts, len(classes)))
         return [classes[i % len(classes)].expand(len(x), *classes.shape[1:]) for i in draws]
-
-    @torch.no_grad()
-    def relabelled(
-        self,
-        distance: Callable[[Tensor, Tensor], Tensor],
-        z: Tensor,
-        y: Tensor,
-        best: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The labels y [B] or [B, K] of z and their distance `best` [B] after each class was tried in their
-        place, or, where there may be several, was added or taken away."""
-        y = y.clone()
-        for k in range(len(self.data.classes)):
-            other = y.clone()
-            if self.data.multilabel:
-                other[:, k] = 1 - other[:, k]
-            else:
-                other.fill_(k)
-            d = distance(z, other)
-            better = d < best
-            best = torch.where(better, d, best)
-            y = torch.where(better[:, None] if y.ndim == 2 else better, other, y)
-        return y, best
 
     def unit_features(self, x: Tensor) -> Tensor:
         """The critic's features on a 2×2 grid, on the unit sphere: [B, 4·C']."""

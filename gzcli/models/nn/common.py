@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,6 +37,24 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
         return labels.to(device)
     y = torch.arange(n, device=device) % len(data.classes)
     return nn.functional.one_hot(y, len(data.classes)).float() if data.multilabel else y
+
+
+@torch.no_grad()
+def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
+    """The labels y [B] or [B, K], and their distance [B], after each class was tried in their place, row by row, or,
+    where there may be several, was added or taken away."""
+    y, best = y.clone(), distance(y)
+    for k in range(len(data.classes)):
+        other = y.clone()
+        if data.multilabel:
+            other[:, k] = 1 - other[:, k]
+        else:
+            other.fill_(k)
+        d = distance(other)
+        better = d < best
+        best = torch.where(better, d, best)
+        y = torch.where(better[:, None] if data.multilabel else better, other, y)
+    return y, best
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:
