@@ -204,6 +204,26 @@ def test_scores_know_nothing_of_their_batch(case, pack):
         torch.testing.assert_close(alone[0], together[2], rtol=1e-5, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_evaluation_waits_for_no_other_process(case, pack, monkeypatch):
+    """Ranks have unequal shares of held-out images: a model that met its partner there would hang, or get its
+    rows."""
+    model = started(case, pack)[0].eval()
+    met = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: met.append("all_reduce"))
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda parts, t: met.append("all_gather"))
+    device = torch.device("cpu")
+    batch = prepared(model, next(scan(pack, "val", batch_size=3, levels=model.data.levels, device=device)))
+    with torch.no_grad():
+        if hasattr(model, "log_prob"):
+            model.log_prob(batch.x, noise=batch.noise)
+        if model.best != "fd":  # else `Watch` draws samples
+            model.loss(batch, model.phases()[0].name)
+    draw(model, case, n=2)
+    assert met == []
+
+
 @pytest.mark.parametrize("kind", ["rgb", "multi-label", "label-free"])
 def test_every_kind_of_set(case, kind):
     """RGB, several labels at once, none at all: what a model refuses it refuses before it is built (`check_data`)."""

@@ -6,7 +6,9 @@ from itertools import permutations
 
 import pytest
 import torch
+from helpers import recipe, trainer
 from torch import nn
+from zoo import Case
 
 from gzcli.errors import UsageError
 from gzcli.models.flow_matching.cfm import CFM
@@ -93,7 +95,33 @@ def test_the_coupling_is_the_cheapest_of_all():
     x0, x1 = torch.randn(5, 3), torch.randn(5, 3)
     cost = lambda order: sum(float((x0[i] - x1[j]).square().sum()) for j, i in enumerate(order))  # noqa: E731
     best = min(permutations(range(5)), key=cost)
-    assert torch.equal(coupled(x0, x1), x0[list(best)])
+    assert torch.equal(coupled(x0, x1, None, nn.Identity()), x0[list(best)])
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_class_keeps_its_noise_and_has_the_cheapest_pairs_of_it(multilabel):
+    """Else the noise of a class would be that which lies near it, and samples start elsewhere
+    (arXiv:2503.10636)."""
+    x0, y = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    x1 = x0.flip(0) + 4.0 * y[:, None]
+    labels = torch.tensor([[0, 0], [1, 0], [1, 1]])[y] if multilabel else y
+    found = coupled(x0, x1, labels, nn.Identity())
+    for k in range(3):
+        assert torch.equal(found[y == k], coupled(x0[y == k], x1[y == k], None, nn.Identity()))
+        assert torch.equal(found[y == k].sort(0).values, x0[y == k].sort(0).values)
+    skewed = coupled(x0, x1, None, nn.Identity())
+    assert float((skewed[y == 2].mean() - skewed[y == 0].mean()).abs()) > 1
+
+
+@pytest.mark.parametrize("model", ["fm", "cfm"])
+def test_a_coupled_step_does_not_depend_on_its_parts(model):
+    case = Case(model, {"channels": 8, "mult": (1, 2), "attention": (), "coupling": "ot"}, batch=16)
+    losses = []
+    for parts in (1, 2, 4):
+        t = trainer(recipe(case, steps=1, sets=(f"train.accumulate={parts}",)))
+        t.begin()
+        losses.append([float(t.step(step)["loss"]) for step in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_logit_normal_times_have_their_density():

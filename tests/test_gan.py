@@ -16,7 +16,7 @@ from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
 from gzcli.models.gan.losses import critic_loss, generator_loss, r1_penalty
 from gzcli.models.gan.nets import BatchNorm, Critic, Generator
-from gzcli.models.nn import traversal, ways
+from gzcli.models.nn import best_labels, traversal, ways
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
@@ -185,3 +185,43 @@ def test_collapse_is_seen():
     assert collapse.coverage(labels % 5, labels) == pytest.approx(math.log(5) / math.log(10))
     assert collapse.warning(1.0, 1.0) is None and collapse.warning(1.0, None) is None
     assert "classes is 50%" in collapse.warning(1.0, 0.5) and "images is 30%" in collapse.warning(0.3, 1.0)
+
+
+# ---- inversion
+
+
+def test_the_best_labels_are_one_class_or_a_set():
+    for multilabel in (False, True):
+        info, target = DataInfo((1, 1, 1), 256, tuple("abcd"), multilabel), torch.tensor([2, 0, 3])
+        if multilabel:
+            target = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+        far = lambda y, t=target: (y != t).double().view(3, -1).sum(1)  # noqa: E731
+        y, best = best_labels(far, torch.ones_like(target), info)
+        assert torch.equal(y, target) and not best.any()
+
+
+class Painter(torch.nn.Module):
+    """Class k lights pixel k, and the first number of z is the brightness of the last one."""
+
+    def forward(self, z, y):
+        lit = F.one_hot(y, 10).to(z) if y.ndim == 1 else y.to(z)
+        return torch.cat([lit, z.new_zeros(len(z), 53), 0.1 * z[:, :1]], 1).view(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_inversion_tries_every_class_and_sets_of_them(multilabel):
+    info = DataInfo((1, 8, 8), 256, tuple("0123456789"), multilabel)
+    model = CGAN(info, width=4, latent=2).eval()
+    model.generator = Painter()
+    y = torch.arange(10)
+    if multilabel:
+        y = F.one_hot(y, 10).float()
+        y[3:, 2], y[7] = 1, 0  # two labels, three for one image, one for two, and none
+        y[9, 5] = 1
+    x = model.generator(torch.ones(10, 2), y)
+    _, found, distance = model.invert(x, ImageNoise(0, range(10)), steps=20, feature=0.0)
+    assert torch.equal(found, y) and distance.max() < 0.1
+    told = y.flip(0)
+    assert torch.equal(model.invert(x, ImageNoise(0, range(10)), labels=told, steps=4, feature=0.0)[1], told)
+    again = model.reconstruct(x, labels=told, noise=ImageNoise(0, range(10)), progress=no_progress, steps=4)
+    torch.testing.assert_close(again[:, 0, :7], model.generator(torch.zeros(10, 2), told)[:, 0, :7])

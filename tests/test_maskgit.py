@@ -90,6 +90,19 @@ def test_the_bound_is_the_mean_over_all_orders():
     assert found.std() > 0 and exact >= -math.log(sum(math.exp(-t) for t in totals) / 24)
 
 
+def test_the_bound_of_a_mixture_of_equal_classes_is_that_of_one():
+    """Classes that the net does not tell apart: nothing is gained by the choice among them, whatever masks
+    are drawn."""
+    model = build(classes=CLASSES)
+    torch.nn.init.zeros_(model.label.table.weight)
+    x = images(6)
+    codes = model.tokenizer.encode(x).flatten(1)
+    with torch.no_grad():
+        one = model.nll(codes, None, noise(6))
+        torch.testing.assert_close(model.score_nll(x, noise=noise(6)), one)
+        torch.testing.assert_close(model.class_log_prob(codes, noise(6)), -one[:, None].expand(-1, 3))
+
+
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_sampling_unmasks_on_the_cosine_schedule_and_keeps_what_it_has(steps, monkeypatch):
     model = build((1, 16, 16), codes=7)
@@ -153,6 +166,8 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     assert not torch.equal(model.inpaint(x, mask=mask, noise=noise(3, seed=1)), done)
     middle = model.inpaint(x, noise=noise(3), labels=torch.tensor([0, 1, 2]), guidance=2.0)
     assert ((middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4) and torch.equal(middle[:, :, :4], x[:, :, :4])
+    with pytest.raises(UsageError, match="needs labels"):
+        build((1, 16, 16), codes=16, classes=CLASSES, label_dropout=0.0).inpaint(x, noise=noise(3))
     nothing = torch.ones(3, 1, 16, 16)
     assert torch.equal(model.inpaint(x, mask=nothing, noise=noise(3)), x)
 

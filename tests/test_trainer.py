@@ -8,14 +8,18 @@ import pytest
 import torch
 from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
-from zoo import CASES
+from zoo import CASES, Case
 
+from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
+from gzcli.engine.context import load_trained
 from gzcli.engine.ema import EMA
 from gzcli.engine.stop import Stop
 from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
+from gzcli.models.gan.nets import BatchNorm as GanNorm
+from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
 
 
 def case(model: str):
@@ -94,6 +98,48 @@ def test_ema_follows_the_weights_with_warm_up():
     with ema.swapped():
         torch.testing.assert_close(model.weight.detach(), start + 1 - 2 / 11)
     assert torch.equal(model.weight, weight)
+
+
+NORMED = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
+
+
+@pytest.mark.parametrize("which", [NORMED, case("realnvp"), case("diffae")], ids=lambda c: c.model)
+def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_keep_theirs(which):
+    """Batch norm's running statistics and diffae's moments of z_sem are those of the weights that are
+    trained: of their average they are found anew, which changes nothing in training."""
+    sets = ("train.ema=0.99", "optim.schedule=constant", "optim.warmup=0", "train.checkpoint_every=10")
+    t = trainer(recipe(which, steps=20, sets=sets))
+    t.fit()
+    model = load_trained(t.run, "cpu").model
+    scanned = {"batch_size": 128, "levels": t.info.levels, "device": "cpu", "index": range(1280)}
+    batches = list(scan(t.data, "train", **scanned))
+    norms, seen = [m for m in model.modules() if isinstance(m, (GanNorm, FlowNorm))], {}
+    for m in norms:
+        m.register_forward_pre_hook(lambda m, x: seen.setdefault(m, []).append(x[0].transpose(0, 1).flatten(1)))
+    with torch.no_grad():
+        if which.model == "dcgan":
+            for batch in batches:
+                model.critic(model.generator(batch.noise.randn(128, 16)))
+                model.critic(batch.x)
+        elif which.model == "realnvp":
+            for batch in batches:
+                model.log_prob(batch.x, noise=batch.noise)
+        else:
+            distance = torch.cat([model.score_code(batch.x, noise=batch.noise) for batch in batches])
+            assert float(distance.mean() / model.latent) == pytest.approx(1, abs=0.1)
+    assert bool(norms) == (which.model != "diffae")
+    for m in norms:
+        mean, var = (m.running_mean, m.running_var) if isinstance(m, GanNorm) else (m.mean, m.var)
+        true_mean = torch.stack([x.mean(1) for x in seen[m]]).mean(0)
+        true_var = torch.stack([x.var(1) for x in seen[m]]).mean(0)
+        assert ((mean - true_mean).abs() / true_var.sqrt()).max() < 0.1
+        assert ((true_var / var).log().abs()).max() < 0.2
+    plain = trainer(recipe(which, steps=20, sets=sets))
+    plain.ema.images = None
+    plain.fit()
+    weights = "checkpoints/00000020/model.safetensors"
+    ours, theirs = (load_file(r.run.path / weights) for r in (t, plain))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_learning_rate_is_a_function_of_the_step():

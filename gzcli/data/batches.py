@@ -107,6 +107,11 @@ class TrainBatches:
             extra["b"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")["x"]
         return Batch(pictures.pop("x"), y, index.to(self.device), self._noise(step, "main"), pictures | extra)
 
+    def positions(self) -> np.ndarray:
+        """[n] in the split: the images that are trained on, of the domains that there are the first."""
+        order = self.orders[0]
+        return np.arange(order.n) if order.subset is None else order.subset.numpy()
+
     def _pixels(self, pictures: dict[str, Tensor], step: int, phase: str) -> dict[str, Tensor]:
         """Bytes augmented and as grey levels, by the noise of `phase`."""
         if not self.augment and self.levels != 2:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gzcli.data.batches import scan
+from gzcli.models.nn import full_fp32
 from gzcli.store.files import fsync, need_space
 from gzcli.types import mix
 
@@ -35,7 +36,8 @@ def prepare(trainer: Trainer) -> dict[str, np.ndarray]:
     if not folder.exists():
         model, n = trainer.model.eval(), trainer.pack.meta.counts["train"]
         made = lambda _, batch: model.prepare(batch)  # noqa: E731
-        write_maps(trainer, folder, {"train": n}, lambda _, index: _rows(trainer, index), made, "prepare")
+        with full_fp32(trainer.device):  # codes that are nearly tied are those that the verbs will find
+            write_maps(trainer, folder, {"train": n}, lambda _, index: _rows(trainer, index), made, "prepare")
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 

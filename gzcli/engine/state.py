@@ -25,6 +25,7 @@ def save(t: Trainer, step: int) -> None:
     if step == t.saved:
         return
     t.saved = step
+    statistics = t.ema.statistics()
     folder = t.run.path / "checkpoints"
     state = t.model.state_dict()
     own = [(checkpoints.extra_of(state), t.watch.pending())]
@@ -48,7 +49,8 @@ def save(t: Trainer, step: int) -> None:
             "torch": torch.__version__,
             "device": t.device.type,
         }
-        checkpoints.save(folder, step, model=weights, ema=weights | checkpoints.weights_of(t.ema.state_dict()),
+        averaged = weights | checkpoints.weights_of(t.ema.state_dict() | statistics)
+        checkpoints.save(folder, step, model=weights, ema=averaged,
                          train=train, tree=t.tree, info=t.info, meta=meta)  # fmt: skip
         checkpoints.prune(folder, t.train["keep"])
         t.run.update(step=step)
@@ -74,7 +76,7 @@ def resume(t: Trainer) -> None:
         t.accelerator.scaler.load_state_dict(train["scaler"])
     if pending := train.get("pending"):  # older checkpoints have none
         t.pending = pending[t.rank if len(pending) == t.world else 0]
-    t.start = t.saved = meta["step"]
+    t.start = t.saved = t.done = meta["step"]
     now = {
         "world": t.world,
         "threads": torch.get_num_threads(),

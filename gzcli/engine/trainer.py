@@ -15,7 +15,7 @@ from gzcli.data.batches import TrainBatches
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim, state
 from gzcli.engine.context import build_model, built_on, stages_for
-from gzcli.engine.ema import EMA
+from gzcli.engine.ema import EMA, training_images
 from gzcli.engine.latent import open_space, packed
 from gzcli.engine.log import Log
 from gzcli.engine.prepare import prepare
@@ -74,8 +74,8 @@ class Trainer:
         if self.train["compile"]:
             step_module = torch.compile(step_module)
         self.wrapped = accelerator.prepare(step_module)
-        self.ema = EMA(self.model, self.train["ema"])
-        self.start = self.saved = 0
+        self.ema = EMA(self.model, self.train["ema"], lambda: training_images(self))
+        self.start = self.saved = self.done = 0
         self.pending: dict[str, Any] | None = None  # of a resumed run: what it has not logged yet
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -113,6 +113,9 @@ class Trainer:
         """One fresh batch, shared by the phases that are due. Returns what is to be logged, detached."""
         self.seed_global(step)
         batch = self.batches.at(step)
+        if hasattr(self.model, "on_batch"):
+            whole = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
+            batch.extra |= self.model.on_batch(whole)
         losses: dict[str, Tensor] = {}
         for phase in self.phases:
             if phase.due(step):
@@ -122,6 +125,7 @@ class Trainer:
                 prefix = "" if len(self.phases) == 1 else f"{phase.name}."
                 losses |= {prefix + key: value for key, value in found.items()}
         self.ema.update()
+        self.done = step + 1
         self.model.on_step(step)
         return losses
 
@@ -129,11 +133,10 @@ class Trainer:
         """The gradient of the phase's mean loss over the global batch, in `accumulate` parts."""
         parts = self.train["accumulate"]
         micro = len(batch) // parts
-        total, first = self.train["batch_size"], self.rank * len(batch)
+        first = self.rank * len(batch)
         losses: dict[str, Tensor] = {}
         for i in range(parts):
-            key = (self.tree["seed"], step, phase.name)
-            noise = BatchNoise(*key, total=total, start=first + i * micro, device=self.device)
+            noise = self.noise(step, phase.name, first + i * micro)
             part = batch.rows(slice(i * micro, (i + 1) * micro), noise)
             last = i + 1 == parts
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
@@ -143,6 +146,11 @@ class Trainer:
                 value = value.detach() if parts == 1 else value.detach() / parts
                 losses[name] = losses[name] + value if name in losses else value
         return losses
+
+    def noise(self, step: int, key: str, start: int) -> BatchNoise:
+        """The global batch's draws for `step` and `key`, from its row `start` on."""
+        total = self.train["batch_size"]
+        return BatchNoise(self.tree["seed"], step, key, total=total, start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
         """One optimizer step; afterwards no gradient is left anywhere."""
@@ -185,7 +193,7 @@ class Trainer:
         if self.start:
             self.model.on_step(self.start - 1)
         elif self.ema.decay:
-            self.ema = EMA(self.model, self.train["ema"])  # the average starts from the initialised model
+            self.ema.restart()  # the average starts from the initialised model
 
     def check_finite(self, watch: Watch, step: int) -> None:
         if watch.bad() < (1 if step == self.steps else PATIENCE):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 GRID = 36  # images of a grid during training
 VALIDATION = 2000  # images
+EVAL_BATCH = 100
 
 
 class Watch:
@@ -68,7 +69,8 @@ class Watch:
         return int(self.streak)
 
     def show(self, step: int, bar: Any) -> None:
-        means = all_mean(torch.stack([total / self.counts[name] for name, total in self.sums.items()]))
+        own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        means = all_mean(own, self.t.model)
         values = dict(zip(self.sums, means.tolist(), strict=True))
         self.sums, self.counts = {}, {}
         if len(self.t.phases) == 1:
@@ -200,14 +202,17 @@ class Watch:
         return found
 
     def _likelihood(self) -> float:
-        """Mean validation loss, or bits per dimension, over every rank's share of the images."""
+        """Mean validation loss, or bits per dimension, over every rank's share of the batches: the same ones,
+        and so the same figure, however many ranks there are."""
         t = self.t
         n = min(VALIDATION, len(t.pack.images("val")))
-        index = range(t.rank, n, t.world)
+        firsts = range(t.rank * EVAL_BATCH, n, t.world * EVAL_BATCH)
+        index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
         total = torch.zeros((), dtype=torch.float64, device=t.device)
         dims = torch.Size(t.info.shape).numel()
         with self._evaluating():
-            for batch in scan(t.data, "val", batch_size=100, levels=t.info.levels, device=t.device, index=index):
+            own = {"batch_size": EVAL_BATCH, "levels": t.info.levels, "device": t.device, "index": index}
+            for batch in scan(t.data, "val", **own) if index else ():
                 if self.metric == "bpd":
                     labels = batch.y if t.model.conditional else None
                     value = -t.model.log_prob(batch.x, labels, noise=batch.noise).double().sum() / (dims * 0.6931471805599453)

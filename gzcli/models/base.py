@@ -47,6 +47,8 @@ class Model(nn.Module):
       to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
       to_diffusers()                       a pipeline of diffusers with the same weights, for `gz runs export`
       on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too
+      on_batch(batch)                      {key: rows} of a step's whole batch, in `batch.extra` of its parts
+      calibrate(batches)                   what buffers keep of training images, anew of the averaged weights
     """
 
     paper: ClassVar[str]

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn import all_mean, all_rows, full
+from gzcli.models.nn import all_mean, all_rows, full, full_fp32
 from gzcli.types import Noise
 
 EPS = 1e-8  # Laplace smoothing, in shares
 DEAD = 0.03  # a code used less than this part of its equal share is dead
+DISTANCES = 1 << 24  # held at once
 REBORN = 0.1  # … and starts again with this part of it: about one averaging time to prove itself
 
 
@@ -56,7 +57,7 @@ class Codebook(nn.Module):
     def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """(z_q with the gradient straight through to z, the loss and what is to be logged); moves the codes in training."""
         z, codes, e = self.nearest(z)
-        share = all_mean(self._count(codes))
+        share = all_mean(self._count(codes), self)
         loss = self.beta * F.mse_loss(z, e.detach())
         if self.learned == "gradient":
             loss = loss + F.mse_loss(e, z.detach())
@@ -68,9 +69,13 @@ class Codebook(nn.Module):
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(z as it is compared, its codes [B, h, w] int64, their vectors [B, dim, h, w]), in full precision."""
         z = self._normal(full(z), dim=1)
-        with torch.autocast(z.device.type, enabled=False):
-            flat, e = z.detach().movedim(1, -1), self._normal(self.embedding.detach())  # [B, h, w, dim], [codes, dim]
-            codes = (e.square().sum(1) - 2 * flat @ e.mT).argmin(-1)  # ‖z − e‖² without ‖z‖², which all codes share
+        with full_fp32(z.device):  # in TF32 a near tie falls otherwise than where the codes are read
+            places = z.detach().movedim(1, -1)  # [B, h, w, dim]
+            e = self._normal(self.embedding.detach())  # [codes, dim]
+            square, parts = e.square().sum(1), places.flatten(0, -2).split(max(1, DISTANCES // len(e)))
+            # ‖z − e‖² without ‖z‖², which all codes share
+            codes = torch.cat([(square - 2 * part @ e.mT).argmin(1) for part in parts])
+        codes = codes.view(places.shape[:-1])
         return z, codes, self.lookup(codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -79,10 +84,9 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, z: Tensor, noise: Noise) -> None:
-        """Codes at vectors of the first batch; once, so that a resume changes nothing."""
-        if not self.started:
-            self._place(torch.ones_like(self.usage, dtype=torch.bool), self._normal(full(z), dim=1), noise, REBORN)
-            self.started.fill_(True)
+        """Codes at vectors of the first batch; once, so that a resume changes nothing. No host sync."""
+        self._place(~self.started.expand_as(self.usage), self._normal(full(z), dim=1), noise, REBORN)
+        self.started.fill_(True)
 
     def _normal(self, t: Tensor, dim: int = -1) -> Tensor:
         return F.normalize(t, dim=dim) if self.cosine else t
@@ -101,7 +105,7 @@ class Codebook(nn.Module):
         if self.learned == "ema":
             vectors = z.movedim(1, -1).flatten(0, -2).to(self.total)
             sums = torch.zeros_like(self.total).index_add_(0, codes.flatten(), vectors) / len(vectors)
-            self.total.lerp_(all_mean(sums), 1 - self.decay)
+            self.total.lerp_(all_mean(sums, self), 1 - self.decay)
             n = self.usage.sum()
             smoothed = (self.usage + EPS) / (n + len(self.usage) * EPS) * n
             self.embedding.copy_(self._normal(self.total / smoothed[:, None]))
@@ -117,7 +121,7 @@ class Codebook(nn.Module):
         u, z = noise.rand(*z.shape[:2]).to(z).flatten(), z.flatten(0, 1)
         few = min(len(which), len(z))
         first = u.topk(few).indices  # the first of the global batch are among the first of each rank
-        u, z = all_rows(u[first]), all_rows(z[first])
+        u, z = all_rows(u[first], self), all_rows(z[first], self)
         z = z[u.topk(min(len(which), len(z))).indices].to(self.embedding)
         z = z[(which.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
         share = part / len(which)

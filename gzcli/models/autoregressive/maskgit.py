@@ -84,14 +84,26 @@ class MaskGIT(Prior):
         E over m = 1 … T of T/m · Σ −log p(a masked code | the others), m codes masked (Hoogeboom 2021, arXiv:2110.02037,
         eq. 5); m is drawn from `terms` equal strata.
         """
-        n, total = len(codes), 0.0
-        for i in range(terms):
-            u = (i + noise.rand(n).to(codes.device)) / terms
-            count = (1 + u * self.length).long().clamp(max=self.length)
-            masked = self.mask(count, noise)
+        return self.bound(codes, labels, self.masks(codes, noise, terms))
+
+    def masks(self, codes: Tensor, noise: Noise, terms: int = 8) -> list[Tensor]:
+        """`terms` draws of what is masked [B, T]."""
+        shares = ((i + noise.rand(len(codes)).to(codes.device)) / terms for i in range(terms))
+        return [self.mask((1 + u * self.length).long().clamp(max=self.length), noise) for u in shares]
+
+    def bound(self, codes: Tensor, labels: Tensor | None, masks: list[Tensor]) -> Tensor:
+        """`nll` by those masks."""
+        total = 0.0
+        for masked in masks:
             nats = F.cross_entropy(self(codes, masked, labels).mT, codes, reduction="none")
-            total = total + (nats * masked).sum(1) * (self.length / count) / terms
+            total = total + (nats * masked).sum(1) * (self.length / masked.sum(1)) / len(masks)
         return total
+
+    def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
+        """The bound of log p(codes | class) for every class, [B, K], by the same masks: of bounds by masks of
+        their own the mixture would take the luckiest, and be no bound."""
+        masks = self.masks(codes, noise)
+        return -torch.stack([self.bound(codes, y, masks) for y in self.each_class(codes)], 1)
 
     # ---- sampling
 
@@ -137,7 +149,7 @@ class MaskGIT(Prior):
         """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: codes with a hidden pixel are drawn given the others.
 
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without labels uses
-        its null label.
+        its null label. Raises UsageError where it never saw that.
         """
         if mask is None:
             height, width = x.shape[2:]
@@ -146,6 +158,8 @@ class MaskGIT(Prior):
         hidden = mask.to(x) < 0.5
         if guidance != 1 or labels is not None:
             labels = self.asked_labels(labels, len(x), x.device, guidance)
+        else:
+            labels = self.known_labels(None)
         # what is hidden must not reach the codes around it: there the encoder sees the mean of what is known
         mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / (~hidden).expand_as(x).sum((1, 2, 3), keepdim=True).clamp(min=1)
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)

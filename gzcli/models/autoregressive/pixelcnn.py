@@ -88,7 +88,7 @@ class PixelCNN(PixelModel):
         levels = self.data.levels
         k = to_levels(batch.x, levels).transpose(0, 1).flatten(1)  # [C, B · H · W]
         count = torch.stack([channel.bincount(minlength=levels) for channel in k]).to(self.logits.bias)
-        share = all_mean(count / k.shape[1])
+        share = all_mean(count / k.shape[1], self)
         log_p = (0.999 * share + 0.001 / levels).log()  # no level is impossible
         bias = log_p if self.outputs > 1 else log_p[:, 1:] - log_p[:, :1]
         self.logits.bias.copy_(bias.flatten())

@@ -73,6 +73,13 @@ class Prior(Model):
             )
         return spread_labels(labels, n, self.data, device) if self.conditional else None
 
+    def known_labels(self, labels: Tensor | None) -> Tensor | None:
+        """The labels of given images, None = unknown. Raises UsageError where the model never saw None."""
+        if self.conditional and labels is None and not self.label_dropout:
+            hint = "name them with `--label`, or set `model.label_dropout` and train"
+            raise UsageError("a model trained without label dropout needs labels", hint=hint)
+        return labels if self.conditional else None
+
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Tensor:
         """x through the tokenizer: [B, C, H, W]."""
         return self.tokenizer.reconstruct(x, noise=noise, progress=progress)
@@ -86,8 +93,12 @@ class Prior(Model):
 
     def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
         """log p(codes | class), or its bound, for every class: [B, K]."""
-        every = spread_labels(None, len(self.data.classes), self.data, codes.device)
-        return -torch.stack([self.nll(codes, y.expand(len(codes), *y.shape), noise) for y in every], 1)
+        return -torch.stack([self.nll(codes, y, noise) for y in self.each_class(codes)], 1)
+
+    def each_class(self, codes: Tensor) -> list[Tensor]:
+        """The labels of the rows of codes [B, T], were all of one class, for every class."""
+        classes = spread_labels(None, len(self.data.classes), self.data, codes.device)
+        return [y.expand(len(codes), *y.shape) for y in classes]
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """What the codes do not keep: ‖x − x̂‖²."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gzcli.errors import MissingError
 from gzcli.models.autoregressive.codebook import Codebook
@@ -23,9 +23,10 @@ from gzcli.models.nn import LPIPS, PatchGAN, all_mean, full
 from gzcli.types import Batch, DataInfo, Noise
 
 
-def adaptive_weight(rec: Tensor, gan: Tensor, last: Tensor) -> Tensor:
+def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Module) -> Tensor:
     """λ of eq. 7, a number without gradient; the gradients are those of the global batch, so every rank has the same."""
-    norms = [all_mean(torch.autograd.grad(loss, last, retain_graph=True)[0]).norm() for loss in (rec, gan)]
+    grads = (torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in (rec, gan))
+    norms = [all_mean(grad, last).norm() for grad in grads]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
 
 
@@ -117,7 +118,7 @@ class VQGAN(Tokenizer):
         loss = rec + found["loss"]
         if self.training and torch.is_grad_enabled() and self.step >= self.disc_start:
             gan = -self.discriminator(x).mean()
-            weight = self.disc_weight * adaptive_weight(rec, gan, self.decoder.conv_out.weight)
+            weight = self.disc_weight * adaptive_weight(rec, gan, self.decoder.conv_out)
             loss, parts["gan"], parts["gan_weight"] = loss + weight * gan, gan.detach(), weight
         return found | parts | {"loss": loss}
 

@@ -24,7 +24,7 @@ from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
-from gzcli.models.nn import all_mean, full, slerp, spread_labels, ways
+from gzcli.models.nn import all_mean, full, full_fp32, slerp, spread_labels, ways
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 DECAY = 0.95  # of the mean and covariance of z_sem
@@ -111,12 +111,22 @@ class DiffAE(Model):
     def keep_moments(self, z: Tensor) -> None:
         """Running mean and covariance of z_sem [B, latent], of the batches of all ranks."""
         with torch.autocast(z.device.type, enabled=False):
-            mean = all_mean(z.mean(0))
-            cov = all_mean((z - mean).mT @ (z - mean) / len(z))
+            mean = all_mean(z.mean(0), self)
+            cov = all_mean((z - mean).mT @ (z - mean) / len(z), self)
         weight = (1 / (self.batches + 1)).clamp(min=1 - DECAY)
         self.mean.lerp_(mean, weight)
         self.cov.lerp_(cov, weight)
         self.batches += 1
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """The moments of z_sem of all `batches` under the encoder as it is: the running ones are those of
+        another, the encoder on its way, with its dropout, and codes are far from theirs once the weights are
+        averaged."""
+        z = torch.cat([self.encode(batch.x) for batch in batches])
+        self.mean.copy_(z.mean(0))
+        with full_fp32(z.device):
+            self.cov.copy_((z - self.mean).mT @ (z - self.mean) / len(z))
 
     # ------------------------------------------------------------------------------------------------------------- codes
 

@@ -3,22 +3,41 @@ optimal transport", arXiv:2302.00482, section 3.2: paths between near pairs of n
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gzcli.models.nn import all_rows
+from gzcli.models.nn import all_rows, full, full_fp32
 
 
 @torch.no_grad()
-def coupled(x0: Tensor, x1: Tensor) -> Tensor:
+def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
     """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared distance.
 
-    Over the rows of all ranks: which noise an image gets does not depend on how many processes share the batch.
+    Pairs are sought among the rows of equal labels y, [B] or [B, K], alone: else the noise of a class would
+    be that which lies near it and no more N(0, I), from which samples of the class start (Cheng & Schwing
+    2025, arXiv:2503.10636). Over the rows of all ranks while `module` trains: which noise an image gets does
+    not depend on how many processes share the batch.
+
+    The assignment is exact, on the CPU: a step waits for its device once, and then for 10 ms at 256 images of
+    MNIST, 50 at 512, 3 and 8 with its ten labels.
     """
     from scipy.optimize import linear_sum_assignment
 
-    noise, data = all_rows(x0), all_rows(x1)
-    cost = torch.cdist(data.flatten(1).double(), noise.flatten(1).double()).square()
-    order = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1]).to(x0.device)
+    noise, data, labels = (None if t is None else all_rows(t, module) for t in (x0, x1, y))
+    with full_fp32(x0.device):  # ‖x1‖² and ‖x0‖² are the same in every order
+        cost = -(full(data).flatten(1) @ full(noise).flatten(1).mT)
+    cost, order = cost.cpu().numpy(), np.arange(len(noise))
+    for rows in alike(labels, len(noise)):
+        order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
     rank = torch.distributed.get_rank() if len(noise) > len(x0) else 0
-    return noise[order[rank * len(x0) : (rank + 1) * len(x0)]]
+    own = order[rank * len(x0) : (rank + 1) * len(x0)]
+    return noise[torch.from_numpy(own).to(x0.device)]
+
+
+def alike(labels: Tensor | None, n: int) -> list[np.ndarray]:
+    """The positions of the rows of each label, or set of labels, that there is; of all n without labels."""
+    if labels is None:
+        return [np.arange(n)]
+    which = np.unique(labels.cpu().numpy(), axis=0, return_inverse=True)[1].reshape(n)
+    return [np.flatnonzero(which == k) for k in range(which.max() + 1)]

@@ -32,7 +32,8 @@ class FlowMatching(Returning):
 
     sigma_min: σ, the noise that is left at t = 1. time_sampling: uniform, stratified over the batch, or logit-normal: the
     middle, where the velocity is hard to tell, more often (Esser 2024, arXiv:2403.03206, section 3.1). coupling: noise
-    and images of a batch are paired at random, or by the cheapest transport between them (Tong 2023, arXiv:2302.00482).
+    and images of a batch are paired at random, or by the cheapest transport between them (Tong 2023,
+    arXiv:2302.00482), among those of a class where labels are told; see coupling.py for what it costs.
     """
 
     likelihood = "ode"
@@ -62,10 +63,18 @@ class FlowMatching(Returning):
         v = full(self.net(self.between(x0, x1, t), SCALE * t, y, drop))
         return {"loss": (v - (x1 - (1 - self.sigma_min) * x0)).square().mean()}
 
+    def on_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """The noises of a step that are coupled with its images, before micro-batches are cut from it."""
+        return {"x0": self.pairs(batch)[0]} if self.coupling == "ot" else {}
+
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The noises x_0 and the images x_1 that the paths of a batch lead between."""
+        if "x0" in batch.extra:
+            return batch.extra["x0"], batch.x
         x0 = batch.noise.randn(*batch.x.shape).to(batch.x)
-        return (coupled(x0, batch.x) if self.coupling == "ot" else x0), batch.x
+        if self.coupling == "ot":
+            x0 = coupled(x0, batch.x, batch.y if self.conditional else None, self)
+        return x0, batch.x
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
         """[B] in (0, 1)."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +15,10 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.gan.augment import POLICIES, diff_augment
 from gzcli.models.gan.losses import Objective, critic_loss, generator_loss, gradient_penalty, r1_penalty
 from gzcli.models.gan.nets import Critic, Generator
-from gzcli.models.nn import full, slerp, spread_labels, traversal, ways
+from gzcli.models.nn import best_labels, fresh_statistics, full, slerp, spread_labels, traversal, ways
 from gzcli.types import Batch, DataInfo, Noise, Progress
+
+CALIBRATION = 20  # batches
 
 
 class GAN(Model):
@@ -92,6 +97,17 @@ class GAN(Model):
             loss, parts["r1"] = loss + self.r1_every * self.r1 * r1, r1.detach()
         return {"loss": loss, **parts}
 
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """The statistics of batch norm, where there is any: of what the nets as they are make and see."""
+        with fresh_statistics(self) as norms:
+            for batch in islice(batches, CALIBRATION if norms else 0):
+                y = batch.y if self.conditional else None
+                fake = self.generator(batch.noise.randn(len(batch), self.latent).to(batch.x), y)
+                if not self.critic.alone:
+                    for x in (batch.x, fake):
+                        self.critic(diff_augment(x, self.augment, batch.noise), y)
+
     # ---- sampling and applications
 
     @torch.no_grad()
@@ -111,9 +127,17 @@ class GAN(Model):
         progress(1, 1, x)
         return x
 
-    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 100) -> Tensor:
-        """The generator's nearest image to each x, found by `invert`: [B, C, H, W]."""
-        z, y, _ = self.invert(x, noise, steps=steps, progress=progress)
+    def reconstruct(
+        self,
+        x: Tensor,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress,
+        steps: int = 100,
+    ) -> Tensor:
+        """The generator's nearest image [B, C, H, W] to each x, of `labels` or else of those that fit best."""
+        z, y, _ = self.invert(x, noise, labels=labels, steps=steps, progress=progress)
         with torch.no_grad():
             return self.generator(z, y)
 
@@ -162,6 +186,7 @@ class GAN(Model):
         x: Tensor,
         noise: Noise,
         *,
+        labels: Tensor | None = None,
         steps: int,
         lr: float = 0.05,
         starts: int = 8,
@@ -170,10 +195,13 @@ class GAN(Model):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """z [B, latent], its labels and its distance [B]: Adam from the best of `starts` draws of z, image by image.
 
-        A conditional model's draw i is of class i % K.
+        A conditional model without `labels` has a draw of every class at least; of none and of each alone
+        where there may be several. Half-way, where z is near, they become those that fit it best, of several
+        one by one.
         distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², φ the critic's last feature map.
         """
-        n = len(x)
+        n, tries = len(x), self.guesses(x, labels, starts)
+        starts = len(tries)
         with torch.inference_mode(False), torch.enable_grad():
             x, z = x.detach().clone(), noise.randn(n, starts * self.latent).to(x.device).clone()
             target = self.critic.maps(x).detach() if feature else None
@@ -186,16 +214,18 @@ class GAN(Model):
                 return d
 
             z = z.unflatten(1, (starts, self.latent))
-            classes = spread_labels(None, starts, self.data, x.device) if self.conditional else None
-            tries = [None if classes is None else classes[i].expand(n, *classes.shape[1:]) for i in range(starts)]
             with torch.no_grad():
                 first = torch.stack([distance(z[:, i], tries[i]) for i in range(starts)], dim=1).argmin(1)
-            y = None if classes is None else classes[first]
-            z = z[torch.arange(n, device=z.device), first].requires_grad_()
+            rows = torch.arange(n, device=z.device)
+            y = None if tries[0] is None else torch.stack(tries, 1)[rows, first]
+            z = z[rows, first].requires_grad_()
             adam = torch.optim.Adam([z], lr=lr, eps=1e-3)
             best = torch.full((n,), torch.inf, dtype=torch.float64, device=x.device)
             best_z = z.detach().clone()
             for step in range(steps + 1):
+                if step and step == steps // 2 and y is not None and labels is None:
+                    z.data.copy_(best_z)
+                    y, best = best_labels(partial(distance, best_z), y, self.data)
                 d = distance(z, y)
                 better = d.detach() < best
                 best = torch.where(better, d.detach(), best)
@@ -206,6 +236,20 @@ class GAN(Model):
                     if progress is not None:
                         progress(step + 1, steps)
         return best_z, y, best.to(x.dtype)
+
+    def guesses(self, x: Tensor, labels: Tensor | None, starts: int) -> list[Any]:
+        """The labels of x, [B] or [B, K], to be tried by each of at least `starts` draws; None where there
+        are none."""
+        if not self.conditional:
+            return [None] * starts
+        if labels is not None:
+            return [labels.to(x.device)] * starts
+        K = len(self.data.classes)
+        classes = spread_labels(None, K, self.data, x.device)
+        if self.data.multilabel:
+            classes = torch.cat([torch.zeros_like(classes[:1]), classes])
+        draws = range(max(starts, len(classes)))
+        return [classes[i % len(classes)].expand(len(x), *classes.shape[1:]) for i in draws]
 
     def unit_features(self, x: Tensor) -> Tensor:
         """The critic's features on a 2×2 grid, on the unit sphere: [B, 4·C']."""

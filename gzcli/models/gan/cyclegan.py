@@ -124,23 +124,28 @@ class CycleGAN(Model):
         ]
 
     def on_start(self, batch: Batch) -> None:
-        """The memory is the first batch, over and over."""
-        if not self.memory.any():
-            self.remember(batch.x, batch.extra["b"], everywhere=True)
+        """The memory is the first batch, over and over; after a resume what it was. No host sync."""
+        first = self.seen(batch.x, batch.extra["b"])
+        over = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
+        self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, over))
 
     def on_step(self, step: int) -> None:
         self.step = step + 1
 
     @torch.compiler.disable  # which would compile anew for every step
     @torch.no_grad()
-    def remember(self, a: Tensor, b: Tensor, everywhere: bool = False) -> None:
+    def remember(self, a: Tensor, b: Tensor) -> None:
         """The memory is filled with the training images of the first steps, those of all ranks."""
         if self.step >= MEMORY:  # it is full: a step brings one at least
             return
-        images = to_levels(torch.stack([all_rows(a), all_rows(b)]), 256).byte()
-        n = images.shape[1]
-        for slot in range(MEMORY) if everywhere else range(self.step * n, min((self.step + 1) * n, MEMORY)):
-            self.memory[:, slot] = images[:, slot % n]
+        images = self.seen(a, b)
+        first = self.step * images.shape[1]
+        place = self.memory[:, first : first + images.shape[1]]
+        place.copy_(images[:, : place.shape[1]])
+
+    def seen(self, a: Tensor, b: Tensor) -> Tensor:
+        """Images of both domains, of all ranks, as bytes [2, B, C, H, W]."""
+        return to_levels(torch.stack([all_rows(a, self), all_rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
         """In evaluation, of images of either domain by their label, the generators' loss is that of the cycle."""
@@ -167,22 +172,26 @@ class CycleGAN(Model):
 
     # ---- translation
 
-    def translated(self, x: Tensor, from_a: Tensor) -> Tensor:
-        """Each image to the other domain; from_a [B]: whether it is of A."""
-        out = torch.empty_like(x)
-        for rows, net in ((from_a, self.a_to_b), (~from_a, self.b_to_a)):
-            if rows.any():
-                out[rows] = net(x[rows])
-        return out
+    def translated(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
+        """Each image to the other domain; from_a: whether all are of A, or each [B], at the price of both
+        nets and without a host sync."""
+        if isinstance(from_a, bool):
+            return self.a_to_b(x) if from_a else self.b_to_a(x)
+        return torch.where(from_a[:, None, None, None], self.a_to_b(x), self.b_to_a(x))
 
-    def cycle_error(self, x: Tensor, from_a: Tensor) -> Tensor:
+    def returned(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
+        """Each image to the other domain and back."""
+        back = not from_a if isinstance(from_a, bool) else ~from_a
+        return self.translated(self.translated(x, from_a), back)
+
+    def cycle_error(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Mean absolute difference of each image and its return from the other domain, [B]."""
-        return (self.translated(self.translated(x, from_a), ~from_a) - x).abs().flatten(1).mean(1)
+        return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
 
-    def origin(self, x: Tensor, direction: Direction) -> Tensor:
-        """Whether each image is of A: by the direction or, for `auto`, by which translator changes it less."""
+    def origin(self, x: Tensor, direction: Direction) -> Tensor | bool:
+        """Whether all images are of A; for `auto` whether each is, by which translator changes it less."""
         if direction != "auto":
-            return torch.full((len(x),), direction == "AtoB", device=x.device)
+            return direction == "AtoB"
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))
         return to_a < to_b
 
@@ -200,7 +209,7 @@ class CycleGAN(Model):
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         known = self.memory[domains].flatten(0, 1)
         pick = noise.randint(len(known), n).to(known.device)
-        from_a = pick < MEMORY if direction == "both" else torch.full_like(pick, direction == "AtoB", dtype=torch.bool)
+        from_a = pick < MEMORY if direction == "both" else direction == "AtoB"
         x = self.translated(from_levels(known[pick], 256), from_a)
         progress(1, 1, x)
         return x
@@ -216,8 +225,7 @@ class CycleGAN(Model):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress, direction: Direction = "auto") -> Tensor:
         """Each image to the other domain and back: [B, C, H, W]."""
-        from_a = self.origin(x, direction)
-        x = self.translated(self.translated(x, from_a), ~from_a)
+        x = self.returned(x, self.origin(x, direction))
         progress(1, 1, x)
         return x
 
@@ -243,7 +251,7 @@ class CycleGAN(Model):
 
     def score_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
         """The error of the cycle, of the direction that suits x better."""
-        return torch.minimum(*(self.cycle_error(x, torch.full((len(x),), a, device=x.device)) for a in (True, False)))
+        return torch.minimum(*(self.cycle_error(x, from_a) for from_a in (True, False)))
 
 
 def lsgan(disc: nn.Module, real: Tensor, fake: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class PresGAN(GAN):
                 if i >= self.burn_in:
                     with torch.no_grad():
                         score = score + (self.generator(z, y) - x) / sigma**2 / self.draws
-            rate = all_mean(torch.stack(accepted).mean())
+            rate = all_mean(torch.stack(accepted).mean(), self)
         if self.training:
             self.step_size = (self.step_size * torch.where(rate > self.accept, 1.02, 0.98)).clamp(1e-4, 1.0)
         return score, rate

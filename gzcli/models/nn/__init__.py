@@ -1,6 +1,18 @@
 """Blocks that three models or more share."""
 
-from gzcli.models.nn.common import ClassEmbedding, all_mean, all_rows, from_levels, full, spread_labels, to_levels, zero_init
+from gzcli.models.nn.common import (
+    ClassEmbedding,
+    all_mean,
+    all_rows,
+    best_labels,
+    fresh_statistics,
+    from_levels,
+    full,
+    full_fp32,
+    spread_labels,
+    to_levels,
+    zero_init,
+)
 from gzcli.models.nn.latent import slerp, traversal, ways
 from gzcli.models.nn.lpips import LPIPS
 from gzcli.models.nn.patchgan import PatchGAN
@@ -13,8 +25,11 @@ __all__ = [
     "UNet",
     "all_mean",
     "all_rows",
+    "best_labels",
+    "fresh_statistics",
     "from_levels",
     "full",
+    "full_fp32",
     "slerp",
     "spread_labels",
     "to_levels",

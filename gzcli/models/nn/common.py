@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +39,24 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
     return nn.functional.one_hot(y, len(data.classes)).float() if data.multilabel else y
 
 
+@torch.no_grad()
+def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
+    """The labels y [B] or [B, K], and their distance [B], after each class was tried in their place, row by row, or,
+    where there may be several, was added or taken away."""
+    y, best = y.clone(), distance(y)
+    for k in range(len(data.classes)):
+        other = y.clone()
+        if data.multilabel:
+            other[:, k] = 1 - other[:, k]
+        else:
+            other.fill_(k)
+        d = distance(other)
+        better = d < best
+        best = torch.where(better, d, best)
+        y = torch.where(better[:, None] if data.multilabel else better, other, y)
+    return y, best
+
+
 def to_levels(x: Tensor, levels: int) -> Tensor:
     """Images in [-1, 1] as grey levels 0 … levels − 1, int64 of the same shape."""
     return ((x + 1) * ((levels - 1) / 2)).round().clamp_(0, levels - 1).long()
@@ -58,23 +79,67 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
-@torch.no_grad()
-def all_mean(t: Tensor) -> Tensor:
-    """The mean of a statistic over all ranks (equal batches); itself when there is one process. No gradient."""
+@contextmanager
+def fresh_statistics(model: nn.Module) -> Iterator[bool]:
+    """Inside, each batch norm of `model` is in training mode, and its running statistics become those of what
+    passes through it, every image alike. Yields whether there are any: modules with buffers and a `momentum`."""
+    norms = [m for m in model.modules() if hasattr(m, "momentum") and list(m.buffers(recurse=False))]
+    before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
+
+    def weigh(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows[module] += len(inputs[0])
+        module.momentum = len(inputs[0]) / rows[module]
+
+    hooks = [m.train().register_forward_pre_hook(weigh) for m in norms]
+    try:
+        yield bool(norms)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, momentum, training in before:
+            module.momentum = momentum
+            module.train(training)
+
+
+@contextmanager
+def full_fp32(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor TF32 (or bf16) products: for what is to be inverted, or the same everywhere."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def sharing(module: nn.Module) -> int:
+    """How many ranks have the statistics of `module` in common: all while it trains, on equal batches.
+
+    In eval mode it is one, whatever the launch: there ranks have unequal shares, and one that waited for a
+    partner's batch that never comes would hang. This is the only place that decides it.
+    """
     dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    return dist.get_world_size() if module.training and dist.is_available() and dist.is_initialized() else 1
+
+
+@torch.no_grad()
+def all_mean(t: Tensor, module: nn.Module) -> Tensor:
+    """The mean of a statistic of `module` over the ranks that share it, without gradient; `t` itself of one."""
+    world = sharing(module)
+    if world == 1:
         return t
     t = t.detach().clone()
-    dist.all_reduce(t)
-    return t / dist.get_world_size()
+    torch.distributed.all_reduce(t)
+    return t / world
 
 
 @torch.no_grad()
-def all_rows(t: Tensor) -> Tensor:
-    """The rows of all ranks, of equal number, in the order of the ranks; `t` itself when there is one process."""
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+def all_rows(t: Tensor, module: nn.Module) -> Tensor:
+    """The rows of the ranks that share the statistics of `module`, in their order; `t` itself of one."""
+    world = sharing(module)
+    if world == 1:
         return t
-    parts = [torch.empty_like(t) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, t.contiguous())
+    parts = [torch.empty_like(t) for _ in range(world)]
+    torch.distributed.all_gather(parts, t.contiguous())
     return torch.cat(parts)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn.common import ClassEmbedding, spread_labels, zero_init
+from gzcli.models.nn.common import ClassEmbedding, full, full_fp32, spread_labels, zero_init
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.norms import initialising
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
@@ -141,10 +141,21 @@ class ImageFlow(Model):
             of_class = self.classes(labels, n).view(n, *self.top.shape)
         return (self.top + of_class).unbind(1)
 
-    def class_priors(self) -> tuple[Tensor, Tensor]:
-        """`top_prior` of every class, each [K, C, H, W]."""
-        K = len(self.data.classes)
-        return self.top_prior(torch.arange(K, device=self.top.device), K)
+    def class_log_probs(self, top: Tensor) -> Tensor:
+        """log p(top | y) of every class y, [B, K], by products of matrices, without a [B, K, C, H, W].
+
+        With t = (top − m) / s, of what all classes share, and a class's own mean m + s d and log std log s + e:
+        Σ (t − d)² exp(−2e) = t² · exp(−2e) − 2 t · d exp(−2e) + d² · exp(−2e).
+        """
+        with full_fp32(top.device):
+            log_std, classes = self.top[1], torch.arange(len(self.data.classes), device=top.device)
+            shift, extra = self.classes(classes, len(classes)).view(-1, *self.top.shape).unbind(1)
+            t = ((full(top) - self.top[0]) * (-log_std).exp()).flatten(1)  # [B, D]
+            d, extra = (shift * (-log_std).exp()).flatten(1), extra.flatten(1)  # [K, D]
+            precision = (-2 * extra).exp()
+            constant = (d.square() * precision).sum(1)
+            quadratic = t.square() @ precision.mT - 2 * t @ (d * precision).mT + constant
+            return -0.5 * (quadratic + t.shape[1] * math.log(2 * math.pi)) - (log_std.sum() + extra.sum(1))
 
     # ------------------------------------------------------------------------ likelihood
 
@@ -154,7 +165,7 @@ class ImageFlow(Model):
         (*eps, top), log_det = self.encode(v)
         log_p = constant + log_det + sum(layers.gaussian_log_prob(e) for e in eps)
         if each_class:
-            return log_p[:, None] + top_log_prob(top[:, None], *self.class_priors())
+            return log_p[:, None] + self.class_log_probs(top)
         return log_p + top_log_prob(top, *self.top_prior(labels, len(x)))
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, samples: int = 1) -> Tensor:
@@ -246,7 +257,7 @@ class ImageFlow(Model):
         if self.data.multilabel:
             own = torch.zeros_like(labels)
         else:
-            own = top_log_prob(top[:, None], *self.class_priors()).argmax(1)
+            own = self.class_log_probs(top).argmax(1)
         (mean, log_std), (to_mean, to_log_std) = self.top_prior(own, len(x)), self.top_prior(labels, len(x))
         standard = (top - mean) * (-log_std).exp()
         top = torch.lerp(mean, to_mean, strength) + standard * torch.lerp(log_std, to_log_std, strength).exp()

@@ -7,14 +7,13 @@ Transforms and log-dets are computed in fp32 also under autocast; only the nets 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.models.nn.common import from_levels, zero_init
+from gzcli.models.nn.common import from_levels, full_fp32, zero_init
 from gzcli.models.normalizing_flow.norms import ActNorm, per_channel
 
 
@@ -68,18 +67,6 @@ class Logit(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         return (y.sigmoid() - self.alpha / 2) / (1 - self.alpha)
-
-
-@contextmanager
-def full_fp32(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor TF32 (or bf16) products inside: for what has to be inverted."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class InvertibleConv1x1(nn.Module):

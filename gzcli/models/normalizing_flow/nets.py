@@ -117,8 +117,8 @@ class WeightNormConv(nn.Module):
         """Fits g and the bias to the batch of all ranks, once; a constant channel keeps its scale."""
         self.initialising = False
         y = full(self(h))
-        mean = all_mean(y.mean((0, 2, 3)))
-        std = all_mean((y - per_channel(mean)).square().mean((0, 2, 3))).sqrt()
+        mean = all_mean(y.mean((0, 2, 3)), self)
+        std = all_mean((y - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
         scale = torch.where(std > MIN_STD, 1 / std, 1.0)
         self.g.mul_(scale)
         self.bias.sub_(mean).mul_(scale)

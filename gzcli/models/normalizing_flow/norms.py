@@ -38,8 +38,8 @@ class ActNorm(nn.Module):
     def initialise(self, x: Tensor) -> None:
         """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its scale."""
         x = full(x)
-        mean = all_mean(x.mean((0, 2, 3)))
-        std = all_mean((x - per_channel(mean)).square().mean((0, 2, 3))).sqrt()
+        mean = all_mean(x.mean((0, 2, 3)), self)
+        std = all_mean((x - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
         self.bias.copy_(-mean)
         self.log_scale.copy_(-torch.where(std > MIN_STD, std, 1.0).log())
         self.initialized.fill_(True)
@@ -75,8 +75,8 @@ class BatchNorm(nn.Module):
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the batch, towards which the averages move; on the first batch they become them."""
-        mean = AllMean.apply(x.mean((0, 2, 3)))
-        var = AllMean.apply((x - per_channel(mean)).square().mean((0, 2, 3)))
+        mean = AllMean.apply(x.mean((0, 2, 3)), self)
+        var = AllMean.apply((x - per_channel(mean)).square().mean((0, 2, 3)), self)
         weight = 1.0 if self.initialising else self.momentum
         self.mean.lerp_(mean.detach(), weight)
         self.var.lerp_(var.detach(), weight)
@@ -89,12 +89,13 @@ class AllMean(torch.autograd.Function):
     """`all_mean` with a gradient: the mean over the ranks of theirs, as each rank's loss depends on every rank's input."""
 
     @staticmethod
-    def forward(ctx, t: Tensor) -> Tensor:
-        return all_mean(t).clone()
+    def forward(ctx, t: Tensor, module: nn.Module) -> Tensor:
+        ctx.module = module
+        return all_mean(t, module).clone()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return all_mean(grad)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return all_mean(grad, ctx.module), None
 
 
 @contextmanager

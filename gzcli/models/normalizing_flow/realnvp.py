@@ -6,17 +6,22 @@ batch norm after each (§3.4–3.7). The prior of what is split off starts as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import ClassVar
 
+import torch
 from torch import nn
 
+from gzcli.models.nn.common import fresh_statistics
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlow
 from gzcli.models.normalizing_flow.dequantise import Dequant, dequantiser
 from gzcli.models.normalizing_flow.nets import ResNet
 from gzcli.models.normalizing_flow.norms import BatchNorm
-from gzcli.types import DataInfo
+from gzcli.types import Batch, DataInfo
+
+CALIBRATION = 20  # batches
 
 
 class Realnvp(ImageFlow):
@@ -64,3 +69,12 @@ class Realnvp(ImageFlow):
                 yield from alternate(channels, couplings)
 
         self.build(scales, steps)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """The statistics of batch norm, those of `batches` under the weights as they are. The density is
+        exact with any; with those of other weights it would be centred and scaled for what they make of
+        images."""
+        with fresh_statistics(self) as norms:
+            for batch in islice(batches, CALIBRATION if norms else 0):
+                self.encode(self.to_unit(batch.x, batch.noise)[0])

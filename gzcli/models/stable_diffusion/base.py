@@ -198,10 +198,10 @@ class StableDiffusion(Model):
             return
         known = torch.stack([to_bytes(caption) for caption in batch.extra["caption"]]).to(self.device)
         order = torch.arange(EXAMPLES, device=self.device)
-        found = all_rows(known)
+        found = all_rows(known, self)
         self.captions.copy_(found[order % len(found)])
         if self.condition:
-            found = all_rows(to_levels(colours(self.picture(batch)), 256).byte())
+            found = all_rows(to_levels(colours(self.picture(batch)), 256).byte(), self)
             self.pictures.copy_(found[order % len(found)])
 
     def picture(self, batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from gzcli.models.base import Model, Phase
 from gzcli.models.gan.losses import critic_loss, generator_loss
 from gzcli.models.gan.nets import Critic
-from gzcli.models.nn import ClassEmbedding, full, spread_labels, traversal, ways
+from gzcli.models.nn import ClassEmbedding, best_labels, full, spread_labels, traversal, ways
 from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, mlp
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
@@ -157,12 +157,15 @@ class AAE(Model):
     # ---- out-of-distribution scores
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """‖x − x̂‖²; of a conditional model that of the best class."""
+        """‖x − x̂‖²; of a conditional model that of the best class, or, where there may be several, the best set that
+        adding and taking away one by one finds from none."""
         z = self.encode(x)
         if not self.conditional:
             return self.distance(x, self.decode(z))
-        classes = spread_labels(None, len(self.data.classes), self.data, x.device)
-        return torch.stack([self.distance(x, self.decode(z, y.expand(len(x), *y.shape))) for y in classes]).amin(0)
+        of = lambda y: self.distance(x, self.decode(z, y))  # noqa: E731
+        K = len(self.data.classes)
+        none = x.new_zeros(len(x), K) if self.data.multilabel else x.new_zeros(len(x), dtype=torch.long)
+        return best_labels(of, none, self.data)[1]
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
         """Minus the logit that the image's code is a draw of the prior."""

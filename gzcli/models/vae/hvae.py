@@ -146,7 +146,7 @@ class HVAE(Model):
         if not self.training or self.warm == 1:
             return 1.0
         share = [size / self.scale_of.count(scale) for size, scale in zip(self.sizes, self.scale_of, strict=True)]
-        gamma = (all_mean(kl).abs() + 0.01) / kl.new_tensor(share)
+        gamma = (all_mean(kl, self).abs() + 0.01) / kl.new_tensor(share)
         return self.warm * gamma / gamma.mean()
 
     # ---- likelihood and out-of-distribution scores
