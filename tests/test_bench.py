@@ -46,7 +46,7 @@ def test_two_models_side_by_side(load, tmp_path):
     result = run(tmp_path, "plain", "classes")
     plain, classes = result["rows"]
     common = {"fd", "kid_lenet", "precision_lenet", "recall_lenet", "tv", "bpd", "samples_per_s"}
-    assert set(plain["metrics"]) == common and set(classes["metrics"]) == common | {"label_accuracy"}
+    assert set(plain["metrics"]) == common and set(classes["metrics"]) == common | {"label_accuracy", "bpd|y"}
     assert [row["run"] for row in result["rows"]] == ["plain", "classes"]
     assert (plain["params"], classes["params"]) == (256 * 17, 2560 * 17)
     assert classes["metrics"]["fd"] < plain["metrics"]["fd"]  # the class tables look like digits
@@ -101,10 +101,28 @@ def test_bpd_is_the_mean_code_length_of_the_test_split(load, tmp_path):
     assert made["se"] == pytest.approx(nll.std() / math.sqrt(355), rel=1e-4)
 
 
-def test_a_conditional_model_is_told_the_labels(load, tmp_path):
-    load("plain"), load("classes", conditional=True)
-    plain, classes = run(tmp_path, "plain", "classes", metrics=["bpd"])["rows"]
-    assert classes["metrics"]["bpd"] < plain["metrics"]["bpd"] and classes["likelihood"]["given_labels"]
+def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
+    """log p(x | y) with the label given beside log p(x) = log Σ p(y) p(x | y), both counted by hand."""
+    trained = load("classes", conditional=True)
+    load("plain")
+    result = run(tmp_path, "plain", "classes", metrics=["bpd"])
+    plain, classes = result["rows"]
+    assert set(plain["metrics"]) == {"bpd"} and set(classes["metrics"]) == {"bpd", "bpd|y"}
+    assert any("not to be compared" in note for note in result["notes"])
+    pack = open_pack("digits")
+    k = (np.asarray(pack.images("test")).astype(int) * 17) >> 8
+    logp = np.log(trained.model.table.numpy()).astype(float)  # [classes, pixels, levels]
+    of_class = np.stack([np.take_along_axis(t[None], k.reshape(355, -1)[..., None], 2).sum((1, 2)) for t in logp])
+    prior = np.bincount(pack.labels("train")) / len(pack.labels("train"))
+    known, unit = of_class[pack.labels("test"), np.arange(355)], 256 * math.log(2)
+    assert classes["metrics"]["bpd|y"] == pytest.approx(-known.mean() / unit, rel=1e-5)
+    marginal = np.logaddexp.reduce(of_class + np.log(prior)[:, None], 0)
+    assert classes["metrics"]["bpd"] == pytest.approx(-marginal.mean() / unit, rel=1e-5)
+    assert classes["likelihood"]["given_labels"] and classes["likelihood"]["marginal"]["nats"] == pytest.approx(-marginal.mean())
+    trained.tree["ood"]["budget"] = 1e-9  # not even one class in turn
+    monkeypatch.setattr(bench, "affordable", lambda *known: 355)
+    (dear,) = run(tmp_path, "classes", metrics=["bpd"])["rows"]
+    assert set(dear["metrics"]) == {"bpd|y"}
 
 
 def test_other_grey_levels_stand_in_columns_of_their_own(load, tmp_path):

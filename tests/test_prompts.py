@@ -71,7 +71,7 @@ def gz(trained, capsys, monkeypatch):
     """gz("--prompt", "x") → (exit code, the result or the error of `gz sample reader … --json`); the engine runs in this
     process."""
 
-    def here(folder: Path, job: dict, *, gpus, cpu) -> dict:
+    def here(folder: Path, job: dict, *, gpus, cpu, processes) -> dict:
         folder.mkdir(parents=True, exist_ok=True)
         return sample.run(json.loads(json.dumps(job)), folder, torch.device("cpu"), Log())
 

@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from gzcli.errors import UsageError
 from gzcli.models.nn import from_levels
+from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.ssim import gaussian_window, ms_ssim, ssim_parts
 from gzcli.models.vae.vae import VAE, kl_normal, log_normal
@@ -286,3 +287,20 @@ def test_ms_ssim_trains_reconstructions():
     assert first <= 256  # D·(1 − MS-SSIM)
     with pytest.raises(UsageError, match="iwae"):
         VAE(DIGITS, recon="ms_ssim", iwae=5)
+
+
+def test_images_unlike_any_have_an_elbo_of_their_size_and_learned_ones_keep_theirs():
+    """e^logvar at logvar 20 made the KL of a foreign image 10⁹ nats, and every histogram one bar."""
+    info = DataInfo((1, 8, 8), 256)
+    model = VAE(info, latent=4, hidden=(8,)).eval()
+    del model.encoder
+    mu, learned = torch.randn(5, 4), torch.linspace(-19, 3.9, 20).view(5, 4)
+    model.encoder = lambda x, e: torch.cat([mu, learned], 1)
+    assert torch.equal(model.encode(torch.zeros(5, 1, 8, 8))[1], learned), "a learned posterior is as it was"
+    model.encoder = lambda x, e: torch.cat([mu, torch.full_like(mu, 160.0)], 1)
+    kl = model.score_kl(torch.zeros(5, 1, 8, 8), noise=None)
+    assert (kl < 200).all() and (kl > 4 * 20).all(), "finite, and still far from the prior"
+    aae = AAE(info, latent=4, posterior="gaussian", hidden=(8,)).eval()
+    del aae.encoder
+    aae.encoder = lambda x: torch.cat([mu, torch.full_like(mu, 160.0)], 1)
+    assert (aae.encode(torch.zeros(5, 1, 8, 8), torch.ones(5, 4)) - mu < 10).all()

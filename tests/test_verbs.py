@@ -117,7 +117,27 @@ def test_ood_and_its_files():
     folder = Path(result["files"]["scores"]).parent
     assert (folder / "histograms.png").exists() and (folder / "ood.json").exists()
     header = (folder / "scores.csv").read_text().splitlines()[0]
-    assert header.startswith("set,role,index,elbo,complexity,iwae")
+    assert header.startswith("set,role,index,file,elbo,complexity,iwae")
+
+
+def test_ood_in_two_processes_is_ood_in_one(tmp_path):
+    """Without `--in` on the run's own set; started as real processes, against the same job in this one."""
+    import torch
+
+    from gzcli.engine import ood
+    from gzcli.engine.log import Log
+
+    words = ("--out", "digits-ab", "-n", "140", "--score", "elbo,typicality", "--cpu", "--processes", "2", "--json")
+    result = json.loads(gz("ood", "first", *words).stdout)
+    assert result["processes"] == 2 and result["in"] == "digits"
+    folder = Path(result["files"]["scores"]).parent
+    one = ood.run(json.loads((folder / "job.json").read_text()), tmp_path, torch.device("cpu"), Log())
+    two, alone = ((path / "scores.csv").read_text().splitlines() for path in (folder, tmp_path))
+    assert len(two) == len(alone) == 281 and one["results"][0]["auroc"] == pytest.approx(result["results"][0]["auroc"], abs=1e-4)
+    for a, b in zip(two[1:], alone[1:], strict=True):
+        (*known, elbo, typical), (*same, other, other_typical) = (line.split(",")[:6] for line in (a, b))
+        assert known == same and float(elbo) == pytest.approx(float(other), rel=1e-5)
+        assert float(typical) == pytest.approx(float(other_typical), abs=1e-5 * float(elbo))
 
 
 def test_bench_and_its_table():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import Checkpoint, Cpu, Gpus, Json, Models, Quiet, Seed, complete_data, split
+from gzcli.cli.options import Checkpoint, Cpu, Gpus, Json, Models, Processes, Quiet, Seed, complete_data, split
 from gzcli.errors import MissingError
 
 _Data = Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="The set to compare on.", autocompletion=complete_data)]
@@ -26,7 +26,8 @@ _Weights = Annotated[
 
 def bench(
     models: Models = None, data: _Data = "digits", metrics: _Metrics = None, n: _N = 2000, weights: _Weights = None,
-    checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False, seed: Seed = 0, json: Json = False, quiet: Quiet = False,
+    checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False, processes: Processes = None, seed: Seed = 0,
+    json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Compare trained models on one data set; without a name, every model that has a finished run on it."""
     from gzcli.cli.jobs import do_job, reference, stamp, tell_run
@@ -49,10 +50,12 @@ def bench(
         "seed": seed, "weights": weights and str(weights), "checkpoint": checkpoint,
     }  # fmt: skip
     folder = user_dir("bench") / f"{key}-{stamp()}"
-    result = do_job(folder, job, gpus=gpus, cpu=cpu)
+    result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
     names = list(dict.fromkeys(name for row in result["rows"] for name in row["metrics"]))
     rows = [[row["model"], row["params"], *(row["metrics"].get(name) for name in names), row["seconds"]] for row in result["rows"]]
     rows.append(["(real images)", None, *(result["floor"].get(name) for name in names), None])
     out.table(["model", "params", *names, "seconds"], [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in rows])
+    for note in result["notes"]:
+        out.info(f"note: {note}")
     out.info(f"files: {folder}")
     out.data(result)

@@ -17,16 +17,24 @@ if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
 
-def do_job(folder: Path, job: Mapping[str, Any], *, gpus: str | None, cpu: bool) -> dict[str, Any]:
+def do_job(
+    folder: Path,
+    job: Mapping[str, Any],
+    *,
+    gpus: str | None,
+    cpu: bool,
+    processes: int | None = None,
+) -> dict[str, Any]:
     """Makes the folder the job's own, writes `job.json`, runs the engine on it, returns its `result.json`.
 
     The folder is `stamp`ed, or what the user names with `--out`: raises UsageError where that is not empty.
+    processes: of a CPU.
     """
     from gzcli import launch
     from gzcli.cli.options import parse_gpus
     from gzcli.store import files, owned
 
-    section = {"gpus": parse_gpus(gpus), "cpu": cpu}
+    section = {"gpus": parse_gpus(gpus), "cpu": cpu, "processes": processes}
     plan = launch.plan(section, every_gpu=False)
     owned.claim(folder)
     files.write_json(folder / "job.json", {**job, "launch": section | {"threads": plan.threads}})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ from gzcli.cli.options import (
     Gpus,
     Json,
     Model,
+    Processes,
     Quiet,
     Seed,
     complete_data,
@@ -28,10 +30,23 @@ if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
 _In = Annotated[
-    str | None, typer.Option("--in", metavar="NAME", help="The in-distribution set: its test split.", autocompletion=complete_data)
+    str | None,
+    typer.Option(
+        "--in",
+        metavar="NAME|PATH",
+        help="The in-distribution set: its test split. The run's own set without it.",
+        autocompletion=complete_data,
+    ),
 ]
 _Outs = Annotated[
-    str | None, typer.Option("--out", metavar="NAME[,NAME…]", help="The foreign sets.", autocompletion=complete_data_list)
+    str | None,
+    typer.Option(
+        "--out",
+        metavar="NAME|PATH[,…]",
+        help="The foreign sets: test splits of known sets; of your own the `test` folder or, without one, every "
+        "picture. What is a set or a path as it stands is never split at its commas.",
+        autocompletion=complete_data_list,
+    ),
 ]
 _Benchmark = Annotated[
     str | None,
@@ -42,9 +57,10 @@ _Score = Annotated[
     typer.Option("--score", metavar="S[,S…]", help="Scores; the recipe's without it.", autocompletion=complete_scores),
 ]
 _N = Annotated[
-    int | None, typer.Option("-n", metavar="N", min=10, help="Images of each set; as many as the budget allows without it.")
+    int | None,
+    typer.Option("-n", metavar="N", min=10, help="Images scored of each set; without it as the budget allows."),
 ]
-_Full = Annotated[bool, typer.Option("--full", help="The whole test splits.")]
+_Full = Annotated[bool, typer.Option("--full", help="All images of each set.")]
 _Background = Annotated[
     str | None, typer.Option("--background", metavar="RUN", help="For the score `ratio`: a run trained on mutated images.")
 ]
@@ -55,7 +71,7 @@ SETTINGS = OWN_OPTIONS
 def ood(
     ctx: typer.Context, model: Model, in_: _In = None, out_: _Outs = None, benchmark: _Benchmark = None, score: _Score = None,
     n: _N = None, full: _Full = False, background: _Background = None, checkpoint: Checkpoint = "last", gpus: Gpus = None,
-    cpu: Cpu = False, seed: Seed = 0, json: Json = False, quiet: Quiet = False,
+    cpu: Cpu = False, processes: Processes = None, seed: Seed = 0, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Score how foreign images of other sets look to a model.
 
@@ -64,39 +80,71 @@ def ood(
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
     from gzcli.cli.jobs import do_job, method_options, reference, stamp, tell_run
-    from gzcli.data.library import data_key
+    from gzcli.data.library import data_key, slug
     from gzcli.models.catalog import card
     from gzcli.recipe.schema import check_scores, score_options
     from gzcli.store import runs
 
     asked = inside_of(benchmark, in_, out_) if benchmark else None
-    if asked is None and not (in_ and out_):
-        raise UsageError(
-            "`gz ood` needs `--in` and `--out`, or `--benchmark`", hint=f"gz ood {model} --in mnist --out fashionmnist"
-        )
-    in_ = asked.inside if asked else reference(in_)
-    run = runs.find(model, data=data_key(in_))
-    outs = at_hand(asked, run) if asked else [reference(name) for name in split(out_)]
+    if asked is None and not out_:
+        hint = f"gz ood {model} --in mnist --out fashionmnist"
+        raise UsageError("`gz ood` needs `--out` or `--benchmark`", hint=hint)
+    in_ = asked.inside if asked else in_ and reference(in_)
+    key = in_ and data_key(in_)
+    run = runs.find(model, data=key)
+    in_ = in_ or reference(run.serving.tree()["data"]["name"])
+    outs = at_hand(asked, run) if asked else [reference(name) for name in sets(out_)]
     known = card(run.serving.tree()["model"]["name"])
     scores = check_scores(split(score), known) if score else None
     options = method_options(ctx.args, score_options(known), f"`gz ood` of `{known.name}`", "ood")
-    tell_run(run, model, data=data_key(in_))
+    tell_run(run, model, data=key)
     job = {
         "verb": "ood", "run": str(run.path), "in": in_, "out": outs, "benchmark": asked and asked.name, "scores": scores,
         "n": n, "full": full, "seed": seed, "checkpoint": checkpoint, "options": options,
         "background": str(runs.find(background).path) if background else None,
     }  # fmt: skip
-    folder = run.path / "ood" / f"{asked.name if asked else '-'.join(name.rsplit('/', 1)[-1] for name in outs)}-{stamp()}"
-    result = do_job(folder, job, gpus=gpus, cpu=cpu)
-    columns = ["out", "score", "auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id", "n_in", "n_out"]
-    shown = [[f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] for c in columns] for row in result["results"]]
-    for line, row in zip(shown, result["results"], strict=True):
-        line[1] += " (baseline)" if row["baseline"] else ""
-    out.table(columns, shown)
+    label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
+    folder = run.path / "ood" / f"{label}-{stamp()}"
+    result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
+    table(result)
     for note in result.get("notes", []):
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
     out.data(result)
+
+
+def table(result: Mapping[str, Any]) -> None:
+    """A line for each foreign set and score, within 80 columns where there is one set; intervals of 95 %."""
+    names, rows = result["names"], result["results"]
+    several = len({row["out"] for row in rows}) > 1
+
+    def line(row: Mapping[str, Any]) -> list[str]:
+        shown = [names.get(row["out"], row["out"])] if several else []
+        shown.append(row["score"] + "*" * row["baseline"])
+        for key in ("auroc", "fpr95"):
+            low, high = (row["ci"] or {}).get(key, (None, None))
+            ends = [] if low is None else [f"{end:.3f}".removeprefix("0") for end in (low, high)]
+            shown += [f"{row[key]:.4f}", "–".join(ends)]
+        return shown + [f"{row[key]:.4f}" for key in ("fpr95_id", "aupr_in", "aupr_out")]
+
+    columns = ["score", "auroc", "(95 %)", "fpr95", "(95 %)", "fpr95_id", "aupr_in", "aupr_out"]
+    out.table([*(["out"] if several else []), *columns], [line(row) for row in rows])
+    counts = {names[row["out"]]: row["n_out"] for row in rows if row["out"] in names}
+    sizes = ", ".join(f"{n:,} of `{name}`" for name, n in counts.items())
+    inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"
+    out.info(f"images: {inside} (in), {sizes} (out); * baselines, which know no model")
+
+
+def sets(text: str) -> list[str]:
+    """The sets of a comma-separated list: from each comma on the longest text that is a set or an existing path."""
+    from gzcli.data.library import is_set
+
+    parts, found = text.split(","), []
+    while parts:
+        length = next((n for n in range(len(parts), 1, -1) if is_set(",".join(parts[:n]).strip())), 1)
+        found.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return [name for name in found if name]
 
 
 def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:

@@ -9,7 +9,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.jobs import OWN_OPTIONS
-from gzcli.cli.options import Checkpoint, Cpu, Data, Gpus, Json, Model, Quiet, Seed, choose, complete_do
+from gzcli.cli.options import Checkpoint, Cpu, Data, Gpus, Json, Model, Processes, Quiet, Seed, choose, complete_do
 from gzcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ SETTINGS = OWN_OPTIONS
 def sample(
     ctx: typer.Context, model: Model, data: Data = None, n: _N = None, label: _Label = None, prompt: _Prompt = None,
     prompts: _Prompts = None, seed: Seed = 0, do: _Do = None, input: _Input = None, mask: _Mask = None,
-    checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False, out_dir: _Out = None, npz: _Npz = False,
-    png: _Png = False, animate: _Animate = False, json: Json = False, quiet: Quiet = False,
+    checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False, processes: Processes = None, out_dir: _Out = None,
+    npz: _Npz = False, png: _Png = False, animate: _Animate = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Draw images from a trained model, or apply it to pictures (`--do`).
 
@@ -101,7 +101,7 @@ def sample(
         "prompts": texts, "options": options, "do": do, "input": input and str(input), "mask": mask and str(mask), "npz": npz,
         "input_as": known.inputs[0] if input and not do else None, "png": png, "animate": animate,
     }  # fmt: skip
-    result = do_job(folder, job, gpus=gpus, cpu=cpu)
+    result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
     out.text(result["grid"])
     out.data(result)
 

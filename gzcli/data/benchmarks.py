@@ -9,13 +9,22 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 
 @dataclass(frozen=True)
 class Benchmark:
-    """In-distribution set, and its near and far foreign ones, by our names; `absent` are those that gz does not know."""
+    """In-distribution set, its near and far foreign ones, by our names; `absent` are those that gz does not know.
+
+    version, fpr: of OpenOOD, and which of our two figures its evaluator prints as FPR95. Version 1 takes
+    in-distribution images as positive (its `fpr_recall`), version 1.5 foreign ones.
+    """
 
     name: str
     inside: str
     near: tuple[str, ...]
     far: tuple[str, ...]
     absent: tuple[str, ...] = ()
+    version: str = "v1.5"
+
+    @property
+    def fpr(self) -> str:
+        return "fpr95_id" if self.version == "v1" else "fpr95"
 
     def group(self, name: str) -> str:
         return "near" if name in self.near else "far"
@@ -26,7 +35,14 @@ _FAR = ("mnist", "svhn", "dtd", "places365")
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark("openood-mnist", "mnist", ("fashionmnist",), ("dtd", "cifar10", "tinyimagenet", "places365"), ("notmnist",)),
+        Benchmark(
+            "openood-mnist",
+            "mnist",
+            ("fashionmnist",),
+            ("dtd", "cifar10", "tinyimagenet", "places365"),
+            ("notmnist",),
+            "v1",
+        ),
         Benchmark("openood-cifar10", "cifar10", ("cifar100", "tinyimagenet"), _FAR),
         Benchmark("openood-cifar100", "cifar100", ("cifar10", "tinyimagenet"), _FAR),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from gzcli.data.archives import Span
 from gzcli.data.conditions import in_words
 from gzcli.data.pictures import decode, fit_array, look, sides_of
 from gzcli.data.rows import Rows, keep
-from gzcli.data.splits import SPLITS, Plan, placed, rows_of, split_plan
+from gzcli.data.splits import SPLITS, Plan, foreign_plan, rows_of, split_plan, without
 from gzcli.data.workers import mapped
 from gzcli.errors import MissingError, UsageError
 from gzcli.store.files import checksum, need_space, write_json
@@ -58,6 +58,7 @@ class Source:
     levels: int = 256
     multilabel: bool = False
     captions: dict[str, list[str]] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)  # what the user's pictures are called at their path
     further: dict[str, Callable[[], Iterator[Block]]] = field(default_factory=dict)  # name → blocks in the same places
     rule: str = "lanczos"  # of `pictures.decode`
     notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
@@ -72,17 +73,20 @@ def build(
     extra: dict[str, Any],
     limit: int | None = None,
     skip_bad: bool = False,
+    foreign: bool = False,
     progress: Report = lambda done, total: None,
 ) -> None:
-    """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json, SPLIT_<name>.npy of further pictures, and meta.json into
-    `folder`.
+    """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json, SPLIT_names.json, SPLIT_<name>.npy of further
+    pictures, and meta.json into `folder`.
 
+    `foreign`: only what such a set is scored on (`splits.foreign_plan`).
     `size` resizes (by the source's rule), `channels` converts. Beyond `limit` bytes only an index of where the pictures
     lie is written (`stream.py`), and they are decoded as they are needed. With `skip_bad` pictures that do not decode
     are left out and listed in meta.json. Raises UsageError for mixed sizes without `size`, and for further pictures that
     are too many to be packed or of another shape than their image; MissingError that names the pictures that do not decode.
     """
-    plan = split_plan(source.title, source.counts)
+    plan = foreign_plan(source.counts) if foreign else split_plan(source.title, source.counts)
+    source = _part(source, plan) if foreign else source
     native = source.shape or (_probe(source) if source.probe else (channels, size, size))
     shape, how = _target(source, native, size, channels)
     rows = rows_of(plan)
@@ -104,9 +108,17 @@ def build(
         "title": source.title, "shape": list(shape), "classes": list(source.classes), "multilabel": source.multilabel,
         "counts": rows, "levels": source.levels, "resized": resized, "streamed": how if streamed else None,
         "skipped": skipped, "notes": source.notes, "extras": [*(["caption"] if source.captions else []), *source.further], **extra,
+        "source_channels": native[0],
         "sha256": {name: checksum(folder / name) for name in files},
     }  # fmt: skip
     write_json(folder / "meta.json", meta)
+
+
+def _part(source: Source, plan: Plan) -> Source:
+    """The images of the plan's official splits, without further pictures of them."""
+    counts = {split: source.counts[split] for split in plan}
+    chosen = partial(filter, lambda block: block[0] in counts)
+    return replace(source, counts=counts, blocks=lambda: chosen(source.blocks()), further={})
 
 
 def _target(
@@ -243,10 +255,7 @@ def _left_out(source: Source, plan: Plan, bad: Bad, skip_bad: bool, folder: Path
         count = f"{len(messages):,} pictures of `{source.title}` do not decode: " if len(messages) > 1 else ""
         hint = "replace them or take them out; `gz data import PATH --name NAME --skip-bad` leaves them out"
         raise MissingError(count + shown, hint=hint)
-    targets = {split: target.copy() for split, (target, _) in plan.items()}
-    for split, i in bad:
-        targets[split][i] = -1
-    again = placed(source.title, targets)
+    again = without(source.title, plan, bad)
     for code, name in enumerate(SPLITS):
         kept = np.concatenate([again[split][0][target == code] == code for split, (target, _) in plan.items()])
         if not kept.all():
@@ -282,9 +291,10 @@ def _write_labels(source: Source, plan: Plan, rows: dict[str, int], folder: Path
             for official, (to_split, to_row) in plan.items():
                 out[to_row[to_split == code]] = source.labels[official][to_split == code]
             np.save(folder / f"{split}_labels.npy", out)
-        if source.captions:
-            texts = [""] * n
-            for official, (to_split, to_row) in plan.items():
-                for i in np.flatnonzero(to_split == code):
-                    texts[to_row[i]] = source.captions[official][i]
-            write_json(folder / f"{split}_captions.json", texts)
+        for kind, given in (("captions", source.captions), ("names", source.names)):
+            if given:
+                texts = [""] * n
+                for official, (to_split, to_row) in plan.items():
+                    for i in np.flatnonzero(to_split == code):
+                        texts[to_row[i]] = given[official][i]
+                write_json(folder / f"{split}_{kind}.json", texts)

@@ -26,11 +26,12 @@ def encoded(
     further: Mapping[str, Mapping[str, str]] | None = None,
     multilabel: bool = False,
     probe: bool = False,
+    named: bool = False,
     rule: str = "lanczos",
 ) -> Source:
     """The pictures of `parts` that have a place, in order of part and name. Without `probe` the packer must be told
-    their size and channels. `further`: for each kind of further picture, its name among the members by that of the image.
-    Raises MissingError where a picture with a place is not among the members."""
+    their size and channels. `named` ones keep the pictures' names. `further`: for each kind of further picture, its
+    name among the members by that of the image. Raises MissingError where a picture with a place is not among them."""
     rows: list[dict[str, tuple[str, int]]] = []
     labels: dict[str, list[Any]] = {}
     texts: dict[str, list[str]] = {}
@@ -76,8 +77,12 @@ def encoded(
 
     kind = np.uint8 if multilabel else np.int64
     arrays = {split: np.asarray(y, kind) for split, y in labels.items()} if classes else {}
+    names: dict[str, list[str]] = {split: [] for split in counts} if named else {}
+    for row in rows if named else ():
+        for name, (split, _) in row.items():
+            names[split].append(name)
     return Source(
-        title, tuple(classes), counts, arrays, blocks, probe=some if probe else None, spans=spans,
+        title, tuple(classes), counts, arrays, blocks, probe=some if probe else None, spans=spans, names=names,
         multilabel=multilabel, captions=texts if captions else {}, rule=rule,
         further={kind: blocks_of(names) for kind, names in (further or {}).items()},
     )  # fmt: skip

@@ -15,15 +15,16 @@ from gzcli.data.build import Source
 from gzcli.data.conditions import CAPTIONS, TARGETS, further_of
 from gzcli.data.encoded import encoded
 from gzcli.data.kinds import KINDS, LABEL, METADATA, Wanted, is_picture, may_be_picture
-from gzcli.data.layout import placed
+from gzcli.data.layout import placed, scored
 from gzcli.data.pictures import decode
 from gzcli.data.walk import is_regular, read_regular
 from gzcli.errors import MissingError, UsageError
 
 
-def open_path(path: Path, form: str | None = None) -> Source:
+def open_path(path: Path, form: str | None = None, *, foreign: bool = False) -> Source:
     """The images at a path: folder, zip, tar, npz or dataset folder. `form`: how the folders of pictures are meant (of
-    `layout.FORMS`). Raises UsageError or MissingError for what is not a set."""
+    `layout.FORMS`); pictures that are only to be scored (`foreign`) lie in whatever folders. Raises UsageError or
+    MissingError for what is not a set."""
     if path.suffix.lower() == ".npz" and is_regular(path):
         from gzcli.data.npz import npz
 
@@ -38,7 +39,7 @@ def open_path(path: Path, form: str | None = None) -> Source:
             if archives and not any(map(is_picture, members.names)):
                 hint = "give one of them; what lies in several, unpack into one folder"
                 raise MissingError(f"`{path}` holds archives ({' '.join(archives)}) and no images", hint=hint)
-            source = pictures(str(path), members, form)
+            source = pictures(str(path), members, form, foreign=foreign)
             return replace(source, notes=[*source.notes, *wanted.notes])
         source = dataset_folder(path)
     if form:
@@ -46,7 +47,7 @@ def open_path(path: Path, form: str | None = None) -> Source:
     return source
 
 
-def pictures(title: str, members: Members, form: str | None = None) -> Source:
+def pictures(title: str, members: Members, form: str | None = None, *, foreign: bool = False) -> Source:
     """Encoded pictures in one of the layouts of `layout.py`. Captions are the lines of a `metadata.jsonl` ({"file_name": …,
     "text": …}, relative to it) or a `NAME.txt` beside the picture. A line may name further pictures of its image
     ("control": …, "before": …), which are then no images of the set themselves. A `NAME.cls` is its label, in the place of
@@ -64,8 +65,8 @@ def pictures(title: str, members: Members, form: str | None = None) -> Source:
         if lacking := [name for name in names if name not in given]:
             hint = f"each image has a line in `{METADATA}` with its `{kind}`, or none has"
             raise UsageError(f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`", hint=hint)
-    labels = _labels(title, members, names)
-    found = placed(title, names, form, {} if labels else _annotated(members))
+    labels = {} if foreign else _labels(title, members, names)
+    found = scored(names) if foreign else placed(title, names, form, {} if labels else _annotated(members))
     if labels:
         found.places = {name: (split, labels[name]) for name, (split, _) in found.places.items()}
     every = {label for _, label in found.places.values() if label is not None}
@@ -74,7 +75,7 @@ def pictures(title: str, members: Members, form: str | None = None) -> Source:
     number = {label: int(label) for label in every} if numbered else {label: i for i, label in enumerate(classes)}
     rows = {name: (split, number.get(label)) for name, (split, label) in found.places.items()}
     captions = beside | {name: line.caption for name, line in lines.items()}
-    source = encoded(title, classes, [(members, rows)], captions=captions, further=further, probe=True)
+    source = encoded(title, classes, [(members, rows)], captions=captions, further=further, probe=True, named=True)
     return replace(source, notes=[*members.notes, *found.notes])
 
 

@@ -62,6 +62,17 @@ def placed(title: str, names: Iterable[str], form: str | None = None, told: Mapp
     return _without_one_class(_checked(title, _by_split(title, folders, told or {}, out), folders))
 
 
+def scored(names: Iterable[str]) -> Placed:
+    """The splits of pictures that are only scored, whatever their layout and without classes: their own where all lie in
+    folders of splits, but for what marks pictures; else one."""
+    folders = _without_lone(names, None)
+    heads = {name: f[0] if f else "" for name, f in folders.items()}
+    splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
+    if not splits or not all(splits.values()):
+        return Placed(dict.fromkeys(folders, ("train", None)))
+    return Placed({name: (split, None) for name, (split, _) in splits.items()})
+
+
 def _without_lone(names: Iterable[str], form: str | None) -> dict[str, tuple[str, ...]]:
     """name → the folders it lies in, without those that are around everything and mean nothing."""
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}

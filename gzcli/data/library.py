@@ -72,6 +72,15 @@ def locate(what: str | Path) -> DataSpec | OwnSet:
     )
 
 
+def is_set(what: str) -> bool:
+    """Whether the text as it stands is the name of a set or an existing path."""
+    try:
+        locate(what)
+    except (UsageError, MissingError):
+        return False
+    return True
+
+
 def data_key(what: str | Path) -> str:
     """The short name of a set or path for run ids: `mnist`, or `my-photos-3f2a1c`. The path need not exist."""
     try:

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 Report = Callable[[int, int], None]  # report(images done, images in all)
 
 RULE = 2  # raised when packing changes what a pack holds: older packs are made anew
-OWN_RULE = 4  # the same for the user's own images
+OWN_RULE = 5  # the same for the user's own images
 FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
 PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
 
@@ -61,6 +61,7 @@ def make(
     size: int | None,
     channels: int | None,
     fetch: bool,
+    foreign: bool,
     say: Say,
     progress: Report,
 ) -> None:
@@ -70,24 +71,24 @@ def make(
     from gzcli.data.build import build
 
     made_of = fingerprint(found)
-    source = _source(found)
+    source = _source(found, foreign)
     say(f"packing `{source.title}`: {sum(source.counts.values()):,} images")
     with new_dir(folder) as part:
         build(
             source, part, size=size or found.size, channels=channels or found.channels, limit=pack_limit(),
-            skip_bad=isinstance(found, OwnSet) and found.skip_bad, progress=progress,
+            skip_bad=isinstance(found, OwnSet) and found.skip_bad, foreign=foreign, progress=progress,
             extra={"fingerprint": made_of, "rule": RULE},
         )  # fmt: skip
 
 
-def _source(found: DataSpec | OwnSet):
+def _source(found: DataSpec | OwnSet, foreign: bool):
     if isinstance(found, OwnSet):
         from gzcli.data.folder import open_path
 
         if not found.path.exists():
             hint = f"`gz data remove {found.key}`, then `gz data import PATH --name {found.key}`"
             raise MissingError(f"`{found.path}`, imported as `{found.key}`, is gone", hint=hint)
-        return open_path(found.path, found.form)
+        return open_path(found.path, found.form, foreign=foreign)
     if found.embedded:
         from gzcli.data.embedded import SOURCES
 

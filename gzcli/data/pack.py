@@ -46,6 +46,7 @@ class PackMeta:
     digest: str
     streamed: bool = False
     skipped: tuple[str, ...] = ()
+    source_channels: int = 1  # where `shape` may have others
     extras: tuple[str, ...] = ()  # what comes with each image: "caption", "control", "before"
     notes: tuple[str, ...] = ()
 
@@ -87,6 +88,10 @@ class Pack:
         """A text for each image, or None."""
         return read_json(self.folder / f"{split}_captions.json")
 
+    def names(self, split: str) -> list[str] | None:
+        """What each of the user's pictures is called at its path."""
+        return read_json(self.folder / f"{split}_names.json")
+
     def further(self, split: str) -> dict[str, np.ndarray]:
         """Further pictures of each image, uint8 [N, C, H, W] as the images: its `control`, its `before`; {} without."""
         return {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
@@ -117,13 +122,15 @@ def open_pack(
     size: int | None = None,
     channels: int | None = None,
     fetch: bool = True,
+    foreign: bool = False,
     say: Say = lambda text: None,
     progress: Report = lambda done, total: None,
 ) -> Pack:
     """The pack of a set or path, made now if need be: fetched (up to 200 MB, if allowed) and packed, under a lock. A set
     that would be larger than `GZ_PACK_LIMIT` is not packed but streamed.
 
-    size: side of the images (default: as they are); channels: 1 or 3. Several processes may call it at once.
+    size: side of the images (default: as they are); channels: 1 or 3. foreign: the user's own set is one to be scored
+    only, whose `test` split is its own or, where it has none, all images. Several processes may call it at once.
     Raises UsageError (unknown name, mixed sizes, size out of range) and MissingError (files not there, not readable).
     """
     if channels not in (None, 1, 3):
@@ -131,16 +138,17 @@ def open_pack(
     if size is not None and not 4 <= size <= 1024:
         raise UsageError(f"`data.size` is between 4 and 1024 pixels, not {size}")
     found = sized(locate(what), size)
-    if packed := find_pack(found, size, channels):
+    foreign = foreign and isinstance(found, OwnSet)
+    if packed := find_pack(found, size, channels, foreign):
         return packed
     name = found.title if isinstance(found, OwnSet) else found.name
-    folder = _folder(found, size, channels)
+    folder = _folder(found, size, channels, foreign)
     try:
         waiting = f"another process packs `{name}`: waiting"
         with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
-            if (packed := find_pack(found, size, channels)) is None:
-                make(found, folder, size, channels, fetch, say, progress)
-                if packed := find_pack(found, size, channels):
+            if (packed := find_pack(found, size, channels, foreign)) is None:
+                make(found, folder, size, channels, fetch, foreign, say, progress)
+                if packed := find_pack(found, size, channels, foreign):
                     say(f"`{name}`: {packed.meta.words}")
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
@@ -157,14 +165,20 @@ def sized(found: DataSpec | OwnSet, size: int | None) -> DataSpec | OwnSet:
     return found.sized(size) if isinstance(found, DataSpec) else found
 
 
-def find_pack(found: DataSpec | OwnSet, size: int | None = None, channels: int | None = None) -> Pack | None:
+def find_pack(
+    found: DataSpec | OwnSet,
+    size: int | None = None,
+    channels: int | None = None,
+    foreign: bool = False,
+) -> Pack | None:
     """The pack of this size and these channels, if there is one of the files as they are now.
 
     One whose size or channels were not asked for serves also whoever asks for the very ones that it has.
     """
     size, channels = size or found.size, channels or found.channels
     asked = product(dict.fromkeys((size, found.size)), dict.fromkeys((channels, found.channels)))
-    metas = [(folder, raw) for folder in (_folder(found, *pair) for pair in asked) if (raw := read_json(folder / "meta.json"))]
+    folders = (_folder(found, *pair, foreign) for pair in asked)
+    metas = [(folder, raw) for folder in folders if (raw := read_json(folder / "meta.json"))]
     now = fingerprint(found) if metas else None
     for folder, raw in metas:
         if now in (raw["fingerprint"], None):
@@ -178,18 +192,22 @@ def find_pack(found: DataSpec | OwnSet, size: int | None = None, channels: int |
     return None
 
 
-def _folder(found: DataSpec | OwnSet, size: int | None = None, channels: int | None = None) -> Path:
+def _folder(found: DataSpec | OwnSet, size: int | None, channels: int | None, foreign: bool) -> Path:
     """Where the pack of this size and these channels lies: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`."""
     key = found.key if isinstance(found, OwnSet) else found.name
-    return cache_dir("packs", key, f"{size or found.size or 'own'}x{channels or found.channels or 'own'}")
+    end = "-foreign" if foreign else ""
+    return cache_dir("packs", key, f"{size or found.size or 'own'}x{channels or found.channels or 'own'}{end}")
 
 
 def _meta(found: DataSpec | OwnSet, raw: dict) -> PackMeta:
     name = found.key if isinstance(found, OwnSet) else found.name
-    digest = hashlib.sha256(repr(sorted(raw["sha256"].items())).encode()).hexdigest()[:16]
+    content = sorted(item for item in raw["sha256"].items() if not item[0].endswith("_names.json"))
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
     captioned = ("caption",) if "train_captions.json" in raw["sha256"] else ()  # older packs do not say it
     return PackMeta(
         name, raw["title"], tuple(raw["shape"]), tuple(raw["classes"]), raw["multilabel"], raw["counts"], raw["levels"],
-        raw["resized"], digest, bool(raw.get("streamed")), tuple(raw.get("skipped", ())), tuple(raw.get("extras", captioned)),
+        raw["resized"], digest, bool(raw.get("streamed")), tuple(raw.get("skipped", ())),
+        raw.get("source_channels", raw["shape"][0]) if isinstance(found, OwnSet) else found.channels,
+        tuple(raw.get("extras", captioned)),
         tuple(raw.get("notes", ())),
     )  # fmt: skip

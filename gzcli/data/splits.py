@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -33,17 +33,41 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
     return placed(title, targets)
 
 
+def foreign_plan(counts: Mapping[str, int]) -> Plan:
+    """Of a set that is only scored: its official test images, or all where it has none, as the split `test`."""
+    chosen = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
+    return _in_rows({split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in chosen})
+
+
 def placed(title: str, targets: dict[str, np.ndarray]) -> Plan:
-    """The rows in the packed splits of images with these targets (−1: left out), in order. Each packed split has images
-    of one official split only."""
+    """The rows in the packed splits of images with these targets (−1: left out), in order. Raises MissingError where
+    none is left to train on."""
     if not (targets["train"] == 0).any():
         n = len(targets["train"])
         raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
-    plan = {}
+    return _in_rows(targets)
+
+
+def without(title: str, plan: Plan, bad: Iterable[tuple[str, int]]) -> Plan:
+    """The plan without the images at these places (official split, position). Raises MissingError for too few left."""
+    targets = {split: target.copy() for split, (target, _) in plan.items()}
+    for split, i in bad:
+        targets[split][i] = -1
+    if rows_of(plan)["train"]:
+        return placed(title, targets)
+    if not any((target >= 0).any() for target in targets.values()):
+        raise MissingError(f"`{title}` holds no picture that decodes")
+    return _in_rows(targets)
+
+
+def _in_rows(targets: dict[str, np.ndarray]) -> Plan:
+    plan, start = {}, [0, 0, 0]
     for split, target in targets.items():
         row = np.zeros(len(target), np.int64)
         for code in range(3):
-            row[target == code] = np.arange((target == code).sum())
+            inside = target == code
+            row[inside] = start[code] + np.arange(inside.sum())
+            start[code] += int(inside.sum())
         plan[split] = target, row
     return plan
 

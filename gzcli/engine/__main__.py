@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
     except BaseException as e:
         error = explain(e)
         log._record(traceback.format_exc())
+        if not log.main and run.status().get("error"):
+            raise  # the first word stands: what follows from it, as a partner that is gone, says less
         run.update(state=STATES.get(type(error), "failed"), code=error.code, ended=time.time(),
                    error={"kind": error.kind, "message": error.message, "hint": error.hint})  # fmt: skip
         raise
@@ -165,7 +168,9 @@ def work(run: Run, job: dict[str, Any], log: Log) -> None:
 
     from gzcli.engine.context import pick_device
 
-    state = PartialState(cpu=bool(job["launch"].get("cpu"))) if "RANK" in os.environ else None
+    state = None
+    if "RANK" in os.environ:  # rank 0 alone judges what all have made, longer than NCCL's ten minutes if need be
+        state = PartialState(cpu=bool(job["launch"].get("cpu")), timeout=timedelta(hours=2))
     device = state.device if state else pick_device(job["launch"])
     if threads := job["launch"].get("threads"):
         torch.set_num_threads(threads)

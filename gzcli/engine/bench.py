@@ -14,17 +14,18 @@ import numpy as np
 import torch
 
 from gzcli.data import same
-from gzcli.data.batches import scan
 from gzcli.data.pack import Pack, open_pack
-from gzcli.engine.budget import affordable, subset, synchronise, timed
+from gzcli.engine.budget import Images, affordable, subset, synchronise, timed, treatment
 from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Judge
 from gzcli.engine.sampler import draw
+from gzcli.engine.shares import agreed, over, ranks
 from gzcli.errors import DivergedError, UsageError, did_you_mean
 from gzcli.store import files
 from gzcli.store.runs import Run
+from gzcli.types import Batch, ImageNoise
 
 METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed", "fid", "kid", "is")
 DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed")
@@ -38,7 +39,9 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
 
     job: {runs, checkpoint, data, metrics, n, seed, weights}. `n` samples of each model are compared with the whole test
     split, beside the floor: n training images in their place. All runs must have images of one size; a run with other
-    grey levels than the data set's own has columns of its own (`bpd@32`), one of binary images has `nats` and no `fd`.
+    grey levels than the data set's own has columns of its own (`bpd@32`), one of binary images has `nats` and no
+    `fd`. The likelihood of an image given its label stands in `bpd|y`. Each process draws and computes likelihoods
+    for its share, rank 0 judges; the others return nothing.
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     metrics = choose(job["metrics"])
@@ -51,19 +54,35 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     rows, pictures = [], []
     for trained in models:
         row, samples = measure(trained, pack, judge, metrics, job, folder, log)
+        if ranks()[0]:
+            continue
         shown = "   ".join(f"{k} {v:.4g}" for k, v in row["metrics"].items() if k.startswith(("fd", "bpd", "nats")))
         log.info(f"{row['model']}: {shown}")
         rows.append(row)
         pictures.append((f"{row['model']}   {shown}", samples))
+    if ranks()[0]:
+        return {}
     floor = judge.floor()
     real, name = pack.images("test"), pack.meta.name
     title = f"real images of {name}" + "".join(f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd"))
     sample_rows(folder / "bench.png", [*pictures, (title, real[subset(len(real), 16)])])
     result = {"data": name, "rows": rows, "floor": floor, "provenance": provenance(pack, judge, job),
-              "notes": judge.warnings,
+              "notes": [*judge.warnings, *notes(models, rows, pack)],
               "picture": str(folder / "bench.png")}  # fmt: skip
     files.write_json(folder / "bench.json", result)
     return result
+
+
+def notes(models: list[Trained], rows: list[dict[str, Any]], pack: Pack) -> list[str]:
+    """What a reader must know of these figures."""
+    binary = [2 for trained in models if trained.images.levels == 2]
+    said = treatment({pack.meta.name: pack}, binary[0] if binary else None)
+    told = [row["likelihood"] for row in rows if "likelihood" in row]
+    if any(found["given_labels"] for found in told):
+        said.append("columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)")
+    if any(found["marginal"] for found in told):
+        said.append("log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training")
+    return said
 
 
 def choose(asked: list[str] | None) -> list[str]:
@@ -99,18 +118,26 @@ def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job:
     mark = "" if levels in (None, pack.meta.levels) else f"@{levels}"
     labels = ask_labels(trained, pack, job["n"])
     samples, seconds = sample(trained, labels, job, folder, log)
+    row: dict[str, Any] = {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
+    row["params"] = sum(p.numel() for p in trained.model.parameters())
+    kind = None if trained.space else trained.model.likelihood  # latents have no likelihood of pixels
+    if "bpd" in metrics and (kind in ("exact", "bound") or (kind == "ode" and job["metrics"])):  # the dear one when named
+        row["likelihood"] = likelihood(trained, pack, job["seed"], log)
+    if ranks()[0]:
+        return row, samples
     found: dict[str, float] = {}
+    row["metrics"] = found
     if levels != 2:
         found |= {key + mark: value for key, value in judge(samples, labels, levels).items()}
     elif "classes" in metrics:
         found |= judge(samples, labels, levels, only=("classes",))
-    row: dict[str, Any] = {"model": trained.name, "run": trained.run.owner.id, "step": trained.step,
-                           "params": sum(p.numel() for p in trained.model.parameters()), "metrics": found}  # fmt: skip
-    kind = None if trained.space else trained.model.likelihood  # latents have no likelihood of pixels
-    if "bpd" in metrics and (kind in ("exact", "bound") or (kind == "ode" and job["metrics"])):  # the dear one when named
-        row["likelihood"] = likelihood(trained, pack, job["seed"], log)
-        value = row["likelihood"]
-        found |= {"nats": value["nats"]} if levels == 2 else {"bpd" + mark: value["bpd"]}
+    if value := row.get("likelihood"):
+        unit = "nats" if levels == 2 else "bpd"
+        if value["given_labels"]:
+            found[f"{unit}|y{mark * (unit == 'bpd')}"] = value[unit]
+            value = value["marginal"]
+        if value:
+            found[unit + mark * (unit == "bpd")] = value[unit]
     if "own" in metrics and hasattr(trained.model, "measure"):
         found |= own_figures(trained, pack, job["seed"])
     if "speed" in metrics:
@@ -138,7 +165,7 @@ def sample(trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any]
     made = [trained.run.owner.id, trained.step, stamp, job["n"], job["seed"], trained.tree["sample"], trained.device.type]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
     path = folder / "samples" / f"{trained.run.owner.id}-{key}.npz"
-    if path.exists():
+    if agreed(path.exists()):
         with np.load(path) as kept:
             return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"])
     since = time.perf_counter()
@@ -146,6 +173,8 @@ def sample(trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any]
         images = draw(trained, job["n"], seed=job["seed"], labels=labels, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
+    if ranks()[0]:
+        return images, seconds
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
     return images, seconds
@@ -153,47 +182,81 @@ def sample(trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any]
 
 def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
     """What the model's `measure` says of test images, 10,000 at most."""
-    index = subset(total := len(pack.images("test")), min(MOST, total))
     with torch.inference_mode():
-        batches = scan(pack, "test", batch_size=BATCH[trained.device.type], levels=trained.images.levels, device=trained.device,
-                       index=index, seed=seed)  # fmt: skip
-        return trained.model.measure(map(trained.seen, batches))
+        return trained.model.measure(map(trained.seen, test_images(trained, pack, MOST, seed)))
+
+
+def test_images(trained: Trained, pack: Pack, n: int, seed: int) -> Images:
+    index = subset(pack.meta.counts["test"], n)
+    return Images.of(trained, pack, "test", index, size=BATCH[trained.device.type], seed=seed)
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
-    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels}.
+    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels, marginal}.
 
-    Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's `ood.budget` allows. A
-    conditional model is told the label. Raises DivergedError where it is not finite.
+    Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's `ood.budget`
+    allows. A conditional model is told the label; where the budget allows that for every class in turn, `marginal`
+    is {nats, bpd, se} of p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training. Raises
+    DivergedError where it is not finite.
     """
-    device, model, total = trained.device, trained.model, len(pack.images("test"))
-    conditional = model.conditional
-
-    def nll(batch) -> torch.Tensor:
-        with torch.no_grad():
-            return -model.log_prob(batch.x, batch.y if conditional else None, noise=batch.noise).double()
-
-    def batches(n: int):
-        return scan(pack, "test", batch_size=BATCH[device.type], levels=trained.info.levels, device=device,
-                    index=subset(total, n), seed=seed)  # fmt: skip
-
+    device, model = trained.device, trained.model
+    frequencies = class_frequencies(model, pack)
     budget = trained.tree["ood"].get("budget") or 300
-    trial = min(BATCH[device.type], total)
-    each = timed(lambda: nll(next(batches(trial))), device) / trial
-    n = min(affordable(each, budget, 1), FEW if model.likelihood == "ode" else MOST, total)
-    log.info(f"likelihood of {n} test images, about {each * n:.0f} seconds")
-    parts, done = [], 0
+    trial = next(iter(test_images(trained, pack, BATCH[device.type], seed)))
+    given = bool(model.conditional) and trial.y is not None
+    each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks()[1]
+    n = min(affordable(each, budget, 1), FEW if model.likelihood == "ode" else MOST, pack.meta.counts["test"])
+    passes = 1 if frequencies is None else 1 + len(frequencies)
+    every = passes > 1 and model.likelihood != "ode" and each * n * passes <= budget
+    n, every = agreed((n, every))
+    log.info(f"likelihood of {n} test images, about {each * n * (passes if every else 1):.0f} seconds")
+    done = 0
     with log.bar(f"likelihood of {trained.name}") as progress:
-        for batch in batches(n):
-            parts.append(nll(batch))
+
+        def work(batch: Batch) -> dict[str, np.ndarray]:
+            nonlocal done
+            found = {"nats": -given_label(model, batch)}
+            if every:
+                found["marginal"] = -log_marginal(model, batch, frequencies, seed)
             done += len(batch)
-            progress(done, n)
-    values = torch.cat(parts).cpu().numpy()
-    if not np.isfinite(values).all():
+            progress(done, n / ranks()[1])
+            return {name: values.cpu().numpy() for name, values in found.items()}
+
+        values = over(test_images(trained, pack, n, seed), work)
+    dims = int(np.prod(trained.info.shape))
+    if not all(np.isfinite(each).all() for each in values.values()):
         raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
-    nats, dims = float(values.mean()), int(np.prod(trained.info.shape))
-    return {"kind": model.likelihood, "nats": nats, "bpd": nats / (dims * np.log(2)), "n": n,
-            "se": float(values.std() / np.sqrt(n)), "given_labels": bool(conditional)}  # fmt: skip
+    figures = {}
+    for name, v in values.items():
+        nats, se = float(v.mean()), float(v.std() / np.sqrt(n))
+        figures[name] = {"nats": nats, "bpd": nats / (dims * np.log(2)), "se": se}
+    told = {"kind": model.likelihood, "n": n, "given_labels": given, "marginal": figures.get("marginal")}
+    return told | figures["nats"]
+
+
+def class_frequencies(model: Any, pack: Pack) -> torch.Tensor | None:
+    """[K] of a conditional model's classes among training images; None where labels are many at once, or none."""
+    labels = pack.labels("train")
+    if labels is None or not model.conditional or pack.meta.multilabel:
+        return None
+    return torch.from_numpy(np.bincount(labels, minlength=len(pack.meta.classes)) / len(labels))
+
+
+@torch.no_grad()
+def given_label(model: Any, batch: Batch) -> torch.Tensor:
+    """float64 [B]: log p(x | y) of a conditional model, log p(x) of others."""
+    return model.log_prob(batch.x, batch.y if model.conditional else None, noise=batch.noise).double()
+
+
+@torch.no_grad()
+def log_marginal(model: Any, batch: Batch, frequencies: torch.Tensor, seed: int) -> torch.Tensor:
+    """float64 [B]: log Σ_y p(y) p(x | y), each class by the same noise; of bounds it is a bound."""
+    index, device = batch.index.tolist(), batch.x.device
+    of_class = [
+        model.log_prob(batch.x, torch.full_like(batch.y, y), noise=ImageNoise(seed, index, device)).double()
+        for y in range(len(frequencies))
+    ]
+    return torch.logsumexp(torch.stack(of_class) + frequencies.to(device).log()[:, None], 0)
 
 
 def provenance(pack: Pack, judge: Judge, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,6 +264,6 @@ def provenance(pack: Pack, judge: Judge, job: Mapping[str, Any]) -> dict[str, An
     return {
         "n_real": len(pack.images("test")), "n_fake": job["n"], "split": "test", "shape": list(pack.meta.shape),
         "levels": pack.meta.levels, "resized": pack.meta.resized, "digest": pack.meta.digest, "seed": job["seed"],
-        "checkpoint": job["checkpoint"], **judge.provenance(),
+        "checkpoint": job["checkpoint"], "processes": ranks()[1], **judge.provenance(),
         "versions": {name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")},
     }  # fmt: skip

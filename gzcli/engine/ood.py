@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,17 @@ import numpy as np
 import torch
 
 from gzcli.data import same
-from gzcli.data.batches import scan, to_uint8
-from gzcli.data.benchmarks import Benchmark
 from gzcli.data.benchmarks import find as find_benchmark
 from gzcli.data.pack import Pack, open_pack
-from gzcli.engine.budget import affordable, subset, timed
+from gzcli.engine.budget import Images, affordable, subset, timed
 from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
+from gzcli.engine.ood_table import compare, grouped, notes, short_names, write_scores
 from gzcli.engine.pictures import histograms
-from gzcli.engine.scores import Scorer, choose
+from gzcli.engine.scores import BANKS, Scorer, choose
+from gzcli.engine.shares import agreed, over, ranks
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics import baselines
-from gzcli.metrics.detection import detection
 from gzcli.metrics.features import lenet
 from gzcli.models.guided import Returning
 from gzcli.models.nn import LPIPS
@@ -30,26 +29,26 @@ from gzcli.store import files
 from gzcli.store.runs import Run, find
 from gzcli.types import Batch
 
-BASELINES = ("png", "mean", "knn_pixels")
 BATCH = {"cpu": 64, "mps": 128, "cuda": 256}
 TRIAL = 16  # images on which the scores are timed
-VALIDATION = 2000  # images that scores are fitted on, at most
-NEIGHBOURS = 10_000  # training images of the k-NN baseline, at most
+FIT = 500  # held-out images that statistics are of, whatever `-n`: as many as the smallest budget pays for
+BANK = 10_000  # training images that neighbours are looked for among, at most
 
 
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Does the job and writes `scores.csv`, `histograms.png` and `ood.json` into `folder`.
 
-    job: {run, checkpoint, in, out, scores, background, benchmark, n, full, seed, options}. The in-distribution images are
-    the test split of `in`; those of `out` pass through the run's size, channels and grey levels. Returns the JSON of
-    `gz ood`. Raises DivergedError for scores that are not finite.
+    job: {run, checkpoint, in, out, scores, background, benchmark, n, full, seed, options}. The in-distribution
+    images are the test split of `in`; those of `out` the test splits of known sets and, of the user's own, the
+    test split or all. They pass through the run's size, channels and grey levels. Each process scores its share.
+    Returns the JSON of `gz ood`, on ranks other than 0 nothing. Raises DivergedError for scores that are not finite.
     """
     began = time.monotonic()
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     c, size, _ = trained.images.shape
     home = open_pack(job["in"], size=size, channels=c, say=log.info)
     same.hold(trained.run.owner.path, home.meta)
-    packs = {name: open_pack(name, size=size, channels=c, say=log.info) for name in job["out"]}
+    packs = {name: open_pack(name, size=size, channels=c, foreign=True, say=log.info) for name in job["out"]}
     check_sets(home, packs)
     settings = trained.tree["ood"]
     behind = job.get("background") or settings.get("background")
@@ -62,25 +61,32 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
 
     asked = {"recon", "ensemble"} & set(names) and not options.get("pixels")
     seen_by = perceive(trained, home, log) if asked else None
-    source = Source(trained, job["seed"])
-    n, split = job["n"], "val" if home.meta.counts["val"] else "train"  # a tiny set has no validation images
-    if n is None and not job["full"]:
-        trial = next(source.batches(home, split, subset(home.meta.counts[split], TRIAL)))
-        n = afford(scorer, trial, settings["budget"], 1 + len(packs), log)
-    scorer.fit(list(source.batches(home, split, subset(home.meta.counts[split], min(n or VALIDATION, VALIDATION)))))
-    tables: dict[str, dict[str, np.ndarray]] = {}
+    n = fit(scorer, home, job, settings["budget"], 1 + len(packs), log)
+    tables: dict[str, dict[str, Any]] = {}
     for name, pack in [(job["in"], home), *packs.items()]:
-        tables[name] = score_set(scorer, source, pack, n, log)
-    add_baselines(tables, source, home)
+        tables[name] = score_set(scorer, pack, n, log)
+    if ranks()[0]:
+        return {}
+    add_baselines(tables, home, packs)
 
     benchmark = find_benchmark(job["benchmark"]) if job.get("benchmark") else None
     results = compare(tables, packs, names, trapezoid=benchmark is not None)
     if benchmark:
         results = grouped(results, benchmark)
+    short = short_names(list(tables))
+    told = [row | {"out": short.get(row["out"], row["out"])} for row in results]
     write_scores(folder / "scores.csv", tables, job["in"])
-    histograms(folder / "histograms.png", tables, job["in"], results)
+    histograms(
+        folder / "histograms.png",
+        {short[name]: table for name, table in tables.items()},
+        short[job["in"]],
+        told,
+    )
     result = {
-        "run": trained.run.owner.id, "in": job["in"], "results": results, "notes": notes(results, packs, benchmark),
+        "run": trained.run.owner.id, "in": job["in"], "results": results,
+        "notes": notes(told, {short[name]: pack for name, pack in {job["in"]: home, **packs}.items()},
+                       trained.images.levels, benchmark),
+        "names": short, "processes": ranks()[1],
         "positive": "out", "benchmark": benchmark and benchmark.name, "seed": job["seed"], "checkpoint": job["checkpoint"],
         "step": trained.step, "levels": trained.images.levels, "shape": list(trained.images.shape),
         "perceptual": seen_by, "likelihood": trained.model.likelihood, "background": background and background.run.owner.id,
@@ -89,17 +95,6 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     }  # fmt: skip
     files.write_json(folder / "ood.json", result)
     return result
-
-
-class Source:
-    """Batches of a split as this run sees its images."""
-
-    def __init__(self, trained: Trained, seed: int):
-        self.levels, self.device, self.seed = trained.images.levels, trained.device, seed
-
-    def batches(self, pack: Pack, split: str, index: np.ndarray, size: int | None = None) -> Iterator[Batch]:
-        size = size or BATCH[self.device.type]
-        return scan(pack, split, batch_size=size, levels=self.levels, device=self.device, index=index, seed=self.seed)
 
 
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
@@ -118,115 +113,68 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
 
 def check_sets(home: Pack, packs: Mapping[str, Pack]) -> None:
     for name, pack in packs.items():
-        if pack.meta.digest == home.meta.digest:
+        if pack.meta.digest == home.meta.digest or pack.meta.title == home.meta.title:
             raise UsageError(f"`{name}` is both the in- and the out-of-distribution set", hint="`--out` takes other sets")
     if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.name}` has no test images")
 
 
+def fit(scorer: Scorer, home: Pack, job: Mapping[str, Any], budget: float, sets: int, log: Log) -> int | None:
+    """Fits the scores on fixed numbers of held-out and, for banks, of training images. Returns how many images of
+    each of `sets` sets are to be scored: the job's n, else None for all, or what is left of `budget` seconds pays for."""
+    since, trained, counts = time.perf_counter(), scorer.trained, home.meta.counts
+    split = "val" if counts["val"] else "train"  # a tiny set has no validation images
+    how = {"size": BATCH[trained.device.type], "seed": job["seed"]}
+    held_out = Images.of(trained, home, split, subset(counts[split], FIT), **how)
+    train = Images.of(trained, home, "train", subset(counts["train"], BANK), **how)
+    told = {name: train if name in BANKS else held_out for name in scorer.fits()}
+    if told or {"typicality", "ensemble"} & set(scorer.names):
+        many = max([len(images.index) for images in told.values()] or [len(held_out.index)])
+        log.info(f"fitting the scores on {many:,} images of `{home.meta.name}`")
+    scorer.fit(held_out, train)
+    if job["n"] is not None or job["full"]:
+        return job["n"]
+    left = budget - (time.perf_counter() - since)
+    trial = next(iter(Images.of(trained, home, split, held_out.index[:TRIAL], **how | {"size": TRIAL})))
+    return agreed(afford(scorer, trial, left, sets, log))
+
+
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
-    """Images of each of `sets` test splits that `budget` seconds pay for, timed on a first batch."""
-    scorer.fit([trial])
-    seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial)
-    n = affordable(seconds, budget, sets + 1)  # one more for the validation images
+    """Images of each of `sets` sets that `budget` seconds pay for, timed on a first batch; processes share them."""
+    seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks()[1]
+    n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:
         log.warn(f"the scores need about {expected / 60:.0f} minutes even for {n} images a set; `-n` takes fewer")
     return n
 
 
-def score_set(scorer: Scorer, source: Source, pack: Pack, n: int | None, log: Log) -> dict[str, np.ndarray]:
-    """Of n test images, or all: index [N], float64 [N] a score, images uint8 [N, C, H, W] as the model saw them."""
-    total = pack.meta.counts["test"]
-    index = subset(total, n or total)
-    parts, done = [], 0
+def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, Any]:
+    """Of n test images, or all: index [N], float64 [N] a score, and `names` of all files of the split, or None."""
+    trained, total = scorer.trained, pack.meta.counts["test"]
+    size = BATCH[trained.device.type]
+    images = Images.of(trained, pack, "test", subset(total, n or total), size=size, seed=scorer.seed)
+    done, share = 0, len(images.index) / ranks()[1]
     with log.bar(f"score {pack.meta.name}") as progress:
-        for batch in source.batches(pack, "test", index):
+
+        def work(batch: Batch) -> dict[str, np.ndarray]:
+            nonlocal done
             try:
-                parts.append(scorer(batch) | {"images": to_uint8(batch.x).cpu().numpy()})
+                found = scorer(batch)
             except DivergedError as e:
                 raise DivergedError(f"{e.message} of `{pack.meta.name}`", hint=e.hint) from e
             done += len(batch)
-            progress(done, len(index))
-    return {"index": index} | {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            progress(done, share)
+            return found
+
+        return {"index": images.index, "names": pack.names("test")} | over(images, work)
 
 
-def add_baselines(tables: dict[str, dict[str, np.ndarray]], source: Source, home: Pack) -> None:
-    """PNG size, pixel mean and k-NN beside the scores of each set; the images, not needed any more, go."""
+def add_baselines(tables: Mapping[str, dict[str, Any]], home: Pack, packs: Mapping[str, Pack]) -> None:
+    """PNG size, pixel mean and k-NN beside the scores: of each set's own bytes, whatever levels the model sees."""
     train = home.images("train")
-    index = subset(len(train), NEIGHBOURS if train[0].size <= 4096 else NEIGHBOURS // 4)
-    seen = np.concatenate([to_uint8(batch.x).cpu().numpy() for batch in source.batches(home, "train", index)])
-    distances = baselines.knn_pca(seen, [table["images"] for table in tables.values()])
-    for table, distance in zip(tables.values(), distances, strict=True):
-        images = table.pop("images")
-        table |= {"png": baselines.png_size(images), "mean": baselines.pixel_mean(images), "knn_pixels": distance}
-
-
-def compare(tables: Mapping[str, Mapping[str, np.ndarray]], packs: Mapping[str, Pack], names: list[str], *,
-            trapezoid: bool = False) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for each foreign set and score. `beats_baselines`: a higher AUROC than any baseline's, either way round."""
-    inside, *outside = tables
-    rows = []
-    for out in outside:
-        measured = {
-            score: detection(tables[inside][score], tables[out][score], trapezoid=trapezoid) for score in (*names, *BASELINES)
-        }
-        bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in BASELINES)
-        rows += [
-            {"out": out, "score": score, "baseline": score in BASELINES, **found, "resized": packs[out].meta.resized,
-             "beats_baselines": None if score in BASELINES else found["auroc"] > bar}
-            for score, found in measured.items()
-        ]  # fmt: skip
-    return rows
-
-
-def grouped(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[str, Any]]:
-    """The rows with their `group`, near or far, and after each group a row of its means for every score."""
-    rows = [row | {"group": benchmark.group(row["out"])} for row in results]
-    ordered = []
-    for group in ("near", "far"):
-        inside = [row for row in rows if row["group"] == group]
-        ordered += inside
-        for score in dict.fromkeys(row["score"] for row in inside):
-            same = [row for row in inside if row["score"] == score]
-            means = {
-                key: float(np.mean([row[key] for row in same])) for key in ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
-            }
-            total = {"n_in": same[0]["n_in"], "n_out": sum(row["n_out"] for row in same)}
-            ordered.append(same[0] | means | total | {"out": f"mean of {group}", "ci": None, "beats_baselines": None})
-    return ordered
-
-
-def notes(results: list[dict[str, Any]], packs: Mapping[str, Pack], benchmark: Benchmark | None = None) -> list[str]:
-    """What a reader must know of these figures."""
-    said = []
-    if benchmark:
-        left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
-        if missing := [*left, *benchmark.absent]:
-            said.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
-        said.append("OpenOOD draws its images from lists of its own; these are from the whole test splits, AUPR by its trapezoid")
-    said += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
-    said += [f"`{name}` was resized to the run's images" for name, pack in packs.items() if pack.meta.resized]
-    if plain := [row for row in results if row["score"] in ("nll", "elbo")]:
-        failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
-        here = f", as here on {', '.join(failed)}" if failed else ""
-        said.append(
-            "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), as simpler images are "
-            f"more likely{here}; `complexity` or `ratio` correct for it"
-        )
-    beaten = [f"`{row['score']}` on `{row['out']}`" for row in results if row["beats_baselines"] is False]
-    if beaten:
-        said.append(f"a baseline, without a model, does as well as {', '.join(beaten)}")
-    return said
-
-
-def write_scores(path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], inside: str) -> None:
-    """Columns: set, role (in | out), index, one a score."""
-    columns = [key for key in tables[inside] if key != "index"]
-    lines = [",".join(["set", "role", "index", *columns])]
-    for name, table in tables.items():
-        role = "in" if name == inside else "out"
-        for i, row in enumerate(zip(*(table[key] for key in columns), strict=True)):
-            lines.append(
-                ",".join([f'"{name}"' if "," in name else name, role, str(table["index"][i]), *map(repr, map(float, row))])
-            )
-    files.write_atomic(path, "\n".join(lines) + "\n")
+    index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
+    sides = zip(tables.values(), [home, *packs.values()], strict=True)
+    images = [pack.images("test")[table["index"]] for table, pack in sides]
+    distances = baselines.knn_pca(train[index], images)
+    for table, seen, distance in zip(tables.values(), images, distances, strict=True):
+        table |= {"png": baselines.png_size(seen), "mean": baselines.pixel_mean(seen), "knn_pixels": distance}

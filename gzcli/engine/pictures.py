@@ -2,36 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+APART = 12  # ranges of scores that differ by more are drawn on a scale that is logarithmic far out
+
 
 def histograms(
     path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], inside: str, results: Sequence[Mapping[str, Any]]
 ) -> None:
-    """One panel a score: its density on each set, with the AUROC against `inside` in the legend."""
+    """One panel a score: the share of each set's images in every bin; the AUROC against `inside` in a legend below."""
     auroc = {(row["out"], row["score"]): row["auroc"] for row in results}
     scores = list(dict.fromkeys(row["score"] for row in results))
     baseline = {row["score"] for row in results if row["baseline"]}
     columns = min(3, len(scores))
     rows = -(-len(scores) // columns)
-    figure, axes = _pyplot().subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
+    height = 2.6 + 0.17 * len(tables)
+    shape = {"figsize": (4 * columns, height * rows), "squeeze": False, "layout": "constrained"}
+    figure, axes = _pyplot().subplots(rows, columns, **shape)
     for ax, score in zip(axes.flat, scores, strict=False):
-        values = np.concatenate([table[score] for table in tables.values()])
-        low, high = np.quantile(values, [0.005, 0.995])  # a few far scores would leave one bar; the edge bins keep them
-        bins = np.linspace(low, high if high > low else low + 1, 51)
-        for i, (name, table) in enumerate(tables.items()):
+        sides = {name: np.asarray(table[score], np.float64) for name, table in tables.items()}
+        bins, scale = score_bins(list(sides.values()))
+        if scale:
+            ax.set_xscale("function", functions=scale)
+            ax.set_xticks(_apart([np.median(values) for values in sides.values()], scale[0], bins))
+            ax.xaxis.set_major_formatter("{x:.3g}")
+            ax.minorticks_off()
+        for i, (name, values) in enumerate(sides.items()):
             label = f"{name} (in)" if name == inside else f"{name}, AUROC {auroc[name, score]:.3f}"
-            ax.hist(table[score].clip(bins[0], bins[-1]), bins, density=True, alpha=0.55, color=f"C{i}", label=label)
+            look = {"weights": np.full(len(values), 1 / len(values)), "alpha": 0.55, "color": f"C{i}"}
+            ax.hist(values.clip(bins[0], bins[-1]), bins, label=label, **look)
         ax.set_title(f"{score} (baseline)" if score in baseline else score)
         ax.set_yticks([])
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     for ax in axes.flat[len(scores) :]:
         ax.set_axis_off()
     _save(figure, path)
+
+
+Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
+
+
+def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
+    """Edges [count + 1] of bins that show every side, the first of which is the in-distribution one, and the scale of
+    the axis with its inverse; None where it is linear.
+
+    The edges reach over each side's own quantiles, .005 … .995. Where all of them reach `APART` times as far as those
+    of one side do, equal bins would leave that one a single bar: bins are equal in arsinh((s − median) / w) then, w
+    being an eighth of the first side's width.
+    """
+    ranges = [np.quantile(values, [0.005, 0.995]) for values in sides]
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    widths = [r[1] - r[0] for r in ranges if r[1] > r[0]]
+    if high <= low:
+        return np.linspace(low - 0.5, low + 0.5, count + 1), None
+    if not widths or high - low <= APART * min(widths):
+        return np.linspace(low, high, count + 1), None
+    center, width = float(np.median(sides[0])), (float(np.ptp(ranges[0])) or min(widths)) / 8
+
+    def forward(s: np.ndarray) -> np.ndarray:
+        return np.arcsinh((s - center) / width)
+
+    def inverse(t: np.ndarray) -> np.ndarray:
+        return center + width * np.sinh(t)
+
+    edges = inverse(np.linspace(forward(low), forward(high), count + 1))
+    edges[0], edges[-1] = low, high  # exactly, so that no clipped score falls outside
+    return edges, (forward, inverse)
+
+
+def _apart(ticks: Sequence[float], forward: Callable, bins: np.ndarray) -> list[float]:
+    """Those of the ticks, first ones first, whose labels do not meet on an axis over the bins."""
+    kept: list[float] = []
+    least = 0.18 * (forward(bins[-1]) - forward(bins[0]))
+    for tick in (*ticks, bins[0], bins[-1]):
+        if all(abs(forward(tick) - forward(other)) > least for other in kept):
+            kept.append(float(tick))
+    return kept
 
 
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from gzcli.data.batches import to_uint8
 from gzcli.data.labels import chosen
 from gzcli.engine.context import Trained
+from gzcli.engine.shares import gather, joined, ranks
 from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
@@ -76,27 +77,6 @@ def cycled(values: Any, rows: range, device: torch.device) -> Any:
     if isinstance(values, Tensor):
         return values[torch.arange(rows.start, rows.stop) % len(values)].to(device)
     return [values[i % len(values)] for i in rows]
-
-
-def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Parts [n, C, H, W] as one; an empty one may be of another shape."""
-    return np.concatenate([part for part in parts if len(part)] or parts[:1])
-
-
-def ranks() -> tuple[int, int]:
-    """(rank, number of processes)."""
-    dist = torch.distributed
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def gather(rows: np.ndarray) -> np.ndarray:
-    """The rows of all ranks in the order of the ranks, on every rank."""
-    world = ranks()[1]
-    if world == 1:
-        return rows
-    parts: list[Any] = [None] * world
-    torch.distributed.all_gather_object(parts, rows)
-    return joined(parts)
 
 
 def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ from torch import Tensor
 
 from gzcli.data.batches import to_uint8
 from gzcli.engine.context import Trained
+from gzcli.engine.shares import over
 from gzcli.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.metrics.baselines import code_length
 from gzcli.models.catalog import LIKELIHOOD_SCORES, likelihood_scores
 from gzcli.types import Batch, ImageNoise
 
 OVER_NLL = ("nll", "typicality", "complexity", "ratio", "ensemble")
+BANKS = ("knn",)  # their fit keeps training images to compare with; other fits are statistics of held-out images
 DEAR = ("regret", "inversion")  # an optimisation an image: only when named
 
 
@@ -69,7 +72,7 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
 
 
 class Scorer:
-    """Computes the scores `names` of batches; `fit` must see in-distribution batches first.
+    """Computes the scores `names` of batches; `fit` must see in-distribution batches first, all on every rank.
 
     `options` are keywords of `score_<name>` and `fit_<name>`, shared by all scores that take them.
     Raises MissingError where `ratio` has no background model, UsageError where that one is for other images.
@@ -86,18 +89,28 @@ class Scorer:
         unused = set(self.options) - {key for name in names for key in self._keywords("score", name) | self._keywords("fit", name)}
         self.unused = sorted(unused)
 
-    def fit(self, batches: Sequence[Batch]) -> None:
-        """In-distribution statistics, of held-out images."""
-        batches = [self.trained.seen(batch) for batch in batches]
+    def fits(self) -> list[str]:
+        """The scores of this model that have a fit, those among the statistics of `ensemble` too."""
         statistics = cheap_scores(self.model) if "ensemble" in self.names else []
-        for name in dict.fromkeys((*self.names, *statistics)):
-            if method := getattr(self.model, f"fit_{name}", None):
-                method(batches, **self._take("fit", name))
+        names = dict.fromkeys((*self.names, *statistics))
+        return [name for name in names if hasattr(self.model, f"fit_{name}")]
+
+    def fit(self, held_out: Sequence[Batch], train: Sequence[Batch]) -> None:
+        """In-distribution statistics, of held-out images; the bank of `knn` is of training images."""
+        for name in self.fits():
+            batches = _Seen(self.trained, train if name in BANKS else held_out)
+            getattr(self.model, f"fit_{name}")(batches, **self._take("fit", name))
         if "typicality" in self.names:
-            self.mean_nll = float(np.concatenate([self._nll(self.model, batch) for batch in batches]).mean())
+            self.mean_nll = float(over(held_out, self._of_nll)["nll"].mean())
         if "ensemble" in self.names:
-            seen = [self._statistics(batch, self._nll(self.model, batch)) for batch in batches]
-            self.densities = densities({name: np.concatenate([values[name] for values in seen]) for name in seen[0]})
+            self.densities = densities(over(held_out, self._of_ensemble))
+
+    def _of_nll(self, batch: Batch) -> dict[str, np.ndarray]:
+        return {"nll": self._nll(self.model, self.trained.seen(batch))}
+
+    def _of_ensemble(self, batch: Batch) -> dict[str, np.ndarray]:
+        batch = self.trained.seen(batch)
+        return self._statistics(batch, self._nll(self.model, batch))
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """float64 [B] of each score. Raises DivergedError that names a score with values that are not finite."""
@@ -185,6 +198,17 @@ class Scorer:
         if (one.shape, one.levels) != (other.shape, other.levels):
             raise UsageError(f"the background run has images of {other.shape} and {other.levels} levels, "
                              f"this one of {one.shape} and {one.levels}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Batches as the model sees them, to go through as often as a fit likes."""
+
+    trained: Trained
+    batches: Iterable[Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.trained.seen, self.batches)
 
 
 def densities(statistics: Mapping[str, np.ndarray]) -> dict[str, Any]:

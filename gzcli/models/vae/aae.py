@@ -19,6 +19,7 @@ from gzcli.models.gan.losses import critic_loss, generator_loss
 from gzcli.models.gan.nets import Critic
 from gzcli.models.nn import ClassEmbedding, best_labels, full, spread_labels, traversal, ways
 from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, mlp
+from gzcli.models.vae.vae import LOGVAR
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
 
@@ -69,7 +70,7 @@ class AAE(Model):
         if self.posterior == "deterministic":
             return full(self.encoder(x))
         mu, logvar = full(self.encoder(x)).chunk(2, dim=1)
-        return mu if eps is None else mu + (0.5 * logvar.clamp(-20, 20)).exp() * eps
+        return mu if eps is None else mu + (0.5 * logvar.clamp(*LOGVAR)).exp() * eps
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] of codes [B, latent]; without labels those of the mean of all classes."""

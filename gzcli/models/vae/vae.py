@@ -23,6 +23,11 @@ from gzcli.models.vae.ssim import ms_ssim
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
 LOG_2PI = math.log(2 * math.pi)
+# Of a posterior's logvar. The learned ones lie between the two: none is wider than the prior, whose logvar is 0.
+# Images unlike any that were learned drive it up at will, and e^logvar with it: at 20 their KL was 10^9 nats. The
+# upper bound is log sigma ≤ 2, that of the Gaussian heads of soft actor-critic's published code (Haarnoja 2018,
+# arXiv:1812.05905).
+LOGVAR = (-20.0, 4.0)
 
 
 def kl_normal(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -91,9 +96,9 @@ class VAE(Model):
             self.decoder = ConvDecoder(data.shape, hidden, latent, self.pixels.outputs, embed, blocks)
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """q(z | x): mu and logvar [B, latent], fp32. The bound on logvar keeps images unlike any that were learned finite."""
+        """q(z | x): mu and logvar [B, latent], fp32, logvar within bounds."""
         mu, logvar = full(self.encoder(x, e)).chunk(2, dim=1)
-        return mu, logvar.clamp(-20, 20)
+        return mu, logvar.clamp(*LOGVAR)
 
     def embed(self, labels: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor | None:
         """[n, label_dim], or None where the model knows no labels."""

@@ -1,0 +1,133 @@
+"""The table of `gz ood`: what the scores of each set come to, and what a reader must know of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gzcli.data.benchmarks import Benchmark
+from gzcli.data.pack import Pack
+from gzcli.data.sets import SPECS
+from gzcli.engine.budget import treatment
+from gzcli.metrics.detection import detection
+from gzcli.store import files
+
+FIGURES = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
+BASELINES = ("png", "mean", "knn_pixels")
+FPR = {
+    "fpr95": "the share of in-distribution images that is flagged when 95 % of the foreign ones are found",
+    "fpr95_id": "the share of foreign images that is accepted when 95 % of the in-distribution ones are",
+}
+
+Table = Mapping[str, Any]  # of one set: index [N], names or None, float64 [N] a score
+
+
+def compare(
+    tables: Mapping[str, Table],
+    packs: Mapping[str, Pack],
+    names: Sequence[str],
+    *,
+    trapezoid: bool = False,
+) -> list[dict[str, Any]]:
+    """A row for each foreign set and score; `trapezoid` as in `detection`.
+
+    `beats_baselines`: a higher AUROC than any baseline's, either way round.
+    """
+    inside, *outside = tables
+    rows = []
+    for out in outside:
+        measured = {}
+        for score in (*names, *BASELINES):
+            measured[score] = detection(tables[inside][score], tables[out][score], trapezoid=trapezoid)
+        bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in BASELINES)
+        for score, found in measured.items():
+            known = {"out": out, "score": score, "baseline": score in BASELINES}
+            beats = None if score in BASELINES else found["auroc"] > bar
+            rows.append(known | found | {"resized": packs[out].meta.resized, "beats_baselines": beats})
+    return rows
+
+
+def grouped(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[str, Any]]:
+    """The rows with their `group`, near or far, and after each group a row of its means for every score."""
+    rows = [row | {"group": benchmark.group(row["out"])} for row in results]
+    ordered = []
+    for group in ("near", "far"):
+        inside = [row for row in rows if row["group"] == group]
+        ordered += inside
+        for score in dict.fromkeys(row["score"] for row in inside):
+            same = [row for row in inside if row["score"] == score]
+            means = {key: float(np.mean([row[key] for row in same])) for key in FIGURES}
+            total = {"n_in": same[0]["n_in"], "n_out": sum(row["n_out"] for row in same)}
+            told = {"out": f"mean of {group}", "ci": None, "beats_baselines": None}
+            ordered.append(same[0] | means | total | told)
+    return ordered
+
+
+def notes(
+    results: list[dict[str, Any]],
+    packs: Mapping[str, Pack],
+    levels: int | None,
+    benchmark: Benchmark | None = None,
+) -> list[str]:
+    """What a reader must know of these figures; `packs`: all sets by the names that are shown."""
+    said = []
+    if benchmark:
+        left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
+        if missing := [*left, *benchmark.absent]:
+            said.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
+        drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
+        said.append(f"{drawn}, AUPR by its trapezoid")
+        fpr = f"whose FPR95 is `{benchmark.fpr}`: {FPR[benchmark.fpr]}"
+        said.append(f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}")
+    else:
+        said.append(f"`fpr95` (OpenOOD v1.5): {FPR['fpr95']}; `fpr95_id` (ODIN, OpenOOD v1): {FPR['fpr95_id']}")
+    said += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
+    said += treatment(packs, levels, but="the baselines are of the sets' own bytes")
+    own = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
+    for row in {row["out"]: row for row in results if row["out"] in own}.values():
+        if row["n_out"] < (total := own[row["out"]]):
+            of = f"of the {total:,} images of `{row['out']}`"
+            said.append(f"{row['n_out']:,} {of} were scored; `--full` takes all")
+    if plain := [row for row in results if row["score"] in ("nll", "elbo")]:
+        failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
+        here = f", as here on {', '.join(failed)}" if failed else ""
+        said.append(
+            "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), as simpler "
+            f"images are more likely{here}; `complexity` or `ratio` correct for it"
+        )
+    beaten = [f"`{row['score']}` on `{row['out']}`" for row in results if row["beats_baselines"] is False]
+    if beaten:
+        said.append(f"a baseline, without a model, does as well as {', '.join(beaten)}")
+    return said
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """What to call each set in a table: of a path its last part, and those before it that tell it from others."""
+    parts = {name: Path(name).parts for name in names}
+    short = {}
+    for name, own in parts.items():
+        others, depth = [other for key, other in parts.items() if key != name], 1
+        while depth < len(own) and any(own[-depth:] == other[-depth:] for other in others):
+            depth += 1
+        short[name] = str(Path(*own[-depth:])) if own else name
+    return short
+
+
+def write_scores(path: Path, tables: Mapping[str, Table], inside: str) -> None:
+    """Columns: set, role (in | out), index in the split, file (of the user's own pictures), one a score."""
+    columns = [key for key in tables[inside] if key not in ("index", "names")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["set", "role", "index", "file", *columns])
+    for name, table in tables.items():
+        role = "in" if name == inside else "out"
+        for i, row in enumerate(zip(*(table[key] for key in columns), strict=True)):
+            at = int(table["index"][i])
+            file = table["names"][at] if table["names"] else ""
+            writer.writerow([name, role, at, file, *map(repr, map(float, row))])
+    files.write_atomic(path, text.getvalue())
