@@ -178,7 +178,7 @@ class ScoreModel(Returning):
         if sampler == "ode":
             f = self.velocity(y, guidance, interval)
             if solver == "adaptive":
-                x = solve_adaptive(f, x, 1.0, self.sde.start, rtol=tolerance, atol=tolerance, progress=progress)
+                x = solve_adaptive(f, x, 1.0, self.sde.stop, rtol=tolerance, atol=tolerance, progress=progress)
             else:
                 x = solve(f, x, [level.t for level in self.sde.spaced(steps, spacing)], solver, progress)
             return self.into_range(x)
