@@ -18,6 +18,7 @@ from gzcli.data.batches import scan
 from gzcli.data.pack import Pack, open_pack
 from gzcli.engine.budget import affordable, subset, synchronise, timed
 from gzcli.engine.context import Trained, load_trained
+from gzcli.engine.converged import solver_gap, told
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Judge
@@ -161,7 +162,7 @@ def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
-    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels}.
+    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels, solver_gap}.
 
     Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's `ood.budget` allows. A
     conditional model is told the label. Raises DivergedError where it is not finite.
@@ -192,8 +193,11 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     if not np.isfinite(values).all():
         raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
     nats, dims = float(values.mean()), int(np.prod(trained.info.shape))
+    first = next(batches(trial))
+    if gap := solver_gap(trained, first, first.y if conditional else None, seed):
+        log.info(told(gap))
     return {"kind": model.likelihood, "nats": nats, "bpd": nats / (dims * np.log(2)), "n": n,
-            "se": float(values.std() / np.sqrt(n)), "given_labels": bool(conditional)}  # fmt: skip
+            "se": float(values.std() / np.sqrt(n)), "given_labels": bool(conditional), "solver_gap": gap}  # fmt: skip
 
 
 def provenance(pack: Pack, judge: Judge, job: Mapping[str, Any]) -> dict[str, Any]:

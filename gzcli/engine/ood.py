@@ -17,9 +17,10 @@ from gzcli.data.benchmarks import find as find_benchmark
 from gzcli.data.pack import Pack, open_pack
 from gzcli.engine.budget import affordable, subset, timed
 from gzcli.engine.context import Trained, load_trained
+from gzcli.engine.converged import solver_gap, told
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
-from gzcli.engine.scores import Scorer, choose
+from gzcli.engine.scores import OVER_NLL, Scorer, choose
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics import baselines
 from gzcli.metrics.detection import detection
@@ -68,6 +69,10 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         trial = next(source.batches(home, split, subset(home.meta.counts[split], TRIAL)))
         n = afford(scorer, trial, settings["budget"], 1 + len(packs), log)
     scorer.fit(list(source.batches(home, split, subset(home.meta.counts[split], min(n or VALIDATION, VALIDATION)))))
+    by_ode = set(names) & set(OVER_NLL)
+    gap = solver_gap(trained, next(source.batches(home, split, subset(home.meta.counts[split], TRIAL)))) if by_ode else None
+    if gap:
+        log.info(told(gap))
     tables: dict[str, dict[str, np.ndarray]] = {}
     for name, pack in [(job["in"], home), *packs.items()]:
         tables[name] = score_set(scorer, source, pack, n, log)
@@ -84,7 +89,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         "positive": "out", "benchmark": benchmark and benchmark.name, "seed": job["seed"], "checkpoint": job["checkpoint"],
         "step": trained.step, "levels": trained.images.levels, "shape": list(trained.images.shape),
         "perceptual": seen_by, "likelihood": trained.model.likelihood, "background": background and background.run.owner.id,
-        "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
+        "solver_gap": gap, "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
     }  # fmt: skip
     files.write_json(folder / "ood.json", result)

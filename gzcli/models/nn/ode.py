@@ -175,7 +175,14 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _first_step(
-    f: Velocity, x: Tensor, t: Tensor, first: Tensor, way: float, atol: float, rtol: float, norm: Norm
+    f: Velocity,
+    x: Tensor,
+    t: Tensor,
+    first: Tensor,
+    way: float,
+    atol: float,
+    rtol: float,
+    norm: Norm,
 ) -> Tensor:
     """[B], after Hairer, Nørsett & Wanner 1993, II.4, p. 169; never beyond the end of the `way`, where f may not be defined."""
     scale, sign = atol + rtol * x.abs(), math.copysign(1.0, way)
