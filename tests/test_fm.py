@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from gaussian import GaussianField, check_moments
+
 from gzcli.errors import UsageError
 from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.coupling import coupled
 from gzcli.models.flow_matching.flow import SCALE
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import CALLS
+from gzcli.models.score.sgm import SGM
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
@@ -142,8 +145,22 @@ def test_inpainting_keeps_what_is_known():
     model, x = FM(INFO, **SMALL).eval(), batch().x
     mask = torch.zeros(8, 1, 4, 4)
     mask[:, :, :2] = 1
-    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3, resample=2)
+    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3)
     assert torch.equal(out[:, :, :2], x[:, :, :2]) and not torch.allclose(out[:, :, 2:], x[:, :, 2:])
+    alone = model.inpaint(x[3:4], mask=mask[:1], noise=ImageNoise(0, [3]), steps=3)
+    torch.testing.assert_close(alone[0], out[3], rtol=1e-4, atol=1e-4)
+
+
+def test_inpainting_draws_from_what_images_may_be():
+    """Mean and covariance of the hidden half of a correlated Gaussian given the other, at the default steps."""
+    field, n = GaussianField(), 3000
+    model = FM(DataInfo((1, 4, 4), None), **SMALL).double().eval()  # latents: nothing is clipped
+    model.net = field.velocity_net()
+    x, mask, mean, covariance = field.halved()
+    with torch.no_grad():
+        out = model.inpaint(x.expand(n, 1, 4, 4), mask=mask.expand(n, 1, 4, 4), noise=noise(n))
+    check_moments(out[:, :, 2:].flatten(1), mean, covariance)
+    assert model.net.calls == 25
 
 
 def test_interpolation_has_the_images_at_its_ends():
@@ -172,6 +189,24 @@ def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
         torch.testing.assert_close(f(x, torch.full((8,), 0.5)), model.guided(x, torch.full((8,), 500.0), y, 2.5))
     with pytest.raises(UsageError, match="needs a conditional model"):
         FM(INFO, **SMALL).velocity(None, 2.0)
+
+
+@pytest.mark.parametrize("family", [CFM, SGM])
+def test_only_guided_times_take_two_passes(family):
+    torch.manual_seed(0)
+    model = family(INFO, **SMALL, conditional=True).eval()
+    nn.init.normal_(model.net.conv_out.weight, std=0.3)
+    rows = []
+    model.net.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    f, x, y = model.velocity(torch.arange(8) % 3, 2.5, (0.4, 0.6)), batch().x, torch.arange(8) % 3
+    with torch.no_grad():
+        early, inside = f(x, torch.full((8,), 0.9)), f(x, torch.full((8,), 0.5))
+        assert rows == [8, 16]
+        mixed = f(x, torch.tensor([0.9, 0.5] * 4))  # as in the adaptive solver
+        assert sum(rows[2:]) == 4 + 8
+        torch.testing.assert_close(mixed[::2], early[::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mixed[1::2], inside[1::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(early, model.velocity(y)(x, torch.full((8,), 0.9)))
 
 
 def test_a_classifier_of_velocities_knows_constant_classes():

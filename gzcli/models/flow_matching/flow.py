@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
+from gzcli.models.diffusion.samplers import Denoise
+from gzcli.models.diffusion.schedule import Level
 from gzcli.models.flow_matching.coupling import coupled
 from gzcli.models.guided import Returning, stratified
 from gzcli.models.nn import full
@@ -87,16 +89,25 @@ class FlowMatching(Returning):
         """v(x, t) as solvers call it, guided within the `interval` of t. Raises UsageError for guidance without labels."""
         self.check_guidance(guidance, y)
 
-        low, high = interval
+        def predict(x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
+            return self.guided(x, SCALE * t, y, scale)
 
-        def f(x: Tensor, t: Tensor) -> Tensor:
-            v = self.guided(x, SCALE * t, y, guidance)
-            if guidance == 1 or (low <= 0 and high >= 1):
-                return v
-            inside = (low <= t) & (t <= high)  # images may be at different times
-            return torch.where(inside[:, None, None, None], v, self.guided(x, SCALE * t, y, 1.0))
+        if guidance == 1 or (interval[0] <= 0 and interval[1] >= 1):
+            return lambda x, t: predict(x, t, y, guidance)
+        return lambda x, t: self.guided_within(predict, x, t, y, guidance, interval)
 
-        return f
+    def denoiser(self, y: Tensor | None = None, *, guidance: float = 1.0) -> Denoise:
+        """Estimates (x_1, x_0) of data and noise at one time, as the samplers of diffusions call it."""
+        f = self.velocity(y, guidance)
+
+        def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            v = f(x, x.new_full((len(x),), t))
+            return (1 - self.sigma_min) * x + (1 - (1 - self.sigma_min) * t) * v, x - t * v
+
+        return denoise
+
+    def level(self, t: float) -> Level:
+        return Level(t, t, 1 - (1 - self.sigma_min) * t)
 
     def flow(
         self,
