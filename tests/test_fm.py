@@ -7,9 +7,8 @@ from itertools import permutations
 
 import pytest
 import torch
-from torch import nn
-
 from gaussian import GaussianField, check_moments
+from torch import nn
 
 from gzcli.errors import UsageError
 from gzcli.models.flow_matching.cfm import CFM

@@ -1,6 +1,16 @@
 """Blocks that three models or more share."""
 
-from gzcli.models.nn.common import ClassEmbedding, all_mean, all_rows, from_levels, full, spread_labels, to_levels, zero_init
+from gzcli.models.nn.common import (
+    ClassEmbedding,
+    all_mean,
+    all_rows,
+    from_levels,
+    full,
+    spread_labels,
+    stacked,
+    to_levels,
+    zero_init,
+)
 from gzcli.models.nn.latent import slerp, traversal, ways
 from gzcli.models.nn.lpips import LPIPS
 from gzcli.models.nn.patchgan import PatchGAN
@@ -17,6 +27,7 @@ __all__ = [
     "full",
     "slerp",
     "spread_labels",
+    "stacked",
     "to_levels",
     "traversal",
     "ways",
