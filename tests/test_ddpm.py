@@ -639,7 +639,9 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
     theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 2 - 1
     close = 4e-3 if zero_snr else 1e-3  # half a grey level; diffusers takes an SNR of 2⁻²⁴ for zero
     torch.testing.assert_close(theirs, mine, atol=close, rtol=0)
-    ddim = diffusers.DDIMPipeline.from_pretrained(tmp_path)(4, num_inference_steps=10, use_clipped_model_output=True, output_type="np")
+    ddim = diffusers.DDIMPipeline.from_pretrained(tmp_path)(
+        4, num_inference_steps=10, use_clipped_model_output=True, output_type="np"
+    )
     mine = model.sample(4, noise=ImageNoise(0, range(4)), sampler="ddim", steps=10, spacing="trailing")
     torch.testing.assert_close(torch.from_numpy(ddim.images).permute(0, 3, 1, 2) * 2 - 1, mine, atol=close, rtol=0)
 
