@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from gaussian import GaussianField, check_moments
 from torch import Tensor, nn
 
 from gzcli.engine.checkpoint import widened
@@ -644,6 +645,21 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
     )
     mine = model.sample(4, noise=ImageNoise(0, range(4)), sampler="ddim", steps=10, spacing="trailing")
     torch.testing.assert_close(torch.from_numpy(ddim.images).permute(0, 3, 1, 2) * 2 - 1, mine, atol=close, rtol=0)
+
+
+def test_inpainting_by_moments_draws_from_what_images_may_be():
+    field, n = GaussianField(), 2000
+    model = DDPM(DataInfo((1, 4, 4), None), channels=8, mult=(1,), attention=(), prediction="x0", timesteps=1000).double().eval()
+
+    class Net(nn.Module):
+        def forward(self, x, t, y=None, drop=None):
+            return field.denoised(x, *model.schedule.level(float(t[0]))[1:])
+
+    model.net = Net()
+    x, mask, mean, covariance = field.halved()
+    keys = {"mask": mask.expand(n, 1, 4, 4), "noise": ImageNoise(0, range(n)), "method": "moments", "steps": 25}
+    out = model.inpaint(x.expand(n, 1, 4, 4), **keys)
+    check_moments(out[:, :, 2:].flatten(1).double(), mean, covariance)
 
 
 def test_what_diffusers_cannot_halve_is_not_exported():

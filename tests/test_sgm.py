@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from gaussian import GaussianField, check_moments
 from torch import nn
 
 from gzcli.errors import UsageError
@@ -260,6 +261,24 @@ def test_inpainting_keeps_what_is_known_and_follows_it():
     out = model.inpaint(x, mask=mask, noise=noise(8), steps=30, resample=3, jump=3)
     assert torch.equal(out[:, :, :2], x[:, :, :2])
     torch.testing.assert_close(out, x, atol=0.12, rtol=0)
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_inpainting_by_moments_draws_from_what_images_may_be(name):
+    field, n = GaussianField(), 3000
+    model = SGM(DataInfo((1, 4, 4), None), **SMALL, sde=name).eval()
+    model.split = lambda x, t, y, guidance: denoised(field, model, x, float(t[0]))
+    x, mask, mean, covariance = field.halved()
+    keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
+    out = model.inpaint(x.expand(n, 1, 4, 4), **keys)
+    check_moments(out[:, :, 2:].flatten(1), mean, covariance)
+
+
+def denoised(field, model, x, t):
+    _, alpha, sigma = model.sde.level(t)
+    x0 = field.denoised(x, alpha, sigma)
+    return x0, (x - alpha * x0) / sigma
 
 
 def test_guidance_within_an_interval():
