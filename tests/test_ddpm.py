@@ -621,7 +621,8 @@ def test_paper_size():
 
 @pytest.mark.parametrize(("prediction", "zero_snr"), [("eps", False), ("v", False), ("v", True)])
 def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_path, monkeypatch):
-    """By diffusers' own call, told nothing but the number of steps, of a network whose estimates leave the range of images."""
+    """By diffusers' own call, told nothing but the number of steps, of a network whose estimates leave the
+    range of images."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     info = DataInfo((1, 16, 16))

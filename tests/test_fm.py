@@ -75,7 +75,8 @@ def dequantisation(n: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("solver", ["rk4", "adaptive"])
 def test_the_likelihood_of_a_gaussian_is_exact(solver):
-    """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of dequantisation."""
+    """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
+    dequantisation."""
     model, x = exact(0.5), batch(16).x.double()
     value = model.log_prob(x, noise=noise(16), solver=solver, steps=60, tolerance=1e-7)
     least = 1 / 255 / 3**0.5
@@ -151,7 +152,8 @@ def test_inpainting_keeps_what_is_known():
 
 
 def test_inpainting_draws_from_what_images_may_be():
-    """Mean and covariance of the hidden half of a correlated Gaussian given the other, at the default steps."""
+    """Mean and covariance of the hidden half of a correlated Gaussian given the other, at the default
+    steps."""
     field, n = GaussianField(), 3000
     model = FM(DataInfo((1, 4, 4), None), **SMALL).double().eval()  # latents: nothing is clipped
     model.net = field.velocity_net()

@@ -87,7 +87,8 @@ def test_the_density_of_a_linear_flow_is_exact_on_average(adaptive):
 
 
 def test_the_first_step_stays_in_the_interval():
-    """An equation that hardly moves at its start would be tried far beyond its end, where it may have no values."""
+    """An equation that hardly moves at its start would be tried far beyond its end, where it may have no
+    values."""
     seen = []
 
     def f(x, t):
@@ -107,7 +108,8 @@ def _rows(mask: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_error_of_the_density_counts_apart():
-    """x is as smooth as can be, and the density turns fast: of 1 element in 201, an error that a mean over all would hide."""
+    """x is as smooth as can be, and the density turns fast: of 1 element in 201, an error that a mean over
+    all would hide."""
     size, speed = 100, 40.0
 
     def g(state, t):  # dℓ/dt = 40 cos 40 t

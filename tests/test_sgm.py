@@ -163,8 +163,8 @@ def test_the_error_of_the_sde_falls_with_its_steps():
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("solver", ["rk4", "adaptive"])
 def test_the_likelihood_of_a_gaussian_is_exact(name, solver):
-    """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of dequantisation, or at the
-    least time."""
+    """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
+    dequantisation, or at the least time."""
     model, x = exact(0.5, sde=name), images(16).double()
     first, last = model.sde.rising(1 / 255 / 3**0.5, 1)
     assert first.sigma / first.alpha == pytest.approx(max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0), rel=1e-3)
@@ -182,7 +182,8 @@ def test_the_likelihood_of_a_gaussian_is_exact(name, solver):
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("options", [{}, {"solver": "adaptive"}])
 def test_the_likelihood_is_true_by_default(name, options):
-    """Within .02 nats a dimension, of broad and of narrow Gaussians; VE's narrowest is its own least noise."""
+    """Within .02 nats a dimension, of broad and of narrow Gaussians; VE's narrowest is its own least
+    noise."""
     for std, n in ((0.5, 32), (0.05, 32), (0.02, 32)):
         model = exact(std, sde=name, **({"sigma_min": 0.002} if name == "ve" else {}))
         mean = model.net.mean.detach()
@@ -198,7 +199,8 @@ def test_the_likelihood_is_true_by_default(name, options):
 
 
 def test_a_flat_pixel_costs_little():
-    """Of data that is one image, a grey level of 256 is known but for its dequantisation (Song 2021 too starts at t = 1e-5)."""
+    """Of data that is one image, a grey level of 256 is known but for its dequantisation (Song 2021 too
+    starts at t = 1e-5)."""
     for name in ("vp", "subvp"):
         model = exact(1e-6, sde=name)
         with torch.no_grad():

@@ -223,7 +223,8 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction, min_snr):
 
 
 def test_min_snr_weights_are_finite_at_zero_snr():
-    """A base whose last level is pure noise: of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1) is 0."""
+    """A base whose last level is pure noise: of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1)
+    is 0."""
     model = built(SDLoRA, "sd", "epsilon", min_snr=5.0)
     model.schedule.alphas_cumprod[-1] = 0.0
     t = torch.tensor([0, 500, 999])

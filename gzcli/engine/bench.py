@@ -162,10 +162,11 @@ def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
-    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels, solver_gap}.
+    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels,
+    solver_gap}.
 
-    Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's `ood.budget` allows. A
-    conditional model is told the label. Raises DivergedError where it is not finite.
+    Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's
+    `ood.budget` allows. A conditional model is told the label. Raises DivergedError where it is not finite.
     """
     device, model, total = trained.device, trained.model, len(pack.images("test"))
     conditional = model.conditional

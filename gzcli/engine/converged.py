@@ -1,4 +1,5 @@
-"""Whether the steps by which an ODE's likelihood is computed are enough: the same images again, in twice as many."""
+"""Whether the steps by which an ODE's likelihood is computed are enough: the same images again, in twice as
+many."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 
 
 def solver_gap(trained: Trained, batch: Batch, labels: torch.Tensor | None = None, seed: int = 0) -> dict[str, Any] | None:
-    """By how much `log_prob` of a batch's first images changes in twice the steps: {steps, mean, worst, n}, bits a dimension,
-    above 0 where the likelihood is too good.
+    """By how much `log_prob` of a batch's first images changes in twice the steps: {steps, mean, worst, n},
+    bits a dimension, above 0 where the likelihood is too good.
 
     None for a model whose likelihood is not by an ODE of fixed steps.
     """

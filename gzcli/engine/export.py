@@ -18,10 +18,10 @@ from gzcli.store.runs import Run
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes the averaged weights of `job["run"]` into `job["out"]`. Returns the JSON of `gz runs export`.
 
-    job: {run, checkpoint, to, out}. A model with a method `to_diffusers` can be exported: it returns a pipeline, or what else
-    has a `save_pretrained`, with the method that loads it as `loaded_by` if that is another, and what to call then as `usage`.
-    Both are told, and written into the folder's README.md.
-    Raises UsageError for one without.
+    job: {run, checkpoint, to, out}. A model with a method `to_diffusers` can be exported: it returns a
+    pipeline, or what else has a `save_pretrained`, with the method that loads it as `loaded_by` if that is
+    another, and what to call then as `usage`. Both are told, and written into the folder's README.md. Raises
+    UsageError for one without.
     """
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     if not hasattr(trained.model, "to_diffusers"):

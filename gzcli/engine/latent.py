@@ -1,10 +1,12 @@
-"""`data.latent`: the model lives on the latents of a trained autoencoder (Rombach et al. 2022, arXiv:2112.10752).
+"""`data.latent`: the model lives on the latents of a trained autoencoder (Rombach et al. 2022,
+arXiv:2112.10752).
 
-They are made once of every image, packed, and handed to the model in place of pixels; what it samples is decoded. No model
-knows of it. The autoencoder is a run whose model has `to_latent` and `from_latent` (vae, cvae, and vqvae and vqgan, whose
-vectors are taken before the codebook and go through it when decoded), or an `AutoencoderKL` of diffusers, by folder or id. Of
-its posterior a latent is the mode, or with `data.latent_draw: sample`, as DiT trains, for training and validation images a
-draw, one for each image; images that come later, as those of a score, are always taken by the mode.
+They are made once of every image, packed, and handed to the model in place of pixels; what it samples is
+decoded. No model knows of it. The autoencoder is a run whose model has `to_latent` and `from_latent` (vae,
+cvae, and vqvae and vqgan, whose vectors are taken before the codebook and go through it when decoded), or an
+`AutoencoderKL` of diffusers, by folder or id. Of its posterior a latent is the mode, or with
+`data.latent_draw: sample`, as DiT trains, for training and validation images a draw, one for each image;
+images that come later, as those of a score, are always taken by the mode.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class LatentSpace:
 
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Latents [B, c, h, w] of images [B, C, H, W]; with `noise`, draws of their posterior by an `AutoencoderKL`."""
+        """Latents [B, c, h, w] of images [B, C, H, W]; with `noise`, draws of their posterior by an
+        `AutoencoderKL`."""
         z = self.autoencoder.to_latent(x) if noise is None else self.autoencoder.drawn(x, noise)
         return (z - self.shift.to(z)) * self.scale.to(z)
 

@@ -23,11 +23,12 @@ RMS = 0.2  # of an update by AdamW, roughly (Liu 2025, section 2.2)
 
 
 class Muon(Optimizer):
-    """Muon for the weights of linear layers and convolutions, AdamW for biases, norms, tables, first and last layers, and all
-    that is narrow.
+    """Muon for the weights of linear layers and convolutions, AdamW for biases, norms, tables, first and last
+    layers, and all that is narrow.
 
-    Groups as `torch.optim` takes them; `betas` and `eps` are AdamW's. Weight decay is decoupled in both. model: whose layers
-    tell which parameters are matrices (`matrices_of`); None: each of two dimensions or more is one.
+    Groups as `torch.optim` takes them; `betas` and `eps` are AdamW's. Weight decay is decoupled in both.
+    model: whose layers tell which parameters are matrices (`matrices_of`); None: each of two dimensions or
+    more is one.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float, model: nn.Module | None = None):
@@ -43,8 +44,8 @@ class Muon(Optimizer):
                 (self.orthogonal if group["wide"] else self.adamw)(params, group)
 
     def orthogonal(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Each matrix apart, also those that share a parameter; of one size together: a step costs as many products as there
-        are sizes."""
+        """Each matrix apart, also those that share a parameter; of one size together: a step costs as many
+        products as there are sizes."""
         grads, moments = [p.grad for p in params], [self.kept(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
@@ -75,8 +76,8 @@ class Muon(Optimizer):
 
 
 def halves(groups: list[dict[str, Any]], known: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
-    """Each group in two, of what is `wide` and what is not; `matrices`: how many each wide parameter holds. known: that
-    number by the parameter's id, 0 for those that are not there."""
+    """Each group in two, of what is `wide` and what is not; `matrices`: how many each wide parameter holds.
+    known: that number by the parameter's id, 0 for those that are not there."""
     for group in groups:
         count = {id(p): 1 if known is None else known.get(id(p), 0) for p in group["params"]}
         for wide in (True, False):

@@ -32,7 +32,8 @@ def settings(optim: Mapping[str, Any], phases: list[Phase]) -> dict[str, dict[st
 
 
 def build(phase: Phase, conf: Mapping[str, Any], model: nn.Module | None = None) -> Optimizer:
-    """The phase's optimizer; multi-tensor or fused, so that a step costs the same for 10 parameters and for 1,000.
+    """The phase's optimizer; multi-tensor or fused, so that a step costs the same for 10 parameters and for
+    1,000.
 
     model: what the phase is a part of, whose layers tell Muon which parameters are matrices.
     """

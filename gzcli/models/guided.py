@@ -80,8 +80,8 @@ class Guided(Model):
     def guided_within(
         self, predict: Callable[..., Tensor], x: Tensor, t: Tensor, y: Tensor | None, scale: float, interval: Sequence[float]
     ) -> Tensor:
-        """predict(x, t, y, scale) of the rows whose time t [B] lies in the `interval`, and at scale 1 of the others: only rows
-        that are guided take two passes (Kynkäänniemi 2024, arXiv:2404.07724)."""
+        """predict(x, t, y, scale) of the rows whose time t [B] lies in the `interval`, and at scale 1 of the
+        others: only rows that are guided take two passes (Kynkäänniemi 2024, arXiv:2404.07724)."""
         low, high = interval
         inside = (low <= t) & (t <= high)
         if scale == 1 or bool(inside.all()):

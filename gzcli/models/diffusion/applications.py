@@ -106,13 +106,15 @@ class Applications(Diffusion):
         iterations: int = 4,
         guidance: float = 1.0,
     ) -> Tensor:
-        """RePaint (Lugmayr 2022): images [B, C, H, W] completed where mask [B, 1, H, W] is 0; steps × resample calls.
+        """RePaint (Lugmayr 2022): images [B, C, H, W] completed where mask [B, 1, H, W] is 0; steps ×
+        resample calls.
 
-        RePaint puts noised known pixels in place of its own, which is not quite the law of the rest given them:
-        of a Gaussian whose pixels are correlated its mean is off by .14 of a deviation of .37 at the default, by
-        .10 with 1,000 calls, and its variance by a sixth. `method` moments (diffusion/posterior.py) is off by .01
-        in 25 steps, each a call of the network and iterations + 1 of its gradient; it has no `resample`, `jump`.
-        Without a mask the middle is hidden, half as high and wide as the image.
+        RePaint puts noised known pixels in place of its own, which is not quite the law of the rest given
+        them: of a Gaussian whose pixels are correlated its mean is off by .14 of a deviation of .37 at the
+        default, by .10 with 1,000 calls, and its variance by a sixth. `method` moments
+        (diffusion/posterior.py) is off by .01 in 25 steps, each a call of the network and iterations + 1 of
+        its gradient; it has no `resample`, `jump`. Without a mask the middle is hidden, half as high and wide
+        as the image.
         """
         mask, y = self.to_complete(x, mask, labels)
         start = noise.randn(*x.shape).to(x.device)

@@ -71,8 +71,9 @@ class DDPM(Applications):
         )
 
     def to_diffusers(self) -> Any:
-        """A `DDPMPipeline` of the same weights and schedule, which draws the pictures that `sample` draws by dpmpp on trailing
-        steps. That of a conditional model is for its parts: the pipeline itself knows no labels."""
+        """A `DDPMPipeline` of the same weights and schedule, which draws the pictures that `sample` draws by
+        dpmpp on trailing steps. That of a conditional model is for its parts: the pipeline itself knows no
+        labels."""
         from diffusers import DDPMPipeline
 
         if self.factor:

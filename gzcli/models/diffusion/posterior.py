@@ -1,10 +1,12 @@
-"""Denoising given some of the pixels: E[x_0 | x_t, known pixels] by Tweedie's first two moments, for any sampler.
+"""Denoising given some of the pixels: E[x_0 | x_t, known pixels] by Tweedie's first two moments, for any
+sampler.
 
     Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
     x̂_0 + Cov Mᵀ (M Cov Mᵀ + σ_y² I)⁻¹ (y − M x̂_0),   M the rows of the known pixels y
 
-Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization", arXiv:2405.13712, section 4: exact
-for Gaussian data, where putting known pixels in place of estimated ones (RePaint) is not.
+Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization",
+arXiv:2405.13712, section 4: exact for Gaussian data, where putting known pixels in place of estimated ones
+(RePaint) is not.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ def given(
 ) -> Denoise:
     """The denoiser of images whose pixels are `known` [B, C, H, W] where mask [B, 1, H, W] is 1.
 
-    denoise: without clipping, which has no gradient. The inverse by `iterations` of conjugate gradients, each image's own; a
-    call costs one of the network and iterations + 1 of its gradient.
+    denoise: without clipping, which has no gradient. The inverse by `iterations` of conjugate gradients, each
+    image's own; a call costs one of the network and iterations + 1 of its gradient.
     """
 
     def conditioned(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -54,8 +56,8 @@ def given(
 
 
 def solved(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """The x of matrix(x) = b for each row of the batch, by conjugate gradients from 0 (Hestenes & Stiefel 1952). A row stays
-    where its matrix is not positive, as that of a network may turn out."""
+    """The x of matrix(x) = b for each row of the batch, by conjugate gradients from 0 (Hestenes & Stiefel
+    1952). A row stays where its matrix is not positive, as that of a network may turn out."""
     x, r, p = torch.zeros_like(b), b, b
     rr = _dot(r, r)
     for _ in range(iterations):

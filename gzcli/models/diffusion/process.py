@@ -246,9 +246,10 @@ class Diffusion(Returning):
         return total
 
     def to_scheduler(self) -> Any:
-        """The scheduler of diffusers with this schedule: DPM-Solver++(2M), trailing, as `sample` has it with `sampler` dpmpp
-        and `spacing` trailing. Its thresholding at no more than 1 is the clipping of x_0, which diffusers' DDIM does
-        too, but unless it is told otherwise with an ε that belongs to the x_0 before."""
+        """The scheduler of diffusers with this schedule: DPM-Solver++(2M), trailing, as `sample` has it with
+        `sampler` dpmpp and `spacing` trailing. Its thresholding at no more than 1 is the clipping of x_0,
+        which diffusers' DDIM does too, but unless it is told otherwise with an ε that belongs to the x_0
+        before."""
         from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.schedule.alpha**2)

@@ -69,11 +69,11 @@ class Applications(FlowMatching):
         iterations: int = 4,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: the ODE given the known pixels, by the first two moments
-        of images given x_t, see diffusion/posterior.py; exact for Gaussian data.
+        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: the ODE given the known pixels, by the
+        first two moments of images given x_t, see diffusion/posterior.py; exact for Gaussian data.
 
-        Each of the `steps`, even in log σ/α, takes a network call and iterations + 1 of its gradient. Without a mask the
-        middle is hidden, half as high and wide as the image.
+        Each of the `steps`, even in log σ/α, takes a network call and iterations + 1 of its gradient. Without
+        a mask the middle is hidden, half as high and wide as the image.
         """
         if steps < 1 or iterations < 1:
             raise UsageError("`steps` and `iterations` must be 1 or more")

@@ -166,11 +166,12 @@ class FlowMatching(Returning):
         tolerance: float = 1e-4,
         probes: int = 1,
     ) -> Tensor:
-        """[B] nats of the discrete image by the flow from data to noise (appendix C), see nn/ode.py. Raises UsageError for
-        latents.
+        """[B] nats of the discrete image by the flow from data to noise (appendix C), see nn/ode.py. Raises
+        UsageError for latents.
 
-        `steps`, of four network calls and gradients by default, are uniform in log σ/α, as what there is to learn of data is
-        spread over its noise levels; adaptive ones keep the error of x and of the nats a dimension each to `tolerance`.
+        `steps`, of four network calls and gradients by default, are uniform in log σ/α, as what there is to
+        learn of data is spread over its noise levels; adaptive ones keep the error of x and of the nats a
+        dimension each to `tolerance`.
         """
         if steps < 1:
             raise UsageError("`steps` must be 1 or more")

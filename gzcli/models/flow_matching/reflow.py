@@ -16,12 +16,14 @@ from gzcli.types import Batch, DataInfo
 
 
 class Reflow(Applications):
-    """A flow that starts as the trained `teacher`, of any flow-matching model, and learns straight lines between its pairs.
+    """A flow that starts as the trained `teacher`, of any flow-matching model, and learns straight lines
+    between its pairs.
 
-    Of the pairs there are `pairs` for each training image, of its label, of which a step takes one at random; they are made
-    once (`prepare`), by pair_steps of pair_solver with pair_guidance, and arrive as `batch.extra`. A set of few images
-    wants more than one, or the student learns its few pairs by heart (Liu 2022 draws 4 million for CIFAR-10: 80 an image).
-    conditional: as the teacher is, else UsageError. time_sampling: see flow.py.
+    Of the pairs there are `pairs` for each training image, of its label, of which a step takes one at random;
+    they are made once (`prepare`), by pair_steps of pair_solver with pair_guidance, and arrive as
+    `batch.extra`. A set of few images wants more than one, or the student learns its few pairs by heart (Liu
+    2022 draws 4 million for CIFAR-10: 80 an image). conditional: as the teacher is, else UsageError.
+    time_sampling: see flow.py.
     """
 
     paper = "Liu et al. 2022, arXiv:2209.03003"
@@ -59,8 +61,8 @@ class Reflow(Applications):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """Noise, and the image that the teacher makes of it, given the label of each image of a batch: [B, C, H, W], or
-        [B, pairs, C, H, W] of several.
+        """Noise, and the image that the teacher makes of it, given the label of each image of a batch: [B, C,
+        H, W], or [B, pairs, C, H, W] of several.
 
         In half precision: an error of 1/2000 beside grey levels of 1/128, at half the room on disk.
         """

@@ -59,9 +59,9 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 def stacked(layer: nn.Module, matrices: int) -> nn.Module:
-    """The layer, marked for optimizers of whole matrices (Muon): its weight is so many matrices of equal height, one above the
-    other, such as 3 for the queries, keys and values of one linear layer; 0: none, as a first or last layer, whose rows or
-    columns are pixels, codes or classes with units of their own."""
+    """The layer, marked for optimizers of whole matrices (Muon): its weight is so many matrices of equal
+    height, one above the other, such as 3 for the queries, keys and values of one linear layer; 0: none, as a
+    first or last layer, whose rows or columns are pixels, codes or classes with units of their own."""
     layer.matrices = matrices
     return layer
 

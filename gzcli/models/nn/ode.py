@@ -67,8 +67,9 @@ def solve_adaptive(
     norm: Norm | None = None,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """x carried from `start` to `end` by the Dormand–Prince pair; an image's step is such that the `norm`, by default the root
-    mean square, of its error over atol + rtol·|x| stays below 1 (Hairer, Nørsett & Wanner 1993, II.4).
+    """x carried from `start` to `end` by the Dormand–Prince pair; an image's step is such that the `norm`, by
+    default the root mean square, of its error over atol + rtol·|x| stays below 1 (Hairer, Nørsett & Wanner
+    1993, II.4).
 
     Raises DivergedError where `limit` steps do not reach the end.
     """
@@ -98,9 +99,9 @@ def solve_adaptive(
 
 
 def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
-    """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests, and
-    dℓ/dt = −vᵀ (∂f/∂x) v / D estimates d log p / dt, in nats a dimension, without bias (Grathwohl 2019, FFJORD,
-    arXiv:1810.01367, eq. 7)."""
+    """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests,
+    and dℓ/dt = −vᵀ (∂f/∂x) v / D estimates d log p / dt, in nats a dimension, without bias (Grathwohl 2019,
+    FFJORD, arXiv:1810.01367, eq. 7)."""
 
     def g(state: Tensor, t: Tensor) -> Tensor:
         size = state.shape[1] // 2
@@ -114,13 +115,15 @@ def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
 
 
 def density_norm(error: Tensor) -> Tensor:
-    """[B], of the errors of rows [x, v, ℓ]: the larger one of x and of the density a dimension. In one mean over all elements
-    the density would count as one pixel of many, and the probes, which are exact, as half of them."""
+    """[B], of the errors of rows [x, v, ℓ]: the larger one of x and of the density a dimension. In one mean
+    over all elements the density would count as one pixel of many, and the probes, which are exact, as half
+    of them."""
     return torch.maximum(_rms(error[:, : error.shape[1] // 2]), error[:, -1].abs())
 
 
 def dequantised(levels: int | None) -> float:
-    """The deviation of grey levels dequantised uniformly. Raises UsageError for latents, which have no `levels`."""
+    """The deviation of grey levels dequantised uniformly. Raises UsageError for latents, which have no
+    `levels`."""
     if levels is None:
         raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
     return 1 / (levels - 1) / math.sqrt(3)
@@ -137,14 +140,14 @@ def log_density(
     probes: int = 1,
     std: float = 1.0,
 ) -> Tensor:
-    """[B] nats of discrete images by the change of density along the flow of f to N(0, std²) (Song 2021, arXiv:2011.13456,
-    eq. 39).
+    """[B] nats of discrete images by the change of density along the flow of f to N(0, std²) (Song 2021,
+    arXiv:2011.13456, eq. 39).
 
-    `carry(g, state)` solves dstate/dt = g from a time at which images are α x + σ ε to noise. Grey levels are dequantised
-    uniformly, which makes of it a bound, and stand for such images: σ/α is to be their `dequantised` deviation, or as near as
-    the model comes. Less noise than that a model of spikes at the grey levels finds less likely than it should, more
-    hides how flat a flat part is. The divergence is by Hutchinson's estimate of `probes` Rademacher vectors, so that the value is
-    right on average.
+    `carry(g, state)` solves dstate/dt = g from a time at which images are α x + σ ε to noise. Grey levels are
+    dequantised uniformly, which makes of it a bound, and stand for such images: σ/α is to be their
+    `dequantised` deviation, or as near as the model comes. Less noise than that a model of spikes at the grey
+    levels finds less likely than it should, more hides how flat a flat part is. The divergence is by
+    Hutchinson's estimate of `probes` Rademacher vectors, so that the value is right on average.
     """
     n, size, width = len(x), x[0].numel(), 2 / (levels - 1)  # of a grey level
     g = with_divergence(f, x.shape[1:])
@@ -184,7 +187,8 @@ def _first_step(
     rtol: float,
     norm: Norm,
 ) -> Tensor:
-    """[B], after Hairer, Nørsett & Wanner 1993, II.4, p. 169; never beyond the end of the `way`, where f may not be defined."""
+    """[B], after Hairer, Nørsett & Wanner 1993, II.4, p. 169; never beyond the end of the `way`, where f may
+    not be defined."""
     scale, sign = atol + rtol * x.abs(), math.copysign(1.0, way)
     d0, d1 = norm(x / scale), norm(first / scale)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(way))

@@ -63,14 +63,16 @@ class Applications(ScoreModel):
         iterations: int = 4,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0, by the score of the whole given the noised known part
-        (Song 2021, appendix I.2), gone over as in RePaint (Lugmayr 2022); steps × resample network calls.
+        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0, by the score of the whole given the
+        noised known part (Song 2021, appendix I.2), gone over as in RePaint (Lugmayr 2022); steps × resample
+        network calls.
 
-        RePaint puts noised known pixels in place of its own, which is not quite the law of the rest given them:
-        of a Gaussian whose pixels are correlated its mean is off by .14 of a deviation of .37 at the default, by
-        .10 with 1,000 calls, and its variance by a sixth. `method` moments (diffusion/posterior.py) is off by .01
-        in 25 steps, each a call of the network and iterations + 1 of its gradient; it has no `resample`, `jump`.
-        Without a mask the middle is hidden, half as high and wide as the image.
+        RePaint puts noised known pixels in place of its own, which is not quite the law of the rest given
+        them: of a Gaussian whose pixels are correlated its mean is off by .14 of a deviation of .37 at the
+        default, by .10 with 1,000 calls, and its variance by a sixth. `method` moments
+        (diffusion/posterior.py) is off by .01 in 25 steps, each a call of the network and iterations + 1 of
+        its gradient; it has no `resample`, `jump`. Without a mask the middle is hidden, half as high and wide
+        as the image.
         """
         mask, y = self.to_complete(x, mask, labels)
         start = self.prior_std * noise.randn(*x.shape).to(x)

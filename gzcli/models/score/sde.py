@@ -21,7 +21,8 @@ STOP = 1e-3  # where samplers stop, for Tweedie's formula: what noise is left is
 
 
 class SDE:
-    """start: the least time that is trained, and at which a likelihood may begin, as the score has no limit at t = 0."""
+    """start: the least time that is trained, and at which a likelihood may begin, as the score has no limit
+    at t = 0."""
 
     def __init__(self, start: float):
         if not 0 < start < 1:
@@ -47,8 +48,8 @@ class SDE:
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
     def spaced(self, steps: int, spacing: Spacing = "karras", strength: float = 1.0) -> list[Level]:
-        """`steps` levels from the time `strength` down to where samplers stop; uniform: in t, karras: in the 7th root of σ/α
-        (Karras 2022, eq. 5), logsnr: in its logarithm. Raises UsageError for no steps."""
+        """`steps` levels from the time `strength` down to where samplers stop; uniform: in t, karras: in the
+        7th root of σ/α (Karras 2022, eq. 5), logsnr: in its logarithm. Raises UsageError for no steps."""
         if steps < 1:
             raise UsageError("`steps` must be 1 or more")
         ramp, top = np.linspace(0, 1, steps), max(strength, self.stop)
@@ -65,8 +66,8 @@ class SDE:
         return [self.level(float(t)) for t in times]
 
     def rising(self, ratio: float, steps: int) -> list[Level]:
-        """The ends of `steps` steps, equal in log σ/α, from where σ/α is `ratio`, or from the least time, up to t = 1. Raises
-        UsageError for no steps."""
+        """The ends of `steps` steps, equal in log σ/α, from where σ/α is `ratio`, or from the least time, up
+        to t = 1. Raises UsageError for no steps."""
         if steps < 1:
             raise UsageError("`steps` must be 1 or more")
         low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)

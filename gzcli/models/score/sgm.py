@@ -17,11 +17,12 @@ from gzcli.types import DataInfo, Noise
 class SGM(Applications):
     """A U-Net that tells the score, see score.py for `prediction`, `weighting` and `time_sampling`.
 
-    sde: variance preserving (vp) or sub-VP (subvp), of `beta_min` and `beta_max`, or exploding (ve), of `sigma_min` and
-    `sigma_max` in the unit of images in [-1, 1]. t_min: the least time, which is trained and at which a likelihood may begin.
-    A likelihood knows a flat pixel no better than its least noise: with 256 levels σ = .01 costs it 1.2 nats, .002 costs .2.
-    channels × mult: width of each level, of `layers` residual blocks; attention: the resolutions, in pixels, that have
-    it beside the middle, with heads of `head_dim` channels (None: one head).
+    sde: variance preserving (vp) or sub-VP (subvp), of `beta_min` and `beta_max`, or exploding (ve), of
+    `sigma_min` and `sigma_max` in the unit of images in [-1, 1]. t_min: the least time, which is trained and
+    at which a likelihood may begin. A likelihood knows a flat pixel no better than its least noise: with 256
+    levels σ = .01 costs it 1.2 nats, .002 costs .2. channels × mult: width of each level, of `layers`
+    residual blocks; attention: the resolutions, in pixels, that have it beside the middle, with heads of
+    `head_dim` channels (None: one head).
     """
 
     paper = "Song et al. 2021, arXiv:2011.13456"
@@ -85,10 +86,11 @@ class SGM(Applications):
         tolerance: float = 1e-4,
         probes: int = 1,
     ) -> Tensor:
-        """[B] nats of the discrete image by the ODE from data to noise, see nn/ode.py. Raises UsageError for latents.
+        """[B] nats of the discrete image by the ODE from data to noise, see nn/ode.py. Raises UsageError for
+        latents.
 
-        `steps`, of four network calls and gradients by default, are uniform in log σ/α; adaptive ones keep the error of x and
-        of the nats a dimension each to `tolerance`.
+        `steps`, of four network calls and gradients by default, are uniform in log σ/α; adaptive ones keep
+        the error of x and of the nats a dimension each to `tolerance`.
         """
         levels = self.data.levels
         path = self.sde.rising(dequantised(levels), steps)
