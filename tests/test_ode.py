@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gzcli.engine.converged import solver_gap, told
 from gzcli.errors import DivergedError
+from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import CALLS, DOPRI_A, DOPRI_C, TABLEAUX, density_norm, solve, solve_adaptive, with_divergence
+from gzcli.types import Batch, DataInfo, ImageNoise
 
 ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
 
@@ -123,3 +127,19 @@ def test_the_error_of_the_density_counts_apart():
         out = solve_adaptive(g, state, 0.0, 1.0, rtol=1e-3, atol=1e-3, norm=norm)
         errors.append(float((out[:, -1] - math.sin(speed)).abs().max()))
     assert errors[1] < 5e-3 < errors[0]
+
+
+def test_the_gap_to_twice_the_steps_is_told():
+    """Of an exact net it is nil; of a field that no such steps resolve it is said to be too large."""
+    model = FM(DataInfo((1, 2, 2), 256), channels=8, mult=(1,), attention=(), groups=4).eval()
+    x, index = torch.rand(12, 1, 2, 2) * 2 - 1, torch.arange(12)
+    batch, trained = Batch(x, None, index, ImageNoise(0, range(12))), SimpleNamespace(model=model, space=None, device="cpu")
+    found = []
+    for speed in (0.0, 300.0):  # turns a unit of log σ/α
+        model.velocity = lambda y, speed=speed: lambda x, t: (speed * (1 - t).clamp(min=1e-6).log()).sin().view(-1, 1, 1, 1) * x
+        found.append(solver_gap(trained, batch))
+    still, wild = found
+    assert still["n"] == 8 and still["steps"] == 24 and still["worst"] < 1e-5 and "too few" not in told(still)
+    assert wild["worst"] > 0.01 and "too few steps" in told(wild)
+    model.likelihood = "exact"
+    assert solver_gap(trained, batch) is None
