@@ -99,9 +99,8 @@ def solve_adaptive(
 
 
 def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
-    """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests,
-    and dℓ/dt = −vᵀ (∂f/∂x) v / D estimates d log p / dt, in nats a dimension, without bias (Grathwohl 2019,
-    FFJORD, arXiv:1810.01367, eq. 7)."""
+    """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests, and
+    dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019, FFJORD, arXiv:1810.01367, eq. 7)."""
 
     def g(state: Tensor, t: Tensor) -> Tensor:
         size = state.shape[1] // 2
@@ -109,7 +108,7 @@ def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
             x, v = (part.detach().clone() for part in state[:, :-1].split(size, 1))
             out = f(x.requires_grad_().view(-1, *shape), t).flatten(1)
             (row,) = torch.autograd.grad(out, x, v)
-        return torch.cat([out.detach(), torch.zeros_like(v), -(row * v).mean(1, keepdim=True)], 1)
+        return torch.cat([out.detach(), torch.zeros_like(v), -(row * v).sum(1, keepdim=True)], 1)
 
     return g
 
@@ -150,7 +149,13 @@ def log_density(
     Hutchinson's estimate of `probes` Rademacher vectors, so that the value is right on average.
     """
     n, size, width = len(x), x[0].numel(), 2 / (levels - 1)  # of a grey level
-    g = with_divergence(f, x.shape[1:])
+    whole = with_divergence(f, x.shape[1:])
+
+    def g(state: Tensor, t: Tensor) -> Tensor:
+        """ℓ in nats a dimension, of the size of x, so that one tolerance fits both."""
+        out = whole(state, t)
+        return torch.cat([out[:, :-1], out[:, -1:] / size], 1)
+
     x = alpha * (x + width * (noise.rand(*x.shape).to(x) - 0.5))
     total = 0.0
     for _ in range(probes):
