@@ -157,7 +157,7 @@ def diffusion() -> None:
     """A training step of ddpm and its sampling against diffusers' and denoising-diffusion-pytorch's, on the same weights."""
     import torch
     from denoising_diffusion_pytorch import GaussianDiffusion
-    from diffusers import DDIMPipeline
+    from diffusers import DDPMPipeline
     from torch.nn import functional as F
 
     from gzcli.models import catalog
@@ -169,7 +169,7 @@ def diffusion() -> None:
     model = catalog.load("ddpm")(DataInfo((1, 28, 28)), prediction="eps", schedule="linear")
     for p in model.parameters():  # off the start at zero
         p.data += 0.02 * torch.randn_like(p)
-    pipeline: DDIMPipeline = model.to_diffusers()
+    pipeline: DDPMPipeline = model.to_diffusers()
     pipeline.set_progress_bar_config(disable=True)
 
     class Net(torch.nn.Module):

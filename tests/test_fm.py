@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 
 import pytest
 import torch
+from gaussian import GaussianField, check_moments
 from helpers import recipe, trainer
 from torch import nn
 from zoo import Case
@@ -16,6 +18,7 @@ from gzcli.models.flow_matching.coupling import coupled
 from gzcli.models.flow_matching.flow import SCALE
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import CALLS
+from gzcli.models.score.sgm import SGM
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
@@ -67,14 +70,40 @@ def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=wide, rtol=0)
 
 
-def test_the_likelihood_of_a_gaussian_is_exact():
-    model, b = exact(0.5), batch(16)
-    x = b.x.double()
-    value = model.log_prob(x, noise=noise(16), solver="rk4", steps=100)
-    width = 2 / 255
-    y = x + width * (noise(16).rand(16, *INFO.shape) - 0.5)
-    log_p = torch.distributions.Normal(model.net.mean, 0.5).log_prob(y).flatten(1).sum(1) + 16 * torch.tensor(width).log()
-    torch.testing.assert_close(value, log_p, atol=1e-4, rtol=0)  # a diagonal Jacobian: Rademacher probes are exact
+def dequantisation(n: int) -> torch.Tensor:
+    """What `log_prob` adds to images of 256 levels for `noise(n)`."""
+    return 2 / 255 * (noise(n).rand(n, *INFO.shape).double() - 0.5)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "adaptive"])
+def test_the_likelihood_of_a_gaussian_is_exact(solver):
+    """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
+    dequantisation."""
+    model, x = exact(0.5), batch(16).x.double()
+    value = model.log_prob(x, noise=noise(16), solver=solver, steps=60, tolerance=1e-7)
+    least = 1 / 255 / 3**0.5
+    law = torch.distributions.Normal(model.net.mean, math.hypot(0.5, least))
+    log_p = law.log_prob(x + dequantisation(16)).flatten(1).sum(1) + 16 * math.log(2 / 255)
+    torch.testing.assert_close(value, log_p, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("std", [0.5, 0.05, 0.02])
+@pytest.mark.parametrize("options", [{}, {"solver": "adaptive"}])
+def test_the_likelihood_is_true_by_default(std, options):
+    """Within .02 nats a dimension, of broad and of narrow Gaussians, image by image, whatever the shape."""
+    for info in (INFO, DataInfo((1, 2, 2), 256)):
+        model = FM(info, **SMALL).double().eval()
+        mean = 0.2 * torch.randn(info.shape, generator=torch.Generator().manual_seed(2)).double()
+        model.net, n = Exact(mean, std), 64
+        x = mean + std * torch.randn(n, *info.shape, generator=torch.Generator().manual_seed(3)).double()
+        with torch.no_grad():
+            value = model.log_prob(x, noise=noise(n), **options)
+        y = x + 2 / 255 * (noise(n).rand(n, *info.shape).double() - 0.5)
+        log_p = torch.distributions.Normal(mean, std).log_prob(y).flatten(1).mean(1) + math.log(2 / 255)
+        gap = value / mean.numel() - log_p
+        assert abs(float(gap.mean())) < 0.01 and gap.abs().max() < 0.05
+        if not options:
+            assert len(model.net.times) == 96
 
 
 def test_the_loss_is_that_of_torchcfm():
@@ -144,8 +173,23 @@ def test_inpainting_keeps_what_is_known():
     model, x = FM(INFO, **SMALL).eval(), batch().x
     mask = torch.zeros(8, 1, 4, 4)
     mask[:, :, :2] = 1
-    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3, resample=2)
+    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3)
     assert torch.equal(out[:, :, :2], x[:, :, :2]) and not torch.allclose(out[:, :, 2:], x[:, :, 2:])
+    alone = model.inpaint(x[3:4], mask=mask[:1], noise=ImageNoise(0, [3]), steps=3)
+    torch.testing.assert_close(alone[0], out[3], rtol=1e-4, atol=1e-4)
+
+
+def test_inpainting_draws_from_what_images_may_be():
+    """Mean and covariance of the hidden half of a correlated Gaussian given the other, at the default
+    steps."""
+    field, n = GaussianField(), 3000
+    model = FM(DataInfo((1, 4, 4), None), **SMALL).double().eval()  # latents: nothing is clipped
+    model.net = field.velocity_net()
+    x, mask, mean, covariance = field.halved()
+    with torch.no_grad():
+        out = model.inpaint(x.expand(n, 1, 4, 4), mask=mask.expand(n, 1, 4, 4), noise=noise(n))
+    check_moments(out[:, :, 2:].flatten(1), mean, covariance)
+    assert model.net.calls == 25
 
 
 def test_interpolation_has_the_images_at_its_ends():
@@ -174,6 +218,24 @@ def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
         torch.testing.assert_close(f(x, torch.full((8,), 0.5)), model.guided(x, torch.full((8,), 500.0), y, 2.5))
     with pytest.raises(UsageError, match="needs a conditional model"):
         FM(INFO, **SMALL).velocity(None, 2.0)
+
+
+@pytest.mark.parametrize("family", [CFM, SGM])
+def test_only_guided_times_take_two_passes(family):
+    torch.manual_seed(0)
+    model = family(INFO, **SMALL, conditional=True).eval()
+    nn.init.normal_(model.net.conv_out.weight, std=0.3)
+    rows = []
+    model.net.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    f, x, y = model.velocity(torch.arange(8) % 3, 2.5, (0.4, 0.6)), batch().x, torch.arange(8) % 3
+    with torch.no_grad():
+        early, inside = f(x, torch.full((8,), 0.9)), f(x, torch.full((8,), 0.5))
+        assert rows == [8, 16]
+        mixed = f(x, torch.tensor([0.9, 0.5] * 4))  # as in the adaptive solver
+        assert sum(rows[2:]) == 4 + 8
+        torch.testing.assert_close(mixed[::2], early[::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mixed[1::2], inside[1::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(early, model.velocity(y)(x, torch.full((8,), 0.9)))
 
 
 def test_a_classifier_of_velocities_knows_constant_classes():

@@ -130,6 +130,16 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
         torch.testing.assert_close(space.decode(space.encode(x)), vae.decode(mode).sample.clamp(-1, 1))
     t = trainer(recipe(FM, steps=2, sets=(f"data.latent={kl}/vae",)))
     assert t.info.shape == (2, 8, 8)
+    modes = torch.from_numpy(np.asarray(t.data.images("train"))).float()
+    drawn = trainer(recipe(FM, steps=2, sets=(f"data.latent={kl}/vae", "data.latent_draw=sample")))
+    draws = torch.from_numpy(np.asarray(drawn.data.images("train"))).float()
+    x = quantise(torch.from_numpy(np.asarray(pack.images("train"))), 17)
+    with torch.no_grad():
+        std = 0.7 * vae.encode(x).latent_dist.std
+    z = (draws - modes) / std  # standard normal, another one for each image
+    assert abs(float(z.mean())) < 0.02 and float(z.std()) == pytest.approx(1, abs=0.02)
+    assert float((z[0] - z[1]).abs().max()) > 0.1
+    torch.testing.assert_close(drawn.space.encode(x[:2]), t.space.encode(x[:2]))  # what comes later is by the mode
 
 
 def test_a_second_run_finds_the_latents_packed(tokenizer, on_latents, monkeypatch):
@@ -150,5 +160,7 @@ def test_what_cannot_be_is_refused(tokenizer, on_latents, tmp_path, kl):
             trainer(recipe(FM, steps=1, sets=(f"data.latent={latent}",)))
     with pytest.raises(UsageError, match="trained on images of 1×16×16"):
         trainer(recipe(FM, steps=1, sets=(f"data.latent={tokenizer.id}", "data.size=8")))
+    with pytest.raises(UsageError, match="no distribution"):
+        trainer(recipe(FM, steps=1, sets=(f"data.latent={tokenizer.id}", "data.latent_draw=sample")))
     with pytest.raises(UsageError, match="takes 1 channels"):
         trainer(recipe(FM, steps=1, data="patches", sets=(f"data.latent={kl}",)))

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from gzcli.engine import optim
-from gzcli.engine.muon import Muon, orthogonalised
+from gzcli.engine.muon import Muon, matrices_of, orthogonalised
 from gzcli.models.base import Phase
+from gzcli.models.nn import UNet, stacked
+from gzcli.models.nn.dit import DiTNet
 
 CONF = {"name": "muon", "lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -93,3 +95,48 @@ def test_groups_keep_their_rates():
     optim.set_lr(optimizer, CONF | {"warmup": 0, "schedule": "constant"}, 0, 10)
     found = [(len(g["params"]), g["wide"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
     assert found == [(1, True, 1.5e-3, 0.1), (1, False, 1.5e-3, 0.1), (1, True, 3e-3, 0.3), (1, False, 3e-3, 0.3)]
+
+
+def test_matrices_that_share_a_parameter_are_stepped_apart():
+    """One linear layer of q, k and v, as three layers are, and its state goes on to the bit."""
+    torch.manual_seed(0)
+    fused, apart = stacked(nn.Linear(40, 3 * 48), 3), nn.ModuleList(nn.Linear(40, 48) for _ in range(3))
+    whole = nn.ParameterList(fused.parameters())
+    for i, layer in enumerate(apart):
+        layer.load_state_dict({k: v.chunk(3)[i].clone() for k, v in fused.state_dict().items()})
+    one = optim.build(Phase("main", fused.parameters()), CONF, fused)
+    other = optim.build(Phase("main", apart.parameters()), CONF, apart)
+    alone = copy.deepcopy(fused)
+    together = optim.build(Phase("main", alone.parameters()), CONF)
+    for step in range(4):
+        for p, q in zip(whole, alone.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone()
+            for i, layer in enumerate(apart):
+                part = layer.weight if p.ndim == 2 else layer.bias
+                part.grad = p.grad.chunk(3)[i].clone()
+        for optimizer in (one, other, together):
+            optimizer.step()
+        if step == 1:  # a resume
+            state, one = one.state_dict(), optim.build(Phase("main", fused.parameters()), CONF, fused)
+            one.load_state_dict(copy.deepcopy(state))
+    rows = torch.cat([layer.weight for layer in apart])
+    torch.testing.assert_close(fused.weight, rows, rtol=0, atol=0)
+    assert not torch.allclose(alone.weight, rows, atol=1e-3)
+
+
+def left_to_adamw(model: nn.Module) -> set[str]:
+    """The names of weights of two dimensions or more that are not made orthogonal."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = optim.build(Phase("main", model.parameters()), CONF, model).param_groups
+    return {names[id(p)] for g in groups for p in g["params"] if not g["wide"] and p.ndim > 1}
+
+
+def test_first_and_last_layers_and_tables_are_left_to_adamw():
+    dit = DiTNet((4, 16, 16), width=64, layers=1, heads=2, patch=4, classes=40)
+    assert left_to_adamw(dit) == {"embed.weight", "out.weight", "label.table.weight"}
+    net = copy.deepcopy(UNet(4, 4, channels=(32, 64), attention=(False, True), classes=40))  # as reflow copies its teacher's
+    assert left_to_adamw(net) == {"conv_in.weight", "conv_out.weight", "label.table.weight"}
+    parts = {name: len(p) // 64 for name, p in dit.named_parameters() if "qkv.weight" in name or "modulation.weight" in name}
+    by_id = matrices_of(dit)
+    assert {name: by_id[id(dict(dit.named_parameters())[name])] for name in parts} == parts

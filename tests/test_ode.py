@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gzcli.engine.converged import gap_line, solver_gap
 from gzcli.errors import DivergedError
-from gzcli.models.nn.ode import CALLS, DOPRI_A, DOPRI_C, TABLEAUX, solve, solve_adaptive, with_divergence
+from gzcli.models.flow_matching.fm import FM
+from gzcli.models.nn.ode import CALLS, DOPRI_A, DOPRI_C, TABLEAUX, density_norm, solve, solve_adaptive, with_divergence
+from gzcli.types import Batch, DataInfo, ImageNoise
 
 ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
 
@@ -84,3 +88,58 @@ def test_the_density_of_a_linear_flow_is_exact_on_average(adaptive):
     assert torch.equal(out[:, 4:8], v)
     error = out[:, 8].std() / 4000**0.5
     assert out[:, 8].mean() == pytest.approx(-a.trace().item(), abs=4 * error.item())
+
+
+def test_the_first_step_stays_in_the_interval():
+    """An equation that hardly moves at its start would be tried far beyond its end, where it may have no
+    values."""
+    seen = []
+
+    def f(x, t):
+        seen.append(t)
+        return torch.where(_rows(t <= 1), 1e-3 * t.view(-1, 1) * torch.ones_like(x), torch.nan)
+
+    x = torch.tensor([[1000.0, -1000.0], [1.0, 0.1]])
+    out = solve_adaptive(f, x, 0.0, 1.0)
+    assert float(torch.cat(seen).max()) <= 1
+    torch.testing.assert_close(out, x + 5e-4)
+    back = solve_adaptive(lambda x, t: torch.where(_rows(t >= 0), torch.ones_like(x), torch.nan), 1e4 * x, 1.0, 0.0)
+    torch.testing.assert_close(back, 1e4 * x - 1)
+
+
+def _rows(mask: torch.Tensor) -> torch.Tensor:
+    return mask.view(-1, 1)
+
+
+def test_the_error_of_the_density_counts_apart():
+    """x is as smooth as can be, and the density turns fast: of 1 element in 201, an error that a mean over
+    all would hide."""
+    size, speed = 100, 40.0
+
+    def g(state, t):  # dℓ/dt = 40 cos 40 t
+        out = torch.zeros_like(state)
+        out[:, -1] = speed * (speed * t).cos()
+        return out
+
+    state = torch.zeros(3, 2 * size + 1, dtype=torch.float64)
+    errors = []
+    for norm in (None, density_norm):
+        out = solve_adaptive(g, state, 0.0, 1.0, rtol=1e-3, atol=1e-3, norm=norm)
+        errors.append(float((out[:, -1] - math.sin(speed)).abs().max()))
+    assert errors[1] < 5e-3 < errors[0]
+
+
+def test_the_gap_to_twice_the_steps_is_told():
+    """Of an exact net it is nil; of a field that no such steps resolve it is said to be too large."""
+    model = FM(DataInfo((1, 2, 2), 256), channels=8, mult=(1,), attention=(), groups=4).eval()
+    x, index = torch.rand(12, 1, 2, 2) * 2 - 1, torch.arange(12)
+    batch, trained = Batch(x, None, index, ImageNoise(0, range(12))), SimpleNamespace(model=model, space=None, device="cpu")
+    found = []
+    for speed in (0.0, 300.0):  # turns a unit of log σ/α
+        model.velocity = lambda y, speed=speed: lambda x, t: (speed * (1 - t).clamp(min=1e-6).log()).sin().view(-1, 1, 1, 1) * x
+        found.append(solver_gap(trained, batch))
+    still, wild = found
+    assert still["n"] == 8 and still["steps"] == 24 and still["worst"] < 1e-5 and "too few" not in gap_line(still)
+    assert wild["worst"] > 0.01 and "too few steps" in gap_line(wild)
+    model.likelihood = "exact"
+    assert solver_gap(trained, batch) is None

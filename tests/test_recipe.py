@@ -369,7 +369,7 @@ def test_a_tree_has_every_key(write):
     assert list(tree["sample"]) == list(card.sample)
     keys = "steps minutes batch_size accumulate precision ema clip compile deterministic log_every sample_every samples eval_every"
     assert list(tree["train"]) == [*keys.split(), "checkpoint_every", "keep", "best", "init"]
-    assert list(tree["data"]) == ["name", "size", "channels", "levels", "latent", "augment", "n"]
+    assert list(tree["data"]) == ["name", "size", "channels", "levels", "latent", "latent_draw", "augment", "n"]
     assert list(tree["optim"]) == ["name", "lr", "betas", "eps", "weight_decay", "warmup", "schedule", "critic"]
     assert tree["optim"]["critic"] == {"lr": 1.0}, "what a phase does not say it has from the section"
     keywords = {key for options in card.scores.values() for key in options}

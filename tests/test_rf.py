@@ -101,6 +101,29 @@ def trained(model: Model, steps: int) -> Model:
     return model.eval()
 
 
+def test_several_pairs_an_image():
+    """Each is of noise of its own, and a step takes one of them, another one from step to step."""
+    model = Reflow(INFO, teacher=RF(INFO, width=16, layers=1, heads=2, patch=2), pairs=3, pair_steps=2)
+    b = batch()
+    made = model.prepare(b)
+    assert made["noise"].shape == made["image"].shape == (len(b), 3, *INFO.shape)
+    assert not torch.equal(made["noise"][:, 0], made["noise"][:, 1])
+    f = model.teacher.velocity(None)
+    alone = model.flow(f, made["noise"][:, 2].float(), 0.0, 1.0, solver="midpoint", steps=2)
+    torch.testing.assert_close(made["image"][:, 2].float(), alone, atol=2e-3, rtol=2e-3)
+    seen = set()
+    for step in range(6):
+        again = Batch(b.x, None, b.index, BatchNoise(0, step, total=len(b)), made)
+        x0, x1 = model.pairs(again)
+        for i in range(len(b)):
+            (k,) = [k for k in range(3) if torch.equal(made["noise"][i, k].float(), x0[i])]
+            torch.testing.assert_close(x1[i], made["image"][i, k].float())
+            seen.add(k)
+    assert seen == {0, 1, 2}
+    with pytest.raises(UsageError, match=r"model\.pairs"):
+        Reflow(INFO, teacher=model.teacher, pairs=0)
+
+
 def test_one_step_is_nearer_to_the_ode_after_reflow():
     torch.manual_seed(0)
     teacher = trained(RF(INFO, **SMALL), 300).requires_grad_(False)

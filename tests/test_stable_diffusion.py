@@ -222,6 +222,19 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction, min_snr):
         torch.testing.assert_close(model.loss(b)["loss"], (weight * error).mean())
 
 
+def test_min_snr_weights_are_finite_at_zero_snr():
+    """A base whose last level is pure noise: of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1)
+    is 0."""
+    model = built(SDLoRA, "sd", "epsilon", min_snr=5.0)
+    model.schedule.alphas_cumprod[-1] = 0.0
+    t = torch.tensor([0, 500, 999])
+    eps, v = model.weight(t, False), model.weight(t, True)
+    assert eps[-1] == 1 and v[-1] == 0 and eps.isfinite().all()
+    alpha_bar = model.schedule.alphas_cumprod[t[:2]]
+    snr = alpha_bar / (1 - alpha_bar)
+    torch.testing.assert_close(eps[:2], snr.clamp(max=5) / snr)
+
+
 @pytest.mark.parametrize("cls", MODELS)
 def test_what_is_prepared_makes_the_same_loss(cls):
     model, b = stirred(built(cls)), batch()

@@ -17,6 +17,7 @@ from gzcli.data import same
 from gzcli.data.pack import Pack, open_pack
 from gzcli.engine.budget import Images, affordable, subset, synchronise, timed, treatment
 from gzcli.engine.context import Trained, load_trained
+from gzcli.engine.converged import gap_line, solver_gap
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Judge
@@ -192,7 +193,8 @@ def test_images(trained: Trained, pack: Pack, n: int, seed: int) -> Images:
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
-    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels, marginal}.
+    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels, marginal,
+    solver_gap}.
 
     Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's `ood.budget`
     allows. A conditional model is told the label; where the budget allows that for every class in turn, `marginal`
@@ -230,7 +232,15 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     for name, v in values.items():
         nats, se = float(v.mean()), float(v.std() / np.sqrt(n))
         figures[name] = {"nats": nats, "bpd": nats / (dims * np.log(2)), "se": se}
-    told = {"kind": model.likelihood, "n": n, "given_labels": given, "marginal": figures.get("marginal")}
+    if gap := solver_gap(trained, trial, trial.y if given else None, seed):
+        log.info(gap_line(gap))
+    told = {
+        "kind": model.likelihood,
+        "n": n,
+        "given_labels": given,
+        "marginal": figures.get("marginal"),
+        "solver_gap": gap,
+    }
     return told | figures["nats"]
 
 
@@ -244,19 +254,19 @@ def class_frequencies(model: Any, pack: Pack) -> torch.Tensor | None:
 
 @torch.no_grad()
 def given_label(model: Any, batch: Batch) -> torch.Tensor:
-    """float64 [B]: log p(x | y) of a conditional model, log p(x) of others."""
-    return model.log_prob(batch.x, batch.y if model.conditional else None, noise=batch.noise).double()
+    """float64 [B], on the host: log p(x | y) of a conditional model, log p(x) of others."""
+    return model.log_prob(batch.x, batch.y if model.conditional else None, noise=batch.noise).cpu().double()
 
 
 @torch.no_grad()
 def log_marginal(model: Any, batch: Batch, frequencies: torch.Tensor, seed: int) -> torch.Tensor:
-    """float64 [B]: log Σ_y p(y) p(x | y), each class by the same noise; of bounds it is a bound."""
+    """float64 [B], on the host: log Σ_y p(y) p(x | y), each class by the same noise; of bounds it is a bound."""
     index, device = batch.index.tolist(), batch.x.device
     of_class = [
-        model.log_prob(batch.x, torch.full_like(batch.y, y), noise=ImageNoise(seed, index, device)).double()
+        model.log_prob(batch.x, torch.full_like(batch.y, y), noise=ImageNoise(seed, index, device)).cpu().double()
         for y in range(len(frequencies))
     ]
-    return torch.logsumexp(torch.stack(of_class) + frequencies.to(device).log()[:, None], 0)
+    return torch.logsumexp(torch.stack(of_class) + frequencies.log()[:, None], 0)
 
 
 def provenance(pack: Pack, judge: Judge, job: Mapping[str, Any]) -> dict[str, Any]:

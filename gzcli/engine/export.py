@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 
-from gzcli.engine.context import load_trained
+from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
 from gzcli.errors import UsageError
+from gzcli.store import files
 from gzcli.store.runs import Run
 
 
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes the averaged weights of `job["run"]` into `job["out"]`. Returns the JSON of `gz runs export`.
 
-    job: {run, checkpoint, to, out}. A model with a method `to_diffusers` can be exported: it returns a pipeline, or what else
-    has a `save_pretrained`, with the method that loads it as `loaded_by` if that is another.
-    Raises UsageError for one without.
+    job: {run, checkpoint, to, out}. A model with a method `to_diffusers` can be exported: it returns a
+    pipeline, or what else has a `save_pretrained`, with the method that loads it as `loaded_by` if that is
+    another, and what to call then as `usage`. Both are told, and written into the folder's README.md. Raises
+    UsageError for one without.
     """
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     if not hasattr(trained.model, "to_diffusers"):
@@ -27,5 +29,17 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(job["out"])
     loaded_by = getattr(pipeline, "loaded_by", f"{type(pipeline).__name__}.from_pretrained")
+    usage = getattr(pipeline, "usage", None)
     log.info(f"diffusers loads it by `{loaded_by}({job['out']!r})`")
-    return {"run": trained.run.owner.id, "to": job["to"], "path": job["out"], "pipeline": type(pipeline).__name__}
+    if usage:
+        log.info(f"then {usage}")
+    files.write_atomic(Path(job["out"]) / "README.md", readme(trained, loaded_by, usage))
+    kind = type(pipeline).__name__
+    return {"run": trained.run.owner.id, "to": job["to"], "path": job["out"], "pipeline": kind, "usage": usage}
+
+
+def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:
+    """What an exported folder says of itself."""
+    title = [f"# {trained.name}, {trained.run.owner.id}", "", f"Weights after {trained.step} steps, for diffusers:"]
+    lines = [*title, "", f"    pipeline = {loaded_by}(FOLDER)", ""]
+    return "\n".join([*lines, *([f"then {usage}.", ""] if usage else [])])

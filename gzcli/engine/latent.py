@@ -1,8 +1,12 @@
-"""`data.latent`: the model lives on the latents of a trained autoencoder (Rombach et al. 2022, arXiv:2112.10752).
+"""`data.latent`: the model lives on the latents of a trained autoencoder (Rombach et al. 2022,
+arXiv:2112.10752).
 
-They are made once of every image, packed, and handed to the model in place of pixels; what it samples is decoded. No model
-knows of it. The autoencoder is a run whose model has `to_latent` and `from_latent` (vae, cvae, and vqvae and vqgan, whose
-vectors are taken before the codebook and go through it when decoded), or an `AutoencoderKL` of diffusers, by folder or id.
+They are made once of every image, packed, and handed to the model in place of pixels; what it samples is
+decoded. No model knows of it. The autoencoder is a run whose model has `to_latent` and `from_latent` (vae,
+cvae, and vqvae and vqgan, whose vectors are taken before the codebook and go through it when decoded), or an
+`AutoencoderKL` of diffusers, by folder or id. Of its posterior a latent is the mode, or with
+`data.latent_draw: sample`, as DiT trains, for training and validation images a draw, one for each image;
+images that come later, as those of a score, are always taken by the mode.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from gzcli.store import runs
 from gzcli.store.files import checksum
 from gzcli.store.paths import cache_dir, recipe_names
 from gzcli.store.weights import repository
-from gzcli.types import Batch, DataInfo, mix
+from gzcli.types import Batch, DataInfo, Noise, mix
 
 if TYPE_CHECKING:
     from gzcli.engine.trainer import Trainer
@@ -48,9 +52,10 @@ class LatentSpace:
         self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (shift, scale))
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Latents [B, c, h, w] of images [B, C, H, W]."""
-        z = self.autoencoder.to_latent(x)
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Latents [B, c, h, w] of images [B, C, H, W]; with `noise`, draws of their posterior by an
+        `AutoencoderKL`."""
+        z = self.autoencoder.to_latent(x) if noise is None else self.autoencoder.drawn(x, noise)
         return (z - self.shift.to(z)) * self.scale.to(z)
 
     @torch.no_grad()
@@ -85,7 +90,7 @@ class LatentPack(Pack):
 
 
 class KL(nn.Module):
-    """An `AutoencoderKL` of diffusers, by the means of its posterior."""
+    """An `AutoencoderKL` of diffusers, by the mode of its posterior or draws of it."""
 
     def __init__(self, vae: nn.Module):
         super().__init__()
@@ -112,6 +117,11 @@ class KL(nn.Module):
 
     def to_latent(self, x: Tensor) -> Tensor:
         return self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode().float()
+
+    def drawn(self, x: Tensor, noise: Noise) -> Tensor:
+        """A draw of the posterior of each image."""
+        law = self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        return law.mean.float() + law.std.float() * noise.randn(*law.mean.shape).to(law.mean.device)
 
     def from_latent(self, z: Tensor) -> Tensor:
         return self.vae.decode(z.to(self.vae.dtype)).sample.float()
@@ -156,8 +166,11 @@ def packed(trainer: Trainer, pack: Pack) -> LatentPack:
     """The latents of the training and validation images, made now by all ranks where they are not in the cache. Where
     training images are augmented, each is by one draw."""
     space, seed = trainer.space, mix(trainer.tree["seed"], "prepare")
-    augment = tuple(trainer.tree["data"]["augment"] or ())
-    made_of = repr((space.record(), pack.meta.digest, augment, seed if augment else 0))
+    augment, drawn = tuple(trainer.tree["data"]["augment"] or ()), trainer.tree["data"].get("latent_draw") == "sample"
+    if drawn and not isinstance(space.autoencoder, KL):
+        raise UsageError("`data.latent_draw: sample` is for an `AutoencoderKL`: latents of this run are no distribution",
+                         hint="`--set data.latent_draw=mode`")  # fmt: skip
+    made_of = repr((space.record(), pack.meta.digest, augment, seed if augment or drawn else 0, *(["drawn"] if drawn else [])))
     folder = cache_dir("latents", f"{pack.meta.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}")
     if not folder.exists():
 
@@ -166,7 +179,11 @@ def packed(trainer: Trainer, pack: Pack) -> LatentPack:
                         augment=augment if split == "train" else ())  # fmt: skip
 
         counts = {split: pack.meta.counts[split] for split in SPLITS}
-        write_maps(trainer, folder, counts, rows, lambda split, batch: {split: space.encode(batch.x).half()}, "encode")
+
+        def encoded(split: str, batch: Batch) -> dict[str, Tensor]:
+            return {split: space.encode(batch.x, batch.noise if drawn else None).half()}
+
+        write_maps(trainer, folder, counts, rows, encoded, "encode")
     return LatentPack(pack, folder)
 
 

@@ -6,15 +6,16 @@ steps. Scaled as in Liu 2025, "Muon is Scalable for LLM Training", arXiv:2502.16
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-NARROW = 32  # matrices of fewer rows or columns, the first and last layers among them, are left to AdamW
+NARROW = 32  # matrices of fewer rows or columns are left to AdamW
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and keeps singular values between .5 and 1.5
 STEPS = 5
@@ -22,13 +23,16 @@ RMS = 0.2  # of an update by AdamW, roughly (Liu 2025, section 2.2)
 
 
 class Muon(Optimizer):
-    """Muon for the weights of linear layers and convolutions, AdamW for biases, norms and all that is narrow.
+    """Muon for the weights of linear layers and convolutions, AdamW for biases, norms, tables, first and last
+    layers, and all that is narrow.
 
     Groups as `torch.optim` takes them; `betas` and `eps` are AdamW's. Weight decay is decoupled in both.
+    model: whose layers tell which parameters are matrices (`matrices_of`); None: each of two dimensions or
+    more is one.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float):
-        parts = list(halves(groups))
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float, model: nn.Module | None = None):
+        parts = list(halves(groups, matrices_of(model) if model else None))
         fused = parts[0]["params"][0].device.type in ("cpu", "cuda")
         super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
 
@@ -40,16 +44,20 @@ class Muon(Optimizer):
                 (self.orthogonal if group["wide"] else self.adamw)(params, group)
 
     def orthogonal(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Matrices of one size together: a step costs as many products as there are sizes."""
+        """Each matrix apart, also those that share a parameter; of one size together: a step costs as many
+        products as there are sizes."""
         grads, moments = [p.grad for p in params], [self.kept(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for rows in same_size(params):
-            updates = orthogonalised(torch.stack([ahead[i].flatten(1) for i in rows]))
+        pairs = list(zip(params, ahead, strict=True))
+        counts = dict(zip(map(id, group["params"]), group["matrices"], strict=True))
+        pieces = [piece for p, a in pairs for piece in zip(*(t.chunk(counts[id(p)]) for t in (p, a)), strict=True)]
+        for same in same_size(pieces):
+            updates = orthogonalised(torch.stack([a.flatten(1) for _, a in same]))
             scale = RMS * max(updates.shape[1:]) ** 0.5
-            for i, update in zip(rows, updates, strict=True):
-                params[i].add_(update.view_as(params[i]), alpha=-group["lr"] * scale)
+            for (p, _), update in zip(same, updates, strict=True):
+                p.add_(update.view_as(p), alpha=-group["lr"] * scale)
 
     def adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         moments = [[self.kept(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq")]
@@ -67,24 +75,32 @@ class Muon(Optimizer):
         return state[name]
 
 
-def halves(groups: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Each group in two, of what is `wide` and what is not."""
+def halves(groups: list[dict[str, Any]], known: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
+    """Each group in two, of what is `wide` and what is not; `matrices`: how many each wide parameter holds.
+    known: that number by the parameter's id, 0 for those that are not there."""
     for group in groups:
+        count = {id(p): 1 if known is None else known.get(id(p), 0) for p in group["params"]}
         for wide in (True, False):
-            if params := [p for p in group["params"] if is_wide(p) == wide]:
-                yield {**group, "params": params, "wide": wide}
+            if params := [p for p in group["params"] if is_wide(p, count[id(p)]) == wide]:
+                yield {**group, "params": params, "wide": wide, "matrices": [count[id(p)] for p in params]}
 
 
-def is_wide(p: Tensor) -> bool:
-    """Whether p [out, in, …] is a matrix [out, rest] worth making orthogonal."""
-    return p.ndim >= 2 and min(len(p), p[0].numel()) >= NARROW
+def matrices_of(model: nn.Module) -> dict[int, int]:
+    """The matrices in the weight of each linear layer and convolution: one, or as `nn.stacked` marks it."""
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear | _ConvNd))
+    return {id(layer.weight): getattr(layer, "matrices", 1) for layer in layers}
 
 
-def same_size(params: list[Tensor]) -> list[list[int]]:
-    """Which of them have equal sizes as matrices."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for i, p in enumerate(params):
-        found.setdefault((len(p), p[0].numel()), []).append(i)
+def is_wide(p: Tensor, matrices: int = 1) -> bool:
+    """Whether p [out, in, …] holds so many matrices [out / matrices, rest] worth making orthogonal."""
+    return p.ndim >= 2 and matrices > 0 and min(len(p) // matrices, p[0].numel()) >= NARROW
+
+
+def same_size(pieces: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
+    """Those of equal sizes as matrices together."""
+    found: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    for piece in pieces:
+        found.setdefault((len(piece[0]), piece[0][0].numel()), []).append(piece)
     return list(found.values())
 
 

@@ -15,10 +15,11 @@ from gzcli.data.benchmarks import find as find_benchmark
 from gzcli.data.pack import Pack, open_pack
 from gzcli.engine.budget import Images, affordable, subset, timed
 from gzcli.engine.context import Trained, load_trained
+from gzcli.engine.converged import gap_line, solver_gap
 from gzcli.engine.log import Log
 from gzcli.engine.ood_table import compare, grouped, notes, short_names, write_scores
 from gzcli.engine.pictures import histograms
-from gzcli.engine.scores import BANKS, Scorer, choose
+from gzcli.engine.scores import BANKS, OVER_NLL, Scorer, choose
 from gzcli.engine.shares import agreed, over, ranks
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics import baselines
@@ -62,6 +63,8 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     asked = {"recon", "ensemble"} & set(names) and not options.get("pixels")
     seen_by = perceive(trained, home, log) if asked else None
     n = fit(scorer, home, job, settings["budget"], 1 + len(packs), log)
+    if gap := solver_gap(trained, trial_batch(trained, home, job["seed"])) if set(names) & set(OVER_NLL) else None:
+        log.info(gap_line(gap))
     tables: dict[str, dict[str, Any]] = {}
     for name, pack in [(job["in"], home), *packs.items()]:
         tables[name] = score_set(scorer, pack, n, log)
@@ -90,7 +93,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         "positive": "out", "benchmark": benchmark and benchmark.name, "seed": job["seed"], "checkpoint": job["checkpoint"],
         "step": trained.step, "levels": trained.images.levels, "shape": list(trained.images.shape),
         "perceptual": seen_by, "likelihood": trained.model.likelihood, "background": background and background.run.owner.id,
-        "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
+        "solver_gap": gap, "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
     }  # fmt: skip
     files.write_json(folder / "ood.json", result)
@@ -123,7 +126,7 @@ def fit(scorer: Scorer, home: Pack, job: Mapping[str, Any], budget: float, sets:
     """Fits the scores on fixed numbers of held-out and, for banks, of training images. Returns how many images of
     each of `sets` sets are to be scored: the job's n, else None for all, or what is left of `budget` seconds pays for."""
     since, trained, counts = time.perf_counter(), scorer.trained, home.meta.counts
-    split = "val" if counts["val"] else "train"  # a tiny set has no validation images
+    split = held_out_split(home)
     how = {"size": BATCH[trained.device.type], "seed": job["seed"]}
     held_out = Images.of(trained, home, split, subset(counts[split], FIT), **how)
     train = Images.of(trained, home, "train", subset(counts["train"], BANK), **how)
@@ -135,8 +138,19 @@ def fit(scorer: Scorer, home: Pack, job: Mapping[str, Any], budget: float, sets:
     if job["n"] is not None or job["full"]:
         return job["n"]
     left = budget - (time.perf_counter() - since)
-    trial = next(iter(Images.of(trained, home, split, held_out.index[:TRIAL], **how | {"size": TRIAL})))
-    return agreed(afford(scorer, trial, left, sets, log))
+    return agreed(afford(scorer, trial_batch(trained, home, job["seed"]), left, sets, log))
+
+
+def held_out_split(home: Pack) -> str:
+    """Validation; a tiny set has none."""
+    return "val" if home.meta.counts["val"] else "train"
+
+
+def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
+    """The first held-out images, on which scores are timed and likelihoods by an ODE held against finer ones."""
+    split = held_out_split(home)
+    index = subset(home.meta.counts[split], FIT)[:TRIAL]
+    return next(iter(Images.of(trained, home, split, index, size=TRIAL, seed=seed)))
 
 
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:

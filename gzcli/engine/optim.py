@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 from gzcli.engine.muon import Muon
@@ -30,8 +31,12 @@ def settings(optim: Mapping[str, Any], phases: list[Phase]) -> dict[str, dict[st
     return {name: common | dict(optim.get(name) or {}) for name in names}
 
 
-def build(phase: Phase, conf: Mapping[str, Any]) -> Optimizer:
-    """The phase's optimizer; multi-tensor or fused, so that a step costs the same for 10 parameters and for 1,000."""
+def build(phase: Phase, conf: Mapping[str, Any], model: nn.Module | None = None) -> Optimizer:
+    """The phase's optimizer; multi-tensor or fused, so that a step costs the same for 10 parameters and for
+    1,000.
+
+    model: what the phase is a part of, whose layers tell Muon which parameters are matrices.
+    """
     groups = []
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
@@ -46,7 +51,7 @@ def build(phase: Phase, conf: Mapping[str, Any]) -> Optimizer:
         case "adamw8bit":
             return adamw8bit(groups, betas, eps)
         case "muon":
-            return Muon(groups, betas, eps)
+            return Muon(groups, betas, eps, model)
         case "adamax":
             return Adamax(groups, betas=betas, eps=eps, foreach=True)
         case "sgd":

@@ -69,7 +69,7 @@ class Trainer:
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.confs = optim.settings(tree["optim"], self.phases)
-        self.optimizers = {phase.name: optim.build(phase, self.confs[phase.name]) for phase in self.phases}
+        self.optimizers = {phase.name: optim.build(phase, self.confs[phase.name], self.model) for phase in self.phases}
         step_module: nn.Module = Step(self.model)
         if self.train["compile"]:
             step_module = torch.compile(step_module)

@@ -5,7 +5,7 @@ y: labels, or None = unknown; drop [B]: rows whose label is unknown (Ho & Salima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,22 @@ class Guided(Model):
         hidden = torch.arange(2 * n, device=x.device) >= n
         both = full(self.net(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y, y]), hidden))
         return torch.lerp(both[n:], both[:n], scale)
+
+    def guided_within(
+        self, predict: Callable[..., Tensor], x: Tensor, t: Tensor, y: Tensor | None, scale: float, interval: Sequence[float]
+    ) -> Tensor:
+        """predict(x, t, y, scale) of the rows whose time t [B] lies in the `interval`, and at scale 1 of the
+        others: only rows that are guided take two passes (Kynkäänniemi 2024, arXiv:2404.07724)."""
+        low, high = interval
+        inside = (low <= t) & (t <= high)
+        if scale == 1 or bool(inside.all()):
+            return predict(x, t, y, scale)
+        if not bool(inside.any()):
+            return predict(x, t, y, 1.0)
+        out = torch.empty_like(x)  # images may be at different times, as in the adaptive solver
+        for rows, strength in ((inside, scale), (~inside, 1.0)):
+            out[rows] = predict(x[rows], t[rows], y[rows], strength)
+        return out
 
     def into_range(self, x: Tensor) -> Tensor:
         """Images into [-1, 1]; latents stay."""

@@ -44,6 +44,7 @@ DATA: Rules = {
     "channels": Rule("Literal[1, 3] | None"),
     "levels": Rule("int | None", None, "2 … 256"),
     "latent": Rule("str | None"),  # a run or an AutoencoderKL
+    "latent_draw": Rule("Literal['mode', 'sample']", "mode"),  # of an AutoencoderKL's posterior, for training images
     "augment": Rule("list[str]", ()),
     "n": Rule("int | None", None, "1 or more"),
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.diffusion import samplers
+from gzcli.models.diffusion.posterior import given
 from gzcli.models.diffusion.process import Diffusion, at
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.guided import check_strength
@@ -99,16 +102,30 @@ class Applications(Diffusion):
         steps: int = 50,
         resample: int = 5,
         jump: int = 5,
+        method: Literal["repaint", "moments"] = "repaint",
+        iterations: int = 4,
         guidance: float = 1.0,
     ) -> Tensor:
-        """RePaint (Lugmayr 2022): images [B, C, H, W] completed where mask [B, 1, H, W] is 0; steps × resample calls.
+        """RePaint (Lugmayr 2022): images [B, C, H, W] completed where mask [B, 1, H, W] is 0; steps ×
+        resample calls.
 
-        Without a mask the middle is hidden, half as high and wide as the image.
+        RePaint puts noised known pixels in place of its own, which is not quite the law of the rest given
+        them: of a Gaussian whose pixels are correlated its mean is off by .14 of a deviation of .37 at the
+        default, by .10 with 1,000 calls, and its variance by a sixth. `method` moments
+        (diffusion/posterior.py) is off by .01 in 25 steps, each a call of the network and iterations + 1 of
+        its gradient; it has no `resample`, `jump`. Without a mask the middle is hidden, half as high and wide
+        as the image.
         """
         mask, y = self.to_complete(x, mask, labels)
+        start = noise.randn(*x.shape).to(x.device)
+        if method == "moments":
+            loose = self.denoiser(y, guidance=guidance, clip=False)
+            denoise = given(loose, self.schedule.level, x, mask, iterations=iterations, into_range=self.into_range)
+            found = samplers.dpmpp(denoise, start, self.schedule.spaced(steps, "logsnr"), progress=progress)
+            return mask * x + (1 - mask) * self.into_range(found)
         found = samplers.repaint(
             self.denoiser(y, guidance=guidance),
-            noise.randn(*x.shape).to(x.device),
+            start,
             self.schedule.spaced(steps),
             known=x,
             mask=mask,

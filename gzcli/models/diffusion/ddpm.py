@@ -71,10 +71,18 @@ class DDPM(Applications):
         )
 
     def to_diffusers(self) -> Any:
-        """A `DDIMPipeline` of the same weights and schedule. That of a conditional model is for its parts: the pipeline itself
-        knows no labels."""
-        from diffusers import DDIMPipeline
+        """A `DDPMPipeline` of the same weights and schedule, which draws the pictures that `sample` draws by
+        dpmpp on trailing steps. That of a conditional model is for its parts: the pipeline itself knows no
+        labels."""
+        from diffusers import DDPMPipeline
 
         if self.factor:
             raise UsageError("diffusers has no pipeline for a `model.factor`")
-        return DDIMPipeline(unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler())
+        pipeline = DDPMPipeline(unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler())
+        pipeline.usage = (
+            "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows no labels"
+            if self.conditional
+            else "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with `sample.sampler=dpmpp`, "
+            "`sample.spacing=trailing` and as many `sample.steps`"
+        )
+        return pipeline

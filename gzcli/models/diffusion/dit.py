@@ -63,4 +63,9 @@ class DiT(Applications):
         """A `DiTPipeline` of the same weights and schedule, for its parts: without an autoencoder it draws no pictures."""
         from diffusers import DiTPipeline
 
-        return DiTPipeline(transformer=self.net.to_diffusers(), vae=None, scheduler=self.to_scheduler())
+        pipeline = DiTPipeline(transformer=self.net.to_diffusers(), vae=None, scheduler=self.to_scheduler())
+        pipeline.usage = (
+            "`pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`: without an autoencoder the pipeline "
+            "itself draws no pictures"
+        )
+        return pipeline

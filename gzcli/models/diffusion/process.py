@@ -22,6 +22,7 @@ from gzcli.models.nn import full
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 HIDDEN = 0.1  # share of small images that the training of an enlarging model hides
+LEAST_ALPHA_BAR = 2.0**-24  # of an exported schedule, whose solver takes logarithms; as diffusers has it for zero SNR
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
@@ -245,15 +246,20 @@ class Diffusion(Returning):
         return total
 
     def to_scheduler(self) -> Any:
-        """The `DDIMScheduler` of diffusers with this schedule."""
-        from diffusers import DDIMScheduler
+        """The scheduler of diffusers with this schedule: DPM-Solver++(2M), trailing, as `sample` has it with
+        `sampler` dpmpp and `spacing` trailing. Its thresholding at no more than 1 is the clipping of x_0,
+        which diffusers' DDIM does too, but unless it is told otherwise with an ε that belongs to the x_0
+        before."""
+        from diffusers import DPMSolverMultistepScheduler
 
         alpha_bar = np.append(1.0, self.schedule.alpha**2)
-        return DDIMScheduler(
+        alpha_bar[-1] = max(alpha_bar[-1], LEAST_ALPHA_BAR)
+        return DPMSolverMultistepScheduler(
             num_train_timesteps=self.timesteps,
             trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
             prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[self.prediction],
-            clip_sample=self.data.levels is not None,
+            thresholding=self.data.levels is not None,
+            sample_max_value=1.0,
             timestep_spacing="trailing",
         )
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gzcli.models.diffusion.samplers import Denoise
 from gzcli.models.diffusion.schedule import Level
-from gzcli.models.nn import UNet
+from gzcli.models.nn import UNet, stacked
 from gzcli.models.nn.unet import Attention, Down, ResBlock, Stage, attended
 from gzcli.types import DataInfo, Progress, no_progress
 
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
             return Stage(blocks, [Attention(o, head_dim or o, groups, EPS) if a else None for a in attend], resample)
 
         c, last = channels * mult[0], len(mult) - 1
-        self.conv_in = nn.Conv2d(data.shape[0], c, 3, padding=1)
+        self.conv_in = stacked(nn.Conv2d(data.shape[0], c, 3, padding=1), 0)
         self.down = nn.ModuleList()
         for k, attend in enumerate(attended(data, len(mult), attention)):
             o = channels * mult[k]
@@ -84,7 +84,7 @@ class Modulation(nn.Module):
     def __init__(self, dim: int, latent: int, channels: int):
         super().__init__()
         self.split = (dim, latent)
-        self.time, self.code = nn.Linear(dim, 2 * channels), nn.Linear(latent, channels)
+        self.time, self.code = stacked(nn.Linear(dim, 2 * channels), 2), nn.Linear(latent, channels)
 
     def forward(self, emb: Tensor) -> Tensor:
         """[B, dim + latent] → [B, 2 · channels], the scale less 1 before the shift, as `ResBlock` takes them."""

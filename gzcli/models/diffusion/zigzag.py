@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.nn import full, zero_init
+from gzcli.models.nn import full, stacked, zero_init
 from gzcli.models.nn.dit import DiTNet, modulated
 from gzcli.models.nn.selective_scan import selective_scan
 
@@ -48,7 +48,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.mamba = Mamba(width, expand, state)
-        self.modulation = zero_init(nn.Linear(width, 3 * width))
+        self.modulation = stacked(zero_init(nn.Linear(width, 3 * width)), 3)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
 
@@ -65,9 +65,9 @@ class Mamba(nn.Module):
     def __init__(self, width: int, expand: int, state: int):
         super().__init__()
         inner, self.rank, self.state = expand * width, math.ceil(width / 16), state
-        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.in_proj = stacked(nn.Linear(width, 2 * inner, bias=False), 2)
         self.conv1d = nn.Conv1d(inner, inner, KERNEL, groups=inner)
-        self.x_proj = nn.Linear(inner, self.rank + 2 * state, bias=False)
+        self.x_proj = stacked(nn.Linear(inner, self.rank + 2 * state, bias=False), 0)  # three of unequal heights
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))  # [D, N], A = −1 … −N
         self.D = nn.Parameter(torch.ones(inner))

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gzcli.errors import UsageError
+from gzcli.models.diffusion.posterior import given
+from gzcli.models.diffusion.samplers import dpmpp
+from gzcli.models.diffusion.schedule import Level
 from gzcli.models.flow_matching.flow import FlowMatching
 from gzcli.models.guided import check_strength
 from gzcli.models.nn import slerp, ways
 from gzcli.types import Batch, Noise, Progress, no_progress
+
+FIRST, LEAST = 80.0, 0.02  # σ/α between which inpainting denoises: pure noise, and less than images show
 
 
 class Applications(FlowMatching):
@@ -60,27 +66,30 @@ class Applications(FlowMatching):
         noise: Noise,
         progress: Progress = no_progress,
         steps: int = 25,
-        resample: int = 4,
+        iterations: int = 4,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0; steps × resample network calls.
+        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: the ODE given the known pixels, by the
+        first two moments of images given x_t, see diffusion/posterior.py; exact for Gaussian data.
 
-        At each time the image that the velocity points to gets the known pixels, and `resample` times new noise, so that the
-        parts agree (after RePaint, Lugmayr 2022). Without a mask the middle is hidden, half as high and wide as the image.
+        Each of the `steps`, even in log σ/α, takes a network call and iterations + 1 of its gradient. Without
+        a mask the middle is hidden, half as high and wide as the image.
         """
-        if steps < 1 or resample < 1:
-            raise UsageError("`steps` and `resample` must be 1 or more")
+        if steps < 1 or iterations < 1:
+            raise UsageError("`steps` and `iterations` must be 1 or more")
         mask, y = self.to_complete(x, mask, labels)
-        f, total = self.velocity(y, guidance), steps * resample
-        state = x0 = noise.randn(*x.shape).to(x)
-        for i in range(total):
-            t, end = (i // resample) / steps, i % resample == resample - 1
-            v = f(state, state.new_full((len(x),), t))
-            x1 = torch.lerp(state + (1 - t) * v, x, mask)  # Tweedie's estimate at σ = 0, with what is known
-            x0 = state - t * v if end else noise.randn(*x.shape).to(x)
-            state = self.between(x0, x1, t + end / steps)
-            progress(i + 1, total, state)
-        return torch.lerp(self.into_range(state), x, mask)
+        denoise = given(
+            self.denoiser(y, guidance=guidance),
+            self.level,
+            x,
+            mask,
+            iterations=iterations,
+            into_range=self.into_range,
+        )
+        ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
+        path = [*(self.level(t) for t in (1 / (ratios + 1 - self.sigma_min)).tolist()), Level(1.0, 1.0, 0.0)]
+        found = dpmpp(denoise, noise.randn(*x.shape).to(x), path, progress=progress)
+        return torch.lerp(self.into_range(found), x, mask)
 
     # ---- out-of-distribution scores
 

@@ -10,6 +10,7 @@ from gzcli.models.nn.common import (
     full,
     full_fp32,
     spread_labels,
+    stacked,
     to_levels,
     zero_init,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "full_fp32",
     "slerp",
     "spread_labels",
+    "stacked",
     "to_levels",
     "traversal",
     "ways",

@@ -79,6 +79,14 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
+def stacked(layer: nn.Module, matrices: int) -> nn.Module:
+    """The layer, marked for optimizers of whole matrices (Muon): its weight is so many matrices of equal
+    height, one above the other, such as 3 for the queries, keys and values of one linear layer; 0: none, as a
+    first or last layer, whose rows or columns are pixels, codes or classes with units of their own."""
+    layer.matrices = matrices
+    return layer
+
+
 @contextmanager
 def fresh_statistics(model: nn.Module) -> Iterator[bool]:
     """Inside, each batch norm of `model` is in training mode, and its running statistics become those of what

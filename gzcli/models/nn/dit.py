@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.nn.common import ClassEmbedding, zero_init
+from gzcli.models.nn.common import ClassEmbedding, stacked, zero_init
 from gzcli.models.nn.unet import softmax_attention, time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
@@ -41,14 +41,14 @@ class DiTNet(nn.Module):
         self.config = {"in_channels": c, "out_channels": c, "num_layers": layers, "num_attention_heads": heads,
                        "attention_head_dim": width // heads, "patch_size": patch, "norm_eps": 1e-6,
                        "num_embeds_ada_norm": classes or 1}  # fmt: skip
-        self.embed = nn.Conv2d(c, width, patch, stride=patch)
+        self.embed = stacked(nn.Conv2d(c, width, patch, stride=patch), 0)
         self.register_buffer("position", sincos(self.grid, width), persistent=False)  # [T, width]
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, patch * patch * c)
+        self.modulation = stacked(nn.Linear(width, 2 * width), 2)
+        self.out = stacked(nn.Linear(width, patch * patch * c), 0)
         self.start()
 
     def start(self) -> None:
@@ -105,9 +105,9 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv, self.out = stacked(nn.Linear(width, 3 * width), 3), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = stacked(nn.Linear(width, 6 * width), 6)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)

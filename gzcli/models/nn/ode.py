@@ -17,6 +17,7 @@ from gzcli.errors import DivergedError, UsageError
 from gzcli.types import Noise, Progress, no_progress
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor]  # [B, …] → [B]
 
 # Butcher tableaux: the times c, rows of a, and the weights b of the stages
 TABLEAUX = {
@@ -63,24 +64,27 @@ def solve_adaptive(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     limit: int = 1000,
+    norm: Norm | None = None,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """x carried from `start` to `end` by the Dormand–Prince pair; an image's step is such that the root mean square of its
-    error over atol + rtol·|x| stays below 1 (Hairer, Nørsett & Wanner 1993, II.4).
+    """x carried from `start` to `end` by the Dormand–Prince pair; an image's step is such that the `norm`, by
+    default the root mean square, of its error over atol + rtol·|x| stays below 1 (Hairer, Nørsett & Wanner
+    1993, II.4).
 
     Raises DivergedError where `limit` steps do not reach the end.
     """
-    sign = 1.0 if end > start else -1.0
+    sign, norm = 1.0 if end > start else -1.0, norm or _rms
     t = x.new_full((len(x),), start)
     slope = f(x, t)
-    h = _first_step(f, x, t, slope, sign, atol, rtol)
+    h = _first_step(f, x, t, slope, end - start, atol, rtol, norm)
     for _ in range(limit):
         step = torch.minimum(h, (end - t).abs())  # 0 for images that have arrived
         signed, stages = _as(sign * step, x), [slope]
         for node, row in zip(DOPRI_C[1:], DOPRI_A[1:], strict=True):
             new = _moved(x, signed, row, stages)
             stages.append(f(new, t + sign * node * step))
-        size = _rms(_moved(torch.zeros_like(x), signed, DOPRI_E, stages) / (atol + rtol * torch.maximum(x.abs(), new.abs())))
+        error = _moved(torch.zeros_like(x), signed, DOPRI_E, stages)
+        size = norm(error / (atol + rtol * torch.maximum(x.abs(), new.abs())))
         taken = size <= 1  # a NaN is refused, and its step shortened
         x, slope = torch.where(_as(taken, x), new, x), torch.where(_as(taken, x), stages[-1], slope)
         t = torch.where(taken, t + sign * step, t)
@@ -109,35 +113,58 @@ def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
     return g
 
 
+def density_norm(error: Tensor) -> Tensor:
+    """[B], of the errors of rows [x, v, ℓ]: the larger one of x and of the density a dimension. In one mean
+    over all elements the density would count as one pixel of many, and the probes, which are exact, as half
+    of them."""
+    return torch.maximum(_rms(error[:, : error.shape[1] // 2]), error[:, -1].abs())
+
+
+def dequantised(levels: int | None) -> float:
+    """The deviation of grey levels dequantised uniformly. Raises UsageError for latents, which have no
+    `levels`."""
+    if levels is None:
+        raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
+    return 1 / (levels - 1) / math.sqrt(3)
+
+
 def log_density(
     f: Velocity,
     carry: Callable[[Velocity, Tensor], Tensor],
     x: Tensor,
     *,
-    levels: int | None,
+    levels: int,
+    alpha: float,
     noise: Noise,
     probes: int = 1,
     std: float = 1.0,
 ) -> Tensor:
-    """[B] nats of discrete images by the change of density along the flow of f to N(0, std²) (Song 2021, arXiv:2011.13456,
-    eq. 39). `carry(g, state)` solves dstate/dt = g from data to noise.
+    """[B] nats of discrete images by the change of density along the flow of f to N(0, std²) (Song 2021,
+    arXiv:2011.13456, eq. 39).
 
-    The divergence by Hutchinson's estimate of `probes` Rademacher vectors, so that the value is right on average; grey
-    levels are dequantised uniformly, which makes of it a bound. Raises UsageError for latents, which have no `levels`.
+    `carry(g, state)` solves dstate/dt = g from a time at which images are α x + σ ε to noise. Grey levels are
+    dequantised uniformly, which makes of it a bound, and stand for such images: σ/α is to be their
+    `dequantised` deviation, or as near as the model comes. Less noise than that a model of spikes at the grey
+    levels finds less likely than it should, more hides how flat a flat part is. The divergence is by
+    Hutchinson's estimate of `probes` Rademacher vectors, so that the value is right on average.
     """
-    if levels is None:
-        raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
     n, size, width = len(x), x[0].numel(), 2 / (levels - 1)  # of a grey level
-    g = with_divergence(f, x.shape[1:])
-    x = x + width * (noise.rand(*x.shape).to(x) - 0.5)
+    whole = with_divergence(f, x.shape[1:])
+
+    def g(state: Tensor, t: Tensor) -> Tensor:
+        """ℓ in nats a dimension, of the size of x, so that one tolerance fits both."""
+        out = whole(state, t)
+        return torch.cat([out[:, :-1], out[:, -1:] / size], 1)
+
+    x = alpha * (x + width * (noise.rand(*x.shape).to(x) - 0.5))
     total = 0.0
     for _ in range(probes):
         v = 2.0 * noise.randint(2, n, size).to(x) - 1
         state = carry(g, torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1))
-        z, gained = state[:, :size].double() / std, state[:, -1].double()
+        z, gained = state[:, :size].double() / std, size * state[:, -1].double()
         # along the way from data to noise log p changes by `gained`, and ends as the density of noise
         total = total - 0.5 * z.square().sum(1) - size * math.log(std * math.sqrt(2 * math.pi)) - gained
-    return (total / probes + size * math.log(width)).to(x)
+    return (total / probes + size * math.log(alpha * width)).to(x)
 
 
 def _moved(x: Tensor, h: float | Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
@@ -155,13 +182,23 @@ def _rms(x: Tensor) -> Tensor:
     return x.flatten(1).square().mean(1).sqrt()
 
 
-def _first_step(f: Velocity, x: Tensor, t: Tensor, first: Tensor, sign: float, atol: float, rtol: float) -> Tensor:
-    """Hairer, Nørsett & Wanner 1993, II.4, p. 169: [B]."""
-    scale = atol + rtol * x.abs()
-    d0, d1 = _rms(x / scale), _rms(first / scale)
-    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
+def _first_step(
+    f: Velocity,
+    x: Tensor,
+    t: Tensor,
+    first: Tensor,
+    way: float,
+    atol: float,
+    rtol: float,
+    norm: Norm,
+) -> Tensor:
+    """[B], after Hairer, Nørsett & Wanner 1993, II.4, p. 169; never beyond the end of the `way`, where f may
+    not be defined."""
+    scale, sign = atol + rtol * x.abs(), math.copysign(1.0, way)
+    d0, d1 = norm(x / scale), norm(first / scale)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(way))
     ahead = f(x + _as(sign * h0, x) * first, t + sign * h0)
-    d2 = _rms((ahead - first) / scale) / h0
+    d2 = norm((ahead - first) / scale) / h0
     top = torch.maximum(d1, d2)
     h1 = torch.where(top <= 1e-15, torch.maximum(h0 * 1e-3, torch.full_like(h0, 1e-6)), (0.01 / top) ** 0.2)
     return torch.minimum(100 * h0, h1)

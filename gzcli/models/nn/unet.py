@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.nn.common import ClassEmbedding, zero_init
+from gzcli.models.nn.common import ClassEmbedding, stacked, zero_init
 from gzcli.types import DataInfo
 
 
@@ -77,7 +77,7 @@ class UNet(nn.Module):
             return Stage(blocks, attentions, resample)
 
         c, skips, last = channels[0], [channels[0]], len(channels) - 1
-        self.conv_in = nn.Conv2d(in_channels, c, 3, padding=1)
+        self.conv_in = stacked(nn.Conv2d(in_channels, c, 3, padding=1), 0)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, o in enumerate(channels):
             widths = [(c if j == 0 else o, o) for j in range(layers)]
@@ -90,7 +90,7 @@ class UNet(nn.Module):
             self.up.append(stage(widths, [attention[i]] * (layers + 1), Up(o) if i else None))
             c = o
         self.norm_out = nn.GroupNorm(groups, c, eps)
-        self.conv_out = zero_init(nn.Conv2d(c, out_channels, 3, padding=1))
+        self.conv_out = stacked(zero_init(nn.Conv2d(c, out_channels, 3, padding=1)), 0)
 
     @classmethod
     def of(
@@ -184,7 +184,7 @@ class ResBlock(nn.Module):
         self.scale_shift = scale_shift
         self.norm1 = nn.GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.emb = nn.Linear(dim, c_out * (1 + scale_shift)) if dim else None
+        self.emb = stacked(nn.Linear(dim, c_out * (1 + scale_shift)), 1 + scale_shift) if dim else None
         self.norm2 = nn.GroupNorm(groups, c_out, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))

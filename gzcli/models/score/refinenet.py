@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.nn import ClassEmbedding, full
+from gzcli.models.nn import ClassEmbedding, full, stacked
 
 
 class RefineNet(nn.Module):
@@ -25,7 +25,7 @@ class RefineNet(nn.Module):
                 hint="give `model.mult` and `model.dilation` one number a stage, the first dilation 1",
             )
         widths = [width * m for m in mult]
-        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv_in = stacked(nn.Conv2d(channels, width, 3, padding=1), 0)
         self.stages, self.refine, c = nn.ModuleList(), nn.ModuleList(), width
         for i, (o, d) in enumerate(zip(widths, dilation, strict=True)):
             blocks = [ResBlock(c, o, classes, d, first=i > 0), ResBlock(o, o, classes, d)]
@@ -37,7 +37,7 @@ class RefineNet(nn.Module):
             self.refine.append(RefineBlock([widths[i]] if coarsest else [widths[i], c], o, end=3 if i == 0 else 1))
             c = o
         self.norm_out = InstanceNormPlus(c, classes)
-        self.conv_out = nn.Conv2d(c, channels, 3, padding=1)
+        self.conv_out = stacked(nn.Conv2d(c, channels, 3, padding=1), 0)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """Labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""

@@ -131,13 +131,14 @@ class ScoreModel(Returning):
     def velocity(self, y: Tensor | None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)) -> Velocity:
         """The right-hand side of the probability-flow ODE (eq. 13), guided within the `interval` of t."""
         self.check_guidance(guidance, y)
-        low, high = interval
+
+        def predict(x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
+            return self.split(x, t, y, scale)[1]
+
+        whole = guidance == 1 or (interval[0] <= 0 and interval[1] >= 1)
 
         def f(x: Tensor, t: Tensor) -> Tensor:
-            eps = self.split(x, t, y, guidance)[1]
-            if guidance != 1 and (low > 0 or high < 1):
-                inside = (low <= t) & (t <= high)  # images may be at different times
-                eps = torch.where(inside[:, None, None, None], eps, self.split(x, t, y)[1])
+            eps = predict(x, t, y, guidance) if whole else self.guided_within(predict, x, t, y, guidance, interval)
             drift, g2 = self.sde.rates(t[:, None, None, None])
             return drift * x + 0.5 * g2 / self.at(t)[1] * eps
 
@@ -178,7 +179,7 @@ class ScoreModel(Returning):
         if sampler == "ode":
             f = self.velocity(y, guidance, interval)
             if solver == "adaptive":
-                x = solve_adaptive(f, x, 1.0, self.sde.start, rtol=tolerance, atol=tolerance, progress=progress)
+                x = solve_adaptive(f, x, 1.0, self.sde.stop, rtol=tolerance, atol=tolerance, progress=progress)
             else:
                 x = solve(f, x, [level.t for level in self.sde.spaced(steps, spacing)], solver, progress)
             return self.into_range(x)

@@ -17,14 +17,17 @@ from gzcli.models.diffusion.schedule import Level
 
 Spacing = Literal["uniform", "karras", "logsnr"]
 
+STOP = 1e-3  # where samplers stop, for Tweedie's formula: what noise is left is less than they see (appendix C)
+
 
 class SDE:
-    """start: the time at which samplers and the likelihood stop, as the score has no limit at t = 0 (appendix C)."""
+    """start: the least time that is trained, and at which a likelihood may begin, as the score has no limit
+    at t = 0."""
 
     def __init__(self, start: float):
         if not 0 < start < 1:
-            raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint="set `model.t_min`, such as 1e-3")
-        self.start = start
+            raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint="set `model.t_min`, such as 1e-5")
+        self.start, self.stop = start, max(start, STOP)
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ at times t of any shape."""
@@ -45,15 +48,15 @@ class SDE:
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
     def spaced(self, steps: int, spacing: Spacing = "karras", strength: float = 1.0) -> list[Level]:
-        """`steps` levels from the time `strength` down to the least; uniform: in t, karras: in the 7th root of σ/α
-        (Karras 2022, eq. 5), logsnr: in its logarithm. Raises UsageError for no steps."""
+        """`steps` levels from the time `strength` down to where samplers stop; uniform: in t, karras: in the
+        7th root of σ/α (Karras 2022, eq. 5), logsnr: in its logarithm. Raises UsageError for no steps."""
         if steps < 1:
             raise UsageError("`steps` must be 1 or more")
-        ramp, top = np.linspace(0, 1, steps), max(strength, self.start)
+        ramp, top = np.linspace(0, 1, steps), max(strength, self.stop)
         if spacing == "uniform":
-            times = top + ramp * (self.start - top)
+            times = top + ramp * (self.stop - top)
         else:
-            high, low = (math.log(e.sigma / e.alpha) for e in (self.level(top), self.level(self.start)))
+            high, low = self.log_ratio_at(top), self.log_ratio_at(self.stop)
             if spacing == "karras":
                 a, b = math.exp(high / 7), math.exp(low / 7)
                 times = self.times(7 * np.log(a + ramp * (b - a)))
@@ -61,6 +64,19 @@ class SDE:
                 times = self.times(high + ramp * (low - high))
             times[0] = top
         return [self.level(float(t)) for t in times]
+
+    def rising(self, ratio: float, steps: int) -> list[Level]:
+        """The ends of `steps` steps, equal in log σ/α, from where σ/α is `ratio`, or from the least time, up
+        to t = 1. Raises UsageError for no steps."""
+        if steps < 1:
+            raise UsageError("`steps` must be 1 or more")
+        low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)
+        return [self.level(float(t)) for t in self.times(np.linspace(low, high, steps + 1))]
+
+    def log_ratio_at(self, t: float) -> float:
+        """log σ/α."""
+        level = self.level(t)
+        return math.log(level.sigma / level.alpha)
 
 
 class VE(SDE):

@@ -188,7 +188,8 @@ class StableDiffusion(Model):
             return 1.0
         alpha_bar = self.schedule.alphas_cumprod.to(t.device)[t]
         snr = alpha_bar / (1 - alpha_bar)
-        return snr.clamp(max=self.min_snr) / (snr + 1 if v else snr)
+        # at zero SNR, where ε is all there is and 0/0 would stand, the weight of ε is 1
+        return snr.clamp(max=self.min_snr) / (snr + 1) if v else (self.min_snr / snr).clamp(max=1)
 
     # ---- examples
 
