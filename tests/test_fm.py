@@ -116,13 +116,13 @@ def test_inpainting_keeps_what_is_known():
     model, x = FM(INFO, **SMALL).eval(), batch().x
     mask = torch.zeros(8, 1, 4, 4)
     mask[:, :, :2] = 1
-    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3, resample=2)
+    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3, resample=2).images
     assert torch.equal(out[:, :, :2], x[:, :, :2]) and not torch.allclose(out[:, :, 2:], x[:, :, 2:])
 
 
 def test_interpolation_has_the_images_at_its_ends():
     model, x = exact(), batch(2).x.double()
-    way = model.interpolate(x, noise=noise(2), frames=5, steps=60)
+    way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images
     torch.testing.assert_close(way[[0, -1]], x, atol=2e-3, rtol=0)
     assert way.shape == (5, 1, 4, 4)
 

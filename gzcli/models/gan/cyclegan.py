@@ -24,7 +24,7 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.gan.pool import ImagePool
 from gzcli.models.nn import PatchGAN, all_rows, from_levels, full, to_levels
 from gzcli.models.vae.ssim import gaussian_window, ssim_parts
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 MEMORY = 32  # images of each domain that `sample` starts from
 
@@ -179,10 +179,13 @@ class CycleGAN(Model):
         """Mean absolute difference of each image and its return from the other domain, [B]."""
         return (self.translated(self.translated(x, from_a), ~from_a) - x).abs().flatten(1).mean(1)
 
-    def origin(self, x: Tensor, direction: Direction) -> Tensor:
-        """Whether each image is of A: by the direction or, for `auto`, by which translator changes it less."""
+    def origin(self, x: Tensor, direction: Direction, y: Tensor | None = None) -> Tensor:
+        """Whether each image is of A: by the direction or, for `auto`, by its label y [B], else by which translator changes it
+        less."""
         if direction != "auto":
             return torch.full((len(x),), direction == "AtoB", device=x.device)
+        if y is not None:
+            return y == 0
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))
         return to_a < to_b
 
@@ -206,20 +209,37 @@ class CycleGAN(Model):
         return x
 
     @torch.no_grad()
-    def translate(self, x: Tensor, *, noise: Noise, progress: Progress, direction: Direction = "AtoB") -> Tensor:
-        """Each image to the other domain: [B, C, H, W]. With `auto` an image is taken for one of the domain whose own
-        translator would change it less."""
-        x = self.translated(x, self.origin(x, direction))
+    def translate(
+        self, x: Tensor, *, y: Tensor | None = None, noise: Noise, progress: Progress, direction: Direction = "auto"
+    ) -> Applied:
+        """Each image to the other domain; in one direction those alone that are of its domain, where y [B] tells. With `auto`
+        and without y an image is taken for one of the domain whose own translator would change it less.
+
+        Raises UsageError where there is none.
+        """
+        rows, from_a = self.suited(x, direction, y)
+        x = self.translated(x[rows], from_a)
         progress(1, 1, x)
-        return x
+        return Applied(x, rows=("translation",), of=tuple((i,) for i in rows.tolist()), labels=from_a.long())
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress, direction: Direction = "auto") -> Tensor:
-        """Each image to the other domain and back: [B, C, H, W]."""
-        from_a = self.origin(x, direction)
-        x = self.translated(self.translated(x, from_a), ~from_a)
+    def reconstruct(
+        self, x: Tensor, *, y: Tensor | None = None, noise: Noise, progress: Progress, direction: Direction = "auto"
+    ) -> Applied:
+        """Each image to the other domain and back; which, as in `translate`."""
+        rows, from_a = self.suited(x, direction, y)
+        x = self.translated(self.translated(x[rows], from_a), ~from_a)
         progress(1, 1, x)
-        return x
+        return Applied(x, rows=("there and back",), of=tuple((i,) for i in rows.tolist()), labels=(~from_a).long())
+
+    def suited(self, x: Tensor, direction: Direction, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The numbers of the images that can go in a direction, and whether each of them is of A."""
+        from_a, rows = self.origin(x, direction, y), torch.arange(len(x), device=x.device)
+        if y is not None:
+            rows = rows[from_a == (y == 0)]
+        if not len(rows):
+            raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes images of either domain")
+        return rows, from_a[rows]
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Of images of either domain by their label: the cycle's and the identity's L1 as shares of the pixels' range, and

@@ -1,7 +1,17 @@
 """Blocks that three models or more share."""
 
-from gzcli.models.nn.common import ClassEmbedding, all_mean, all_rows, from_levels, full, spread_labels, to_levels, zero_init
-from gzcli.models.nn.latent import slerp, traversal, ways
+from gzcli.models.nn.common import (
+    ClassEmbedding,
+    all_mean,
+    all_rows,
+    at_least,
+    from_levels,
+    full,
+    spread_labels,
+    to_levels,
+    zero_init,
+)
+from gzcli.models.nn.latent import as_ways, pairs_of, slerp, traversal, ways
 from gzcli.models.nn.lpips import LPIPS
 from gzcli.models.nn.patchgan import PatchGAN
 from gzcli.models.nn.unet import UNet
@@ -13,8 +23,11 @@ __all__ = [
     "UNet",
     "all_mean",
     "all_rows",
+    "as_ways",
+    "at_least",
     "from_levels",
     "full",
+    "pairs_of",
     "slerp",
     "spread_labels",
     "to_levels",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gzcli.errors import UsageError
 from gzcli.types import DataInfo
 
 
@@ -34,6 +35,13 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
         return labels.to(device)
     y = torch.arange(n, device=device) % len(data.classes)
     return nn.functional.one_hot(y, len(data.classes)).float() if data.multilabel else y
+
+
+def at_least(least: int, **values: int | None) -> None:
+    """Raises UsageError for an option, named by its keyword, that is smaller; None is one that was not given."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"`{name}` must be {least} or more, not {value}")
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:
