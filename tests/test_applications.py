@@ -80,10 +80,10 @@ def shop(home, capsys, monkeypatch):
     return open_shop
 
 
-def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool, block: int = 0) -> np.ndarray:
+def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) -> np.ndarray:
     """The small image [16, 16] at a place of a sheet, counted from its right edge, for the names on the left are of any width."""
     step = 64 + GAP
-    top = MARGIN + (21 if marks else 0) + row * step + block * BETWEEN
+    top = MARGIN + (21 if marks else 0) + row * step
     left = grid.shape[1] - MARGIN - (columns - column) * step
     return grid[top : top + 64 : 4, left : left + 64 : 4]
 
@@ -176,8 +176,8 @@ def test_samples_have_their_labels_and_a_column_a_class(shop):
     saved = np.load(result["npz"])
     assert saved.files == ["samples", "labels"] and saved["labels"].tolist() == [i % 10 for i in range(25)]
     grid = np.asarray(Image.open(result["grid"]))
-    assert grid.shape == (2 * MARGIN + 21 + 3 * (64 + GAP) + 2 * BETWEEN, 2 * MARGIN + 10 * (64 + GAP))
-    assert (cell(grid, 1, 3, columns=10, marks=True, block=1) == saved["samples"][13, ..., 0]).all()
+    assert grid.shape == (2 * MARGIN + 21 + 3 * (64 + GAP), 2 * MARGIN + 10 * (64 + GAP))
+    assert (cell(grid, 1, 3, columns=10, marks=True) == saved["samples"][13, ..., 0]).all()
     result = gz("-n", "9", "--label", "3,7", "--npz")
     assert np.load(result["npz"])["labels"].tolist() == [3, 7] * 4 + [3]
 
@@ -189,6 +189,9 @@ def test_columns_of_one_class():
     assert by_class(torch.full((64,), 2), 64, 8, classes) == (8, ["c"] * 8)
     assert by_class(torch.tensor([0, 2] * 32), 64, 8, classes) == (8, ["a", "c"] * 4)
     assert by_class(torch.tensor([3, 1, 4, 1, 5, 9, 2, 6] * 2), 16, 4, classes)[0] == 8
+    assert by_class(torch.tensor([3, 1, 4, 1, 5, 9]), 6, 4, classes) == (4, ())  # as they come
+    assert by_class(torch.tensor([3, 1, 4, 1]), 4, 10, classes) == (4, ["d", "b", "e", "b"])
+    assert by_class(torch.arange(10), 10, 4, classes) == (10, list(classes))
     assert by_class(torch.arange(64), 64, 8, tuple(map(str, range(64)))) == (8, ())  # each of another class
     assert by_class(torch.tensor([[1, 0, 1], [0, 0, 0]]), 2, 10, classes[:3])[1] == ["a + c", "none"]
 
@@ -205,6 +208,13 @@ def test_cyclegan_takes_each_image_to_the_other_domain(shop):
     both = torch.where(torch.from_numpy(labels[:6] == 0)[:, None, None, None], net.a_to_b(x), net.b_to_a(x))
     assert np.abs((saved["samples"][..., 0] / 127.5 - 1) - both[:, 0].numpy()).max() < 0.02
     assert gz("--do", "translate", "--direction", "AtoB")["n"] == (labels[:6] == 0).sum()
+    net.memory.copy_(torch.arange(64).view(2, 32, 1, 1, 1) * 3)  # what its samples are made from is shown above them
+    result = gz("-n", "5")
+    grid = np.asarray(Image.open(result["grid"]))
+    shown = [cell(grid, 0, i, columns=5, marks=False) for i in range(5)]
+    pick = ImageNoise(0, range(5)).randint(64, 5)
+    assert [int(image[0, 0]) for image in shown] == (3 * pick).tolist()
+    assert (cell(grid, 1, 4, columns=5, marks=False) == np.asarray(Image.open(result["files"][4]))).all()
 
 
 # --- the sheet, and the result's type ---

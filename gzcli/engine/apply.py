@@ -97,23 +97,24 @@ def drawn(found: Applied, images: np.ndarray, x: np.ndarray, given: np.ndarray |
     kinds += [] if given is None else [(found.how, given)]
     kinds += [(found.rows[0], images)]
     columns, marks = by_class(found.labels, len(images), COLUMNS, classes)
-    return blocks(kinds, columns, marks)
+    return blocks(kinds, columns, [f"→ {mark}" for mark in marks])
 
 
 def blocks(kinds: Sequence[tuple[str, np.ndarray]], columns: int, marks: Sequence[str] = ()) -> np.ndarray:
     """The sheet [H, W, C] of several kinds of pictures [n, C, H, W], each with its name, of the same images: below each other,
     so many side by side."""
-    n = len(kinds[0][1])
-    starts = range(0, n, columns)
-    return sheet([[Row(name, pictures[i : i + columns]) for name, pictures in kinds] for i in starts], marks)
+    starts = range(0, len(kinds[0][1]), columns)
+    rows = [[Row(name, pictures[i : i + columns]) for name, pictures in kinds] for i in starts]
+    return sheet(rows if len(kinds) > 1 else [[row for (row,) in rows]], marks)
 
 
 def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
     """The number of columns for n images, about so many, so that each holds one class, and the columns' names; none where
     no few labels take turns."""
-    turns = [] if labels is None else [k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all()]
-    columns = min(n, turns[0] * max(1, round(about / turns[0]))) if turns else n
-    if not turns or columns > 3 * about:
+    turn = n if labels is None else next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
+    columns = min(n, turn * max(1, round(about / turn)))
+    once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
+    if labels is None or columns > 3 * about or (once and len(labels[:turn].unique(dim=0)) < turn):
         return min(about, n), ()
     return columns, [named(label, classes) for label in labels[:columns]]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 CELL = 64  # pixels of an image on a sheet, about: small ones are enlarged by whole numbers
+PAPER = 224  # the grey of a sheet, on which white images have an edge
 GAP, BETWEEN, MARGIN, FONT = 3, 14, 8, 13  # pixels between images, between blocks, around all; of the letters
 
 
@@ -36,7 +37,7 @@ def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndar
         left + max(len(row.images) for row in rows) * wide + MARGIN,
         top + len(rows) * high + (len(blocks) - 1) * BETWEEN + MARGIN,
     )
-    canvas = Image.new("L" if channels == 1 else "RGB", size, "white")
+    canvas = Image.new("L" if channels == 1 else "RGB", size, (PAPER,) * channels)
     draw = ImageDraw.Draw(canvas)
     for j, mark in enumerate(marks):
         draw.text((left + j * wide + (wide - GAP) // 2, top - MARGIN // 2), fitting(mark, wide - GAP), "black", _font(), "ms")

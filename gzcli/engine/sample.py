@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.engine import sampler
-from gzcli.engine.apply import apply, blocks, by_class, read_inputs
+from gzcli.engine.apply import COLUMNS, apply, blocks, by_class, read_inputs, to_bytes
 from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
 from gzcli.models.nn import spread_labels
@@ -73,19 +74,38 @@ def samples(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tup
     elif trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     images = sampler.draw(trained, n, seed=job["seed"], labels=labels, given=given, options=job["options"], progress=progress)
-    return images, None if labels is None else labels.numpy(), picture_of(trained, job, images, labels, inputs)
+    return images, None if labels is None else labels.numpy(), picture_of(trained, job, images, labels, given, inputs)
 
 
 def picture_of(
-    trained: Trained, job: Mapping[str, Any], images: np.ndarray, labels: Tensor | None, inputs: np.ndarray | None
+    trained: Trained,
+    job: Mapping[str, Any],
+    images: np.ndarray,
+    labels: Tensor | None,
+    given: Mapping[str, Any],
+    inputs: np.ndarray | None,
 ) -> np.ndarray:
     """The sheet of samples."""
     n = len(images)
+    if hasattr(trained.model, "sources"):
+        inputs = made_from(trained, n, job, given)
+        inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
+    elif inputs is not None:
+        inputs = inputs[np.arange(n) % len(inputs)]
     if inputs is not None and inputs.shape[1:] == images.shape[1:]:
-        kinds = [(job["input_as"], inputs[np.arange(n) % len(inputs)]), ("result", images)]
-        return blocks(kinds, min(n, 10))
+        return blocks([(job["input_as"] or "source", inputs), ("result", images)], min(n, COLUMNS))
     columns, marks = by_class(labels, n, math.ceil(math.sqrt(n)), trained.info.classes)
     return blocks([("", images)], columns, marks) if marks else sampler.grid(images)
+
+
+def made_from(trained: Trained, n: int, job: Mapping[str, Any], given: Mapping[str, Any]) -> np.ndarray:
+    """The images, as bytes, that a model which starts from some, `given` or its own, made its samples from."""
+    method = trained.model.sources
+    options = trained.tree["sample"] | job["options"]
+    options |= {key: sampler.cycled(values, range(n), trained.device) for key, values in given.items()}
+    known = {key: value for key, value in options.items() if key in inspect.signature(method).parameters}
+    with torch.inference_mode():
+        return to_bytes(method(n, noise=ImageNoise(job["seed"], range(n), trained.device), **known))
 
 
 def given_to_sample(trained: Trained, job: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:

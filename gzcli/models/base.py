@@ -44,6 +44,7 @@ class Model(nn.Module):
       measure(batches)                     {name: figure} of its own on held-out images, shown by `gz bench`
       prepare(batch)                       {key: rows}, made once of every training image, in `batch.extra` from then on
       reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit    applications, called by `--do`
+      sources(n, *, noise, …)              [n, C, H, W], the images that `sample` makes its own from, given the same noise
       to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
       to_diffusers()                       a pipeline of diffusers with the same weights, for `gz runs export`
       on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too

@@ -179,13 +179,10 @@ class CycleGAN(Model):
         """Mean absolute difference of each image and its return from the other domain, [B]."""
         return (self.translated(self.translated(x, from_a), ~from_a) - x).abs().flatten(1).mean(1)
 
-    def origin(self, x: Tensor, direction: Direction, y: Tensor | None = None) -> Tensor:
-        """Whether each image is of A: by the direction or, for `auto`, by its label y [B], else by which translator changes it
-        less."""
+    def origin(self, x: Tensor, direction: Direction) -> Tensor:
+        """Whether each image is of A: by the direction or, for `auto`, by which translator changes it less."""
         if direction != "auto":
             return torch.full((len(x),), direction == "AtoB", device=x.device)
-        if y is not None:
-            return y == 0
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))
         return to_a < to_b
 
@@ -200,13 +197,22 @@ class CycleGAN(Model):
         direction: Literal["both", "AtoB", "BtoA"] = "both",
     ) -> Tensor:
         """Translations of training images, drawn from the few that the model remembers; `both`: of either domain."""
-        domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
-        known = self.memory[domains].flatten(0, 1)
-        pick = noise.randint(len(known), n).to(known.device)
+        known, pick = self.remembered(n, noise, direction)
         from_a = pick < MEMORY if direction == "both" else torch.full_like(pick, direction == "AtoB", dtype=torch.bool)
         x = self.translated(from_levels(known[pick], 256), from_a)
         progress(1, 1, x)
         return x
+
+    def remembered(self, n: int, noise: Noise, direction: str) -> tuple[Tensor, Tensor]:
+        """The images of the memory that can go in a direction, as bytes, and which of them samples are made from [n]."""
+        domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
+        known = self.memory[domains].flatten(0, 1)
+        return known, noise.randint(len(known), n).to(known.device)
+
+    def sources(self, n: int, *, noise: Noise, direction: Literal["both", "AtoB", "BtoA"] = "both") -> Tensor:
+        """What `sample` translates, given the same noise: [n, C, H, W]."""
+        known, pick = self.remembered(n, noise, direction)
+        return from_levels(known[pick], 256)
 
     @torch.no_grad()
     def translate(
@@ -234,9 +240,12 @@ class CycleGAN(Model):
 
     def suited(self, x: Tensor, direction: Direction, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """The numbers of the images that can go in a direction, and whether each of them is of A."""
-        from_a, rows = self.origin(x, direction, y), torch.arange(len(x), device=x.device)
-        if y is not None:
-            rows = rows[from_a == (y == 0)]
+        rows = torch.arange(len(x), device=x.device)
+        if y is None:
+            from_a = self.origin(x, direction)
+        else:
+            from_a = y == 0
+            rows = rows if direction == "auto" else rows[from_a == (direction == "AtoB")]
         if not len(rows):
             raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes images of either domain")
         return rows, from_a[rows]
