@@ -1,5 +1,4 @@
-"""What passes between data, models and engine: `DataInfo`, `Batch`, `Applied` and `Noise`. Importing this module does not import
-torch."""
+"""What passes between data, models and engine: `DataInfo`, `Batch`, `Applied` and `Noise`. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -64,12 +63,13 @@ class Batch:
 class Applied:
     """What an application made of images x [B, C, H, W], so that nobody has to guess from numbers of images.
 
-    images [n, C, H, W], the outputs in order, in [-1, 1] (or latents, where the model lives on them). Either each is of one
-    image: `rows` is the one name of such outputs, `columns` None. Or they lie in rows of so many `columns`, each with its
-    name in `rows`, the places in a row named by `marks`. of: the numbers of the images of x that an output, or else a row, is
-    of; () where output i is of image i. Of outputs of single images: given [n, C, h, w] is what the model was shown in place
-    of the image, `how` in a word; or known [n, 1, H, W] is 1 where it saw the image, 0 where it did not. labels [n] or [n, K]:
-    those that the outputs were made by.
+    images [n, C, H, W]: the outputs in order, in [-1, 1] (or latents, where the model lives on them). Either each is
+    of one image: then `rows` is the one name of such outputs, `columns` None. Or they lie in rows of so many `columns`,
+    each row with its name in `rows`, the places in a row named by `marks`.
+    of: the numbers of the images of x that an output, or else a row, is of; () where output i is of image i.
+    given [n, C, h, w]: what the model was shown in place of single images, `how` in a word; or known [n, 1, H, W]: 1
+    where it saw them, 0 where it did not.
+    labels [n] or [n, K]: those that the outputs were made by.
 
     Raises ValueError where the numbers do not fit together.
     """

@@ -48,7 +48,7 @@ _Mask = Annotated[
     Path | None, typer.Option("--mask", metavar="PATH", help="White is kept, black filled in.", exists=True, resolve_path=True)
 ]
 _Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; into the run's folder without it.")]
-_Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 [N, H, W, C].")]
+_Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 [N, H, W, C], and labels.")]
 _Animate = Annotated[bool, typer.Option("--animate", help="Write animation.gif: the first 16 images as they come about.")]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
 
@@ -78,7 +78,9 @@ def sample(
     elif mask or (input and not known.inputs):
         raise UsageError(f"`{'--mask' if mask else '--input'}` goes with `--do`", hint=abilities(known))
     if mask and do not in known.masked:
-        raise UsageError(f"`--do {do}` of `{known.name}` takes no mask", hint=f"these do: {', '.join(known.masked) or 'none'}")
+        others = "`gz list models --can inpaint` shows models that take one"
+        hint = f"these do: {', '.join(known.masked)}" if known.masked else others
+        raise UsageError(f"`--do {do}` of `{known.name}` takes no mask", hint=hint)
     if label and do and do not in known.labelled:
         raise UsageError(f"`--do {do}` of `{known.name}` takes no labels", hint=f"these do: {', '.join(known.labelled) or 'none'}")
     if label and not recipe["model"].get("conditional") and do not in known.labels_for:
@@ -111,7 +113,7 @@ def sample(
 
 
 def choose_application(word: str, model: ModelCard) -> str:
-    """The application of the model that the word means. Raises UsageError with the nearest, or with the models that can it."""
+    """The application of the model that the word means. Raises UsageError with the nearest, or where to find it."""
     from gzcli.models.catalog import APPLICATIONS
 
     name = canonical(word)
@@ -119,7 +121,8 @@ def choose_application(word: str, model: ModelCard) -> str:
         hint = f"{abilities(model)}; `gz list models --can {name}` shows models that do"
         raise UsageError(f"`{model.name}` does not {name}", hint=hint)
     if not model.do:
-        raise UsageError(f"`{model.name}` has no applications, so none is called `{word}`", hint=did_you_mean(word, APPLICATIONS))
+        hint = did_you_mean(word, APPLICATIONS) or abilities(model)
+        raise UsageError(f"`{model.name}` has no applications, so none is called `{word}`", hint=hint)
     return choose(f"application of `{model.name}`", word, model.do)
 
 

@@ -1,4 +1,4 @@
-"""`gz sample --do`: an application of a trained model on pictures, and the sheet that shows what came of which."""
+"""`gz sample --do`: an application of a trained model on pictures, and the sheet of what came of which."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ HIDDEN = 127  # the grey of what a model did not see
 
 @dataclass
 class Done:
-    """What is written of an application: `images` uint8 [n, C, H, W], its outputs alone, in order; `labels` [n] or [n, K] or
-    None; `sheet` [H, W, C], outputs beside what they were made of; and what the application told of them."""
+    """What is written of an application: `images` uint8 [n, C, H, W], its outputs alone, in order; `labels` [n],
+    [n, K] or None; `sheet` [H, W, C], outputs beside what they were made of; and what the application told of them."""
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -44,7 +44,8 @@ def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> Done:
     inputs, own = read_inputs(trained, job["input"], job["n"])
     n = len(inputs)
     # a binary model sees one draw of its inputs, as it does in training
-    x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(n))).to(trained.device)
+    x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(n)))
+    x = x.to(trained.device)
     seen = x if trained.space is None else trained.space.encode(x)
     options = dict(job["options"])
     if job["mask"]:
@@ -55,12 +56,13 @@ def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> Done:
         options["labels"] = sampler.parse_labels(job["labels"], n, trained.info).to(trained.device)
     if own is not None and "y" in inspect.signature(method).parameters:
         options["y"] = torch.from_numpy(own).to(trained.device)
-    found = method(seen, noise=ImageNoise(job["seed"], range(n), trained.device), progress=progress, **options)
+    noise = ImageNoise(job["seed"], range(n), trained.device)
+    found = method(seen, noise=noise, progress=progress, **options)
     images = to_bytes(trained.shown(found.images))
     if images.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {job['do']}` returned images of another shape")
     labels = None if found.labels is None else found.labels.cpu().numpy()
-    if labels is None and own is not None and found.columns is None:  # an output is of the class that its image is of
+    if labels is None and own is not None and found.columns is None:  # an output is of its image's class
         labels = own[[i for i, *_ in sources(found)]]
     picture = drawn(found, images, to_bytes(x), given(trained, found, x), trained.info.classes)
     return Done(images, labels, picture, found)
@@ -72,20 +74,25 @@ def sources(found: Applied) -> Sequence[tuple[int, ...]]:
 
 
 def given(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
-    """What the model was shown in place of each image, uint8 [n, C, H, W] of the images' size; None where it saw them."""
+    """What the model was shown in place of each image, as large, uint8 [n, C, H, W]; None where it saw them."""
     if found.given is not None:
-        shape = trained.info.shape[1:]
-        small = found.given if found.given.shape[2:] == shape else F.interpolate(found.given, size=shape, mode="nearest")
-        return to_bytes(trained.shown(small))
+        enlarged = F.interpolate(found.given, size=trained.info.shape[1:], mode="nearest")
+        return to_bytes(trained.shown(enlarged))
     if found.known is not None:
         known = F.interpolate(found.known.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
         return np.where(known, to_bytes(x[[i for i, *_ in sources(found)]]), np.uint8(HIDDEN))
     return None
 
 
-def drawn(found: Applied, images: np.ndarray, x: np.ndarray, given: np.ndarray | None, classes: Sequence[str]) -> np.ndarray:
-    """The sheet [H, W, C]: outputs of single images in blocks of rows, below their images and what was `given`; rows of ways
-    between the images that they are of. Columns of one class, where labels take turns, have its name."""
+def drawn(
+    found: Applied,
+    images: np.ndarray,
+    x: np.ndarray,
+    given: np.ndarray | None,
+    classes: Sequence[str],
+) -> np.ndarray:
+    """The sheet [H, W, C]: outputs of single images in blocks of rows, below their images and what was `given`; rows
+    of ways between the images that they are of. Columns of one class, where labels take turns, have its name."""
     of = sources(found)
     if found.columns is not None:
         rows = []
@@ -101,16 +108,16 @@ def drawn(found: Applied, images: np.ndarray, x: np.ndarray, given: np.ndarray |
 
 
 def blocks(kinds: Sequence[tuple[str, np.ndarray]], columns: int, marks: Sequence[str] = ()) -> np.ndarray:
-    """The sheet [H, W, C] of several kinds of pictures [n, C, H, W], each with its name, of the same images: below each other,
-    so many side by side."""
+    """The sheet [H, W, C] of several kinds of pictures [n, C, H, W], each with its name, of the same images: below
+    each other, so many side by side."""
     starts = range(0, len(kinds[0][1]), columns)
     rows = [[Row(name, pictures[i : i + columns]) for name, pictures in kinds] for i in starts]
     return sheet(rows if len(kinds) > 1 else [[row for (row,) in rows]], marks)
 
 
 def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
-    """The number of columns for n images, about so many, so that each holds one class, and the columns' names; none where
-    no few labels take turns."""
+    """The number of columns for n images, about so many, so that each holds one class, and the columns' names; none
+    where no few labels take turns."""
     turn = n if labels is None else next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
     columns = min(n, turn * max(1, round(about / turn)))
     once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
@@ -130,9 +137,14 @@ def to_bytes(x: Tensor) -> np.ndarray:
     return to_uint8(x).cpu().numpy()
 
 
-def read_inputs(trained: Trained, path: str | None, n: int | None, side: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size or another `side`; or the run's own test images,
-    and their labels if they have any."""
+def read_inputs(
+    trained: Trained,
+    path: str | None,
+    n: int | None,
+    side: int | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size or another `side`; or the run's own test
+    images, and their labels if they have any."""
     from gzcli.data import same
     from gzcli.data.folder import read_pictures
     from gzcli.data.pack import open_pack
@@ -148,10 +160,11 @@ def read_inputs(trained: Trained, path: str | None, n: int | None, side: int | N
 
 
 def read_mask(path: Path, trained: Trained) -> Tensor:
-    """[1, 1, H, W] of 0/1 on the device: white is kept, black is filled in. Latents are kept where all their pixels are."""
+    """[1, 1, H, W] of 0/1 on the device: white is kept, black filled in. Latents are kept where all their pixels are."""
     from gzcli.data.folder import read_pictures
 
-    mask = (torch.from_numpy(read_pictures(path, size=trained.images.shape[1], channels=1, limit=1)) > 127).float()
+    u8 = read_pictures(path, size=trained.images.shape[1], channels=1, limit=1)
+    mask = (torch.from_numpy(u8) > 127).float()
     if trained.space is not None:
         mask = (F.adaptive_avg_pool2d(mask, trained.info.shape[1:]) > 0.999).float()
     return mask.to(trained.device)

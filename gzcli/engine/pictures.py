@@ -1,4 +1,4 @@
-"""Pictures of results: sheets of images with the names of rows and columns, histograms of scores, rows of samples."""
+"""Pictures of results: sheets of images with names of rows and columns, histograms of scores, rows of samples."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ class Row:
 
 
 def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndarray:
-    """uint8 [H, W, C], C = 1 or 3: blocks of rows of images of one size, names of rows on the left, `marks` above the columns."""
+    """uint8 [H, W, C], C = 1 or 3: blocks of rows of images of one size, the rows' names on the left, `marks` above
+    the columns."""
     from PIL import Image, ImageDraw
 
     rows = [row for block in blocks for row in block]
     channels, height, width = rows[0].images[0].shape
     scale = max(1, CELL // width)
     high, wide = height * scale + GAP, width * scale + GAP
-    left = MARGIN + (max(round(_font().getlength(row.name)) for row in rows) + MARGIN if any(row.name for row in rows) else 0)
+    names = max(round(_font().getlength(row.name)) for row in rows)
+    left = MARGIN + (names + MARGIN if names else 0)
     top = MARGIN + (FONT + MARGIN if marks else 0)
     size = (
         left + max(len(row.images) for row in rows) * wide + MARGIN,
@@ -40,14 +42,16 @@ def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndar
     canvas = Image.new("L" if channels == 1 else "RGB", size, (PAPER,) * channels)
     draw = ImageDraw.Draw(canvas)
     for j, mark in enumerate(marks):
-        draw.text((left + j * wide + (wide - GAP) // 2, top - MARGIN // 2), fitting(mark, wide - GAP), "black", _font(), "ms")
+        middle = left + j * wide + (wide - GAP) // 2
+        draw.text((middle, top - MARGIN // 2), fitting(mark, wide - GAP), "black", _font(), "ms")
     y = top
     for block in blocks:
         for row in block:
             draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", _font(), "rm")
             for j, image in enumerate(row.images):
                 pixels = image.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
-                canvas.paste(Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels), (left + j * wide, y))
+                pixels = pixels.squeeze(2) if channels == 1 else pixels
+                canvas.paste(Image.fromarray(pixels), (left + j * wide, y))
             y += high
         y += BETWEEN
     found = np.asarray(canvas)

@@ -26,8 +26,8 @@ PNG_LIMIT = 256  # single pictures are written up to so many images, or on reque
 
 
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes `grid.png`, and of the images alone single PNGs and `samples.npz` (`samples` uint8 [N, H, W, C],
-    `labels` [N] or [N, K] where there are any), into `folder`.
+    """Does the job and writes `grid.png`, and of the images alone single PNGs and `samples.npz` (`samples` uint8
+    [N, H, W, C], `labels` [N] or [N, K] where there are any), into `folder`.
 
     job: {run, checkpoint, n, seed, labels, prompts, options, do, input, input_as, mask, npz, png, animate}; n None is as many
     as there are prompts or input pictures, whichever are more. `input_as`: the keyword of `sample` that gets these.
@@ -64,17 +64,29 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     return result
 
 
-def samples(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Images [n, C, H, W], the labels that they were asked for by, and their sheet [H, W, C]: what an image was made from above
-    it, or columns of one class."""
+def samples(
+    trained: Trained,
+    job: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Images [n, C, H, W], the labels that they were asked for by, and their sheet [H, W, C]."""
     given, inputs = given_to_sample(trained, job)
     n, labels = job["n"] or max(map(len, given.values())), None
     if job["labels"]:
         labels = sampler.parse_labels(job["labels"], n, trained.info)
     elif trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
-    images = sampler.draw(trained, n, seed=job["seed"], labels=labels, given=given, options=job["options"], progress=progress)
-    return images, None if labels is None else labels.numpy(), picture_of(trained, job, images, labels, given, inputs)
+    images = sampler.draw(
+        trained,
+        n,
+        seed=job["seed"],
+        labels=labels,
+        given=given,
+        options=job["options"],
+        progress=progress,
+    )
+    picture = picture_of(trained, job, images, labels, given, inputs)
+    return images, None if labels is None else labels.numpy(), picture
 
 
 def picture_of(
@@ -85,7 +97,7 @@ def picture_of(
     given: Mapping[str, Any],
     inputs: np.ndarray | None,
 ) -> np.ndarray:
-    """The sheet of samples."""
+    """The sheet [H, W, C] of samples: what each was made from above it, or columns of one class."""
     n = len(images)
     if hasattr(trained.model, "sources"):
         inputs = made_from(trained, n, job, given)
@@ -99,7 +111,7 @@ def picture_of(
 
 
 def made_from(trained: Trained, n: int, job: Mapping[str, Any], given: Mapping[str, Any]) -> np.ndarray:
-    """The images, as bytes, that a model which starts from some, `given` or its own, made its samples from."""
+    """The images, as bytes, that a model which starts from some, `given` or its own, made its samples of."""
     method = trained.model.sources
     options = trained.tree["sample"] | job["options"]
     options |= {key: sampler.cycled(values, range(n), trained.device) for key, values in given.items()}

@@ -204,7 +204,7 @@ class CycleGAN(Model):
         return x
 
     def remembered(self, n: int, noise: Noise, direction: str) -> tuple[Tensor, Tensor]:
-        """The images of the memory that can go in a direction, as bytes, and which of them samples are made from [n]."""
+        """The memory's images that can go in a direction, as bytes, and which of them samples are made from [n]."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         known = self.memory[domains].flatten(0, 1)
         return known, noise.randint(len(known), n).to(known.device)
@@ -218,10 +218,9 @@ class CycleGAN(Model):
     def translate(
         self, x: Tensor, *, y: Tensor | None = None, noise: Noise, progress: Progress, direction: Direction = "auto"
     ) -> Applied:
-        """Each image to the other domain; in one direction those alone that are of its domain, where y [B] tells. With `auto`
-        and without y an image is taken for one of the domain whose own translator would change it less.
-
-        Raises UsageError where there is none.
+        """Each image to the other domain; in one direction those alone that are of its domain, where their labels
+        y [B] tell. With `auto` and without y an image is taken for one of the domain whose own translator would
+        change it less. Raises UsageError where there is none.
         """
         rows, from_a = self.suited(x, direction, y)
         x = self.translated(x[rows], from_a)
@@ -247,7 +246,8 @@ class CycleGAN(Model):
             from_a = y == 0
             rows = rows if direction == "auto" else rows[from_a == (direction == "AtoB")]
         if not len(rows):
-            raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes images of either domain")
+            hint = "`--direction auto` takes images of either domain"
+            raise UsageError(f"none of these images can go {direction}", hint=hint)
         return rows, from_a[rows]
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:

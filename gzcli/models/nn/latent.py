@@ -20,7 +20,10 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def pairs_of(x: Tensor) -> Tensor:
-    """Images 0 and 1, 2 and 3, … that ways lead between: all of x [n, …] but an odd last. Raises UsageError for fewer than two."""
+    """Images 0 and 1, 2 and 3, … that ways lead between: all of x [n, …] but an odd last.
+
+    Raises UsageError for fewer than two.
+    """
     if len(x) < 2:
         raise UsageError("`interpolate` needs pairs of images, got one", hint="give a folder of two or more images")
     return x[: len(x) // 2 * 2]
