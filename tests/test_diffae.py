@@ -387,7 +387,7 @@ def test_the_prior_learns_the_codes_of_each_class(trained):
 def test_the_prior_does_what_its_autoencoder_can(trained):
     prior, x = prior_of(trained), bars(4, 999).x
     for name, options in (("reconstruct", {"stochastic": False}), ("interpolate", {"frames": 3}), ("edit", {"strength": 2.0})):
-        a, b = (getattr(m, name)(x, noise=noise(4), steps=5, **options) for m in (prior, trained))
+        a, b = (getattr(m, name)(x, noise=noise(4), steps=5, **options).images for m in (prior, trained))
         assert torch.equal(a, b), name
     for name in ("recon", "denoise"):
         assert torch.equal(*(getattr(m, f"score_{name}")(x, noise=noise(4)) for m in (prior, trained)))
