@@ -1,9 +1,10 @@
-"""What passes between data, models and engine: `DataInfo`, `Batch` and `Noise`. Importing this module does not import torch."""
+"""What passes between data, models and engine: `DataInfo`, `Batch`, `Applied` and `Noise`. Importing it imports no torch."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,39 @@ class Batch:
         )
 
 
+@dataclass
+class Applied:
+    """What an application made of images x [B, C, H, W], so that nobody has to guess from numbers of images.
+
+    images [n, C, H, W]: the outputs in order, in [-1, 1] (or latents, where the model lives on them). Either each is
+    of one image: then `rows` is the one name of such outputs, `columns` None. Or they lie in rows of so many `columns`,
+    each row with its name in `rows`, the places in a row named by `marks`.
+    of: the numbers of the images of x that an output, or else a row, is of; () where output i is of image i.
+    given [n, C, h, w]: what the model was shown in place of single images, `how` in a word; or known [n, 1, H, W]: 1
+    where it saw them, 0 where it did not.
+    labels [n] or [n, K]: those that the outputs were made by.
+
+    Raises ValueError where the numbers do not fit together.
+    """
+
+    images: Tensor
+    rows: tuple[str, ...] = ("result",)
+    columns: int | None = None
+    marks: tuple[str, ...] = ()
+    of: tuple[tuple[int, ...], ...] = ()
+    given: Tensor | None = None
+    how: str = "given"
+    known: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __post_init__(self):
+        n, rows = len(self.images), len(self.rows)
+        if n != self.columns * rows if self.columns is not None else rows != 1:
+            raise ValueError(f"{n} images are not {rows} rows of {self.columns}")
+        if len(self.of) != (n if self.columns is None else rows) and (self.of or self.columns is not None):
+            raise ValueError(f"{len(self.of)} are known to be of images, of {n} images in {rows} rows")
+
+
 class Noise:
     """Reproducible draws: `.randn/.rand(*shape)` and `.randint(high, *shape)`; shape[0] counts this batch's rows."""
 
@@ -72,6 +106,10 @@ class Noise:
     def randint(self, high: int, *shape: int) -> Tensor:
         """Integers in 0 … high − 1, int64."""
         return self._draw("random_", shape, high)
+
+    def first(self, n: int) -> Noise:
+        """The noise of the first n rows alone."""
+        return self
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         raise NotImplementedError
@@ -109,6 +147,11 @@ class ImageNoise(Noise):
 
         self.device = device
         self.generators = [torch.Generator().manual_seed(mix(seed, int(i))) for i in index]
+
+    def first(self, n):
+        part = copy(self)
+        part.generators = self.generators[:n]
+        return part
 
     def _draw(self, method, shape, high=None):
         import torch

@@ -182,7 +182,7 @@ def goodness(model: Model, batch: Batch) -> float:
             return -float(loss_of(model, prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
             return float(model.log_prob(batch.x, noise=noise).mean())
-        return -float((model.reconstruct(batch.x, noise=noise, progress=no_progress) - batch.x).square().mean())
+        return -float((model.reconstruct(batch.x, noise=noise, progress=no_progress).images - batch.x).square().mean())
 
 
 def test_scores_know_nothing_of_their_batch(case, pack):

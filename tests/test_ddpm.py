@@ -509,10 +509,10 @@ def test_inpaint_keeps_what_is_known():
     mask[:, :, :4] = 1
     y = model.inpaint(
         x, mask=mask, noise=ImageNoise(0, range(2)), steps=4, resample=2, jump=2, progress=lambda *a: seen.append(a[:2])
-    )
+    ).images
     assert torch.equal(y[:, :, :4], x[:, :, :4]) and not torch.equal(y[:, :, 4:], x[:, :, 4:])
     assert seen == [(i + 1, 10) for i in range(10)]  # 8 calls and 2 ways back
-    middle = model.inpaint(x, noise=ImageNoise(0, range(2)), steps=2, resample=1)
+    middle = model.inpaint(x, noise=ImageNoise(0, range(2)), steps=2, resample=1).images
     same = (middle == x).flatten(0, 1).all(0)
     assert not same[2:6, 2:6].all() and same.sum() >= 48
 
@@ -520,11 +520,11 @@ def test_inpaint_keeps_what_is_known():
 def test_upscale_agrees_with_the_small_image():
     model = exact_model(DataInfo((1, 8, 8)), 0.0, 0.2)
     small = batch_of(3, info=DataInfo((1, 4, 4))).x * 0.2
-    big = model.upscale(small, noise=ImageNoise(0, range(3)), steps=20)
+    big = model.upscale(small, noise=ImageNoise(0, range(3)), steps=20).images
     assert big.shape == (3, 1, 8, 8)
     torch.testing.assert_close(nn.functional.avg_pool2d(big, 2), small, atol=1e-4, rtol=0)
     full = nn.functional.interpolate(small, scale_factor=2)
-    torch.testing.assert_close(model.upscale(full, noise=ImageNoise(0, range(3)), steps=20), big)
+    torch.testing.assert_close(model.upscale(full, noise=ImageNoise(0, range(3)), steps=20).images, big)
     with pytest.raises(UsageError, match="no whole part"):
         model.upscale(torch.zeros(1, 1, 3, 3), noise=ImageNoise(0, [0]))
 
@@ -532,12 +532,13 @@ def test_upscale_agrees_with_the_small_image():
 def test_edits_go_from_the_image_to_noise():
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(4).x * 0.5
     moved = [
-        float((model.edit(x, noise=ImageNoise(0, range(4)), strength=s, steps=10) - x).square().mean()) for s in (0.05, 0.4, 1.0)
+        float((model.edit(x, noise=ImageNoise(0, range(4)), strength=s, steps=10).images - x).square().mean())
+        for s in (0.05, 0.4, 1.0)
     ]
     assert moved[0] < 0.02 and moved[0] < moved[1] < moved[2]
     assert torch.equal(
-        model.reconstruct(x, noise=ImageNoise(0, range(4)), strength=0.4, steps=10),
-        model.edit(x, noise=ImageNoise(0, range(4)), strength=0.4, steps=10),
+        model.reconstruct(x, noise=ImageNoise(0, range(4)), strength=0.4, steps=10).images,
+        model.edit(x, noise=ImageNoise(0, range(4)), strength=0.4, steps=10).images,
     )
     with pytest.raises(UsageError, match="strength"):
         model.edit(x, noise=ImageNoise(0, range(4)), strength=1.5)
@@ -545,8 +546,8 @@ def test_edits_go_from_the_image_to_noise():
 
 def test_interpolation_starts_and_ends_at_its_images():
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(5).x * 0.5
-    way = model.interpolate(x, noise=ImageNoise(0, range(5)), frames=3, strength=0.3, steps=5)
-    ends = model.reconstruct(x, noise=ImageNoise(0, range(5)), strength=0.3, steps=5)
+    way = model.interpolate(x, noise=ImageNoise(0, range(5)), frames=3, strength=0.3, steps=5).images
+    ends = model.reconstruct(x, noise=ImageNoise(0, range(5)), strength=0.3, steps=5).images
     assert way.shape == (6, 1, 8, 8)
     torch.testing.assert_close(way[[0, 2, 3, 5]], ends[:4], atol=1e-5, rtol=0)
 
@@ -659,7 +660,7 @@ def test_inpainting_by_moments_draws_from_what_images_may_be():
     model.net = Net()
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "noise": ImageNoise(0, range(n)), "method": "moments", "steps": 25}
-    out = model.inpaint(x.expand(n, 1, 4, 4), **keys)
+    out = model.inpaint(x.expand(n, 1, 4, 4), **keys).images
     check_moments(out[:, :, 2:].flatten(1).double(), mean, covariance)
 
 
@@ -704,7 +705,7 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
     held = draw(-1)
     small = nn.functional.avg_pool2d(held, 2)
     bicubic = nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
-    mine = model.eval().upscale(held, noise=ImageNoise(0, range(32)))
+    mine = model.eval().upscale(held, noise=ImageNoise(0, range(32))).images
     torch.testing.assert_close(nn.functional.avg_pool2d(mine, 2), small, atol=1e-3, rtol=0)
     assert (mine - held).square().mean() < 0.25 * (bicubic - held).square().mean()
     assert model.sample(2, noise=ImageNoise(0, range(2)), steps=3).shape == (2, 1, 8, 8)

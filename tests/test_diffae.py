@@ -119,7 +119,7 @@ def test_both_codes_return_the_image_whatever_the_semantic_one_is(trained):
 def test_reconstruction_of_held_out_images(trained):
     """MSE of pixels in [0, 1] at 50 steps; the semantic code alone keeps the class."""
     batch = bars(32, 999)
-    both, alone = (trained.reconstruct(batch.x, noise=noise(32), stochastic=s) for s in (True, False))
+    both, alone = (trained.reconstruct(batch.x, noise=noise(32), stochastic=s).images for s in (True, False))
     errors = [float((0.5 * (batch.x - back)).square().mean()) for back in (both, alone)]
     assert errors[0] < 0.005 and errors[0] < errors[1], errors
     assert (is_down(alone) == batch.y).float().mean() > 0.9 and not torch.equal(alone, both)
@@ -280,7 +280,8 @@ def test_editing_changes_the_class_at_a_fixed_stochastic_code(trained):
     assert float(trained.loss(batch, "classifier")["accuracy"]) > 0.9
     to = 1 - batch.y
     changed, kept = (
-        float((is_down(trained.edit(batch.x, labels=y, noise=noise(40), steps=20)) == y).float().mean()) for y in (to, batch.y)
+        float((is_down(trained.edit(batch.x, labels=y, noise=noise(40), steps=20).images) == y).float().mean())
+        for y in (to, batch.y)
     )
     assert changed >= 0.6 and kept > 0.9, (changed, kept)
 
@@ -292,8 +293,8 @@ def test_editing_needs_labels():
 
 def test_interpolation_goes_from_reconstruction_to_reconstruction(trained):
     x = bars(5, 999).x
-    way = trained.interpolate(x, noise=noise(5), frames=4, steps=20)
-    ends = trained.reconstruct(x[:4], noise=noise(4), steps=20)
+    way = trained.interpolate(x, noise=noise(5), frames=4, steps=20).images
+    ends = trained.reconstruct(x[:4], noise=noise(4), steps=20).images
     assert way.shape == (8, 1, 8, 8)
     torch.testing.assert_close(way[[0, 3, 4, 7]], ends, atol=2e-3, rtol=1e-3)
     between = way[[1, 2]] - ends[:1]
@@ -386,7 +387,7 @@ def test_the_prior_learns_the_codes_of_each_class(trained):
 def test_the_prior_does_what_its_autoencoder_can(trained):
     prior, x = prior_of(trained), bars(4, 999).x
     for name, options in (("reconstruct", {"stochastic": False}), ("interpolate", {"frames": 3}), ("edit", {"strength": 2.0})):
-        a, b = (getattr(m, name)(x, noise=noise(4), steps=5, **options) for m in (prior, trained))
+        a, b = (getattr(m, name)(x, noise=noise(4), steps=5, **options).images for m in (prior, trained))
         assert torch.equal(a, b), name
     for name in ("recon", "denoise"):
         assert torch.equal(*(getattr(m, f"score_{name}")(x, noise=noise(4)) for m in (prior, trained)))

@@ -207,8 +207,8 @@ def test_edit_moves_the_top_latent_between_the_priors_of_the_classes():
     model.classes.table.weight.data.mul_(3)
     own = torch.tensor([model.log_prob(x, torch.full((6,), k), noise=noise(6)).tolist() for k in range(10)]).argmax(0)
     to = (own + 1) % 10
-    edit = lambda **k: model.edit(x, noise=noise(6), **k)  # noqa: E731
-    kept = model.reconstruct(x, noise=noise(6))
+    edit = lambda **k: model.edit(x, noise=noise(6), **k).images  # noqa: E731
+    kept = model.reconstruct(x, noise=noise(6)).images
     assert torch.equal(edit(labels=own), kept) and torch.equal(edit(labels=to, strength=0.0), kept)
     assert not torch.equal(edit(labels=to), kept)
     # standardised latents are kept: the edited dequantised image is as probable, given its class, as the first
@@ -238,9 +238,10 @@ def test_edit_adds_attributes_and_takes_them_away():
 def test_edit_is_refused_where_there_is_no_class_to_go_to():
     with pytest.raises(UsageError, match="class-conditional"):
         flow().edit(images(1), labels=torch.tensor([1]), noise=noise(1))
-    with pytest.raises(UsageError) as error:
-        flow(conditional=True).edit(images(1), noise=noise(1))
-    assert "--label" in error.value.hint
+
+
+def test_edit_goes_to_each_class_in_turn_where_none_is_named():
+    assert flow(conditional=True).edit(images(3), noise=noise(3)).labels.tolist() == [0, 1, 2]
 
 
 # ---------------------------------------------------------------------------- what is refused
@@ -264,5 +265,5 @@ def test_latents_are_modelled_as_they_are():
     model = flow((4, 8, 8), levels=None)
     z = torch.randn(2, 4, 8, 8)
     (got, *_), _ = model.encode(z)
-    torch.testing.assert_close(model.reconstruct(z, noise=noise(2)), z, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.reconstruct(z, noise=noise(2)).images, z, atol=1e-4, rtol=0)
     assert got.shape == (2, 16, 4, 4)

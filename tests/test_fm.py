@@ -173,9 +173,9 @@ def test_inpainting_keeps_what_is_known():
     model, x = FM(INFO, **SMALL).eval(), batch().x
     mask = torch.zeros(8, 1, 4, 4)
     mask[:, :, :2] = 1
-    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3)
+    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3).images
     assert torch.equal(out[:, :, :2], x[:, :, :2]) and not torch.allclose(out[:, :, 2:], x[:, :, 2:])
-    alone = model.inpaint(x[3:4], mask=mask[:1], noise=ImageNoise(0, [3]), steps=3)
+    alone = model.inpaint(x[3:4], mask=mask[:1], noise=ImageNoise(0, [3]), steps=3).images
     torch.testing.assert_close(alone[0], out[3], rtol=1e-4, atol=1e-4)
 
 
@@ -187,14 +187,14 @@ def test_inpainting_draws_from_what_images_may_be():
     model.net = field.velocity_net()
     x, mask, mean, covariance = field.halved()
     with torch.no_grad():
-        out = model.inpaint(x.expand(n, 1, 4, 4), mask=mask.expand(n, 1, 4, 4), noise=noise(n))
+        out = model.inpaint(x.expand(n, 1, 4, 4), mask=mask.expand(n, 1, 4, 4), noise=noise(n)).images
     check_moments(out[:, :, 2:].flatten(1), mean, covariance)
     assert model.net.calls == 25
 
 
 def test_interpolation_has_the_images_at_its_ends():
     model, x = exact(), batch(2).x.double()
-    way = model.interpolate(x, noise=noise(2), frames=5, steps=60)
+    way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images
     torch.testing.assert_close(way[[0, -1]], x, atol=2e-3, rtol=0)
     assert way.shape == (5, 1, 4, 4)
 

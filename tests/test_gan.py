@@ -156,7 +156,9 @@ def test_ways_and_traversals():
     with pytest.raises(UsageError, match="pairs"):
         ways(z[:1], 4)
     scale = torch.tensor([0.1, 3.0, 1.0])
-    rows = traversal(lambda z: (z * scale)[:, :, None, None], z[:1], 2, 5, 2.0)
+    found = traversal(lambda z: (z * scale)[:, :, None, None], z[:1], 2, 5, 2.0)
+    assert found.rows == ("z 1", "z 2") and found.marks == ("-2.0", "-1.0", "+0.0", "+1.0", "+2.0")
+    rows = found.images
     assert rows.shape == (10, 3, 1, 1)
     row = rows[:5, :, 0, 0] / scale  # the coordinate with the largest effect comes first
     torch.testing.assert_close(row[:, 1], torch.linspace(-2, 2, 5))
@@ -166,8 +168,10 @@ def test_ways_and_traversals():
 def test_traverse_is_an_application():
     torch.manual_seed(0)
     model = CGAN(INFO, width=4, latent=4).eval()
-    out = model.traverse(batch().x, noise=ImageNoise(0, [0]), progress=no_progress, dims=3, steps=4, search=3)
-    assert out.shape == (12, 1, 16, 16)
+    x = batch().x
+    out = model.traverse(x, noise=ImageNoise(0, range(len(x))), progress=no_progress, dims=3, steps=4, search=3)
+    assert out.images.shape == (12, 1, 16, 16)
+    assert (len(out.rows), out.columns, out.marks[0], out.of[0]) == (3, 4, "-3.0", (0,))
 
 
 # ---- collapse
@@ -223,5 +227,5 @@ def test_inversion_tries_every_class_and_sets_of_them(multilabel):
     assert torch.equal(found, y) and distance.max() < 0.1
     told = y.flip(0)
     assert torch.equal(model.invert(x, ImageNoise(0, range(10)), labels=told, steps=4, feature=0.0)[1], told)
-    again = model.reconstruct(x, labels=told, noise=ImageNoise(0, range(10)), progress=no_progress, steps=4)
+    again = model.reconstruct(x, labels=told, noise=ImageNoise(0, range(10)), progress=no_progress, steps=4).images
     torch.testing.assert_close(again[:, 0, :7], model.generator(torch.zeros(10, 2), told)[:, 0, :7])

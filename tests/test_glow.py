@@ -94,7 +94,7 @@ def test_model_inverts_and_has_the_log_det_of_its_jacobian(options):
 def test_every_image_is_reconstructed(shape):
     model, x = glow(shape, logit=1e-6), images(3, shape)
     model.on_start(batch(x))
-    back = model.reconstruct(x, noise=noise(3))
+    back = model.reconstruct(x, noise=noise(3)).images
     assert ((back - x).abs() * 127.5 < 1.01).all()
     assert (back != x).float().mean() < 0.02  # a dequantised value at the edge of its bin may round across
 
@@ -240,7 +240,7 @@ def test_bf16_autocast_keeps_the_log_det_in_fp32():
         full = model.log_prob(x, noise=noise(8))
         with torch.autocast("cpu", torch.bfloat16):
             low = model.log_prob(x, noise=noise(8))
-            back = model.reconstruct(x, noise=noise(8))
+            back = model.reconstruct(x, noise=noise(8)).images
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, full, rtol=3e-3, atol=0)
     assert (back - x).abs().mean() < 0.01
@@ -264,12 +264,13 @@ def test_samples_are_grey_levels_repeat_with_the_seed_and_follow_the_label():
 
 def test_interpolation_starts_and_ends_at_the_pair():
     model, x = glow(logit=0.01), images(4)
-    path = model.interpolate(x, noise=noise(4), steps=5).view(2, 5, 1, 8, 8)
-    ends = model.reconstruct(x, noise=noise(4))
+    path = model.interpolate(x, noise=noise(4), steps=5).images.view(2, 5, 1, 8, 8)
+    ends = model.reconstruct(x, noise=noise(4)).images
     for end, expected in ((path[:, 0], ends[0::2]), (path[:, -1], ends[1::2])):
         assert (end != expected).float().mean() < 0.02
+    assert model.interpolate(x[:3], noise=noise(3)).of == ((0, 1),)
     with pytest.raises(UsageError, match="pairs"):
-        model.interpolate(x[:3], noise=noise(3))
+        model.interpolate(x[:1], noise=noise(1))
 
 
 def test_sizes_that_cannot_be_halved_are_refused_with_what_to_do():

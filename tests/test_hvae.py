@@ -292,7 +292,7 @@ def test_labels_reach_priors_and_posteriors():
 
 def test_reconstruction_keeps_as_many_groups_as_asked(trained):
     x = images(16, seed=1)
-    show = lambda keep, seed=0: trained.reconstruct(x, noise=noise(16, seed), progress=no_progress, keep=keep)  # noqa: E731
+    show = lambda keep, seed=0: trained.reconstruct(x, noise=noise(16, seed), progress=no_progress, keep=keep).images  # noqa: E731
     whole, two, one = show(0), show(2), show(1)
     assert torch.equal(whole, show(3)) and torch.equal(whole, show(0, seed=1))  # all groups: no noise
     assert not torch.equal(one, show(1, seed=1))
@@ -304,8 +304,8 @@ def test_reconstruction_keeps_as_many_groups_as_asked(trained):
 
 def test_interpolation_starts_and_ends_at_the_reconstructions(trained):
     x = images(5)
-    way = trained.interpolate(x, noise=noise(5), progress=no_progress, steps=4).unflatten(0, (2, 4))
-    ends = trained.reconstruct(x, noise=noise(5), progress=no_progress)
+    way = trained.interpolate(x, noise=noise(5), progress=no_progress, steps=4).images.unflatten(0, (2, 4))
+    ends = trained.reconstruct(x, noise=noise(5), progress=no_progress).images
     torch.testing.assert_close(way[:, 0], ends[0:4:2], atol=1e-4, rtol=0)
     torch.testing.assert_close(way[:, -1], ends[1:4:2], atol=1e-4, rtol=0)
     with pytest.raises(UsageError, match="pairs"):

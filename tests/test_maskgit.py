@@ -158,18 +158,18 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     model, x = build((1, 16, 16), codes=16, classes=CLASSES), images(3, (1, 16, 16))
     mask = torch.ones(3, 1, 16, 16)
     mask[:, :, 5:9, 2:] = 0
-    done = model.inpaint(x, mask=mask, noise=noise(3))
+    done = model.inpaint(x, mask=mask, noise=noise(3)).images
     known = mask.expand_as(x) > 0
     assert torch.equal(done[known], x[known]) and not torch.equal(done, x)
     other = torch.where(known, x, -x)
-    assert torch.equal(model.inpaint(other, mask=mask, noise=noise(3)), done)
-    assert not torch.equal(model.inpaint(x, mask=mask, noise=noise(3, seed=1)), done)
-    middle = model.inpaint(x, noise=noise(3), labels=torch.tensor([0, 1, 2]), guidance=2.0)
+    assert torch.equal(model.inpaint(other, mask=mask, noise=noise(3)).images, done)
+    assert not torch.equal(model.inpaint(x, mask=mask, noise=noise(3, seed=1)).images, done)
+    middle = model.inpaint(x, noise=noise(3), labels=torch.tensor([0, 1, 2]), guidance=2.0).images
     assert ((middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4) and torch.equal(middle[:, :, :4], x[:, :, :4])
     with pytest.raises(UsageError, match="needs labels"):
         build((1, 16, 16), codes=16, classes=CLASSES, label_dropout=0.0).inpaint(x, noise=noise(3))
     nothing = torch.ones(3, 1, 16, 16)
-    assert torch.equal(model.inpaint(x, mask=nothing, noise=noise(3)), x)
+    assert torch.equal(model.inpaint(x, mask=nothing, noise=noise(3)).images, x)
 
 
 def test_bf16_training_has_finite_gradients():

@@ -126,13 +126,13 @@ def test_completion_keeps_the_rows_and_samples_the_rest_given_them(classes):
     model, x = build(shape, 8, classes=classes, scale=1.0), images(6, shape, 8)
     labels = torch.arange(6) % 3 if classes else None
     noise = lambda: ImageNoise(1, range(6))  # noqa: E731
-    done = model.complete(x, rows=2, labels=labels, noise=noise())
+    done = model.complete(x, rows=2, labels=labels, noise=noise()).images
     assert torch.equal(done[:, :, :2], x[:, :, :2]) and not torch.equal(done, x)
-    assert not torch.equal(done[:, :, 2:], model.complete(-x, rows=2, labels=labels, noise=noise())[:, :, 2:])
-    assert torch.equal(model.complete(x, rows=5, noise=noise()), x)
+    assert not torch.equal(done[:, :, 2:], model.complete(-x, rows=2, labels=labels, noise=noise()).images[:, :, 2:])
+    assert torch.equal(model.complete(x, rows=5, noise=noise()).images, x)
     sampled = model.sample(6, labels=labels, noise=noise())
-    assert torch.equal(model.complete(x, rows=0, labels=labels, noise=noise()), sampled)
-    assert torch.equal(model.complete(sampled, rows=3, labels=labels, noise=noise()), sampled)
+    assert torch.equal(model.complete(x, rows=0, labels=labels, noise=noise()).images, sampled)
+    assert torch.equal(model.complete(sampled, rows=3, labels=labels, noise=noise()).images, sampled)
     with pytest.raises(UsageError):
         model.complete(x, rows=6, noise=noise())
 
@@ -142,7 +142,7 @@ def test_completion_infers_the_class_from_the_kept_rows():
     model.label.table.weight.data.mul_(3)
     x = model.sample(9, labels=torch.arange(9) % 3, noise=ImageNoise(0, range(9)))
     assert (model._class_log_prob(x, rows=4).argmax(1) == torch.arange(9) % 3).float().mean() > 0.8
-    blind, told = (model.complete(x, rows=4, labels=y, noise=ImageNoise(1, range(9))) for y in (None, torch.arange(9) % 3))
+    blind, told = (model.complete(x, rows=4, labels=y, noise=ImageNoise(1, range(9))).images for y in (None, torch.arange(9) % 3))
     assert (blind == told).flatten(1).all(1).float().mean() > 0.8
 
 

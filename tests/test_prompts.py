@@ -19,7 +19,7 @@ from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import Param
 from gzcli.store import runs
-from gzcli.types import DataInfo
+from gzcli.types import Applied, DataInfo
 
 OPTIONS = {
     "prompt": Param("prompt", "str | list[str] | None", None, False),
@@ -48,7 +48,7 @@ class Reader(Model):
 
     def edit(self, x, *, noise, progress, prompt=None):
         self.seen = [prompt]
-        return x
+        return Applied(x)
 
 
 @pytest.fixture
@@ -170,7 +170,8 @@ def test_pictures_are_given_to_sample(gz, trained, tmp_path):
     n, prompt, control, _, edges = trained.model.seen[-1]
     assert (n, prompt, edges, control.shape) == (2, None, True, (2, 1, 16, 16))
     assert control[0].unique().tolist() == [-1] and control[1].unique().tolist() == [1]
-    assert Image.open(result["grid"]).size == (2 * 18 * 13 + 26, 2 * 18 * 13 + 26)  # pairs: maps above, images below, × 13
+    width, height = Image.open(result["grid"]).size  # maps above, images below, each four times as large, with names beside
+    assert height == 2 * (64 + 3) + 16 and width > 2 * (64 + 3) + 16
     bright = np.load(result["npz"])["samples"].mean((1, 2, 3))
     assert bright[0] < 70 and bright[1] > 185 and len(result["files"]) == 2
     code, result = gz("--input", str(folder), "--prompt", "1", "--prompt", "22", "--prompt", "333")

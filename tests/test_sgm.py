@@ -248,7 +248,7 @@ def test_halfway_noised_images_go_the_way_that_is_left():
 
 def test_interpolation_has_the_images_at_its_ends():
     model, x = exact(), images(2).double()
-    way = model.interpolate(x, noise=noise(2), frames=5, steps=30)
+    way = model.interpolate(x, noise=noise(2), frames=5, steps=30).images
     torch.testing.assert_close(way[[0, -1]], x, atol=2e-2, rtol=0)
     assert way.shape == (5, 1, 4, 4)
 
@@ -260,7 +260,7 @@ def test_inpainting_keeps_what_is_known_and_follows_it():
     x = torch.stack([mean, -mean] * 4)
     mask = torch.zeros(8, 1, 4, 4)
     mask[:, :, :2] = 1
-    out = model.inpaint(x, mask=mask, noise=noise(8), steps=30, resample=3, jump=3)
+    out = model.inpaint(x, mask=mask, noise=noise(8), steps=30, resample=3, jump=3).images
     assert torch.equal(out[:, :, :2], x[:, :, :2])
     torch.testing.assert_close(out, x, atol=0.12, rtol=0)
 
@@ -273,7 +273,7 @@ def test_inpainting_by_moments_draws_from_what_images_may_be(name):
     model.split = lambda x, t, y, guidance: denoised(field, model, x, float(t[0]))
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
-    out = model.inpaint(x.expand(n, 1, 4, 4), **keys)
+    out = model.inpaint(x.expand(n, 1, 4, 4), **keys).images
     check_moments(out[:, :, 2:].flatten(1), mean, covariance)
 
 

@@ -373,6 +373,9 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
     net.on_start(batch())
     assert torch.equal(net.pictures[:4] == 255, canny(batch().x) == 1)
     assert drawn(stirred(net), control=canny(batch(2).x)).shape == (2, 3, 16, 16)
+    same = net.sources(2, noise=ImageNoise(3, range(2)))  # what is shown beside the images is what they were made from
+    assert torch.equal(drawn(stirred(net), prompt=TEXTS[:2]), drawn(net, prompt=TEXTS[:2], control=same))
+    assert torch.equal(net.sources(2, noise=ImageNoise(3, range(2)), control=batch(2).x, edges=True), canny(batch(2).x))
     before = net.pictures.clone()
     net.on_start(batch(2, step=7))
     assert torch.equal(net.pictures, before), "a resume remembers what the first start did"

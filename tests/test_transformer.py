@@ -139,15 +139,15 @@ def test_labels_are_dropped_as_often_as_asked():
 def test_completion_keeps_the_rows_and_knows_nothing_of_the_others(classes):
     model, x = build(classes=classes), images(4)
     y = torch.tensor([0, 1, 2, 0]) if classes else None
-    done = model.complete(x, rows=4, labels=y, noise=noise(4))
+    done = model.complete(x, rows=4, labels=y, noise=noise(4)).images
     assert torch.equal(done[:, :, :4], x[:, :, :4]) and not torch.equal(done, x)
     hidden = torch.cat([x[:, :, :4], -x[:, :, 4:]], 2)
     for labels in (y, None):
-        first, second = (model.complete(t, rows=4, labels=labels, noise=noise(4)) for t in (x, hidden))
+        first, second = (model.complete(t, rows=4, labels=labels, noise=noise(4)).images for t in (x, hidden))
         assert torch.equal(first, second)
-    assert not torch.equal(done[:, :, 4:], model.complete(-x, rows=4, labels=y, noise=noise(4))[:, :, 4:])
-    assert torch.equal(model.complete(x, rows=12, labels=y, noise=noise(4)), x)
-    assert torch.equal(model.complete(x, rows=0, labels=y, noise=noise(4)), model.sample(4, labels=y, noise=noise(4)))
+    assert not torch.equal(done[:, :, 4:], model.complete(-x, rows=4, labels=y, noise=noise(4)).images[:, :, 4:])
+    assert torch.equal(model.complete(x, rows=12, labels=y, noise=noise(4)).images, x)
+    assert torch.equal(model.complete(x, rows=0, labels=y, noise=noise(4)).images, model.sample(4, labels=y, noise=noise(4)))
     with pytest.raises(UsageError, match="multiple of 4"):
         model.complete(x, rows=5, noise=noise(4))
 
@@ -158,7 +158,7 @@ def test_completion_infers_the_class_from_the_kept_codes():
     x = images(9, (1, 16, 16))
     kept = torch.cat([x[:, :, :8], x[:, :, 7:8].expand(-1, -1, 8, -1)], 2)
     best = model.class_log_prob(model.tokenizer.encode(kept).flatten(1)[:, :8], noise(9)).argmax(1)
-    blind, told = (model.complete(x, rows=8, labels=y, noise=noise(9)) for y in (None, best))
+    blind, told = (model.complete(x, rows=8, labels=y, noise=noise(9)).images for y in (None, best))
     assert torch.equal(blind, told) and best.unique().numel() > 1
 
 
@@ -168,7 +168,7 @@ def test_what_it_measures():
     with torch.no_grad():
         found = model.measure(batches)
         codes = model.tokenizer.encode(x)
-        again = model.reconstruct(x, noise=noise(6), progress=no_progress)
+        again = model.reconstruct(x, noise=noise(6), progress=no_progress).images
         p = codes.flatten().bincount(minlength=5) / codes.numel()
         assert found["mse"] == pytest.approx(float(F.mse_loss(again / 2, x / 2)))
         assert found["entropy"] == pytest.approx(-float(torch.special.xlogy(p, p).sum()), rel=1e-6)

@@ -187,7 +187,7 @@ def test_the_loss_is_that_of_the_reconstruction_and_the_code():
     recon, commit = F.mse_loss(net.decoder(e), x), F.mse_loss(z, e)
     torch.testing.assert_close(parts["loss"], recon + 0.5 * commit)
     torch.testing.assert_close(parts["recon"], recon)
-    again = net.reconstruct(x, noise=ImageNoise(0, range(4)), progress=no_progress)
+    again = net.reconstruct(x, noise=ImageNoise(0, range(4)), progress=no_progress).images
     torch.testing.assert_close(again, net.decode(codes))
     torch.testing.assert_close(net.score_recon(x, noise=noise(4)), (x - again).square().flatten(1).sum(1))
     torch.testing.assert_close(net.score_code(x, noise=noise(4)), (z - e).square().flatten(1).sum(1))

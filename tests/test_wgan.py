@@ -179,14 +179,14 @@ def test_inversion_finds_what_the_generator_can_draw():
         lost = net.score_inversion(strange, **few, steps=120)
     assert (found < 0.2 * start).all()
     assert found.max() < 0.1 * lost.min()
-    again = net.reconstruct(reachable, noise=noise(4), progress=no_progress, steps=150)
+    again = net.reconstruct(reachable, noise=noise(4), progress=no_progress, steps=150).images
     torch.testing.assert_close(again, reachable, atol=0.3, rtol=0)
 
 
 def test_interpolation_joins_the_inversions():
     net, x = model(conditional=True).eval(), images(4)
-    way = net.interpolate(x, noise=noise(4), progress=no_progress, steps=4, search=5).unflatten(0, (2, 4))
-    ends = net.reconstruct(x, noise=noise(4), progress=no_progress, steps=5)
+    way = net.interpolate(x, noise=noise(4), progress=no_progress, steps=4, search=5).images.unflatten(0, (2, 4))
+    ends = net.reconstruct(x, noise=noise(4), progress=no_progress, steps=5).images
     torch.testing.assert_close(way[:, 0], ends[0::2], atol=1e-4, rtol=0)
     torch.testing.assert_close(way[:, -1], ends[1::2], atol=1e-4, rtol=0)
     with pytest.raises(UsageError, match="pairs"):

@@ -10,7 +10,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.jobs import OWN_OPTIONS
 from gzcli.cli.options import Checkpoint, Cpu, Data, Gpus, Json, Model, Processes, Quiet, Seed, choose, complete_do
-from gzcli.errors import UsageError
+from gzcli.errors import UsageError, canonical, did_you_mean
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -48,7 +48,7 @@ _Mask = Annotated[
     Path | None, typer.Option("--mask", metavar="PATH", help="White is kept, black filled in.", exists=True, resolve_path=True)
 ]
 _Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; into the run's folder without it.")]
-_Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 [N, H, W, C].")]
+_Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 [N, H, W, C], and labels.")]
 _Animate = Annotated[bool, typer.Option("--animate", help="Write animation.gif: the first 16 images as they come about.")]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
 
@@ -74,12 +74,13 @@ def sample(
     recipe = run.serving.tree()
     known = card(recipe["model"]["name"])
     if do:
-        do = choose(f"application of `{known.name}`", do, known.do)
+        do = choose_application(do, known)
     elif mask or (input and not known.inputs):
-        raise UsageError(
-            f"`{'--mask' if mask else '--input'}` goes with `--do`",
-            hint=f"`{known.name}` can: {', '.join(known.do) or 'sample only'}",
-        )
+        raise UsageError(f"`{'--mask' if mask else '--input'}` goes with `--do`", hint=abilities(known))
+    if mask and do not in known.masked:
+        others = "`gz list models --can inpaint` shows models that take one"
+        hint = f"these do: {', '.join(known.masked)}" if known.masked else others
+        raise UsageError(f"`--do {do}` of `{known.name}` takes no mask", hint=hint)
     if label and do and do not in known.labelled:
         raise UsageError(f"`--do {do}` of `{known.name}` takes no labels", hint=f"these do: {', '.join(known.labelled) or 'none'}")
     if label and not recipe["model"].get("conditional") and do not in known.labels_for:
@@ -102,8 +103,31 @@ def sample(
         "input_as": known.inputs[0] if input and not do else None, "png": png, "animate": animate,
     }  # fmt: skip
     result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
-    out.text(result["grid"])
+    for path in (result["grid"], result["npz"], result["animation"]):
+        if path:
+            out.text(path)
+    if not result["files"] and not result["npz"]:
+        out.info(f"{result['n']:,} images: all on one sheet, none by itself")
+        out.hint("`--png` writes each of them, `--npz` all in one file")
     out.data(result)
+
+
+def choose_application(word: str, model: ModelCard) -> str:
+    """The application of the model that the word means. Raises UsageError with the nearest, or where to find it."""
+    from gzcli.models.catalog import APPLICATIONS
+
+    name = canonical(word)
+    if name in APPLICATIONS and name not in model.do:
+        hint = f"{abilities(model)}; `gz list models --can {name}` shows models that do"
+        raise UsageError(f"`{model.name}` does not {name}", hint=hint)
+    if not model.do:
+        hint = did_you_mean(word, APPLICATIONS) or abilities(model)
+        raise UsageError(f"`{model.name}` has no applications, so none is called `{word}`", hint=hint)
+    return choose(f"application of `{model.name}`", word, model.do)
+
+
+def abilities(model: ModelCard) -> str:
+    return f"`{model.name}` can: {', '.join(model.do) or 'sample only'}"
 
 
 def read_prompts(given: list[str], file: Path | None) -> list[str]:

@@ -1,14 +1,79 @@
-"""Pictures of results: histograms of scores, rows of samples."""
+"""Pictures of results: sheets of images with names of rows and columns, histograms of scores, rows of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+CELL = 64  # pixels of an image on a sheet, about: small ones are enlarged by whole numbers
+PAPER = 224  # the grey of a sheet, on which white images have an edge
+GAP, BETWEEN, MARGIN, FONT = 3, 14, 8, 13  # pixels between images, between blocks, around all; of the letters
 APART = 12  # ranges of scores that differ by more are drawn on a scale that is logarithmic far out
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a sheet: its name and its images, uint8 [C, H, W] each."""
+
+    name: str
+    images: Sequence[np.ndarray]
+
+
+def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndarray:
+    """uint8 [H, W, C], C = 1 or 3: blocks of rows of images of one size, the rows' names on the left, `marks` above
+    the columns."""
+    from PIL import Image, ImageDraw
+
+    rows = [row for block in blocks for row in block]
+    channels, height, width = rows[0].images[0].shape
+    scale = max(1, CELL // width)
+    high, wide = height * scale + GAP, width * scale + GAP
+    names = max(round(_font().getlength(row.name)) for row in rows)
+    left = MARGIN + (names + MARGIN if names else 0)
+    top = MARGIN + (FONT + MARGIN if marks else 0)
+    size = (
+        left + max(len(row.images) for row in rows) * wide + MARGIN,
+        top + len(rows) * high + (len(blocks) - 1) * BETWEEN + MARGIN,
+    )
+    canvas = Image.new("L" if channels == 1 else "RGB", size, (PAPER,) * channels)
+    draw = ImageDraw.Draw(canvas)
+    for j, mark in enumerate(marks):
+        middle = left + j * wide + (wide - GAP) // 2
+        draw.text((middle, top - MARGIN // 2), fitting(mark, wide - GAP), "black", _font(), "ms")
+    y = top
+    for block in blocks:
+        for row in block:
+            draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", _font(), "rm")
+            for j, image in enumerate(row.images):
+                pixels = image.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
+                pixels = pixels.squeeze(2) if channels == 1 else pixels
+                canvas.paste(Image.fromarray(pixels), (left + j * wide, y))
+            y += high
+        y += BETWEEN
+    found = np.asarray(canvas)
+    return found[:, :, None] if channels == 1 else found
+
+
+def fitting(text: str, width: int) -> str:
+    """The text, cut short with `…` where it would be wider than so many pixels."""
+    if _font().getlength(text) <= width:
+        return text
+    kept = next((k for k in range(len(text) - 1, 0, -1) if _font().getlength(text[:k] + "…") <= width), 1)
+    return text[:kept] + "…"
+
+
+@cache
+def _font() -> Any:
+    """The letters of matplotlib's figures, which has more of them than Pillow's own."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT)
 
 
 def histograms(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.engine import sampler
+from gzcli.engine.apply import COLUMNS, apply, blocks, by_class, read_inputs, to_bytes
 from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
-from gzcli.errors import UsageError
+from gzcli.models.nn import spread_labels
 from gzcli.store.runs import Run
 from gzcli.types import ImageNoise, Progress
 
@@ -23,7 +26,8 @@ PNG_LIMIT = 256  # single pictures are written up to so many images, or on reque
 
 
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes `grid.png`, single PNGs and `samples.npz` (uint8 [N, H, W, C]) into `folder`.
+    """Does the job and writes `grid.png`, and of the images alone single PNGs and `samples.npz` (`samples` uint8
+    [N, H, W, C], `labels` [N] or [N, K] where there are any), into `folder`.
 
     job: {run, checkpoint, n, seed, labels, prompts, options, do, input, input_as, mask, npz, png, animate}; n None is as many
     as there are prompts or input pictures, whichever are more. `input_as`: the keyword of `sample` that gets these.
@@ -34,34 +38,86 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     with log.bar(job["do"] or "sample") as bar:
         progress = bar if frames is None else frames.watch(bar)
         if job["do"]:
-            images, columns = apply(trained, job, progress)
-            sheet = images
+            done = apply(trained, job, progress)
+            images, labels, picture = done.images, done.labels, done.sheet
         else:
-            given, inputs = given_to_sample(trained, job)
-            n = job["n"] or max(map(len, given.values()))
-            labels = sampler.parse_labels(job["labels"], n, trained.info) if job["labels"] else None
-            images = sampler.draw(
-                trained, n, seed=job["seed"], labels=labels, given=given, options=job["options"], progress=progress
-            )
-            sheet, columns = images, None
-            if inputs is not None and inputs.shape[1:] == images.shape[1:]:
-                sheet, columns = pairs(inputs[np.arange(n) % len(inputs)], images)
-    seconds = time.monotonic() - since
+            images, labels, picture = samples(trained, job, progress)
     result = {
         "run": trained.run.owner.id, "step": trained.step, "n": len(images), "seed": job["seed"], "prompts": job.get("prompts", []),
-        "seconds": round(seconds, 3), "grid": str(folder / "grid.png"), "files": [], "npz": None,
+        "seconds": round(time.monotonic() - since, 3), "grid": str(folder / "grid.png"),
+        "files": [], "npz": None, "animation": None,
     }  # fmt: skip
+    if job["do"]:
+        result |= {"do": job["do"], "rows": list(done.applied.rows), "columns": done.applied.columns}
     if sampler.ranks()[0]:
         return result
-    sampler.save_png(folder / "grid.png", sampler.grid(sheet, columns))
+    sampler.save_png(folder / "grid.png", picture)
     if job["png"] or len(images) <= PNG_LIMIT:
         result["files"] = sampler.save_images(folder / "images", images)
     if frames:
+        result["animation"] = str(folder / "animation.gif")
         frames.save(folder / "animation.gif", images)
     if job["npz"]:
         result["npz"] = str(folder / "samples.npz")
-        np.savez_compressed(folder / "samples.npz", samples=images.transpose(0, 2, 3, 1))
+        known = {} if labels is None else {"labels": labels}
+        np.savez_compressed(folder / "samples.npz", samples=images.transpose(0, 2, 3, 1), **known)
     return result
+
+
+def samples(
+    trained: Trained,
+    job: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Images [n, C, H, W], the labels that they were asked for by, and their sheet [H, W, C]."""
+    given, inputs = given_to_sample(trained, job)
+    n, labels = job["n"] or max(map(len, given.values())), None
+    if job["labels"]:
+        labels = sampler.parse_labels(job["labels"], n, trained.info)
+    elif trained.model.conditional:
+        labels = spread_labels(None, n, trained.info, torch.device("cpu"))
+    images = sampler.draw(
+        trained,
+        n,
+        seed=job["seed"],
+        labels=labels,
+        given=given,
+        options=job["options"],
+        progress=progress,
+    )
+    picture = picture_of(trained, job, images, labels, given, inputs)
+    return images, None if labels is None else labels.numpy(), picture
+
+
+def picture_of(
+    trained: Trained,
+    job: Mapping[str, Any],
+    images: np.ndarray,
+    labels: Tensor | None,
+    given: Mapping[str, Any],
+    inputs: np.ndarray | None,
+) -> np.ndarray:
+    """The sheet [H, W, C] of samples: what each was made from above it, or columns of one class."""
+    n = len(images)
+    if hasattr(trained.model, "sources"):
+        inputs = made_from(trained, n, job, given)
+        inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
+    elif inputs is not None:
+        inputs = inputs[np.arange(n) % len(inputs)]
+    if inputs is not None and inputs.shape[1:] == images.shape[1:]:
+        return blocks([(job["input_as"] or "source", inputs), ("result", images)], min(n, COLUMNS))
+    columns, marks = by_class(labels, n, math.ceil(math.sqrt(n)), trained.info.classes)
+    return blocks([("", images)], columns, marks) if marks else sampler.grid(images)
+
+
+def made_from(trained: Trained, n: int, job: Mapping[str, Any], given: Mapping[str, Any]) -> np.ndarray:
+    """The images, as bytes, that a model which starts from some, `given` or its own, made its samples of."""
+    method = trained.model.sources
+    options = trained.tree["sample"] | job["options"]
+    options |= {key: sampler.cycled(values, range(n), trained.device) for key, values in given.items()}
+    known = {key: value for key, value in options.items() if key in inspect.signature(method).parameters}
+    with torch.inference_mode():
+        return to_bytes(method(n, noise=ImageNoise(job["seed"], range(n), trained.device), **known))
 
 
 def given_to_sample(trained: Trained, job: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -70,7 +126,7 @@ def given_to_sample(trained: Trained, job: Mapping[str, Any]) -> tuple[dict[str,
     if not job.get("input_as"):
         return given, None
     side = (trained.tree["sample"] | job["options"]).get("size")
-    inputs = read_inputs(trained, job["input"], job["n"], side)
+    inputs, _ = read_inputs(trained, job["input"], job["n"], side)
     given[job["input_as"]] = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(len(inputs))))
     return given, inputs
 
@@ -102,70 +158,3 @@ class Frames:
         sheets = [sampler.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
         first, *rest = [Image.fromarray(sheet) for sheet in sheets]
         first.save(path, save_all=True, append_images=rest, duration=self.MS, loop=0)
-
-
-def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> tuple[np.ndarray, int]:
-    """An application on the input's images. Returns inputs and outputs as rows of one grid, and its number of columns.
-
-    Without `--input` the first test images of the run's data set are taken. An application that returns ways of `steps`
-    images (an interpolation) fills that many columns.
-    """
-    method = getattr(trained.model, job["do"])
-    inputs = read_inputs(trained, job["input"], job["n"])
-    n = len(inputs)
-    # a binary model sees one draw of its inputs, as it does in training
-    x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(n))).to(trained.device)
-    x = x if trained.space is None else trained.space.encode(x)
-    options = dict(job["options"])
-    if job["mask"]:
-        options["mask"] = read_mask(Path(job["mask"]), trained).expand(n, -1, -1, -1)
-    if job.get("prompts"):
-        options["prompt"] = sampler.cycled(job["prompts"], range(n), trained.device)
-    if job["labels"]:
-        options["labels"] = sampler.parse_labels(job["labels"], n, trained.info).to(trained.device)
-    out = trained.shown(method(x, noise=ImageNoise(job["seed"], range(n), trained.device), progress=progress, **options))
-    out = to_uint8(out).cpu().numpy()
-    if out.shape[1:] != inputs.shape[1:]:
-        raise UsageError(f"`--do {job['do']}` returned images of another shape")
-    if len(out) == n:
-        return pairs(inputs, out)
-    keys = inspect.signature(method).parameters
-    length = "frames" if "frames" in keys else "steps"  # what the method calls the images of a way: a row of the grid
-    return out, options.get(length, keys[length].default)
-
-
-def pairs(inputs: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, int]:
-    """Images [n, C, H, W] as rows of one grid, inputs above, outputs below, ten a row; and its number of columns."""
-    columns = min(len(out), 10)
-    rows = [part[i : i + columns] for i in range(0, len(out), columns) for part in (inputs, out)]
-    return np.concatenate([pad(row, columns) for row in rows]), columns
-
-
-def pad(row: np.ndarray, columns: int) -> np.ndarray:
-    """A last row that is not full, filled with white."""
-    return np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)])
-
-
-def read_inputs(trained: Trained, path: str | None, n: int | None, side: int | None = None) -> np.ndarray:
-    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size or another `side`, or the run's own test images."""
-    from gzcli.data import same
-    from gzcli.data.folder import read_pictures
-    from gzcli.data.pack import open_pack
-
-    channels, height, _ = trained.images.shape
-    if path is None:
-        data = trained.tree["data"]
-        pack = open_pack(data["name"], size=data["size"], channels=data["channels"])
-        same.hold(trained.run.owner.path, pack.meta)
-        return pack.images("test")[:n]
-    return read_pictures(Path(path), size=side or height, channels=channels, limit=n)
-
-
-def read_mask(path: Path, trained: Trained) -> torch.Tensor:
-    """[1, 1, H, W] of 0/1 on the device: white is kept, black is filled in. Latents are kept where all their pixels are."""
-    from gzcli.data.folder import read_pictures
-
-    mask = (torch.from_numpy(read_pictures(path, size=trained.images.shape[1], channels=1, limit=1)) > 127).float()
-    if trained.space is not None:
-        mask = (torch.nn.functional.adaptive_avg_pool2d(mask, trained.info.shape[1:]) > 0.999).float()
-    return mask.to(trained.device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from gzcli.data.batches import to_uint8
 from gzcli.data.labels import chosen
 from gzcli.engine.context import Trained
+from gzcli.engine.pictures import PAPER
 from gzcli.engine.shares import gather, joined, ranks
 from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
@@ -92,7 +93,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     n, c, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows, pad = math.ceil(n / columns), 2
-    sheet = np.full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), 255, np.uint8)
+    sheet = np.full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), PAPER, np.uint8)
     for i, image in enumerate(images):
         top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
         sheet[:, top : top + h, left : left + w] = image

@@ -43,7 +43,10 @@ class Model(nn.Module):
       fit_<name>(batches)                  in-distribution statistics that a score needs
       measure(batches)                     {name: figure} of its own on held-out images, shown by `gz bench`
       prepare(batch)                       {key: rows}, made once of every training image, in `batch.extra` from then on
-      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit    applications, called by `--do`
+      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit    applications, called by
+                                           `--do`: (x, *, noise, progress, …) → `Applied`; some may be told `labels`, a
+                                           `mask`, or y, the labels of x where the set has them
+      sources(n, *, noise, …)              [n, C, H, W] that `sample` makes its images of, given the same noise
       to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
       to_diffusers()                       a pipeline of diffusers with the same weights, for `gz runs export`
       on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too

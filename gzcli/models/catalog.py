@@ -63,7 +63,8 @@ class ModelCard:
     fits: tuple[str, ...]  # the scores that have a `fit_<name>`
     do: dict[str, dict[str, Param]]  # application → its options
     labelled: tuple[str, ...]  # the applications that may be told labels
-    labels_for: tuple[str, ...]  # those of them that may though the model is not conditional
+    masked: tuple[str, ...]  # those that may be given a mask
+    labels_for: tuple[str, ...]  # those that may be told labels though the model is not conditional
     can: tuple[str, ...]  # sample, conditional, prompt, log_prob, ood, latent, export and the applications
 
 
@@ -190,6 +191,7 @@ def _read_card(path: Path) -> ModelCard | None:
         fits=tuple(named("fit_")),
         do=do,
         labelled=tuple(name for name in do if "labels" in params(name)),
+        masked=tuple(name for name in do if "mask" in params(name)),
         labels_for=tuple(_value(attributes["labels_for"], path)) if "labels_for" in attributes else (),
         can=(*(name for name, true in can.items() if true), *do),
     )

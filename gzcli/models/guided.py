@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import full, spread_labels
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.models.nn import at_least, full, spread_labels
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
 class Guided(Model):
@@ -121,8 +121,8 @@ class Returning(Guided):
         y: Tensor | None = None,
         guidance: float = 1.0,
         progress: Progress = no_progress,
-    ) -> Tensor:
-        """x noised to the share `strength` of the way to pure noise and denoised in at most `steps` steps."""
+    ) -> tuple[Tensor, Tensor]:
+        """x noised to the share `strength` of the way to pure noise, and that denoised in at most `steps` steps."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class Returning(Guided):
     def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
         """[B, starts or 2 · starts]: mean squared errors after noising to the share k/(starts + 1) of the way and back, then
         the perceptual distances."""
-        back = [self.there_and_back(x, noise, (k + 1) / (starts + 1), steps) for k in range(starts)]
+        back = [self.there_and_back(x, noise, (k + 1) / (starts + 1), steps)[1] for k in range(starts)]
         errors = [(x - b).square().flatten(1).mean(1) for b in back]
         if self.perceptual is not None and not pixels:
             errors += [self.perceptual(x, b) for b in back]
@@ -157,9 +157,11 @@ class Returning(Guided):
     @torch.no_grad()
     def reconstruct(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, strength: float = 0.4, steps: int = 20
-    ) -> Tensor:
+    ) -> Applied:
         """Images [B, C, H, W] noised part of the way and denoised: what the score `recon` compares with x."""
-        return self.there_and_back(x, noise, strength, steps, progress=progress)
+        at_least(1, steps=steps)
+        x_t, back = self.there_and_back(x, noise, strength, steps, progress=progress)
+        return Applied(back, rows=("denoised",), given=x_t, how="noised")
 
     @torch.no_grad()
     def edit(
@@ -172,11 +174,13 @@ class Returning(Guided):
         strength: float = 0.6,
         steps: int = 50,
         guidance: float = 1.0,
-    ) -> Tensor:
+    ) -> Applied:
         """SDEdit (Meng 2022, arXiv:2108.01073): guides [B, C, H, W] noised part of the way and denoised, to `labels` if
         conditional."""
+        at_least(1, steps=steps)
         y = self.asked_labels(labels, len(x))
-        return self.there_and_back(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
+        x_t, back = self.there_and_back(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
+        return Applied(back, rows=("edited",), given=x_t, how="noised", labels=y)
 
 
 def check_strength(strength: float) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn.common import spread_labels
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
 class Steps(Protocol):
@@ -110,24 +110,27 @@ class PixelModel(Model):
         self,
         x: Tensor,
         *,
-        rows: int,
+        rows: int | None = None,
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
         temperature: float = 1.0,
-    ) -> Tensor:
-        """x [B, C, H, W] with its first `rows` rows kept and the rest sampled given them.
+    ) -> Applied:
+        """x [B, C, H, W] with its first `rows` rows kept, half of them if None, and the rest sampled given them.
 
         A conditional model without labels takes the class that makes the kept rows most probable. UsageError: no such
         number of rows.
         """
+        rows = x.shape[2] // 2 if rows is None else rows
         if not 0 <= rows <= x.shape[2]:
             raise UsageError(f"`rows` is {rows}, the images have {x.shape[2]} rows")
         x = x.to(next(self.parameters()))
         if self.conditional and labels is None:
             best = self._class_log_prob(x, rows).argmax(1)
             labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
-        return self._generate(x, rows, labels, noise, progress, temperature)
+        labels = labels if self.conditional else None
+        done = self._generate(x, rows, labels, noise, progress, temperature)
+        return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
     def _generate(self, x, rows, labels, noise, progress, temperature, naive=False) -> Tensor:
         """x with the values below its first `rows` rows drawn in order."""
@@ -151,6 +154,11 @@ class PixelModel(Model):
                         steps.put(j, part, value)
                 progress(i + 1, height, x)
         return x
+
+
+def first_rows(x: Tensor, rows: int) -> Tensor:
+    """[B, 1, H, W]: 1 in the first `rows` rows of the images x [B, C, H, W], 0 below."""
+    return (torch.arange(x.shape[2], device=x.device) < rows).to(x)[:, None].expand(len(x), 1, -1, x.shape[3])
 
 
 class WholeNet:

@@ -18,7 +18,7 @@ from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.nn import ClassEmbedding, full
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
 class MaskGIT(Prior):
@@ -145,7 +145,7 @@ class MaskGIT(Prior):
         temperature: float = 1.0,
         choice: float = 4.5,
         guidance: float = 1.0,
-    ) -> Tensor:
+    ) -> Applied:
         """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: codes with a hidden pixel are drawn given the others.
 
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without labels uses
@@ -165,7 +165,8 @@ class MaskGIT(Prior):
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
         codes = self._fill(codes, masked, labels, noise, progress, steps, temperature, choice, guidance)
-        return torch.where(hidden, self.images(codes), x)
+        done = torch.where(hidden, self.images(codes), x)
+        return Applied(done, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
 
     def _fill(self, codes, masked, labels, noise, progress, steps, temperature, choice, guidance) -> Tensor:
         """codes [n, T] with those that are `masked` drawn given the others (algorithm of section 3.2)."""

@@ -12,7 +12,7 @@ from gzcli.errors import UsageError
 from gzcli.models.autoregressive.tokenizer import Figures
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import spread_labels
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 
 class Prior(Model):
@@ -80,8 +80,8 @@ class Prior(Model):
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels if self.conditional else None
 
-    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Tensor:
-        """x through the tokenizer: [B, C, H, W]."""
+    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Applied:
+        """x through the tokenizer."""
         return self.tokenizer.reconstruct(x, noise=noise, progress=progress)
 
     def score_nll(self, x: Tensor, *, noise: Noise) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gzcli.models.autoregressive.codebook import Codebook
 from gzcli.models.base import Model
 from gzcli.models.nn import full
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 
 class Tokenizer(Model):
@@ -58,11 +58,11 @@ class Tokenizer(Model):
         return x
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Tensor:
-        """x through its codes: [B, C, H, W]."""
+    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Applied:
+        """x through its codes."""
         x = self.decode(self.encode(x))
         progress(1, 1, x)
-        return x
+        return Applied(x, rows=("reconstruction",))
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """What the codes do not keep: ‖x − x̂‖²."""

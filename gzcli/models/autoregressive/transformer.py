@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
+from gzcli.models.autoregressive.base import first_rows
 from gzcli.models.autoregressive.blocks import Position, Trunk, start
 from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.nn import ClassEmbedding, full, spread_labels
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
 class Transformer(Prior):
@@ -95,20 +96,21 @@ class Transformer(Prior):
         self,
         x: Tensor,
         *,
-        rows: int,
+        rows: int | None = None,
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float = 1.0,
-    ) -> Tensor:
-        """x [B, C, H, W] with its first `rows` rows kept and the rest sampled given their codes.
+    ) -> Applied:
+        """x [B, C, H, W] with its first `rows` rows kept, about half of them if None, and the rest sampled given their codes.
 
         A conditional model without labels takes the class that makes the kept codes most probable. UsageError: no such
         number of rows, or one that is not a multiple of what a code stands for.
         """
         height, step = x.shape[2], -(-x.shape[2] // self.grid[0])
+        rows = height // 2 // step * step if rows is None else rows
         if not 0 <= rows <= height or (rows % step and rows < height):
             raise UsageError(f"`rows` is {rows}, it must be a multiple of {step} up to {height}")
         kept = -(-rows // step) * self.grid[1]
@@ -121,7 +123,8 @@ class Transformer(Prior):
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
         done = self.images(self._generate(codes, labels, noise, progress, temperature, top_k, top_p, 1.0))
-        return torch.cat([x[:, :, :rows], done[:, :, rows:]], 2)
+        done = torch.cat([x[:, :, :rows], done[:, :, rows:]], 2)
+        return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
     def _generate(self, codes, labels, noise, progress, temperature, top_k, top_p, guidance) -> Tensor:
         """Codes [n, T] that begin with `codes` [n, kept]; the others are drawn in order."""

@@ -14,8 +14,8 @@ from gzcli.models.diffusion.posterior import given
 from gzcli.models.diffusion.process import Diffusion, at
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.guided import check_strength
-from gzcli.models.nn import full
-from gzcli.types import Noise, Progress, no_progress
+from gzcli.models.nn import as_ways, at_least, full, pairs_of
+from gzcli.types import Applied, Noise, Progress, no_progress
 
 
 class Applications(Diffusion):
@@ -52,12 +52,12 @@ class Applications(Diffusion):
         y: Tensor | None = None,
         guidance: float = 1.0,
         progress: Progress = no_progress,
-    ) -> Tensor:
-        """x noised to the fraction `strength` of T and denoised by at most `steps` DDIM steps."""
+    ) -> tuple[Tensor, Tensor]:
+        """x noised to the fraction `strength` of T, and that denoised by at most `steps` DDIM steps."""
         path = self.start_from(strength, steps)
         x_t = path[0].alpha * x + path[0].sigma * noise.randn(*x.shape).to(x.device)
         denoise = self.denoiser(self.known_labels(y), guidance=guidance)
-        return self.into_range(samplers.ddim(denoise, x_t, path, progress=progress))
+        return x_t, self.into_range(samplers.ddim(denoise, x_t, path, progress=progress))
 
     def start_from(self, strength: float, steps: int) -> list[Level]:
         """The path from the fraction `strength` of T in at most `steps` steps. Raises UsageError outside 0 … 1."""
@@ -74,21 +74,23 @@ class Applications(Diffusion):
         frames: int = 8,
         strength: float = 0.5,
         steps: int = 20,
-    ) -> Tensor:
-        """The way from image 0 to 1, 2 to 3, …: noised, mixed there and denoised (Ho 2020, figure 8).
+    ) -> Applied:
+        """The way from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho 2020, figure 8).
 
-        x [B, C, H, W] → [pairs · frames, C, H, W], pair by pair. The noises are mixed on the sphere, so that theirs
-        keeps its variance. Raises UsageError for fewer than two images.
+        The noises are mixed on the sphere, so that theirs keeps its variance. Raises UsageError for fewer than two images,
+        or frames.
         """
-        if len(x) < 2:
-            raise UsageError("`interpolate` needs pairs of images, got one", hint="give a folder of two or more images")
-        path, eps, even = self.start_from(strength, steps), noise.randn(*x.shape).to(x.device), 2 * (len(x) // 2)
+        at_least(2, frames=frames)
+        at_least(1, steps=steps)
+        x = pairs_of(x)
+        path, eps = self.start_from(strength, steps), noise.first(len(x)).randn(*x.shape).to(x.device)
         w = torch.linspace(0, 1, frames, device=x.device)[:, None, None, None]
         angle = w * (torch.pi / 2)
-        mixed = torch.lerp(x[0:even:2, None], x[1:even:2, None], w)  # [pairs, frames, C, H, W]
-        eps = angle.cos() * eps[0:even:2, None] + angle.sin() * eps[1:even:2, None]
+        mixed = torch.lerp(x[0::2, None], x[1::2, None], w)  # [pairs, frames, C, H, W]
+        eps = angle.cos() * eps[0::2, None] + angle.sin() * eps[1::2, None]
         x_t = (path[0].alpha * mixed + path[0].sigma * eps).flatten(0, 1)
-        return self.into_range(samplers.ddim(self.denoiser(self.known_labels(None)), x_t, path, progress=progress))
+        found = samplers.ddim(self.denoiser(self.known_labels(None)), x_t, path, progress=progress)
+        return as_ways(self.into_range(found), frames)
 
     @torch.no_grad()
     def inpaint(
@@ -105,8 +107,8 @@ class Applications(Diffusion):
         method: Literal["repaint", "moments"] = "repaint",
         iterations: int = 4,
         guidance: float = 1.0,
-    ) -> Tensor:
-        """RePaint (Lugmayr 2022): images [B, C, H, W] completed where mask [B, 1, H, W] is 0; steps ×
+    ) -> Applied:
+        """RePaint (Lugmayr 2022): images [B, C, H, W] completed where mask [B, 1, H, W] is 0; at most steps ×
         resample calls.
 
         RePaint puts noised known pixels in place of its own, which is not quite the law of the rest given
@@ -116,17 +118,18 @@ class Applications(Diffusion):
         its gradient; it has no `resample`, `jump`. Without a mask the middle is hidden, half as high and wide
         as the image.
         """
+        at_least(1, steps=steps, resample=resample, jump=jump, iterations=iterations)
         mask, y = self.to_complete(x, mask, labels)
         start = noise.randn(*x.shape).to(x.device)
         if method == "moments":
             loose = self.denoiser(y, guidance=guidance, clip=False)
             denoise = given(loose, self.schedule.level, x, mask, iterations=iterations, into_range=self.into_range)
-            found = samplers.dpmpp(denoise, start, self.schedule.spaced(steps, "logsnr"), progress=progress)
-            return mask * x + (1 - mask) * self.into_range(found)
+            found = samplers.dpmpp(denoise, start, self.schedule.spaced(min(steps, self.timesteps), "logsnr"), progress=progress)
+            return self.completed(x, found, mask, y)
         found = samplers.repaint(
             self.denoiser(y, guidance=guidance),
             start,
-            self.schedule.spaced(steps),
+            self.schedule.spaced(min(steps, self.timesteps)),
             known=x,
             mask=mask,
             randn=self.fresh(noise, x),
@@ -134,7 +137,12 @@ class Applications(Diffusion):
             jump=jump,
             progress=progress,
         )
-        return mask * x + (1 - mask) * self.into_range(found)
+        return self.completed(x, found, mask, y)
+
+    def completed(self, x: Tensor, found: Tensor, mask: Tensor, y: Tensor | None) -> Applied:
+        """The known pixels of x, and the others as they were found."""
+        done = mask * x + (1 - mask) * self.into_range(found)
+        return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
 
     @torch.no_grad()
     def upscale(
@@ -146,7 +154,7 @@ class Applications(Diffusion):
         factor: int | None = None,
         steps: int | None = None,
         eta: float | None = None,
-    ) -> Tensor:
+    ) -> Applied:
         """Images [B, C, H, W] whose block means are the small images x, by DDNM (Wang 2022, arXiv:2212.00490), which takes no
         training for it: 50 steps with eta .85. A model with a `factor` of its own is told x as well: 4 steps with
         eta 0, since few stay near the mean of what x may have been.
@@ -154,6 +162,7 @@ class Applications(Diffusion):
         x [B, C, h, w], with h a part of H; or of full size, which is first reduced by `factor` (2, or the model's own). Raises
         UsageError for sizes that do not fit.
         """
+        at_least(1, factor=factor, steps=steps)
         full = self.data.shape[1:]
         if x.shape[2:] == full:
             by = factor or self.factor or 2
@@ -165,7 +174,7 @@ class Applications(Diffusion):
             raise UsageError(f"images of {tuple(x.shape[2:])} pixels are no whole part of {tuple(full)}")
         if self.factor and by != self.factor:
             raise UsageError(f"the model was trained to enlarge {self.factor} times, not {by}")
-        steps = steps or (4 if self.factor else 50)
+        steps = min(steps or (4 if self.factor else 50), self.timesteps)
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
         inner = self.denoiser(self.known_labels(None), small=x if self.factor else None)
 
@@ -178,4 +187,5 @@ class Applications(Diffusion):
 
         x_T = noise.randn(len(x), *self.data.shape).to(x)
         path = self.schedule.spaced(steps)
-        return self.into_range(samplers.ddim(denoise, x_T, path, eta=eta, randn=self.fresh(noise, x_T), progress=progress))
+        found = samplers.ddim(denoise, x_T, path, eta=eta, randn=self.fresh(noise, x_T), progress=progress)
+        return Applied(self.into_range(found), rows=("upscaled",), given=x, how=f"small, 1/{by}")

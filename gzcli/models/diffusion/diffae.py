@@ -24,8 +24,8 @@ from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
-from gzcli.models.nn import all_mean, full, full_fp32, slerp, spread_labels, ways
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.models.nn import all_mean, as_ways, at_least, full, full_fp32, pairs_of, slerp, spread_labels, ways
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 DECAY = 0.95  # of the mean and covariance of z_sem
 MEASURED = 256  # images that `measure` inverts
@@ -187,24 +187,30 @@ class DiffAE(Model):
     @torch.no_grad()
     def reconstruct(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 50, stochastic: bool = True
-    ) -> Tensor:
+    ) -> Applied:
         """Images through their codes, of `steps` network calls each way; not stochastic: with x_T from `noise`, which shows
         what z_sem alone holds."""
+        at_least(1, steps=steps)
         z = self.encode(x)
         x_T = self.invert(x, z, steps, half(progress, 0)) if stochastic else noise.randn(*x.shape).to(x)
-        return self.decode(z, x_T, steps, half(progress, 1) if stochastic else progress)
+        back = self.decode(z, x_T, steps, half(progress, 1) if stochastic else progress)
+        return Applied(back, rows=("reconstruction",))
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50) -> Tensor:
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
+    ) -> Applied:
         """The way from image 0 to 1, 2 to 3, …, ends included: z_sem on a line, x_T on the sphere (section 5.2).
 
-        x [B, C, H, W] → [pairs · frames, C, H, W], pair by pair. Raises UsageError for fewer than two images.
+        Raises UsageError for fewer than two images, or frames.
         """
-        x = x[: max(1, len(x) // 2 * 2)]
+        at_least(2, frames=frames)
+        at_least(1, steps=steps)
+        x = pairs_of(x)
         z = self.encode(x)
         between = ways(z, frames)
         x_T = ways(self.invert(x, z, steps, half(progress, 0)).flatten(1), frames, slerp)
-        return self.decode(between, x_T.unflatten(1, x.shape[1:]), steps, half(progress, 1))
+        return as_ways(self.decode(between, x_T.unflatten(1, x.shape[1:]), steps, half(progress, 1)), frames)
 
     @torch.no_grad()
     def edit(
@@ -216,7 +222,7 @@ class DiffAE(Model):
         progress: Progress = no_progress,
         strength: float = 3.0,
         steps: int = 50,
-    ) -> Tensor:
+    ) -> Applied:
         """Images [B, C, H, W] given `labels`, at their own stochastic code, by a step in z_sem (section 5.3).
 
         z_sem goes along Σ w, where w are the classifier's weights of the labels asked for less those of the labels that it
@@ -227,11 +233,11 @@ class DiffAE(Model):
         """
         if self.head is None:
             raise UsageError("`edit` needs a model of data with labels", hint="gz list data")
-        z = self.encode(x)
+        at_least(1, steps=steps)
+        z, labels = self.encode(x), spread_labels(labels, len(x), self.data, x.device)
         x_T = self.invert(x, z, steps, half(progress, 0))
-        return self.decode(
-            self.moved(z, spread_labels(labels, len(x), self.data, x.device), strength), x_T, steps, half(progress, 1)
-        )
+        done = self.decode(self.moved(z, labels, strength), x_T, steps, half(progress, 1))
+        return Applied(done, rows=("edited",), labels=labels)
 
     def moved(self, z: Tensor, y: Tensor, strength: float) -> Tensor:
         """Codes z [B, latent] on the way to labels y, as `edit` says."""
@@ -253,7 +259,7 @@ class DiffAE(Model):
     @torch.no_grad()
     def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
         """[B]: mean squared error of images rebuilt from z_sem alone, with x_T from `noise`."""
-        back = self.reconstruct(x, noise=noise, steps=steps, stochastic=False)
+        back = self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images
         return (x - back).square().flatten(1).mean(1)
 
     @torch.no_grad()
@@ -274,7 +280,7 @@ class DiffAE(Model):
         sums, n = dict.fromkeys(("mse", "mse_semantic", "accuracy"), 0.0), 0
         for batch in batches:
             for name, stochastic in (("mse", True), ("mse_semantic", False)):
-                back = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic)
+                back = self.reconstruct(batch.x, noise=batch.noise, stochastic=stochastic).images
                 sums[name] += float((0.5 * (batch.x - back)).square().flatten(1).mean(1).sum())
             if self.head is not None:
                 sums["accuracy"] += len(batch) * float(self.loss(batch, "classifier")["accuracy"])

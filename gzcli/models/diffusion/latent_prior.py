@@ -18,7 +18,7 @@ from gzcli.models.base import Model
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.nn import ClassEmbedding
 from gzcli.models.nn.unet import time_embedding
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 TIME = 64  # sinusoids of the time
 
@@ -148,11 +148,13 @@ class LatentPrior(Model):
 
     def reconstruct(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 50, stochastic: bool = True
-    ) -> Tensor:
+    ) -> Applied:
         """As `diffae` does."""
         return self.autoencoder.reconstruct(x, noise=noise, progress=progress, steps=steps, stochastic=stochastic)
 
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50) -> Tensor:
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
+    ) -> Applied:
         """As `diffae` does."""
         return self.autoencoder.interpolate(x, noise=noise, progress=progress, frames=frames, steps=steps)
 
@@ -165,7 +167,7 @@ class LatentPrior(Model):
         progress: Progress = no_progress,
         strength: float = 3.0,
         steps: int = 50,
-    ) -> Tensor:
+    ) -> Applied:
         """As `diffae` does."""
         return self.autoencoder.edit(x, labels=labels, noise=noise, progress=progress, strength=strength, steps=steps)
 

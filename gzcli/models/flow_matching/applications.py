@@ -14,8 +14,8 @@ from gzcli.models.diffusion.samplers import dpmpp
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.flow_matching.flow import FlowMatching
 from gzcli.models.guided import check_strength
-from gzcli.models.nn import slerp, ways
-from gzcli.types import Batch, Noise, Progress, no_progress
+from gzcli.models.nn import as_ways, at_least, pairs_of, slerp, ways
+from gzcli.types import Applied, Batch, Noise, Progress, no_progress
 
 FIRST, LEAST = 80.0, 0.02  # σ/α between which inpainting denoises: pure noise, and less than images show
 
@@ -38,23 +38,29 @@ class Applications(FlowMatching):
         y: Tensor | None = None,
         guidance: float = 1.0,
         progress: Progress = no_progress,
-    ) -> Tensor:
-        """x mixed with noise at t = 1 − strength, and carried from there to t = 1 by `steps` midpoint steps."""
+    ) -> tuple[Tensor, Tensor]:
+        """x mixed with noise at t = 1 − strength, and that carried from there to t = 1 by `steps` midpoint steps."""
         check_strength(strength)
         x_t = self.between(noise.randn(*x.shape).to(x), x, 1 - strength)
         f = self.velocity(self.known_labels(y), guidance)
-        return self.into_range(self.flow(f, x_t, 1 - strength, 1.0, solver="midpoint", steps=steps, progress=progress))
+        return x_t, self.into_range(self.flow(f, x_t, 1 - strength, 1.0, solver="midpoint", steps=steps, progress=progress))
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 20) -> Tensor:
-        """The way from image 0 to 1, 2 to 3, … through the noises that the flow makes of them: [pairs · frames, C, H, W].
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 20
+    ) -> Applied:
+        """The way from image 0 to 1, 2 to 3, … through the noises that the flow makes of them, ends included.
 
-        Raises UsageError for fewer than two images.
+        Raises UsageError for fewer than two images, or frames.
         """
+        at_least(2, frames=frames)
+        at_least(1, steps=steps)
+        x = pairs_of(x)
         f = self.velocity(self.known_labels(None))
         z = self.flow(f, x, 1.0, 0.0, solver="midpoint", steps=steps, progress=progress)
         z = ways(z.flatten(1), frames, slerp).unflatten(1, self.data.shape)
-        return self.into_range(self.flow(f, z, 0.0, 1.0, solver="midpoint", steps=steps, progress=progress))
+        found = self.flow(f, z, 0.0, 1.0, solver="midpoint", steps=steps, progress=progress)
+        return as_ways(self.into_range(found), frames)
 
     @torch.no_grad()
     def inpaint(
@@ -68,15 +74,14 @@ class Applications(FlowMatching):
         steps: int = 25,
         iterations: int = 4,
         guidance: float = 1.0,
-    ) -> Tensor:
+    ) -> Applied:
         """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: the ODE given the known pixels, by the
         first two moments of images given x_t, see diffusion/posterior.py; exact for Gaussian data.
 
         Each of the `steps`, even in log σ/α, takes a network call and iterations + 1 of its gradient. Without
         a mask the middle is hidden, half as high and wide as the image.
         """
-        if steps < 1 or iterations < 1:
-            raise UsageError("`steps` and `iterations` must be 1 or more")
+        at_least(1, steps=steps, iterations=iterations)
         mask, y = self.to_complete(x, mask, labels)
         denoise = given(
             self.denoiser(y, guidance=guidance),
@@ -89,7 +94,8 @@ class Applications(FlowMatching):
         ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
         path = [*(self.level(t) for t in (1 / (ratios + 1 - self.sigma_min)).tolist()), Level(1.0, 1.0, 0.0)]
         found = dpmpp(denoise, noise.randn(*x.shape).to(x), path, progress=progress)
-        return torch.lerp(self.into_range(found), x, mask)
+        done = torch.lerp(self.into_range(found), x, mask)
+        return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
 
     # ---- out-of-distribution scores
 

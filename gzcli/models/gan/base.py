@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,8 +16,8 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.gan.augment import POLICIES, diff_augment
 from gzcli.models.gan.losses import Objective, critic_loss, generator_loss, gradient_penalty, r1_penalty
 from gzcli.models.gan.nets import Critic, Generator
-from gzcli.models.nn import best_labels, fresh_statistics, full, slerp, spread_labels, traversal, ways
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.models.nn import as_ways, at_least, best_labels, fresh_statistics, full, pairs_of, slerp, spread_labels, traversal, ways
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 CALIBRATION = 20  # batches
 
@@ -135,32 +136,38 @@ class GAN(Model):
         noise: Noise,
         progress: Progress,
         steps: int = 100,
-    ) -> Tensor:
-        """The generator's nearest image [B, C, H, W] to each x, of `labels` or else of those that fit best."""
+    ) -> Applied:
+        """The generator's nearest image to each x, of `labels` or else of those that fit best, found by `invert`.
+        Raises UsageError for no steps."""
+        at_least(1, steps=steps)
         z, y, _ = self.invert(x, noise, labels=labels, steps=steps, progress=progress)
         with torch.no_grad():
-            return self.generator(z, y)
+            return Applied(self.generator(z, y), rows=("nearest",), labels=y)
 
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100) -> Tensor:
-        """The way from image 0 to 1, 2 to 3, … in latent space: [pairs · steps, C, H, W], pair by pair, ends included.
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100) -> Applied:
+        """The way from image 0 to 1, 2 to 3, … in latent space, ends included.
 
         The ends are the generator's nearest images, found in `search` steps; a conditional model changes
-        the label half-way. Raises UsageError for fewer than two images.
+        the label half-way. Raises UsageError for fewer than two images, or steps, or no search.
         """
-        z, y, _ = self.invert(x, noise, steps=search, progress=progress)
+        at_least(2, steps=steps)
+        at_least(1, search=search)
+        x = pairs_of(x)
+        z, y, _ = self.invert(x, noise.first(len(x)), steps=search, progress=progress)
         z, pairs = ways(z, steps, slerp), len(x) // 2
         if y is not None:  # a way has the label of its nearer end
             end = 2 * torch.arange(pairs, device=x.device)[:, None] + (torch.arange(steps, device=x.device) * 2 >= steps)
             y = y[end.flatten()]
         with torch.no_grad():
-            return self.generator(z, y)
+            return replace(as_ways(self.generator(z, y), steps), labels=y)
 
     def traverse(
         self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0, search: int = 100
-    ) -> Tensor:
+    ) -> Applied:
         """The generator's nearest image to the first of x, changed along the `dims` coordinates of z that change it most, from
-        −span to span: [dims · steps, C, H, W]."""
-        z, y, _ = self.invert(x[:1], noise, steps=search, progress=progress)
+        −span to span. Raises UsageError for fewer than one of `dims`, `steps` or `search`."""
+        at_least(1, dims=dims, steps=steps, search=search)
+        z, y, _ = self.invert(x[:1], noise.first(1), steps=search, progress=progress)
         with torch.no_grad():
             return traversal(
                 lambda z: self.generator(z, None if y is None else y.expand(len(z), *y.shape[1:])), z, dims, steps, span

@@ -24,7 +24,7 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.gan.pool import ImagePool
 from gzcli.models.nn import PatchGAN, all_rows, from_levels, full, to_levels
 from gzcli.models.vae.ssim import gaussian_window, ssim_parts
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 MEMORY = 32  # images of each domain that `sample` starts from
 
@@ -188,10 +188,8 @@ class CycleGAN(Model):
         """Mean absolute difference of each image and its return from the other domain, [B]."""
         return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
 
-    def origin(self, x: Tensor, direction: Direction) -> Tensor | bool:
-        """Whether all images are of A; for `auto` whether each is, by which translator changes it less."""
-        if direction != "auto":
-            return direction == "AtoB"
+    def looks_like_a(self, x: Tensor) -> Tensor:
+        """Whether each image [B] is taken for one of A: by which translator changes it less."""
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))
         return to_a < to_b
 
@@ -206,28 +204,59 @@ class CycleGAN(Model):
         direction: Literal["both", "AtoB", "BtoA"] = "both",
     ) -> Tensor:
         """Translations of training images, drawn from the few that the model remembers; `both`: of either domain."""
-        domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
-        known = self.memory[domains].flatten(0, 1)
-        pick = noise.randint(len(known), n).to(known.device)
+        known, pick = self.remembered(n, noise, direction)
         from_a = pick < MEMORY if direction == "both" else direction == "AtoB"
         x = self.translated(from_levels(known[pick], 256), from_a)
         progress(1, 1, x)
         return x
 
-    @torch.no_grad()
-    def translate(self, x: Tensor, *, noise: Noise, progress: Progress, direction: Direction = "AtoB") -> Tensor:
-        """Each image to the other domain: [B, C, H, W]. With `auto` an image is taken for one of the domain whose own
-        translator would change it less."""
-        x = self.translated(x, self.origin(x, direction))
-        progress(1, 1, x)
-        return x
+    def remembered(self, n: int, noise: Noise, direction: str) -> tuple[Tensor, Tensor]:
+        """The memory's images that can go in a direction, as bytes, and which of them samples are made from [n]."""
+        domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
+        known = self.memory[domains].flatten(0, 1)
+        return known, noise.randint(len(known), n).to(known.device)
+
+    def sources(self, n: int, *, noise: Noise, direction: Literal["both", "AtoB", "BtoA"] = "both") -> Tensor:
+        """What `sample` translates, given the same noise: [n, C, H, W]."""
+        known, pick = self.remembered(n, noise, direction)
+        return from_levels(known[pick], 256)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress, direction: Direction = "auto") -> Tensor:
-        """Each image to the other domain and back: [B, C, H, W]."""
-        x = self.returned(x, self.origin(x, direction))
+    def translate(
+        self, x: Tensor, *, y: Tensor | None = None, noise: Noise, progress: Progress, direction: Direction = "auto"
+    ) -> Applied:
+        """Each image to the other domain; in one direction those alone that are of its domain, where their labels
+        y [B] tell. With `auto` and without y an image is taken for one of the domain whose own translator would
+        change it less. Raises UsageError where there is none.
+        """
+        rows, from_a = self.suited(x, direction, y)
+        x = self.translated(x[rows], from_a)
         progress(1, 1, x)
-        return x
+        labels = torch.zeros_like(rows) + from_a  # of B, where it came from A
+        return Applied(x, rows=("translation",), of=tuple((i,) for i in rows.tolist()), labels=labels)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, x: Tensor, *, y: Tensor | None = None, noise: Noise, progress: Progress, direction: Direction = "auto"
+    ) -> Applied:
+        """Each image to the other domain and back; which, as in `translate`."""
+        rows, from_a = self.suited(x, direction, y)
+        x = self.returned(x[rows], from_a)
+        progress(1, 1, x)
+        labels = 1 - (torch.zeros_like(rows) + from_a)
+        return Applied(x, rows=("there and back",), of=tuple((i,) for i in rows.tolist()), labels=labels)
+
+    def suited(self, x: Tensor, direction: Direction, y: Tensor | None) -> tuple[Tensor, Tensor | bool]:
+        """The numbers of the images that can go in a direction, and whether all of them are of A, or each is."""
+        rows = torch.arange(len(x), device=x.device)
+        if direction == "auto":
+            return rows, self.looks_like_a(x) if y is None else y == 0
+        from_a = direction == "AtoB"
+        rows = rows if y is None else rows[(y == 0) == from_a]
+        if not len(rows):
+            hint = "`--direction auto` takes images of either domain"
+            raise UsageError(f"none of these images can go {direction}", hint=hint)
+        return rows, from_a
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Of images of either domain by their label: the cycle's and the identity's L1 as shares of the pixels' range, and

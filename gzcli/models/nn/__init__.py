@@ -4,6 +4,7 @@ from gzcli.models.nn.common import (
     ClassEmbedding,
     all_mean,
     all_rows,
+    at_least,
     best_labels,
     fresh_statistics,
     from_levels,
@@ -14,7 +15,7 @@ from gzcli.models.nn.common import (
     to_levels,
     zero_init,
 )
-from gzcli.models.nn.latent import slerp, traversal, ways
+from gzcli.models.nn.latent import as_ways, pairs_of, slerp, traversal, ways
 from gzcli.models.nn.lpips import LPIPS
 from gzcli.models.nn.patchgan import PatchGAN
 from gzcli.models.nn.unet import UNet
@@ -26,11 +27,14 @@ __all__ = [
     "UNet",
     "all_mean",
     "all_rows",
+    "as_ways",
+    "at_least",
     "best_labels",
     "fresh_statistics",
     "from_levels",
     "full",
     "full_fp32",
+    "pairs_of",
     "slerp",
     "spread_labels",
     "stacked",

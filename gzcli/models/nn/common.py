@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gzcli.errors import UsageError
 from gzcli.types import DataInfo
 
 
@@ -55,6 +56,13 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
         best = torch.where(better, d, best)
         y = torch.where(better[:, None] if data.multilabel else better, other, y)
     return y, best
+
+
+def at_least(least: int, **values: int | None) -> None:
+    """Raises UsageError for an option, named by its keyword, that is smaller; None is one that was not given."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"`{name}` must be {least} or more, not {value}")
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
+from gzcli.models.nn.common import at_least
+from gzcli.types import Applied
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -17,20 +19,37 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / torch.sin(omega)
 
 
+def pairs_of(x: Tensor) -> Tensor:
+    """Images 0 and 1, 2 and 3, … that ways lead between: all of x [n, …] but an odd last.
+
+    Raises UsageError for fewer than two.
+    """
+    if len(x) < 2:
+        raise UsageError("`interpolate` needs pairs of images, got one", hint="give a folder of two or more images")
+    return x[: len(x) // 2 * 2]
+
+
 def ways(z: Tensor, steps: int, mix: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.lerp) -> Tensor:
     """From code 0 to 1, 2 to 3, … of z [n, D], ends included: [n // 2 · steps, D], pair by pair.
 
-    Raises UsageError for fewer than two codes.
+    Raises UsageError for fewer than two codes, or steps.
     """
-    if len(z) < 2:
-        raise UsageError("`interpolate` needs pairs of images, got one", hint="give a folder of two or more images")
-    a, b = z[: len(z) // 2 * 2].unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
+    at_least(2, steps=steps)
+    a, b = pairs_of(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
     return mix(a, b, torch.linspace(0, 1, steps, device=z.device)[:, None]).flatten(0, 1)
 
 
-def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, steps: int, span: float) -> Tensor:
+def as_ways(images: Tensor, steps: int) -> Applied:
+    """The images [pairs · steps, C, H, W] of such ways, a row for each."""
+    ends = tuple((2 * i, 2 * i + 1) for i in range(len(images) // steps))
+    marks = tuple(f"{i / (steps - 1):.2f}" for i in range(steps))
+    return Applied(images, rows=tuple(f"{a} → {b}" for a, b in ends), columns=steps, marks=marks, of=ends)
+
+
+def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, steps: int, span: float) -> Applied:
     """decode(z) [steps images a row] with one coordinate of z [1, D] moved from −span to span, a row for each of the `dims`
-    coordinates whose ends differ most, the first most: [dims · steps, C, H, W]."""
+    coordinates whose ends differ most, the first most. Raises UsageError for fewer than one of either."""
+    at_least(1, dims=dims, steps=steps)
     size, dims = z.shape[1], min(dims, z.shape[1])
     t = torch.linspace(-span, span, steps, device=z.device)
     ends = z.repeat(2 * size, 1)
@@ -39,6 +58,8 @@ def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, steps: i
     images = torch.cat([decode(part) for part in ends.split(64)])
     change = (images[:size] - images[size:]).flatten(1).square().sum(1)
     rows = z.repeat(dims * steps, 1)
-    chosen = change.topk(dims).indices.repeat_interleave(steps)
-    rows[torch.arange(len(rows), device=z.device), chosen] = t.repeat(dims)
-    return torch.cat([decode(part) for part in rows.split(64)])
+    chosen = change.topk(dims).indices
+    rows[torch.arange(len(rows), device=z.device), chosen.repeat_interleave(steps)] = t.repeat(dims)
+    images = torch.cat([decode(part) for part in rows.split(64)])
+    names, marks = tuple(f"z {i}" for i in chosen.tolist()), tuple(f"{v:+.1f}" for v in t.tolist())
+    return Applied(images, rows=names, columns=steps, marks=marks, of=((0,),) * dims)

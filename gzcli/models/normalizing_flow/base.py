@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn.common import ClassEmbedding, full, full_fp32, spread_labels, zero_init
+from gzcli.models.nn import ClassEmbedding, as_ways, full, full_fp32, pairs_of, spread_labels, ways, zero_init
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.norms import initialising
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 LABEL_DROP = 0.1  # multi-label sets: how often the null label is trained, as there is no sum over 2^K labels
 
@@ -217,22 +217,21 @@ class ImageFlow(Model):
         return self.to_image(self.decode([*eps, mean + top * log_std.exp()], progress))
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Tensor:
+    def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Applied:
         """x through the latents and back: equal to x, up to rounding, where the flow is well conditioned."""
-        return self.to_image(self.decode(self.encode(self.to_unit(x, noise)[0])[0], progress))
+        back = self.to_image(self.decode(self.encode(self.to_unit(x, noise)[0])[0], progress))
+        return Applied(back, rows=("reconstruction",))
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 8) -> Tensor:
-        """Between the images 0 and 1, 2 and 3, …, linear in the latents (Glow, fig. 5): [n/2 · steps, C, H, W].
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 8) -> Applied:
+        """The way from image 0 to 1, 2 to 3, …, linear in the latents (Glow, fig. 5), ends included.
 
-        Raises UsageError for an odd number of images.
+        Raises UsageError for fewer than two images, or steps.
         """
-        if len(x) % 2:
-            raise UsageError(f"interpolation goes between pairs of images, and there are {len(x)}")
-        z, _ = self.encode(self.to_unit(x, noise)[0])
-        w = torch.linspace(0, 1, steps, device=x.device)[:, None, None, None]
-        between = [torch.lerp(e[0::2, None], e[1::2, None], w).flatten(0, 1) for e in z]
-        return self.to_image(self.decode(between, progress))
+        x = pairs_of(x)
+        z, _ = self.encode(self.to_unit(x, noise.first(len(x)))[0])
+        between = [ways(e.flatten(1), steps).unflatten(1, e.shape[1:]) for e in z]
+        return as_ways(self.to_image(self.decode(between, progress)), steps)
 
     @torch.no_grad()
     def edit(
@@ -243,16 +242,16 @@ class ImageFlow(Model):
         noise: Noise,
         progress: Progress = no_progress,
         strength: float = 1.0,
-    ) -> Tensor:
-        """x with its top latent moved from the prior of its own class to that of `labels`, all else kept (after Glow, fig. 6).
+    ) -> Applied:
+        """x with its top latent moved from the prior of its own class to that of `labels` (i % K without), all else kept (after
+        Glow, fig. 6).
 
         Its own class is the most probable one; multi-label: no class, so that the attributes are added, or with
-        a negative `strength` taken away. Raises UsageError for an unconditional model, or without labels.
+        a negative `strength` taken away. Raises UsageError for an unconditional model.
         """
         if self.classes is None:
             raise UsageError("only a class-conditional flow can edit", hint="train it with `--set model.conditional=true`")
-        if labels is None:
-            raise UsageError("to what shall the images be edited?", hint="`--label L` names the class")
+        labels = spread_labels(labels, len(x), self.data, x.device)
         (*eps, top), _ = self.encode(self.to_unit(x, noise)[0])
         if self.data.multilabel:
             own = torch.zeros_like(labels)
@@ -261,7 +260,7 @@ class ImageFlow(Model):
         (mean, log_std), (to_mean, to_log_std) = self.top_prior(own, len(x)), self.top_prior(labels, len(x))
         standard = (top - mean) * (-log_std).exp()
         top = torch.lerp(mean, to_mean, strength) + standard * torch.lerp(log_std, to_log_std, strength).exp()
-        return self.to_image(self.decode([*eps, top], progress))
+        return Applied(self.to_image(self.decode([*eps, top], progress)), rows=("edited",), labels=labels)
 
 
 def top_log_prob(top: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

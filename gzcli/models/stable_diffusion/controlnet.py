@@ -107,15 +107,36 @@ class ControlNet(StableDiffusion):
         edges: `control` are photographs, of which the edges are to be taken. control_scale: of the maps' share.
         """
         z, sides = self.start(n, noise, size)
-        if edges and control is not None:
-            control = canny(resized(control, sides), self.edge_sigma)
-        prompts, maps = self.examples(n, noise, prompt, control)
+        prompts, maps = self.followed(n, noise, sides, control, edges, prompt)
         cls = StableDiffusionXLControlNetPipeline if self.xl else StableDiffusionControlNetPipeline
         return self.draw(
             self.pipeline(cls, controlnet=self.controlnet), z, noise=noise, progress=progress, prompts=prompts, negative=negative,
-            guidance=guidance, steps=steps, pictures={"image": (resized(maps, sides) + 1) / 2}, height=sides[0], width=sides[1],
+            guidance=guidance, steps=steps, pictures={"image": (maps + 1) / 2}, height=sides[0], width=sides[1],
             controlnet_conditioning_scale=control_scale,
         )  # fmt: skip
+
+    def followed(
+        self,
+        n: int,
+        noise: Noise,
+        sides: tuple[int, int],
+        control: Tensor | None,
+        edges: bool,
+        prompt: str | list[str] | None = None,
+    ) -> tuple[list[str], Tensor]:
+        """The prompts and the maps [n, 3, *sides] of images, once their noise is drawn."""
+        if edges and control is not None:
+            control = canny(resized(control, sides), self.edge_sigma)
+        prompts, maps = self.examples(n, noise, prompt, control)
+        return prompts, resized(maps, sides)
+
+    @torch.no_grad()
+    def sources(
+        self, n: int, *, noise: Noise, control: Tensor | None = None, size: int | None = None, edges: bool = False
+    ) -> Tensor:
+        """The maps that `sample` follows, given the same noise: [n, 3, H, W]."""
+        _, sides = self.start(n, noise, size)
+        return self.followed(n, noise, sides, control, edges)[1]
 
     def to_diffusers(self) -> Any:
         """diffusers' ControlNetModel, which goes with the base."""

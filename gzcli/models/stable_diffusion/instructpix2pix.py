@@ -97,6 +97,12 @@ class InstructPix2Pix(StableDiffusion):
             negative=negative, guidance=guidance, steps=steps, pictures={"image": latents}, image_guidance_scale=image_guidance,
         )  # fmt: skip
 
+    @torch.no_grad()
+    def sources(self, n: int, *, noise: Noise, before: Tensor | None = None, size: int | None = None) -> Tensor:
+        """What `sample` edits, given the same noise: [n, 3, H, W]."""
+        _, sides = self.start(n, noise, size)
+        return resized(self.examples(n, noise, None, before)[1], sides)
+
     def to_diffusers(self) -> Any:
         """The whole pipeline of diffusers."""
         return self.pipeline(StableDiffusionInstructPix2PixPipeline)

@@ -17,10 +17,10 @@ from torch import Tensor
 from gzcli.models.base import Model, Phase
 from gzcli.models.gan.losses import critic_loss, generator_loss
 from gzcli.models.gan.nets import Critic
-from gzcli.models.nn import ClassEmbedding, best_labels, full, spread_labels, traversal, ways
+from gzcli.models.nn import ClassEmbedding, as_ways, best_labels, full, spread_labels, traversal, ways
 from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, mlp
 from gzcli.models.vae.vae import LOGVAR
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 
 class AAE(Model):
@@ -133,26 +133,24 @@ class AAE(Model):
         return x
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
-        """Each image through encoder and decoder: [B, C, H, W]."""
+    def reconstruct(self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Applied:
+        """Each image through encoder and decoder."""
         x = self.decode(self.encode(x), labels)
         progress(1, 1, x)
-        return x
+        return Applied(x, rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Tensor:
-        """The way from image 0 to 1, 2 to 3, … in latent space: [pairs · steps, C, H, W], pair by pair, ends included.
-
-        Raises UsageError for fewer than two images.
-        """
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
+        """The way from image 0 to 1, 2 to 3, … in latent space, ends included. Raises UsageError for fewer than two images,
+        or steps."""
         x = self.decode(ways(self.encode(x), steps))
         progress(1, 1, x)
-        return x
+        return as_ways(x, steps)
 
     @torch.no_grad()
-    def traverse(self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0) -> Tensor:
+    def traverse(self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0) -> Applied:
         """The first image's code, changed along the `dims` latent dimensions that change the picture most, one a row, from
-        −span to span: [dims · steps, C, H, W]."""
+        −span to span."""
         return traversal(self.decode, self.encode(x[:1]), dims, steps, span)
 
     # ---- out-of-distribution scores

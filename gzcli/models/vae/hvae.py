@@ -17,13 +17,13 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, all_mean, spread_labels, ways
+from gzcli.models.nn import ClassEmbedding, all_mean, as_ways, spread_labels, ways
 from gzcli.models.vae.cells import SpectralNorms
 from gzcli.models.vae.ladder import BottomUp, Code, TopDown
 from gzcli.models.vae.mixture import MixturePixels
 from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.vae import VAE
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 ACTIVE = 0.05  # nats of KL from which on a group counts as used
 
@@ -228,8 +228,8 @@ class HVAE(Model):
     @torch.no_grad()
     def reconstruct(
         self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress, keep: int = 0, temperature: float = 1.0
-    ) -> Tensor:
-        """Each image up and down the ladder, at the posterior's mean: [B, C, H, W].
+    ) -> Applied:
+        """Each image up and down the ladder, at the posterior's mean.
 
         keep: how many groups, from the coarsest on, are the image's own; the others are drawn from the prior given those, at
         `temperature`, which shows what the kept ones hold. 0 keeps all.
@@ -238,21 +238,21 @@ class HVAE(Model):
         eps = [torch.zeros_like(t) if i < keep else temperature * t for i, t in enumerate(self.draw(len(x), noise, x.device))]
         x = self.pixels.mean(self.decoder(eps, features[:keep], self.embed(labels, len(x)))[0])
         progress(1, 1, x)
-        return x
+        return Applied(x, rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Tensor:
-        """The way from image 0 to 1, 2 to 3, … in latent space: [pairs · steps, C, H, W], pair by pair, ends included.
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
+        """The way from image 0 to 1, 2 to 3, … in latent space, ends included.
 
         Every group moves from one image's posterior mean to the other's, counted in standard deviations of the prior
-        that the groups above give. Raises UsageError for fewer than two images.
+        that the groups above give. Raises UsageError for fewer than two images, or steps.
         """
         still = [x.new_zeros(len(x), *grid) for grid in self.grids]
         _, codes = self.decoder(still, self.encoder(x), self.embed(None, len(x)))
         ts = [ways(code.mu, steps).unflatten(1, grid) for code, grid in zip(codes, self.grids, strict=True)]
         x = self.pixels.mean(self.decoder(ts, [], self.embed(None, len(ts[0])))[0])
         progress(1, 1, x)
-        return x
+        return as_ways(x, steps)
 
 
 def kl_of(codes: list[Code]) -> Tensor:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, full, spread_labels, traversal, ways
+from gzcli.models.nn import ClassEmbedding, as_ways, full, spread_labels, traversal, ways
 from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.ssim import ms_ssim
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 LOG_2PI = math.log(2 * math.pi)
 # Of a posterior's logvar. The learned ones lie between the two: none is wider than the prior, whose logvar is 0.
@@ -273,28 +273,26 @@ class VAE(Model):
         return x
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
-        """Each image through encoder and decoder, at the posterior's mean: [B, C, H, W]."""
+    def reconstruct(self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Applied:
+        """Each image through encoder and decoder, at the posterior's mean."""
         e = self.embed(labels, len(x))
         x = self.pixels.mean(self.decoder(self.encode(x, e)[0], e))
         progress(1, 1, x)
-        return x
+        return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Tensor:
-        """The way from image 0 to 1, 2 to 3, … in latent space: [pairs · steps, C, H, W], pair by pair, ends included.
-
-        Raises UsageError for fewer than two images.
-        """
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
+        """The way from image 0 to 1, 2 to 3, … in latent space, ends included. Raises UsageError for fewer than two images,
+        or steps."""
         mu = self.encode(x, self.embed(None, len(x)))[0]
         z = ways(mu, steps)
         x = self.pixels.mean(self.decoder(z, self.embed(None, len(z))))
         progress(1, 1, x)
-        return x
+        return as_ways(x, steps)
 
     @torch.no_grad()
-    def traverse(self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0) -> Tensor:
+    def traverse(self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0) -> Applied:
         """The first image's code, changed along the `dims` latent dimensions that change the picture most, one a row, from
-        −span to span: [dims · steps, C, H, W]."""
+        −span to span."""
         mu = self.encode(x[:1], self.embed(None, 1))[0]
         return traversal(lambda z: self.pixels.mean(self.decoder(z, self.embed(None, len(z)))), mu, dims, steps, span)
