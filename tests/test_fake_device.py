@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
@@ -20,7 +21,9 @@ from zoo import CASES, Case
 
 from gzcli.data.batches import TrainBatches
 from gzcli.data.pack import Pack, open_pack
-from gzcli.engine import bench, latent, ood, optim, sample, sampler, trainer, watch
+from gzcli.engine import bench, latent, ood, optim, sampler, trainer, watch
+from gzcli.engine.apply import apply
+from gzcli.engine.budget import Images
 from gzcli.engine.context import Trained
 from gzcli.engine.log import Log
 from gzcli.engine.scores import Scorer, own_scores
@@ -33,7 +36,7 @@ from gzcli.types import no_progress
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
-    "models/flow_matching/coupling.py::coupled": "the assignment is solved on the host, by scipy",
+    "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
     "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache` captions become tokens, on the host, at every step",
     "models/stable_diffusion/base.py::StableDiffusion.loss": "diffusers' schedule moves its table, at the first step",
     "models/stable_diffusion/canny.py::canny": "without `cache` edges are found, on the host, at every step",
@@ -54,7 +57,7 @@ TRAINED = {
     "models/stable_diffusion/canny.py::canny": "edges are found on the host",
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
-    "engine/sample.py::apply": "pictures there and back",
+    "engine/apply.py": "pictures there and back",
     "engine/scores.py::Scorer._noise": "the numbers of the images, of which their noise is made",
     "engine/scores.py::Scorer._own": "the scores",
     "engine/scores.py::Scorer._nll": "the scores",
@@ -63,12 +66,14 @@ TRAINED = {
     "engine/latent.py::_measure": "moments of latents, in float64 on the host",
     "engine/latent.py::LatentSpace.encode": "a number a channel",
     "engine/latent.py::LatentSpace.decode": "a number a channel",
-    "models/flow_matching/coupling.py::coupled": "the assignment is solved on the host, by scipy",
+    "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
     "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
     "models/flow_matching/applications.py::Applications.fit_path": "a covariance, in float64 on the host",
     "models/flow_matching/applications.py::Applications.score_path": "a Mahalanobis distance, in float64 on the host",
     "models/nn/ode.py::solve_adaptive": "whether all images have arrived",
-    "models/gan/cyclegan.py::CycleGAN.translated": "each image by the translator of its domain",
+    "engine/ema.py::EMA._calibrate": "which statistics the averaged weights have changed",
+    "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
+    "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",
 }
 
 CHEAP = {"steps": 2, "k": 1, "samples": 1, "starts": 2, "times": 2, "search": 2, "dims": 2, "frames": 2, "rows": 15}
@@ -146,7 +151,7 @@ class Paths:
         self.trained = Trained(t.run, t.model, t.info, t.tree, t.device, 0, t.space)
         self.given = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
         self.given |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
-        self.batch = next(ood.Source(self.trained, 0).batches(t.pack, "test", range(2), 2))
+        self.batch = next(iter(Images.of(self.trained, t.pack, "test", np.arange(2), size=2, seed=0)))
 
     def all(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
         """(name, where the host may wait, what to call)."""
@@ -204,7 +209,7 @@ class Paths:
 
     def score(self, name: str) -> None:
         scorer = Scorer(self.trained, [name], options=CHEAP)
-        scorer.fit([self.batch])
+        scorer.fit([self.batch], [self.batch])
         scorer(self.batch.rows(slice(0, 1), self.batch.noise) if name == "gradnorm" else self.batch)
 
     def log_prob(self) -> None:
@@ -221,7 +226,7 @@ class Paths:
         nothing = {"input": None, "mask": None, "prompts": []}
         if do == "edit" and self.card.family == "normalizing_flow" and not told:
             return  # it has nothing to edit to
-        sample.apply(self.trained, job | nothing, no_progress)
+        apply(self.trained, job | nothing, no_progress)
 
     def latents(self) -> None:
         info = self.t.info

@@ -16,7 +16,19 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.gan.augment import POLICIES, diff_augment
 from gzcli.models.gan.losses import Objective, critic_loss, generator_loss, gradient_penalty, r1_penalty
 from gzcli.models.gan.nets import Critic, Generator
-from gzcli.models.nn import as_ways, at_least, best_labels, double, fresh_statistics, full, pairs_of, slerp, spread_labels, traversal, ways
+from gzcli.models.nn import (
+    as_ways,
+    at_least,
+    best_labels,
+    double,
+    fresh_statistics,
+    full,
+    pairs_of,
+    slerp,
+    spread_labels,
+    traversal,
+    ways,
+)
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 CALIBRATION = 20  # batches
