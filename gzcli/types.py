@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 Progress = Callable[..., None]  # progress(i, n, x=None): step i of n is done, x [B, C, H, W] is its state
 
 
+SHARED = ("cpu", "mps")  # devices whose memory is the host's
+
+
 def no_progress(i: int, n: int, x: Tensor | None = None) -> None:
     """The progress that shows nothing."""
 
@@ -163,7 +166,17 @@ class ImageNoise(Noise):
         bounds = () if high is None else (0, high)
         for row, generator in zip(draw.view(shape[0], -1), self.generators, strict=True):
             getattr(row, method)(*bounds, generator=generator)
-        return draw.to(self.device)
+        return moved(draw, self.device)
+
+
+def moved(t: Tensor, device: Any) -> Tensor:
+    """`t` on `device`. To a GPU with memory of its own it goes from pinned memory: else the host would wait until the GPU has
+    done all that it was told before."""
+    import torch
+
+    if t.device.type == "cpu" and torch.device(device).type not in SHARED:
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
 
 
 def mix(*key: int | str) -> int:

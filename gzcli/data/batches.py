@@ -13,7 +13,7 @@ from gzcli.data.augment import Same, alike
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures, Prefetch, worker_count
 from gzcli.errors import UsageError
-from gzcli.types import Batch, BatchNoise, ImageNoise, Noise, mix
+from gzcli.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
 FEW = 4  # batches of a streamed split that are decoded sooner than workers start
@@ -102,10 +102,10 @@ class TrainBatches:
         pictures, y, extra = self.rows.take(index, read[0])
         pictures = self._pixels(pictures, step, "data")
         for key, values in self.prepared.items():
-            extra[key] = self.rows.moved(torch.from_numpy(values[index.numpy()]))
+            extra[key] = moved(torch.from_numpy(values[index.numpy()]), self.device)
         for rows, u8 in zip(others, read[1:], strict=True):
             extra["b"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")["x"]
-        return Batch(pictures.pop("x"), y, index.to(self.device), self._noise(step, "main"), pictures | extra)
+        return Batch(pictures.pop("x"), y, moved(index, self.device), self._noise(step, "main"), pictures | extra)
 
     def positions(self) -> np.ndarray:
         """[n] in the split: the images that are trained on, of the domains that there are the first."""
@@ -191,7 +191,7 @@ def scan(
         ids = part.tolist()
         pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
         pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
-        yield Batch(pictures.pop("x"), y, part.to(device), ImageNoise(seed, ids, device), pictures | extra)
+        yield Batch(pictures.pop("x"), y, moved(part, device), ImageNoise(seed, ids, device), pictures | extra)
 
 
 class _Rows:
@@ -207,7 +207,7 @@ class _Rows:
         self.captions = pack.captions(split)
         self.further = {kind: torch.from_numpy(np.asarray(array)) for kind, array in pack.further(split).items()}
         size = self.images.nbytes * (1 + len(self.further))
-        self.whole = whole and device.type == "cuda" and isinstance(self.images, Tensor) and size <= ON_DEVICE
+        self.whole = whole and device.type not in SHARED and isinstance(self.images, Tensor) and size <= ON_DEVICE
         if self.whole:
             self.images = self.images.to(device)
             self.further = {kind: t.to(device) for kind, t in self.further.items()}
@@ -218,13 +218,8 @@ class _Rows:
         positions [B] on the CPU; `u8`: the images' bytes, where they were read ahead."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
-            index = index.pin_memory().to(self.device, non_blocking=True)
-        y = None if self.labels is None else self.moved(self.labels.index_select(0, index))
+            index = moved(index, self.device)
+        y = None if self.labels is None else moved(self.labels.index_select(0, index), self.device)
         images = self.images.index_select(0, index) if u8 is None else u8
         further = {kind: t.index_select(0, index) for kind, t in self.further.items()}
-        return {kind: self.moved(t) for kind, t in {"x": images, **further}.items()}, y, extra
-
-    def moved(self, t: Tensor) -> Tensor:
-        if self.device.type == "cuda" and t.device.type == "cpu":
-            return t.pin_memory().to(self.device, non_blocking=True)
-        return t.to(self.device)
+        return {kind: moved(t, self.device) for kind, t in {"x": images, **further}.items()}, y, extra

@@ -205,7 +205,11 @@ def precision(tree: dict[str, Any]) -> str:
         return "no" if asked == "fp32" else asked
     if gpu:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+    if torch.backends.mps.is_available() and not tree["launch"]["cpu"]:
+        return "no"
+    # a torch without oneDNN, as on Macs, does not know the operator
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if fast else "no"
 
 
 def agree(value: int, accelerator: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,7 @@ METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed", "fi
 DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed")
 MOST = 10_000  # test images of a likelihood
 FEW = 500  # of one by an ODE, which takes hundreds of network calls an image
-BATCH = {"cpu": 50, "mps": 100, "cuda": 200}
+BATCH = defaultdict(lambda: 100, cpu=50, cuda=200)
 
 
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def _measure(autoencoder: nn.Module, pack: Pack, levels: int, device: torch.devi
     n = min(MEASURED, pack.meta.counts["train"])
     index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:n]
     with torch.inference_mode():
-        parts = [autoencoder.to_latent(b.x).double().cpu()
+        parts = [autoencoder.to_latent(b.x).cpu().double()
                  for b in scan(pack, "train", batch_size=BATCH, levels=levels, device=device, index=index)]  # fmt: skip
     z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
     return z.mean(1).tolist(), (1 / z.std(1).clamp(min=1e-3)).tolist()

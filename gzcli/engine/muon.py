@@ -71,7 +71,9 @@ class Muon(Optimizer):
         """A moment of p, or the number of its steps: zero at first."""
         state = self.state[p]
         if name not in state:
-            state[name] = torch.zeros((), device=p.device) if name == "step" else torch.zeros_like(p)
+            state[name] = (
+                torch.zeros((), device=p.device if self.defaults["fused"] else "cpu") if name == "step" else torch.zeros_like(p)
+            )
         return state[name]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from gzcli.store import files
 from gzcli.store.runs import Run, find
 from gzcli.types import Batch
 
-BATCH = {"cpu": 64, "mps": 128, "cuda": 256}
+BATCH = defaultdict(lambda: 128, cpu=64, cuda=256)
 TRIAL = 16  # images on which the scores are timed
 FIT = 500  # held-out images that statistics are of, whatever `-n`: as many as the smallest budget pays for
 BANK = 10_000  # training images that neighbours are looked for among, at most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
 
-BATCH = {"cpu": 128, "mps": 256, "cuda": 512}  # images of up to 64×64 in RGB; of larger ones so many fewer
+BATCH = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of up to 64×64 in RGB; of larger ones so many fewer
 VALUES = 3 * 64 * 64
 
 

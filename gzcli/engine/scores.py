@@ -29,6 +29,7 @@ from gzcli.engine.shares import over
 from gzcli.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.metrics.baselines import code_length
 from gzcli.models.catalog import LIKELIHOOD_SCORES, likelihood_scores
+from gzcli.models.nn import double
 from gzcli.types import Batch, ImageNoise
 
 OVER_NLL = ("nll", "typicality", "complexity", "ratio", "ensemble")
@@ -142,7 +143,7 @@ class Scorer:
 
     def _own(self, name: str, batch: Batch) -> np.ndarray:
         score = getattr(self.model, f"score_{name}")(batch.x, noise=self._noise(batch.index), **self._take("score", name))
-        return score.detach().double().cpu().numpy()
+        return score.detach().cpu().double().numpy()
 
     def _statistics(self, batch: Batch, nll: np.ndarray) -> dict[str, np.ndarray]:
         """What `ensemble` knows of each image."""
@@ -151,7 +152,7 @@ class Scorer:
 
     def _nll(self, model: Any, batch: Batch) -> np.ndarray:
         with torch.no_grad():
-            return -_log_prob(model, batch.x, self._noise(batch.index)).double().cpu().numpy()
+            return -_log_prob(model, batch.x, self._noise(batch.index)).cpu().double().numpy()
 
     def _gradnorm(self, batch: Batch) -> np.ndarray:
         parameters = list(self.model.parameters())
@@ -162,7 +163,7 @@ class Scorer:
         finally:
             for p, requires in zip(parameters, frozen, strict=True):
                 p.requires_grad_(requires)
-        return torch.stack(norms).cpu().numpy()
+        return torch.stack(norms).cpu().double().numpy()
 
     def _norm(self, x: Tensor, index: Tensor, parameters: list[Tensor]) -> Tensor:
         with torch.enable_grad():
@@ -170,7 +171,7 @@ class Scorer:
             if not value.requires_grad:
                 raise UsageError(f"`{self.trained.name}` has a likelihood without gradient, `gradnorm` needs one")
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-        return sum(g.double().square().sum() for g in gradients if g is not None).sqrt().log()
+        return sum(double(g).square().sum() for g in gradients if g is not None).sqrt().log()
 
     def _noise(self, index: Tensor) -> ImageNoise:
         """Fresh for each score, so that a score does not depend on which others are computed."""

@@ -182,6 +182,8 @@ class Trainer:
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def begin(self) -> None:
         """Data-dependent initialisation, with the first batch; after a resume the annealing is brought to its step."""

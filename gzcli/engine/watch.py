@@ -20,7 +20,7 @@ from gzcli.engine.context import Trained
 from gzcli.engine.prepare import with_prepared
 from gzcli.engine.report import loss_curve, metric_lines
 from gzcli.errors import MissingError
-from gzcli.models.nn import all_mean
+from gzcli.models.nn import all_mean, double
 from gzcli.store import files
 
 if TYPE_CHECKING:
@@ -208,17 +208,17 @@ class Watch:
         n = min(VALIDATION, len(t.pack.images("val")))
         firsts = range(t.rank * EVAL_BATCH, n, t.world * EVAL_BATCH)
         index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
-        total = torch.zeros((), dtype=torch.float64, device=t.device)
+        total = double(torch.zeros((), device=t.device))
         dims = torch.Size(t.info.shape).numel()
         with self._evaluating():
             own = {"batch_size": EVAL_BATCH, "levels": t.info.levels, "device": t.device, "index": index}
             for batch in scan(t.data, "val", **own) if index else ():
                 if self.metric == "bpd":
                     labels = batch.y if t.model.conditional else None
-                    value = -t.model.log_prob(batch.x, labels, noise=batch.noise).double().sum() / (dims * 0.6931471805599453)
+                    value = -double(t.model.log_prob(batch.x, labels, noise=batch.noise)).sum() / (dims * 0.6931471805599453)
                 else:
                     out = t.model.loss(with_prepared(t.model, batch), t.phases[0].name)
-                    value = (out["loss"] if isinstance(out, dict) else out).double() * len(batch)
+                    value = double(out["loss"] if isinstance(out, dict) else out) * len(batch)
                 total += value
         if t.world > 1:
             torch.distributed.all_reduce(total)

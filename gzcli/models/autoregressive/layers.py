@@ -116,7 +116,8 @@ class PixelCache:
 
     def __init__(self, conv: HorizontalConv, n: int, width: int):
         self.conv = conv
-        self.order = order = output_groups(conv.n_out, conv.groups, conv.parts).argsort(stable=True)
+        order = output_groups(conv.n_out, conv.groups, conv.parts).argsort(stable=True)
+        self.order = order = order.to(conv.weight.device)
         weight = conv.weight.detach()[order, :, 0]  # [n_out, n_in, taps]
         self.bias = conv.bias.detach()[order]
         self.past = [weight[..., t].T.contiguous() for t in range(conv.left)]

@@ -110,6 +110,6 @@ class Prior(Model):
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:
             codes = figures.add(batch.x).flatten(1)
-            nats += float(self.nll(codes, batch.y if self.conditional else None, batch.noise).double().sum())
+            nats += float(self.nll(codes, batch.y if self.conditional else None, batch.noise).cpu().double().sum())
             n += codes.numel()
         return figures.found() | {"entropy": figures.entropy, "nats": nats / n}

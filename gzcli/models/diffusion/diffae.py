@@ -272,7 +272,7 @@ class DiffAE(Model):
         """[B]: squared Mahalanobis distance of z_sem to the Gaussian of the training's."""
         d = self.encode(x) - self.mean
         floor = 1e-4 * self.cov.diagonal().mean()  # what the encoder never varies would decide by rounding alone
-        return (d * torch.linalg.solve(self.cov + floor * torch.eye(self.latent).to(d), d.mT).mT).sum(1)
+        return (d * torch.linalg.solve(self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device), d.mT).mT).sum(1)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Of the first images: `mse`, of images in [0, 1] through both codes in 50 steps, `mse_semantic`, through z_sem alone,

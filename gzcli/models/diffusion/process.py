@@ -19,7 +19,7 @@ from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.schedule import Schedule
 from gzcli.models.guided import Returning, stratified
 from gzcli.models.nn import full
-from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.types import Batch, DataInfo, Noise, Progress, moved, no_progress
 
 HIDDEN = 0.1  # share of small images that the training of an enlarging model hides
 LEAST_ALPHA_BAR = 2.0**-24  # of an exported schedule, whose solver takes logarithms; as diffusers has it for zero SNR
@@ -237,7 +237,7 @@ class Diffusion(Returning):
         total = total - prior.flatten(1).sum(1)
         edges = strata(self.timesteps, terms)
         u = noise.rand(n, len(edges) - 1).to(x.device)
-        scale, offset = (torch.as_tensor(a, dtype=torch.float32, device=x.device) for a in self.schedule.kl(variance))
+        scale, offset = (moved(torch.as_tensor(a, dtype=torch.float32), x.device) for a in self.schedule.kl(variance))
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
             x0 = self.estimate(self.noised(x, t, noise), t, y)

@@ -25,8 +25,8 @@ class Applications(FlowMatching):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.register_buffer("path_mean", None, persistent=False)  # [3], by fit_path
-        self.register_buffer("path_precision", None, persistent=False)  # [3, 3]
+        self.path_mean: Tensor | None = None  # [3], by fit_path; float64, so they stay on the host
+        self.path_precision: Tensor | None = None  # [3, 3]
 
     def there_and_back(
         self,
@@ -113,8 +113,8 @@ class Applications(FlowMatching):
     @torch.no_grad()
     def fit_path(self, batches: Iterable[Batch], *, steps: int = 10) -> None:
         """Mean and covariance of the statistics over held-out in-distribution batches."""
-        seen = torch.cat([self.path_statistics(batch.x, steps) for batch in batches]).double()
-        covariance = torch.cov(seen.T) + 1e-6 * torch.eye(3, dtype=torch.float64, device=seen.device)
+        seen = torch.cat([self.path_statistics(batch.x, steps) for batch in batches]).cpu().double()
+        covariance = torch.cov(seen.T) + 1e-6 * torch.eye(3, dtype=torch.float64)
         self.path_mean, self.path_precision = seen.mean(0), torch.linalg.inv(covariance)
 
     @torch.no_grad()
@@ -123,5 +123,5 @@ class Applications(FlowMatching):
         arXiv:2405.15342). Raises UsageError before `fit_path`."""
         if self.path_mean is None:
             raise UsageError("the `path` score needs in-distribution statistics", hint="fit it first")
-        gap = self.path_statistics(x, steps).double() - self.path_mean
+        gap = self.path_statistics(x, steps).cpu().double() - self.path_mean
         return ((gap @ self.path_precision) * gap).sum(1).to(x)

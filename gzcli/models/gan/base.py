@@ -16,7 +16,19 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.gan.augment import POLICIES, diff_augment
 from gzcli.models.gan.losses import Objective, critic_loss, generator_loss, gradient_penalty, r1_penalty
 from gzcli.models.gan.nets import Critic, Generator
-from gzcli.models.nn import as_ways, at_least, best_labels, fresh_statistics, full, pairs_of, slerp, spread_labels, traversal, ways
+from gzcli.models.nn import (
+    as_ways,
+    at_least,
+    best_labels,
+    double,
+    fresh_statistics,
+    full,
+    pairs_of,
+    slerp,
+    spread_labels,
+    traversal,
+    ways,
+)
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 CALIBRATION = 20  # batches
@@ -215,9 +227,9 @@ class GAN(Model):
 
             def distance(z: Tensor, y: Tensor | None) -> Tensor:
                 fake = self.generator(z, y)
-                d = (1 - feature) * (x - fake).double().square().flatten(1).sum(1)
+                d = (1 - feature) * double(x - fake).square().flatten(1).sum(1)
                 if feature:
-                    d = d + feature * (target - self.critic.maps(fake)).double().square().flatten(1).sum(1)
+                    d = d + feature * double(target - self.critic.maps(fake)).square().flatten(1).sum(1)
                 return d
 
             z = z.unflatten(1, (starts, self.latent))
@@ -227,7 +239,7 @@ class GAN(Model):
             y = None if tries[0] is None else torch.stack(tries, 1)[rows, first]
             z = z[rows, first].requires_grad_()
             adam = torch.optim.Adam([z], lr=lr, eps=1e-3)
-            best = torch.full((n,), torch.inf, dtype=torch.float64, device=x.device)
+            best = double(torch.full((n,), torch.inf, device=x.device))
             best_z = z.detach().clone()
             for step in range(steps + 1):
                 if step and step == steps // 2 and y is not None and labels is None:

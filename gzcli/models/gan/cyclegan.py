@@ -268,7 +268,7 @@ class CycleGAN(Model):
             same = (self.translated(x, ~from_a) - x).abs()
             like = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
             found = (self.cycle_error(x, from_a) / 2, same.flatten(1).mean(1) / 2, like.mean(1))
-            sums += torch.stack([value.double().sum().cpu() for value in found])
+            sums += torch.stack([value.cpu().double().sum() for value in found])
             n += len(batch)
         return dict(zip(("cycle_l1", "identity_l1", "ssim"), (sums / n).tolist(), strict=True))
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from gzcli.errors import UsageError
 from gzcli.types import DataInfo
 
+FLOAT64 = ("cpu", "cuda")  # devices that surely compute in float64; MPS does not even hold it
+
 
 class ClassEmbedding(nn.Module):
     """The one door by which labels enter: [B] integers, [B, K] multi-hot, or None, the null label (row K).
@@ -78,6 +80,14 @@ def from_levels(k: Tensor, levels: int) -> Tensor:
 def full(t: Tensor) -> Tensor:
     """At least fp32: half precision, as autocast makes it, is raised; fp64 stays."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def double(t: Tensor) -> Tensor:
+    """float64 where the device has it, for sums over pixels and images: elsewhere, as on a Mac's GPU, at least fp32.
+
+    What is read on the host is better moved there first, `t.cpu().double()`, which loses nothing on any device.
+    """
+    return t.double() if t.device.type in FLOAT64 else full(t)
 
 
 def zero_init(module: nn.Module) -> nn.Module:

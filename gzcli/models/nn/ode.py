@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gzcli.errors import DivergedError, UsageError
+from gzcli.models.nn.common import double
 from gzcli.types import Noise, Progress, no_progress
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -161,7 +162,7 @@ def log_density(
     for _ in range(probes):
         v = 2.0 * noise.randint(2, n, size).to(x) - 1
         state = carry(g, torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1))
-        z, gained = state[:, :size].double() / std, size * state[:, -1].double()
+        z, gained = double(state[:, :size]) / std, size * double(state[:, -1])
         # along the way from data to noise log p changes by `gained`, and ends as the density of noise
         total = total - 0.5 * z.square().sum(1) - size * math.log(std * math.sqrt(2 * math.pi)) - gained
     return (total / probes + size * math.log(alpha * width)).to(x)

@@ -23,7 +23,7 @@ from gzcli.models.base import Model
 from gzcli.models.nn import all_rows, from_levels, full, to_levels
 from gzcli.models.stable_diffusion.bases import is_xl, load_base
 from gzcli.models.stable_diffusion.plan import PIXELS
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Batch, DataInfo, Noise, Progress, moved
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LATENTS = 8 * 64**2  # positions of latents at a time wherever no gradient is needed, whatever the engine's batches are
@@ -154,7 +154,7 @@ class StableDiffusion(Model):
         if pooled is None:
             return None
         height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
-        ids = torch.tensor([height, width, 0, 0, height, width], device=z_t.device).expand(len(z_t), -1)
+        ids = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
         return {"text_embeds": pooled, "time_ids": ids.to(pooled)}
 
     def latents(self, batch: Batch) -> Tensor:
@@ -186,7 +186,7 @@ class StableDiffusion(Model):
         """w_t [B]."""
         if self.min_snr is None:
             return 1.0
-        alpha_bar = self.schedule.alphas_cumprod.to(t.device)[t]
+        alpha_bar = moved(self.schedule.alphas_cumprod, t.device)[t]
         snr = alpha_bar / (1 - alpha_bar)
         # at zero SNR, where ε is all there is and 0/0 would stand, the weight of ε is 1
         return snr.clamp(max=self.min_snr) / (snr + 1) if v else (self.min_snr / snr).clamp(max=1)

@@ -98,6 +98,8 @@ class HVAE(Model):
         self.grids = [(latent, *grid) for grid in self.decoder.grids]
         self.sizes = [math.prod(grid) for grid in self.grids]  # latents of each group
         self.scale_of = [self.decoder.sizes.index(grid) for grid in self.decoder.grids]
+        share = [size / self.scale_of.count(scale) for size, scale in zip(self.sizes, self.scale_of, strict=True)]
+        self.register_buffer("share", torch.tensor(share), persistent=False)  # s_l of `kl_weights`
         self.spectral = spectral
         self.norms = SpectralNorms(self) if spectral else None
         self.kl_warmup, self.warm = kl_warmup, 0.0 if kl_warmup else 1.0
@@ -145,8 +147,7 @@ class HVAE(Model):
         """
         if not self.training or self.warm == 1:
             return 1.0
-        share = [size / self.scale_of.count(scale) for size, scale in zip(self.sizes, self.scale_of, strict=True)]
-        gamma = (all_mean(kl, self).abs() + 0.01) / kl.new_tensor(share)
+        gamma = (all_mean(kl, self).abs() + 0.01) / self.share.to(kl)
         return self.warm * gamma / gamma.mean()
 
     # ---- likelihood and out-of-distribution scores
@@ -194,9 +195,9 @@ class HVAE(Model):
         for batch in batches:
             e = self.embed(batch.y if self.conditional else None, len(batch))
             _, codes = self.decoder(self.draw(len(batch), batch.noise, batch.x.device), self.encoder(batch.x), e)
-            mu = torch.cat([code.mu for code in codes], dim=1).double()
+            mu = torch.cat([code.mu for code in codes], dim=1).cpu().double()
             n += len(batch)
-            kl = kl + kl_of(codes).double().sum(0)
+            kl = kl + kl_of(codes).cpu().double().sum(0)
             mean, square = mean + mu.sum(0), square + mu.square().sum(0)
         kl, variance = kl / n, square / n - (mean / n) ** 2
         figures = {f"kl_{i}": float(value) for i, value in enumerate(kl, 1)}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gzcli.models.nn import full
+from gzcli.types import moved
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first
 C1, C2 = 0.01**2, 0.03**2  # for a data range of 1
@@ -47,11 +48,11 @@ def ms_ssim(x: Tensor, y: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tens
         x, y = (full(x) + 1) / 2, (full(y) + 1) / 2
         side = min(x.shape[2:])
         size = min(size, side) if side >= 64 else min(7, size, side)
-        window = gaussian_window(size, sigma * size / 11)
+        window = moved(gaussian_window(size, sigma * size / 11), x.device)
         scales = 1
         while scales < len(WEIGHTS) and side // 2**scales >= size:
             scales += 1
-        weights = torch.tensor(WEIGHTS[:scales], device=x.device)
+        weights = moved(torch.tensor(WEIGHTS[:scales]), x.device)
         weights = weights / weights.sum()
         value = x.new_ones(x.shape[0], x.shape[1])
         for i in range(scales):

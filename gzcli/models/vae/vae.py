@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, as_ways, full, spread_labels, traversal, ways
+from gzcli.models.nn import ClassEmbedding, as_ways, double, full, spread_labels, traversal, ways
 from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.ssim import ms_ssim
@@ -37,7 +37,7 @@ def kl_normal(mu: Tensor, logvar: Tensor) -> Tensor:
 
 def log_normal(z: Tensor, mu: Tensor | float = 0.0, logvar: Tensor | float = 0.0) -> Tensor:
     """log N(z; mu, e^logvar), summed over the last dimension."""
-    logvar = torch.as_tensor(logvar, dtype=z.dtype, device=z.device)
+    logvar = logvar.to(z) if isinstance(logvar, Tensor) else z.new_full((), logvar)
     return -0.5 * ((z - mu) ** 2 * torch.exp(-logvar) + logvar + LOG_2PI).sum(-1)
 
 
@@ -201,9 +201,9 @@ class VAE(Model):
             means.append(self.encode(batch.x, self.embed(labels, len(batch)))[0])
             if sum(map(len, bounds)) < 1000:
                 bounds.append(-self.iwae_bound(batch.x, batch.noise, 100, labels))
-        recon, kl = torch.cat(sums).double().mean(0).tolist()
+        recon, kl = torch.cat(sums).cpu().double().mean(0).tolist()
         active = (torch.cat(means).var(0) > 0.01).sum().item()
-        return {"recon": recon, "kl": kl, "active_units": active, "iwae100": torch.cat(bounds)[:1000].double().mean().item()}
+        return {"recon": recon, "kl": kl, "active_units": active, "iwae100": torch.cat(bounds)[:1000].cpu().double().mean().item()}
 
     # ---- out-of-distribution scores
 
@@ -242,7 +242,7 @@ class VAE(Model):
             first = best = None
             for step in range(steps + 1):
                 log_px, _ = self.weights(x, mu, logvar, eps, e)
-                elbo = log_px.double().mean(1) - kl_normal(mu, logvar)
+                elbo = double(log_px).mean(1) - kl_normal(mu, logvar)
                 first = elbo.detach() if first is None else first
                 best = elbo.detach() if best is None else torch.maximum(best, elbo.detach())
                 if step < steps:
