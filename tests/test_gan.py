@@ -66,6 +66,14 @@ def test_r1_is_lazy_and_as_strong_on_the_whole():
     torch.testing.assert_close(model.loss(batch(), "critic")["loss"].detach(), each[0])
 
 
+def test_in_evaluation_no_gradient_is_penalised():
+    net = DCGAN(INFO, width=8, latent=4, r1=1.0, r1_every=1, penalty=10.0)
+    assert {"penalty", "r1"} <= net.loss(batch(), "critic").keys()
+    with torch.inference_mode():
+        found = net.eval().loss(batch(), "critic")
+    assert torch.isfinite(found["loss"]) and found.keys() == {"loss", "gap"}
+
+
 def test_spectral_norm_is_the_largest_singular_value():
     torch.manual_seed(0)
     critic = Critic((1, 16, 16), 8, 10, spectral=True)

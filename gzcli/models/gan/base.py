@@ -102,10 +102,11 @@ class GAN(Model):
             real_f, fake_f = self.critic(real, y), self.critic(fake, y)
         loss = critic_loss(self.objective, real_f, fake_f)
         parts = {"gap": (real_f.mean() - fake_f.mean()).detach()}
-        if self.penalty:
+        learning = torch.is_grad_enabled()  # in evaluation there is no gradient to be penalised
+        if self.penalty and learning:
             penalty = gradient_penalty(self.critic, real, fake, batch.noise.rand(len(batch)), y).mean()
             loss, parts["penalty"] = loss + self.penalty * penalty, penalty.detach()
-        if self.r1 and self.step % self.r1_every == 0:
+        if self.r1 and learning and self.step % self.r1_every == 0:
             r1 = r1_penalty(self.critic, real, y).mean()
             loss, parts["r1"] = loss + self.r1_every * self.r1 * r1, r1.detach()
         return {"loss": loss, **parts}
