@@ -35,7 +35,8 @@ def engine(monkeypatch):
             raise errors.pop()
         Run(folder).update(state="finished")
         (folder / "grid.png").touch()
-        files.write_json(folder / "result.json", {"grid": str(folder / "grid.png")})
+        found = {"grid": str(folder / "grid.png"), "files": [str(folder / "grid.png")], "npz": None, "animation": None}
+        files.write_json(folder / "result.json", found)
 
     monkeypatch.setattr(launch, "run", work)
     return errors

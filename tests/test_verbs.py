@@ -233,7 +233,7 @@ def test_dry_run_creates_nothing_and_plans_for_what_is_absent(capsys):
     before = len(runs.all_runs())
     code, out, _ = call(capsys, "train", "glow", "--data", "mnist", "--gpus", "4", "--dry-run")
     assert code == 0 and len(runs.all_runs()) == before
-    for piece in ("model.depth", "recipes/glow.yaml:", "accelerate launch", "4 GPUs", "gz data download mnist", "not cached"):
+    for piece in ("model.depth", "recipes/glow.yaml:", "accelerate launch", "4 GPUs", "gz data download mnist", "not here"):
         assert piece in out, piece
 
 

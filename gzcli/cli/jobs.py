@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +52,7 @@ def reference(what: str) -> str:
 
 def stamp() -> str:
     """The time, and what tells apart two jobs of one second."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
 
 
 def tell_run(run: Run, ref: str, *, data: str | None = None) -> None:
