@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,18 +25,40 @@ from gzcli.errors import DeviceError
 from gzcli.models import catalog
 from gzcli.recipe.resolve import dump
 from gzcli.store import files, runs
+from gzcli.store.runs import Run
 
 TESTS = Path(__file__).parent
 LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
 
 
-def ranks(case, world: int) -> dict:
-    """Trains `case` in `world` gloo processes; returns losses, the figures of validation (of all but the
-    GANs, whose need a classifier), and the largest difference between the ranks' states."""
+GROUPS = 4  # of zoo lines, which share their processes: a start costs more than many a training
+BATCH_NORM = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
+POOL = Case("cyclegan", CYCLEGAN | {"pool": 8}, lr=3e-3, batch=4, quiet=True, data="digits-ab")
+
+
+def in_groups(cases: Iterable[Case]) -> list[Any]:
+    """The parameters of a test, in groups that share their processes."""
+    group = lambda i: pytest.mark.xdist_group(f"ranks{i % GROUPS}")  # noqa: E731
+    return [pytest.param(case, id=str(case), marks=group(i)) for i, case in enumerate(cases)]
+
+
+def steps_of(case: Case) -> int:
+    """Of a training; one of Stable Diffusion takes .4 seconds in float64."""
+    return 12 if catalog.card(case.model).family == "stable_diffusion" else 60
+
+
+def planned(case: Case) -> Run:
+    """A run of a zoo line, with validation but for the GANs, whose figures need a classifier."""
     auto = catalog.load(case.model).best != "fd"
-    tree = recipe(case, steps=60, sets=("train.best=auto", "train.eval_every=30") if auto else ())
+    steps = steps_of(case)
+    tree = recipe(case, steps=steps, sets=("train.best=auto", f"train.eval_every={steps // 2}") if auto else ())
     run = runs.create(case.model, case.data)
     files.write_atomic(run.path / "run.yaml", dump(tree))
+    return run
+
+
+def launch_ranks(planned: Iterable[Run], world: int) -> None:
+    """Trains the runs, one after another, in `world` gloo processes."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -44,32 +68,48 @@ def ranks(case, world: int) -> dict:
         if world > 1:
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
-        children.append(subprocess.Popen([sys.executable, str(TESTS / "two_ranks.py"), str(run.path)], env=env))
-    assert [child.wait(300) for child in children] == [0] * world
-    return json.loads((run.path / "out.json").read_text())
+        words = [sys.executable, str(TESTS / "two_ranks.py"), *(str(run.path) for run in planned)]
+        children.append(subprocess.Popen(words, env=env))
+    assert [child.wait(600) for child in children] == [0] * world
+
+
+@pytest.fixture(scope="module")
+def ranks(request):
+    """ranks(item, case, world): losses, figures of validation, and the largest difference between the ranks' states.
+    The first of a group that asks has all lines of the group trained which are to be tested."""
+    found: dict[tuple[str, int], dict] = {}
+
+    def trained(item: pytest.Item, case: Case, world: int) -> dict:
+        if (str(case), world) not in found:
+            group = item.get_closest_marker("xdist_group")
+            same = [other for other in request.session.items if other.get_closest_marker("xdist_group") == group]
+            cases = {str(other.callspec.params["case"]): other.callspec.params["case"] for other in same}
+            started = {name: planned(each) for name, each in cases.items()}
+            launch_ranks(started.values(), world)
+            found.update({(name, world): json.loads((run.path / "out.json").read_text()) for name, run in started.items()})
+        return found[str(case), world]
+
+    return trained
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("case", {case.model: case for case in reversed(CASES) if not case.stages}.values(), ids=str)
-def test_two_processes_are_one(case):
-    one, two = ranks(case, 1), ranks(case, 2)
+@pytest.mark.parametrize("case", in_groups({case.model: case for case in reversed(CASES) if not case.stages}.values()))
+def test_two_processes_are_one(case, ranks, request):
+    one, two = (ranks(request.node, case, world) for world in (1, 2))
     assert two["gap"] == 0
-    assert len(one["losses"]) == len(two["losses"]) == 60
+    assert len(one["losses"]) == len(two["losses"]) == steps_of(case)
     for a, b in zip(one["losses"], two["losses"], strict=True):
         assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
     assert two["held_out"] == pytest.approx(one["held_out"], rel=1e-9, abs=1e-9)
     assert len(one["held_out"]) == (0 if catalog.load(case.model).best == "fd" else 2)
 
 
-BATCH_NORM = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
-POOL = Case("cyclegan", CYCLEGAN | {"pool": 8}, lr=3e-3, batch=4, quiet=True, data="digits-ab")
-
-
 @pytest.mark.launch
-@pytest.mark.parametrize("case", [BATCH_NORM, POOL], ids=["batch norm", "image pool"])
-def test_what_each_process_has_of_its_own_leaves_them_equal(case):
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.xdist_group("own")) for case in (BATCH_NORM, POOL)],
+                         ids=["batch norm", "image pool"])  # fmt: skip
+def test_what_each_process_has_of_its_own_leaves_them_equal(case, ranks, request):
     """Batch norm sees a rank's images, a pool keeps them: two processes are not one, but their weights and buffers agree."""
-    assert ranks(case, 2)["gap"] == 0
+    assert ranks(request.node, case, 2)["gap"] == 0
 
 
 def start(*words: str) -> subprocess.Popen:
