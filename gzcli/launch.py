@@ -36,9 +36,6 @@ TUNING = {
 }
 
 
-Words = Sequence[str]
-
-
 @dataclass(frozen=True)
 class Plan:
     """Which processes are started, on what."""
@@ -96,7 +93,13 @@ def host_memory() -> int:
     return psutil.virtual_memory().total
 
 
-def plan(launch: Mapping[str, Any], *, every_gpu: bool, check: bool = True, extra: Words = ()) -> Plan:
+def plan(
+    launch: Mapping[str, Any],
+    *,
+    every_gpu: bool,
+    check: bool = True,
+    extra: Sequence[str] = (),
+) -> Plan:
     """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
 
     `every_gpu`: what no `--gpus` means. `extra`: what stood after `--` on the command line, checked by

@@ -21,6 +21,7 @@ import torch
 
 from gzcli.engine import stop
 from gzcli.engine.log import Log
+from gzcli.engine.shares import agreed
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
 from gzcli.store import files
 from gzcli.store.runs import Run
@@ -135,7 +136,7 @@ def train_one(run: Run, log: Log) -> Any:
         same.remember(run.owner.path, pack.meta)
     if tree["train"]["minutes"] and not (run.path / "checkpoints").exists():
         steps = Trainer(run, tree, pack, accelerator, log).count_steps(tree["train"]["minutes"], began)
-        found = {"steps": agree(steps, accelerator), "minutes": None}
+        found = {"steps": agreed(steps), "minutes": None}
         tree["train"] = tree["train"] | found
         if accelerator.is_main_process:
             write_train(run, found)
@@ -210,15 +211,6 @@ def precision(tree: dict[str, Any]) -> str:
     # a torch without oneDNN, as on Macs, does not know the operator
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if fast else "no"
-
-
-def agree(value: int, accelerator: Any) -> int:
-    """Rank 0's value on every rank."""
-    if accelerator.num_processes == 1:
-        return value
-    shared = torch.tensor(value, device=accelerator.device)
-    torch.distributed.broadcast(shared, 0)
-    return int(shared)
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
                 found["marginal"] = -log_marginal(model, batch, frequencies, seed)
             done += len(batch)
             progress(done, n / ranks()[1])
-            return {name: values.cpu().numpy() for name, values in found.items()}
+            return {name: values.numpy() for name, values in found.items()}
 
         values = over(test_images(trained, pack, n, seed), work)
     dims = int(np.prod(trained.info.shape))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine.shares import everyone
 from gzcli.errors import MissingError, UsageError
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
@@ -28,11 +29,7 @@ def save(t: Trainer, step: int) -> None:
     statistics = t.ema.statistics()
     folder = t.run.path / "checkpoints"
     state = t.model.state_dict()
-    own = [(checkpoints.extra_of(state), t.watch.pending())]
-    if t.world > 1:
-        gathered: list[Any] = [None] * t.world
-        torch.distributed.all_gather_object(gathered, own[0])
-        own = gathered
+    own = everyone((checkpoints.extra_of(state), t.watch.pending()))
     if t.rank == 0:
         scaler = t.accelerator.scaler
         weights = checkpoints.weights_of(state)

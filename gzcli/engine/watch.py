@@ -19,6 +19,7 @@ from gzcli.engine.cadence import Cadence
 from gzcli.engine.context import Trained
 from gzcli.engine.prepare import with_prepared
 from gzcli.engine.report import loss_curve, metric_lines
+from gzcli.engine.shares import agreed
 from gzcli.errors import MissingError
 from gzcli.models.nn import all_mean, double
 from gzcli.store import files
@@ -45,7 +46,7 @@ class Watch:
             self.counts = dict(trainer.pending["counts"])
         self.metric, self.net = best_metric(trainer), None
         train = trainer.train if self.metric else trainer.train | {"eval_every": 0}
-        self.cadence = Cadence(train, self.steps, agree=self._agreed, clock=self._clock)
+        self.cadence = Cadence(train, self.steps, agree=agreed, clock=self._clock)
         self.wandb = self._wandb() if trainer.tree["launch"].get("wandb") and trainer.rank == 0 else None
         self._forget_after(trainer.start)
 
@@ -118,7 +119,7 @@ class Watch:
             lines = metric_lines(self.run.path)
             done[0] = any(line["step"] == start and any(key.startswith("val_") for key in line) for line in lines)
             done[1] = self._picture(start).exists()
-        validated, drawn = self._agreed(done)
+        validated, drawn = agreed(done)
         if "eval" in due and not validated:
             self._make_ready()
             self.evaluate(start)
@@ -155,19 +156,11 @@ class Watch:
         self.log.info(f"step {step}  validation " + "  ".join(f"{name} {each:.4g}" for name, each in values.items()))
         path = self.run.path / "checkpoints" / "best.json"
         best = files.read_json(path)
-        if self._agreed([best is None or value < best["value"]])[0]:
+        if agreed(best is None or value < best["value"]):
             state.save(self.t, step)
             if self.t.rank == 0:
                 files.write_json(path, {"step": step, "metric": self.metric, "value": value})
                 checkpoints.prune(path.parent, self.t.train["keep"])
-
-    def _agreed(self, values: list[float]) -> list[float]:
-        """Rank 0's numbers on every rank, so that all of them enter the collectives that follow."""
-        if self.t.world == 1:
-            return values
-        shared = torch.tensor([float(value) for value in values], device=self.t.device)
-        torch.distributed.broadcast(shared, 0)
-        return shared.tolist()
 
     def _clock(self) -> float:
         """Seconds, after the device has done what it was asked for."""
