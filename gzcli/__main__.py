@@ -17,5 +17,7 @@ if __name__ == "__main__":
     # `python -m` has put the working folder first, which may hold a `random.py`; that of a clone without an
     # installation stays
     here, clone = os.getcwd(), os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    sys.path[:] = [entry for entry in sys.path if entry and (os.path.realpath(entry) != here or here == clone)]
+    sys.path[:] = [
+        entry for entry in sys.path if entry and (os.path.realpath(entry) != here or here == clone)
+    ]
     sys.exit(main())

@@ -1,4 +1,5 @@
-"""The errors a user can cause. Each says what and where, and hints what to do next; its `code` is the exit code."""
+"""The errors a user can cause. Each says what and where, and hints what to do next; its `code` is the exit
+code."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\
 
 
 def redacted(text: str) -> str:
-    """The text with user-info, query and fragment of every URL in it as `…`: there stand passwords and tokens.
+    """The text with user-info, query and fragment of every URL in it as `…`: there stand passwords and
+    tokens.
 
     What precedes an `@` counts as user-info even behind a slash, as in a password that was not quoted.
     """
@@ -24,7 +26,8 @@ def redacted(text: str) -> str:
 
 
 class GzError(Exception):
-    """A mistake or a lack that is not a bug: shown as a message with a hint, never as a traceback. Neither holds a secret."""
+    """A mistake or a lack that is not a bug: shown as a message with a hint, never as a traceback. Neither
+    holds a secret."""
 
     code = 1
     kind = "bug"

@@ -1,4 +1,5 @@
-"""From a folder to processes and back: accelerate's configuration, the child, signals, `status.json`, the exit code.
+"""From a folder to processes and back: accelerate's configuration, the child, signals, `status.json`, the
+exit code.
 
 What is launched is always `python -m gzcli.engine FOLDER`; everything it needs to know stands in the folder.
 """
@@ -24,9 +25,10 @@ from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
-# What a CPU's step costs besides its arithmetic; what the user has set stays. glibc returns large blocks to the system at
-# every free and faults them in again at the next step: keeping them saves 13–23 % of a convolutional net's step. OpenMP's
-# threads wait for each other by spinning: on a busy machine that made a step of 16 ms one of 700.
+# What a CPU's step costs besides its arithmetic; what the user has set stays. glibc returns large blocks to
+# the system at every free and faults them in again at the next step: keeping them saves 13–23 % of a
+# convolutional net's step. OpenMP's threads wait for each other by spinning: on a busy machine that made a
+# step of 16 ms one of 700.
 TUNING = {
     "OMP_WAIT_POLICY": "passive",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -81,7 +83,9 @@ def gpu_memory() -> int | None:
     sizes = [
         int(row[2]) << 20
         for row in rows
-        if len(row) == 3 and row[2].isdigit() and (not visible or any(row[0] == v or row[1].startswith(v) for v in visible))
+        if len(row) == 3
+        and row[2].isdigit()
+        and (not visible or any(row[0] == v or row[1].startswith(v) for v in visible))
     ]
     return min(sizes, default=None)
 
@@ -112,23 +116,31 @@ def plan(
     if asked == "all":
         gpus = there
         if check and not there:
-            raise DeviceError("`--gpus all`: there is no GPU here", hint="leave `--gpus` out, or `--cpu --processes 2`")
+            raise DeviceError(
+                "`--gpus all`: there is no GPU here", hint="leave `--gpus` out, or `--cpu --processes 2`"
+            )
     else:
         gpus = 0 if cpu else (there if every_gpu else min(there, 1)) if asked is None else int(asked)
     if check and gpus > there:
         have = {0: "are no GPUs", 1: "is 1 GPU"}.get(there, f"are {there} GPUs")
-        raise DeviceError(f"`--gpus {asked}`: there {have} here", hint="leave `--gpus` out, or `--cpu --processes 2`")
+        raise DeviceError(
+            f"`--gpus {asked}`: there {have} here", hint="leave `--gpus` out, or `--cpu --processes 2`"
+        )
     machines = launch.get("machines") or int(os.environ.get("SLURM_NNODES", 1))
     here = gpus or launch.get("processes") or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = launch.get("threads") or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // here)
     rank = launch.get("machine_rank")
     return Plan(
-        processes=here * machines, gpus=gpus, threads=threads, machines=machines,
+        processes=here * machines,
+        gpus=gpus,
+        threads=threads,
+        machines=machines,
         machine_rank=int(os.environ.get("SLURM_NODEID", 0)) if rank is None else rank,
         main_ip=launch.get("main_ip") or (_slurm_host() if machines > 1 else None),
-        main_port=launch.get("main_port"), extra=tuple(extra),
-    )  # fmt: skip
+        main_port=launch.get("main_port"),
+        extra=tuple(extra),
+    )
 
 
 def _slurm_host() -> str | None:
@@ -145,7 +157,9 @@ def _slurm_host() -> str | None:
 
 def config(p: Plan) -> str:
     """accelerate's configuration file; the user's own default must not leak in."""
-    kind = "'NO'" if not p.distributed else "MULTI_GPU"  # MULTI_GPU without GPUs is how accelerate runs several gloo processes
+    kind = (
+        "'NO'" if not p.distributed else "MULTI_GPU"
+    )  # MULTI_GPU without GPUs is how accelerate runs several gloo processes
     lines = [
         "compute_environment: LOCAL_MACHINE",
         f"distributed_type: {kind}",
@@ -167,7 +181,12 @@ def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
-    options = ["--config_file", str(folder / "accelerate.yaml"), "--num_cpu_threads_per_process", str(p.threads)]
+    options = [
+        "--config_file",
+        str(folder / "accelerate.yaml"),
+        "--num_cpu_threads_per_process",
+        str(p.threads),
+    ]
     return [sys.executable, start.SCRIPT, start.LAUNCHER, *options, *p.extra, *engine]
 
 
@@ -176,12 +195,26 @@ def show(folder: Path, p: Plan) -> str:
 
 
 def environment(p: Plan, mode: str) -> dict[str, str]:
-    """The child's variables; accelerate's own are removed, so that nothing but its configuration file counts."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_") and k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"GZ_OUTPUT": mode, "GZ_PARENT": str(os.getpid()), "OMP_NUM_THREADS": str(p.threads), "PYTHONUNBUFFERED": "1"}
+    """The child's variables; accelerate's own are removed, so that nothing but its configuration file
+    counts."""
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("ACCELERATE_") and k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    env |= {
+        "GZ_OUTPUT": mode,
+        "GZ_PARENT": str(os.getpid()),
+        "OMP_NUM_THREADS": str(p.threads),
+        "PYTHONUNBUFFERED": "1",
+    }
     # the working folder is on nobody's path: an empty entry, as `:/opt/lib` has, means it too
     here, package = os.path.realpath(os.curdir), str(Path(__file__).resolve().parent.parent)
-    others = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry and os.path.realpath(entry) != here]
+    others = [
+        entry
+        for entry in env.get("PYTHONPATH", "").split(os.pathsep)
+        if entry and os.path.realpath(entry) != here
+    ]
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
     for key, value in TUNING.items():
         env.setdefault(key, value)
@@ -191,27 +224,44 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 
 
 def write_run(target: Run, tree: dict[str, Any], p: Plan) -> None:
-    """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated. Each stage gets a folder alike."""
+    """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated. Each stage gets a
+    folder alike."""
     from importlib.metadata import version
 
     from gzcli.recipe.resolve import dump
     from gzcli.recipe.stages import trees
 
-    tree["launch"] = tree["launch"] | {"threads": p.threads, "cpu": bool(tree["launch"].get("cpu")) or not p.gpus}
+    tree["launch"] = tree["launch"] | {
+        "threads": p.threads,
+        "cpu": bool(tree["launch"].get("cpu")) or not p.gpus,
+    }
     files.write_atomic(target.path / "run.yaml", dump(tree))
     packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
-    files.write_json(target.path / "env.json", {
-        "packages": packages, "python": platform.python_version(), "platform": platform.platform(), "git": git_state(),
-        "processes": p.processes, "threads": p.threads, "gpus": p.gpus, "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "data": (files.read_json(target.path / "env.json") or {}).get("data"),  # a resume is held against it
-    })  # fmt: skip
+    files.write_json(
+        target.path / "env.json",
+        {
+            "packages": packages,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "git": git_state(),
+            "processes": p.processes,
+            "threads": p.threads,
+            "gpus": p.gpus,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "data": (files.read_json(target.path / "env.json") or {}).get(
+                "data"
+            ),  # a resume is held against it
+        },
+    )
     target.update(state="planned", error=None, code=None)
     for name, part in trees(tree).items() if "stages" in tree else ():
         stage = target.stage(name)
         stage.path.mkdir(parents=True, exist_ok=True)
         files.write_atomic(stage.path / "run.yaml", dump(part))
         if stage.status().get("step", 0) < part["train"]["steps"] or stage.state != "finished":
-            stage.update(state="planned", model=part["model"]["name"], data=target.data, error=None, code=None)
+            stage.update(
+                state="planned", model=part["model"]["name"], data=target.data, error=None, code=None
+            )
     for name, part in tree.get("stages", {}).items():
         if isinstance(part, str) and not target.stage(name).status():
             runs.copy_weights(runs.find_stage(part, name), target.stage(name))
@@ -228,7 +278,11 @@ def git_state() -> dict[str, Any] | None:
         return out.stdout.strip() if out.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    return (
+        None
+        if commit is None
+        else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    )
 
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
@@ -254,7 +308,9 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
     # a group of its own: Ctrl-C in a terminal reaches every process of the group
     apart = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
     env = environment(p, mode)
-    child = subprocess.Popen(command(folder, p, launcher=launcher), env=env, stdin=subprocess.DEVNULL, **apart)
+    child = subprocess.Popen(
+        command(folder, p, launcher=launcher), env=env, stdin=subprocess.DEVNULL, **apart
+    )
     try:
         deadline = None
         while child.poll() is None or left_behind(target):

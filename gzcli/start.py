@@ -30,7 +30,9 @@ def safe_children() -> None:
     if sys.version_info < (3, 11):
         from multiprocessing import util
 
-        flags = util._args_from_interpreter_flags  # of spawned processes, of the fork server and of the resource tracker
+        flags = (
+            util._args_from_interpreter_flags
+        )  # of spawned processes, of the fork server and of the resource tracker
         if getattr(flags, "__name__", "") != "isolated":
 
             def isolated() -> list[str]:
@@ -69,7 +71,9 @@ def launch(words: list[str]) -> int:
         if not (failures := getattr(e, "failures", None)):
             raise
         codes = [failure.exitcode for failure in failures.values()]
-        return _code(min(codes))  # a signal is negative, and tells more than the 1 of a rank that lost its partner
+        return _code(
+            min(codes)
+        )  # a signal is negative, and tells more than the 1 of a rank that lost its partner
     return 0
 
 

@@ -1,4 +1,5 @@
-"""What passes between data, models and engine: `DataInfo`, `Batch`, `Applied` and `Noise`. Importing it imports no torch."""
+"""What passes between data, models and engine: `DataInfo`, `Batch`, `Applied` and `Noise`. Importing it
+imports no torch."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class DataInfo:
 class Batch:
     """One batch of images on the device.
 
-    x [B, C, H, W] in [-1, 1]; y [B] int64, [B, K] 0/1 (multi-label) or None; index [B] position in the data set;
+    x [B, C, H, W] in [-1, 1]; y [B] int64, [B, K] 0/1 (multi-label) or None; index [B] position in the data
+    set;
     noise: the randomness of this batch; extra: what the model `needs` and what `prepare` made.
     """
 
@@ -66,12 +68,12 @@ class Batch:
 class Applied:
     """What an application made of images x [B, C, H, W], so that nobody has to guess from numbers of images.
 
-    images [n, C, H, W]: the outputs in order, in [-1, 1] (or latents, where the model lives on them). Either each is
-    of one image: then `rows` is the one name of such outputs, `columns` None. Or they lie in rows of so many `columns`,
-    each row with its name in `rows`, the places in a row named by `marks`.
+    images [n, C, H, W]: the outputs in order, in [-1, 1] (or latents, where the model lives on them). Either
+    each is of one image: then `rows` is the one name of such outputs, `columns` None. Or they lie in rows of
+    so many `columns`, each row with its name in `rows`, the places in a row named by `marks`.
     of: the numbers of the images of x that an output, or else a row, is of; () where output i is of image i.
-    given [n, C, h, w]: what the model was shown in place of single images, `how` in a word; or known [n, 1, H, W]: 1
-    where it saw them, 0 where it did not.
+    given [n, C, h, w]: what the model was shown in place of single images, `how` in a word; or known [n, 1,
+    H, W]: 1 where it saw them, 0 where it did not.
     labels [n] or [n, K]: those that the outputs were made by.
 
     Raises ValueError where the numbers do not fit together.
@@ -96,7 +98,8 @@ class Applied:
 
 
 class Noise:
-    """Reproducible draws: `.randn/.rand(*shape)` and `.randint(high, *shape)`; shape[0] counts this batch's rows."""
+    """Reproducible draws: `.randn/.rand(*shape)` and `.randint(high, *shape)`; shape[0] counts this batch's
+    rows."""
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal, in the default dtype."""
@@ -119,7 +122,8 @@ class Noise:
 
 
 class BatchNoise(Noise):
-    """The draw of the GLOBAL batch of `total` rows for (seed, step, phase, call), of which rows `start …` are returned.
+    """The draw of the GLOBAL batch of `total` rows for (seed, step, phase, call), of which rows `start …` are
+    returned.
 
     So accumulation and any number of processes see what one process with the whole batch sees.
     """
@@ -143,7 +147,8 @@ class BatchNoise(Noise):
 
 
 class ImageNoise(Noise):
-    """Noise of image i depends on (seed, i) alone, whatever batch it is in; drawn on the CPU, then moved to `device`."""
+    """Noise of image i depends on (seed, i) alone, whatever batch it is in; drawn on the CPU, then moved to
+    `device`."""
 
     def __init__(self, seed: int, index: Sequence[int], device: Any = "cpu"):
         import torch
@@ -170,8 +175,8 @@ class ImageNoise(Noise):
 
 
 def moved(t: Tensor, device: Any) -> Tensor:
-    """`t` on `device`. To a GPU with memory of its own it goes from pinned memory: else the host would wait until the GPU has
-    done all that it was told before."""
+    """`t` on `device`. To a GPU with memory of its own it goes from pinned memory: else the host would wait
+    until the GPU has done all that it was told before."""
     import torch
 
     if t.device.type == "cpu" and torch.device(device).type not in SHARED:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `gz` starts its engine; read when torch is first imported
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # as `gz` starts its engine; read when torch is first imported
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -32,8 +34,8 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(home, capsys, monkeypatch, tmp_path):
-    """call("runs", "list") → (exit code, stdout, stderr) of `gz` in this process, in a clean home and folder. Data sets
-    are not opened: images are 16 pixels wide unless the recipe says otherwise."""
+    """call("runs", "list") → (exit code, stdout, stderr) of `gz` in this process, in a clean home and folder.
+    Data sets are not opened: images are 16 pixels wide unless the recipe says otherwise."""
     from gzcli.cli import app
 
     def with_data(recipe, run=None):

@@ -1,9 +1,10 @@
-"""A GPU where there is none: tensors on the device `fake` have a shape and a type but no values, and every operation on
-them is checked as a GPU would, or a Mac's, run without a kernel. Tensors on the CPU are real.
+"""A GPU where there is none: tensors on the device `fake` have a shape and a type but no values, and every
+operation on them is checked as a GPU would, or a Mac's, run without a kernel. Tensors on the CPU are real.
 
   MixedDevices  tensors of two devices in one operation (but for CPU scalars, which a GPU takes too)
   NoFloat64     a tensor of float64 on the device, which MPS cannot hold
-  syncs         where the host waited for the device: `.item()`, a condition on a tensor, `.cpu()`, sizes that depend on
+  syncs         where the host waited for the device: `.item()`, a condition on a tensor, `.cpu()`, sizes that
+  depend on
                 values, and copies to the device that are not from pinned memory and non-blocking
 What is read from the device is made up: true, 1, and numbers between ¼ and ¾.
 """
@@ -66,12 +67,15 @@ class Generator(torch.Generator):
         return DEVICE if self.here else super().device
 
 
-# What autocast does on a GPU (ATen/autocast_mode.h): these in half precision, these in the widest type among their inputs,
-# all else that it knows in fp32.
+# What autocast does on a GPU (ATen/autocast_mode.h): these in half precision, these in the widest type among
+# their inputs, all else that it knows in fp32.
 HALF = (
-    "_convolution _convolution.deprecated conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d.input convolution "
-    "conv_transpose3d.input prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm bmm chain_matmul "
-    "linalg_multi_dot _thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell "
+    "_convolution _convolution.deprecated conv1d conv2d conv3d conv_tbc conv_transpose1d "
+    "conv_transpose2d.input convolution "
+    "conv_transpose3d.input prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm "
+    "bmm chain_matmul "
+    "linalg_multi_dot _thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell "
+    "rnn_relu_cell "
     "_scaled_dot_product_flash_attention scaled_dot_product_attention"
 )
 WIDEST = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add"
@@ -84,11 +88,17 @@ def _cast(name: str) -> Any:
     off = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 
     def cast(*args, **kwargs):
-        floats = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        floats = [
+            t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.is_floating_point()
+        ]
         if half:
             dtype = torch.get_autocast_dtype(NAME)
         elif widest:
-            dtype = torch.float32 if any(t.dtype == torch.float32 for t in floats) else torch.get_autocast_dtype(NAME)
+            dtype = (
+                torch.float32
+                if any(t.dtype == torch.float32 for t in floats)
+                else torch.get_autocast_dtype(NAME)
+            )
         else:
             dtype = torch.float32
         to = lambda t: t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t  # noqa: E731
@@ -99,7 +109,8 @@ def _cast(name: str) -> Any:
 
 
 def _set_up() -> list[torch.library.Library]:
-    """Once in a process, before its first backward pass, which starts a thread for every device that there is."""
+    """Once in a process, before its first backward pass, which starts a thread for every device that there
+    is."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, module, Hook())
     others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
     others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
@@ -174,7 +185,12 @@ class OnDevice(TorchDispatchMode):
             self.sync("size")
             with self.fakes:
                 return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.int64)
-        if func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default):
+        if func in (
+            aten.index.Tensor,
+            aten.index_put_.default,
+            aten.index_put.default,
+            aten._index_put_impl_.default,
+        ):
             args = (args[0], [self.position(i) for i in args[1]], *args[2:])
         return self.run(func, args, kwargs)
 
@@ -184,7 +200,9 @@ class OnDevice(TorchDispatchMode):
             return index
         self.sync("size" if isinstance(index, FakeTensor) else "copy")
         with self.fakes:
-            return torch.empty(index.numel() if index.dtype == torch.bool else index.shape, dtype=torch.int64, device=DEVICE)
+            return torch.empty(
+                index.numel() if index.dtype == torch.bool else index.shape, dtype=torch.int64, device=DEVICE
+            )
 
     def run(self, func, args, kwargs) -> Any:
         if not all(isinstance(t, FakeTensor) for t in tensors_in((*args, *kwargs.values()))):

@@ -30,7 +30,9 @@ class GaussianField:
     def denoised(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x_0 | x]."""
         pull = alpha * self.values / (alpha**2 * self.values + sigma**2)
-        return (self.mean + ((x.flatten(1) - alpha * self.mean) @ self.vectors * pull) @ self.vectors.T).view_as(x)
+        return (
+            self.mean + ((x.flatten(1) - alpha * self.mean) @ self.vectors * pull) @ self.vectors.T
+        ).view_as(x)
 
     def velocity_net(self) -> nn.Module:
         """The velocity x_1 − x_0 of a flow to it, of a whole batch at one time in thousandths."""

@@ -18,7 +18,15 @@ QUICK = ("train.sample_every=0", "train.eval_every=0", "train.best=none", "train
 
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAPS = ("random", "queue", "torch", "numpy", "yaml", "signal", "accelerate")  # what a user's own script may be called
+TRAPS = (
+    "random",
+    "queue",
+    "torch",
+    "numpy",
+    "yaml",
+    "signal",
+    "accelerate",
+)  # what a user's own script may be called
 
 
 def traps() -> Path:
@@ -64,10 +72,18 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     return Trainer(run, tree, pack, accelerate(tree), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
 
 
-def gz(*words: str, code: int = 0, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+def gz(
+    *words: str, code: int = 0, env: dict[str, str] | None = None, timeout: float = 240
+) -> subprocess.CompletedProcess:
     """Runs `gz` as a user does, in a folder of traps, and checks its exit code."""
-    done = subprocess.run([sys.executable, "-m", "gzcli", *words], capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}, cwd=traps())  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "gzcli", *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        cwd=traps(),
+    )
     assert done.returncode == code, f"gz {' '.join(words)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

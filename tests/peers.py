@@ -1,4 +1,5 @@
-"""Parts of `make bench`: a step of ours against other packages' on equal nets. They are of `pip install -e '.[peers]'`."""
+"""Parts of `make bench`: a step of ours against other packages' on equal nets. They are of `pip install -e
+'.[peers]'`."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def peers() -> None:
         blocks = [normflows.flows.GlowBlock(channels, 64, split_mode="channel", scale=True) for _ in range(8)]
         levels.append([*blocks, normflows.flows.Squeeze()])
         merges += [normflows.flows.Merge()] if i else []
-        priors.append(normflows.distributions.DiagGaussian((channels if i == 0 else channels // 2, side, side)))
+        priors.append(
+            normflows.distributions.DiagGaussian((channels if i == 0 else channels // 2, side, side))
+        )
     glow = normflows.MultiscaleFlow(priors, levels, merges, transform=normflows.transforms.Logit(1e-6))
     theirs = stepper(glow, lambda: -glow.log_prob(images, None).mean())
     compare("glow, 2 × 8 steps, 64 channels: normflows", ours("glow", batch(), logit=1e-6), theirs)
@@ -56,7 +59,9 @@ def peers() -> None:
     couplings = [transforms.SqueezeTransform()]
     for k in range(8):
         mask = torch.tensor([1.0, -1.0, -1.0, 1.0]) * (-1) ** k
-        couplings.append(transforms.AffineCouplingTransform(mask, lambda i, o: Unconditional(ResNet(i, o, 32, 2))))
+        couplings.append(
+            transforms.AffineCouplingTransform(mask, lambda i, o: Unconditional(ResNet(i, o, 32, 2)))
+        )
     net = flows.Flow(transforms.CompositeTransform(couplings), StandardNormal([4, 14, 14]))
     theirs = stepper(net, lambda: -net.log_prob(images).mean())
     mine = ours("realnvp", batch(), scales=1, couplings=7, hidden=32, blocks=2, batch_norm=False, logit=0.0)
@@ -66,7 +71,9 @@ def peers() -> None:
     images = torch.rand(n, 1, 32, 32)
     tokenizer = catalog.load("vqvae")(info, hidden=32, down=2, codes=128, dim=16)
     gpt = AutoregressiveWrapper(
-        TransformerWrapper(num_tokens=128, max_seq_len=65, attn_layers=Decoder(dim=128, depth=4, heads=4, attn_dim_head=32))
+        TransformerWrapper(
+            num_tokens=128, max_seq_len=65, attn_layers=Decoder(dim=128, depth=4, heads=4, attn_dim_head=32)
+        )
     )
     codes = torch.randint(128, (size, 65))
     theirs = stepper(gpt, lambda: gpt(codes))
@@ -109,8 +116,14 @@ def pythae() -> None:
     class Judge(BaseDiscriminator):
         def __init__(self):
             super().__init__()
-            self.net = torch.nn.Sequential(torch.nn.Linear(latent, 256), torch.nn.GELU(), torch.nn.Linear(256, 256),
-                                           torch.nn.GELU(), torch.nn.Linear(256, 1), torch.nn.Sigmoid())  # fmt: skip
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(latent, 256),
+                torch.nn.GELU(),
+                torch.nn.Linear(256, 256),
+                torch.nn.GELU(),
+                torch.nn.Linear(256, 1),
+                torch.nn.Sigmoid(),
+            )
 
         def forward(self, z):
             return ModelOutput(embedding=self.net(z))
@@ -148,13 +161,16 @@ def pythae() -> None:
     model = VAE(VAEConfig(**config), Encode(), Decode())
     compare("vae: pythae", ours("vae"), theirs(model, {"loss": list(model.parameters())}))
     model = Adversarial_AE(Adversarial_AE_Config(**config), Encode(), Decode(), Judge())
-    parts = {"autoencoder_loss": [*model.encoder.parameters(), *model.decoder.parameters()],
-             "discriminator_loss": list(model.discriminator.parameters())}  # fmt: skip
+    parts = {
+        "autoencoder_loss": [*model.encoder.parameters(), *model.decoder.parameters()],
+        "discriminator_loss": list(model.discriminator.parameters()),
+    }
     compare("aae: pythae", ours("aae", posterior="gaussian", code_weight=1.0), theirs(model, parts))
 
 
 def diffusion() -> None:
-    """A training step of ddpm and its sampling against diffusers' and denoising-diffusion-pytorch's, on the same weights."""
+    """A training step of ddpm and its sampling against diffusers' and denoising-diffusion-pytorch's, on the
+    same weights."""
     import torch
     from denoising_diffusion_pytorch import GaussianDiffusion
     from diffusers import DDPMPipeline
@@ -186,17 +202,23 @@ def diffusion() -> None:
         def forward(self, x, t, x_self_cond=None):
             return self.net(x, t)
 
-    other = GaussianDiffusion(Net(), image_size=28, objective="pred_noise", beta_schedule="linear", sampling_timesteps=20)
+    other = GaussianDiffusion(
+        Net(), image_size=28, objective="pred_noise", beta_schedule="linear", sampling_timesteps=20
+    )
 
     def by_diffusers() -> torch.Tensor:
         noise, t = torch.randn_like(x), torch.randint(1000, (n,))
         return F.mse_loss(pipeline.unet(pipeline.scheduler.add_noise(x, noise, t), t).sample, noise)
 
     compare(
-        "ddpm, a step of 16: diffusers", stepper(model, lambda: model.loss(batch)["loss"]), stepper(pipeline.unet, by_diffusers)
+        "ddpm, a step of 16: diffusers",
+        stepper(model, lambda: model.loss(batch)["loss"]),
+        stepper(pipeline.unet, by_diffusers),
     )
     mine = stepper(model, lambda: model.loss(batch)["loss"])
-    compare("ddpm, a step of 16: denoising-diffusion-pytorch", mine, stepper(other, lambda: other(0.5 * x + 0.5)))
+    compare(
+        "ddpm, a step of 16: denoising-diffusion-pytorch", mine, stepper(other, lambda: other(0.5 * x + 0.5))
+    )
     model.eval(), pipeline.unet.eval(), other.eval()
 
     def draw() -> torch.Tensor:
@@ -208,7 +230,12 @@ def diffusion() -> None:
     ):
         with torch.inference_mode():
             a, b, ratio = interleaved(draw, theirs, 5)
-        row(f"16 images, 20 DDIM steps: {name}", f"{a:.2f} s, theirs {b:.2f}: {1 / ratio:.2f} ×", "≥ .97 ×", 1 / ratio >= 0.97)
+        row(
+            f"16 images, 20 DDIM steps: {name}",
+            f"{a:.2f} s, theirs {b:.2f}: {1 / ratio:.2f} ×",
+            "≥ .97 ×",
+            1 / ratio >= 0.97,
+        )
 
 
 def stepper(model, loss: Callable) -> Callable[[], None]:

@@ -1,4 +1,5 @@
-"""A model that tests can check by counting: every pixel independent, with the histogram of its training images."""
+"""A model that tests can check by counting: every pixel independent, with the histogram of its training
+images."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def fitted(levels=17, conditional=False, size=None):
     groups = [k[y == c] for c in range(10)] if conditional else [k]
     tables = [np.stack([(group == level).sum(0) + 1.0 for level in range(levels)], -1) for group in groups]
     table = torch.from_numpy(np.stack([t / t.sum(-1, keepdims=True) for t in tables])).float()
-    return Pixelwise(pack.info(levels=levels), table=table if conditional else table[0], conditional=conditional)
+    return Pixelwise(
+        pack.info(levels=levels), table=table if conditional else table[0], conditional=conditional
+    )
 
 
 def fake_run(folder, monkeypatch, module, *, model=None, name="model"):

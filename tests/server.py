@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 
 @contextmanager
 def serve(folder: Path, *faults: str):
-    """Yields a server with `.url`, `.requests` (path, Range header), `.busiest` (most requests at once), `.stalling` (an
-    event), and settings: `.pace` (seconds a block of 4 KB), `.most` (more requests at once get a 503), `.faults`, a queue
-    of which each GET takes one:
+    """Yields a server with `.url`, `.requests` (path, Range header), `.busiest` (most requests at once),
+    `.stalling` (an event), and settings: `.pace` (seconds a block of 4 KB), `.most` (more requests at once
+    get a 503), `.faults`, a queue of which each GET takes one:
 
     ok · 503 · 404 · stall (half, then silence) · cut (half, then closed) · redirect · whole (ignores ranges)
-    html (a page instead of the file) · long (more bytes than announced by the publisher) · wrong (other bytes)
-    other (another range than asked for) · open (all from where the range begins) · unsized (all, without its length)
+    html (a page instead of the file) · long (more bytes than announced by the publisher) · wrong (other
+    bytes) other (another range than asked for) · open (all from where the range begins) · unsized (all,
+    without its length)
     """
 
     class Handler(BaseHTTPRequestHandler):

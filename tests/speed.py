@@ -1,6 +1,8 @@
-"""`make bench`: each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet machine.
+"""`make bench`: each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet
+machine.
 
-python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers prior peers pythae diffusion
+python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers prior peers pythae
+diffusion
 """
 
 from __future__ import annotations
@@ -23,13 +25,24 @@ def start() -> None:
     bare = statistics.median(timed(lambda: subprocess.run([sys.executable, "-c", ""])) for _ in range(7))
     for words, bar in ((["--version"], 0.12), (["--help"], 0.20), (["list"], 0.30), (["list", "data"], 0.30)):
         call = [sys.executable, "-m", "gzcli", *words]
-        took = statistics.median(timed(lambda c=call: subprocess.run(c, capture_output=True)) for _ in range(7))
-        row(f"gz {' '.join(words)}", f"{1e3 * took:.0f} ms (bare python {1e3 * bare:.0f})", f"≤ {1e3 * bar:.0f} ms", took <= bar)
+        took = statistics.median(
+            timed(lambda c=call: subprocess.run(c, capture_output=True)) for _ in range(7)
+        )
+        row(
+            f"gz {' '.join(words)}",
+            f"{1e3 * took:.0f} ms (bare python {1e3 * bare:.0f})",
+            f"≤ {1e3 * bar:.0f} ms",
+            took <= bar,
+        )
 
 
 def demo() -> None:
     """`gz train vae` on digits to its final picture, launch included."""
-    took = timed(lambda: subprocess.run([sys.executable, "-m", "gzcli", "train", "vae", "-q"], check=True, capture_output=True))
+    took = timed(
+        lambda: subprocess.run(
+            [sys.executable, "-m", "gzcli", "train", "vae", "-q"], check=True, capture_output=True
+        )
+    )
     row("gz train vae", f"{took:.1f} s", "≤ 60 s", took <= 60)
 
 
@@ -44,7 +57,9 @@ def trainer() -> None:
     from gzcli.types import BatchNoise
 
     for model, options, batch, block in (("vae", {}, 64, 100), ("ddpm", {}, 32, 10), ("glow", {}, 32, 10)):
-        tree = recipe(Case(model, options, batch=batch), steps=100_000, sets=("train.ema=0.999", "train.clip=1"))
+        tree = recipe(
+            Case(model, options, batch=batch), steps=100_000, sets=("train.ema=0.999", "train.clip=1")
+        )
         t = make(tree)
         t.begin()
         bare = build_model(tree, t.info).train()
@@ -62,7 +77,16 @@ def trainer() -> None:
             ),
         )
 
-        def loop(at=[0], t=t, bare=bare, params=params, shadow=shadow, optimizer=optimizer, block=block, batch=batch):  # noqa: B006
+        def loop(
+            at=[0],  # noqa: B006
+            t=t,
+            bare=bare,
+            params=params,
+            shadow=shadow,
+            optimizer=optimizer,
+            block=block,
+            batch=batch,
+        ):
             for _ in range(block):
                 step = at[0] = at[0] + 1
                 data = t.batches.at(step)
@@ -81,8 +105,12 @@ def trainer() -> None:
         a, b, ratio = interleaved(ours, loop, 9)
         ms, extra = 1e3 * b / block, 1e3 * (a - b) / block
         small = ms < 20
-        row(f"trainer step, {model} ({ms:.1f} ms)", f"{ratio:.3f} × the bare loop, {extra:+.2f} ms",
-            "≤ +0.5 ms" if small else "≤ 1.05 ×", extra <= 0.5 if small else ratio <= 1.05)  # fmt: skip
+        row(
+            f"trainer step, {model} ({ms:.1f} ms)",
+            f"{ratio:.3f} × the bare loop, {extra:+.2f} ms",
+            "≤ +0.5 ms" if small else "≤ 1.05 ×",
+            extra <= 0.5 if small else ratio <= 1.05,
+        )
 
 
 def batches() -> None:
@@ -110,8 +138,11 @@ def batches() -> None:
 
     steps = len(images) // 64
     source = TrainBatches(pack, seed=0, batch_size=64, levels=256, device=torch.device("cpu"))
-    a, _, ratio = interleaved(lambda: [source.at(i) for i in range(steps)],
-                              lambda: list(torch.utils.data.DataLoader(Pictures(), 64, drop_last=True)), 7)  # fmt: skip
+    a, _, ratio = interleaved(
+        lambda: [source.at(i) for i in range(steps)],
+        lambda: list(torch.utils.data.DataLoader(Pictures(), 64, drop_last=True)),
+        7,
+    )
     row(
         "batches of 64, 16×16",
         f"{1 / ratio:.0f} × a PIL DataLoader ({64 * steps / a:,.0f} images/s)",
@@ -157,15 +188,20 @@ def samplers() -> None:
     with torch.inference_mode():
 
         def draw(sampler: str, steps: int):
-            return model.sample(8, noise=ImageNoise(0, range(8)), progress=no_progress, sampler=sampler, steps=steps)
+            return model.sample(
+                8, noise=ImageNoise(0, range(8)), progress=no_progress, sampler=sampler, steps=steps
+            )
 
         full = 20 * timed(lambda: draw("ancestral", 50))
         few = statistics.median(timed(lambda: draw("dpmpp", 20)) for _ in range(3))
-    row("ddpm, DPM-Solver++ 20 steps", f"{full / few:.0f} × 1,000 ancestral steps", "≈ 50 ×", full / few >= 40)
+    row(
+        "ddpm, DPM-Solver++ 20 steps", f"{full / few:.0f} × 1,000 ancestral steps", "≈ 50 ×", full / few >= 40
+    )
 
 
 def prior() -> None:
-    """A prior's sampling with kept keys and values against a pass over all codes so far for each of 64 codes."""
+    """A prior's sampling with kept keys and values against a pass over all codes so far for each of 64
+    codes."""
     import torch
 
     from gzcli.models import catalog
@@ -184,12 +220,22 @@ def prior() -> None:
         model.images(codes[:, :-1])
 
     with torch.inference_mode():
-        cached, naive, ratio = interleaved(lambda: model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress), again, 5)
-    row("transformer, 16 × 64 codes", f"kept {cached:.2f} s, anew {naive:.2f} s: {1 / ratio:.1f} ×", "≥ 5 ×", 1 / ratio >= 5)
+        cached, naive, ratio = interleaved(
+            lambda: model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress), again, 5
+        )
+    row(
+        "transformer, 16 × 64 codes",
+        f"kept {cached:.2f} s, anew {naive:.2f} s: {1 / ratio:.1f} ×",
+        "≥ 5 ×",
+        1 / ratio >= 5,
+    )
 
 
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (start, demo, trainer, batches, pixelcnn, samplers, prior, peers, pythae, diffusion)}
+    parts = {
+        f.__name__: f
+        for f in (start, demo, trainer, batches, pixelcnn, samplers, prior, peers, pythae, diffusion)
+    }
     for name in sys.argv[1:] or parts:
         parts[name]()
     sys.exit(any(r[3] != "ok" for r in ROWS))

@@ -15,7 +15,9 @@ def timed(f: Callable[[], object]) -> float:
     return time.perf_counter() - since
 
 
-def interleaved(ours: Callable[[], object], theirs: Callable[[], object], blocks: int) -> tuple[float, float, float]:
+def interleaved(
+    ours: Callable[[], object], theirs: Callable[[], object], blocks: int
+) -> tuple[float, float, float]:
     """(median of ours, median of theirs, median of the ratios ours / theirs), the two in turn."""
     ours(), theirs()
     pairs = [(timed(ours), timed(theirs)) for _ in range(blocks)]
@@ -33,4 +35,9 @@ def compare(what: str, ours: Callable[[], None], theirs: Callable[[], None]) -> 
         return lambda: [step() for _ in range(5)]
 
     a, b, ratio = interleaved(block(ours), block(theirs), 9)
-    row(what, f"{200 * a:.0f} ms a step, theirs {200 * b:.0f}: {1 / ratio:.2f} ×", "≥ .97 ×", 1 / ratio >= 0.97)
+    row(
+        what,
+        f"{200 * a:.0f} ms a step, theirs {200 * b:.0f}: {1 / ratio:.2f} ×",
+        "≥ .97 ×",
+        1 / ratio >= 0.97,
+    )

@@ -1,5 +1,5 @@
-"""Started by test_processes.py as N processes: trains zoo lines one after another in float64, and tells of each its
-losses, its figures of validation and the rank gap."""
+"""Started by test_processes.py as N processes: trains zoo lines one after another in float64, and tells of
+each its losses, its figures of validation and the rank gap."""
 
 from __future__ import annotations
 
@@ -45,4 +45,6 @@ if __name__ == "__main__":
         accelerator.free_memory()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    os._exit(0)  # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by `status.json`
+    os._exit(
+        0
+    )  # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by `status.json`

@@ -1,4 +1,5 @@
-"""The Typer application: every verb by its name, and the one place where an exception becomes a message and a code."""
+"""The Typer application: every verb by its name, and the one place where an exception becomes a message and a
+code."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from gzcli.errors import GzError, Interrupted, MissingError, UsageError
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
 _MODELS, _STORE = "Models", "Recipes, runs, data"
 
-# Verb → its help panel. The module of that name here holds `app`, a group of commands, or the function `verb`.
+# Verb → its help panel. The module of that name here holds `app`, a group of commands, or the function
+# `verb`.
 VERBS = {
     "train": _MODELS,
     "sample": _MODELS,
@@ -35,7 +37,8 @@ VERBS = {
 
 
 def build(words: list[str]) -> typer.Typer:
-    """The application: with the one verb that the command line begins with, which starts faster, else with all."""
+    """The application: with the one verb that the command line begins with, which starts faster, else with
+    all."""
     app = typer.Typer(
         name="gz",
         help="Train, sample, score and compare image generative models.",
@@ -67,7 +70,9 @@ def _version(ctx: typer.Context, value: bool) -> None:
 
 def root(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     json: Json = False,
 ) -> None:
     if ctx.invoked_subcommand is None:
@@ -99,7 +104,9 @@ def run(argv: list[str]) -> int:
 
 
 def _fail(problem: BaseException, argv: list[str]) -> int:
-    if "--json" in (argv[: argv.index("--")] if "--" in argv else argv):  # Typer may have stopped before it got there
+    if "--json" in (
+        argv[: argv.index("--")] if "--" in argv else argv
+    ):  # Typer may have stopped before it got there
         out.configure(json=True)
     if os.environ.get("GZ_DEBUG"):
         out.trace(problem)
@@ -142,7 +149,9 @@ def _usage(problem: Any) -> UsageError:
     message, _, suggestion = message.partition(" Did you mean ")
     message = re.sub(r"'([^']*)'", r"`\1`", message).rstrip(". ")
     message = re.sub(r"Input should be ", "must be ", message)  # as those of recipes: `must be 1 or more`
-    message = re.sub(r"must be a valid (integer|number).*", r"must be a \1", message).replace("a integer", "an integer")
+    message = re.sub(r"must be a valid (integer|number).*", r"must be a \1", message).replace(
+        "a integer", "an integer"
+    )
     message = re.sub(r"must be greater than or equal to (\S+)", r"must be \1 or more", message)
     message = re.sub(r"must be less than or equal to (\S+)", r"must be \1 or less", message)
     message = re.sub(r"^No such option: (\S+)", r"no such option `\1`", message)

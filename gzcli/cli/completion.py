@@ -1,7 +1,8 @@
-"""Shell completion: answers a TAB, and writes the scripts of `completions/` (`python -m gzcli.cli.completion [DIR]`).
+"""Shell completion: answers a TAB, and writes the scripts of `completions/` (`python -m gzcli.cli.completion
+[DIR]`).
 
-The scripts are Typer's, and so is what they ask. The answer is our own: Typer parses the words before the cursor with
-pydantic, whose import alone is most of the time that a TAB may take.
+The scripts are Typer's, and so is what they ask. The answer is our own: Typer parses the words before the
+cursor with pydantic, whose import alone is most of the time that a TAB may take.
 """
 
 from __future__ import annotations
@@ -39,14 +40,19 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
         items = "\n".join(f'"{value}":"{_bare(help)}"' if help else f'"{value}"' for value, help in found)
         out.text(f"_arguments '*: :(({items}))'" if found else "_files")
     elif found:
-        out.text("\n".join(f"{value}\t{help}" if help and shell == "fish" else value for value, help in found))
+        out.text(
+            "\n".join(f"{value}\t{help}" if help and shell == "fish" else value for value, help in found)
+        )
     return 0
 
 
 def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of all that may stand for `incomplete` after `words`; `command` is Typer's command or group."""
+    """(word, help) of all that may stand for `incomplete` after `words`; `command` is Typer's command or
+    group."""
     context = typer.Context(command, resilient_parsing=True)
-    options = {name: param for param in command.params for name in param.opts if param.param_type_name == "option"}
+    options = {
+        name: param for param in command.params for name in param.opts if param.param_type_name == "option"
+    }
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     waiting = None  # the option whose value comes next
     for i, word in enumerate(words):
@@ -105,9 +111,13 @@ def script(shell: str) -> str:
     from typer.completion import get_completion_script
 
     variables = {name: f"_{name.upper()}_COMPLETE" for name in PROGRAMS}
-    parts = [get_completion_script(prog_name=name, complete_var=var, shell=shell) for name, var in variables.items()]
+    parts = [
+        get_completion_script(prog_name=name, complete_var=var, shell=shell)
+        for name, var in variables.items()
+    ]
     if shell == "zsh":
-        # zsh reads the file at the first TAB and runs it as the completer: name both programs, then answer that TAB.
+        # zsh reads the file at the first TAB and runs it as the completer: name both programs, then answer
+        # that TAB.
         bodies = [part.partition("\n")[2].strip() for part in parts]
         first = 'if [[ $funcstack[1] == _gz ]]; then "_${words[1]:t}_completion"; fi'
         parts = [f"#compdef {' '.join(PROGRAMS)}", *bodies, first]

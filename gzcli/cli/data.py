@@ -22,11 +22,17 @@ app = typer.Typer(help="Download, import and check data sets.")
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set.", autocompletion=complete_data)]
 _Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Data sets.", autocompletion=complete_data)]
 _From = Annotated[
-    str | None, typer.Option("--from", metavar="DIR|URL", help="Where to take the files from, not from the publisher.")
+    str | None,
+    typer.Option("--from", metavar="DIR|URL", help="Where to take the files from, not from the publisher."),
 ]
 _Size = Annotated[
     int | None,
-    typer.Option(metavar="S", min=4, max=1024, help="Height and width to bring images to; MedMNIST comes in 28, 64, 128 and 224."),
+    typer.Option(
+        metavar="S",
+        min=4,
+        max=1024,
+        help="Height and width to bring images to; MedMNIST comes in 28, 64, 128 and 224.",
+    ),
 ]
 
 
@@ -70,7 +76,8 @@ def download(
 ) -> None:
     """Fetch data sets, check them and pack them.
 
-    Downloads go on where they were cut off. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked first.
+    Downloads go on where they were cut off. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
+    first.
     """
     from gzcli.data.fetch import fetch
     from gzcli.data.pack import pack_limit, peek
@@ -81,12 +88,16 @@ def download(
         if not spec.embedded:
             pixels = (channels or spec.channels) * (size or spec.size) ** 2
             pack_size = pixels * (spec.n_train + spec.n_val + spec.n_test)
-            if pack_size > pack_limit() or peek(spec.name, size=size, channels=channels):  # streamed, or there already
+            if pack_size > pack_limit() or peek(
+                spec.name, size=size, channels=channels
+            ):  # streamed, or there already
                 pack_size = 0
             with out.progress(spec.name) as report:
                 fetch(spec.sized(size), source=source, pack_size=pack_size, progress=report, say=out.info)
         meta = _opened(spec.name, size, channels).meta
-        rows.append({"name": spec.name, "shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts})
+        rows.append(
+            {"name": spec.name, "shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts}
+        )
     columns = ("data", "train", "val", "test")
     out.table(columns, [(row["name"], *(row["counts"][split] for split in columns[1:])) for row in rows])
     out.data({"data": rows})
@@ -94,17 +105,23 @@ def download(
 
 @app.command("import")
 def import_(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, zip, tar, npz or parquet of images.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder, zip, tar, npz or parquet of images.")
+    ],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call it.")],
     size: _Size = None,
     channels: _Channels = None,
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout", metavar="L", help="What its folders are: flat, classes, splits or class-splits; they tell it mostly."
+            "--layout",
+            metavar="L",
+            help="What its folders are: flat, classes, splits or class-splits; they tell it mostly.",
         ),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -131,7 +148,11 @@ def import_(
         found = re.search(r"`--(size|channels) (\d+)`", error.hint or "")
         more = f" --set data.{found[1]}={found[2]}" if found else ""
         out.info(f"not packed yet: {error.message}")
-        out.hint(f"import it again with {found[0]}, or say it when you train, as below" if found else str(error.hint))
+        out.hint(
+            f"import it again with {found[0]}, or say it when you train, as below"
+            if found
+            else str(error.hint)
+        )
     out.text(row["name"])
     drawn = f"; `gz data show {row['name']}` draws it" if row["shape"] else ""
     out.hint(f"`gz train vae --data {row['name']}{more}`{drawn}")
@@ -140,7 +161,12 @@ def import_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data
+        ),
+    ],
     size: _Size = None,
     channels: _Channels = None,
     json: Json = False,
@@ -157,19 +183,29 @@ def show(
     for note in meta.notes:
         out.info(note)
     every = ("images", *(meta.counts[split] for split in splits))
-    out.table(("class", *splits), [*((row["name"], *(row[split] for split in splits)) for row in classes), every])
+    out.table(
+        ("class", *splits), [*((row["name"], *(row[split] for split in splits)) for row in classes), every]
+    )
     for message in meta.skipped:
         out.info(f"left out: {message}")
     sheet = draw(pack, pack.folder / "sheet.png")
     out.text(str(sheet))
-    told = {"name": meta.name, "title": meta.title, "shape": meta.shape, "levels": meta.levels, "counts": meta.counts}
+    told = {
+        "name": meta.name,
+        "title": meta.title,
+        "shape": meta.shape,
+        "levels": meta.levels,
+        "counts": meta.counts,
+    }
     told |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
     out.data({**told, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
 
 
 @app.command("list")
 def list_(
-    long: Annotated[bool, typer.Option("--long", "-l", help="Splits, sizes, licences and citations too.")] = False,
+    long: Annotated[
+        bool, typer.Option("--long", "-l", help="Splits, sizes, licences and citations too.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -180,7 +216,8 @@ def list_(
 @app.command()
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="All cached ones if none.", autocompletion=complete_data)
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="All cached ones if none.", autocompletion=complete_data),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -190,7 +227,10 @@ def verify(
 
     cached = [row["name"] for row in library.listing() if row["cached"] and not row["embedded"]]
     rows = [library.verify(name, say=out.info) for name in names or cached]
-    out.table(("data", "files", "packs", "state"), [(r["name"], len(r["files"]), len(r["packs"]), "ok") for r in rows])
+    out.table(
+        ("data", "files", "packs", "state"),
+        [(r["name"], len(r["files"]), len(r["packs"]), "ok") for r in rows],
+    )
     out.data({"data": rows})
 
 

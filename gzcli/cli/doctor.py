@@ -41,7 +41,11 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
     bad = [check for check in checks if check.state == "bad"]
     out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
     if bad and not out.is_json():
-        out.error(MissingError(f"{len(bad)} of {len(checks)} checks failed: " + ", ".join(f"`{c.name}`" for c in bad)))
+        out.error(
+            MissingError(
+                f"{len(bad)} of {len(checks)} checks failed: " + ", ".join(f"`{c.name}`" for c in bad)
+            )
+        )
     if bad:
         raise SystemExit(MissingError.code)
 
@@ -51,7 +55,12 @@ def software() -> Iterator[Check]:
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "torchvision", "accelerate"):
         version = _version(package)
-        yield Check(package, "ok" if version else "bad", version or "missing", None if version else f"pip install {package}")
+        yield Check(
+            package,
+            "ok" if version else "bad",
+            version or "missing",
+            None if version else f"pip install {package}",
+        )
 
 
 def devices() -> Iterator[Check]:
@@ -60,7 +69,9 @@ def devices() -> Iterator[Check]:
     try:
         import torch
     except Exception as problem:  # an installation may fail to load in any way
-        yield Check("devices", "bad", f"torch does not load: {problem}", "install torch again, see pytorch.org")
+        yield Check(
+            "devices", "bad", f"torch does not load: {problem}", "install torch again, see pytorch.org"
+        )
         return
     there, usable = count_gpus(), torch.cuda.device_count()
     for i in range(usable):
@@ -75,7 +86,11 @@ def devices() -> Iterator[Check]:
     elif not usable:
         yield Check("gpu", "note", "none: gz trains on the CPU")
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    yield Check("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {'' if fast else 'no '}fast bf16")
+    yield Check(
+        "cpu",
+        "ok",
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {'' if fast else 'no '}fast bf16",
+    )
 
 
 def folders() -> Iterator[Check]:
@@ -85,13 +100,25 @@ def folders() -> Iterator[Check]:
             there = there.parent
         free = shutil.disk_usage(there).free / 1e9
         if not os.access(there, os.W_OK):
-            yield Check(name, "bad", f"{folder} cannot be written", "set `GZ_HOME` to a folder that you may write")
+            yield Check(
+                name, "bad", f"{folder} cannot be written", "set `GZ_HOME` to a folder that you may write"
+            )
         elif free < 1:
-            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", "set `GZ_HOME` to a folder on a larger disk")
+            yield Check(
+                name,
+                "note",
+                f"{folder}, only {free:.1f} GB free",
+                "set `GZ_HOME` to a folder on a larger disk",
+            )
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
     count = len(recipe_names())
-    yield Check("recipes", "ok" if count else "bad", f"{count} in {recipes_dir()}", None if count else "install gz again")
+    yield Check(
+        "recipes",
+        "ok" if count else "bad",
+        f"{count} in {recipes_dir()}",
+        None if count else "install gz again",
+    )
 
 
 def settings() -> Iterator[Check]:
@@ -137,7 +164,11 @@ def optional() -> Iterator[Check]:
 
     file = cache_dir("weights", INCEPTION)
     there = file.exists()
-    yield Check("inception", "ok" if there else "note", str(file) if there else f"missing: FID, KID and IS need `{file}`")
+    yield Check(
+        "inception",
+        "ok" if there else "note",
+        str(file) if there else f"missing: FID, KID and IS need `{file}`",
+    )
 
 
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW")

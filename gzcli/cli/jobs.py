@@ -77,11 +77,15 @@ def tell_run(run: Run, ref: str, *, data: str | None = None) -> None:
         out.info(f"note: passed over `{newer.id}`, which is newer: {', '.join(newer.shortfalls)}")
 
 
-OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}  # a verb's, that takes those of the model's methods
+OWN_OPTIONS = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+}  # a verb's, that takes those of the model's methods
 
 
 def as_options(words: list[str], section: str) -> list[str]:
-    """The words with `--set sample.steps=15`, as a recipe has it, for `--steps=15`. Raises UsageError for another section."""
+    """The words with `--set sample.steps=15`, as a recipe has it, for `--steps=15`. Raises UsageError for
+    another section."""
     found, rest = [], iter(words)
     for word in rest:
         if word == "--set" or word.startswith("--set="):
@@ -95,9 +99,11 @@ def as_options(words: list[str], section: str) -> list[str]:
     return found
 
 
-def method_options(words: list[str], params: Mapping[str, Param | Rule], what: str, section: str) -> dict[str, Any]:
-    """`--rows 14 --no-clip --sampler=ddim` as the typed keywords of a method whose signature is `params`; `section` of a recipe
-    has them too.
+def method_options(
+    words: list[str], params: Mapping[str, Param | Rule], what: str, section: str
+) -> dict[str, Any]:
+    """`--rows 14 --no-clip --sampler=ddim` as the typed keywords of a method whose signature is `params`;
+    `section` of a recipe has them too.
 
     Raises UsageError for an unknown option, a missing or a wrong value.
     """

@@ -31,12 +31,20 @@ def _complete_can(incomplete: str) -> list[str]:
 
 
 def list_(
-    what: Annotated[str, typer.Argument(metavar="[models|data|recipes|runs]", autocompletion=_complete_what)] = "",
+    what: Annotated[
+        str, typer.Argument(metavar="[models|data|recipes|runs]", autocompletion=_complete_what)
+    ] = "",
     family: Annotated[
-        str, typer.Option("--family", metavar="F", help="Models of one family only.", autocompletion=_complete_family)
+        str,
+        typer.Option(
+            "--family", metavar="F", help="Models of one family only.", autocompletion=_complete_family
+        ),
     ] = "",
     can: Annotated[
-        str, typer.Option("--can", metavar="CAP", help="Models with a capability only.", autocompletion=_complete_can)
+        str,
+        typer.Option(
+            "--can", metavar="CAP", help="Models with a capability only.", autocompletion=_complete_can
+        ),
     ] = "",
     json: Json = False,
     quiet: Quiet = False,
@@ -120,11 +128,19 @@ def _data_block(row: dict[str, Any]) -> list[str]:
     state = ", ".join(filter(None, ("cached" if row["cached"] else "not cached", lost, fetched)))
     kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
     facts = {
-        "images": ", ".join(filter(None, (_images(row), images, sizes))), "labels": f"{row['classes'] or 'no'} {kind}",
+        "images": ", ".join(filter(None, (_images(row), images, sizes))),
+        "labels": f"{row['classes'] or 'no'} {kind}",
         "with each": in_words(row["extras"]),
-        "state": state, "licence": row["licence"], "cite": row["citation"], "get it at": row["page"], "path": row["path"],
-    }  # fmt: skip
-    return [f"{row['name']}: {row['title']}", *(f"  {key:<10} {value}" for key, value in facts.items() if value)]
+        "state": state,
+        "licence": row["licence"],
+        "cite": row["citation"],
+        "get it at": row["page"],
+        "path": row["path"],
+    }
+    return [
+        f"{row['name']}: {row['title']}",
+        *(f"  {key:<10} {value}" for key, value in facts.items() if value),
+    ]
 
 
 def list_recipes() -> None:
@@ -133,7 +149,9 @@ def list_recipes() -> None:
     rows = []
     for name, path in recipes().items():
         tree = read(path)
-        rows.append({"name": name, "path": path, "about": tree.get("about", ""), "for": list(tree.get("for", {}))})
+        rows.append(
+            {"name": name, "path": path, "about": tree.get("about", ""), "for": list(tree.get("for", {}))}
+        )
     out.table(("recipe", "about", "for"), [(row["name"], row["about"], " ".join(row["for"])) for row in rows])
     out.data({"recipes": rows})
 

@@ -43,36 +43,59 @@ _Outs = Annotated[
     typer.Option(
         "--out",
         metavar="NAME|PATH[,…]",
-        help="The foreign sets: test splits of known sets; of your own the `test` folder or, without one, every "
+        help="The foreign sets: test splits of known sets; of your own the `test` folder or, without one, "
+        "every "
         "picture. What is a set or a path as it stands is never split at its commas.",
         autocompletion=complete_data_list,
     ),
 ]
 _Benchmark = Annotated[
     str | None,
-    typer.Option("--benchmark", metavar="B", help="The sets of openood-mnist, openood-cifar10 or openood-cifar100."),
+    typer.Option(
+        "--benchmark", metavar="B", help="The sets of openood-mnist, openood-cifar10 or openood-cifar100."
+    ),
 ]
 _Score = Annotated[
     str | None,
-    typer.Option("--score", metavar="S[,S…]", help="Scores; the recipe's without it.", autocompletion=complete_scores),
+    typer.Option(
+        "--score", metavar="S[,S…]", help="Scores; the recipe's without it.", autocompletion=complete_scores
+    ),
 ]
 _N = Annotated[
     int | None,
-    typer.Option("-n", metavar="N", min=10, help="Images scored of each set; without it as the budget allows."),
+    typer.Option(
+        "-n", metavar="N", min=10, help="Images scored of each set; without it as the budget allows."
+    ),
 ]
 _Full = Annotated[bool, typer.Option("--full", help="All images of each set.")]
 _Background = Annotated[
-    str | None, typer.Option("--background", metavar="RUN", help="For the score `ratio`: a run trained on mutated images.")
+    str | None,
+    typer.Option(
+        "--background", metavar="RUN", help="For the score `ratio`: a run trained on mutated images."
+    ),
 ]
 
 SETTINGS = OWN_OPTIONS
 
 
 def ood(
-    ctx: typer.Context, model: Model, in_: _In = None, out_: _Outs = None, benchmark: _Benchmark = None, score: _Score = None,
-    n: _N = None, full: _Full = False, background: _Background = None, checkpoint: Checkpoint = "last", gpus: Gpus = None,
-    cpu: Cpu = False, processes: Processes = None, seed: Seed = 0, json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    ctx: typer.Context,
+    model: Model,
+    in_: _In = None,
+    out_: _Outs = None,
+    benchmark: _Benchmark = None,
+    score: _Score = None,
+    n: _N = None,
+    full: _Full = False,
+    background: _Background = None,
+    checkpoint: Checkpoint = "last",
+    gpus: Gpus = None,
+    cpu: Cpu = False,
+    processes: Processes = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Score how foreign images of other sets look to a model.
 
     A higher score is more out-of-distribution; baselines that know no model stand beside the model's scores.
@@ -99,10 +122,19 @@ def ood(
     options = method_options(ctx.args, score_options(known), f"`gz ood` of `{known.name}`", "ood")
     tell_run(run, model, data=key)
     job = {
-        "verb": "ood", "run": str(run.path), "in": in_, "out": outs, "benchmark": asked and asked.name, "scores": scores,
-        "n": n, "full": full, "seed": seed, "checkpoint": checkpoint, "options": options,
+        "verb": "ood",
+        "run": str(run.path),
+        "in": in_,
+        "out": outs,
+        "benchmark": asked and asked.name,
+        "scores": scores,
+        "n": n,
+        "full": full,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "options": options,
         "background": str(runs.find(background).path) if background else None,
-    }  # fmt: skip
+    }
     label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
     folder = run.path / "ood" / f"{label}-{stamp()}"
     result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
@@ -136,7 +168,8 @@ def table(result: Mapping[str, Any]) -> None:
 
 
 def sets(text: str) -> list[str]:
-    """The sets of a comma-separated list: from each comma on the longest text that is a set or an existing path."""
+    """The sets of a comma-separated list: from each comma on the longest text that is a set or an existing
+    path."""
     from gzcli.data.library import is_set
 
     parts, found = text.split(","), []
@@ -153,12 +186,16 @@ def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
 
     benchmark = find(name)
     if out_ or (in_ and in_ != benchmark.inside):
-        raise UsageError(f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`", hint="leave `--in` and `--out` out")
+        raise UsageError(
+            f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`",
+            hint="leave `--in` and `--out` out",
+        )
     return benchmark
 
 
 def at_hand(benchmark: Benchmark, run: Run) -> list[str]:
-    """The foreign sets of a benchmark that are there, or small enough to be fetched unasked; the others are named.
+    """The foreign sets of a benchmark that are there, or small enough to be fetched unasked; the others are
+    named.
 
     Raises MissingError where there is none.
     """
@@ -175,5 +212,7 @@ def at_hand(benchmark: Benchmark, run: Run) -> list[str]:
         out.info(f"left out: `{name}`, which gz does not know")
     if not found:
         sets = " ".join((*benchmark.near, *benchmark.far))
-        raise MissingError(f"none of the foreign sets of `{benchmark.name}` is at hand", hint=f"gz data download {sets}")
+        raise MissingError(
+            f"none of the foreign sets of `{benchmark.name}` is at hand", hint=f"gz data download {sets}"
+        )
     return found

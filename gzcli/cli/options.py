@@ -1,4 +1,5 @@
-"""Options that several verbs share, and their shell completion, which reads names from disk and imports little."""
+"""Options that several verbs share, and their shell completion, which reads names from disk and imports
+little."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def many(incomplete: str, options: Iterable[str]) -> list[str]:
     """The same for the last item of a comma-separated list."""
     done, comma, last = incomplete.rpartition(",")
     given = done.split(",")
-    return [done + comma + name for name in names(last, (option for option in options if option not in given))]
+    return [
+        done + comma + name for name in names(last, (option for option in options if option not in given))
+    ]
 
 
 def run_names() -> list[str]:
@@ -69,7 +72,10 @@ def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
     """The scores of the model typed before, and those that the engine makes of any likelihood."""
     from gzcli.recipe.schema import score_names
 
-    return many(incomplete, sorted({score for card in _cards_of(ctx.params.get("model")) for score in score_names(card)}))
+    return many(
+        incomplete,
+        sorted({score for card in _cards_of(ctx.params.get("model")) for score in score_names(card)}),
+    )
 
 
 def complete_do(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -135,7 +141,9 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
     after = words[words.index("--") + 1 :] if "--" in words else []
     given = list(value or ())
     if given and given != after[-len(given) :] and not ctx.resilient_parsing:
-        raise UsageError(f"unexpected argument `{given[0]}`", hint="arguments for `accelerate launch` stand after `--`")
+        raise UsageError(
+            f"unexpected argument `{given[0]}`", hint="arguments for `accelerate launch` stand after `--`"
+        )
     if not given:
         return given
     from gzcli.cli.accelerate import check
@@ -168,19 +176,35 @@ def confirmed(what: str, yes: bool) -> bool:
 
 _OUTPUT, _DEVICE = "Output", "Devices"
 
-Json = Annotated[bool, typer.Option("--json", callback=_json, help="Print JSON for scripts.", rich_help_panel=_OUTPUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print data and errors only.", rich_help_panel=_OUTPUT)]
+Json = Annotated[
+    bool, typer.Option("--json", callback=_json, help="Print JSON for scripts.", rich_help_panel=_OUTPUT)
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_quiet, help="Print data and errors only.", rich_help_panel=_OUTPUT
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _RUNS = {"metavar": "MODEL|RUN", "autocompletion": complete_model_or_run}
-Model = Annotated[str, typer.Argument(help="A model (its newest finished run), or a run's id, alias or folder.", **_RUNS)]
-Models = Annotated[list[str] | None, typer.Argument(help="Models, or ids, aliases or folders of runs.", **_RUNS)]
+Model = Annotated[
+    str, typer.Argument(help="A model (its newest finished run), or a run's id, alias or folder.", **_RUNS)
+]
+Models = Annotated[
+    list[str] | None, typer.Argument(help="Models, or ids, aliases or folders of runs.", **_RUNS)
+]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data),
+    typer.Option(
+        "--data", metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="Seed of all randomness.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="Change a key of the recipe; may be repeated.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=v", help="Change a key of the recipe; may be repeated."),
+]
 Checkpoint = Annotated[
     str,
     typer.Option(
@@ -191,12 +215,16 @@ Checkpoint = Annotated[
     ),
 ]
 Gpus = Annotated[str | None, typer.Option(metavar="N|all", help="How many GPUs.", rich_help_panel=_DEVICE)]
-Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.", rich_help_panel=_DEVICE)]
+Cpu = Annotated[
+    bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.", rich_help_panel=_DEVICE)
+]
 Processes = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="CPU processes, with `--cpu`.", rich_help_panel=_DEVICE),
 ]
 Extra = Annotated[
     list[str] | None,
-    typer.Argument(metavar="-- ARG", callback=_after_dashes, help="Options of `accelerate launch`, after `--`."),
+    typer.Argument(
+        metavar="-- ARG", callback=_after_dashes, help="Options of `accelerate launch`, after `--`."
+    ),
 ]

@@ -154,11 +154,14 @@ def _write(stream: TextIO, string: str) -> None:
 
 
 def _is_number(cell: str) -> bool:
-    return cell in ("-", "nan", "inf", "-inf") or cell.lstrip("-").replace(",", "").replace(".", "").isdecimal()
+    return (
+        cell in ("-", "nan", "inf", "-inf") or cell.lstrip("-").replace(",", "").replace(".", "").isdecimal()
+    )
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON knows it: paths as strings, numpy and torch scalars as numbers, NaN and infinity as null."""
+    """The value as JSON knows it: paths as strings, numpy and torch scalars as numbers, NaN and infinity as
+    null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

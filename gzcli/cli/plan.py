@@ -1,5 +1,5 @@
-"""`gz train --dry-run`: everything that would happen, with the origin of each value; nothing is created, no torch. And the
-memory plan, which a real start shows too."""
+"""`gz train --dry-run`: everything that would happen, with the origin of each value; nothing is created, no
+torch. And the memory plan, which a real start shows too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def show_plan(recipe: Recipe, plan: Plan, run: Run | None) -> None:
-    """The resolved recipe with origins, the data set, what is needed, memory, the run directory, the launch line.
+    """The resolved recipe with origins, the data set, what is needed, memory, the run directory, the launch
+    line.
 
     Raises UsageError where the set, as far as it is known, lacks what the model needs.
     """
@@ -34,23 +35,45 @@ def show_plan(recipe: Recipe, plan: Plan, run: Run | None) -> None:
         needs.append(f"{plan.gpus} GPUs (here: {count_gpus()})")
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{data['key']}-<time>-<id>"
     line = show(path, plan)
-    known = [(key, value) for key, value in leaves(recipe.tree) if (key.rpartition(".")[2], value) != ("params", None)]
+    known = [
+        (key, value)
+        for key, value in leaves(recipe.tree)
+        if (key.rpartition(".")[2], value) != ("params", None)
+    ]
     values = [(key, value, recipe.origin.get(key, "")) for key, value in known]
-    out.table(["key", "value", "from"], [(key, "null" if value is None else str(value), origin) for key, value, origin in values])
+    out.table(
+        ["key", "value", "from"],
+        [(key, "null" if value is None else str(value), origin) for key, value, origin in values],
+    )
     out.text("")
     size = f", {data['download'] / 1e6:,.0f} MB to fetch" if data["download"] and not data["cached"] else ""
     state = "packed" if data["packed"] else "here, to be packed" if data["cached"] else f"not here{size}"
     out.text(f"data       {data['title']} ({state})")
     out.text(f"needs      {', '.join(needs) or 'nothing that is not here'}")
     out.text(f"run        {'resumes ' if run else ''}{path}")
-    out.text(f"processes  {plan.processes} × {plan.threads} threads, {plan.gpus or 'no'} GPU{'s' if plan.gpus != 1 else ''}")
+    out.text(
+        f"processes  {plan.processes} × {plan.threads} threads, {plan.gpus or 'no'} "
+        f"GPU{'s' if plan.gpus != 1 else ''}"
+    )
     for row in memory:
         out.text(f"{'memory':<10} {in_words(row)}")
     out.text(f"launch     {line}")
     if hint:
         out.hint(hint)
-    out.data({"recipe": recipe.tree, "origin": recipe.origin, "data": data, "needs": needs, "run": path, "resume": run is not None,
-              "processes": plan.processes, "gpus": plan.gpus, "memory": memory, "launch": line})  # fmt: skip
+    out.data(
+        {
+            "recipe": recipe.tree,
+            "origin": recipe.origin,
+            "data": data,
+            "needs": needs,
+            "run": path,
+            "resume": run is not None,
+            "processes": plan.processes,
+            "gpus": plan.gpus,
+            "memory": memory,
+            "launch": line,
+        }
+    )
 
 
 def show_memory(recipe: Recipe, plan: Plan) -> None:
@@ -69,12 +92,19 @@ def in_words(row: dict[str, Any]) -> str:
 
 def size(count: float) -> str:
     """Bytes for people: 1.7 GB, 12 MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
+    return (
+        f"{count / 1e9:.1f} GB"
+        if count >= 1e9
+        else f"{count / 1e6:,.0f} MB"
+        if count >= 1e6
+        else f"{count / 1e3:,.0f} kB"
+    )
 
 
 def memory_facts(recipe: Recipe, plan: Plan) -> tuple[list[dict[str, Any]], str | None, list[str]]:
-    """For each model that is trained and whose family can tell: {model, bytes, parts: [{what, bytes}]} of one process; what to
-    do where that is more than there is; and what is not at hand that it would take to tell."""
+    """For each model that is trained and whose family can tell: {model, bytes, parts: [{what, bytes}]} of one
+    process; what to do where that is more than there is; and what is not at hand that it would take to
+    tell."""
     from gzcli import launch
     from gzcli.cli.train import whole_trees
     from gzcli.models.catalog import card, memory_plan
@@ -83,31 +113,56 @@ def memory_facts(recipe: Recipe, plan: Plan) -> tuple[list[dict[str, Any]], str 
     for tree in whole_trees(recipe.tree):
         model = card(tree["model"]["name"])
         try:
-            planned = memory_plan(model, tree | {"launch": tree["launch"] | {"processes": plan.processes, "gpus": plan.gpus}})
+            planned = memory_plan(
+                model, tree | {"launch": tree["launch"] | {"processes": plan.processes, "gpus": plan.gpus}}
+            )
         except GzError as error:
             lacking.append(error.message)
             continue
         if not planned:
             continue
         *parts, (_, total) = planned
-        rows.append({"model": model.name, "bytes": total, "parts": [{"what": what, "bytes": count} for what, count in parts]})
-        there = launch.gpu_memory() if plan.gpus else launch.host_memory() // max(1, plan.processes // plan.machines)
+        rows.append(
+            {
+                "model": model.name,
+                "bytes": total,
+                "parts": [{"what": what, "bytes": count} for what, count in parts],
+            }
+        )
+        there = (
+            launch.gpu_memory()
+            if plan.gpus
+            else launch.host_memory() // max(1, plan.processes // plan.machines)
+        )
         if there and total > there:
             ways = ", ".join(ways_to_save(tree, plan)) or "a smaller `train.batch_size`"
             device = "the GPU" if plan.gpus else "this machine"
-            hint = f"`{model.name}` may not fit: {device} has {size(there)} for each process; what saves memory: {ways}"
+            hint = (
+                f"`{model.name}` may not fit: {device} has {size(there)} for each process; what saves "
+                f"memory: {ways}"
+            )
     return rows, hint, lacking
 
 
 def absent_weights(recipe: Recipe) -> list[str]:
-    """How to fetch what is not here of the models that this one begins with: `model.base` and `data.latent`, ids of the hub."""
+    """How to fetch what is not here of the models that this one begins with: `model.base` and `data.latent`,
+    ids of the hub."""
     from gzcli.cli.train import whole_trees
     from gzcli.store import runs
     from gzcli.store.weights import at_hand, is_id
 
     trees = whole_trees(recipe.tree)
-    named = {name for tree in trees for name in (tree["model"].get("base"), tree["data"].get("latent")) if isinstance(name, str)}
-    return [f"`hf download {name}`" for name in sorted(filter(is_id, named)) if not at_hand(name) and not runs.by_name(name)]
+    named = {
+        name
+        for tree in trees
+        for name in (tree["model"].get("base"), tree["data"].get("latent"))
+        if isinstance(name, str)
+    }
+    return [
+        f"`hf download {name}`"
+        for name in sorted(filter(is_id, named))
+        if not at_hand(name) and not runs.by_name(name)
+    ]
 
 
 def absent_runs(recipe: Recipe) -> list[str]:
@@ -118,11 +173,16 @@ def absent_runs(recipe: Recipe) -> list[str]:
 
     found = []
     for tree in whole_trees(recipe.tree):
-        named = {"data.latent": tree["data"].get("latent"), "train.init": tree["train"].get("init"),
-                 "ood.background": (tree.get("ood") or {}).get("background")}  # fmt: skip
+        named = {
+            "data.latent": tree["data"].get("latent"),
+            "train.init": tree["train"].get("init"),
+            "ood.background": (tree.get("ood") or {}).get("background"),
+        }
         for key, name in named.items():
             here = not name or name in recipe.tree.get("stages", ()) or Path(name).exists()
-            if here or (key == "data.latent" and is_id(name)):  # an id of the hub, of which `absent_weights` tells
+            if here or (
+                key == "data.latent" and is_id(name)
+            ):  # an id of the hub, of which `absent_weights` tells
                 continue
             try:
                 runs.find(name)
@@ -132,7 +192,8 @@ def absent_runs(recipe: Recipe) -> list[str]:
 
 
 def ways_to_save(tree: dict[str, Any], plan: Plan) -> list[str]:
-    """The keys of this recipe that make a training step smaller, as they would be typed, those that cost the least first."""
+    """The keys of this recipe that make a training step smaller, as they would be typed, those that cost the
+    least first."""
     model, train = tree["model"], tree["train"]
     cheaper = {"cache": (False, "true"), "checkpointing": (False, "true"), "dtype": ("fp32", "bf16")}
     ways = [f"`--set model.{key}={to}`" for key, (now, to) in cheaper.items() if model.get(key) == now]
@@ -167,15 +228,29 @@ def data_facts(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     from gzcli.data.specs import DataSpec
 
     name, size = section["name"], section["size"]
-    facts = {"name": name, "key": data_key(name), "title": name, "cached": False, "packed": False, "download": 0,
-             "size": size, "channels": section["channels"], "levels": section["levels"]}  # fmt: skip
+    facts = {
+        "name": name,
+        "key": data_key(name),
+        "title": name,
+        "cached": False,
+        "packed": False,
+        "download": 0,
+        "size": size,
+        "channels": section["channels"],
+        "levels": section["levels"],
+    }
     try:
         found = locate(name)
         meta = peek(name, size=size, channels=section["channels"])
     except GzError as error:
         return facts, [error.message]
     if meta:
-        facts |= {"packed": True, "channels": meta.shape[0], "size": meta.shape[1], "levels": section["levels"] or meta.levels}
+        facts |= {
+            "packed": True,
+            "channels": meta.shape[0],
+            "size": meta.shape[1],
+            "levels": section["levels"] or meta.levels,
+        }
     elif isinstance(found, DataSpec):
         own = {"size": found.sized(size).size, "channels": found.channels, "levels": found.levels}
         facts |= {key: facts[key] or value for key, value in own.items()}
@@ -192,5 +267,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """(dotted key, value) of everything in the tree that is not a map."""
     found = []
     for key, value in tree.items():
-        found += leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(prefix + key, value)]
+        found += (
+            leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(prefix + key, value)]
+        )
     return found

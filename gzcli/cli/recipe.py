@@ -15,7 +15,9 @@ app = typer.Typer(help="Show, copy and check recipes.")
 
 _WHAT = {"metavar": "NAME|FILE", "autocompletion": complete_model}
 _What = Annotated[str, typer.Argument(help="A shipped recipe, or a file.", **_WHAT)]
-_Data = Annotated[str | None, typer.Option(metavar="NAME", help="Resolve it for a data set.", autocompletion=complete_data)]
+_Data = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Resolve it for a data set.", autocompletion=complete_data)
+]
 
 
 @app.command()
@@ -41,7 +43,9 @@ def show(
 @app.command()
 def copy(
     recipe: _What,
-    to: Annotated[Path | None, typer.Argument(metavar="FILE", help="The new file; NAME.yaml without it.")] = None,
+    to: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The new file; NAME.yaml without it.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -55,7 +59,9 @@ def copy(
     target = to or Path(name)
     target = target / name if target.is_dir() else target
     if target.exists() and not force:
-        raise UsageError(f"`{target}` is there already", hint="`--force` writes over it, or name another file")
+        raise UsageError(
+            f"`{target}` is there already", hint="`--force` writes over it, or name another file"
+        )
     write_atomic(target, text)
     out.text(str(target))
     out.hint(f"gz train {target if '/' in str(target) else f'./{target}'}")
@@ -64,7 +70,9 @@ def copy(
 
 @app.command()
 def check(
-    recipes: Annotated[list[str] | None, typer.Argument(help="Every shipped one if none is named.", **_WHAT)] = None,
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Every shipped one if none is named.", **_WHAT)
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -28,14 +28,24 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, show, export and remove runs.")
 
-_Ref = Annotated[str, typer.Argument(metavar="RUN", help="Id, alias, folder or model.", autocompletion=complete_model_or_run)]
-_Refs = Annotated[list[str], typer.Argument(metavar="RUN…", help="Ids, aliases or folders.", autocompletion=complete_run)]
+_Ref = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="Id, alias, folder or model.", autocompletion=complete_model_or_run),
+]
+_Refs = Annotated[
+    list[str], typer.Argument(metavar="RUN…", help="Ids, aliases or folders.", autocompletion=complete_run)
+]
 
 
 @app.command("list")
 def list_(
-    model: Annotated[str, typer.Option("--model", metavar="M", help="Of one model only.", autocompletion=complete_model)] = "",
-    data: Annotated[str, typer.Option("--data", metavar="NAME", help="Of one data set only.", autocompletion=complete_data)] = "",
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="Of one model only.", autocompletion=complete_model)
+    ] = "",
+    data: Annotated[
+        str,
+        typer.Option("--data", metavar="NAME", help="Of one data set only.", autocompletion=complete_data),
+    ] = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -72,8 +82,12 @@ def path(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
 @app.command()
 def export(
     run: _Ref,
-    to: Annotated[Literal["diffusers"], typer.Option("--to", help="The library that is to load it.")] = "diffusers",
-    folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; by default in the run.")] = None,
+    to: Annotated[
+        Literal["diffusers"], typer.Option("--to", help="The library that is to load it.")
+    ] = "diffusers",
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; by default in the run.")
+    ] = None,
     checkpoint: Checkpoint = "last",
     json: Json = False,
     quiet: Quiet = False,
@@ -97,9 +111,13 @@ def export(
 def prune(
     keep: Annotated[
         int | None,
-        typer.Option("--keep", metavar="K", min=0, help="Keep the best and the K newest of a model and data set."),
+        typer.Option(
+            "--keep", metavar="K", min=0, help="Keep the best and the K newest of a model and data set."
+        ),
     ] = None,
-    unfinished: Annotated[bool, typer.Option("--unfinished", help="Remove the runs that did not finish.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Remove the runs that did not finish.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -187,7 +205,9 @@ def _exact(ref: str) -> Run:
     if found := by_name(ref):
         return found
     known = [name for run in all_runs() for name in (run.alias, run.id) if name]
-    raise UsageError(f"no run is called `{ref}`", hint=did_you_mean(ref, known) or "`gz runs list` shows them")
+    raise UsageError(
+        f"no run is called `{ref}`", hint=did_you_mean(ref, known) or "`gz runs list` shows them"
+    )
 
 
 def _find(ref: str) -> Run:

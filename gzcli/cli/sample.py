@@ -9,30 +9,61 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.jobs import OWN_OPTIONS
-from gzcli.cli.options import Checkpoint, Cpu, Data, Gpus, Json, Model, Processes, Quiet, Seed, choose, complete_do
+from gzcli.cli.options import (
+    Checkpoint,
+    Cpu,
+    Data,
+    Gpus,
+    Json,
+    Model,
+    Processes,
+    Quiet,
+    Seed,
+    choose,
+    complete_do,
+)
 from gzcli.errors import UsageError, canonical, did_you_mean
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
 
 _N = Annotated[
-    int | None, typer.Option("-n", metavar="N", min=1, help="How many images; 64, or one for each prompt or input picture.")
+    int | None,
+    typer.Option(
+        "-n", metavar="N", min=1, help="How many images; 64, or one for each prompt or input picture."
+    ),
 ]
 _Label = Annotated[
     str | None,
-    typer.Option("--label", metavar="L[,L…]", help="Class names or numbers, for conditional models; as '\"x,y\"' with a comma."),
+    typer.Option(
+        "--label",
+        metavar="L[,L…]",
+        help="Class names or numbers, for conditional models; as '\"x,y\"' with a comma.",
+    ),
 ]
 _Prompt = Annotated[
     list[str] | None,
-    typer.Option("--prompt", metavar="TEXT", help="What to show, for models that read; may be repeated, images take turns."),
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="What to show, for models that read; may be repeated, images take turns.",
+    ),
 ]
 _Prompts = Annotated[
     Path | None,
-    typer.Option("--prompts", metavar="FILE", help="Prompts, one a line; `#` begins a comment.", exists=True, dir_okay=False),
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Prompts, one a line; `#` begins a comment.",
+        exists=True,
+        dir_okay=False,
+    ),
 ]
 _Do = Annotated[
     str | None,
-    typer.Option("--do", metavar="METHOD", help="An application: inpaint, interpolate, …", autocompletion=complete_do),
+    typer.Option(
+        "--do", metavar="METHOD", help="An application: inpaint, interpolate, …", autocompletion=complete_do
+    ),
 ]
 _Input = Annotated[
     Path | None,
@@ -45,25 +76,51 @@ _Input = Annotated[
     ),
 ]
 _Mask = Annotated[
-    Path | None, typer.Option("--mask", metavar="PATH", help="White is kept, black filled in.", exists=True, resolve_path=True)
+    Path | None,
+    typer.Option(
+        "--mask", metavar="PATH", help="White is kept, black filled in.", exists=True, resolve_path=True
+    ),
 ]
-_Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; into the run's folder without it.")]
+_Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Where to write; into the run's folder without it."),
+]
 _Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 [N, H, W, C], and labels.")]
-_Animate = Annotated[bool, typer.Option("--animate", help="Write animation.gif: the first 16 images as they come about.")]
+_Animate = Annotated[
+    bool, typer.Option("--animate", help="Write animation.gif: the first 16 images as they come about.")
+]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
 
 SETTINGS = OWN_OPTIONS
 
 
 def sample(
-    ctx: typer.Context, model: Model, data: Data = None, n: _N = None, label: _Label = None, prompt: _Prompt = None,
-    prompts: _Prompts = None, seed: Seed = 0, do: _Do = None, input: _Input = None, mask: _Mask = None,
-    checkpoint: Checkpoint = "last", gpus: Gpus = None, cpu: Cpu = False, processes: Processes = None, out_dir: _Out = None,
-    npz: _Npz = False, png: _Png = False, animate: _Animate = False, json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    ctx: typer.Context,
+    model: Model,
+    data: Data = None,
+    n: _N = None,
+    label: _Label = None,
+    prompt: _Prompt = None,
+    prompts: _Prompts = None,
+    seed: Seed = 0,
+    do: _Do = None,
+    input: _Input = None,
+    mask: _Mask = None,
+    checkpoint: Checkpoint = "last",
+    gpus: Gpus = None,
+    cpu: Cpu = False,
+    processes: Processes = None,
+    out_dir: _Out = None,
+    npz: _Npz = False,
+    png: _Png = False,
+    animate: _Animate = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Draw images from a trained model, or apply it to pictures (`--do`).
 
-    The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or of the method.
+    The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
+    of the method.
     """
     from gzcli.cli.jobs import do_job, method_options, stamp, tell_run
     from gzcli.data.library import data_key
@@ -82,7 +139,10 @@ def sample(
         hint = f"these do: {', '.join(known.masked)}" if known.masked else others
         raise UsageError(f"`--do {do}` of `{known.name}` takes no mask", hint=hint)
     if label and do and do not in known.labelled:
-        raise UsageError(f"`--do {do}` of `{known.name}` takes no labels", hint=f"these do: {', '.join(known.labelled) or 'none'}")
+        raise UsageError(
+            f"`--do {do}` of `{known.name}` takes no labels",
+            hint=f"these do: {', '.join(known.labelled) or 'none'}",
+        )
     if label and not recipe["model"].get("conditional") and do not in known.labels_for:
         raise UsageError(
             f"`{run.id}` was not trained with labels",
@@ -96,12 +156,26 @@ def sample(
     if n is None and (do or not input):  # else only the engine knows how many pictures there are
         n = 64 if do else len(texts) or 64
     tell_run(run, model, data=data_key(data) if data else None)
-    folder = (out_dir or run.path / "sampled" / f"{do or (f'n{n}' if n else 'from-input')}-{stamp()}").absolute()
+    folder = (
+        out_dir or run.path / "sampled" / f"{do or (f'n{n}' if n else 'from-input')}-{stamp()}"
+    ).absolute()
     job = {
-        "verb": "sample", "run": str(run.path), "checkpoint": checkpoint, "n": n, "seed": seed, "labels": label,
-        "prompts": texts, "options": options, "do": do, "input": input and str(input), "mask": mask and str(mask), "npz": npz,
-        "input_as": known.inputs[0] if input and not do else None, "png": png, "animate": animate,
-    }  # fmt: skip
+        "verb": "sample",
+        "run": str(run.path),
+        "checkpoint": checkpoint,
+        "n": n,
+        "seed": seed,
+        "labels": label,
+        "prompts": texts,
+        "options": options,
+        "do": do,
+        "input": input and str(input),
+        "mask": mask and str(mask),
+        "npz": npz,
+        "input_as": known.inputs[0] if input and not do else None,
+        "png": png,
+        "animate": animate,
+    }
     result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
     for path in (result["grid"], result["npz"], result["animation"]):
         if path:
@@ -113,7 +187,8 @@ def sample(
 
 
 def choose_application(word: str, model: ModelCard) -> str:
-    """The application of the model that the word means. Raises UsageError with the nearest, or where to find it."""
+    """The application of the model that the word means. Raises UsageError with the nearest, or where to find
+    it."""
     from gzcli.models.catalog import APPLICATIONS
 
     name = canonical(word)
@@ -131,7 +206,8 @@ def abilities(model: ModelCard) -> str:
 
 
 def read_prompts(given: list[str], file: Path | None) -> list[str]:
-    """The prompts of the command line, then those of a file. Raises UsageError for a file that is no text or holds none."""
+    """The prompts of the command line, then those of a file. Raises UsageError for a file that is no text or
+    holds none."""
     if file is None:
         return given
     try:
@@ -139,9 +215,15 @@ def read_prompts(given: list[str], file: Path | None) -> list[str]:
     except UnicodeDecodeError as e:
         raise UsageError(f"`{file}` is not UTF-8 text", hint="prompts are plain text, one a line") from e
     if not (found := [line for line in lines if line and not line.startswith("#")]):
-        raise UsageError(f"`{file}` holds no prompts", hint="write them one a line; lines that begin with `#` are left out")
+        raise UsageError(
+            f"`{file}` holds no prompts", hint="write them one a line; lines that begin with `#` are left out"
+        )
     return given + found
 
 
 def without_prompts(model: ModelCard) -> str:
-    return "`--label` asks for a class" if "conditional" in model.can else "`gz list models --can prompt` shows models that do"
+    return (
+        "`--label` asks for a class"
+        if "conditional" in model.can
+        else "`gz list models --can prompt` shows models that do"
+    )

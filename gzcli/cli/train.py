@@ -1,4 +1,5 @@
-"""`gz train`: a recipe, resolved and checked, becomes a run directory; the run is launched; a picture comes out."""
+"""`gz train`: a recipe, resolved and checked, becomes a run directory; the run is launched; a picture comes
+out."""
 
 from __future__ import annotations
 
@@ -7,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import Cpu, Data, Extra, Gpus, Json, Processes, Quiet, Seed, Sets, complete_model_or_run
+from gzcli.cli.options import (
+    Cpu,
+    Data,
+    Extra,
+    Gpus,
+    Json,
+    Processes,
+    Quiet,
+    Seed,
+    Sets,
+    complete_model_or_run,
+)
 from gzcli.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -17,32 +29,65 @@ if TYPE_CHECKING:
 _What = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL|RECIPE|RUN", help="A model, a recipe file, or a run to repeat.", autocompletion=complete_model_or_run
+        metavar="MODEL|RECIPE|RUN",
+        help="A model, a recipe file, or a run to repeat.",
+        autocompletion=complete_model_or_run,
     ),
 ]
 _Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Train for N steps.")]
 _Minutes = Annotated[
-    float | None, typer.Option("--minutes", metavar="M", min=0.05, help="Train for as many steps as fit in M minutes.")
+    float | None,
+    typer.Option("--minutes", metavar="M", min=0.05, help="Train for as many steps as fit in M minutes."),
 ]
 _Name = Annotated[str | None, typer.Option("--name", metavar="ALIAS", help="A second name for the run.")]
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run, or the RUN named.")]
-_Requeue = Annotated[bool, typer.Option("--requeue", help="Resume if there is something to resume, start otherwise.")]
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the newest unfinished run, or the RUN named.")
+]
+_Requeue = Annotated[
+    bool, typer.Option("--requeue", help="Resume if there is something to resume, start otherwise.")
+]
 _Wandb = Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")]
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
 _PANEL = "Several machines"
-_Machines = Annotated[int | None, typer.Option("--num-machines", metavar="N", min=1, help="How many.", rich_help_panel=_PANEL)]
-_Rank = Annotated[int | None, typer.Option("--machine-rank", metavar="R", min=0, help="Which one this is.", rich_help_panel=_PANEL)]
-_Ip = Annotated[str | None, typer.Option("--main-process-ip", metavar="HOST", help="Address of machine 0.", rich_help_panel=_PANEL)]
-_Port = Annotated[int | None, typer.Option("--main-process-port", metavar="P", help="Its port.", rich_help_panel=_PANEL)]
+_Machines = Annotated[
+    int | None, typer.Option("--num-machines", metavar="N", min=1, help="How many.", rich_help_panel=_PANEL)
+]
+_Rank = Annotated[
+    int | None,
+    typer.Option("--machine-rank", metavar="R", min=0, help="Which one this is.", rich_help_panel=_PANEL),
+]
+_Ip = Annotated[
+    str | None,
+    typer.Option("--main-process-ip", metavar="HOST", help="Address of machine 0.", rich_help_panel=_PANEL),
+]
+_Port = Annotated[
+    int | None, typer.Option("--main-process-port", metavar="P", help="Its port.", rich_help_panel=_PANEL)
+]
 
 
 def train(
-    what: _What, data: Data = None, gpus: Gpus = None, steps: _Steps = None, minutes: _Minutes = None, seed: Seed = None,
-    name: _Name = None, sets: Sets = None, resume: _Resume = False, requeue: _Requeue = False, wandb: _Wandb = False,
-    cpu: Cpu = False, processes: Processes = None, num_machines: _Machines = None, machine_rank: _Rank = None,
-    main_process_ip: _Ip = None, main_process_port: _Port = None, dry_run: _Dry = False, extra: Extra = None,
-    json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    what: _What,
+    data: Data = None,
+    gpus: Gpus = None,
+    steps: _Steps = None,
+    minutes: _Minutes = None,
+    seed: Seed = None,
+    name: _Name = None,
+    sets: Sets = None,
+    resume: _Resume = False,
+    requeue: _Requeue = False,
+    wandb: _Wandb = False,
+    cpu: Cpu = False,
+    processes: Processes = None,
+    num_machines: _Machines = None,
+    machine_rank: _Rank = None,
+    main_process_ip: _Ip = None,
+    main_process_port: _Port = None,
+    dry_run: _Dry = False,
+    extra: Extra = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Train a model.
 
     Without `--data` it trains on the embedded digits: `gz train vae` works offline and takes about a minute.
@@ -60,24 +105,36 @@ def train(
     if steps and minutes:
         raise UsageError("`--steps` and `--minutes` exclude each other")
     given = {
-        "train.steps": steps, "train.minutes": minutes, "seed": seed, "launch.gpus": parse_gpus(gpus), "launch.cpu": cpu or None,
-        "launch.processes": processes, "launch.machines": num_machines, "launch.machine_rank": machine_rank,
-        "launch.main_ip": main_process_ip, "launch.main_port": main_process_port, "launch.wandb": wandb or None,
-    }  # fmt: skip
+        "train.steps": steps,
+        "train.minutes": minutes,
+        "seed": seed,
+        "launch.gpus": parse_gpus(gpus),
+        "launch.cpu": cpu or None,
+        "launch.processes": processes,
+        "launch.machines": num_machines,
+        "launch.machine_rank": machine_rank,
+        "launch.main_ip": main_process_ip,
+        "launch.main_port": main_process_port,
+        "launch.wandb": wandb or None,
+    }
     flags = {key: value for key, value in given.items() if value is not None}
     earlier = runs.by_name(what)
     if earlier is None:
         recipe = resolve(what, data=data, sets=sets or (), flags=flags)
     else:
         tree = earlier.tree()
-        recipe = resolve(str(earlier.path / "run.yaml"), data=data or tree["data"]["name"], sets=sets or (), flags=flags)
+        recipe = resolve(
+            str(earlier.path / "run.yaml"), data=data or tree["data"]["name"], sets=sets or (), flags=flags
+        )
     anchor(recipe.tree)
     run = None
     if resume or requeue:
         run = earlier or newest_unfinished(recipe, extend=steps is not None)
         if run is None and resume:
-            raise MissingError(f"no unfinished run of `{recipe.card.name}` on `{recipe.tree['data']['name']}`",
-                               hint=f"gz train {what}" + (f" --data {data}" if data else ""))  # fmt: skip
+            raise MissingError(
+                f"no unfinished run of `{recipe.card.name}` on `{recipe.tree['data']['name']}`",
+                hint=f"gz train {what}" + (f" --data {data}" if data else ""),
+            )
     plan = launch.plan(recipe.tree["launch"], every_gpu=True, check=not dry_run, extra=extra or ())
     if run is None and name is not None:
         runs.check_alias(name)
@@ -101,7 +158,12 @@ def train(
         if new:
             note_whole(run, recipe, earlier)
         show_memory(recipe, plan)
-        launch.run(run.path, plan, launcher=True, mode="json" if out.is_json() else "quiet" if out.is_quiet() else "human")
+        launch.run(
+            run.path,
+            plan,
+            launcher=True,
+            mode="json" if out.is_json() else "quiet" if out.is_quiet() else "human",
+        )
     except BaseException as error:
         error.event = "error"
         ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
@@ -150,12 +212,18 @@ def with_data(recipe: Recipe, run: Run | None = None) -> Recipe:
 
     data = recipe.tree["data"]
     with out.progress("packing", unit="images") as report:
-        meta = open_pack(data["name"], size=data["size"], channels=data["channels"], say=out.info, progress=report).meta
+        meta = open_pack(
+            data["name"], size=data["size"], channels=data["channels"], say=out.info, progress=report
+        ).meta
     if run is not None:
         same.hold(run.path, meta)
     for tree in whole_trees(recipe.tree):
         check_data(tree, card(tree["model"]["name"]), meta.classes, meta.name, meta.extras)
-    recipe.tree["data"] = data | {"channels": meta.shape[0], "size": meta.shape[1], "levels": data["levels"] or meta.levels}
+    recipe.tree["data"] = data | {
+        "channels": meta.shape[0],
+        "size": meta.shape[1],
+        "levels": data["levels"] or meta.levels,
+    }
     return recipe
 
 
@@ -169,13 +237,16 @@ def check_batch(tree: dict[str, Any], processes: int) -> None:
     size, parts = tree["train"]["batch_size"], processes * tree["train"]["accumulate"]
     if size % parts:
         near = max(parts, round(size / parts) * parts)
-        raise UsageError(f"`train.batch_size` is the global batch: {size} does not divide into {processes} process"
-                         f"{'es' if processes > 1 else ''} × {tree['train']['accumulate']} parts",
-                         hint=f"--set train.batch_size={near}")  # fmt: skip
+        raise UsageError(
+            f"`train.batch_size` is the global batch: {size} does not divide into {processes} process"
+            f"{'es' if processes > 1 else ''} × {tree['train']['accumulate']} parts",
+            hint=f"--set train.batch_size={near}",
+        )
 
 
 def newest_unfinished(recipe: Recipe, *, extend: bool) -> Run | None:
-    """The newest run of the same model and data that is not finished; with a new `--steps`, a finished one too."""
+    """The newest run of the same model and data that is not finished; with a new `--steps`, a finished one
+    too."""
     from gzcli.store import runs
 
     found = runs.all_runs(model=recipe.card.name, data=data_key(recipe))
@@ -216,8 +287,8 @@ def continued(run: Run, recipe: Recipe, steps: int | None) -> dict[str, Any]:
 
 
 def parts_to_train(run: Run) -> list[Run]:
-    """What a new `--steps` is for: the run, or its unfinished stages; the last where all are finished, as those before it
-    must stay what it was trained with."""
+    """What a new `--steps` is for: the run, or its unfinished stages; the last where all are finished, as
+    those before it must stay what it was trained with."""
     stages = [stage for stage in run.stages if stage.state != "finished"]
     return stages or [run.serving]
 

@@ -23,9 +23,17 @@ MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says ot
 AGAIN = "fetch or make the archive again"
 LOCAL_HEADER = 30  # bytes before a zip member's name
 
-_ODD = {"broken": ("broken link", ""), "special": ("pipe or device file", ""), "repeated": ("link", " to folders that are read")}
-_FOREIGN = {b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"), b"7z\xbc\xaf": ("7z", "7z x"), b"Rar!": ("rar", "unrar x"),
-            b"\x04\x22\x4d\x18": ("lz4", "lz4 -d")}  # fmt: skip
+_ODD = {
+    "broken": ("broken link", ""),
+    "special": ("pipe or device file", ""),
+    "repeated": ("link", " to folders that are read"),
+}
+_FOREIGN = {
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+    b"7z\xbc\xaf": ("7z", "7z x"),
+    b"Rar!": ("rar", "unrar x"),
+    b"\x04\x22\x4d\x18": ("lz4", "lz4 -d"),
+}
 
 
 class Span(NamedTuple):
@@ -38,8 +46,9 @@ class Span(NamedTuple):
 
 
 class Members(Protocol):
-    """Names (POSIX, relative) of the wanted members, in the order of reading; (name, bytes) of them or of a few; where
-    the bytes of each lie. Raises UsageError for spans of an archive that has to be read from its start."""
+    """Names (POSIX, relative) of the wanted members, in the order of reading; (name, bytes) of them or of a
+    few; where the bytes of each lie. Raises UsageError for spans of an archive that has to be read from its
+    start."""
 
     names: list[str]
     notes: list[str]  # what was left out, and why
@@ -57,7 +66,9 @@ class Folder:
         files, odd = walk(path)
         self.names = [name for name in files if wanted(name)]
         told = ((*_ODD[kind], names) for kind, names in odd.items())
-        self.notes = [f"{counted(len(names), what)}{more} skipped (`{names[0]}`)" for what, more, names in told]
+        self.notes = [
+            f"{counted(len(names), what)}{more} skipped (`{names[0]}`)" for what, more, names in told
+        ]
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         for name in self.names if some is None else some:
@@ -91,7 +102,9 @@ class Zip:
                     raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
                 if info.file_size > 1 << 20:
                     _refuse_bomb(path, info.file_size, info.compress_size)
-            given = {_clean(info.filename): info.filename for info in infos}  # name → as it stands in the archive
+            given = {
+                _clean(info.filename): info.filename for info in infos
+            }  # name → as it stands in the archive
             self._given = {name: as_given for name, as_given in given.items() if wanted(name)}
             self.names = list(self._given)
 
@@ -109,14 +122,19 @@ class Zip:
                 info = archive.getinfo(self._given[name])
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
-                    raise UsageError(f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate", hint=hint)
+                    raise UsageError(
+                        f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate", hint=hint
+                    )
                 file.seek(info.header_offset)
                 header = file.read(LOCAL_HEADER)
                 if len(header) < LOCAL_HEADER or not header.startswith(b"PK\3\4"):
                     raise zipfile.BadZipFile(f"`{name}` has no header")
-                # The lengths of name and extra field are those of this header: the directory's own may differ.
+                # The lengths of name and extra field are those of this header: the directory's own may
+                # differ.
                 offset = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
-                found[name] = Span(path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED)
+                found[name] = Span(
+                    path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED
+                )
         return found
 
     @contextmanager
@@ -146,7 +164,8 @@ class Tar:
                 _refuse_bomb(path, total, packed)
                 if member.isfile() and wanted(_clean(member.name)):
                     self.names.append(_clean(member.name))
-            # tarfile takes any block that is no header for the end; reading on to it checks a compressed file's sum.
+            # tarfile takes any block that is no header for the end; reading on to it checks a compressed
+            # file's sum.
             archive.fileobj.seek(archive.offset)
             end = archive.fileobj.read(tarfile.BLOCKSIZE)
             if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:
@@ -174,7 +193,9 @@ class Tar:
             archive = tarfile.open(path, "r:")  # noqa: SIM115 (closed below)
         except tarfile.ReadError as e:  # it was read whole when it was opened, so that it is not damaged
             hint = "`gunzip` it, or unpack it and give the folder"
-            raise UsageError(f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint) from e
+            raise UsageError(
+                f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint
+            ) from e
         found, wanted = {}, set(self.names)
         with archive:
             for member in archive:
@@ -193,7 +214,8 @@ class Tar:
 
 
 def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
-    """The members of a folder, zip or tar for which `wanted(name)`. Raises UsageError for another kind of file."""
+    """The members of a folder, zip or tar for which `wanted(name)`. Raises UsageError for another kind of
+    file."""
     if not is_regular(path):
         raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
     if path.is_dir():
@@ -218,7 +240,9 @@ def read_span(span: Span) -> bytes:
     except OSError as e:
         raise MissingError(f"`{span.path}` cannot be read: {e.strerror}") from e
     if len(data) < span.length:
-        raise MissingError(f"`{span.path}` is damaged: it ends before byte {span.offset + span.length:,}", hint=AGAIN)
+        raise MissingError(
+            f"`{span.path}` is damaged: it ends before byte {span.offset + span.length:,}", hint=AGAIN
+        )
     if not span.deflated:
         return data
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -227,7 +251,9 @@ def read_span(span: Span) -> bytes:
     except zlib.error as e:
         raise MissingError(f"`{span.path}` is damaged at byte {span.offset:,}: {e}", hint=AGAIN) from e
     if not inflate.eof:
-        raise MissingError(f"`{span.path}` is damaged at byte {span.offset:,}: a member has no end", hint=AGAIN)
+        raise MissingError(
+            f"`{span.path}` is damaged at byte {span.offset:,}: a member has no end", hint=AGAIN
+        )
     return data
 
 
@@ -249,7 +275,9 @@ def _refuse_foreign(path: Path) -> None:
     with path.open("rb") as file:
         begins = file.read(4)
     for mark, (kind, unpack) in _FOREIGN.items():
-        if begins == mark and not (kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")):  # Python 3.14 reads it
+        if begins == mark and not (
+            kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")
+        ):  # Python 3.14 reads it
             hint = f"`{unpack} {path.name}`, then give what comes of it; or pack it as a zip or a tar.gz"
             raise UsageError(f"`{path}` is compressed by {kind}, which gz does not read", hint=hint)
 
@@ -276,4 +304,6 @@ def _refuse_large(name: str, size: int) -> None:
 
 
 def _refused(path: Path, why: str) -> MissingError:
-    return MissingError(f"`{path}` is refused: {why}", hint="if you trust it, unpack it yourself and give the folder")
+    return MissingError(
+        f"`{path}` is refused: {why}", hint="if you trust it, unpack it yourself and give the folder"
+    )

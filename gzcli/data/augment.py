@@ -24,7 +24,8 @@ def hflip(u8: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
-    """Shifts each image by −pad … pad pixels both ways; the border is mirrored, so that no black edge is learned."""
+    """Shifts each image by −pad … pad pixels both ways; the border is mirrored, so that no black edge is
+    learned."""
     import torch
 
     b, c, h, w = u8.shape
@@ -37,7 +38,8 @@ def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
 
 
 def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
-    """Replaces each value with probability `rate` by a uniform one (Ren et al. 2019, arXiv:1906.02845, §3)."""
+    """Replaces each value with probability `rate` by a uniform one (Ren et al. 2019, arXiv:1906.02845,
+    §3)."""
     import torch
 
     chosen = noise.rand(*u8.shape) < rate
@@ -45,12 +47,13 @@ def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
-    """Changes brightness, contrast and saturation of each image, in this order, each by its own factor, uniform in
-    1 − strength … 1 + strength. Grey images have no saturation to change."""
+    """Changes brightness, contrast and saturation of each image, in this order, each by its own factor,
+    uniform in 1 − strength … 1 + strength. Grey images have no saturation to change."""
     factors = 1 + strength * (2 * noise.rand(len(u8), 3) - 1)
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
     x = (u8 * brightness).clamp(0, 255)
-    # The mean is of bytes, whose sum is exact: a sum of floats would depend on how many images are in the batch.
+    # The mean is of bytes, whose sum is exact: a sum of floats would depend on how many images are in the
+    # batch.
     mean = _luma(_rounded(x).sum((2, 3), keepdim=True)) / u8[0, 0].numel()
     x = (mean + contrast * (x - mean)).clamp(0, 255)
     grey = _luma(x)
@@ -83,27 +86,32 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
         except ValueError:
             number = float("nan")
         if not least <= number <= most or (whole and number != int(number)):
-            raise UsageError(f"`{text}`: {what} from {least} to {most} is needed", hint=f"as in `{name}={default}`")
+            raise UsageError(
+                f"`{text}`: {what} from {least} to {most} is needed", hint=f"as in `{name}={default}`"
+            )
         parsed.append((name, number))
     return tuple(parsed)
 
 
 def augmenter(names: Sequence[str]) -> Augment | None:
-    """The function of (uint8 [B, C, H, W], noise) that applies the named augmentations in order; None for none."""
+    """The function of (uint8 [B, C, H, W], noise) that applies the named augmentations in order; None for
+    none."""
     change = alike(names)
     return (lambda u8, noise: change({"x": u8}, noise)["x"]) if change else None
 
 
 def alike(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
-    """The same for images and further pictures of them, by name, all of one shape: each is changed by the same draw, so that
-    a flipped image has a flipped map. What changes colours leaves maps alone."""
+    """The same for images and further pictures of them, by name, all of one shape: each is changed by the
+    same draw, so that a flipped image has a flipped map. What changes colours leaves maps alone."""
     steps = [(name, AUGMENTS[name][0], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         for name, step, number in steps:
             same = Same(noise)
             kept = () if name in MOVES else MAPS
-            pictures = {kind: u8 if kind in kept else step(u8, same.again(), number) for kind, u8 in pictures.items()}
+            pictures = {
+                kind: u8 if kind in kept else step(u8, same.again(), number) for kind, u8 in pictures.items()
+            }
         return pictures
 
     return augment if steps else None

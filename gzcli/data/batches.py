@@ -17,14 +17,16 @@ from gzcli.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
 FEW = 4  # batches of a streamed split that are decoded sooner than workers start
-BINARY_SEED = mix(0, "binarise")  # the test set's one draw; apart from the models' own draws for the same images
+BINARY_SEED = mix(
+    0, "binarise"
+)  # the test set's one draw; apart from the models' own draws for the same images
 
 
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
     """Bytes as grey levels k = ⌊u8 · L / 256⌋, as x = 2k / (L − 1) − 1 in [-1, 1], same shape, default dtype.
 
-    Latents, which have no `levels`, stay as they are. With 2 levels x is a draw of Bernoulli(u8 / 255) from `noise`, never a
-    threshold (DESIGN §8).
+    Latents, which have no `levels`, stay as they are. With 2 levels x is a draw of Bernoulli(u8 / 255) from
+    `noise`, never a threshold (DESIGN §8).
     """
     if levels is None:
         return u8.to(torch.get_default_dtype())
@@ -38,7 +40,8 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
 
 
 def levelled(pictures: dict[str, Tensor], levels: int, noise: Noise | None = None) -> dict[str, Tensor]:
-    """Bytes of images and of further pictures of them as grey levels; binary ones by the same draw of `noise`."""
+    """Bytes of images and of further pictures of them as grey levels; binary ones by the same draw of
+    `noise`."""
     same = None if noise is None else Same(noise)
     return {name: quantise(u8, levels, same and same.again()) for name, u8 in pictures.items()}
 
@@ -49,13 +52,15 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 class TrainBatches:
-    """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled anew each epoch, the same
-    global batch whatever the number of processes; this rank gets rows rank · B / world … of it.
+    """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled anew each epoch,
+    the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it.
 
-    augment: names of `AUGMENTS`, with a number if need be (`mutate=0.2`). n: a fixed random subset of so many images.
-    prepared: arrays [N, …] whose rows come along in `extra`. needs: with `b` the images are those of class 0, and as many
-    of class 1, in an order of their own, come along as `extra["b"]`; `n` then is of each.
-    Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent class.
+    augment: names of `AUGMENTS`, with a number if need be (`mutate=0.2`). n: a fixed random subset of so many
+    images.
+    prepared: arrays [N, …] whose rows come along in `extra`. needs: with `b` the images are those of class 0,
+    and as many of class 1, in an order of their own, come along as `extra["b"]`; `n` then is of each.
+    Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
+    class.
     """
 
     def __init__(
@@ -91,12 +96,16 @@ class TrainBatches:
             for rows, key in zip(domains, ("order", "order of b"), strict=False)
         ]
         self.ahead = None
-        if isinstance(self.rows.images, Pictures):  # nothing there refers to `self`, so that the workers end with it at once
-            self.ahead = Prefetch(self.rows.images, lambda i: torch.cat([o.at(i) for o in orders]).numpy(), worker_count())
+        if isinstance(
+            self.rows.images, Pictures
+        ):  # nothing there refers to `self`, so that the workers end with it at once
+            self.ahead = Prefetch(
+                self.rows.images, lambda i: torch.cat([o.at(i) for o in orders]).numpy(), worker_count()
+            )
 
     def at(self, step: int) -> Batch:
-        """This rank's rows of the global batch of `step`: x [B / world, C, H, W]. A streamed set is read ahead: ask for
-        one step after another."""
+        """This rank's rows of the global batch of `step`: x [B / world, C, H, W]. A streamed set is read
+        ahead: ask for one step after another."""
         index, *others = (order.at(step) for order in self.orders)
         read = self.ahead.at(step).split(len(index)) if self.ahead else [None] * len(self.orders)
         pictures, y, extra = self.rows.take(index, read[0])
@@ -105,7 +114,9 @@ class TrainBatches:
             extra[key] = moved(torch.from_numpy(values[index.numpy()]), self.device)
         for rows, u8 in zip(others, read[1:], strict=True):
             extra["b"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")["x"]
-        return Batch(pictures.pop("x"), y, moved(index, self.device), self._noise(step, "main"), pictures | extra)
+        return Batch(
+            pictures.pop("x"), y, moved(index, self.device), self._noise(step, "main"), pictures | extra
+        )
 
     def positions(self) -> np.ndarray:
         """[n] in the split: the images that are trained on, of the domains that there are the first."""
@@ -130,14 +141,19 @@ def _domains(pack: Pack) -> list[Tensor]:
         found = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
         if all(map(len, found)):
             return found
-    raise UsageError(f"`{pack.meta.name}` has no training images of two domains", hint="put them into `trainA` and `trainB`")
+    raise UsageError(
+        f"`{pack.meta.name}` has no training images of two domains",
+        hint="put them into `trainA` and `trainB`",
+    )
 
 
 class _Order:
-    """Which images are in the rows `part` of the global batch of a step: of the first `count`, or of the positions `among`,
-    or of a fixed random `n` of these. key: tells orders of one seed apart."""
+    """Which images are in the rows `part` of the global batch of a step: of the first `count`, or of the
+    positions `among`, or of a fixed random `n` of these. key: tells orders of one seed apart."""
 
-    def __init__(self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str):
+    def __init__(
+        self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
+    ):
         self.seed, self.total, self.part, self.key = seed, total, part, key
         self.subset, count = among, count if among is None else len(among)
         if n is not None and n < count:
@@ -176,27 +192,35 @@ def scan(
     seed: int = 0,
     augment: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """The images of a split in order, or those at `index`; the last batch may be smaller. The noise of image i depends
-    on (seed, i) alone, and so does its one draw of `augment`; binary images are one draw, whatever the seed. A streamed
-    split is read ahead by workers."""
+    """The images of a split in order, or those at `index`; the last batch may be smaller. The noise of image
+    i depends on (seed, i) alone, and so does its one draw of `augment`; binary images are one draw, whatever
+    the seed. A streamed split is read ahead by workers."""
     device, change = torch.device(device), alike(augment)
     rows = _Rows(pack, split, device, whole=False)
-    order = torch.arange(pack.meta.counts[split]) if index is None else torch.as_tensor(np.asarray(index), dtype=torch.int64)
+    order = (
+        torch.arange(pack.meta.counts[split])
+        if index is None
+        else torch.as_tensor(np.asarray(index), dtype=torch.int64)
+    )
     parts = order.split(batch_size)
     ahead = None
     if isinstance(rows.images, Pictures):
-        ahead = Prefetch(rows.images, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts))
+        ahead = Prefetch(
+            rows.images, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts)
+        )
     for i, part in enumerate(parts):
         pictures, y, extra = rows.take(part, ahead and ahead.at(i))
         ids = part.tolist()
         pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
         pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
-        yield Batch(pictures.pop("x"), y, moved(part, device), ImageNoise(seed, ids, device), pictures | extra)
+        yield Batch(
+            pictures.pop("x"), y, moved(part, device), ImageNoise(seed, ids, device), pictures | extra
+        )
 
 
 class _Rows:
-    """Rows of a split, gathered as bytes: on the GPU where the split fits, else from the map by pinned memory. Those of
-    a streamed split come from whoever reads ahead."""
+    """Rows of a split, gathered as bytes: on the GPU where the split fits, else from the map by pinned
+    memory. Those of a streamed split come from whoever reads ahead."""
 
     def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True):
         self.device = device
@@ -205,17 +229,23 @@ class _Rows:
         labels = pack.labels(split)
         self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
         self.captions = pack.captions(split)
-        self.further = {kind: torch.from_numpy(np.asarray(array)) for kind, array in pack.further(split).items()}
+        self.further = {
+            kind: torch.from_numpy(np.asarray(array)) for kind, array in pack.further(split).items()
+        }
         size = self.images.nbytes * (1 + len(self.further))
-        self.whole = whole and device.type not in SHARED and isinstance(self.images, Tensor) and size <= ON_DEVICE
+        self.whole = (
+            whole and device.type not in SHARED and isinstance(self.images, Tensor) and size <= ON_DEVICE
+        )
         if self.whole:
             self.images = self.images.to(device)
             self.further = {kind: t.to(device) for kind, t in self.further.items()}
             self.labels = None if self.labels is None else self.labels.to(device)
 
-    def take(self, index: Tensor, u8: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]:
-        """The images `x` and further pictures of them by name, uint8 [B, C, H, W]; labels; and the captions in `extra`. For
-        positions [B] on the CPU; `u8`: the images' bytes, where they were read ahead."""
+    def take(
+        self, index: Tensor, u8: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]:
+        """The images `x` and further pictures of them by name, uint8 [B, C, H, W]; labels; and the captions
+        in `extra`. For positions [B] on the CPU; `u8`: the images' bytes, where they were read ahead."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
             index = moved(index, self.device)

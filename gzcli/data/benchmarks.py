@@ -1,4 +1,5 @@
-"""Which sets the published out-of-distribution benchmarks compare. Metadata only; nothing heavy is imported."""
+"""Which sets the published out-of-distribution benchmarks compare. Metadata only; nothing heavy is
+imported."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 
 @dataclass(frozen=True)
 class Benchmark:
-    """In-distribution set, its near and far foreign ones, by our names; `absent` are those that gz does not know.
+    """In-distribution set, its near and far foreign ones, by our names; `absent` are those that gz does not
+    know.
 
     version, fpr: of OpenOOD, and which of our two figures its evaluator prints as FPR95. Version 1 takes
     in-distribution images as positive (its `fpr_recall`), version 1.5 foreign ones.

@@ -1,4 +1,5 @@
-"""Packing: a source's images, in one pass, into a uint8 `.npy` file a split; a few blocks are in memory at a time."""
+"""Packing: a source's images, in one pass, into a uint8 `.npy` file a split; a few blocks are in memory at a
+time."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from gzcli.store.files import checksum, need_space, write_json
 LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`
 NAMED = 5  # unreadable pictures that a message names
 
-Block = tuple[str, int, "np.ndarray | bytes", str]  # split, first row, uint8 [n, C, H, W] or one encoded picture, its name
+Block = tuple[
+    str, int, "np.ndarray | bytes", str
+]  # split, first row, uint8 [n, C, H, W] or one encoded picture, its name
 Report = Callable[[int, int], None]
 
 
@@ -41,10 +44,11 @@ class Fitted(NamedTuple):
 class Source:
     """What is to be packed: labels and counts at once, images as blocks one after another.
 
-    labels[split] is int64 [N] or uint8 [N, K] (multi-label). `further` are other pictures of each image (`conditions.py`).
+    labels[split] is int64 [N] or uint8 [N, K] (multi-label). `further` are other pictures of each image
+    (`conditions.py`).
     `shape` (C, H, W) is given where every block is an array;
-    else `probe()` yields a few encoded pictures (name, bytes) that tell it (without it, size and channels must be asked
-    for), and `spans()` tells where each one's bytes lie.
+    else `probe()` yields a few encoded pictures (name, bytes) that tell it (without it, size and channels
+    must be asked for), and `spans()` tells where each one's bytes lie.
     """
 
     title: str
@@ -58,8 +62,12 @@ class Source:
     levels: int = 256
     multilabel: bool = False
     captions: dict[str, list[str]] = field(default_factory=dict)
-    names: dict[str, list[str]] = field(default_factory=dict)  # what the user's pictures are called at their path
-    further: dict[str, Callable[[], Iterator[Block]]] = field(default_factory=dict)  # name → blocks in the same places
+    names: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # what the user's pictures are called at their path
+    further: dict[str, Callable[[], Iterator[Block]]] = field(
+        default_factory=dict
+    )  # name → blocks in the same places
     rule: str = "lanczos"  # of `pictures.decode`
     notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
 
@@ -80,10 +88,11 @@ def build(
     pictures, and meta.json into `folder`.
 
     `foreign`: only what such a set is scored on (`splits.foreign_plan`).
-    `size` resizes (by the source's rule), `channels` converts. Beyond `limit` bytes only an index of where the pictures
-    lie is written (`stream.py`), and they are decoded as they are needed. With `skip_bad` pictures that do not decode
-    are left out and listed in meta.json. Raises UsageError for mixed sizes without `size`, and for further pictures that
-    are too many to be packed or of another shape than their image; MissingError that names the pictures that do not decode.
+    `size` resizes (by the source's rule), `channels` converts. Beyond `limit` bytes only an index of where
+    the pictures lie is written (`stream.py`), and they are decoded as they are needed. With `skip_bad`
+    pictures that do not decode are left out and listed in meta.json. Raises UsageError for mixed sizes
+    without `size`, and for further pictures that are too many to be packed or of another shape than their
+    image; MissingError that names the pictures that do not decode.
     """
     plan = foreign_plan(source.counts) if foreign else split_plan(source.title, source.counts)
     source = _part(source, plan) if foreign else source
@@ -98,19 +107,30 @@ def build(
         resized = size is not None
     else:
         need_space(folder, total * int(np.prod(shape)))
-        bad, resized = _pack(source, plan, folder, shape, how, _mixed(source, native), lambda n: progress(n, total))
+        bad, resized = _pack(
+            source, plan, folder, shape, how, _mixed(source, native), lambda n: progress(n, total)
+        )
         if bad:
             skipped = _left_out(source, plan, bad, skip_bad, folder)
             rows = rows_of(plan)
     _write_labels(source, plan, rows, folder)
     files = sorted(path.name for path in folder.iterdir())
     meta = {
-        "title": source.title, "shape": list(shape), "classes": list(source.classes), "multilabel": source.multilabel,
-        "counts": rows, "levels": source.levels, "resized": resized, "streamed": how if streamed else None,
-        "skipped": skipped, "notes": source.notes, "extras": [*(["caption"] if source.captions else []), *source.further], **extra,
+        "title": source.title,
+        "shape": list(shape),
+        "classes": list(source.classes),
+        "multilabel": source.multilabel,
+        "counts": rows,
+        "levels": source.levels,
+        "resized": resized,
+        "streamed": how if streamed else None,
+        "skipped": skipped,
+        "notes": source.notes,
+        "extras": [*(["caption"] if source.captions else []), *source.further],
+        **extra,
         "source_channels": native[0],
         "sha256": {name: checksum(folder / name) for name in files},
-    }  # fmt: skip
+    }
     write_json(folder / "meta.json", meta)
 
 
@@ -127,20 +147,28 @@ def _target(
     """The packed shape (C, H, W), and the keywords of `decode` that lead to it."""
     if not size and native[1] != native[2]:
         hint = f"`--set data.size={_usual_size(native)}` crops them to squares and resizes them"
-        raise UsageError(f"the images of `{source.title}` are not square ({native[2]}×{native[1]} pixels)", hint=hint)
+        raise UsageError(
+            f"the images of `{source.title}` are not square ({native[2]}×{native[1]} pixels)", hint=hint
+        )
     if not size and max(native[1:]) > LARGEST:
         hint = "`--set data.size=64` resizes them once, when they are packed"
-        raise UsageError(f"the images of `{source.title}` are large ({native[2]}×{native[1]} pixels)", hint=hint)
+        raise UsageError(
+            f"the images of `{source.title}` are large ({native[2]}×{native[1]} pixels)", hint=hint
+        )
     shape = (channels or native[0], size or native[1], size or native[2])
     grey_only = channels is None and shape[0] == 1
     return shape, {"size": size, "channels": shape[0], "grey_only": grey_only, "rule": source.rule}
 
 
-def _fit(block: Block, *, want: tuple[int, int, int], how: dict[str, Any], mixed: tuple[str, str], measured: bool) -> Fitted:
+def _fit(
+    block: Block, *, want: tuple[int, int, int], how: dict[str, Any], mixed: tuple[str, str], measured: bool
+) -> Fitted:
     """A block as uint8 [n, C, H, W] of the wanted shape, in whatever process."""
     split, start, data, name = block
     if not isinstance(data, bytes):
-        return Fitted(split, start, fit_array(data, want), data.shape[2:] != want[1:], data.shape[:1:-1], name)
+        return Fitted(
+            split, start, fit_array(data, want), data.shape[2:] != want[1:], data.shape[:1:-1], name
+        )
     try:
         image, resized = decode(data, name, **how)
     except MissingError as e:
@@ -171,7 +199,9 @@ def _probe(source: Source) -> tuple[int, int, int]:
         except MissingError as e:  # packing names every one of them
             problem = e
     if not seen:
-        raise MissingError(f"none of the pictures of `{source.title}` decodes that were looked at: {problem}") from problem
+        raise MissingError(
+            f"none of the pictures of `{source.title}` decodes that were looked at: {problem}"
+        ) from problem
     return (3 if any(colour for _, _, colour in seen) else 1, *seen[0][:2])
 
 
@@ -179,15 +209,22 @@ Bad = dict[tuple[str, int], MissingError]  # by (official split, place)
 
 
 def _pack(
-    source: Source, plan: Plan, folder: Path, shape: tuple[int, int, int], how: dict[str, Any], mixed: tuple[str, str],
+    source: Source,
+    plan: Plan,
+    folder: Path,
+    shape: tuple[int, int, int],
+    how: dict[str, Any],
+    mixed: tuple[str, str],
     report: Callable[[int], None],
-) -> tuple[Bad, bool]:  # fmt: skip
-    """Writes the images, then their further pictures by the same crop; returns those that did not decode, and whether any
-    image was resized."""
+) -> tuple[Bad, bool]:
+    """Writes the images, then their further pictures by the same crop; returns those that did not decode, and
+    whether any image was resized."""
     bad: Bad = {}
     resized, done = False, 0
     work = sum(source.counts.values()) if source.shape != shape else 0  # images that are more than copied
-    sides = {split: np.zeros((n, 2), np.int32) for split, n in source.counts.items()} if source.further else {}
+    sides = (
+        {split: np.zeros((n, 2), np.int32) for split, n in source.counts.items()} if source.further else {}
+    )
     for kind, blocks in {"": source.blocks, **source.further}.items():
         if kind:
             how = how | {"size": shape[1]}  # a map may be smaller than its image
@@ -209,8 +246,9 @@ def _file(split: str, kind: str = "") -> str:
 
 
 def _alike(fitted: Iterator[Fitted], sides: dict[str, np.ndarray], *, first: bool) -> Iterator[Fitted]:
-    """Passes the blocks on. Those of the images, which come `first`, leave their `sides` [N, 2] there; further pictures are
-    held against these: one of another shape would be cropped to another place. Raises UsageError."""
+    """Passes the blocks on. Those of the images, which come `first`, leave their `sides` [N, 2] there;
+    further pictures are held against these: one of another shape would be cropped to another place. Raises
+    UsageError."""
     for one in fitted:
         if sides and not isinstance(one.images, MissingError):
             of_image = sides[one.split][one.start : one.start + len(one.images)]
@@ -218,13 +256,19 @@ def _alike(fitted: Iterator[Fitted], sides: dict[str, np.ndarray], *, first: boo
                 of_image[:] = one.sides
             elif of_image[0].all():  # else the image did not decode
                 (w, h), (w0, h0) = one.sides, of_image[0].tolist()
-                if abs(w * h0 / (h * w0) - 1) > max(0.02, 1 / min(w, h, w0, h0)):  # a pixel may be lost to rounding
+                if abs(w * h0 / (h * w0) - 1) > max(
+                    0.02, 1 / min(w, h, w0, h0)
+                ):  # a pixel may be lost to rounding
                     hint = "crop both alike, before they become a set"
-                    raise UsageError(f"`{one.name}` is {w}×{h}, and its image {w0}×{h0}: another shape", hint=hint)
+                    raise UsageError(
+                        f"`{one.name}` is {w}×{h}, and its image {w0}×{h0}: another shape", hint=hint
+                    )
         yield one
 
 
-def _write(fitted: Iterator[Fitted], plan: Plan, writers: dict[str, Rows], report: Callable[[int], None]) -> tuple[Bad, bool]:
+def _write(
+    fitted: Iterator[Fitted], plan: Plan, writers: dict[str, Rows], report: Callable[[int], None]
+) -> tuple[Bad, bool]:
     """Writes the images; returns those that did not decode, and whether any was resized."""
     bad: Bad = {}
     resized, done = False, 0
@@ -247,8 +291,8 @@ def _write(fitted: Iterator[Fitted], plan: Plan, writers: dict[str, Rows], repor
 
 
 def _left_out(source: Source, plan: Plan, bad: Bad, skip_bad: bool, folder: Path) -> list[str]:
-    """Takes pictures that did not decode out of the plan and the files; returns their messages. Raises MissingError
-    that names them unless they may be skipped."""
+    """Takes pictures that did not decode out of the plan and the files; returns their messages. Raises
+    MissingError that names them unless they may be skipped."""
     messages = [e.message for e in bad.values()]
     if not skip_bad:
         shown = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
@@ -257,7 +301,9 @@ def _left_out(source: Source, plan: Plan, bad: Bad, skip_bad: bool, folder: Path
         raise MissingError(count + shown, hint=hint)
     again = without(source.title, plan, bad)
     for code, name in enumerate(SPLITS):
-        kept = np.concatenate([again[split][0][target == code] == code for split, (target, _) in plan.items()])
+        kept = np.concatenate(
+            [again[split][0][target == code] == code for split, (target, _) in plan.items()]
+        )
         if not kept.all():
             for kind in ("", *source.further):
                 keep(folder / _file(name, kind), np.flatnonzero(kept))
@@ -272,13 +318,26 @@ def _index(source: Source, plan: Plan, folder: Path) -> None:
     if source.further:
         names = in_words(source.further)
         hint = "set `GZ_PACK_LIMIT` to more bytes, or `data.size` to fewer pixels"
-        raise UsageError(f"`{source.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and {names} are not streamed", hint=hint)
+        raise UsageError(
+            f"`{source.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and {names} are not streamed",
+            hint=hint,
+        )
     if source.spans is None:
-        hint = "set `GZ_PACK_LIMIT` to more bytes, or bring the images as files: a folder, a zip or a plain tar"
-        raise UsageError(f"`{source.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and cannot be streamed", hint=hint)
+        hint = (
+            "set `GZ_PACK_LIMIT` to more bytes, or bring the images as files: a folder, a zip or a plain tar"
+        )
+        raise UsageError(
+            f"`{source.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and cannot be streamed",
+            hint=hint,
+        )
     spans = source.spans()
     for code, name in enumerate(SPLITS):
-        found = [s for split, (target, _) in plan.items() for s, t in zip(spans[split], target, strict=True) if t == code]
+        found = [
+            s
+            for split, (target, _) in plan.items()
+            for s, t in zip(spans[split], target, strict=True)
+            if t == code
+        ]
         write_index(folder, name, found)
 
 

@@ -1,7 +1,9 @@
-"""What may come with each image beside its label: a caption, and further pictures of the same size. No heavy import.
+"""What may come with each image beside its label: a caption, and further pictures of the same size. No heavy
+import.
 
-`control` is the map that the image is to follow (edges, depth, a pose); `before` the image that an instruction, which is
-its caption, made into this one. They are known by the names that data sets for diffusion models give them.
+`control` is the map that the image is to follow (edges, depth, a pose); `before` the image that an
+instruction, which is its caption, made into this one. They are known by the names that data sets for
+diffusion models give them.
 """
 
 from __future__ import annotations

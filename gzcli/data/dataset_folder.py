@@ -16,13 +16,24 @@ from gzcli.data.walk import is_regular, read_regular
 from gzcli.errors import MissingError, UsageError
 
 MARKS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
-LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")  # plain numbers or texts
+LABELS = (
+    "label",
+    "labels",
+    "fine_label",
+    "class",
+    "class_label",
+    "target",
+    "category",
+    "cls",
+    "y",
+)  # plain numbers or texts
 MOST_CLASSES = 10_000
 
 
 class Columns(Protocol):
-    """The rows of a split: what each column holds ("image", "class", "int", "text" or ""), the names of classes, values of
-    a column, its encoded pictures in order (None: an empty cell), and some that lie apart."""
+    """The rows of a split: what each column holds ("image", "class", "int", "text" or ""), the names of
+    classes, values of a column, its encoded pictures in order (None: an empty cell), and some that lie
+    apart."""
 
     kinds: dict[str, str]
     classes: dict[str, tuple[str, ...]]
@@ -46,10 +57,11 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 def dataset_folder(path: Path) -> Source:
-    """Its images: the first column of images that is not named as a further picture; those that are (`conditioning_image`,
-    `input_image`, …); labels of the first column of class labels, else of integers or texts in a column `label` (LABELS);
-    captions of a column `text`, `caption`, `edit_prompt` or `instruction`. A split but train whose labels are all −1, the
-    hub's sign for hidden ones, is left out.
+    """Its images: the first column of images that is not named as a further picture; those that are
+    (`conditioning_image`,
+    `input_image`, …); labels of the first column of class labels, else of integers or texts in a column
+    `label` (LABELS); captions of a column `text`, `caption`, `edit_prompt` or `instruction`. A split but
+    train whose labels are all −1, the hub's sign for hidden ones, is left out.
 
     Raises MissingError without the package that reads it, UsageError where there is no column of images."""
     from gzcli.data.conditions import CAPTIONS, further_of
@@ -73,7 +85,9 @@ def dataset_folder(path: Path) -> Source:
     def named(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
         where = split if column == image else f"{split}.{column}"
         if picture is None:
-            raise UsageError(f"`{path}` has no picture in `{where}[{i}]`", hint="take the row out, or the column")
+            raise UsageError(
+                f"`{path}` has no picture in `{where}[{i}]`", hint="take the row out, or the column"
+            )
         return f"{where}[{i}]", picture
 
     def blocks_of(column: str) -> Callable[[], Iterator[Block]]:
@@ -89,13 +103,23 @@ def dataset_folder(path: Path) -> Source:
         return (named(image, "train", i, cell) for i, cell in splits["train"].some(image, PROBES))
 
     return Source(
-        str(path), classes, {split: len(data) for split, data in splits.items()}, labels, blocks_of(image), probe=probe,
-        captions={split: [text or "" for text in data.values(caption)] for split, data in splits.items()} if caption else {},
-        further={kind: blocks_of(column) for kind, column in further.items()}, notes=notes,
-    )  # fmt: skip
+        str(path),
+        classes,
+        {split: len(data) for split, data in splits.items()},
+        labels,
+        blocks_of(image),
+        probe=probe,
+        captions={split: [text or "" for text in data.values(caption)] for split, data in splits.items()}
+        if caption
+        else {},
+        further={kind: blocks_of(column) for kind, column in further.items()},
+        notes=notes,
+    )
 
 
-def _labels(path: Path, splits: dict[str, Columns]) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
+def _labels(
+    path: Path, splits: dict[str, Columns]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
     """The classes, the labels int64 [N] of each split, and what was left out."""
     kinds = splits["train"].kinds
     told = next((name for name, kind in kinds.items() if kind == "class"), None)
@@ -103,27 +127,42 @@ def _labels(path: Path, splits: dict[str, Columns]) -> tuple[tuple[str, ...], di
     if column is None:
         return (), {}, []
     values = {split: data.values(column) for split, data in splits.items()}
-    hidden = [split for split, rows in values.items() if split != "train" and rows and set(rows) <= {-1, None}]
-    notes = [f"{counted(len(values.pop(split)), 'picture')} of `{split}` skipped: they have no labels" for split in hidden]
+    hidden = [
+        split for split, rows in values.items() if split != "train" and rows and set(rows) <= {-1, None}
+    ]
+    notes = [
+        f"{counted(len(values.pop(split)), 'picture')} of `{split}` skipped: they have no labels"
+        for split in hidden
+    ]
     every = {value for rows in values.values() for value in rows}
     if None in every:
-        raise UsageError(f"`{path}` has images without a label in `{column}`", hint="take them out, or the column")
+        raise UsageError(
+            f"`{path}` has images without a label in `{column}`", hint="take them out, or the column"
+        )
     if kinds[column] == "text":
         classes = tuple(sorted(every))
         number = {label: i for i, label in enumerate(classes)}
         values = {split: [number[label] for label in rows] for split, rows in values.items()}
     else:
-        classes = splits["train"].classes[column] if told else tuple(map(str, range(min(max(every, default=0) + 1, MOST_CLASSES))))
+        classes = (
+            splits["train"].classes[column]
+            if told
+            else tuple(map(str, range(min(max(every, default=0) + 1, MOST_CLASSES))))
+        )
     labels = {split: np.asarray(rows, np.int64) for split, rows in values.items()}
     if any(len(y) and (y.min() < 0 or y.max() >= len(classes)) for y in labels.values()):
-        raise UsageError(f"`{path}` has images without a label in `{column}`", hint="take them out, or the column")
+        raise UsageError(
+            f"`{path}` has images without a label in `{column}`", hint="take them out, or the column"
+        )
     return classes, labels, notes
 
 
 def _splits(path: Path) -> dict[str, Columns]:
     """train, and val and test where there are."""
     files = {} if any((path / mark).exists() for mark in MARKS) else parquet_files(path)
-    named: dict[str, Columns] = {split: Parquet(paths) for split, paths in files.items()} if files else _saved(path)
+    named: dict[str, Columns] = (
+        {split: Parquet(paths) for split, paths in files.items()} if files else _saved(path)
+    )
     found = {split: data for name, data in named.items() if (split := (split_of(name) or ("",))[0])}
     if "train" not in found:
         raise UsageError(f"`{path}` has no split `train`", hint=f"it has: {', '.join(named)}")
@@ -135,11 +174,15 @@ def _saved(path: Path) -> dict[str, Columns]:
         import datasets
     except ImportError as e:
         hint = "`pip install 'gzcli[datasets]'`"
-        raise MissingError(f"`{path}` is a dataset folder: reading it takes the package `datasets`", hint=hint) from e
+        raise MissingError(
+            f"`{path}` is a dataset folder: reading it takes the package `datasets`", hint=hint
+        ) from e
     datasets.disable_progress_bars()
     try:
         found = datasets.load_from_disk(str(path))
-    except Exception as e:  # the library raises what its readers raise: ArrowInvalid, FileNotFoundError, ValueError, …
+    except (
+        Exception
+    ) as e:  # the library raises what its readers raise: ArrowInvalid, FileNotFoundError, ValueError, …
         raise MissingError(f"`{path}` is not a dataset folder that can be read: {e}") from e
     named = dict(found) if isinstance(found, dict) else {"train": found}
     return {split: _Saved(path, data) for split, data in named.items()}
@@ -151,10 +194,16 @@ class _Saved:
     def __init__(self, path: Path, data: Any):
         self.path, self.data = path, data
         kinds = {"Image": "image", "ClassLabel": "class"}
-        plain = {"string": "text", "large_string": "text"} | {f"{u}int{n}": "int" for u in ("", "u") for n in (8, 16, 32, 64)}
+        plain = {"string": "text", "large_string": "text"} | {
+            f"{u}int{n}": "int" for u in ("", "u") for n in (8, 16, 32, 64)
+        }
         features = data.features.items()
-        self.kinds = {k: kinds.get(type(f).__name__, plain.get(getattr(f, "dtype", ""), "")) for k, f in features}
-        self.classes = {name: tuple(feature.names) for name, feature in features if self.kinds[name] == "class"}
+        self.kinds = {
+            k: kinds.get(type(f).__name__, plain.get(getattr(f, "dtype", ""), "")) for k, f in features
+        }
+        self.classes = {
+            name: tuple(feature.names) for name, feature in features if self.kinds[name] == "class"
+        }
 
     def __len__(self) -> int:
         return len(self.data)
@@ -174,4 +223,8 @@ class _Saved:
         undecoded = self.data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         for i in rows:
             cell = undecoded[i][column]
-            yield i, cell and (cell["bytes"] if cell["bytes"] is not None else read_regular(self.path / cell["path"]))
+            yield (
+                i,
+                cell
+                and (cell["bytes"] if cell["bytes"] is not None else read_regular(self.path / cell["path"])),
+            )

@@ -13,12 +13,14 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def digits(spec: DataSpec) -> Source:
-    """1,797 digits, 8×8 with 17 levels, each pixel doubled; the last fifth of each class is the test split."""
+    """1,797 digits, 8×8 with 17 levels, each pixel doubled; the last fifth of each class is the test
+    split."""
     return _source(spec, *_digits())
 
 
 def digits_ab(spec: DataSpec) -> Source:
-    """Two unpaired domains: every other digit as it is (A, white on black), the rest inverted (B, black on white)."""
+    """Two unpaired domains: every other digit as it is (A, white on black), the rest inverted (B, black on
+    white)."""
     images, _ = _digits()
     for split, x in images.items():
         images[split] = np.where((np.arange(len(x)) % 2 == 1)[:, None, None, None], 255 - x, x)
@@ -46,15 +48,21 @@ _EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8
 def _neighbours(x: np.ndarray) -> np.ndarray:
     """[5, 1, 16, 16]: each pixel, and the four beside it; beyond the edge it is black."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
-    return np.stack([padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))])
+    return np.stack(
+        [padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))]
+    )
 
 
 def digits_edited(spec: DataSpec) -> Source:
-    """Digits changed as their caption tells, each by one instruction in turn; `before` are the digits themselves."""
+    """Digits changed as their caption tells, each by one instruction in turn; `before` are the digits
+    themselves."""
     before, labels = _digits()
     edits = list(_EDITS.items())
     told = {split: [edits[i % len(edits)] for i in range(len(x))] for split, x in before.items()}
-    after = {split: np.stack([edit(x) for x, (_, edit) in zip(before[split], told[split], strict=True)]) for split in before}
+    after = {
+        split: np.stack([edit(x) for x, (_, edit) in zip(before[split], told[split], strict=True)])
+        for split in before
+    }
     source = _source(spec, after, labels)
     source.captions = {split: [words for words, _ in rows] for split, rows in told.items()}
     source.further = {"before": _source(spec, before, labels).blocks}
@@ -62,8 +70,8 @@ def digits_edited(spec: DataSpec) -> Source:
 
 
 def patches(spec: DataSpec) -> Source:
-    """32×32 patches: the left of each photograph (overlapping by half) is train, a strip beside it validation, the
-    right fifth test; no two splits share a pixel."""
+    """32×32 patches: the left of each photograph (overlapping by half) is train, a strip beside it
+    validation, the right fifth test; no two splits share a pixel."""
     from sklearn.datasets import load_sample_images
 
     side, images, labels = 32, {}, {}
@@ -80,9 +88,12 @@ def patches(spec: DataSpec) -> Source:
 
 
 SOURCES: dict[str, Callable[[DataSpec], Source]] = {
-    "digits": digits, "digits-ab": digits_ab, "digits-captioned": digits_captioned,
-    "digits-edited": digits_edited, "patches": patches,
-}  # fmt: skip
+    "digits": digits,
+    "digits-ab": digits_ab,
+    "digits-captioned": digits_captioned,
+    "digits-edited": digits_edited,
+    "patches": patches,
+}
 
 
 def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -97,7 +108,9 @@ def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         rank[bunch.target == label] = np.arange((bunch.target == label).sum())
     test = rank >= size - size // 5
     rows = {"train": ~test, "test": test}
-    return {s: pixels[r] for s, r in rows.items()}, {s: bunch.target[r].astype(np.int64) for s, r in rows.items()}
+    return {s: pixels[r] for s, r in rows.items()}, {
+        s: bunch.target[r].astype(np.int64) for s, r in rows.items()
+    }
 
 
 def _source(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> Source:

@@ -13,7 +13,9 @@ from gzcli.errors import MissingError
 
 PROBES = 16
 
-Place = tuple[str, Any]  # official split, label: the class's number, 0 or 1 for each class (multi-label), or None
+Place = tuple[
+    str, Any
+]  # official split, label: the class's number, 0 or 1 for each class (multi-label), or None
 Part = tuple[Members, Mapping[str, Place]]
 
 
@@ -29,9 +31,10 @@ def encoded(
     named: bool = False,
     rule: str = "lanczos",
 ) -> Source:
-    """The pictures of `parts` that have a place, in order of part and name. Without `probe` the packer must be told
-    their size and channels. `named` ones keep the pictures' names. `further`: for each kind of further picture, its
-    name among the members by that of the image. Raises MissingError where a picture with a place is not among them."""
+    """The pictures of `parts` that have a place, in order of part and name. Without `probe` the packer must
+    be told their size and channels. `named` ones keep the pictures' names. `further`: for each kind of
+    further picture, its name among the members by that of the image. Raises MissingError where a picture with
+    a place is not among them."""
     rows: list[dict[str, tuple[str, int]]] = []
     labels: dict[str, list[Any]] = {}
     texts: dict[str, list[str]] = {}
@@ -82,7 +85,16 @@ def encoded(
         for name, (split, _) in row.items():
             names[split].append(name)
     return Source(
-        title, tuple(classes), counts, arrays, blocks, probe=some if probe else None, spans=spans, names=names,
-        multilabel=multilabel, captions=texts if captions else {}, rule=rule,
+        title,
+        tuple(classes),
+        counts,
+        arrays,
+        blocks,
+        probe=some if probe else None,
+        spans=spans,
+        names=names,
+        multilabel=multilabel,
+        captions=texts if captions else {},
+        rule=rule,
         further={kind: blocks_of(names) for kind, names in (further or {}).items()},
-    )  # fmt: skip
+    )

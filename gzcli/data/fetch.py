@@ -1,4 +1,5 @@
-"""Downloads that are whole or not there: from a mirror or the publisher, checked, locked, renamed into place."""
+"""Downloads that are whole or not there: from a mirror or the publisher, checked, locked, renamed into
+place."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from gzcli.store.files import fsync, lock, need_space
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import offline
 
-LARGE = 200_000_000  # bytes from which the need of disk is told before a download, and that a checksum takes its time
+# bytes from which the need of disk is told before a download, and that a checksum takes its time
+LARGE = 200_000_000
 BLOCK = 1 << 20
 
 Report = Callable[[int, int], None]  # report(bytes done, bytes in all)
@@ -42,13 +44,15 @@ def fetch(
     progress: Report = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> Path:
-    """Every file of a set, into the cache; files that are there already are not fetched again. Returns their folder.
+    """Every file of a set, into the cache; files that are there already are not fetched again. Returns their
+    folder.
 
-    `source` (`--from`) is a folder, a file or a URL to take them from; else `GZ_MIRROR` (a folder or base URL that
-    holds NAME/FILE) is asked first, then the publisher. Under `GZ_OFFLINE=1` only local files are taken. Those of a
+    `source` (`--from`) is a folder, a file or a URL to take them from; else `GZ_MIRROR` (a folder or base URL
+    that holds NAME/FILE) is asked first, then the publisher. Under `GZ_OFFLINE=1` only local files are taken.
+    Those of a
     `linked` set stay where they are. `pack_size` are the bytes that will be needed beside the files.
-    Raises MissingError: offline, not found, not what it should be, no space; what came so far is kept for a resume
-    unless it was wrong.
+    Raises MissingError: offline, not found, not what it should be, no space; what came so far is kept for a
+    resume unless it was wrong.
     """
     spec = find(what) if isinstance(what, str) else what
     folder = raw_dir(spec)
@@ -70,7 +74,9 @@ def has_local_mirror() -> bool:
     return bool(mirror) and not _is_url(mirror)
 
 
-def _fetch_missing(spec: DataSpec, folder: Path, source: str | None, pack_size: int, progress: Report, say: Say) -> None:
+def _fetch_missing(
+    spec: DataSpec, folder: Path, source: str | None, pack_size: int, progress: Report, say: Say
+) -> None:
     linked = spec.linked and source is not None and _link_folders(spec, folder, _local(source))
     missing = [] if linked else [file for file in spec.files if not is_there(spec, file)]
     addresses = {file.name: _addresses(spec, file, source) for file in missing}
@@ -97,14 +103,17 @@ def _fetch_missing(spec: DataSpec, folder: Path, source: str | None, pack_size: 
 
 
 def _tell_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
-    """Says what is to be fetched and how much disk that takes, if it is much. Raises MissingError if it is not free."""
+    """Says what is to be fetched and how much disk that takes, if it is much. Raises MissingError if it is
+    not free."""
     need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
         parts = [f"fetching {need / 1e6:,.0f} MB into `{folder}`"] if need else []
         parts += [f"its pack will take {pack_size / 1e6:,.0f} MB"] if pack_size else []
         say(f"`{spec.name}`: {', '.join(parts)}; {free / 1e6:,.0f} MB are free")
-    joining = max((file.size // http.PIECES for file in files if file.size >= http.LARGE), default=0)  # a piece twice
+    joining = max(
+        (file.size // http.PIECES for file in files if file.size >= http.LARGE), default=0
+    )  # a piece twice
     need_space(folder, need + max(joining, pack_size))
 
 
@@ -125,7 +134,8 @@ def _addresses(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
         if not addresses:
             raise MissingError(
                 f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set",
-                hint=f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with `{file.name}`",
+                hint=f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with "
+                f"`{file.name}`",
             )
     return addresses
 
@@ -133,7 +143,9 @@ def _addresses(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
 def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
     if _is_url(source):
         if offline():
-            raise MissingError(f"`{source}` is on the network and `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`")
+            raise MissingError(
+                f"`{source}` is on the network and `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`"
+            )
         last = urllib.parse.urlsplit(source).path.rsplit("/", 1)[-1]
         is_folder = last not in {f.name for f in spec.files}
     elif os.path.exists(source):
@@ -145,11 +157,16 @@ def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
         return both if _is_url(source) else [next(filter(os.path.exists, both), both[0])]
     if last != file.name and len(spec.files) > 1:
         every = ", ".join(f"`{f.name}`" for f in spec.files)
-        raise UsageError(f"`{spec.name}` has {len(spec.files)} files, `{source}` is one", hint=f"give the folder of {every}")
+        raise UsageError(
+            f"`{spec.name}` has {len(spec.files)} files, `{source}` is one",
+            hint=f"give the folder of {every}",
+        )
     return [source]
 
 
-def _fetch_file(spec: DataSpec, file: DataFile, path: Path, addresses: list[str], report: http.Report, say: Say) -> None:
+def _fetch_file(
+    spec: DataSpec, file: DataFile, path: Path, addresses: list[str], report: http.Report, say: Say
+) -> None:
     """One file from the first address that serves it right. Raises Refused."""
     reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
     for address in addresses:
@@ -177,7 +194,9 @@ def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: S
             http.drop(part)
             if not kept:
                 raise
-            kept = 0  # bytes of an earlier try, perhaps of another file, were among them: once more, from zero
+            kept = (
+                0  # bytes of an earlier try, perhaps of another file, were among them: once more, from zero
+            )
     fsync(part)
     os.replace(part, path)
     http.drop(part)
@@ -290,7 +309,11 @@ def _disk_errors(folder: Path):
         raise
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MissingError(f"the disk of `{folder}` is full", hint="free some space, or set `GZ_HOME` elsewhere") from e
+            raise MissingError(
+                f"the disk of `{folder}` is full", hint="free some space, or set `GZ_HOME` elsewhere"
+            ) from e
         if e.errno in DISK:
-            raise MissingError(f"`{folder}` cannot be written", hint="set `GZ_HOME` to a folder that can") from e
+            raise MissingError(
+                f"`{folder}` cannot be written", hint="set `GZ_HOME` to a folder that can"
+            ) from e
         raise

@@ -1,4 +1,5 @@
-"""The user's own images: a folder, zip, tar, npz or dataset folder, and what its layout says of splits and classes."""
+"""The user's own images: a folder, zip, tar, npz or dataset folder, and what its layout says of splits and
+classes."""
 
 from __future__ import annotations
 
@@ -22,9 +23,10 @@ from gzcli.errors import MissingError, UsageError
 
 
 def open_path(path: Path, form: str | None = None, *, foreign: bool = False) -> Source:
-    """The images at a path: folder, zip, tar, npz or dataset folder. `form`: how the folders of pictures are meant (of
-    `layout.FORMS`); pictures that are only to be scored (`foreign`) lie in whatever folders. Raises UsageError or
-    MissingError for what is not a set."""
+    """The images at a path: folder, zip, tar, npz or dataset folder. `form`: how the folders of pictures are
+    meant (of
+    `layout.FORMS`); pictures that are only to be scored (`foreign`) lie in whatever folders. Raises
+    UsageError or MissingError for what is not a set."""
     if path.suffix.lower() == ".npz" and is_regular(path):
         from gzcli.data.npz import npz
 
@@ -48,10 +50,12 @@ def open_path(path: Path, form: str | None = None, *, foreign: bool = False) -> 
 
 
 def pictures(title: str, members: Members, form: str | None = None, *, foreign: bool = False) -> Source:
-    """Encoded pictures in one of the layouts of `layout.py`. Captions are the lines of a `metadata.jsonl` ({"file_name": …,
-    "text": …}, relative to it) or a `NAME.txt` beside the picture. A line may name further pictures of its image
-    ("control": …, "before": …), which are then no images of the set themselves. A `NAME.cls` is its label, in the place of
-    what the folders say."""
+    """Encoded pictures in one of the layouts of `layout.py`. Captions are the lines of a `metadata.jsonl`
+    ({"file_name": …,
+    "text": …}, relative to it) or a `NAME.txt` beside the picture. A line may name further pictures of its
+    image
+    ("control": …, "before": …), which are then no images of the set themselves. A `NAME.cls` is its label, in
+    the place of what the folders say."""
     names = [name for name in members.names if is_picture(name)]
     if not names:
         raise MissingError(f"`{title}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
@@ -64,7 +68,9 @@ def pictures(title: str, members: Members, form: str | None = None, *, foreign: 
     for kind, given in further.items():
         if lacking := [name for name in names if name not in given]:
             hint = f"each image has a line in `{METADATA}` with its `{kind}`, or none has"
-            raise UsageError(f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`", hint=hint)
+            raise UsageError(
+                f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`", hint=hint
+            )
     labels = {} if foreign else _labels(title, members, names)
     found = scored(names) if foreign else placed(title, names, form, {} if labels else _annotated(members))
     if labels:
@@ -72,25 +78,38 @@ def pictures(title: str, members: Members, form: str | None = None, *, foreign: 
     every = {label for _, label in found.places.values() if label is not None}
     numbered = labels and all(label.isdecimal() and len(label) < 6 for label in every)
     classes = tuple(map(str, range(max(map(int, every)) + 1))) if numbered else tuple(sorted(every))
-    number = {label: int(label) for label in every} if numbered else {label: i for i, label in enumerate(classes)}
+    number = (
+        {label: int(label) for label in every} if numbered else {label: i for i, label in enumerate(classes)}
+    )
     rows = {name: (split, number.get(label)) for name, (split, label) in found.places.items()}
     captions = beside | {name: line.caption for name, line in lines.items()}
-    source = encoded(title, classes, [(members, rows)], captions=captions, further=further, probe=True, named=True)
+    source = encoded(
+        title, classes, [(members, rows)], captions=captions, further=further, probe=True, named=True
+    )
     return replace(source, notes=[*members.notes, *found.notes])
 
 
 def _labels(title: str, members: Members, names: list[str]) -> dict[str, str]:
-    """The labels in `NAME.cls` files beside pictures, or {}. Raises UsageError where only some pictures have one."""
+    """The labels in `NAME.cls` files beside pictures, or {}. Raises UsageError where only some pictures have
+    one."""
     beside = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
     wanted = [name for name in members.names if name in beside]
-    found = {beside[name]: data.decode("utf-8", "replace").strip() for name, data in members.read(wanted)} if wanted else {}
+    found = (
+        {beside[name]: data.decode("utf-8", "replace").strip() for name, data in members.read(wanted)}
+        if wanted
+        else {}
+    )
     if found and (lacking := next((name for name in names if not found.get(name)), None)):
-        raise UsageError(f"`{title}` has no label `{LABEL}` beside `{lacking}`", hint="give one beside each picture, or none")
+        raise UsageError(
+            f"`{title}` has no label `{LABEL}` beside `{lacking}`",
+            hint="give one beside each picture, or none",
+        )
     return found
 
 
 def _annotated(members: Members) -> dict[str, str]:
-    """The classes that TinyImageNet's `SPLIT/SPLIT_annotations.txt` give to `SPLIT/images/…`: NAME, tab, class, tab, box."""
+    """The classes that TinyImageNet's `SPLIT/SPLIT_annotations.txt` give to `SPLIT/images/…`: NAME, tab,
+    class, tab, box."""
     wanted = [name for name in members.names if name.endswith("_annotations.txt") and "/" in name]
     found: dict[str, str] = {}
     for name, data in members.read(wanted) if wanted else ():
@@ -108,8 +127,8 @@ class _Line(NamedTuple):
 
 
 def _told(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
-    """What the lines of `metadata.jsonl` say, by picture, and the captions of text files beside pictures; names in both
-    are those of members."""
+    """What the lines of `metadata.jsonl` say, by picture, and the captions of text files beside pictures;
+    names in both are those of members."""
     beside = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
     wanted = [name for name in members.names if name in beside or PurePosixPath(name).name == METADATA]
     lines, captions, known = {}, {}, set(names)
@@ -117,23 +136,32 @@ def _told(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Li
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as e:
-            raise UsageError(f"`{name}` in `{title}` is not UTF-8 text", hint="captions are plain text in UTF-8") from e
+            raise UsageError(
+                f"`{name}` in `{title}` is not UTF-8 text", hint="captions are plain text in UTF-8"
+            ) from e
         if name in beside:
             captions[beside[name]] = text.strip()
             continue
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 picture, caption, further = _metadata_line(line, f"line {number} of `{name}` in `{title}`")
-                member = {file: normpath(f"{PurePosixPath(name).parent}/{file}") for file in (picture, *further.values())}
+                member = {
+                    file: normpath(f"{PurePosixPath(name).parent}/{file}")
+                    for file in (picture, *further.values())
+                }
                 if lost := next((file for file in member.values() if file not in known), None):
-                    raise MissingError(f"line {number} of `{name}` names `{lost}`, which `{title}` does not hold")
-                lines[member[picture]] = _Line(picture, caption, {kind: member[file] for kind, file in further.items()})
+                    raise MissingError(
+                        f"line {number} of `{name}` names `{lost}`, which `{title}` does not hold"
+                    )
+                lines[member[picture]] = _Line(
+                    picture, caption, {kind: member[file] for kind, file in further.items()}
+                )
     return lines, captions
 
 
 def _metadata_line(line: str, where: str) -> _Line:
-    """A line of `metadata.jsonl`. Keys may end in `_file_name`, as the `datasets` library has it; one that may name a picture
-    but does not ("source": "flickr") says nothing."""
+    """A line of `metadata.jsonl`. Keys may end in `_file_name`, as the `datasets` library has it; one that
+    may name a picture but does not ("source": "flickr") says nothing."""
     hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
@@ -144,7 +172,10 @@ def _metadata_line(line: str, where: str) -> _Line:
     except (ValueError, KeyError, StopIteration, AttributeError) as e:
         raise UsageError(f"{where} has no `file_name` or no `text`", hint=hint) from e
     if any(target != picture for target in targets):
-        hint = 'the image before an instruction is `before`, as in {"before": "in.png", "after": "out.png", "text": "make it snow"}'
+        hint = (
+            'the image before an instruction is `before`, as in {"before": "in.png", "after": '
+            '"out.png", "text": "make it snow"}'
+        )
         raise UsageError(f"{where} names two images, `{picture}` and `{targets[-1]}`", hint=hint)
     further: dict[str, str] = {}
     for key, value in named.items():
@@ -154,12 +185,15 @@ def _metadata_line(line: str, where: str) -> _Line:
 
 
 def read_pictures(path: Path, *, size: int, channels: int, limit: int | None) -> np.ndarray:
-    """The picture at `path`, or the first `limit` (None: all) of a folder, zip or tar in order of names: uint8 [n, C, size, size].
+    """The picture at `path`, or the first `limit` (None: all) of a folder, zip or tar in order of names:
+    uint8 [n, C, size, size].
 
     Raises MissingError where there are none, or one does not decode.
     """
     if not path.exists():
-        raise MissingError(f"there is no `{path}`", hint="give a picture, or a folder, zip or tar of pictures")
+        raise MissingError(
+            f"there is no `{path}`", hint="give a picture, or a folder, zip or tar of pictures"
+        )
     if path.is_file() and is_picture(path.name):
         return np.stack([decode(read_regular(path), str(path), size=size, channels=channels)[0]])
     members = open_members(path, is_picture)

@@ -1,7 +1,9 @@
-"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again with back-off.
+"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again with
+back-off.
 
-A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside it, each resumed
-from its own size, and are appended when all are whole. Whether the bytes are right is for the caller's checksum to say.
+A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside it,
+each resumed from its own size, and are appended when all are whole. Whether the bytes are right is for the
+caller's checksum to say.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class _Piece:
-    """The bytes from `start` to `end` of a file of `total` bytes, which are None where the server does not say."""
+    """The bytes from `start` to `end` of a file of `total` bytes, which are None where the server does not
+    say."""
 
     path: Path
     start: int
@@ -66,7 +69,8 @@ class _Piece:
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """A file of `size` bytes (about, unless `exact`: then the server says) into `part`, from where an earlier try ended.
+    """A file of `size` bytes (about, unless `exact`: then the server says) into `part`, from where an earlier
+    try ended.
 
     Raises Refused; what came is kept.
     """
@@ -117,8 +121,10 @@ def _look(url: str) -> tuple[int | None, bool]:
 def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
     """The file in `count` equal ranges, the last a little shorter; those that `part` covers already are one.
 
-    `part` reaches into a later range in two cases. If that range lies beside it whole, appending it was interrupted:
-    `part` is cut back to where it begins. Else a single connection came so far, and goes on to the end of that range.
+    `part` reaches into a later range in two cases. If that range lies beside it whole, appending it was
+    interrupted:
+    `part` is cut back to where it begins. Else a single connection came so far, and goes on to the end of
+    that range.
     """
     if size_of(part) > (total or 0):
         part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
@@ -137,8 +143,8 @@ def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
 
 
 def _join(pieces: list[_Piece]) -> None:
-    """Appends the pieces to the first. Each goes only when its bytes are on the disk: killed in the middle, it is
-    appended again (see `_pieces`)."""
+    """Appends the pieces to the first. Each goes only when its bytes are on the disk: killed in the middle,
+    it is appended again (see `_pieces`)."""
     first, *others = pieces
     for piece in others:
         with open(piece.path, "rb") as src, open(first.path, "r+b") as out:
@@ -150,7 +156,8 @@ def _join(pieces: list[_Piece]) -> None:
 
 
 def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Every piece, all at once; then what is missing one after the other, if the server refused so many connections."""
+    """Every piece, all at once; then what is missing one after the other, if the server refused so many
+    connections."""
     try:
         _together(url, pieces, pieces, report, say)
     except (Refused, _NoRanges) as e:
@@ -162,7 +169,8 @@ def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
 
 
 def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
-    """`some` of the pieces, each in a thread. When all have ended, raises what the first of them raised that failed."""
+    """`some` of the pieces, each in a thread. When all have ended, raises what the first of them raised that
+    failed."""
     stop, errors = threading.Event(), []
 
     def work(piece: _Piece) -> None:
@@ -179,7 +187,9 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
             while thread.is_alive():
                 thread.join(0.1)
                 report(sum(piece.got for piece in pieces), pieces[0].total)
-    except BaseException:  # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again
+    except (
+        BaseException
+    ):  # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again
         stop.set()
         for thread in filter(threading.Thread.is_alive, threads):
             thread.join(0.25)
@@ -188,7 +198,9 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
         raise errors[0]
 
 
-def _patiently(url: str, attempt: Callable[[], Any], got: Callable[[], int], stop: threading.Event, say: Say) -> Any:
+def _patiently(
+    url: str, attempt: Callable[[], Any], got: Callable[[], int], stop: threading.Event, say: Say
+) -> Any:
     """What `attempt` returns, tried again while it may help. An attempt that brought bytes does not count."""
     failures, had = 0, got()
     while True:
@@ -206,7 +218,8 @@ def _patiently(url: str, attempt: Callable[[], Any], got: Callable[[], int], sto
 
 
 def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
-    """One request for what is missing of a piece. A server that ignores the range sends the whole file: start anew."""
+    """One request for what is missing of a piece. A server that ignores the range sends the whole file: start
+    anew."""
     asked = piece.asked
     try:
         with answer(url, asked) as found:
@@ -231,8 +244,8 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
 
 
 def _pour(found: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
-    """Bytes from the answer to the end of `out`, which does not grow beyond `size`. What is there is read at once, so
-    that a stall loses nothing."""
+    """Bytes from the answer to the end of `out`, which does not grow beyond `size`. What is there is read at
+    once, so that a stall loses nothing."""
     while size is None or out.tell() < size:
         block = found.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
         if stop.is_set():

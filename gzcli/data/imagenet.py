@@ -14,15 +14,18 @@ from gzcli.errors import MissingError
 
 
 def imagenet(spec: DataSpec, folder: Path) -> Source:
-    """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet numbers.
-    Cut as in the diffusion literature (`pictures.decode`, rule "adm")."""
+    """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet
+    numbers. Cut as in the diffusion literature (`pictures.decode`, rule "adm")."""
     train, test = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
     wnids = sorted({wnid for _, wnid in train[1].values()})
     if strange := {wnid for _, wnid in test[1].values()}.difference(wnids):
         hint = f"`gz data verify {spec.name}` checks its files"
         raise MissingError(f"`{spec.name}` has no training pictures of `{min(strange)}`", hint=hint)
     number = {wnid: i for i, wnid in enumerate(wnids)}
-    parts = [(members, {name: (s, number[wnid]) for name, (s, wnid) in places.items()}) for members, places in (train, test)]
+    parts = [
+        (members, {name: (s, number[wnid]) for name, (s, wnid) in places.items()})
+        for members, places in (train, test)
+    ]
     return encoded(spec.title, _class_names(wnids), parts, rule="adm")
 
 
@@ -42,32 +45,42 @@ def _from_folders(folder: Path) -> tuple[Part, Part]:
         members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation pictures into class folders, or give the three official archives"
-            raise MissingError(f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`", hint=hint)
+            raise MissingError(
+                f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`", hint=hint
+            )
         return members, {name: (split, name.split("/")[0]) for name in members.names}
 
     return part("train", "train"), part("val", "test")
 
 
 def _from_archives(spec: DataSpec, folder: Path) -> tuple[Part, Part]:
-    """A tar of one tar a class; a flat tar of validation pictures; their classes are in the development kit."""
+    """A tar of one tar a class; a flat tar of validation pictures; their classes are in the development
+    kit."""
     kit, val, train = (folder / file.name for file in spec.files)
     nested = Nested(train)
     flat = Tar(val, lambda name: name.endswith(".JPEG"))
     classes = _ground_truth(kit)
     if len(classes) != len(flat.names):
-        raise MissingError(f"`{val}` holds {len(flat.names):,} pictures, the development kit labels {len(classes):,}")
-    truth: dict[str, Place] = {name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)}
+        raise MissingError(
+            f"`{val}` holds {len(flat.names):,} pictures, the development kit labels {len(classes):,}"
+        )
+    truth: dict[str, Place] = {
+        name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)
+    }
     return (nested, {name: ("train", name.split("/")[0]) for name in nested.names}), (flat, truth)
 
 
 def _ground_truth(kit: Path) -> list[str]:
-    """The WordNet number of each validation picture, by the kit's `meta.mat` and its list of numbers from 1 on."""
+    """The WordNet number of each validation picture, by the kit's `meta.mat` and its list of numbers from 1
+    on."""
     from io import BytesIO
 
     from scipy.io import loadmat
 
     wanted = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
-    found = {PurePosixPath(name).name: data for name, data in Tar(kit, lambda name: name.endswith(wanted)).read()}
+    found = {
+        PurePosixPath(name).name: data for name, data in Tar(kit, lambda name: name.endswith(wanted)).read()
+    }
     synsets = loadmat(BytesIO(found[wanted[0]]), squeeze_me=True)["synsets"]
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     return [wnid_of[int(line)] for line in found[wanted[1]].split()]
@@ -100,6 +113,8 @@ class Nested:
                 with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
                     for picture in inner:
                         if picture.isfile():
-                            span = Span(str(self.path), member.offset_data + picture.offset_data, picture.size, False)
+                            span = Span(
+                                str(self.path), member.offset_data + picture.offset_data, picture.size, False
+                            )
                             name = f"{PurePosixPath(member.name).stem}/{PurePosixPath(picture.name).name}"
                             yield name, span, lambda inner=inner, p=picture: inner.extractfile(p).read()

@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import PurePosixPath
 
-# Pillow's names. It has readers for more, some of which start another program (EPS: Ghostscript): those are never tried.
-# TGA comes last: it has no mark at its beginning, so that its reader looks at everything that no other one knows.
+# Pillow's names. It has readers for more, some of which start another program (EPS: Ghostscript): those are
+# never tried. TGA comes last: it has no mark at its beginning, so that its reader looks at everything that no
+# other one knows.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 SUFFIXES = (
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-    ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".tga",
-)  # fmt: skip
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".avif",
+    ".jp2",
+    ".j2k",
+    ".tga",
+)
 KINDS = " ".join(suffix[1:] for suffix in SUFFIXES)
 
 METADATA = "metadata.jsonl"
@@ -21,7 +40,9 @@ LABEL = ".cls"  # what WebDataset calls the file of a picture's label
 def is_hidden(name: str) -> bool:
     """Whether a file is one that systems leave behind: `.DS_Store`, `__MACOSX/…`, `Thumbs.db`."""
     parts = PurePosixPath(name).parts
-    return any(part.startswith((".", "__MACOSX")) for part in parts) or name.endswith(("Thumbs.db", "desktop.ini"))
+    return any(part.startswith((".", "__MACOSX")) for part in parts) or name.endswith(
+        ("Thumbs.db", "desktop.ini")
+    )
 
 
 def is_picture(name: str) -> bool:
@@ -60,7 +81,9 @@ class Wanted:
             return []
         kinds = [kind for kind, _ in self.others.most_common(4)]
         named = " ".join([*kinds, *(["…"] if len(self.others) > len(kinds) else [])])
-        return [f"{counted(n, 'file')} of unknown kind{'s' if len(self.others) > 1 else ''} skipped ({named})"]
+        return [
+            f"{counted(n, 'file')} of unknown kind{'s' if len(self.others) > 1 else ''} skipped ({named})"
+        ]
 
 
 def counted(n: int, what: str) -> str:

@@ -1,4 +1,5 @@
-"""What the folders around pictures say of their splits and classes. What can be meant in two ways is refused, and named."""
+"""What the folders around pictures say of their splits and classes. What can be meant in two ways is refused,
+and named."""
 
 from __future__ import annotations
 
@@ -35,23 +36,32 @@ def split_of(folder: str) -> tuple[str, str] | None:
         return pair[1], pair[2]
     word = re.sub(r"[\s._-]", "", folder.lower())
     found = _SPLIT.fullmatch(word)
-    if not found or (found[2] == "ing" and found[1] == "val") or (found[2] in ("id", "idation") and found[1] != "val"):
+    if (
+        not found
+        or (found[2] == "ing" and found[1] == "val")
+        or (found[2] in ("id", "idation") and found[1] != "val")
+    ):
         return None
     return (found[1] or "val"), ""
 
 
-def placed(title: str, names: Iterable[str], form: str | None = None, told: Mapping[str, str] | None = None) -> Placed:
-    """The splits and classes of pictures by their folders; `form` (of FORMS) says how these are meant, else they tell it.
+def placed(
+    title: str, names: Iterable[str], form: str | None = None, told: Mapping[str, str] | None = None
+) -> Placed:
+    """The splits and classes of pictures by their folders; `form` (of FORMS) says how these are meant, else
+    they tell it.
 
-    `told`: classes of pictures that a list beside them names (TinyImageNet's `val_annotations.txt`). Raises UsageError that
-    names a folder which is ambiguous.
+    `told`: classes of pictures that a list beside them names (TinyImageNet's `val_annotations.txt`). Raises
+    UsageError that names a folder which is ambiguous.
     """
     folders = _without_lone(names, form)
     form = form or _form(title, folders)
     if form == "flat":
         return Placed(dict.fromkeys(folders, ("train", None)))
     if form == "classes":
-        return _without_one_class(Placed({name: ("train", _class(title, name, f)) for name, f in folders.items()}))
+        return _without_one_class(
+            Placed({name: ("train", _class(title, name, f)) for name, f in folders.items()})
+        )
     out = Placed()
     if form == "class-splits":
         for name, f in folders.items():
@@ -63,8 +73,8 @@ def placed(title: str, names: Iterable[str], form: str | None = None, told: Mapp
 
 
 def scored(names: Iterable[str]) -> Placed:
-    """The splits of pictures that are only scored, whatever their layout and without classes: their own where all lie in
-    folders of splits, but for what marks pictures; else one."""
+    """The splits of pictures that are only scored, whatever their layout and without classes: their own where
+    all lie in folders of splits, but for what marks pictures; else one."""
     folders = _without_lone(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
     splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
@@ -98,23 +108,36 @@ def _form(title: str, folders: Mapping[str, tuple[str, ...]]) -> str:
         marks = [head for head in heads if _MARKS.fullmatch(head)]
         if marks and any(_IMAGES.fullmatch(head.lower()) for head in heads):
             hint = f"give the folder of the pictures alone; or {ASK}"
-            raise UsageError(f"`{title}` has `{marks[0]}` beside its pictures: a class, or what marks them?", hint=hint)
+            raise UsageError(
+                f"`{title}` has `{marks[0]}` beside its pictures: a class, or what marks them?", hint=hint
+            )
         below = {name: len(f) > 1 and split_of(f[1]) is not None for name, f in folders.items()}
         if any(below.values()) and not all(below.values()):
-            inside, outside = (next(name for name, is_below in below.items() if is_below is wanted) for wanted in (True, False))
-            message = f"`{title}` has `{PurePosixPath(inside).parent}`, a split by its name, and `{outside}` outside of any"
+            inside, outside = (
+                next(name for name, is_below in below.items() if is_below is wanted)
+                for wanted in (True, False)
+            )
+            message = (
+                f"`{title}` has `{PurePosixPath(inside).parent}`, a split by its name, and "
+                f"`{outside}` outside of any"
+            )
             raise UsageError(message, hint=ASK)
         return "class-splits" if below and all(below.values()) else "classes" if heads else "flat"
     others = [head for head in heads if head not in splits and not _MARKS.fullmatch(head)]
     if others:
-        message = f"`{title}` mixes splits with other images: is `{splits[0]}` a split, or a class as `{others[0]}`?"
+        message = (
+            f"`{title}` mixes splits with other images: is `{splits[0]}` a split, or a class as "
+            f"`{others[0]}`?"
+        )
         raise UsageError(message, hint=f"{HINT}; {ASK}")
     if loose:
         raise UsageError(f"`{title}` mixes splits with other images, as `{loose[0]}`", hint=f"{HINT}; {ASK}")
     return "splits"
 
 
-def _by_split(title: str, folders: Mapping[str, tuple[str, ...]], told: Mapping[str, str], out: Placed) -> Placed:
+def _by_split(
+    title: str, folders: Mapping[str, tuple[str, ...]], told: Mapping[str, str], out: Placed
+) -> Placed:
     """SPLIT/CLASS/…, SPLIT/… or SPLITA/…; what marks pictures (`ground_truth`) is left out."""
     inside: dict[str, dict[str, tuple[str, ...]]] = {}  # split folder → name → folders in it
     for name, f in folders.items():
@@ -123,13 +146,19 @@ def _by_split(title: str, folders: Mapping[str, tuple[str, ...]], told: Mapping[
         elif not f or not _MARKS.fullmatch(f[0]):
             raise UsageError(f"`{title}` has `{name}`, which is in no split", hint=ASK)
     if masks := [name for name, f in folders.items() if not split_of(f[0])]:
-        out.notes.append(f"{counted(len(masks), 'picture')} of `{folders[masks[0]][0]}` skipped: they mark others")
+        out.notes.append(
+            f"{counted(len(masks), 'picture')} of `{folders[masks[0]][0]}` skipped: they mark others"
+        )
     by_split: dict[tuple[str, str], str] = {}
     for head in sorted(inside):
         if (other := by_split.setdefault(split_of(head), head)) != head:
-            raise UsageError(f"`{title}` has `{other}` and `{head}`, which are one split", hint="put them into one folder")
+            raise UsageError(
+                f"`{title}` has `{other}` and `{head}`, which are one split", hint="put them into one folder"
+            )
     inside = _without_lone_inside(inside)
-    train = {f[0] if f else None for head in inside for f in inside[head].values() if split_of(head)[0] == "train"}
+    train = {
+        f[0] if f else None for head in inside for f in inside[head].values() if split_of(head)[0] == "train"
+    }
     for head, rows in inside.items():
         split, domain = split_of(head)
         if domain:
@@ -139,21 +168,34 @@ def _by_split(title: str, folders: Mapping[str, tuple[str, ...]], told: Mapping[
     return out
 
 
-def _without_lone_inside(inside: dict[str, dict[str, tuple[str, ...]]]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Without a folder that every split has and that holds all of it (`train/images test/images`), and without the folder of
-    a split in itself (`training_set/training_set`)."""
+def _without_lone_inside(
+    inside: dict[str, dict[str, tuple[str, ...]]],
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Without a folder that every split has and that holds all of it (`train/images test/images`), and
+    without the folder of a split in itself (`training_set/training_set`)."""
     while True:
         heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
-        lone = {head: next(iter(firsts)) for head, firsts in heads.items() if len(firsts) == 1 and None not in firsts}
+        lone = {
+            head: next(iter(firsts))
+            for head, firsts in heads.items()
+            if len(firsts) == 1 and None not in firsts
+        }
         same = len(lone) == len(heads) and len(set(lone.values())) == 1
         strip = {head for head, first in lone.items() if same or split_of(first) == split_of(head)}
         if not strip:
             return inside
-        inside = {h: {n: f[1:] for n, f in rows.items()} if h in strip else rows for h, rows in inside.items()}
+        inside = {
+            h: {n: f[1:] for n, f in rows.items()} if h in strip else rows for h, rows in inside.items()
+        }
 
 
 def _place_split(
-    title: str, head: str, rows: Mapping[str, tuple[str, ...]], train: set[str | None], told: Mapping[str, str], out: Placed
+    title: str,
+    head: str,
+    rows: Mapping[str, tuple[str, ...]],
+    train: set[str | None],
+    told: Mapping[str, str],
+    out: Placed,
 ) -> None:
     """One split's pictures: its classes are among those of `train`, or it has none, as train has none."""
     split, _ = split_of(head)
@@ -161,9 +203,15 @@ def _place_split(
     found = set(classes.values())
     if None in found and len(found) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)
-        raise UsageError(f"`{title}` has images beside its class folders, as `{loose}`", hint=f"{HINT}; {ASK}")
+        raise UsageError(
+            f"`{title}` has images beside its class folders, as `{loose}`", hint=f"{HINT}; {ASK}"
+        )
     images = {label for label in found if label and _IMAGES.fullmatch(label.lower())}
-    if split != "train" and None not in train and (found == {None} or (found <= images and not found & train)):
+    if (
+        split != "train"
+        and None not in train
+        and (found == {None} or (found <= images and not found & train))
+    ):
         out.notes.append(f"{counted(len(rows), 'picture')} of `{head}` skipped: they have no labels")
         return
     strange = sorted(label for label in found - train if label is not None)

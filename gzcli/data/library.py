@@ -1,4 +1,5 @@
-"""What the user has: known sets, the user's own names, paths; listing, importing, checking, removing. No numpy here."""
+"""What the user has: known sets, the user's own names, paths; listing, importing, checking, removing. No
+numpy here."""
 
 from __future__ import annotations
 
@@ -65,10 +66,13 @@ def locate(what: str | Path) -> DataSpec | OwnSet:
     if path.exists():
         return OwnSet(path)
     if isinstance(what, Path) or "/" in text or path.suffix.lower() in _SUFFIXES:
-        raise MissingError(f"there is no `{text}`", hint="give the path of a folder, zip, tar or npz of images")
+        raise MissingError(
+            f"there is no `{text}`", hint="give the path of a folder, zip, tar or npz of images"
+        )
     raise UsageError(
         f"there is no data set `{text}`",
-        hint=did_you_mean(text, names()) or "`gz data list` shows the names; a path works too, as `./my_photos`",
+        hint=did_you_mean(text, names())
+        or "`gz data list` shows the names; a path works too, as `./my_photos`",
     )
 
 
@@ -82,7 +86,8 @@ def is_set(what: str) -> bool:
 
 
 def data_key(what: str | Path) -> str:
-    """The short name of a set or path for run ids: `mnist`, or `my-photos-3f2a1c`. The path need not exist."""
+    """The short name of a set or path for run ids: `mnist`, or `my-photos-3f2a1c`. The path need not
+    exist."""
     try:
         found = locate(what)
     except MissingError:
@@ -96,11 +101,14 @@ def names() -> list[str]:
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row a set: name, title, classes (how many), channels, size, larger (further sizes), cached, n_train, n_val (0:
-    carved from train), n_test, licence, citation, download (bytes), multilabel, extras (what comes with each image),
-    embedded, page (to get it at), path (of an imported set), lost (whether nothing is at that path any more). Sizes of an
-    imported set are null until it is packed. None of its files is looked at: there may be millions."""
-    return [_known_row(spec) for spec in SPECS.values()] + [_own_row(name, entry) for name, entry in _own().items()]
+    """One row a set: name, title, classes (how many), channels, size, larger (further sizes), cached,
+    n_train, n_val (0: carved from train), n_test, licence, citation, download (bytes), multilabel, extras
+    (what comes with each image), embedded, page (to get it at), path (of an imported set), lost (whether
+    nothing is at that path any more). Sizes of an imported set are null until it is packed. None of its files
+    is looked at: there may be millions."""
+    return [_known_row(spec) for spec in SPECS.values()] + [
+        _own_row(name, entry) for name, entry in _own().items()
+    ]
 
 
 def _known_row(spec: DataSpec) -> dict[str, Any]:
@@ -169,20 +177,24 @@ def import_set(
     skip_bad: bool = False,
     form: str | None = None,
 ) -> dict[str, Any]:
-    """Registers the images at `path` as `name`, after a look at their layout (`form`: how it is meant, of `layout.FORMS`).
-    Returns name, path, classes, counts.
+    """Registers the images at `path` as `name`, after a look at their layout (`form`: how it is meant, of
+    `layout.FORMS`). Returns name, path, classes, counts.
 
     Raises UsageError for a name that is taken or malformed, MissingError for a path without images.
     """
     from gzcli.data.folder import open_path
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
-        raise UsageError(f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`")
+        raise UsageError(
+            f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`"
+        )
     if canonical(name) in map(canonical, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
     path = _local(str(path))
     if not path.exists():
-        raise MissingError(f"there is no `{path}`", hint="give the path of a folder, zip, tar or npz of images")
+        raise MissingError(
+            f"there is no `{path}`", hint="give the path of a folder, zip, tar or npz of images"
+        )
     source = open_path(path, form)
     given = {"size": size, "channels": channels, "skip_bad": skip_bad, "form": form}
     entry = {"path": str(path), **given, "classes": len(source.classes)}
@@ -191,13 +203,16 @@ def import_set(
         if name not in own and canonical(name) in map(canonical, own):
             raise UsageError(f"`{name}` is taken", hint=f"`gz data remove {name}` frees it")
         if name in own and own[name]["path"] != str(path):
-            raise UsageError(f"`{name}` is taken by `{own[name]['path']}`", hint=f"`gz data remove {name}` frees it")
+            raise UsageError(
+                f"`{name}` is taken by `{own[name]['path']}`", hint=f"`gz data remove {name}` frees it"
+            )
         write_json(user_dir("data.json"), {**own, name: entry})
     return {"name": name, "path": str(path), "classes": list(source.classes), "counts": source.counts}
 
 
 def data_path(what: str | Path) -> Path:
-    """Where a set lies: its pack, else its downloaded files, else the user's path. Raises MissingError if nowhere."""
+    """Where a set lies: its pack, else its downloaded files, else the user's path. Raises MissingError if
+    nowhere."""
     from gzcli.data.pack import find_pack
 
     found = locate(what)
@@ -211,7 +226,8 @@ def data_path(what: str | Path) -> Path:
 
 
 def remove(what: str | Path) -> list[Path]:
-    """Removes packs, downloaded files and the imported name; never the user's own files. Returns what was removed."""
+    """Removes packs, downloaded files and the imported name; never the user's own files. Returns what was
+    removed."""
     found = locate(what)
     gone = [folder for folder in _packs(found) if _remove_tree(folder)]
     if isinstance(found, DataSpec):
@@ -224,7 +240,8 @@ def remove(what: str | Path) -> list[Path]:
 
 
 def verify(what: str | Path, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that were checked.
+    """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that
+    were checked.
 
     Raises MissingError that names the first damaged file, or that there is nothing to check.
     """
@@ -248,9 +265,20 @@ def verify(what: str | Path, *, say: Callable[[str], None] = lambda text: None) 
                 raise MissingError(f"the pack `{folder / part}` is damaged", hint=again)
         packs.append(str(folder))
     if isinstance(found, OwnSet) and not packs and not found.path.exists():
-        raise MissingError(f"`{found.path}`, imported as `{name}`, is gone", hint=f"`gz data remove {name}`, or bring it back")
-    if not files and not packs and not (isinstance(found, DataSpec) and (found.embedded or is_fetched(found))):
-        hint = f"`gz data download {name}`" if isinstance(found, DataSpec) else f"`gz train vae --data {name}` packs it"
+        raise MissingError(
+            f"`{found.path}`, imported as `{name}`, is gone",
+            hint=f"`gz data remove {name}`, or bring it back",
+        )
+    if (
+        not files
+        and not packs
+        and not (isinstance(found, DataSpec) and (found.embedded or is_fetched(found)))
+    ):
+        hint = (
+            f"`gz data download {name}`"
+            if isinstance(found, DataSpec)
+            else f"`gz train vae --data {name}` packs it"
+        )
         raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
     return {"name": name, "files": files, "packs": packs}
 
@@ -268,7 +296,8 @@ def is_fetched(spec: DataSpec) -> bool:
 
 
 def is_there(spec: DataSpec, file: DataFile) -> bool:
-    """Whether a file is there, with its size if that is known; the checksum was checked when it was fetched."""
+    """Whether a file is there, with its size if that is known; the checksum was checked when it was
+    fetched."""
     path = raw_dir(spec) / file.name
     return path.exists() and (not file.exact or path.stat().st_size == file.size)
 

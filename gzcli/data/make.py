@@ -36,8 +36,9 @@ def pack_limit() -> int:
 
 
 def fingerprint(found: DataSpec | OwnSet) -> str | None:
-    """Of what a pack was made: the packing rule and the checksums, or a path's names, sizes and times and what its folders
-    are said to mean; None where the path of an imported set is gone, whose pack is then all there is."""
+    """Of what a pack was made: the packing rule and the checksums, or a path's names, sizes and times and
+    what its folders are said to mean; None where the path of an imported set is gone, whose pack is then all
+    there is."""
     digest = hashlib.sha256(str(RULE if isinstance(found, DataSpec) else OWN_RULE).encode())
     if isinstance(found, DataSpec):
         digest.update(repr([(f.name, f.sha256 or f.md5) for f in found.files]).encode())
@@ -50,7 +51,9 @@ def fingerprint(found: DataSpec | OwnSet) -> str | None:
         try:
             stat = os.stat(path)
         except OSError as e:
-            raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint="try again when the files are at rest") from e
+            raise MissingError(
+                f"`{path}` cannot be read: {e.strerror}", hint="try again when the files are at rest"
+            ) from e
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -65,7 +68,8 @@ def make(
     say: Say,
     progress: Report,
 ) -> None:
-    """Packs a set into `folder`: it appears there whole, or not at all. Raises UsageError and MissingError."""
+    """Packs a set into `folder`: it appears there whole, or not at all. Raises UsageError and
+    MissingError."""
     if isinstance(found, DataSpec) and not found.embedded:
         _have_files(found, fetch, say)
     from gzcli.data.build import build
@@ -75,10 +79,16 @@ def make(
     say(f"packing `{source.title}`: {sum(source.counts.values()):,} images")
     with new_dir(folder) as part:
         build(
-            source, part, size=size or found.size, channels=channels or found.channels, limit=pack_limit(),
-            skip_bad=isinstance(found, OwnSet) and found.skip_bad, foreign=foreign, progress=progress,
+            source,
+            part,
+            size=size or found.size,
+            channels=channels or found.channels,
+            limit=pack_limit(),
+            skip_bad=isinstance(found, OwnSet) and found.skip_bad,
+            foreign=foreign,
+            progress=progress,
             extra={"fingerprint": made_of, "rule": RULE},
-        )  # fmt: skip
+        )
 
 
 def _source(found: DataSpec | OwnSet, foreign: bool):

@@ -15,9 +15,19 @@ from gzcli.errors import MissingError, UsageError
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000
-SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")  # beside a split: `train_images`, `x_train`, `train_x`
-ALONE = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")  # without one; as `gz sample --npz` writes
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+IMAGES, LABELS = (
+    ("images", "x", "X"),
+    ("labels", "y", "Y"),
+)  # beside a split: `train_images`, `x_train`, `train_x`
+ALONE = (
+    ("images", "x", "X", "samples", "arr_0"),
+    ("labels", "y", "Y", "arr_1"),
+)  # without one; as `gz sample --npz` writes
 NAMES = ("class_names", "classes", "label_names")
 HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
 
@@ -33,13 +43,18 @@ class Header(NamedTuple):
 
 
 def npz(path: Path) -> Source:
-    """MedMNIST's names (train_images, train_labels, val_…, test_…), Keras' (x_train, y_train, …), or `images` and, if there
-    are any, `labels`: images of HINT, labels [N], [N, 1] or [N, K]; `class_names` [K] if there are any. uint16 is divided by
-    257. Streamed unless it lies column by column, never unpickled. Raises UsageError where it is none of these."""
+    """MedMNIST's names (train_images, train_labels, val_…, test_…), Keras' (x_train, y_train, …), or `images`
+    and, if there are any, `labels`: images of HINT, labels [N], [N, 1] or [N, K]; `class_names` [K] if there
+    are any. uint16 is divided by
+    257. Streamed unless it lies column by column, never unpickled. Raises UsageError where it is none of
+    these."""
     archive = _Npz(path)
     images, labels = _named(archive)
     if "train" not in images:
-        hint = "it needs `train_images` (and `train_labels`, `test_images`, …), `x_train` (and `y_train`, …), or `images`"
+        hint = (
+            "it needs `train_images` (and `train_labels`, `test_images`, …), `x_train` (and `y_train`, "
+            "…), or `images`"
+        )
         raise UsageError(f"`{path}` has no images: its arrays are {', '.join(archive) or 'none'}", hint=hint)
     if labels and len(labels) < len(images):
         raise UsageError(f"`{path}` has labels for some splits only", hint="give them for all, or for none")
@@ -49,7 +64,9 @@ def npz(path: Path) -> Source:
     counts = {split: header.n for split, header in headers.items()}
     y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
     multilabel = any(rows.ndim == 2 for rows in y.values())
-    known = max((rows.shape[1] if multilabel else int(rows.max()) + 1 for rows in y.values() if len(rows)), default=0)
+    known = max(
+        (rows.shape[1] if multilabel else int(rows.max()) + 1 for rows in y.values() if len(rows)), default=0
+    )
     names = next((name for name in NAMES if name in archive and y), None)
     classes = archive.names_of(names, known) if names else tuple(map(str, range(known)))
 
@@ -59,7 +76,11 @@ def npz(path: Path) -> Source:
                 yield split, start, rows, name
 
     unread = [name for name in archive if name not in {*images.values(), *labels.values(), names}]
-    notes = [f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})"] if unread else []
+    notes = (
+        [f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})"]
+        if unread
+        else []
+    )
     shape = headers["train"].shape
     return Source(str(path), classes, counts, y, blocks, shape=shape, multilabel=multilabel, notes=notes)
 
@@ -69,7 +90,10 @@ def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
 
     def of_splits(words: tuple[str, ...]) -> dict[str, str]:
         forms = {split: [(s, word) for s in spelt for word in words] for split, spelt in SPLIT_WORDS.items()}
-        names = {split: [name for s, word in pairs for name in (f"{s}_{word}", f"{word}_{s}")] for split, pairs in forms.items()}
+        names = {
+            split: [name for s, word in pairs for name in (f"{s}_{word}", f"{word}_{s}")]
+            for split, pairs in forms.items()
+        }
         found = {split: next(filter(archive.names.__contains__, some), None) for split, some in names.items()}
         return {split: name for split, name in found.items() if name}
 
@@ -102,7 +126,9 @@ class _Npz:
             hint = "; bring others to 0 … 255 and to uint8" if dtype.kind in "fi" else ""
             raise UsageError(what, hint=HINT + hint)
         if last and first:
-            raise UsageError(f"{what}: channels first or last?", hint="put them last, or leave an axis of 1 out")
+            raise UsageError(
+                f"{what}: channels first or last?", hint="put them last, or leave an axis of 1 out"
+            )
         if len(shape) == 3:
             return Header(shape[0], (1, *shape[1:]), False, fortran, dtype)
         order = (3, 1, 2) if last else (1, 2, 3)
@@ -118,7 +144,8 @@ class _Npz:
             yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
 
     def _blocks(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, its numbers and those of some more); of an array that lies column by column all at once."""
+        """(first row, its numbers and those of some more); of an array that lies column by column all at
+        once."""
         if header.fortran:
             yield 0, np.ascontiguousarray(self._whole(name))
             return
@@ -129,7 +156,9 @@ class _Npz:
             for start in range(0, header.n, block):
                 want = min(block, header.n - start) * row
                 if len(data := f.read(want)) != want:
-                    raise MissingError(f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again")
+                    raise MissingError(
+                        f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again"
+                    )
                 yield start, np.frombuffer(data, header.dtype)
 
     def labels(self, name: str, n: int) -> np.ndarray:
@@ -140,11 +169,14 @@ class _Npz:
         most = 1 if y.ndim == 2 else MOST_CLASSES - 1
         if not whole or y.ndim not in (1, 2) or len(y) != n or (y.size and (y.min() < 0 or y.max() > most)):
             hint = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
-            raise UsageError(f"`{name}` in `{self.path}` is {y.dtype} of shape {y.shape} for {n} images", hint=hint)
+            raise UsageError(
+                f"`{name}` in `{self.path}` is {y.dtype} of shape {y.shape} for {n} images", hint=hint
+            )
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
 
     def names_of(self, name: str, known: int) -> tuple[str, ...]:
-        """The names of the classes. Raises UsageError where they are fewer than the labels have, or no texts."""
+        """The names of the classes. Raises UsageError where they are fewer than the labels have, or no
+        texts."""
         given = self._whole(name)
         if given.ndim != 1 or given.dtype.kind not in "US":
             hint = f"it is an array of texts, one a class: `{name}=np.array(['ant', 'bee'])`"
@@ -162,7 +194,9 @@ class _Npz:
     def _header(self, f, name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
         try:
             version = np.lib.format.read_magic(f)
-            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
+            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
             shape, fortran, dtype = read(f)
             if dtype.hasobject:
                 raise ValueError("it holds Python objects")

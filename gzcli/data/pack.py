@@ -1,4 +1,5 @@
-"""Packs: a set as uint8 memory-maps in the cache, opened by every process of a run. Importing this imports no numpy."""
+"""Packs: a set as uint8 memory-maps in the cache, opened by every process of a run. Importing this imports no
+numpy."""
 
 from __future__ import annotations
 
@@ -29,9 +30,11 @@ __all__ = ["Pack", "PackMeta", "data_key", "find_pack", "open_pack", "pack_limit
 
 @dataclass(frozen=True)
 class PackMeta:
-    """What a pack holds; `shape` is (C, H, W), `levels` the grey levels of the source, `digest` names the content.
+    """What a pack holds; `shape` is (C, H, W), `levels` the grey levels of the source, `digest` names the
+    content.
 
-    A streamed set has no pixels here, only where its pictures lie; `skipped` are messages of pictures that do not decode,
+    A streamed set has no pixels here, only where its pictures lie; `skipped` are messages of pictures that do
+    not decode,
     `notes` of what else was left out of the set.
     """
 
@@ -65,7 +68,8 @@ class PackMeta:
 class Pack:
     """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes.
 
-    `how` are the keywords of `pictures.decode` for a streamed set, whose pictures are decoded as they are asked for.
+    `how` are the keywords of `pictures.decode` for a streamed set, whose pictures are decoded as they are
+    asked for.
     """
 
     def __init__(self, folder: Path, meta: PackMeta, how: dict[str, Any] | None = None):
@@ -73,7 +77,8 @@ class Pack:
         self._open: dict[str, np.ndarray] = {}
 
     def images(self, split: str) -> np.ndarray | Pictures:
-        """uint8 [N, C, H, W]; changes to it are not written back. A streamed set's are alike, indexed by rows."""
+        """uint8 [N, C, H, W]; changes to it are not written back. A streamed set's are alike, indexed by
+        rows."""
         if self._how is None:
             return self._load(split)
         from gzcli.data.stream import Pictures
@@ -93,13 +98,16 @@ class Pack:
         return read_json(self.folder / f"{split}_names.json")
 
     def further(self, split: str) -> dict[str, np.ndarray]:
-        """Further pictures of each image, uint8 [N, C, H, W] as the images: its `control`, its `before`; {} without."""
+        """Further pictures of each image, uint8 [N, C, H, W] as the images: its `control`, its `before`; {}
+        without."""
         return {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
         """What a model may know; `levels` None means the source's own."""
         meta = self.meta
-        return DataInfo(meta.shape, levels or meta.levels, meta.classes, meta.multilabel, meta.counts["train"], steps)
+        return DataInfo(
+            meta.shape, levels or meta.levels, meta.classes, meta.multilabel, meta.counts["train"], steps
+        )
 
     def _load(self, name: str) -> np.ndarray:
         import numpy as np
@@ -111,7 +119,8 @@ class Pack:
 
 
 def peek(what: str | Path, *, size: int | None = None, channels: int | None = None) -> PackMeta | None:
-    """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other files."""
+    """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other
+    files."""
     packed = find_pack(sized(locate(what), size), size, channels)
     return packed.meta if packed else None
 
@@ -126,12 +135,13 @@ def open_pack(
     say: Say = lambda text: None,
     progress: Report = lambda done, total: None,
 ) -> Pack:
-    """The pack of a set or path, made now if need be: fetched (up to 200 MB, if allowed) and packed, under a lock. A set
-    that would be larger than `GZ_PACK_LIMIT` is not packed but streamed.
+    """The pack of a set or path, made now if need be: fetched (up to 200 MB, if allowed) and packed, under a
+    lock. A set that would be larger than `GZ_PACK_LIMIT` is not packed but streamed.
 
-    size: side of the images (default: as they are); channels: 1 or 3. foreign: the user's own set is one to be scored
-    only, whose `test` split is its own or, where it has none, all images. Several processes may call it at once.
-    Raises UsageError (unknown name, mixed sizes, size out of range) and MissingError (files not there, not readable).
+    size: side of the images (default: as they are); channels: 1 or 3. foreign: the user's own set is one to
+    be scored only, whose `test` split is its own or, where it has none, all images. Several processes may
+    call it at once. Raises UsageError (unknown name, mixed sizes, size out of range) and MissingError (files
+    not there, not readable).
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
@@ -156,7 +166,9 @@ def open_pack(
         hint = "free some space, or set `GZ_HOME` to a folder on another disk"
         raise MissingError(f"`{name}` could not be packed into `{folder}`: {e.strerror}", hint=hint) from e
     if packed is None:
-        raise MissingError(f"`{name}` changed while it was packed", hint="try again when its files are at rest")
+        raise MissingError(
+            f"`{name}` changed while it was packed", hint="try again when its files are at rest"
+        )
     return packed
 
 
@@ -193,10 +205,13 @@ def find_pack(
 
 
 def _folder(found: DataSpec | OwnSet, size: int | None, channels: int | None, foreign: bool) -> Path:
-    """Where the pack of this size and these channels lies: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`."""
+    """Where the pack of this size and these channels lies: `packs/mnist/28x1`,
+    `packs/my-photos-3f2a1c/ownxown`."""
     key = found.key if isinstance(found, OwnSet) else found.name
     end = "-foreign" if foreign else ""
-    return cache_dir("packs", key, f"{size or found.size or 'own'}x{channels or found.channels or 'own'}{end}")
+    return cache_dir(
+        "packs", key, f"{size or found.size or 'own'}x{channels or found.channels or 'own'}{end}"
+    )
 
 
 def _meta(found: DataSpec | OwnSet, raw: dict) -> PackMeta:
@@ -205,9 +220,18 @@ def _meta(found: DataSpec | OwnSet, raw: dict) -> PackMeta:
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
     captioned = ("caption",) if "train_captions.json" in raw["sha256"] else ()  # older packs do not say it
     return PackMeta(
-        name, raw["title"], tuple(raw["shape"]), tuple(raw["classes"]), raw["multilabel"], raw["counts"], raw["levels"],
-        raw["resized"], digest, bool(raw.get("streamed")), tuple(raw.get("skipped", ())),
+        name,
+        raw["title"],
+        tuple(raw["shape"]),
+        tuple(raw["classes"]),
+        raw["multilabel"],
+        raw["counts"],
+        raw["levels"],
+        raw["resized"],
+        digest,
+        bool(raw.get("streamed")),
+        tuple(raw.get("skipped", ())),
         raw.get("source_channels", raw["shape"][0]) if isinstance(found, OwnSet) else found.channels,
         tuple(raw.get("extras", captioned)),
         tuple(raw.get("notes", ())),
-    )  # fmt: skip
+    )

@@ -1,4 +1,5 @@
-"""Parquet files as the hub keeps data sets in: found by split, read in batches where they lie, without a copy in a cache."""
+"""Parquet files as the hub keeps data sets in: found by split, read in batches where they lie, without a copy
+in a cache."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ NAMED_AS_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """The parquet files at a path, or in a folder and those below it, by split: `train-00000-of-00002.parquet`,
-    `default/train/0000.parquet`. Files of no split are all of train where none has a split. {} where there are none.
+    """The parquet files at a path, or in a folder and those below it, by split:
+    `train-00000-of-00002.parquet`,
+    `default/train/0000.parquet`. Files of no split are all of train where none has a split. {} where there
+    are none.
 
     Raises UsageError where several sets (configurations) lie side by side.
     """
@@ -32,16 +35,22 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
         splits = [split_of(word) for word in words[: 1 if file.parent == path else 2]]
         split = next((found[0] for found in splits if found), "")
         parents = [
-            part for part in file.relative_to(path).parts[:-1] if part != "data" and not split_of(part.removeprefix("partial-"))
+            part
+            for part in file.relative_to(path).parts[:-1]
+            if part != "data" and not split_of(part.removeprefix("partial-"))
         ]
         sets.setdefault("/".join(parents), {}).setdefault(split, []).append(file)
     with_splits = {name: files for name, files in sets.items() if set(files) != {""}}
     chosen = with_splits or sets
     if len(chosen) > 1:
         names = ", ".join(f"`{name or '.'}`" for name in sorted(chosen))
-        raise UsageError(f"`{path}` holds several sets: {names}", hint=f"give one of them, as `{path / min(chosen)}`")
+        raise UsageError(
+            f"`{path}` holds several sets: {names}", hint=f"give one of them, as `{path / min(chosen)}`"
+        )
     files = next(iter(chosen.values()), {})
-    return {split: paths for split, paths in files.items() if split} or ({"train": files[""]} if files else {})
+    return {split: paths for split, paths in files.items() if split} or (
+        {"train": files[""]} if files else {}
+    )
 
 
 def _found(path: Path, depth: int) -> list[Path]:
@@ -54,8 +63,9 @@ def _found(path: Path, depth: int) -> list[Path]:
 
 
 class Parquet:
-    """The rows of parquet files. `kinds`: what each column holds ("image", "class", "int", "text" or ""); `classes`: the
-    names of a column of class labels. Raises MissingError for what is no parquet, and without pyarrow."""
+    """The rows of parquet files. `kinds`: what each column holds ("image", "class", "int", "text" or "");
+    `classes`: the names of a column of class labels. Raises MissingError for what is no parquet, and without
+    pyarrow."""
 
     def __init__(self, paths: Sequence[Path]):
         try:
@@ -115,14 +125,22 @@ class Parquet:
         few = groups[:: max(1, len(groups) // n)][:n]
         for first, number, group in few:
             batch = next(self._batches(column, [number], [group]), None)
-            for i, cell in enumerate(batch.column(0).to_pylist()[: max(1, n // len(few))] if batch is not None else ()):
+            for i, cell in enumerate(
+                batch.column(0).to_pylist()[: max(1, n // len(few))] if batch is not None else ()
+            ):
                 yield first + i, self._picture(number, cell)
 
-    def _batches(self, column: str, files: Sequence[int] | None = None, groups: list[int] | None = None) -> Iterator[Any]:
+    def _batches(
+        self, column: str, files: Sequence[int] | None = None, groups: list[int] | None = None
+    ) -> Iterator[Any]:
         for number in range(len(self.files)) if files is None else files:
             yield from self.files[number].iter_batches(BATCH, columns=[column], row_groups=groups)
 
     def _picture(self, file: int, cell: Any) -> bytes | None:
         if cell is None or isinstance(cell, bytes):
             return cell
-        return cell["bytes"] if cell["bytes"] is not None else read_regular(self.paths[file].parent / cell["path"])
+        return (
+            cell["bytes"]
+            if cell["bytes"] is not None
+            else read_regular(self.paths[file].parent / cell["path"])
+        )

@@ -1,4 +1,5 @@
-"""Readers of the publishers' own files: one function a layout, one line in PARSERS a set. Images stream in blocks."""
+"""Readers of the publishers' own files: one function a layout, one line in PARSERS a set. Images stream in
+blocks."""
 
 from __future__ import annotations
 
@@ -26,9 +27,12 @@ BLOCK = 256  # images
 
 
 def idx(spec: DataSpec, folder: Path) -> Source:
-    """MNIST's layout: big-endian header (0, 0, type 8 = uint8, dimensions, sizes), then the bytes; gzipped."""
+    """MNIST's layout: big-endian header (0, 0, type 8 = uint8, dimensions, sizes), then the bytes;
+    gzipped."""
     stems = {"train": "train", "test": "t10k"}
-    labels = {s: _idx_array(folder / f"{stem}-labels-idx1-ubyte.gz").astype(np.int64) for s, stem in stems.items()}
+    labels = {
+        s: _idx_array(folder / f"{stem}-labels-idx1-ubyte.gz").astype(np.int64) for s, stem in stems.items()
+    }
 
     def blocks() -> Iterator[Block]:
         for split, stem in stems.items():
@@ -36,7 +40,9 @@ def idx(spec: DataSpec, folder: Path) -> Source:
             with gzip.open(path) as f:
                 n, h, w = _idx_header(f, path)
                 if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
-                    raise MissingError(f"`{path}` holds {n} images of {h}×{w}", hint=f"`gz data verify {spec.name}`")
+                    raise MissingError(
+                        f"`{path}` holds {n} images of {h}×{w}", hint=f"`gz data verify {spec.name}`"
+                    )
                 for start in range(0, n, BLOCK):
                     rows = min(BLOCK, n - start)
                     data = np.frombuffer(f.read(rows * h * w), np.uint8).reshape(rows, 1, h, w)
@@ -46,8 +52,8 @@ def idx(spec: DataSpec, folder: Path) -> Source:
 
 
 def cifar(spec: DataSpec, folder: Path) -> Source:
-    """CIFAR's Python layout: a tar of pickled batches {data: uint8 [n, 3072] channel by channel, labels: list}; of
-    CIFAR-100 one batch a split, `fine_labels`, and `meta` with the names of the classes."""
+    """CIFAR's Python layout: a tar of pickled batches {data: uint8 [n, 3072] channel by channel, labels:
+    list}; of CIFAR-100 one batch a split, `fine_labels`, and `meta` with the names of the classes."""
     path, classes = folder / spec.files[0].name, spec.classes
     hundred = spec.name == "cifar100"
     key, root = (b"fine_labels", "cifar-100-python") if hundred else (b"labels", "cifar-10-batches-py")
@@ -65,12 +71,16 @@ def cifar(spec: DataSpec, folder: Path) -> Source:
             for split, names in batches.items():
                 start = 0
                 for name in names:
-                    data = np.asarray(_cifar_batch(tar, f"{root}/{name}")[b"data"], np.uint8).reshape(-1, *spec.shape)
+                    data = np.asarray(_cifar_batch(tar, f"{root}/{name}")[b"data"], np.uint8).reshape(
+                        -1, *spec.shape
+                    )
                     for i in range(0, len(data), BLOCK):
                         yield split, start + i, data[i : i + BLOCK], name
                     start += len(data)
 
-    return _arrays(replace(spec, classes=classes), {s: np.concatenate(parts) for s, parts in labels.items()}, blocks)
+    return _arrays(
+        replace(spec, classes=classes), {s: np.concatenate(parts) for s, parts in labels.items()}, blocks
+    )
 
 
 def svhn(spec: DataSpec, folder: Path) -> Source:
@@ -95,24 +105,34 @@ def medmnist(spec: DataSpec, folder: Path) -> Source:
 
 
 def dtd(spec: DataSpec, folder: Path) -> Source:
-    """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits as `dtd/labels/train1.txt`: a line a picture."""
-    members = Tar(folder / spec.files[0].name, lambda name: name.startswith("dtd/") and name.endswith((".jpg", ".txt")))
+    """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits as `dtd/labels/train1.txt`: a line a
+    picture."""
+    members = Tar(
+        folder / spec.files[0].name, lambda name: name.startswith("dtd/") and name.endswith((".jpg", ".txt"))
+    )
     lists = _texts(members, *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")))
     listed = {PurePosixPath(path).stem[:-1]: lines for path, lines in lists.items()}
     classes = sorted({line.split("/")[0] for lines in listed.values() for line in lines})
-    places = {f"dtd/images/{line}": (s, classes.index(line.split("/")[0])) for s, lines in listed.items() for line in lines}
+    places = {
+        f"dtd/images/{line}": (s, classes.index(line.split("/")[0]))
+        for s, lines in listed.items()
+        for line in lines
+    }
     return encoded(spec.title, classes, [(members, places)])
 
 
 def places365(spec: DataSpec, folder: Path) -> Source:
-    """`data_256/a/abbey/00000001.jpg` in one tar, `val_256/Places365_val_00000001.jpg` in another; a third lists them
-    with their classes, `/a/abbey/00000001.jpg 2`."""
+    """`data_256/a/abbey/00000001.jpg` in one tar, `val_256/Places365_val_00000001.jpg` in another; a third
+    lists them with their classes, `/a/abbey/00000001.jpg 2`."""
     lists, train, val = (folder / file.name for file in spec.files)
     names = ("categories_places365.txt", "places365_train_standard.txt", "places365_val.txt")
     categories, *rows = _texts(Tar(lists, lambda name: name in names), *names).values()
     classes = [line.split()[0].split("/", 2)[2] for line in categories]
     parts = []
-    for path, root, split, lines in ((train, "data_256", "train", rows[0]), (val, "val_256", "test", rows[1])):
+    for path, root, split, lines in (
+        (train, "data_256", "train", rows[0]),
+        (val, "val_256", "test", rows[1]),
+    ):
         pairs = (line.rsplit(maxsplit=1) for line in lines)
         places: dict[str, Place] = {f"{root}/{name.lstrip('/')}": (split, int(y)) for name, y in pairs}
         parts.append((Tar(path, lambda name: name.endswith(".jpg")), places))
@@ -120,14 +140,16 @@ def places365(spec: DataSpec, folder: Path) -> Source:
 
 
 def celeba(spec: DataSpec, folder: Path) -> Source:
-    """A zip of `img_align_celeba/000001.jpg`; a line a picture with 0, 1 or 2 for its split, and one with −1 or 1 for
-    each of forty attributes, whose names are the second line."""
+    """A zip of `img_align_celeba/000001.jpg`; a line a picture with 0, 1 or 2 for its split, and one with −1
+    or 1 for each of forty attributes, whose names are the second line."""
     partition, attributes, pictures_ = (folder / file.name for file in spec.files)
     _, header, *lines = attributes.read_text().splitlines()
     attribute = {name: np.asarray(values, np.int8) > 0 for name, *values in map(str.split, lines)}
     splits = dict(map(str.split, partition.read_text().splitlines()))
     order = ("train", "val", "test")
-    places = {f"img_align_celeba/{name}": (order[int(code)], attribute[name]) for name, code in splits.items()}
+    places = {
+        f"img_align_celeba/{name}": (order[int(code)], attribute[name]) for name, code in splits.items()
+    }
     members = Zip(pictures_, lambda name: name.endswith(".jpg"))
     return encoded(spec.title, header.split(), [(members, places)], multilabel=True)
 
@@ -144,15 +166,20 @@ def imagenette(spec: DataSpec, folder: Path) -> Source:
 
 
 def tinyimagenet(spec: DataSpec, folder: Path) -> Source:
-    """`train/n01443537/images/….JPEG`; `val/images/val_0.JPEG` with its class in `val_annotations.txt`; classes are the
-    lines of `wnids.txt`, sorted, their names those of `words.txt`. The test pictures have no labels and are not read."""
+    """`train/n01443537/images/….JPEG`; `val/images/val_0.JPEG` with its class in `val_annotations.txt`;
+    classes are the lines of `wnids.txt`, sorted, their names those of `words.txt`. The test pictures have no
+    labels and are not read."""
     root = "tiny-imagenet-200"
     members = Zip(folder / spec.files[0].name, lambda name: name.endswith((".JPEG", ".txt")))
-    ids, words, val = _texts(members, *(f"{root}/{name}.txt" for name in ("wnids", "words", "val/val_annotations"))).values()
+    ids, words, val = _texts(
+        members, *(f"{root}/{name}.txt" for name in ("wnids", "words", "val/val_annotations"))
+    ).values()
     wnids = sorted(ids)
     number = {wnid: i for i, wnid in enumerate(wnids)}
     name_of = dict(line.split("\t", 1) for line in words)
-    places: dict[str, Place] = {f"{root}/val/images/{row[0]}": ("test", number[row[1]]) for row in map(str.split, val)}
+    places: dict[str, Place] = {
+        f"{root}/val/images/{row[0]}": ("test", number[row[1]]) for row in map(str.split, val)
+    }
     for name in members.names:
         if name.startswith(f"{root}/train/") and name.endswith(".JPEG"):
             places[name] = ("train", number[PurePosixPath(name).parts[2]])
@@ -166,10 +193,23 @@ def paired(spec: DataSpec, folder: Path) -> Source:
 
 
 PARSERS: dict[str, Callable[[DataSpec, Path], Source]] = {
-    "mnist": idx, "fashionmnist": idx, "cifar10": cifar, "cifar100": cifar, "svhn": svhn, "dtd": dtd, "places365": places365,
-    "celeba": celeba, "imagenette": imagenette, "chestmnist": medmnist, "octmnist": medmnist, "pneumoniamnist": medmnist,
-    "tissuemnist": medmnist, "tinyimagenet": tinyimagenet, "horse2zebra": paired, "imagenet": imagenet,
-}  # fmt: skip
+    "mnist": idx,
+    "fashionmnist": idx,
+    "cifar10": cifar,
+    "cifar100": cifar,
+    "svhn": svhn,
+    "dtd": dtd,
+    "places365": places365,
+    "celeba": celeba,
+    "imagenette": imagenette,
+    "chestmnist": medmnist,
+    "octmnist": medmnist,
+    "pneumoniamnist": medmnist,
+    "tissuemnist": medmnist,
+    "tinyimagenet": tinyimagenet,
+    "horse2zebra": paired,
+    "imagenet": imagenet,
+}
 
 
 def _arrays(spec: DataSpec, labels: dict[str, np.ndarray], blocks: Callable[[], Iterator[Block]]) -> Source:
@@ -210,13 +250,19 @@ class _Arrays(pickle.Unpickler):
     """Unpickles dicts, lists, numbers and numpy arrays; nothing else can be named, so nothing can be run."""
 
     ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.numeric", "_frombuffer"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-    }  # fmt: skip
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
 
     def find_class(self, module: str, name: str):
         if (module, name) not in self.ALLOWED:
-            raise MissingError(f"a pickle asks for `{module}.{name}`: refused", hint="fetch the publisher's own file")
+            raise MissingError(
+                f"a pickle asks for `{module}.{name}`: refused", hint="fetch the publisher's own file"
+            )
         if module.startswith("numpy.core") and not np.__version__.startswith("1."):
             module = module.replace("numpy.core", "numpy._core")
         if module.startswith("numpy._core") and np.__version__.startswith("1."):

@@ -26,10 +26,10 @@ def decode(
 ) -> tuple[np.ndarray, bool]:
     """An encoded picture as uint8 [C, H, W], and whether it had another size.
 
-    EXIF rotation is applied; transparency is laid over white; palettes become RGB; 16-bit grey is divided by 257;
-    RGB → grey is ITU-R 601 luma; of several frames the first is taken. With `size`: `rule` "lanczos" crops the middle to
-    a square and resizes it with antialiasing, "adm" is ImageNet's (see `_adm`). Raises MissingError if it does not
-    decode, UsageError if it has colour though `grey_only`.
+    EXIF rotation is applied; transparency is laid over white; palettes become RGB; 16-bit grey is divided by
+    257; RGB → grey is ITU-R 601 luma; of several frames the first is taken. With `size`: `rule` "lanczos"
+    crops the middle to a square and resizes it with antialiasing, "adm" is ImageNet's (see `_adm`). Raises
+    MissingError if it does not decode, UsageError if it has colour though `grey_only`.
     """
     from PIL import ImageOps
 
@@ -46,7 +46,9 @@ def decode(
             pixels = _pixels(image)
     except GzError:
         raise
-    except Exception as e:  # PIL raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, …
+    except (
+        Exception
+    ) as e:  # PIL raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, …
         raise undecodable(name, e) from e
     return pixels, resized
 
@@ -64,7 +66,8 @@ def look(data: bytes, name: str) -> tuple[int, int, bool]:
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded picture that decodes, as it is seen: after its EXIF rotation. Reads its header alone."""
+    """(width, height) of an encoded picture that decodes, as it is seen: after its EXIF rotation. Reads its
+    header alone."""
     with opened(data) as image:
         lies = image.getexif().get(TURN) in (5, 6, 7, 8)
         return (image.height, image.width) if lies else (image.width, image.height)
@@ -78,7 +81,9 @@ def fit_array(images: np.ndarray, want: tuple[int, int, int]) -> np.ndarray:
         return images
     out = np.empty((len(images), *want), np.uint8)
     for i, pixels in enumerate(images):
-        image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        image = Image.fromarray(
+            pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        )
         image = image.convert("L" if want[0] == 1 else "RGB")
         out[i] = _pixels(image if image.size == (want[2], want[1]) else _lanczos(image, want[1]))
     return out
@@ -109,7 +114,9 @@ def is_colour(image: Any) -> bool:
 
 def undecodable(name: str, e: Exception) -> MissingError:
     what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
-    return MissingError(f"`{name}` does not decode: {what or type(e).__name__}", hint="replace it or take it out")
+    return MissingError(
+        f"`{name}` does not decode: {what or type(e).__name__}", hint="replace it or take it out"
+    )
 
 
 def _lanczos(image: Any, size: int) -> Any:
@@ -122,8 +129,8 @@ def _lanczos(image: Any, size: int) -> Any:
 
 
 def _adm(image: Any, size: int) -> Any:
-    """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233): halved by box averages
-    while it is twice too large, the shorter side brought to `size` by bicubic, then the middle."""
+    """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233): halved by box
+    averages while it is twice too large, the shorter side brought to `size` by bicubic, then the middle."""
     from PIL import Image
 
     while min(image.size) >= 2 * size:

@@ -1,4 +1,5 @@
-"""One HTTP request: its address with the password apart, its answer, and its faults as what they mean for a download."""
+"""One HTTP request: its address with the password apart, its answer, and its faults as what they mean for a
+download."""
 
 from __future__ import annotations
 
@@ -35,11 +36,13 @@ class BadRange(Again):
 
 
 def request(url: str, method: str = "GET") -> urllib.request.Request:
-    """A request to the address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which is not
-    handed on to where a redirection leads, and stands in no exception."""
+    """A request to the address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which
+    is not handed on to where a redirection leads, and stands in no exception."""
     parts = urllib.parse.urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
-    asked = urllib.request.Request(parts._replace(netloc=host).geturl(), headers={"User-Agent": "gz"}, method=method)
+    asked = urllib.request.Request(
+        parts._replace(netloc=host).geturl(), headers={"User-Agent": "gz"}, method=method
+    )
     if at:
         token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
         asked.add_unredirected_header("Authorization", f"Basic {token}")
@@ -48,7 +51,8 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
 
 @contextmanager
 def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a request, of the range `asked` if any; faults, also those while it is read, become Refused or Again."""
+    """The answer to a request, of the range `asked` if any; faults, also those while it is read, become
+    Refused or Again."""
     wanted = request(url)
     wanted.add_header("Accept-Encoding", "identity")
     if asked:
@@ -85,7 +89,8 @@ def content_range(found: http.client.HTTPResponse) -> tuple[int | None, int | No
 
 
 def joined(base: str, *parts: str) -> str:
-    """An address below another: parts are quoted, and put before the query of the base, which may hold a token."""
+    """An address below another: parts are quoted, and put before the query of the base, which may hold a
+    token."""
     split = urllib.parse.urlsplit(base)
     path = "/".join([split.path.rstrip("/"), *map(urllib.parse.quote, parts)])
     return split._replace(path=path).geturl()

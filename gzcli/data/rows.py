@@ -9,14 +9,16 @@ import numpy as np
 
 
 class Rows:
-    """Rows written in any order past the page table: resident memory does not grow with the file. `seen` [n] tells which
-    there are."""
+    """Rows written in any order past the page table: resident memory does not grow with the file. `seen` [n]
+    tells which there are."""
 
     def __init__(self, path: Path, n: int, shape: tuple[int, ...]):
         self.row = int(np.prod(shape))
         self.seen = np.zeros(n, bool)
         self.file = path.open("wb+")
-        np.lib.format.write_array_header_1_0(self.file, {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)})
+        np.lib.format.write_array_header_1_0(
+            self.file, {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+        )
         self.start = self.file.tell()
         self.file.truncate(self.start + n * self.row)
         self.file.flush()

@@ -17,8 +17,14 @@ NAMED = 5  # classes that a message names
 
 def record(meta: PackMeta) -> dict[str, Any]:
     """What a run keeps of its data: what names the content, and what a person would recognise it by."""
-    return {"name": meta.name, "digest": meta.digest, "shape": list(meta.shape), "classes": list(meta.classes),
-            "counts": dict(meta.counts), "extras": list(meta.extras)}  # fmt: skip
+    return {
+        "name": meta.name,
+        "digest": meta.digest,
+        "shape": list(meta.shape),
+        "classes": list(meta.classes),
+        "counts": dict(meta.counts),
+        "extras": list(meta.extras),
+    }
 
 
 def remember(folder: Path, meta: PackMeta) -> None:
@@ -60,5 +66,8 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         old, new = ("×".join(map(str, shape[::-1])) for shape in (then["shape"], now["shape"]))
         found.append(f"images of {new} instead of {old}")
     if then["extras"] != now["extras"]:
-        found.append(f"with {', '.join(now['extras']) or 'nothing'} to each instead of {', '.join(then['extras']) or 'nothing'}")
+        found.append(
+            f"with {', '.join(now['extras']) or 'nothing'} to each instead of "
+            f"{', '.join(then['extras']) or 'nothing'}"
+        )
     return found or ["other pixels, labels or texts"]

@@ -1,7 +1,7 @@
 """The data sets known by name. Metadata only; nothing heavy is imported.
 
-Adding a set is one entry here and one parser in `parsers.py` (or `embedded.py`) under the same name. Sizes and
-checksums are the publishers' own, MedMNIST's those of its package.
+Adding a set is one entry here and one parser in `parsers.py` (or `embedded.py`) under the same name. Sizes
+and checksums are the publishers' own, MedMNIST's those of its package.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from gzcli.data.specs import DataFile, DataSpec
 
 def _files(bases: tuple[str, ...], *rows: tuple[str, int, str]) -> tuple[DataFile, ...]:
     """Files (name, size, md5) served under each of the base addresses."""
-    return tuple(DataFile(name, tuple(base + name for base in bases), size, md5=md5) for name, size, md5 in rows)
+    return tuple(
+        DataFile(name, tuple(base + name for base in bases), size, md5=md5) for name, size, md5 in rows
+    )
 
 
 def _medmnist(name: str, *rows: tuple[int, str]) -> tuple[tuple[int, tuple[DataFile, ...]], ...]:
-    """(side, files) of each of the four sizes of a MedMNIST set; rows are (about how many bytes, md5), 28 first."""
+    """(side, files) of each of the four sizes of a MedMNIST set; rows are (about how many bytes, md5), 28
+    first."""
     sized = []
     for side, (about, md5) in zip((28, 64, 128, 224), rows, strict=True):
         file = f"{name}.npz" if side == 28 else f"{name}_{side}.npz"
@@ -33,75 +36,165 @@ def _drive(name: str, id_: str, size: int, md5: str) -> DataFile:
 _DIGITS = tuple("0123456789")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FASHION = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 _IMAGENETTE = (
-    "tench", "English springer", "cassette player", "chain saw", "church", "French horn", "garbage truck", "gas pump",
-    "golf ball", "parachute",
-)  # fmt: skip
+    "tench",
+    "English springer",
+    "cassette player",
+    "chain saw",
+    "church",
+    "French horn",
+    "garbage truck",
+    "gas pump",
+    "golf ball",
+    "parachute",
+)
 _CHEST = (
-    "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax",
-    "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia",
-)  # fmt: skip
+    "atelectasis",
+    "cardiomegaly",
+    "effusion",
+    "infiltration",
+    "mass",
+    "nodule",
+    "pneumonia",
+    "pneumothorax",
+    "consolidation",
+    "edema",
+    "emphysema",
+    "fibrosis",
+    "pleural",
+    "hernia",
+)
 _TISSUE = (
-    "Collecting Duct, Connecting Tubule", "Distal Convoluted Tubule", "Glomerular endothelial cells",
-    "Interstitial endothelial cells", "Leukocytes", "Podocytes", "Proximal Tubule Segments", "Thick Ascending Limb",
-)  # fmt: skip
+    "Collecting Duct, Connecting Tubule",
+    "Distal Convoluted Tubule",
+    "Glomerular endothelial cells",
+    "Interstitial endothelial cells",
+    "Leukocytes",
+    "Podocytes",
+    "Proximal Tubule Segments",
+    "Thick Ascending Limb",
+)
 _OCT = ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal")
 _CIFAR_CITATION = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images"
 _MEDMNIST_CITATION = "Yang et al. 2023, MedMNIST v2, Scientific Data 10:41"
 _CHEST_FILES = _medmnist(
     "chestmnist",
-    (82_802_576, "02c8a6516a18b556561a56cbdd36c4a8"), (390_000_000, "9de6cd0b934ebb5b7426cfba5efbae16"),
-    (1_400_000_000, "db107e5590b27930b62dbaf558aebee3"), (3_900_000_000, "45bd33e6f06c3e8cdb481c74a89152aa"),
-)  # fmt: skip
+    (82_802_576, "02c8a6516a18b556561a56cbdd36c4a8"),
+    (390_000_000, "9de6cd0b934ebb5b7426cfba5efbae16"),
+    (1_400_000_000, "db107e5590b27930b62dbaf558aebee3"),
+    (3_900_000_000, "45bd33e6f06c3e8cdb481c74a89152aa"),
+)
 _OCT_FILES = _medmnist(
     "octmnist",
-    (54_938_180, "c68d92d5b585d8d81f7112f81e2d0842"), (250_000_000, "e229e9440236b774d9f0dfef9d07bdaf"),
-    (900_000_000, "0a97e76651ace45c5d943ee3f65b63ae"), (2_500_000_000, "abc493b6d529d5de7569faaef2773ba3"),
-)  # fmt: skip
+    (54_938_180, "c68d92d5b585d8d81f7112f81e2d0842"),
+    (250_000_000, "e229e9440236b774d9f0dfef9d07bdaf"),
+    (900_000_000, "0a97e76651ace45c5d943ee3f65b63ae"),
+    (2_500_000_000, "abc493b6d529d5de7569faaef2773ba3"),
+)
 _PNEUMONIA_FILES = _medmnist(
     "pneumoniamnist",
-    (4_170_669, "28209eda62fecd6e6a2d98b1501bb15f"), (20_000_000, "8f4eceb4ccffa70c672198ea285246c6"),
-    (72_000_000, "05b46931834c231683c68f40c47b2971"), (206_000_000, "d6a3c71de1b945ea11211b03746c1fe1"),
-)  # fmt: skip
+    (4_170_669, "28209eda62fecd6e6a2d98b1501bb15f"),
+    (20_000_000, "8f4eceb4ccffa70c672198ea285246c6"),
+    (72_000_000, "05b46931834c231683c68f40c47b2971"),
+    (206_000_000, "d6a3c71de1b945ea11211b03746c1fe1"),
+)
 _TISSUE_FILES = _medmnist(
     "tissuemnist",
-    (124_962_739, "ebe78ee8b05294063de985d821c1c34b"), (480_000_000, "123ece2eba09d0aa5d698fda57103344"),
-    (1_500_000_000, "61b955355d7425a89687b06cca3ce0c2"), (3_500_000_000, "b077128c4a949f0a4eb01517f9037b9c"),
-)  # fmt: skip
+    (124_962_739, "ebe78ee8b05294063de985d821c1c34b"),
+    (480_000_000, "123ece2eba09d0aa5d698fda57103344"),
+    (1_500_000_000, "61b955355d7425a89687b06cca3ce0c2"),
+    (3_500_000_000, "b077128c4a949f0a4eb01517f9037b9c"),
+)
 _UCI = "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"
 
 _ALL = (
     DataSpec(
-        "digits", "scikit-learn's handwritten digits, 8×8 doubled to 16×16",
-        classes=_DIGITS, channels=1, size=16, levels=17, n_train=1442, n_test=355, embedded=True,
-        licence="CC BY 4.0", citation=_UCI,
+        "digits",
+        "scikit-learn's handwritten digits, 8×8 doubled to 16×16",
+        classes=_DIGITS,
+        channels=1,
+        size=16,
+        levels=17,
+        n_train=1442,
+        n_test=355,
+        embedded=True,
+        licence="CC BY 4.0",
+        citation=_UCI,
     ),
     DataSpec(
-        "patches", "32×32 patches of scikit-learn's two sample photographs",
-        classes=("china", "flower"), channels=3, size=32, n_train=1328, n_test=104, embedded=True,
-        licence="CC BY 2.0", citation="photographs by danielbuechele and vultilion (flickr), 2011",
+        "patches",
+        "32×32 patches of scikit-learn's two sample photographs",
+        classes=("china", "flower"),
+        channels=3,
+        size=32,
+        n_train=1328,
+        n_test=104,
+        embedded=True,
+        licence="CC BY 2.0",
+        citation="photographs by danielbuechele and vultilion (flickr), 2011",
     ),
     DataSpec(
-        "digits-ab", "digits in two unpaired domains: A white on black, B black on white",
-        classes=("A", "B"), channels=1, size=16, levels=17, n_train=1442, n_test=355, embedded=True,
-        licence="CC BY 4.0", citation=_UCI,
+        "digits-ab",
+        "digits in two unpaired domains: A white on black, B black on white",
+        classes=("A", "B"),
+        channels=1,
+        size=16,
+        levels=17,
+        n_train=1442,
+        n_test=355,
+        embedded=True,
+        licence="CC BY 4.0",
+        citation=_UCI,
     ),
     DataSpec(
-        "digits-captioned", "digits with a caption each",
-        classes=_DIGITS, channels=1, size=16, levels=17, n_train=1442, n_test=355, extras=("caption",), embedded=True,
-        licence="CC BY 4.0", citation=_UCI,
+        "digits-captioned",
+        "digits with a caption each",
+        classes=_DIGITS,
+        channels=1,
+        size=16,
+        levels=17,
+        n_train=1442,
+        n_test=355,
+        extras=("caption",),
+        embedded=True,
+        licence="CC BY 4.0",
+        citation=_UCI,
     ),
     DataSpec(
-        "digits-edited", "digits after an instruction such as `mirror it`, with the digit before it",
-        classes=_DIGITS, channels=1, size=16, levels=17, n_train=1442, n_test=355, extras=("caption", "before"), embedded=True,
-        licence="CC BY 4.0", citation=_UCI,
+        "digits-edited",
+        "digits after an instruction such as `mirror it`, with the digit before it",
+        classes=_DIGITS,
+        channels=1,
+        size=16,
+        levels=17,
+        n_train=1442,
+        n_test=355,
+        extras=("caption", "before"),
+        embedded=True,
+        licence="CC BY 4.0",
+        citation=_UCI,
     ),
     DataSpec(
-        "mnist", "handwritten digits",
-        classes=_DIGITS, channels=1, size=28, n_train=60_000, n_test=10_000,
-        licence="CC BY-SA 3.0", citation="LeCun, Cortes & Burges 1998, The MNIST database of handwritten digits",
+        "mnist",
+        "handwritten digits",
+        classes=_DIGITS,
+        channels=1,
+        size=28,
+        n_train=60_000,
+        n_test=10_000,
+        licence="CC BY-SA 3.0",
+        citation="LeCun, Cortes & Burges 1998, The MNIST database of handwritten digits",
         files=_files(
             ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
             ("train-images-idx3-ubyte.gz", 9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
@@ -111,12 +204,20 @@ _ALL = (
         ),
     ),
     DataSpec(
-        "fashionmnist", "Zalando's article images",
-        classes=_FASHION, channels=1, size=28, n_train=60_000, n_test=10_000,
-        licence="MIT", citation="Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747",
+        "fashionmnist",
+        "Zalando's article images",
+        classes=_FASHION,
+        channels=1,
+        size=28,
+        n_train=60_000,
+        n_test=10_000,
+        licence="MIT",
+        citation="Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747",
         files=_files(
-            ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"),
+            (
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+            ),
             ("train-images-idx3-ubyte.gz", 26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
             ("train-labels-idx1-ubyte.gz", 29_515, "25c81989df183df01b3e8a0aad5dffbe"),
             ("t10k-images-idx3-ubyte.gz", 4_422_102, "bef4ecab320f06d8554ea6380940ec79"),
@@ -124,8 +225,13 @@ _ALL = (
         ),
     ),
     DataSpec(
-        "cifar10", "tiny images of ten classes",
-        classes=_CIFAR10, channels=3, size=32, n_train=50_000, n_test=10_000,
+        "cifar10",
+        "tiny images of ten classes",
+        classes=_CIFAR10,
+        channels=3,
+        size=32,
+        n_train=50_000,
+        n_test=10_000,
         licence="not stated by the publisher",
         citation=_CIFAR_CITATION,
         files=_files(
@@ -134,17 +240,28 @@ _ALL = (
         ),
     ),
     DataSpec(
-        "cifar100", "tiny images of a hundred classes",
-        classes=100, channels=3, size=32, n_train=50_000, n_test=10_000,
-        licence="not stated by the publisher", citation=_CIFAR_CITATION,
+        "cifar100",
+        "tiny images of a hundred classes",
+        classes=100,
+        channels=3,
+        size=32,
+        n_train=50_000,
+        n_test=10_000,
+        licence="not stated by the publisher",
+        citation=_CIFAR_CITATION,
         files=_files(
             ("https://www.cs.toronto.edu/~kriz/",),
             ("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
         ),
     ),
     DataSpec(
-        "svhn", "house numbers from street views, cropped to a digit",
-        classes=_DIGITS, channels=3, size=32, n_train=73_257, n_test=26_032,
+        "svhn",
+        "house numbers from street views, cropped to a digit",
+        classes=_DIGITS,
+        channels=3,
+        size=32,
+        n_train=73_257,
+        n_test=26_032,
         licence="non-commercial use only",
         citation="Netzer et al. 2011, Reading Digits in Natural Images with Unsupervised Feature Learning",
         files=_files(
@@ -154,18 +271,31 @@ _ALL = (
         ),
     ),
     DataSpec(
-        "dtd", "describable textures in the wild; the first of the ten official splits",
-        classes=47, channels=3, size=64, n_train=1_880, n_val=1_880, n_test=1_880,
-        licence="research purposes only", citation="Cimpoi et al. 2014, arXiv:1311.3618",
+        "dtd",
+        "describable textures in the wild; the first of the ten official splits",
+        classes=47,
+        channels=3,
+        size=64,
+        n_train=1_880,
+        n_val=1_880,
+        n_test=1_880,
+        licence="research purposes only",
+        citation="Cimpoi et al. 2014, arXiv:1311.3618",
         files=_files(
             ("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/",),
             ("dtd-r1.0.1.tar.gz", 625_239_812, "fff73e5086ae6bdbea199a49dfb8a4c1"),
         ),
     ),
     DataSpec(
-        "places365", "photographs of 365 scenes, 256×256; the official validation set is the test split",
-        classes=365, channels=3, size=64, n_train=1_803_460, n_test=36_500,
-        licence="research and education only", citation="Zhou et al. 2017, Places, IEEE TPAMI 40(6)",
+        "places365",
+        "photographs of 365 scenes, 256×256; the official validation set is the test split",
+        classes=365,
+        channels=3,
+        size=64,
+        n_train=1_803_460,
+        n_test=36_500,
+        licence="research and education only",
+        citation="Zhou et al. 2017, Places, IEEE TPAMI 40(6)",
         files=_files(
             ("http://data.csail.mit.edu/places/places365/",),
             ("filelist_places365-standard.tar", 67_498_496, "35a0585fee1fa656440f3ab298f8479c"),
@@ -174,55 +304,124 @@ _ALL = (
         ),
     ),
     DataSpec(
-        "celeba", "aligned faces of celebrities with forty attributes, cropped to the middle 178×178",
-        classes=40, multilabel=True, channels=3, size=64, n_train=162_770, n_val=19_867, n_test=19_962,
-        licence="non-commercial research only", citation="Liu et al. 2015, arXiv:1411.7766",
+        "celeba",
+        "aligned faces of celebrities with forty attributes, cropped to the middle 178×178",
+        classes=40,
+        multilabel=True,
+        channels=3,
+        size=64,
+        n_train=162_770,
+        n_val=19_867,
+        n_test=19_962,
+        licence="non-commercial research only",
+        citation="Liu et al. 2015, arXiv:1411.7766",
         page="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
         files=(
-            _drive("list_eval_partition.txt", "0B7EVK8r0v71pY0NSMzRuSXJEVkk", 2_836_386,
-                   "d32c9cbf5e040fd4025c592c306e6668"),
-            _drive("list_attr_celeba.txt", "0B7EVK8r0v71pblRyaVFSWGxPY0U", 26_721_026,
-                   "75e246fa4810816ffd6ee81facbd244c"),
-            _drive("img_align_celeba.zip", "0B7EVK8r0v71pZjFTYXZWM3FlRnM", 1_443_490_838,
-                   "00d2c5bc6d35e252742224ab0c1e8fcb"),
-        ),
-    ),
-    DataSpec(
-        "imagenette", "ten easy classes of ImageNet, shortest side 320; its validation set is the test split",
-        classes=_IMAGENETTE, channels=3, size=64, n_train=9_469, n_test=3_925,
-        licence="Apache 2.0 (the selection; the photographs are their owners')",
-        citation="Howard 2019, https://github.com/fastai/imagenette",
-        files=(
-            DataFile(
-                "imagenette2-320.tgz", ("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",),
-                341_663_724, md5="3df6f0d01a2c9592104656642f5e78a3", exact=False,
+            _drive(
+                "list_eval_partition.txt",
+                "0B7EVK8r0v71pY0NSMzRuSXJEVkk",
+                2_836_386,
+                "d32c9cbf5e040fd4025c592c306e6668",
+            ),
+            _drive(
+                "list_attr_celeba.txt",
+                "0B7EVK8r0v71pblRyaVFSWGxPY0U",
+                26_721_026,
+                "75e246fa4810816ffd6ee81facbd244c",
+            ),
+            _drive(
+                "img_align_celeba.zip",
+                "0B7EVK8r0v71pZjFTYXZWM3FlRnM",
+                1_443_490_838,
+                "00d2c5bc6d35e252742224ab0c1e8fcb",
             ),
         ),
     ),
     DataSpec(
-        "chestmnist", "chest X-rays with fourteen findings, any number of which can hold (MedMNIST)",
-        classes=_CHEST, multilabel=True, channels=1, size=28, n_train=78_468, n_val=11_219, n_test=22_433,
-        licence="CC BY 4.0", citation=_MEDMNIST_CITATION, files=_CHEST_FILES[0][1], larger=_CHEST_FILES[1:],
+        "imagenette",
+        "ten easy classes of ImageNet, shortest side 320; its validation set is the test split",
+        classes=_IMAGENETTE,
+        channels=3,
+        size=64,
+        n_train=9_469,
+        n_test=3_925,
+        licence="Apache 2.0 (the selection; the photographs are their owners')",
+        citation="Howard 2019, https://github.com/fastai/imagenette",
+        files=(
+            DataFile(
+                "imagenette2-320.tgz",
+                ("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",),
+                341_663_724,
+                md5="3df6f0d01a2c9592104656642f5e78a3",
+                exact=False,
+            ),
+        ),
     ),
     DataSpec(
-        "octmnist", "retinal tomographies (MedMNIST)",
-        classes=_OCT, channels=1, size=28, n_train=97_477, n_val=10_832, n_test=1_000,
-        licence="CC BY 4.0", citation=_MEDMNIST_CITATION, files=_OCT_FILES[0][1], larger=_OCT_FILES[1:],
+        "chestmnist",
+        "chest X-rays with fourteen findings, any number of which can hold (MedMNIST)",
+        classes=_CHEST,
+        multilabel=True,
+        channels=1,
+        size=28,
+        n_train=78_468,
+        n_val=11_219,
+        n_test=22_433,
+        licence="CC BY 4.0",
+        citation=_MEDMNIST_CITATION,
+        files=_CHEST_FILES[0][1],
+        larger=_CHEST_FILES[1:],
     ),
     DataSpec(
-        "pneumoniamnist", "chest X-rays of children, with and without pneumonia (MedMNIST)",
-        classes=("normal", "pneumonia"), channels=1, size=28, n_train=4_708, n_val=524, n_test=624,
-        licence="CC BY 4.0", citation=_MEDMNIST_CITATION,
-        files=_PNEUMONIA_FILES[0][1], larger=_PNEUMONIA_FILES[1:],
+        "octmnist",
+        "retinal tomographies (MedMNIST)",
+        classes=_OCT,
+        channels=1,
+        size=28,
+        n_train=97_477,
+        n_val=10_832,
+        n_test=1_000,
+        licence="CC BY 4.0",
+        citation=_MEDMNIST_CITATION,
+        files=_OCT_FILES[0][1],
+        larger=_OCT_FILES[1:],
     ),
     DataSpec(
-        "tissuemnist", "cells of the kidney's cortex (MedMNIST)",
-        classes=_TISSUE, channels=1, size=28, n_train=165_466, n_val=23_640, n_test=47_280,
-        licence="CC BY 4.0", citation=_MEDMNIST_CITATION, files=_TISSUE_FILES[0][1], larger=_TISSUE_FILES[1:],
+        "pneumoniamnist",
+        "chest X-rays of children, with and without pneumonia (MedMNIST)",
+        classes=("normal", "pneumonia"),
+        channels=1,
+        size=28,
+        n_train=4_708,
+        n_val=524,
+        n_test=624,
+        licence="CC BY 4.0",
+        citation=_MEDMNIST_CITATION,
+        files=_PNEUMONIA_FILES[0][1],
+        larger=_PNEUMONIA_FILES[1:],
     ),
     DataSpec(
-        "tinyimagenet", "two hundred classes of ImageNet at 64×64; the labelled validation set is the test split",
-        classes=200, channels=3, size=64, n_train=100_000, n_test=10_000,
+        "tissuemnist",
+        "cells of the kidney's cortex (MedMNIST)",
+        classes=_TISSUE,
+        channels=1,
+        size=28,
+        n_train=165_466,
+        n_val=23_640,
+        n_test=47_280,
+        licence="CC BY 4.0",
+        citation=_MEDMNIST_CITATION,
+        files=_TISSUE_FILES[0][1],
+        larger=_TISSUE_FILES[1:],
+    ),
+    DataSpec(
+        "tinyimagenet",
+        "two hundred classes of ImageNet at 64×64; the labelled validation set is the test split",
+        classes=200,
+        channels=3,
+        size=64,
+        n_train=100_000,
+        n_test=10_000,
         licence="ImageNet's terms: non-commercial research and education",
         citation="Le & Yang 2015, Tiny ImageNet Visual Recognition Challenge",
         files=_files(
@@ -231,29 +430,45 @@ _ALL = (
         ),
     ),
     DataSpec(
-        "horse2zebra", "horses (A) and zebras (B), unpaired",
-        classes=("A", "B"), channels=3, size=256, n_train=2_401, n_test=260,
-        licence="ImageNet's terms: non-commercial research and education", citation="Zhu et al. 2017, arXiv:1703.10593",
+        "horse2zebra",
+        "horses (A) and zebras (B), unpaired",
+        classes=("A", "B"),
+        channels=3,
+        size=256,
+        n_train=2_401,
+        n_test=260,
+        licence="ImageNet's terms: non-commercial research and education",
+        citation="Zhu et al. 2017, arXiv:1703.10593",
         files=(
             DataFile(
                 "horse2zebra.zip",
-                ("https://efrosgans.eecs.berkeley.edu/cyclegan/datasets/horse2zebra.zip",
-                 "https://people.eecs.berkeley.edu/~taesung_park/CycleGAN/datasets/horse2zebra.zip"),
-                116_867_962, sha256="a74d9d392eecca9966b51287a76ca126af473d9de4f3e8fc0e9cda08fa1730a1",
+                (
+                    "https://efrosgans.eecs.berkeley.edu/cyclegan/datasets/horse2zebra.zip",
+                    "https://people.eecs.berkeley.edu/~taesung_park/CycleGAN/datasets/horse2zebra.zip",
+                ),
+                116_867_962,
+                sha256="a74d9d392eecca9966b51287a76ca126af473d9de4f3e8fc0e9cda08fa1730a1",
             ),
         ),
     ),
     DataSpec(
-        "imagenet", "ILSVRC 2012, a thousand classes; the labelled validation set is the test split",
-        classes=1000, channels=3, size=64, n_train=1_281_167, n_test=50_000,
-        licence="non-commercial research and education, by agreement", citation="Russakovsky et al. 2015, arXiv:1409.0575",
-        page="https://image-net.org/download-images.php", linked=True,
+        "imagenet",
+        "ILSVRC 2012, a thousand classes; the labelled validation set is the test split",
+        classes=1000,
+        channels=3,
+        size=64,
+        n_train=1_281_167,
+        n_test=50_000,
+        licence="non-commercial research and education, by agreement",
+        citation="Russakovsky et al. 2015, arXiv:1409.0575",
+        page="https://image-net.org/download-images.php",
+        linked=True,
         files=(
             DataFile("ILSVRC2012_devkit_t12.tar.gz", (), 2_568_145, md5="fa75699e90414af021442c21a62c3abf"),
             DataFile("ILSVRC2012_img_val.tar", (), 6_744_924_160, md5="29b22e2961454d5413ddabcf34fc5622"),
             DataFile("ILSVRC2012_img_train.tar", (), 147_897_477_120, md5="1d675b47d978889d74fa0da5fadfb00e"),
         ),
     ),
-)  # fmt: skip
+)
 
 SPECS: dict[str, DataSpec] = {spec.name: spec for spec in _ALL}

@@ -1,4 +1,5 @@
-"""A contact sheet of a set: a row a class with its name, so that one look tells whether labels and pictures fit."""
+"""A contact sheet of a set: a row a class with its name, so that one look tells whether labels and pictures
+fit."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ Row = tuple[str, str, np.ndarray]  # name, what is told of it, uint8 [n, C, H, W
 
 
 def draw(pack: Pack, path: Path) -> Path:
-    """Writes the sheet of a set as a PNG. Rows are classes, of the training images; without classes, splits. Further pictures
-    of images (`before`, `control`) stand below theirs."""
+    """Writes the sheet of a set as a PNG. Rows are classes, of the training images; without classes, splits.
+    Further pictures of images (`before`, `control`) stand below theirs."""
     found = list(_rows(pack))
     rows, more = found[:ROWS], len(found) - ROWS
     side, channels = pack.meta.shape[1], pack.meta.shape[0]
@@ -46,7 +47,9 @@ def draw(pack: Pack, path: Path) -> Path:
         pen.text((2 * PAD, y), name, "black", font)
         pen.text((2 * PAD, y + TEXT + PAD), told, "gray", font)
         for j, image in enumerate(images):
-            picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+            picture = Image.fromarray(
+                image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+            )
             picture = picture.resize((side * scale, side * scale), Image.Resampling.NEAREST)
             sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +60,14 @@ def draw(pack: Pack, path: Path) -> Path:
 def class_counts(pack: Pack) -> list[dict[str, Any]]:
     """[{name, train, val, test}]: how many images each class has in each split."""
     labels = {split: pack.labels(split) for split in pack.meta.counts} if pack.meta.classes else {}
-    sums = {split: y.sum(0) if y.ndim == 2 else np.bincount(y, minlength=len(pack.meta.classes)) for split, y in labels.items()}
-    return [{"name": c, **{split: int(n[i]) for split, n in sums.items()}} for i, c in enumerate(pack.meta.classes)]
+    sums = {
+        split: y.sum(0) if y.ndim == 2 else np.bincount(y, minlength=len(pack.meta.classes))
+        for split, y in labels.items()
+    }
+    return [
+        {"name": c, **{split: int(n[i]) for split, n in sums.items()}}
+        for i, c in enumerate(pack.meta.classes)
+    ]
 
 
 def _rows(pack: Pack) -> Iterator[Row]:
@@ -78,7 +87,11 @@ def _rows(pack: Pack) -> Iterator[Row]:
 
 def _spread(rows: np.ndarray) -> np.ndarray:
     """As many as a row holds, evenly apart."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))] if len(rows) else rows
+    return (
+        rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]
+        if len(rows)
+        else rows
+    )
 
 
 def _some(pack: Pack, split: str, rows: np.ndarray) -> np.ndarray:
@@ -93,4 +106,6 @@ def _font() -> Any:
     """Matplotlib's own, which has the letters of most languages."""
     import matplotlib
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT - 2)
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT - 2
+    )

@@ -1,4 +1,5 @@
-"""What is known of a data set before it is opened: shape, classes, files with checksums, licence. No heavy import."""
+"""What is known of a data set before it is opened: shape, classes, files with checksums, licence. No heavy
+import."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class DataSpec:
     title: str
     classes: tuple[str, ...] | int
     channels: int
-    size: int  # that of the files; of pictures of many sizes, that to which they are packed unless `data.size` asks
+    # that of the files; of pictures of many sizes, that to which they are packed unless `data.size` asks
+    size: int
     n_train: int  # the official splits
     n_test: int
     licence: str
@@ -40,7 +42,9 @@ class DataSpec:
     levels: int = 256
     multilabel: bool = False  # any number of the classes can hold at once
     files: tuple[DataFile, ...] = ()
-    larger: tuple[tuple[int, tuple[DataFile, ...]], ...] = ()  # sizes that the publisher offers beside `size`, ascending
+    larger: tuple[
+        tuple[int, tuple[DataFile, ...]], ...
+    ] = ()  # sizes that the publisher offers beside `size`, ascending
     extras: tuple[str, ...] = ()  # what comes with each image: "caption", "control", "before"
     embedded: bool = False  # made from what is installed; nothing to download
     page: str = ""  # where a browser gets the files, if their host may refuse a program

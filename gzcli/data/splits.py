@@ -16,9 +16,9 @@ Plan = dict[str, tuple[np.ndarray, np.ndarray]]
 def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
     """For each official split, of each of its images: the number of the packed split, and the row there.
 
-    `counts`: images of the official splits of the set `title`. Validation is carved from train by a fixed seed
-    (min(2000, 10 %)), and so is test (10 %) where there is none. Carved images keep their order. RandomState's stream is
-    frozen, so that the carving never changes. Raises MissingError for too few images.
+    `counts`: images of the official splits of the set `title`. Validation is carved from train by a fixed
+    seed (min(2000, 10 %)), and so is test (10 %) where there is none. Carved images keep their order.
+    RandomState's stream is frozen, so that the carving never changes. Raises MissingError for too few images.
     """
     n = counts.get("train", 0)
     target = np.zeros(n, np.int8)
@@ -29,19 +29,22 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
     if not counts.get("val"):
         target[order[: min(2000, tenth)]] = 1
     targets = {"train": target}
-    targets |= {s: np.full(counts[s], code, np.int8) for code, s in ((1, "val"), (2, "test")) if counts.get(s)}
+    targets |= {
+        s: np.full(counts[s], code, np.int8) for code, s in ((1, "val"), (2, "test")) if counts.get(s)
+    }
     return placed(title, targets)
 
 
 def foreign_plan(counts: Mapping[str, int]) -> Plan:
-    """Of a set that is only scored: its official test images, or all where it has none, as the split `test`."""
+    """Of a set that is only scored: its official test images, or all where it has none, as the split
+    `test`."""
     chosen = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
     return _in_rows({split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in chosen})
 
 
 def placed(title: str, targets: dict[str, np.ndarray]) -> Plan:
-    """The rows in the packed splits of images with these targets (−1: left out), in order. Raises MissingError where
-    none is left to train on."""
+    """The rows in the packed splits of images with these targets (−1: left out), in order. Raises
+    MissingError where none is left to train on."""
     if not (targets["train"] == 0).any():
         n = len(targets["train"])
         raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
@@ -49,7 +52,8 @@ def placed(title: str, targets: dict[str, np.ndarray]) -> Plan:
 
 
 def without(title: str, plan: Plan, bad: Iterable[tuple[str, int]]) -> Plan:
-    """The plan without the images at these places (official split, position). Raises MissingError for too few left."""
+    """The plan without the images at these places (official split, position). Raises MissingError for too few
+    left."""
     targets = {split: target.copy() for split, (target, _) in plan.items()}
     for split, i in bad:
         targets[split][i] = -1
@@ -74,4 +78,7 @@ def _in_rows(targets: dict[str, np.ndarray]) -> Plan:
 
 def rows_of(plan: Plan) -> dict[str, int]:
     """Images in each packed split."""
-    return {split: sum(int((target == code).sum()) for target, _ in plan.values()) for code, split in enumerate(SPLITS)}
+    return {
+        split: sum(int((target == code).sum()) for target, _ in plan.values())
+        for code, split in enumerate(SPLITS)
+    }

@@ -1,4 +1,5 @@
-"""Sets too large to pack: an index of where the pictures lie, and worker processes that decode them ahead of need."""
+"""Sets too large to pack: an index of where the pictures lie, and worker processes that decode them ahead of
+need."""
 
 from __future__ import annotations
 
@@ -26,11 +27,17 @@ Rows = Sequence[int] | np.ndarray
 
 MOST = 8  # workers of one process
 AHEAD = 2  # batches that each worker may be ahead
-PRELOADED = ["torch", "torch.utils.data", "PIL.Image", "gzcli.data.stream"]  # what workers need, imported once for all
+PRELOADED = [
+    "torch",
+    "torch.utils.data",
+    "PIL.Image",
+    "gzcli.data.stream",
+]  # what workers need, imported once for all
 
 
 def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
-    """Writes SPLIT_spans.npy, int64 [N, 4]: container, offset, length, deflated?; and SPLIT_containers.npy: their paths."""
+    """Writes SPLIT_spans.npy, int64 [N, 4]: container, offset, length, deflated?; and SPLIT_containers.npy:
+    their paths."""
     numbers: dict[str, int] = {}
     rows = np.empty((len(spans), 4), np.int64)
     for i, span in enumerate(spans):
@@ -42,8 +49,8 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
 class Pictures:
     """The images of a split as an array uint8 [N, C, H, W], each read and decoded when it is asked for.
 
-    how: the keywords of `pictures.decode`. A row raises MissingError where its picture cannot be read or decoded,
-    UsageError where it has another size than `shape` and none was asked for.
+    how: the keywords of `pictures.decode`. A row raises MissingError where its picture cannot be read or
+    decoded, UsageError where it has another size than `shape` and none was asked for.
     """
 
     dtype = np.dtype(np.uint8)
@@ -83,18 +90,22 @@ class Pictures:
     def _decoded(self, where: np.ndarray) -> np.ndarray:
         container, offset, length, deflated = where.tolist()
         path = os.fsdecode(self._containers[container].item())
-        name = f"{path} at byte {offset:,}" if offset else path  # a member of an archive lies behind its header
+        name = (
+            f"{path} at byte {offset:,}" if offset else path
+        )  # a member of an archive lies behind its header
         image, _ = decode(read_span(Span(path, offset, length, bool(deflated))), name, **self.how)
         if image.shape != self.shape[1:]:
             (_, h, w), (_, h0, w0) = image.shape, self.shape[1:]
             hint = "`--set data.size=64` crops them to squares and resizes them"
-            raise UsageError(f"the pictures have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}", hint=hint)
+            raise UsageError(
+                f"the pictures have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}", hint=hint
+            )
         return image
 
 
 def worker_count() -> int:
-    """Worker processes for this one: its share of the cores, from 1 to 8, or what `GZ_WORKERS` says (0: none). Raises
-    UsageError."""
+    """Worker processes for this one: its share of the cores, from 1 to 8, or what `GZ_WORKERS` says (0:
+    none). Raises UsageError."""
     text = os.environ.get("GZ_WORKERS", "")
     if text and not text.isdigit():
         raise UsageError(f"`GZ_WORKERS` is a number of processes, not `{text}`")
@@ -108,15 +119,19 @@ def worker_count() -> int:
 class Prefetch:
     """Batches of pictures, decoded ahead by worker processes that end with this object, or with the process.
 
-    index_of(step) are the rows of a batch, and is asked in this process; without workers all is done in this process.
+    index_of(step) are the rows of a batch, and is asked in this process; without workers all is done in this
+    process.
     `steps` is the number of batches, where they have an end.
 
-    The workers come from a fork server: like spawned ones they are safe beside threads and a GPU, but torch is imported
-    once and not by each of them (first batch from 8 workers on 2 cores: 3 s, spawned 15 s), and those abort as they end.
-    Batches come through shared memory: through pipes, pictures of 256×256 came at 60 % of the rate.
+    The workers come from a fork server: like spawned ones they are safe beside threads and a GPU, but torch
+    is imported once and not by each of them (first batch from 8 workers on 2 cores: 3 s, spawned 15 s), and
+    those abort as they end. Batches come through shared memory: through pipes, pictures of 256×256 came at 60
+    % of the rate.
     """
 
-    def __init__(self, pictures: Pictures, index_of: Callable[[int], Rows], workers: int, steps: int = sys.maxsize):
+    def __init__(
+        self, pictures: Pictures, index_of: Callable[[int], Rows], workers: int, steps: int = sys.maxsize
+    ):
         import torch
         from torch.utils.data import DataLoader
 
@@ -126,22 +141,31 @@ class Prefetch:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOADED)
             options = {
-                "num_workers": workers, "prefetch_factor": AHEAD, "persistent_workers": True,
-                "multiprocessing_context": context, "worker_init_fn": _begin,
-            }  # fmt: skip
-        # Its own generator: a loader draws a seed, which would shift the global stream that dropout draws from.
+                "num_workers": workers,
+                "prefetch_factor": AHEAD,
+                "persistent_workers": True,
+                "multiprocessing_context": context,
+                "worker_init_fn": _begin,
+            }
+        # Its own generator: a loader draws a seed, which would shift the global stream that dropout draws
+        # from.
         loader = DataLoader(
-            _Batches(pictures), batch_sampler=self._steps, collate_fn=_as_it_is, generator=torch.Generator(), **options
+            _Batches(pictures),
+            batch_sampler=self._steps,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+            **options,
         )
-        # Loader and iterator hang on this alone: were they garbage together with `self`, in a cycle, their queues could go
-        # first, and the workers be waited for in vain (5 s each).
+        # Loader and iterator hang on this alone: were they garbage together with `self`, in a cycle, their
+        # queues could go first, and the workers be waited for in vain (5 s each).
         self._open: dict[str, Any] = {"loader": loader}
         weakref.finalize(self, self._open.clear)
         self._held: tuple[int, Tensor | GzError | None] = (-1, None)
 
     def at(self, step: int) -> Tensor:
-        """uint8 [B, C, H, W] on the CPU, not to be written to. A step that is neither the last one nor the next starts
-        anew from there. Raises what `Pictures` raises, and DeviceError where a worker was killed."""
+        """uint8 [B, C, H, W] on the CPU, not to be written to. A step that is neither the last one nor the
+        next starts anew from there. Raises what `Pictures` raises, and DeviceError where a worker was
+        killed."""
         held, batch = self._held
         if step != held:
             if "batches" not in self._open or step != held + 1:
@@ -149,10 +173,17 @@ class Prefetch:
                 self._open["batches"] = iter(self._open["loader"])
             try:
                 batch = next(self._open["batches"])
-            except (RuntimeError, OSError, EOFError) as e:  # the latter two: it fell silent in the middle of a batch
+            except (
+                RuntimeError,
+                OSError,
+                EOFError,
+            ) as e:  # the latter two: it fell silent in the middle of a batch
                 if isinstance(e, RuntimeError) and "DataLoader worker (pid" not in str(e):
                     raise
-                hint = "is the memory full, or the shared memory (`docker run --ipc=host`)? `GZ_WORKERS` lowers their number"
+                hint = (
+                    "is the memory full, or the shared memory (`docker run --ipc=host`)? `GZ_WORKERS` "
+                    "lowers their number"
+                )
                 raise DeviceError("a worker process that decodes pictures was killed", hint=hint) from e
             self._held = step, batch
         if isinstance(batch, GzError):
@@ -175,7 +206,8 @@ class _Steps:
 
 
 class _Batches:
-    """A loader's data set. What is wrong with a picture comes as a value: a loader would wrap what is raised."""
+    """A loader's data set. What is wrong with a picture comes as a value: a loader would wrap what is
+    raised."""
 
     def __init__(self, pictures: Pictures):
         self.pictures = pictures
@@ -195,4 +227,6 @@ def _as_it_is(batch: Tensor | GzError) -> Tensor | GzError:
 
 def _begin(worker: int) -> None:
     processes.follow_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler sends it to all; the trainer still needs a batch to save after
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a scheduler sends it to all; the trainer still needs a batch to save after

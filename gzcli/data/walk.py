@@ -1,4 +1,5 @@
-"""The files below a folder, and what there is no file: dead links, pipes, devices. Nothing here blocks or goes on for ever."""
+"""The files below a folder, and what there is no file: dead links, pipes, devices. Nothing here blocks or
+goes on for ever."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ LARGEST_FILE = 1 << 30  # bytes: no picture is larger
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the regular files below a folder (POSIX, relative, sorted), and of what is none, by what it is: "broken"
-    links, "special" files (pipes, devices, sockets), links to folders that are read already ("repeated").
+    """Names of the regular files below a folder (POSIX, relative, sorted), and of what is none, by what it
+    is: "broken" links, "special" files (pipes, devices, sockets), links to folders that are read already
+    ("repeated").
 
-    Links to files and folders are followed, each folder once and by its own name first, so that no circle of links is
-    walked for ever. What begins with a dot is left out. Raises MissingError for a folder that cannot be read.
+    Links to files and folders are followed, each folder once and by its own name first, so that no circle of
+    links is walked for ever. What begins with a dot is left out. Raises MissingError for a folder that cannot
+    be read.
     """
     files: list[str] = []
     odd: dict[str, list[str]] = {}
@@ -30,7 +33,9 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
             known = os.stat(where)
             entries = sorted(os.scandir(where), key=lambda entry: entry.name)
         except OSError as e:
-            raise MissingError(f"`{where}` cannot be read: {e.strerror}", hint="look at its owner and mode") from e
+            raise MissingError(
+                f"`{where}` cannot be read: {e.strerror}", hint="look at its owner and mode"
+            ) from e
         if (known.st_dev, known.st_ino) in seen:
             odd.setdefault("repeated", []).append(at)
             continue
@@ -71,14 +76,19 @@ def is_regular(path: Path) -> bool:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file. Raises MissingError for anything else, and for one that is larger than any picture."""
+    """The bytes of a regular file. Raises MissingError for anything else, and for one that is larger than any
+    picture."""
     try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        with open(
+            os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
+        ) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise MissingError(f"`{path}` is no regular file", hint="take it out")
             if found.st_size > LARGEST_FILE:
-                raise MissingError(f"`{path}` is larger than any picture: {found.st_size:,} bytes", hint="take it out")
+                raise MissingError(
+                    f"`{path}` is larger than any picture: {found.st_size:,} bytes", hint="take it out"
+                )
             return file.read(LARGEST_FILE)
     except OSError as e:
         raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e

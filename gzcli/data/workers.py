@@ -1,4 +1,5 @@
-"""A function over many blocks by worker processes, in order; decoding small pictures holds the interpreter's lock."""
+"""A function over many blocks by worker processes, in order; decoding small pictures holds the interpreter's
+lock."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ AHEAD = 3  # chunks in flight for each worker
 def mapped(f: Callable[[Any], Any], blocks: Iterable[Any], work: int) -> Iterator[Any]:
     """f(block) of each block, in their order. `f` must be picklable; at most a few chunks are in memory.
 
-    `work` is how many images there are to be worked on. Blocks are tuples whose third part is bytes or an array. Raises
-    DeviceError where a worker dies.
+    `work` is how many images there are to be worked on. Blocks are tuples whose third part is bytes or an
+    array. Raises DeviceError where a worker dies.
     """
     count = cores() if work > FEW and can_start() else 1
     if count == 1:
@@ -46,7 +47,8 @@ def mapped(f: Callable[[Any], Any], blocks: Iterable[Any], work: int) -> Iterato
             yield from flying.popleft().result()
     except BrokenProcessPool as e:
         raise DeviceError(
-            "a worker process was killed while packing", hint="is the memory full? close other programs, try again"
+            "a worker process was killed while packing",
+            hint="is the memory full? close other programs, try again",
         ) from e
     finally:
         pool.shutdown(cancel_futures=True)

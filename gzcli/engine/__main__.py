@@ -1,7 +1,7 @@
 """`python -m gzcli.engine FOLDER`: trains the run, or does the job, that the folder describes.
 
-A folder with `job.json` is a job of `gz sample`, `gz ood` or `gz bench`, which writes `result.json`; one with `run.yaml`
-is a run to be trained. Either way `status.json` tells how it ended, for whoever started it.
+A folder with `job.json` is a job of `gz sample`, `gz ood` or `gz bench`, which writes `result.json`; one with
+`run.yaml` is a run to be trained. Either way `status.json` tells how it ended, for whoever started it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 def main(folder: Path) -> int:
     run = Run(folder.absolute())
     rank = int(os.environ.get("RANK", "0"))
-    # All ranks stop alike for these two, and the `gz` that started us reads them in `status.json`: a code would only make
-    # the launcher print its own traceback.
+    # All ranks stop alike for these two, and the `gz` that started us reads them in `status.json`: a code
+    # would only make the launcher print its own traceback.
     told = "GZ_PARENT" in os.environ
     log = Log(run.path, rank=rank)
     with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as got:
@@ -66,8 +66,12 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
         log._record(traceback.format_exc())
         if not log.main and run.status().get("error"):
             raise  # the first word stands: what follows from it, as a partner that is gone, says less
-        run.update(state=STATES.get(type(error), "failed"), code=error.code, ended=time.time(),
-                   error={"kind": error.kind, "message": error.message, "hint": error.hint})  # fmt: skip
+        run.update(
+            state=STATES.get(type(error), "failed"),
+            code=error.code,
+            ended=time.time(),
+            error={"kind": error.kind, "message": error.message, "hint": error.hint},
+        )
         raise
     if log.main:
         run.update(state="finished", code=0, ended=time.time())
@@ -80,12 +84,18 @@ def explain(e: BaseException) -> GzError:
     if isinstance(e, KeyboardInterrupt):
         return Interrupted("interrupted", signum=2)
     if isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e):
-        return DeviceError("out of memory", hint="lower `train.batch_size`, or raise `train.accumulate`: the result is the same")
-    return GzError(f"{type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
+        return DeviceError(
+            "out of memory",
+            hint="lower `train.batch_size`, or raise `train.accumulate`: the result is the same",
+        )
+    return GzError(
+        f"{type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it"
+    )
 
 
 def train(run: Run, log: Log) -> None:
-    """Trains the run of `run.yaml`, or each of its stages that is not finished, in the processes that accelerate started."""
+    """Trains the run of `run.yaml`, or each of its stages that is not finished, in the processes that
+    accelerate started."""
     stop.listen()
     accelerator = None
     for stage in run.stages:
@@ -98,7 +108,9 @@ def train(run: Run, log: Log) -> None:
             accelerator = train_one(stage, part)
     if not run.stages:
         accelerator = train_one(run, log)
-    log.event("done", run=run.id, path=str(run.path), step=run.serving.tree()["train"]["steps"], **made(run.serving))
+    log.event(
+        "done", run=run.id, path=str(run.path), step=run.serving.tree()["train"]["steps"], **made(run.serving)
+    )
     if accelerator is not None:
         accelerator.wait_for_everyone()  # gloo aborts a rank whose partner has gone before it
         accelerator.end_training()
@@ -151,16 +163,18 @@ def train_one(run: Run, log: Log) -> Any:
 
 
 def accelerate(tree: dict[str, Any]) -> Any:
-    """The Accelerator of a recipe. A phase leaves the other phases' parameters without gradient, which DDP must expect;
-    buffers are equal on all ranks by the models' own means, not sent about at every forward. A later stage may have another
-    precision than the one before."""
+    """The Accelerator of a recipe. A phase leaves the other phases' parameters without gradient, which DDP
+    must expect; buffers are equal on all ranks by the models' own means, not sent about at every forward. A
+    later stage may have another precision than the one before."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
     AcceleratorState._reset_state()
     several = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    return Accelerator(mixed_precision=precision(tree), cpu=bool(tree["launch"]["cpu"]), kwargs_handlers=[several])
+    return Accelerator(
+        mixed_precision=precision(tree), cpu=bool(tree["launch"]["cpu"]), kwargs_handlers=[several]
+    )
 
 
 def work(run: Run, job: dict[str, Any], log: Log) -> None:
@@ -170,7 +184,9 @@ def work(run: Run, job: dict[str, Any], log: Log) -> None:
     from gzcli.engine.context import pick_device
 
     state = None
-    if "RANK" in os.environ:  # rank 0 alone judges what all have made, longer than NCCL's ten minutes if need be
+    if (
+        "RANK" in os.environ
+    ):  # rank 0 alone judges what all have made, longer than NCCL's ten minutes if need be
         state = PartialState(cpu=bool(job["launch"].get("cpu")), timeout=timedelta(hours=2))
     device = state.device if state else pick_device(job["launch"])
     if threads := job["launch"].get("threads"):
@@ -185,7 +201,8 @@ def work(run: Run, job: dict[str, Any], log: Log) -> None:
 
 
 def prepare_torch(tree: dict[str, Any]) -> None:
-    """Threads as recorded, so that a resume computes the same; deterministic kernels if asked; TF32 otherwise."""
+    """Threads as recorded, so that a resume computes the same; deterministic kernels if asked; TF32
+    otherwise."""
     if threads := tree["launch"]["threads"]:
         torch.set_num_threads(threads)
     if tree["train"]["deterministic"]:
@@ -201,7 +218,9 @@ def precision(tree: dict[str, Any]) -> str:
     asked = tree["train"]["precision"]
     gpu = torch.cuda.is_available() and not tree["launch"]["cpu"]
     if asked == "fp16" and not gpu:
-        raise UsageError("`train.precision: fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all")
+        raise UsageError(
+            "`train.precision: fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all"
+        )
     if asked != "auto":
         return "no" if asked == "fp32" else asked
     if gpu:

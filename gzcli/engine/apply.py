@@ -26,8 +26,9 @@ HIDDEN = 127  # the grey of what a model did not see
 
 @dataclass
 class Done:
-    """What is written of an application: `images` uint8 [n, C, H, W], its outputs alone, in order; `labels` [n],
-    [n, K] or None; `sheet` [H, W, C], outputs beside what they were made of; and what the application told of them."""
+    """What is written of an application: `images` uint8 [n, C, H, W], its outputs alone, in order; `labels`
+    [n], [n, K] or None; `sheet` [H, W, C], outputs beside what they were made of; and what the application
+    told of them."""
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -74,7 +75,8 @@ def sources(found: Applied) -> Sequence[tuple[int, ...]]:
 
 
 def given(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
-    """What the model was shown in place of each image, as large, uint8 [n, C, H, W]; None where it saw them."""
+    """What the model was shown in place of each image, as large, uint8 [n, C, H, W]; None where it saw
+    them."""
     if found.given is not None:
         enlarged = F.interpolate(found.given, size=trained.info.shape[1:], mode="nearest")
         return to_bytes(trained.shown(enlarged))
@@ -91,8 +93,9 @@ def drawn(
     given: np.ndarray | None,
     classes: Sequence[str],
 ) -> np.ndarray:
-    """The sheet [H, W, C]: outputs of single images in blocks of rows, below their images and what was `given`; rows
-    of ways between the images that they are of. Columns of one class, where labels take turns, have its name."""
+    """The sheet [H, W, C]: outputs of single images in blocks of rows, below their images and what was
+    `given`; rows of ways between the images that they are of. Columns of one class, where labels take turns,
+    have its name."""
     of = sources(found)
     if found.columns is not None:
         rows = []
@@ -108,16 +111,16 @@ def drawn(
 
 
 def blocks(kinds: Sequence[tuple[str, np.ndarray]], columns: int, marks: Sequence[str] = ()) -> np.ndarray:
-    """The sheet [H, W, C] of several kinds of pictures [n, C, H, W], each with its name, of the same images: below
-    each other, so many side by side."""
+    """The sheet [H, W, C] of several kinds of pictures [n, C, H, W], each with its name, of the same images:
+    below each other, so many side by side."""
     starts = range(0, len(kinds[0][1]), columns)
     rows = [[Row(name, pictures[i : i + columns]) for name, pictures in kinds] for i in starts]
     return sheet(rows if len(kinds) > 1 else [[row for (row,) in rows]], marks)
 
 
 def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
-    """The number of columns for n images, about so many, so that each holds one class, and the columns' names; none
-    where no few labels take turns."""
+    """The number of columns for n images, about so many, so that each holds one class, and the columns'
+    names; none where no few labels take turns."""
     turn = n if labels is None else next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
     columns = min(n, turn * max(1, round(about / turn)))
     once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
@@ -143,8 +146,8 @@ def read_inputs(
     n: int | None,
     side: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size or another `side`; or the run's own test
-    images, and their labels if they have any."""
+    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size or another `side`; or the run's
+    own test images, and their labels if they have any."""
     from gzcli.data import same
     from gzcli.data.folder import read_pictures
     from gzcli.data.pack import open_pack
@@ -160,7 +163,8 @@ def read_inputs(
 
 
 def read_mask(path: Path, trained: Trained) -> Tensor:
-    """[1, 1, H, W] of 0/1 on the device: white is kept, black filled in. Latents are kept where all their pixels are."""
+    """[1, 1, H, W] of 0/1 on the device: white is kept, black filled in. Latents are kept where all their
+    pixels are."""
     from gzcli.data.folder import read_pictures
 
     u8 = read_pictures(path, size=trained.images.shape[1], channels=1, limit=1)

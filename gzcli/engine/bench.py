@@ -1,4 +1,5 @@
-"""`gz bench`: trained models side by side on one data set: image quality, likelihood, class balance, speed."""
+"""`gz bench`: trained models side by side on one data set: image quality, likelihood, class balance,
+speed."""
 
 from __future__ import annotations
 
@@ -37,13 +38,15 @@ BATCH = defaultdict(lambda: 100, cpu=50, cuda=200)
 
 
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`. Returns the JSON of `gz bench`.
+    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`. Returns the JSON of `gz
+    bench`.
 
-    job: {runs, checkpoint, data, metrics, n, seed, weights}. `n` samples of each model are compared with the whole test
-    split, beside the floor: n training images in their place. All runs must have images of one size; a run with other
-    grey levels than the data set's own has columns of its own (`bpd@32`), one of binary images has `nats` and no
-    `fd`. The likelihood of an image given its label stands in `bpd|y`. Each process draws and computes likelihoods
-    for its share, rank 0 judges; the others return nothing.
+    job: {runs, checkpoint, data, metrics, n, seed, weights}. `n` samples of each model are compared with the
+    whole test split, beside the floor: n training images in their place. All runs must have images of one
+    size; a run with other grey levels than the data set's own has columns of its own (`bpd@32`), one of
+    binary images has `nats` and no
+    `fd`. The likelihood of an image given its label stands in `bpd|y`. Each process draws and computes
+    likelihoods for its share, rank 0 judges; the others return nothing.
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     metrics = choose(job["metrics"])
@@ -58,7 +61,9 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         row, samples = measure(trained, pack, judge, metrics, job, folder, log)
         if ranks()[0]:
             continue
-        shown = "   ".join(f"{k} {v:.4g}" for k, v in row["metrics"].items() if k.startswith(("fd", "bpd", "nats")))
+        shown = "   ".join(
+            f"{k} {v:.4g}" for k, v in row["metrics"].items() if k.startswith(("fd", "bpd", "nats"))
+        )
         log.info(f"{row['model']}: {shown}")
         rows.append(row)
         pictures.append((f"{row['model']}   {shown}", samples))
@@ -66,11 +71,18 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         return {}
     floor = judge.floor()
     real, name = pack.images("test"), pack.meta.name
-    title = f"real images of {name}" + "".join(f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd"))
+    title = f"real images of {name}" + "".join(
+        f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd")
+    )
     sample_rows(folder / "bench.png", [*pictures, (title, real[subset(len(real), 16)])])
-    result = {"data": name, "rows": rows, "floor": floor, "provenance": provenance(pack, judge, job),
-              "notes": [*judge.warnings, *notes(models, rows, pack)],
-              "picture": str(folder / "bench.png")}  # fmt: skip
+    result = {
+        "data": name,
+        "rows": rows,
+        "floor": floor,
+        "provenance": provenance(pack, judge, job),
+        "notes": [*judge.warnings, *notes(models, rows, pack)],
+        "picture": str(folder / "bench.png"),
+    }
     files.write_json(folder / "bench.json", result)
     return result
 
@@ -81,9 +93,13 @@ def notes(models: list[Trained], rows: list[dict[str, Any]], pack: Pack) -> list
     said = treatment({pack.meta.name: pack}, binary[0] if binary else None)
     told = [row["likelihood"] for row in rows if "likelihood" in row]
     if any(found["given_labels"] for found in told):
-        said.append("columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)")
+        said.append(
+            "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
+        )
     if any(found["marginal"] for found in told):
-        said.append("log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training")
+        said.append(
+            "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
+        )
     return said
 
 
@@ -92,7 +108,10 @@ def choose(asked: list[str] | None) -> list[str]:
     wanted = ["bpd" if name == "nats" else name for name in asked or DEFAULT]
     for name in wanted:
         if name not in METRICS:
-            raise UsageError(f"there is no metric `{name}`", hint=did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}")
+            raise UsageError(
+                f"there is no metric `{name}`",
+                hint=did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}",
+            )
     return list(dict.fromkeys(wanted))
 
 
@@ -102,7 +121,8 @@ def same_shape(models: list[Trained]) -> tuple[int, ...]:
     for other in models:
         if other.images.shape != first.images.shape:
             raise UsageError(
-                f"`{other.run.id}` has images of {by(other.images.shape)}, `{first.run.id}` of {by(first.images.shape)}: "
+                f"`{other.run.id}` has images of {by(other.images.shape)}, `{first.run.id}` of "
+                f"{by(first.images.shape)}: "
                 "their figures are not comparable",
                 hint="run `gz bench` once for each size",
             )
@@ -113,8 +133,15 @@ def by(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job: Mapping[str, Any], folder: Path,
-            log: Log) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
+def measure(
+    trained: Trained,
+    pack: Pack,
+    judge: Judge,
+    metrics: list[str],
+    job: Mapping[str, Any],
+    folder: Path,
+    log: Log,
+) -> tuple[dict[str, Any], np.ndarray]:
     """A model's row and its samples uint8 [n, C, H, W]."""
     since, levels = time.monotonic(), trained.images.levels
     mark = "" if levels in (None, pack.meta.levels) else f"@{levels}"
@@ -123,7 +150,9 @@ def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job:
     row: dict[str, Any] = {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
     row["params"] = sum(p.numel() for p in trained.model.parameters())
     kind = None if trained.space else trained.model.likelihood  # latents have no likelihood of pixels
-    if "bpd" in metrics and (kind in ("exact", "bound") or (kind == "ode" and job["metrics"])):  # the dear one when named
+    if "bpd" in metrics and (
+        kind in ("exact", "bound") or (kind == "ode" and job["metrics"])
+    ):  # the dear one when named
         row["likelihood"] = likelihood(trained, pack, job["seed"], log)
     if ranks()[0]:
         return row, samples
@@ -144,8 +173,12 @@ def measure(trained: Trained, pack: Pack, judge: Judge, metrics: list[str], job:
         found |= own_figures(trained, pack, job["seed"])
     if "speed" in metrics:
         found["samples_per_s"] = round(job["n"] / seconds, 3)
-    row |= {"sample": trained.tree["sample"], "conditional": labels is not None, "levels": levels,
-            "seconds": round(time.monotonic() - since, 1)}  # fmt: skip
+    row |= {
+        "sample": trained.tree["sample"],
+        "conditional": labels is not None,
+        "levels": levels,
+        "seconds": round(time.monotonic() - since, 1),
+    }
     return row, samples
 
 
@@ -159,12 +192,21 @@ def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
     return chosen.float() if pack.meta.multilabel else chosen
 
 
-def sample(trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any], folder: Path,
-           log: Log) -> tuple[np.ndarray, float]:  # fmt: skip
+def sample(
+    trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any], folder: Path, log: Log
+) -> tuple[np.ndarray, float]:
     """n samples and the seconds they took; kept in `folder` under a name that says what made them."""
     weights = trained.run.path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
-    made = [trained.run.owner.id, trained.step, stamp, job["n"], job["seed"], trained.tree["sample"], trained.device.type]
+    made = [
+        trained.run.owner.id,
+        trained.step,
+        stamp,
+        job["n"],
+        job["seed"],
+        trained.tree["sample"],
+        trained.device.type,
+    ]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
     path = folder / "samples" / f"{trained.run.owner.id}-{key}.npz"
     if agreed(path.exists()):
@@ -194,13 +236,13 @@ def test_images(trained: Trained, pack: Pack, n: int, seed: int) -> Images:
 
 
 def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
-    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels, marginal,
-    solver_gap}.
+    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels,
+    marginal, solver_gap}.
 
-    Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's `ood.budget`
-    allows. A conditional model is told the label; where the budget allows that for every class in turn, `marginal`
-    is {nats, bpd, se} of p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training. Raises
-    DivergedError where it is not finite.
+    Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's
+    `ood.budget` allows. A conditional model is told the label; where the budget allows that for every class
+    in turn, `marginal` is {nats, bpd, se} of p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in
+    training. Raises DivergedError where it is not finite.
     """
     device, model = trained.device, trained.model
     frequencies = class_frequencies(model, pack)
@@ -246,7 +288,8 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
 
 
 def class_frequencies(model: Any, pack: Pack) -> torch.Tensor | None:
-    """[K] of a conditional model's classes among training images; None where labels are many at once, or none."""
+    """[K] of a conditional model's classes among training images; None where labels are many at once, or
+    none."""
     labels = pack.labels("train")
     if labels is None or not model.conditional or pack.meta.multilabel:
         return None
@@ -261,10 +304,13 @@ def given_label(model: Any, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def log_marginal(model: Any, batch: Batch, frequencies: torch.Tensor, seed: int) -> torch.Tensor:
-    """float64 [B], on the host: log Σ_y p(y) p(x | y), each class by the same noise; of bounds it is a bound."""
+    """float64 [B], on the host: log Σ_y p(y) p(x | y), each class by the same noise; of bounds it is a
+    bound."""
     index, device = batch.index.tolist(), batch.x.device
     of_class = [
-        model.log_prob(batch.x, torch.full_like(batch.y, y), noise=ImageNoise(seed, index, device)).cpu().double()
+        model.log_prob(batch.x, torch.full_like(batch.y, y), noise=ImageNoise(seed, index, device))
+        .cpu()
+        .double()
         for y in range(len(frequencies))
     ]
     return torch.logsumexp(torch.stack(of_class) + frequencies.log()[:, None], 0)
@@ -273,8 +319,18 @@ def log_marginal(model: Any, batch: Batch, frequencies: torch.Tensor, seed: int)
 def provenance(pack: Pack, judge: Judge, job: Mapping[str, Any]) -> dict[str, Any]:
     """All that a figure depends on and that its row does not say."""
     return {
-        "n_real": len(pack.images("test")), "n_fake": job["n"], "split": "test", "shape": list(pack.meta.shape),
-        "levels": pack.meta.levels, "resized": pack.meta.resized, "digest": pack.meta.digest, "seed": job["seed"],
-        "checkpoint": job["checkpoint"], "processes": ranks()[1], **judge.provenance(),
-        "versions": {name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")},
-    }  # fmt: skip
+        "n_real": len(pack.images("test")),
+        "n_fake": job["n"],
+        "split": "test",
+        "shape": list(pack.meta.shape),
+        "levels": pack.meta.levels,
+        "resized": pack.meta.resized,
+        "digest": pack.meta.digest,
+        "seed": job["seed"],
+        "checkpoint": job["checkpoint"],
+        "processes": ranks()[1],
+        **judge.provenance(),
+        "versions": {
+            name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
+        },
+    }

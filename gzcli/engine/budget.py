@@ -21,13 +21,15 @@ FEWEST, MOST = 500, 10_000
 
 
 def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images of a split: always the same ones (seed 0), larger sets hold smaller."""
+    """Sorted positions of min(n, total) images of a split: always the same ones (seed 0), larger sets hold
+    smaller."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of a split in batches, as a run sees them: to go through as often as need be; a slice is of batches."""
+    """Images of a split in batches, as a run sees them: to go through as often as need be; a slice is of
+    batches."""
 
     pack: Pack
     split: str
@@ -39,7 +41,8 @@ class Images:
 
     @classmethod
     def of(cls, run: Trained, pack: Pack, split: str, index: np.ndarray, *, size: int, seed: int) -> Images:
-        """Batches of `size`; of fewer where there are more processes than such batches: each has its share."""
+        """Batches of `size`; of fewer where there are more processes than such batches: each has its
+        share."""
         size = min(size, max(1, math.ceil(len(index) / ranks()[1])))
         return cls(pack, split, index, size, run.images.levels, run.device, seed)
 
@@ -56,7 +59,8 @@ class Images:
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Lines that say where figures are of other images than the sets hold: resized, made grey or RGB, binarised.
+    """Lines that say where figures are of other images than the sets hold: resized, made grey or RGB,
+    binarised.
 
     but: which figures of a binary model are of the sets' own bytes all the same.
     """

@@ -15,7 +15,9 @@ LONGEST = 600.0  # seconds from one look to the next, as far as its share of the
 SHARE = 0.05  # of the time, for looks of one kind
 QUICK = 10.0  # seconds of a look that a signal to end waits for
 UNTIMED = 2  # the first steps compile, and choose kernels
-AGREE_EVERY = 10  # steps between looks at the clock: several ranks go by that of rank 0, which costs a collective
+AGREE_EVERY = (
+    10  # steps between looks at the clock: several ranks go by that of rank 0, which costs a collective
+)
 
 # kind → key of `train`
 KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
@@ -28,8 +30,14 @@ class Cadence:
     done.
     """
 
-    def __init__(self, train: Mapping[str, Any], steps: int, *, agree: Callable[[list[float]], list[float]],
-                 clock: Callable[[], float] = time.monotonic):  # fmt: skip
+    def __init__(
+        self,
+        train: Mapping[str, Any],
+        steps: int,
+        *,
+        agree: Callable[[list[float]], list[float]],
+        clock: Callable[[], float] = time.monotonic,
+    ):
         tenth = max(steps // 10, 1)
         self.usual = {"eval": tenth, "checkpoint": min(tenth, 5000), "sample": 2 * tenth}
         self.every = {kind: train[key] for kind, key in KEYS.items()}  # None: not known yet
@@ -40,7 +48,8 @@ class Cadence:
         self.timed = (0, self.began, 0.0)  # the same, with the time, from which on a step is timed
 
     def due(self, step: int) -> set[str]:
-        """The kinds that are due after `step` steps; every rank asks after every step, and is told the same."""
+        """The kinds that are due after `step` steps; every rank asks after every step, and is told the
+        same."""
         self.steps += 1
         if self.steps <= UNTIMED:
             self.timed = (self.steps, self.clock(), self.looking)

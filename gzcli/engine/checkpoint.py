@@ -1,7 +1,8 @@
 """Checkpoints: written beside and renamed, with sizes and sha256; the last few and the best are kept.
 
-`checkpoints/00001000/` holds `model.safetensors`, `ema.safetensors` (what is sampled: averaged weights, and in its
-metadata the recipe and the data's description), `train.pt` (optimizers, scaler, counters, each rank's extra state) and
+`checkpoints/00001000/` holds `model.safetensors`, `ema.safetensors` (what is sampled: averaged weights, and
+in its metadata the recipe and the data's description), `train.pt` (optimizers, scaler, counters, each rank's
+extra state) and
 `meta.json`.
 """
 
@@ -29,21 +30,31 @@ EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
 def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict, on the CPU and apart from each other, as safetensors wants them."""
-    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items() if not k.endswith(EXTRA)}
+    return {
+        k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items() if not k.endswith(EXTRA)
+    }
 
 
 def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in state.items() if k.endswith(EXTRA)}
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], tree: Mapping[str, Any], info: DataInfo, step: int) -> None:
+def save_weights(
+    path: Path, weights: dict[str, Tensor], tree: Mapping[str, Any], info: DataInfo, step: int
+) -> None:
     """Weights that sample by themselves: the recipe and the data's description travel in the file."""
-    metadata = {"gz": gzcli.__version__, "recipe": json.dumps(tree), "data": json.dumps(asdict(info)), "step": str(step)}
+    metadata = {
+        "gz": gzcli.__version__,
+        "recipe": json.dumps(tree),
+        "data": json.dumps(asdict(info)),
+        "step": str(step),
+    }
     save_file(weights, path, metadata=metadata)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], DataInfo, int]:
-    """(weights, recipe, data, step) of a file by `save_weights`. Raises MissingError where it is missing or damaged."""
+    """(weights, recipe, data, step) of a file by `save_weights`. Raises MissingError where it is missing or
+    damaged."""
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata()
@@ -53,11 +64,22 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], DataInf
     except FileNotFoundError as e:
         raise MissingError(f"no weights at `{path}`", hint="gz runs list") from e
     except Exception as e:  # safetensors has its own error type, the metadata may be another tool's
-        raise MissingError(f"`{path}` is damaged or not by gz: {e}", hint="use another checkpoint: `--checkpoint best`") from e
+        raise MissingError(
+            f"`{path}` is damaged or not by gz: {e}", hint="use another checkpoint: `--checkpoint best`"
+        ) from e
 
 
-def save(folder: Path, step: int, *, model: dict[str, Tensor], ema: dict[str, Tensor], train: dict[str, Any],
-         tree: Mapping[str, Any], info: DataInfo, meta: dict[str, Any]) -> Path:  # fmt: skip
+def save(
+    folder: Path,
+    step: int,
+    *,
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    train: dict[str, Any],
+    tree: Mapping[str, Any],
+    info: DataInfo,
+    meta: dict[str, Any],
+) -> Path:
     """Writes `checkpoints/<step>/` whole or not at all."""
     path = folder / f"{step:08d}"
     files.need_space(folder, 2 * sum(t.numel() * t.element_size() for t in [*model.values(), *ema.values()]))
@@ -65,7 +87,9 @@ def save(folder: Path, step: int, *, model: dict[str, Tensor], ema: dict[str, Te
         save_file(model, part / "model.safetensors")
         save_weights(part / "ema.safetensors", ema, tree, info, step)
         torch.save(train, part / "train.pt")
-        sums = {f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in sorted(part.iterdir())}
+        sums = {
+            f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in sorted(part.iterdir())
+        }
         (part / "meta.json").write_text(json.dumps({"step": step, **meta, "files": sums}, indent=1))
     return path
 
@@ -78,7 +102,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
 
 
 def widened(weights: dict[str, Tensor], own: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights in which convolutions of a model that has more inputs than they know ignore the others, and their names."""
+    """Weights in which convolutions of a model that has more inputs than they know ignore the others, and
+    their names."""
     found = {}
     for name, value in weights.items():
         wanted = own[name].shape if name in own else value.shape

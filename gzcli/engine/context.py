@@ -57,8 +57,8 @@ class Trained:
 
 
 def build_model(tree: Mapping[str, Any], info: DataInfo, stages: Mapping[str, Model] | None = None) -> Model:
-    """The model of a recipe on the CPU, initialised by its seed alone, whatever the device will be; `stages` are the
-    trained models that it is built on."""
+    """The model of a recipe on the CPU, initialised by its seed alone, whatever the device will be; `stages`
+    are the trained models that it is built on."""
     cls = catalog.load(tree["model"]["name"])
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
     torch.manual_seed(tree["seed"])
@@ -72,17 +72,20 @@ def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Mod
 
 def built_on(run: Run, name: str) -> dict[str, str]:
     """The sha256 of the weights of each of those stages."""
-    return {stage: checksum(run.owner.stage(stage).path / "model.safetensors") for stage in catalog.card(name).stages}
+    return {
+        stage: checksum(run.owner.stage(stage).path / "model.safetensors")
+        for stage in catalog.card(name).stages
+    }
 
 
 def load_trained(run: Run, device: torch.device | str, checkpoint: str = "finished") -> Trained:
     """The model of a run, of one in stages that of the last.
 
-    `checkpoint` is "last", "best" or a step; the last one of a run that is being trained is its newest. What else is
-    trained on takes none that will change: "finished" is the run's `model.safetensors`.
+    `checkpoint` is "last", "best" or a step; the last one of a run that is being trained is its newest. What
+    else is trained on takes none that will change: "finished" is the run's `model.safetensors`.
 
-    Raises MissingError where there is no such checkpoint, or it is damaged, or an earlier stage is not the one that this
-    one was trained with.
+    Raises MissingError where there is no such checkpoint, or it is damaged, or an earlier stage is not the
+    one that this one was trained with.
     """
     run = run.serving
     folder = run.path / "checkpoints"
@@ -99,8 +102,10 @@ def load_trained(run: Run, device: torch.device | str, checkpoint: str = "finish
     name = tree["model"]["name"]
     for stage, found in built_on(run, name).items():
         if found != tree["built_on"][stage]:
-            raise MissingError(f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
-                               hint=f"gz train {run.owner.model} --data {run.owner.data}")  # fmt: skip
+            raise MissingError(
+                f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
+                hint=f"gz train {run.owner.model} --data {run.owner.data}",
+            )
     model = build_model(tree, info, stages_for(run, name, device))
     model.load_state_dict(weights, strict=False)  # per-rank extra state is not part of the weights
     space = None
@@ -108,18 +113,23 @@ def load_trained(run: Run, device: torch.device | str, checkpoint: str = "finish
         from gzcli.engine.latent import open_space  # which itself loads trained runs
 
         space = open_space(tree["data"]["latent"], device, record=tree["space"])
-    return Trained(run, model.to(device).eval().requires_grad_(False), info, tree, torch.device(device), step, space)
+    return Trained(
+        run, model.to(device).eval().requires_grad_(False), info, tree, torch.device(device), step, space
+    )
 
 
 def _best(folder: Path) -> int:
     path = folder / "best.json"
     if not path.exists():
-        raise MissingError(f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`")
+        raise MissingError(
+            f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`"
+        )
     return json.loads(path.read_text())["step"]
 
 
 def pick_device(launch: Mapping[str, Any]) -> torch.device:
-    """The device of a verb that runs in one process. Raises DeviceError where a GPU was asked for and there is none."""
+    """The device of a verb that runs in one process. Raises DeviceError where a GPU was asked for and there
+    is none."""
     gpus = launch.get("gpus")
     if launch.get("cpu") or gpus == 0:
         return torch.device("cpu")

@@ -16,7 +16,9 @@ IMAGES = 8
 NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 
 
-def solver_gap(trained: Trained, batch: Batch, labels: torch.Tensor | None = None, seed: int = 0) -> dict[str, Any] | None:
+def solver_gap(
+    trained: Trained, batch: Batch, labels: torch.Tensor | None = None, seed: int = 0
+) -> dict[str, Any] | None:
     """By how much `log_prob` of a batch's first images changes in twice the steps: {steps, mean, worst, n},
     bits a dimension, above 0 where the likelihood is too good.
 
@@ -42,6 +44,9 @@ def solver_gap(trained: Trained, batch: Batch, labels: torch.Tensor | None = Non
 
 def gap_line(gap: dict[str, Any]) -> str:
     """The line that says it."""
-    line = (f"likelihood by the ODE: {gap['steps']} steps read {gap['mean']:+.4f} bpd against {2 * gap['steps']}, "
-            f"{gap['worst']:.4f} at most, on {gap['n']} images")  # fmt: skip
+    line = (
+        f"likelihood by the ODE: {gap['steps']} steps read {gap['mean']:+.4f} bpd against "
+        f"{2 * gap['steps']}, "
+        f"{gap['worst']:.4f} at most, on {gap['n']} images"
+    )
     return line if gap["worst"] < NOTABLE else f"{line}: too few steps for the second decimal"

@@ -1,4 +1,5 @@
-"""Exponential moving average of the weights, on every rank, with the warm-up min(decay, (1 + n) / (10 + n))."""
+"""Exponential moving average of the weights, on every rank, with the warm-up min(decay, (1 + n) / (10 +
+n))."""
 
 from __future__ import annotations
 
@@ -107,5 +108,13 @@ def training_images(t: Trainer) -> Iterator[Batch]:
     """The images that a run is trained on, augmented by one draw each, in one random order."""
     rows = t.batches.positions()
     rows = rows[np.random.default_rng(0).permutation(len(rows))[: ALL if t.done == t.steps else FEW]]
-    return scan(t.data, "train", batch_size=128, levels=t.info.levels, device=t.device, index=rows,
-                seed=mix(t.tree["seed"], "calibrate"), augment=t.augment)  # fmt: skip
+    return scan(
+        t.data,
+        "train",
+        batch_size=128,
+        levels=t.info.levels,
+        device=t.device,
+        index=rows,
+        seed=mix(t.tree["seed"], "calibrate"),
+        augment=t.augment,
+    )

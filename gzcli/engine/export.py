@@ -25,7 +25,9 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     """
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     if not hasattr(trained.model, "to_diffusers"):
-        raise UsageError(f"`{trained.name}` has no counterpart in diffusers", hint="gz list models --can export")
+        raise UsageError(
+            f"`{trained.name}` has no counterpart in diffusers", hint="gz list models --can export"
+        )
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(job["out"])
     loaded_by = getattr(pipeline, "loaded_by", f"{type(pipeline).__name__}.from_pretrained")
@@ -35,11 +37,21 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         log.info(f"then {usage}")
     files.write_atomic(Path(job["out"]) / "README.md", readme(trained, loaded_by, usage))
     kind = type(pipeline).__name__
-    return {"run": trained.run.owner.id, "to": job["to"], "path": job["out"], "pipeline": kind, "usage": usage}
+    return {
+        "run": trained.run.owner.id,
+        "to": job["to"],
+        "path": job["out"],
+        "pipeline": kind,
+        "usage": usage,
+    }
 
 
 def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:
     """What an exported folder says of itself."""
-    title = [f"# {trained.name}, {trained.run.owner.id}", "", f"Weights after {trained.step} steps, for diffusers:"]
+    title = [
+        f"# {trained.name}, {trained.run.owner.id}",
+        "",
+        f"Weights after {trained.step} steps, for diffusers:",
+    ]
     lines = [*title, "", f"    pipeline = {loaded_by}(FOLDER)", ""]
     return "\n".join([*lines, *([f"then {usage}.", ""] if usage else [])])

@@ -42,12 +42,15 @@ SPLITS = ("train", "val")
 
 
 class LatentSpace:
-    """The latents (to_latent(x) − shift) · scale, of about unit deviation in each channel, of images like `images`.
+    """The latents (to_latent(x) − shift) · scale, of about unit deviation in each channel, of images like
+    `images`.
 
     digest: of the autoencoder's weights. shift, scale: a number for each channel.
     """
 
-    def __init__(self, autoencoder: nn.Module, images: DataInfo, digest: str, shift: list[float], scale: list[float]):
+    def __init__(
+        self, autoencoder: nn.Module, images: DataInfo, digest: str, shift: list[float], scale: list[float]
+    ):
         self.autoencoder, self.images, self.digest = autoencoder, images, digest
         self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (shift, scale))
 
@@ -72,11 +75,17 @@ class LatentSpace:
     def record(self) -> dict[str, Any]:
         """What a run keeps of it."""
         numbers = {"shift": self.shift.flatten().tolist(), "scale": self.scale.flatten().tolist()}
-        return {"digest": self.digest, "shape": list(self.images.shape), "levels": self.images.levels, **numbers}
+        return {
+            "digest": self.digest,
+            "shape": list(self.images.shape),
+            "levels": self.images.levels,
+            **numbers,
+        }
 
 
 class LatentPack(Pack):
-    """A pack whose images are latents, float16 [N, c, h, w]; it has no test images, which are encoded as they come."""
+    """A pack whose images are latents, float16 [N, c, h, w]; it has no test images, which are encoded as they
+    come."""
 
     def __init__(self, pack: Pack, folder: Path):
         super().__init__(folder, pack.meta)
@@ -101,12 +110,18 @@ class KL(nn.Module):
         """That of a folder or repository, by itself or in its `vae`, and the digest of its weights."""
         from diffusers import AutoencoderKL
 
-        folder = repository(name, key="data.latent", files=["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"])
+        folder = repository(
+            name,
+            key="data.latent",
+            files=["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"],
+        )
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
         try:
             vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         except (OSError, ValueError) as e:
-            raise MissingError(f"`data.latent`: `{folder}` holds no `AutoencoderKL` in safetensors: {e}") from e
+            raise MissingError(
+                f"`data.latent`: `{folder}` holds no `AutoencoderKL` in safetensors: {e}"
+            ) from e
         (weights,) = folder.glob("*model.safetensors")
         return cls(vae.to(device).eval().requires_grad_(False)), checksum(weights)
 
@@ -135,48 +150,77 @@ def open_space(
     levels: int | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> LatentSpace:
-    """The latent space of a run or an `AutoencoderKL` for the images of `pack`, or as the `record` of a trained run says.
+    """The latent space of a run or an `AutoencoderKL` for the images of `pack`, or as the `record` of a
+    trained run says.
 
-    Raises MissingError where it is not at hand, or another one than was recorded; UsageError for a run whose model has no
-    latents, or images of another size or other grey levels than it was trained on.
+    Raises MissingError where it is not at hand, or another one than was recorded; UsageError for a run whose
+    model has no latents, or images of another size or other grey levels than it was trained on.
     """
     autoencoder, trained_on, digest = _find(name, device)
     if record is not None:
         if digest != record["digest"]:
-            raise MissingError(f"`data.latent`: `{name}` is not the autoencoder that this run was trained with")
+            raise MissingError(
+                f"`data.latent`: `{name}` is not the autoencoder that this run was trained with"
+            )
         images = DataInfo(tuple(record["shape"]), record["levels"])
         return LatentSpace(autoencoder, images, digest, record["shift"], record["scale"])
     images = pack.info(levels)
     if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
         (_, size, _), (channels, *_) = trained_on.shape, trained_on.shape
         raise UsageError(
-            f"`data.latent`: `{name}` was trained on images of {_by(trained_on.shape)} with {trained_on.levels} levels, these are "
+            f"`data.latent`: `{name}` was trained on images of {_by(trained_on.shape)} with "
+            f"{trained_on.levels} levels, these are "
             f"of {_by(images.shape)} with {images.levels}",
-            hint=f"`--set data.size={size} --set data.channels={channels} --set data.levels={trained_on.levels}`",
+            hint=f"`--set data.size={size} --set data.channels={channels} --set "
+            f"data.levels={trained_on.levels}`",
         )
     if isinstance(autoencoder, KL):
         if images.shape[0] != autoencoder.channels:
-            raise UsageError(f"`data.latent`: `{name}` takes {autoencoder.channels} channels, the images have {images.shape[0]}",
-                             hint=f"`--set data.channels={autoencoder.channels}`")  # fmt: skip
+            raise UsageError(
+                f"`data.latent`: `{name}` takes {autoencoder.channels} channels, the images have "
+                f"{images.shape[0]}",
+                hint=f"`--set data.channels={autoencoder.channels}`",
+            )
         return LatentSpace(autoencoder, images, digest, *autoencoder.scaling())
     return LatentSpace(autoencoder, images, digest, *_measure(autoencoder, pack, images.levels, device))
 
 
 def packed(trainer: Trainer, pack: Pack) -> LatentPack:
-    """The latents of the training and validation images, made now by all ranks where they are not in the cache. Where
-    training images are augmented, each is by one draw."""
+    """The latents of the training and validation images, made now by all ranks where they are not in the
+    cache. Where training images are augmented, each is by one draw."""
     space, seed = trainer.space, mix(trainer.tree["seed"], "prepare")
-    augment, drawn = tuple(trainer.tree["data"]["augment"] or ()), trainer.tree["data"].get("latent_draw") == "sample"
+    augment, drawn = (
+        tuple(trainer.tree["data"]["augment"] or ()),
+        trainer.tree["data"].get("latent_draw") == "sample",
+    )
     if drawn and not isinstance(space.autoencoder, KL):
-        raise UsageError("`data.latent_draw: sample` is for an `AutoencoderKL`: latents of this run are no distribution",
-                         hint="`--set data.latent_draw=mode`")  # fmt: skip
-    made_of = repr((space.record(), pack.meta.digest, augment, seed if augment or drawn else 0, *(["drawn"] if drawn else [])))
+        raise UsageError(
+            "`data.latent_draw: sample` is for an `AutoencoderKL`: latents of this run are no distribution",
+            hint="`--set data.latent_draw=mode`",
+        )
+    made_of = repr(
+        (
+            space.record(),
+            pack.meta.digest,
+            augment,
+            seed if augment or drawn else 0,
+            *(["drawn"] if drawn else []),
+        )
+    )
     folder = cache_dir("latents", f"{pack.meta.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}")
     if not folder.exists():
 
         def rows(split: str, index: range) -> Iterator[Batch]:
-            return scan(pack, split, batch_size=BATCH, levels=space.images.levels, device=trainer.device, index=index, seed=seed,
-                        augment=augment if split == "train" else ())  # fmt: skip
+            return scan(
+                pack,
+                split,
+                batch_size=BATCH,
+                levels=space.images.levels,
+                device=trainer.device,
+                index=index,
+                seed=seed,
+                augment=augment if split == "train" else (),
+            )
 
         counts = {split: pack.meta.counts[split] for split in SPLITS}
 
@@ -189,23 +233,31 @@ def packed(trainer: Trainer, pack: Pack) -> LatentPack:
 
 def _find(name: str, device: torch.device | str) -> tuple[nn.Module, DataInfo | None, str]:
     """The autoencoder, what it was trained on (None: any images), and a digest of its weights."""
-    if run := runs.by_name(name) or (runs.find(name) if canonical(name) in map(canonical, recipe_names()) else None):
+    if run := runs.by_name(name) or (
+        runs.find(name) if canonical(name) in map(canonical, recipe_names()) else None
+    ):
         for part in run.stages or [run]:
             if "latent" in catalog.card(part.tree()["model"]["name"]).can:
                 trained = load_trained(part, device)
                 return trained.model, trained.info, checksum(part.path / "model.safetensors")
-        raise UsageError(f"`data.latent`: `{run.id}` has no latents of images", hint="gz list models --can latent")
+        raise UsageError(
+            f"`data.latent`: `{run.id}` has no latents of images", hint="gz list models --can latent"
+        )
     kl, digest = KL.load(name, device)
     return kl, None, digest
 
 
-def _measure(autoencoder: nn.Module, pack: Pack, levels: int, device: torch.device | str) -> tuple[list[float], list[float]]:
+def _measure(
+    autoencoder: nn.Module, pack: Pack, levels: int, device: torch.device | str
+) -> tuple[list[float], list[float]]:
     """The mean and the inverse deviation of each channel over latents of training images."""
     n = min(MEASURED, pack.meta.counts["train"])
     index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:n]
     with torch.inference_mode():
-        parts = [autoencoder.to_latent(b.x).cpu().double()
-                 for b in scan(pack, "train", batch_size=BATCH, levels=levels, device=device, index=index)]  # fmt: skip
+        parts = [
+            autoencoder.to_latent(b.x).cpu().double()
+            for b in scan(pack, "train", batch_size=BATCH, levels=levels, device=device, index=index)
+        ]
     z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
     return z.mean(1).tolist(), (1 / z.std(1).clamp(min=1e-3)).tolist()
 

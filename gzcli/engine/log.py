@@ -1,4 +1,5 @@
-"""What the engine shows and records: one bar on rank 0, lines for a pipe, JSON events for scripts, `metrics.jsonl`."""
+"""What the engine shows and records: one bar on rank 0, lines for a pipe, JSON events for scripts,
+`metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -121,7 +122,11 @@ class TrainBar:
         self.since, self.at = now, step
         losses = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
         if self.bar:  # what fits in a line beside the bar
-            shown = [f"{key} {value:.4g}" for key, value in values.items() if key.rsplit(".")[-1] in ("loss", "bpd")]
+            shown = [
+                f"{key} {value:.4g}"
+                for key, value in values.items()
+                if key.rsplit(".")[-1] in ("loss", "bpd")
+            ]
             self.bar.update(self.task, note=f"{rate:.1f} it/s  {'  '.join(shown)}")
         elif self.log.main and self.log.mode == "human":
             left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))

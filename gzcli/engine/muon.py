@@ -1,7 +1,9 @@
-"""Muon — Jordan 2024, kellerjordan.github.io/posts/muon: momentum of which each matrix is made orthogonal before it is applied.
+"""Muon — Jordan 2024, kellerjordan.github.io/posts/muon: momentum of which each matrix is made orthogonal
+before it is applied.
 
-Every direction of a weight matrix is then learnt as fast as the strongest, which takes transformers and U-Nets further in as many
-steps. Scaled as in Liu 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, an `lr` means what it means to AdamW.
+Every direction of a weight matrix is then learnt as fast as the strongest, which takes transformers and
+U-Nets further in as many steps. Scaled as in Liu 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982,
+an `lr` means what it means to AdamW.
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ class Muon(Optimizer):
     more is one.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float, model: nn.Module | None = None):
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        betas: tuple[float, float],
+        eps: float,
+        model: nn.Module | None = None,
+    ):
         parts = list(halves(groups, matrices_of(model) if model else None))
         fused = parts[0]["params"][0].device.type in ("cpu", "cuda")
         super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
@@ -52,7 +60,9 @@ class Muon(Optimizer):
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         pairs = list(zip(params, ahead, strict=True))
         counts = dict(zip(map(id, group["params"]), group["matrices"], strict=True))
-        pieces = [piece for p, a in pairs for piece in zip(*(t.chunk(counts[id(p)]) for t in (p, a)), strict=True)]
+        pieces = [
+            piece for p, a in pairs for piece in zip(*(t.chunk(counts[id(p)]) for t in (p, a)), strict=True)
+        ]
         for same in same_size(pieces):
             updates = orthogonalised(torch.stack([a.flatten(1) for _, a in same]))
             scale = RMS * max(updates.shape[1:]) ** 0.5
@@ -63,16 +73,29 @@ class Muon(Optimizer):
         moments = [[self.kept(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq")]
         counts = [self.kept(p, "step") for p in params]
         adamw(
-            params, [p.grad for p in params], *moments, [], counts, fused=group["fused"], amsgrad=False, maximize=False,
-            beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
-        )  # fmt: skip
+            params,
+            [p.grad for p in params],
+            *moments,
+            [],
+            counts,
+            fused=group["fused"],
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
 
     def kept(self, p: Tensor, name: str) -> Tensor:
         """A moment of p, or the number of its steps: zero at first."""
         state = self.state[p]
         if name not in state:
             state[name] = (
-                torch.zeros((), device=p.device if self.defaults["fused"] else "cpu") if name == "step" else torch.zeros_like(p)
+                torch.zeros((), device=p.device if self.defaults["fused"] else "cpu")
+                if name == "step"
+                else torch.zeros_like(p)
             )
         return state[name]
 
@@ -107,7 +130,8 @@ def same_size(pieces: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Te
 
 
 def orthogonalised(g: Tensor) -> Tensor:
-    """U S′ Vᵀ of each matrix U S Vᵀ of g [N, rows, columns], S′ near 1: a quintic Newton–Schulz iteration, in bf16 (fp64 stays)."""
+    """U S′ Vᵀ of each matrix U S Vᵀ of g [N, rows, columns], S′ near 1: a quintic Newton–Schulz iteration, in
+    bf16 (fp64 stays)."""
     a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
     x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else torch.bfloat16)

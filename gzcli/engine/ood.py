@@ -40,10 +40,11 @@ BANK = 10_000  # training images that neighbours are looked for among, at most
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Does the job and writes `scores.csv`, `histograms.png` and `ood.json` into `folder`.
 
-    job: {run, checkpoint, in, out, scores, background, benchmark, n, full, seed, options}. The in-distribution
-    images are the test split of `in`; those of `out` the test splits of known sets and, of the user's own, the
-    test split or all. They pass through the run's size, channels and grey levels. Each process scores its share.
-    Returns the JSON of `gz ood`, on ranks other than 0 nothing. Raises DivergedError for scores that are not finite.
+    job: {run, checkpoint, in, out, scores, background, benchmark, n, full, seed, options}. The
+    in-distribution images are the test split of `in`; those of `out` the test splits of known sets and, of
+    the user's own, the test split or all. They pass through the run's size, channels and grey levels. Each
+    process scores its share. Returns the JSON of `gz ood`, on ranks other than 0 nothing. Raises
+    DivergedError for scores that are not finite.
     """
     began = time.monotonic()
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
@@ -56,7 +57,9 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     behind = job.get("background") or settings.get("background")
     names = choose(trained, job["scores"])
     background = load_trained(find(behind), device) if behind and "ratio" in names else None
-    options = {k: v for k, v in settings.items() if k not in ("scores", "budget", "background")} | dict(job["options"])
+    options = {k: v for k, v in settings.items() if k not in ("scores", "budget", "background")} | dict(
+        job["options"]
+    )
     scorer = Scorer(trained, names, background=background, options=options, seed=job["seed"])
     if wrong := sorted(set(job["options"]) & set(scorer.unused)):
         raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
@@ -64,7 +67,11 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     asked = {"recon", "ensemble"} & set(names) and not options.get("pixels")
     seen_by = perceive(trained, home, log) if asked else None
     n = fit(scorer, home, job, settings["budget"], 1 + len(packs), log)
-    if gap := solver_gap(trained, trial_batch(trained, home, job["seed"])) if set(names) & set(OVER_NLL) else None:
+    if (
+        gap := solver_gap(trained, trial_batch(trained, home, job["seed"]))
+        if set(names) & set(OVER_NLL)
+        else None
+    ):
         log.info(gap_line(gap))
     tables: dict[str, dict[str, Any]] = {}
     for name, pack in [(job["in"], home), *packs.items()]:
@@ -87,24 +94,43 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         told,
     )
     result = {
-        "run": trained.run.owner.id, "in": job["in"], "results": results,
-        "notes": notes(told, {short[name]: pack for name, pack in {job["in"]: home, **packs}.items()},
-                       trained.images.levels, benchmark),
-        "names": short, "processes": ranks()[1],
-        "positive": "out", "benchmark": benchmark and benchmark.name, "seed": job["seed"], "checkpoint": job["checkpoint"],
-        "step": trained.step, "levels": trained.images.levels, "shape": list(trained.images.shape),
-        "perceptual": seen_by, "likelihood": trained.model.likelihood, "background": background and background.run.owner.id,
-        "solver_gap": gap, "coders": sorted(baselines.coders()), "seconds": round(time.monotonic() - began, 1),
+        "run": trained.run.owner.id,
+        "in": job["in"],
+        "results": results,
+        "notes": notes(
+            told,
+            {short[name]: pack for name, pack in {job["in"]: home, **packs}.items()},
+            trained.images.levels,
+            benchmark,
+        ),
+        "names": short,
+        "processes": ranks()[1],
+        "positive": "out",
+        "benchmark": benchmark and benchmark.name,
+        "seed": job["seed"],
+        "checkpoint": job["checkpoint"],
+        "step": trained.step,
+        "levels": trained.images.levels,
+        "shape": list(trained.images.shape),
+        "perceptual": seen_by,
+        "likelihood": trained.model.likelihood,
+        "background": background and background.run.owner.id,
+        "solver_gap": gap,
+        "coders": sorted(baselines.coders()),
+        "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
-    }  # fmt: skip
+    }
     files.write_json(folder / "ood.json", result)
     return result
 
 
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
-    """Gives a model whose `recon` asks for it a distance of images beside that of pixels: LPIPS where its weights are at hand,
-    else that of the features of a LeNet of the set. Returns which."""
-    if getattr(type(trained.model), "score_recon", None) is not Returning.score_recon or trained.space is not None:
+    """Gives a model whose `recon` asks for it a distance of images beside that of pixels: LPIPS where its
+    weights are at hand, else that of the features of a LeNet of the set. Returns which."""
+    if (
+        getattr(type(trained.model), "score_recon", None) is not Returning.score_recon
+        or trained.space is not None
+    ):
         return None
     try:
         trained.model.perceptual = LPIPS.from_files().to(trained.device).forward
@@ -118,14 +144,17 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
 def check_sets(home: Pack, packs: Mapping[str, Pack]) -> None:
     for name, pack in packs.items():
         if pack.meta.digest == home.meta.digest or pack.meta.title == home.meta.title:
-            raise UsageError(f"`{name}` is both the in- and the out-of-distribution set", hint="`--out` takes other sets")
+            raise UsageError(
+                f"`{name}` is both the in- and the out-of-distribution set", hint="`--out` takes other sets"
+            )
     if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.name}` has no test images")
 
 
 def fit(scorer: Scorer, home: Pack, job: Mapping[str, Any], budget: float, sets: int, log: Log) -> int | None:
-    """Fits the scores on fixed numbers of held-out and, for banks, of training images. Returns how many images of
-    each of `sets` sets are to be scored: the job's n, else None for all, or what is left of `budget` seconds pays for."""
+    """Fits the scores on fixed numbers of held-out and, for banks, of training images. Returns how many
+    images of each of `sets` sets are to be scored: the job's n, else None for all, or what is left of
+    `budget` seconds pays for."""
     since, trained, counts = time.perf_counter(), scorer.trained, home.meta.counts
     split = held_out_split(home)
     how = {"size": BATCH[trained.device.type], "seed": job["seed"]}
@@ -148,23 +177,28 @@ def held_out_split(home: Pack) -> str:
 
 
 def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
-    """The first held-out images, on which scores are timed and likelihoods by an ODE held against finer ones."""
+    """The first held-out images, on which scores are timed and likelihoods by an ODE held against finer
+    ones."""
     split = held_out_split(home)
     index = subset(home.meta.counts[split], FIT)[:TRIAL]
     return next(iter(Images.of(trained, home, split, index, size=TRIAL, seed=seed)))
 
 
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
-    """Images of each of `sets` sets that `budget` seconds pay for, timed on a first batch; processes share them."""
+    """Images of each of `sets` sets that `budget` seconds pay for, timed on a first batch; processes share
+    them."""
     seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks()[1]
     n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:
-        log.warn(f"the scores need about {expected / 60:.0f} minutes even for {n} images a set; `-n` takes fewer")
+        log.warn(
+            f"the scores need about {expected / 60:.0f} minutes even for {n} images a set; `-n` takes fewer"
+        )
     return n
 
 
 def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, Any]:
-    """Of n test images, or all: index [N], float64 [N] a score, and `names` of all files of the split, or None."""
+    """Of n test images, or all: index [N], float64 [N] a score, and `names` of all files of the split, or
+    None."""
     trained, total = scorer.trained, pack.meta.counts["test"]
     size = BATCH[trained.device.type]
     images = Images.of(trained, pack, "test", subset(total, n or total), size=size, seed=scorer.seed)
@@ -185,7 +219,8 @@ def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, 
 
 
 def add_baselines(tables: Mapping[str, dict[str, Any]], home: Pack, packs: Mapping[str, Pack]) -> None:
-    """PNG size, pixel mean and k-NN beside the scores: of each set's own bytes, whatever levels the model sees."""
+    """PNG size, pixel mean and k-NN beside the scores: of each set's own bytes, whatever levels the model
+    sees."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
     sides = zip(tables.values(), [home, *packs.values()], strict=True)

@@ -85,7 +85,9 @@ def notes(
         fpr = f"whose FPR95 is `{benchmark.fpr}`: {FPR[benchmark.fpr]}"
         said.append(f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}")
     else:
-        said.append(f"`fpr95` (OpenOOD v1.5): {FPR['fpr95']}; `fpr95_id` (ODIN, OpenOOD v1): {FPR['fpr95_id']}")
+        said.append(
+            f"`fpr95` (OpenOOD v1.5): {FPR['fpr95']}; `fpr95_id` (ODIN, OpenOOD v1): {FPR['fpr95_id']}"
+        )
     said += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
     said += treatment(packs, levels, but="the baselines are of the sets' own bytes")
     own = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
@@ -107,7 +109,8 @@ def notes(
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """What to call each set in a table: of a path its last part, and those before it that tell it from others."""
+    """What to call each set in a table: of a path its last part, and those before it that tell it from
+    others."""
     parts = {name: Path(name).parts for name in names}
     short = {}
     for name, own in parts.items():

@@ -40,7 +40,9 @@ def build(phase: Phase, conf: Mapping[str, Any], model: nn.Module | None = None)
     groups = []
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
-        groups.append({"lr": conf["lr"] * scale, "weight_decay": conf["weight_decay"], **group, "lr_scale": scale})
+        groups.append(
+            {"lr": conf["lr"] * scale, "weight_decay": conf["weight_decay"], **group, "lr_scale": scale}
+        )
     betas, eps = tuple(map(float, conf["betas"])), conf["eps"]
     fused = phase.parameters()[0].device.type in ("cpu", "cuda")
     match conf["name"]:
@@ -58,11 +60,15 @@ def build(phase: Phase, conf: Mapping[str, Any], model: nn.Module | None = None)
             return SGD(groups, lr=conf["lr"], momentum=betas[0], fused=fused)
         case "rmsprop":
             return RMSprop(groups, alpha=betas[1], eps=eps, foreach=True)
-    raise UsageError(f"no optimizer is called `{conf['name']}`", hint="adam · adamw · adamw8bit · muon · adamax · sgd · rmsprop")
+    raise UsageError(
+        f"no optimizer is called `{conf['name']}`",
+        hint="adam · adamw · adamw8bit · muon · adamax · sgd · rmsprop",
+    )
 
 
 def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:
-    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory. Raises MissingError."""
+    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory. Raises
+    MissingError."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as e:

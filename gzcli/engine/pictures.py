@@ -1,4 +1,5 @@
-"""Pictures of results: sheets of images with names of rows and columns, histograms of scores, rows of samples."""
+"""Pictures of results: sheets of images with names of rows and columns, histograms of scores, rows of
+samples."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class Row:
 
 
 def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndarray:
-    """uint8 [H, W, C], C = 1 or 3: blocks of rows of images of one size, the rows' names on the left, `marks` above
-    the columns."""
+    """uint8 [H, W, C], C = 1 or 3: blocks of rows of images of one size, the rows' names on the left, `marks`
+    above the columns."""
     from PIL import Image, ImageDraw
 
     rows = [row for block in blocks for row in block]
@@ -77,9 +78,13 @@ def _font() -> Any:
 
 
 def histograms(
-    path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], inside: str, results: Sequence[Mapping[str, Any]]
+    path: Path,
+    tables: Mapping[str, Mapping[str, np.ndarray]],
+    inside: str,
+    results: Sequence[Mapping[str, Any]],
 ) -> None:
-    """One panel a score: the share of each set's images in every bin; the AUROC against `inside` in a legend below."""
+    """One panel a score: the share of each set's images in every bin; the AUROC against `inside` in a legend
+    below."""
     auroc = {(row["out"], row["score"]): row["auroc"] for row in results}
     scores = list(dict.fromkeys(row["score"] for row in results))
     baseline = {row["score"] for row in results if row["baseline"]}
@@ -112,12 +117,12 @@ Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 
 
 def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
-    """Edges [count + 1] of bins that show every side, the first of which is the in-distribution one, and the scale of
-    the axis with its inverse; None where it is linear.
+    """Edges [count + 1] of bins that show every side, the first of which is the in-distribution one, and the
+    scale of the axis with its inverse; None where it is linear.
 
-    The edges reach over each side's own quantiles, .005 … .995. Where all of them reach `APART` times as far as those
-    of one side do, equal bins would leave that one a single bar: bins are equal in arsinh((s − median) / w) then, w
-    being an eighth of the first side's width.
+    The edges reach over each side's own quantiles, .005 … .995. Where all of them reach `APART` times as far
+    as those of one side do, equal bins would leave that one a single bar: bins are equal in arsinh((s −
+    median) / w) then, w being an eighth of the first side's width.
     """
     ranges = [np.quantile(values, [0.005, 0.995]) for values in sides]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
@@ -150,11 +155,16 @@ def _apart(ticks: Sequence[float], forward: Callable, bins: np.ndarray) -> list[
 
 
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
-    """One row of images a title: uint8 [N, C, H, W] each, the first 16 shown; every set of images has one size."""
+    """One row of images a title: uint8 [N, C, H, W] each, the first 16 shown; every set of images has one
+    size."""
     shown = 16
-    figure, axes = _pyplot().subplots(len(rows), 1, figsize=(0.6 * shown, 0.95 * len(rows)), squeeze=False, layout="constrained")
+    figure, axes = _pyplot().subplots(
+        len(rows), 1, figsize=(0.6 * shown, 0.95 * len(rows)), squeeze=False, layout="constrained"
+    )
     for ax, (title, images) in zip(axes.flat, rows, strict=True):
-        strip = np.concatenate([np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:shown]], 2)
+        strip = np.concatenate(
+            [np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:shown]], 2
+        )
         strip = strip.transpose(1, 2, 0)
         ax.imshow(strip.repeat(3, 2) if strip.shape[2] == 1 else strip, interpolation="nearest")
         ax.set_title(title, fontsize=8, loc="left")

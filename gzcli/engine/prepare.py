@@ -1,4 +1,5 @@
-"""What a stage's model makes once of every training image (`Model.prepare`): codes, latents, embeddings, packed in its run.
+"""What a stage's model makes once of every training image (`Model.prepare`): codes, latents, embeddings,
+packed in its run.
 
 It arrives in `batch.extra`, so that the frozen models behind it run once and not in every epoch.
 """
@@ -28,8 +29,8 @@ BATCH = 128
 
 
 def prepare(trainer: Trainer) -> dict[str, np.ndarray]:
-    """The maps [N, …] of `RUN/prepared/<key>.npy`, made now by all ranks if they are not there; {} where the model
-    prepares nothing. Where training images are augmented, each is by one draw."""
+    """The maps [N, …] of `RUN/prepared/<key>.npy`, made now by all ranks if they are not there; {} where the
+    model prepares nothing. Where training images are augmented, each is by one draw."""
     folder = trainer.run.path / "prepared"
     if not hasattr(trainer.model, "prepare"):
         return {}
@@ -51,8 +52,16 @@ def with_prepared(model: Any, batch: Batch) -> Batch:
 
 def _rows(t: Trainer, index: range) -> Iterator[Batch]:
     """With noise of their own: neither that of samples nor of held-out images of the same number."""
-    return scan(t.data, "train", batch_size=BATCH, levels=t.info.levels, device=t.device, index=index,
-                seed=mix(t.tree["seed"], "prepare"), augment=t.augment)  # fmt: skip
+    return scan(
+        t.data,
+        "train",
+        batch_size=BATCH,
+        levels=t.info.levels,
+        device=t.device,
+        index=index,
+        seed=mix(t.tree["seed"], "prepare"),
+        augment=t.augment,
+    )
 
 
 def write_maps(
@@ -63,8 +72,9 @@ def write_maps(
     make: Callable[[str, Batch], Mapping[str, Tensor]],
     title: str,
 ) -> None:
-    """Maps `folder/<key>.npy` [N, …] of what `make` makes of each image of the splits that `counts` names: each rank fills
-    its rows of shared files, which appear under their name when all are done. `rows(split, index)` are its batches."""
+    """Maps `folder/<key>.npy` [N, …] of what `make` makes of each image of the splits that `counts` names:
+    each rank fills its rows of shared files, which appear under their name when all are done. `rows(split,
+    index)` are its batches."""
     part = folder.with_name(f"{folder.name}.{t.run.id.replace('/', '-')}.part")
     if t.rank == 0:
         shutil.rmtree(part, ignore_errors=True)
@@ -75,9 +85,13 @@ def write_maps(
                 for key, value in make(split, next(rows(split, range(1)))).items():
                     array = value.cpu().numpy()
                     need_space(folder.parent, n * array.nbytes)
-                    np.lib.format.open_memmap(part / f"{key}.npy", "w+", array.dtype, (n, *array.shape[1:])).flush()
+                    np.lib.format.open_memmap(
+                        part / f"{key}.npy", "w+", array.dtype, (n, *array.shape[1:])
+                    ).flush()
             t.accelerator.wait_for_everyone()
-            _fill(t, part, range(t.rank * n // t.world, (t.rank + 1) * n // t.world), split, rows, make, title)
+            _fill(
+                t, part, range(t.rank * n // t.world, (t.rank + 1) * n // t.world), split, rows, make, title
+            )
     t.accelerator.wait_for_everyone()
     if t.rank == 0:
         for path in part.iterdir():

@@ -25,12 +25,21 @@ SMALL = 10_000  # FID is biased upwards below so many images
 class Judge:
     """Compares images with a data set's test split; made once, called for each model.
 
-    With the LeNet of four rotations (a set without labels) the names end in `_rot`. Precision and recall (k = 3) are of
-    equally many real images as fakes, since they depend on both numbers. Raises MissingError for absent weights.
+    With the LeNet of four rotations (a set without labels) the names end in `_rot`. Precision and recall (k =
+    3) are of equally many real images as fakes, since they depend on both numbers. Raises MissingError for
+    absent weights.
     """
 
-    def __init__(self, pack: Pack, metrics: Sequence[str], n: int, *, device: torch.device, weights: str | None = None,
-                 say: Callable[[str], None] = lambda text: None):  # fmt: skip
+    def __init__(
+        self,
+        pack: Pack,
+        metrics: Sequence[str],
+        n: int,
+        *,
+        device: torch.device,
+        weights: str | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
         self.pack, self.metrics, self.n, self.device = pack, list(metrics), n, device
         self.inception = [OF_INCEPTION[name] for name in metrics if name in OF_INCEPTION]
         self.weights, self.weights_hash = inception_weights(weights) if self.inception else (None, None)
@@ -41,11 +50,19 @@ class Judge:
         self.floor_draws: dict[str, list[float]] = {}
         self.warnings = []
         if "fid" in metrics and n < SMALL:
-            self.warnings.append(f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`")
+            self.warnings.append(
+                f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`"
+            )
 
-    def __call__(self, images: np.ndarray, labels: torch.Tensor | None, levels: int | None,
-                 only: Sequence[str] | None = None) -> dict[str, float]:  # fmt: skip
-        """The figures of uint8 [N, C, H, W] against the test split at equal grey levels; `labels`: as asked for."""
+    def __call__(
+        self,
+        images: np.ndarray,
+        labels: torch.Tensor | None,
+        levels: int | None,
+        only: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """The figures of uint8 [N, C, H, W] against the test split at equal grey levels; `labels`: as asked
+        for."""
         metrics = set(self.metrics if only is None else only)
         if not only:
             self.used.add(levels)
@@ -54,15 +71,23 @@ class Judge:
             found |= self._by_lenet(images, labels, levels, metrics)
         if self.inception and not only:
             cache = f"{self.pack.meta.digest}-test-{levels}-{self.weights_hash[:8]}"
-            made = fidelity(images, self._test(levels), extractor="inception-v3-compat", metrics=tuple(self.inception),
-                            weights=self.weights, cache=cache, device=self.device)  # fmt: skip
+            made = fidelity(
+                images,
+                self._test(levels),
+                extractor="inception-v3-compat",
+                metrics=tuple(self.inception),
+                weights=self.weights,
+                cache=cache,
+                device=self.device,
+            )
             found |= {name: made[KEYS[key][0]] for name, key in OF_INCEPTION.items() if key in self.inception}
         return found
 
     def floor(self) -> dict[str, float]:
         """The same figures of n real training images, at each number of grey levels that was judged.
 
-        One draw of 2,000 digits may have twice the Fréchet distance of another: that of the floor is a mean over draws.
+        One draw of 2,000 digits may have twice the Fréchet distance of another: that of the floor is a mean
+        over draws.
         """
         train, found = self.pack.images("train"), {}
         first, *others = self._draws(len(train))
@@ -71,7 +96,10 @@ class Judge:
             made = self(self._at(train[first], levels), None, levels)
             for key in made:
                 if key.startswith("fd"):
-                    self.floor_draws[key + mark] = [made[key], *(self._fd(train[rows], levels) for rows in others)]
+                    self.floor_draws[key + mark] = [
+                        made[key],
+                        *(self._fd(train[rows], levels) for rows in others),
+                    ]
                     made[key] = float(np.mean(self.floor_draws[key + mark]))
             found |= {key + mark: value for key, value in made.items()}
         return found
@@ -86,10 +114,12 @@ class Judge:
 
     def provenance(self) -> dict[str, Any]:
         return {
-            "features": self.net and self.net.hash, "features_accuracy": self.net and self.net.accuracy,
-            "features_rotations": self.net and self.net.rotations, "inception": self.weights_hash,
+            "features": self.net and self.net.hash,
+            "features_accuracy": self.net and self.net.accuracy,
+            "features_rotations": self.net and self.net.rotations,
+            "inception": self.weights_hash,
             "floor_draws": self.floor_draws,
-        }  # fmt: skip
+        }
 
     def _by_lenet(self, images, labels, levels, metrics: set[str]) -> dict[str, float]:
         found: dict[str, float] = {}

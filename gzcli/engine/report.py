@@ -18,7 +18,8 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def loss_curve(folder: Path) -> None:
-    """loss.png from metrics.jsonl: losses on the left axis; validation, where there is any, as dots on the right."""
+    """loss.png from metrics.jsonl: losses on the left axis; validation, where there is any, as dots on the
+    right."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -26,11 +26,12 @@ PNG_LIMIT = 256  # single pictures are written up to so many images, or on reque
 
 
 def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes `grid.png`, and of the images alone single PNGs and `samples.npz` (`samples` uint8
-    [N, H, W, C], `labels` [N] or [N, K] where there are any), into `folder`.
+    """Does the job and writes `grid.png`, and of the images alone single PNGs and `samples.npz` (`samples`
+    uint8 [N, H, W, C], `labels` [N] or [N, K] where there are any), into `folder`.
 
-    job: {run, checkpoint, n, seed, labels, prompts, options, do, input, input_as, mask, npz, png, animate}; n None is as many
-    as there are prompts or input pictures, whichever are more. `input_as`: the keyword of `sample` that gets these.
+    job: {run, checkpoint, n, seed, labels, prompts, options, do, input, input_as, mask, npz, png, animate}; n
+    None is as many as there are prompts or input pictures, whichever are more. `input_as`: the keyword of
+    `sample` that gets these.
     """
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     since = time.monotonic()
@@ -43,10 +44,17 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         else:
             images, labels, picture = samples(trained, job, progress)
     result = {
-        "run": trained.run.owner.id, "step": trained.step, "n": len(images), "seed": job["seed"], "prompts": job.get("prompts", []),
-        "seconds": round(time.monotonic() - since, 3), "grid": str(folder / "grid.png"),
-        "files": [], "npz": None, "animation": None,
-    }  # fmt: skip
+        "run": trained.run.owner.id,
+        "step": trained.step,
+        "n": len(images),
+        "seed": job["seed"],
+        "prompts": job.get("prompts", []),
+        "seconds": round(time.monotonic() - since, 3),
+        "grid": str(folder / "grid.png"),
+        "files": [],
+        "npz": None,
+        "animation": None,
+    }
     if job["do"]:
         result |= {"do": job["do"], "rows": list(done.applied.rows), "columns": done.applied.columns}
     if sampler.ranks()[0]:
@@ -121,13 +129,16 @@ def made_from(trained: Trained, n: int, job: Mapping[str, Any], given: Mapping[s
 
 
 def given_to_sample(trained: Trained, job: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
-    """What `sample` gets of prompts and input pictures, and these as bytes; they are read at the side of the images."""
+    """What `sample` gets of prompts and input pictures, and these as bytes; they are read at the side of the
+    images."""
     given: dict[str, Any] = {"prompt": job["prompts"]} if job.get("prompts") else {}
     if not job.get("input_as"):
         return given, None
     side = (trained.tree["sample"] | job["options"]).get("size")
     inputs, _ = read_inputs(trained, job["input"], job["n"], side)
-    given[job["input_as"]] = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(len(inputs))))
+    given[job["input_as"]] = quantise(
+        torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(len(inputs)))
+    )
     return given, inputs
 
 

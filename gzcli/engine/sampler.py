@@ -21,16 +21,29 @@ from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
 
-BATCH = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of up to 64×64 in RGB; of larger ones so many fewer
+BATCH = defaultdict(
+    lambda: 256, cpu=128, cuda=512
+)  # images of up to 64×64 in RGB; of larger ones so many fewer
 VALUES = 3 * 64 * 64
 
 
-def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = None, given: Mapping[str, Any] | None = None,
-         options: Mapping[str, Any] | None = None, progress: Progress = no_progress) -> np.ndarray:  # fmt: skip
-    """Images 0 … n − 1 of this model under `seed`, uint8 [n, C, H, W], on every rank; each rank draws its share.
+def draw(
+    trained: Trained,
+    n: int,
+    *,
+    seed: int = 0,
+    labels: Tensor | None = None,
+    given: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
+) -> np.ndarray:
+    """Images 0 … n − 1 of this model under `seed`, uint8 [n, C, H, W], on every rank; each rank draws its
+    share.
 
-    `labels` [n] int64 or [n, K]; None for a conditional model means i % K. `options` override the recipe's `sample` section.
-    `given`: keywords of `sample` that are lists of prompts or batches of pictures, of which image i gets the (i % len)th; a
+    `labels` [n] int64 or [n, K]; None for a conditional model means i % K. `options` override the recipe's
+    `sample` section.
+    `given`: keywords of `sample` that are lists of prompts or batches of pictures, of which image i gets the
+    (i % len)th; a
     `prompt` among the options is one of them.
     """
     if labels is None and trained.model.conditional:
@@ -54,7 +67,9 @@ def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = Non
         try:
             with torch.inference_mode():
                 noise = ImageNoise(seed, rows, trained.device)
-                x = trained.model.sample(len(rows), labels=chunk, noise=noise, progress=report, **{**options, **own})
+                x = trained.model.sample(
+                    len(rows), labels=chunk, noise=noise, progress=report, **{**options, **own}
+                )
                 x = trained.shown(x)
         except torch.OutOfMemoryError as e:
             if size == 1:
@@ -68,7 +83,8 @@ def draw(trained: Trained, n: int, *, seed: int = 0, labels: Tensor | None = Non
 
 
 def at_once(trained: Trained, options: Mapping[str, Any]) -> int:
-    """How many images a first batch has; `size` among the options is their side, where they are not of the model's own."""
+    """How many images a first batch has; `size` among the options is their side, where they are not of the
+    model's own."""
     channels, height, width = trained.images.shape
     values = channels * ((options.get("size") or 0) ** 2 or height * width)
     return max(1, min(BATCH[trained.device.type], BATCH[trained.device.type] * VALUES // values))
@@ -82,15 +98,16 @@ def cycled(values: Any, rows: range, device: torch.device) -> Any:
 
 
 def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
-    """What `--label` names (`data.labels.chosen`), of which n images take turns: [n] int64, or [n, K] for multi-label sets.
-    Raises UsageError."""
+    """What `--label` names (`data.labels.chosen`), of which n images take turns: [n] int64, or [n, K] for
+    multi-label sets. Raises UsageError."""
     numbers = chosen(text, info.classes)
     y = torch.tensor([numbers[i % len(numbers)] for i in range(n)])
     return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """uint8 [N, C, H, W] → one picture [H', W', C], as square as may be, two pixels apart; small images are enlarged."""
+    """uint8 [N, C, H, W] → one picture [H', W', C], as square as may be, two pixels apart; small images are
+    enlarged."""
     n, c, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows, pad = math.ceil(n / columns), 2

@@ -1,14 +1,21 @@
-"""Out-of-distribution scores of a trained model: its own `score_<name>`, and those written once over `log_prob`.
+"""Out-of-distribution scores of a trained model: its own `score_<name>`, and those written once over
+`log_prob`.
 
   nll         −log p(x), nats
-  typicality  |nll − mean nll of validation images|                        Nalisnick et al. 2019, arXiv:1906.02994
-  complexity  nll in bits − length of the image's best lossless code       Serrà et al. 2020, arXiv:1909.11480, eq. 3
-  ratio       nll − nll under a background model, trained on mutated images   Ren et al. 2019, arXiv:1906.02845, eq. 4
-  gradnorm    log ‖∂ log p(x) / ∂θ‖, all parameters, one image at a time   after Kwon et al. 2020, arXiv:2007.09507
-  ensemble    −Σ log density of each statistic of the image (nll, code length, the model's own cheap scores) among
-              validation images, by kernel density estimates               Morningstar et al. 2021, arXiv:2006.09273
-Higher is more out-of-distribution. A score depends on (model, image, seed, index) alone, not on the batch. The nll of a
-model without a density of pixels is its own `score_nll`, as that of the codes of its tokenizer.
+  typicality  |nll − mean nll of validation images|                        Nalisnick et al. 2019,
+  arXiv:1906.02994
+  complexity  nll in bits − length of the image's best lossless code       Serrà et al. 2020,
+  arXiv:1909.11480, eq. 3
+  ratio       nll − nll under a background model, trained on mutated images   Ren et al. 2019,
+  arXiv:1906.02845, eq. 4
+  gradnorm    log ‖∂ log p(x) / ∂θ‖, all parameters, one image at a time   after Kwon et al. 2020,
+  arXiv:2007.09507
+  ensemble    −Σ log density of each statistic of the image (nll, code length, the model's own cheap scores)
+  among
+              validation images, by kernel density estimates               Morningstar et al. 2021,
+              arXiv:2006.09273
+Higher is more out-of-distribution. A score depends on (model, image, seed, index) alone, not on the batch.
+The nll of a model without a density of pixels is its own `score_nll`, as that of the codes of its tokenizer.
 """
 
 from __future__ import annotations
@@ -33,7 +40,9 @@ from gzcli.models.nn import double
 from gzcli.types import Batch, ImageNoise
 
 OVER_NLL = ("nll", "typicality", "complexity", "ratio", "ensemble")
-BANKS = ("knn",)  # their fit keeps training images to compare with; other fits are statistics of held-out images
+BANKS = (
+    "knn",
+)  # their fit keeps training images to compare with; other fits are statistics of held-out images
 DEAR = ("regret", "inversion")  # an optimisation an image: only when named
 
 
@@ -59,35 +68,57 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
     options = list(dict.fromkeys((*own, *made)))
     wanted = list(asked or trained.tree["ood"].get("scores") or ())
     if not wanted:
-        cheap = ("nll", "typicality", "complexity") if of_pixels and model.likelihood in ("exact", "bound") else ()
+        cheap = (
+            ("nll", "typicality", "complexity")
+            if of_pixels and model.likelihood in ("exact", "bound")
+            else ()
+        )
         wanted = [*cheap, *cheap_scores(model)] or own[:1]
     if not wanted:
-        raise UsageError(f"`{name}` has no score for out-of-distribution images", hint="gz list models --can ood")
+        raise UsageError(
+            f"`{name}` has no score for out-of-distribution images", hint="gz list models --can ood"
+        )
     for score in wanted:
         if score in options:
             continue
         if score in LIKELIHOOD_SCORES:
-            raise UsageError(f"`{name}` has no likelihood, which the score `{score}` needs", hint=f"it has: {', '.join(own)}")
-        raise UsageError(f"`{name}` has no score `{score}`", hint=did_you_mean(score, options) or f"it has: {', '.join(options)}")
+            raise UsageError(
+                f"`{name}` has no likelihood, which the score `{score}` needs",
+                hint=f"it has: {', '.join(own)}",
+            )
+        raise UsageError(
+            f"`{name}` has no score `{score}`",
+            hint=did_you_mean(score, options) or f"it has: {', '.join(options)}",
+        )
     return list(dict.fromkeys(wanted))
 
 
 class Scorer:
-    """Computes the scores `names` of batches; `fit` must see in-distribution batches first, all on every rank.
+    """Computes the scores `names` of batches; `fit` must see in-distribution batches first, all on every
+    rank.
 
     `options` are keywords of `score_<name>` and `fit_<name>`, shared by all scores that take them.
     Raises MissingError where `ratio` has no background model, UsageError where that one is for other images.
     """
 
-    def __init__(self, trained: Trained, names: Sequence[str], *, background: Trained | None = None,
-                 options: Mapping[str, Any] | None = None, seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        trained: Trained,
+        names: Sequence[str],
+        *,
+        background: Trained | None = None,
+        options: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ):
         self.trained, self.model, self.names, self.seed = trained, trained.model, list(names), seed
         self.background, self.options = background, dict(options or {})
         self.mean_nll = math.nan
         self.densities: dict[str, Any] = {}
         if "ratio" in names:
             self._check_background()
-        unused = set(self.options) - {key for name in names for key in self._keywords("score", name) | self._keywords("fit", name)}
+        unused = set(self.options) - {
+            key for name in names for key in self._keywords("score", name) | self._keywords("fit", name)
+        }
         self.unused = sorted(unused)
 
     def fits(self) -> list[str]:
@@ -114,15 +145,18 @@ class Scorer:
         return self._statistics(batch, self._nll(self.model, batch))
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """float64 [B] of each score. Raises DivergedError that names a score with values that are not finite."""
+        """float64 [B] of each score. Raises DivergedError that names a score with values that are not
+        finite."""
         batch = self.trained.seen(batch)
         nll = self._nll(self.model, batch) if set(self.names) & set(OVER_NLL) else None
         values = {}
         for name in self.names:
             values[name] = value = self._one(name, batch, nll)
             if bad := int((~np.isfinite(value)).sum()):
-                raise DivergedError(f"the score `{name}` is not finite for {bad} of {len(value)} images",
-                                    hint="the model may have diverged: look at its `loss.png`")  # fmt: skip
+                raise DivergedError(
+                    f"the score `{name}` is not finite for {bad} of {len(value)} images",
+                    hint="the model may have diverged: look at its `loss.png`",
+                )
         return values
 
     def _one(self, name: str, batch: Batch, nll: np.ndarray | None) -> np.ndarray:
@@ -142,7 +176,9 @@ class Scorer:
         return self._own(name, batch)
 
     def _own(self, name: str, batch: Batch) -> np.ndarray:
-        score = getattr(self.model, f"score_{name}")(batch.x, noise=self._noise(batch.index), **self._take("score", name))
+        score = getattr(self.model, f"score_{name}")(
+            batch.x, noise=self._noise(batch.index), **self._take("score", name)
+        )
         return score.detach().cpu().double().numpy()
 
     def _statistics(self, batch: Batch, nll: np.ndarray) -> dict[str, np.ndarray]:
@@ -159,7 +195,9 @@ class Scorer:
         frozen = [p.requires_grad for p in parameters]
         self.model.requires_grad_(True)
         try:
-            norms = [self._norm(batch.x[i : i + 1], batch.index[i : i + 1], parameters) for i in range(len(batch))]
+            norms = [
+                self._norm(batch.x[i : i + 1], batch.index[i : i + 1], parameters) for i in range(len(batch))
+            ]
         finally:
             for p, requires in zip(parameters, frozen, strict=True):
                 p.requires_grad_(requires)
@@ -169,7 +207,9 @@ class Scorer:
         with torch.enable_grad():
             value = _log_prob(self.model, x, self._noise(index)).sum()
             if not value.requires_grad:
-                raise UsageError(f"`{self.trained.name}` has a likelihood without gradient, `gradnorm` needs one")
+                raise UsageError(
+                    f"`{self.trained.name}` has a likelihood without gradient, `gradnorm` needs one"
+                )
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         return sum(double(g).square().sum() for g in gradients if g is not None).sqrt().log()
 
@@ -192,13 +232,17 @@ class Scorer:
                 *(f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1]),
             ]
             line = " ".join(f"--set {each}" for each in sets)
-            raise MissingError("the score `ratio` needs a background run",
-                               hint=f"`gz train {self.trained.name} --data {data} {line} --name background`, "
-                                    "then `--background background`")  # fmt: skip
+            raise MissingError(
+                "the score `ratio` needs a background run",
+                hint=f"`gz train {self.trained.name} --data {data} {line} --name background`, "
+                "then `--background background`",
+            )
         one, other = self.trained.info, self.background.info
         if (one.shape, one.levels) != (other.shape, other.levels):
-            raise UsageError(f"the background run has images of {other.shape} and {other.levels} levels, "
-                             f"this one of {one.shape} and {one.levels}")  # fmt: skip
+            raise UsageError(
+                f"the background run has images of {other.shape} and {other.levels} levels, "
+                f"this one of {one.shape} and {one.levels}"
+            )
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 def over(batches: Sequence[Any], work: Callable[[Any], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What `work` makes of the batches, arrays [N, …] by name, on every rank, of which each did its share.
 
-    work: batch of n → arrays [n, …]. `batches` can be sliced. Raises on every rank the error of the first rank
-    that has one.
+    work: batch of n → arrays [n, …]. `batches` can be sliced. Raises on every rank the error of the first
+    rank that has one.
     """
     rank, world = ranks()
     start, end = (len(batches) * r // world for r in (rank, rank + 1))

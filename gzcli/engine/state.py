@@ -47,8 +47,9 @@ def save(t: Trainer, step: int) -> None:
             "device": t.device.type,
         }
         averaged = weights | checkpoints.weights_of(t.ema.state_dict() | statistics)
-        checkpoints.save(folder, step, model=weights, ema=averaged,
-                         train=train, tree=t.tree, info=t.info, meta=meta)  # fmt: skip
+        checkpoints.save(
+            folder, step, model=weights, ema=averaged, train=train, tree=t.tree, info=t.info, meta=meta
+        )
         checkpoints.prune(folder, t.train["keep"])
         t.run.update(step=step)
         t.log.event("checkpoint", step=step)
@@ -64,7 +65,9 @@ def resume(t: Trainer) -> None:
         return
     weights, ema, train, meta = checkpoints.load(path)
     # a rank that was not there keeps what it begins with
-    extra = train["extra"][t.rank] if t.rank < len(train["extra"]) else checkpoints.extra_of(t.model.state_dict())
+    extra = (
+        train["extra"][t.rank] if t.rank < len(train["extra"]) else checkpoints.extra_of(t.model.state_dict())
+    )
     t.model.load_state_dict({**weights, **extra})
     t.ema.load_state_dict({k: v.to(t.device) for k, v in ema.items()}, train["ema_updates"])
     for name, state in train["optimizers"].items():
@@ -121,7 +124,8 @@ def finish(t: Trainer) -> None:
 
 
 def write_train(run: Run, changes: dict[str, Any]) -> None:
-    """Keys of `train` that the engine has found, into the recipe of the run and of that which it is a stage of."""
+    """Keys of `train` that the engine has found, into the recipe of the run and of that which it is a stage
+    of."""
     from gzcli.recipe.resolve import dump
 
     tree = run.tree()

@@ -1,4 +1,5 @@
-"""When to stop early: a signal to this process, the stop file that `gz` writes, or the death of the `gz` that started us."""
+"""When to stop early: a signal to this process, the stop file that `gz` writes, or the death of the `gz` that
+started us."""
 
 from __future__ import annotations
 
@@ -64,6 +65,10 @@ class Stop:
             return False
         self.looked = time.monotonic()
         try:
-            return self.parent is None or not self.parent.is_running() or self.parent.status() == psutil.STATUS_ZOMBIE
+            return (
+                self.parent is None
+                or not self.parent.is_running()
+                or self.parent.status() == psutil.STATUS_ZOMBIE
+            )
         except psutil.NoSuchProcess:
             return True

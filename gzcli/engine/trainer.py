@@ -30,7 +30,8 @@ PATIENCE = 5  # steps in a row with a loss that is not finite, before the run is
 
 
 class Step(nn.Module):
-    """What is wrapped for several processes: its forward is the model's loss, so that DDP and FSDP see every forward."""
+    """What is wrapped for several processes: its forward is the model's loss, so that DDP and FSDP see every
+    forward."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -61,15 +62,25 @@ class Trainer:
             self.data, self.augment = packed(self, pack), ()
         self.model = build_model(tree, self.info, stages_for(run, name, self.device)).to(self.device).train()
         self.batches = TrainBatches(
-            self.data, seed=tree["seed"], batch_size=self.train["batch_size"], levels=self.info.levels, device=self.device,
-            augment=self.augment, rank=self.rank, world=self.world, n=tree["data"]["n"],
-            prepared=prepare(self), needs=self.model.needs,
-        )  # fmt: skip
+            self.data,
+            seed=tree["seed"],
+            batch_size=self.train["batch_size"],
+            levels=self.info.levels,
+            device=self.device,
+            augment=self.augment,
+            rank=self.rank,
+            world=self.world,
+            n=tree["data"]["n"],
+            prepared=prepare(self),
+            needs=self.model.needs,
+        )
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.confs = optim.settings(tree["optim"], self.phases)
-        self.optimizers = {phase.name: optim.build(phase, self.confs[phase.name], self.model) for phase in self.phases}
+        self.optimizers = {
+            phase.name: optim.build(phase, self.confs[phase.name], self.model) for phase in self.phases
+        }
         step_module: nn.Module = Step(self.model)
         if self.train["compile"]:
             step_module = torch.compile(step_module)
@@ -78,10 +89,12 @@ class Trainer:
         self.start = self.saved = self.done = 0
         self.pending: dict[str, Any] | None = None  # of a resumed run: what it has not logged yet
 
-    # --- the loop -----------------------------------------------------------------------------------------------
+    # --- the loop
+    # -----------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to `train.steps`; saves what it has when stopped.
+        """Trains from the newest checkpoint, or from the start, to `train.steps`; saves what it has when
+        stopped.
 
         Raises DivergedError, or Interrupted after a checkpoint.
         """
@@ -105,8 +118,11 @@ class Trainer:
                     watch.show(done, bar)
                 if signum := stop.asked(done):
                     state.save(self, done)
-                    raise Interrupted(f"stopped at step {done} of {self.steps}, checkpoint saved", signum=signum,
-                                      hint=f"gz train {self.run.owner.id} --resume")  # fmt: skip
+                    raise Interrupted(
+                        f"stopped at step {done} of {self.steps}, checkpoint saved",
+                        signum=signum,
+                        hint=f"gz train {self.run.owner.id} --resume",
+                    )
                 watch.turn(done)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -177,7 +193,8 @@ class Trainer:
                 p.requires_grad_(True)
 
     def seed_global(self, step: int) -> None:
-        """For what cannot use the batch's noise (dropout): a function of (seed, rank, step), so that a resume repeats it."""
+        """For what cannot use the batch's noise (dropout): a function of (seed, rank, step), so that a resume
+        repeats it."""
         seed = mix(self.tree["seed"], self.rank, step)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -186,7 +203,8 @@ class Trainer:
             torch.mps.manual_seed(seed)
 
     def begin(self) -> None:
-        """Data-dependent initialisation, with the first batch; after a resume the annealing is brought to its step."""
+        """Data-dependent initialisation, with the first batch; after a resume the annealing is brought to its
+        step."""
         self.seed_global(self.start)
         with torch.no_grad():
             self.model.on_start(self.batches.at(self.start))
@@ -202,13 +220,17 @@ class Trainer:
             return
         have = checkpoints.steps_of(self.run.path / "checkpoints")
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
-        raise DivergedError(f"the loss is not finite at step {step}; {good}",
-                            hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`")  # fmt: skip
+        raise DivergedError(
+            f"the loss is not finite at step {step}; {good}",
+            hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`",
+        )
 
-    # --- --minutes ----------------------------------------------------------------------------------------------
+    # --- --minutes
+    # ----------------------------------------------------------------------------------------------
 
     def count_steps(self, minutes: float, began: float) -> int:
-        """How many steps fit in `minutes` from `began` (time.time()): 50 steps are timed after 5, 10 % of the time at most.
+        """How many steps fit in `minutes` from `began` (time.time()): 50 steps are timed after 5, 10 % of the
+        time at most.
 
         Phases that start later are timed at a step when they have, as many times.
         """

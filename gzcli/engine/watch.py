@@ -1,4 +1,5 @@
-"""What a run shows of itself: losses, grids, validation, the best checkpoint, the loss curve, the final picture."""
+"""What a run shows of itself: losses, grids, validation, the best checkpoint, the loss curve, the final
+picture."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ EVAL_BATCH = 100
 
 
 class Watch:
-    """Called by the trainer: `add` after every step, `show` every `log_every`, `turn` for all that is rarer."""
+    """Called by the trainer: `add` after every step, `show` every `log_every`, `turn` for all that is
+    rarer."""
 
     def __init__(self, trainer: Trainer):
         self.t = trainer
@@ -50,7 +52,8 @@ class Watch:
         self.wandb = self._wandb() if trainer.tree["launch"].get("wandb") and trainer.rank == 0 else None
         self._forget_after(trainer.start)
 
-    # --- losses -------------------------------------------------------------------------------------------------
+    # --- losses
+    # -------------------------------------------------------------------------------------------------
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Sums on the device; nothing is moved to the host."""
@@ -83,7 +86,8 @@ class Watch:
         """What is summed up for the next line, for a checkpoint between two lines."""
         return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "counts": dict(self.counts)}
 
-    # --- the rarer things ---------------------------------------------------------------------------------------
+    # --- the rarer things
+    # ---------------------------------------------------------------------------------------
 
     def turn(self, step: int) -> None:
         """Grid, validation and checkpoint where they are due; all of them at the end."""
@@ -117,7 +121,9 @@ class Watch:
         done = [True, True]
         if self.t.rank == 0:
             lines = metric_lines(self.run.path)
-            done[0] = any(line["step"] == start and any(key.startswith("val_") for key in line) for line in lines)
+            done[0] = any(
+                line["step"] == start and any(key.startswith("val_") for key in line) for line in lines
+            )
             done[1] = self._picture(start).exists()
         validated, drawn = agreed(done)
         if "eval" in due and not validated:
@@ -153,7 +159,9 @@ class Watch:
         values = self._fd(step) if self.metric == "fd" else {self.metric: self._likelihood()}
         value = values[self.metric]
         self._record("eval", step, {f"val_{name}": each for name, each in values.items()})
-        self.log.info(f"step {step}  validation " + "  ".join(f"{name} {each:.4g}" for name, each in values.items()))
+        self.log.info(
+            f"step {step}  validation " + "  ".join(f"{name} {each:.4g}" for name, each in values.items())
+        )
         path = self.run.path / "checkpoints" / "best.json"
         best = files.read_json(path)
         if agreed(best is None or value < best["value"]):
@@ -175,7 +183,8 @@ class Watch:
             self.net = lenet(self.t.pack, device=self.t.device, say=self.log.info)
 
     def _fd(self, step: int) -> dict[str, float]:
-        """The Fréchet distance to validation images, and the shares of their diversity, with a warning where they are low."""
+        """The Fréchet distance to validation images, and the shares of their diversity, with a warning where
+        they are low."""
         from gzcli.metrics import collapse
         from gzcli.metrics.frechet import frechet_distance
 
@@ -185,8 +194,13 @@ class Watch:
             return {"fd": 0.0}
         net = self.net
         made, true = net.features(images), net.features(real)
-        seen, known = (np.zeros(len(x), int) if self.t.info.multilabel else net.predict(x) for x in (images, real))
-        found = {"fd": float(frechet_distance(true, made)), "distance": collapse.diversity(made, seen, true, known)}
+        seen, known = (
+            np.zeros(len(x), int) if self.t.info.multilabel else net.predict(x) for x in (images, real)
+        )
+        found = {
+            "fd": float(frechet_distance(true, made)),
+            "distance": collapse.diversity(made, seen, true, known),
+        }
         if not net.rotations and not self.t.info.multilabel:
             found["classes"] = collapse.coverage(seen, known)
         text = collapse.warning(found["distance"], found.get("classes"))
@@ -208,7 +222,9 @@ class Watch:
             for batch in scan(t.data, "val", **own) if index else ():
                 if self.metric == "bpd":
                     labels = batch.y if t.model.conditional else None
-                    value = -double(t.model.log_prob(batch.x, labels, noise=batch.noise)).sum() / (dims * 0.6931471805599453)
+                    value = -double(t.model.log_prob(batch.x, labels, noise=batch.noise)).sum() / (
+                        dims * 0.6931471805599453
+                    )
                 else:
                     out = t.model.loss(with_prepared(t.model, batch), t.phases[0].name)
                     value = double(out["loss"] if isinstance(out, dict) else out) * len(batch)
@@ -221,7 +237,8 @@ class Watch:
         """Averaged weights, eval mode, no gradients, full precision."""
         return _Evaluating(self.t)
 
-    # --- records ------------------------------------------------------------------------------------------------
+    # --- records
+    # ------------------------------------------------------------------------------------------------
 
     def _record(self, event: str, step: int, values: dict[str, float]) -> None:
         self.log.metrics(step, **values)
@@ -245,11 +262,14 @@ class Watch:
         name = self.run.id
         id_ = name.replace("/", "-")
         try:
-            return wandb.init(project="gz", name=name, id=id_, resume="allow", dir=self.run.path, config=self.t.tree)
+            return wandb.init(
+                project="gz", name=name, id=id_, resume="allow", dir=self.run.path, config=self.t.tree
+            )
         except wandb.Error as e:  # no key, a wrong one, no network
             said = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
             raise MissingError(
-                f"`--wandb`: {said}", hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later"
+                f"`--wandb`: {said}",
+                hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later",
             ) from e
 
 

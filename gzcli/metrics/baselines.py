@@ -1,6 +1,7 @@
 """What tells images apart without any model: the size of a PNG, the mean pixel, neighbours in PCA of pixels.
 
-A score that does not beat them is not evidence. Images are uint8 [N, C, H, W]; every function returns float64 [N].
+A score that does not beat them is not evidence. Images are uint8 [N, C, H, W]; every function returns float64
+[N].
 """
 
 from __future__ import annotations
@@ -41,13 +42,20 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
 
 
 def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
-    """For each array of images: distances to the k-th neighbour among `train`, in its `dims` principal components."""
+    """For each array of images: distances to the k-th neighbour among `train`, in its `dims` principal
+    components."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 
     flat = _flat(train)
-    pca = PCA(min(dims, *flat.shape), svd_solver="covariance_eigh" if flat.shape[1] <= 4096 else "randomized", random_state=0)
-    neighbours = NearestNeighbors(n_neighbors=min(k, len(flat)), algorithm="brute").fit(pca.fit_transform(flat))
+    pca = PCA(
+        min(dims, *flat.shape),
+        svd_solver="covariance_eigh" if flat.shape[1] <= 4096 else "randomized",
+        random_state=0,
+    )
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(flat)), algorithm="brute").fit(
+        pca.fit_transform(flat)
+    )
     return [neighbours.kneighbors(pca.transform(_flat(a)))[0][:, -1].astype(np.float64) for a in images]
 
 

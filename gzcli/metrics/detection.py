@@ -1,8 +1,9 @@
 """How well a score tells out-of-distribution images: from float64 ranks with ties, OOD is the positive class.
 
-The conventions of OpenOOD v1.5 (arXiv:2306.09301): a higher score is more OOD; `fpr95` is the share of in-distribution
-images that is flagged when 95 % of the OOD ones are found. `fpr95_id` is the older one (ODIN, arXiv:1706.02690): the
-share of OOD images accepted when 95 % of the in-distribution ones are. They differ where the variances do.
+The conventions of OpenOOD v1.5 (arXiv:2306.09301): a higher score is more OOD; `fpr95` is the share of
+in-distribution images that is flagged when 95 % of the OOD ones are found. `fpr95_id` is the older one (ODIN,
+arXiv:1706.02690): the share of OOD images accepted when 95 % of the in-distribution ones are. They differ
+where the variances do.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from gzcli.errors import DivergedError, UsageError
 def detection(
     s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """AUROC, AUPR (average precision, either class positive), FPR95 (either convention) of scores [N_in] and [N_out].
+    """AUROC, AUPR (average precision, either class positive), FPR95 (either convention) of scores [N_in] and
+    [N_out].
 
-    `trapezoid`: AUPR as the area under the interpolated curve, which is how OpenOOD computes it, and too favourable.
-    `ci`: the 95 % percentile intervals of `auroc` and `fpr95` over `bootstrap` resamples of both sides; None for 0.
-    Raises UsageError for an empty side, DivergedError for scores that are not finite.
+    `trapezoid`: AUPR as the area under the interpolated curve, which is how OpenOOD computes it, and too
+    favourable.
+    `ci`: the 95 % percentile intervals of `auroc` and `fpr95` over `bootstrap` resamples of both sides; None
+    for 0. Raises UsageError for an empty side, DivergedError for scores that are not finite.
     """
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
@@ -57,7 +60,9 @@ def detection(
     }
 
 
-def _intervals(rank_in: np.ndarray, rank_out: np.ndarray, resamples: int, seed: int) -> dict[str, list[float]]:
+def _intervals(
+    rank_in: np.ndarray, rank_out: np.ndarray, resamples: int, seed: int
+) -> dict[str, list[float]]:
     """Percentile bootstrap. A resample is a count per rank, so no resample is ever sorted."""
     rng, bins = np.random.default_rng(seed), int(max(rank_in.max(), rank_out.max())) + 1
     n_in, n_out = len(rank_in), len(rank_out)

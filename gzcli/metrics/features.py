@@ -1,8 +1,10 @@
-"""The feature space of `fd`: a small classifier trained on the data set itself by one fixed recipe, cached by hash.
+"""The feature space of `fd`: a small classifier trained on the data set itself by one fixed recipe, cached by
+hash.
 
-Grey 28×28 digits mean little to an ImageNet network, and its weights have to be fetched; a classifier of the same data
-needs neither. Features are the 64 penultimate activations before the ReLU, so that they have full rank.
-A set without labels gets the same net trained to tell four rotations apart (Gidaris et al. 2018, arXiv:1803.07728).
+Grey 28×28 digits mean little to an ImageNet network, and its weights have to be fetched; a classifier of the
+same data needs neither. Features are the 64 penultimate activations before the ReLU, so that they have full
+rank. A set without labels gets the same net trained to tell four rotations apart (Gidaris et al. 2018,
+arXiv:1803.07728).
 """
 
 from __future__ import annotations
@@ -90,19 +92,26 @@ class LeNetFeatures:
 
     @torch.no_grad()
     def _map(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> Tensor:
-        parts = [function(_to_input(images[i : i + self.batch]).to(self.device)).cpu() for i in range(0, len(images), self.batch)]
+        parts = [
+            function(_to_input(images[i : i + self.batch]).to(self.device)).cpu()
+            for i in range(0, len(images), self.batch)
+        ]
         return torch.cat(parts)
 
 
 def lenet(pack: Any, *, device: Any = "cpu", say: Callable[[str], None] = lambda text: None) -> LeNetFeatures:
-    """The feature network of a packed data set: read from the cache, or trained (about a minute) and kept there.
+    """The feature network of a packed data set: read from the cache, or trained (about a minute) and kept
+    there.
 
-    It is trained on one CPU thread whatever the device, so that equal machines get equal weights, hence equal hashes.
+    It is trained on one CPU thread whatever the device, so that equal machines get equal weights, hence equal
+    hashes.
     """
     c, size, _ = pack.meta.shape
     key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
     path = cache_dir("features") / f"lenet-{key}.safetensors"
-    with files.lock(path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")):
+    with files.lock(
+        path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
+    ):
         if not path.exists():
             say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
             _train(pack, path)
@@ -123,7 +132,9 @@ def _train(pack: Any, path: Any) -> None:
         optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         for step, rows in enumerate(_batches(len(images), steps)):
             for group in optimizer.param_groups:
-                group["lr"] = LR * min(1, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = (
+                    LR * min(1, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                )
             x = _to_input(images[rows])
             x, y = _rotated(x, step) if rotations else (x, torch.from_numpy(np.asarray(labels[rows])))
             loss = _criterion(net(x), y)
@@ -179,7 +190,8 @@ def _criterion(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _accuracy(trained: LeNetFeatures, pack: Any) -> float:
-    """On the test split: the share of right classes (multi-label: right attributes; no labels: right rotations)."""
+    """On the test split: the share of right classes (multi-label: right attributes; no labels: right
+    rotations)."""
     images, labels = pack.images("test"), pack.labels("test")
     if trained.rotations:
         turned = [trained.predict(np.rot90(images, k, (2, 3))) == k for k in range(4)]

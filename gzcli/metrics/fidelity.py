@@ -36,21 +36,32 @@ def fidelity(
 ) -> dict[str, float]:
     """`metrics` (of isc, fid, kid, prc) of uint8 images [N, C, H, W], under torch-fidelity's own names.
 
-    extractor: "inception-v3-compat" (with `weights`; grey images repeated to three channels) or from `register`.
-    cache: a name under which the features of `real` are kept in the user's cache. KID subsets have min(1000, N) images.
+    extractor: "inception-v3-compat" (with `weights`; grey images repeated to three channels) or from
+    `register`.
+    cache: a name under which the features of `real` are kept in the user's cache. KID subsets have min(1000,
+    N) images.
     """
     from torch_fidelity import calculate_metrics
 
     lenet = extractor.startswith("lenet-")
     sides = [_Images(images, as_rgb=not lenet) for images in (fake, real)]
     found = calculate_metrics(
-        input1=sides[0], input2=sides[1], cuda=torch.device(device).type == "cuda", batch_size=100 if lenet else 32,
-        feature_extractor=extractor, feature_extractor_weights_path=None if weights is None else str(weights),
-        kid_subsets=subsets, kid_subset_size=min(1000, len(fake), len(real)), prc_batch_size=2000, save_cpu_ram=True,
-        cache=cache is not None, cache_root=str(cache_dir("features", "torch-fidelity")), input2_cache_name=cache,
+        input1=sides[0],
+        input2=sides[1],
+        cuda=torch.device(device).type == "cuda",
+        batch_size=100 if lenet else 32,
+        feature_extractor=extractor,
+        feature_extractor_weights_path=None if weights is None else str(weights),
+        kid_subsets=subsets,
+        kid_subset_size=min(1000, len(fake), len(real)),
+        prc_batch_size=2000,
+        save_cpu_ram=True,
+        cache=cache is not None,
+        cache_root=str(cache_dir("features", "torch-fidelity")),
+        input2_cache_name=cache,
         verbose=False,
         **{name: name in metrics for name in KEYS},
-    )  # fmt: skip
+    )
     return {key: float(found[key]) for name in metrics for key in KEYS[name]}
 
 
@@ -100,7 +111,10 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
     except Exception as e:
         raise UsageError(f"`{file}` is not a file of weights: {type(e).__name__}") from e
     if not isinstance(state, dict) or "Mixed_7c.branch1x1.conv.weight" not in state:
-        raise UsageError(f"`{file}` does not hold the weights of torch-fidelity's Inception", hint=f"its name is `{INCEPTION}`")
+        raise UsageError(
+            f"`{file}` does not hold the weights of torch-fidelity's Inception",
+            hint=f"its name is `{INCEPTION}`",
+        )
     return file, files.checksum(file)
 
 

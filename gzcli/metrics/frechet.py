@@ -1,4 +1,5 @@
-"""The Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv:1706.08500, eq. 6)."""
+"""The Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv:1706.08500, eq.
+6)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
     difference = f1.mean(0) - f2.mean(0)
     s1, s2 = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (f1, f2))
     # Σ₁Σ₂ has the eigenvalues of the symmetric Σ₁^½ Σ₂ Σ₁^½: real and, but for rounding, not negative,
-    # so the square root needs neither complex numbers nor an ε on the diagonal where the covariances are singular.
+    # so the square root needs neither complex numbers nor an ε on the diagonal where the covariances are
+    # singular.
     values, vectors = np.linalg.eigh(s1)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root).clip(0)).sum()

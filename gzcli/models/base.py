@@ -13,7 +13,8 @@ from gzcli.types import Batch, DataInfo, Noise, Progress
 
 @dataclass
 class Phase:
-    """One optimizer's update; phases run in the listed order, at steps where (step + 1) % every == 0, from `start` on."""
+    """One optimizer's update; phases run in the listed order, at steps where (step + 1) % every == 0, from
+    `start` on."""
 
     name: str
     params: Iterable[nn.Parameter] | list[dict[str, Any]]  # or groups with weight_decay / lr_scale
@@ -38,15 +39,20 @@ class Model(nn.Module):
     """Base of every model. Its typed keyword-only `__init__` IS its recipe's schema.
 
     Optional methods are capabilities; defining one is what `gz list --can` shows:
-      log_prob(x, labels=None, *, noise)   [B] nats of the discrete image; with the class attribute `likelihood`
+      log_prob(x, labels=None, *, noise)   [B] nats of the discrete image; with the class attribute
+      `likelihood`
       score_<name>(x, *, noise, …)         [B], higher = more out-of-distribution
       fit_<name>(batches)                  in-distribution statistics that a score needs
       measure(batches)                     {name: figure} of its own on held-out images, shown by `gz bench`
-      prepare(batch)                       {key: rows}, made once of every training image, in `batch.extra` from then on
-      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit    applications, called by
-                                           `--do`: (x, *, noise, progress, …) → `Applied`; some may be told `labels`, a
+      prepare(batch)                       {key: rows}, made once of every training image, in `batch.extra`
+      from then on
+      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit    applications,
+      called by
+                                           `--do`: (x, *, noise, progress, …) → `Applied`; some may be told
+                                           `labels`, a
                                            `mask`, or y, the labels of x where the set has them
-      sources(n, *, noise, …)              [n, C, H, W] that `sample` makes its images of, given the same noise
+      sources(n, *, noise, …)              [n, C, H, W] that `sample` makes its images of, given the same
+      noise
       to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
       to_diffusers()                       a pipeline of diffusers with the same weights, for `gz runs export`
       on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too
@@ -56,12 +62,18 @@ class Model(nn.Module):
 
     paper: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
-    labels_for: ClassVar[tuple[str, ...]] = ()  # applications that may be told labels though the model is not conditional
+    labels_for: ClassVar[
+        tuple[str, ...]
+    ] = ()  # applications that may be told labels though the model is not conditional
     likelihood: ClassVar[str | None] = None  # "exact" | "bound" | "ode": what log_prob is
-    latents: ClassVar[bool] = False  # whether it can live on latents (`data.latent`), which have no grey levels
+    latents: ClassVar[bool] = (
+        False  # whether it can live on latents (`data.latent`), which have no grey levels
+    )
     conditional: bool = False  # an instance's own, where it was built to take labels
     warnings: tuple[str, ...] = ()  # what `on_start` has to say to whoever trains it
-    best: ClassVar[str] = "auto"  # the best checkpoint is by "bpd" | "fd" | "loss"; auto = bpd where log_prob is cheap
+    best: ClassVar[str] = (
+        "auto"  # the best checkpoint is by "bpd" | "fd" | "loss"; auto = bpd where log_prob is cheap
+    )
 
     def __init__(self, data: DataInfo):
         super().__init__()
@@ -75,17 +87,20 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1]; `labels` [n] int64 or [n, K]; None when conditional means i % K."""
+        """n images [n, C, H, W] in [-1, 1]; `labels` [n] int64 or [n, K]; None when conditional means i %
+        K."""
         raise NotImplementedError
 
     def on_start(self, batch: Batch) -> None:
-        """Before the first step, with its batch; for data-dependent initialisation. Must be idempotent (resume)."""
+        """Before the first step, with its batch; for data-dependent initialisation. Must be idempotent
+        (resume)."""
 
     def on_step(self, step: int) -> None:
         """After step `step`; for annealing that is a function of the step. Called after a resume too."""
 
     def attach(self, name: str, module: nn.Module) -> None:
-        """Hold a frozen helper: moved with the model, in eval mode, outside parameters, state dict, EMA and DDP."""
+        """Hold a frozen helper: moved with the model, in eval mode, outside parameters, state dict, EMA and
+        DDP."""
         module.eval().requires_grad_(False)
         self.__dict__.setdefault("attached", {})[name] = module
         self.__dict__[name] = module  # past nn.Module.__setattr__, which would register it

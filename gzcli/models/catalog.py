@@ -1,7 +1,10 @@
-"""What each model is and can do, read from its file with `ast`, so that neither listing nor resolving imports torch.
+"""What each model is and can do, read from its file with `ast`, so that neither listing nor resolving imports
+torch.
 
-A model file is `models/<family>/<name>.py` and holds a class deriving from `Model`, directly or not, that names its
-`paper`; files that only help (nets, layers, samplers) hold none. There is no registry: the folder is the registry.
+A model file is `models/<family>/<name>.py` and holds a class deriving from `Model`, directly or not, that
+names its
+`paper`; files that only help (nets, layers, samplers) hold none. There is no registry: the folder is the
+registry.
 """
 
 from __future__ import annotations
@@ -20,7 +23,16 @@ from gzcli.models.sources import ROOT, Class, annotation_of, classes_of, lineage
 if TYPE_CHECKING:
     from gzcli.models.base import Model
 
-APPLICATIONS = ("reconstruct", "interpolate", "traverse", "translate", "inpaint", "upscale", "complete", "edit")
+APPLICATIONS = (
+    "reconstruct",
+    "interpolate",
+    "traverse",
+    "translate",
+    "inpaint",
+    "upscale",
+    "complete",
+    "edit",
+)
 
 LIKELIHOOD_SCORES = ("nll", "typicality", "complexity", "ratio", "gradnorm", "ensemble")
 
@@ -33,7 +45,8 @@ _PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter of a signature: `annotation` is its source text; `default` is None where one is `required`."""
+    """A parameter of a signature: `annotation` is its source text; `default` is None where one is
+    `required`."""
 
     name: str
     annotation: str
@@ -56,7 +69,9 @@ class ModelCard:
     best: str
     latents: bool  # whether it can live on latents
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
-    stages: tuple[str, ...]  # what it is given beside them: the names of earlier stages of the recipe, trained models
+    stages: tuple[
+        str, ...
+    ]  # what it is given beside them: the names of earlier stages of the recipe, trained models
     sample: dict[str, Param]  # options of `sample`
     inputs: tuple[str, ...]  # pictures that `sample` may be given beside them: "control", "before"
     scores: dict[str, dict[str, Param]]  # score → options of `score_<name>` and `fit_<name>`
@@ -87,8 +102,8 @@ def card(name: str) -> ModelCard:
 
 
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
-    """The out-of-distribution scores that the engine makes of a model's `log_prob` or, but for the one that compares it with
-    a code of the pixels, of its `score_nll`."""
+    """The out-of-distribution scores that the engine makes of a model's `log_prob` or, but for the one that
+    compares it with a code of the pixels, of its `score_nll`."""
     if log_prob:
         return LIKELIHOOD_SCORES
     return tuple(score for score in LIKELIHOOD_SCORES if score != "complexity") if "nll" in own else ()
@@ -103,9 +118,11 @@ def load(name: str) -> type[Model]:
 
 
 def memory_plan(model: ModelCard, tree: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """What a training run of the recipe `tree` takes of a device's memory: (what, bytes), the sum last; [] where nobody says.
+    """What a training run of the recipe `tree` takes of a device's memory: (what, bytes), the sum last; []
+    where nobody says.
 
-    A family that can tell, without torch, has a `plan.py` with a function of this name. Raises what that raises.
+    A family that can tell, without torch, has a `plan.py` with a function of this name. Raises what that
+    raises.
     """
     import importlib
 
@@ -143,7 +160,9 @@ def _phase_name(call: ast.Call) -> str | None:
 
 def _files() -> list[Path]:
     """The files that may hold a model."""
-    return sorted(path for path in ROOT.glob("*/*.py") if path.parent.name != "nn" and path.stem != "__init__")
+    return sorted(
+        path for path in ROOT.glob("*/*.py") if path.parent.name != "nn" and path.stem != "__init__"
+    )
 
 
 @cache
@@ -170,8 +189,17 @@ def _read_card(path: Path) -> ModelCard | None:
     do = {name: options(name) for name in APPLICATIONS if name in methods}
     scores = {name: options(f"fit_{name}") | options(f"score_{name}") for name in named("score_")}
     drawn_by = options("sample")
-    can = {"sample": True, "conditional": "conditional" in init, "prompt": "prompt" in drawn_by, "log_prob": "log_prob" in methods}
-    can |= {"ood": bool(scores) or can["log_prob"], "latent": "to_latent" in methods, "export": "to_diffusers" in methods}
+    can = {
+        "sample": True,
+        "conditional": "conditional" in init,
+        "prompt": "prompt" in drawn_by,
+        "log_prob": "log_prob" in methods,
+    }
+    can |= {
+        "ood": bool(scores) or can["log_prob"],
+        "latent": "to_latent" in methods,
+        "export": "to_diffusers" in methods,
+    }
     return ModelCard(
         name=path.stem,
         family=path.parent.name,
@@ -186,7 +214,9 @@ def _read_card(path: Path) -> ModelCard | None:
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
         sample=drawn_by,
-        inputs=tuple(name for name, p in params("sample").items() if name not in _GIVEN and "Tensor" in _words(p)),
+        inputs=tuple(
+            name for name, p in params("sample").items() if name not in _GIVEN and "Tensor" in _words(p)
+        ),
         scores=scores,
         fits=tuple(named("fit_")),
         do=do,
@@ -198,7 +228,8 @@ def _read_card(path: Path) -> ModelCard | None:
 
 
 def _model_class(path: Path) -> list[Class] | None:
-    """The lineage of the file's model class: the one named like the file if several qualify, else the last."""
+    """The lineage of the file's model class: the one named like the file if several qualify, else the
+    last."""
     if not _PAPER.search(text_of(path)):
         return None  # helpers are told so, without the cost of parsing them
     found = []
@@ -214,7 +245,10 @@ def _params(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
     a = function.args
     positional = [*a.posonlyargs, *a.args]
     defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
-    for arg, default in [*zip(positional, defaults, strict=True), *zip(a.kwonlyargs, a.kw_defaults, strict=True)]:
+    for arg, default in [
+        *zip(positional, defaults, strict=True),
+        *zip(a.kwonlyargs, a.kw_defaults, strict=True),
+    ]:
         value = None if default is None or arg.arg in _GIVEN else _value(default, path)
         yield Param(arg.arg, annotation_of(arg.annotation, path), value, default is None)
 
@@ -224,7 +258,9 @@ def _value(node: ast.expr, path: Path) -> Any:
         return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
     except ValueError:
         where = f"{path}:{node.lineno}:{node.col_offset + 1}"
-        raise ValueError(f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it") from None
+        raise ValueError(
+            f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it"
+        ) from None
 
 
 def _is_input(param: Param) -> bool:

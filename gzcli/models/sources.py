@@ -1,4 +1,5 @@
-"""Classes of gzcli.models as their files write them, with bases and types over several files. No file is imported."""
+"""Classes of gzcli.models as their files write them, with bases and types over several files. No file is
+imported."""
 
 from __future__ import annotations
 
@@ -10,7 +11,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 
-_BUILTIN = {"int", "float", "bool", "str", "None", "Any", "Literal", "tuple", "list", "Tensor", "Noise", "Progress"}
+_BUILTIN = {
+    "int",
+    "float",
+    "bool",
+    "str",
+    "None",
+    "Any",
+    "Literal",
+    "tuple",
+    "list",
+    "Tensor",
+    "Noise",
+    "Progress",
+}
 _DEF = re.compile(r"( *)def ")
 
 
@@ -163,7 +177,9 @@ def annotation_of(node: ast.expr | None, path: Path) -> str:
     if any(_alias(path, name) for name in names):
         return ast.unparse(_Written(path).visit(node))
     line = _lines(path)[node.lineno - 1]
-    if node.lineno == node.end_lineno and line.isascii():  # else the columns, which count bytes, would mislead
+    if (
+        node.lineno == node.end_lineno and line.isascii()
+    ):  # else the columns, which count bytes, would mislead
         return line[node.col_offset : node.end_col_offset]
     return ast.unparse(node)
 

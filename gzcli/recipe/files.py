@@ -49,13 +49,17 @@ def find(what: str) -> Path:
         message = f"`{what}` is no model of its own: it is trained as the stage `{stage}` of `{recipe}`"
         raise UsageError(message, hint=hint)
     if canonical(what) not in shipped:
-        hint = did_you_mean(what, recipes()) or "`gz list models` shows the names; a recipe of yours is given as a path"
+        hint = (
+            did_you_mean(what, recipes())
+            or "`gz list models` shows the names; a recipe of yours is given as a path"
+        )
         raise UsageError(f"there is no model `{what}`", hint=hint)
     return shipped[canonical(what)]
 
 
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
-    """The recipe's files, first what it extends, last itself. Raises UsageError where one is not there or not YAML."""
+    """The recipe's files, first what it extends, last itself. Raises UsageError where one is not there or not
+    YAML."""
     chain: list[RecipeFile] = []
     problems: list[Problem] = []
     path = find(what)
@@ -74,7 +78,9 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
         if isinstance(sections, dict):
             file.sections = sections
         else:
-            problems.append(Problem(document.where(("for",)), "`for` must hold data sets, as `for: {mnist: {…}}`"))
+            problems.append(
+                Problem(document.where(("for",)), "`for` must hold data sets, as `for: {mnist: {…}}`")
+            )
         base = tree.get("extends")
         if base is None:
             return chain, problems

@@ -40,7 +40,8 @@ def _head(node: ast.expr) -> str:
 
 
 def convert(node: ast.expr, value: Any) -> tuple[bool, Any]:
-    """Whether the value is of the type, and the value in it: a list for a tuple, a float for a whole number."""
+    """Whether the value is of the type, and the value in it: a list for a tuple, a float for a whole
+    number."""
     for option in _alternatives(node):
         ok, converted = _convert_one(option, value)
         if ok:
@@ -128,7 +129,9 @@ def words(node: ast.expr) -> str:
             items = _item_kinds(option, 1)
             count = f"{len(items)} " if kind == "tuple" and len(items) > 1 else ""
             choices = ", ".join(f"`{choice}`" for choice in _choices(items[0]))
-            found.append(f"a list out of {choices}" if choices else f"a list of {count}{_MANY[_head(items[0])]}")
+            found.append(
+                f"a list out of {choices}" if choices else f"a list of {count}{_MANY[_head(items[0])]}"
+            )
         else:
             found.append(_ONE.get(kind, kind))
     return " or ".join([", ".join(found[:-1]), found[-1]] if found[:-1] else found)

@@ -23,8 +23,8 @@ _TYPED = {
 class Layer:
     """A part of a recipe: of a file, of its section for a data set (`inside`), or of the command line.
 
-    `where(path, value)` is the place of a key or its value for messages, `origin(path)` that which is shown; a layer
-    that does not apply is for another data set. `source`: "shipped" (a recipe of gz's own), "file" or
+    `where(path, value)` is the place of a key or its value for messages, `origin(path)` that which is shown;
+    a layer that does not apply is for another data set. `source`: "shipped" (a recipe of gz's own), "file" or
     "typed".
     """
 
@@ -36,18 +36,27 @@ class Layer:
     source: str = "typed"
 
 
-def lay(tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], of: Callable[[Key], str], at: Key = ()) -> None:
-    """Lays a part over the tree, key by key, noting the origins. What may change the model takes its parameter count away."""
+def lay(
+    tree: dict[str, Any],
+    part: Mapping[str, Any],
+    origin: dict[str, str],
+    of: Callable[[Key], str],
+    at: Key = (),
+) -> None:
+    """Lays a part over the tree, key by key, noting the origins. What may change the model takes its
+    parameter count away."""
     if not at and changes_model(part):
         tree["params"] = None
     _lay(tree, part, origin, of, at)
 
 
 def without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
-    """The layer's tree without what only the command line may say, as it decides what is started and whom it trusts.
+    """The layer's tree without what only the command line may say, as it decides what is started and whom it
+    trusts.
 
-    A recipe or a run from elsewhere must start nothing: `launch.extra`, once a key, could name another program, and
-    processes that meet at an address take whatever is sent from there. Adds what is given nevertheless to `problems`.
+    A recipe or a run from elsewhere must start nothing: `launch.extra`, once a key, could name another
+    program, and processes that meet at an address take whatever is sent from there. Adds what is given
+    nevertheless to `problems`.
     """
     launch = layer.tree.get("launch")
     banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
@@ -73,7 +82,9 @@ def changes_model(part: Mapping[str, Any]) -> bool:
     return bool(set(part.get("model", {})) - {"name"} or {"size", "channels"} & set(part.get("data", {})))
 
 
-def _lay(tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], of: Callable[[Key], str], at: Key) -> None:
+def _lay(
+    tree: dict[str, Any], part: Mapping[str, Any], origin: dict[str, str], of: Callable[[Key], str], at: Key
+) -> None:
     for key, value in part.items():
         here = (*at, key)
         if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
 """YAML as recipes mean it: the core schema of YAML 1.2.2 (§10.3), with the place of every key and value.
 
-PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is false, `010` is 8, `12:30` is 750 and the last of two equal
-keys wins in silence. Here `1e-4` is a float, `no` and `12:30` are strings, `010` is 10, and equal keys are a mistake.
-Aliases, merge keys and tags are refused: a recipe is read from top to bottom.
+PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is false, `010` is 8, `12:30` is 750 and the last of
+two equal keys wins in silence. Here `1e-4` is a float, `no` and `12:30` are strings, `010` is 10, and equal
+keys are a mistake. Aliases, merge keys and tags are refused: a recipe is read from top to bottom.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Document:
 
 
 def read_text(text: str, name: str) -> Document:
-    """Parses one YAML document; `name` is the file's in messages. Mistakes of content are collected in `problems`.
+    """Parses one YAML document; `name` is the file's in messages. Mistakes of content are collected in
+    `problems`.
 
     Raises UsageError with `file:line:column` where the text is not YAML.
     """
@@ -164,8 +165,13 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """libyaml's parser where PyYAML was built with it: ten times as fast, the same nodes and marks."""
 
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:
-        """Plain scalars get a tag of their own: `scalar` decides what they are, and an explicit `!!str` is kept."""
-        return f"{_TAG}plain" if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, implicit)
+        """Plain scalars get a tag of their own: `scalar` decides what they are, and an explicit `!!str` is
+        kept."""
+        return (
+            f"{_TAG}plain"
+            if kind is yaml.ScalarNode and implicit[0]
+            else super().resolve(kind, value, implicit)
+        )
 
 
 class _Reader:
@@ -176,13 +182,16 @@ class _Reader:
         self.seen: set[int] = set()
 
     def read(self, node: yaml.Node, path: Key) -> Any:
-        # An alias composes to the very node of its anchor; refusing it also stops loops and exponential growth.
+        # An alias composes to the very node of its anchor; refusing it also stops loops and exponential
+        # growth.
         if id(node) in self.seen:
             return self._problem(self.document.mark(path), "aliases are not supported", "write the value out")
         self.seen.add(id(node))
         self.document.values[path] = mark = _mark(node)
         if node.tag.removeprefix(_TAG) not in ("map", "seq", "str", "plain"):
-            return self._problem(mark, f"the tag `{node.tag.replace(_TAG, '!!')}` is not supported", "leave it out")
+            return self._problem(
+                mark, f"the tag `{node.tag.replace(_TAG, '!!')}` is not supported", "leave it out"
+            )
         if isinstance(node, yaml.MappingNode):
             return self._map(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -201,7 +210,9 @@ class _Reader:
                 self._problem(mark, "merge keys are not supported", "write the values out")
             elif key in found:
                 first = self.document.keys[(*path, key)].line
-                self._problem(mark, f"the key `{key}` stands in line {first} already", "leave one of them out")
+                self._problem(
+                    mark, f"the key `{key}` stands in line {first} already", "leave one of them out"
+                )
             else:
                 self.document.keys[(*path, key)] = mark
                 found[key] = self.read(value_node, (*path, key))
@@ -216,7 +227,9 @@ class _Reader:
         return scalar(text)
 
     def _problem(self, mark: Mark, message: str, hint: str | None = None) -> object:
-        self.document.problems.append(Problem(f"{self.document.name}:{mark.line}:{mark.column}", message, hint))
+        self.document.problems.append(
+            Problem(f"{self.document.name}:{mark.line}:{mark.column}", message, hint)
+        )
         return WRONG
 
 
@@ -230,9 +243,12 @@ _WORDS = {
     r"found a tab character.*": TAB,
     r"found character (that|'.' that) cannot start any token": "a value cannot begin with this sign",
     r"mapping values are not allowed.*": "a colon where none may stand",
-    r"did not find expected ',' or '\]'|expected ',' or '\]'.*": "a list that is not closed: `]` or `,` is missing",
-    r"did not find expected ',' or '\}'|expected ',' or '\}'.*": "a map that is not closed: `}` or `,` is missing",
-    r"did not find expected key|expected <block end>.*": "a line that is indented otherwise than those around it",
+    r"did not find expected ',' or '\]'|expected ',' or "
+    r"'\]'.*": "a list that is not closed: `]` or `,` is missing",
+    r"did not find expected ',' or '\}'|expected ',' or "
+    r"'\}'.*": "a map that is not closed: `}` or `,` is missing",
+    r"did not find expected key|expected <block "
+    r"end>.*": "a line that is indented otherwise than those around it",
     r"did not find expected '-' indicator": "an item of a list without its `-`",
     r"(could|did) not find expected ':'": "a key without its colon",
     r"found unexpected end of stream": "a quote that is not closed",
@@ -240,7 +256,8 @@ _WORDS = {
     r"did not find expected node content|expected the node content.*": "a value is missing",
     r"found undefined alias.*": "an alias, `*`, of nothing",
     r"(but )?found another document": "a second document",
-    r"did not find expected <document start>|expected .<document start>.*": "something behind the end of the recipe",
+    r"did not find expected <document start>|expected .<document "
+    r"start>.*": "something behind the end of the recipe",
     r"found unknown escape character.*": "a `\\` that means nothing between double quotes",
     r"did not find expected alphabetic or numeric character.*": "a name is missing behind `*`, `&` or `!`",
 }

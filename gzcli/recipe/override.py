@@ -28,7 +28,8 @@ class Override:
 
 
 def parse_set(text: str) -> tuple[Override | None, list[Problem]]:
-    """`train.steps=100` as a part of a recipe; the value is YAML 1.2, in which `no` is a word and `1e-4` a number."""
+    """`train.steps=100` as a part of a recipe; the value is YAML 1.2, in which `no` is a word and `1e-4` a
+    number."""
     name, equals, value = text.partition("=")
     keys, where = tuple(part.strip() for part in name.split(".")), f"`--set {text}`"
     if not equals or not all(keys):

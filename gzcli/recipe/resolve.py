@@ -1,8 +1,8 @@
 """A recipe as it will run: every key of every section, and where each value comes from.
 
-Order, the later wins: defaults of the signatures and sections < the recipe < its `for.<data>` < the user's own recipe
-that `extends` it < its own `for.<data>` < flags < `--set`. Of a recipe in stages each layer gives a stage what all stages
-share, then what is its own.
+Order, the later wins: defaults of the signatures and sections < the recipe < its `for.<data>` < the user's
+own recipe that `extends` it < its own `for.<data>` < flags < `--set`. Of a recipe in stages each layer gives
+a stage what all stages share, then what is its own.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ __all__ = ["Recipe", "check", "check_data", "dump", "read", "recipes", "resolve"
 
 @dataclass
 class Recipe:
-    """A resolved recipe. `tree` has every key of every section; `origin` says where the value of a dotted key is from:
+    """A resolved recipe. `tree` has every key of every section; `origin` says where the value of a dotted key
+    is from:
 
     "default" | "recipes/glow.yaml:9" | "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set"
 
-    A recipe in stages has `tree["stages"]`, an ordered map name → the stage's own sections, or the run to be used instead;
+    A recipe in stages has `tree["stages"]`, an ordered map name → the stage's own sections, or the run to be
+    used instead;
     `card` is the model that the run is called after, `cards` those of the stages; `whole`: what the files
     call done.
     """
@@ -83,11 +85,15 @@ def check(path: str | Path) -> list[str]:
 
 
 def check_data(
-    tree: Mapping[str, Any], card: ModelCard, classes: tuple[str, ...] | int, name: str, extras: Collection[str] = ()
+    tree: Mapping[str, Any],
+    card: ModelCard,
+    classes: tuple[str, ...] | int,
+    name: str,
+    extras: Collection[str] = (),
 ) -> None:
-    """Raises UsageError where the model needs labels and the set has none (`classes` are names, or how many), or where it
-    needs two domains and the set has not two classes, or a caption or further picture that is not among the `extras` which
-    come with each image; naming sets that have it."""
+    """Raises UsageError where the model needs labels and the set has none (`classes` are names, or how many),
+    or where it needs two domains and the set has not two classes, or a caption or further picture that is not
+    among the `extras` which come with each image; naming sets that have it."""
     from gzcli.data.conditions import EXTRAS, in_words
     from gzcli.data.sets import SPECS
 
@@ -100,10 +106,15 @@ def check_data(
     if "b" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
         hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
-        raise UsageError(f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes", hint=hint)
+        raise UsageError(
+            f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes", hint=hint
+        )
     if tree["data"].get("latent") and not card.latents:
         able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.latents)
-        raise UsageError(f"`{card.name}` models grey levels, so it cannot live on latents", hint=f"`data.latent` works with {able}")
+        raise UsageError(
+            f"`{card.name}` models grey levels, so it cannot live on latents",
+            hint=f"`data.latent` works with {able}",
+        )
     conditional = tree["model"].get("conditional") is True
     if classes or not (conditional or "labels" in card.needs):
         return
@@ -137,7 +148,9 @@ def _given(override: Override) -> Layer:
     return Layer(override.tree, lambda path, value: override.where, lambda path: override.origin)
 
 
-def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+def _resolve(
+    what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]
+) -> tuple[Recipe | None, list[Problem]]:
     chain, problems = read_chain(what)
     typed = [_given(override) for override in flags_of({"data.name": data, **flags})]
     for text in sets:
@@ -155,7 +168,10 @@ def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[st
     else:
         card, reused = stages.called_after(cards), stages.reused_runs(layers)
         rules = schema.staged(cards)
-        layers = [replace(layer, tree=tree) for layer, tree in zip(layers, stages.fitting(layers, rules, cards), strict=True)]
+        layers = [
+            replace(layer, tree=tree)
+            for layer, tree in zip(layers, stages.fitting(layers, rules, cards), strict=True)
+        ]
 
     applied = []
     for layer in layers:
@@ -172,11 +188,17 @@ def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[st
     if not cards:
         if canonical(tree["model"]["name"]) != canonical(card.name):
             other = tree["model"]["name"]
-            problems.append(Problem(f"`{origin['model.name']}`", f"this is a recipe of `{card.name}`", f"gz train {other}"))
+            problems.append(
+                Problem(
+                    f"`{origin['model.name']}`", f"this is a recipe of `{card.name}`", f"gz train {other}"
+                )
+            )
         tree["model"]["name"] = card.name
     tree["data"]["name"] = _spelling(name)
     if not problems:
-        problems += [Problem(chain[-1].label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
+        problems += [
+            Problem(chain[-1].label, f"`{key}` must be given") for key in schema.missing(tree, rules)
+        ]
     if spec := _spec(name):
         for part in stages.trees(tree).values() if cards else [tree]:
             try:
@@ -188,12 +210,17 @@ def _resolve(what: str, data: str | None, sets: Iterable[str], flags: Mapping[st
 
 
 def _layers(file: RecipeFile, data: str) -> list[Layer]:
-    """A file's own values, then its sections of `for`, of which those of another data set are only checked."""
-    sections = [_layer(file, section, applies=canonical(section) == canonical(data)) for section in file.sections]
+    """A file's own values, then its sections of `for`, of which those of another data set are only
+    checked."""
+    sections = [
+        _layer(file, section, applies=canonical(section) == canonical(data)) for section in file.sections
+    ]
     return [_layer(file), *sections]
 
 
-def compose(layers: Iterable[Layer], rules: schema.Rules, card: ModelCard) -> tuple[dict[str, Any], dict[str, str]]:
+def compose(
+    layers: Iterable[Layer], rules: schema.Rules, card: ModelCard
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The tree of defaults and layers, and the origin of each value."""
     tree = schema.defaults(rules)
     tree["model"] = {"name": card.name, **tree["model"]}
@@ -239,7 +266,9 @@ def _data_name(trees: Iterable[Mapping[str, Any]]) -> str:
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
     """The layer with its values converted and what is wrong with it left out and told."""
     if not isinstance(layer.tree, Mapping):
-        problems.append(Problem(layer.where((), True), "a section of `for` must hold what changes, as `{train: {…}}`"))
+        problems.append(
+            Problem(layer.where((), True), "a section of `for` must hold what changes, as `{train: {…}}`")
+        )
         return replace(layer, tree={})
     tree, wrong = schema.check(without_meeting(layer, problems), rules, layer.where)
     problems += wrong
@@ -262,8 +291,8 @@ def _spec(name: str) -> DataSpec | None:
 
 
 def _unknown_set(name: str, layers: Iterable[Layer], sections: Collection[str]) -> list[Problem]:
-    """What is wrong with the name of the data set, where it stands. A path, and a name that a recipe has settings `for`, may
-    be there by the time it is needed."""
+    """What is wrong with the name of the data set, where it stands. A path, and a name that a recipe has
+    settings `for`, may be there by the time it is needed."""
     from gzcli.data.library import locate
 
     try:
@@ -284,11 +313,16 @@ def _spelling(name: str) -> str:
 
 
 def _misspelt_set(name: str) -> tuple[str, str] | None:
-    """A name that is all but that of a data set: its section would never apply. Names of sets yet to come may stand."""
+    """A name that is all but that of a data set: its section would never apply. Names of sets yet to come may
+    stand."""
     import difflib
 
     from gzcli.data.library import names
 
     known = {canonical(known): known for known in names()}
-    near = [] if canonical(name) in known else difflib.get_close_matches(canonical(name), known, n=1, cutoff=0.75)
+    near = (
+        []
+        if canonical(name) in known
+        else difflib.get_close_matches(canonical(name), known, n=1, cutoff=0.75)
+    )
     return (f"there is no data set `{name}`", f"did you mean `{known[near[0]]}`?") if near else None

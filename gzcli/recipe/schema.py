@@ -1,7 +1,7 @@
 """What a recipe may hold: closed sections of closed keys; those of a model are read from its signatures.
 
-A schema is a tree of `Rule`s in the shape of a recipe. Annotations are written as in a signature, so that `train.steps`
-and a model's own hyperparameter are checked by the same few lines.
+A schema is a tree of `Rule`s in the shape of a recipe. Annotations are written as in a signature, so that
+`train.steps` and a model's own hyperparameter are checked by the same few lines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ DATA: Rules = {
     "channels": Rule("Literal[1, 3] | None"),
     "levels": Rule("int | None", None, "2 … 256"),
     "latent": Rule("str | None"),  # a run or an AutoencoderKL
-    "latent_draw": Rule("Literal['mode', 'sample']", "mode"),  # of an AutoencoderKL's posterior, for training images
+    "latent_draw": Rule(
+        "Literal['mode', 'sample']", "mode"
+    ),  # of an AutoencoderKL's posterior, for training images
     "augment": Rule("list[str]", ()),
     "n": Rule("int | None", None, "1 or more"),
 }
@@ -92,7 +94,8 @@ LAUNCH: Rules = {
 
 
 def schema(card: ModelCard | None) -> Rules:
-    """The rules of a recipe of this model, sections in order; without a card, a model's own keys are not checked."""
+    """The rules of a recipe of this model, sections in order; without a card, a model's own keys are not
+    checked."""
     return {
         "about": Rule("str", ""),
         "seed": Rule("int", 0, "0 or more"),
@@ -107,20 +110,28 @@ def schema(card: ModelCard | None) -> Rules:
 
 
 def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
-    """The rules of a recipe in stages: what is shared at the top, what is a stage's own, over it, below `stages`.
+    """The rules of a recipe in stages: what is shared at the top, what is a stage's own, over it, below
+    `stages`.
 
     The two have the same keys but for those of the models; a stage cannot have another data set.
     """
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
     stages: Rules = {
-        name: _given_only({"model": {}, "data": own_data, "train": TRAIN, **_of_model(card), "params": PARAMS})
+        name: _given_only(
+            {"model": {}, "data": own_data, "train": TRAIN, **_of_model(card), "params": PARAMS}
+        )
         for name, card in cards.items()
     }
     shared = _given_only({"train": TRAIN, "optim": OPTIM})
     return {
-        "about": Rule("str", ""), "seed": Rule("int", 0, "0 or more"), "data": DATA, **shared, "stages": stages, "bench": BENCH,
+        "about": Rule("str", ""),
+        "seed": Rule("int", 0, "0 or more"),
+        "data": DATA,
+        **shared,
+        "stages": stages,
+        "bench": BENCH,
         "launch": LAUNCH,
-    }  # fmt: skip
+    }
 
 
 def _of_model(card: ModelCard | None) -> Rules:
@@ -128,7 +139,12 @@ def _of_model(card: ModelCard | None) -> Rules:
     part = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
     own: dict[str, Rules]
     if card is None:
-        own = {"model": {ANY: Rule("")}, "sample": {ANY: Rule("")}, "ood": {ANY: Rule("")}, "phases": {ANY: part}}
+        own = {
+            "model": {ANY: Rule("")},
+            "sample": {ANY: Rule("")},
+            "ood": {ANY: Rule("")},
+            "phases": {ANY: part},
+        }
     else:
         names = phases(card)
         own = {
@@ -152,7 +168,9 @@ def _of_model(card: ModelCard | None) -> Rules:
 
 def _given_only(rules: Rules) -> Rules:
     """The same rules without defaults: what is not given is left out."""
-    return {k: _given_only(r) if isinstance(r, dict) else replace(r, default=ABSENT) for k, r in rules.items()}
+    return {
+        k: _given_only(r) if isinstance(r, dict) else replace(r, default=ABSENT) for k, r in rules.items()
+    }
 
 
 def _rules(params: Mapping[str, Param]) -> Rules:
@@ -166,7 +184,8 @@ def score_options(card: ModelCard) -> Rules:
 
 
 def _shared(signatures: Iterable[Mapping[str, Param]]) -> Rules:
-    """The keywords of all scores: a key goes to every score that takes it; defaults that differ are left to each."""
+    """The keywords of all scores: a key goes to every score that takes it; defaults that differ are left to
+    each."""
     rules: Rules = {}
     for options in signatures:
         for name, rule in _rules(options).items():
@@ -181,7 +200,8 @@ def _scores(card: ModelCard | None) -> str:
 
 
 def score_names(card: ModelCard) -> list[str]:
-    """The scores that can be asked for: the model's own, and those that the engine makes of its likelihood."""
+    """The scores that can be asked for: the model's own, and those that the engine makes of its
+    likelihood."""
     made = likelihood_scores(log_prob="log_prob" in card.can, own=card.scores)
     return list(dict.fromkeys((*card.scores, *made)))
 
@@ -200,8 +220,11 @@ def defaults(rules: Rules) -> dict[str, Any]:
     return tree
 
 
-def check(fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]) -> tuple[dict[str, Any], list[Problem]]:
-    """A part of a recipe with its values converted (an int for a float), and everything that is wrong with it.
+def check(
+    fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """A part of a recipe with its values converted (an int for a float), and everything that is wrong with
+    it.
 
     `where(path, value)` is the place of a key or, with `value`, of its value.
     """
@@ -221,7 +244,11 @@ def check(fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool]
                 if holds_keys:
                     clean[key] = walk(value or {}, rule, here)
                 else:
-                    hint = f"did you mean `{'.'.join(here)}.name`?" if "name" in rule and len(here) == 1 else None
+                    hint = (
+                        f"did you mean `{'.'.join(here)}.name`?"
+                        if "name" in rule and len(here) == 1
+                        else None
+                    )
                     message = f"`{'.'.join(here)}` must hold keys, not {shown(value)}"
                     problems.append(Problem(where(here, True), message, hint or f"its keys: {_list(rule)}"))
             elif key in rules:
@@ -243,7 +270,8 @@ def check(fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool]
 
 
 def check_value(value: Any, annotation: str, name: str) -> Any:
-    """A value of the command line in the type of `annotation`; `1,2` may stand for a list. Raises UsageError."""
+    """A value of the command line in the type of `annotation`; `1,2` may stand for a list. Raises
+    UsageError."""
     node = parse(annotation)
     ok, converted = convert(node, value)
     if not ok and isinstance(value, str):
@@ -258,8 +286,14 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
     known = {canonical(score): score for score in score_names(card)}
     for name in names:
         if canonical(name) not in known:
-            every = f"it has: {', '.join(known.values())}" if known else "`gz list models --can ood` shows models that have"
-            raise UsageError(f"`{card.name}` has no score `{name}`", hint=did_you_mean(name, known.values()) or every)
+            every = (
+                f"it has: {', '.join(known.values())}"
+                if known
+                else "`gz list models --can ood` shows models that have"
+            )
+            raise UsageError(
+                f"`{card.name}` has no score `{name}`", hint=did_you_mean(name, known.values()) or every
+            )
     return [known[canonical(name)] for name in names]
 
 
@@ -267,7 +301,11 @@ def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
     """The models' hyperparameters without a default that the recipe does not give."""
     if "stages" in rules:
         given = {name: part for name, part in tree["stages"].items() if isinstance(part, Mapping)}
-        return [f"stages.{name}.{key}" for name, part in given.items() for key in missing(part, rules["stages"][name])]
+        return [
+            f"stages.{name}.{key}"
+            for name, part in given.items()
+            for key in missing(part, rules["stages"][name])
+        ]
     return [f"model.{key}" for key in rules["model"] if key != ANY and key not in tree["model"]]
 
 
@@ -283,7 +321,9 @@ def _suggest(path: Key, rules: Rules, root: Rules) -> str:
     """The same key in another section, else the nearest key of this one, else the keys that there are."""
     key = canonical(path[-1])
     sections = {**root, **{f"stages.{name}": part for name, part in root.get("stages", {}).items()}}
-    elsewhere = [f"{name}.{k}" for name, part in sections.items() if isinstance(part, dict) for k in part if k == key]
+    elsewhere = [
+        f"{name}.{k}" for name, part in sections.items() if isinstance(part, dict) for k in part if k == key
+    ]
     known = [k for k in rules if k != ANY]
     if elsewhere and key not in map(canonical, known):
         return f"did you mean `{elsewhere[0]}`?"

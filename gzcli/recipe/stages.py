@@ -29,14 +29,20 @@ OF_MODEL = ("model", "sample", "ood")  # sections whose keys are the model's
 
 
 def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, ModelCard] | None:
-    """The model of each stage, in order; None of a recipe without stages. Adds what is wrong to `problems`."""
+    """The model of each stage, in order; None of a recipe without stages. Adds what is wrong to
+    `problems`."""
     names: dict[str, tuple[str, str]] = {}  # stage → its model's name, and where it stands
     staged = False
     for layer in layers:
         given = layer.tree.get("stages") if isinstance(layer.tree, Mapping) else None
         staged |= given is not None
         if given is not None and not isinstance(given, Mapping):
-            problems.append(Problem(layer.where(("stages",), True), "`stages` must hold stages, as `stages: {prior: {model: …}}`"))
+            problems.append(
+                Problem(
+                    layer.where(("stages",), True),
+                    "`stages` must hold stages, as `stages: {prior: {model: …}}`",
+                )
+            )
             continue
         for stage, part in (given or {}).items():
             if not is_name(stage):  # it is a folder of the run
@@ -66,14 +72,19 @@ def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, Mode
 
 
 def called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
-    """The model that a run in stages is called after: the last that has a recipe of its own, else the first."""
+    """The model that a run in stages is called after: the last that has a recipe of its own, else the
+    first."""
     shipped = {canonical(name) for name in recipe_names()}
-    return next((card for card in reversed(cards.values()) if card.name in shipped), next(iter(cards.values()), None))
+    return next(
+        (card for card in reversed(cards.values()) if card.name in shipped), next(iter(cards.values()), None)
+    )
 
 
-def fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> Iterator[dict[str, Any]]:
-    """The tree of each layer as far as it can be checked: without runs in place of stages and, where a later layer puts
-    another model into a stage, without the old one's keys that the new one has not."""
+def fitting(
+    layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]
+) -> Iterator[dict[str, Any]]:
+    """The tree of each layer as far as it can be checked: without runs in place of stages and, where a later
+    layer puts another model into a stage, without the old one's keys that the new one has not."""
     now: dict[str, str] = {}
     for layer in layers:
         parts = dict(_parts(layer))
@@ -85,14 +96,20 @@ def fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, Mo
                 if layer.applies:
                     now[stage] = name
                 if canonical(str(name)) != canonical(cards[stage].name):
-                    parts[stage] = {key: _known(key, value, rules["stages"][stage]) for key, value in part.items()}
+                    parts[stage] = {
+                        key: _known(key, value, rules["stages"][stage]) for key, value in part.items()
+                    }
         yield {**layer.tree, "stages": parts} if parts or "stages" in layer.tree else layer.tree
 
 
 def compose(
-    layers: list[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard], reused: Mapping[str, tuple[str, str]]
+    layers: list[Layer],
+    rules: schema.Rules,
+    cards: Mapping[str, ModelCard],
+    reused: Mapping[str, tuple[str, str]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree of defaults and layers, and the origin of each value; `reused` are the runs in place of stages."""
+    """The tree of defaults and layers, and the origin of each value; `reused` are the runs in place of
+    stages."""
     top = {key: rules[key] for key in ("about", "seed", "data", "bench", "launch")}
     tree = schema.defaults(top)
     origin = dict.fromkeys(dotted(tree), "default")
@@ -106,25 +123,41 @@ def compose(
             continue
         shown[stage], of = _stage(layers, stage, card)
         origin |= {f"stages.{stage}.{key}": value for key, value in of.items()}
-    return {"about": tree.pop("about"), "seed": tree.pop("seed"), "data": tree.pop("data"), "stages": shown, **tree}, origin
+    return {
+        "about": tree.pop("about"),
+        "seed": tree.pop("seed"),
+        "data": tree.pop("data"),
+        "stages": shown,
+        **tree,
+    }, origin
 
 
 def reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
     """The runs named in place of stages, each with the origin of its name."""
     return {
         stage: (part, layer.origin(("stages", stage)))
-        for layer in layers if layer.applies
-        for stage, part in _parts(layer).items() if isinstance(part, str)
-    }  # fmt: skip
+        for layer in layers
+        if layer.applies
+        for stage, part in _parts(layer).items()
+        if isinstance(part, str)
+    }
 
 
 def trees(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The recipe of each stage as if it were trained by itself; those that a run stands in for are left out."""
+    """The recipe of each stage as if it were trained by itself; those that a run stands in for are left
+    out."""
     whole = {}
     for stage, part in tree["stages"].items():
         if isinstance(part, Mapping):
             shared = {key: value for key, value in tree.items() if key != "stages"}
-            whole[stage] = {"about": "", "seed": 0, "model": {}, **shared, **part, "data": {**tree["data"], **part["data"]}}
+            whole[stage] = {
+                "about": "",
+                "seed": 0,
+                "model": {},
+                **shared,
+                **part,
+                "data": {**tree["data"], **part["data"]},
+            }
     return whole
 
 

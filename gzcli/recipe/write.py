@@ -12,12 +12,23 @@ from gzcli.recipe.load import scalar
 
 # Words that need no quotes in any place of any YAML: no sign, no colon, no comma, no bracket.
 _PLAIN = re.compile(r"[A-Za-z_/]([A-Za-z0-9_./+ -]*[A-Za-z0-9_./+-])?")
-_BOOL_1_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # in the specification, if not in PyYAML
+_BOOL_1_1 = {
+    "y",
+    "n",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "true",
+    "false",
+    "null",
+}  # in the specification, if not in PyYAML
 _RESOLVER_1_1 = yaml.resolver.Resolver()
 
 
 def dump(tree: Mapping[str, Any]) -> str:
-    """The tree in its own order: a block for each section, lists in one line. Every value reads back as it is."""
+    """The tree in its own order: a block for each section, lists in one line. Every value reads back as it
+    is."""
     return "".join(_lines(tree, ""))
 
 

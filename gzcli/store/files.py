@@ -65,9 +65,11 @@ def new_dir(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """An exclusive lock between processes, freed by the system when its holder dies. Yields whether it was got.
+    """An exclusive lock between processes, freed by the system when its holder dies. Yields whether it was
+    got.
 
-    With `wait` it waits for another holder (`on_wait` is called once first); without, it yields False at once.
+    With `wait` it waits for another holder (`on_wait` is called once first); without, it yields False at
+    once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = _holder(path)
@@ -134,7 +136,9 @@ def fsync(path: Path) -> None:
 
 def checksum(path: Path, kind: str = "sha256") -> str:
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, kind).hexdigest() if hasattr(hashlib, "file_digest") else _digest(f, kind)
+        return (
+            hashlib.file_digest(f, kind).hexdigest() if hasattr(hashlib, "file_digest") else _digest(f, kind)
+        )
 
 
 def _digest(f: Any, kind: str) -> str:  # Python 3.10

@@ -1,4 +1,5 @@
-"""Where things are kept: `GZ_HOME` holds everything if set, else the user's cache (data, weights) and data (runs) folders."""
+"""Where things are kept: `GZ_HOME` holds everything if set, else the user's cache (data, weights) and data
+(runs) folders."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Runs: a folder each, named `glow-celeba-20260131-142501-ab12`; found by id, alias, path, or model and data.
 
-A run in stages holds a run for each in `stages/<name>/`, called `vqgan-mnist-…/stages/tokenizer`; verbs talk to the last.
-A model's name means its newest finished run that was not cut short: see `choose`.
+A run in stages holds a run for each in `stages/<name>/`, called `vqgan-mnist-…/stages/tokenizer`; verbs talk
+to the last. A model's name means its newest finished run that was not cut short: see `choose`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
     if taken:
         raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
     if canonical(alias) in map(canonical, recipe_names()):  # or it would hide the model's recipe ever after
-        raise UsageError(f"the name `{alias}` is that of a model", hint=f"choose another `--name`, as `{alias}-1`")
+        raise UsageError(
+            f"the name `{alias}` is that of a model", hint=f"choose another `--name`, as `{alias}-1`"
+        )
     if not alias.replace("-", "").replace("_", "").replace(".", "").isalnum() or not alias[0].isalnum():
         message = f"`--name {alias}` may hold letters, digits, `-`, `_` and `.` only, a letter or digit first"
         raise UsageError(message)
@@ -75,7 +77,9 @@ def _is_run(folder: Path) -> bool:
 
 def _age(run: Run) -> tuple[int, float]:
     status = run.status()
-    return status.get("order") or 0, status.get("created") or 0.0  # those of before runs were counted are the oldest
+    return status.get("order") or 0, status.get(
+        "created"
+    ) or 0.0  # those of before runs were counted are the oldest
 
 
 def by_name(ref: str) -> Run | None:
@@ -85,7 +89,9 @@ def by_name(ref: str) -> Run | None:
         return Run(path.resolve())
     ref, below, stage = ref.partition(f"/{STAGES}/")
     runs = all_runs()
-    found = next((run for run in runs if ref == run.id), None) or next((run for run in runs if ref == run.alias), None)
+    found = next((run for run in runs if ref == run.id), None) or next(
+        (run for run in runs if ref == run.alias), None
+    )
     if found and below:
         return found.stage(stage) if is_name(stage) and found.stage(stage).status() else None
     return found
@@ -146,7 +152,10 @@ def find(ref: str, *, data: str | None = None) -> Run:
             message = f"`{ref}` is no model of its own, but a stage of others"
             raise UsageError(message, hint=f"gz sample {place[0]}")
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
-        raise UsageError(f"no model or run is called `{ref}`", hint=did_you_mean(ref, options) or "gz list models · gz runs list")
+        raise UsageError(
+            f"no model or run is called `{ref}`",
+            hint=did_you_mean(ref, options) or "gz list models · gz runs list",
+        )
     run = choose([run for run in all_runs(model=model, data=data) if run.state == "finished"])
     if run is None:
         message, on = (f" on `{data}`", f" --data {data}") if data else ("", "")
@@ -172,12 +181,15 @@ def find_stage(ref: str, name: str) -> Run:
     run = by_name(ref) or find(ref)
     found = next((stage for stage in run.stages if stage.path.name == name), run.serving)
     if not (found.path / "model.safetensors").exists():
-        raise MissingError(f"`{found.id}` is {found.state} and has no weights yet", hint=f"gz train {run.id} --resume")
+        raise MissingError(
+            f"`{found.id}` is {found.state} and has no weights yet", hint=f"gz train {run.id} --resume"
+        )
     return found
 
 
 def copy_weights(run: Run, target: Run) -> None:
-    """Makes `target` a finished run with the recipe and weights of `run`: all that sampling takes. Linked where it can be."""
+    """Makes `target` a finished run with the recipe and weights of `run`: all that sampling takes. Linked
+    where it can be."""
     with files.new_dir(target.path) as part:
         for name in ("run.yaml", "model.safetensors"):
             try:
@@ -193,7 +205,9 @@ def remove(run: Run) -> None:
     if run.owner is not run:
         raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
     if run.state == "running":
-        raise UsageError(f"`{run.id}` is being trained by process {run.status().get('pid')}", hint="stop it first")
+        raise UsageError(
+            f"`{run.id}` is being trained by process {run.status().get('pid')}", hint="stop it first"
+        )
     owned.remove_run(run.path)
 
 

@@ -1,4 +1,5 @@
-"""Weights from outside: files in the cache's `weights` folder or wherever the user keeps them, and model repositories."""
+"""Weights from outside: files in the cache's `weights` folder or wherever the user keeps them, and model
+repositories."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 from gzcli.errors import MissingError
 from gzcli.store.paths import cache_dir
 
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's port of the TensorFlow network of 2015-12-05
+# torch-fidelity's port of the TensorFlow network of 2015-12-05
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def weights(name: str, *, path: str | Path | None = None, use: str, source: str) -> Path:
@@ -28,23 +30,31 @@ def weights(name: str, *, path: str | Path | None = None, use: str, source: str)
 
 
 def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
-    """The folder of a model repository: `name` itself where it is a folder, else that id of the hub, of which `files`
-    (patterns) are fetched unless they are there or `GZ_OFFLINE` is set. A token is taken from `HF_TOKEN`.
+    """The folder of a model repository: `name` itself where it is a folder, else that id of the hub, of which
+    `files` (patterns) are fetched unless they are there or `GZ_OFFLINE` is set. A token is taken from
+    `HF_TOKEN`.
 
     Raises MissingError that names the recipe's `key`, what to fetch and how.
     """
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
-    hint = f"`hf download {name}` where there is a network (a gated one needs `HF_TOKEN`), or `--set {key}=FOLDER`"
+    hint = (
+        f"`hf download {name}` where there is a network (a gated one needs `HF_TOKEN`), or `--set "
+        f"{key}=FOLDER`"
+    )
     if not is_id(name):
-        raise MissingError(f"`{key}`: there is no folder `{name}`", hint="a folder, or an id of the hub, as `owner/name`")
+        raise MissingError(
+            f"`{key}`: there is no folder `{name}`", hint="a folder, or an id of the hub, as `owner/name`"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(files), local_files_only=offline()))
     except HFValidationError as e:
-        raise MissingError(f"`{key}`: `{name}` is no folder and no id of the hub", hint="an id is like `owner/name`") from e
+        raise MissingError(
+            f"`{key}`: `{name}` is no folder and no id of the hub", hint="an id is like `owner/name`"
+        ) from e
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         why = "and `GZ_OFFLINE` is set" if offline() else f"and the hub does not give it ({type(e).__name__})"
         raise MissingError(f"`{key}`: the weights of `{name}` are not at hand, {why}", hint=hint) from e
@@ -56,10 +66,13 @@ def is_id(name: str) -> bool:
 
 
 def at_hand(name: str) -> bool:
-    """Whether a model repository is a folder, or in the hub's cache; a look at folders alone, without the hub's library."""
+    """Whether a model repository is a folder, or in the hub's cache; a look at folders alone, without the
+    hub's library."""
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
-    return Path(name).expanduser().is_dir() or any(cache.glob(f"models--{name.replace('/', '--')}/snapshots/*"))
+    return Path(name).expanduser().is_dir() or any(
+        cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")
+    )
 
 
 def offline() -> bool:

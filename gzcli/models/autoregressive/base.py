@@ -17,8 +17,8 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 class Steps(Protocol):
     """A net computed incrementally for n images.
 
-    Called in the order row(above), then for each pixel j and part p of the row outputs(j, p), put(j, p, value), or for the
-    whole row keep(row). Equal to the whole net's pass at that position up to rounding.
+    Called in the order row(above), then for each pixel j and part p of the row outputs(j, p), put(j, p,
+    value), or for the whole row keep(row). Equal to the whole net's pass at that position up to rounding.
     """
 
     def row(self, above: Tensor) -> None:
@@ -35,13 +35,16 @@ class Steps(Protocol):
 
 
 class PixelModel(Model):
-    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, a pixel in equal parts of channels.
+    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, a pixel in equal parts
+    of channels.
 
     A subclass defines
       parts, uniforms              parts of a pixel; uniform numbers that a part is drawn from
-      forward(x, labels)           [B, parts, H, W, outputs], the net's outputs for every part given those before it
+      forward(x, labels)           [B, parts, H, W, outputs], the net's outputs for every part given those
+      before it
       part_log_prob(outputs, x)    [B, parts, H, W] log p of every part
-      draw(outputs, u, temperature)   values [n, C / parts] in [-1, 1] from [n, outputs] and [n, uniforms], by inversion
+      draw(outputs, u, temperature)   values [n, C / parts] in [-1, 1] from [n, outputs] and [n, uniforms], by
+      inversion
       steps(n, labels)             the net's incremental twin
     """
 
@@ -51,7 +54,10 @@ class PixelModel(Model):
     def __init__(self, data: DataInfo, *, conditional: bool, parts: int, uniforms: int):
         super().__init__(data)
         if data.levels is None:
-            raise UsageError("this model is of pixels with grey levels, and latents have none", hint="leave `data.latent` out")
+            raise UsageError(
+                "this model is of pixels with grey levels, and latents have none",
+                hint="leave `data.latent` out",
+            )
         if conditional and not data.classes:
             raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
         self.conditional, self.parts, self.uniforms = conditional, parts, uniforms
@@ -71,7 +77,8 @@ class PixelModel(Model):
         return {"loss": nats, "bpd": nats.detach() / (math.prod(self.data.shape) * math.log(2))}
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise | None = None) -> Tensor:
-        """[B] nats, exact. A conditional model without labels: of the mixture over its classes, log mean_y p(x | y)."""
+        """[B] nats, exact. A conditional model without labels: of the mixture over its classes, log mean_y
+        p(x | y)."""
         if not self.conditional or labels is not None:
             return self._pixels_log_prob(x, labels).flatten(1).sum(1)
         return self._class_log_prob(x, rows=x.shape[2]).logsumexp(1) - math.log(len(self.data.classes))
@@ -82,7 +89,9 @@ class PixelModel(Model):
     def _class_log_prob(self, x: Tensor, rows: int) -> Tensor:
         """log p(the first `rows` rows | class) for every class, [B, K]."""
         every = spread_labels(None, len(self.data.classes), self.data, x.device)
-        scores = [self._pixels_log_prob(x, y.expand(len(x), *y.shape))[:, :, :rows].flatten(1).sum(1) for y in every]
+        scores = [
+            self._pixels_log_prob(x, y.expand(len(x), *y.shape))[:, :, :rows].flatten(1).sum(1) for y in every
+        ]
         return torch.stack(scores, 1)
 
     @torch.no_grad()
@@ -96,9 +105,11 @@ class PixelModel(Model):
         temperature: float = 1.0,
         naive: bool = False,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1], pixel by pixel; the lower the temperature the nearer to each factor's mode.
+        """n images [n, C, H, W] in [-1, 1], pixel by pixel; the lower the temperature the nearer to each
+        factor's mode.
 
-        naive: a pass of the whole net for every value instead of the cached sampler, the reference of the tests.
+        naive: a pass of the whole net for every value instead of the cached sampler, the reference of the
+        tests.
         """
         x = next(self.parameters()).new_zeros(n, *self.data.shape)
         if self.conditional:
@@ -116,10 +127,11 @@ class PixelModel(Model):
         progress: Progress = no_progress,
         temperature: float = 1.0,
     ) -> Applied:
-        """x [B, C, H, W] with its first `rows` rows kept, half of them if None, and the rest sampled given them.
+        """x [B, C, H, W] with its first `rows` rows kept, half of them if None, and the rest sampled given
+        them.
 
-        A conditional model without labels takes the class that makes the kept rows most probable. UsageError: no such
-        number of rows.
+        A conditional model without labels takes the class that makes the kept rows most probable. UsageError:
+        no such number of rows.
         """
         rows = x.shape[2] // 2 if rows is None else rows
         if not 0 <= rows <= x.shape[2]:
@@ -141,7 +153,9 @@ class PixelModel(Model):
         x = x.clone()
         x[:, :, rows:] = 0
         split = x.unflatten(1, (self.parts, -1))  # a view [n, parts, C / parts, H, W]
-        with torch.autocast(x.device.type, enabled=False):  # the draws are those of the net as it is, at full precision
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # the draws are those of the net as it is, at full precision
             steps = WholeNet(self, x, labels) if naive else self.steps(n, labels)
             for i in range(height):
                 steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
@@ -162,7 +176,8 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class WholeNet:
-    """`Steps` without a cache: a pass of the whole net over x, which is filled in meanwhile, for all that is asked."""
+    """`Steps` without a cache: a pass of the whole net over x, which is filled in meanwhile, for all that is
+    asked."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Tensor | None):
         self.net, self.x, self.labels, self.i = net, x, labels, -1

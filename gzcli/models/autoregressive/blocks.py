@@ -12,7 +12,8 @@ from gzcli.models.nn.unet import softmax_attention
 
 
 def start(width: int) -> float:
-    """The deviation of initial weights: GPT-2's .02 at its width of 768, more for narrower nets, which learn faster so."""
+    """The deviation of initial weights: GPT-2's .02 at its width of 768, more for narrower nets, which learn
+    faster so."""
     return 0.02 * math.sqrt(768 / width)
 
 
@@ -25,14 +26,16 @@ class Past:
         self.seen = 0
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values so far, with those of new positions k, v [n, heads, new, head_dim] at their end."""
+        """All keys and values so far, with those of new positions k, v [n, heads, new, head_dim] at their
+        end."""
         before, self.seen = self.seen, self.seen + k.shape[2]
         self.kv[:, :, :, before : self.seen] = torch.stack([k, v])
         return self.kv[:, :, :, : self.seen].unbind(0)
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP, both residual; `grid`: before them a depthwise 3×3 convolution over the codes."""
+    """Self-attention and an MLP, both residual; `grid`: before them a depthwise 3×3 convolution over the
+    codes."""
 
     def __init__(self, width: int, heads: int, dropout: float, grid: tuple[int, int] | None = None):
         super().__init__()
@@ -44,11 +47,16 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, *, causal: bool = False, past: Past | None = None) -> Tensor:
-        """h [B, T, width]; causal: no position sees a later one. With `past` h are the positions after those it has seen,
-        and it sees them from now on; the first call may be of many positions, causal, the later ones of one each."""
+        """h [B, T, width]; causal: no position sees a later one. With `past` h are the positions after those
+        it has seen, and it sees them from now on; the first call may be of many positions, causal, the later
+        ones of one each."""
         if self.near is not None:  # the first token is the label
-            h = torch.cat([h[:, :1], h[:, 1:] + self.near(h[:, 1:].mT.unflatten(2, self.grid)).flatten(2).mT], 1)
-        q, k, v = self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
+            h = torch.cat(
+                [h[:, :1], h[:, 1:] + self.near(h[:, 1:].mT.unflatten(2, self.grid)).flatten(2).mT], 1
+            )
+        q, k, v = (
+            self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # [B, heads, T, D]
         if past is not None:
             k, v = past.add(k, v)
         a = softmax_attention(q, k, v, causal).transpose(1, 2).flatten(2)
@@ -59,10 +67,15 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """`layers` blocks and a final norm. Raises UsageError for a width that the heads cannot share."""
 
-    def __init__(self, width: int, layers: int, heads: int, dropout: float, grid: tuple[int, int] | None = None):
+    def __init__(
+        self, width: int, layers: int, heads: int, dropout: float, grid: tuple[int, int] | None = None
+    ):
         super().__init__()
         if width % heads:
-            raise UsageError(f"`model.width` is {width}, which {heads} heads cannot share", hint="set `model.heads` to a divisor")
+            raise UsageError(
+                f"`model.width` is {width}, which {heads} heads cannot share",
+                hint="set `model.heads` to a divisor",
+            )
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout, grid) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -84,7 +97,8 @@ class Trunk(nn.Module):
 
 
 class Position(nn.Module):
-    """A learned vector for each row and one for each column of the grid: forward() is [h · w, width], in raster order."""
+    """A learned vector for each row and one for each column of the grid: forward() is [h · w, width], in
+    raster order."""
 
     def __init__(self, grid: tuple[int, int], width: int):
         super().__init__()

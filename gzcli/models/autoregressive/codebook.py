@@ -3,9 +3,9 @@
     z_q = e_k,  k = argmin_j ‖z_e − e_j‖                                                        (eq. 1 and 2)
     L = ‖sg[z_e] − e_k‖² + β ‖z_e − sg[e_k]‖²                                    (eq. 3, its last two terms)
 
-`gradient` codebooks learn by the first term; `ema` ones follow the mean of the vectors that they stand for (appendix
-A.1) and need the second term alone. Statistics are shares of the global batch, so that neither the number of vectors
-nor that of processes matters.
+`gradient` codebooks learn by the first term; `ema` ones follow the mean of the vectors that they stand for
+(appendix A.1) and need the second term alone. Statistics are shares of the global batch, so that neither the
+number of vectors nor that of processes matters.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ REBORN = 0.1  # … and starts again with this part of it: about one averaging t
 class Codebook(nn.Module):
     """z [B, dim, h, w] → the nearest of `codes` vectors at each place.
 
-    cosine: vectors and codes lie on the unit sphere (Yu 2021, arXiv:2110.04627, section 3.2), which keeps more of them in
-    use. restart: dead codes are moved to vectors drawn from the batch.
+    cosine: vectors and codes lie on the unit sphere (Yu 2021, arXiv:2110.04627, section 3.2), which keeps
+    more of them in use. restart: dead codes are moved to vectors drawn from the batch.
     """
 
     def __init__(
@@ -48,14 +48,19 @@ class Codebook(nn.Module):
         embedding = self._normal(torch.randn(codes, dim))
         if learned == "ema":
             self.register_buffer("embedding", embedding)
-            self.register_buffer("total", embedding / codes)  # average of the sum of a code's vectors, a vector of the batch
+            self.register_buffer(
+                "total", embedding / codes
+            )  # average of the sum of a code's vectors, a vector of the batch
         else:
             self.embedding = nn.Parameter(embedding)
-        self.register_buffer("usage", torch.full((codes,), 1 / codes))  # average share of the vectors that take a code
+        self.register_buffer(
+            "usage", torch.full((codes,), 1 / codes)
+        )  # average share of the vectors that take a code
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """(z_q with the gradient straight through to z, the loss and what is to be logged); moves the codes in training."""
+        """(z_q with the gradient straight through to z, the loss and what is to be logged); moves the codes
+        in training."""
         z, codes, e = self.nearest(z)
         share = all_mean(self._count(codes), self)
         loss = self.beta * F.mse_loss(z, e.detach())
@@ -64,10 +69,15 @@ class Codebook(nn.Module):
         if self.training:
             self._update(z.detach(), codes, share, noise)
         perplexity = (-torch.special.xlogy(share, share).sum()).exp()
-        return z + (e - z).detach(), {"loss": loss, "perplexity": perplexity, "dead": self._dead().to(share.dtype).mean()}
+        return z + (e - z).detach(), {
+            "loss": loss,
+            "perplexity": perplexity,
+            "dead": self._dead().to(share.dtype).mean(),
+        }
 
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(z as it is compared, its codes [B, h, w] int64, their vectors [B, dim, h, w]), in full precision."""
+        """(z as it is compared, its codes [B, h, w] int64, their vectors [B, dim, h, w]), in full
+        precision."""
         z = self._normal(full(z), dim=1)
         with full_fp32(z.device):  # in TF32 a near tie falls otherwise than where the codes are read
             places = z.detach().movedim(1, -1)  # [B, h, w, dim]
@@ -113,7 +123,8 @@ class Codebook(nn.Module):
             self._place(self._dead(), z, noise, REBORN)
 
     def _place(self, which: Tensor, z: Tensor, noise: Noise, part: float) -> None:
-        """Moves the codes where `which` [codes] to vectors drawn from the global batch, with `part` of an equal share.
+        """Moves the codes where `which` [codes] to vectors drawn from the global batch, with `part` of an
+        equal share.
 
         No host sync: the vectors are drawn whether or not there is a code for them.
         """

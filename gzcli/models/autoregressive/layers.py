@@ -1,10 +1,11 @@
-"""Causal convolutions of the PixelCNN family, each with an incremental twin that computes one row or one pixel.
+"""Causal convolutions of the PixelCNN family, each with an incremental twin that computes one row or one
+pixel.
 
-Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i sees
-rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row and channels
-< c of its pixel (masks A in the first layer and B above it: van den Oord 2016, arXiv:1601.06759). Kernels hold the
-unmasked taps only and their input is shifted by padding, so nothing is multiplied by zero; the one mask left is that
-between channel groups at the current pixel.
+Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i
+sees rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row
+and channels < c of its pixel (masks A in the first layer and B above it: van den Oord 2016,
+arXiv:1601.06759). Kernels hold the unmasked taps only and their input is shifted by padding, so nothing is
+multiplied by zero; the one mask left is that between channel groups at the current pixel.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 
 
 def gate(y: Tensor, dim: int = 1) -> Tensor:
-    """tanh(a / 2) · σ(b) for y = [a, b] along `dim`: the gated unit (arXiv:1606.05328 eq. 2); it halves that dimension.
+    """tanh(a / 2) · σ(b) for y = [a, b] along `dim`: the gated unit (arXiv:1606.05328 eq. 2); it halves that
+    dimension.
 
-    tanh(a / 2) = 2 σ(a) − 1, so that one sigmoid over contiguous memory does both: in bf16 on a CPU tanh is slow.
+    tanh(a / 2) = 2 σ(a) − 1, so that one sigmoid over contiguous memory does both: in bf16 on a CPU tanh is
+    slow.
     """
     a, b = torch.sigmoid(y).chunk(2, dim)
     return torch.addcmul(-b, a, b, value=2)
@@ -45,9 +48,12 @@ def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
 
 
 class VerticalConv(nn.Conv2d):
-    """A convolution over the rows up to the current one of its input; up to the row above if `strict` (first layer)."""
+    """A convolution over the rows up to the current one of its input; up to the row above if `strict` (first
+    layer)."""
 
-    def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int], *, dilation=1, stride=1, strict: bool = False):
+    def __init__(
+        self, n_in: int, n_out: int, kernel: tuple[int, int], *, dilation=1, stride=1, strict: bool = False
+    ):
         super().__init__(n_in, n_out, kernel, dilation=dilation, stride=stride)
         self.strict = strict
         self.above = (kernel[0] - 1) * dilation  # rows kept from the past
@@ -61,11 +67,13 @@ class VerticalConv(nn.Conv2d):
 class HorizontalConv(nn.Module):
     """A 1 × (left + 1) convolution over the pixels up to the current one, whose channels are masked by group.
 
-    `strict` (first layer, mask A): group c of the current pixel sees groups < c only; with one group there is no such
-    tap. `parts` = 2 for outputs that go through `gate`.
+    `strict` (first layer, mask A): group c of the current pixel sees groups < c only; with one group there is
+    no such tap. `parts` = 2 for outputs that go through `gate`.
     """
 
-    def __init__(self, n_in, n_out, left: int, *, dilation: int = 1, groups: int = 1, parts: int = 1, strict=False):
+    def __init__(
+        self, n_in, n_out, left: int, *, dilation: int = 1, groups: int = 1, parts: int = 1, strict=False
+    ):
         super().__init__()
         self.n_in, self.n_out, self.left, self.dilation = n_in, n_out, left, dilation
         self.groups, self.parts, self.strict = groups, parts, strict
@@ -86,7 +94,8 @@ class HorizontalConv(nn.Module):
 
 
 class RowCache:
-    """The incremental twin of a `VerticalConv`: takes its input row by row, [n, C, W], returns rows of its output."""
+    """The incremental twin of a `VerticalConv`: takes its input row by row, [n, C, W], returns rows of its
+    output."""
 
     def __init__(self, conv: VerticalConv, n: int, width: int):
         self.conv, self.weight = conv, conv.weight.detach()  # read once: it may be a function of parameters
@@ -105,13 +114,17 @@ class RowCache:
         if (self.i - 1) % conv.stride[0]:
             return None
         taps = torch.stack(list(self.rows)[:: conv.dilation[0]], 2)  # [n, C, kh, W + 2 side]
-        return F.conv2d(taps, self.weight, conv.bias, (1, conv.stride[1]), dilation=(1, conv.dilation[1]))[:, :, 0]
+        return F.conv2d(taps, self.weight, conv.bias, (1, conv.stride[1]), dilation=(1, conv.dilation[1]))[
+            :, :, 0
+        ]
 
 
 class PixelCache:
-    """The incremental twin of a `HorizontalConv` within one row: its inputs, and its weights cropped by tap and group.
+    """The incremental twin of a `HorizontalConv` within one row: its inputs, and its weights cropped by tap
+    and group.
 
-    Outputs come in group-major order: group c is columns c·w … (c + 1)·w, w = n_out / groups, each [parts, w / parts].
+    Outputs come in group-major order: group c is columns c·w … (c + 1)·w, w = n_out / groups, each [parts, w
+    / parts].
     """
 
     def __init__(self, conv: HorizontalConv, n: int, width: int):
@@ -124,7 +137,9 @@ class PixelCache:
         self.pad = conv.left * conv.dilation
         self.input = weight.new_zeros(self.pad + width, n, conv.n_in)
         size, self.step = conv.n_out // conv.groups, conv.n_in // conv.groups
-        self.seen = [(c + (not conv.strict)) * self.step for c in range(conv.groups)]  # channels of the current pixel
+        self.seen = [
+            (c + (not conv.strict)) * self.step for c in range(conv.groups)
+        ]  # channels of the current pixel
         self.out = [slice(c * size, (c + 1) * size) for c in range(conv.groups)]
         self.now = [weight[s, :k, -1].T.contiguous() for s, k in zip(self.out, self.seen, strict=True)]
 

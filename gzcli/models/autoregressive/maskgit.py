@@ -1,7 +1,8 @@
 """MaskGIT — Chang et al. 2022, "Masked Generative Image Transformer", arXiv:2202.04200.
 
-Training hides a part cos(πr/2) of the codes, r uniform (section 3.3), and predicts them from the others. Sampling hides
-all of them and keeps the most confident predictions of each pass, on the same schedule (section 3.2).
+Training hides a part cos(πr/2) of the codes, r uniform (section 3.3), and predicts them from the others.
+Sampling hides all of them and keeps the most confident predictions of each pass, on the same schedule
+(section 3.2).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 class MaskGIT(Prior):
     """A bidirectional transformer that fills in masked codes of `tokenizer`; a second stage, see `Prior`.
 
-    width: of its `layers` blocks of `heads` attention heads. near: each begins with a depthwise 3×3 convolution over the grid
-    (Chu 2021, arXiv:2102.10882), which is not the paper's; without it a small net takes several times as long to look beyond
-    the masks. smoothing: of the training targets. Raises UsageError for sizes that do not fit.
+    width: of its `layers` blocks of `heads` attention heads. near: each begins with a depthwise 3×3
+    convolution over the grid (Chu 2021, arXiv:2102.10882), which is not the paper's; without it a small net
+    takes several times as long to look beyond the masks. smoothing: of the training targets. Raises
+    UsageError for sizes that do not fit.
     """
 
     paper = "Chang et al. 2022, arXiv:2202.04200"
@@ -56,14 +58,17 @@ class MaskGIT(Prior):
             nn.init.normal_(layer.weight, std=start(width))
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+    def forward(
+        self, codes: Tensor, masked: Tensor, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
         """The logits [B, T, codes] of all codes [B, T] given those that are not masked [B, T]."""
         h = self.embed(codes.masked_fill(masked, self.codes)) + self.position()
         h = torch.cat([self.label(labels, len(codes), drop)[:, None], h], 1)
         return full(self.head(self.trunk(h)[:, 1:]))
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Cross-entropy of the masked codes (eq. 1 over their number), nats a code; `nats` is that without smoothing."""
+        """Cross-entropy of the masked codes (eq. 1 over their number), nats a code; `nats` is that without
+        smoothing."""
         codes, (labels, drop) = batch.extra["codes"].long(), self.training_labels(batch)
         share = torch.cos(0.5 * math.pi * batch.noise.rand(len(codes)).to(codes.device))
         masked = self.mask((share * self.length).ceil().long().clamp(1, self.length), batch.noise)
@@ -79,10 +84,11 @@ class MaskGIT(Prior):
         return rank < count[:, None]
 
     def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise, terms: int = 8) -> Tensor:
-        """A bound of −log p(codes | labels), [B] nats: the mean over all orders of generation, by `terms` passes.
+        """A bound of −log p(codes | labels), [B] nats: the mean over all orders of generation, by `terms`
+        passes.
 
-        E over m = 1 … T of T/m · Σ −log p(a masked code | the others), m codes masked (Hoogeboom 2021, arXiv:2110.02037,
-        eq. 5); m is drawn from `terms` equal strata.
+        E over m = 1 … T of T/m · Σ −log p(a masked code | the others), m codes masked (Hoogeboom 2021,
+        arXiv:2110.02037, eq. 5); m is drawn from `terms` equal strata.
         """
         return self.bound(codes, labels, self.masks(codes, noise, terms))
 
@@ -122,8 +128,9 @@ class MaskGIT(Prior):
     ) -> Tensor:
         """n images [n, C, H, W] by `steps` passes.
 
-        temperature divides the logits; choice: that of the Gumbel noise by which codes are kept, falling to 0 at the last
-        step (0: always the most confident ones). guidance: 1 = the labels as trained, more = sharper, at twice the cost.
+        temperature divides the logits; choice: that of the Gumbel noise by which codes are kept, falling to 0
+        at the last step (0: always the most confident ones). guidance: 1 = the labels as trained, more =
+        sharper, at twice the cost.
         """
         device = self.head.weight.device
         labels = self.asked_labels(labels, n, device, guidance)
@@ -146,10 +153,11 @@ class MaskGIT(Prior):
         choice: float = 4.5,
         guidance: float = 1.0,
     ) -> Applied:
-        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: codes with a hidden pixel are drawn given the others.
+        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: codes with a hidden pixel are drawn
+        given the others.
 
-        Without a mask the middle is hidden, half as high and wide as the image. A conditional model without labels uses
-        its null label. Raises UsageError where it never saw that.
+        Without a mask the middle is hidden, half as high and wide as the image. A conditional model without
+        labels uses its null label. Raises UsageError where it never saw that.
         """
         if mask is None:
             height, width = x.shape[2:]
@@ -161,7 +169,9 @@ class MaskGIT(Prior):
         else:
             labels = self.known_labels(None)
         # what is hidden must not reach the codes around it: there the encoder sees the mean of what is known
-        mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / (~hidden).expand_as(x).sum((1, 2, 3), keepdim=True).clamp(min=1)
+        mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / (~hidden).expand_as(x).sum(
+            (1, 2, 3), keepdim=True
+        ).clamp(min=1)
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
         codes = self._fill(codes, masked, labels, noise, progress, steps, temperature, choice, guidance)
@@ -173,15 +183,25 @@ class MaskGIT(Prior):
         if temperature <= 0 or steps < 1:
             raise UsageError("`temperature` must be above 0, `steps` 1 or more")
         n, count = len(codes), masked.sum(1, keepdim=True)
-        with torch.autocast(codes.device.type, enabled=False):  # the draws are those of the net as it is, at full precision
+        with torch.autocast(
+            codes.device.type, enabled=False
+        ):  # the draws are those of the net as it is, at full precision
             for i in range(steps):
                 u, v = (noise.rand(n, self.length).to(self.head.weight) for _ in range(2))
                 p = (self._logits(codes, masked, labels, guidance) / temperature).softmax(-1)
                 codes = torch.where(masked, draw(p, u), codes)
                 gumbel = -(-v.clamp(1e-6, 1 - 1e-6).log()).log()
-                confidence = p.gather(-1, codes[..., None])[..., 0].log() + choice * (1 - (i + 1) / steps) * gumbel
-                left = (math.cos(0.5 * math.pi * (i + 1) / steps) * count).floor() if i + 1 < steps else 0 * count
-                rank = confidence.masked_fill(~masked, math.inf).argsort(1).argsort(1)  # the least confident first
+                confidence = (
+                    p.gather(-1, codes[..., None])[..., 0].log() + choice * (1 - (i + 1) / steps) * gumbel
+                )
+                left = (
+                    (math.cos(0.5 * math.pi * (i + 1) / steps) * count).floor()
+                    if i + 1 < steps
+                    else 0 * count
+                )
+                rank = (
+                    confidence.masked_fill(~masked, math.inf).argsort(1).argsort(1)
+                )  # the least confident first
                 masked = rank < left
                 progress(i + 1, steps)
         return codes

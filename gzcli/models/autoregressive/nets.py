@@ -30,7 +30,10 @@ class Level(nn.Sequential):
     def __init__(self, i: int, o: int, blocks: int, groups: int, attend: bool):
         layers: list[nn.Module] = []
         for k in range(blocks):
-            layers += [ResBlock(o if k else i, o, groups), *([Attention(o, o, groups, EPS)] if attend else [])]
+            layers += [
+                ResBlock(o if k else i, o, groups),
+                *([Attention(o, o, groups, EPS)] if attend else []),
+            ]
         super().__init__(*layers)
 
 
@@ -43,9 +46,12 @@ class Middle(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """x [B, channels, H, W] → [B, dim, h, w]; widths of the levels, finest first, the resolution halved between them."""
+    """x [B, channels, H, W] → [B, dim, h, w]; widths of the levels, finest first, the resolution halved
+    between them."""
 
-    def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, dim: int, groups: int, attention: bool):
+    def __init__(
+        self, channels: int, widths: tuple[int, ...], blocks: int, dim: int, groups: int, attention: bool
+    ):
         super().__init__()
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
@@ -66,7 +72,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [B, dim, h, w] → [B, channels, H, W], with a block more a level; `sizes` of the feature maps, the image's first."""
+    """z [B, dim, h, w] → [B, channels, H, W], with a block more a level; `sizes` of the feature maps, the
+    image's first."""
 
     def __init__(
         self,

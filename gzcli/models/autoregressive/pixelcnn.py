@@ -1,6 +1,8 @@
-"""Gated PixelCNN — van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", arXiv:1606.05328.
+"""Gated PixelCNN — van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders",
+arXiv:1606.05328.
 
-p(x) = Π p(x_i | x_<i), each factor a softmax over grey levels computed by two stacks of gated causal convolutions.
+p(x) = Π p(x_i | x_<i), each factor a softmax over grey levels computed by two stacks of gated causal
+convolutions.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from gzcli.types import Batch, DataInfo
 
 
 class GatedBlock(nn.Module):
-    """One layer of both stacks (paper, figure 2), both residual; the vertical one feeds the horizontal, never back."""
+    """One layer of both stacks (paper, figure 2), both residual; the vertical one feeds the horizontal, never
+    back."""
 
     def __init__(self, hidden: int, kernel: int, dilation: int, groups: int):
         super().__init__()
@@ -28,7 +31,8 @@ class GatedBlock(nn.Module):
         self.out = HorizontalConv(hidden, hidden, 0, groups=groups)
 
     def forward(self, v: Tensor, h: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """v, h [B, hidden, H, W]; bias [B, 2, 2·hidden, 1, 1], the label's, for the gates of either stack (eq. 4)."""
+        """v, h [B, hidden, H, W]; bias [B, 2, 2·hidden, 1, 1], the label's, for the gates of either stack
+        (eq. 4)."""
         a = self.vertical(v)
         v = v + gate(a if bias is None else a + bias[:, 0])
         a = self.horizontal(h) + self.across(v)
@@ -39,11 +43,12 @@ class GatedBlock(nn.Module):
 class PixelCNN(PixelModel):
     """Gated PixelCNN with exact likelihood.
 
-    hidden: channels of each stack (a multiple of 32 for speed in bf16); dilations: one layer each; kernel: width of the
-    layers' kernels, odd; first: width of the first layer's, odd; head: channels before the softmax. Each channel of the
-    image has an equal part of `hidden` and `head`, which are rounded up to that. RGB is generated in the order R → G → B,
-    each conditioned on those before it. Two levels have one Bernoulli logit. The vertical stack also gets a learned map of
-    positions, which costs nothing and shows where the border is.
+    hidden: channels of each stack (a multiple of 32 for speed in bf16); dilations: one layer each; kernel:
+    width of the layers' kernels, odd; first: width of the first layer's, odd; head: channels before the
+    softmax. Each channel of the image has an equal part of `hidden` and `head`, which are rounded up to that.
+    RGB is generated in the order R → G → B, each conditioned on those before it. Two levels have one
+    Bernoulli logit. The vertical stack also gets a learned map of positions, which costs nothing and shows
+    where the border is.
     """
 
     paper = "van den Oord et al. 2016, arXiv:1606.05328"
@@ -79,7 +84,8 @@ class PixelCNN(PixelModel):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        """The softmax starts at the marginal distribution of the first batch, which saves the steps of learning it.
+        """The softmax starts at the marginal distribution of the first batch, which saves the steps of
+        learning it.
 
         A bias that is not zero any more (a resume) is left alone.
         """
@@ -94,7 +100,8 @@ class PixelCNN(PixelModel):
         self.logits.bias.copy_(bias.flatten())
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The logits of every value given those before it, [B, C, H, W, levels] (one, of level 1, for two levels)."""
+        """The logits of every value given those before it, [B, C, H, W, levels] (one, of level 1, for two
+        levels)."""
         bias = self._bias(labels, x.shape[0])
         v, h = self.first_vertical(x), self.first_horizontal(x)
         # channels_last is faster on a CPU; set here, as an image of one channel has no format to hand on
@@ -106,7 +113,8 @@ class PixelCNN(PixelModel):
         return y.permute(0, 2, 3, 1).unflatten(-1, (-1, self.outputs)).movedim(-2, 1)
 
     def _bias(self, labels: Tensor | None, n: int) -> list[Tensor | None]:
-        """A label's biases in each layer's gates [n, 2, 2·hidden, 1, 1] (eq. 4), None each where unconditional."""
+        """A label's biases in each layer's gates [n, 2, 2·hidden, 1, 1] (eq. 4), None each where
+        unconditional."""
         if self.label is None:
             return [None] * len(self.blocks)
         return list(self.label(labels, n).view(n, len(self.blocks), 2, -1, 1, 1).unbind(1))
@@ -134,7 +142,8 @@ class PixelCNN(PixelModel):
 
 
 class Steps:
-    """The net computed incrementally for n images: the vertical stack by row, the horizontal one by pixel and channel.
+    """The net computed incrementally for n images: the vertical stack by row, the horizontal one by pixel and
+    channel.
 
     See `base.Steps`; the parts of a pixel are its channels. The cost of a pixel does not grow with the image.
     """
@@ -143,7 +152,9 @@ class Steps:
         width = net.data.shape[2]
         self.net, self.n, self.i = net, n, 0
         self.bias = net._bias(labels, n)
-        self.vertical = [RowCache(conv, n, width) for conv in (net.first_vertical, *(b.vertical for b in net.blocks))]
+        self.vertical = [
+            RowCache(conv, n, width) for conv in (net.first_vertical, *(b.vertical for b in net.blocks))
+        ]
         self.first = PixelCache(net.first_horizontal, n, width)
         self.blocks = [(PixelCache(b.horizontal, n, width), PixelCache(b.out, n, 1)) for b in net.blocks]
         self.head, self.out = PixelCache(net.head, n, 1), PixelCache(net.logits, n, 1)
@@ -152,8 +163,11 @@ class Steps:
         """Enters the next row: the vertical stack at that row, given the image's row above it [n, C, W]."""
         first, *rest = self.vertical
         v = first(above) + self.net.position[:, self.i]  # [n, hidden, W]
-        self.base = []  # what a block's horizontal gates get from the vertical stack, [W, n, 2·hidden], group-major
-        for block, vertical, (horizontal, _), bias in zip(self.net.blocks, rest, self.blocks, self.bias, strict=True):
+        # what a block's horizontal gates get from the vertical stack, [W, n, 2·hidden], group-major
+        self.base = []
+        for block, vertical, (horizontal, _), bias in zip(
+            self.net.blocks, rest, self.blocks, self.bias, strict=True
+        ):
             a = vertical(v)
             v = v + gate(a if bias is None else a + bias[:, 0, :, 0])
             a = F.conv1d(v, block.across.weight[..., 0]) + block.horizontal.bias[:, None]
@@ -168,7 +182,9 @@ class Steps:
         """The logits of channel c at pixel j of the row, [n, outputs]."""
         if c == 0:  # what comes from the pixels on the left is the same for all channels
             self.left = [self.first.left(j, self.first.bias)]
-            self.left += [cache.left(j, base[j]) for (cache, _), base in zip(self.blocks, self.base, strict=True)]
+            self.left += [
+                cache.left(j, base[j]) for (cache, _), base in zip(self.blocks, self.base, strict=True)
+            ]
         h = self.first.add(j, c, self.left[0])
         for (horizontal, out), left in zip(self.blocks, self.left[1:], strict=True):
             horizontal.put(j, c, h)

@@ -18,9 +18,9 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 class Prior(Model):
     """A distribution of the codes [B, T] that `tokenizer` gives to images, in raster order, of its grid.
 
-    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["codes"]`. Labels enter as a token
-    before the codes; an unconditional model has the null label there. label_dropout: how often a conditional model sees
-    the null label in training, which guidance needs.
+    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["codes"]`. Labels enter
+    as a token before the codes; an unconditional model has the null label there. label_dropout: how often a
+    conditional model sees the null label in training, which guidance needs.
     """
 
     best = "loss"
@@ -64,7 +64,9 @@ class Prior(Model):
         """[B, C, H, W] of codes [B, T]."""
         return self.tokenizer.decode(codes.unflatten(1, self.grid))
 
-    def asked_labels(self, labels: Tensor | None, n: int, device: torch.device, guidance: float) -> Tensor | None:
+    def asked_labels(
+        self, labels: Tensor | None, n: int, device: torch.device, guidance: float
+    ) -> Tensor | None:
         """The labels to sample by. Raises UsageError for guidance that the model was not trained for."""
         if guidance != 1 and not (self.conditional and self.label_dropout):
             raise UsageError(
@@ -105,11 +107,13 @@ class Prior(Model):
         return self.tokenizer.score_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's figures; then nats a code: `entropy` of the codes one by one, and `nats` under the prior, given
-        the labels if it is conditional."""
+        """The tokenizer's figures; then nats a code: `entropy` of the codes one by one, and `nats` under the
+        prior, given the labels if it is conditional."""
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:
             codes = figures.add(batch.x).flatten(1)
-            nats += float(self.nll(codes, batch.y if self.conditional else None, batch.noise).cpu().double().sum())
+            nats += float(
+                self.nll(codes, batch.y if self.conditional else None, batch.noise).cpu().double().sum()
+            )
             n += codes.numel()
         return figures.found() | {"entropy": figures.entropy, "nats": nats / n}

@@ -1,10 +1,12 @@
-"""The two-stream gated ResNet of PixelCNN++ (Salimans et al. 2017, arXiv:1701.05517, figure 2) and its incremental twin.
+"""The two-stream gated ResNet of PixelCNN++ (Salimans et al. 2017, arXiv:1701.05517, figure 2) and its
+incremental twin.
 
-The vertical stream at row i sees the image's rows < i, the corner stream at (i, j) also the pixels < j of row i: a corner
-convolution has 2×2 taps of which the last is the current position. Each coarser scale has every second row and column of
-the one above it and sees what position (2i, 2j) there sees.
+The vertical stream at row i sees the image's rows < i, the corner stream at (i, j) also the pixels < j of row
+i: a corner convolution has 2×2 taps of which the last is the current position. Each coarser scale has every
+second row and column of the one above it and sees what position (2i, 2j) there sees.
 
-A stream's feature is a pair (h, e), e = [elu(h), elu(−h)]: several convolutions take e, which costs as much as one.
+A stream's feature is a pair (h, e), e = [elu(h), elu(−h)]: several convolutions take e, which costs as much
+as one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def concat_elu(h: Tensor) -> Tensor:
 
 
 def glu(y: Tensor) -> Tensor:
-    """a · σ(b) for y = [a, b]. The copy is for speed: on a CPU a sigmoid of half of channels_last memory is slow."""
+    """a · σ(b) for y = [a, b]. The copy is for speed: on a CPU a sigmoid of half of channels_last memory is
+    slow."""
     a, b = y.chunk(2, 1)
     return a * torch.sigmoid(b.clone())
 
@@ -51,7 +54,8 @@ def vertical_conv(n_in: int, n_out: int, *, stride: int = 1) -> VerticalConv:
 
 
 class Block(nn.Module):
-    """A gated ResNet block of one stream: h + a σ(b), [a, b] = conv_out(elu±(conv_in(e) + Σ 1×1(side))) + label bias."""
+    """A gated ResNet block of one stream: h + a σ(b), [a, b] = conv_out(elu±(conv_in(e) + Σ 1×1(side))) +
+    label bias."""
 
     def __init__(self, conv, hidden: int, sides: int, classes: int, dropout: float):
         super().__init__()
@@ -75,7 +79,8 @@ class Block(nn.Module):
 
 
 class Pair(nn.Module):
-    """A block of each stream. The corner one also gets the vertical one's result; `skip`: both get a feature of the way up."""
+    """A block of each stream. The corner one also gets the vertical one's result; `skip`: both get a feature
+    of the way up."""
 
     def __init__(self, hidden: int, skip: bool, classes: int, dropout: float):
         super().__init__()
@@ -104,30 +109,38 @@ class Grow(nn.Module):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.vertical = nn.ConvTranspose2d(hidden, hidden, (2, 3), stride=2, padding=(0, 1), output_padding=(0, 1))
+        self.vertical = nn.ConvTranspose2d(
+            hidden, hidden, (2, 3), stride=2, padding=(0, 1), output_padding=(0, 1)
+        )
         self.corner = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
 
     def forward(self, x: tuple[Feature, Feature], like: tuple[Feature, Feature]) -> tuple[Feature, Feature]:
         """x of the coarser scale at the size of `like`."""
         height, width = like[0][0].shape[2:]
-        v, h = (grow(s[0])[:, :, :height, :width] for grow, s in zip((self.vertical, self.corner), x, strict=True))
+        v, h = (
+            grow(s[0])[:, :, :height, :width] for grow, s in zip((self.vertical, self.corner), x, strict=True)
+        )
         return feature(v), feature(h)
 
 
 class Scale(nn.Module):
-    """The blocks of one resolution, on the way to coarser ones (`up`, as the paper says) and back, and the steps between."""
+    """The blocks of one resolution, on the way to coarser ones (`up`, as the paper says) and back, and the
+    steps between."""
 
     def __init__(self, hidden: int, blocks: int, *, coarsest: bool, classes: int, dropout: float):
         super().__init__()
         self.up = nn.ModuleList(Pair(hidden, False, classes, dropout) for _ in range(blocks))
-        self.down = nn.ModuleList(Pair(hidden, True, classes, dropout) for _ in range(blocks + (not coarsest)))
+        self.down = nn.ModuleList(
+            Pair(hidden, True, classes, dropout) for _ in range(blocks + (not coarsest))
+        )
         self.shrink, self.grow = (None, None) if coarsest else (Shrink(hidden), Grow(hidden))
 
 
 def u_net(x: Any, scales: Iterable[Any], *given: Any) -> Any:
     """x through the scales, finest first, and back, with shortcuts between blocks of one scale.
 
-    The one walk of the whole net, of a row and of a pixel: `shrink` gives None where the coarser scale has no new position.
+    The one walk of the whole net, of a row and of a pixel: `shrink` gives None where the coarser scale has no
+    new position.
     """
     scale, *coarser = scales
     skips = [x]
@@ -148,13 +161,16 @@ def u_net(x: Any, scales: Iterable[Any], *given: Any) -> Any:
 
 
 class CornerCache:
-    """The incremental twin of a `CornerConv`: per row what the row above contributes, then pixel by pixel the rest.
+    """The incremental twin of a `CornerConv`: per row what the row above contributes, then pixel by pixel the
+    rest.
 
     Inputs lie as [n, (W + 1) · n_in], the first pixel zero, so that two neighbours are one run of memory.
     """
 
     def __init__(self, conv: CornerConv, n: int, width: int):
-        self.above, self.left = conv.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)  # [2 · n_in, n_out] each
+        self.above, self.left = (
+            conv.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)
+        )  # [2 · n_in, n_out] each
         self.bias, self.n_in, self.stride = conv.bias.detach(), conv.in_channels, conv.stride[0]
         self.input = self.left.new_zeros(n, (width + 1) * self.n_in)
         self.i = -1
@@ -167,13 +183,16 @@ class CornerCache:
             self.base = taps @ self.above + (self.bias + more)
 
     def pixel(self, value: Tensor) -> Tensor | None:
-        """The output [n, n_out] at the next pixel, whose input is `value`; None between two positions of a strided one."""
+        """The output [n, n_out] at the next pixel, whose input is `value`; None between two positions of a
+        strided one."""
         j, start = self.j, self.j * self.n_in
         self.j += 1
         self.input[:, start + self.n_in : start + 2 * self.n_in] = value
         if self.i % self.stride or j % self.stride:
             return None
-        return torch.addmm(self.base[:, j // self.stride], self.input[:, start : start + 2 * self.n_in], self.left)
+        return torch.addmm(
+            self.base[:, j // self.stride], self.input[:, start : start + 2 * self.n_in], self.left
+        )
 
 
 class PairSteps:
@@ -224,10 +243,15 @@ class ShrinkSteps:
 
 
 class GrowSteps:
-    """The twin of a `Grow`: keeps the last row of the coarser vertical stream and a row of the corner stream's pixels."""
+    """The twin of a `Grow`: keeps the last row of the coarser vertical stream and a row of the corner
+    stream's pixels."""
 
     def __init__(self, grow: Grow):
-        self.v_weight, self.v_bias, self.bias = grow.vertical.weight.detach(), grow.vertical.bias, grow.corner.bias
+        self.v_weight, self.v_bias, self.bias = (
+            grow.vertical.weight.detach(),
+            grow.vertical.bias,
+            grow.corner.bias,
+        )
         self.weight = grow.corner.weight.detach().permute(2, 3, 0, 1)  # [2, 2, hidden, hidden]
         self.i, self.pixels = -1, {}
 
@@ -261,4 +285,6 @@ def walks(scale: Scale, n: int, width: int, labels: Tensor | None) -> tuple[Walk
     shrink = ShrinkSteps(scale.shrink, n, width) if scale.shrink else None
     grow = GrowSteps(scale.grow) if scale.grow else None
     rows = Walk([p.row for p in up], [p.row for p in down], shrink and shrink.row, grow and grow.row)
-    return rows, Walk([p.pixel for p in up], [p.pixel for p in down], shrink and shrink.pixel, grow and grow.pixel)
+    return rows, Walk(
+        [p.pixel for p in up], [p.pixel for p in down], shrink and shrink.pixel, grow and grow.pixel
+    )

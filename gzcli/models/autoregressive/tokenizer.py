@@ -17,14 +17,23 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
 
-    A tokenizer is made to be the first stage of a prior (`transformer`, `maskgit`), which knows how codes go together. By
-    itself it samples every code on its own, by how often it is used: colours and strokes without a picture. Its codebook is
-    already an average: averaged weights (`train.ema`) of a longer memory than the codebook's `decay` would not fit it.
+    A tokenizer is made to be the first stage of a prior (`transformer`, `maskgit`), which knows how codes go
+    together. By itself it samples every code on its own, by how often it is used: colours and strokes without
+    a picture. Its codebook is already an average: averaged weights (`train.ema`) of a longer memory than the
+    codebook's `decay` would not fit it.
     """
 
     best = "loss"
 
-    def __init__(self, data: DataInfo, *, grid: tuple[int, int], encoder: nn.Module, codebook: Codebook, decoder: nn.Module):
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        grid: tuple[int, int],
+        encoder: nn.Module,
+        codebook: Codebook,
+        decoder: nn.Module,
+    ):
         super().__init__(data)
         self.grid, self.codes = grid, len(codebook.usage)
         self.encoder, self.codebook, self.decoder = encoder, codebook, decoder
@@ -117,7 +126,8 @@ def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
 
 
 def draw(weights: Tensor, u: Tensor) -> Tensor:
-    """Indices [...] by inversion of the distributions proportional to weights [..., K]; u [...] uniform on [0, 1).
+    """Indices [...] by inversion of the distributions proportional to weights [..., K]; u [...] uniform on
+    [0, 1).
 
     Never one of weight 0.
     """

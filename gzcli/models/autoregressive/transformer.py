@@ -1,4 +1,5 @@
-"""The GPT over codes of VQGAN — Esser, Rombach & Ommer 2021, arXiv:2012.09841, section 3.2: p(s) = Π p(s_i | s_<i)."""
+"""The GPT over codes of VQGAN — Esser, Rombach & Ommer 2021, arXiv:2012.09841, section 3.2: p(s) = Π p(s_i |
+s_<i)."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 class Transformer(Prior):
     """A causal transformer over the codes of `tokenizer`, in raster order; a second stage, see `Prior`.
 
-    width: of its `layers` blocks of `heads` attention heads. The label's embedding is the first token; each position is
-    told the row and the column of the code that it predicts. Raises UsageError for sizes that do not fit.
+    width: of its `layers` blocks of `heads` attention heads. The label's embedding is the first token; each
+    position is told the row and the column of the code that it predicts. Raises UsageError for sizes that do
+    not fit.
     """
 
     paper = "Esser et al. 2021, arXiv:2012.09841"
@@ -49,7 +51,8 @@ class Transformer(Prior):
             nn.init.normal_(layer.weight, std=start(width))
 
     def forward(self, codes: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the grid has."""
+        """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the grid
+        has."""
         n, t = codes.shape
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]
@@ -62,7 +65,8 @@ class Transformer(Prior):
         return {"loss": nats, "bits": nats.detach() / math.log(2)}
 
     def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise | None = None) -> Tensor:
-        """−log p(codes | labels) [B] in nats, exact; of the first codes alone if there are fewer than the grid has."""
+        """−log p(codes | labels) [B] in nats, exact; of the first codes alone if there are fewer than the
+        grid has."""
         nats = F.cross_entropy(self(codes, labels).mT, codes, reduction="none")
         return nats.sum(1)
 
@@ -83,13 +87,16 @@ class Transformer(Prior):
     ) -> Tensor:
         """n images [n, C, H, W], code by code, from cached keys and values.
 
-        temperature divides the logits; top_k: among so many codes; top_p: among the likeliest with this probability
-        together. guidance: 1 = the labels as trained, more = sharper, at twice the cost (Ho 2022, arXiv:2207.12598).
+        temperature divides the logits; top_k: among so many codes; top_p: among the likeliest with this
+        probability together. guidance: 1 = the labels as trained, more = sharper, at twice the cost (Ho 2022,
+        arXiv:2207.12598).
         """
         device = self.head.weight.device
         labels = self.asked_labels(labels, n, device, guidance)
         codes = torch.zeros(n, 0, dtype=torch.long, device=device)
-        return self.images(self._generate(codes, labels, noise, progress, temperature, top_k, top_p, guidance))
+        return self.images(
+            self._generate(codes, labels, noise, progress, temperature, top_k, top_p, guidance)
+        )
 
     @torch.no_grad()
     def complete(
@@ -104,10 +111,11 @@ class Transformer(Prior):
         top_k: int | None = None,
         top_p: float = 1.0,
     ) -> Applied:
-        """x [B, C, H, W] with its first `rows` rows kept, about half of them if None, and the rest sampled given their codes.
+        """x [B, C, H, W] with its first `rows` rows kept, about half of them if None, and the rest sampled
+        given their codes.
 
-        A conditional model without labels takes the class that makes the kept codes most probable. UsageError: no such
-        number of rows, or one that is not a multiple of what a code stands for.
+        A conditional model without labels takes the class that makes the kept codes most probable.
+        UsageError: no such number of rows, or one that is not a multiple of what a code stands for.
         """
         height, step = x.shape[2], -(-x.shape[2] // self.grid[0])
         rows = height // 2 // step * step if rows is None else rows
@@ -115,7 +123,9 @@ class Transformer(Prior):
             raise UsageError(f"`rows` is {rows}, it must be a multiple of {step} up to {height}")
         kept = -(-rows // step) * self.grid[1]
         # the encoder sees beyond a code's own pixels: it must not see the rows that are to be made up
-        known = torch.cat([x[:, :, :rows], x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)], 2)
+        known = torch.cat(
+            [x[:, :, :rows], x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)], 2
+        )
         codes = self.tokenizer.encode(known).flatten(1)[:, :kept]
         if self.conditional:
             if labels is None and kept:
@@ -137,8 +147,16 @@ class Transformer(Prior):
             drop = torch.arange(2 * n, device=u.device) >= n
             labels = torch.cat([labels, labels])
         pasts, position = self.trunk.pasts(passes * n, self.length), self.position()
-        with torch.autocast(u.device.type, enabled=False):  # the draws are those of the net as it is, at full precision
-            h = torch.cat([self.label(labels, passes * n, drop)[:, None], self.embed(codes[:, :kept]).repeat(passes, 1, 1)], 1)
+        with torch.autocast(
+            u.device.type, enabled=False
+        ):  # the draws are those of the net as it is, at full precision
+            h = torch.cat(
+                [
+                    self.label(labels, passes * n, drop)[:, None],
+                    self.embed(codes[:, :kept]).repeat(passes, 1, 1),
+                ],
+                1,
+            )
             for i in range(kept, self.length):
                 h = h + position[i + 1 - h.shape[1] : i + 1]
                 logits = self.head(self.trunk(h, causal=h.shape[1] > 1, pasts=pasts)[:, -1])
@@ -151,7 +169,8 @@ class Transformer(Prior):
 
 
 def weights(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """Probabilities [..., K], up to a factor, of logits at a temperature, those outside `top_k` and `top_p` zero."""
+    """Probabilities [..., K], up to a factor, of logits at a temperature, those outside `top_k` and `top_p`
+    zero."""
     if temperature <= 0 or (top_k is not None and top_k < 1) or not 0 < top_p <= 1:
         raise UsageError("`temperature` must be above 0, `top_k` 1 or more, `top_p` above 0 and at most 1")
     p = (logits / temperature).softmax(-1)

@@ -1,6 +1,8 @@
-"""VQGAN — Esser, Rombach & Ommer 2021, "Taming Transformers for High-Resolution Image Synthesis", arXiv:2012.09841.
+"""VQGAN — Esser, Rombach & Ommer 2021, "Taming Transformers for High-Resolution Image Synthesis",
+arXiv:2012.09841.
 
-    generator:     L_rec + L_VQ + λ·L_GAN,    λ = ‖∇ L_rec‖ / (‖∇ L_GAN‖ + δ) at the decoder's last layer       (eq. 6, 7)
+    generator:     L_rec + L_VQ + λ·L_GAN,    λ = ‖∇ L_rec‖ / (‖∇ L_GAN‖ + δ) at the decoder's last layer
+    (eq. 6, 7)
     discriminator: E max(0, 1 − D(x)) / 2 + E max(0, 1 + D(x̂)) / 2
 
 L_rec is the pixels' distance and a perceptual one, L_GAN = −E D(x̂), L_VQ that of codebook.py.
@@ -24,7 +26,8 @@ from gzcli.types import Batch, DataInfo, Noise
 
 
 def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Module) -> Tensor:
-    """λ of eq. 7, a number without gradient; the gradients are those of the global batch, so every rank has the same."""
+    """λ of eq. 7, a number without gradient; the gradients are those of the global batch, so every rank has
+    the same."""
     grads = (torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in (rec, gan))
     norms = [all_mean(grad, last).norm() for grad in grads]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
@@ -33,10 +36,12 @@ def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Module) -> Tensor:
 class VQGAN(Tokenizer):
     """A convolutional tokenizer trained with a PatchGAN; a first stage, see `Tokenizer`.
 
-    channels × mult: width of each level, of `blocks` residual blocks, the image's sides halved between levels; attention:
-    whether the lowest has it. codes, dim, codebook, beta, decay, restart, cosine: as in `vqvae`. pixels: their distance.
-    perceptual: `auto` is LPIPS where its weights are at hand, else none; `lpips` insists. The discriminator of `disc_layers`
-    halvings and first width `disc_width` is trained from step `disc_start` on, and from then the generator by it, with
+    channels × mult: width of each level, of `blocks` residual blocks, the image's sides halved between
+    levels; attention: whether the lowest has it. codes, dim, codebook, beta, decay, restart, cosine: as in
+    `vqvae`. pixels: their distance.
+    perceptual: `auto` is LPIPS where its weights are at hand, else none; `lpips` insists. The discriminator
+    of `disc_layers` halvings and first width `disc_width` is trained from step `disc_start` on, and from then
+    the generator by it, with
     `disc_weight`·λ. Raises UsageError for sizes that do not fit.
     """
 
@@ -66,12 +71,18 @@ class VQGAN(Tokenizer):
         disc_width: int = 64,
         disc_layers: int = 2,
     ):
-        sizes, colours, widths = halvings(data.shape, len(mult) - 1), data.shape[0], tuple(channels * m for m in mult)
+        sizes, colours, widths = (
+            halvings(data.shape, len(mult) - 1),
+            data.shape[0],
+            tuple(channels * m for m in mult),
+        )
         super().__init__(
             data,
             grid=sizes[-1],
             encoder=Encoder(colours, widths, blocks, dim, groups, attention),
-            codebook=Codebook(codes, dim, learned=codebook, beta=beta, decay=decay, restart=restart, cosine=cosine),
+            codebook=Codebook(
+                codes, dim, learned=codebook, beta=beta, decay=decay, restart=restart, cosine=cosine
+            ),
             decoder=Decoder(colours, widths, blocks, dim, groups, attention, sizes),
         )
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)

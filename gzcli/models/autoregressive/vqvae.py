@@ -23,21 +23,26 @@ class Residual(nn.Module):
 
     def __init__(self, hidden: int, inner: int):
         super().__init__()
-        self.net = nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, inner, 3, padding=1), nn.ReLU(), nn.Conv2d(inner, hidden, 1))
+        self.net = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(hidden, inner, 3, padding=1), nn.ReLU(), nn.Conv2d(inner, hidden, 1)
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.net(h)
 
 
 class Encoder(nn.Module):
-    """x [B, C, H, W] → z_e [B, dim, h, w]: `down` strided convolutions, then residual blocks. Odd sizes are rounded up."""
+    """x [B, C, H, W] → z_e [B, dim, h, w]: `down` strided convolutions, then residual blocks. Odd sizes are
+    rounded up."""
 
     def __init__(self, channels: int, hidden: int, inner: int, blocks: int, down: int, dim: int):
         super().__init__()
         widths = [channels] + [hidden] * down
         self.downs = nn.ModuleList(nn.Conv2d(i, hidden, 4, stride=2, padding=1) for i in widths[:-1])
         residual = [Residual(hidden, inner) for _ in range(blocks)]
-        self.body = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1), *residual, nn.ReLU(), nn.Conv2d(hidden, dim, 1))
+        self.body = nn.Sequential(
+            nn.Conv2d(hidden, hidden, 3, padding=1), *residual, nn.ReLU(), nn.Conv2d(hidden, dim, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for down in self.downs:
@@ -46,9 +51,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z_q [B, dim, h, w] → x [B, C, H, W], the encoder's mirror; `sizes` of the feature maps, the image's first."""
+    """z_q [B, dim, h, w] → x [B, C, H, W], the encoder's mirror; `sizes` of the feature maps, the image's
+    first."""
 
-    def __init__(self, channels: int, hidden: int, inner: int, blocks: int, sizes: list[tuple[int, int]], dim: int):
+    def __init__(
+        self, channels: int, hidden: int, inner: int, blocks: int, sizes: list[tuple[int, int]], dim: int
+    ):
         super().__init__()
         residual = [Residual(hidden, inner) for _ in range(blocks)]
         self.body = nn.Sequential(nn.Conv2d(dim, hidden, 3, padding=1), *residual)
@@ -66,10 +74,10 @@ class Decoder(nn.Module):
 class VQVAE(Tokenizer):
     """The paper's net (section 4.1) with its codebook; a first stage, see `Tokenizer`.
 
-    hidden: channels; residual: those inside each of the `blocks` residual blocks of encoder and decoder. down: the image's
-    sides are halved so often. codes, dim: size of the codebook, and of its vectors. codebook: `ema`, codes follow the mean
-    of their vectors by `decay`, or `gradient`. beta: commitment. restart: move unused codes into the batch. cosine:
-    vectors on the unit sphere.
+    hidden: channels; residual: those inside each of the `blocks` residual blocks of encoder and decoder.
+    down: the image's sides are halved so often. codes, dim: size of the codebook, and of its vectors.
+    codebook: `ema`, codes follow the mean of their vectors by `decay`, or `gradient`. beta: commitment.
+    restart: move unused codes into the batch. cosine: vectors on the unit sphere.
     """
 
     paper = "van den Oord et al. 2017, arXiv:1711.00937"
@@ -95,7 +103,9 @@ class VQVAE(Tokenizer):
             data,
             grid=sizes[-1],
             encoder=Encoder(channels, hidden, residual, blocks, down, dim),
-            codebook=Codebook(codes, dim, learned=codebook, beta=beta, decay=decay, restart=restart, cosine=cosine),
+            codebook=Codebook(
+                codes, dim, learned=codebook, beta=beta, decay=decay, restart=restart, cosine=cosine
+            ),
             decoder=Decoder(channels, hidden, residual, blocks, sizes, dim),
         )
 

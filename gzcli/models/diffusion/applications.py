@@ -1,4 +1,5 @@
-"""What a trained diffusion is good for beside sampling: out-of-distribution scores, inpainting, upscaling, editing."""
+"""What a trained diffusion is good for beside sampling: out-of-distribution scores, inpainting, upscaling,
+editing."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from gzcli.types import Applied, Noise, Progress, no_progress
 class Applications(Diffusion):
     """Scores and applications of a `Diffusion`, by its `denoiser` alone."""
 
-    # -------------------------------------------------------------------------------------------------------- scores
+    # --------------------------------------------------------------------------------------------------------
+    # scores
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
@@ -40,7 +42,8 @@ class Applications(Diffusion):
             error = error + (eps - guess).square().flatten(1).mean(1)
         return error / times
 
-    # -------------------------------------------------------------------------------------------------- applications
+    # --------------------------------------------------------------------------------------------------
+    # applications
 
     def there_and_back(
         self,
@@ -60,7 +63,8 @@ class Applications(Diffusion):
         return x_t, self.into_range(samplers.ddim(denoise, x_t, path, progress=progress))
 
     def start_from(self, strength: float, steps: int) -> list[Level]:
-        """The path from the fraction `strength` of T in at most `steps` steps. Raises UsageError outside 0 … 1."""
+        """The path from the fraction `strength` of T in at most `steps` steps. Raises UsageError outside 0 …
+        1."""
         check_strength(strength)
         return self.schedule.spaced(min(steps, max(1, round(strength * self.timesteps))), start=strength)
 
@@ -75,10 +79,11 @@ class Applications(Diffusion):
         strength: float = 0.5,
         steps: int = 20,
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho 2020, figure 8).
+        """The way from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho 2020,
+        figure 8).
 
-        The noises are mixed on the sphere, so that theirs keeps its variance. Raises UsageError for fewer than two images,
-        or frames.
+        The noises are mixed on the sphere, so that theirs keeps its variance. Raises UsageError for fewer
+        than two images, or frames.
         """
         at_least(2, frames=frames)
         at_least(1, steps=steps)
@@ -123,8 +128,12 @@ class Applications(Diffusion):
         start = noise.randn(*x.shape).to(x.device)
         if method == "moments":
             loose = self.denoiser(y, guidance=guidance, clip=False)
-            denoise = given(loose, self.schedule.level, x, mask, iterations=iterations, into_range=self.into_range)
-            found = samplers.dpmpp(denoise, start, self.schedule.spaced(min(steps, self.timesteps), "logsnr"), progress=progress)
+            denoise = given(
+                loose, self.schedule.level, x, mask, iterations=iterations, into_range=self.into_range
+            )
+            found = samplers.dpmpp(
+                denoise, start, self.schedule.spaced(min(steps, self.timesteps), "logsnr"), progress=progress
+            )
             return self.completed(x, found, mask, y)
         found = samplers.repaint(
             self.denoiser(y, guidance=guidance),
@@ -155,12 +164,12 @@ class Applications(Diffusion):
         steps: int | None = None,
         eta: float | None = None,
     ) -> Applied:
-        """Images [B, C, H, W] whose block means are the small images x, by DDNM (Wang 2022, arXiv:2212.00490), which takes no
-        training for it: 50 steps with eta .85. A model with a `factor` of its own is told x as well: 4 steps with
-        eta 0, since few stay near the mean of what x may have been.
+        """Images [B, C, H, W] whose block means are the small images x, by DDNM (Wang 2022,
+        arXiv:2212.00490), which takes no training for it: 50 steps with eta .85. A model with a `factor` of
+        its own is told x as well: 4 steps with eta 0, since few stay near the mean of what x may have been.
 
-        x [B, C, h, w], with h a part of H; or of full size, which is first reduced by `factor` (2, or the model's own). Raises
-        UsageError for sizes that do not fit.
+        x [B, C, h, w], with h a part of H; or of full size, which is first reduced by `factor` (2, or the
+        model's own). Raises UsageError for sizes that do not fit.
         """
         at_least(1, factor=factor, steps=steps)
         full = self.data.shape[1:]

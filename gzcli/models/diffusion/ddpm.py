@@ -13,10 +13,10 @@ from gzcli.types import DataInfo
 class DDPM(Applications):
     """The U-Net of Ho 2020, appendix B, in the process that process.py describes.
 
-    channels × mult: width of each level, of `layers` residual blocks; attention: the resolutions, in pixels, that have
-    it beside the middle, with heads of `head_dim` channels (None: one head). factor: for `--do upscale` by so much, see
-    process.py; `train.init` may be a run without it. Raises UsageError for sizes that do not fit, and for a conditional
-    model of data without labels.
+    channels × mult: width of each level, of `layers` residual blocks; attention: the resolutions, in pixels,
+    that have it beside the middle, with heads of `head_dim` channels (None: one head). factor: for `--do
+    upscale` by so much, see process.py; `train.init` may be a run without it. Raises UsageError for sizes
+    that do not fit, and for a conditional model of data without labels.
     """
 
     paper = "Ho et al. 2020, arXiv:2006.11239"
@@ -78,11 +78,15 @@ class DDPM(Applications):
 
         if self.factor:
             raise UsageError("diffusers has no pipeline for a `model.factor`")
-        pipeline = DDPMPipeline(unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler())
+        pipeline = DDPMPipeline(
+            unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler()
+        )
         pipeline.usage = (
-            "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows no labels"
+            "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows no "
+            "labels"
             if self.conditional
-            else "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with `sample.sampler=dpmpp`, "
+            else "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with "
+            "`sample.sampler=dpmpp`, "
             "`sample.spacing=trailing` and as many `sample.steps`"
         )
         return pipeline

@@ -1,9 +1,10 @@
 """Diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640.
 
-An image is kept by two codes: z_sem = E(x), a vector that says what is there, and x_T, the noise from which the diffusion,
-told z_sem, walks to x, found by DDIM run backwards; x_T holds what z_sem leaves out.
+An image is kept by two codes: z_sem = E(x), a vector that says what is there, and x_T, the noise from which
+the diffusion, told z_sem, walks to x, found by DDIM run backwards; x_T holds what z_sem leaves out.
 
-    L = E ‖ε_θ(x_t, t, E(x)) − ε‖²                                                      (eq. 6; or of the image, or of v)
+    L = E ‖ε_θ(x_t, t, E(x)) − ε‖²                                                      (eq. 6; or of the
+    image, or of v)
 
 A step of z_sem along a linear classifier changes what is there; with x_T held the rest stays (section 5.3).
 """
@@ -34,10 +35,12 @@ MEASURED = 256  # images that `measure` inverts
 class DiffAE(Model):
     """An encoder of z_sem [B, latent] and a U-Net that denoises given it; a first stage of `latent_prior`.
 
-    channels × mult: width of each level of the U-Net, channels × encoder_mult: of the encoder; layers, attention, head_dim,
-    dropout, groups: of both, as in `ddpm`, as are the keys of the process. By itself it samples z_sem from a Gaussian of the
-    mean and covariance that running averages keep of training. Where the data have labels a linear classifier of the
-    normalised z_sem learns beside it, without a gradient to the encoder. Raises UsageError for sizes that do not fit.
+    channels × mult: width of each level of the U-Net, channels × encoder_mult: of the encoder; layers,
+    attention, head_dim,
+    dropout, groups: of both, as in `ddpm`, as are the keys of the process. By itself it samples z_sem from a
+    Gaussian of the mean and covariance that running averages keep of training. Where the data have labels a
+    linear classifier of the normalised z_sem learns beside it, without a gradient to the encoder. Raises
+    UsageError for sizes that do not fit.
     """
 
     paper = "Preechakul et al. 2022, arXiv:2111.15640"
@@ -67,11 +70,17 @@ class DiffAE(Model):
     ):
         super().__init__(data)
         sizes = {"layers": layers, "head_dim": head_dim, "dropout": dropout, "groups": groups}
-        net = CodedUNet.of(data, channels=channels, mult=mult, attention=attention, conditional=False, latent=latent, **sizes)
+        net = CodedUNet.of(
+            data, channels=channels, mult=mult, attention=attention, conditional=False, latent=latent, **sizes
+        )
         self.latent = latent
-        self.encoder = Encoder(data, latent, channels=channels, mult=encoder_mult, attention=attention, **sizes)
+        self.encoder = Encoder(
+            data, latent, channels=channels, mult=encoder_mult, attention=attention, **sizes
+        )
         self.diffusion = Applications(
-            replace(data, classes=("z_sem",), multilabel=True),  # to the process, a code [B, latent] is what labels [B, K] are
+            replace(
+                data, classes=("z_sem",), multilabel=True
+            ),  # to the process, a code [B, latent] is what labels [B, K] are
             net,
             timesteps=timesteps,
             schedule=schedule,
@@ -88,14 +97,15 @@ class DiffAE(Model):
         self.register_buffer("cov", torch.eye(latent))
         self.register_buffer("batches", torch.zeros(()))  # that they have seen
 
-    # ---------------------------------------------------------------------------------------------------------- training
+    # ---------------------------------------------------------------------------------------------- training
 
     def phases(self) -> list[Phase]:
         main = Phase("main", [*self.encoder.parameters(), *self.diffusion.parameters()])
         return [main] if self.head is None else [main, Phase("classifier", list(self.head.parameters()))]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Of the denoiser given the code; of the classifier, by softmax, or one sigmoid a label where there may be several."""
+        """Of the denoiser given the code; of the classifier, by softmax, or one sigmoid a label where there
+        may be several."""
         if phase == "classifier":
             with torch.no_grad():
                 z = self.encode(batch.x)
@@ -128,7 +138,7 @@ class DiffAE(Model):
         with full_fp32(z.device):
             self.cov.copy_((z - self.mean).mT @ (z - self.mean) / len(z))
 
-    # ------------------------------------------------------------------------------------------------------------- codes
+    # ------------------------------------------------------------------------------------------------- codes
 
     def encode(self, x: Tensor) -> Tensor:
         """z_sem [B, latent] of images."""
@@ -158,7 +168,7 @@ class DiffAE(Model):
         """The levels of at most `steps` steps, there and back."""
         return self.diffusion.schedule.spaced(min(steps, self.diffusion.timesteps))
 
-    # ---------------------------------------------------------------------------------------------------------- sampling
+    # ---------------------------------------------------------------------------------------------- sampling
 
     @torch.no_grad()
     def sample(
@@ -179,17 +189,25 @@ class DiffAE(Model):
         return self.draw(z, noise, progress, sampler=sampler, steps=steps, spacing=spacing)
 
     def draw(self, z: Tensor, noise: Noise, progress: Progress, **options) -> Tensor:
-        """Images of semantic codes z, each with a stochastic one of `noise`; options of `Diffusion.sample`."""
+        """Images of semantic codes z, each with a stochastic one of `noise`; options of
+        `Diffusion.sample`."""
         return self.diffusion.sample(len(z), labels=z, noise=noise, progress=progress, **options)
 
-    # ------------------------------------------------------------------------------------------------------ applications
+    # ------------------------------------------------------------------------------------------------------
+    # applications
 
     @torch.no_grad()
     def reconstruct(
-        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 50, stochastic: bool = True
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 50,
+        stochastic: bool = True,
     ) -> Applied:
-        """Images through their codes, of `steps` network calls each way; not stochastic: with x_T from `noise`, which shows
-        what z_sem alone holds."""
+        """Images through their codes, of `steps` network calls each way; not stochastic: with x_T from
+        `noise`, which shows what z_sem alone holds."""
         at_least(1, steps=steps)
         z = self.encode(x)
         x_T = self.invert(x, z, steps, half(progress, 0)) if stochastic else noise.randn(*x.shape).to(x)
@@ -200,7 +218,8 @@ class DiffAE(Model):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, …, ends included: z_sem on a line, x_T on the sphere (section 5.2).
+        """The way from image 0 to 1, 2 to 3, …, ends included: z_sem on a line, x_T on the sphere (section
+        5.2).
 
         Raises UsageError for fewer than two images, or frames.
         """
@@ -225,11 +244,11 @@ class DiffAE(Model):
     ) -> Applied:
         """Images [B, C, H, W] given `labels`, at their own stochastic code, by a step in z_sem (section 5.3).
 
-        z_sem goes along Σ w, where w are the classifier's weights of the labels asked for less those of the labels that it
-        sees, and Σ is the covariance of the training's codes: w itself, the paper's direction, leads where no codes are if
-        their coordinates vary together (Haufe 2014, doi:10.1016/j.neuroimage.2013.10.067). strength: of the step, in standard
-        deviations of the codes along it. An image that is seen as asked stays. Raises UsageError for a model of data without
-        labels.
+        z_sem goes along Σ w, where w are the classifier's weights of the labels asked for less those of the
+        labels that it sees, and Σ is the covariance of the training's codes: w itself, the paper's direction,
+        leads where no codes are if their coordinates vary together (Haufe 2014,
+        doi:10.1016/j.neuroimage.2013.10.067). strength: of the step, in standard deviations of the codes
+        along it. An image that is seen as asked stays. Raises UsageError for a model of data without labels.
         """
         if self.head is None:
             raise UsageError("`edit` needs a model of data with labels", hint="gz list data")
@@ -254,7 +273,7 @@ class DiffAE(Model):
         """Labels as [B, K] 0/1."""
         return y if self.data.multilabel else F.one_hot(y, len(self.data.classes))
 
-    # ------------------------------------------------------------------------------------------------------------ scores
+    # ------------------------------------------------------------------------------------------------ scores
 
     @torch.no_grad()
     def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
@@ -271,12 +290,19 @@ class DiffAE(Model):
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
         """[B]: squared Mahalanobis distance of z_sem to the Gaussian of the training's."""
         d = self.encode(x) - self.mean
-        floor = 1e-4 * self.cov.diagonal().mean()  # what the encoder never varies would decide by rounding alone
-        return (d * torch.linalg.solve(self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device), d.mT).mT).sum(1)
+        floor = (
+            1e-4 * self.cov.diagonal().mean()
+        )  # what the encoder never varies would decide by rounding alone
+        return (
+            d
+            * torch.linalg.solve(
+                self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device), d.mT
+            ).mT
+        ).sum(1)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Of the first images: `mse`, of images in [0, 1] through both codes in 50 steps, `mse_semantic`, through z_sem alone,
-        and the `accuracy` of the classifier."""
+        """Of the first images: `mse`, of images in [0, 1] through both codes in 50 steps, `mse_semantic`,
+        through z_sem alone, and the `accuracy` of the classifier."""
         sums, n = dict.fromkeys(("mse", "mse_semantic", "accuracy"), 0.0), 0
         for batch in batches:
             for name, stochastic in (("mse", True), ("mse_semantic", False)):
@@ -287,7 +313,9 @@ class DiffAE(Model):
             n += len(batch)
             if n >= MEASURED:
                 break
-        return {name: total / n for name, total in sums.items() if name != "accuracy" or self.head is not None}
+        return {
+            name: total / n for name, total in sums.items() if name != "accuracy" or self.head is not None
+        }
 
 
 def half(progress: Progress, which: int) -> Progress:

@@ -10,10 +10,11 @@ from gzcli.types import DataInfo
 
 
 class DiT(Applications):
-    """A transformer over patches, in the process that process.py describes, with its variances; the paper learns them.
+    """A transformer over patches, in the process that process.py describes, with its variances; the paper
+    learns them.
 
-    patch: side in pixels, a divisor of the image's; width: of `layers` blocks of `heads` attention heads. Raises UsageError
-    for sizes that do not fit, and for a conditional model of data without labels.
+    patch: side in pixels, a divisor of the image's; width: of `layers` blocks of `heads` attention heads.
+    Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
     """
 
     paper = "Peebles & Xie 2023, arXiv:2212.09748"
@@ -60,12 +61,14 @@ class DiT(Applications):
         )
 
     def to_diffusers(self) -> Any:
-        """A `DiTPipeline` of the same weights and schedule, for its parts: without an autoencoder it draws no pictures."""
+        """A `DiTPipeline` of the same weights and schedule, for its parts: without an autoencoder it draws no
+        pictures."""
         from diffusers import DiTPipeline
 
         pipeline = DiTPipeline(transformer=self.net.to_diffusers(), vae=None, scheduler=self.to_scheduler())
         pipeline.usage = (
-            "`pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`: without an autoencoder the pipeline "
+            "`pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`: without an "
+            "autoencoder the pipeline "
             "itself draws no pictures"
         )
         return pipeline

@@ -1,7 +1,8 @@
-"""The latent diffusion of the diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640, section 4: ω(z_{sem,t}, t).
+"""The latent diffusion of the diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640, section 4:
+ω(z_{sem,t}, t).
 
-A diffusion of the normalised semantic codes z_sem of the training images, by an MLP whose every layer sees the noised code
-again; its samples are decoded from x_T ~ N(0, I).
+A diffusion of the normalised semantic codes z_sem of the training images, by an MLP whose every layer sees
+the noised code again; its samples are decoded from x_T ~ N(0, I).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ TIME = 64  # sinusoids of the time
 
 
 class SkipMLP(nn.Module):
-    """z [B, D, 1, 1], t [B], labels → [B, D, 1, 1] (appendix A): each but the last of `layers` linear layers is scaled by time
-    and label, normalised, and through SiLU; the input stands beside what each but the first is given."""
+    """z [B, D, 1, 1], t [B], labels → [B, D, 1, 1] (appendix A): each but the last of `layers` linear layers
+    is scaled by time and label, normalised, and through SiLU; the input stands beside what each but the first
+    is given."""
 
     def __init__(self, size: int, *, width: int, layers: int, dropout: float, classes: int):
         super().__init__()
@@ -50,10 +52,12 @@ class SkipMLP(nn.Module):
 
 
 class LatentPrior(Model):
-    """A diffusion of the z_sem of `autoencoder`, a trained `diffae`, of `layers` layers of `width`; a second stage.
+    """A diffusion of the z_sem of `autoencoder`, a trained `diffae`, of `layers` layers of `width`; a second
+    stage.
 
-    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["code"]`. The keys of the process are
-    those of `ddpm`; conditional: labels may be asked for. Raises UsageError for a conditional model of data without labels.
+    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["code"]`. The keys of
+    the process are those of `ddpm`; conditional: labels may be asked for. Raises UsageError for a conditional
+    model of data without labels.
     """
 
     paper = "Preechakul et al. 2022, arXiv:2111.15640"
@@ -122,10 +126,16 @@ class LatentPrior(Model):
         code_steps: int = 50,
         guidance: float = 1.0,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1]: z_sem by `code_steps` DDIM steps of the prior, and by `guidance` towards `labels`;
-        the image by `steps` steps of `sampler`, along the levels of `spacing`."""
+        """n images [n, C, H, W] in [-1, 1]: z_sem by `code_steps` DDIM steps of the prior, and by `guidance`
+        towards `labels`; the image by `steps` steps of `sampler`, along the levels of `spacing`."""
         z = self.diffusion.sample(
-            n, labels=labels, noise=noise, sampler="ddim", steps=code_steps, spacing="trailing", guidance=guidance
+            n,
+            labels=labels,
+            noise=noise,
+            sampler="ddim",
+            steps=code_steps,
+            spacing="trailing",
+            guidance=guidance,
         )
         z = self.autoencoder.denormalise(z.flatten(1))
         return self.autoencoder.draw(z, noise, progress, sampler=sampler, steps=steps, spacing=spacing)
@@ -134,7 +144,8 @@ class LatentPrior(Model):
 
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise, times: int = 50) -> Tensor:
-        """[B]: how badly the prior denoises z_sem: the mean squared error of its ε over `times` noise levels."""
+        """[B]: how badly the prior denoises z_sem: the mean squared error of its ε over `times` noise
+        levels."""
         z = self.autoencoder.normalise(self.autoencoder.encode(x))
         return self.diffusion.score_denoise(z[..., None, None], noise=noise, times=times)
 
@@ -147,10 +158,18 @@ class LatentPrior(Model):
         return self.autoencoder.score_denoise(x, noise=noise, times=times)
 
     def reconstruct(
-        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 50, stochastic: bool = True
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 50,
+        stochastic: bool = True,
     ) -> Applied:
         """As `diffae` does."""
-        return self.autoencoder.reconstruct(x, noise=noise, progress=progress, steps=steps, stochastic=stochastic)
+        return self.autoencoder.reconstruct(
+            x, noise=noise, progress=progress, steps=steps, stochastic=stochastic
+        )
 
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
@@ -169,7 +188,9 @@ class LatentPrior(Model):
         steps: int = 50,
     ) -> Applied:
         """As `diffae` does."""
-        return self.autoencoder.edit(x, labels=labels, noise=noise, progress=progress, strength=strength, steps=steps)
+        return self.autoencoder.edit(
+            x, labels=labels, noise=noise, progress=progress, strength=strength, steps=steps
+        )
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The autoencoder's figures."""

@@ -48,7 +48,9 @@ def given(
 
             found = x0.detach()
             error = mask * (known - found)
-            found = found + covariance(solved(lambda v: mask * covariance(v) + UNSURE**2 * v, error, iterations))
+            found = found + covariance(
+                solved(lambda v: mask * covariance(v) + UNSURE**2 * v, error, iterations)
+            )
         x, x0 = x.detach(), torch.lerp(into_range(found), known, mask)
         return x0, (x - alpha * x0) / sigma
 

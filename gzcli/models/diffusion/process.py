@@ -1,4 +1,5 @@
-"""The Gaussian diffusion process of a network `net(x, t, y, drop)`: training, denoising, sampling, bound (Ho 2020).
+"""The Gaussian diffusion process of a network `net(x, t, y, drop)`: training, denoising, sampling, bound (Ho
+2020).
 
 Times t are noise levels, 0 … T − 1 from least to most noise (schedule.py).
 """
@@ -22,19 +23,22 @@ from gzcli.models.nn import full
 from gzcli.types import Batch, DataInfo, Noise, Progress, moved, no_progress
 
 HIDDEN = 0.1  # share of small images that the training of an enlarging model hides
-LEAST_ALPHA_BAR = 2.0**-24  # of an exported schedule, whose solver takes logarithms; as diffusers has it for zero SNR
+LEAST_ALPHA_BAR = (
+    2.0**-24
+)  # of an exported schedule, whose solver takes logarithms; as diffusers has it for zero SNR
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 class Diffusion(Returning):
     """A network that tells noise (eps), image (x0) or v = α ε − σ x_0 (Salimans 2022) from a noised image.
 
-    net(x [B, C, H, W], t [B], y, drop) → [B, C, H, W]; y: labels or None = unknown, drop [B]: rows of unknown label.
-    zero_snr: the last level is pure noise (Lin 2023). min_snr: γ of min-SNR-γ weights (Hang 2023), None = the plain
-    loss of `prediction` (Ho 2020, eq. 14). time_sampling "stratified": one time from each of the batch's equal shares
-    of 0 … T − 1. factor: the network sees a small image beside the noised one, which it is to enlarge so many times (as SR3,
-    Saharia 2021, arXiv:2104.07636), hidden in a share HIDDEN of training so that it also does without. Raises UsageError
-    for settings that contradict each other.
+    net(x [B, C, H, W], t [B], y, drop) → [B, C, H, W]; y: labels or None = unknown, drop [B]: rows of unknown
+    label.
+    zero_snr: the last level is pure noise (Lin 2023). min_snr: γ of min-SNR-γ weights (Hang 2023), None = the
+    plain loss of `prediction` (Ho 2020, eq. 14). time_sampling "stratified": one time from each of the
+    batch's equal shares of 0 … T − 1. factor: the network sees a small image beside the noised one, which it
+    is to enlarge so many times (as SR3, Saharia 2021, arXiv:2104.07636), hidden in a share HIDDEN of training
+    so that it also does without. Raises UsageError for settings that contradict each other.
     """
 
     likelihood = "bound"
@@ -58,14 +62,22 @@ class Diffusion(Returning):
     ):
         super().__init__(data, net, conditional=conditional, label_dropout=label_dropout)
         if factor and any(side % factor for side in data.shape[1:]):
-            raise UsageError(f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
-                             hint="set `model.factor` to a divisor of their side")  # fmt: skip
+            raise UsageError(
+                f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
+                hint="set `model.factor` to a divisor of their side",
+            )
         if zero_snr and prediction == "eps":
             raise UsageError(
-                "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about the image",
+                "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about "
+                "the image",
                 hint="set `model.prediction` to `v` or `x0`",
             )
-        self.timesteps, self.prediction, self.loss_type, self.min_snr = timesteps, prediction, loss_type, min_snr
+        self.timesteps, self.prediction, self.loss_type, self.min_snr = (
+            timesteps,
+            prediction,
+            loss_type,
+            min_snr,
+        )
         self.time_sampling, self.factor = time_sampling, factor
         self.schedule = Schedule(schedule, timesteps, zero_snr=zero_snr)
         for name in ("alpha", "sigma", "snr"):
@@ -90,28 +102,35 @@ class Diffusion(Returning):
         if self.min_snr is None:
             return {"loss": error.mean()}
         snr = self.snr[t]
-        plain = {"eps": snr, "x0": 1, "v": snr + 1}[self.prediction]  # the weight that `error` gives to that of x_0
+        plain = {"eps": snr, "x0": 1, "v": snr + 1}[
+            self.prediction
+        ]  # the weight that `error` gives to that of x_0
         weight = snr.clamp(max=self.min_snr) / plain
         return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """[n] int64, uniform over 0 … T − 1; stratified over the rows of the global batch where `noise` knows it."""
+        """[n] int64, uniform over 0 … T − 1; stratified over the rows of the global batch where `noise` knows
+        it."""
         u = noise.rand(n)
         if self.time_sampling == "stratified":
             u = stratified(u, noise)
         return (u * self.timesteps).long().clamp_(max=self.timesteps - 1)
 
     def beside(self, x: Tensor, small: Tensor | None = None) -> Tensor:
-        """What the network sees of x: itself or, in a model with a `factor`, the enlarged small image [B, C, h, w] with it."""
+        """What the network sees of x: itself or, in a model with a `factor`, the enlarged small image [B, C,
+        h, w] with it."""
         if not self.factor:
             return x
         if small is None:
             return torch.cat([x, torch.zeros_like(x)], 1)
         return torch.cat([x, F.interpolate(small, size=x.shape[2:], mode="bicubic", align_corners=False)], 1)
 
-    # ----------------------------------------------------------------------------------------------------- denoising
+    # -----------------------------------------------------------------------------------------------------
+    # denoising
 
-    def split(self, out: Tensor, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    def split(
+        self, out: Tensor, x: Tensor, alpha: Tensor | float, sigma: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
         """(x_0, ε) from the network's output at x = α x_0 + σ ε."""
         if self.prediction == "v":
             return alpha * x - sigma * out, sigma * x + alpha * out
@@ -121,7 +140,9 @@ class Diffusion(Returning):
 
     def estimate(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_0, in the range of images, from noised images x at integer times t [B], each its own."""
-        return self.into_range(self.split(full(self.net(self.beside(x), t, y)), x, at(self.alpha, t), at(self.sigma, t))[0])
+        return self.into_range(
+            self.split(full(self.net(self.beside(x), t, y)), x, at(self.alpha, t), at(self.sigma, t))[0]
+        )
 
     def denoiser(
         self,
@@ -133,8 +154,8 @@ class Diffusion(Returning):
         dynamic: float | None = None,
         small: Tensor | None = None,
     ) -> samplers.Denoise:
-        """The `denoise(x, t)` that samplers call; options as in `sample`. One pass of a doubled batch if guided. small: the
-        images that a model with a `factor` is to enlarge."""
+        """The `denoise(x, t)` that samplers call; options as in `sample`. One pass of a doubled batch if
+        guided. small: the images that a model with a `factor` is to enlarge."""
         self.check_guidance(guidance, y)
 
         def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -151,7 +172,8 @@ class Diffusion(Returning):
         return denoise
 
     def into_range(self, x0: Tensor, dynamic: float | None = None) -> Tensor:
-        """Images into [-1, 1]; `dynamic`: by thresholding at this quantile of |x_0| (Saharia 2022); latents stay."""
+        """Images into [-1, 1]; `dynamic`: by thresholding at this quantile of |x_0| (Saharia 2022); latents
+        stay."""
         if self.data.levels is None:
             return x0
         if dynamic is None:
@@ -159,7 +181,8 @@ class Diffusion(Returning):
         s = x0.abs().flatten(1).quantile(dynamic, 1).clamp(min=1)[:, None, None, None]
         return x0.clamp(-s, s) / s
 
-    # ------------------------------------------------------------------------------------------------------ sampling
+    # ------------------------------------------------------------------------------------------------------
+    # sampling
 
     @torch.no_grad()
     def sample(
@@ -182,9 +205,10 @@ class Diffusion(Returning):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], by `steps` network calls (2 steps − 1 for heun).
 
-        eta: noise of ddim, 1 = ancestral; churn: of heun; variance: of the ancestral sampler. guidance: 1 = the labels as trained,
-        0 = without them, more = sharper (Ho 2022), within `interval` of t/T (Kynkäänniemi 2024). clip: estimates of
-        x_0 into [-1, 1]; dynamic: a quantile of |x_0|, such as .995, at which they are thresholded instead.
+        eta: noise of ddim, 1 = ancestral; churn: of heun; variance: of the ancestral sampler. guidance: 1 =
+        the labels as trained, 0 = without them, more = sharper (Ho 2022), within `interval` of t/T
+        (Kynkäänniemi 2024). clip: estimates of x_0 into [-1, 1]; dynamic: a quantile of |x_0|, such as .995,
+        at which they are thresholded instead.
         """
         x = noise.randn(n, *self.data.shape).to(self.alpha.device)
         y = self.asked_labels(labels, n)
@@ -198,7 +222,9 @@ class Diffusion(Returning):
         elif sampler == "unipc":
             x = samplers.unipc(denoise, x, path, progress=progress)
         elif sampler == "heun":
-            x = samplers.heun(denoise, x, path, randn=randn, churn=churn, level=self.schedule.at_ratio, progress=progress)
+            x = samplers.heun(
+                denoise, x, path, randn=randn, churn=churn, level=self.schedule.at_ratio, progress=progress
+            )
         else:
             x = samplers.dpmpp(denoise, x, path, randn=randn, noisy=sampler == "dpmpp_sde", progress=progress)
         return self.into_range(x)
@@ -207,7 +233,8 @@ class Diffusion(Returning):
     def fresh(noise: Noise, like: Tensor) -> samplers.Randn:
         return lambda: noise.randn(*like.shape).to(like.device)
 
-    # ---------------------------------------------------------------------------------------------------- likelihood
+    # ----------------------------------------------------------------------------------------------------
+    # likelihood
 
     def log_prob(
         self,
@@ -220,24 +247,29 @@ class Diffusion(Returning):
     ) -> Tensor:
         """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls.
 
-        L_T and L_0 are whole; of the T − 1 terms between, one is drawn from each of `terms` strata and weighted by its
-        stratum's width, which is unbiased, and the whole sum for terms ≥ T − 1. Strata widen with t, as terms shrink.
-        variance: of p(x_{t−1} | x_t), as in `sample`; a bound for either: small is the tighter one for digits, whose
-        flat parts are known even from much noise, large for data smooth at the scale of one grey level.
-        Raises UsageError for latents, which have no grey levels.
+        L_T and L_0 are whole; of the T − 1 terms between, one is drawn from each of `terms` strata and
+        weighted by its stratum's width, which is unbiased, and the whole sum for terms ≥ T − 1. Strata widen
+        with t, as terms shrink.
+        variance: of p(x_{t−1} | x_t), as in `sample`; a bound for either: small is the tighter one for
+        digits, whose flat parts are known even from much noise, large for data smooth at the scale of one
+        grey level. Raises UsageError for latents, which have no grey levels.
         """
         if self.data.levels is None:
             raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
         n, y = len(x), self.known_labels(labels)
         alpha_T, sigma_T = self.schedule.alpha[-1], self.schedule.sigma[-1]
-        prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))  # KL(q(x_T | x_0) ‖ N(0, 1))
+        prior = 0.5 * (
+            sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T)
+        )  # KL(q(x_T | x_0) ‖ N(0, 1))
         t = torch.zeros(n, dtype=torch.long, device=x.device)
         x0 = self.estimate(self.noised(x, t, noise), t, y)
         total = discretised_gaussian(x, x0, float(self.schedule.sigma[0]), self.data.levels).flatten(1).sum(1)
         total = total - prior.flatten(1).sum(1)
         edges = strata(self.timesteps, terms)
         u = noise.rand(n, len(edges) - 1).to(x.device)
-        scale, offset = (moved(torch.as_tensor(a, dtype=torch.float32), x.device) for a in self.schedule.kl(variance))
+        scale, offset = (
+            moved(torch.as_tensor(a, dtype=torch.float32), x.device) for a in self.schedule.kl(variance)
+        )
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
             x0 = self.estimate(self.noised(x, t, noise), t, y)
@@ -280,7 +312,8 @@ def strata(timesteps: int, terms: int) -> list[int]:
 
 
 def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
-    """log mass of N(mean, σ²) in the bin of each grey level x in [-1, 1]; end bins reach ±∞ (Ho 2020, eq. 13)."""
+    """log mass of N(mean, σ²) in the bin of each grey level x in [-1, 1]; end bins reach ±∞ (Ho 2020, eq.
+    13)."""
     half = 1 / (levels - 1)
     low = torch.where(x < -1 + half, -math.inf, (x - half - mean) / sigma)
     high = torch.where(x > 1 - half, math.inf, (x + half - mean) / sigma)

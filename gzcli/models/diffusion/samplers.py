@@ -1,7 +1,8 @@
-"""Samplers as pure functions: from noise x at path[0] along the levels of `path` to the clean image at its end.
+"""Samplers as pure functions: from noise x at path[0] along the levels of `path` to the clean image at its
+end.
 
-`denoise(x, t)`, at one time t for the whole batch, returns estimates (x_0, ε), each [B, C, H, W]: one call a step, two
-for Heun.
+`denoise(x, t)`, at one time t for the whole batch, returns estimates (x_0, ε), each [B, C, H, W]: one call a
+step, two for Heun.
 `randn()` draws standard normal noise of x's shape; `progress(i, n, x)` is told of each step.
 """
 
@@ -29,7 +30,8 @@ def ancestral(
     variance: str = "small",
     progress: Progress = no_progress,
 ) -> Tensor:
-    """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" is β_t (section 3.2)."""
+    """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" is β_t (section
+    3.2)."""
     for i, (s, u) in enumerate(pairwise(path)):
         x0, _ = denoise(x, s.t)
         mean, var = posterior(x0, x, s, u)
@@ -92,8 +94,8 @@ def dpmpp(
 
 
 def unipc(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
-    """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0): DPM-Solver++(2M),
-    each of whose steps is corrected by the next one's network call."""
+    """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0):
+    DPM-Solver++(2M), each of whose steps is corrected by the next one's network call."""
     known: list[tuple[Level, Tensor]] = []  # where the network was called, and its x_0, the last two
     start = x
     for i, (s, u) in enumerate(pairwise(path)):
@@ -154,9 +156,10 @@ def heun(
 ) -> Tensor:
     """Karras 2022, algorithm 1 and 2: trapezoidal steps of d(x/α)/d(σ/α) = ε; at most 2 N − 1 calls.
 
-    Steps from above σ/α = 80, where EDM starts, are Euler's: ε hardly turns there, but σ/α may fall by thousands.
-    churn: new noise, before each step as much more of it as N such steps would double (S_churn); `level` tells the level of
-    a noise-to-signal ratio σ/α.
+    Steps from above σ/α = 80, where EDM starts, are Euler's: ε hardly turns there, but σ/α may fall by
+    thousands.
+    churn: new noise, before each step as much more of it as N such steps would double (S_churn); `level`
+    tells the level of a noise-to-signal ratio σ/α.
     """
     more = min(churn / (len(path) - 1), math.sqrt(2) - 1)
     for i, (s, u) in enumerate(pairwise(path)):
@@ -185,9 +188,11 @@ def repaint(
     jump: int = 5,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels are replaced by noised truth.
+    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels are replaced by
+    noised truth.
 
-    `known` [B, C, H, W], `mask` [B, 1, H, W] 1 = keep. To make the parts agree, every `jump` steps the walk goes back
+    `known` [B, C, H, W], `mask` [B, 1, H, W] 1 = keep. To make the parts agree, every `jump` steps the walk
+    goes back
     `jump` levels by the forward process, `resample` times in all.
     """
     walk = list(pairwise(repaint_walk(len(path) - 1, resample, jump)))
@@ -206,7 +211,8 @@ def repaint(
 
 
 def repaint_walk(steps: int, resample: int, jump: int) -> list[int]:
-    """Positions on the path 0 … steps: `jump` ahead, back and ahead again, `resample` times ahead over each stretch."""
+    """Positions on the path 0 … steps: `jump` ahead, back and ahead again, `resample` times ahead over each
+    stretch."""
     walk = [0]
     for start in range(0, steps, jump):
         stretch = list(range(start + 1, min(start + jump, steps) + 1))
@@ -215,7 +221,8 @@ def repaint_walk(steps: int, resample: int, jump: int) -> list[int]:
 
 
 def transition(s: Level, u: Level) -> tuple[float, float]:
-    """α_{s|u} and the variance β of q(x_s | x_u), u less noisy than s; from the clean level it is q(x_s | x_0)."""
+    """α_{s|u} and the variance β of q(x_s | x_u), u less noisy than s; from the clean level it is q(x_s |
+    x_0)."""
     scale = s.alpha / u.alpha
     return scale, s.sigma**2 - (scale * u.sigma) ** 2
 

@@ -1,7 +1,7 @@
 """Noise schedules of the variance-preserving process x_t = α_t x_0 + σ_t ε, α² + σ² = 1 (Ho 2020, eq. 4).
 
-Times are t = 0 … T − 1 from least to most noise, as in diffusers (t − 1 of the paper); real times lie between.
-Tables are float64 numpy: differences such as 1 − ᾱ_t/ᾱ_{t−1} ≈ 1e-4 do not survive float32.
+Times are t = 0 … T − 1 from least to most noise, as in diffusers (t − 1 of the paper); real times lie
+between. Tables are float64 numpy: differences such as 1 − ᾱ_t/ᾱ_{t−1} ≈ 1e-4 do not survive float32.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ class Schedule:
         return self.alpha**2 / self.sigma**2
 
     def kl(self, variance: str) -> tuple[np.ndarray, np.ndarray]:
-        """a, b [T] of KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) = a_t (x_0 − x̂_0)² + b_t a pixel, for t ≥ 1.
+        """a, b [T] of KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) = a_t (x_0 − x̂_0)² + b_t a pixel, for t ≥
+        1.
 
-        Means by Ho 2020, eq. 7; p of the "small" variance β̃, where a is half the fall of the SNR (Kingma 2021, eq. 14)
-        and b = 0, or the "large" β.
+        Means by Ho 2020, eq. 7; p of the "small" variance β̃, where a is half the fall of the SNR (Kingma
+        2021, eq. 14) and b = 0, or the "large" β.
         """
         alpha, sigma = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])  # at t − 1
         beta = self.sigma**2 - (self.alpha / alpha * sigma) ** 2
@@ -60,7 +61,8 @@ class Schedule:
             return pull / (2 * beta), 0.5 * (ratio - 1 - np.log(ratio))
 
     def level(self, t: float) -> Level:
-        """The level of a real time, real ones on the chord between neighbours, put back on the circle α² + σ² = 1."""
+        """The level of a real time, real ones on the chord between neighbours, put back on the circle α² + σ²
+        = 1."""
         alpha, sigma = (np.interp(t, np.arange(self.timesteps), a) for a in (self.alpha, self.sigma))
         norm = np.hypot(alpha, sigma)
         return Level(float(t), float(alpha / norm), float(sigma / norm))
@@ -77,11 +79,12 @@ class Schedule:
         return [*(self.level(t) for t in times), CLEAN]
 
     def spaced(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
-        """A path of `steps` steps from the noise level at the fraction `start` of T, any number up to its timesteps.
+        """A path of `steps` steps from the noise level at the fraction `start` of T, any number up to its
+        timesteps.
 
-        trailing: every T/steps-th counted from the noisy end, leading: from the clean end, linspace: both ends
-        (Lin 2023, table 2); karras: σ/α spaced by its 7th root (Karras 2022, eq. 5); logsnr: by its logarithm.
-        Raises UsageError for no steps or more than there are timesteps.
+        trailing: every T/steps-th counted from the noisy end, leading: from the clean end, linspace: both
+        ends (Lin 2023, table 2); karras: σ/α spaced by its 7th root (Karras 2022, eq. 5); logsnr: by its
+        logarithm. Raises UsageError for no steps or more than there are timesteps.
         """
         top = max(1, round(start * self.timesteps))  # times 0 … top − 1
         if not 1 <= steps <= top:

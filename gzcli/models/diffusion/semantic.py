@@ -1,4 +1,5 @@
-"""Parts of the diffusion autoencoder: the encoder of the semantic code, the U-Net that is told it, DDIM run backwards."""
+"""Parts of the diffusion autoencoder: the encoder of the semantic code, the U-Net that is told it, DDIM run
+backwards."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ EPS = 1e-5
 
 
 class Encoder(nn.Module):
-    """x [B, C, H, W] → z_sem [B, latent]: the way down of the U-Net, which no time is told, averaged over positions.
+    """x [B, C, H, W] → z_sem [B, latent]: the way down of the U-Net, which no time is told, averaged over
+    positions.
 
     channels, mult, layers, attention, groups: as in `UNet.of`.
     """
@@ -40,8 +42,12 @@ class Encoder(nn.Module):
         super().__init__()
 
         def stage(i: int, o: int, n: int, attend: Sequence[bool], resample: nn.Module | None = None) -> Stage:
-            blocks = [ResBlock(o if k else i, o, 0, groups, EPS, dropout, scale_shift=False) for k in range(n)]
-            return Stage(blocks, [Attention(o, head_dim or o, groups, EPS) if a else None for a in attend], resample)
+            blocks = [
+                ResBlock(o if k else i, o, 0, groups, EPS, dropout, scale_shift=False) for k in range(n)
+            ]
+            return Stage(
+                blocks, [Attention(o, head_dim or o, groups, EPS) if a else None for a in attend], resample
+            )
 
         c, last = channels * mult[0], len(mult) - 1
         self.conv_in = stacked(nn.Conv2d(data.shape[0], c, 3, padding=1), 0)
@@ -79,7 +85,8 @@ class CodedUNet(UNet):
 
 
 class Modulation(nn.Module):
-    """Scale and shift of the normalised h by time and code: z_s (t_s h + t_b) (Preechakul 2022, eq. 7), z_s and t_s around 1."""
+    """Scale and shift of the normalised h by time and code: z_s (t_s h + t_b) (Preechakul 2022, eq. 7), z_s
+    and t_s around 1."""
 
     def __init__(self, dim: int, latent: int, channels: int):
         super().__init__()
@@ -87,16 +94,20 @@ class Modulation(nn.Module):
         self.time, self.code = stacked(nn.Linear(dim, 2 * channels), 2), nn.Linear(latent, channels)
 
     def forward(self, emb: Tensor) -> Tensor:
-        """[B, dim + latent] → [B, 2 · channels], the scale less 1 before the shift, as `ResBlock` takes them."""
+        """[B, dim + latent] → [B, 2 · channels], the scale less 1 before the shift, as `ResBlock` takes
+        them."""
         t, z = emb.split(self.split, 1)
         scale, shift = self.time(t).chunk(2, 1)
         z = 1 + self.code(z)
         return torch.cat([z * (1 + scale) - 1, z * shift], 1)
 
 
-def ddim_inverse(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
-    """The noise at path[0] from which DDIM walks along `path` to x (Preechakul 2022, eq. 8): its steps backwards, each with
-    the ε of where it starts in place of where it ends, an error of first order in its length."""
+def ddim_inverse(
+    denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress
+) -> Tensor:
+    """The noise at path[0] from which DDIM walks along `path` to x (Preechakul 2022, eq. 8): its steps
+    backwards, each with the ε of where it starts in place of where it ends, an error of first order in its
+    length."""
     back = list(pairwise(reversed(path)))
     for i, (u, s) in enumerate(back):
         x0, eps = denoise(x, max(u.t, 0.0))  # the clean image has no time of its own: that of least noise

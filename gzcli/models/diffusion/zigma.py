@@ -1,5 +1,6 @@
-"""ZigMa, a DiT-style zigzag Mamba diffusion model — Hu et al. 2024, arXiv:2403.13802 — trained as the paper does, by a
-stochastic interpolant with the linear path from noise to data: the velocity of flow_matching/flow.py."""
+"""ZigMa, a DiT-style zigzag Mamba diffusion model — Hu et al. 2024, arXiv:2403.13802 — trained as the paper
+does, by a stochastic interpolant with the linear path from noise to data: the velocity of
+flow_matching/flow.py."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from gzcli.types import DataInfo
 class ZigMa(Applications):
     """State-space blocks over patches that tell the velocity, see flow.py for `time_sampling` and `coupling`.
 
-    patch: side in pixels, a divisor of the image's; width: of `layers` blocks, each `expand` times as wide inside, with
-    `state` numbers of memory a channel. Cost is linear in the number of patches. Raises UsageError for sizes that do not
-    fit, and for a conditional model of data without labels.
+    patch: side in pixels, a divisor of the image's; width: of `layers` blocks, each `expand` times as wide
+    inside, with
+    `state` numbers of memory a channel. Cost is linear in the number of patches. Raises UsageError for sizes
+    that do not fit, and for a conditional model of data without labels.
     """
 
     paper = "Hu et al. 2024, arXiv:2403.13802"

@@ -1,9 +1,12 @@
-"""The network of ZigMa — Hu et al. 2024, arXiv:2403.13802: that of DiT, whose blocks are Mamba's in place of attention.
+"""The network of ZigMa — Hu et al. 2024, arXiv:2403.13802: that of DiT, whose blocks are Mamba's in place of
+attention.
 
-    h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the order of the block]        shift, scale, gate of time and label
+    h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the order of the block]        shift, scale, gate of
+    time and label
 
-A state-space model reads tokens one after another, so that an order is a view of the image. Each block has another of the
-eight continuous ones ("heterogeneous layerwise scan"): together they see every direction, at the cost of one.
+A state-space model reads tokens one after another, so that an order is a view of the image. Each block has
+another of the eight continuous ones ("heterogeneous layerwise scan"): together they see every direction, at
+the cost of one.
 """
 
 from __future__ import annotations
@@ -26,23 +29,38 @@ DELTA = (1e-3, 1e-1)  # the range of Δ at the start
 class ZigzagNet(DiTNet):
     """x [B, C, H, W], t [B] → [B, C, H, W], as `DiTNet`, by `layers` blocks of state-space models.
 
-    expand: channels of a block's inside over `width`; state: of each channel. Raises UsageError where sizes do not fit.
+    expand: channels of a block's inside over `width`; state: of each channel. Raises UsageError where sizes
+    do not fit.
     """
 
     to_diffusers = None  # which has no such blocks
 
     def __init__(
-        self, shape: tuple[int, ...], *, width: int, layers: int, patch: int, expand: int = 2, state: int = 16, classes: int = 0
+        self,
+        shape: tuple[int, ...],
+        *,
+        width: int,
+        layers: int,
+        patch: int,
+        expand: int = 2,
+        state: int = 16,
+        classes: int = 0,
     ):
         if width % 4:
-            raise UsageError(f"`model.width` is {width}, which must divide by 4", hint=f"set `model.width` to {width // 4 * 4 + 4}")
+            raise UsageError(
+                f"`model.width` is {width}, which must divide by 4",
+                hint=f"set `model.width` to {width // 4 * 4 + 4}",
+            )
         super().__init__(shape, width=width, layers=0, heads=1, patch=patch, classes=classes)
         orders = zigzags(*self.grid)
-        self.blocks = nn.ModuleList(Block(width, expand, state, orders[i % len(orders)]) for i in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, expand, state, orders[i % len(orders)]) for i in range(layers)
+        )
 
 
 class Block(nn.Module):
-    """The state-space model of h [B, T, width], in the `order` [T] of its tokens, scaled, shifted and gated by c [B, width]."""
+    """The state-space model of h [B, T, width], in the `order` [T] of its tokens, scaled, shifted and gated
+    by c [B, width]."""
 
     def __init__(self, width: int, expand: int, state: int, order: Tensor):
         super().__init__()
@@ -59,15 +77,17 @@ class Block(nn.Module):
 
 
 class Mamba(nn.Module):
-    """h [B, T, width] → the same, each token by those before it (Gu & Dao 2023, arXiv:2312.00752, section 3.4), with the
-    names and the initial weights of its authors' code."""
+    """h [B, T, width] → the same, each token by those before it (Gu & Dao 2023, arXiv:2312.00752, section
+    3.4), with the names and the initial weights of its authors' code."""
 
     def __init__(self, width: int, expand: int, state: int):
         super().__init__()
         inner, self.rank, self.state = expand * width, math.ceil(width / 16), state
         self.in_proj = stacked(nn.Linear(width, 2 * inner, bias=False), 2)
         self.conv1d = nn.Conv1d(inner, inner, KERNEL, groups=inner)
-        self.x_proj = stacked(nn.Linear(inner, self.rank + 2 * state, bias=False), 0)  # three of unequal heights
+        self.x_proj = stacked(
+            nn.Linear(inner, self.rank + 2 * state, bias=False), 0
+        )  # three of unequal heights
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))  # [D, N], A = −1 … −N
         self.D = nn.Parameter(torch.ones(inner))
@@ -86,19 +106,27 @@ class Mamba(nn.Module):
         return self.out_proj(y * F.silu(z))
 
     def convolved(self, x: Tensor) -> Tensor:
-        """Each channel with the tokens before: as a sum, since PyTorch's convolution by channels is slow in bf16 on a CPU."""
+        """Each channel with the tokens before: as a sum, since PyTorch's convolution by channels is slow in
+        bf16 on a CPU."""
         before = F.pad(x, (0, 0, KERNEL - 1, 0))
         taps = (before[:, k : k + x.shape[1]] * self.conv1d.weight[:, 0, k] for k in range(KERNEL))
         return sum(taps, self.conv1d.bias)
 
 
 def zigzags(rows: int, columns: int) -> list[Tensor]:
-    """The eight orders [rows · columns] that go through a grid's tokens by neighbours: from each corner, by rows and by columns.
+    """The eight orders [rows · columns] that go through a grid's tokens by neighbours: from each corner, by
+    rows and by columns.
 
-    Of any four in a row no two start from the same corner, so that also a network of four blocks sees every direction.
+    Of any four in a row no two start from the same corner, so that also a network of four blocks sees every
+    direction.
     """
     grid = torch.arange(rows * columns).view(rows, columns)
-    corners = [(), (0, 1), (1,), (0,)]  # what is flipped to start there: each corner comes after the opposite one
+    corners = [
+        (),
+        (0, 1),
+        (1,),
+        (0,),
+    ]  # what is flipped to start there: each corner comes after the opposite one
     turned = [grid.flip(dims) for dims in corners]
     by_columns = [False, False, True, True, True, True, False, False]
     return [snake(g.T if columns else g) for g, columns in zip(turned * 2, by_columns, strict=True)]

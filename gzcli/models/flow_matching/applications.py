@@ -1,4 +1,5 @@
-"""What a trained flow is good for beside sampling: ways between images, completing and editing them, telling strange ones."""
+"""What a trained flow is good for beside sampling: ways between images, completing and editing them, telling
+strange ones."""
 
 from __future__ import annotations
 
@@ -39,11 +40,14 @@ class Applications(FlowMatching):
         guidance: float = 1.0,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
-        """x mixed with noise at t = 1 − strength, and that carried from there to t = 1 by `steps` midpoint steps."""
+        """x mixed with noise at t = 1 − strength, and that carried from there to t = 1 by `steps` midpoint
+        steps."""
         check_strength(strength)
         x_t = self.between(noise.randn(*x.shape).to(x), x, 1 - strength)
         f = self.velocity(self.known_labels(y), guidance)
-        return x_t, self.into_range(self.flow(f, x_t, 1 - strength, 1.0, solver="midpoint", steps=steps, progress=progress))
+        return x_t, self.into_range(
+            self.flow(f, x_t, 1 - strength, 1.0, solver="midpoint", steps=steps, progress=progress)
+        )
 
     @torch.no_grad()
     def interpolate(
@@ -100,7 +104,8 @@ class Applications(FlowMatching):
     # ---- out-of-distribution scores
 
     def path_statistics(self, x: Tensor, steps: int) -> Tensor:
-        """Of the way from an image to noise: log mean square of its speed, of its turns, and of where it ends, [B, 3]."""
+        """Of the way from an image to noise: log mean square of its speed, of its turns, and of where it
+        ends, [B, 3]."""
         f, speed, turns, before = self.velocity(self.known_labels(None)), 0.0, 0.0, None
         for i in range(steps):
             v = f(x, x.new_full((len(x),), 1 - i / steps))
@@ -119,8 +124,8 @@ class Applications(FlowMatching):
 
     @torch.no_grad()
     def score_path(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """How unusual the way to noise is: the squared Mahalanobis distance of its statistics (after DiffPath, Heng 2024,
-        arXiv:2405.15342). Raises UsageError before `fit_path`."""
+        """How unusual the way to noise is: the squared Mahalanobis distance of its statistics (after
+        DiffPath, Heng 2024, arXiv:2405.15342). Raises UsageError before `fit_path`."""
         if self.path_mean is None:
             raise UsageError("the `path` score needs in-distribution statistics", hint="fit it first")
         gap = self.path_statistics(x, steps).cpu().double() - self.path_mean

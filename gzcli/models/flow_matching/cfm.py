@@ -1,5 +1,5 @@
-"""Conditional flow matching — Tong et al. 2023, "Improving and generalizing flow-based generative models with minibatch
-optimal transport", arXiv:2302.00482 — told the class, with classifier-free guidance."""
+"""Conditional flow matching — Tong et al. 2023, "Improving and generalizing flow-based generative models with
+minibatch optimal transport", arXiv:2302.00482 — told the class, with classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -57,19 +57,23 @@ class CFM(FM):
 
     @torch.no_grad()
     def class_errors(self, x: Tensor, noise: Noise, times: int = 4) -> Tensor:
-        """[B, K]: the velocity's error given each class, at `times` times and with the same noise for every class, which makes
-        a classifier of it (Li 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
+        """[B, K]: the velocity's error given each class, at `times` times and with the same noise for every
+        class, which makes a classifier of it (Li 2023, "Your Diffusion Model is Secretly a Zero-Shot
+        Classifier", arXiv:2303.16203)."""
         classes, errors = spread_labels(None, len(self.data.classes), self.data, x.device), 0.0
         for i in range(times):
             t = x.new_full((len(x),), (i + 0.5) / times)
             x0 = noise.randn(*x.shape).to(x)
             x_t, target = self.between(x0, x, t), x - (1 - self.sigma_min) * x0
             guesses = (full(self.net(x_t, SCALE * t, y.expand(len(x), *y.shape))) for y in classes)
-            errors = errors + torch.stack([(v - target).square().flatten(1).mean(1) for v in guesses], 1) / times
+            errors = (
+                errors + torch.stack([(v - target).square().flatten(1).mean(1) for v in guesses], 1) / times
+            )
         return errors
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The `accuracy` of its classification of the first 200 images; none without labels of one class each."""
+        """The `accuracy` of its classification of the first 200 images; none without labels of one class
+        each."""
         if not self.conditional or self.data.multilabel:
             return {}
         right, n = 0, 0

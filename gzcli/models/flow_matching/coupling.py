@@ -1,5 +1,6 @@
-"""Minibatch optimal transport — Tong et al. 2023, "Improving and generalizing flow-based generative models with minibatch
-optimal transport", arXiv:2302.00482, section 3.2: paths between near pairs of noise and data cross less, and are straighter."""
+"""Minibatch optimal transport — Tong et al. 2023, "Improving and generalizing flow-based generative models
+with minibatch optimal transport", arXiv:2302.00482, section 3.2: paths between near pairs of noise and data
+cross less, and are straighter."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from gzcli.models.nn import all_rows, full, full_fp32
 
 @torch.no_grad()
 def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
-    """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared distance.
+    """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared
+    distance.
 
     Pairs are sought among the rows of equal labels y, [B] or [B, K], alone: else the noise of a class would
     be that which lies near it and no more N(0, I), from which samples of the class start (Cheng & Schwing

@@ -1,7 +1,10 @@
-"""Flow matching — Lipman et al. 2022, arXiv:2210.02747: a network learns the velocity of straight paths from noise to data.
+"""Flow matching — Lipman et al. 2022, arXiv:2210.02747: a network learns the velocity of straight paths from
+noise to data.
 
-    x_t = (1 − (1 − σ) t) x_0 + t x_1,   x_0 ~ N(0, I),   u_t = x_1 − (1 − σ) x_0                        (eq. 22, 23)
-    E ‖v(x_t, t) − u_t‖²                                                                                 (eq. 9)
+    x_t = (1 − (1 − σ) t) x_0 + t x_1,   x_0 ~ N(0, I),   u_t = x_1 − (1 − σ) x_0                        (eq.
+    22, 23)
+    E ‖v(x_t, t) − u_t‖²                                                                                 (eq.
+    9)
 
 Times run from noise at t = 0 to data at t = 1; images are made by solving dx/dt = v(x, t).
 """
@@ -34,10 +37,11 @@ LAST = 20.0  # σ/α from which a likelihood takes one step to pure noise, where
 class FlowMatching(Returning):
     """A network that tells the velocity v(x [B, C, H, W], t [B]) at which noise becomes data.
 
-    sigma_min: σ, the noise that is left at t = 1. time_sampling: uniform, stratified over the batch, or logit-normal: the
-    middle, where the velocity is hard to tell, more often (Esser 2024, arXiv:2403.03206, section 3.1). coupling: noise
-    and images of a batch are paired at random, or by the cheapest transport between them (Tong 2023,
-    arXiv:2302.00482), among those of a class where labels are told; see coupling.py for what it costs.
+    sigma_min: σ, the noise that is left at t = 1. time_sampling: uniform, stratified over the batch, or
+    logit-normal: the middle, where the velocity is hard to tell, more often (Esser 2024, arXiv:2403.03206,
+    section 3.1). coupling: noise and images of a batch are paired at random, or by the cheapest transport
+    between them (Tong 2023, arXiv:2302.00482), among those of a class where labels are told; see coupling.py
+    for what it costs.
     """
 
     likelihood = "ode"
@@ -85,7 +89,11 @@ class FlowMatching(Returning):
         if self.time_sampling == "uniform":
             return noise.rand(n)
         u = stratified(noise.rand(n), noise)
-        return u if self.time_sampling == "stratified" else torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        return (
+            u
+            if self.time_sampling == "stratified"
+            else torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        )
 
     def between(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
         """x_t of noise and data at t [B], or at one time for all (eq. 22)."""
@@ -94,8 +102,11 @@ class FlowMatching(Returning):
 
     # ---- sampling
 
-    def velocity(self, y: Tensor | None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)) -> Velocity:
-        """v(x, t) as solvers call it, guided within the `interval` of t. Raises UsageError for guidance without labels."""
+    def velocity(
+        self, y: Tensor | None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)
+    ) -> Velocity:
+        """v(x, t) as solvers call it, guided within the `interval` of t. Raises UsageError for guidance
+        without labels."""
         self.check_guidance(guidance, y)
 
         def predict(x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
@@ -130,7 +141,8 @@ class FlowMatching(Returning):
         tolerance: float = 1e-4,
         progress: Progress = no_progress,
     ) -> Tensor:
-        """x carried from one time to another, by as many equal `steps` or with the adaptive solver's `tolerance`."""
+        """x carried from one time to another, by as many equal `steps` or with the adaptive solver's
+        `tolerance`."""
         if solver == "adaptive":
             return solve_adaptive(f, x, start, end, rtol=tolerance, atol=tolerance, progress=progress)
         if steps < 1:
@@ -153,9 +165,9 @@ class FlowMatching(Returning):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1]: noise carried from t = 0 to 1.
 
-        `steps` equal ones of one network call (euler), two (midpoint, heun) or four (rk4), or adaptive ones of six, whose
-        error is kept to `tolerance`. guidance: 1 = the labels as trained, 0 = without them, more = sharper (Ho 2022),
-        within the `interval` of t.
+        `steps` equal ones of one network call (euler), two (midpoint, heun) or four (rk4), or adaptive ones
+        of six, whose error is kept to `tolerance`. guidance: 1 = the labels as trained, 0 = without them,
+        more = sharper (Ho 2022), within the `interval` of t.
         """
         x = noise.randn(n, *self.data.shape).to(self.device)
         f = self.velocity(self.asked_labels(labels, n), guidance, interval)
@@ -190,7 +202,9 @@ class FlowMatching(Returning):
 
         def carry(g: Velocity, state: Tensor) -> Tensor:
             if solver == "adaptive":
-                return solve_adaptive(g, state, times[0], 0.0, rtol=tolerance, atol=tolerance, norm=density_norm)
+                return solve_adaptive(
+                    g, state, times[0], 0.0, rtol=tolerance, atol=tolerance, norm=density_norm
+                )
             return solve(g, state, times, solver)
 
         f = self.velocity(self.known_labels(labels))

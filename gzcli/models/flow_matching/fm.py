@@ -1,4 +1,5 @@
-"""Flow matching with straight conditional paths (CondOT) — Lipman et al. 2022, arXiv:2210.02747, section 4.1."""
+"""Flow matching with straight conditional paths (CondOT) — Lipman et al. 2022, arXiv:2210.02747, section
+4.1."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from gzcli.types import DataInfo
 class FM(Applications):
     """A U-Net that tells the velocity, see flow.py for `sigma_min`, `time_sampling` and `coupling`.
 
-    channels × mult: width of each level, of `layers` residual blocks; attention: the resolutions, in pixels, that have
-    it beside the middle, with heads of `head_dim` channels (None: one head).
+    channels × mult: width of each level, of `layers` residual blocks; attention: the resolutions, in pixels,
+    that have it beside the middle, with heads of `head_dim` channels (None: one head).
     """
 
     paper = "Lipman et al. 2022, arXiv:2210.02747"

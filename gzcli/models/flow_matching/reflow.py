@@ -1,5 +1,5 @@
-"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2: a flow trained anew on the pairs of noise and image that another
-one makes is straighter, and so needs few steps."""
+"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2: a flow trained anew on the pairs of noise and
+image that another one makes is straighter, and so needs few steps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class Reflow(Applications):
             raise UsageError("`model.pairs` is the number of pairs a training image, 1 or more")
         if conditional != teacher.conditional:
             said = str(teacher.conditional).lower()
-            raise UsageError(f"the teacher's `model.conditional` is {said}, and the student's is not", hint="set both alike")
+            raise UsageError(
+                f"the teacher's `model.conditional` is {said}, and the student's is not",
+                hint="set both alike",
+            )
         super().__init__(
             data,
             copy.deepcopy(teacher.net).requires_grad_(True),
@@ -72,7 +75,9 @@ class Reflow(Applications):
             x0 = batch.noise.randn(*batch.x.shape).to(batch.x).half()
             x1 = self.flow(f, x0.to(batch.x), 0.0, 1.0, solver=self.pair_solver, steps=self.pair_steps)
             made.append((x0, x1.half()))
-        noise, image = (torch.stack(each, 1) if self.pairs_each > 1 else each[0] for each in zip(*made, strict=True))
+        noise, image = (
+            torch.stack(each, 1) if self.pairs_each > 1 else each[0] for each in zip(*made, strict=True)
+        )
         return {"noise": noise, "image": image}
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:

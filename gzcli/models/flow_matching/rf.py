@@ -1,5 +1,5 @@
-"""Rectified flow — Liu et al. 2022, arXiv:2209.03003 — with the transformer and the times of Esser et al. 2024
-(Stable Diffusion 3), arXiv:2403.03206. Its straightening is the second stage, reflow.py."""
+"""Rectified flow — Liu et al. 2022, arXiv:2209.03003 — with the transformer and the times of Esser et al.
+2024 (Stable Diffusion 3), arXiv:2403.03206. Its straightening is the second stage, reflow.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gzcli.types import DataInfo
 class RF(Applications):
     """A transformer over patches that tells the velocity, see flow.py for `time_sampling` and `coupling`.
 
-    patch: side in pixels, a divisor of the image's; width: of `layers` blocks of `heads` attention heads. Raises UsageError
-    for sizes that do not fit, and for a conditional model of data without labels.
+    patch: side in pixels, a divisor of the image's; width: of `layers` blocks of `heads` attention heads.
+    Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
     """
 
     paper = "Liu et al. 2022, arXiv:2209.03003"
@@ -34,7 +34,12 @@ class RF(Applications):
         label_dropout: float = 0.1,
     ):
         net = DiTNet(
-            data.shape, width=width, layers=layers, heads=heads, patch=patch, classes=len(data.classes) if conditional else 0
+            data.shape,
+            width=width,
+            layers=layers,
+            heads=heads,
+            patch=patch,
+            classes=len(data.classes) if conditional else 0,
         )
         super().__init__(
             data,

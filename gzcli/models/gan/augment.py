@@ -1,7 +1,8 @@
 """Differentiable augmentation of what a discriminator sees — Zhao et al. 2020, arXiv:2006.10738, section 3.3.
 
-Real and generated images alike are changed at random, and the generator learns through the change: a discriminator of few
-images then cannot learn them by heart, while the generator does not learn the augmentation.
+Real and generated images alike are changed at random, and the generator learns through the change: a
+discriminator of few images then cannot learn them by heart, while the generator does not learn the
+augmentation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ POLICIES = ("color", "translation", "cutout")
 
 
 def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
-    """Images [B, C, H, W], each with its own draw of every augmentation of `policy`, in the order of `POLICIES`."""
+    """Images [B, C, H, W], each with its own draw of every augmentation of `policy`, in the order of
+    `POLICIES`."""
     for name in POLICIES:
         if name in policy:
             x = globals()[f"_{name}"](x, noise.rand(len(x), 3).to(x))
@@ -40,7 +42,9 @@ def _translation(x: Tensor, u: Tensor) -> Tensor:
     columns = torch.arange(width, device=x.device) + dx[:, None]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
     image = torch.arange(b, device=x.device)[:, None, None]
-    moved = x.permute(0, 2, 3, 1)[image, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]]
+    moved = x.permute(0, 2, 3, 1)[
+        image, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
+    ]
     return torch.where(inside[:, None], moved.permute(0, 3, 1, 2), -1.0)
 
 

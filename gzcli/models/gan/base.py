@@ -35,11 +35,14 @@ CALIBRATION = 20  # batches
 
 
 class GAN(Model):
-    """A generator of z ~ N(0, I) and a critic. A step is a critic update, every `n_critic`-th also one of the generator.
+    """A generator of z ~ N(0, I) and a critic. A step is a critic update, every `n_critic`-th also one of the
+    generator.
 
-    objective: of losses.py. penalty: weight of the gradient penalty between real and fake images; r1: of that on real
-    ones, which is computed every `r1_every` steps, that many times as strong (Karras 2020, arXiv:1912.04958, appendix B).
-    augment: of the images that the critic is trained on, see augment.py. Raises UsageError for an unknown one.
+    objective: of losses.py. penalty: weight of the gradient penalty between real and fake images; r1: of that
+    on real ones, which is computed every `r1_every` steps, that many times as strong (Karras 2020,
+    arXiv:1912.04958, appendix B).
+    augment: of the images that the critic is trained on, see augment.py. Raises UsageError for an unknown
+    one.
     """
 
     best = "fd"
@@ -61,14 +64,23 @@ class GAN(Model):
     ):
         super().__init__(data)
         if unknown := sorted(set(augment) - set(POLICIES)):
-            raise UsageError(f"`model.augment` does not know `{unknown[0]}`", hint=f"it knows: {', '.join(POLICIES)}")
+            raise UsageError(
+                f"`model.augment` does not know `{unknown[0]}`", hint=f"it knows: {', '.join(POLICIES)}"
+            )
         if conditional and not data.classes:
             raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
         self.generator, self.critic = generator, critic
-        self.latent, self.conditional, self.objective, self.n_critic = latent, conditional, objective, n_critic
+        self.latent, self.conditional, self.objective, self.n_critic = (
+            latent,
+            conditional,
+            objective,
+            n_critic,
+        )
         self.penalty, self.r1, self.r1_every, self.augment = penalty, r1, r1_every, augment
         self.step = 0
-        self.register_buffer("bank", None, persistent=False)  # critic features of in-distribution images, for `knn`
+        self.register_buffer(
+            "bank", None, persistent=False
+        )  # critic features of in-distribution images, for `knn`
 
     # ---- training
 
@@ -97,7 +109,9 @@ class GAN(Model):
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         real, fake = (diff_augment(x, self.augment, batch.noise) for x in (real, fake))
         if self.critic.alone:
-            real_f, fake_f = self.critic(torch.cat([real, fake]), None if y is None else torch.cat([y, y])).chunk(2)
+            real_f, fake_f = self.critic(
+                torch.cat([real, fake]), None if y is None else torch.cat([y, y])
+            ).chunk(2)
         else:  # batch norm is told apart by its statistics: real images and fakes are batches of their own
             real_f, fake_f = self.critic(real, y), self.critic(fake, y)
         loss = critic_loss(self.objective, real_f, fake_f)
@@ -150,14 +164,16 @@ class GAN(Model):
         progress: Progress,
         steps: int = 100,
     ) -> Applied:
-        """The generator's nearest image to each x, of `labels` or else of those that fit best, found by `invert`.
-        Raises UsageError for no steps."""
+        """The generator's nearest image to each x, of `labels` or else of those that fit best, found by
+        `invert`. Raises UsageError for no steps."""
         at_least(1, steps=steps)
         z, y, _ = self.invert(x, noise, labels=labels, steps=steps, progress=progress)
         with torch.no_grad():
             return Applied(self.generator(z, y), rows=("nearest",), labels=y)
 
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100) -> Applied:
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100
+    ) -> Applied:
         """The way from image 0 to 1, 2 to 3, … in latent space, ends included.
 
         The ends are the generator's nearest images, found in `search` steps; a conditional model changes
@@ -169,21 +185,36 @@ class GAN(Model):
         z, y, _ = self.invert(x, noise.first(len(x)), steps=search, progress=progress)
         z, pairs = ways(z, steps, slerp), len(x) // 2
         if y is not None:  # a way has the label of its nearer end
-            end = 2 * torch.arange(pairs, device=x.device)[:, None] + (torch.arange(steps, device=x.device) * 2 >= steps)
+            end = 2 * torch.arange(pairs, device=x.device)[:, None] + (
+                torch.arange(steps, device=x.device) * 2 >= steps
+            )
             y = y[end.flatten()]
         with torch.no_grad():
             return replace(as_ways(self.generator(z, y), steps), labels=y)
 
     def traverse(
-        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0, search: int = 100
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress,
+        dims: int = 8,
+        steps: int = 8,
+        span: float = 3.0,
+        search: int = 100,
     ) -> Applied:
-        """The generator's nearest image to the first of x, changed along the `dims` coordinates of z that change it most, from
-        −span to span. Raises UsageError for fewer than one of `dims`, `steps` or `search`."""
+        """The generator's nearest image to the first of x, changed along the `dims` coordinates of z that
+        change it most, from −span to span. Raises UsageError for fewer than one of `dims`, `steps` or
+        `search`."""
         at_least(1, dims=dims, steps=steps, search=search)
         z, y, _ = self.invert(x[:1], noise.first(1), steps=search, progress=progress)
         with torch.no_grad():
             return traversal(
-                lambda z: self.generator(z, None if y is None else y.expand(len(z), *y.shape[1:])), z, dims, steps, span
+                lambda z: self.generator(z, None if y is None else y.expand(len(z), *y.shape[1:])),
+                z,
+                dims,
+                steps,
+                span,
             )
 
     # ---- out-of-distribution scores
@@ -196,7 +227,14 @@ class GAN(Model):
         return -torch.stack([self.critic(x, y.expand(len(x), *y.shape)) for y in classes]).mean(0)
 
     def score_inversion(
-        self, x: Tensor, *, noise: Noise, steps: int = 100, lr: float = 0.05, starts: int = 8, feature: float = 0.1
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        steps: int = 100,
+        lr: float = 0.05,
+        starts: int = 8,
+        feature: float = 0.1,
     ) -> Tensor:
         """What of x the generator cannot reach (AnoGAN, Schlegl 2017, arXiv:1703.05921, eq. 4)."""
         return self.invert(x, noise, steps=steps, lr=lr, starts=starts, feature=feature)[2]
@@ -213,7 +251,8 @@ class GAN(Model):
         feature: float = 0.1,
         progress: Progress | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """z [B, latent], its labels and its distance [B]: Adam from the best of `starts` draws of z, image by image.
+        """z [B, latent], its labels and its distance [B]: Adam from the best of `starts` draws of z, image by
+        image.
 
         A conditional model without `labels` has a draw of every class at least; of none and of each alone
         where there may be several. Half-way, where z is near, they become those that fit it best, of several

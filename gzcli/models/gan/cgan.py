@@ -1,4 +1,5 @@
-"""Conditional GAN — Mirza & Osindero 2014, arXiv:1411.1784, eq. 2: generator and discriminator are told the label."""
+"""Conditional GAN — Mirza & Osindero 2014, arXiv:1411.1784, eq. 2: generator and discriminator are told the
+label."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from gzcli.types import DataInfo
 class CGAN(GAN):
     """A convolutional GAN that makes images of the class that it is asked for.
 
-    label_as: how the discriminator is told them, as a `channel` of its input (after the paper) or by `projection` (Miyato
-    2018, arXiv:1802.05637); the generator has an embedding beside z. The other keys are those of `dcgan`.
+    label_as: how the discriminator is told them, as a `channel` of its input (after the paper) or by
+    `projection` (Miyato 2018, arXiv:1802.05637); the generator has an embedding beside z. The other keys are
+    those of `dcgan`.
     """
 
     paper = "Mirza & Osindero 2014, arXiv:1411.1784"
@@ -42,7 +44,9 @@ class CGAN(GAN):
         super().__init__(
             data,
             Generator(data.shape, latent, width, norm, classes),
-            Critic(data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral, labels=label_as),
+            Critic(
+                data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral, labels=label_as
+            ),
             latent=latent,
             conditional=conditional,
             objective=objective,

@@ -1,11 +1,14 @@
-"""CycleGAN — Zhu, Park, Isola & Efros 2017, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
-Networks", arXiv:1703.10593.
+"""CycleGAN — Zhu, Park, Isola & Efros 2017, "Unpaired Image-to-Image Translation using Cycle-Consistent
+Adversarial Networks", arXiv:1703.10593.
 
     generator:     E (D_B(G(a)) − 1)² + E (D_A(F(b)) − 1)²
-                   + λ (E ‖F(G(a)) − a‖₁ + E ‖G(F(b)) − b‖₁) + λ·ι (E ‖G(b) − b‖₁ + E ‖F(a) − a‖₁)       (eq. 1–3, section 5.2)
-    discriminator: E (D(real) − 1)² / 2 + E D(fake)² / 2, of both domains                                      (section 4)
+                   + λ (E ‖F(G(a)) − a‖₁ + E ‖G(F(b)) − b‖₁) + λ·ι (E ‖G(b) − b‖₁ + E ‖F(a) − a‖₁)       (eq.
+                   1–3, section 5.2)
+    discriminator: E (D(real) − 1)² / 2 + E D(fake)² / 2, of both domains
+    (section 4)
 
-G: A → B and F: B → A are learned from images a and b that have nothing to do with each other; all norms are means.
+G: A → B and F: B → A are learned from images a and b that have nothing to do with each other; all norms are
+means.
 """
 
 from __future__ import annotations
@@ -35,7 +38,11 @@ class ResBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.net = nn.Sequential(
-            reflecting(width, width, 3), nn.InstanceNorm2d(width), nn.ReLU(), reflecting(width, width, 3), nn.InstanceNorm2d(width)
+            reflecting(width, width, 3),
+            nn.InstanceNorm2d(width),
+            nn.ReLU(),
+            reflecting(width, width, 3),
+            nn.InstanceNorm2d(width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,20 +55,24 @@ def reflecting(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn
 
 
 class Translator(nn.Module):
-    """Images [B, C, H, W] of one domain → of the other, in [-1, 1], fp32: the residual net of Johnson et al. 2016
-    (arXiv:1603.08155), with instance norm, so that no image sees its batch. Any size; halves are rounded up."""
+    """Images [B, C, H, W] of one domain → of the other, in [-1, 1], fp32: the residual net of Johnson et al.
+    2016 (arXiv:1603.08155), with instance norm, so that no image sees its batch. Any size; halves are rounded
+    up."""
 
     def __init__(self, channels: int, width: int, halvings: int, blocks: int):
         super().__init__()
         widths = [width * 2**i for i in range(halvings + 1)]
         self.stem = nn.Sequential(reflecting(channels, width, 7), nn.InstanceNorm2d(width), nn.ReLU())
         self.downs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.InstanceNorm2d(o), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.InstanceNorm2d(o), nn.ReLU()
+            )
             for i, o in pairwise(widths)
         )
         self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(blocks)))
         self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, bias=False) for i, o in pairwise(reversed(widths))
+            nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, bias=False)
+            for i, o in pairwise(reversed(widths))
         )
         self.head = reflecting(width, channels, 7, bias=True)
         for m in self.modules():
@@ -82,10 +93,12 @@ class Translator(nn.Module):
 class CycleGAN(Model):
     """Two translators and two discriminators, for a set of two classes: A is the first, B the second.
 
-    width: channels of the translators' finest scale, doubled by each of `halvings`; blocks: residual blocks of the coarsest.
-    disc_width, disc_layers: of the PatchGANs. cycle: λ; identity: ι, for colours that should stay. pool: how many earlier
-    fakes a discriminator may be shown again.
-    A step takes a batch of each domain. The discriminators' fakes are made anew, by the generators that were just updated.
+    width: channels of the translators' finest scale, doubled by each of `halvings`; blocks: residual blocks
+    of the coarsest.
+    disc_width, disc_layers: of the PatchGANs. cycle: λ; identity: ι, for colours that should stay. pool: how
+    many earlier fakes a discriminator may be shown again.
+    A step takes a batch of each domain. The discriminators' fakes are made anew, by the generators that were
+    just updated.
     """
 
     paper = "Zhu et al. 2017, arXiv:1703.10593"
@@ -106,11 +119,15 @@ class CycleGAN(Model):
     ):
         super().__init__(data)
         c, *sides = data.shape
-        if min(sides) < 4 or math.ceil(min(sides) / 2**halvings) < 2:  # the padding mirrors 3 pixels here, 1 there
+        if (
+            min(sides) < 4 or math.ceil(min(sides) / 2**halvings) < 2
+        ):  # the padding mirrors 3 pixels here, 1 there
             small = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
             raise UsageError(small, hint="lower `model.halvings`")
         self.a_to_b, self.b_to_a = (Translator(c, width, halvings, blocks) for _ in "AB")
-        self.disc_a, self.disc_b = (PatchGAN(data.shape, disc_width, disc_layers, norm="instance") for _ in "AB")
+        self.disc_a, self.disc_b = (
+            PatchGAN(data.shape, disc_width, disc_layers, norm="instance") for _ in "AB"
+        )
         self.pool_a, self.pool_b = ImagePool(pool), ImagePool(pool)
         self.cycle, self.identity, self.step = cycle, identity, 0
         self.register_buffer("memory", torch.zeros(2, MEMORY, *data.shape, dtype=torch.uint8))
@@ -148,7 +165,8 @@ class CycleGAN(Model):
         return to_levels(torch.stack([all_rows(a, self), all_rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """In evaluation, of images of either domain by their label, the generators' loss is that of the cycle."""
+        """In evaluation, of images of either domain by their label, the generators' loss is that of the
+        cycle."""
         if "b" not in batch.extra:
             return {"loss": self.cycle * self.cycle_error(batch.x, batch.y == 0).mean()}
         a, b = batch.x, batch.extra["b"]
@@ -203,7 +221,8 @@ class CycleGAN(Model):
         progress: Progress,
         direction: Literal["both", "AtoB", "BtoA"] = "both",
     ) -> Tensor:
-        """Translations of training images, drawn from the few that the model remembers; `both`: of either domain."""
+        """Translations of training images, drawn from the few that the model remembers; `both`: of either
+        domain."""
         known, pick = self.remembered(n, noise, direction)
         from_a = pick < MEMORY if direction == "both" else direction == "AtoB"
         x = self.translated(from_levels(known[pick], 256), from_a)
@@ -211,7 +230,8 @@ class CycleGAN(Model):
         return x
 
     def remembered(self, n: int, noise: Noise, direction: str) -> tuple[Tensor, Tensor]:
-        """The memory's images that can go in a direction, as bytes, and which of them samples are made from [n]."""
+        """The memory's images that can go in a direction, as bytes, and which of them samples are made from
+        [n]."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         known = self.memory[domains].flatten(0, 1)
         return known, noise.randint(len(known), n).to(known.device)
@@ -223,11 +243,17 @@ class CycleGAN(Model):
 
     @torch.no_grad()
     def translate(
-        self, x: Tensor, *, y: Tensor | None = None, noise: Noise, progress: Progress, direction: Direction = "auto"
+        self,
+        x: Tensor,
+        *,
+        y: Tensor | None = None,
+        noise: Noise,
+        progress: Progress,
+        direction: Direction = "auto",
     ) -> Applied:
-        """Each image to the other domain; in one direction those alone that are of its domain, where their labels
-        y [B] tell. With `auto` and without y an image is taken for one of the domain whose own translator would
-        change it less. Raises UsageError where there is none.
+        """Each image to the other domain; in one direction those alone that are of its domain, where their
+        labels y [B] tell. With `auto` and without y an image is taken for one of the domain whose own
+        translator would change it less. Raises UsageError where there is none.
         """
         rows, from_a = self.suited(x, direction, y)
         x = self.translated(x[rows], from_a)
@@ -237,7 +263,13 @@ class CycleGAN(Model):
 
     @torch.no_grad()
     def reconstruct(
-        self, x: Tensor, *, y: Tensor | None = None, noise: Noise, progress: Progress, direction: Direction = "auto"
+        self,
+        x: Tensor,
+        *,
+        y: Tensor | None = None,
+        noise: Noise,
+        progress: Progress,
+        direction: Direction = "auto",
     ) -> Applied:
         """Each image to the other domain and back; which, as in `translate`."""
         rows, from_a = self.suited(x, direction, y)
@@ -247,7 +279,8 @@ class CycleGAN(Model):
         return Applied(x, rows=("there and back",), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     def suited(self, x: Tensor, direction: Direction, y: Tensor | None) -> tuple[Tensor, Tensor | bool]:
-        """The numbers of the images that can go in a direction, and whether all of them are of A, or each is."""
+        """The numbers of the images that can go in a direction, and whether all of them are of A, or each
+        is."""
         rows = torch.arange(len(x), device=x.device)
         if direction == "auto":
             return rows, self.looks_like_a(x) if y is None else y == 0
@@ -259,8 +292,8 @@ class CycleGAN(Model):
         return rows, from_a
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Of images of either domain by their label: the cycle's and the identity's L1 as shares of the pixels' range, and
-        the SSIM of images and their translations."""
+        """Of images of either domain by their label: the cycle's and the identity's L1 as shares of the
+        pixels' range, and the SSIM of images and their translations."""
         sums, n = torch.zeros(3, dtype=torch.float64), 0
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:

@@ -1,7 +1,7 @@
 """Hamiltonian Monte Carlo — Neal 2011, "MCMC using Hamiltonian dynamics", arXiv:1206.1901, section 3.
 
-Each chain moves (z, momentum) along H = U(z) + ‖p‖²/2, U = −log of its target, by leapfrog steps, and accepts the end with
-probability min(1, exp(H_start − H_end)), which makes up for the steps' error of O(ε²).
+Each chain moves (z, momentum) along H = U(z) + ‖p‖²/2, U = −log of its target, by leapfrog steps, and accepts
+the end with probability min(1, exp(H_start − H_end)), which makes up for the steps' error of O(ε²).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
         return u.detach(), torch.autograd.grad(u.sum(), z)[0]
 
 
-def leapfrog(potential: Potential, z: Tensor, p: Tensor, eps: float | Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def leapfrog(
+    potential: Potential, z: Tensor, p: Tensor, eps: float | Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(z, p) after `steps` leapfrog steps of size eps (eq. 2.28 – 2.30), and H [B] before and after."""
     u, g = gradient(potential, z)
     before = u + 0.5 * p.square().sum(1)
@@ -36,7 +38,9 @@ def leapfrog(potential: Potential, z: Tensor, p: Tensor, eps: float | Tensor, st
     return z, p, before, u + 0.5 * p.square().sum(1)
 
 
-def hmc_step(potential: Potential, z: Tensor, eps: float | Tensor, steps: int, noise: Noise) -> tuple[Tensor, Tensor]:
+def hmc_step(
+    potential: Potential, z: Tensor, eps: float | Tensor, steps: int, noise: Noise
+) -> tuple[Tensor, Tensor]:
     """The chains' next states [B, D], and the probability [B] with which each one's proposal was accepted."""
     p, u = noise.randn(*z.shape).to(z), noise.rand(len(z)).to(z)
     proposal, _, before, after = leapfrog(potential, z, p, eps, steps)

@@ -1,4 +1,5 @@
-"""Generators and critics of the GAN family: convolutional, for any image size, after DCGAN (arXiv:1511.06434).
+"""Generators and critics of the GAN family: convolutional, for any image size, after DCGAN
+(arXiv:1511.06434).
 
 The feature maps are the image's size halved (rounded up) until both sides are at most 4: 28 → 14 → 7 → 4.
 """
@@ -32,7 +33,8 @@ def widths(width: int, scales: int) -> list[int]:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm whose running statistics are those of all ranks; each rank normalises by its own images in training."""
+    """Batch norm whose running statistics are those of all ranks; each rank normalises by its own images in
+    training."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -52,12 +54,16 @@ def make_norm(norm: Norm, width: int) -> nn.Module:
 class Generator(nn.Module):
     """z [B, latent] (and labels, by an embedding beside z) → images [B, C, H, W] in [-1, 1], fp32."""
 
-    def __init__(self, shape: tuple[int, ...], latent: int, width: int, norm: Norm = "group", classes: int = 0):
+    def __init__(
+        self, shape: tuple[int, ...], latent: int, width: int, norm: Norm = "group", classes: int = 0
+    ):
         super().__init__()
         *self.targets, start = pyramid(shape)
         channels = widths(width, len(self.targets))
         self.embed = ClassEmbedding(classes, latent) if classes else None
-        if self.embed is not None:  # with the label as loud as z, the generator would settle for one image of each class
+        if (
+            self.embed is not None
+        ):  # with the label as loud as z, the generator would settle for one image of each class
             nn.init.normal_(self.embed.table.weight, std=0.25)
         self.start = (channels[-1], *start)
         self.stem = nn.Linear(latent * (2 if classes else 1), channels[-1] * start[0] * start[1])
@@ -78,9 +84,10 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Images → one unbounded number each, [B], fp32.
 
-    kernel: of the strided convolutions. labels: by `projection` on their embedding (Miyato 2018, arXiv:1802.05637, eq. 3), or
-    as an embedding of the size of the image, a channel more (after Mirza 2014). norm: of all layers but the first. spectral:
-    every weight divided by its largest singular value (Miyato 2018, arXiv:1802.05957).
+    kernel: of the strided convolutions. labels: by `projection` on their embedding (Miyato 2018,
+    arXiv:1802.05637, eq. 3), or as an embedding of the size of the image, a channel more (after Mirza 2014).
+    norm: of all layers but the first. spectral: every weight divided by its largest singular value (Miyato
+    2018, arXiv:1802.05957).
     """
 
     def __init__(
@@ -97,11 +104,17 @@ class Critic(nn.Module):
         super().__init__()
         sizes = pyramid(shape)
         channels = widths(width, len(sizes) - 1)
-        self.kernel, self.alone = kernel, norm != "batch"  # alone: an image's output is its own in training too
-        self.channel = ClassEmbedding(classes, shape[1] * shape[2]) if classes and labels == "channel" else None
+        self.kernel, self.alone = (
+            kernel,
+            norm != "batch",
+        )  # alone: an image's output is its own in training too
+        self.channel = (
+            ClassEmbedding(classes, shape[1] * shape[2]) if classes and labels == "channel" else None
+        )
         inputs = (shape[0] + (self.channel is not None), *channels)
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, kernel, stride=2, padding=(kernel - 1) // 2) for i, o in zip(inputs, channels, strict=False)
+            nn.Conv2d(i, o, kernel, stride=2, padding=(kernel - 1) // 2)
+            for i, o in zip(inputs, channels, strict=False)
         )
         self.norms = nn.ModuleList(make_norm(norm if i else "none", w) for i, w in enumerate(channels))
         h, w = sizes[-1]

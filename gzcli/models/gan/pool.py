@@ -1,4 +1,5 @@
-"""The image pool — Shrivastava et al. 2016, arXiv:1612.07828, section 2.3: a discriminator also sees earlier fakes."""
+"""The image pool — Shrivastava et al. 2016, arXiv:1612.07828, section 2.3: a discriminator also sees earlier
+fakes."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from gzcli.types import Noise
 
 
 class ImagePool(nn.Module):
-    """Up to `size` fakes. The first ones are stored and shown; later, each image is either shown, or stored in place of an
-    older one, which is shown. Each rank has a pool of its own, kept by `get_extra_state`; size 0 shows all as they come."""
+    """Up to `size` fakes. The first ones are stored and shown; later, each image is either shown, or stored
+    in place of an older one, which is shown. Each rank has a pool of its own, kept by `get_extra_state`; size
+    0 shows all as they come."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -22,12 +24,15 @@ class ImagePool(nn.Module):
     @torch.compiler.disable  # which would compile anew for every count
     @torch.no_grad()
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """What to show in place of images [B, C, H, W], one image after another, as many; without a host sync."""
+        """What to show in place of images [B, C, H, W], one image after another, as many; without a host
+        sync."""
         if not self.size:
             return images
         n = len(images)
         old, slot = noise.rand(n) < 0.5, noise.randint(self.size, n)
-        self.images = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images.to(images)
+        self.images = (
+            images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images.to(images)
+        )
         shown = images.clone()
         for i in range(n):
             if self.count < self.size:

@@ -1,10 +1,13 @@
-"""Prescribed GAN — Dieng, Ruiz, Blei & Titsias 2019, "Prescribed Generative Adversarial Networks", arXiv:1910.04302.
+"""Prescribed GAN — Dieng, Ruiz, Blei & Titsias 2019, "Prescribed Generative Adversarial Networks",
+arXiv:1910.04302.
 
-The generator's image has noise of its own, x = G(z) + σ ε, ε ~ N(0, I), so that p(x | z) = N(G(z), σ²) is a density, and the
-entropy of p(x) can be raised, which a collapsed generator has little of:
+The generator's image has noise of its own, x = G(z) + σ ε, ε ~ N(0, I), so that p(x | z) = N(G(z), σ²) is a
+density, and the entropy of p(x) can be raised, which a collapsed generator has little of:
 
-    min over G, σ:  E −log D(x)  −  λ H(p)                                                              (eq. 6)
-    ∇ H = −E[∇ₓ log p(x) · ∂x],    ∇ₓ log p(x) = −E over p(z' | x) of (x − G(z')) / σ²                  (eq. 9, 11)
+    min over G, σ:  E −log D(x)  −  λ H(p)                                                              (eq.
+    6)
+    ∇ H = −E[∇ₓ log p(x) · ∂x],    ∇ₓ log p(x) = −E over p(z' | x) of (x − G(z')) / σ²                  (eq.
+    9, 11)
 
 z' ~ p(z | x) by Hamiltonian Monte Carlo through the generator, started at the z that made x.
 """
@@ -29,10 +32,11 @@ from gzcli.types import Batch, DataInfo, Noise, Progress
 class PresGAN(GAN):
     """A DCGAN whose pixels have learned noise, trained with the entropy of what it makes.
 
-    sigma: where the noise of every pixel starts, for images in [-1, 1]; it stays within `sigma_min` and `sigma_max`.
-    entropy: λ, a pixel. The chains over z take `burn_in` moves, then `draws` that count, of `leapfrog` steps each; their
-    step size is adapted to an acceptance of `accept`. The other keys are those of `dcgan`; there is no batch norm in the
-    generator, for the likelihood of one image would then depend on the others.
+    sigma: where the noise of every pixel starts, for images in [-1, 1]; it stays within `sigma_min` and
+    `sigma_max`.
+    entropy: λ, a pixel. The chains over z take `burn_in` moves, then `draws` that count, of `leapfrog` steps
+    each; their step size is adapted to an acceptance of `accept`. The other keys are those of `dcgan`; there
+    is no batch norm in the generator, for the likelihood of one image would then depend on the others.
     """
 
     paper = "Dieng 2019, arXiv:1910.04302"
@@ -66,7 +70,9 @@ class PresGAN(GAN):
         super().__init__(
             data,
             Generator(data.shape, latent, width, norm, classes),
-            Critic(data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral, labels="channel"),
+            Critic(
+                data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral, labels="channel"
+            ),
             latent=latent,
             conditional=conditional,
             objective=objective,
@@ -77,11 +83,18 @@ class PresGAN(GAN):
         )
         self.bounds = math.log(sigma_min), math.log(sigma_max)
         self.log_sigma = nn.Parameter(torch.full(data.shape, math.log(sigma)))
-        self.entropy, self.burn_in, self.draws, self.leapfrog, self.accept = entropy, burn_in, draws, leapfrog, accept
+        self.entropy, self.burn_in, self.draws, self.leapfrog, self.accept = (
+            entropy,
+            burn_in,
+            draws,
+            leapfrog,
+            accept,
+        )
         self.register_buffer("step_size", torch.tensor(0.02))
 
     def phases(self) -> list[Phase]:
-        # σ falls by the same relative step as a weight of size 1 moves: at its rate Adam would take thousands of steps
+        # σ falls by the same relative step as a weight of size 1 moves: at its rate Adam would take thousands
+        # of steps
         noise = {"params": [self.log_sigma], "lr_scale": 5.0, "weight_decay": 0.0}
         return [
             Phase("critic", list(self.critic.parameters())),
@@ -95,7 +108,8 @@ class PresGAN(GAN):
     # ---- training
 
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        """Real images and means of the generator get equal noise: the critic must not tell them apart by it."""
+        """Real images and means of the generator get equal noise: the critic must not tell them apart by
+        it."""
         sigma = self.sigma().detach()
         real, fake = (x + sigma * batch.noise.randn(*x.shape).to(x) for x in (real, fake))
         return super().critic_loss(batch, real, fake, y)
@@ -103,11 +117,15 @@ class PresGAN(GAN):
     def generator_loss(self, batch: Batch, z: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         mean, sigma = self.generator(z, y), self.sigma()
         x = mean + sigma * batch.noise.randn(*mean.shape).to(mean)
-        adversarial = generator_loss(self.objective, self.critic(diff_augment(x, self.augment, batch.noise), y))
+        adversarial = generator_loss(
+            self.objective, self.critic(diff_augment(x, self.augment, batch.noise), y)
+        )
         if not self.entropy:
             return {"loss": adversarial, "sigma": sigma.detach().mean()}
         score, accept = self.density_gradient(x.detach(), z, y, batch.noise)
-        entropy = -(score * x).flatten(1).sum(1).mean()  # its gradient is that of the entropy, its value means nothing
+        entropy = (
+            -(score * x).flatten(1).sum(1).mean()
+        )  # its gradient is that of the entropy, its value means nothing
         return {
             "loss": adversarial - self.entropy * entropy,
             "adversarial": adversarial.detach(),
@@ -117,7 +135,8 @@ class PresGAN(GAN):
         }
 
     def density_gradient(self, x: Tensor, z: Tensor, y: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
-        """∇ₓ log p(x) [B, C, H, W] by chains from z, and their mean acceptance; adapts the step size in training."""
+        """∇ₓ log p(x) [B, C, H, W] by chains from z, and their mean acceptance; adapts the step size in
+        training."""
         sigma, potential, accepted, score = self.sigma().detach(), self.potential(x, y), [], 0.0
         with torch.autocast(x.device.type, enabled=False):
             z = z.to(x)

@@ -1,10 +1,12 @@
 """WGAN-GP — Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", arXiv:1704.00028.
 
-    critic:    max  E f(x) − E f(G(z)) − λ E (‖∇ f(x̂)‖ − 1)²,   x̂ uniform on the line from G(z) to x          (eq. 3)
+    critic:    max  E f(x) − E f(G(z)) − λ E (‖∇ f(x̂)‖ − 1)²,   x̂ uniform on the line from G(z) to x
+    (eq. 3)
     generator: max  E f(G(z))
 
-A step is a critic update on a fresh batch; every `n_critic`-th one is followed by a generator update. The critic's
-output is unbounded (no sigmoid) and each image's own (no batch norm, which the penalty forbids: section 4).
+A step is a critic update on a fresh batch; every `n_critic`-th one is followed by a generator update. The
+critic's output is unbounded (no sigmoid) and each image's own (no batch norm, which the penalty forbids:
+section 4).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ class WGAN(GAN):
 
     width: channels of the finest scale of both nets, doubled at each coarser one. norm: the generator's.
     n_critic: critic updates per generator update. penalty: λ.
-    augment: `color`, `translation`, `cutout`: what the critic sees is changed at random, for sets of few images.
+    augment: `color`, `translation`, `cutout`: what the critic sees is changed at random, for sets of few
+    images.
     conditional: labels enter the generator beside z, and the critic by projection.
     """
 

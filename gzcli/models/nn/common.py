@@ -35,7 +35,8 @@ class ClassEmbedding(nn.Module):
 
 
 def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.device) -> Tensor:
-    """The labels of n samples of a conditional model: as asked, else i % K ([n] int64, or [n, K] one-hot if multi-label)."""
+    """The labels of n samples of a conditional model: as asked, else i % K ([n] int64, or [n, K] one-hot if
+    multi-label)."""
     if labels is not None:
         return labels.to(device)
     y = torch.arange(n, device=device) % len(data.classes)
@@ -44,8 +45,8 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
 
 @torch.no_grad()
 def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
-    """The labels y [B] or [B, K], and their distance [B], after each class was tried in their place, row by row, or,
-    where there may be several, was added or taken away."""
+    """The labels y [B] or [B, K], and their distance [B], after each class was tried in their place, row by
+    row, or, where there may be several, was added or taken away."""
     y, best = y.clone(), distance(y)
     for k in range(len(data.classes)):
         other = y.clone()
@@ -61,7 +62,8 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
 
 
 def at_least(least: int, **values: int | None) -> None:
-    """Raises UsageError for an option, named by its keyword, that is smaller; None is one that was not given."""
+    """Raises UsageError for an option, named by its keyword, that is smaller; None is one that was not
+    given."""
     for name, value in values.items():
         if value is not None and value < least:
             raise UsageError(f"`{name}` must be {least} or more, not {value}")
@@ -83,9 +85,11 @@ def full(t: Tensor) -> Tensor:
 
 
 def double(t: Tensor) -> Tensor:
-    """float64 where the device has it, for sums over pixels and images: elsewhere, as on a Mac's GPU, at least fp32.
+    """float64 where the device has it, for sums over pixels and images: elsewhere, as on a Mac's GPU, at
+    least fp32.
 
-    What is read on the host is better moved there first, `t.cpu().double()`, which loses nothing on any device.
+    What is read on the host is better moved there first, `t.cpu().double()`, which loses nothing on any
+    device.
     """
     return t.double() if t.device.type in FLOAT64 else full(t)
 
@@ -108,7 +112,8 @@ def stacked(layer: nn.Module, matrices: int) -> nn.Module:
 @contextmanager
 def fresh_statistics(model: nn.Module) -> Iterator[bool]:
     """Inside, each batch norm of `model` is in training mode, and its running statistics become those of what
-    passes through it, every image alike. Yields whether there are any: modules with buffers and a `momentum`."""
+    passes through it, every image alike. Yields whether there are any: modules with buffers and a
+    `momentum`."""
     norms = [m for m in model.modules() if hasattr(m, "momentum") and list(m.buffers(recurse=False))]
     before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
 
@@ -151,7 +156,8 @@ def sharing(module: nn.Module) -> int:
 
 @torch.no_grad()
 def all_mean(t: Tensor, module: nn.Module) -> Tensor:
-    """The mean of a statistic of `module` over the ranks that share it, without gradient; `t` itself of one."""
+    """The mean of a statistic of `module` over the ranks that share it, without gradient; `t` itself of
+    one."""
     world = sharing(module)
     if world == 1:
         return t

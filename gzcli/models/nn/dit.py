@@ -1,4 +1,5 @@
-"""The transformer of DiT — Peebles & Xie 2023, arXiv:2212.09748: patches of a noised image, told time and label by adaLN-zero."""
+"""The transformer of DiT — Peebles & Xie 2023, arXiv:2212.09748: patches of a noised image, told time and
+label by adaLN-zero."""
 
 from __future__ import annotations
 
@@ -20,27 +21,46 @@ FREQUENCIES = 256  # sinusoids of the time
 class DiTNet(nn.Module):
     """x [B, C, H, W], t [B] → [B, C, H, W], by the tokens of patches of `patch` × `patch` pixels.
 
-    width: of its `layers` blocks of `heads` attention heads. classes: K > 0 adds a table of K + 1 labels to the time
-    embedding. freq_shift: a convention of diffusers, whose time embedding has 1. Raises UsageError where sizes do not fit.
+    width: of its `layers` blocks of `heads` attention heads. classes: K > 0 adds a table of K + 1 labels to
+    the time embedding. freq_shift: a convention of diffusers, whose time embedding has 1. Raises UsageError
+    where sizes do not fit.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], *, width: int, layers: int, heads: int, patch: int, classes: int = 0, freq_shift: float = 0.0
+        self,
+        shape: tuple[int, ...],
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        patch: int,
+        classes: int = 0,
+        freq_shift: float = 0.0,
     ):
         super().__init__()
         c, h, w = shape
         if h % patch or w % patch:
             fit = ", ".join(str(p) for p in range(1, min(h, w) // 2 + 1) if not (h % p or w % p))
-            raise UsageError(f"images of {h}×{w} do not divide into patches of {patch}", hint=f"set `model.patch` to one of {fit}")
+            raise UsageError(
+                f"images of {h}×{w} do not divide into patches of {patch}",
+                hint=f"set `model.patch` to one of {fit}",
+            )
         if width % heads or width % 4:
             raise UsageError(
                 f"`model.width` is {width}, which must divide by `model.heads`, {heads}, and by 4",
                 hint=f"set `model.width` to {max(1, round(width / math.lcm(heads, 4))) * math.lcm(heads, 4)}",
             )
         self.patch, self.grid, self.freq_shift = patch, (h // patch, w // patch), freq_shift
-        self.config = {"in_channels": c, "out_channels": c, "num_layers": layers, "num_attention_heads": heads,
-                       "attention_head_dim": width // heads, "patch_size": patch, "norm_eps": 1e-6,
-                       "num_embeds_ada_norm": classes or 1}  # fmt: skip
+        self.config = {
+            "in_channels": c,
+            "out_channels": c,
+            "num_layers": layers,
+            "num_attention_heads": heads,
+            "attention_head_dim": width // heads,
+            "patch_size": patch,
+            "norm_eps": 1e-6,
+            "num_embeds_ada_norm": classes or 1,
+        }
         self.embed = stacked(nn.Conv2d(c, width, patch, stride=patch), 0)
         self.register_buffer("position", sincos(self.grid, width), persistent=False)  # [T, width]
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
@@ -63,8 +83,8 @@ class DiTNet(nn.Module):
             zero_init(layer)
 
     def to_diffusers(self) -> nn.Module:
-        """A `DiTTransformer2DModel` of the same weights; without labels it has one, which says nothing. Raises UsageError where
-        that one cannot be built."""
+        """A `DiTTransformer2DModel` of the same weights; without labels it has one, which says nothing.
+        Raises UsageError where that one cannot be built."""
         from diffusers import DiTTransformer2DModel
 
         rows, columns = self.grid
@@ -84,7 +104,8 @@ class DiTNet(nn.Module):
         return other.eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
+        """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null
+        label."""
         c = self.time(time_embedding(t, FREQUENCIES, freq_shift=self.freq_shift))  # [B, width]
         if self.label is not None:
             c = c + self.label(y, len(x), drop)
@@ -94,12 +115,15 @@ class DiTNet(nn.Module):
             h = block(h, c)
         shift, scale = self.modulation(c)[:, None].chunk(2, -1)
         h = self.out(modulated(self.norm(h), shift, scale))
-        h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, self.grid)  # [B, rows, columns, p, q, C]
+        h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(
+            1, self.grid
+        )  # [B, rows, columns, p, q, C]
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP of h [B, T, width], whose norms c [B, width] scales and shifts, and whose outputs it gates."""
+    """Self-attention and an MLP of h [B, T, width], whose norms c [B, width] scales and shifts, and whose
+    outputs it gates."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -122,11 +146,18 @@ def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def sincos(grid: tuple[int, int], width: int) -> Tensor:
-    """[rows · columns, width]: a quarter each of sines and cosines of the column, then of the row (MAE, He 2022)."""
+    """[rows · columns, width]: a quarter each of sines and cosines of the column, then of the row (MAE, He
+    2022)."""
     freq = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
-    rows, columns = (torch.cat([angle.sin(), angle.cos()], 1) for angle in (rows, columns))  # [side, width / 2]
-    return torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2).flatten(0, 1).float()
+    rows, columns = (
+        torch.cat([angle.sin(), angle.cos()], 1) for angle in (rows, columns)
+    )  # [side, width / 2]
+    return (
+        torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2)
+        .flatten(0, 1)
+        .float()
+    )
 
 
 DIFFUSERS = [
@@ -145,13 +176,16 @@ DIFFUSERS = [
 
 
 def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights here of diffusers' `DiTTransformer2DModel`, whose blocks each hold a copy of the embeddings."""
+    """The weights here of diffusers' `DiTTransformer2DModel`, whose blocks each hold a copy of the
+    embeddings."""
     ours = {}
     for key, value in state.items():
         if ".attn1.to_q." in key:
             name = key.replace("transformer_blocks", "blocks").replace("attn1.to_q", "qkv")
             ours[name] = torch.cat([value, *(state[key.replace("to_q", part)] for part in ("to_k", "to_v"))])
-        elif ".attn1.to_k." not in key and ".attn1.to_v." not in key and ".emb." not in (name := renamed(key)):
+        elif (
+            ".attn1.to_k." not in key and ".attn1.to_v." not in key and ".emb." not in (name := renamed(key))
+        ):
             ours[name] = value
     return ours
 

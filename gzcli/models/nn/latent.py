@@ -25,7 +25,9 @@ def pairs_of(x: Tensor) -> Tensor:
     Raises UsageError for fewer than two.
     """
     if len(x) < 2:
-        raise UsageError("`interpolate` needs pairs of images, got one", hint="give a folder of two or more images")
+        raise UsageError(
+            "`interpolate` needs pairs of images, got one", hint="give a folder of two or more images"
+        )
     return x[: len(x) // 2 * 2]
 
 
@@ -47,8 +49,9 @@ def as_ways(images: Tensor, steps: int) -> Applied:
 
 
 def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, steps: int, span: float) -> Applied:
-    """decode(z) [steps images a row] with one coordinate of z [1, D] moved from −span to span, a row for each of the `dims`
-    coordinates whose ends differ most, the first most. Raises UsageError for fewer than one of either."""
+    """decode(z) [steps images a row] with one coordinate of z [1, D] moved from −span to span, a row for each
+    of the `dims` coordinates whose ends differ most, the first most. Raises UsageError for fewer than one of
+    either."""
     at_least(1, dims=dims, steps=steps)
     size, dims = z.shape[1], min(dims, z.shape[1])
     t = torch.linspace(-span, span, steps, device=z.device)

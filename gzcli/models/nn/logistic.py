@@ -1,7 +1,7 @@
 """Discretised logistics (Salimans et al. 2017, PixelCNN++, arXiv:1701.05517, sections 2.1 and 2.2).
 
-Grey level k of L lies at x = 2k / (L − 1) − 1; its bin is x ± 1 / (L − 1), and the first and the last bin reach to ∓∞, so
-that the masses of the L levels sum to 1.
+Grey level k of L lies at x = 2k / (L − 1) − 1; its bin is x ± 1 / (L − 1), and the first and the last bin
+reach to ∓∞, so that the masses of the L levels sum to 1.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 
 class LogisticMixture:
-    """A mixture over whole pixels, whose components are discretised logistics: R, G given R, B given R and G (eq. 3).
+    """A mixture over whole pixels, whose components are discretised logistics: R, G given R, B given R and G
+    (eq. 3).
 
-    A component's mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need neither mixture nor scale: then
-    P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).
+    A component's mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need neither mixture nor scale:
+    then P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).
 
-    size: parameters a pixel, that is M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and raw
-    coefficients; of two levels means and coefficients alone. uniforms: numbers that one draw takes.
+    size: parameters a pixel, that is M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
+    raw coefficients; of two levels means and coefficients alone. uniforms: numbers that one draw takes.
     """
 
     def __init__(self, channels: int, levels: int, components: int):
@@ -49,7 +50,8 @@ class LogisticMixture:
 
     @torch.no_grad()
     def start(self, bias: Tensor) -> None:
-        """Sets `bias` [size] to components side by side over the range of grey, so that they begin with different tasks."""
+        """Sets `bias` [size] to components side by side over the range of grey, so that they begin with
+        different tasks."""
         nn.init.zeros_(bias)
         if self.levels > 2:
             mean, log_scale, _ = bias[self.components :].view(-1, self.components).split(self.parts)
@@ -64,7 +66,8 @@ class LogisticMixture:
         return (logits.log_softmax(-1) + log_mass).logsumexp(-1)
 
     def draw(self, params: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """Pixels [..., C] in [-1, 1] by inversion at u [..., C + 1], uniform on [0, 1): component, then the channels.
+        """Pixels [..., C] in [-1, 1] by inversion at u [..., C + 1], uniform on [0, 1): component, then the
+        channels.
 
         temperature: divides the logits and multiplies the scales.
         """
@@ -74,7 +77,10 @@ class LogisticMixture:
         mean, log_scale, coef = (p.gather(-1, m.expand(*p.shape[:-1], 1)) for p in (mean, log_scale, coef))
         x = torch.zeros_like(u[..., 1:])
         for c in range(x.shape[-1]):
-            value = self._mean(c, mean, coef, x) + temperature * log_scale[..., c, :].exp() * u[..., c + 1, None].logit()
+            value = (
+                self._mean(c, mean, coef, x)
+                + temperature * log_scale[..., c, :].exp() * u[..., c + 1, None].logit()
+            )
             x[..., c] = from_levels(to_levels(value[..., 0], self.levels), self.levels)
         return x
 

@@ -1,4 +1,5 @@
-"""LPIPS — Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", arXiv:1801.03924, version 0.1 on VGG16."""
+"""LPIPS — Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", arXiv:1801.03924, version 0.1
+on VGG16."""
 
 from __future__ import annotations
 
@@ -23,19 +24,25 @@ class LPIPS(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stages = nn.ModuleList(nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(s)) for s in STAGES)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(s)) for s in STAGES
+        )
         self.linear = nn.ParameterList(torch.ones(s[-1]) for s in STAGES)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
     @classmethod
     def from_files(cls) -> LPIPS:
-        """With the weights in the user's cache. Raises MissingError that names them, UsageError for files of something else."""
+        """With the weights in the user's cache. Raises MissingError that names them, UsageError for files of
+        something else."""
         try:
             files = [weights(name, use="perceptual losses (LPIPS)", source="") for name in (VGG, LINEAR)]
         except MissingError as e:
             place = cache_dir("weights")
-            hint = f"put `{VGG}` of torchvision's models and `{LINEAR}` of torch-fidelity's releases (v0.2.0) into `{place}`"
+            hint = (
+                f"put `{VGG}` of torchvision's models and `{LINEAR}` of torch-fidelity's releases "
+                f"(v0.2.0) into `{place}`"
+            )
             raise MissingError(e.message, hint=hint) from e
         model = cls()
         model.load(*(torch.load(file, map_location="cpu", weights_only=True) for file in files))

@@ -1,7 +1,8 @@
-"""Solvers of dx/dt = f(x, t) as pure functions, and the density that the flow of such an equation carries along.
+"""Solvers of dx/dt = f(x, t) as pure functions, and the density that the flow of such an equation carries
+along.
 
-f(x [B, …], t [B]) → [B, …]. Every image has its own time, and in the adaptive solver its own steps, so that its way does
-not depend on the batch that it is in.
+f(x [B, …], t [B]) → [B, …]. Every image has its own time, and in the adaptive solver its own steps, so that
+its way does not depend on the batch that it is in.
 """
 
 from __future__ import annotations
@@ -40,11 +41,22 @@ DOPRI_A = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-DOPRI_E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # of fifth minus fourth order
+DOPRI_E = (
+    71 / 57600,
+    0,
+    -71 / 16695,
+    71 / 1920,
+    -17253 / 339200,
+    22 / 525,
+    -1 / 40,
+)  # of fifth minus fourth order
 
 
-def solve(f: Velocity, x: Tensor, times: Sequence[float], method: str, progress: Progress = no_progress) -> Tensor:
-    """x carried from times[0] through every time to the last by one step each of `method`, a name of `TABLEAUX`."""
+def solve(
+    f: Velocity, x: Tensor, times: Sequence[float], method: str, progress: Progress = no_progress
+) -> Tensor:
+    """x carried from times[0] through every time to the last by one step each of `method`, a name of
+    `TABLEAUX`."""
     c, a, b = TABLEAUX[method]
     for i, (start, end) in enumerate(pairwise(times)):
         h, stages = end - start, []
@@ -96,12 +108,15 @@ def solve_adaptive(
         progress(float(1 - left.mean()), 1.0, x)
         if left.max() <= 1e-6:
             return x
-    raise DivergedError(f"the ODE took more than {limit} steps", hint="a larger `tolerance`, or a solver of fixed steps")
+    raise DivergedError(
+        f"the ODE took more than {limit} steps", hint="a larger `tolerance`, or a solver of fixed steps"
+    )
 
 
 def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
-    """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests, and
-    dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019, FFJORD, arXiv:1810.01367, eq. 7)."""
+    """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests,
+    and dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019, FFJORD, arXiv:1810.01367,
+    eq. 7)."""
 
     def g(state: Tensor, t: Tensor) -> Tensor:
         size = state.shape[1] // 2

@@ -1,4 +1,5 @@
-"""The PatchGAN discriminator — Isola et al. 2016, arXiv:1611.07004, section 3.2.2: every patch is judged by itself."""
+"""The PatchGAN discriminator — Isola et al. 2016, arXiv:1611.07004, section 3.2.2: every patch is judged by
+itself."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from gzcli.models.nn.common import full
 
 
 class PatchGAN(nn.Module):
-    """Images [B, C, H, W] → a map of logits [B, 1, h', w'], fp32; with 3 layers and kernels of 4 a patch has 70 pixels.
+    """Images [B, C, H, W] → a map of logits [B, 1, h', w'], fp32; with 3 layers and kernels of 4 a patch has
+    70 pixels.
 
-    layers: halvings; width: channels of the first, doubled by each, at most 8-fold. norm: `instance` without, `group`
-    with scales; no layer looks at other images of the batch. Raises UsageError for images too small.
+    layers: halvings; width: channels of the first, doubled by each, at most 8-fold. norm: `instance` without,
+    `group` with scales; no layer looks at other images of the batch. Raises UsageError for images too small.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class PatchGAN(nn.Module):
             nn.Conv2d(i, o, 4, stride=s, padding=1, bias=k == 0 or norm == "none")
             for k, (i, o, s) in enumerate(zip(widths[:-1], widths[1:], strides, strict=True))
         )
-        self.norms = nn.ModuleList(nn.Identity() if k == 0 else make_norm(norm, o) for k, o in enumerate(widths[1:]))
+        self.norms = nn.ModuleList(
+            nn.Identity() if k == 0 else make_norm(norm, o) for k, o in enumerate(widths[1:])
+        )
         self.head = nn.Conv2d(widths[-1], 1, 4, padding=1)
         for conv in (*self.convs, self.head):
             nn.init.normal_(conv.weight, std=0.02)

@@ -1,11 +1,13 @@
-"""The selective scan of Mamba — Gu & Dao 2023, arXiv:2312.00752, eq. 2, 4 and algorithm 2 — in plain PyTorch, linear in tokens.
+"""The selective scan of Mamba — Gu & Dao 2023, arXiv:2312.00752, eq. 2, 4 and algorithm 2 — in plain PyTorch,
+linear in tokens.
 
     h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t,   y_t = C_t h_t          (A < 0 diagonal, so that no state grows)
 
-Run as it is written, one fused multiply-add a token: a quotient of cumulative products would overflow beyond short
-sequences. All that does not depend on the state before is made for a chunk of about √T tokens at once, on a CPU of as few
-images as keep it in the cache. The backward pass has the states between chunks and makes the others again, as the authors'
-kernel does. That kernel, of the package `mamba-ssm`, is used where it is installed and on a GPU.
+Run as it is written, one fused multiply-add a token: a quotient of cumulative products would overflow beyond
+short sequences. All that does not depend on the state before is made for a chunk of about √T tokens at once,
+on a CPU of as few images as keep it in the cache. The backward pass has the states between chunks and makes
+the others again, as the authors' kernel does. That kernel, of the package `mamba-ssm`, is used where it is
+installed and on a GPU.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ CACHED = 2**18  # elements of a chunk's states on a CPU
 
 
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """y [batch, T, D] of x and delta > 0 [batch, T, D], A < 0 [D, N], B and C [batch, T, N]; at least in fp32, also under
-    autocast. Differentiable once."""
+    """y [batch, T, D] of x and delta > 0 [batch, T, D], A < 0 [D, N], B and C [batch, T, N]; at least in
+    fp32, also under autocast. Differentiable once."""
     x, delta, A, B, C = map(full, (x, delta, A, B, C))
     if x.dtype == torch.float32 and (kernel := fused(x.device)):
         return kernel(x.mT.contiguous(), delta.mT.contiguous(), A, B.mT.contiguous(), C.mT.contiguous()).mT
@@ -37,8 +39,8 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 
 @cache
 def fused(device: torch.device) -> Callable[..., Tensor] | None:
-    """The kernel of `mamba-ssm`, of (x [batch, D, T], delta [batch, D, T], A [D, N], B [batch, N, T], C [batch, N, T]); None
-    where there is none for the device."""
+    """The kernel of `mamba-ssm`, of (x [batch, D, T], delta [batch, D, T], A [D, N], B [batch, N, T], C
+    [batch, N, T]); None where there is none for the device."""
     if device.type != "cuda":
         return None
     try:
@@ -49,7 +51,8 @@ def fused(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 class Scan(Function):
-    """The recurrence over tensors of [T, batch, N, D]: in this order both a token and a channel's row are contiguous."""
+    """The recurrence over tensors of [T, batch, N, D]: in this order both a token and a channel's row are
+    contiguous."""
 
     @staticmethod
     def forward(ctx, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -88,17 +91,25 @@ class Scan(Function):
             ddelta[chunk] = (dh * A).sum(2)
             dA += dh.mul_(delta[chunk, :, None]).sum((0, 1))
         ddelta += du * x.transpose(0, 1)
-        return (du * delta).transpose(0, 1), ddelta.transpose(0, 1), dA.mT, dB.transpose(0, 1), dC.transpose(0, 1)
+        return (
+            (du * delta).transpose(0, 1),
+            ddelta.transpose(0, 1),
+            dA.mT,
+            dB.transpose(0, 1),
+            dC.transpose(0, 1),
+        )
 
 
 def chunks(u: Tensor) -> Iterator[slice]:
-    """The tokens of u [T, batch, D]: as many chunks as there are tokens in one, which is the least to keep of both."""
+    """The tokens of u [T, batch, D]: as many chunks as there are tokens in one, which is the least to keep of
+    both."""
     size = math.isqrt(len(u))
     return (slice(i, min(i + size, len(u))) for i in range(0, len(u), size))
 
 
 def run(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """The decays exp(Δ A) and the states after each of L tokens that follow the state h [batch, N, D], both [L, batch, N, D]."""
+    """The decays exp(Δ A) and the states after each of L tokens that follow the state h [batch, N, D], both
+    [L, batch, N, D]."""
     decay = (delta[:, :, None] * A).exp_()
     states = B[..., None] * u[:, :, None]
     for t in range(len(states)):

@@ -17,12 +17,15 @@ from gzcli.types import DataInfo
 class UNet(nn.Module):
     """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; any H and W, odd ones included.
 
-    channels: width of each level, halving the resolution between levels; `layers` residual blocks a level (one more
-    on the way up). attention[i]: self-attention after the blocks of level i; the middle always has it.
-    head_dim: channels of an attention head, None = one head. classes: K > 0 adds a table of K + 1 labels to the time
-    embedding. scale_shift: the time embedding scales and shifts the second norm instead of being added before it.
+    channels: width of each level, halving the resolution between levels; `layers` residual blocks a level
+    (one more on the way up). attention[i]: self-attention after the blocks of level i; the middle always has
+    it.
+    head_dim: channels of an attention head, None = one head. classes: K > 0 adds a table of K + 1 labels to
+    the time embedding. scale_shift: the time embedding scales and shifts the second norm instead of being
+    added before it.
     flip, freq_shift, down_padding: conventions of checkpoints from elsewhere (Ho's own: False, 1, 0).
-    Output convolution and the last layer of each branch start at zero. Raises UsageError where sizes do not fit.
+    Output convolution and the last layer of each branch start at zero. Raises UsageError where sizes do not
+    fit.
     """
 
     def __init__(
@@ -71,9 +74,14 @@ class UNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = ClassEmbedding(classes, dim) if classes else None
 
-        def stage(widths: list[tuple[int, int]], attend: list[bool], resample: nn.Module | None = None) -> Stage:
+        def stage(
+            widths: list[tuple[int, int]], attend: list[bool], resample: nn.Module | None = None
+        ) -> Stage:
             blocks = [ResBlock(i, o, dim, groups, eps, dropout, scale_shift) for i, o in widths]
-            attentions = [Attention(o, head_dim or o, groups, eps) if a else None for (_, o), a in zip(widths, attend, strict=True)]
+            attentions = [
+                Attention(o, head_dim or o, groups, eps) if a else None
+                for (_, o), a in zip(widths, attend, strict=True)
+            ]
             return Stage(blocks, attentions, resample)
 
         c, skips, last = channels[0], [channels[0]], len(channels) - 1
@@ -81,7 +89,9 @@ class UNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, o in enumerate(channels):
             widths = [(c if j == 0 else o, o) for j in range(layers)]
-            self.down.append(stage(widths, [attention[i]] * layers, Down(o, down_padding) if i < last else None))
+            self.down.append(
+                stage(widths, [attention[i]] * layers, Down(o, down_padding) if i < last else None)
+            )
             skips += [o] * (layers + (i < last))
             c = o
         self.mid = stage([(c, c), (c, c)], [True, False])
@@ -104,8 +114,8 @@ class UNet(nn.Module):
         guides: int = 0,
         **options,
     ) -> UNet:
-        """The net of images like `data`: levels of width channels × mult, with attention where a side has so many pixels. It
-        sees `guides` channels more than it returns."""
+        """The net of images like `data`: levels of width channels × mult, with attention where a side has so
+        many pixels. It sees `guides` channels more than it returns."""
         return cls(
             data.shape[0] + guides,
             data.shape[0],
@@ -116,13 +126,16 @@ class UNet(nn.Module):
         )
 
     def to_diffusers(self, size: tuple[int, int]) -> nn.Module:
-        """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where that one cannot be built."""
+        """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where that one
+        cannot be built."""
         from diffusers import UNet2DModel
 
         halvings = len(self.config["block_out_channels"]) - 1
         if any(side % 2**halvings for side in size):
-            raise UsageError(f"diffusers cannot halve {size[0]}×{size[1]} images {halvings} times",
-                             hint=f"train with a `data.size` that {2**halvings} divides, or a shorter `model.mult`")  # fmt: skip
+            raise UsageError(
+                f"diffusers cannot halve {size[0]}×{size[1]} images {halvings} times",
+                hint=f"train with a `data.size` that {2**halvings} divides, or a shorter `model.mult`",
+            )
         other = UNet2DModel(sample_size=size, **self.config).to(next(self.parameters()).device)
         own = self.state_dict()
         other.load_state_dict({key: own[from_diffusers(key)] for key in other.state_dict()})
@@ -134,7 +147,8 @@ class UNet(nn.Module):
         return emb if self.label is None else emb + self.label(y, len(t), drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
+        """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null
+        label."""
         emb = F.silu(self.embedding(t, y, drop))
         h = self.conv_in(x)
         skips = [h]
@@ -164,9 +178,12 @@ def attended(data: DataInfo, levels: int, attention: tuple[int, ...]) -> tuple[b
 
 
 class Stage(nn.Module):
-    """The residual blocks of one resolution, the attention after each, and the change of resolution that follows."""
+    """The residual blocks of one resolution, the attention after each, and the change of resolution that
+    follows."""
 
-    def __init__(self, blocks: list[ResBlock], attentions: list[Attention | None], resample: nn.Module | None):
+    def __init__(
+        self, blocks: list[ResBlock], attentions: list[Attention | None], resample: nn.Module | None
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attentions = nn.ModuleList(a or nn.Identity() for a in attentions)
@@ -177,9 +194,12 @@ class Stage(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x [B, in, H, W], emb [B, dim] → [B, out, H, W]: two pre-activated 3×3 convolutions around the embedding, if dim > 0."""
+    """x [B, in, H, W], emb [B, dim] → [B, out, H, W]: two pre-activated 3×3 convolutions around the
+    embedding, if dim > 0."""
 
-    def __init__(self, c_in: int, c_out: int, dim: int, groups: int, eps: float, dropout: float, scale_shift: bool):
+    def __init__(
+        self, c_in: int, c_out: int, dim: int, groups: int, eps: float, dropout: float, scale_shift: bool
+    ):
         super().__init__()
         self.scale_shift = scale_shift
         self.norm1 = nn.GroupNorm(groups, c_in, eps)
@@ -224,13 +244,16 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> 
         # The fused kernel's backward takes three times as long as this on a CPU (49 positions, AMX).
         scores = q @ k.mT * q.shape[-1] ** -0.5
         if causal:
-            scores = scores.masked_fill(scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+            scores = scores.masked_fill(
+                scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf
+            )
         return scores.softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
 class Down(nn.Module):
-    """Half the resolution by a strided convolution; padding 0 pads right and below only, as TensorFlow's `SAME`."""
+    """Half the resolution by a strided convolution; padding 0 pads right and below only, as TensorFlow's
+    `SAME`."""
 
     def __init__(self, c: int, padding: int):
         super().__init__()
@@ -253,7 +276,8 @@ class Up(nn.Module):
 
 
 def time_embedding(t: Tensor, dim: int, *, flip: bool = True, freq_shift: float = 0.0) -> Tensor:
-    """[B] → [B, dim] sinusoids of wavelengths 2π … 20,000π (Vaswani 2017), cosines first if `flip`; dim is even."""
+    """[B] → [B, dim] sinusoids of wavelengths 2π … 20,000π (Vaswani 2017), cosines first if `flip`; dim is
+    even."""
     half = dim // 2
     freq = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - freq_shift)))
     angle = t.float()[:, None] * freq
@@ -277,7 +301,8 @@ DIFFUSERS = [
 
 
 def from_diffusers(key: str) -> str:
-    """The name here of a parameter of diffusers' `UNet2DModel` with sinusoidal time and convolutional resampling."""
+    """The name here of a parameter of diffusers' `UNet2DModel` with sinusoidal time and convolutional
+    resampling."""
     for pattern, name in DIFFUSERS:
         key = re.sub(pattern, name, key)
     return key

@@ -1,16 +1,19 @@
-"""What every image flow shares: x → dequantise → v → bijection → z, so log p(x) = log p(z) + log |det dz/dv| − the noise's cost.
+"""What every image flow shares: x → dequantise → v → bijection → z, so log p(x) = log p(z) + log |det dz/dv|
+− the noise's cost.
 
 A flow says in its `__init__` what the bijection is made of:
 
     super().__init__(data, logit=…, dequantiser=…, conditional=…, class_weight=…)
     self.build(scales, steps)      # [squeeze → steps(i, channels) → split] × scales, then the top prior
 
-and inherits the rest. `steps(i, channels)` gives the layers of scale i (see `layers`: `forward(x) -> (y, log_det)`,
-`inverse(y) -> x`) on squeezed images of that many channels. One that is made differently overrides `encode` and `decode`,
-begins and ends them with `preprocess` and `postprocess`, and calls `build_top(shapes)` with the shapes [C, H, W] of its
-latents, the top one last, instead of `build`.
+and inherits the rest. `steps(i, channels)` gives the layers of scale i (see `layers`: `forward(x) -> (y,
+log_det)`,
+`inverse(y) -> x`) on squeezed images of that many channels. One that is made differently overrides `encode`
+and `decode`, begins and ends them with `preprocess` and `postprocess`, and calls `build_top(shapes)` with the
+shapes [C, H, W] of its latents, the top one last, instead of `build`.
 
-`dequantiser`: None for uniform noise, or a module `forward(x, noise) -> (v [B, C, H, W] in [0, 1), log q(u | x) [B])`.
+`dequantiser`: None for uniform noise, or a module `forward(x, noise) -> (v [B, C, H, W] in [0, 1), log q(u |
+x) [B])`.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ LABEL_DROP = 0.1  # multi-label sets: how often the null label is trained, as th
 
 
 class ImageFlow(Model):
-    """A flow with exact likelihood of the dequantised image, hence a bound on that of the discrete one, by one draw of the
-    dequantisation; the prior of its top latent may depend on the class.
+    """A flow with exact likelihood of the dequantised image, hence a bound on that of the discrete one, by
+    one draw of the dequantisation; the prior of its top latent may depend on the class.
 
     logit: alpha of logit(alpha/2 + (1 − alpha) v) before the flow, 0 = v − 1/2;
     class_weight: weight of −log p(y | x), in nats, beside −log p(x | y) when conditional.
@@ -56,7 +59,10 @@ class ImageFlow(Model):
         if conditional and not data.classes:
             raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
         if dequantiser is not None and data.levels is None:
-            raise UsageError("`model.dequant` is for grey levels, and latents have none", hint="set `model.dequant=uniform`")
+            raise UsageError(
+                "`model.dequant` is for grey levels, and latents have none",
+                hint="set `model.dequant=uniform`",
+            )
         if not 0 <= logit < 1:
             raise UsageError(f"`model.logit` must be in [0, 1), not {logit}")
         self.conditional, self.class_weight = conditional, class_weight
@@ -64,7 +70,8 @@ class ImageFlow(Model):
         self.dequantiser = dequantiser
 
     def build(self, scales: int, steps: Callable[[int, int], Iterable[nn.Module]]) -> None:
-        """The multi-scale architecture (Dinh 2017, §3.6). Raises UsageError where the image cannot be halved so often."""
+        """The multi-scale architecture (Dinh 2017, §3.6). Raises UsageError where the image cannot be halved
+        so often."""
         check_size(self.data.shape, scales)
         self.flow, self.splits, shapes = nn.ModuleList(), nn.ModuleList(), []
         C, H, W = self.data.shape
@@ -81,7 +88,9 @@ class ImageFlow(Model):
         """The prior of the top latent, the last of `shapes`; the others are N(0, 1)."""
         self.shapes = shapes
         self.top = nn.Parameter(torch.zeros(2, *shapes[-1]))  # mean and log std
-        self.classes = zero_init(ClassEmbedding(len(self.data.classes), self.top.numel())) if self.conditional else None
+        self.classes = (
+            zero_init(ClassEmbedding(len(self.data.classes), self.top.numel())) if self.conditional else None
+        )
 
     # ------------------------------------------------------------------------ the bijection
 
@@ -94,7 +103,8 @@ class ImageFlow(Model):
         return self.logit.inverse(h) if self.logit else h + 0.5
 
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """v [B, C, H, W] in [0, 1) → latents of `self.shapes`, all N(0, 1) but the top one; and log |det dz/dv| [B]."""
+        """v [B, C, H, W] in [0, 1) → latents of `self.shapes`, all N(0, 1) but the top one; and log |det
+        dz/dv| [B]."""
         h, log_det = self.preprocess(v)
         z = []
         for steps, split in zip(self.flow, [*self.splits, None], strict=True):
@@ -121,7 +131,8 @@ class ImageFlow(Model):
         return self.postprocess(h)
 
     def to_unit(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor | float]:
-        """x in [-1, 1], dequantised where it has grey levels, and what this adds to log p: −D log L − log q(u | x)."""
+        """x in [-1, 1], dequantised where it has grey levels, and what this adds to log p: −D log L − log q(u
+        | x)."""
         if self.data.levels is None:
             return x, 0.0
         if self.dequantiser is None:
@@ -144,8 +155,8 @@ class ImageFlow(Model):
     def class_log_probs(self, top: Tensor) -> Tensor:
         """log p(top | y) of every class y, [B, K], by products of matrices, without a [B, K, C, H, W].
 
-        With t = (top − m) / s, of what all classes share, and a class's own mean m + s d and log std log s + e:
-        Σ (t − d)² exp(−2e) = t² · exp(−2e) − 2 t · d exp(−2e) + d² · exp(−2e).
+        With t = (top − m) / s, of what all classes share, and a class's own mean m + s d and log std log s +
+        e: Σ (t − d)² exp(−2e) = t² · exp(−2e) − 2 t · d exp(−2e) + d² · exp(−2e).
         """
         with full_fp32(top.device):
             log_std, classes = self.top[1], torch.arange(len(self.data.classes), device=top.device)
@@ -160,7 +171,8 @@ class ImageFlow(Model):
     # ------------------------------------------------------------------------ likelihood
 
     def log_joint(self, x: Tensor, labels: Tensor | None, noise: Noise, *, each_class: bool) -> Tensor:
-        """log p(x | labels) [B] of one dequantisation, or with `each_class` log p(x | y) [B, K] for every class y."""
+        """log p(x | labels) [B] of one dequantisation, or with `each_class` log p(x | y) [B, K] for every
+        class y."""
         v, constant = self.to_unit(x, noise)
         (*eps, top), log_det = self.encode(v)
         log_p = constant + log_det + sum(layers.gaussian_log_prob(e) for e in eps)
@@ -171,7 +183,8 @@ class ImageFlow(Model):
     def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, samples: int = 1) -> Tensor:
         """log p(x), or log p(x | labels), [B] nats; the density is averaged over `samples` dequantisations.
 
-        A conditional model without labels gives the marginal over equally likely classes (multi-label: the null label).
+        A conditional model without labels gives the marginal over equally likely classes (multi-label: the
+        null label).
         """
         marginal = self.classes is not None and labels is None and not self.data.multilabel
         draws = torch.stack([self.log_joint(x, labels, noise, each_class=marginal) for _ in range(samples)])
@@ -207,8 +220,17 @@ class ImageFlow(Model):
     # ------------------------------------------------------------------------ sampling and applications
 
     @torch.no_grad()
-    def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress, temperature: float = 1.0) -> Tensor:
-        """n images; `temperature` multiplies the standard deviation of every latent (Glow §6, reduced-temperature model)."""
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """n images; `temperature` multiplies the standard deviation of every latent (Glow §6,
+        reduced-temperature model)."""
         device = self.top.device
         if self.classes is not None:
             labels = spread_labels(labels, n, self.data, device)
@@ -223,7 +245,9 @@ class ImageFlow(Model):
         return Applied(back, rows=("reconstruction",))
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 8) -> Applied:
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 8
+    ) -> Applied:
         """The way from image 0 to 1, 2 to 3, …, linear in the latents (Glow, fig. 5), ends included.
 
         Raises UsageError for fewer than two images, or steps.
@@ -243,14 +267,16 @@ class ImageFlow(Model):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """x with its top latent moved from the prior of its own class to that of `labels` (i % K without), all else kept (after
-        Glow, fig. 6).
+        """x with its top latent moved from the prior of its own class to that of `labels` (i % K without),
+        all else kept (after Glow, fig. 6).
 
-        Its own class is the most probable one; multi-label: no class, so that the attributes are added, or with
-        a negative `strength` taken away. Raises UsageError for an unconditional model.
+        Its own class is the most probable one; multi-label: no class, so that the attributes are added, or
+        with a negative `strength` taken away. Raises UsageError for an unconditional model.
         """
         if self.classes is None:
-            raise UsageError("only a class-conditional flow can edit", hint="train it with `--set model.conditional=true`")
+            raise UsageError(
+                "only a class-conditional flow can edit", hint="train it with `--set model.conditional=true`"
+            )
         labels = spread_labels(labels, len(x), self.data, x.device)
         (*eps, top), _ = self.encode(self.to_unit(x, noise)[0])
         if self.data.multilabel:
@@ -279,6 +305,7 @@ def check_size(shape: tuple[int, ...], scales: int) -> None:
         most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width)))
         larger = f"`data.size={-(-max(height, width) // unit) * unit}`"
         raise UsageError(
-            f"`model.scales={scales}` halves images {scales} times, and {height}×{width} is not divisible by {unit}",
+            f"`model.scales={scales}` halves images {scales} times, and {height}×{width} is not divisible "
+            f"by {unit}",
             hint=f"set `model.scales={most}`, or {larger}" if most else f"set {larger}",
         )

@@ -1,4 +1,5 @@
-"""Variational dequantisation (Ho et al. 2019, "Flow++", arXiv:1902.00275, §3.1): the noise on the grey levels is learned."""
+"""Variational dequantisation (Ho et al. 2019, "Flow++", arXiv:1902.00275, §3.1): the noise on the grey levels
+is learned."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class VariationalDequantiser(nn.Module):
         kept = channels // 2
         self.context = ActNormConv(channels, hidden, 3)
         self.steps = nn.ModuleList(
-            layers.AffineCoupling(channels, ConvNet(kept + hidden, channels, hidden), flip=i % 2 == 1) for i in range(depth)
+            layers.AffineCoupling(channels, ConvNet(kept + hidden, channels, hidden), flip=i % 2 == 1)
+            for i in range(depth)
         )
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

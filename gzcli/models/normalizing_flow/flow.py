@@ -1,8 +1,9 @@
-"""A normalizing flow of checkerboard couplings (Rezende & Mohamed 2015, arXiv:1505.05770; couplings: Dinh 2014, 2017).
+"""A normalizing flow of checkerboard couplings (Rezende & Mohamed 2015, arXiv:1505.05770; couplings: Dinh
+2014, 2017).
 
-x → dequantise → depth × (ActNorm → coupling) → z: each coupling changes the squares of one colour given those of the
-other, so log p(x) = log p(z) + Σ log |det| (Rezende 2015, eq. 13) with triangular Jacobians. With `scales` > 1 half of the
-channels leave the flow after each scale.
+x → dequantise → depth × (ActNorm → coupling) → z: each coupling changes the squares of one colour given those
+of the other, so log p(x) = log p(z) + Σ log |det| (Rezende 2015, eq. 13) with triangular Jacobians. With
+`scales` > 1 half of the channels leave the flow after each scale.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from gzcli.types import DataInfo
 class Flow(ImageFlow):
     """Checkerboard affine couplings with gated convolutional nets.
 
-    scales: how often the image is squeezed; depth: couplings a scale; hidden, blocks: channels and gated layers of their
-    nets; dequant: noise on the grey levels, uniform or a flow of its own; logit, class_weight: see `ImageFlow`.
+    scales: how often the image is squeezed; depth: couplings a scale; hidden, blocks: channels and gated
+    layers of their nets; dequant: noise on the grey levels, uniform or a flow of its own; logit,
+    class_weight: see `ImageFlow`.
 
     Raises UsageError where height or width cannot be halved `scales` times.
     """
@@ -45,7 +47,9 @@ class Flow(ImageFlow):
         class_weight: float = 1.0,
     ):
         noise = dequantiser(dequant, data)
-        super().__init__(data, logit=logit, dequantiser=noise, conditional=conditional, class_weight=class_weight)
+        super().__init__(
+            data, logit=logit, dequantiser=noise, conditional=conditional, class_weight=class_weight
+        )
 
         def steps(i: int, channels: int) -> Iterator[nn.Module]:
             yield layers.Permute(layers.checkerboard(channels))

@@ -1,9 +1,9 @@
-"""Flow++ (Ho et al. 2019, "Improving Flow-Based Generative Models with Variational Dequantization and Architecture
-Design", arXiv:1902.00275).
+"""Flow++ (Ho et al. 2019, "Improving Flow-Based Generative Models with Variational Dequantization and
+Architecture Design", arXiv:1902.00275).
 
-x → u ~ q(u | x) → logit → [squeeze → couplings over channels → couplings over columns] × scales → z. A coupling
-transforms one half of the values by the CDF of a mixture of logistics, whose parameters a net of gated convolutions and
-self-attention computes from the other half. No latent is split off on the way.
+x → u ~ q(u | x) → logit → [squeeze → couplings over channels → couplings over columns] × scales → z. A
+coupling transforms one half of the values by the CDF of a mixture of logistics, whose parameters a net of
+gated convolutions and self-attention computes from the other half. No latent is split off on the way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ COLUMNS, CHANNELS = (3, 1), (1, 2)  # how an image is halved: dimension, and len
 def split(x: Tensor, way: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The two halves of x [B, C, H, W]: even and odd columns, as in the paper's code, or channels.
 
-    Of squeezed channels (… a b c d, the squares (a b / c d)) the halves are the even rows a b and the odd rows c d.
+    Of squeezed channels (… a b c d, the squares (a b / c d)) the halves are the even rows a b and the odd
+    rows c d.
     """
     dim, run = way
     x1, x2 = x.unflatten(dim, (-1, 2, run)).unbind(dim + 1)
@@ -58,19 +59,27 @@ class Step(nn.Module):
 
     def forward(self, x1: Tensor, x2: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The new halves, and the log-det [B]."""
-        (x1, log_det1), (x2, log_det2) = (conv(x, norm) for x, conv, norm in zip((x1, x2), self.convs, self.norms, strict=True))
+        (x1, log_det1), (x2, log_det2) = (
+            conv(x, norm) for x, conv, norm in zip((x1, x2), self.convs, self.norms, strict=True)
+        )
         y2, log_det = self.coupling(x1, x2, context)
         return y2, x1, log_det + log_det1 + log_det2
 
     def inverse(self, y2: Tensor, x1: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         x2 = self.coupling.inverse(x1, y2, context)
-        return tuple(norm.inverse(conv.inverse(x)) for x, conv, norm in zip((x1, x2), self.convs, self.norms, strict=True))
+        return tuple(
+            norm.inverse(conv.inverse(x))
+            for x, conv, norm in zip((x1, x2), self.convs, self.norms, strict=True)
+        )
 
 
 class Couplings(nn.Module):
-    """An image split one way, `depth` steps over its halves, and the halves joined; `step` builds one from a half's shape."""
+    """An image split one way, `depth` steps over its halves, and the halves joined; `step` builds one from a
+    half's shape."""
 
-    def __init__(self, shape: tuple[int, int, int], way: tuple[int, int], depth: int, step: Callable[..., Step]):
+    def __init__(
+        self, shape: tuple[int, int, int], way: tuple[int, int], depth: int, step: Callable[..., Step]
+    ):
         super().__init__()
         self.way = way
         half = tuple(n // 2 if dim == way[0] else n for dim, n in enumerate(shape, 1))
@@ -91,10 +100,11 @@ class Couplings(nn.Module):
 
 
 class Dequantiser(nn.Module):
-    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that see features of x, then a sigmoid.
+    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that see features of x, then a
+    sigmoid.
 
-    log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (§3.1, eq. 12). Both work on the image squeezed `squeezes`
-    times; width: channels of the features.
+    log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (§3.1, eq. 12). Both work on the image
+    squeezed `squeezes` times; width: channels of the features.
     """
 
     def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, step: Callable[..., Step]):
@@ -131,9 +141,11 @@ class Dequantiser(nn.Module):
 class FlowPP(ImageFlow):
     """Flow++, with a bound on the likelihood that variational dequantisation tightens.
 
-    channel, checkerboard: couplings over channels, then over columns, of the image squeezed 0, 1, 2 … times; hidden, blocks,
-    heads, dropout: of a coupling's net; attention: on maps of so many positions at most, 0 = nowhere; components: logistics
-    of a mixture; dequant_couplings, dequant_blocks: of the dequantising flow; logit, class_weight: see `ImageFlow`.
+    channel, checkerboard: couplings over channels, then over columns, of the image squeezed 0, 1, 2 … times;
+    hidden, blocks,
+    heads, dropout: of a coupling's net; attention: on maps of so many positions at most, 0 = nowhere;
+    components: logistics of a mixture; dequant_couplings, dequant_blocks: of the dequantising flow; logit,
+    class_weight: see `ImageFlow`.
 
     Raises UsageError where the image cannot be halved so often.
     """
@@ -160,18 +172,28 @@ class FlowPP(ImageFlow):
         class_weight: float = 1.0,
     ):
         check(data.shape, channel, checkerboard, hidden, heads)
-        step = partial(Step, components=components, hidden=hidden, heads=heads, attention=attention, dropout=dropout)
+        step = partial(
+            Step, components=components, hidden=hidden, heads=heads, attention=attention, dropout=dropout
+        )
         dequantiser = None
         if dequant == "variational" and data.levels is not None:  # latents are continuous already
-            squeezes = next(i for i, depths in enumerate(zip(channel, checkerboard, strict=True)) if any(depths))
-            dequantiser = Dequantiser(data, squeezes, hidden // 3, dequant_couplings, partial(step, blocks=dequant_blocks))
-        super().__init__(data, logit=logit, dequantiser=dequantiser, conditional=conditional, class_weight=class_weight)
+            squeezes = next(
+                i for i, depths in enumerate(zip(channel, checkerboard, strict=True)) if any(depths)
+            )
+            dequantiser = Dequantiser(
+                data, squeezes, hidden // 3, dequant_couplings, partial(step, blocks=dequant_blocks)
+            )
+        super().__init__(
+            data, logit=logit, dequantiser=dequantiser, conditional=conditional, class_weight=class_weight
+        )
         C, H, W = data.shape
         self.scales = nn.ModuleList()
         for i, depths in enumerate(zip(channel, checkerboard, strict=True)):
             shape = C * 4**i, H >> i, W >> i
             ways = [(way, depth) for way, depth in zip((CHANNELS, COLUMNS), depths, strict=True) if depth]
-            self.scales.append(nn.ModuleList(Couplings(shape, *way, partial(step, blocks=blocks)) for way in ways))
+            self.scales.append(
+                nn.ModuleList(Couplings(shape, *way, partial(step, blocks=blocks)) for way in ways)
+            )
         self.build_top([shape])
 
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -195,11 +217,14 @@ class FlowPP(ImageFlow):
         return self.postprocess(h)
 
 
-def check(shape: tuple[int, ...], channel: tuple[int, ...], checkerboard: tuple[int, ...], hidden: int, heads: int) -> None:
+def check(
+    shape: tuple[int, ...], channel: tuple[int, ...], checkerboard: tuple[int, ...], hidden: int, heads: int
+) -> None:
     """Raises UsageError unless sizes and numbers divide as the flow asks."""
     if len(channel) != len(checkerboard) or not any(channel + checkerboard) or channel[0]:
         raise UsageError(
-            "`model.channel` and `model.checkerboard` list the couplings of each scale, and `model.channel` begins with 0",
+            "`model.channel` and `model.checkerboard` list the couplings of each scale, and "
+            "`model.channel` begins with 0",
             hint="`model.channel: [0, 2]` and `model.checkerboard: [4, 3]` are the paper's",
         )
     if hidden % heads:

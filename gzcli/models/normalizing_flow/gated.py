@@ -1,6 +1,8 @@
-"""The net inside a coupling of Flow++ (Ho et al. 2019, arXiv:1902.00275, §3.3): gated convolutions and self-attention.
+"""The net inside a coupling of Flow++ (Ho et al. 2019, arXiv:1902.00275, §3.3): gated convolutions and
+self-attention.
 
-Features are [B, H, W, C] between the layers, as layer norm and attention want them and convolutions on a CPU like them.
+Features are [B, H, W, C] between the layers, as layer norm and attention want them and convolutions on a CPU
+like them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from gzcli.models.nn.unet import softmax_attention
 
 
 class GatedConv(nn.Module):
-    """norm(h + a · σ(b)), (a, b) from two convolutions, 3×3 and `second`, of concat-ELU features (§3.3.1; PixelCNN++)."""
+    """norm(h + a · σ(b)), (a, b) from two convolutions, 3×3 and `second`, of concat-ELU features (§3.3.1;
+    PixelCNN++)."""
 
     def __init__(self, hidden: int, second: int, context: int, dropout: float):
         super().__init__()
@@ -48,7 +51,8 @@ class GatedAttention(nn.Module):
 
 
 class CouplingNet(nn.Module):
-    """x₁ [B, channels, H, W] → [B, out, H, W]: blocks of a gated convolution and, on maps that are small enough, attention.
+    """x₁ [B, channels, H, W] → [B, out, H, W]: blocks of a gated convolution and, on maps that are small
+    enough, attention.
 
     The map of positions is added once, so that convolutions see where they are as well.
     """
@@ -93,7 +97,8 @@ def concat_elu(h: Tensor) -> Tensor:
 
 
 def shrink(module: nn.Module) -> nn.Module:
-    """A tenth of its initial parameters, so that its branch starts near the identity (`init_scale` of the paper's code)."""
+    """A tenth of its initial parameters, so that its branch starts near the identity (`init_scale` of the
+    paper's code)."""
     with torch.no_grad():
         for p in module.parameters():
             p.mul_(0.1)

@@ -1,8 +1,8 @@
 """Glow: Generative Flow with Invertible 1×1 Convolutions (Kingma & Dhariwal 2018, arXiv:1807.03039).
 
-x → dequantise → [squeeze → depth × (ActNorm → 1×1 convolution → coupling) → split] × scales → z, all invertible, so
-log p(x) = log p(z) + log |det dz/dx| exactly (eq. 3). The last scale keeps its channels; their prior is learned and
-may depend on the class.
+x → dequantise → [squeeze → depth × (ActNorm → 1×1 convolution → coupling) → split] × scales → z, all
+invertible, so log p(x) = log p(z) + log |det dz/dx| exactly (eq. 3). The last scale keeps its channels; their
+prior is learned and may depend on the class.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Step(nn.Module):
 class Glow(ImageFlow):
     """A multi-scale flow with exact likelihood of the dequantised image.
 
-    scales: how often the image is squeezed; depth: steps of flow a scale; hidden: channels of the coupling nets;
+    scales: how often the image is squeezed; depth: steps of flow a scale; hidden: channels of the coupling
+    nets;
     dequant: noise on the grey levels, uniform or a flow of its own; logit, class_weight: see `ImageFlow`.
 
     Raises UsageError where height or width cannot be halved `scales` times.
@@ -68,5 +69,7 @@ class Glow(ImageFlow):
         class_weight: float = 1.0,
     ):
         noise = dequantiser(dequant, data)
-        super().__init__(data, logit=logit, dequantiser=noise, conditional=conditional, class_weight=class_weight)
+        super().__init__(
+            data, logit=logit, dequantiser=noise, conditional=conditional, class_weight=class_weight
+        )
         self.build(scales, lambda i, channels: (Step(channels, hidden, coupling, net) for _ in range(depth)))

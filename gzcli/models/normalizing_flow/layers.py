@@ -1,7 +1,9 @@
-"""The invertible layers that image flows share. Every one maps data to latent in `forward`, which also gives log |det|.
+"""The invertible layers that image flows share. Every one maps data to latent in `forward`, which also gives
+log |det|.
 
-A layer has `forward(x) -> (y, log_det)`, with log_det [B] or a scalar that holds for each image, and `inverse(y) -> x`.
-Transforms and log-dets are computed in fp32 also under autocast; only the nets inside couplings run in low precision.
+A layer has `forward(x) -> (y, log_det)`, with log_det [B] or a scalar that holds for each image, and
+`inverse(y) -> x`. Transforms and log-dets are computed in fp32 also under autocast; only the nets inside
+couplings run in low precision.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from gzcli.models.normalizing_flow.norms import ActNorm, per_channel
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
-    """Images [B, C, H, W] in [-1, 1] as v = (k + u) / levels in [0, 1), with u uniform on [0, 1); and −D·log levels.
+    """Images [B, C, H, W] in [-1, 1] as v = (k + u) / levels in [0, 1), with u uniform on [0, 1); and −D·log
+    levels.
 
-    P(k) = ∫ p_v((k + u) / L) L^−D du, so E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016, eq. 4).
-    Linear in x, so that gradients reach it.
+    P(k) = ∫ p_v((k + u) / L) L^−D du, so E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016,
+    eq. 4). Linear in x, so that gradients reach it.
     """
     k = (x + 1) * ((levels - 1) / 2)
     return (k + u) / levels, -math.log(levels) * x[0].numel()
@@ -33,7 +36,8 @@ def quantise(v: Tensor, levels: int) -> Tensor:
 
 
 def squeeze(x: Tensor) -> Tensor:
-    """[B, C, H, W] → [B, 4C, H/2, W/2]: each 2×2 square becomes channels (Dinh 2017, §3.6). Gives channels-last."""
+    """[B, C, H, W] → [B, 4C, H/2, W/2]: each 2×2 square becomes channels (Dinh 2017, §3.6). Gives
+    channels-last."""
     B, C, H, W = x.shape
     squares = x.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5)  # [B, H/2, W/2, C, 2, 2]
     return squares.reshape(B, H // 2, W // 2, 4 * C).permute(0, 3, 1, 2)
@@ -52,7 +56,8 @@ def gaussian_log_prob(z: Tensor) -> Tensor:
 
 
 class Logit(nn.Module):
-    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1): the flow then never leaves the image range."""
+    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1): the flow then never leaves the image
+    range."""
 
     def __init__(self, alpha: float):
         super().__init__()
@@ -72,8 +77,8 @@ class Logit(nn.Module):
 class InvertibleConv1x1(nn.Module):
     """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11).
 
-    P is drawn once and belongs to the state; L has a unit diagonal, U a zero one. W starts as a random rotation.
-    In eval mode W⁻¹ is kept until a parameter is written to, moved or loaded.
+    P is drawn once and belongs to the state; L has a unit diagonal, U a zero one. W starts as a random
+    rotation. In eval mode W⁻¹ is kept until a parameter is written to, moved or loaded.
     """
 
     permutation: Tensor
@@ -136,7 +141,8 @@ class InvertibleConv1x1(nn.Module):
 
 
 class ZeroConv(nn.Conv2d):
-    """A 3×3 convolution that starts at zero, its output times exp(3 · log_scale), learned (Glow's `Conv2dZeros`)."""
+    """A 3×3 convolution that starts at zero, its output times exp(3 · log_scale), learned (Glow's
+    `Conv2dZeros`)."""
 
     def __init__(self, channels: int, out: int):
         super().__init__(channels, out, 3, padding=1)
@@ -149,11 +155,12 @@ class ZeroConv(nn.Conv2d):
 
 
 class AffineCoupling(nn.Module):
-    """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1); `net` maps x₁ to (t, raw).
+    """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1); `net` maps x₁ to (t,
+    raw).
 
-    s = a · tanh(raw) with a learned range a for each channel: bounded, so that training is stable, yet wide enough for
-    dequantised constant pixels, which ask for scales of 1e3. `flip`: the first half is changed, not the second. What the
-    net is to see beside x₁ is the `context`.
+    s = a · tanh(raw) with a learned range a for each channel: bounded, so that training is stable, yet wide
+    enough for dequantised constant pixels, which ask for scales of 1e3. `flip`: the first half is changed,
+    not the second. What the net is to see beside x₁ is the `context`.
     """
 
     def __init__(self, channels: int, net: nn.Module, *, flip: bool = False):
@@ -201,7 +208,8 @@ class AdditiveCoupling(nn.Module):
 
 
 class SplitPrior(nn.Module):
-    """Takes x₂, half of the channels, out of the flow as eps = (x₂ − mean(x₁)) / std(x₁) ~ N(0, 1) (Glow, §3.6).
+    """Takes x₂, half of the channels, out of the flow as eps = (x₂ − mean(x₁)) / std(x₁) ~ N(0, 1) (Glow,
+    §3.6).
 
     forward(x) -> (x₁, eps, log |det d eps / d x₂|) · inverse(x₁, eps) -> x
     """
@@ -236,10 +244,12 @@ class Permute(nn.Module):
 
 
 def checkerboard(channels: int) -> list[int]:
-    """The order of squeezed channels in which the first half are the black squares of a board, the second the white.
+    """The order of squeezed channels in which the first half are the black squares of a board, the second the
+    white.
 
-    A 2×2 square (a b / c d) is squeezed to the channels a, b, c, d, of which a and d are black: a checkerboard mask at
-    full resolution (RealNVP, fig. 3) is then a split in halves, and no net computes what a mask would throw away.
+    A 2×2 square (a b / c d) is squeezed to the channels a, b, c, d, of which a and d are black: a
+    checkerboard mask at full resolution (RealNVP, fig. 3) is then a split in halves, and no net computes what
+    a mask would throw away.
     """
     return [i for i in range(channels) if i % 4 in (0, 3)] + [i for i in range(channels) if i % 4 in (1, 2)]
 
@@ -254,5 +264,6 @@ def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W]; one product where x is channels-last."""
+    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W]; one product where x is
+    channels-last."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)

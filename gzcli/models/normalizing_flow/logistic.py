@@ -1,7 +1,7 @@
 """Couplings through the CDF of a mixture of logistics (Flow++, Ho 2019, §3.2), and that CDF's inverse.
 
-y = logit F(x), F(x) = Σ_k π_k σ((x − μ_k) / s_k), is monotone and onto the reals. Everything is computed from log F and
-log (1 − F), each a logsumexp, so that no tail rounds to 0 or 1 and no log is taken of a difference.
+y = logit F(x), F(x) = Σ_k π_k σ((x − μ_k) / s_k), is monotone and onto the reals. Everything is computed from
+log F and log (1 − F), each a logsumexp, so that no tail rounds to 0 or 1 and no log is taken of a difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from gzcli.models.nn.common import full
 
 MIN_LOG_SCALE = -7.0  # of a component, as in the paper's code
-ITERATIONS = 40  # of the inverse: of 2,000 random mixtures of 32 logistics, scales from e^-7 up, none needs more than 32 in fp64
+# of the inverse: of 2,000 random mixtures of 32 logistics, scales from e^-7 up, none needs more than 32 in
+# fp64
+ITERATIONS = 40
 
 
 @dataclass
@@ -31,7 +33,8 @@ class LogisticMixture:
         return cls(logits.log_softmax(1), mean, log_scale.clamp_min(MIN_LOG_SCALE))
 
     def logit_cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y = logit F(x) and log dy/dx = log f − log F − log (1 − F), with f = F' the mixture's density (eq. 14)."""
+        """y = logit F(x) and log dy/dx = log f − log F − log (1 − F), with f = F' the mixture's density (eq.
+        14)."""
         z = (x[:, None] - self.mean) * (-self.log_scale).exp()
         log_sigmoid = F.logsigmoid(z)
         below = self.log_pi + log_sigmoid  # log π_k σ(z_k)
@@ -41,10 +44,12 @@ class LogisticMixture:
         return log_cdf - log_tail, density.logsumexp(1) - log_cdf - log_tail
 
     def inverse_logit_cdf(self, y: Tensor) -> Tensor:
-        """x with logit F(x) = y, by Newton's method inside a bracket, which is bisected where a step leaves it.
+        """x with logit F(x) = y, by Newton's method inside a bracket, which is bisected where a step leaves
+        it.
 
-        One component alone would give x_k = μ_k + s_k y; the mixture's x lies between the least and the largest of
-        them. The number of iterations is fixed: nothing is read back from the device. The x that came closest is taken.
+        One component alone would give x_k = μ_k + s_k y; the mixture's x lies between the least and the
+        largest of them. The number of iterations is fixed: nothing is read back from the device. The x that
+        came closest is taken.
         """
         each = self.mean + self.log_scale.exp() * y[:, None]
         low, high = each.amin(1), each.amax(1)
@@ -65,10 +70,12 @@ class LogisticMixture:
 
 
 class MixLogisticCoupling(nn.Module):
-    """y₁ = x₁, y₂ = logit F(x₂) · exp(a) + b with a, b and the mixture F of K = `components` from x₁ (eq. 13–16).
+    """y₁ = x₁, y₂ = logit F(x₂) · exp(a) + b with a, b and the mixture F of K = `components` from x₁ (eq.
+    13–16).
 
-    `net` maps x₁ and a context to [B, (2 + 3K) · C₂, H, W]; a is bounded by tanh, as in the paper's code. The means are
-    counted from points spread over [−2, 2], so that a net near zero starts with components that differ.
+    `net` maps x₁ and a context to [B, (2 + 3K) · C₂, H, W]; a is bounded by tanh, as in the paper's code. The
+    means are counted from points spread over [−2, 2], so that a net near zero starts with components that
+    differ.
     """
 
     start: Tensor

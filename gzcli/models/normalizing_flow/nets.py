@@ -1,4 +1,5 @@
-"""The nets inside couplings: images [B, channels, H, W] → [B, out, H, W], zero at the start. None normalises by its batch."""
+"""The nets inside couplings: images [B, channels, H, W] → [B, out, H, W], zero at the start. None normalises
+by its batch."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class ConvNet(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """A coupling net that sees further: Glow's with a residual 3×3 → 1×1 block in place of its 1×1 convolution."""
+    """A coupling net that sees further: Glow's with a residual 3×3 → 1×1 block in place of its 1×1
+    convolution."""
 
     def __init__(self, channels: int, out: int, hidden: int):
         super().__init__()
@@ -42,7 +44,8 @@ class ResidualNet(nn.Module):
 
 
 class GatedNet(nn.Module):
-    """A residual net of `depth` gated convolutions: h + a · σ(b), with (a, b) a 3×3 convolution of relu(h)."""
+    """A residual net of `depth` gated convolutions: h + a · σ(b), with (a, b) a 3×3 convolution of
+    relu(h)."""
 
     def __init__(self, channels: int, out: int, hidden: int, depth: int):
         super().__init__()
@@ -64,7 +67,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.first = WeightNormConv(channels, hidden)
         self.blocks = nn.ModuleList(
-            nn.ModuleList([WeightNormConv(hidden, hidden), WeightNormConv(hidden, hidden)]) for _ in range(depth)
+            nn.ModuleList([WeightNormConv(hidden, hidden), WeightNormConv(hidden, hidden)])
+            for _ in range(depth)
         )
         self.last = ZeroConv(hidden, out)
 
@@ -76,7 +80,8 @@ class ResNet(nn.Module):
 
 
 class ActNormConv(nn.Module):
-    """A convolution followed by ActNorm, folded into its weights: scale and bias then cost nothing per pixel."""
+    """A convolution followed by ActNorm, folded into its weights: scale and bias then cost nothing per
+    pixel."""
 
     def __init__(self, channels: int, out: int, size: int):
         super().__init__()
@@ -87,11 +92,17 @@ class ActNormConv(nn.Module):
         if self.norm.initialising:
             self.norm.initialise(self.conv(h))
         scale = self.norm.log_scale.exp()
-        return F.conv2d(h, self.conv.weight * scale[:, None, None, None], self.norm.bias * scale, padding=self.conv.padding)
+        return F.conv2d(
+            h,
+            self.conv.weight * scale[:, None, None, None],
+            self.norm.bias * scale,
+            padding=self.conv.padding,
+        )
 
 
 class WeightNormConv(nn.Module):
-    """A 3×3 convolution with weights g · v / ‖v‖ for each output channel (Salimans & Kingma 2016, arXiv:1602.07868).
+    """A 3×3 convolution with weights g · v / ‖v‖ for each output channel (Salimans & Kingma 2016,
+    arXiv:1602.07868).
 
     g and the bias start so that the outputs of the first batch have zero mean and unit variance (ibid., §3).
     """

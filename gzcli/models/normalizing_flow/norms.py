@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from gzcli.models.nn.common import all_mean, full
 
-MIN_STD = 1e-4  # a channel that varies less is constant: it keeps its scale (dequantised 8-bit noise has 1.1e-3)
+MIN_STD = (
+    1e-4  # a channel that varies less is constant: it keeps its scale (dequantised 8-bit noise has 1.1e-3)
+)
 
 
 class ActNorm(nn.Module):
-    """y = (x + bias) · exp(log_scale) for each channel, zero mean and unit variance on the first batch (Glow, §3.1)."""
+    """y = (x + bias) · exp(log_scale) for each channel, zero mean and unit variance on the first batch (Glow,
+    §3.1)."""
 
     initialized: Tensor
 
@@ -36,7 +39,8 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its scale."""
+        """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its
+        scale."""
         x = full(x)
         mean = all_mean(x.mean((0, 2, 3)), self)
         std = all_mean((x - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
@@ -46,10 +50,12 @@ class ActNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E); it inverts, and has a log-det, as it stands.
+    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E); it inverts, and has a log-det,
+    as it stands.
 
-    In training m and v are those of the batch of all ranks, with their gradient: a scale that is to be undone here gains
-    nothing. In eval mode they are running averages, so that the density of an image does not depend on its batch.
+    In training m and v are those of the batch of all ranks, with their gradient: a scale that is to be undone
+    here gains nothing. In eval mode they are running averages, so that the density of an image does not
+    depend on its batch.
     """
 
     mean: Tensor
@@ -74,7 +80,8 @@ class BatchNorm(nn.Module):
         return y * per_channel((self.var + self.eps).sqrt()) + per_channel(self.mean)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the batch, towards which the averages move; on the first batch they become them."""
+        """Mean and variance of the batch, towards which the averages move; on the first batch they become
+        them."""
         mean = AllMean.apply(x.mean((0, 2, 3)), self)
         var = AllMean.apply((x - per_channel(mean)).square().mean((0, 2, 3)), self)
         weight = 1.0 if self.initialising else self.momentum
@@ -86,7 +93,8 @@ class BatchNorm(nn.Module):
 
 
 class AllMean(torch.autograd.Function):
-    """`all_mean` with a gradient: the mean over the ranks of theirs, as each rank's loss depends on every rank's input."""
+    """`all_mean` with a gradient: the mean over the ranks of theirs, as each rank's loss depends on every
+    rank's input."""
 
     @staticmethod
     def forward(ctx, t: Tensor, module: nn.Module) -> Tensor:
@@ -100,7 +108,8 @@ class AllMean(torch.autograd.Function):
 
 @contextmanager
 def initialising(model: nn.Module) -> Iterator[bool]:
-    """Inside, each layer with a data-dependent start, if it has not had it, fits itself to what passes through it.
+    """Inside, each layer with a data-dependent start, if it has not had it, fits itself to what passes
+    through it.
 
     Yields whether there are any.
     """

@@ -1,7 +1,8 @@
 """RealNVP: Density Estimation Using Real NVP (Dinh et al. 2017, arXiv:1605.08803).
 
-x → dequantise → [checkerboard couplings → squeeze → channel-wise couplings → split] × scales → checkerboard couplings → z,
-batch norm after each (§3.4–3.7). The prior of what is split off starts as the paper's N(0, 1) and is learned.
+x → dequantise → [checkerboard couplings → squeeze → channel-wise couplings → split] × scales → checkerboard
+couplings → z, batch norm after each (§3.4–3.7). The prior of what is split off starts as the paper's N(0, 1)
+and is learned.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ CALIBRATION = 20  # batches
 class Realnvp(ImageFlow):
     """Multi-scale affine couplings with residual nets and batch normalisation.
 
-    scales: how often the image is squeezed; couplings: of each mask at a scale (the last has one more, of checkerboards
-    alone); hidden, blocks: channels and residual blocks of their nets; batch_norm: after each coupling; dequant: noise
-    on the grey levels, uniform or a flow of its own; logit, class_weight: see `ImageFlow`.
+    scales: how often the image is squeezed; couplings: of each mask at a scale (the last has one more, of
+    checkerboards alone); hidden, blocks: channels and residual blocks of their nets; batch_norm: after each
+    coupling; dequant: noise on the grey levels, uniform or a flow of its own; logit, class_weight: see
+    `ImageFlow`.
 
     Raises UsageError where height or width cannot be halved `scales` times.
     """
@@ -51,11 +53,15 @@ class Realnvp(ImageFlow):
         class_weight: float = 1.0,
     ):
         noise = dequantiser(dequant, data)
-        super().__init__(data, logit=logit, dequantiser=noise, conditional=conditional, class_weight=class_weight)
+        super().__init__(
+            data, logit=logit, dequantiser=noise, conditional=conditional, class_weight=class_weight
+        )
 
         def alternate(channels: int, count: int) -> Iterator[nn.Module]:
             for k in range(count):
-                yield layers.AffineCoupling(channels, ResNet(channels // 2, channels, hidden, blocks), flip=k % 2 == 1)
+                yield layers.AffineCoupling(
+                    channels, ResNet(channels // 2, channels, hidden, blocks), flip=k % 2 == 1
+                )
                 if batch_norm:
                     yield BatchNorm(channels)
 

@@ -1,4 +1,5 @@
-"""What a learned score is good for beside sampling: ways between images, completing and editing them, telling strange ones."""
+"""What a learned score is good for beside sampling: ways between images, completing and editing them, telling
+strange ones."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ class Applications(ScoreModel):
         f = self.velocity(self.known_labels(None))
         z = self.flow(f, x, steps=steps, progress=progress)
         z = ways(z.flatten(1), frames, slerp).unflatten(1, self.data.shape)
-        return as_ways(self.into_range(self.flow(f, z, steps=steps, backwards=True, progress=progress)), frames)
+        return as_ways(
+            self.into_range(self.flow(f, z, steps=steps, backwards=True, progress=progress)), frames
+        )
 
     @torch.no_grad()
     def inpaint(

@@ -1,4 +1,5 @@
-"""The RefineNet of NCSNv2 (Song & Ermon 2020, appendix A, after Lin 2017, arXiv:1611.06612), which is told no noise level."""
+"""The RefineNet of NCSNv2 (Song & Ermon 2020, appendix A, after Lin 2017, arXiv:1611.06612), which is told no
+noise level."""
 
 from __future__ import annotations
 
@@ -13,11 +14,14 @@ from gzcli.models.nn import ClassEmbedding, full, stacked
 class RefineNet(nn.Module):
     """x [B, C, H, W] → [B, C, H, W]; times are not looked at.
 
-    width × mult: channels of each stage of two residual blocks. dilation: of each stage's convolutions; 1 halves the
-    resolution between stages, more keeps it. Raises UsageError where the two are not of one length.
+    width × mult: channels of each stage of two residual blocks. dilation: of each stage's convolutions; 1
+    halves the resolution between stages, more keeps it. Raises UsageError where the two are not of one
+    length.
     """
 
-    def __init__(self, channels: int, *, width: int, mult: tuple[int, ...], dilation: tuple[int, ...], classes: int):
+    def __init__(
+        self, channels: int, *, width: int, mult: tuple[int, ...], dilation: tuple[int, ...], classes: int
+    ):
         super().__init__()
         if len(mult) != len(dilation) or dilation[0] != 1:
             raise UsageError(
@@ -34,7 +38,9 @@ class RefineNet(nn.Module):
         for i in reversed(range(len(widths))):
             coarsest = i == len(widths) - 1
             o = c if coarsest else widths[max(i - 1, 0)]
-            self.refine.append(RefineBlock([widths[i]] if coarsest else [widths[i], c], o, end=3 if i == 0 else 1))
+            self.refine.append(
+                RefineBlock([widths[i]] if coarsest else [widths[i], c], o, end=3 if i == 0 else 1)
+            )
             c = o
         self.norm_out = InstanceNormPlus(c, classes)
         self.conv_out = stacked(nn.Conv2d(c, channels, 3, padding=1), 0)
@@ -53,8 +59,9 @@ class RefineNet(nn.Module):
 
 
 class InstanceNormPlus(nn.Module):
-    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): gives back, normalised over the channels, the means that instance
-    normalisation takes away, without which scores shift colours. With labels their rows are added to γ, α and β."""
+    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): gives back, normalised over the channels, the means
+    that instance normalisation takes away, without which scores shift colours. With labels their rows are
+    added to γ, α and β."""
 
     def __init__(self, c: int, classes: int):
         super().__init__()
@@ -76,8 +83,8 @@ class InstanceNormPlus(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two pre-activated convolutions beside a shortcut; the `first` one of a stage that is not dilated halves the resolution
-    by averages, odd sides rounded up."""
+    """Two pre-activated convolutions beside a shortcut; the `first` one of a stage that is not dilated halves
+    the resolution by averages, odd sides rounded up."""
 
     def __init__(self, c_in: int, c_out: int, classes: int, dilation: int, first: bool = False):
         super().__init__()
@@ -98,7 +105,8 @@ class ResBlock(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Adapts its inputs, sums them at the resolution of the first, pools the sum over ever larger windows and adapts it."""
+    """Adapts its inputs, sums them at the resolution of the first, pools the sum over ever larger windows and
+    adapts it."""
 
     def __init__(self, inputs: list[int], c: int, end: int):
         super().__init__()

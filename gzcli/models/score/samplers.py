@@ -1,7 +1,8 @@
-"""Stochastic samplers of a learned score as pure functions; the deterministic ones are those of diffusion/samplers.py.
+"""Stochastic samplers of a learned score as pure functions; the deterministic ones are those of
+diffusion/samplers.py.
 
-`denoise(x, t)` returns estimates (x_0, ε), one network call; the score is −ε/σ. `randn()` draws noise of x's shape.
-Paths end at the clean level, where the last step goes by Tweedie's formula to the estimate of x_0.
+`denoise(x, t)` returns estimates (x_0, ε), one network call; the score is −ε/σ. `randn()` draws noise of x's
+shape. Paths end at the clean level, where the last step goes by Tweedie's formula to the estimate of x_0.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from gzcli.types import Progress, no_progress
 
 
 def euler_maruyama(
-    denoise: Denoise, x: Tensor, path: Sequence[Level], sde: SDE, *, randn: Randn, progress: Progress = no_progress
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    sde: SDE,
+    *,
+    randn: Randn,
+    progress: Progress = no_progress,
 ) -> Tensor:
     """The reverse-time SDE dx = (f x − g² score) dt + g dw (Song 2021, eq. 6)."""
     for i, (s, u) in enumerate(pairwise(path)):
@@ -45,10 +52,11 @@ def predictor_corrector(
     randn: Randn,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at the new level.
+    """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
+    the new level.
 
-    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as it is of pure noise. Norms of what is drawn would
-    tie images to their batch, or, taken one by one, favour images far out, whose score is long.
+    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as it is of pure noise. Norms of what is
+    drawn would tie images to their batch, or, taken one by one, favour images far out, whose score is long.
     """
     for i, (s, u) in enumerate(pairwise(path)):
         x0, eps = denoise(x, s.t)
@@ -74,7 +82,8 @@ def annealed_langevin(
     randn: Randn,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """Song & Ermon 2020, algorithm 1: at every level σ but the clean one `repeats` Langevin steps of length step · σ², then
+    """Song & Ermon 2020, algorithm 1: at every level σ but the clean one `repeats` Langevin steps of length
+    step · σ², then
     denoising: repeats · levels + 1 network calls."""
     levels = path[:-1]
     for i, level in enumerate(levels):

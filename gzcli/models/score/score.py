@@ -1,10 +1,12 @@
-"""Score-based generative modelling — Song et al. 2021, arXiv:2011.13456: a network learns ∇ log p_t of data under an SDE.
+"""Score-based generative modelling — Song et al. 2021, arXiv:2011.13456: a network learns ∇ log p_t of data
+under an SDE.
 
     x_t = α(t) x_0 + σ(t) ε,   score(x_t, t) = −ε̂(x_t, t) / σ(t)
-    E λ(t) ‖score(x_t, t) + ε/σ(t)‖²                                                                     (eq. 7)
+    E λ(t) ‖score(x_t, t) + ε/σ(t)‖²                                                                     (eq.
+    7)
 
-Times run from data at t = 0 to noise at t = 1; images are made by the reverse SDE (eq. 6), or by the ODE of the same
-marginals, dx/dt = f x − ½ g² score (eq. 13).
+Times run from data at t = 0 to noise at t = 1; images are made by the reverse SDE (eq. 6), or by the ODE of
+the same marginals, dx/dt = f x − ½ g² score (eq. 13).
 """
 
 from __future__ import annotations
@@ -37,12 +39,13 @@ CLEAN = Level(0.0, 1.0, 0.0)
 
 
 class ScoreModel(Returning):
-    """A network that tells the noise ε in x_t (eps) or, with r² = α² + σ², v = (α ε − σ x_0) / r: between the two, of the
-    same size at every time, and for VP that of Salimans 2022.
+    """A network that tells the noise ε in x_t (eps) or, with r² = α² + σ², v = (α ε − σ x_0) / r: between the
+    two, of the same size at every time, and for VP that of Salimans 2022.
 
-    weighting: λ(t) = σ² (score: the error of ε), g² (likelihood: a bound of it, Song 2021b, arXiv:2101.09258), or even:
-    the plain error of what is predicted. time_sampling: uniform, or cosine: uniform in the angle of (α, σ), whichever
-    the SDE, as in the cosine schedule; stratified over the batch. rescale: the network sees x / r.
+    weighting: λ(t) = σ² (score: the error of ε), g² (likelihood: a bound of it, Song 2021b,
+    arXiv:2101.09258), or even: the plain error of what is predicted. time_sampling: uniform, or cosine:
+    uniform in the angle of (α, σ), whichever the SDE, as in the cosine schedule; stratified over the batch.
+    rescale: the network sees x / r.
     """
 
     best = "loss"
@@ -64,7 +67,11 @@ class ScoreModel(Returning):
         self.sde, self.prediction, self.weighting, self.rescale = sde, prediction, weighting, rescale
         low, high = (math.atan2(e.sigma, e.alpha) for e in (sde.level(sde.start), sde.level(1.0)))
         u = np.linspace(0, 1, 4097)
-        t = sde.start + u * (1 - sde.start) if time_sampling == "uniform" else sde.times(np.log(np.tan(low + u * (high - low))))
+        t = (
+            sde.start + u * (1 - sde.start)
+            if time_sampling == "uniform"
+            else sde.times(np.log(np.tan(low + u * (high - low))))
+        )
         self.register_buffer("quantiles", torch.from_numpy(t).float(), persistent=False)  # of the times
 
     # ---- training
@@ -112,7 +119,12 @@ class ScoreModel(Returning):
         return (alpha * x / r - sigma * out) / r, (sigma * x / r + alpha * out) / r
 
     def denoiser(
-        self, y: Tensor | None = None, *, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0), clip: bool = True
+        self,
+        y: Tensor | None = None,
+        *,
+        guidance: float = 1.0,
+        interval: Sequence[float] = (0.0, 1.0),
+        clip: bool = True,
     ) -> Denoise:
         """The `denoise(x, t)` that samplers call; options as in `sample`."""
         self.check_guidance(guidance, y)
@@ -128,7 +140,9 @@ class ScoreModel(Returning):
 
         return denoise
 
-    def velocity(self, y: Tensor | None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)) -> Velocity:
+    def velocity(
+        self, y: Tensor | None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)
+    ) -> Velocity:
         """The right-hand side of the probability-flow ODE (eq. 13), guided within the `interval` of t."""
         self.check_guidance(guidance, y)
 
@@ -138,7 +152,11 @@ class ScoreModel(Returning):
         whole = guidance == 1 or (interval[0] <= 0 and interval[1] >= 1)
 
         def f(x: Tensor, t: Tensor) -> Tensor:
-            eps = predict(x, t, y, guidance) if whole else self.guided_within(predict, x, t, y, guidance, interval)
+            eps = (
+                predict(x, t, y, guidance)
+                if whole
+                else self.guided_within(predict, x, t, y, guidance, interval)
+            )
             drift, g2 = self.sde.rates(t[:, None, None, None])
             return drift * x + 0.5 * g2 / self.at(t)[1] * eps
 
@@ -167,11 +185,13 @@ class ScoreModel(Returning):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] from noise.
 
-        Of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), ode, by a general `solver`: adaptive
-        to `tolerance`, or `steps` − 1 steps of one call (euler), two (midpoint, heun) or four (rk4).
-        Of the SDE, which wants hundreds of uniform steps: em, Euler–Maruyama, `steps` calls, and pc, with `corrector`
-        Langevin steps of signal-to-noise ratio `snr` between two, steps + corrector · (steps − 1) calls.
-        guidance: 1 = the labels as trained, 0 = without them, more = sharper (Ho 2022), within the `interval` of t.
+        Of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), ode, by a
+        general `solver`: adaptive to `tolerance`, or `steps` − 1 steps of one call (euler), two (midpoint,
+        heun) or four (rk4). Of the SDE, which wants hundreds of uniform steps: em, Euler–Maruyama, `steps`
+        calls, and pc, with `corrector` Langevin steps of signal-to-noise ratio `snr` between two, steps +
+        corrector · (steps − 1) calls.
+        guidance: 1 = the labels as trained, 0 = without them, more = sharper (Ho 2022), within the `interval`
+        of t.
         clip: estimates of x_0 into [-1, 1], but in `ode`.
         """
         x = self.prior_std * noise.randn(n, *self.data.shape).to(self.device)
@@ -179,7 +199,9 @@ class ScoreModel(Returning):
         if sampler == "ode":
             f = self.velocity(y, guidance, interval)
             if solver == "adaptive":
-                x = solve_adaptive(f, x, 1.0, self.sde.stop, rtol=tolerance, atol=tolerance, progress=progress)
+                x = solve_adaptive(
+                    f, x, 1.0, self.sde.stop, rtol=tolerance, atol=tolerance, progress=progress
+                )
             else:
                 x = solve(f, x, [level.t for level in self.sde.spaced(steps, spacing)], solver, progress)
             return self.into_range(x)
@@ -193,7 +215,9 @@ class ScoreModel(Returning):
         elif sampler == "em":
             x = euler_maruyama(denoise, x, path, self.sde, randn=randn, progress=progress)
         else:
-            x = predictor_corrector(denoise, x, path, corrector=corrector, snr=snr, randn=randn, progress=progress)
+            x = predictor_corrector(
+                denoise, x, path, corrector=corrector, snr=snr, randn=randn, progress=progress
+            )
         return self.into_range(x)
 
     @property
@@ -205,7 +229,10 @@ class ScoreModel(Returning):
     def fresh(noise: Noise, like: Tensor) -> Randn:
         return lambda: noise.randn(*like.shape).to(like)
 
-    def flow(self, f: Velocity, x: Tensor, *, steps: int, backwards: bool = False, progress: Progress = no_progress) -> Tensor:
-        """x carried from data to noise by `steps` Runge–Kutta steps of f, four network calls each; or `backwards`."""
+    def flow(
+        self, f: Velocity, x: Tensor, *, steps: int, backwards: bool = False, progress: Progress = no_progress
+    ) -> Tensor:
+        """x carried from data to noise by `steps` Runge–Kutta steps of f, four network calls each; or
+        `backwards`."""
         times = [level.t for level in self.sde.spaced(steps + 1)]
         return solve(f, x, times if backwards else times[::-1], "rk4", progress)

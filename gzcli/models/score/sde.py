@@ -1,4 +1,5 @@
-"""Stochastic differential equations dx = f(t) x dt + g(t) dw that turn data at t = 0 into noise at t = 1 (Song 2021, 3.4).
+"""Stochastic differential equations dx = f(t) x dt + g(t) dw that turn data at t = 0 into noise at t = 1
+(Song 2021, 3.4).
 
 The conditional law is known, x_t = α(t) x_0 + σ(t) ε, and so the score of x_t given x_0, −ε/σ (eq. 29).
 """
@@ -17,7 +18,9 @@ from gzcli.models.diffusion.schedule import Level
 
 Spacing = Literal["uniform", "karras", "logsnr"]
 
-STOP = 1e-3  # where samplers stop, for Tweedie's formula: what noise is left is less than they see (appendix C)
+STOP = (
+    1e-3  # where samplers stop, for Tweedie's formula: what noise is left is less than they see (appendix C)
+)
 
 
 class SDE:
@@ -26,7 +29,9 @@ class SDE:
 
     def __init__(self, start: float):
         if not 0 < start < 1:
-            raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint="set `model.t_min`, such as 1e-5")
+            raise UsageError(
+                f"the least time is in 0 … 1, not {start:g}", hint="set `model.t_min`, such as 1e-5"
+            )
         self.start, self.stop = start, max(start, STOP)
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:

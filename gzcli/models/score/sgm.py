@@ -62,7 +62,11 @@ class SGM(Applications):
             dropout=dropout,
             groups=groups,
         )
-        law = VE(t_min, sigma_min, sigma_max) if sde == "ve" else {"vp": VP, "subvp": SubVP}[sde](t_min, beta_min, beta_max)
+        law = (
+            VE(t_min, sigma_min, sigma_max)
+            if sde == "ve"
+            else {"vp": VP, "subvp": SubVP}[sde](t_min, beta_min, beta_max)
+        )
         super().__init__(
             data,
             net,
@@ -97,8 +101,12 @@ class SGM(Applications):
 
         def carry(g: Velocity, state: Tensor) -> Tensor:
             if solver == "adaptive":
-                return solve_adaptive(g, state, path[0].t, 1.0, rtol=tolerance, atol=tolerance, norm=density_norm)
+                return solve_adaptive(
+                    g, state, path[0].t, 1.0, rtol=tolerance, atol=tolerance, norm=density_norm
+                )
             return solve(g, state, [level.t for level in path], solver)
 
         f, alpha = self.velocity(self.known_labels(labels)), path[0].alpha
-        return log_density(f, carry, x, levels=levels, alpha=alpha, noise=noise, probes=probes, std=self.prior_std)
+        return log_density(
+            f, carry, x, levels=levels, alpha=alpha, noise=noise, probes=probes, std=self.prior_std
+        )

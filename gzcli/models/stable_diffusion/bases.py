@@ -1,5 +1,6 @@
-"""The models that are tuned: VAE, text encoders with their tokenizers, U-Net and noise schedule of Stable Diffusion 1.x, 2.x
-(Rombach et al. 2022, arXiv:2112.10752) and XL (Podell et al. 2023, arXiv:2307.01952), from a folder or the hub."""
+"""The models that are tuned: VAE, text encoders with their tokenizers, U-Net and noise schedule of Stable
+Diffusion 1.x, 2.x (Rombach et al. 2022, arXiv:2112.10752) and XL (Podell et al. 2023, arXiv:2307.01952), from
+a folder or the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -19,17 +26,31 @@ from gzcli.models.stable_diffusion.plan import configs
 from gzcli.store.weights import repository
 
 WEIGHTS = "diffusion_pytorch_model"
-FILES = (  # of a repository: neither half-precision variants nor the safety checker, which is larger than the rest of SD 1.5
-    "model_index.json", "*/*config.json", "tokenizer*/*", "*/*.safetensors.index.json",
-    *(f"{part}/{WEIGHTS}{shard}.safetensors" for part in ("unet", "vae") for shard in ("", "-0????-of-?????")),
-    *(f"text_encoder{two}/model{shard}.safetensors" for two in ("", "_2") for shard in ("", "-0????-of-?????")),
-)  # fmt: skip
+# of a repository: neither half-precision variants nor the safety checker, which is larger than the rest of SD
+# 1.5
+FILES = (
+    "model_index.json",
+    "*/*config.json",
+    "tokenizer*/*",
+    "*/*.safetensors.index.json",
+    *(
+        f"{part}/{WEIGHTS}{shard}.safetensors"
+        for part in ("unet", "vae")
+        for shard in ("", "-0????-of-?????")
+    ),
+    *(
+        f"text_encoder{two}/model{shard}.safetensors"
+        for two in ("", "_2")
+        for shard in ("", "-0????-of-?????")
+    ),
+)
 
 Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 
 def load_base(name: str) -> Pipeline:
-    """The pipeline of a base model, in the default dtype on the CPU; its shapes alone while the default device is meta.
+    """The pipeline of a base model, in the default dtype on the CPU; its shapes alone while the default
+    device is meta.
 
     Raises MissingError where its weights are not at hand, UsageError for a model that is of another kind.
     """
@@ -43,7 +64,8 @@ def load_base(name: str) -> Pipeline:
     unet, vae = pipe.unet.config, pipe.vae.config
     if unet.in_channels != vae.latent_channels:
         raise UsageError(
-            f"`model.base`: the U-Net of `{name}` takes {unet.in_channels} channels, not the {vae.latent_channels} of a latent",
+            f"`model.base`: the U-Net of `{name}` takes {unet.in_channels} channels, not the "
+            f"{vae.latent_channels} of a latent",
             hint="take a text-to-image model, not one for inpainting or editing",
         )
     return pipe
@@ -57,18 +79,32 @@ def _read(folder: Path, name: str) -> Pipeline:
     """Safetensors only: what else there may be is code that runs when it is loaded."""
     known = configs(str(folder))
     if known is None:
-        raise MissingError(f"`model.base`: `{folder}` holds no `model_index.json`", hint="it must be a folder of diffusers' format")
+        raise MissingError(
+            f"`model.base`: `{folder}` holds no `model_index.json`",
+            hint="it must be a folder of diffusers' format",
+        )
     cls, extra = StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
     if "text_encoder_2" in known:
         cls, extra = StableDiffusionXLPipeline, {}
     try:
         pipe = cls.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, feature_extractor=None, image_encoder=None, **extra
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            feature_extractor=None,
+            image_encoder=None,
+            **extra,
         )
     except (OSError, ValueError, SafetensorError) as e:
         first = str(e).splitlines()[0]
-        hint = f"`hf download {name}`" if not Path(name).expanduser().is_dir() else "save it by `pipeline.save_pretrained`"
-        raise MissingError(f"`model.base`: `{folder}` is not whole: {first}", hint=f"{hint}, as safetensors") from e
+        hint = (
+            f"`hf download {name}`"
+            if not Path(name).expanduser().is_dir()
+            else "save it by `pipeline.save_pretrained`"
+        )
+        raise MissingError(
+            f"`model.base`: `{folder}` is not whole: {first}", hint=f"{hint}, as safetensors"
+        ) from e
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             nn.Module.to(part, torch.get_default_dtype())  # some are kept in half precision on disk
@@ -88,6 +124,8 @@ def _shapes(name: str) -> Pipeline:
         "scheduler": DDPMScheduler.from_config(known["scheduler"]),
     }
     if "text_encoder_2" not in known:
-        return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        return StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
     second = CLIPTextModelWithProjection(CLIPTextConfig(**known["text_encoder_2"]))
     return StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=None)

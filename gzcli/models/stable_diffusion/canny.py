@@ -1,4 +1,5 @@
-"""Canny edges, which ControlNet is told to draw along where a set has no maps of its own (Zhang 2023, section 4)."""
+"""Canny edges, which ControlNet is told to draw along where a set has no maps of its own (Zhang 2023, section
+4)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from torch import Tensor
 def canny(x: Tensor, sigma: float = 1.0) -> Tensor:
     """Edges of images [B, C, H, W] in [-1, 1]: white (1) on black (−1), [B, 3, H, W] on the same device.
 
-    sigma: of the Gaussian that smooths the grey image first, in pixels (Canny 1986, doi:10.1109/TPAMI.1986.4767851).
-    Runs on the CPU, about 5 ms for an image of 512×512.
+    sigma: of the Gaussian that smooths the grey image first, in pixels (Canny 1986,
+    doi:10.1109/TPAMI.1986.4767851). Runs on the CPU, about 5 ms for an image of 512×512.
     """
     from skimage.feature import canny as edges
 

@@ -1,9 +1,11 @@
-"""ControlNet — Zhang, Rao & Agrawala 2023, "Adding Conditional Control to Text-to-Image Diffusion Models", arXiv:2302.05543.
+"""ControlNet — Zhang, Rao & Agrawala 2023, "Adding Conditional Control to Text-to-Image Diffusion Models",
+arXiv:2302.05543.
 
-    ε̂(z_t, t, c, map) = U-Net(z_t, t, c; skips + Z_i(h_i)),   h = a copy of the U-Net's encoder at z_t + Z_0(e(map))
+    ε̂(z_t, t, c, map) = U-Net(z_t, t, c; skips + Z_i(h_i)),   h = a copy of the U-Net's encoder at z_t +
+    Z_0(e(map))
 
-The copy is trained, the U-Net stays; the convolutions Z start at zero, so that nothing changes at first. e makes features of the
-map at the latents' size.
+The copy is trained, the U-Net stays; the convolutions Z start at zero, so that nothing changes at first. e
+makes features of the map at the latents' size.
 """
 
 from __future__ import annotations
@@ -46,12 +48,21 @@ class ControlNet(StableDiffusion):
         prompts: tuple[str, ...] = (),
     ):
         super().__init__(
-            data, base=base, dtype=dtype, cache=cache, checkpointing=checkpointing, caption_dropout=caption_dropout,
-            min_snr=min_snr, noise_offset=noise_offset, prompts=prompts,
-        )  # fmt: skip
+            data,
+            base=base,
+            dtype=dtype,
+            cache=cache,
+            checkpointing=checkpointing,
+            caption_dropout=caption_dropout,
+            min_snr=min_snr,
+            noise_offset=noise_offset,
+            prompts=prompts,
+        )
         self.edge_sigma = edge_sigma
         halvings = self.pipe.vae_scale_factor.bit_length() - 1
-        self.controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=WIDTHS[: halvings + 1])
+        self.controlnet = ControlNetModel.from_unet(
+            self.unet, conditioning_embedding_out_channels=WIDTHS[: halvings + 1]
+        )
         nn.Module.to(self.controlnet, torch.get_default_dtype()).requires_grad_(True).train()
         if checkpointing:
             self.controlnet.enable_gradient_checkpointing()
@@ -72,17 +83,30 @@ class ControlNet(StableDiffusion):
         return canny(batch.x, self.edge_sigma)
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        return super().conditions(batch) | {"control": (colours(self.picture(batch)) + 1) / 2}  # maps are in [0, 1] in diffusers
+        return super().conditions(batch) | {
+            "control": (colours(self.picture(batch)) + 1) / 2
+        }  # maps are in [0, 1] in diffusers
 
-    def denoise(self, z_t: Tensor, t: Tensor, text: Tensor, control: Tensor, pooled: Tensor | None = None) -> Tensor:
+    def denoise(
+        self, z_t: Tensor, t: Tensor, text: Tensor, control: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
         added = self.added(z_t, pooled)
         skips, middle = self.controlnet(
-            z_t, t, encoder_hidden_states=text, controlnet_cond=control, added_cond_kwargs=added, return_dict=False
+            z_t,
+            t,
+            encoder_hidden_states=text,
+            controlnet_cond=control,
+            added_cond_kwargs=added,
+            return_dict=False,
         )
         return self.unet(
-            z_t, t, encoder_hidden_states=text, added_cond_kwargs=added, down_block_additional_residuals=skips,
+            z_t,
+            t,
+            encoder_hidden_states=text,
+            added_cond_kwargs=added,
+            down_block_additional_residuals=skips,
             mid_block_additional_residual=middle,
-        ).sample  # fmt: skip
+        ).sample
 
     @torch.no_grad()
     def sample(
@@ -101,19 +125,29 @@ class ControlNet(StableDiffusion):
         control_scale: float = 1.0,
         edges: bool = False,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] of the prompts along the maps `control` [n, C, H, W] in [-1, 1]; of remembered
-        captions and maps without.
+        """n images [n, C, H, W] in [-1, 1] of the prompts along the maps `control` [n, C, H, W] in [-1, 1];
+        of remembered captions and maps without.
 
-        edges: `control` are photographs, of which the edges are to be taken. control_scale: of the maps' share.
+        edges: `control` are photographs, of which the edges are to be taken. control_scale: of the maps'
+        share.
         """
         z, sides = self.start(n, noise, size)
         prompts, maps = self.followed(n, noise, sides, control, edges, prompt)
         cls = StableDiffusionXLControlNetPipeline if self.xl else StableDiffusionControlNetPipeline
         return self.draw(
-            self.pipeline(cls, controlnet=self.controlnet), z, noise=noise, progress=progress, prompts=prompts, negative=negative,
-            guidance=guidance, steps=steps, pictures={"image": (maps + 1) / 2}, height=sides[0], width=sides[1],
+            self.pipeline(cls, controlnet=self.controlnet),
+            z,
+            noise=noise,
+            progress=progress,
+            prompts=prompts,
+            negative=negative,
+            guidance=guidance,
+            steps=steps,
+            pictures={"image": (maps + 1) / 2},
+            height=sides[0],
+            width=sides[1],
             controlnet_conditioning_scale=control_scale,
-        )  # fmt: skip
+        )
 
     def followed(
         self,
@@ -132,7 +166,13 @@ class ControlNet(StableDiffusion):
 
     @torch.no_grad()
     def sources(
-        self, n: int, *, noise: Noise, control: Tensor | None = None, size: int | None = None, edges: bool = False
+        self,
+        n: int,
+        *,
+        noise: Noise,
+        control: Tensor | None = None,
+        size: int | None = None,
+        edges: bool = False,
     ) -> Tensor:
         """The maps that `sample` follows, given the same noise: [n, 3, H, W]."""
         _, sides = self.start(n, noise, size)

@@ -1,10 +1,12 @@
-"""InstructPix2Pix — Brooks, Holynski & Efros 2023, arXiv:2211.09800: an image edited as an instruction c says.
+"""InstructPix2Pix — Brooks, Holynski & Efros 2023, arXiv:2211.09800: an image edited as an instruction c
+says.
 
     ε̂(z_t, t, c, y) = U-Net([z_t, E(y)], t, c),   y the image before, E the VAE's mean, not scaled
-    ε̃ = ε̂(z_t, ∅, ∅) + s_y (ε̂(z_t, ∅, y) − ε̂(z_t, ∅, ∅)) + s_c (ε̂(z_t, c, y) − ε̂(z_t, ∅, y))              (eq. 3)
+    ε̃ = ε̂(z_t, ∅, ∅) + s_y (ε̂(z_t, ∅, y) − ε̂(z_t, ∅, ∅)) + s_c (ε̂(z_t, c, y) − ε̂(z_t, ∅, y))
+    (eq. 3)
 
-The whole U-Net is trained, with new input channels that start at zero. The instruction, the image, or both are dropped in 5 % of
-the cases each (section 3.2.1).
+The whole U-Net is trained, with new input channels that start at zero. The instruction, the image, or both
+are dropped in 5 % of the cases each (section 3.2.1).
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from gzcli.types import Batch, DataInfo, Noise, Progress
 
 
 class InstructPix2Pix(StableDiffusion):
-    """Of SD 1.x and 2.x. dropout: the share of cases without instruction, of those without image, and of those without both.
-    The rest: see `StableDiffusion`. Raises UsageError for XL.
+    """Of SD 1.x and 2.x. dropout: the share of cases without instruction, of those without image, and of
+    those without both. The rest: see `StableDiffusion`. Raises UsageError for XL.
     """
 
     paper = "Brooks et al. 2023, arXiv:2211.09800"
@@ -43,11 +45,22 @@ class InstructPix2Pix(StableDiffusion):
         prompts: tuple[str, ...] = (),
     ):
         super().__init__(
-            data, base=base, dtype=dtype, cache=cache, checkpointing=checkpointing, caption_dropout=0.0, min_snr=min_snr,
-            noise_offset=noise_offset, prompts=prompts, train_unet=True,
-        )  # fmt: skip
+            data,
+            base=base,
+            dtype=dtype,
+            cache=cache,
+            checkpointing=checkpointing,
+            caption_dropout=0.0,
+            min_snr=min_snr,
+            noise_offset=noise_offset,
+            prompts=prompts,
+            train_unet=True,
+        )
         if self.xl:
-            raise UsageError("`instructpix2pix` tunes Stable Diffusion 1.x and 2.x, not XL", hint="set `model.base` to another one")
+            raise UsageError(
+                "`instructpix2pix` tunes Stable Diffusion 1.x and 2.x, not XL",
+                hint="set `model.base` to another one",
+            )
         self.dropout = dropout
         widen(self.unet, self.vae.config.latent_channels)
 
@@ -59,7 +72,8 @@ class InstructPix2Pix(StableDiffusion):
         return found
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """One draw u decides: [0, p) without the instruction, [p, 2p) without both, [2p, 3p) without the image."""
+        """One draw u decides: [0, p) without the instruction, [p, 2p) without both, [2p, 3p) without the
+        image."""
         known = batch.extra.get("before_latent")
         before = self.encode(batch.extra["before"])[0] if known is None else known.to(batch.x)
         u, p = batch.noise.rand(len(batch)).to(batch.x.device), self.dropout
@@ -85,7 +99,8 @@ class InstructPix2Pix(StableDiffusion):
         steps: int = 30,
         size: int | None = None,
     ) -> Tensor:
-        """The images `before` [n, C, H, W] in [-1, 1] edited as the prompts say, alike; remembered ones without.
+        """The images `before` [n, C, H, W] in [-1, 1] edited as the prompts say, alike; remembered ones
+        without.
 
         guidance, image_guidance: s_c and s_y of eq. 3.
         """
@@ -93,12 +108,22 @@ class InstructPix2Pix(StableDiffusion):
         prompts, images = self.examples(n, noise, prompt, before)
         latents = self.encode(resized(images, sides))[0]
         return self.draw(
-            self.pipeline(StableDiffusionInstructPix2PixPipeline), z, noise=noise, progress=progress, prompts=prompts,
-            negative=negative, guidance=guidance, steps=steps, pictures={"image": latents}, image_guidance_scale=image_guidance,
-        )  # fmt: skip
+            self.pipeline(StableDiffusionInstructPix2PixPipeline),
+            z,
+            noise=noise,
+            progress=progress,
+            prompts=prompts,
+            negative=negative,
+            guidance=guidance,
+            steps=steps,
+            pictures={"image": latents},
+            image_guidance_scale=image_guidance,
+        )
 
     @torch.no_grad()
-    def sources(self, n: int, *, noise: Noise, before: Tensor | None = None, size: int | None = None) -> Tensor:
+    def sources(
+        self, n: int, *, noise: Noise, before: Tensor | None = None, size: int | None = None
+    ) -> Tensor:
         """What `sample` edits, given the same noise: [n, 3, H, W]."""
         _, sides = self.start(n, noise, size)
         return resized(self.examples(n, noise, None, before)[1], sides)

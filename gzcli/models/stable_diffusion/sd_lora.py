@@ -1,8 +1,10 @@
-"""LoRA of Stable Diffusion — Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
+"""LoRA of Stable Diffusion — Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
+arXiv:2106.09685.
 
     W x + (α / r) · B A x,   A [r, in] ~ N(0, 1/r²),  B [out, r] = 0
 
-beside the frozen linear maps W of the U-Net's attention and, if asked, of the text encoder(s). A checkpoint holds A and B alone;
+beside the frozen linear maps W of the U-Net's attention and, if asked, of the text encoder(s). A checkpoint
+holds A and B alone;
 `gz runs export` writes the file that `load_lora_weights` of diffusers reads.
 """
 
@@ -23,7 +25,8 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class SDLoRA(StableDiffusion):
-    """Of SD 1.x, 2.x and XL. rank: r; alpha: α, as r without; targets: the layers of the U-Net, by the ends of their names;
+    """Of SD 1.x, 2.x and XL. rank: r; alpha: α, as r without; targets: the layers of the U-Net, by the ends
+    of their names;
     text_lora: the text encoders' attention too. The rest: see `StableDiffusion`.
     """
 
@@ -48,9 +51,16 @@ class SDLoRA(StableDiffusion):
         prompts: tuple[str, ...] = (),
     ):
         super().__init__(
-            data, base=base, dtype=dtype, cache=cache, checkpointing=checkpointing, caption_dropout=caption_dropout,
-            min_snr=min_snr, noise_offset=noise_offset, prompts=prompts,
-        )  # fmt: skip
+            data,
+            base=base,
+            dtype=dtype,
+            cache=cache,
+            checkpointing=checkpointing,
+            caption_dropout=caption_dropout,
+            min_snr=min_snr,
+            noise_offset=noise_offset,
+            prompts=prompts,
+        )
         self.text_trains = text_lora
         self.adapted = {"unet": targets}
         if text_lora:
@@ -63,7 +73,9 @@ class SDLoRA(StableDiffusion):
             for name, layer in module.named_modules():
                 if isinstance(layer, BaseTunerLayer):
                     for kind in ("lora_A", "lora_B"):
-                        self.adapter[f"{part}.{name}.{kind}".replace(".", "/")] = getattr(layer, kind)["default"]
+                        self.adapter[f"{part}.{name}.{kind}".replace(".", "/")] = getattr(layer, kind)[
+                            "default"
+                        ]
         self.adapter.to(torch.get_default_dtype()).requires_grad_(True)
 
     def denoise(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None = None) -> Tensor:
@@ -84,16 +96,28 @@ class SDLoRA(StableDiffusion):
         size: int | None = None,
         lora_scale: float = 1.0,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] of the prompts, which are cycled through; of remembered captions without.
+        """n images [n, C, H, W] in [-1, 1] of the prompts, which are cycled through; of remembered captions
+        without.
 
-        negative: what to keep away from; guidance: 1 is none; size: the side; lora_scale: of the adapter's share, 0 is the base.
+        negative: what to keep away from; guidance: 1 is none; size: the side; lora_scale: of the adapter's
+        share, 0 is the base.
         """
         z, (height, width) = self.start(n, noise, size)
         prompts, _ = self.examples(n, noise, prompt, None)
         return self.draw(
-            self.pipe, z, noise=noise, progress=progress, prompts=prompts, negative=negative, guidance=guidance, steps=steps,
-            pictures={}, height=height, width=width, cross_attention_kwargs={"scale": lora_scale},
-        )  # fmt: skip
+            self.pipe,
+            z,
+            noise=noise,
+            progress=progress,
+            prompts=prompts,
+            negative=negative,
+            guidance=guidance,
+            steps=steps,
+            pictures={},
+            height=height,
+            width=width,
+            cross_attention_kwargs={"scale": lora_scale},
+        )
 
     def to_diffusers(self) -> Any:
         """The adapter as `pytorch_lora_weights.safetensors`."""
@@ -101,7 +125,8 @@ class SDLoRA(StableDiffusion):
 
 
 class Adapter:
-    """The adapter of a model, to be saved in diffusers' format: with α / r in B, which no version of diffusers or peft misreads."""
+    """The adapter of a model, to be saved in diffusers' format: with α / r in B, which no version of
+    diffusers or peft misreads."""
 
     loaded_by = "pipeline.load_lora_weights"
 
@@ -115,5 +140,7 @@ class Adapter:
             config = module.peft_config["default"]
             scale = {"A": 1.0, "B": config.lora_alpha / config.r}
             found = get_peft_model_state_dict(module)
-            layers[f"{part}_lora_layers"] = {key: scale[key.split(".lora_")[1][0]] * value for key, value in found.items()}
+            layers[f"{part}_lora_layers"] = {
+                key: scale[key.split(".lora_")[1][0]] * value for key, value in found.items()
+            }
         type(self.model.pipe).save_lora_weights(folder, **layers)

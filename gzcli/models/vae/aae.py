@@ -1,10 +1,10 @@
 """Adversarial autoencoder — Makhzani et al. 2015, arXiv:1511.05644.
 
-Encoder and decoder lower the reconstruction error; a discriminator learns to tell draws of the prior N(0, I) from codes; the
-encoder learns to deceive it, so that its codes get the prior's distribution (section 2). What the encoder learns of both is
-one update here, at one pass, where the paper has two.
-The variant with a discriminator of images as well (after Larsen 2015, arXiv:1512.09300) lets the decoder answer for what it
-makes of draws of the prior.
+Encoder and decoder lower the reconstruction error; a discriminator learns to tell draws of the prior N(0, I)
+from codes; the encoder learns to deceive it, so that its codes get the prior's distribution (section 2). What
+the encoder learns of both is one update here, at one pass, where the paper has two.
+The variant with a discriminator of images as well (after Larsen 2015, arXiv:1512.09300) lets the decoder
+answer for what it makes of draws of the prior.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 class AAE(Model):
     """An autoencoder whose codes are drawn to N(0, I) by a discriminator.
 
-    hidden: widths of the MLP's layers, or of the convolutional scales, finest first; blocks: residual blocks of each.
-    posterior: codes are a function of the image, or Gaussian. disc_hidden: widths of the code discriminator. code_weight: of
-    the encoder's adversarial loss. image_weight: of the decoder's by a discriminator of images of width `image_width`; 0 is
-    the paper's model without one. conditional: the decoder is told the label (section 4), and the code is left with the rest.
+    hidden: widths of the MLP's layers, or of the convolutional scales, finest first; blocks: residual blocks
+    of each.
+    posterior: codes are a function of the image, or Gaussian. disc_hidden: widths of the code discriminator.
+    code_weight: of the encoder's adversarial loss. image_weight: of the decoder's by a discriminator of
+    images of width `image_width`; 0 is the paper's model without one. conditional: the decoder is told the
+    label (section 4), and the code is left with the rest.
     """
 
     paper = "Makhzani 2015, arXiv:1511.05644"
@@ -73,7 +75,8 @@ class AAE(Model):
         return mu if eps is None else mu + (0.5 * logvar.clamp(*LOGVAR)).exp() * eps
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]; without labels those of the mean of all classes."""
+        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]; without labels those of the mean of all
+        classes."""
         if self.labels is None:
             return torch.tanh(full(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
@@ -102,7 +105,9 @@ class AAE(Model):
             loss, parts["image"] = loss + self.image_weight * image, image.detach()
         return {"loss": loss, **parts}
 
-    def discriminator_loss(self, x: Tensor, y: Tensor | None, eps: Tensor, prior: Tensor) -> dict[str, Tensor]:
+    def discriminator_loss(
+        self, x: Tensor, y: Tensor | None, eps: Tensor, prior: Tensor
+    ) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self.encode(x, eps)
             fake = self.decode(prior, y) if self.critic is not None else None
@@ -124,7 +129,15 @@ class AAE(Model):
     # ---- sampling and applications
 
     @torch.no_grad()
-    def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress,
+        temperature: float = 1.0,
+    ) -> Tensor:
         """z ~ N(0, temperature²) decoded."""
         device = next(self.parameters()).device
         y = spread_labels(labels, n, self.data, device) if self.conditional else None
@@ -133,7 +146,9 @@ class AAE(Model):
         return x
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Applied:
+    def reconstruct(
+        self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress
+    ) -> Applied:
         """Each image through encoder and decoder."""
         x = self.decode(self.encode(x), labels)
         progress(1, 1, x)
@@ -141,23 +156,25 @@ class AAE(Model):
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … in latent space, ends included. Raises UsageError for fewer than two images,
-        or steps."""
+        """The way from image 0 to 1, 2 to 3, … in latent space, ends included. Raises UsageError for fewer
+        than two images, or steps."""
         x = self.decode(ways(self.encode(x), steps))
         progress(1, 1, x)
         return as_ways(x, steps)
 
     @torch.no_grad()
-    def traverse(self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0) -> Applied:
-        """The first image's code, changed along the `dims` latent dimensions that change the picture most, one a row, from
-        −span to span."""
+    def traverse(
+        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0
+    ) -> Applied:
+        """The first image's code, changed along the `dims` latent dimensions that change the picture most,
+        one a row, from −span to span."""
         return traversal(self.decode, self.encode(x[:1]), dims, steps, span)
 
     # ---- out-of-distribution scores
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """‖x − x̂‖²; of a conditional model that of the best class, or, where there may be several, the best set that
-        adding and taking away one by one finds from none."""
+        """‖x − x̂‖²; of a conditional model that of the best class, or, where there may be several, the best
+        set that adding and taking away one by one finds from none."""
         z = self.encode(x)
         if not self.conditional:
             return self.distance(x, self.decode(z))

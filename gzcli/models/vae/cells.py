@@ -1,7 +1,8 @@
-"""NVAE's residual cells and spectral regularisation (Vahdat & Kautz 2020, arXiv:2007.03898, sections 3.1.1 and 3.2).
+"""NVAE's residual cells and spectral regularisation (Vahdat & Kautz 2020, arXiv:2007.03898, sections 3.1.1
+and 3.2).
 
-Where the paper has batch norm, a cell's input has group norm: an image's result must not depend on its batch. A cell's last
-convolution starts small, so that a deep net starts near the identity.
+Where the paper has batch norm, a cell's input has group norm: an image's result must not depend on its batch.
+A cell's last convolution starts small, so that a deep net starts near the identity.
 """
 
 from __future__ import annotations
@@ -33,21 +34,26 @@ class EncoderCell(nn.Module):
         super().__init__()
         last = small(nn.Conv2d(width, width, 3, padding=1))
         first = nn.Conv2d(width, width, 3, padding=1)
-        self.net = nn.Sequential(norm(width), nn.SiLU(), first, norm(width), nn.SiLU(), last, SqueezeExcite(width))
+        self.net = nn.Sequential(
+            norm(width), nn.SiLU(), first, norm(width), nn.SiLU(), last, SqueezeExcite(width)
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.net(h)
 
 
 class DecoderCell(nn.Module):
-    """A depthwise 5×5 convolution on `expand` times the channels: a large field for few parameters (figure 3a)."""
+    """A depthwise 5×5 convolution on `expand` times the channels: a large field for few parameters (figure
+    3a)."""
 
     def __init__(self, width: int, expand: int):
         super().__init__()
         wide = expand * width
         depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
         first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
-        self.net = nn.Sequential(norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width))
+        self.net = nn.Sequential(
+            norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width)
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.net(h)
@@ -62,8 +68,8 @@ def small(conv: nn.Conv2d) -> nn.Conv2d:
 class SpectralNorms(nn.Module):
     """Σ s_l, s_l the largest singular value of convolution l's weight as a matrix [out, the rest].
 
-    One step of the power method a call, in training mode only. Weights of one shape are multiplied together; u, the left
-    singular vectors, are buffers, so that a resumed run goes on as it was.
+    One step of the power method a call, in training mode only. Weights of one shape are multiplied together;
+    u, the left singular vectors, are buffers, so that a resumed run goes on as it was.
     """
 
     def __init__(self, net: nn.Module):
@@ -74,7 +80,9 @@ class SpectralNorms(nn.Module):
                 by_shape.setdefault(layer.weight.shape, []).append(layer)
         self.layers = list(by_shape.values())  # plain lists: their weights are the net's, not this module's
         for i, layers in enumerate(self.layers):
-            self.register_buffer(f"u{i}", F.normalize(torch.randn(len(layers), layers[0].weight.shape[0], 1), dim=1))
+            self.register_buffer(
+                f"u{i}", F.normalize(torch.randn(len(layers), layers[0].weight.shape[0], 1), dim=1)
+            )
 
     def forward(self) -> Tensor:
         return torch.cat(self.norms()).sum()

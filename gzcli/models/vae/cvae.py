@@ -1,9 +1,11 @@
-"""Conditional VAE — Sohn, Lee & Yan 2015, "Learning Structured Output Representation using Deep Conditional Generative Models":
+"""Conditional VAE — Sohn, Lee & Yan 2015, "Learning Structured Output Representation using Deep Conditional
+Generative Models":
 
-    log p(x | y) ≥ E_q(z|x,y) [log p(x | z, y)] − KL(q(z | x, y) ‖ p(z))                                 (eq. 4)
+    log p(x | y) ≥ E_q(z|x,y) [log p(x | z, y)] − KL(q(z | x, y) ‖ p(z))                                 (eq.
+    4)
 
-with x and y in the roles of the paper's output and input. p(z | y) = N(0, I): the paper's learned Gaussian of each label is
-the same model, with the affine map that makes it of N(0, I) in the decoder, which knows y.
+with x and y in the roles of the paper's output and input. p(z | y) = N(0, I): the paper's learned Gaussian of
+each label is the same model, with the affine map that makes it of N(0, I) in the decoder, which knows y.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from gzcli.types import DataInfo
 class CVAE(VAE):
     """A VAE whose encoder and decoder are told the label; the keys are those of `vae`.
 
-    label_dim: size of a label's embedding. label_dropout: how often training hides it, for scores of images without labels.
+    label_dim: size of a label's embedding. label_dropout: how often training hides it, for scores of images
+    without labels.
     """
 
     paper = "Sohn 2015, NeurIPS 28"

@@ -17,7 +17,9 @@ class MixturePixels(LogisticMixture):
 
     def __init__(self, channels: int, levels: int | None, components: int):
         if levels is None:
-            raise UsageError("`model.pixels: mixture` needs grey levels, latents have none", hint="use `gaussian`")
+            raise UsageError(
+                "`model.pixels: mixture` needs grey levels, latents have none", hint="use `gaussian`"
+            )
         super().__init__(channels, levels, components)
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
@@ -29,6 +31,7 @@ class MixturePixels(LogisticMixture):
         return super().draw(out.movedim(1, -1), u.movedim(1, -1), temperature).movedim(-1, 1)
 
     def mean(self, out: Tensor) -> Tensor:
-        """The picture to show: the location of each pixel's heaviest component, as a draw at temperature 0 is."""
+        """The picture to show: the location of each pixel's heaviest component, as a draw at temperature 0
+        is."""
         middle = out.new_full((len(out), self.uniforms, *out.shape[2:]), 0.5, dtype=torch.float32)
         return self.draw(out, middle, temperature=1e-4)

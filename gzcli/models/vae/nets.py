@@ -32,7 +32,9 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], hidden: tuple[int, ...], latent: int, outputs: int, embed: int = 0):
+    def __init__(
+        self, shape: tuple[int, ...], hidden: tuple[int, ...], latent: int, outputs: int, embed: int = 0
+    ):
         super().__init__()
         c, h, w = shape
         self.shape = (outputs * c, h, w)
@@ -70,9 +72,12 @@ def halvings(shape: tuple[int, ...], scales: int) -> list[tuple[int, int]]:
 
 
 class ConvEncoder(nn.Module):
-    """One stride-2 convolution and `blocks` residual blocks a scale, `hidden` = widths of the scales, finest first."""
+    """One stride-2 convolution and `blocks` residual blocks a scale, `hidden` = widths of the scales, finest
+    first."""
 
-    def __init__(self, shape: tuple[int, ...], hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
+    def __init__(
+        self, shape: tuple[int, ...], hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0
+    ):
         super().__init__()
         layers, width = [], shape[0]
         for w in hidden:
@@ -88,7 +93,8 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The encoder's mirror: a linear map to the coarsest scale, then blocks and a stride-2 transposed convolution."""
+    """The encoder's mirror: a linear map to the coarsest scale, then blocks and a stride-2 transposed
+    convolution."""
 
     def __init__(
         self,

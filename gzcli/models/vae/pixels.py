@@ -34,16 +34,20 @@ class Pixels:
         if kind == "bernoulli" and levels != 2:
             raise UsageError(
                 f"`model.pixels: bernoulli` needs images of 2 grey levels, these have {levels or 'none'}",
-                hint="`--set data.levels=2` binarises them; `--set model.pixels=logistic` takes any number of levels",
+                hint="`--set data.levels=2` binarises them; `--set model.pixels=logistic` takes any number "
+                "of levels",
             )
         if kind == "logistic" and levels is None:
-            raise UsageError("`model.pixels: logistic` needs grey levels, latents have none", hint="use `gaussian`")
+            raise UsageError(
+                "`model.pixels: logistic` needs grey levels, latents have none", hint="use `gaussian`"
+            )
         self.kind: Kind = kind
         self.levels = levels
         self.outputs = 1 if kind == "bernoulli" else 2  # decoder channels per image channel
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
-        """log p(x | out) in nats, summed over pixels: x [B, C, H, W], out [B, outputs·C, H, W] → [B], fp32."""
+        """log p(x | out) in nats, summed over pixels: x [B, C, H, W], out [B, outputs·C, H, W] → [B],
+        fp32."""
         out = full(out)
         if self.kind == "bernoulli":
             return -F.binary_cross_entropy_with_logits(out, (x + 1) / 2, reduction="none").flatten(1).sum(1)
@@ -80,7 +84,9 @@ class Pixels:
         return x if self.levels is None else from_levels(to_levels(x.clamp(-1, 1), self.levels), self.levels)
 
 
-def bin_edges(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def bin_edges(
+    x: Tensor, mean: Tensor, log_scale: Tensor, levels: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Standardised lower and upper edge of x's bin, and where that edge is really −∞ or +∞."""
     half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
     below, above = (x - mean - half) * inv_scale, (x - mean + half) * inv_scale

@@ -1,4 +1,5 @@
-"""Multi-scale structural similarity (Wang 2003, "Multi-scale structural similarity for image quality assessment")."""
+"""Multi-scale structural similarity (Wang 2003, "Multi-scale structural similarity for image quality
+assessment")."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def blur(x: Tensor, window: Tensor) -> Tensor:
 
 
 def ssim_parts(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean luminance·contrast·structure and mean contrast·structure: x, y [B, C, H, W] in [0, 1] → [B, C] each."""
+    """Mean luminance·contrast·structure and mean contrast·structure: x, y [B, C, H, W] in [0, 1] → [B, C]
+    each."""
     mu_x, mu_y = blur(x, window), blur(y, window)
     var_x, var_y = blur(x * x, window) - mu_x**2, blur(y * y, window) - mu_y**2
     cov = blur(x * y, window) - mu_x * mu_y
@@ -40,9 +42,9 @@ def ssim_parts(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
 def ms_ssim(x: Tensor, y: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tensor:
     """MS-SSIM of images [B, C, H, W] in [-1, 1], in fp32 → [B], at most 1.
 
-    Small images get a smaller window (7 below 64 px, at most the image) and only the scales that still hold it; the
-    weights of those left are divided by their sum. A negative contrast term, which has no fractional power, counts as
-    (almost) none.
+    Small images get a smaller window (7 below 64 px, at most the image) and only the scales that still hold
+    it; the weights of those left are divided by their sum. A negative contrast term, which has no fractional
+    power, counts as (almost) none.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = (full(x) + 1) / 2, (full(y) + 1) / 2

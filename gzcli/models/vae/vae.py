@@ -1,6 +1,7 @@
 """Variational autoencoder — Kingma & Welling 2013, "Auto-Encoding Variational Bayes", arXiv:1312.6114.
 
-    log p(x) ≥ ELBO = E_q(z|x) [log p(x | z)] − KL(q(z | x) ‖ N(0, I))                                   (eq. 3)
+    log p(x) ≥ ELBO = E_q(z|x) [log p(x | z)] − KL(q(z | x) ‖ N(0, I))                                   (eq.
+    3)
 
 in nats per discrete image: the first term is a sum over pixels, never a mean.
 """
@@ -23,10 +24,10 @@ from gzcli.models.vae.ssim import ms_ssim
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 LOG_2PI = math.log(2 * math.pi)
-# Of a posterior's logvar. The learned ones lie between the two: none is wider than the prior, whose logvar is 0.
-# Images unlike any that were learned drive it up at will, and e^logvar with it: at 20 their KL was 10^9 nats. The
-# upper bound is log sigma ≤ 2, that of the Gaussian heads of soft actor-critic's published code (Haarnoja 2018,
-# arXiv:1812.05905).
+# Of a posterior's logvar. The learned ones lie between the two: none is wider than the prior, whose logvar is
+# 0. Images unlike any that were learned drive it up at will, and e^logvar with it: at 20 their KL was 10^9
+# nats. The upper bound is log sigma ≤ 2, that of the Gaussian heads of soft actor-critic's published code
+# (Haarnoja 2018, arXiv:1812.05905).
 LOGVAR = (-20.0, 4.0)
 
 
@@ -44,15 +45,20 @@ def log_normal(z: Tensor, mu: Tensor | float = 0.0, logvar: Tensor | float = 0.0
 class VAE(Model):
     """A Gaussian-latent VAE.
 
-    hidden: widths of the MLP's layers, or of the convolutional scales, finest first; None takes the net's own default.
+    hidden: widths of the MLP's layers, or of the convolutional scales, finest first; None takes the net's own
+    default.
     blocks: residual blocks a scale, of the convolutional net.
     pixels: the decoder's distribution over grey levels (`Pixels`).
     beta: weight of the KL in the loss (Higgins 2017); ELBO, bpd and log_prob are always those of beta = 1.
     kl_warmup: steps over which that weight rises from 0; in training mode only.
-    iwae: samples of the importance-weighted bound that is trained (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the ELBO.
-    recon: `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean in place of −log p(x | z), D the number of pixels;
-      the scales of `gaussian` and `logistic` pixels then stay untrained, and log_prob, still a bound, is a loose one.
-    label_dropout: how often a conditional model sees the null label, which stands for `labels=None` ever after.
+    iwae: samples of the importance-weighted bound that is trained (Burda 2015, arXiv:1509.00519, eq. 8); 1 is
+    the ELBO.
+    recon: `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean in place of −log p(x | z), D the number of
+    pixels;
+      the scales of `gaussian` and `logistic` pixels then stay untrained, and log_prob, still a bound, is a
+      loose one.
+    label_dropout: how often a conditional model sees the null label, which stands for `labels=None` ever
+    after.
     """
 
     paper = "Kingma & Welling 2013, arXiv:1312.6114"
@@ -78,7 +84,9 @@ class VAE(Model):
     ):
         super().__init__(data)
         if recon == "ms_ssim" and iwae > 1:
-            raise UsageError("`model.iwae` above 1 needs `model.recon: likelihood`", hint="set one of the two back")
+            raise UsageError(
+                "`model.iwae` above 1 needs `model.recon: likelihood`", hint="set one of the two back"
+            )
         hidden = tuple(hidden or self.HIDDEN[net])
         self.pixels = Pixels(pixels, data.levels)
         self.recon, self.beta, self.kl_warmup, self.iwae = recon, beta, kl_warmup, iwae
@@ -153,13 +161,18 @@ class VAE(Model):
             return self.dims * (1 - ms_ssim(x, self.pixels.mean(out)))
         return -self.pixels.log_prob(x, out)
 
-    def weights(self, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, e: Tensor | None) -> tuple[Tensor, Tensor]:
-        """log p(x | z) and log p(z) − log q(z | x), [B, k] each, at z = mu + sigma·eps; eps [B, k, latent]."""
+    def weights(
+        self, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, e: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and log p(z) − log q(z | x), [B, k] each, at z = mu + sigma·eps; eps [B, k,
+        latent]."""
         k = eps.shape[1]
         mu, logvar = mu.unsqueeze(1), logvar.unsqueeze(1)
         z = mu + (0.5 * logvar).exp() * eps
         e = None if e is None else e.repeat_interleave(k, 0)
-        log_px = self.pixels.log_prob(x.repeat_interleave(k, 0), self.decoder(z.flatten(0, 1), e)).unflatten(0, (-1, k))
+        log_px = self.pixels.log_prob(x.repeat_interleave(k, 0), self.decoder(z.flatten(0, 1), e)).unflatten(
+            0, (-1, k)
+        )
         return log_px, log_normal(z) - log_normal(z, mu, logvar)
 
     # ---- likelihood
@@ -191,8 +204,9 @@ class VAE(Model):
         return torch.logsumexp(torch.cat(log_w, dim=1), dim=1) - math.log(k)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Nats an image of `recon` and `kl`, of which the ELBO is minus the sum; the number of `active_units`, whose posterior
-        mean varies by more than .01 (Burda 2015, section 5.2); −IWAE-100 of the first 1,000 images, `iwae100`."""
+        """Nats an image of `recon` and `kl`, of which the ELBO is minus the sum; the number of
+        `active_units`, whose posterior mean varies by more than .01 (Burda 2015, section 5.2); −IWAE-100 of
+        the first 1,000 images, `iwae100`."""
         sums, means, bounds = [], [], []
         for batch in batches:
             labels = batch.y if self.conditional else None
@@ -203,7 +217,12 @@ class VAE(Model):
                 bounds.append(-self.iwae_bound(batch.x, batch.noise, 100, labels))
         recon, kl = torch.cat(sums).cpu().double().mean(0).tolist()
         active = (torch.cat(means).var(0) > 0.01).sum().item()
-        return {"recon": recon, "kl": kl, "active_units": active, "iwae100": torch.cat(bounds)[:1000].cpu().double().mean().item()}
+        return {
+            "recon": recon,
+            "kl": kl,
+            "active_units": active,
+            "iwae100": torch.cat(bounds)[:1000].cpu().double().mean().item(),
+        }
 
     # ---- out-of-distribution scores
 
@@ -224,11 +243,15 @@ class VAE(Model):
         """−IWAE-k."""
         return -self.iwae_bound(x, noise, k)
 
-    def score_regret(self, x: Tensor, *, noise: Noise, steps: int = 100, samples: int = 4, lr: float = 0.05) -> Tensor:
-        """Likelihood regret (Xiao 2020, arXiv:2003.02977, eq. 5): what the ELBO gains when q is fitted to one image.
+    def score_regret(
+        self, x: Tensor, *, noise: Noise, steps: int = 100, samples: int = 4, lr: float = 0.05
+    ) -> Tensor:
+        """Likelihood regret (Xiao 2020, arXiv:2003.02977, eq. 5): what the ELBO gains when q is fitted to one
+        image.
 
-        Adam moves mu and logvar of each image, from the encoder's, on the ELBO over `samples` fixed draws; the best
-        ELBO on the way counts, so the regret is never negative. The images' sum is minimised and Adam works
+        Adam moves mu and logvar of each image, from the encoder's, on the ELBO over `samples` fixed draws;
+        the best ELBO on the way counts, so the regret is never negative. The images' sum is minimised and
+        Adam works
         elementwise: a score does not depend on the batch.
         """
         e = self.embed(None, len(x))
@@ -268,12 +291,18 @@ class VAE(Model):
         e = None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
         z = temperature * noise.randn(n, self.latent).to(device)
         out = self.decoder(z, e)
-        x = self.pixels.mean(out) if mean else self.pixels.draw(out, noise.rand(n, *self.data.shape).to(device))
+        x = (
+            self.pixels.mean(out)
+            if mean
+            else self.pixels.draw(out, noise.rand(n, *self.data.shape).to(device))
+        )
         progress(1, 1, x)
         return x
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Applied:
+    def reconstruct(
+        self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress
+    ) -> Applied:
         """Each image through encoder and decoder, at the posterior's mean."""
         e = self.embed(labels, len(x))
         x = self.pixels.mean(self.decoder(self.encode(x, e)[0], e))
@@ -282,8 +311,8 @@ class VAE(Model):
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … in latent space, ends included. Raises UsageError for fewer than two images,
-        or steps."""
+        """The way from image 0 to 1, 2 to 3, … in latent space, ends included. Raises UsageError for fewer
+        than two images, or steps."""
         mu = self.encode(x, self.embed(None, len(x)))[0]
         z = ways(mu, steps)
         x = self.pixels.mean(self.decoder(z, self.embed(None, len(z))))
@@ -291,8 +320,12 @@ class VAE(Model):
         return as_ways(x, steps)
 
     @torch.no_grad()
-    def traverse(self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0) -> Applied:
-        """The first image's code, changed along the `dims` latent dimensions that change the picture most, one a row, from
-        −span to span."""
+    def traverse(
+        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0
+    ) -> Applied:
+        """The first image's code, changed along the `dims` latent dimensions that change the picture most,
+        one a row, from −span to span."""
         mu = self.encode(x[:1], self.embed(None, 1))[0]
-        return traversal(lambda z: self.pixels.mean(self.decoder(z, self.embed(None, len(z)))), mu, dims, steps, span)
+        return traversal(
+            lambda z: self.pixels.mean(self.decoder(z, self.embed(None, len(z)))), mu, dims, steps, span
+        )

@@ -1,0 +1,486 @@
+"""What a user reads and a script parses: help, lists, errors word for word, JSON, exit codes, colour."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from gzcli import __version__
+from gzcli.__main__ import main
+from gzcli.cli import app, out
+from gzcli.errors import DivergedError, GzError, UsageError, canonical
+from gzcli.store import runs
+from gzcli.store.paths import recipe_names, recipes_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _as_gz(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gz"])
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def gz(capsys):
+    """gz("list", "data") → (exit code, stdout, stderr)"""
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        seen = capsys.readouterr()
+        return code, seen.out, seen.err
+
+    return call
+
+
+@pytest.fixture
+def gz_json(gz):
+    """gz_json("list") → (exit code, the one JSON object on stdout)"""
+
+    def call(*argv: str) -> tuple[int, dict]:
+        code, stdout, _ = gz(*argv, "--json")
+        (line,) = stdout.splitlines()
+        value = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+        assert next(iter(value.items())) == ("schema", 1)
+        return code, value
+
+    return call
+
+
+# --- errors, word for word ---
+
+ERRORS = [
+    ("tran", 2, "no such command `tran`", "did you mean `train`?"),
+    ("list modles", 2, "no list is called `modles`", "did you mean `models`?"),
+    ("list models --family vea", 2, "no family is called `vea`", "did you mean `vae`?"),
+    ("list --can smple", 2, "no capability is called `smple`", "did you mean `sample`?"),
+    ("list data --can ood", 2, "`--family` and `--can` choose among models", "gz list models"),
+    ("list --famly vae", 2, "no such option `--famly`", "did you mean `--family`?"),
+    ("list --zzz", 2, "no such option `--zzz`", "`gz list --help` shows what it takes"),
+    ("train", 2, "missing argument `MODEL|RECIPE|RUN`", "`gz train --help` shows what it takes"),
+    (
+        "train vae stray",
+        2,
+        "unexpected argument `stray`",
+        "arguments for `accelerate launch` stand after `--`",
+    ),
+    (
+        "train vae stray -- --x",
+        2,
+        "unexpected argument `stray`",
+        "arguments for `accelerate launch` stand after `--`",
+    ),
+    ("data", 2, "missing command", "`gz data --help` shows what it takes"),
+    ("data lst", 2, "no such command `lst`", "did you mean `list`?"),
+    ("data path mnits", 2, "there is no data set `mnits`", "did you mean `mnist`?"),
+    ("data path mnist", 3, "`mnist` is not in the cache", "`gz data download mnist`"),
+    (
+        "data download mnist --size 2",
+        2,
+        "invalid value for `--size`: must be 4 or more",
+        "`gz data download --help` shows what it takes",
+    ),
+    (
+        "train vae --steps many",
+        2,
+        "invalid value for `--steps`: must be an integer",
+        "`gz train --help` shows what it takes",
+    ),
+    ("data download mnist cifr10", 2, "there is no data set `cifr10`", "did you mean `cifar10`?"),
+    (
+        "runs path nothing-like-it",
+        2,
+        "no model or run is called `nothing-like-it`",
+        "gz list models · gz runs list",
+    ),
+    ("runs remove nope", 2, "no run is called `nope`", "`gz runs list` shows them"),
+    ("runs prune", 2, "`gz runs prune` needs `--keep K` or `--unfinished`", "gz runs prune --keep 1"),
+    ("runs path vae", 3, "no finished run of `vae`", "gz train vae"),
+    ("recipe show veae", 2, "there is no model `veae`", "did you mean `vae`?"),
+    ("sample vae --gpus many", 3, "no finished run of `vae`", "gz train vae"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "message", "hint"), ERRORS, ids=[line for line, *_ in ERRORS])
+def test_error_texts(gz, home, line, code, message, hint):
+    assert gz(*line.split()) == (code, "", f"error: {message}\n\nhint: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message", "hint"), [case for case in ERRORS if " -- " not in case[0]]
+)
+def test_errors_as_json(gz_json, home, line, code, message, hint):
+    kind = {2: "usage", 3: "missing"}[code]
+    if line == "data":  # a group takes no options of its own
+        message, hint = "no such option `--json`", "`gz data --help` shows what it takes"
+    expected = {"code": code, "kind": kind, "message": message, "hint": hint}
+    got_code, got = gz_json(*line.split())
+    assert (got_code, got) == (code, {"schema": 1, "error": expected})
+
+
+def test_wrong_type_names_the_option(gz):
+    code, stdout, stderr = gz("train", "vae", "--steps", "ten")
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("error: invalid value for `--steps`: ")
+
+
+def _raise(problem):
+    def verb(*args, **kwargs):
+        raise problem
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "first"),
+    [
+        (RuntimeError("boom\n  twice"), 1, "internal error: RuntimeError: boom twice"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (typer.Abort(), 130, "error: interrupted"),
+        (DivergedError("the loss is not finite"), 5, "error: the loss is not finite"),
+        (OSError(errno.ENOSPC, "x", "/d/f"), 3, "error: `/d/f`: no space left on device"),
+        (PermissionError(errno.EACCES, "x", "/d/f"), 3, "error: `/d/f`: permission denied"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_every_exception_has_a_code_and_one_line(gz, monkeypatch, problem, code, first):
+    monkeypatch.setattr("gzcli.cli.list.list_models", _raise(problem))
+    got, stdout, stderr = gz("list")
+    assert (got, stdout) == (code, "")
+    assert stderr.splitlines()[0] == first and "Traceback" not in stderr
+    if code == 1:
+        assert stderr.endswith("hint: this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it\n")
+    monkeypatch.setenv("GZ_DEBUG", "1")
+    assert "Traceback" in gz("list")[2]
+
+
+def test_an_event_error_is_a_line_with_its_event(capsys):
+    out.configure(json=True)
+    problem = UsageError("no", hint="yes")
+    problem.event = "error"
+    out.error(problem)
+    out.configure(json=False)
+    error = {"code": 2, "kind": "usage", "message": "no", "hint": "yes"}
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "event": "error", "error": error}
+
+
+def test_exit_codes_of_verbs_pass_through(gz, monkeypatch):
+    monkeypatch.setattr("gzcli.cli.list.list_models", _raise(typer.Exit(7)))
+    assert gz("list")[0] == 7
+    monkeypatch.setattr("gzcli.cli.list.list_models", _raise(SystemExit(141)))
+    assert gz("list")[0] == 141
+
+
+def test_a_closed_pipe_is_quiet():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "gzcli", "list", "data"], stdout=write, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# --- help ---
+
+
+def test_version_and_help(gz):
+    assert gz("--version") == (0, f"gz {__version__}\n", "")
+    code, stdout, stderr = gz("--help")
+    assert (code, stderr) == (0, "") and gz()[:2] == (0, stdout) == gz("-h")[:2]
+    assert all(f"│ {verb} " in stdout for verb in app.VERBS)
+    examples = [line.strip() for line in stdout.splitlines()[-6:] if line.strip()]
+    assert examples == ["gz train vae", "gz ood ddpm --in mnist --out fashionmnist"]
+
+
+def test_it_calls_itself_what_the_user_called_it(gz, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/gzcli"])
+    assert "Usage: gzcli list" in gz("list", "--help")[1]
+    assert "`gzcli list --help`" in gz("list", "--zzz")[2]
+
+
+def _commands(command, path=()):
+    for name, part in getattr(command, "commands", {}).items():
+        yield from _commands(part, (*path, name))
+    if not hasattr(command, "commands"):
+        yield " ".join(path), command
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app.build([]))))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_json_quiet_and_a_line_of_help(name):
+    command = COMMANDS[name]
+    options = {option for param in command.params for option in param.opts}
+    assert {"--json", "--quiet", "-q"} <= options
+    first = command.help.splitlines()[0]
+    assert 10 < len(first) <= 100 and first[0].isupper() and first.endswith(".")
+    helps = [param.help for param in command.params if param.help]
+    assert [text for text in helps if not text.endswith((".", "…"))] == []
+
+
+def test_one_verb_alone_is_built_for_its_line():
+    assert set(typer.main.get_command(app.build(["list", "data"])).commands) == {"list"}
+    assert set(typer.main.get_command(app.build(["lst"])).commands) == set(app.VERBS)
+
+
+# --- out ---
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("variable", ["NO_COLOR=1", "CI=true", "TERM=dumb", "TERM=xterm"])
+def test_colour_only_on_a_terminal_that_wants_it(monkeypatch, variable):
+    for name in ("NO_COLOR", "CI", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(*variable.split("="))
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    out.error(GzError("no", hint="yes"))
+    out.error(UsageError("no", hint="yes"))
+    coloured = "\033[31merror:\033[0m no\n\n\033[36mhint:\033[0m yes\n"
+    assert stream.getvalue().endswith(coloured if variable == "TERM=xterm" else "error: no\n\nhint: yes\n")
+
+
+def test_table_aligns_text_left_and_numbers_right(capsys):
+    out.configure(json=False, quiet=False)
+    out.table(
+        ("name", "auroc", "n"), [("nll", "0.9", 10000), ("recon (baseline)", "0.95", None), ("", "0.1234", 5)]
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "name               auroc      n",
+        "nll                  0.9  10000",
+        "recon (baseline)    0.95      -",
+        "-                 0.1234      5",
+    ]
+
+
+def test_json_has_no_nan_and_knows_numpy_torch_and_paths(capsys):
+    import numpy as np
+    import torch
+
+    out.configure(json=True)
+    out.data(
+        {
+            "a": float("nan"),
+            "b": [np.float32(0.5), torch.tensor(3)],
+            "c": Path("/x"),
+            "d": {"e": float("inf")},
+        }
+    )
+    out.table(("a",), [("b",)])
+    out.text("not JSON")
+    out.configure(json=False)
+    assert capsys.readouterr().out == '{"schema": 1, "a": null, "b": [0.5, 3], "c": "/x", "d": {"e": null}}\n'
+
+
+def test_quiet_leaves_data_and_errors(gz, home):
+    code, stdout, stderr = gz("list", "-q")
+    assert code == 0 and "vae" in stdout and stderr == ""
+    assert gz("list", "-q", "modles")[2].startswith("error: no list is called")
+    assert "hint:" in gz("list")[2]  # the switch does not outlive its call
+
+
+# --- list, data, recipe ---
+
+
+def test_list_models(gz, gz_json):
+    from gzcli.models.catalog import cards
+
+    code, value = gz_json("list", "models")
+    assert code == 0 and {canonical(row["name"]) for row in value["models"]} == set(cards())
+    assert all(set(row) == {"name", "family", "can", "paper", "recipe"} for row in value["models"])
+    assert {row["recipe"] for row in value["models"]} >= set(recipe_names())
+    assert gz_json("list")[1] == value
+    likely = gz_json("list", "models", "--can", "log-prob")[1]["models"]
+    assert likely == [row for row in value["models"] if "log_prob" in row["can"]] and 0 < len(likely) < len(
+        cards()
+    )
+    vaes = gz_json("list", "--family", "VAE")[1]["models"]
+    assert [row["name"] for row in vaes] == [
+        name for name, card in sorted(cards().items()) if card.family == "vae"
+    ]
+    assert "\033" not in gz("list", "models")[1] and "\t" not in gz("list", "models")[1]
+
+
+def test_list_data_is_data_list(gz, gz_json, home):
+    assert gz("list", "data") == gz("data", "list")
+    value = gz_json("list", "data")[1]
+    assert value == gz_json("data", "list")[1]
+    rows = {row["name"]: row for row in value["data"]}
+    digits = {key: rows["digits"][key] for key in ("classes", "channels", "size", "cached")}
+    assert digits == {"classes": 10, "channels": 1, "size": 16, "cached": True}
+    assert rows["mnist"]["size"] == 28 and rows["mnist"]["cached"] is False
+    long = gz("data", "list", "--long")[1]
+    assert (
+        "Yang et al. 2023" in long
+        and "CC BY 4.0" in long
+        and "also 64, 128, 224" in long
+        and "image-net.org" in long
+    )
+
+
+def test_data_of_your_own(gz, gz_json, home, tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), rng.integers(0, 2, (40, 1))
+    file = tmp_path / "mine.npz"
+    np.savez(file, train_images=images, train_labels=labels, test_images=images[:10], test_labels=labels[:10])
+    code, value = gz_json("data", "import", str(file), "--name", "mine")
+    assert code == 0 and value["name"] == "mine" and value["path"] == str(file)
+    assert "mine" in {row["name"] for row in gz_json("list", "data")[1]["data"]}
+    assert value["shape"] == [1, 8, 8] and value["counts"]["test"] == 10 and value["skipped"] == []
+    code, pack, _ = gz("data", "path", "MINE")
+    assert code == 0 and pack.startswith(str(home / "packs" / "mine"))
+    assert (
+        gz_json("data", "remove", "mine", "--yes") == (0, {"schema": 1, "removed": ["mine"]})
+        and file.exists()
+    )
+    assert gz("data", "path", "mine")[0] == 2
+    assert gz("data", "import", str(tmp_path / "nowhere"), "--name", "x")[0] == 3
+    assert gz("data", "import", str(file), "--name", "mnist")[0] == 2
+
+
+def test_download_takes_from_a_folder_and_verify_finds_damage(gz, gz_json, home, shared_data):
+    source = str(shared_data / "mirror")
+    code, value = gz_json("data", "download", "fashionmnist", "--from", source)
+    assert code == 0 and value["data"][0]["counts"] == {"train": 58000, "val": 2000, "test": 10000}
+    assert gz_json("data", "verify")[1]["data"][0]["name"] == "fashionmnist"
+    damaged = next((home / "raw" / "fashionmnist").glob("t10k-labels*"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, _, stderr = gz("data", "verify", "fashionmnist")
+    assert code == 3 and str(damaged) in stderr and "hint: `gz data remove fashionmnist`" in stderr
+
+
+def test_recipes(gz, gz_json, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert gz("recipe", "show", "vae")[1] == (recipes_dir() / "vae.yaml").read_text().rstrip() + "\n"
+    shown = gz_json("recipe", "show", "vae", "--data", "mnist", "--set", "train.steps=7")[1]
+    assert shown["tree"]["train"]["steps"] == 7 and shown["origin"]["train.steps"] == "--set"
+    assert shown["tree"]["data"]["name"] == "mnist"
+    assert gz("recipe", "copy", "vae")[:2] == (0, "vae.yaml\n")
+    assert (tmp_path / "vae.yaml").read_bytes() == (recipes_dir() / "vae.yaml").read_bytes()
+    assert gz("recipe", "copy", "vae")[0] == 2 and gz("recipe", "copy", "vae", "--force")[0] == 0
+    assert gz("recipe", "check", "./vae.yaml")[0] == 0
+    assert {row["name"] for row in gz_json("list", "recipes")[1]["recipes"]} == set(recipe_names())
+
+
+def test_recipe_check_tells_every_mistake_with_its_place(gz, tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("extends: vae\nmodle: {hidden: 3}\ntrain:\n  stepz: 5\n  batch_size: many\n")
+    code, stdout, stderr = gz("recipe", "check", str(file))
+    assert (code, stdout) == (2, "")
+    assert all(f"{file}:{line}:" in stderr for line in (2, 4, 5))
+
+
+# --- runs ---
+
+
+@pytest.fixture
+def trained(home):
+    """Runs as the trainer leaves them, oldest first: {label: Run}"""
+    found = {}
+    states = [
+        ("old", "finished"),
+        ("named", "finished"),
+        ("new", "finished"),
+        ("broken", "failed"),
+        ("busy", "running"),
+    ]
+    for i, (label, state) in enumerate(states):
+        run = runs.create("vae", "digits", alias="keep-me" if label == "named" else None)
+        run.update(state=state, created=1000.0 + i, step=100 * i)
+        (run.path / "run.yaml").write_text("model: {name: vae}\nseed: 3\n")
+        (run.path / "model.safetensors").write_bytes(b"x" * 1000)
+        found[label] = run
+    return found
+
+
+@pytest.fixture
+def busy(trained):
+    from gzcli.store.files import lock
+
+    with lock(trained["busy"].lock):
+        yield trained["busy"]
+
+
+def test_runs_list_show_path(gz, gz_json, trained):
+    rows = gz_json("runs", "list")[1]["runs"]
+    assert [row["run"] for row in rows] == [run.id for run in reversed(trained.values())]
+    assert rows[0]["state"] == "killed" and rows[3]["alias"] == "keep-me"
+    assert gz_json("list", "runs")[1]["runs"] == rows
+    assert gz_json("runs", "list", "--model", "glow")[1]["runs"] == []
+    assert gz("runs", "path", "keep-me")[1] == f"{trained['named'].path}\n"
+    assert gz("runs", "path", "vae")[1] == f"{trained['new'].path}\n"  # the newest finished one
+    assert gz_json("runs", "show", trained["broken"].id)[1]["recipe"] == {"model": {"name": "vae"}, "seed": 3}
+    assert "seed: 3" in gz("runs", "show", "keep-me")[1]
+
+
+def test_runs_prune_keeps_the_newest_the_named_and_the_running(gz, gz_json, trained, busy):
+    assert gz_json("runs", "prune", "--keep", "2", "--yes")[1]["removed"] == [trained["old"].id]
+    assert gz_json("runs", "prune", "--unfinished", "--yes")[1]["removed"] == [trained["broken"].id]
+    assert {run.id for run in runs.all_runs()} == {trained[label].id for label in ("named", "new", "busy")}
+    assert gz("runs", "prune", "--keep", "0", "--yes")[0] == 0
+    assert {run.id for run in runs.all_runs()} == {trained["named"].id, busy.id}
+
+
+def test_runs_are_not_removed_unasked(gz, trained, busy, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # no terminal
+    code, stdout, stderr = gz("runs", "remove", "keep-me")
+    assert (code, stdout) == (2, "") and "`--yes`" in stderr and trained["named"].path.exists()
+    assert gz("runs", "remove", "vae", "--yes")[0] == 2  # a model is not a run
+    assert gz("runs", "remove", busy.id, "--yes")[0] == 2 and busy.path.exists()
+    answers = Terminal("n\ny\n")
+    monkeypatch.setattr(sys, "stdin", answers)
+    assert gz("runs", "remove", "keep-me")[0] == 0 and trained["named"].path.exists()
+    code, stdout, stderr = gz("runs", "remove", "keep-me")
+    assert code == 0 and not trained["named"].path.exists() and "removed 1 run" in stderr
+
+
+# --- doctor ---
+
+
+def test_doctor(gz, gz_json, home, monkeypatch, tmp_path):
+    code, value = gz_json("doctor")
+    checks = {check["name"]: check for check in value["checks"]}
+    assert code == 0 and value["ok"] and {check["state"] for check in checks.values()} <= {"ok", "note"}
+    assert {
+        "python",
+        "torch",
+        "accelerate",
+        "cpu",
+        "cache",
+        "runs",
+        "recipes",
+        "GZ_HOME",
+        "inception",
+    } <= set(checks)
+    assert str(home) in checks["cache"]["detail"]
+    config = tmp_path / "hf" / "accelerate" / "default_config.yaml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("GZ_MIRROR", tmp_path.as_uri())
+    code, stdout, _ = gz("doctor")
+    assert code == 0 and "gz ignores it" in stdout and "reachable" in stdout
+    monkeypatch.setenv("GZ_MIRROR", str(tmp_path / "gone"))
+    code, stdout, stderr = gz("doctor")
+    assert (
+        code == 3
+        and f"no folder {tmp_path / 'gone'}" in stdout
+        and stderr.endswith("checks failed: `mirror`\n")
+    )

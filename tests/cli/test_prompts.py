@@ -1,0 +1,315 @@
+"""`gz sample` with prompts and input pictures: what becomes of the words, and what each image of each rank is
+given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gzcli.cli import app
+from gzcli.engine import sample, sampler
+from gzcli.engine.context import Trained
+from gzcli.engine.log import Log
+from gzcli.models import catalog
+from gzcli.models.base import Model
+from gzcli.models.catalog import Param
+from gzcli.store import runs
+from gzcli.types import Applied, DataInfo
+
+OPTIONS = {
+    "prompt": Param("prompt", "str | list[str] | None", None, False),
+    "negative": Param("negative", "str", "", False),
+    "guidance": Param("guidance", "float", 7.5, False),
+    "size": Param("size", "int | None", None, False),
+    "edges": Param("edges", "bool", False, False),
+}
+READS = replace(
+    catalog.card("vae"), sample=OPTIONS, inputs=("control",), do={"edit": {"prompt": OPTIONS["prompt"]}}
+)
+
+
+class Reader(Model):
+    """Draws flat images whose brightness is the length of the prompt, plus that of the map; they differ by
+    their noise."""
+
+    paper = "none"
+
+    def sample(
+        self,
+        n,
+        *,
+        noise,
+        progress,
+        labels=None,
+        control=None,
+        prompt=None,
+        negative="",
+        guidance=1.0,
+        size=None,
+        edges=False,
+    ):
+        assert prompt is None or (len(prompt) == n and all(isinstance(text, str) for text in prompt))
+        self.seen = [*getattr(self, "seen", []), (n, prompt, control, negative, edges)]
+        side = size or self.data.shape[1]
+        x = torch.zeros(n, 1, side, side) + 0.01 * noise.rand(n, 1, 1, 1)
+        if prompt:
+            x += torch.tensor([len(text) / 100 for text in prompt])[:, None, None, None]
+        return x if control is None else x + control.mean((1, 2, 3), keepdim=True) / 2
+
+    def edit(self, x, *, noise, progress, prompt=None):
+        self.seen = [prompt]
+        return Applied(x)
+
+
+@pytest.fixture
+def trained(home, monkeypatch):
+    """A run of a model that reads, as the engine has it; the command line takes `vae` for it."""
+    run = runs.create("vae", "digits", alias="reader")
+    run.update(state="finished")
+    (run.path / "run.yaml").write_text(
+        "model: {name: vae}\nsample: {}\ndata: {name: digits, size: 16, channels: 1}\n"
+    )
+    (run.path / "model.safetensors").write_bytes(b"x")
+    info = DataInfo((1, 16, 16))
+    tree = {"sample": {"prompt": None, "size": None}, "data": {"name": "digits", "size": 16, "channels": 1}}
+    found = Trained(run, Reader(info), info, tree, torch.device("cpu"), 1)
+    monkeypatch.setattr(sample, "load_trained", lambda *args: found)
+    monkeypatch.setattr(catalog, "card", lambda name: READS)
+    return found
+
+
+@pytest.fixture
+def gz(trained, capsys, monkeypatch):
+    """gz("--prompt", "x") → (exit code, the result or the error of `gz sample reader … --json`); the engine
+    runs in this process."""
+
+    def here(folder: Path, job: dict, *, gpus, cpu, processes) -> dict:
+        folder.mkdir(parents=True, exist_ok=True)
+        return sample.run(json.loads(json.dumps(job)), folder, torch.device("cpu"), Log())
+
+    monkeypatch.setattr("gzcli.cli.jobs.do_job", here)
+
+    def call(*words: str) -> tuple[int, dict]:
+        code = app.run(["sample", "reader", *words, "--json"])
+        value = json.loads(capsys.readouterr().out)
+        return code, value.get("error", value)
+
+    return call
+
+
+def files(path: Path, **brightness: int) -> Path:
+    path.mkdir()
+    for name, value in brightness.items():
+        Image.fromarray(np.full((40, 30), value, np.uint8)).save(path / f"{name}.png")
+    return path
+
+
+# --- prompts ---
+
+
+def test_prompts_are_cycled_and_are_as_many_as_the_images(gz, trained):
+    code, result = gz(
+        "--prompt", "a red door", "--prompt", "three", "--negative", "3", "--guidance", "7", "--seed", "1"
+    )
+    assert (code, result["n"], result["prompts"]) == (0, 2, ["a red door", "three"])
+    code, result = gz("--prompt", "a", "--prompt", "bb", "-n", "5")
+    assert (code, result["n"], result["prompts"]) == (0, 5, ["a", "bb"]) and len(result["files"]) == 5
+    assert trained.model.seen[-1][:2] == (5, ["a", "bb", "a", "bb", "a"])
+
+
+def test_without_prompts_it_is_as_ever(gz, trained):
+    assert gz()[1]["n"] == 64 and trained.model.seen[-1][1] is None and gz()[1]["prompts"] == []
+    trained.tree["sample"]["prompt"] = "of the recipe"
+    gz("-n", "2")
+    assert trained.model.seen[-1][1] == ["of the recipe"] * 2
+    trained.tree["sample"]["prompt"] = ["x", "y"]
+    gz("-n", "3")
+    assert trained.model.seen[-1][1] == ["x", "y", "x"]
+    gz("--prompt", "mine", "-n", "2")
+    assert trained.model.seen[-1][1] == ["mine", "mine"]
+
+
+def test_prompts_of_a_file_come_after_those_of_the_line(gz, trained, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text('\ufeff# doors\na red door, "open"\n\n  ein grüner   \n# none\n', encoding="utf-8")
+    code, result = gz("--prompts", str(file), "--prompt", "first")
+    assert (code, result["n"], result["prompts"]) == (0, 3, ["first", 'a red door, "open"', "ein grüner"])
+    assert trained.model.seen[-1][1] == result["prompts"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["--prompts", "none.txt"], "none.txt", None),
+        (["--prompts", "empty.txt"], "holds no prompts", "one a line"),
+        (["--prompts", "latin.txt"], "not UTF-8 text", "one a line"),
+        (["--promt", "x"], "no such option `--promt`", "did you mean `--prompt`?"),
+        (["--guidance", "much"], "`--guidance` must be a number", None),
+        (["--mask", "empty.txt"], "`--mask` goes with `--do`", "can: edit"),
+        (["--input", "maps", "-n", "2", "--sise", "8"], "no such option `--sise`", "did you mean `--size`?"),
+    ],
+)
+def test_wrong_words(gz, tmp_path, monkeypatch, words, message, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("# nothing\n\n")
+    (tmp_path / "latin.txt").write_bytes(b"gr\xfcn\n")
+    files(tmp_path / "maps", a=3)
+    code, error = gz(*words)
+    assert code == 2 and message in error["message"] and (hint is None or hint in error["hint"])
+
+
+def test_a_model_that_does_not_read_or_takes_no_pictures(gz, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        catalog, "card", lambda name: replace(READS, sample={}, inputs=(), do={}, can=("sample",))
+    )
+    code, error = gz("--prompt", "x")
+    assert (code, error["message"]) == (2, "`vae` takes no prompts") and "--can prompt" in error["hint"]
+    monkeypatch.setattr(catalog, "card", lambda name: replace(READS, sample={}, inputs=(), do={"edit": {}}))
+    code, error = gz("--prompt", "x", "--do", "edit")
+    assert (code, error["message"]) == (2, "`--do edit` takes no prompts") and "--label" in error["hint"]
+    code, error = gz("--input", str(files(tmp_path / "maps", a=3)))
+    assert (code, error["message"]) == (2, "`--input` goes with `--do`") and "can: edit" in error["hint"]
+
+
+def test_an_application_gets_them_too(gz, trained, tmp_path):
+    code, _ = gz(
+        "--do", "edit", "--input", str(files(tmp_path / "p", a=3, b=4, c=5)), "--prompt", "x", "--prompt", "y"
+    )
+    assert code == 0 and trained.model.seen == [["x", "y", "x"]]
+
+
+# --- pictures ---
+
+
+def test_pictures_are_given_to_sample(gz, trained, tmp_path):
+    folder = files(tmp_path / "maps", a=0, b=255)
+    code, result = gz("--input", str(folder), "--edges", "--npz")
+    assert (code, result["n"]) == (0, 2) and "from-input" in result["grid"]
+    n, prompt, control, _, edges = trained.model.seen[-1]
+    assert (n, prompt, edges, control.shape) == (2, None, True, (2, 1, 16, 16))
+    assert control[0].unique().tolist() == [-1] and control[1].unique().tolist() == [1]
+    width, height = Image.open(
+        result["grid"]
+    ).size  # maps above, images below, each four times as large, with names beside
+    assert height == 2 * (64 + 3) + 16 and width > 2 * (64 + 3) + 16
+    bright = np.load(result["npz"])["samples"].mean((1, 2, 3))
+    assert bright[0] < 70 and bright[1] > 185 and len(result["files"]) == 2
+    code, result = gz("--input", str(folder), "--prompt", "1", "--prompt", "22", "--prompt", "333")
+    assert result["n"] == 3 and trained.model.seen[-1][2][:, 0, 0, 0].tolist() == [-1, 1, -1]
+    code, result = gz("--input", str(folder / "b.png"), "-n", "3")
+    assert result["n"] == 3 and trained.model.seen[-1][2][:, 0, 0, 0].tolist() == [1, 1, 1]
+    assert gz("--input", str(folder), "-n", "1")[1]["n"] == 1
+
+
+@pytest.mark.parametrize("by", ["--size", "recipe"])
+def test_pictures_and_images_of_another_size(gz, trained, tmp_path, by):
+    folder = files(tmp_path / "maps", a=0, b=255, c=9)
+    trained.tree["sample"]["size"] = 24 if by == "recipe" else None
+    code, result = gz("--input", str(folder), "--npz", *(("--size", "24") if by == "--size" else ()))
+    assert code == 0 and trained.model.seen[-1][2].shape == (3, 1, 24, 24)
+    assert np.load(result["npz"])["samples"].shape == (3, 24, 24, 1) and Image.open(
+        result["files"][0]
+    ).size == (24, 24)
+
+
+# --- shares ---
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """ranks(world, draw) → what the ranks' own shares are, put together."""
+
+    def all_of(world: int, draw) -> np.ndarray:
+        parts = []
+        monkeypatch.setattr(sampler, "gather", lambda rows: rows)
+        for rank in range(world):
+            monkeypatch.setattr(sampler, "ranks", lambda rank=rank: (rank, world))
+            parts.append(draw())
+        return sampler.joined(parts)
+
+    return all_of
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+@pytest.mark.parametrize("size", [None, 24])
+def test_ranks_and_batches_share_prompts_and_pictures(trained, ranks, monkeypatch, world, size):
+    prompts = [f"{'x' * (3 * i)}" for i in range(1, 6)]
+    given = {
+        "prompt": prompts,
+        "control": torch.linspace(-1, 1, 4)[:, None, None, None].expand(-1, 1, 16, 16),
+    }
+
+    def draw() -> np.ndarray:
+        return sampler.draw(trained, 6, seed=3, given=given, options={"size": size})
+
+    whole = ranks(1, draw)
+    assert whole.shape == (6, 1, size or 16, size or 16) and trained.model.seen[-1][0] == 6
+    assert (
+        ranks(world, draw) == whole
+    ).all()  # with seven ranks the last has nothing, and does not know the size
+    monkeypatch.setitem(sampler.BATCH, "cpu", 4)
+    assert (ranks(world, draw) == whole).all() and trained.model.seen[-1][1] == [
+        prompts[i % 5] for i in rows_of_last(world)
+    ]
+
+
+def rows_of_last(world: int) -> range:
+    """The images of the last batch of the last rank that has any; batches are of four at most."""
+    share = -(-6 // world)
+    start = (5 // share) * share
+    return range(start, min(start + 4, 6)) if share <= 4 else range(4, 6)
+
+
+def test_gathering_skips_who_had_nothing(monkeypatch):
+    def gathered(parts, rows):
+        parts[:] = [rows, np.zeros((0, 1, 16, 16), np.uint8)]
+
+    monkeypatch.setattr(sampler, "ranks", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    assert sampler.gather(np.ones((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
+    assert sampler.joined([np.zeros((0, 3, 4, 4), np.uint8)]).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "size", "images"),
+    [
+        ("cuda", (1, 28, 28), None, 512),
+        ("cuda", (3, 64, 64), None, 512),
+        ("cuda", (3, 512, 512), None, 8),
+        ("cpu", (3, 64, 64), 512, 2),
+        ("cpu", (3, 512, 512), 64, 128),
+        ("cpu", (3, 1024, 1024), None, 1),
+    ],
+)
+def test_large_images_come_in_smaller_batches(trained, device, shape, size, images):
+    asked = replace(trained, info=DataInfo(shape), device=torch.device(device))
+    assert sampler.at_once(asked, {"size": size}) == images
+
+
+# --- the card ---
+
+
+def test_the_card_tells_of_prompts_and_pictures(tmp_path, monkeypatch):
+    from gzcli.models import sources
+
+    root = tmp_path / "gzcli" / "models"
+    (root / "sd").mkdir(parents=True)
+    (root / "base.py").write_text("class Model:\n    def sample(self, n): ...\n")
+    (root / "sd" / "lora.py").write_text(
+        "from gzcli.models.base import Model\nclass Lora(Model):\n    paper = 'x'\n    needs = ('caption', "
+        "'before')\n"
+        "    def sample(self, n, *, labels: Tensor | None = None, noise: Noise, progress: Progress, "
+        "prompt: str | None = None,\n"
+        "               before: Tensor | None = None, scale: float = 1.0): ...\n"
+    )
+    for module in (sources, catalog):
+        monkeypatch.setattr(module, "ROOT", root)
+    card = catalog.card("lora")
+    assert card.inputs == ("before",) and list(card.sample) == ["prompt", "scale"] and "prompt" in card.can
+    assert card.needs == ("caption", "before")

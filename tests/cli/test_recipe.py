@@ -1,0 +1,734 @@
+"""Recipes: YAML 1.2, closed keys, all mistakes at once, the order of layers, and text that reads back as it
+was."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import string
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gzcli.data.sets import SPECS
+from gzcli.data.specs import find
+from gzcli.errors import UsageError, canonical
+from gzcli.models import catalog
+from gzcli.recipe import schema
+from gzcli.recipe.load import Mark, load, read_text, refuse
+from gzcli.recipe.override import parse_set
+from gzcli.recipe.resolve import check, check_data, dump, read, recipes, resolve, show
+from gzcli.recipe.stages import trees
+from gzcli.types import DataInfo
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write("my.yaml", text) → its name, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return f"./{name}" if "/" not in name else name
+
+    return write
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """Shipped recipes of its own: shipped("glow.yaml", text)."""
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    monkeypatch.setattr("gzcli.recipe.files.recipes_dir", lambda: folder)
+    return lambda name, text: (folder / name).write_text(text)
+
+
+def problems(function, *args, **options) -> list[str]:
+    """The lines of the UsageError, the hint of a lone one in brackets as it stands beside others."""
+    with pytest.raises(UsageError) as e:
+        function(*args, **options)
+    head, *lines = e.value.message.split("\n")
+    if not lines:
+        return [head + (f" ({e.value.hint})" if e.value.hint else "")]
+    assert head == f"{len(lines)} mistakes"
+    return [line.removeprefix("  ") for line in lines]
+
+
+# ---------------------------------------------------------------------------- YAML 1.2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E+3", 1e3),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("-2.5e3", -2500.0),
+        ("+.inf", math.inf),
+        ("-.INF", -math.inf),
+        ("0", 0),
+        ("-7", -7),
+        ("+5", 5),
+        ("010", 10),
+        ("0o17", 15),
+        ("0xff", 255),
+        ("12345678901234567890", 12345678901234567890),
+        ("true", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("Null", None),
+        ("no", "no"),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("Off", "Off"),
+        ("y", "y"),
+        ("12:30", "12:30"),
+        ("2024-01-31", "2024-01-31"),
+        ("0b101", "0b101"),
+        ("-0x1", "-0x1"),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        (".", "."),
+        ("nan", "nan"),
+        ("tRUE", "tRUE"),
+        ("'1e-4'", "1e-4"),
+        ('"null"', "null"),
+        ("!!str 5", "5"),
+        ("|\n  12\n", "12\n"),
+        ("[1, 1e-3, no]", [1, 1e-3, "no"]),
+        ("{a: [~]}", {"a": [None]}),
+    ],
+)
+def test_the_core_schema_of_yaml_1_2(text, value):
+    document = read_text(f"key: {text}", "r.yaml")
+    assert not document.problems
+    got = document.tree["key"]
+    assert got == value and type(got) is type(value)
+
+
+def test_not_a_number():
+    assert math.isnan(read_text("a: .NaN", "r.yaml").tree["a"])
+
+
+def test_every_key_and_value_has_its_place():
+    document = read_text("a: 1\nb:\n  ü: [x, {c: 2}]\n", "r.yaml")
+    assert document.keys == {("a",): (1, 1), ("b",): (2, 1), ("b", "ü"): (3, 3), ("b", "ü", 1, "c"): (3, 11)}
+    assert document.values[("b", "ü", 0)] == Mark(3, 7)
+    assert document.where(("b", "ü", 1, "c"), value=True) == "r.yaml:3:14"
+    assert document.where(("b", "nothing", "here")) == "r.yaml:2:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\n\tb: 2", "r.yaml:2:1: a tab where only spaces may stand"),
+        ("a: [1, 2", "r.yaml:2:1: a list that is not closed: `]` or `,` is missing"),
+        ("\ta: 1", "r.yaml:1:1: a tab where only spaces may stand"),
+        ("a: @x", "r.yaml:1:4: a value cannot begin with this sign"),
+        ('a: "x', "r.yaml:1:6: a quote that is not closed"),
+        ("a: {b: 1", "r.yaml:2:1: a map that is not closed: `}` or `,` is missing"),
+        ("a: b: c", "r.yaml:1:5: a colon where none may stand"),
+        ("a: 1\n---\nb: 1", "r.yaml:2:1: a second document"),
+        ("é: *x", "r.yaml:1:4: an alias, `*`, of nothing"),
+        ("b: é\x07", "r.yaml:1:5: control characters are not allowed"),
+        ("[" * 5000, "r.yaml:1:1001: exceeded maximum nesting depth"),
+    ],
+)
+def test_what_is_not_yaml_is_refused_with_its_place(text, message):
+    with pytest.raises(UsageError) as e:
+        read_text(text, "r.yaml")
+    assert e.value.message == message
+
+
+def test_what_yaml_allows_and_recipes_do_not():
+    text = (
+        "a: &x [1]\nb: *x\n<<: {c: 1}\na: 2\n7: 8\nd: 200_000\ne: !!int '5'\nf: "
+        "!!python/name:os.system\ng: &l [*l]\n"
+    )
+    document = read_text(text, "r.yaml")
+    assert [str(p) for p in document.problems] == [
+        "r.yaml:2:1: aliases are not supported (write the value out)",
+        "r.yaml:3:1: merge keys are not supported (write the values out)",
+        "r.yaml:4:1: the key `a` stands in line 1 already (leave one of them out)",
+        'r.yaml:5:1: a key must be a word (write `"7"`)',
+        "r.yaml:6:4: `200_000` is not a number (write 200000)",
+        "r.yaml:7:4: the tag `!!int` is not supported (leave it out)",
+        "r.yaml:8:4: the tag `!!python/name:os.system` is not supported (leave it out)",
+        "r.yaml:9:1: aliases are not supported (write the value out)",
+    ]
+    with pytest.raises(UsageError, match="8 mistakes"):
+        refuse(document.problems)
+
+
+def test_a_bomb_of_aliases_costs_nothing():
+    text = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+    assert len(read_text(text, "r.yaml").problems) == 29 * 9
+
+
+def test_load_reads_plainly(write):
+    path = Path(write("my.yaml", "x: {y: 1e-4, z: no}\n"))
+    assert load(path) == read(path) == {"x": {"y": 1e-4, "z": "no"}}
+    path.write_bytes(b"\xef\xbb\xbfx: 1\n")
+    assert load(path) == {"x": 1}, "a byte order mark is no content"
+    path.write_bytes(b"x: \xff\n")
+    assert "not a text in UTF-8" in problems(load, path)[0]
+    path.write_text("- 1\n")
+    assert "not a map" in problems(load, path)[0]
+    assert problems(load, Path("none.yaml")) == ["none.yaml: no such file or directory"]
+
+
+# ---------------------------------------------------------------------------- mistakes
+
+
+def test_all_mistakes_are_told_at_once(write):
+    path = write(
+        "my.yaml",
+        "model: {name: glow, dpeth: 4}\ntrain:\n  stepz: 10\n  batch_size: 0\noptim: {lr: '1e-4'}\n",
+    )
+    assert problems(resolve, path) == [
+        "my.yaml:1:21: unknown key `dpeth` in `model` (did you mean `depth`?)",
+        "my.yaml:3:3: unknown key `stepz` in `train` (did you mean `steps`?)",
+        "my.yaml:4:15: `train.batch_size` must be 1 or more, not `0`",
+        "my.yaml:5:13: `optim.lr` must be a number, not the text `1e-4` (leave out the quotes)",
+    ]
+
+
+def test_a_wrong_name_of_a_data_set_is_among_them(write, tmp_path):
+    path = write("my.yaml", "model: {name: glow, dpeth: 4}\ndata: {name: mnits}\n")
+    wrong = "my.yaml:2:14: there is no data set `mnits` (did you mean `mnist`?)"
+    assert (
+        problems(resolve, path)
+        == ["my.yaml:1:21: unknown key `dpeth` in `model` (did you mean `depth`?)", wrong]
+        == check(path)
+    )
+    assert problems(resolve, path, data="cifra10", sets=["train.steps=0"])[1:] == [
+        "`--data`: there is no data set `cifra10` (did you mean `cifar10`?)",
+        "`--set train.steps=0`: `train.steps` must be 1 or more, not `0`",
+    ]
+    assert len(problems(resolve, path, data=str(tmp_path / "later.zip"))) == 1, "a path may come to be"
+    write("my.yaml", "model: {name: glow}\nfor: {photos: {train: {steps: 5}}}\n")
+    assert resolve(path, data="photos").tree["train"]["steps"] == 5, "the recipe knows of it"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{name: glow}\nsteps: 5", "2:1: unknown key `steps` (did you mean `train.steps`?)"),
+        ("{name: glow}\ntrain: {lr: 5}", "2:9: unknown key `lr` in `train` (did you mean `optim.lr`?)"),
+        ("{name: glow}\ntrian: {}", "2:1: unknown key `trian` (did you mean `train`?)"),
+        (
+            "{name: glow}\ndata: mnist",
+            "2:7: `data` must hold keys, not the text `mnist` (did you mean `data.name`?)",
+        ),
+        (
+            "{name: glow}\ntrain: {steps: 1e4}",
+            "2:16: `train.steps` must be an integer, not `10000.0` (write 10000)",
+        ),
+        ("{name: glow}\ntrain: {steps: true}", "2:16: `train.steps` must be an integer, not true"),
+        ("{name: glow}\ntrain: {steps: }", "2:16: `train.steps` must be an integer, not null"),
+        (
+            "{name: glow}\ntrain: {compile: yes}",
+            "2:18: `train.compile` must be true or false, not the text `yes` (write true)",
+        ),
+        ("{name: glow}\ntrain: {ema: 1}", "2:14: `train.ema` must be in [0, 1), not `1`"),
+        ("{name: glow}\noptim: {lr: .nan}", "2:13: `optim.lr` must be a number, not `nan`"),
+        (
+            "{name: glow}\noptim: {betas: [0.5]}",
+            "2:16: `optim.betas` must be a list of 2 numbers, not `[0.5]`",
+        ),
+        ("{name: glow}\noptim: {betas: [0.5, 1]}", "2:16: `optim.betas` must be in [0, 1), not `[0.5, 1]`"),
+        (
+            "{name: glow}\noptim: {schedule: cosin}",
+            "2:19: `optim.schedule` must be `constant`, `cosine`, `linear` or "
+            "`late_linear`, not the text `cosin` (did you mean `cosine`?)",
+        ),
+        (
+            "{name: glow}\ndata: {augment: flip}",
+            "2:17: `data.augment` must be a list of texts, not the text `flip` (write [flip])",
+        ),
+        ("{name: glow}\ndata: {levels: 1}", "2:16: `data.levels` must be 2 … 256, not `1`"),
+        ("{name: glow}\ndata: {channels: 2}", "2:18: `data.channels` must be `1`, `3` or null, not `2`"),
+        ("{name: glow, depth: deep}", "1:28: `model.depth` must be an integer, not the text `deep`"),
+        (
+            "{name: glow}\nlaunch: {gpus: most}",
+            "2:16: `launch.gpus` must be an integer, `all` or null, not the text `most`",
+        ),
+        (
+            "{name: glow}\nood: {scores: [nl]}",
+            "2:15: `ood.scores` must be a list out of `nll`, `typicality`, `complexity`, `ratio`, "
+            "`gradnorm`, `ensemble` or null, not `['nl']` (did you mean `nll`?)",
+        ),
+        (
+            "{name: wgan}\noptim: {critic: {lr: 1e-4}, genrator: {lr: 1}}",
+            "2:29: unknown key `genrator` in `optim` (did you mean `generator`?)",
+        ),
+        (
+            "{name: wgan}\noptim: {critic: {lrr: 1e-4}}",
+            "2:18: unknown key `lrr` in `optim.critic` (did you mean `lr`?)",
+        ),
+        (
+            "{name: wgan}\noptim: {critic: 3}",
+            "2:17: `optim.critic` must hold keys, not `3` (its keys: name, lr, betas, "
+            "eps, weight_decay, warmup, schedule)",
+        ),
+        ("{name: glwo}", "1:15: no model is called `glwo` (did you mean `glow`?)"),
+        ("{depth: 4}", "1:1: `model.name` is missing (write `model: {name: vae}`, or `extends: vae`)"),
+        ("{name: glow}\nfor: [mnist]", "2:1: `for` must hold data sets, as `for: {mnist: {…}}`"),
+        (
+            "{name: glow}\nfor: {mnist: 3}",
+            "2:14: a section of `for` must hold what changes, as `{train: {…}}`",
+        ),
+        (
+            "{name: glow}\nfor: {mnist: {data: {name: x}}}",
+            "2:22: `data.name` has no place here: a section of `for` is named by its data set",
+        ),
+        ("{name: glow}\nfor: {mnist: {extends: vae}}", "2:15: unknown key `extends`"),
+        (
+            "{name: glow}\nstages: {a: {model: {name: vae}}}",
+            "1:1: unknown key `model` (did you mean `stages.a.model`?)",
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_what_to_write(write, text, message):
+    found = problems(resolve, write("my.yaml", f"model: {text}\n"))
+    assert len(found) == 1
+    assert found[0].startswith(f"my.yaml:{message}")
+
+
+def test_a_broken_value_is_told_once(write):
+    path = write("my.yaml", "model: {name: glow}\ntrain: {steps: 1_000}\ndata: {augment: [1_0]}\n")
+    assert len(problems(resolve, path)) == 2
+
+
+def test_sections_that_do_not_apply_are_checked_too(write):
+    path = write(
+        "my.yaml", "model: {name: glow}\nfor:\n  mnist: {train: {stepz: 1}}\n  cifar10: {model: {dept: 1}}\n"
+    )
+    assert len(problems(resolve, path, data="digits")) == 2
+
+
+def test_unknown_names(write):
+    assert problems(resolve, "pixelcn") == ["there is no model `pixelcn` (did you mean `pixelcnn`?)"]
+    write("mine.yaml", "")
+    assert problems(resolve, "./mien.yaml") == [
+        "there is no recipe `./mien.yaml` (did you mean `mine.yaml`?)"
+    ]
+    assert problems(resolve, write("list.yaml", "- 1"))[0].startswith(
+        "list.yaml:1:1: a recipe is a map of sections"
+    )
+    assert problems(resolve, write("a.yaml", "extends: b.yaml"))[0].startswith(
+        "a.yaml:1:10: there is no recipe `b.yaml`"
+    )
+    write("b.yaml", "extends: a.yaml")
+    assert problems(resolve, "./a.yaml") == ["b.yaml:1:10: `a.yaml` extends this recipe in its turn"]
+    write("c.yaml", "model: {name: glow}")
+    path = write("d.yaml", "extends: c.yaml\nmodel: {name: vae}")
+    assert problems(resolve, path) == ["d.yaml:2:15: what it extends is a recipe of `glow`, not of `vae`"]
+
+
+# ---------------------------------------------------------------------------- layers
+
+GLOW = """\
+about: a flow
+model: {name: glow, depth: 2, hidden: 16}
+train: {steps: 100, clip: 50}
+optim: {lr: 1e-3}
+for:
+  mnist:
+    train: {steps: 200}
+    model: {hidden: 32}
+    params: 1M
+  cifar10: {train: {steps: 300}, data: {levels: 32}}
+"""
+
+
+def test_later_layers_win_and_origins_tell_which(write, shipped):
+    shipped("glow.yaml", GLOW)
+    own = "  MNIST: {optim: {warmup: 5}, train: {steps: 400}}\n"
+    path = write("my.yaml", f"extends: glow\ntrain: {{batch_size: 8}}\nmodel: {{depth: 3}}\nfor:\n{own}")
+    plain, recipe = resolve("glow"), resolve(path, data="mnist")
+    assert (plain.tree["train"]["steps"], plain.origin["train.steps"]) == (100, "recipes/glow.yaml:3")
+    assert (plain.tree["train"]["clip"], plain.tree["train"]["keep"]) == (50.0, 2)
+    assert type(plain.tree["train"]["clip"]) is float
+    assert plain.origin["train.keep"] == plain.origin["data.name"] == "default"
+    tree, origin = recipe.tree, recipe.origin
+    assert (tree["model"]["depth"], origin["model.depth"]) == (3, "my.yaml:3")
+    assert (tree["model"]["hidden"], origin["model.hidden"]) == (32, "for.mnist recipes/glow.yaml:8")
+    assert (tree["train"]["steps"], origin["train.steps"]) == (400, "for.MNIST my.yaml:5")
+    assert (tree["optim"]["warmup"], tree["optim"]["lr"]) == (5, 1e-3)
+    assert (tree["data"]["name"], origin["data.name"]) == ("mnist", "--data")
+    assert tree["params"] is None, "1M was the size before `depth: 3`"
+    assert resolve("GLOW", data="MNIST").tree["params"] == "1M"
+    recipe = resolve(path, data="mnist", flags={"train.steps": 5, "seed": None}, sets=["optim.lr=1e-2"])
+    assert (recipe.tree["train"]["steps"], recipe.origin["train.steps"]) == (5, "--steps")
+    assert (recipe.tree["optim"]["lr"], recipe.origin["optim.lr"]) == (1e-2, "--set")
+    recipe = resolve(path, flags={"train.steps": 5}, sets=["train.steps=6", "train.steps=7"])
+    assert (recipe.tree["train"]["steps"], recipe.origin["train.steps"]) == (7, "--set")
+    assert recipe.source.name == "my.yaml" and recipe.card.name == "glow"
+    assert set(recipe.origin) == set(leaves(recipe.tree))
+
+
+def leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_the_data_set_decides_on_for_however_it_is_named(write, shipped):
+    shipped("glow.yaml", GLOW)
+    own = write("my.yaml", "extends: glow\ndata: {name: cifar10}\n")
+    assert resolve(own).tree["train"]["steps"] == 300
+    assert resolve(own, data="mnist").tree["train"]["steps"] == 200
+    assert resolve(own, sets=["data.name=MNIST"]).tree["data"]["name"] == "mnist"
+    assert resolve("glow", sets=["data={name: cifar10}"]).tree["data"]["levels"] == 32
+    path = resolve("glow", data="./MNIST").tree
+    assert (path["data"]["name"], path["train"]["steps"]) == ("./MNIST", 100)
+    named = write("named.yaml", "extends: glow\nfor: {./photos: {data: {size: 64}}}\n")
+    assert resolve(named, data="./photos").tree["data"]["size"] == 64
+
+
+def test_recipes_extend_from_where_they_lie(write, shipped):
+    shipped("glow.yaml", GLOW)
+    write("sub/base.yaml", "extends: glow\ntrain: {steps: 7}\n")
+    write("sub/top.yaml", "extends: base.yaml\nseed: 3\n")
+    tree = resolve("sub/top.yaml").tree
+    assert (tree["train"]["steps"], tree["seed"], tree["model"]["depth"]) == (7, 3, 2)
+
+
+def test_set_takes_yaml(write):
+    path = write("my.yaml", "model: {name: ddpm}")
+    sets = [
+        "model.mult=[1, 2]",
+        "optim.betas=[0, .9]",
+        "train.clip=1",
+        "about=no",
+        "train.clip=null",
+        "optim.main.lr=1e-5",
+    ]
+    tree = resolve(path, sets=[*sets, "ood={budget: 5}"]).tree
+    assert (tree["model"]["mult"], tree["optim"]["betas"], tree["about"]) == ([1, 2], [0.0, 0.9], "no")
+    assert (tree["train"]["clip"], tree["optim"]["main"], tree["ood"]["budget"]) == (None, {"lr": 1e-5}, 5.0)
+    assert problems(
+        resolve, path, sets=["train.stepz=5", "x", "train.keep=[", "seed=1_0", "model.name=vae"]
+    ) == [
+        "`--set x`: not of the form `a.b=v` (such as `--set train.steps=1000`)",
+        "`--set train.keep=[`: `[` is not YAML (quote it, such as `--set 'a.b=\"…\"'`)",
+        "`--set seed=1_0`: `1_0` is not a number (write 10)",
+        "`--set train.stepz=5`: unknown key `stepz` in `train` (did you mean `steps`?)",
+        "`--set`: this is a recipe of `ddpm` (gz train vae)",
+    ]
+    assert problems(resolve, path, sets=["model.mult=1,2"]) == [
+        "`--set model.mult=1,2`: `model.mult` must be a list of integers, not the text `1,2` (write [1, 2])"
+    ]
+    assert problems(resolve, path, flags={"launch.machines": 0})[0].startswith(
+        "`--num-machines`: `launch.machines` must"
+    )
+    assert parse_set("a.b=c=d")[0].tree == {"a": {"b": "c=d"}}
+
+
+def test_a_tree_has_every_key(write):
+    tree = resolve(write("my.yaml", "model: {name: wgan}\noptim: {critic: {lr: 1}}")).tree
+    assert list(tree) == [
+        "about",
+        "seed",
+        "model",
+        "data",
+        "train",
+        "optim",
+        "sample",
+        "ood",
+        "bench",
+        "launch",
+        "params",
+    ]
+    card = catalog.card("wgan")
+    assert list(tree["model"]) == ["name", *card.params]
+    assert list(tree["sample"]) == list(card.sample)
+    keys = (
+        "steps minutes batch_size accumulate precision ema clip compile deterministic log_every "
+        "sample_every samples eval_every"
+    )
+    assert list(tree["train"]) == [*keys.split(), "checkpoint_every", "keep", "best", "init"]
+    assert list(tree["data"]) == [
+        "name",
+        "size",
+        "channels",
+        "levels",
+        "latent",
+        "latent_draw",
+        "augment",
+        "n",
+    ]
+    assert list(tree["optim"]) == [
+        "name",
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "warmup",
+        "schedule",
+        "critic",
+    ]
+    assert tree["optim"]["critic"] == {"lr": 1.0}, "what a phase does not say it has from the section"
+    keywords = {key for options in card.scores.values() for key in options}
+    assert (
+        {"scores", "budget", "background"}
+        <= set(tree["ood"])
+        <= {"scores", "budget", "background"} | keywords
+    )
+
+
+def test_a_keyword_of_two_scores_is_filled_in_where_they_agree():
+    def param(default):
+        return {"k": catalog.Param("k", "int", default, False)}
+
+    rules = schema._shared([param(1), param(1)])
+    assert schema.defaults(rules) == {"k": 1}
+    assert schema.defaults(schema._shared([param(1), param(2)])) == {}, "each keeps its own"
+
+
+def test_a_run_can_be_resolved_again(write):
+    first = resolve(write("my.yaml", "model: {name: wgan}\noptim: {critic: {lr: 1e-4}}\ndata: {name: mnist}"))
+    again = resolve(write("run.yaml", dump(first.tree)), data="mnist")
+    assert again.tree == first.tree
+
+
+def test_values_of_the_command_line():
+    assert schema.check_value(3, "float", "--rate") == 3.0
+    assert schema.check_value("1,2", "tuple[int, ...]", "--rows") == [1, 2]
+    assert schema.check_value("ddim", "Literal['ddim', 'dpm']", "--sampler") == "ddim"
+    message = "`--sampler` must be `ddim` or `dpm`, not the text `ddmi` (did you mean `ddim`?)"
+    assert problems(schema.check_value, "ddmi", "Literal['ddim', 'dpm']", "--sampler") == [message]
+    assert schema.check_scores(["NLL", "iwae"], catalog.card("vae")) == ["nll", "iwae"]
+    assert problems(schema.check_scores, ["nll"], catalog.card("wgan"))[0].startswith(
+        "`wgan` has no score `nll`"
+    )
+
+
+# ---------------------------------------------------------------------------- data that a model needs
+
+
+def test_a_conditional_model_needs_labels(write, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setitem(SPECS, "mnist", replace(SPECS["mnist"], classes=()))
+    path = write("my.yaml", "model: {name: glow, conditional: true}\ntrain: {steps: 5}\n")
+    assert resolve(path, data="digits").tree["model"]["conditional"] is True
+    assert resolve(path, data="./photos").tree["data"]["name"] == "./photos", "only its pack can tell"
+    found = problems(resolve, path, data="mnist")
+    assert len(found) == 1 and found[0].startswith(
+        "`glow` needs labels, and `mnist` has none (sets with labels: digits, "
+    )
+    assert (
+        found[0].endswith("or `--set model.conditional=false`)")
+        and " mnist," not in found[0].partition("labels:")[2]
+    )
+    recipe = resolve(path)
+    check_data(recipe.tree, recipe.card, ("a", "b"), "photos")
+    with pytest.raises(UsageError, match="`photos` has none"):
+        check_data(recipe.tree, recipe.card, (), "photos")
+
+
+# ---------------------------------------------------------------------------- text that reads back
+
+WORDS = [
+    "1e-4",
+    "no",
+    "010",
+    "12:30",
+    "y",
+    "N",
+    "Yes",
+    "on",
+    "~",
+    "null",
+    "",
+    " ",
+    "a: b",
+    "a #b",
+    "- a",
+    "[x",
+    "{x",
+    "x, y",
+    "'",
+    '"',
+    "\\",
+    "é",
+    "日本",
+    "😀",
+    "\n",
+    "\t",
+    "\x07",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "0x1F",
+    "0b1",
+    "_1_0",
+    "1_000",
+    ".5",
+    ".inf",
+    "=",
+    "<<",
+    "!x",
+    "&x",
+    "*x",
+    "%x",
+    "@x",
+    "`x",
+    "?",
+    "? x",
+    "---",
+    "...",
+    "a ",
+    " a",
+    "2024-01-01",
+    "1:2:3",
+    "+1",
+    "0o7",
+    "True",
+    "x:",
+    ":x",
+    "#",
+    "/data/x y.zip",
+    "./a",
+    "C:\\x",
+    "glow-celeba-20260131-142501-ab12",
+    "1.5e3x",
+    "685_230.15",
+]
+
+
+def some_value(rng: random.Random, depth: int = 0):
+    kind = rng.randrange(9 if depth < 3 else 7)
+    if kind == 0:
+        return rng.choice([None, True, False])
+    if kind == 1:
+        return rng.choice([0, 1, -1, 10, 8, 2**63, -(10**20), rng.randrange(-(10**6), 10**6)])
+    if kind == 2:
+        return rng.choice(
+            [0.0, -0.0, 1e-5, 1e16, 1e22, 5e-324, 1.7e308, math.inf, -math.inf, rng.gauss(0, 1)]
+        )
+    if kind == 3:
+        return rng.uniform(-1, 1) * 10.0 ** rng.randrange(-300, 300)
+    if kind in (4, 5):
+        return rng.choice(WORDS)
+    if kind == 6:
+        return "".join(rng.choice(string.printable + "éß😀") for _ in range(rng.randrange(8)))
+    if kind == 7:
+        return [some_value(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return {rng.choice(WORDS) or "k": some_value(rng, depth + 1) for _ in range(rng.randrange(4))}
+
+
+def same(a, b) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b and (not isinstance(a, float) or math.copysign(1, a) == math.copysign(1, b))
+
+
+def test_what_is_written_reads_alike_under_yaml_1_1_and_1_2():
+    rng = random.Random(0)
+    trees = [{f"k{i}": some_value(rng) for i in range(rng.randrange(6))} for _ in range(400)]
+    trees += [{word: word} for word in WORDS if word] + [{"list": WORDS}, {"a": {"b": {"c": {}}}}]
+    for tree in trees:
+        text = dump(tree)
+        document = read_text(text, "r.yaml")
+        assert not document.problems, text
+        assert same(document.tree, tree), text
+        assert same(yaml.safe_load(text), tree), text
+        assert same(yaml.load(text, yaml.CSafeLoader), tree), text
+
+
+def test_the_form_of_what_is_written():
+    tree = {
+        "model": {"name": "glow", "mult": (1, 2), "on": None},
+        "optim": {"lr": 1e-5, "eps": 1e-8, "critic": {"betas": [0.0, 0.9]}},
+    }
+    assert dump(tree) == (
+        'model:\n  name: glow\n  mult: [1, 2]\n  "on": null\n'
+        "optim:\n  lr: 1.0e-05\n  eps: 1.0e-08\n  critic:\n    betas: [0.0, 0.9]\n"
+    )
+    with pytest.raises(TypeError, match="has no place in a recipe"):
+        dump({"a": object()})
+
+
+# ---------------------------------------------------------------------------- what is shipped
+
+SHIPPED = {name: list(read(path).get("for") or {}) for name, path in recipes().items()}
+PAIRS = [(name, data) for name, sets in SHIPPED.items() for data in (None, *sets)]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_is_right(name):
+    assert check(recipes()[name]) == []
+    text = show(name)
+    assert re.match(r"# .+\n(# {2,}gz .+\n)+(# .+\n)*about: ", text), (
+        "it begins with its paper and lines to type"
+    )
+    recipe = resolve(name)
+    assert recipe.tree["data"]["name"] in SHIPPED[name], "it must train in a minute without a download"
+    assert canonical(recipe.card.name) == canonical(name) and recipe.tree["about"]
+    assert find(recipe.tree["data"]["name"]).embedded
+
+
+@pytest.mark.parametrize(("name", "data"), PAIRS)
+def test_a_shipped_recipe_resolves_for_each_set_that_it_names(name, data):
+    tree = resolve(name, data=data).tree
+    assert same(read_text(dump(tree), "r.yaml").tree, tree)
+
+
+@pytest.mark.parametrize(("name", "data"), PAIRS)
+def test_parameters_are_as_many_as_the_recipe_says(name, data):
+    """Built on the meta device: shapes alone, no memory. A later stage is built on the earlier ones."""
+    tree, built = resolve(name, data=data).tree, {}
+    for stage, part in trees(tree).items() if "stages" in tree else [("", tree)]:
+        built[stage] = check_parameters(part, built)
+
+
+def check_parameters(tree, stages):
+    import torch
+
+    spec = SPECS.get(
+        tree["data"]["name"], SPECS["cifar10"]
+    )  # a set yet to come: three channels, and its recipe's size
+    size = tree["data"]["size"] or spec.size
+    classes = spec.classes if isinstance(spec.classes, tuple) else tuple(map(str, range(spec.classes)))
+    info = DataInfo(
+        (tree["data"]["channels"] or spec.channels, size, size),
+        tree["data"]["levels"] or spec.levels,
+        classes,
+    )
+    if tree["data"]["latent"]:  # of Stable Diffusion's autoencoder
+        info = DataInfo((4, size // 8, size // 8), None, classes)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
+    options |= {stage: stages[stage] for stage in catalog.card(tree["model"]["name"]).stages}
+    with torch.device("meta"):
+        model = catalog.load(tree["model"]["name"])(info, **options)
+    if tree["params"] is not None:
+        digits, unit = re.fullmatch(r"([\d.]+)([KMB]?)", str(tree["params"])).groups()
+        said = float(digits) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[unit]
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(said, rel=0.02)
+    return model
+
+
+def test_check_tells_of_a_set_that_is_misspelt(write):
+    path = write(
+        "my.yaml", "model: {name: glow}\nfor:\n  minst: {train: {steps: 5}}\n  faces: {train: {stepz: 5}}\n"
+    )
+    assert check(path) == [
+        "my.yaml:3:3: there is no data set `minst` (did you mean `mnist`?)",
+        "my.yaml:4:19: unknown key `stepz` in `train` (did you mean `steps`?)",
+    ]
+    assert check("./none.yaml") == ["there is no recipe `./none.yaml`"]

@@ -1,0 +1,292 @@
+"""Which run a model's name means, what is told of runs, which of them are pruned, and where jobs may
+write."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from gzcli import launch
+from gzcli.cli import jobs
+from gzcli.errors import MissingError
+from gzcli.store import files, runs
+from gzcli.store.runs import Run
+
+
+def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float | None = None, **more) -> Run:
+    """A finished run on the digits as the trainer leaves it."""
+    run = runs.create("vae", more.pop("data", "digits"), alias=more.pop("alias", None))
+    runs.note_recipe(run, {"": of}, 16, size=size, levels=17)
+    run.update(state="finished", step=steps, steps=steps, started=1000.0, ended=1090.0, **more)
+    (run.path / "run.yaml").write_text("model: {name: vae}\n")
+    (run.path / "model.safetensors").write_bytes(b"x" * 1000)
+    if best is not None:
+        files.write_json(
+            run.path / "checkpoints" / "best.json", {"step": steps, "metric": "bpd", "value": best}
+        )
+    return run
+
+
+# --- which run ---
+
+
+def test_a_toy_does_not_stand_in_for_the_whole_run(home):
+    whole = made()
+    made(10)
+    made(size=32)
+    assert runs.find("vae", data="digits") == whole
+    longer = made(900)  # more than the recipe's
+    assert runs.find("vae") == longer
+    unnoted = made(of=None)  # the recipe gives a time, or the run is of before it was noted
+    assert runs.find("vae") == unnoted and unnoted.shortfalls == []
+
+
+def test_where_all_are_toys_the_newest_is_taken(home):
+    made(20)
+    last = made(10)
+    assert runs.find("vae") == last and last.shortfalls == ["10 of 700 steps"]
+    assert made(size=32).shortfalls == ["images of 32 pixels in place of 16"]
+
+
+def test_stages_are_judged_each(home):
+    run = runs.create("vqgan", "digits")
+    (run.path / "run.yaml").write_text("stages: {tokenizer: {}, prior: {}}\n")
+    for name, step in (("tokenizer", 500), ("prior", 8)):
+        run.stage(name).path.mkdir(parents=True)
+        run.stage(name).update(state="finished", step=step)
+    runs.note_recipe(run, {"tokenizer": 500, "prior": 800}, 16, size=16)
+    run.update(state="finished")
+    assert run.shortfalls == ["8 of 800 steps of `prior`"]
+
+
+def test_it_is_said_which_run_was_taken_and_why(home, capsys):
+    whole = made()
+    toy = made(10)
+    jobs.tell_run(runs.find("vae"), "vae", data="digits")
+    passed = f"note: passed over `{toy.id}`, which is newer: 10 of 700 steps"
+    assert capsys.readouterr().err == f"run: {whole.id}\n{passed}\n"
+    jobs.tell_run(runs.find(toy.id), toy.id)
+    assert capsys.readouterr().err == f"run: {toy.id}\n"
+    runs.remove(whole)
+    jobs.tell_run(runs.find("vae"), "vae", data="digits")
+    told = "note: no finished run of `vae` on `digits` is whole, the newest is taken: 10 of 700 steps"
+    assert capsys.readouterr().err == f"run: {toy.id}\n{told}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "size"),
+    [
+        (("--steps", "10"), 700, 16),
+        (("--minutes", "1"), 700, 16),
+        (("--set", "train.steps=10"), 700, 16),
+        (("--set", "data.size=8"), 700, 16),
+        ((), 700, 16),
+    ],
+)
+def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words, steps, size):
+    monkeypatch.setattr(
+        launch, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=10)
+    )
+    assert call("train", "vae", *words)[0] == 0
+    (run,) = runs.all_runs()
+    assert run.status()["recipe"] == {"steps": steps, "size": size} and "10 of 700 steps" in run.shortfalls
+    assert call("train", run.id)[0] == 0  # a repeat of a cut run is cut too
+    assert runs.all_runs()[0] != run and runs.all_runs()[0].status()["recipe"] == {
+        "steps": steps,
+        "size": size,
+    }
+
+
+def test_a_recipe_of_the_user_s_says_itself_what_is_done(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        launch, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=30)
+    )
+    for i, (text, noted) in enumerate((("steps: 30", 30), ("minutes: 2", None))):
+        (tmp_path / f"{i}.yaml").write_text(f"extends: vae\ntrain: {{{text}}}\n")
+        assert call("train", str(tmp_path / f"{i}.yaml"))[0] == 0
+        run = runs.all_runs()[0]
+        assert run.status()["recipe"] == {"steps": noted, "size": 16} and run.shortfalls == []
+
+
+def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
+    run = made(alias="mine")
+    run.update(state="running")
+    with files.lock(run.lock):
+        for step in (100, 200):
+            (run.path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
+            (run.path / "checkpoints" / f"{step:08d}" / "ema.safetensors").touch()
+        assert runs.find("mine") == run
+        assert run.weights == run.path / "checkpoints" / "00000200" / "ema.safetensors"
+        jobs.tell_run(run, "mine")
+        assert "note: it is running; its newest checkpoint is taken, of step 200\n" in capsys.readouterr().err
+    run.update(state="finished")
+    assert run.weights == run.path / "model.safetensors"
+    begun = runs.create("vae", "digits", alias="begun")
+    with pytest.raises(MissingError, match="is planned and has no weights yet"):
+        runs.find("begun")
+    begun.update(state="running")
+    with files.lock(begun.lock), pytest.raises(MissingError) as e:
+        runs.find("begun")
+    assert e.value.hint == "its first checkpoint is still to come"
+
+
+def test_what_is_built_on_a_run_takes_no_weights_that_change(home, monkeypatch):
+    """A tokenizer, an autoencoder of latents: its checksum is that of `model.safetensors`."""
+    from gzcli.engine import context
+
+    def read(path):
+        raise MissingError(str(path))
+
+    monkeypatch.setattr(context.checkpoints, "read_weights", read)
+    run = made()
+    checkpoint = run.path / "checkpoints" / "00000800" / "ema.safetensors"  # it goes on beyond its 700 steps
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    run.update(state="interrupted")
+    for words, taken in (((), run.path / "model.safetensors"), (("last",), checkpoint)):
+        with pytest.raises(MissingError) as e:
+            context.load_trained(run, "cpu", *words)
+        assert e.value.message == str(taken)
+
+
+@pytest.mark.parametrize("name", ["maskgit", "transformer", "latent_prior", "latent-prior"])
+def test_a_model_that_is_only_a_stage_is_told_as_one(call, name):
+    recipe = "diffae" if name.startswith("latent") else "vqgan"
+    code, _, stderr = call("train", name)
+    assert (
+        code == 2
+        and f"`{name}` is no model of its own: it is trained as the stage `prior` of `{recipe}`" in stderr
+    )
+    hint = stderr.partition("hint: ")[2].split()
+    assert call(*hint[1:], "--dry-run")[0] == 0
+    code, _, stderr = call("sample", name)
+    assert code == 2 and f"`{name}` is no model of its own" in stderr and f"gz sample {recipe}" in stderr
+
+
+# --- what is told of them ---
+
+
+def test_lists_show_what_a_run_is_worth(call, monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    run = made(10, best=1.23456, created=1769866501.0)
+    line = call("runs", "list")[1].splitlines()[1].split()
+    assert line == [run.id, "-", "finished", "10", "bpd", "1.235", "1m30s", "1", "kB"]
+    assert max(map(len, call("runs", "list")[1].splitlines())) <= 80
+    row = json.loads(call("runs", "list", "--json")[1])["runs"][0]
+    assert row["best"] == {"metric": "bpd", "value": 1.23456, "step": 10} and row["seconds"] == 90.0
+    assert (
+        row["created"] == "2026-01-31T14:35:01+01:00"
+        and row["bytes"] > 1000
+        and row["short"] == "10 of 700 steps"
+    )
+    shown = call("runs", "show", run.id)[1]
+    for text in (
+        "best:    bpd 1.235",
+        "time:    1m30s",
+        "size:    1 kB",
+        "short:   10 of 700 steps",
+        "+01:00",
+    ):
+        assert text in shown
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_seconds_are_those_of_all_sittings(home):
+    run = made(seconds=100.0)
+    assert run.seconds == 190.0
+    run.update(state="running", ended=None)
+    assert run.seconds == 100.0  # killed: nobody knows
+
+
+def test_a_list_of_what_there_is_not_is_refused(call):
+    code, _, stderr = call("runs", "list", "--data", "mnits")
+    assert code == 2 and "there is no data set `mnits`" in stderr and "did you mean `mnist`?" in stderr
+    assert call("runs", "list", "--model", "vea")[0] == 2
+    gone = made(data="gone")  # of a set that was removed since
+    assert gone.id in call("runs", "list", "--data", "gone")[1]
+    code, _, stderr = call("runs", "list", "--data", "mnist", "--model", "vae")
+    assert code == 0 and "hint: `gz train vae --data mnist` makes one" in stderr
+
+
+# --- which are pruned ---
+
+
+def test_prune_keeps_the_whole_and_the_best(call):
+    best, old, new, toy = made(best=1.0), made(best=2.0), made(best=3.0), made(10, best=9.0)
+    code, stdout, stderr = call("runs", "prune", "--keep", "1", "--yes", "--json")
+    assert json.loads(stdout)["removed"] == [old.id, toy.id] and code == 0
+    assert {run.id for run in runs.all_runs()} == {best.id, new.id}
+    _, _, stderr = call("runs", "prune", "--keep", "0", "--yes")
+    assert not runs.all_runs()
+    assert "bpd 1" in stderr and "1m30s" in stderr and "removed 2 runs" in stderr
+
+
+def test_figures_of_other_images_are_not_compared(home):
+    here, there = made(best=1.0), made(size=32, best=0.5)
+    newest = made(best=2.0)
+    assert runs.outdated(1) == [] and runs.outdated(0) == [newest, here, there]
+    made(best=0.9)
+    assert runs.outdated(1) == [newest, here]
+
+
+def test_data_sets_are_not_removed_unasked_either(call, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    files.write_json(
+        runs.user_dir("data.json"), {"mine": {"path": str(tmp_path), "size": None, "channels": None}}
+    )
+    code, _, stderr = call("data", "remove", "mine")
+    assert code == 2 and "needs `--yes` where nobody can be asked" in stderr
+    assert call("data", "remove", "mine", "nope", "--yes")[0] == 2
+    assert json.loads(call("data", "remove", "mine", "--yes", "--json")[1])["removed"] == ["mine"]
+
+
+def test_the_version_for_scripts(call):
+    from gzcli import __version__
+
+    for words in (("--version", "--json"), ("--json", "-V")):
+        assert json.loads(call(*words)[1]) == {"schema": 1, "version": __version__}
+    assert json.loads(call("--json", "runs", "list")[1]) == {"schema": 1, "runs": []}
+
+
+# --- failed starts ---
+
+
+def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
+    from gzcli import launch
+
+    def fail(error):
+        def run(folder, *args, **options):
+            raise error
+
+        return run
+
+    monkeypatch.setattr(launch, "run", fail(MissingError("no such weights")))
+    code, _, stderr = call("train", "vae", "--name", "mine")
+    assert code == 3 and "nothing was trained: `vae-digits-" in stderr and not runs.all_runs()
+    monkeypatch.setattr(launch, "run", fail(RuntimeError("boom")))  # a fault of ours: its log is wanted
+    assert call("train", "vae", "--name", "mine")[0] == 1
+    (kept,) = runs.all_runs()
+    assert (kept.state, kept.alias) == ("failed", None)
+    assert call("train", "vae", "--resume")[0] == 3  # and nothing takes it
+    assert call("sample", "vae")[0] == 3
+    monkeypatch.setattr(launch, "run", fail(KeyboardInterrupt()))
+    assert call("train", "vae", "--name", "mine")[0] == 130 and runs.all_runs() == [kept]
+
+
+def test_a_run_that_was_trained_a_while_stays(call, monkeypatch):
+    from gzcli import launch
+
+    def run(folder, *args, **options):
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+        raise MissingError("the disk is gone")
+
+    monkeypatch.setattr(launch, "run", run)
+    assert call("train", "vae", "--name", "mine")[0] == 3
+    (kept,) = runs.all_runs()
+    assert kept.alias == "mine" and kept.has_begun

@@ -1,0 +1,98 @@
+"""Start-up: what must not be imported, and the budgets of the design, in CPU time (other processes do not
+count)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "numpy", "accelerate", "diffusers", "PIL", "matplotlib", "sklearn", "scipy"}
+PROBE = """
+import json, sys
+from gzcli.__main__ import main
+code = main(sys.argv[1:])
+print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
+"""
+COMPLETING = {"_GZ_COMPLETE": "complete_bash", "COMP_WORDS": "gz train v", "COMP_CWORD": "2"}
+
+
+def modules(*argv: str, env: dict[str, str] | None = None) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *argv],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+    )
+    code, names = json.loads(done.stderr.splitlines()[-1])
+    assert code == 0, done.stderr
+    return set(names)
+
+
+LIGHT = [
+    "--help",
+    "train --help",
+    "list",
+    "list models",
+    "list data",
+    "list recipes",
+    "list runs",
+    "recipe check vae",
+]
+
+
+@pytest.mark.parametrize("line", [*LIGHT, "recipe show vae --resolved"])
+def test_nothing_heavy_is_imported(line):
+    assert modules(*line.split()) & HEAVY == set()
+
+
+def test_a_dry_run_imports_no_torch():
+    assert modules("train", "vae", "--dry-run") & {"torch", "accelerate", "diffusers"} == set()
+
+
+def test_version_and_completion_import_neither_rich_nor_pydantic():
+    for found in (modules("--version"), modules(env=COMPLETING)):
+        assert found & (HEAVY | {"rich", "pydantic", "yaml"}) == set()
+
+
+def cpu_ms(args: list[str], env: dict[str, str]) -> float:
+    """User + system time of one run."""
+    child = subprocess.Popen(
+        [sys.executable, *args],
+        env=os.environ | env,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return (usage.ru_utime + usage.ru_stime) * 1e3
+
+
+@pytest.mark.parametrize(
+    ("budget", "line", "env"),
+    [
+        (120, "--version", {}),
+        (120, "", COMPLETING),
+        (200, "--help", {}),
+        (300, "list", {}),
+        (300, "list data", {}),
+    ],
+    ids=["version", "completion", "help", "list", "list-data"],
+)
+def test_budget(budget, line, env):
+    """The least of a few runs; where `import typer` takes more than the design's 75 ms, the budget grows with
+    it."""
+    pairs = [
+        (cpu_ms(["-c", "import typer"], {}), cpu_ms(["-m", "gzcli", *line.split()], env)) for _ in range(5)
+    ]
+    typer, took = map(min, zip(*pairs, strict=True))
+    allowed = budget * max(1.0, typer / 75)
+    assert took <= allowed, f"{took:.0f} ms of CPU time, {allowed:.0f} allowed"

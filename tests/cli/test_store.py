@@ -1,0 +1,255 @@
+"""The store: what it makes and removes lies inside it, its names are no paths, its locks hold on every
+system."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gzcli.engine import state
+from gzcli.engine.trainer import Trainer
+from gzcli.errors import UsageError
+from gzcli.recipe.resolve import check
+from gzcli.store import files, owned, paths, runs
+from gzcli.store.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tree_of(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def thesis(tmp_path) -> Path:
+    """A folder of the user's that looks like one of ours."""
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    for name in ("status.json", "job.json", "result.json", "run.yaml", "grid.png", "stop", "chapter.tex"):
+        text = json.dumps({"state": "finished", "model": "vae", "data": "digits", "created": 1.0})
+        (folder / name).write_text(text if name == "status.json" else "mine")
+    return folder
+
+
+# --- what is removed ---
+
+
+def test_a_folder_of_the_user_s_is_never_removed(call, thesis, monkeypatch):
+    before = tree_of(thesis)
+    for ref in (str(thesis), f"{thesis}/.", "../thesis"):
+        code, stdout, stderr = call("runs", "remove", ref, "--yes")
+        assert (code, stdout) == (2, "") and "is no run in gz's store, and stays" in stderr
+    monkeypatch.chdir(thesis)
+    assert call("runs", "remove", ".", "--yes")[0] == 2
+    owned.mark(thesis, "run")  # a copied mark does not help outside the store
+    assert call("runs", "remove", str(thesis), "--yes")[0] == 2
+    (thesis / ".gz").unlink()
+    (thesis / "status.json").write_text('{"state": "finished"}')  # another program's
+    assert "no run is called" in call("runs", "remove", str(thesis), "--yes")[2]
+    before["status.json"] = '{"state": "finished"}'
+    assert tree_of(thesis) == before
+
+
+def test_a_link_in_the_store_is_not_followed(call, thesis):
+    before, link = tree_of(thesis), paths.user_dir("runs") / "vae-digits-20260131-142501-ab12"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(thesis)
+    assert call("runs", "remove", link.name, "--yes")[0] == 2
+    assert call("runs", "prune", "--keep", "0", "--yes")[0] == 0
+    assert tree_of(thesis) == before and link.is_symlink()
+
+
+def test_a_folder_put_into_the_store_by_hand_stays(call, thesis):
+    mine = paths.user_dir("runs") / "thesis"
+    mine.parent.mkdir(parents=True)
+    thesis.rename(mine)
+    assert call("runs", "prune", "--keep", "0", "--unfinished", "--yes")[0] == 0
+    assert call("runs", "remove", "thesis", "--yes")[0] == 2 and (mine / "chapter.tex").exists()
+
+
+def test_runs_made_before_there_was_a_mark_can_be_removed(call):
+    run = runs.create("vae", "digits")
+    (run.path / owned.MARK).unlink()
+    run.update(state="finished", order=None)
+    assert runs.create("vae", "digits").status()["order"] == 1
+    assert call("runs", "remove", run.id, "--yes")[0] == 0 and not run.path.exists()
+
+
+def test_a_stage_goes_with_its_run_only(call):
+    run = runs.create("vqgan", "digits")
+    (run.path / "run.yaml").write_text("stages: {tokenizer: {}, prior: {}}\n")
+    for name in ("tokenizer", "prior"):
+        run.stage(name).path.mkdir(parents=True)
+        run.stage(name).update(state="finished", model=name)
+    code, _, stderr = call("runs", "remove", f"{run.id}/stages/prior", "--yes")
+    assert code == 2 and f"hint: gz runs remove {run.id}\n" in stderr and run.stage("prior").path.exists()
+    assert call("runs", "remove", f"{run.id}/stages/../..", "--yes")[0] == 2 and run.path.exists()
+    assert call("runs", "remove", run.id, "--yes")[0] == 0 and not run.path.exists()
+
+
+# --- names are no paths ---
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b", "..", ".", "", "a.b", "Prior", "a b", "a\n", "/tmp/x", "a\\b"]
+)
+def test_a_stage_s_name_is_no_path(home, tmp_path, name):
+    run = runs.create("vqgan", "digits")
+    with pytest.raises(UsageError, match="cannot be a stage's name"):
+        run.stage(name)
+    recipe = tmp_path / "evil.yaml"
+    recipe.write_text(f"stages:\n  {json.dumps(name)}: {{model: {{name: vae}}}}\n")
+    refusals = ("cannot be a stage's name", "a key must be a word")
+    assert any(text in problem for problem in check(str(recipe)) for text in refusals)
+    (run.path / "run.yaml").write_text(recipe.read_text())  # one from elsewhere
+    (run.path / "stages").mkdir()
+    with pytest.raises(UsageError, match="cannot be a stage's name"):
+        _ = run.stages
+
+
+def test_a_link_among_the_stages_leads_nowhere(home, tmp_path):
+    run = runs.create("vqgan", "digits")
+    (run.path / "stages").mkdir()
+    (run.path / "stages" / "prior").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="does not lie inside"):
+        run.stage("prior")
+
+
+def test_a_run_s_id_is_made_of_names(home):
+    with pytest.raises(UsageError, match="cannot be in a run's id"):
+        runs.create("vae", "../x")
+    assert runs.create("vae", "MyPhotos").id.startswith("vae-myphotos-")
+    run = runs.create("sd_lora", "digits")
+    assert run.id.startswith("sd-lora-digits-") and run.model == "sd-lora"  # as it is typed
+    assert runs.all_runs(model="sd_lora") == [run]
+
+
+@pytest.mark.parametrize("alias", ["-x", ".x", "_x", "..", "a/b", "a b", ""])
+def test_an_alias_can_be_typed(home, alias):
+    with pytest.raises(UsageError, match="a letter or digit first"):
+        runs.create("vae", "digits", alias=alias)
+    assert runs.create("vae", "digits", alias="a-1.b_2").alias == "a-1.b_2"
+
+
+def test_a_name_is_checked_before_anything_is_done(call):
+    for words in (("--dry-run",), ()):
+        code, stdout, stderr = call("train", "vae", "--name", "-x", *words)
+        assert (code, stdout) == (2, "") and "`--name -x` may hold letters" in stderr and not runs.all_runs()
+
+
+def test_weights_to_begin_with_are_looked_for_in_place(home, tmp_path):
+    """`train.init` is a path or a run's name: it is no stage's name until there is one."""
+    trainer = Trainer.__new__(Trainer)
+    trainer.run = runs.create("vae", "digits")
+    with pytest.raises(UsageError, match="no model or run is called"):
+        state.init_from(trainer, "../../elsewhere")
+
+
+def test_a_run_is_read_wherever_it_lies(call, tmp_path):
+    run = runs.create("vae", "digits")
+    run.update(state="finished")
+    (run.path / "run.yaml").write_text("model: {name: vae}\n")
+    moved = tmp_path / "elsewhere"
+    run.path.rename(moved)
+    assert call("runs", "path", str(moved))[:2] == (0, f"{moved}\n")
+    assert call("runs", "remove", str(moved), "--yes")[0] == 2 and Run(moved).state == "finished"
+
+
+# --- order ---
+
+
+def test_the_newest_is_the_last_one_made_whatever_the_clock_says(home, monkeypatch):
+    made = []
+    for clock in (3000.0, 2000.0, 1000.0):  # set back twice
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        made.append(runs.create("vae", "digits"))
+    assert runs.all_runs() == made[::-1]
+    runs.remove(made[2])
+    assert runs.all_runs()[0] == made[1] and runs.create("vae", "digits") == runs.all_runs()[0]
+
+
+def test_runs_of_before_they_were_counted_come_by_their_time(home):
+    made = [runs.create("vae", "digits") for _ in range(3)]
+    for run, created in zip(made[:2], (2.0, 1.0), strict=True):
+        run.update(created=created, order=0)
+    assert runs.all_runs() == [made[2], made[0], made[1]]
+
+
+def test_runs_made_in_one_second_are_apart(home, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260131-142501")
+    assert len({runs.create("vae", "digits").path for _ in range(20)}) == 20
+    assert sorted(run.status()["order"] for run in runs.all_runs()) == list(range(1, 21))
+
+
+# --- locks ---
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from gzcli.store.files import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_free_when_its_holder_dies(tmp_path):
+    path = tmp_path / "a" / ".lock"
+    assert not files.is_locked(path)
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+    child.stdout.readline()
+    assert files.is_locked(path)
+    with files.lock(path, wait=False) as got:
+        assert not got
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert not files.is_locked(path)
+    with files.lock(path, wait=False) as got:
+        assert got and files.is_locked(path)
+    assert not files.is_locked(path)
+
+
+def test_who_waits_is_told_so_once(tmp_path):
+    path, told = tmp_path / ".lock", []
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+    child.stdout.readline()
+    with files.lock(path, on_wait=lambda: (told.append(1), child.kill())) as got:
+        assert got and told == [1]
+    child.communicate()
+
+
+WINDOWS = """
+import os, sys
+sys.modules["fcntl"] = None
+import warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from gzcli.store import files, runs
+from gzcli.__main__ import main
+run = runs.create("vae", "digits", alias="here")
+run.update(state="running")
+assert run.state == "killed"
+with files.lock(run.lock) as got:
+    assert got and files.is_locked(run.lock) and run.state == "running"
+    with files.lock(run.lock, wait=False) as again:
+        assert not again
+assert not files.is_locked(run.lock)
+os.name = "nt"
+files.fsync(run.path)  # a folder, which Windows does not open
+os.name = "posix"
+sys.exit(main(["runs", "list"]))
+"""
+
+
+def test_without_fcntl(home):
+    done = subprocess.run(
+        [sys.executable, "-c", WINDOWS], capture_output=True, text=True, cwd=ROOT, env=os.environ
+    )
+    assert done.returncode == 0 and "here  killed" in done.stdout, done.stderr

@@ -1,0 +1,273 @@
+"""`gz sample --do`: every application of every model by its plain call, what it writes and draws, and what it
+refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from zoo import CASES, Case
+
+from gzcli.cli import app
+from gzcli.data.pack import open_pack
+from gzcli.engine import sample
+from gzcli.engine.apply import HIDDEN, by_class
+from gzcli.engine.context import Trained
+from gzcli.engine.log import Log
+from gzcli.engine.pictures import BETWEEN, GAP, MARGIN, Row, fitting, sheet
+from gzcli.models import catalog
+from gzcli.store import runs
+from gzcli.types import Applied, ImageNoise
+
+CPU = torch.device("cpu")
+FEW = 3  # images, in place of 64: an odd number, as a set of one's own may have
+WAYS = {"interpolate": (FEW // 2, 8, 2), "traverse": (8, 8, 1)}  # rows, columns, images that a row is of
+GIVEN = {"inpaint": "masked", "complete": "kept", "upscale": "small, 1/2"}
+
+# the first build of each model, and conditional ones of those whose applications ask for labels
+FIRST = {case.model: case for case in reversed(CASES)}.values()
+LABELLED = [case for case in CASES if case.conditional and case.model in ("glow", "maskgit")]
+TRIED = list({id(case): case for case in (*FIRST, *LABELLED) if catalog.card(case.model).do}.values())
+PAIRS = [pytest.param(case, do, id=f"{case}-{do}") for case in TRIED for do in catalog.card(case.model).do]
+
+
+@dataclass
+class Shop:
+    """`gz sample` over a model that is not trained, in this process."""
+
+    trained: Trained
+    capsys: pytest.CaptureFixture
+    job: dict | None = None
+
+    def __call__(self, *words: str, code: int = 0) -> dict:
+        """The result or, where another exit code is expected, the error."""
+        got = app.run(["sample", self.trained.run.id, *words, "--json"])
+        stdout, stderr = self.capsys.readouterr()
+        assert got == code, stderr + stdout
+        return json.loads(stdout).get("error" if code else "", json.loads(stdout))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """One home for the module, so that the sets are packed once."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("applications")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def shop(capsys, monkeypatch):
+    """shop(case): a model of the zoo behind the command line."""
+
+    def open_shop(case: Case, n: int | None = FEW) -> Shop:
+        pack = open_pack(case.data)
+        run = runs.create(case.model, case.data)
+        run.update(state="finished")
+        conditional = "true" if case.conditional else "false"
+        (run.path / "run.yaml").write_text(f"model: {{name: {case.model}, conditional: {conditional}}}\n")
+        (run.path / "model.safetensors").write_bytes(b"x")
+        info = pack.info(levels=case.levels, steps=1000)
+        tree = {"sample": case.sample, "data": {"name": case.data, "size": None, "channels": None}}
+        model = case.build(info).eval().requires_grad_(False)
+        found = Shop(Trained(run, model, info, tree, CPU, 1), capsys)
+
+        def here(folder: Path, job: dict, *, gpus, cpu, processes) -> dict:
+            few = {} if n is None or job["do"] == "traverse" else {"n": min(n, job["n"] or n)}
+            found.job = json.loads(json.dumps(job | few))
+            folder.mkdir(parents=True, exist_ok=True)
+            return sample.run(found.job, folder, CPU, Log())
+
+        monkeypatch.setattr("gzcli.cli.jobs.do_job", here)
+        monkeypatch.setattr(sample, "load_trained", lambda *args: found.trained)
+        return found
+
+    return open_shop
+
+
+def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) -> np.ndarray:
+    """The small image [16, 16] at a place of a sheet, counted from its right edge, for the names on the left
+    are of any width."""
+    step = 64 + GAP
+    top = MARGIN + (21 if marks else 0) + row * step
+    left = grid.shape[1] - MARGIN - (columns - column) * step
+    return grid[top : top + 64 : 4, left : left + 64 : 4]
+
+
+@pytest.mark.parametrize(("case", "do"), PAIRS)
+def test_the_plain_call_of_every_application(shop, case, do):
+    """No options, the set's own test images: the outputs alone are written, and the sheet shows what each is
+    of."""
+    gz, test = shop(case), open_pack(case.data).images("test")
+    if do == "edit" and case.model in ("glow", "flow", "realnvp", "flowpp") and not case.conditional:
+        assert "conditional=true" in gz("--do", do, code=2)["hint"]
+        return
+    result = gz("--do", do, "--npz")
+    saved, grid = np.load(result["npz"]), np.asarray(Image.open(result["grid"]))
+    outputs = [np.asarray(Image.open(path)) for path in result["files"]]
+    assert (saved["samples"][..., 0] == outputs).all() and saved.files[0] == "samples"
+    if do in WAYS:
+        rows, columns, ends = WAYS[do]
+        assert (len(result["rows"]), result["columns"], result["n"]) == (rows, columns, rows * columns)
+        place = {"columns": columns + ends, "marks": True}
+        assert (cell(grid, 0, 0, **place) == test[0]).all()
+        assert all(
+            (cell(grid, rows - 1, 1 + j, **place) == outputs[-columns + j]).all() for j in range(columns)
+        )
+        if ends == 2:
+            assert (cell(grid, 0, columns + 1, **place) == test[1]).all()
+        return
+    assert (result["n"], result["columns"], len(result["rows"])) == (FEW, None, 1)
+    assert saved["labels"].shape == (FEW,) and saved["labels"].max() < len(gz.trained.info.classes)
+    between = do in GIVEN or (do in ("reconstruct", "edit") and hasattr(gz.trained.model, "there_and_back"))
+    binary = case.levels == 2
+    marked = (grid.shape[0] - 2 * MARGIN) % (64 + GAP) == 21
+    assert (grid.shape[0] - 2 * MARGIN - 21 * marked) // (64 + GAP) == 2 + between
+    for i in range(FEW):
+        at = lambda row, i=i: cell(grid, row, i, columns=FEW, marks=marked)  # noqa: E731
+        assert binary or (at(0) == test[i]).all()
+        assert (at(1 + between) == outputs[i]).all()
+        if do in (
+            "inpaint",
+            "complete",
+        ):  # what was hidden is grey, the rest as it was, there and in the result
+            hidden = at(1) == HIDDEN
+            assert 0.2 < hidden.mean() < 0.6 and (at(1)[~hidden] == at(0)[~hidden]).all()
+            assert (outputs[i][~hidden] == at(0)[~hidden]).all()
+
+
+@pytest.mark.parametrize("case", TRIED, ids=str)
+def test_numbers_that_cannot_be(shop, case):
+    """No steps, frames, dims … or fewer: a usage error that names the option."""
+    legal, gz = {"keep", "rows"}, shop(case)  # 0 is all groups, no rows
+    for do, params in catalog.card(case.model).do.items():
+        counts = [name for name, param in params.items() if param.annotation in ("int", "int | None")]
+        for i, name in enumerate(counts):
+            value = -1 if i % 2 or name in legal else 0
+            assert f"`{name}`" in gz("--do", do, f"--{name}={value}", code=2)["message"], (do, name, value)
+
+
+def test_numbers_of_images_that_cannot_be(shop):
+    gz = shop(CASES[0])
+    assert app.run(["sample", gz.trained.run.id, "--do", "reconstruct", "-n", "0"]) == 2
+    gz.capsys.readouterr()
+    assert "pairs" in gz("--do", "interpolate", "-n", "1", code=2)["message"]
+
+
+# --- what it says ---
+
+
+def test_a_wrong_application_says_what_there_is(shop):
+    gz = shop(CASES[0])
+    error = gz("--do", "reconstuct", code=2)
+    assert "reconstuct" in error["message"] and error["hint"] == "did you mean `reconstruct`?"
+    error = gz("--do", "inpaint", code=2)
+    assert error["message"] == "`vae` does not inpaint"
+    assert "reconstruct, interpolate, traverse" in error["hint"] and "--can inpaint" in error["hint"]
+    assert "takes no mask" in gz("--do", "reconstruct", "--mask", __file__, code=2)["message"]
+
+
+def test_many_images_are_said_to_be_on_one_sheet(shop, capsys):
+    run = shop(CASES[0], n=None).trained.run.id
+    assert app.run(["sample", run, "-n", "300"]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert "300 images" in stderr and "--png" in stderr and "--npz" in stderr and len(stdout.split()) == 1
+    assert app.run(["sample", run, "-n", "300", "--npz", "--animate"]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert [Path(path).name for path in stdout.split()] == ["grid.png", "samples.npz", "animation.gif"]
+    assert "on one sheet" not in stderr and all(Path(path).is_file() for path in stdout.split())
+
+
+# --- labels ---
+
+
+def test_samples_have_their_labels_and_a_column_a_class(shop):
+    case = next(case for case in CASES if case.model == "cvae")
+    gz = shop(case, n=None)
+    result = gz("-n", "25", "--npz")
+    saved = np.load(result["npz"])
+    assert saved.files == ["samples", "labels"] and saved["labels"].tolist() == [i % 10 for i in range(25)]
+    grid = np.asarray(Image.open(result["grid"]))
+    assert grid.shape == (2 * MARGIN + 21 + 3 * (64 + GAP), 2 * MARGIN + 10 * (64 + GAP))
+    assert (cell(grid, 1, 3, columns=10, marks=True) == saved["samples"][13, ..., 0]).all()
+    result = gz("-n", "9", "--label", "3,7", "--npz")
+    assert np.load(result["npz"])["labels"].tolist() == [3, 7] * 4 + [3]
+
+
+def test_columns_of_one_class():
+    classes = tuple("abcdefghij")
+    assert by_class(None, 64, 8, classes) == (8, ())
+    assert by_class(torch.arange(64) % 10, 64, 8, classes) == (10, list(classes))
+    assert by_class(torch.full((64,), 2), 64, 8, classes) == (8, ["c"] * 8)
+    assert by_class(torch.tensor([0, 2] * 32), 64, 8, classes) == (8, ["a", "c"] * 4)
+    assert by_class(torch.tensor([3, 1, 4, 1, 5, 9, 2, 6] * 2), 16, 4, classes)[0] == 8
+    assert by_class(torch.tensor([3, 1, 4, 1, 5, 9]), 6, 4, classes) == (4, ())  # as they come
+    assert by_class(torch.tensor([3, 1, 4, 1]), 4, 10, classes) == (4, ["d", "b", "e", "b"])
+    assert by_class(torch.arange(10), 10, 4, classes) == (10, list(classes))
+    assert by_class(torch.arange(64), 64, 8, tuple(map(str, range(64)))) == (8, ())  # each of another class
+    assert by_class(torch.tensor([[1, 0, 1], [0, 0, 0]]), 2, 10, classes[:3])[1] == ["a + c", "none"]
+
+
+def test_cyclegan_takes_each_image_to_the_other_domain(shop):
+    """By the set's own labels, whatever its untrained translators would make of it."""
+    case = next(case for case in CASES if case.model == "cyclegan")
+    gz, labels = shop(case, n=6), open_pack(case.data).labels("test")
+    assert 0 < labels[:6].sum() < 6, "a test of both domains"
+    saved = np.load(gz("--do", "translate", "--npz")["npz"])
+    assert (saved["labels"] == 1 - labels[:6]).all()
+    net = gz.trained.model
+    x = torch.from_numpy(open_pack(case.data).images("test")[:6]) / 127.5 - 1
+    both = torch.where(torch.from_numpy(labels[:6] == 0)[:, None, None, None], net.a_to_b(x), net.b_to_a(x))
+    assert np.abs((saved["samples"][..., 0] / 127.5 - 1) - both[:, 0].numpy()).max() < 0.02
+    assert gz("--do", "translate", "--direction", "AtoB")["n"] == (labels[:6] == 0).sum()
+    net.memory.copy_(
+        torch.arange(64).view(2, 32, 1, 1, 1) * 3
+    )  # what its samples are made from is shown above them
+    result = gz("-n", "5")
+    grid = np.asarray(Image.open(result["grid"]))
+    shown = [cell(grid, 0, i, columns=5, marks=False) for i in range(5)]
+    pick = ImageNoise(0, range(5)).randint(64, 5)
+    assert [int(image[0, 0]) for image in shown] == (3 * pick).tolist()
+    assert (cell(grid, 1, 4, columns=5, marks=False) == np.asarray(Image.open(result["files"][4]))).all()
+
+
+# --- the sheet, and the result's type ---
+
+
+def test_a_sheet_enlarges_names_and_separates():
+    image = np.full((3, 16, 16), 200, np.uint8)
+    plain, named = (
+        sheet([[Row("", [image] * 3)]]),
+        sheet([[Row("source", [image] * 3)], [Row("result", [image])]], ["a", "b"]),
+    )
+    assert plain.shape == (64 + GAP + 2 * MARGIN, 3 * (64 + GAP) + 2 * MARGIN, 3)
+    assert (plain[MARGIN : MARGIN + 64, MARGIN : MARGIN + 64] == 200).all()
+    assert named.shape[0] == plain.shape[0] + 64 + GAP + BETWEEN + 21
+    assert (named[:, : MARGIN + 30] < 128).any() and (named[:21] < 128).any()  # letters at the left and above
+    big = sheet([[Row("", [np.zeros((1, 256, 256), np.uint8)])]])
+    assert big.shape == (256 + GAP + 2 * MARGIN, 256 + GAP + 2 * MARGIN, 1)
+    assert fitting("ankle boot", 300) == "ankle boot" and fitting("ankle boot", 40).endswith("…")
+
+
+def test_a_result_whose_numbers_do_not_fit_is_refused():
+    x = torch.zeros(6, 1, 4, 4)
+    assert Applied(x, rows=("a", "b"), columns=3, of=((0, 1), (2, 3))).columns == 3
+    for wrong in (
+        {"rows": ("a", "b")},
+        {"rows": ("a",), "columns": 3, "of": ((0,),)},
+        {"of": ((0,),)},
+        {"columns": 6},
+    ):
+        with pytest.raises(ValueError, match="rows"):
+            Applied(x, **wrong)
+
+
+def test_the_first_images_keep_their_noise():
+    whole, other = ImageNoise(3, range(5)), ImageNoise(3, range(5))
+    assert torch.equal(whole.randn(5, 4), other.randn(5, 4))
+    assert torch.equal(whole.randn(5, 4)[:2], other.first(2).randn(2, 4))  # they go on from where they are

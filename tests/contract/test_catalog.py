@@ -1,0 +1,275 @@
+"""What `gz` says of a model without importing it is what its class says."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+import textwrap
+import time
+import typing
+
+import pytest
+from zoo import CASES
+
+from gzcli import models
+from gzcli.errors import UsageError, canonical
+from gzcli.models import catalog, sources
+from gzcli.store.paths import recipes_dir
+from gzcli.types import DataInfo
+
+NAMES = sorted(catalog.cards())
+DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"), n=1442, steps=100)
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """Writes files into an empty gzcli.models of its own: zoo("vae/vae.py", text)."""
+    root = tmp_path / "gzcli" / "models"
+
+    def write(name: str, text: str) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(textwrap.dedent(text))
+
+    write("base.py", "class Model:\n    needs: tuple = ()\n    best = 'auto'\n    def sample(self, n): ...\n")
+    for module in (sources, catalog):
+        monkeypatch.setattr(module, "ROOT", root)
+    return write
+
+
+def parameters(*functions) -> dict[str, tuple]:
+    """name → (type, default, required), as Python itself has them."""
+    found = {}
+    for function in functions:
+        hints = typing.get_type_hints(function)
+        for name, p in inspect.signature(function).parameters.items():
+            required = p.default is p.empty
+            found[name] = (hints.get(name), None if required else p.default, required)
+    return found
+
+
+def read(params: dict[str, catalog.Param]) -> dict[str, tuple]:
+    """The same as the card has it."""
+    scope = vars(typing) | vars(importlib.import_module("builtins"))
+    return {p.name: (eval(p.annotation, scope), p.default, p.required) for p in params.values()}
+
+
+def test_the_zoo_is_there():
+    assert {"vae", "wgan", "ddpm", "glow", "pixelcnn"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_is_what_the_signatures_are(name):
+    card, cls = catalog.card(name), catalog.load(name)
+    init = parameters(cls.__init__)
+    assert read(card.params) == {
+        key: value for key, value in init.items() if key not in ("self", "data", *card.stages)
+    }
+    assert set(card.stages) == {key for key, (kind, *_) in init.items() if kind is models.base.Model}
+    assert "kwargs" not in init and "args" not in init, "every key of a recipe has a name"
+    read_from = [(card.sample, [cls.sample])]
+    read_from += [(params, [getattr(cls, do)]) for do, params in card.do.items()]
+    for score, params in card.scores.items():
+        kinds = ["fit", "score"] if score in card.fits else ["score"]
+        read_from.append((params, [getattr(cls, f"{kind}_{score}") for kind in kinds]))
+    for params, functions in read_from:
+        known = parameters(*functions)
+        assert read(params) == {key: value for key, value in known.items() if key in params}
+        given = {"self", "n", "x", "labels", "noise", "progress", "batches"}
+        tensors = {key for key, (kind, *_) in known.items() if "Tensor" in str(kind)}
+        assert known.keys() - params.keys() <= given | tensors, "an option that nobody can set"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_is_what_the_class_is(name):
+    card, cls = catalog.card(name), catalog.load(name)
+    assert (card.paper, tuple(card.needs), card.likelihood, card.best) == (
+        cls.paper,
+        cls.needs,
+        cls.likelihood,
+        cls.best,
+    )
+    assert (card.module, card.cls) == (cls.__module__, cls.__name__)
+    own = {m for m in dir(cls) if callable(getattr(cls, m)) and not hasattr(models.base.Model, m)}
+    assert set(card.scores) == {m.removeprefix("score_") for m in own if m.startswith("score_")}
+    assert set(card.fits) == {m.removeprefix("fit_") for m in own if m.startswith("fit_")}
+    assert set(card.do) == own & set(catalog.APPLICATIONS)
+    can = {"sample", *card.do} | ({"log_prob"} & own)
+    can |= {"conditional"} & set(card.params) | {"prompt"} & set(card.sample)
+    can |= {"ood"} if card.scores or "log_prob" in own else set()
+    can |= {"export"} if "to_diffusers" in own else set()
+    can |= {"latent"} if "to_latent" in own else set()
+    assert set(card.can) == can and len(card.can) == len(can)
+    assert (card.likelihood is None) == ("log_prob" not in own)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_phases_read_are_phases_built(name):
+    built = next(case for case in CASES if canonical(case.model) == name).build(DIGITS).phases()
+    assert catalog.phases(catalog.card(name)) in (None, tuple(phase.name for phase in built))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_has_a_recipe_a_zoo_line_and_a_paper(name):
+    if not catalog.card(name).stages:  # a later stage stands in the recipe of its first
+        assert name in {canonical(path.stem) for path in recipes_dir().glob("*.yaml")}
+    assert name in {canonical(case.model) for case in CASES}
+    assert catalog.card(name).paper.strip()
+
+
+def test_no_model_escapes_the_catalogue():
+    """A class that is a model but names no paper would be taken for a helper; only the base of one that does
+    may."""
+    known = {base for name in NAMES for base in catalog.load(name).__mro__}
+    for module in pkgutil.walk_packages(models.__path__, "gzcli.models."):
+        for cls in vars(importlib.import_module(module.name)).values():
+            if isinstance(cls, type) and issubclass(cls, models.base.Model) and cls.__module__ == module.name:
+                assert cls in known, f"{cls.__module__}.{cls.__name__} names no paper"
+
+
+@pytest.mark.parametrize("path", sorted(sources.ROOT.rglob("*.py")), ids=lambda p: p.stem)
+def test_an_outline_keeps_classes_and_signatures(path):
+    """What the quick reader leaves out is bodies alone."""
+
+    def heads(tree: ast.AST) -> list[str]:
+        found = []
+        for node in ast.iter_child_nodes(tree):
+            if isinstance(node, ast.ClassDef):
+                found += [node.name, *map(ast.dump, node.bases), *heads(node)]
+            elif isinstance(node, ast.FunctionDef):
+                found += [node.name, str(node.lineno), ast.dump(node.args)]
+            elif isinstance(node, ast.Assign | ast.AnnAssign | ast.ImportFrom):
+                found.append(ast.dump(node))
+        return found
+
+    text = path.read_text()
+    outline = sources._outline(text)
+    assert heads(ast.parse(outline)) == heads(ast.parse(text))
+
+
+def test_bases_in_other_files_are_followed(zoo):
+    zoo("vae/__init__.py", "from gzcli.models.vae.vae import VAE\n")
+    zoo("types.py", "from typing import Literal\nSpacing = Literal['even', 'odd']\n")
+    zoo(
+        "vae/vae.py",
+        """
+        from gzcli.models.base import Model
+        class Scores:
+            def score_kl(self, x, *, noise, k: int = 3): ...
+            def sample(self, n, *, mixed: bool = True): ...
+        class Encoder: ...
+        class VAE(Scores, Model):
+            paper = "arXiv:1"
+            likelihood = "bound"
+            def __init__(
+                self, data, *, latent: int = 8, mult: tuple[int, ...] = (1, 2), rate: float = -1e-3
+            ): ...
+            def log_prob(self, x, labels=None, *, noise): ...
+            def fit_kl(self, batches, *, rounds: int = 2): ...
+            def complete(self, x, *, rows: int, mask: Tensor, noise, progress): ...
+            def phases(self):
+                return [Phase("main", []), Phase(name="late", params=[])]
+        """,
+    )
+    zoo(
+        "vae/cvae.py",
+        """
+        from gzcli.models.vae import VAE
+        from gzcli.models.types import Spacing
+        class CVAE(VAE):
+            paper: str = "arXiv:2"
+            needs = ("labels",)
+            def __init__(self, data, *, conditional: bool = True, spacing: Spacing | None = None): ...
+        """,
+    )
+    zoo(
+        "gan/gan.py",
+        "from ..vae import vae\nclass GAN(vae.VAE):\n    paper = 'arXiv:3'\n    def phases(self): return "
+        "extra()\n",
+    )
+    zoo("gan/nets.py", '"""The paper = a net."""\nclass Net: ...\n')
+    zoo("nn/common.py", "from gzcli.models.base import Model\nclass Block(Model):\n    paper = 'none'\n")
+    found = catalog.cards()
+    assert list(found) == ["gan", "cvae", "vae"]
+    vae, cvae, gan = found["vae"], found["cvae"], found["gan"]
+    assert vae.params["mult"] == catalog.Param("mult", "tuple[int, ...]", (1, 2), False)
+    assert vae.params["rate"].default == -1e-3
+    assert vae.can == ("sample", "log_prob", "ood", "complete")
+    assert vae.scores == {
+        "kl": {"k": catalog.Param("k", "int", 3, False), "rounds": catalog.Param("rounds", "int", 2, False)}
+    }
+    assert vae.do == {"complete": {"rows": catalog.Param("rows", "int", None, True)}}
+    assert list(vae.sample) == ["mixed"] and vae.fits == ("kl",)
+    assert (cvae.paper, cvae.needs, cvae.likelihood, cvae.family) == ("arXiv:2", ("labels",), "bound", "vae")
+    assert list(cvae.params) == ["conditional", "spacing"]
+    assert cvae.params["spacing"].annotation == "Literal['even', 'odd'] | None"
+    assert "conditional" in cvae.can and cvae.scores == vae.scores
+    assert catalog.phases(vae) == catalog.phases(cvae) == ("main", "late")
+    assert catalog.phases(gan) is None, "phases made elsewhere are for the trainer to know"
+    assert gan.params == vae.params
+
+
+def test_a_default_must_be_a_literal(zoo):
+    zoo(
+        "vae/vae.py",
+        """\
+        from gzcli.models.base import Model
+        class VAE(Model):
+            paper = ''
+            def __init__(self, *, k=2 ** N): ...
+        """,
+    )
+    with pytest.raises(ValueError, match=r"vae.py:4:29: `2 \*\* N` must be a literal"):
+        catalog.cards()
+
+
+def test_a_string_that_looks_like_code_does_no_harm(zoo):
+    text = '''
+        from gzcli.models.base import Model
+        class VAE(Model):
+            paper = ""
+            def __init__(self, *, a: int = 1):
+                self.help = """
+        def __init__(self, *, b: int = 2):
+        """
+            def score_it(self, x, *, noise, c: int = 3): ...
+        '''
+    zoo("vae/vae.py", text)
+    card = catalog.card("vae")
+    assert list(card.params) == ["a"] and list(card.scores["it"]) == ["c"]
+
+
+def test_names_are_compared_loosely_and_mistakes_are_told():
+    assert catalog.card(" VAE ").name == "vae"
+    with pytest.raises(UsageError) as e:
+        catalog.card("glwo")
+    assert (e.value.message, e.value.hint) == ("no model is called `glwo`", "did you mean `glow`?")
+
+
+def test_reading_the_zoo_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys; from gzcli.models.catalog import cards; cards();"
+        "from gzcli.recipe.resolve import resolve, recipes;"
+        "[resolve(name) for name in recipes()];"
+        "print([m for m in ('torch', 'numpy', 'PIL', 'accelerate', 'rich', 'pydantic') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sources.ROOT.parents[1]
+    )
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_zoo_is_read_in_a_few_milliseconds_a_file():
+    best = float("inf")
+    for _ in range(5):
+        for cached in (catalog._read_card, sources._module, sources.text_of, sources._lines):
+            cached.cache_clear()
+        since = time.process_time()
+        found = catalog.cards()
+        best = min(best, time.process_time() - since)
+    assert best < 0.004 * len(found), (
+        f"{1e3 * best / len(found):.1f} ms a model; 30 of them are read at each `gz list`"
+    )

@@ -1,0 +1,463 @@
+"""Every path of the zoo on a device that is not the CPU: no two devices in one operation, no float64 on the
+device, and no wait of the host for the device but where a list here says why."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
+from helpers import recipe
+from zoo import CASES, Case
+
+from gzcli.data.batches import TrainBatches
+from gzcli.data.pack import Pack, open_pack
+from gzcli.engine import bench, latent, ood, optim, sampler, trainer, watch
+from gzcli.engine.apply import apply
+from gzcli.engine.budget import Images
+from gzcli.engine.context import Trained
+from gzcli.engine.log import Log
+from gzcli.engine.scores import Scorer, own_scores
+from gzcli.metrics.features import LeNet, LeNetFeatures
+from gzcli.models import catalog
+from gzcli.models.base import Phase
+from gzcli.models.nn import double
+from gzcli.store import runs
+from gzcli.types import no_progress
+
+# Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
+STEP = {
+    "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
+    "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache` captions become tokens, on "
+    "the host, at every step",
+    "models/stable_diffusion/base.py::StableDiffusion.loss": "diffusers' schedule moves its table, at the "
+    "first step",
+    "models/stable_diffusion/canny.py::canny": "without `cache` edges are found, on the host, at every step",
+}
+START = {
+    "models/autoregressive/codebook.py::Codebook.start": "once a run: whether a resume has started it",
+    "models/autoregressive/pixelcnn.py::PixelCNN.on_start": "once a run: whether a resume has started it, "
+    "and a histogram",
+    "models/score/ncsnv2.py::NCSNv2.on_start": "once a run: the largest distance of two images",
+    "models/gan/cyclegan.py::CycleGAN.on_start": "once a run: whether images are remembered, and which",
+    "models/stable_diffusion/base.py::StableDiffusion.on_start": "once a run: whether captions are "
+    "remembered, and which",
+    "models/normalizing_flow/norms.py::initialising": "once a run: whether a resume has initialised it",
+}
+TRAINED = {
+    "engine/watch.py::Watch._likelihood": "the figure",
+    "models/stable_diffusion/base.py::StableDiffusion.embed": "captions become tokens, on the host",
+    "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
+    "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
+    "models/stable_diffusion/canny.py::canny": "edges are found on the host",
+    "engine/sampler.py::draw": "labels there, images back, once a batch",
+    "engine/sampler.py::cycled": "pictures there, once a batch",
+    "engine/apply.py": "pictures there and back",
+    "engine/scores.py::Scorer._noise": "the numbers of the images, of which their noise is made",
+    "engine/scores.py::Scorer._own": "the scores",
+    "engine/scores.py::Scorer._nll": "the scores",
+    "engine/scores.py::Scorer._gradnorm": "the scores",
+    "engine/scores.py::_code_length": "the images, which a coder on the host takes",
+    "engine/latent.py::_measure": "moments of latents, in float64 on the host",
+    "engine/latent.py::LatentSpace.encode": "a number a channel",
+    "engine/latent.py::LatentSpace.decode": "a number a channel",
+    "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
+    "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
+    "models/flow_matching/applications.py::Applications.fit_path": "a covariance, in float64 on the host",
+    "models/flow_matching/applications.py::Applications.score_path": "a Mahalanobis distance, in float64 "
+    "on the host",
+    "models/nn/ode.py::solve_adaptive": "whether all images have arrived",
+    "engine/ema.py::EMA._calibrate": "which statistics the averaged weights have changed",
+    "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
+    "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",
+}
+
+CHEAP = {
+    "steps": 2,
+    "k": 1,
+    "samples": 1,
+    "starts": 2,
+    "times": 2,
+    "search": 2,
+    "dims": 2,
+    "frames": 2,
+    "rows": 15,
+}
+GRADNORM = ("vae", "glow", "pixelcnn")  # it is the engine's, over any likelihood
+FIRST = {
+    case.model: case for case in reversed(CASES)
+}  # the line that is put through all paths, where a model has several
+KIN = (
+    "cvae",
+    "cgan",
+    "cddpm",
+    "cfm",
+    "dit",
+    "zigma",
+    "rf",
+    "reflow",
+)  # whose samplers and figures are another model's
+
+
+class Accelerator:
+    """Of one process on the device, which accelerate does not know; `precision` is autocast's."""
+
+    device, process_index, num_processes, scaler, precision = DEVICE, 0, 1, None, None
+
+    def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
+        forward = module.forward
+
+        def cast(*given):
+            with torch.autocast(NAME, dtype=self.precision, enabled=self.precision is not None):
+                return forward(*given)
+
+        module.forward = cast
+        return module
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def no_sync(self, module: torch.nn.Module) -> Any:
+        return contextlib.nullcontext()
+
+    def wait_for_everyone(self) -> None:
+        pass
+
+
+@pytest.fixture
+def device(monkeypatch) -> Iterator[OnDevice]:
+    for module, name in ((watch, "VALIDATION"), (bench, "MOST"), (latent, "MEASURED")):
+        monkeypatch.setattr(module, name, 4)
+
+    def lenet(pack, **_):
+        return LeNetFeatures(LeNet(*pack.meta.shape[:2], 10).to(DEVICE), "", 0.0, False, DEVICE)
+
+    monkeypatch.setattr(ood, "lenet", lenet)
+    with on_device() as device:
+        yield device
+
+
+@cache
+def base() -> dict[str, Any]:
+    return recipe(FIRST["vae"], steps=100_000)
+
+
+def few(name: str) -> Pack:
+    """A set with few images to prepare."""
+    pack = open_pack(name)
+    pack.meta = replace(pack.meta, counts=pack.meta.counts | {"train": 16})
+    return pack
+
+
+def trainer_of(case: Case, monkeypatch) -> trainer.Trainer:
+    tree = copy.deepcopy(base())
+    tree["model"], tree["sample"], tree["ood"]["scores"] = {"name": case.model}, dict(case.sample), None
+    tree["data"] |= {
+        "name": case.data,
+        "size": None,
+        "channels": None,
+        "levels": case.levels,
+        "n": None,
+        "augment": [],
+    }
+    tree["train"] |= {
+        "batch_size": 4,
+        "ema": 0.9,
+        "clip": 1.0,
+        "accumulate": 1,
+        "precision": "fp32",
+        "best": "auto",
+    }
+    monkeypatch.setattr(trainer, "build_model", lambda tree, info, stages: case.build(info))
+    monkeypatch.setattr(trainer, "stages_for", lambda *_: {})  # `case` builds them
+    monkeypatch.setattr(trainer, "built_on", lambda *_: {})
+    run = runs.create(case.model, case.data)
+    return trainer.Trainer(run, tree, few(case.data), Accelerator(), Log(run.path, rank=1))
+
+
+class Paths:
+    """What the engine does with one model, by the engine's own calls."""
+
+    def __init__(self, case: Case, t: trainer.Trainer, device: OnDevice):
+        self.t, self.device, self.card, self.first = (
+            t,
+            device,
+            catalog.card(case.model),
+            FIRST[case.model] is case,
+        )
+        self.whole = self.first and case.model not in KIN
+        self.model, self.due = t.model, sorted({step for p in t.phases for step in first_due(p)})
+        self.trained = Trained(t.run, t.model, t.info, t.tree, t.device, 0, t.space)
+        self.given = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
+        self.given |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
+        self.batch = next(iter(Images.of(self.trained, t.pack, "test", np.arange(2), size=2, seed=0)))
+
+    def all(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
+        """(name, where the host may wait, what to call)."""
+        yield "start", START, self.start
+        yield "train", STEP, self.train
+        if self.first:
+            yield "train in bf16", STEP, lambda: self.train(torch.bfloat16)
+        yield "validate", TRAINED, self.validate
+        self.model.eval().requires_grad_(False)
+        if (
+            "complete" not in self.card.do or self.card.stages
+        ):  # one pixel after another, of which `complete` does a row
+            yield "sample", TRAINED, self.sample
+        for key in {"sampler", "solver"} & set(self.card.sample) if self.whole else ():
+            for choice in typing.get_args(typing.get_type_hints(type(self.model).sample)[key]):
+                yield (
+                    f"sample {key}={choice}",
+                    TRAINED,
+                    lambda key=key, choice=choice: self.sample(**{key: choice, "steps": 2}),
+                )
+        if self.first:
+            yield from self.of_scores()
+        for do in self.card.do if self.first else self.card.labelled:
+            yield f"do {do}", TRAINED, lambda do=do: self.apply(do)
+        if (
+            self.whole
+            and hasattr(self.model, "measure")
+            and self.card.family in ("autoregressive", "gan", "vae")
+        ):  # else dear
+            yield "measure", TRAINED | MEASURE, lambda: bench.own_figures(self.trained, self.t.pack, 0)
+        if "latent" in self.card.can:
+            yield "latents", TRAINED, self.latents
+
+    def of_scores(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
+        ood.perceive(self.trained, self.t.pack, self.t.log)
+        for name in own_scores(self.model):
+            yield f"score {name}", TRAINED, lambda name=name: self.score(name)
+        if self.model.likelihood == "ode":
+            yield "log_prob", TRAINED, self.log_prob
+        elif self.whole and self.model.likelihood:
+            yield "score complexity", TRAINED, lambda: self.score("complexity")
+        if self.card.name in GRADNORM and self.whole:
+            yield "score gradnorm", TRAINED, lambda: self.score("gradnorm")
+
+    def start(self) -> None:
+        self.device.answer = False  # nothing has been initialised
+        self.t.begin()
+        self.device.answer = True
+
+    def train(self, precision: torch.dtype | None = None) -> None:
+        self.t.accelerator.precision = precision
+        seen = watch.Watch(self.t)
+        self.device.syncs.clear()
+        for step in self.due:
+            seen.add(self.t.step(step))
+
+    def validate(self) -> None:
+        seen = watch.Watch(self.t)
+        seen.metric = watch.best_metric(self.t)
+        if seen.metric != "fd":
+            seen._likelihood()
+
+    def sample(self, **options: Any) -> None:
+        sampler.draw(self.trained, 2, given=self.given, options=options)
+
+    def score(self, name: str) -> None:
+        scorer = Scorer(self.trained, [name], options=CHEAP)
+        scorer.fit([self.batch], [self.batch])
+        scorer(self.batch.rows(slice(0, 1), self.batch.noise) if name == "gradnorm" else self.batch)
+
+    def log_prob(self) -> None:
+        keys = inspect.signature(self.model.log_prob).parameters
+        with torch.no_grad():
+            self.model.log_prob(
+                self.batch.x, noise=self.batch.noise, **{k: v for k, v in CHEAP.items() if k in keys}
+            )
+
+    def apply(self, do: str) -> None:
+        options = {key: value for key, value in CHEAP.items() if key in self.card.do[do]}
+        if self.card.stages and "rows" in options:
+            options["rows"] = 12  # whole rows of codes
+        told = do in self.card.labels_for or (self.model.conditional and do in self.card.labelled)
+        job = {
+            "do": do,
+            "n": 1 if do == "traverse" else 2,
+            "seed": 0,
+            "labels": "3" if told else None,
+            "options": options,
+        }
+        nothing = {"input": None, "mask": None, "prompts": []}
+        if do == "edit" and self.card.family == "normalizing_flow" and not told:
+            return  # it has nothing to edit to
+        apply(self.trained, job | nothing, no_progress)
+
+    def latents(self) -> None:
+        info = self.t.info
+        space = latent.LatentSpace(
+            self.model, info, "", *latent._measure(self.model, self.t.pack, info.levels, DEVICE)
+        )
+        space.decode(space.encode(self.batch.x))
+
+
+MEASURE = {
+    "models/autoregressive/prior.py": "sums over the set, in float64 on the host",
+    "models/autoregressive/tokenizer.py": "sums over the set, in float64 on the host",
+    "models/gan/cyclegan.py": "sums over the set, in float64 on the host",
+    "models/vae/ssim.py": "the window of cyclegan's figure",
+    "models/vae/hvae.py": "sums over the set, in float64 on the host",
+    "models/vae/vae.py": "sums over the set, in float64 on the host",
+}
+
+
+def first_due(phase: Phase) -> list[int]:
+    return [next(step for step in range(phase.start, phase.start + phase.every) if phase.due(step))]
+
+
+def unlisted(syncs: set[str], listed: dict[str, str]) -> list[str]:
+    """Those of the syncs, as `read file::function`, that no entry `file::function` or `file` names."""
+    places = {sync: sync.split(" ", 1)[1].split(".<locals>")[0] for sync in syncs}
+    return sorted(
+        sync for sync, place in places.items() if place not in listed and place.split("::")[0] not in listed
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_path(case, device, monkeypatch, record_property):
+    t = trainer_of(case, monkeypatch)
+    wrong, count = [], 0
+    for name, listed, path in Paths(case, t, device).all():
+        device.syncs.clear()
+        count += 1
+        try:
+            path()
+        except Exception as e:
+            wrong.append(f"{name}: {type(e).__name__}: {e}")
+        wrong += [f"{name}: the host waits: {sync}" for sync in unlisted(device.syncs, listed)]
+    record_property("paths", count)
+    assert not wrong, f"of {count} paths\n" + "\n".join(wrong)
+
+
+# ------------------------------------------------------------------------------------------------- the
+# device, and the engine
+
+
+def test_the_device_tells_what_a_gpu_would(device):
+    x = torch.randn(2, 3).to(DEVICE)
+    for wrong in (lambda: x + torch.zeros(2, 3), lambda: torch.cat([x, torch.zeros(2, 3)])):
+        with pytest.raises(RuntimeError, match="two devices"):
+            wrong()
+    makers = (
+        x.double,
+        lambda: x.to(torch.float64),
+        lambda: torch.zeros(2, dtype=torch.float64, device=DEVICE),
+    )
+    for wrong in (
+        *makers,
+        lambda: torch.zeros(2, dtype=torch.float64).to(DEVICE),
+        lambda: torch.linspace(0, 1, 3).double().to(DEVICE),
+    ):
+        with pytest.raises(NoFloat64):
+            wrong()
+    waits = {
+        "read": [x.sum().item, x.cpu, x.tolist, lambda: bool(x.sum() > 0), lambda: x[0].to("cpu")],
+        "size": [lambda: x[x > 0], (x > 0).nonzero],
+        "copy": [
+            lambda: torch.zeros(2).to(DEVICE),
+            lambda: torch.tensor(1.0, device=DEVICE),
+            lambda: x[torch.tensor([0])],
+        ],
+    }
+    for mode in (contextlib.nullcontext, torch.inference_mode):
+        for kind, ways in waits.items():
+            for way in ways:
+                device.syncs.clear()
+                with mode():
+                    way()
+                assert {sync.split()[0] for sync in device.syncs} == {kind}
+        device.syncs.clear()
+        with mode():
+            torch.zeros(2).pin_memory().to(DEVICE, non_blocking=True) + x[0, :2] * 2.0 + torch.tensor(1.0)
+        assert not device.syncs
+    with pytest.raises((TypeError, RuntimeError)):
+        x.numpy()
+
+
+def test_autocast_on_the_device(device):
+    net, x = torch.nn.Linear(3, 4).to(DEVICE), torch.randn(2, 3).to(DEVICE)
+    with torch.autocast(NAME, dtype=torch.bfloat16):
+        y = net(x)
+        assert (
+            y.dtype == torch.bfloat16
+            and y.softmax(1).dtype == torch.float32
+            and torch.cat([y, x], 1).dtype == torch.float32
+        )
+        y.sum().backward()
+    assert net.weight.grad.dtype == torch.float32 and net.weight.grad.device == DEVICE
+
+
+def test_double_is_for_devices_that_have_it(device):
+    assert double(torch.zeros(2)).dtype == torch.float64
+    for dtype in (torch.float32, torch.bfloat16):
+        assert double(torch.zeros(2, dtype=dtype, device=DEVICE)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "adamax", "sgd", "rmsprop"])
+def test_optimizers(name, device):
+    net = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Linear(40, 1)).to(DEVICE)
+    conf = base()["optim"] | {"name": name, "betas": [0.9, 0.99], "lr": 1e-3, "weight_decay": 0.1}
+    phase = Phase("main", list(net.parameters()))
+    optimizer = optim.build(phase, conf)
+    device.syncs.clear()
+    for step in range(2):
+        net(torch.zeros(2, 40, device=DEVICE)).sum().backward()
+        optim.set_lr(optimizer, conf, step, 2)
+        optim.clip(phase.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    assert not device.syncs
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("levels", [2, 17])
+def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeypatch):
+    if not kept:
+        monkeypatch.setattr("gzcli.data.batches.ON_DEVICE", 0)
+    codes = {"codes": torch.zeros(1797, 4).numpy()}
+    source = TrainBatches(
+        open_pack("digits"),
+        seed=0,
+        batch_size=4,
+        levels=levels,
+        device=DEVICE,
+        augment=("hflip", "mutate=0.2"),
+        prepared=codes,
+    )
+    device.syncs.clear()
+    batch = source.at(0)
+    assert not device.syncs
+    assert {
+        t.device for t in (batch.x, batch.y, batch.index, batch.extra["codes"], batch.noise.randn(4, 2))
+    } == {DEVICE}
+
+
+@pytest.mark.parametrize("mac", [True, False])
+def test_precision_where_torch_has_no_onednn(mac, monkeypatch):
+    from gzcli.engine.__main__ import precision
+
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mac)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert precision({"train": {"precision": "auto"}, "launch": {"cpu": False}}) == "no"
+
+
+def test_the_lists_name_what_there_is():
+    for place in STEP | START | TRAINED | MEASURE:
+        path, _, name = place.partition("::")
+        assert (
+            f"def {name.rsplit('.', 1)[-1]}(" in (PACKAGE / path).read_text()
+            if name
+            else (PACKAGE / path).is_file()
+        ), place

@@ -1,0 +1,284 @@
+"""Batches: order, ranks, grey levels, binarisation, augmentation, speed."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from gzcli.data.augment import augmenter, parse_augment
+from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
+from gzcli.data.pack import open_pack
+from gzcli.errors import UsageError
+from gzcli.models.nn.common import from_levels, to_levels
+from gzcli.types import BatchNoise, ImageNoise
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return open_pack("digits")
+
+
+def batches(pack, **options) -> TrainBatches:
+    return TrainBatches(pack, **{"seed": 3, "batch_size": 32, "levels": 17, "device": "cpu", **options})
+
+
+def test_a_batch_is_what_the_pack_says(pack):
+    batch = batches(pack, levels=256).at(5)
+    rows = batch.index.numpy()
+    assert (
+        batch.x.shape == (32, 1, 16, 16) and batch.x.dtype == torch.float32 and batch.y.dtype == torch.int64
+    )
+    assert (to_uint8(batch.x).numpy() == pack.images("train")[rows]).all()
+    assert (batch.y.numpy() == pack.labels("train")[rows]).all()
+    assert torch.equal(batch.noise.randn(32, 2), BatchNoise(3, 5, "main", total=32).randn(32, 2))
+
+
+@pytest.mark.parametrize("size", [32, 1000, 3000])
+def test_each_epoch_sees_every_image_once_in_a_new_order(pack, size):
+    source = batches(pack, batch_size=size)
+    n = pack.meta.counts["train"]
+    seen = torch.cat([source.at(step).index for step in range(-(-2 * n // size))])
+    first, second = seen[:n], seen[n : 2 * n]
+    assert torch.equal(first.sort().values, torch.arange(n)) and torch.equal(
+        second.sort().values, torch.arange(n)
+    )
+    assert not torch.equal(first, second)
+
+
+def test_order_is_a_function_of_seed_and_step(pack):
+    source = batches(pack)
+    forward = [source.at(step).index for step in (0, 1, 90, 500)]
+    fresh = [batches(pack).at(step).index for step in (500, 90, 1, 0)][::-1]
+    assert all(map(torch.equal, forward, fresh))
+    assert not torch.equal(forward[0], batches(pack, seed=4).at(0).index)
+
+
+@pytest.mark.parametrize(
+    ("levels", "augment"), [(17, ()), (2, ()), (256, ("hflip", "crop", "mutate", "jitter")), (2, ("hflip",))]
+)
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_together_are_the_single_process(pack, levels, augment, world):
+    options = {"levels": levels, "augment": augment}
+    for step in (0, 40, 41):  # 40 crosses into the second epoch
+        whole = batches(pack, **options).at(step)
+        parts = [batches(pack, rank=rank, world=world, **options).at(step) for rank in range(world)]
+        assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
+        assert torch.equal(whole.y, torch.cat([part.y for part in parts]))
+        assert torch.equal(whole.index, torch.cat([part.index for part in parts]))
+        draws = torch.cat([part.noise.rand(32 // world, 3) for part in parts])
+        assert torch.equal(whole.noise.rand(32, 3), draws)
+
+
+def test_batch_size_that_ranks_cannot_share(pack):
+    with pytest.raises(UsageError, match="cannot be shared by 3") as e:
+        batches(pack, world=3)
+    assert "train.batch_size=30" in e.value.hint
+
+
+def test_a_subset_is_fixed_and_mixed(pack):
+    a, b = (
+        torch.cat([batches(pack, n=64, seed=seed).at(s).index for s in (0, 1)]).sort().values
+        for seed in (0, 1)
+    )
+    assert torch.equal(a, b) and len(a.unique()) == 64 and a.max() > 500
+    assert len(batches(pack, n=10**9).at(0)) == 32
+
+
+@pytest.mark.parametrize("levels", [3, 8, 17, 32, 256])
+def test_quantise(levels):
+    u8 = torch.arange(256, dtype=torch.uint8)
+    x = quantise(u8, levels)
+    k = to_levels(x, levels)
+    assert torch.equal(k, torch.tensor([i * levels // 256 for i in range(256)])) and torch.equal(
+        x, from_levels(k, levels)
+    )
+    assert x.min() == -1 and x.max() == 1 and len(k.unique()) == levels
+    if levels == 256:
+        assert torch.equal(to_uint8(x), u8)
+    assert to_uint8(torch.tensor([-3.0, -1, 0, 1, 3])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_quantise_follows_the_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert quantise(torch.tensor([128], dtype=torch.uint8), 256).item() == 2 * 128 / 255 - 1
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_binary_images_are_drawn_anew_in_training_and_once_in_a_scan(pack):
+    source = batches(pack, levels=2, n=32)
+    white, steps = torch.zeros(32, 1, 16, 16), 400
+    for step in range(steps):
+        batch = source.at(step)
+        assert batch.x.abs().eq(1).all()
+        white += batch.x[batch.index.argsort()] > 0
+    mean = white / steps
+    order = source.at(0).index.sort().values.numpy()
+    p = torch.from_numpy(pack.images("train")[order] / 255.0)
+    error = (mean - p) / (p * (1 - p) / steps).clamp(min=1e-9).sqrt()
+    assert (mean[p == 0] == 0).all() and (mean[p == 1] == 1).all()
+    inner = error[(p > 0.05) & (p < 0.95)]
+    assert inner.abs().max() < 5.5 and 0.9 < inner.std() < 1.1  # standard scores of a binomial mean
+
+    one = torch.cat([b.x for b in scan(pack, "test", batch_size=50, levels=2, device="cpu")])
+    two = torch.cat([b.x for b in scan(pack, "test", batch_size=7, levels=2, device="cpu", seed=9)])
+    some = torch.cat(
+        [b.x for b in scan(pack, "test", batch_size=3, levels=2, device="cpu", index=[300, 5, 17])]
+    )
+    assert torch.equal(one, two) and torch.equal(some, one[[300, 5, 17]]) and one.abs().eq(1).all()
+    with pytest.raises(ValueError, match="noise"):
+        quantise(torch.zeros(1, dtype=torch.uint8), 2)
+
+
+def test_the_binary_draw_is_not_the_models_own_noise(pack):
+    """One stream for both would tie the dequantisation or latent of an image to its pixels."""
+    batch = next(scan(pack, "test", batch_size=64, levels=2, device="cpu", seed=0))
+    u8 = pack.images("test")[:64].astype(float) / 255
+    inner = (u8 > 0.2) & (u8 < 0.8)
+    white, own = batch.x.numpy()[inner] > 0, batch.noise.rand(64, 1, 16, 16).numpy()[inner]
+    assert abs(np.corrcoef(white, own)[0, 1]) < 0.05
+
+
+def test_scan_is_in_order_with_noise_of_the_image(pack):
+    parts = list(scan(pack, "val", batch_size=50, levels=256, device="cpu", seed=2))
+    n = pack.meta.counts["val"]
+    assert [len(part) for part in parts] == [50, 50, n - 100]
+    assert torch.equal(torch.cat([part.index for part in parts]), torch.arange(n))
+    assert (to_uint8(torch.cat([part.x for part in parts])).numpy() == pack.images("val")).all()
+    assert torch.equal(parts[1].noise.randn(50, 3), ImageNoise(2, range(50, 100)).randn(50, 3))
+
+
+def test_sets_without_labels_and_with_several_and_with_captions(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    many = np.random.default_rng(1).integers(0, 2, (40, 5))
+    np.savez(tmp_path / "none.npz", images=images)
+    np.savez(tmp_path / "many.npz", images=images, labels=many)
+    assert batches(open_pack(tmp_path / "none.npz")).at(0).y is None
+    batch = batches(open_pack(tmp_path / "many.npz")).at(0)
+    assert (
+        batch.y.shape == (32, 5)
+        and (batch.y.numpy() == open_pack(tmp_path / "many.npz").labels("train")[batch.index]).all()
+    )
+    captioned = batches(open_pack("digits-captioned")).at(0)
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    assert captioned.extra["caption"] == [f"a handwritten {words[y]}" for y in captioned.y]
+    assert captioned.rows(slice(2, 4), captioned.noise).extra["caption"] == captioned.extra["caption"][2:4]
+
+
+# --- augmentation ---
+
+
+def test_augmentations_against_numpy():
+    u8 = torch.randint(
+        0, 256, (500, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    noise = BatchNoise(0, total=500)
+
+    flipped = augmenter(["hflip"])(u8, noise)
+    mirrored = (flipped == u8.flip(-1)).flatten(1).all(1)
+    assert (mirrored | (flipped == u8).flatten(1).all(1)).all() and 200 < mirrored.sum() < 300
+
+    cropped = augmenter(["crop=2"])(u8, noise).numpy()
+    padded = np.pad(u8.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    found = np.zeros((500, 5, 5), bool)
+    for y in range(5):
+        for x in range(5):
+            found[:, y, x] = (padded[:, :, y : y + 12, x : x + 12] == cropped).all((1, 2, 3))
+    assert (found.sum((1, 2)) == 1).all() and (found.sum(0) > 5).all()  # each is one crop; every shift occurs
+
+    mutated = augmenter(["mutate=0.2"])(u8, noise)
+    changed = (mutated != u8).float().mean().item()
+    assert abs(changed - 0.2 * 255 / 256) < 0.005
+    assert np.histogram(mutated[mutated != u8], 16, (0, 256))[0].std() < 150  # uniform, of about 2,600 a bin
+    assert augmenter([]) is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jitter_is_that_of_torchvision(channels):
+    """Image by image, within rounding of its functions on floats; those on bytes cut off after each stage, up
+    to 3 levels."""
+    from torchvision.transforms.v2 import functional as tv
+
+    u8 = torch.randint(
+        0, 256, (60, channels, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    u8[30:] = u8[30:] // 4 + 90  # little contrast: nothing is clamped
+    changed = augmenter(["jitter=0.5"])(u8, BatchNoise(0, total=60))
+    factors = 0.5 + BatchNoise(0, total=60).rand(60, 3)
+    for image, ours, (brightness, contrast, saturation) in zip(u8, changed, factors.tolist(), strict=True):
+        x = tv.adjust_contrast(tv.adjust_brightness(image / 255, brightness), contrast)
+        x = tv.adjust_saturation(x, saturation) if channels == 3 else x
+        assert (ours - 255 * x).abs().max() < 0.6
+    assert (
+        changed.dtype == torch.uint8
+        and (changed[30:].float().std((1, 2, 3)) / u8[30:].float().std((1, 2, 3))).std() > 0.2
+    )
+
+
+def test_jitter_of_an_image_does_not_depend_on_its_batch():
+    u8 = torch.randint(0, 256, (64, 3, 33, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = augmenter(["jitter"])(u8, BatchNoise(0, total=64))
+    parts = [augmenter(["jitter"])(u8[i : i + 4], BatchNoise(0, total=64, start=i)) for i in range(0, 64, 4)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert torch.equal(augmenter(["jitter=0"])(u8, BatchNoise(0, total=64)), u8)
+
+
+@pytest.mark.parametrize(
+    "bad", ["hflp", "jitter=1.5", "crop=1.5", "mutate=2", "mutate=x", "hflip=", "crop=nan"]
+)
+def test_bad_augmentations(bad):
+    with pytest.raises(UsageError) as e:
+        parse_augment([bad])
+    assert e.value.hint
+    assert parse_augment("mutate") == (("mutate", 0.3),)
+
+
+# --- speed ---
+
+
+@pytest.mark.slow
+def test_speed_against_a_dataloader_over_pngs(tmp_path):
+    """Images a second at 28×28, one thread each: ≥ 20 × a per-image PIL DataLoader; a batch of 64 within 0.15
+    ms."""
+    from PIL import Image
+
+    images = np.random.default_rng(0).integers(0, 256, (6000, 28, 28), dtype=np.uint8)
+    images[:, ::2] //= 32  # PNGs of about the size of MNIST's
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6000) % 10)
+    for i, image in enumerate(images[:2000]):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2000
+
+        def __getitem__(self, i):
+            with Image.open(tmp_path / f"{i}.png") as image:
+                return torch.from_numpy(np.array(image)).float().div(127.5).sub(1)[None], i % 10
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    source = batches(open_pack(tmp_path / "a.npz"), batch_size=64, levels=256)
+    ours, theirs = [], {0: [], 2: []}
+    for turn in range(7):  # interleaved, for the machine may be busy
+        start = time.perf_counter()
+        for step in range(200):
+            source.at(200 * turn + step)
+        ours.append((time.perf_counter() - start) / 200)
+        for workers in theirs if turn % 3 == 0 else (0,):
+            start = time.perf_counter()
+            steps = sum(
+                1 for _ in torch.utils.data.DataLoader(Pictures(), 64, shuffle=True, num_workers=workers)
+            )
+            theirs[workers].append((time.perf_counter() - start) / steps)
+    torch.set_num_threads(threads)
+    batch, plain, two = min(ours), min(theirs[0]), min(theirs[2])
+    print(f"\n{batch * 1e3:.3f} ms a batch of 64, {64 / batch:,.0f} images/s; {os.cpu_count()} cores")
+    for workers, seconds in ((0, plain), (2, two)):
+        print(f"DataLoader, {workers} workers: {64 / seconds:,.0f} images/s, {seconds / batch:.0f} × slower")
+    assert plain > 20 * batch and batch < 0.15e-3

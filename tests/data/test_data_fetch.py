@@ -1,0 +1,722 @@
+"""Downloads against a server that stalls, cuts off, redirects, refuses ranges, answers 503 and lies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from server import serve
+
+from gzcli.__main__ import main
+from gzcli.data import fetch as fetching
+from gzcli.data import http, request
+from gzcli.data.fetch import fetch
+from gzcli.data.library import data_path, is_fetched, raw_dir, remove, verify
+from gzcli.data.sets import SPECS
+from gzcli.data.specs import DataFile
+from gzcli.errors import MissingError, UsageError
+from gzcli.store.paths import cache_dir
+
+DATA = random.Random(0).randbytes(100_000)
+
+
+@pytest.fixture(autouse=True)
+def _quick(home, monkeypatch):
+    monkeypatch.delenv("GZ_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(http, "BACKOFF", 0.01)
+    monkeypatch.setattr(request, "TIMEOUT", 0.3)
+    monkeypatch.setattr(http, "BLOCK", 1 << 12)
+
+
+@pytest.fixture
+def site(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "a.bin").write_bytes(DATA)
+    return tmp_path / "site"
+
+
+def spec_at(*urls: str, data: bytes = DATA):
+    """A set `toy` of one file `a.bin`."""
+    file = DataFile(
+        "a.bin", tuple(f"{url}/a.bin" for url in urls), len(data), md5=hashlib.md5(data).hexdigest()
+    )
+    return replace(SPECS["mnist"], name="toy", files=(file,))
+
+
+def left_over() -> list[str]:
+    return (
+        sorted(p.name for p in cache_dir("raw", "toy").glob("*")) if cache_dir("raw", "toy").exists() else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("faults", "ranges"),
+    [
+        ([], [None]),
+        (["redirect"], [None, None]),
+        (["503", "503"], [None, None, None]),
+        (["cut"], [None, "bytes=50000-"]),
+        (["stall"], [None, "bytes=50000-"]),
+        (["cut", "whole"], [None, "bytes=50000-"]),
+        (["cut", "503", "cut"], [None, "bytes=50000-", "bytes=50000-", "bytes=75000-"]),
+        (["cut"] * 6, None),  # progress each time: never given up
+    ],
+)
+def test_recovers(site, faults, ranges):
+    seen = []
+    with serve(site, *faults) as server:
+        folder = fetch(spec_at(server.url), progress=lambda done, total: seen.append((done, total)))
+        assert ranges is None or [asked for _, asked in server.requests] == ranges
+    assert (folder / "a.bin").read_bytes() == DATA
+    assert left_over() == ["a.bin"]
+    assert seen[-1] == (len(DATA), len(DATA)) and all(total == len(DATA) for _, total in seen)
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("html", "an HTML page"),
+        ("wrong", "wrong checksum"),
+        ("long", "wrong size: 100,004 bytes where 100,000"),
+        ("404", "404"),
+        ("503", "503"),
+    ],
+)
+def test_bad_answers_are_named_and_leave_nothing(site, fault, named):
+    with serve(site, *[fault] * 10) as server, pytest.raises(MissingError, match=named) as e:
+        fetch(spec_at(server.url))
+    assert e.value.code == 3 and "`a.bin`" in e.value.message and "gz data download toy" in e.value.hint
+    assert left_over() == []
+
+
+def test_html_under_another_type_and_the_right_size(site):
+    page = b"<html>" + b" " * 99_994
+    (site / "a.bin").write_bytes(page)
+    with serve(site) as server, pytest.raises(MissingError, match="HTML page"):
+        fetch(spec_at(server.url))
+    assert left_over() == []
+
+
+def test_truncated_is_named_and_resumed_later(site, monkeypatch):
+    monkeypatch.setattr(http, "TRIES", 2)
+    with serve(site, "cut", "503", "503", "503") as server:
+        with pytest.raises(MissingError, match="503") as e:
+            fetch(spec_at(server.url))
+        assert "goes on from" in e.value.hint and left_over() == ["a.bin.part"]
+        fetch(spec_at(server.url))
+        assert server.requests[-1][1] == "bytes=50000-"
+    assert (raw_dir(spec_at()) / "a.bin").read_bytes() == DATA
+
+
+def test_a_part_of_another_file_is_started_anew(site):
+    raw = cache_dir("raw", "toy")
+    raw.mkdir(parents=True)
+    (raw / "a.bin.part").write_bytes(b"x" * 40_000)
+    with serve(site) as server:
+        fetch(spec_at(server.url))
+        assert [asked for _, asked in server.requests] == ["bytes=40000-", None]
+    assert (raw / "a.bin").read_bytes() == DATA
+
+
+def test_next_address_mirror_and_source(site, tmp_path, monkeypatch):
+    with serve(tmp_path / "nothing") as dead, serve(site) as server:
+        fetch(spec_at(dead.url, server.url))
+        assert len(dead.requests) == 1 and left_over() == ["a.bin"]
+        remove_toy()
+
+        mirror = tmp_path / "mirror" / "toy"
+        mirror.mkdir(parents=True)
+        (mirror / "a.bin").write_bytes(DATA)
+        for value in (str(mirror.parent), f"file://{mirror.parent}"):
+            monkeypatch.setenv("GZ_MIRROR", value)
+            fetch(spec_at(dead.url))
+            remove_toy()
+        with serve(mirror.parent) as online:
+            monkeypatch.setenv("GZ_MIRROR", online.url)
+            fetch(spec_at(dead.url))
+            assert online.requests == [("/toy/a.bin", None)]
+            remove_toy()
+        monkeypatch.delenv("GZ_MIRROR")
+        assert len(dead.requests) == 1
+
+        for source in (
+            site,
+            site / "a.bin",
+            mirror.parent,
+            f"file://{site}",
+            server.url,
+            f"{server.url}/a.bin",
+        ):
+            fetch(spec_at(dead.url), source=str(source))
+            assert left_over() == ["a.bin"]
+            remove_toy()
+        assert len(dead.requests) == 1
+
+
+def remove_toy():
+    (cache_dir("raw", "toy") / "a.bin").unlink()
+
+
+def test_bad_sources(site, tmp_path):
+    with pytest.raises(MissingError, match="there is no"):
+        fetch(spec_at(), source=str(tmp_path / "none"))
+    (site / "a.bin").write_bytes(DATA[:-1])
+    with pytest.raises(MissingError, match="wrong size"):
+        fetch(spec_at(), source=str(site))
+    (site / "a.bin").write_bytes(DATA[:-1] + b"?")
+    with pytest.raises(MissingError, match="wrong checksum"):
+        fetch(spec_at(), source=str(site))
+    with pytest.raises(UsageError, match="4 files"):
+        fetch("mnist", source=str(site / "a.bin"))
+    assert left_over() == []
+
+
+def test_offline(site, monkeypatch):
+    monkeypatch.setenv("GZ_OFFLINE", "1")
+    with serve(site) as server:
+        with pytest.raises(MissingError, match="GZ_OFFLINE"):
+            fetch(spec_at(server.url))
+        with pytest.raises(MissingError, match="GZ_OFFLINE"):
+            fetch(spec_at(server.url), source=server.url)
+        fetch(spec_at(server.url), source=str(site))  # a local file needs no network
+        assert server.requests == []
+
+
+def test_no_space(site, monkeypatch):
+    file = replace(spec_at("http://x").files[0], size=10**18)
+    with pytest.raises(MissingError, match="are needed"):
+        fetch(replace(spec_at(), files=(file,)))
+
+
+def test_read_only_cache(site, home, monkeypatch):
+    def refused(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(MissingError, match="cannot be written"):
+        fetch(spec_at(), source=str(site))
+
+
+CHILD = """
+import hashlib, sys
+from dataclasses import replace
+from gzcli.data import http, request
+from gzcli.data.fetch import fetch
+from gzcli.data.sets import SPECS
+from gzcli.data.specs import DataFile
+url, size, md5, large, sabotage = sys.argv[1:]
+http.LARGE, http.BLOCK = int(large), 1 << 12
+exec(sabotage)
+fetch(replace(SPECS["mnist"], name="toy", files=(DataFile("a.bin", (url + "/a.bin",), int(size), md5=md5),)))
+"""
+
+
+def child(url, *, large=10**9, sabotage="", **env):
+    args = [url, str(len(DATA)), hashlib.md5(DATA).hexdigest(), str(large), sabotage]
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, *args], cwd=root, env={**os.environ, **env}, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_two_processes_share_one_download(site):
+    with serve(site) as server:
+        server.pace = 0.01
+        two = [child(server.url), child(server.url)]
+        assert [process.wait(20) for process in two] == [0, 0]
+        assert len(server.requests) == 1
+    assert left_over() == ["a.bin"]
+
+
+def test_killed_in_the_middle_then_resumed(site):
+    part = cache_dir("raw", "toy", "a.bin.part")
+    with serve(site) as server:
+        server.pace = 0.05
+        process = child(server.url)
+        wait_for(lambda: http.size_of(part))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert 0 < part.stat().st_size < len(DATA)
+        server.pace = 0
+        fetch(spec_at(server.url))
+        assert server.requests[-1][1].startswith("bytes=")
+    assert (part.parent / "a.bin").read_bytes() == DATA
+
+
+def test_a_proxy_is_used(site):
+    with serve(site) as proxy:
+        assert child("http://data.invalid", no_proxy="", http_proxy=proxy.url).wait(20) == 0
+        assert proxy.requests == [("http://data.invalid/a.bin", None)]
+    assert left_over() == ["a.bin"]
+
+
+# --- in pieces ---
+
+QUARTERS = ["bytes=0-24999", "bytes=25000-49999", "bytes=50000-74999", "bytes=75000-"]
+FIRST = "bytes=0-0"  # asked for to see whether ranges are served
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr(http, "LARGE", 50_000)
+
+
+def ranges(server) -> list[str | None]:
+    """The first request, then the others in the order of their bytes."""
+    first, *others = [asked for _, asked in server.requests]
+    return [first, *sorted(others, key=lambda asked: int(asked.split("=")[1].split("-")[0]) if asked else -1)]
+
+
+def asked_bytes(server) -> int:
+    """How many bytes the requests that followed the first asked for."""
+    spans = [asked.removeprefix("bytes=").split("-") for asked in ranges(server)[1:]]
+    return sum(int(last or len(DATA) - 1) + 1 - int(first) for first, last in spans)
+
+
+def test_a_large_file_comes_in_pieces(site, large):
+    seen = []
+    with serve(site) as server:
+        server.pace = 0.03
+        folder = fetch(spec_at(server.url), progress=lambda done, total: seen.append((done, total)))
+        assert ranges(server) == [FIRST, *QUARTERS] and server.busiest >= 4
+    assert (folder / "a.bin").read_bytes() == DATA and left_over() == ["a.bin"]
+    assert seen[-1] == (len(DATA), len(DATA)) and [done for done, _ in seen] == sorted(
+        done for done, _ in seen
+    )
+    assert any(0 < done < len(DATA) for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("faults", "more"),
+    [
+        (["503"], 1),
+        (["ok", "503"], 1),
+        (["ok", "stall"], 1),
+        (["ok", "cut", "cut", "cut", "cut", "cut"], 5),
+        (["ok", "other"], 1),
+        (["ok", "open", "open", "open"], 0),
+        (["redirect", "ok", "redirect"], 2),
+        (["whole", "whole"], -3),  # no ranges: one connection
+        (["ok", "whole", "whole", "whole", "whole", "whole"], None),
+        (["ok", "ok", "404"], None),
+    ],
+)
+def test_pieces_recover(site, large, faults, more):
+    with serve(site, *faults) as server:
+        folder = fetch(spec_at(server.url))
+        assert more is None or len(server.requests) == 5 + more
+    assert (folder / "a.bin").read_bytes() == DATA and left_over() == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"), [("html", "an HTML page"), ("long", "wrong size"), ("404", "404"), ("503", "503")]
+)
+def test_a_large_file_is_refused_at_the_first_look(site, large, fault, named):
+    with serve(site, *[fault] * 10) as server, pytest.raises(MissingError, match=named):
+        fetch(spec_at(server.url))
+    assert {asked for _, asked in server.requests} == {FIRST} and left_over() == []
+
+
+def test_a_server_that_serves_one_at_a_time(site, large):
+    said = []
+    with serve(site) as server:
+        server.most, server.pace = 1, 0.01
+        fetch(spec_at(server.url), say=said.append)
+    assert left_over() == ["a.bin"] and any("going on with one connection" in text for text in said)
+
+
+def test_a_piece_that_fails_leaves_the_others_for_a_resume(site, large, monkeypatch):
+    monkeypatch.setattr(http, "TRIES", 1)
+    with serve(site, "ok", *["cut"] * 4, *["503"] * 8) as server:
+        with pytest.raises(MissingError, match="503") as e:
+            fetch(spec_at(server.url))
+        kept = http.held(raw_dir(spec_at()) / "a.bin.part")
+        assert f"goes on from the {kept / 1e6:,.1f} MB" in e.value.hint and kept >= 12_500
+        server.faults.clear()
+        server.requests.clear()
+        fetch(spec_at(server.url))
+        assert asked_bytes(server) == len(DATA) - kept
+    assert (raw_dir(spec_at()) / "a.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_pieces_interrupted_then_resumed(site, large, signum):
+    raw = cache_dir("raw", "toy")
+    with serve(site, "ok", "ok", "stall", "stall", "stall") as server:  # three hang in a read
+        server.pace = 0.05
+        process = child(server.url, large=50_000)
+        wait_for(
+            lambda: (
+                server.stalling.is_set() and len(left_over()) == 4 and all(map(http.size_of, raw.iterdir()))
+            )
+        )
+        process.send_signal(signum)
+        asked = time.monotonic()
+        assert process.wait(20) != 0 and time.monotonic() - asked < 3
+        assert signum == signal.SIGKILL or b"KeyboardInterrupt" in process.stderr.read()
+        kept = http.held(raw / "a.bin.part")
+        assert left_over() == ["a.bin.part", "a.bin.part1", "a.bin.part2", "a.bin.part3"] and 0 < kept < len(
+            DATA
+        )
+        server.pace = 0
+        server.requests.clear()
+        fetch(spec_at(server.url))
+        assert asked_bytes(server) == len(DATA) - kept
+    assert (raw / "a.bin").read_bytes() == DATA and left_over() == ["a.bin"]
+
+
+def test_an_interrupt_ends_every_connection(site, large):
+    def interrupt(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with serve(site) as server:
+        server.pace = 0.05
+        with pytest.raises(KeyboardInterrupt):
+            fetch(spec_at(server.url), progress=interrupt)
+        kept = http.held(raw_dir(spec_at()) / "a.bin.part")
+        time.sleep(0.2)
+        assert 0 < http.held(raw_dir(spec_at()) / "a.bin.part") == kept < len(DATA)
+
+
+KILL = "import os, signal; die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+COPYING = f"""{KILL}
+def copy(src, out, block, calls=[]):
+    calls.append(1)
+    out.write(src.read(10_000 if len(calls) == NTH else -1))
+    if len(calls) == NTH:
+        out.flush()
+        die()
+http.shutil.copyfileobj = copy
+"""
+COPIED = f"""{KILL}
+unlink, calls = http.Path.unlink, []
+def remove(path, **how):
+    calls.append(path)
+    BEFORE
+    if len(calls) == NTH:
+        die()
+    AFTER
+http.Path.unlink = remove
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        COPYING,
+        COPIED.replace("AFTER", "unlink(path)").replace("BEFORE", ""),
+        COPIED.replace("BEFORE", "unlink(path)"),
+    ],
+)
+def test_killed_while_pieces_are_joined(site, large, sabotage, nth):
+    with serve(site) as server:
+        process = child(
+            server.url, large=50_000, sabotage=sabotage.replace("NTH", str(nth)).replace("AFTER", "pass")
+        )
+        assert process.wait(20) == -signal.SIGKILL
+        assert "a.bin" not in left_over()
+        server.requests.clear()
+        fetch(spec_at(server.url))
+        assert [asked for _, asked in server.requests] in ([FIRST], [])  # nothing is fetched twice
+    assert (raw_dir(spec_at()) / "a.bin").read_bytes() == DATA and left_over() == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    ("left", "asked"),
+    [
+        ({"": DATA[:40_000]}, ["bytes=40000-49999", *QUARTERS[2:]]),  # by a single connection
+        ({"": DATA[:80_000]}, ["bytes=80000-"]),
+        ({"": DATA[:40_000], "1": DATA[25_000:30_000]}, ["bytes=40000-49999", *QUARTERS[2:]]),
+        (
+            {"": DATA[:10_000], "2": DATA[50_000:60_000]},
+            ["bytes=10000-24999", QUARTERS[1], "bytes=60000-74999", QUARTERS[3]],
+        ),
+        ({"1": DATA[:25_001]}, QUARTERS),  # too long to be a piece
+        (
+            {"": bytes(40_000)},
+            ["bytes=0-24999", *QUARTERS[1:3], "bytes=40000-49999", "bytes=50000-74999", *[QUARTERS[3]] * 2],
+        ),
+        ({"": bytes(200_000)}, QUARTERS),
+        ({"": DATA, "3": b"?"}, None),
+    ],
+)
+def test_parts_of_earlier_tries(site, large, left, asked):
+    raw = cache_dir("raw", "toy")
+    raw.mkdir(parents=True)
+    for number, content in left.items():
+        (raw / f"a.bin.part{number}").write_bytes(content)
+    with serve(site) as server:
+        fetch(spec_at(server.url))
+        if asked is None:
+            assert server.requests == []
+        elif left.get("") == bytes(40_000):  # of another file: all of it once more
+            assert sorted(map(str, ranges(server))) == sorted([FIRST, FIRST, *asked])
+        else:
+            assert ranges(server) == [FIRST, *asked]
+    assert (raw / "a.bin").read_bytes() == DATA and left_over() == ["a.bin"]
+
+
+# --- sizes that the publisher does not state ---
+
+
+@pytest.mark.parametrize("about", [10, 99_999, 100_001, 10**6])
+@pytest.mark.parametrize("fault", ["ok", "whole", "unsized"])
+def test_an_estimated_size_gives_way_to_the_real_one(site, large, about, fault):
+    spec, seen = estimated(about), []
+    with serve(site, *[fault] * 9) as server:
+        folder = fetch(estimated(about, server.url), progress=lambda done, total: seen.append((done, total)))
+        assert len(server.requests) == (5 if fault == "ok" else 2)
+    assert (folder / "a.bin").read_bytes() == DATA and left_over() == ["a.bin"] and is_fetched(spec)
+    assert seen[-1] == (len(DATA), len(DATA))
+    assert fault == "unsized" or {total for _, total in seen} == {len(DATA)}
+    assert verify_files(spec) == ["a.bin"]
+
+
+def test_an_estimated_size_is_resumed_copied_and_checked(site, tmp_path):
+    raw = cache_dir("raw", "toy")
+    with serve(site, "ok", "cut", *["503"] * 4, "ok", "ok") as server:
+        spec = estimated(90_000, server.url)
+        with pytest.raises(MissingError, match="503"):
+            fetch(spec)
+        assert not is_fetched(spec)
+        fetch(spec)
+        assert server.requests[-1][1] == "bytes=50000-"
+        (raw / "a.bin").rename(raw / "a.bin.part")  # killed before it was renamed
+        fetch(spec)
+        assert server.requests[-1][1] == FIRST
+        (raw / "a.bin").unlink()
+        server.faults.extend(["wrong"] * 2)
+        with pytest.raises(MissingError, match="wrong checksum"):
+            fetch(spec)
+        assert left_over() == []
+    fetch(spec, source=str(site))
+    assert (raw / "a.bin").read_bytes() == DATA
+
+
+def estimated(about: int, *urls: str):
+    spec = spec_at(*urls)
+    return replace(spec, files=(replace(spec.files[0], size=about, exact=False),))
+
+
+def verify_files(spec) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPECS, "toy", spec)
+        return [Path(path).name for path in verify("toy")["files"]]
+
+
+def test_every_size_of_a_set_lies_in_one_folder_and_is_verified(site, monkeypatch):
+    small = spec_at()
+    file = replace(small.files[0], name="a_64.bin", exact=False, size=7)
+    both = replace(small, size=28, larger=((64, (file,)),))
+    (site / "a_64.bin").write_bytes(DATA)
+    fetch(both.sized(64), source=str(site))
+    assert is_fetched(both.sized(64)) and not is_fetched(both) and left_over() == ["a_64.bin"]
+    fetch(both, source=str(site))
+    assert verify_files(both) == ["a.bin", "a_64.bin"]
+    (raw_dir(both) / "a_64.bin").write_bytes(DATA[:-1])
+    with pytest.raises(MissingError, match=r"a_64\.bin` is damaged"):
+        verify_files(both)
+    monkeypatch.setitem(SPECS, "toy", both)
+    remove("toy")
+    for sized, again in (
+        (both, "`gz data download toy`"),
+        (both.sized(64), "`gz data download toy --size 64`"),
+    ):
+        with pytest.raises(MissingError) as e:
+            fetch(sized, source=str(site.parent))
+        assert again in e.value.hint
+
+
+# --- what only a browser gets, and what stays where it is ---
+
+
+def test_by_hand_what_a_program_is_refused(site, tmp_path, monkeypatch):
+    (site / "b.bin").write_bytes(DATA)
+    (site / "c.bin").write_bytes(DATA)
+    with serve(site, "html", "ok", "html") as server:
+        file = spec_at().files[0]
+        files = tuple(
+            replace(file, name=name, urls=(f"{server.url}/{name}",)) for name in ("a.bin", "b.bin", "c.bin")
+        )
+        spec = replace(spec_at(), files=files, page="https://faces.example/get")
+        with pytest.raises(MissingError, match="HTML page") as e:
+            fetch(spec)
+        assert "`a.bin`, `c.bin` of `toy`" in e.value.message and left_over() == ["b.bin"]
+        by_hand = (
+            "get `a.bin`, `c.bin` at https://faces.example/get with a browser, then `gz data "
+            "download toy --from DIR`"
+        )
+        assert e.value.hint == by_hand
+        server.faults.extend(["html"] * 2)
+        with pytest.raises(
+            MissingError, match=r"^`a\.bin` of `toy`"
+        ):  # no page to get the rest at: no use to go on
+            fetch(replace(spec, page=""))
+        server.requests.clear()
+        fetch(spec, source=str(site))
+        assert server.requests == [] and is_fetched(spec)
+
+
+@pytest.fixture
+def own():
+    """A set `own` of two files that nobody serves."""
+    file = DataFile("train.tar", (), len(DATA), md5=hashlib.md5(DATA).hexdigest())
+    files = (file, replace(file, name="val.tar", size=10**15))
+    return replace(SPECS["imagenet"], name="own", files=files)
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_no_address_no_network(own, monkeypatch, offline):
+    monkeypatch.setenv("GZ_OFFLINE", offline)
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda *args, **kwargs: pytest.fail("the network is touched")
+    )
+    said = []
+    with pytest.raises(
+        MissingError, match=r"`train\.tar`, `val\.tar` of `own` could not be had: .* log-in"
+    ) as e:
+        fetch(own, pack_size=10**18, say=said.append)
+    assert said == []
+    assert "https://image-net.org" in e.value.hint and "`gz data download own --from DIR`" in e.value.hint
+    assert "`train` and `val`" in e.value.hint
+
+
+def test_linked_files_stay_where_they_are(own, site, monkeypatch):
+    monkeypatch.setattr(fetching, "LARGE", 50_000)
+    monkeypatch.chdir(site.parent)
+    own = replace(own, files=own.files[:1])
+    (site / "train.tar").write_bytes(DATA[:-1] + b"?")
+    with pytest.raises(MissingError, match="wrong checksum"):
+        fetch(own, source="site")
+    assert (site / "train.tar").exists() and not list(raw_dir(own).iterdir())
+    (site / "train.tar").write_bytes(DATA)
+    said, seen = [], []
+    link = fetch(own, source="site", say=said.append, progress=lambda *row: seen.append(row)) / "train.tar"
+    assert link.is_symlink() and os.readlink(link) == str(site / "train.tar") and is_fetched(own)
+    assert said == ["checking the md5 of `train.tar`, 0 MB"] and seen[-1] == (len(DATA), len(DATA))
+    (site / "train.tar").rename(site / "moved.tar")
+    assert not is_fetched(own)  # a dangling link
+    fetch(own, source=str(site / "moved.tar"))
+    assert link.resolve() == site / "moved.tar"
+    link.unlink()
+    (site / "mirror" / "own").mkdir(parents=True)
+    (site / "mirror" / "own" / "train.tar").symlink_to(site / "moved.tar")
+    monkeypatch.setenv("GZ_MIRROR", str(site / "mirror"))
+    monkeypatch.setenv("GZ_OFFLINE", "1")
+    fetch(own)
+    assert os.readlink(link) == str(site / "mirror" / "own" / "train.tar")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPECS, "own", own)
+        assert len(verify("own")["files"]) == 1
+        assert remove("own") == [raw_dir(own)] and not raw_dir(own).exists()
+    assert (site / "moved.tar").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("below", ["", "own"])
+def test_linked_folders(own, site, below):
+    for name in ("train/n01/a.jpg", "val/n01/b.jpg"):
+        (site / below / name).parent.mkdir(parents=True)
+        (site / below / name).write_bytes(b"picture")
+    folder = fetch(own, source=str(site))
+    assert is_fetched(own) and sorted(p.name for p in folder.iterdir()) == ["train", "val"]
+    assert os.readlink(folder / "val") == str(site / below / "val")
+    assert fetch(own) == folder  # they are there
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPECS, "own", own)
+        assert verify("own")["files"] == [] and data_path("own") == folder
+        assert remove("own") == [folder] and not folder.exists()
+    assert (
+        (site / below / "train/n01/a.jpg").read_bytes()
+        == (site / below / "val/n01/b.jpg").read_bytes()
+        == b"picture"
+    )
+
+
+def test_flat_folders_are_not_linked(own, site):
+    for name in ("train/n01/a.jpg", "val/b.jpg"):
+        (site / name).parent.mkdir(parents=True)
+        (site / name).write_bytes(b"picture")
+    with pytest.raises(MissingError, match="does not exist") as e:
+        fetch(own, source=str(site))
+    assert "folders of class folders" in e.value.hint and not is_fetched(own)
+
+
+# --- what is said, and `gz data download` ---
+
+
+def test_a_large_need_is_told_first(site, monkeypatch):
+    said = []
+    fetch(spec_at(), source=str(site), pack_size=10**6, say=said.append)
+    assert said == []
+    remove_toy()
+    monkeypatch.setattr(fetching, "LARGE", 50_000)
+    with serve(site, "404") as server, pytest.raises(MissingError):
+        fetch(spec_at(server.url), pack_size=2 * 10**6, say=said.append)
+    told = rf"`toy`: fetching 0 MB into `{raw_dir(spec_at())}`, its pack will take 2 MB; [\d,]+ MB are free"
+    assert len(said) == 1 and re.fullmatch(told, said[0])
+    with pytest.raises(MissingError, match="are needed"):
+        fetch(spec_at(), source=str(site), pack_size=10**18)
+
+
+def test_room_for_what_is_missing_and_a_piece_twice(site, large, monkeypatch):
+    needs = []
+    monkeypatch.setattr(fetching, "need_space", lambda folder, size: needs.append(size))
+    raw_dir(spec_at()).mkdir(parents=True)
+    for number, size in (("", 25_000), ("1", 5_000)):
+        (raw_dir(spec_at()) / f"a.bin.part{number}").write_bytes(DATA[25_000:][:size])
+    fetch(spec_at(), source=str(site))
+    assert needs == [len(DATA) - 30_000 + 25_000]
+
+
+def test_download_takes_a_size_and_channels(monkeypatch, capsys):
+    seen = []
+
+    def spy(spec, **how):
+        seen.append((spec.files[0].name, how["pack_size"]))
+        raise MissingError("enough")
+
+    monkeypatch.setattr(fetching, "fetch", spy)
+    for words in ([], ["--size", "100"], ["--size", "300", "--channels", "3"]):
+        assert main(["data", "download", "pneumoniamnist", *words]) == 3
+    n = 4_708 + 524 + 624
+    assert seen == [
+        ("pneumoniamnist.npz", n * 28**2),
+        ("pneumoniamnist_128.npz", n * 100**2),
+        ("pneumoniamnist_224.npz", n * 300**2 * 3),
+    ]
+    assert main(["data", "download", "mnist", "--channels", "2"]) == 2 and len(seen) == 3
+    assert main(["data", "download", "digits", "--size", "8", "--channels", "3", "--json"]) == 0
+    assert '"shape": [3, 8, 8]' in capsys.readouterr().out
+
+
+def test_official_files_through_the_mirror(shared_data, monkeypatch):
+    monkeypatch.setenv("GZ_MIRROR", f"file://{shared_data}/mirror")
+    monkeypatch.setenv("GZ_OFFLINE", "1")
+    folder = fetch("mnist")
+    assert len(verify("mnist")["files"]) == 4 and data_path("mnist") == folder
+    with open(folder / "t10k-labels-idx1-ubyte.gz", "r+b") as f:
+        f.seek(100)
+        f.write(b"?")
+    with pytest.raises(MissingError, match="damaged"):
+        verify("mnist")
+    assert remove("mnist") == [folder] and not folder.exists()

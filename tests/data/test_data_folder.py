@@ -1,0 +1,431 @@
+"""Every form of the user's own images, good and bad: layouts, captions, arrays, dataset folders, archives
+that lie."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tarfile
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    LAYOUTS,
+    RED,
+    SPLITS,
+    as_tar,
+    as_zip,
+    nothing_half_written,
+    png,
+    write,
+)
+
+from gzcli.data import workers
+from gzcli.data.folder import read_pictures
+from gzcli.data.library import import_set
+from gzcli.data.pack import open_pack
+from gzcli.errors import DeviceError, MissingError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _fresh(home):
+    pass
+
+
+# --- layouts ---
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar", "tar.gz", "wrapped zip"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(tmp_path, layout, form):
+    files, classes = LAYOUTS[layout]
+    files = {**files, "readme.txt": b"x", "__MACOSX/._a.png": b"x", ".hidden/a.png": b"x"}
+    if form == "wrapped zip":
+        files = {f"outer/{name}": data for name, data in files.items()}
+    path = tmp_path / f"set.{form.split()[-1]}"
+    path = write(path, files) if form == "folder" else (as_tar if "tar" in form else as_zip)(path, files)
+    opened = open_pack(str(path))
+    assert opened.meta.classes == classes and opened.meta.shape == (3, 8, 8) and not opened.meta.resized
+    n = sum(name.endswith(".png") and "/." not in name and not name.startswith(".") for name in files)
+    assert sum(opened.meta.counts.values()) == n
+    colour = {**COLOURS, "A": RED, "B": BLUE}
+    for split in SPLITS:
+        for i, image in enumerate(opened.images(split)):
+            want = colour[classes[opened.labels(split)[i]]] if classes else files_colour(layout)
+            assert image[:, 3, 5].tolist() == list(want)
+    if layout == "splits":
+        assert opened.meta.counts["test"] == 18
+    if layout == "flat splits":
+        assert opened.meta.counts == {"train": 6, "val": 6, "test": 6} and opened.labels("train") is None
+
+
+def files_colour(layout):
+    return RED if layout == "flat" else BLUE
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "named"),
+    [
+        ({}, MissingError, "holds no images"),
+        ({"notes.txt": b"x"}, MissingError, "holds no images"),
+        ({"a.png": png(RED), "cats/b.png": png(RED)}, UsageError, "beside its class folders, as `a.png`"),
+        ({"train/a.png": png(RED), "extra/b.png": png(RED)}, UsageError, "mixes splits"),
+        ({"test/a.png": png(RED), "val/b.png": png(RED)}, UsageError, "no `train` folder"),
+        (
+            {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": png(RED)[:40]},
+            MissingError,
+            "`zz.png` does not decode",
+        ),
+        (
+            {f"{i}.png": png(RED) for i in range(9)} | {"zz.jpg": b"hello"},
+            MissingError,
+            "`zz.jpg` does not decode",
+        ),
+        (
+            {"a.png": png(RED), "b.png": png(RED, (9, 8)), "c.png": png(RED)},
+            UsageError,
+            "mixed sizes: `b.png` is 9×8",
+        ),
+        ({f"{i}.png": png(RED, (9, 8)) for i in range(3)}, UsageError, "not square"),
+        ({f"{i}.png": png(RED, (600, 600)) for i in range(3)}, UsageError, "are large"),
+    ],
+)
+def test_bad_folders(tmp_path, files, error, named):
+    (tmp_path / "p").mkdir()
+    with pytest.raises(error, match=named) as e:
+        open_pack(write(tmp_path / "p", files))
+    assert e.value.hint and nothing_half_written()
+
+
+def test_colour_that_comes_late_is_not_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr("gzcli.data.encoded.PROBES", 2)
+    folder = write(tmp_path / "p", {f"{i}.png": png(90, mode="L") for i in range(9)} | {"7.png": png(RED)})
+    with pytest.raises(UsageError, match=r"`7.png` has colour") as e:
+        open_pack(folder)
+    assert "data.channels=3" in e.value.hint
+    assert open_pack(folder, channels=3).meta.shape == (3, 8, 8)
+    assert open_pack(folder, channels=1).meta.shape == (1, 8, 8)
+
+
+def test_pictures_for_a_method(tmp_path):
+    folder = write(
+        tmp_path / "p", {"b.png": png(RED, (20, 9)), "a.png": png(BLUE), "c/d.png": png(GREEN), "x.txt": b""}
+    )
+    got = read_pictures(folder, size=8, channels=3, limit=2)
+    assert got.shape == (2, 3, 8, 8) and got[:, :, 4, 4].tolist() == [list(BLUE), list(RED)]
+    assert read_pictures(folder / "c" / "d.png", size=4, channels=1, limit=9).shape == (1, 1, 4, 4)
+    for bad in (
+        tmp_path / "none",
+        write(tmp_path / "q", {"a.png": b"x"}),
+        write(tmp_path / "r", {"a.txt": b"x"}),
+    ):
+        with pytest.raises(MissingError):
+            read_pictures(bad, size=8, channels=3, limit=2)
+
+
+# --- captions ---
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_captions(tmp_path, form):
+    lines = "".join(f'{{"file_name": "{i}.png", "text": "picture {i}"}}\n' for i in range(10))
+    files = {f"train/{i}.png": png((i, 0, 9)) for i in range(10)} | {"train/metadata.jsonl": lines.encode()}
+    files |= {f"test/{i}.png": png((i, 0, 7)) for i in range(4)} | {
+        f"test/{i}.txt": f"beside {i}\n".encode() for i in range(3)
+    }
+    path = tmp_path / f"set.{form}"
+    path = write(path, files) if form == "folder" else (as_tar if form == "tar" else as_zip)(path, files)
+    opened = open_pack(path)
+    for split in ("train", "val"):
+        assert opened.captions(split) == [f"picture {image[0, 0, 0]}" for image in opened.images(split)]
+    assert opened.captions("test") == ["beside 0", "beside 1", "beside 2", ""] and opened.meta.classes == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('{"file_name": "0.png"}', "line 2 of `metadata.jsonl`.*no `file_name` or no `text`"),
+        ("0.png a red door", "line 2 of `metadata.jsonl`"),
+        ("[1]", "line 2 of `metadata.jsonl`"),
+        ('{"file_name": "none.png", "caption": "x"}', "names `none.png`"),
+        ('{"file_name": "0.png", "text": "\xff"}', "not UTF-8"),
+    ],
+)
+def test_bad_captions(tmp_path, line, named):
+    text = '{"file_name": "0.png", "text": "a"}\n' + line
+    files = {f"{i}.png": png(RED) for i in range(4)} | {"metadata.jsonl": text.encode("latin-1")}
+    with pytest.raises((MissingError, UsageError), match=named):
+        open_pack(write(tmp_path / "p", files))
+
+
+# --- dataset folders ---
+
+
+@pytest.mark.parametrize("form", ["saved", "saved dict", "parquet", "parquet in data"])
+def test_dataset_folders(tmp_path, form):
+    datasets = pytest.importorskip("datasets")
+
+    def made(n):
+        features = {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["red", "blue"]),
+            "text": datasets.Value("string"),
+        }
+        rows = {
+            "image": [{"bytes": png((RED, BLUE)[i % 2]), "path": None} for i in range(n)],
+            "label": [i % 2 for i in range(n)],
+            "text": [f"picture {i}" if i else None for i in range(n)],
+        }
+        return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+    folder = tmp_path / "set"
+    if form == "saved":
+        made(20).save_to_disk(str(folder))
+    elif form == "saved dict":
+        datasets.DatasetDict({"train": made(20), "validation": made(5), "test": made(6)}).save_to_disk(
+            str(folder)
+        )
+    else:
+        root = folder / "data" if "data" in form else folder
+        root.mkdir(parents=True)
+        for split, n in (("train", 20), ("test", 6)):
+            made(n).to_parquet(str(root / f"{split}-00000-of-00001.parquet"))
+    opened = open_pack(folder)
+    assert opened.meta.classes == ("red", "blue") and opened.meta.shape == (3, 8, 8)
+    assert opened.meta.counts == {
+        "saved": {"train": 16, "val": 2, "test": 2},
+        "saved dict": {"train": 20, "val": 5, "test": 6},
+    }.get(form, {"train": 18, "val": 2, "test": 6})
+    for split in SPLITS:
+        for image, label in zip(opened.images(split), opened.labels(split), strict=True):
+            assert image[:, 0, 0].tolist() == list((RED, BLUE)[label])
+        for text, label in zip(opened.captions(split), opened.labels(split), strict=True):
+            assert text == "" or int(text.split()[1]) % 2 == label
+    assert sum(text == "" for split in SPLITS for text in opened.captions(split)) == {
+        "saved": 1,
+        "saved dict": 3,
+    }.get(form, 2)
+
+
+def test_a_dataset_folder_without_the_package_or_images(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "text"))
+    with pytest.raises(UsageError, match="no column of images") as e:
+        open_pack(tmp_path / "text")
+    assert "`text`" in e.value.hint
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingError, match="takes the package `datasets`") as e:
+        open_pack(tmp_path / "text")
+    assert "pip install 'gzcli[datasets]'" in e.value.hint
+
+
+# --- pictures that cannot be read ---
+
+
+def bad_set(path: Path, n: int = 30) -> Path:
+    """Pictures 0 … n − 1 of brightness i in two classes and two splits, four of them not readable."""
+    files = {f"{s}/{c}/{i:03}.png": png((i, i, 9)) for s, c, i in places(n)}
+    for i, (s, c, k) in enumerate(places(n)):
+        if i in (0, 7, n - 1, n // 2):
+            files[f"{s}/{c}/{k:03}.png"] = b"" if i == 7 else png(RED)[:50]
+    return write(path, files)
+
+
+def places(n):
+    return [("test" if i % 5 == 4 else "train", "ab"[i % 2], i) for i in range(n)]
+
+
+def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
+    folder = bad_set(tmp_path / "p")
+    with pytest.raises(MissingError, match=r"4 pictures of .* do not decode") as e:
+        open_pack(folder)
+    for name in ("train/a/000.png", "train/b/007.png", "test/b/029.png", "train/b/015.png"):
+        assert f"`{name}`" in e.value.message
+    assert "--skip-bad" in e.value.hint and nothing_half_written()
+    import_set(folder, "good", skip_bad=True)
+    opened = open_pack("good")
+    assert len(opened.meta.skipped) == 4 and sum(opened.meta.counts.values()) == 26
+    seen = []
+    for split in SPLITS:
+        images, labels = opened.images(split), opened.labels(split)
+        assert len(images) == len(labels) == opened.meta.counts[split]
+        for image, label in zip(images, labels, strict=True):
+            i = int(image[0, 0, 0])
+            assert label == i % 2 and (split == "test") == (i % 5 == 4) and (image[2] == 9).all()
+            seen.append(i)
+    assert sorted(seen) == sorted(set(range(30)) - {0, 7, 15, 29})
+    import_set(folder, "good")  # without the flag: refused again
+    with pytest.raises(MissingError, match="4 pictures"):
+        open_pack("good")
+
+
+def test_a_set_of_nothing_but_bad_pictures(tmp_path):
+    folder = write(tmp_path / "p", {f"{i}.png": b"x" for i in range(9)})
+    import_set(folder, "bad", skip_bad=True)
+    with pytest.raises(MissingError, match="none of the pictures"):
+        open_pack("bad")
+    assert nothing_half_written()
+
+
+def test_worker_processes_pack_the_same(tmp_path, monkeypatch):
+    folder = bad_set(tmp_path / "p", 300)
+    import_set(folder, "one", skip_bad=True)
+    import_set(folder, "many", skip_bad=True)
+    one = open_pack("one")
+    monkeypatch.setattr(workers, "FEW", 10)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    started = []
+    monkeypatch.setattr(
+        workers, "ProcessPoolExecutor", lambda *a, **k: started.append(a) or ProcessPoolExecutor(*a, **k)
+    )
+    many = open_pack("many")
+    assert started and many.meta.digest == one.meta.digest and many.meta.skipped == one.meta.skipped
+    with pytest.raises(UsageError, match="mixed sizes"):  # an error in a worker is the same error
+        open_pack(write(tmp_path / "q", {f"{i}.png": png(RED, (8 + (i == 40), 8)) for i in range(60)}))
+
+
+def die(block):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed(monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    with pytest.raises(DeviceError, match="worker process was killed"):
+        list(workers.mapped(die, [("train", 0, b"x", "a")] * 200, 10_000))
+
+
+# --- arrays ---
+
+
+def test_arrays_follow_the_same_rules(tmp_path):
+    images = np.zeros((10, 16, 16, 3), np.uint8) + np.array(RED, np.uint8)
+    np.savez(tmp_path / "a.npz", images=images)
+    one = open_pack(tmp_path / "a.npz", size=8, channels=1)
+    assert one.meta.shape == (1, 8, 8) and one.meta.resized and one.meta.classes == ()
+    assert (one.images("train") == round(0.299 * RED[0] + 0.587 * RED[1] + 0.114 * RED[2])).all()
+    np.savez(
+        tmp_path / "b.npz", images=np.full((10, 8, 8), 65535, np.uint16), labels=np.arange(10)[:, None] % 2
+    )
+    two = open_pack(tmp_path / "b.npz")
+    assert (
+        (two.images("train") == 255).all()
+        and two.labels("train").ndim == 1
+        and two.meta.classes == ("0", "1")
+    )
+    assert open_pack("digits", size=8).meta.shape == (1, 8, 8) and open_pack("digits", size=8).meta.resized
+    assert open_pack("digits", channels=3).meta.shape == (3, 16, 16)
+    assert open_pack("digits", size=16).folder == open_pack("digits").folder
+
+
+@pytest.mark.parametrize(
+    ("arrays", "named"),
+    [
+        ({"embedding": np.zeros(3)}, "has no images"),
+        ({"images": np.zeros((4, 8, 8))}, "float64 of shape"),
+        ({"images": np.zeros((4, 8, 8, 5), np.uint8)}, "of shape"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3, int)}, "for 4 images"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.full(4, -1)}, "for 4 images"),
+        ({"images": np.array([{}] * 4)}, "Python objects"),
+        (
+            {
+                "train_images": np.zeros((4, 8, 8), np.uint8),
+                "train_labels": np.zeros(4, int),
+                "test_images": np.zeros((4, 8, 8), np.uint8),
+            },
+            "some splits only",
+        ),
+    ],
+)
+def test_bad_npz(tmp_path, arrays, named):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises((UsageError, MissingError), match=named):
+        open_pack(tmp_path / "a.npz")
+    assert nothing_half_written()
+
+
+# --- archives that escape, explode or are damaged ---
+
+
+def evil_tar(path: Path, **fields) -> Path:
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo(fields.pop("name", "a.png"))
+        for key, value in fields.items():
+            setattr(info, key, value)
+        archive.addfile(info)
+    return path
+
+
+def evil_link_zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("a.png")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    return path
+
+
+def bomb(path: Path) -> Path:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.bmp", bytes(20_000_000))
+        return path
+    return as_tar(path, {"a.bmp": bytes(20_000_000)})
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda p: as_zip(p / "a.zip", {"../evil.png": png(RED)}), "`../evil.png` points outside"),
+        (lambda p: as_zip(p / "a.zip", {"x/../../evil.png": png(RED)}), "points outside"),
+        (lambda p: as_zip(p / "a.zip", {"/etc/evil.png": png(RED)}), "points outside"),
+        (lambda p: evil_link_zip(p / "a.zip"), "is a link"),
+        (lambda p: bomb(p / "a.zip"), "200 times"),
+        (lambda p: as_tar(p / "a.tar", {"../evil.png": png(RED)}), "points outside"),
+        (lambda p: evil_tar(p / "a.tar", name="/abs.png"), "points outside"),
+        (lambda p: evil_tar(p / "a.tar", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is a link"),
+        (lambda p: evil_tar(p / "a.tar", type=tarfile.LNKTYPE, linkname="b.png"), "is a link"),
+        (lambda p: evil_tar(p / "a.tar", type=tarfile.CHRTYPE), "is a device"),
+        (lambda p: bomb(p / "a.tar.gz"), "200 times"),
+    ],
+)
+def test_archives_that_escape_or_explode(tmp_path, make, named):
+    path = make(tmp_path)
+    with pytest.raises(MissingError, match=named) as e:
+        open_pack(path)
+    assert str(path) in e.value.message and e.value.hint
+    assert nothing_half_written() and {p.name for p in tmp_path.iterdir()} <= {path.name, "home"}
+
+
+def test_limit_on_unpacked_bytes(tmp_path, monkeypatch):
+    path = as_zip(tmp_path / "a.zip", LAYOUTS["flat"][0])
+    monkeypatch.setenv("GZ_MAX_ARCHIVE", "1000")
+    with pytest.raises(MissingError, match="unpacks to more than") as e:
+        open_pack(path)
+    monkeypatch.setenv("GZ_MAX_ARCHIVE", e.value.hint.split("=")[1].split("`")[0])
+    open_pack(path)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tar", "a.npz"])
+def test_damaged_archives(tmp_path, name):
+    random = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    if name == "a.npz":
+        np.savez_compressed(tmp_path / name, images=random)
+    else:
+        files = {f"{i}.png": png(RED) for i in range(30)}
+        (as_zip if name == "a.zip" else as_tar)(tmp_path / name, files)
+    whole = (tmp_path / name).read_bytes()
+    for data in (
+        whole[: len(whole) // 2],
+        b"<html>not here</html>",
+        whole[:300] + b"\xff" * 40 + whole[340:],
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises((MissingError, UsageError)):
+            open_pack(tmp_path / name)
+        assert nothing_half_written()

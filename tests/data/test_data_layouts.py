@@ -1,0 +1,411 @@
+"""What the user's own layouts are taken to be: what is common is read as it is meant, what is ambiguous is
+refused by name."""
+
+from __future__ import annotations
+
+import os
+import socket
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import BLUE, GREEN, RED, as_tar, as_zip, nothing_half_written, png, write
+
+from gzcli.data.folder import open_path, read_pictures
+from gzcli.data.kinds import FORMATS
+from gzcli.data.library import import_set
+from gzcli.data.pack import open_pack
+from gzcli.data.pictures import decode
+from gzcli.data.walk import walk
+from gzcli.errors import MissingError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _fresh(home):
+    pass
+
+
+def images(*folders: str, n: int = 4) -> dict[str, bytes]:
+    return {f"{folder}/{i}.png": png(RED) for folder in folders for i in range(n)}
+
+
+def read(
+    tmp_path: Path, files: dict[str, bytes], form: str | None = None
+) -> tuple[tuple[str, ...], dict[str, Counter], list[str]]:
+    """(classes, split → how many of each class, notes)"""
+    source = open_path(write(tmp_path / "set", files), form)
+    named = {
+        s: [source.classes[y] for y in source.labels[s]] if source.labels else [None] * n
+        for s, n in source.counts.items()
+    }
+    return source.classes, {s: Counter(rows) for s, rows in named.items()}, source.notes
+
+
+# --- folders ---
+
+CATS = Counter(cat=4, dog=4)
+
+
+@pytest.mark.parametrize(
+    "names", ["training testing", "Train Test", "train_images test-images", "training_set test_set"]
+)
+def test_splits_by_their_usual_names(tmp_path, names):
+    train, test = names.split()
+    classes, found, _ = read(tmp_path, images(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog"))
+    assert classes == ("cat", "dog") and found == {"train": CATS, "test": CATS}
+
+
+def test_splits_below_classes(tmp_path):
+    classes, found, _ = read(tmp_path, images("cat/train", "cat/test", "dog/train", "dog/test", "dog/valid"))
+    assert classes == ("cat", "dog") and found == {"train": CATS, "test": CATS, "val": Counter(dog=4)}
+
+
+def test_a_lone_folder_in_each_split_means_nothing(tmp_path):
+    classes, found, _ = read(tmp_path, images("train/images", "test/images"))
+    assert classes == () and found == {"train": Counter({None: 4}), "test": Counter({None: 4})}
+    twice = images(
+        "training_set/training_set/cat", "training_set/training_set/dog", "test_set/test_set/cat"
+    )  # Kaggle's cats and dogs
+    (tmp_path / "b").mkdir()
+    assert read(tmp_path / "b", twice)[1] == {"train": CATS, "test": Counter(cat=4)}
+
+
+def test_tiny_imagenet_by_path(tmp_path):
+    files = images("train/n01/images", "train/n02/images", "val/images", "test/images")
+    lines = "".join(f"{i}.png\t{'n01' if i else 'n02'}\t0\t0\t62\t62\n" for i in range(4))
+    classes, found, notes = read(
+        tmp_path, files | {"val/val_annotations.txt": lines.encode(), "wnids.txt": b"n01\nn02\n"}
+    )
+    assert classes == ("n01", "n02") and found == {
+        "train": Counter(n01=4, n02=4),
+        "val": Counter(n02=1, n01=3),
+    }
+    assert notes == ["4 pictures of `test` skipped: they have no labels"]
+
+
+def test_mvtec(tmp_path):
+    files = images(
+        "train/good", "test/good", "test/cut", "test/hole", "ground_truth/cut", "ground_truth/hole"
+    )
+    classes, found, notes = read(tmp_path, files | {"license.txt": b"x", "readme.md": b"x"})
+    assert classes == () and found == {"train": Counter({None: 4}), "test": Counter({None: 4})}
+    assert notes == [
+        "8 pictures of `ground_truth` skipped: they mark others",
+        "8 pictures of `test/cut` and 1 others skipped: `train` has only `good`",
+        "1 file of unknown kind skipped (.md)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (
+            ["train/cat", "train/dog", "test/cat", "test/zebra"],
+            "`test/zebra` of .* is a class that `train` has not",
+        ),
+        (["train/cat", "valid/cat", "validation/cat"], "`valid` and `validation`, which are one split"),
+        (["train", "car", "plane"], "is `train` a split, or a class as `car`?"),
+        (["images", "masks"], "`masks` beside its pictures"),
+        (
+            ["cat/train", "cat/test", "dog"],
+            "cat/train`, a split by its name, and `dog/0.png`|cat/test`, a split",
+        ),
+        (["train", "test/cat", "test/dog"], "`test/cat` of .* is a class that `train` has not"),
+    ],
+)
+def test_what_is_ambiguous_is_named(tmp_path, folders, named):
+    with pytest.raises(UsageError, match=named) as e:
+        read(tmp_path, images(*folders))
+    assert e.value.hint and nothing_half_written()
+
+
+def test_a_class_called_train(tmp_path):
+    files = images("train", "car", "plane")
+    classes, found, _ = read(tmp_path, files, "classes")
+    assert classes == ("car", "plane", "train") and set(found) == {"train"}
+    path = tmp_path / "set"
+    import_set(path, "vehicles", form="classes")
+    assert open_pack("vehicles").meta.classes == ("car", "plane", "train")
+    import_set(path, "vehicles", form="flat")  # said otherwise: packed anew
+    assert open_pack("vehicles").meta.classes == ()
+    with pytest.raises(UsageError, match="in no split of a class"):
+        open_path(path, "class-splits")
+
+
+def test_a_class_called_train_in_a_split(tmp_path):
+    assert read(tmp_path, images("train/train", "train/bus", "test/train", "test/bus"))[0] == ("bus", "train")
+
+
+# --- what is left out is told ---
+
+
+def test_skipped_files_are_told_when_a_set_is_opened_first(tmp_path):
+    files = {f"train/{c}/{i}.png": png(RED) for c in ("airplane", "bird", "cat", "truck") for i in range(10)}
+    files |= {f"test/cat/{i}.png": png(BLUE) for i in range(3)}
+    files |= {
+        "train/cat/a.heic": b"x",
+        "train/cat/b.heic": b"x",
+        "index.csv": b"x",
+        ".DS_Store": b"x",
+        "Thumbs.db": b"x",
+    }
+    said: list[str] = []
+    path = write(tmp_path / "set", files)
+    opened = open_pack(path, say=said.append)
+    assert said[-1].endswith(
+        ": 36 train, 4 val, 3 test; 4 classes airplane … truck; 3 files of unknown kinds skipped (.heic .csv)"
+    )
+    assert opened.meta.notes == ("3 files of unknown kinds skipped (.heic .csv)",)
+    said.clear()
+    open_pack(path, say=said.append)
+    assert said == []
+
+
+def test_pictures_of_further_kinds(tmp_path):
+    files = {f"{i}.png": png(RED) for i in range(4)}
+    files |= {
+        "a.jfif": png(RED, format="JPEG"),
+        "a.jp2": png(RED, format="JPEG2000"),
+        "a.tga": png(RED, format="TGA"),
+    }
+    from PIL import features
+
+    if features.check("avif"):
+        files |= {"a.avif": png(RED, format="AVIF")}
+    assert sum(open_pack(write(tmp_path / "set", files)).meta.counts.values()) == len(files)
+
+
+def test_a_folder_of_archives_is_told(tmp_path):
+    with pytest.raises(MissingError, match=r"holds archives \(\.tar\)") as e:
+        open_path(write(tmp_path / "set", {"train-000.tar": b"x", "train-001.tar": b"x"}))
+    assert "one of them" in e.value.hint
+
+
+# --- regular files of known kinds alone ---
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n"
+
+
+def test_no_reader_starts_another_program(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript is started")
+    )
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *args: pytest.fail("an EPS is opened"))
+    assert "EPS" not in FORMATS
+    for name in ("a.png", "a.eps"):
+        with pytest.raises(MissingError, match="does not decode: not a picture"):
+            decode(EPS, name, size=8, channels=3)
+    folder = write(
+        tmp_path / "set", {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": EPS, "zz.eps": EPS}
+    )
+    with pytest.raises(MissingError, match=r"`zz\.png` does not decode"):
+        open_pack(folder)
+
+
+def test_pipes_devices_and_dead_links_are_left_out_and_told(tmp_path):
+    folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(9)})
+    os.mkfifo(folder / "pipe.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / "dead.png").symlink_to("nowhere.png")
+    (folder / "self.png").symlink_to("self.png")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(str(folder / "s.png"))
+    source = open_path(folder)
+    assert source.counts == {"train": 9}
+    assert source.notes == [
+        "2 broken links skipped (`dead.png`)",
+        "3 pipe or device files skipped (`pipe.png`)",
+    ]
+    assert sum(open_pack(folder).meta.counts.values()) == 9
+    assert len(read_pictures(folder, size=8, channels=3, limit=None)) == 9
+    for path in (folder / "pipe.png", Path("/dev/zero"), folder / "zero.png"):
+        for reading in (
+            lambda p=path: open_path(p),
+            lambda p=path: read_pictures(p, size=8, channels=3, limit=1),
+        ):
+            with pytest.raises((UsageError, MissingError), match="is no regular file"):
+                reading()
+
+
+def test_circles_of_links_end(tmp_path):
+    for name in "abcdefgh":  # each leads to all the others: 8! ways
+        write(tmp_path / "set" / name, {"x.png": png(RED)})
+    for name in "abcdefgh":
+        for other in "abcdefgh":
+            (tmp_path / "set" / name / f"to_{other}").symlink_to(tmp_path / "set" / other)
+    files, odd = walk(tmp_path / "set")
+    assert len(files) == 8 and len(odd["repeated"]) == 64
+    assert sum(open_pack(tmp_path / "set").meta.counts.values()) == 8
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path):
+    write(tmp_path / "store" / "cats", {f"{i}.png": png(RED) for i in range(4)})
+    folder = write(tmp_path / "set", images("dogs"))
+    (folder / "cats").symlink_to(tmp_path / "store" / "cats")
+    assert open_path(folder).classes == ("cats", "dogs")
+
+
+def test_a_file_that_grows_without_end_is_not_read(tmp_path):
+    folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(4)})
+    with (folder / "huge.png").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte of holes
+    with pytest.raises(MissingError, match=r"`.*huge\.png` is larger than any picture"):
+        open_pack(folder)
+
+
+# --- archives ---
+
+
+def test_backslashes_in_a_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for c, colour in (("cats", RED), ("dogs", BLUE)):
+            for i in range(5):
+                info = zipfile.ZipInfo("x")
+                info.filename = f"set\\{c}\\{i}.png"  # as programs of Windows write it
+                archive.writestr(info, png(colour))
+    opened = open_pack(tmp_path / "a.zip")
+    assert opened.meta.classes == ("cats", "dogs")
+    for image, label in zip(opened.images("train"), opened.labels("train"), strict=True):
+        assert image[:, 0, 0].tolist() == list((RED, BLUE)[label])
+    assert len(open_path(tmp_path / "a.zip").spans()["train"]) == 10
+
+
+@pytest.mark.parametrize("form", ["tar", "zip", "folder"])
+def test_labels_of_webdataset(tmp_path, form):
+    files = {f"{i:04}.jpg": png((RED, GREEN, BLUE)[i % 3], format="PNG") for i in range(12)}
+    files |= {f"{i:04}.cls": str((0, 3, 7)[i % 3]).encode() for i in range(12)} | {
+        f"{i:04}.json": b"{}" for i in range(12)
+    }
+    path = tmp_path / f"a.{form}"
+    path = write(path, files) if form == "folder" else (as_tar if form == "tar" else as_zip)(path, files)
+    opened = open_pack(path)
+    assert opened.meta.classes == tuple("01234567")
+    for image, label in zip(opened.images("train"), opened.labels("train"), strict=True):
+        assert image[:, 0, 0].tolist() == list({0: RED, 3: GREEN, 7: BLUE}[int(label)])
+    (tmp_path / "half").mkdir()
+    with pytest.raises(UsageError, match=r"no label `\.cls` beside `2\.png`"):
+        open_path(
+            write(
+                tmp_path / "half", {f"{i}.png": png(RED) for i in range(3)} | {"0.cls": b"a", "1.cls": b"b"}
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("mark", "kind"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a", "rar")]
+)
+def test_archives_of_other_kinds(tmp_path, mark, kind):
+    path = tmp_path / {"zstd": "a.tar.zst"}.get(kind, f"a.{kind}")
+    path.write_bytes(mark + bytes(99))
+    with pytest.raises(UsageError, match=f"compressed by {kind}, which gz does not read") as e:
+        open_path(path)
+    assert "tar.gz" in e.value.hint
+
+
+# --- arrays ---
+
+
+def arrays(tmp_path, **given) -> Path:
+    np.savez(tmp_path / "a.npz", **given)
+    return tmp_path / "a.npz"
+
+
+X = np.random.default_rng(0).integers(0, 256, (12, 8, 9, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["x_train y_train x_test y_test", "X_train Y_train X_test Y_test", "train_x train_y test_x test_y"],
+)
+def test_keras_names(tmp_path, names):
+    x, y, x1, y1 = names.split()
+    source = open_path(arrays(tmp_path, **{x: X, y: np.arange(12) % 3, x1: X[:6], y1: np.arange(6) % 3}))
+    assert source.counts == {"train": 12, "test": 6} and source.classes == ("0", "1", "2")
+    assert source.labels["test"].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_class_names(tmp_path):
+    source = open_path(
+        arrays(tmp_path, images=X, labels=np.arange(12) % 3, class_names=np.array(["ant", "bee", "cow"]))
+    )
+    assert source.classes == ("ant", "bee", "cow") and source.notes == []
+    with pytest.raises(UsageError, match="`class_names` names 2 classes, its labels have 3"):
+        open_path(arrays(tmp_path, images=X, labels=np.arange(12) % 3, class_names=np.array(["ant", "bee"])))
+
+
+@pytest.mark.parametrize(
+    "x", [X, X.transpose(0, 3, 1, 2), np.asfortranarray(X), np.asfortranarray(X.transpose(0, 3, 1, 2))]
+)
+def test_channels_first_and_columns_first(tmp_path, x):
+    source = open_path(arrays(tmp_path, images=x))
+    got = np.concatenate([block for _, _, block, _ in source.blocks()])
+    assert source.shape == (3, 8, 9) and (got == X.transpose(0, 3, 1, 2)).all()
+
+
+def test_arrays_that_are_not_clear(tmp_path):
+    with pytest.raises(UsageError, match="channels first or last"):
+        open_path(arrays(tmp_path, images=np.zeros((4, 3, 8, 3), np.uint8)))
+    with pytest.raises(UsageError, match="float32 of shape") as e:
+        open_path(arrays(tmp_path, images=np.zeros((4, 8, 8), np.float32)))
+    assert "uint8" in e.value.hint
+    source = open_path(arrays(tmp_path, images=X, embedding=np.zeros((12, 2))))
+    assert source.notes == ["1 array skipped (`embedding`)"]
+
+
+# --- dataset folders ---
+
+
+def table(n: int, label: str = "int64"):
+    pa = pytest.importorskip("pyarrow")
+    cells = [{"bytes": png((RED, BLUE)[i % 2]), "path": None} for i in range(n)]
+    y = [i % 2 for i in range(n)] if label == "int64" else [("red", "blue")[i % 2] for i in range(n)]
+    return pa.table({"image": cells, "label": pa.array(y, label)})
+
+
+def parquet(path: Path, n: int, label: str = "int64") -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table(n, label), path, row_group_size=7)
+
+
+@pytest.mark.parametrize("label", ["int64", "string"])
+def test_labels_that_are_plain_numbers_or_texts(tmp_path, label):
+    parquet(tmp_path / "one.parquet", 20, label)
+    opened = open_pack(tmp_path / "one.parquet")
+    assert opened.meta.classes == (("0", "1") if label == "int64" else ("blue", "red"))
+    red = 0 if label == "int64" else 1
+    for image, y in zip(opened.images("train"), opened.labels("train"), strict=True):
+        assert image[:, 0, 0].tolist() == list(RED if y == red else BLUE)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("default/train/0000.parquet", "default/test/0000.parquet"),  # as the hub converts
+        ("default/partial-train/0000.parquet", "default/partial-test/0000.parquet"),
+        ("mnist/train-00000-of-00001.parquet", "mnist/test-00000-of-00001.parquet"),
+        ("data/train-00000-of-00001-a1b2c3.parquet", "data/test-00000-of-00001-d4e5f6.parquet"),
+        ("train.parquet", "test.parquet"),
+    ],
+)
+def test_layouts_of_parquet(tmp_path, train, test):
+    parquet(tmp_path / "set" / train, 20)
+    parquet(tmp_path / "set" / test, 6)
+    assert open_path(tmp_path / "set").counts == {"train": 20, "test": 6}
+
+
+def test_several_sets_in_a_folder_of_parquet(tmp_path):
+    for name in ("large", "small"):
+        parquet(tmp_path / "set" / name / "train" / "0000.parquet", 4)
+    with pytest.raises(UsageError, match="holds several sets: `large`, `small`"):
+        open_path(tmp_path / "set")
+
+
+def test_parquet_leaves_no_cache_and_shows_no_bars(tmp_path, home, capfd):
+    parquet(tmp_path / "set" / "train.parquet", 20)
+    open_pack(tmp_path / "set")
+    assert capfd.readouterr() == ("", "") and not (home / "datasets").exists()

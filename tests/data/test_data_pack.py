@@ -1,0 +1,329 @@
+"""Packs: embedded sets, splits, the cache and what is told of it, memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from shutil import rmtree as remove_tree
+
+import numpy as np
+import pytest
+from pictures import BLUE, LAYOUTS, RED, SPLITS, as_zip, nothing_half_written, png, write
+from PIL import Image
+
+from gzcli.cli.app import run
+from gzcli.data import build, make
+from gzcli.data.library import data_path, import_set, listing, names, remove, verify
+from gzcli.data.pack import data_key, open_pack, peek
+from gzcli.data.sets import SPECS
+from gzcli.data.specs import find
+from gzcli.errors import MissingError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _fresh(home):
+    pass
+
+
+# --- embedded sets ---
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.embedded])
+def test_embedded(name):
+    spec, opened = SPECS[name], open_pack(name)
+    meta = opened.meta
+    assert (meta.shape, meta.classes, meta.levels) == (spec.shape, spec.classes, spec.levels)
+    assert (meta.counts["train"] + meta.counts["val"], meta.counts["test"]) == (spec.n_train, spec.n_test)
+    for split, n in meta.counts.items():
+        assert opened.images(split).shape == (n, *spec.shape) and opened.images(split).dtype == np.uint8
+        assert set(opened.labels(split)) == set(range(len(spec.classes)))
+    info = opened.info(steps=7)
+    assert (info.shape, info.levels, info.n, info.steps) == (spec.shape, spec.levels, meta.counts["train"], 7)
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    opened, truth = open_pack("digits"), load_digits()
+    found = {}
+    for split in SPLITS:
+        levels = opened.images(split)[:, 0, ::2, ::2].astype(int) * 17 >> 8
+        assert (opened.images(split)[:, 0, 1::2, 1::2] == opened.images(split)[:, 0, ::2, ::2]).all()
+        for image, label in zip(levels, opened.labels(split), strict=True):
+            found.setdefault((image.tobytes(), label), []).append(split)
+    assert sum(map(len, found.values())) == 1797
+    assert all(
+        (image.astype(int).tobytes(), label) in found
+        for image, label in zip(truth.images, truth.target, strict=True)
+    )
+
+
+def test_digits_captioned_and_ab():
+    captioned, ab = open_pack("digits-captioned"), open_pack("digits_ab")
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    for split in SPLITS:
+        assert captioned.captions(split) == [f"a handwritten {words[y]}" for y in captioned.labels(split)]
+    dark = ab.images("train").mean((1, 2, 3)) < 128
+    assert (dark == (ab.labels("train") == 0)).mean() > 0.99
+
+
+def test_patches_share_no_pixel_between_splits():
+    opened = open_pack("patches")
+    rows = {
+        split: {row.tobytes() for image in opened.images(split) for row in image[0]}
+        for split in ("train", "test")
+    }
+    assert len(rows["train"] & rows["test"]) < 0.01 * len(rows["test"])
+
+
+def test_not_fetched_when_it_must_not_be(monkeypatch):
+    with pytest.raises(MissingError, match="GZ_OFFLINE") as e:
+        open_pack("mnist")
+    assert e.value.hint.startswith("`gz data download mnist`")
+    monkeypatch.delenv("GZ_OFFLINE")
+    with pytest.raises(MissingError, match="not in the cache"):
+        open_pack("mnist", fetch=False)
+    monkeypatch.setattr(make, "FETCHED_UNASKED", 1000)
+    with pytest.raises(MissingError, match="large"):
+        open_pack("mnist")
+
+
+# --- splits ---
+
+
+def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
+    images = np.arange(50, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(50) % 5)
+    opened = open_pack(tmp_path / "a.npz")
+    assert opened.meta.counts == {"train": 40, "val": 5, "test": 5}
+    ids = {split: opened.images(split)[:, 0, 0, 0].tolist() for split in SPLITS}
+    assert sorted(i for rows in ids.values() for i in rows) == list(range(50)) and all(
+        i == sorted(i) for i in ids.values()
+    )
+    for split, rows in ids.items():
+        assert opened.labels(split).tolist() == [i % 5 for i in rows]
+    assert ids["test"] == [2, 10, 11, 28, 41]  # the carving must never change: scores would not compare
+
+
+def test_splits_given_are_kept(tmp_path):
+    data = {
+        f"{s}_images": np.full((n, 8, 8, 3), n, np.uint8) for s, n in (("train", 9), ("val", 4), ("test", 5))
+    }
+    data |= {
+        f"{s}_labels": np.eye(3, dtype=np.uint8)[np.arange(n) % 3]
+        for s, n in (("train", 9), ("val", 4), ("test", 5))
+    }
+    np.savez_compressed(tmp_path / "m.npz", **data)
+    opened = open_pack(tmp_path / "m.npz")
+    assert opened.meta.counts == {"train": 9, "val": 4, "test": 5} and opened.meta.multilabel
+    assert opened.labels("val").shape == (4, 3) and opened.labels("val").dtype == np.uint8
+    assert (opened.images("test") == 5).all()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_images(tmp_path, n):
+    with pytest.raises(MissingError, match="too few images"):
+        open_pack(write(tmp_path / "p", {f"{i}.png": png(RED) for i in range(n)}))
+    assert nothing_half_written()
+
+
+# --- the cache ---
+
+
+def test_repacked_when_the_files_change(tmp_path):
+    folder = write(tmp_path / "p", LAYOUTS["flat"][0])
+    said = []
+    first = open_pack(folder, say=said.append)
+    assert len(said) == 2 and open_pack(folder, say=said.append).meta == first.meta and len(said) == 2
+    write(folder, {"new.png": png(BLUE)})
+    assert peek(folder) is None
+    assert sum(open_pack(folder).meta.counts.values()) == 21
+    assert open_pack(folder).meta.digest != first.meta.digest
+    write(folder, {name: png(BLUE, (4, 4)) for name in [*LAYOUTS["flat"][0], "new.png"]})
+    assert open_pack(folder, size=8).meta.resized and open_pack(folder).meta.shape == (3, 4, 4)
+
+
+def test_keys(tmp_path, monkeypatch):
+    for parent in ("a", "b"):
+        write(tmp_path / parent / "My Photos", LAYOUTS["flat"][0])
+    opened = open_pack(tmp_path / "a" / "My Photos")  # asked for by what it is, it is not packed again
+    assert open_pack(tmp_path / "a" / "My Photos", size=8, channels=3).folder == opened.folder
+    keys = {data_key(tmp_path / parent / "My Photos") for parent in "ab"}
+    assert len(keys) == 2 and all(key.startswith("my-photos-") for key in keys)
+    monkeypatch.chdir(tmp_path / "a")
+    assert (
+        data_key("./My Photos") in keys
+        and data_key("MNIST") == "mnist"
+        and data_key("digits_ab") == "digits-ab"
+    )
+
+
+def test_names_that_are_not_there():
+    with pytest.raises(UsageError, match="no data set `mnits`") as e:
+        open_pack("mnits")
+    assert "`mnist`" in e.value.hint
+    with pytest.raises(UsageError):
+        find("mnits")
+    with pytest.raises(MissingError, match="there is no"):
+        open_pack("./nowhere/photos.zip")
+    with pytest.raises(UsageError, match="between 4 and 1024"):
+        open_pack("digits", size=2)
+    with pytest.raises(UsageError, match=r"1 \(grey\) or 3"):
+        open_pack("digits", channels=2)
+
+
+def test_import_list_verify_remove(tmp_path):
+    path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
+    assert import_set(path, "my-set")["classes"] == ["blue", "green", "red"]
+    row = next(row for row in listing() if row["name"] == "my-set")
+    assert row["classes"] == 3 and not row["cached"] and "my-set" in names()
+    opened = open_pack("my_set")
+    assert opened.meta.name == data_key("my-set") == "my-set" and data_path("my-set") == opened.folder
+    row = next(row for row in listing() if row["name"] == "my-set")
+    assert (row["cached"], row["size"], row["channels"], row["n_train"] + row["n_test"]) == (True, 8, 3, 24)
+    assert verify("my-set")["packs"] == [str(opened.folder)]
+    with open(opened.folder / "train.npy", "r+b") as f:
+        f.seek(-5, 2)
+        f.write(b"?")
+    with pytest.raises(MissingError, match=r"train.npy` is damaged"):
+        verify("my-set")
+    for name, why in (("mnist", "already"), ("a b", "cannot be"), ("my_set", "taken")):
+        with pytest.raises(UsageError, match=why):
+            import_set(path, name)
+    with pytest.raises(MissingError):
+        import_set(tmp_path / "none", "other")
+    remove("my-set")
+    assert "my-set" not in names() and not opened.folder.exists() and path.exists()
+
+
+def test_an_imported_set_outlives_its_files(tmp_path):
+    path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
+    import_set(path, "kept")
+    import_set(path, "lost")
+    open_pack("kept")
+    path.unlink()
+    assert open_pack("kept").meta.counts["train"] and listing()
+    with pytest.raises(MissingError, match="is gone"):
+        open_pack("lost")
+
+
+def test_a_size_is_packed_once_whether_channels_are_asked_for_or_told(tmp_path):
+    """`gz train` asks for the size alone, its engine for what came of it."""
+    grey = {f"{i}.png": png(90 + i, mode="L", size=(9, 9)) for i in range(20)}
+    for folder, channels in (
+        (write(tmp_path / "colour", LAYOUTS["flat"][0]), 3),
+        (write(tmp_path / "grey", grey), 1),
+    ):
+        first = open_pack(folder, size=6)
+        assert open_pack(folder, size=6, channels=channels).folder == first.folder and peek(
+            folder, size=6, channels=channels
+        )
+        other = open_pack(folder, size=6, channels=4 - channels)
+        assert other.folder != first.folder and open_pack(folder, size=6).meta.shape[0] == channels
+        assert peek(folder) is None and peek(folder, size=7) is None
+        assert len(list(first.folder.parent.glob("*/meta.json"))) == 2
+
+
+def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
+    folder = write(tmp_path / "p", LAYOUTS["classes"][0])
+    (folder / "red" / "dead.png").symlink_to(tmp_path / "nowhere.png")
+    for name in ("kept", "lost"):
+        assert run(["data", "import", str(folder), "--name", name, "-q"]) == 0
+    remove_tree(open_pack("lost").folder)
+    capsys.readouterr()
+    monkeypatch.setattr("gzcli.data.make.walk", lambda *args: pytest.fail("the files of a set are looked at"))
+    assert run(["data", "list"]) == run(["data", "verify"]) == run(["train", "vae", "--dry-run"]) == 0
+    folder.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert run(["data", "list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["data"]}
+    assert [(rows[n]["lost"], rows[n]["cached"], rows[n]["size"]) for n in ("kept", "lost", "digits")] == [
+        (True, True, 8),
+        (True, False, None),
+        (False, True, 16),
+    ]
+    assert run(["data", "list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["lost"].split()[-2] == "gone" and "yes" in lines["kept"].split()
+    assert run(["data", "verify"]) == 0 and run(["data", "verify", "lost"]) == 3
+    assert "is gone" in capsys.readouterr().err
+
+
+def test_read_only_cache(tmp_path, monkeypatch):
+    folder = write(tmp_path / "p", LAYOUTS["flat"][0])
+
+    def refused(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refused)
+    with pytest.raises(MissingError, match="No space left"):
+        open_pack(folder)
+    assert nothing_half_written()
+
+
+def test_two_processes_pack_once(tmp_path):
+    path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
+    code = f"from gzcli.data.pack import open_pack; open_pack({str(path)!r}, say=print)"
+    two = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = "".join(process.communicate(timeout=30)[0] for process in two)
+    assert [process.returncode for process in two] == [0, 0] and said.count("packing") - said.count(
+        "waiting"
+    ) in (0, 1)
+    assert said.count("images") == 1
+
+
+def test_looking_at_metadata_imports_nothing_heavy():
+    open_pack("digits")
+    code = (
+        "import sys; from gzcli.data.library import listing; from gzcli.data.pack import peek, data_key; "
+        "from gzcli.data.augment import parse_augment; listing(); assert peek('digits').levels == 17; "
+        "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn', 'urllib.request') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert out.stdout.strip() == "[]", out.stdout + out.stderr
+
+
+def test_memory_is_bounded(tmp_path):
+    """A source of 60 MB is packed within 12 MB of Python and numpy memory."""
+    spec = replace(SPECS["cifar10"], size=64)
+
+    def blocks():
+        for start in range(0, 5000, 50):
+            yield "train", start, np.full((50, 3, 64, 64), start // 50, np.uint8), "a"
+
+    source = build.Source("big", (), {"train": 5000}, {}, blocks, shape=spec.shape)
+    (tmp_path / "out").mkdir()
+    tracemalloc.start()
+    build.build(source, tmp_path / "out", size=None, channels=None, extra={})
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert np.load(tmp_path / "out" / "train.npy", mmap_mode="r")[-1].max() == 99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["faces64", "imagenette64", "textures64", "orange2lemon32", "pneumoniamnist"]
+)
+def test_real_sets(shared_data, name):
+    path = next((shared_data / "sets").glob(f"{name}.*"))
+    opened = open_pack(path)
+    assert opened.images("train").std() > 20 and len(opened.meta.classes) in (2, 10)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            first = sorted(n for n in archive.namelist() if "test" in n and n.endswith("png"))[0]
+            pixels = np.asarray(Image.open(io.BytesIO(archive.read(first))).convert("RGB")).transpose(2, 0, 1)
+        assert (opened.images("test")[0] == pixels).all()

@@ -1,0 +1,96 @@
+"""`gz data show` and `gz data import`: what a set holds is told and drawn; hints can be followed."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from pictures import BLUE, COLOURS, LAYOUTS, RED, png, write
+from PIL import Image
+
+from gzcli.cli.app import run
+
+
+@pytest.fixture
+def gz(home, capsys):
+    def call(*words: str) -> tuple[int, str, str]:
+        code = run(["data", *words])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def colours_in_row(sheet: np.ndarray, centre: int) -> set[tuple[int, ...]]:
+    row = {tuple(pixel) for pixel in sheet[centre]}
+    return row & set(COLOURS.values())
+
+
+def test_classes_are_counted_and_drawn_under_their_names(gz, tmp_path):
+    folder = write(tmp_path / "p", LAYOUTS["splits"][0] | {"a.heic": b"x"})
+    code, stdout, stderr = gz("show", str(folder))
+    *rows, path = stdout.splitlines()
+    assert code == 0 and [row.split()[0] for row in rows] == ["class", "blue", "green", "red", "images"]
+    assert rows[-1].split()[1:] == ["17", "1", "18"] and "1 file of unknown kind skipped (.heic)" in stderr
+    assert "8×8 pixels, RGB, 256 levels" in stderr
+    sheet = np.asarray(Image.open(path))
+    bottom = len(sheet)
+    seen = [colours_in_row(sheet, bottom - 67 * (2 - i) - 40) for i in range(3)]
+    assert seen == [
+        {COLOURS["blue"]},
+        {COLOURS["green"]},
+        {COLOURS["red"]},
+    ]  # a row a class, in the table's order
+    assert all(
+        (sheet[bottom - 67 * (3 - i) : bottom - 67 * (2 - i), :40] < 128).any() for i in range(3)
+    )  # with its name
+    code, stdout, _ = gz("show", str(folder), "--json")
+    told = json.loads(stdout)
+    assert told["counts"] == {"train": 17, "val": 1, "test": 18} and told["sheet"] == path
+    assert [(c["name"], c["train"] + c["val"], c["test"]) for c in told["classes"]] == [
+        (c, 6, 6) for c in ("blue", "green", "red")
+    ]
+    assert told["notes"] == ["1 file of unknown kind skipped (.heic)"]
+
+
+def test_sets_without_classes_with_many_attributes_or_further_pictures(gz, tmp_path):
+    rng = np.random.default_rng(0)
+    many = {
+        "images": rng.integers(0, 256, (40, 8, 8), np.uint8),
+        "labels": rng.integers(0, 2, (40, 3)),
+        "class_names": list("xyz"),
+    }
+    np.savez(tmp_path / "many.npz", **many)
+    told = json.loads(gz("show", str(tmp_path / "many.npz"), "--json")[1])
+    assert told["multilabel"] and [c["name"] for c in told["classes"]] == list("xyz")
+    assert sum(c["train"] + c["val"] + c["test"] for c in told["classes"]) == int(many["labels"].sum())
+    flat = write(tmp_path / "flat", {f"{i}.png": png(RED) for i in range(9)})
+    code, stdout, _ = gz("show", str(flat))
+    assert code == 0 and len(stdout.splitlines()) == 3
+    code, stdout, _ = gz("show", "digits-edited", "-q")
+    assert code == 0 and min(Image.open(stdout.splitlines()[-1]).size) > 300
+
+
+def test_hints_can_be_followed(gz, tmp_path):
+    wide = write(tmp_path / "wide", {f"{i}.png": png(BLUE, (90, 80)) for i in range(9)})
+    code, _, stderr = gz("show", str(wide))
+    assert code == 2 and "`--size 64`" in stderr and "--set" not in stderr
+    code, stdout, stderr = gz("import", str(wide), "--name", "wide")
+    assert code == 0 and stdout == "wide\n"
+    assert (
+        "import it again with `--size 64`" in stderr
+        and "`gz train vae --data wide --set data.size=64`" in stderr
+    )
+    flag = re.search(r"`--size (\d+)`", stderr)[1]
+    assert gz("import", str(wide), "--name", "wide", "--size", flag)[0] == 0
+    assert run(["train", "vae", "--data", "wide", "--set", "data.size=64", "--dry-run"]) == 0
+    mixed = write(
+        tmp_path / "vehicles", {f"{c}/{i}.png": png(RED) for c in ("bus", "train") for i in range(4)}
+    )
+    code, _, stderr = gz("import", str(mixed), "--name", "vehicles")
+    assert code == 2 and "--layout flat|classes|splits|class-splits" in stderr
+    assert gz("import", str(mixed), "--name", "vehicles", "--layout", "classes")[0] == 0
+    code, _, stderr = gz("import", str(mixed), "--name", "vehicles", "--layout", "class")
+    assert code == 2 and "did you mean `classes`?" in stderr
+    assert gz("import", str(mixed), "--name", "vehicles", "--layout", "flat", "--channels", "2")[0] == 2

@@ -1,0 +1,308 @@
+"""Streamed sets: the same batches as from a pack, ahead of need, by workers that do not stay behind."""
+
+from __future__ import annotations
+
+import gc
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import as_tar, as_zip, write
+from PIL import Image
+
+from gzcli.data import stream
+from gzcli.data.archives import Span
+from gzcli.data.batches import TrainBatches, scan
+from gzcli.data.pack import Pack, open_pack
+from gzcli.data.stream import Pictures, Prefetch, worker_count, write_index
+from gzcli.errors import DeviceError, MissingError, UsageError
+
+CONTENT = np.random.default_rng(0).integers(0, 256, (64, 12, 12, 3), dtype=np.uint8)
+
+
+def encoded(image: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
+
+
+FILES = {f"{'ab'[i % 2]}/{i:02}.png": encoded(image) for i, image in enumerate(CONTENT)}
+
+
+def as_deflated(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+KINDS = {"folder": write, "stored.zip": as_zip, "deflated.zip": as_deflated, "plain.tar": as_tar}
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(home, monkeypatch):
+    """Most of it needs no workers."""
+    monkeypatch.setenv("GZ_WORKERS", "0")
+
+
+def streamed(path: Path, monkeypatch, **options) -> Pack:
+    with monkeypatch.context() as patch:
+        patch.setenv("GZ_PACK_LIMIT", "1")
+        pack = open_pack(path, **options)
+    assert pack.meta.streamed and isinstance(pack.images("train"), Pictures)
+    return pack
+
+
+def both(path: Path, monkeypatch) -> tuple[Pack, Pack]:
+    """The same files packed and streamed."""
+    packed = open_pack(path)
+    monkeypatch.setenv("GZ_HOME", str(path.parent / "other home"))
+    return packed, streamed(path, monkeypatch)
+
+
+def batches(pack: Pack, **options) -> TrainBatches:
+    return TrainBatches(pack, **{"seed": 3, "batch_size": 8, "levels": 256, "device": "cpu", **options})
+
+
+def equal(a, b) -> bool:
+    draws = torch.equal(a.noise.rand(len(a), 2), b.noise.rand(len(b), 2))
+    return (
+        torch.equal(a.x, b.x)
+        and torch.equal(a.y, b.y)
+        and torch.equal(a.index, b.index)
+        and a.extra == b.extra
+        and draws
+    )
+
+
+# --- the same as from a pack ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_batches_are_the_packed_ones(kind, tmp_path, monkeypatch):
+    packed, lazy = both(KINDS[kind](tmp_path / kind, FILES), monkeypatch)
+    for options in (
+        {},
+        {"levels": 2, "augment": ("hflip", "crop=2", "jitter")},
+        {"n": 20},
+        {"batch_size": 100},
+    ):
+        one, two = batches(packed, **options), batches(lazy, **options)
+        assert all(equal(one.at(step), two.at(step)) for step in range(8))  # beyond the first epoch
+    for split, index in (("train", None), ("test", None), ("val", [3, 0, 3])):
+        options = {"batch_size": 4, "levels": 2, "device": "cpu", "index": index, "seed": 1}
+        pairs = list(zip(scan(packed, split, **options), scan(lazy, split, **options), strict=True))
+        assert pairs and all(equal(*pair) for pair in pairs)
+
+
+def test_with_workers(tmp_path, monkeypatch):
+    """Steps in a row, again, back and ahead; a resume in the middle; two ranks; a scan: as without
+    workers."""
+    packed, lazy = both(write(tmp_path / "p", FILES), monkeypatch)
+    monkeypatch.setenv("GZ_WORKERS", "2")
+    one, two = batches(packed), batches(lazy)
+    state = torch.get_rng_state()
+    assert all(equal(one.at(step), two.at(step)) for step in (0, 0, 1, 2, 3, 50, 51, 7, 8, 8))
+    assert torch.equal(torch.get_rng_state(), state)  # dropout draws from there
+    assert equal(batches(packed).at(5000), batches(lazy).at(5000))
+    ranks = [batches(lazy, rank=rank, world=2) for rank in (0, 1)]
+    assert all(torch.equal(one.at(step).x, torch.cat([part.at(step).x for part in ranks])) for step in (4, 5))
+    assert multiprocessing.active_children()
+    del two, ranks
+    options = {"batch_size": 5, "levels": 256, "device": "cpu"}
+    pairs = zip(scan(packed, "train", **options), scan(lazy, "train", **options), strict=True)
+    assert sum(equal(*pair) for pair in pairs) == -(-packed.meta.counts["train"] // 5) > 4
+    assert not multiprocessing.active_children()  # they ended with who used them
+
+
+def test_a_rank_decodes_only_its_own_rows(tmp_path, monkeypatch):
+    lazy = streamed(write(tmp_path / "p", FILES), monkeypatch)
+    read, real = [], stream.read_span
+    monkeypatch.setattr(stream, "read_span", lambda span: read.append(span) or real(span))
+    batches(lazy, rank=1, world=4).at(3)
+    assert len(read) == 2
+
+
+# --- as an array ---
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Pictures:
+    root = write(tmp_path / "files", FILES)
+    spans = [Span(str(root / name), 0, len(data), False) for name, data in FILES.items()]
+    write_index(tmp_path, "train", [*spans, spans[0]])
+    write_index(tmp_path, "val", [])
+    return Pictures(tmp_path, "train", (3, 12, 12), {"size": None, "channels": 3})
+
+
+def test_pictures_are_like_an_array(pictures, tmp_path):
+    want = np.concatenate([CONTENT, CONTENT[:1]]).transpose(0, 3, 1, 2)
+    assert (len(pictures), pictures.shape, pictures.dtype, pictures.nbytes) == (
+        65,
+        want.shape,
+        want.dtype,
+        want.nbytes,
+    )
+    assert pictures[3].shape == (3, 12, 12) and (pictures[-1] == want[-1]).all()
+    slices, lists = (
+        (slice(None), slice(60, 99), slice(0, 0), slice(9, 2, -3)),
+        ([5, 5, 0], range(3), np.array([64, -1])),
+    )
+    for rows in (*slices, *lists, np.zeros(0, int), np.arange(65) % 2 == 0):
+        assert pictures[rows].shape == want[rows].shape and (pictures[rows] == want[rows]).all()
+    assert (np.asarray(pictures) == want).all()
+    with pytest.raises(IndexError):
+        pictures[65]
+    containers = np.load(tmp_path / "train_containers.npy")
+    assert len(containers) == 64  # each once
+    empty = Pictures(tmp_path, "val", (3, 12, 12), pictures.how)
+    assert len(empty) == 0 and empty[:].shape == (0, 3, 12, 12)
+
+
+def test_pictures_travel_without_their_index(pictures):
+    pictures[0]
+    data = pickle.dumps(pictures)
+    assert len(data) < 600 and (pickle.loads(data)[:] == pictures[:]).all()
+
+
+def test_names_of_any_kind(tmp_path):
+    names = ["ü.png", "a b.png", os.fsdecode(b"\xff.png")]
+    root = write(tmp_path / "files", dict.fromkeys(names, encoded(CONTENT[0])))
+    write_index(
+        tmp_path, "train", [Span(str(root / name), 0, len(encoded(CONTENT[0])), False) for name in names]
+    )
+    assert len(Pictures(tmp_path, "train", (3, 12, 12), {"size": None, "channels": 3})[:]) == 3
+
+
+# --- what goes wrong ---
+
+
+@pytest.mark.parametrize("kind", ["folder", "stored.zip"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_does_not_decode_is_named_when_it_is_due(kind, workers, tmp_path, monkeypatch):
+    path = KINDS[kind](tmp_path / kind, {**FILES, "a/06.png": b"this is no picture"})
+    images = streamed(path, monkeypatch).images("train")
+    at = next(i for i in range(len(images)) if images._spans[i, 2] == 18)
+    order = [row for row in range(len(images)) if row != at]
+    order.insert(9, at)
+    ahead = Prefetch(images, lambda step: order[4 * step : 4 * step + 4], workers)
+    assert ahead.at(0).shape == ahead.at(1).shape == (4, 3, 12, 12)
+    for _ in range(2):
+        with pytest.raises(MissingError, match="not a picture that can be read") as e:
+            ahead.at(2)
+        where = str(path / "a/06.png") if kind == "folder" else f"{path} at byte {images._spans[at, 1]:,}"
+        assert f"`{where}`" in e.value.message and e.value.hint
+    assert (ahead.at(3).numpy() == images[order[12:16]]).all()
+
+
+def test_files_that_are_gone_and_mixed_sizes(pictures, tmp_path):
+    (tmp_path / "files" / "a/02.png").unlink()
+    with pytest.raises(MissingError, match=r"02\.png` cannot be read"):
+        pictures[2]
+    write(tmp_path / "files", {"a/04.png": FILES["a/04.png"][:20]})
+    with pytest.raises(MissingError, match=r"04\.png` is damaged: it ends before byte"):
+        pictures[4]
+    pictures.shape = (65, 3, 12, 13)
+    with pytest.raises(UsageError, match=r"mixed sizes: `.*00\.png` is 12×12, others are 13×12") as e:
+        pictures[0]
+    assert "data.size" in e.value.hint
+
+
+@pytest.mark.parametrize("wait", [0, 0.5])
+def test_a_killed_worker_is_told(wait, pictures):
+    """While batches of it are on their way, and later."""
+    ahead = Prefetch(pictures, lambda step: [step % 60] * 4, 2)
+    ahead.at(0)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    time.sleep(wait)
+    started = time.monotonic()
+    with pytest.raises(DeviceError, match="worker process that decodes pictures was killed") as e:
+        for step in range(1, 30):
+            ahead.at(step)
+    assert time.monotonic() - started < 20 and "GZ_WORKERS" in e.value.hint
+
+
+@pytest.mark.parametrize("way", ["close", "last reference", "cycle"])
+def test_workers_end_at_once_with_who_uses_them(way, pictures):
+    others = set(multiprocessing.active_children())  # another test's that was not collected yet
+    ahead = Prefetch(pictures, lambda step: [step], 1)
+    ahead.at(0)
+    (worker,) = set(multiprocessing.active_children()) - others
+    started = time.monotonic()
+    if way == "close":
+        ahead.close()
+    elif way == "cycle":
+        ahead.itself = ahead
+    del ahead
+    gc.collect()
+    assert worker not in multiprocessing.active_children() and time.monotonic() - started < 3
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from gzcli.data.stream import Pictures, Prefetch
+
+if __name__ == "__main__":
+    pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), {"size": None, "channels": 3})
+    ahead = Prefetch(pictures, lambda step: [step], 2)
+    ahead.at(0)
+    print("ready", flush=True)
+    time.sleep(60 * (sys.argv[2] == "wait"))
+"""
+
+
+@pytest.mark.parametrize("end", ["wait", "exit"])
+def test_no_process_is_left_behind(end, pictures, tmp_path):
+    """After a SIGKILL, which leaves the process no time for anything; and after a common end."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    words = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), end]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True) as main:
+        assert main.stdout.readline() == "ready\n"
+        if end == "wait":
+            assert len(group(main.pid)) >= 4  # itself, the fork server, two workers
+            main.kill()
+        main.wait(20)
+        deadline = time.monotonic() + 10
+        while group(main.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not group(main.pid)
+
+
+def group(leader: int) -> list[int]:
+    """The living processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, _, rest = path.read_text().partition(" ")
+        except OSError:
+            continue
+        state, _, pgrp = rest.rpartition(")")[2].split()[:3]
+        if int(pgrp) == leader and state != "Z":
+            found.append(int(pid))
+    return found
+
+
+def test_how_many_workers(monkeypatch):
+    monkeypatch.delenv("GZ_WORKERS")
+    for cores, ranks, workers in ((2, 1, 2), (64, 1, 8), (64, 4, 8), (16, 4, 4), (2, 4, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: range(cores), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert worker_count() == workers
+    monkeypatch.setenv("GZ_WORKERS", "0")
+    assert worker_count() == 0
+    monkeypatch.setenv("GZ_WORKERS", "-1")
+    with pytest.raises(UsageError, match="`GZ_WORKERS` is a number"):
+        worker_count()

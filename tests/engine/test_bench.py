@@ -1,0 +1,174 @@
+"""`gz bench` on models whose likelihood, classes and samples are known by counting."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pixelwise import fake_run, fitted
+
+from gzcli.data.batches import scan
+from gzcli.data.pack import open_pack
+from gzcli.engine import bench
+from gzcli.engine.log import Log
+from gzcli.errors import DivergedError, MissingError, UsageError
+from gzcli.metrics.features import lenet
+from gzcli.metrics.frechet import frechet_distance
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    return lambda name, **how: fake_run(tmp_path, monkeypatch, bench, model=fitted(**how), name=name)
+
+
+def job(*runs, **changes):
+    return {
+        "runs": list(runs),
+        "data": "digits",
+        "metrics": None,
+        "n": 200,
+        "seed": 0,
+        "weights": None,
+        "checkpoint": "last",
+    } | changes
+
+
+def run(tmp_path, *runs, **changes):
+    return bench.run(job(*runs, **changes), tmp_path, torch.device("cpu"), Log())
+
+
+def test_two_models_side_by_side(load, tmp_path):
+    load("plain"), load("classes", conditional=True)
+    result = run(tmp_path, "plain", "classes")
+    plain, classes = result["rows"]
+    common = {"fd", "kid_lenet", "precision_lenet", "recall_lenet", "tv", "bpd", "samples_per_s"}
+    assert set(plain["metrics"]) == common and set(classes["metrics"]) == common | {"label_accuracy", "bpd|y"}
+    assert [row["run"] for row in result["rows"]] == ["plain", "classes"]
+    assert (plain["params"], classes["params"]) == (256 * 17, 2560 * 17)
+    assert classes["metrics"]["fd"] < plain["metrics"]["fd"]  # the class tables look like digits
+    assert result["floor"]["fd"] < classes["metrics"]["fd"]
+    assert set(result["floor"]) == {"fd", "kid_lenet", "precision_lenet", "recall_lenet", "tv"}
+    assert classes["metrics"]["label_accuracy"] > 0.8
+    made = result["provenance"]
+    assert (made["n_real"], made["n_fake"], made["split"], made["shape"], made["seed"]) == (
+        355,
+        200,
+        "test",
+        [1, 16, 16],
+        0,
+    )
+    assert (
+        result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
+        and len(made["floor_draws"]["fd"]) == 5
+    )
+    assert made["features"] == lenet(open_pack("digits")).hash and made["versions"]["torch-fidelity"]
+    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
+    assert min(Image.open(tmp_path / "bench.png").size) > 100
+
+
+def test_figures_follow_from_the_kept_samples(load, tmp_path):
+    load("plain")
+    row = run(tmp_path, "plain", metrics=["fd", "speed"])["rows"][0]
+    (path,) = (tmp_path / "samples").glob("plain-*.npz")
+    samples = np.load(path)["samples"]
+    assert samples.shape == (200, 16, 16, 1) and samples.dtype == np.uint8
+    pack = open_pack("digits")
+    net = lenet(pack)
+    fd = frechet_distance(net.features(samples.transpose(0, 3, 1, 2)), net.features(pack.images("test")))
+    assert row["metrics"]["fd"] == pytest.approx(fd, rel=1e-9)
+    assert row["metrics"]["samples_per_s"] == pytest.approx(200 / float(np.load(path)["seconds"]), rel=1e-2)
+
+
+def test_kept_samples_are_used_again_and_another_seed_makes_others(load, tmp_path):
+    trained = load("plain")
+    first = run(tmp_path, "plain", metrics=["fd"])
+    trained.model.sample = None  # drawing again would fail
+    assert run(tmp_path, "plain", metrics=["fd"])["rows"][0]["metrics"] == first["rows"][0]["metrics"]
+    with pytest.raises(TypeError):
+        run(tmp_path, "plain", metrics=["fd"], seed=1)
+
+
+def test_bpd_is_the_mean_code_length_of_the_test_split(load, tmp_path):
+    trained = load("plain")
+    row = run(tmp_path, "plain", metrics=["bpd"])["rows"][0]
+    k = (np.asarray(open_pack("digits").images("test")).astype(int) * 17) >> 8
+    logp = np.log(trained.model.table.numpy())
+    nll = -np.take_along_axis(logp[None], k.reshape(355, -1)[..., None], 2).sum((1, 2))
+    assert row["metrics"] == {"bpd": pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)}
+    made = row["likelihood"]
+    assert (made["kind"], made["n"], made["given_labels"]) == ("exact", 355, False)
+    assert made["se"] == pytest.approx(nll.std() / math.sqrt(355), rel=1e-4)
+
+
+def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
+    """log p(x | y) with the label given beside log p(x) = log Σ p(y) p(x | y), both counted by hand."""
+    trained = load("classes", conditional=True)
+    load("plain")
+    result = run(tmp_path, "plain", "classes", metrics=["bpd"])
+    plain, classes = result["rows"]
+    assert set(plain["metrics"]) == {"bpd"} and set(classes["metrics"]) == {"bpd", "bpd|y"}
+    assert any("not to be compared" in note for note in result["notes"])
+    pack = open_pack("digits")
+    k = (np.asarray(pack.images("test")).astype(int) * 17) >> 8
+    logp = np.log(trained.model.table.numpy()).astype(float)  # [classes, pixels, levels]
+    of_class = np.stack(
+        [np.take_along_axis(t[None], k.reshape(355, -1)[..., None], 2).sum((1, 2)) for t in logp]
+    )
+    prior = np.bincount(pack.labels("train")) / len(pack.labels("train"))
+    known, unit = of_class[pack.labels("test"), np.arange(355)], 256 * math.log(2)
+    assert classes["metrics"]["bpd|y"] == pytest.approx(-known.mean() / unit, rel=1e-5)
+    marginal = np.logaddexp.reduce(of_class + np.log(prior)[:, None], 0)
+    assert classes["metrics"]["bpd"] == pytest.approx(-marginal.mean() / unit, rel=1e-5)
+    assert classes["likelihood"]["given_labels"] and classes["likelihood"]["marginal"][
+        "nats"
+    ] == pytest.approx(-marginal.mean())
+    trained.tree["ood"]["budget"] = 1e-9  # not even one class in turn
+    monkeypatch.setattr(bench, "affordable", lambda *known: 355)
+    (dear,) = run(tmp_path, "classes", metrics=["bpd"])["rows"]
+    assert set(dear["metrics"]) == {"bpd|y"}
+
+
+def test_other_grey_levels_stand_in_columns_of_their_own(load, tmp_path):
+    load("plain"), load("coarse", levels=5)
+    result = run(tmp_path, "plain", "coarse", metrics=["fd", "bpd"])
+    plain, coarse = (row["metrics"] for row in result["rows"])
+    assert set(plain) == {"fd", "bpd"} and set(coarse) == {"fd@5", "bpd@5"}
+    assert set(result["floor"]) == {"fd", "fd@5"}
+    assert result["floor"]["fd@5"] != result["floor"]["fd"]
+
+
+def test_binary_models_have_nats_and_no_fd(load, tmp_path):
+    trained = load("binary", levels=2)
+    result = run(tmp_path, "binary")
+    metrics = result["rows"][0]["metrics"]
+    assert set(metrics) == {"tv", "nats", "samples_per_s"} and result["floor"] == {}
+    pack, total = open_pack("digits"), 0.0
+    for batch in scan(pack, "test", batch_size=355, levels=2, device="cpu"):
+        total -= float(trained.model.log_prob(batch.x, noise=None).sum())
+    assert metrics["nats"] == pytest.approx(total / 355, rel=1e-5)
+
+
+def test_runs_of_different_sizes_are_refused(load, tmp_path):
+    load("plain"), load("large", size=20)
+    with pytest.raises(UsageError, match=r"1×20×20.*1×16×16"):
+        run(tmp_path, "plain", "large")
+
+
+def test_unknown_metrics_and_absent_weights(load, tmp_path):
+    load("plain")
+    with pytest.raises(UsageError, match="no metric `fdd`") as error:
+        run(tmp_path, "plain", metrics=["fdd"])
+    assert "did you mean `fd`" in error.value.hint
+    with pytest.raises(MissingError, match="weights-inception-2015"):
+        run(tmp_path, "plain", metrics=["fid"])
+
+
+def test_a_likelihood_that_is_not_finite_is_an_error(load, tmp_path):
+    trained = load("plain")
+    trained.model.logits[:] = float("nan")
+    with pytest.raises(DivergedError, match="not finite"):
+        run(tmp_path, "plain", metrics=["bpd"])

@@ -1,0 +1,227 @@
+"""How often a run looks at itself: in steps, found from what looks take; the training does not know of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import lines, recipe, trainer
+from safetensors.torch import load_file
+from zoo import CASES
+
+from gzcli.engine import optim
+from gzcli.engine.__main__ import made
+from gzcli.engine.cadence import SHARE, Cadence
+from gzcli.engine.stop import Stop
+from gzcli.engine.watch import Watch
+from gzcli.errors import Interrupted, MissingError
+from gzcli.metrics import collapse
+
+OPEN = {"eval_every": None, "checkpoint_every": None, "sample_every": None}
+
+
+class Life:
+    """A run of `steps` steps on a clock of its own; `costs` are the seconds of a look of each kind."""
+
+    def __init__(
+        self, steps: int, each: float, costs: dict[str, float], compiling: float = 0.0, **train: int
+    ):
+        self.now, self.each, self.seen = 0.0, each, []
+        cadence = Cadence(OPEN | train, steps, agree=list, clock=lambda: self.now)
+        for step in range(1, steps + 1):
+            self.now += each + (compiling if step == 1 else 0)
+            for kind in sorted(cadence.due(step)):
+                with cadence.look(kind):
+                    self.now += costs[kind]
+                self.seen.append((kind, step, self.now))
+        self.found, self.cadence = cadence.found(), cadence
+
+    def steps(self, kind: str) -> list[int]:
+        return [step for found, step, _ in self.seen if found == kind]
+
+
+CHEAP = {"eval": 0.01, "checkpoint": 0.01, "sample": 0.01}
+
+
+def test_cheap_looks_come_every_tenth():
+    life = Life(600, 0.1, CHEAP)
+    assert life.found == {"eval_every": 60, "checkpoint_every": 60, "sample_every": 120}
+    assert life.steps("eval") == [60 * i for i in range(1, 11)] and life.steps("sample") == [
+        120,
+        240,
+        360,
+        480,
+        600,
+    ]
+
+
+def test_a_short_run_does_not_validate_all_the_time():
+    """A minute's run of 27 steps, as `--minutes 1` gives a slow model: each validation is worth a step and a
+    half.
+    """
+    life = Life(27, 2.0, {"eval": 3.0, "checkpoint": 0.5, "sample": 4.0})
+    assert len(life.steps("eval")) == 1 and len(life.steps("sample")) == 1
+    assert sum(map(len, (life.steps(kind) for kind in CHEAP))) * 4 < 27
+
+
+def test_a_long_run_shows_a_picture_after_a_minute_and_saves_every_ten():
+    life = Life(20_000, 0.5, {"eval": 10.0, "checkpoint": 3.0, "sample": 20.0}, compiling=90.0)
+    first = {kind: next(now for found, _, now in life.seen if found == kind) for kind in CHEAP}
+    assert max(first.values()) < 140  # the compiler's time included
+    assert life.found == {"eval_every": 1200, "checkpoint_every": 1200, "sample_every": 1200}  # ten minutes
+    dear = Life(20_000, 0.5, CHEAP | {"sample": 300.0})
+    assert dear.found["sample_every"] == 300 / (SHARE * 0.5)
+
+
+def test_what_the_recipe_says_holds():
+    life = Life(100, 1.0, CHEAP, eval_every=7, checkpoint_every=0, sample_every=50)
+    assert (
+        life.steps("eval") == list(range(7, 101, 7))
+        and life.steps("checkpoint") == []
+        and life.steps("sample") == [50, 100]
+    )
+
+
+def test_a_checkpoint_comes_before_a_look_that_takes_long():
+    cadence = Life(20_000, 0.5, {"eval": 30.0, "checkpoint": 3.0, "sample": 2.0}).cadence
+    assert cadence.dear({"eval"}) and cadence.dear({"eval", "sample"}) and not cadence.dear({"sample"})
+    assert Cadence(OPEN, 100, agree=list).dear({"sample"})  # nobody knows yet
+
+
+def test_ranks_go_by_the_clock_of_rank_0():
+    """The second process is slow, and agrees."""
+    said = {}
+
+    def tell(values):
+        said.setdefault(len(said), list(values))
+        return values
+
+    first = Cadence(OPEN, 1000, agree=tell, clock=iter(range(0, 10**6, 20)).__next__)
+    heard = iter(range(10**6))
+    other = Cadence(
+        OPEN, 1000, agree=lambda values: said[next(heard)], clock=iter(range(0, 10**6, 99)).__next__
+    )
+    for step in range(1, 50):
+        due = [cadence.due(step) for cadence in (first, other)]
+        assert due[0] == due[1]
+        for kind in sorted(due[0]):
+            for cadence in (first, other):
+                with cadence.look(kind):
+                    pass
+    assert first.found() == other.found() and len(first.found()) == 3
+
+
+# --- in a run ---
+
+
+def case(model: str):
+    return next(c for c in CASES if c.model == model)
+
+
+@pytest.mark.parametrize("model", ["vae", "vqvae"])
+def test_looking_changes_nothing(model):
+    """Validation and pictures draw from a noise of their own."""
+    best = "loss" if model == "vqvae" else "auto"
+    looks = ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")
+    blind, seeing = (
+        trainer(recipe(case(model), steps=4, sets=("train.ema=0.9", *sets))) for sets in ((), looks)
+    )
+    for t in (blind, seeing):
+        t.fit()
+    a, b = (load_file(t.run.path / "model.safetensors") for t in (blind, seeing))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert len(list((seeing.run.path / "samples").glob("*.png"))) == 2
+
+
+def test_what_was_found_is_in_the_recipe():
+    keys = (
+        "train.eval_every=null",
+        "train.checkpoint_every=null",
+        "train.sample_every=null",
+        "train.best=auto",
+    )
+    t = trainer(recipe(case("vae"), steps=6, sets=keys))
+    t.fit()
+    found = t.run.tree()["train"]
+    assert all(found[key] >= 1 for key in OPEN)
+    out = made(t.run)
+    assert out["picture"].endswith("00000006.png") and out["figures"].keys() == {"val_bpd"}
+    assert out["best"]["metric"] == "bpd"
+
+
+def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch):
+    """Lines every 3 steps, validation every 5: stopped after 5, it goes on to write what an unbroken run
+    writes.
+    """
+    sets = ("train.log_every=3", "train.eval_every=5", "train.sample_every=5", "train.best=auto")
+    tree = recipe(case("vae"), steps=10, sets=sets)
+    whole, broken = trainer(tree), trainer(tree)
+    whole.fit()
+    monkeypatch.setattr(Stop, "asked", lambda self, done: 15 if done == 5 else 0)
+    with pytest.raises(Interrupted):
+        broken.fit()
+    monkeypatch.setattr(Stop, "asked", lambda self, done: 0)
+    with open(broken.run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # as a kill leaves it
+    trainer(tree, broken.run).fit()
+    a, b = (
+        [{k: v for k, v in x.items() if k != "it_s"} for x in lines(r.run.path / "metrics.jsonl")]
+        for r in (whole, broken)
+    )
+    assert a == b and [x["step"] for x in a] == [3, 5, 6, 9, 10, 10]
+    assert {p.name for p in (whole.run.path / "samples").iterdir()} == {
+        p.name for p in (broken.run.path / "samples").iterdir()
+    }
+
+
+def test_the_warm_up_is_a_share_of_a_short_run():
+    conf = {"warmup": 200, "schedule": "constant"}
+    assert [optim.factor(conf, step, 27) for step in (0, 4, 5, 26)] == [0.2, 1, 1, 1]
+    assert optim.factor(conf, 99, 2000) == 0.5 and optim.factor(conf, 0, 4) == 1
+    assert optim.factor(conf | {"schedule": "cosine"}, 27, 27) == pytest.approx(0)
+
+
+def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
+    t = trainer(recipe(case("wgan"), steps=4, sets=("train.eval_every=0", "train.best=auto")))
+    said = []
+    monkeypatch.setattr(t.log, "warn", said.append)
+    monkeypatch.setattr(collapse, "warning", lambda distance, classes: "collapsed")
+    images = t.pack.images("val")[:20]
+    monkeypatch.setattr(Watch, "draw", lambda self, n: images)
+    watch = Watch(t)
+    watch.steps, watch.net = (
+        100,
+        SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True),
+    )
+    watch.net.predict = lambda x: x[:, 0, 0, 0] * 0
+    counts = []
+    for step in (1, 24, 25, 100):
+        watch._fd(step)
+        counts.append(len(said))
+    assert counts == [0, 0, 1, 2]
+
+
+def test_no_share_is_less_than_nothing():
+    import numpy as np
+
+    text = collapse.warning(1.0, collapse.coverage(np.zeros(9, int), np.arange(9)))
+    assert text.endswith("is 0% of the real images'")
+
+
+@pytest.mark.parametrize("error", ["UsageError", "CommError"])
+def test_weights_and_biases_without_a_key(monkeypatch, error):
+    wandb = pytest.importorskip("wandb")
+    tree = recipe(case("vae"), steps=2)
+    tree["launch"]["wandb"] = True
+
+    def init(**options):
+        raise getattr(wandb.errors, error)("No API key configured. Use `wandb login` to log in.\nmore")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(MissingError) as e:
+        trainer(tree).fit()
+    assert (
+        e.value.message == "`--wandb`: No API key configured. Use `wandb login` to log in"
+        and "WANDB_MODE=offline" in e.value.hint
+    )

@@ -1,0 +1,181 @@
+"""`data.latent`: models on the latents of a run of ours, or of an AutoencoderKL of diffusers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import gz, recipe, trainer
+from zoo import Case
+
+from gzcli.data.batches import quantise, scan
+from gzcli.data.pack import open_pack
+from gzcli.engine import sampler
+from gzcli.engine.context import load_trained
+from gzcli.engine.latent import MEASURED, open_space
+from gzcli.engine.scores import Scorer
+from gzcli.errors import MissingError, UsageError
+from gzcli.store import runs
+
+pytestmark = pytest.mark.xdist_group("latent")  # one worker makes what these tests share, once
+
+TOKENIZER = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 64, "dim": 4}, lr=3e-3)
+VAE = Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8}, lr=3e-3)
+FM = Case("fm", {"channels": 8, "mult": (1, 2), "attention": ()}, lr=3e-3, batch=16, sample={"steps": 3})
+
+
+def trained(case: Case, steps: int, *sets: str) -> runs.Run:
+    t = trainer(recipe(case, steps=steps, sets=sets))
+    t.fit()
+    t.run.update(state="finished")
+    return t.run
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> runs.Run:
+    return trained(TOKENIZER, 80)
+
+
+@pytest.fixture(scope="module")
+def on_latents(tokenizer) -> runs.Run:
+    return trained(FM, 20, f"data.latent={tokenizer.path}")
+
+
+@pytest.fixture(scope="module")
+def kl(tmp_path_factory) -> str:
+    """A pipeline's folder with a tiny AutoencoderKL in `vae`."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        latent_channels=2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        scaling_factor=0.7,
+        shift_factor=0.2,
+    )
+    folder = tmp_path_factory.mktemp("pipeline")
+    vae.save_pretrained(folder / "vae")
+    return str(folder)
+
+
+def test_latents_have_mean_0_and_deviation_1_and_decode_to_what_was_encoded(tokenizer, on_latents):
+    t = trainer(recipe(FM, steps=20, sets=(f"data.latent={tokenizer.path}",)))
+    assert t.info.shape == (4, 4, 4) and t.info.levels is None and t.info.classes == t.pack.info().classes
+    z = torch.from_numpy(np.asarray(t.data.images("train")))
+    assert (
+        z.dtype == torch.float16
+        and len(z) == len(t.pack.images("train"))
+        and len(t.data.images("val")) == len(t.pack.images("val"))
+    )
+    assert len(z) <= MEASURED  # so that all of them were measured
+    assert z.float().mean((0, 2, 3)).abs().max() < 2e-3 and (z.float().std((0, 2, 3)) - 1).abs().max() < 2e-3
+    batch = t.batches.at(3)
+    x = quantise(torch.from_numpy(np.asarray(t.pack.images("train")[batch.index.numpy()])), 17)
+    torch.testing.assert_close(batch.x, t.space.encode(x), rtol=2e-3, atol=2e-3)
+    own = load_trained(tokenizer, "cpu").model
+    expected = own.decode(own.encode(x))
+    assert (
+        (t.space.decode(t.space.encode(x)) - expected).abs() > 1e-4
+    ).float().mean() < 0.01  # a tie between two codes may fall
+
+
+def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(tokenizer, on_latents):
+    found = load_trained(on_latents, "cpu")
+    assert found.info.shape == (4, 4, 4) and found.images.shape == (1, 16, 16) and found.images.levels == 17
+    images = sampler.draw(found, 5, seed=1)
+    assert images.shape == (5, 1, 16, 16) and images.std() > 10
+    again = sampler.draw(found, 2, seed=1)
+    assert np.abs(images[:2].astype(int) - again).max() <= 1
+    pack = open_pack("digits")
+    scorer = Scorer(found, ["recon", "path"], options={"starts": 2})
+    few = list(scan(pack, "test", batch_size=8, levels=17, device="cpu", index=range(16)))
+    scorer.fit(few, few)
+    assert all(np.isfinite(v).all() and v.shape == (8,) for v in scorer(few[0]).values())
+    with pytest.raises(UsageError, match="no likelihood"):
+        from gzcli.engine.scores import choose
+
+        choose(found, ["nll"])
+    weights = tokenizer.path / "model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        other = load_trained(tokenizer, "cpu")
+        from gzcli.engine.checkpoint import save_weights, weights_of
+
+        changed = {
+            k: v + 0.1 if v.is_floating_point() else v
+            for k, v in weights_of(other.model.state_dict()).items()
+        }
+        save_weights(weights, changed, other.tree, other.info, 80)
+        with pytest.raises(MissingError, match="not the autoencoder"):
+            load_trained(on_latents, "cpu")
+    finally:
+        weights.write_bytes(kept)
+
+
+def test_an_application_sees_latents_and_shows_images(on_latents):
+    done = gz("sample", on_latents.id, "--do", "inpaint", "-n", "3", "--steps", "3", "--cpu", "--json")
+    assert '"n": 3' in done.stdout  # the outputs alone
+
+
+def test_a_vae_gives_a_picture_of_one_pixel():
+    run = trained(VAE, 20)
+    t = trainer(recipe(FM, steps=2, sets=(f"data.latent={run.id}",)))
+    assert t.info.shape == (8, 1, 1)
+    t.fit()
+    assert sampler.draw(load_trained(t.run, "cpu"), 3).shape == (3, 1, 16, 16)
+
+
+def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(f"{kl}/vae")
+    pack = open_pack("digits")
+    space = open_space(kl, "cpu", pack=pack, levels=17)
+    x = quantise(torch.from_numpy(np.asarray(pack.images("test")[:4])), 17)
+    with torch.no_grad():
+        mode = vae.encode(x).latent_dist.mode()
+        torch.testing.assert_close(space.encode(x), (mode - 0.2) * 0.7)
+        torch.testing.assert_close(space.decode(space.encode(x)), vae.decode(mode).sample.clamp(-1, 1))
+    t = trainer(recipe(FM, steps=2, sets=(f"data.latent={kl}/vae",)))
+    assert t.info.shape == (2, 8, 8)
+    modes = torch.from_numpy(np.asarray(t.data.images("train"))).float()
+    drawn = trainer(recipe(FM, steps=2, sets=(f"data.latent={kl}/vae", "data.latent_draw=sample")))
+    draws = torch.from_numpy(np.asarray(drawn.data.images("train"))).float()
+    x = quantise(torch.from_numpy(np.asarray(pack.images("train"))), 17)
+    with torch.no_grad():
+        std = 0.7 * vae.encode(x).latent_dist.std
+    z = (draws - modes) / std  # standard normal, another one for each image
+    assert abs(float(z.mean())) < 0.02 and float(z.std()) == pytest.approx(1, abs=0.02)
+    assert float((z[0] - z[1]).abs().max()) > 0.1
+    torch.testing.assert_close(
+        drawn.space.encode(x[:2]), t.space.encode(x[:2])
+    )  # what comes later is by the mode
+
+
+def test_a_second_run_finds_the_latents_packed(tokenizer, on_latents, monkeypatch):
+    monkeypatch.setattr("gzcli.engine.latent.write_maps", lambda *args: pytest.fail("encoded again"))
+    trainer(recipe(FM, steps=3, sets=(f"data.latent={tokenizer.path}", "seed=3")))
+
+
+def test_what_cannot_be_is_refused(tokenizer, on_latents, tmp_path, kl):
+    with pytest.raises(UsageError, match="models grey levels"):
+        recipe(Case("pixelcnn"), steps=1, sets=(f"data.latent={tokenizer.id}",))
+    for latent, error, message in (
+        (on_latents.id, UsageError, "has no latents"),
+        ("./nowhere", MissingError, "no folder"),
+        ("nobody/nothing", MissingError, "GZ_OFFLINE"),
+        (str(tmp_path), MissingError, "holds no `AutoencoderKL`"),
+    ):
+        with pytest.raises(error, match=message):
+            trainer(recipe(FM, steps=1, sets=(f"data.latent={latent}",)))
+    with pytest.raises(UsageError, match="trained on images of 1×16×16"):
+        trainer(recipe(FM, steps=1, sets=(f"data.latent={tokenizer.id}", "data.size=8")))
+    with pytest.raises(UsageError, match="no distribution"):
+        trainer(recipe(FM, steps=1, sets=(f"data.latent={tokenizer.id}", "data.latent_draw=sample")))
+    with pytest.raises(UsageError, match="takes 1 channels"):
+        trainer(recipe(FM, steps=1, data="patches", sets=(f"data.latent={kl}",)))

@@ -1,0 +1,358 @@
+"""How a run ends: lost readers, signals to whichever process, kills. The processes here are small stand-ins;
+those of test_processes.py are real.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gzcli import ending, launch, signals, start, streams
+from gzcli.cli import app, out
+from gzcli.cli.accelerate import check
+from gzcli.engine import stop
+from gzcli.errors import DeviceError, GzError, Interrupted, UsageError
+from gzcli.store import files, runs
+from gzcli.store.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# --- readers ---
+
+
+class Broken(io.StringIO):
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "pipe"), OSError(5, "terminal"), OSError(28, "disk")], ids=str
+)
+def test_a_stream_that_nobody_reads(error, monkeypatch):
+    broken, other = Broken(), Broken()
+    broken.error = other.error = error
+    stream = streams.Tolerant(broken)
+    stream.write("a")
+    stream.flush()
+    monkeypatch.setattr(sys, "stderr", broken)
+    out.configure(json=False, quiet=False)
+    out.info("a")
+    out.warn("b")  # what was to be said is lost, nothing else
+    monkeypatch.setattr(sys, "stdout", other)
+    out.configure(lenient=True)
+    out.text("a training's picture")
+    out.configure(lenient=False)
+    with pytest.raises(SystemExit if isinstance(error, BrokenPipeError) else OSError):
+        out.text("data")
+
+
+def test_streams_that_are_closed_or_full(tmp_path):
+    """Nothing that is opened later gets the number of a closed stream."""
+    code = """
+        import os, sys
+        from gzcli import streams
+        streams.tolerate()
+        file = open(sys.argv[1], "w")
+        print("x" * 99999, flush=True)
+        print("y", file=sys.stderr, flush=True)
+        os.write(2, b"z") if sys.argv[2] == "closed" else None
+        file.write(f"{file.fileno() > 2} {sys.stderr.isatty()}")
+    """
+    for name, how in (("closed", ">&- 2>&- <&-"), ("full", ">/dev/full 2>/dev/full")):
+        line = f'exec "$0" -c "$1" "$2" {name} {how}'
+        words = [sys.executable, textwrap.dedent(code), str(tmp_path / name)]
+        done = subprocess.run(
+            ["sh", "-c", line, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60
+        )
+        assert done.returncode == 0 and (tmp_path / name).read_text() == "True False"
+
+
+# --- signals ---
+
+
+def test_what_is_ignored_stays_ignored(monkeypatch):
+    """`nohup gz train` ignores SIGHUP, and means it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    got = []
+    try:
+        heard = signals.hear(lambda number, frame: got.append(number))
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.restore(heard)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert got == [signal.SIGTERM] and signal.SIGHUP not in heard
+    assert signal.getsignal(signal.SIGTERM) == heard[signal.SIGTERM]
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """Signals are heard as an engine hears them, until the test is over."""
+    before = {signum: signal.getsignal(signum) for signum in signals.ENDING}
+    monkeypatch.setattr(stop, "_heard", [])
+    yield stop._heard
+    signals.restore(before)
+
+
+def test_a_signal_between_two_stages_stops_the_next_one(heard, tmp_path):
+    stop.listen()
+    stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    for signum in (signal.SIGHUP, signal.SIGTERM):
+        os.kill(os.getpid(), signum)
+    assert stop.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(1) == signal.SIGHUP
+
+
+def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
+    asked = stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    assert asked.asked(1) == 0
+    (tmp_path / "stop").write_text("2")
+    assert asked.asked(2) == 2
+    (tmp_path / "stop").unlink()
+    monkeypatch.setattr(stop, "LOOK_EVERY", 0.0)
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    monkeypatch.setenv("GZ_PARENT", str(child.pid))
+    asked = stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
+    assert asked.asked(3) == 0
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    assert asked.asked(4) == signal.SIGTERM
+    child.wait()
+    assert (
+        asked.asked(5) == stop.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(6) == signal.SIGTERM
+    )
+
+
+# --- the launcher ---
+
+
+@pytest.fixture
+def launcher(monkeypatch, tmp_path):
+    """launcher(function): the exit code of accelerate's launcher, were it that function."""
+    register = signal.signal
+    before = {signum: signal.getsignal(signum) for signum in signals.ENDING}
+
+    def call(function) -> int:
+        monkeypatch.setattr("runpy.run_module", lambda *words, **options: function())
+        return start.launch(["-x", str(tmp_path)])
+
+    yield call
+    signal.signal = register
+    signals.restore(before)
+
+
+def test_a_signal_to_the_launcher_alone_reaches_the_trainer(launcher, tmp_path):
+    def run():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch's launcher installs its own, which would end us
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert launcher(run) == 0 and (tmp_path / "stop").read_text() == "15"
+
+
+def test_the_launcher_ends_as_its_process_did(launcher):
+    def one(code: int):
+        def run():
+            raise subprocess.CalledProcessError(code, ["python"])
+
+        return run
+
+    def several():
+        error = RuntimeError("ChildFailedError")
+        error.failures = {rank: SimpleNamespace(exitcode=code) for rank, code in enumerate((1, -9))}
+        raise error
+
+    assert [launcher(run) for run in (one(3), one(-9), several)] == [3, 137, 137]
+    with pytest.raises(ZeroDivisionError):
+        launcher(lambda: 1 / 0)
+
+
+ENGINE = """
+import os, sys, time
+from pathlib import Path
+from gzcli.store import files
+from gzcli.store.runs import Run
+
+run = Run(Path(sys.argv[1]))
+if os.fork():  # the launcher is gone
+    time.sleep(0.3)
+    os.kill(os.getpid(), 9)
+with files.lock(run.lock):
+    run.update(state="running", parent=int(os.environ["GZ_PARENT"]), pid=os.getpid(), error=None)
+    while not (run.path / "stop").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    error = {"kind": "interrupted", "message": "checkpoint saved", "hint": "--resume"}
+    run.update(state="interrupted", code=143, error=error)
+"""
+
+
+@pytest.fixture
+def run(home) -> Run:
+    made = runs.create("vae", "digits")
+    files.write_atomic(made.path / "run.yaml", "model: {name: vae}\n")
+    return made
+
+
+def test_an_engine_whose_launcher_was_killed_is_told_to_save_and_waited_for(run, monkeypatch):
+    command = [sys.executable, "-c", ENGINE, str(run.path)]
+    monkeypatch.setattr(launch, "command", lambda *words, **options: command)
+    with pytest.raises(Interrupted, match="checkpoint saved") as e:
+        launch.run(run.path, launch.Plan(), launcher=True)
+    assert e.value.code == 143 and run.state == "interrupted"
+
+
+def test_no_process_is_left(run, monkeypatch):
+    """A process of a session of its own, as torch's launcher gives each rank, and one that is deaf; without
+    process groups too.
+    """
+    code = (
+        "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN); print(0, flush=True); "
+        "time.sleep(99)"
+    )
+    outer = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], "
+        "start_new_session=True).wait()"
+    )
+    monkeypatch.setattr(ending, "PATIENCE", 0.3)
+    monkeypatch.delattr(os, "killpg")  # as on Windows
+    child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, start_new_session=True)
+    child.stdout.readline()
+    import psutil
+
+    (inner,) = psutil.Process(child.pid).children()
+    ending.end_all(child)
+    assert child.returncode in (0, -15) and (not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE)
+
+
+# --- what is told ---
+
+
+def test_a_killed_engine(run):
+    with pytest.raises(DeviceError) as e:
+        ending.outcome(run, 137, [])
+    assert (
+        e.value.message
+        == "the process was killed (SIGKILL), most likely for want of memory; there is no checkpoint yet"
+    )
+    assert e.value.hint.startswith("a smaller `train.batch_size`") and e.value.code == 4
+    for step in (20, 100):
+        files.write_json(run.path / "checkpoints" / f"{step:08d}" / "meta.json", {})
+    (run.path / "checkpoints" / "00000120").mkdir()  # half of one
+    run.update(state="running", error=None)
+    with pytest.raises(DeviceError) as e:
+        ending.outcome(run, -9, [])
+    assert e.value.message.endswith("the last checkpoint is of step 100")
+    assert e.value.hint.startswith(f"gz train {run.id} --resume; ")
+    assert run.status()["error"]["kind"] == "device" and run.status()["code"] == 4 and run.state == "failed"
+
+
+def test_a_killed_partner(run):
+    """Rank 0 tells of a broken connection, which is no fault of its own."""
+    run.update(
+        state="failed",
+        code=1,
+        error={"kind": "bug", "message": "RuntimeError: Connection reset by peer", "hint": None},
+    )
+    with pytest.raises(DeviceError, match="SIGKILL"):
+        ending.outcome(run, 137, [])
+    run.update(state="failed", code=1, error={"kind": "bug", "message": "KeyError: 'x'", "hint": None})
+    with pytest.raises(GzError, match="KeyError"):
+        ending.outcome(run, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("returncode", "got", "kind", "code", "message"),
+    [
+        (139, [], GzError, 1, "the process was ended by SIGSEGV"),
+        (1, [], GzError, 1, "the process ended with code 1 and no word"),
+        (-15, [], Interrupted, 143, "stopped by SIGTERM"),
+        (137, [2], Interrupted, 130, "stopped by SIGINT"),
+    ],
+)
+def test_other_silent_ends(run, returncode, got, kind, code, message):
+    with pytest.raises(kind) as e:
+        ending.outcome(run, returncode, got)
+    assert e.value.message == f"{message}; there is no checkpoint yet" and e.value.code == code
+
+
+def test_a_killed_job(tmp_path):
+    with pytest.raises(DeviceError) as e:
+        ending.outcome(Run(tmp_path), -9, [])
+    assert "checkpoint" not in e.value.message and e.value.hint == "a smaller `-n` takes less"
+
+
+# --- other machines ---
+
+
+def test_without_the_names_that_windows_lacks(monkeypatch):
+    for name in ("SIGHUP", "SIGKILL"):
+        monkeypatch.delattr(signal, name)
+    monkeypatch.delattr(os, "sysconf")
+    try:
+        assert [signals.name_of(s) for s in importlib.reload(signals).ENDING] == ["SIGTERM", "SIGINT"]
+        assert signals.name_of(99) == "signal 99"
+        assert launch.host_memory() > 1 << 28
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+        monkeypatch.delattr(os, "killpg")
+        ending.end_all(child)
+        assert child.returncode == -15
+    finally:
+        monkeypatch.undo()
+        importlib.reload(signals)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--use_fsdp",
+        "--use-fsdp",
+        "--use_deepspeed",
+        "--fsdp_offload_params=true",
+        "--use_megatron_lm",
+        "--zero_stage",
+    ],
+)
+def test_a_model_in_pieces_is_refused(option, capsys, home):
+    with pytest.raises(UsageError, match=f"`{option}`: gz trains whole models"):
+        check(["--gpu_ids", "0", option])
+    assert app.run(["train", "vae", "--json", "--", option]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
+
+
+def test_a_second_signal_does_not_wait(run, monkeypatch):
+    monkeypatch.setattr(
+        launch, "command", lambda *words, **options: [sys.executable, "-c", "import time; time.sleep(99)"]
+    )
+    import threading
+
+    me, since = os.getpid(), time.monotonic()
+    for delay in (0.3, 0.6):
+        threading.Timer(delay, os.kill, (me, signal.SIGINT)).start()
+    with pytest.raises(Interrupted, match="stopped by SIGINT; there is no checkpoint yet"):
+        launch.run(run.path, launch.Plan(), launcher=True)
+    assert time.monotonic() - since < 30 and (run.path / "stop").read_text() == "2"
+
+
+def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
+    """A signal must not wait for ten steps of a minute: gz kills what has not ended in two."""
+    now, agreed = [0.0], []
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flags, op: agreed.append(step))
+    asked = stop.Stop(tmp_path, world=2, device=torch.device("cpu"))
+    for step in range(1, 41):
+        now[0] += 0.01 if step < 22 else 60.0
+        asked.asked(step)
+    assert agreed == [1, 11, 21, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]
+    heard.append(15)
+    assert asked.asked(41) == 15

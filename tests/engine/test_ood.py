@@ -1,0 +1,497 @@
+"""`gz ood` on a model whose likelihood can be counted by hand: independent pixels with known histograms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pixelwise import Pixelwise, fake_run, fitted
+
+from gzcli.cli import ood as ood_verb
+from gzcli.cli import out
+from gzcli.data import benchmarks
+from gzcli.data.batches import scan, to_uint8
+from gzcli.data.benchmarks import Benchmark
+from gzcli.data.pack import open_pack
+from gzcli.engine import ood, ood_table
+from gzcli.engine.budget import affordable, subset
+from gzcli.engine.log import Log
+from gzcli.engine.ood_table import BASELINES
+from gzcli.engine.pictures import score_bins
+from gzcli.engine.scores import Scorer, choose
+from gzcli.errors import DivergedError, MissingError, UsageError
+from gzcli.metrics.baselines import code_length, pixel_mean, png_size
+from gzcli.metrics.detection import detection
+from gzcli.models import catalog
+from gzcli.models.diffusion.ddpm import DDPM
+from gzcli.models.gan.wgan import WGAN
+from gzcli.store import runs
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    return fake_run(tmp_path, monkeypatch, ood)
+
+
+def job(**changes):
+    return {
+        "run": "model",
+        "in": "digits",
+        "out": ["digits-ab"],
+        "scores": None,
+        "n": 120,
+        "full": False,
+        "seed": 0,
+        "checkpoint": "last",
+        "options": {},
+        "background": None,
+    } | changes
+
+
+def test_result_files_and_figures_agree(trained, tmp_path):
+    result = ood.run(job(), tmp_path, torch.device("cpu"), Log())
+    assert json.loads((tmp_path / "ood.json").read_text()) == json.loads(json.dumps(result))
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert list(rows[0]) == [
+        "set",
+        "role",
+        "index",
+        "file",
+        "nll",
+        "typicality",
+        "complexity",
+        "far",
+        "png",
+        "mean",
+        "knn_pixels",
+    ]
+    assert [(row["set"], row["role"]) for row in rows] == [("digits", "in")] * 120 + [
+        ("digits-ab", "out")
+    ] * 120
+    assert [int(row["index"]) for row in rows[:120]] == subset(355, 120).tolist()
+    picture = Image.open(tmp_path / "histograms.png")
+    assert min(picture.size) > 300
+    names = ["nll", "typicality", "complexity", "far", "png", "mean", "knn_pixels"]
+    assert [(row["out"], row["score"], row["baseline"]) for row in result["results"]] == [
+        ("digits-ab", name, name in ("png", "mean", "knn_pixels")) for name in names
+    ]
+    for found in result["results"]:  # every figure follows from scores.csv alone
+        values = {
+            role: [float(row[found["score"]]) for row in rows if row["role"] == role]
+            for role in ("in", "out")
+        }
+        again = detection(values["in"], values["out"])
+        assert {key: found[key] for key in again} == again
+    assert result["run"] == "model" and result["in"] == "digits" and result["positive"] == "out"
+    assert any("hard direction" in note for note in result["notes"])
+
+
+def test_nll_typicality_and_complexity_are_what_they_say(trained, tmp_path):
+    ood.run(job(n=60), tmp_path, torch.device("cpu"), Log())
+    rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "in"]
+    pack = open_pack("digits")
+
+    def nll(images):
+        k = (np.asarray(images).astype(int) * 17) >> 8
+        logp = np.log(trained.model.table.numpy())
+        return -np.take_along_axis(logp[None], k.reshape(len(k), -1)[..., None], 2).sum((1, 2))
+
+    index = subset(355, 60)
+    expected = nll(pack.images("test")[index])
+    assert np.allclose([float(row["nll"]) for row in rows], expected, rtol=1e-5)
+    held_out = nll(pack.images("val")).mean()
+    assert np.allclose([float(row["typicality"]) for row in rows], abs(expected - held_out), atol=1e-2)
+    seen = np.concatenate(
+        [
+            to_uint8(b.x).numpy()
+            for b in scan(pack, "test", batch_size=99, levels=17, device="cpu", index=index)
+        ]
+    )
+    for row, image, value in zip(rows, seen, expected, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image[0]).save(buffer, "PNG", optimize=True)
+        length = 8 * min(buffer.tell(), len(zlib.compress(image.tobytes(), 9)))
+        assert float(row["png"]) == pytest.approx(buffer.tell()) and float(row["mean"]) == pytest.approx(
+            image.mean()
+        )
+        assert (
+            value / math.log(2) - length <= float(row["complexity"]) + 0.1
+        )  # other coders can only shorten L(x)
+
+
+def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):
+    pack = open_pack("digits")
+    batches = list(scan(pack, "test", batch_size=10, levels=17, device="cpu", index=np.arange(20)))
+    singles = list(scan(pack, "test", batch_size=1, levels=17, device="cpu", index=np.arange(20)))
+    for names in (["nll", "gradnorm", "noisy"], ["noisy"]):
+        scorer = Scorer(trained, names, seed=3)
+        together = [scorer(b) for b in batches]
+        alone = [scorer(b) for b in singles]
+        for name in names:
+            assert np.allclose(
+                np.concatenate([t[name] for t in together]),
+                np.concatenate([a[name] for a in alone]),
+                rtol=1e-6,
+            )
+    assert not np.allclose(
+        Scorer(trained, ["noisy"], seed=4)(batches[0])["noisy"], scorer(batches[0])["noisy"]
+    )
+    again = np.concatenate([scorer(b)["noisy"] for b in batches])
+    assert np.array_equal(again, np.concatenate([t["noisy"] for t in together]))
+
+
+def test_gradnorm_is_the_norm_of_the_gradient_of_all_parameters(trained):
+    """For independent softmax pixels ∂ log p(x) / ∂ logits = onehot(x) − p."""
+    pack = open_pack("digits")
+    batch = next(scan(pack, "test", batch_size=6, levels=17, device="cpu"))
+    found = Scorer(trained, ["gradnorm"])(batch)["gradnorm"]
+    k = (np.asarray(pack.images("test")[:6]).astype(int) * 17) >> 8
+    gradient = np.eye(17)[k.reshape(6, -1)] - trained.model.table.numpy()
+    assert np.allclose(found, np.log(np.sqrt((gradient**2).sum((1, 2)))), rtol=1e-5)
+    assert not any(p.requires_grad for p in trained.model.parameters())
+
+
+def test_the_ensemble_is_the_sum_of_log_densities_among_validation_images(trained, tmp_path):
+    """Against scikit-learn's kernel densities at the same bandwidth (Scott's rule)."""
+    from sklearn.neighbors import KernelDensity
+
+    pack = open_pack("digits")
+    val, test = (next(scan(pack, split, batch_size=60, levels=17, device="cpu")) for split in ("val", "test"))
+    scorer = Scorer(trained, ["ensemble", "nll", "far", "noisy"])
+    scorer.fit([val], [])
+    seen, score = scorer(test), 0.0
+    held = Scorer(trained, ["nll", "far", "noisy"])
+    held.fit([val], [])
+    fitted = held(val)
+    bits = [code_length(to_uint8(batch.x).numpy()) for batch in (val, test)]
+    for a, b in [*((fitted[name], seen[name]) for name in ("nll", "far", "noisy")), bits]:
+        width = a.std(ddof=1) * len(a) ** (-1 / 5)
+        score = score - KernelDensity(bandwidth=width).fit(a[:, None]).score_samples(b[:, None])
+    np.testing.assert_allclose(seen["ensemble"], score, rtol=1e-6)
+    far = np.full_like(seen["nll"], 1e6)
+    assert np.isfinite(scorer.densities["nll"].logpdf(far)).all(), "far images have a finite score"
+
+
+def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatch):
+    flat = Pixelwise(trained.info, table=torch.full_like(trained.model.table, 1 / 17))
+    other = fake_run(tmp_path, monkeypatch, ood, model=flat, name="flat")
+    batch = next(scan(open_pack("digits"), "test", batch_size=6, levels=17, device="cpu"))
+    scorer = Scorer(trained, ["nll", "ratio"], background=other)
+    found = scorer(batch)
+    assert np.allclose(found["ratio"], found["nll"] - 256 * math.log(17), rtol=1e-5)
+    with pytest.raises(MissingError) as error:
+        Scorer(trained, ["ratio"])
+    assert "gz train pixelwise --data digits --set data.augment=[mutate]" in error.value.hint
+
+
+def test_options_reach_the_scores_that_take_them(trained, tmp_path):
+    batch = next(scan(open_pack("digits"), "test", batch_size=9, levels=17, device="cpu"))
+    plain, squared = Scorer(trained, ["far"]), Scorer(trained, ["far"], options={"power": 2.0, "other": 1})
+    plain.fit([batch], [])
+    assert np.allclose(plain(batch)["far"] ** 2, squared(batch)["far"], rtol=1e-5)
+    assert squared.unused == ["other"]
+    with pytest.raises(UsageError, match="takes `powr`"):
+        ood.run(job(scores=["far"], n=20, options={"powr": 0.0}), tmp_path, torch.device("cpu"), Log())
+
+
+@pytest.mark.parametrize("n", [10, None])
+def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch, n):
+    """Statistics those of held-out images, the bank of `knn` those of training images."""
+    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    monkeypatch.setattr(Pixelwise, "fit_knn", Pixelwise.fit_far, raising=False)
+    monkeypatch.setattr(Pixelwise, "score_knn", Pixelwise.score_noisy, raising=False)
+    for score, split in (("far", "val"), ("knn", "train")):
+        ood.run(job(scores=[score], n=n), tmp_path, torch.device("cpu"), Log())
+        images = open_pack("digits").images(split)
+        seen = torch.cat([batch.x for batch in trained.model.fitted])
+        assert torch.allclose(seen, ((torch.from_numpy(np.array(images)).long() * 17) >> 8) / 8 - 1)
+
+
+def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
+    """A bank of the trial's 16 images has none."""
+    model = WGAN(trained.info, width=8, latent=4)
+    fake_run(tmp_path, monkeypatch, ood, model=model, name="wgan")
+    monkeypatch.setattr(ood, "affordable", lambda *known: 20)
+    result = ood.run(
+        job(run="wgan", scores=["knn"], n=None, options={"k": 20}), tmp_path, torch.device("cpu"), Log()
+    )
+    assert (
+        len(model.bank) == len(open_pack("digits").images("train")) and result["results"][0]["score"] == "knn"
+    )
+
+
+def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tmp_path, monkeypatch):
+    """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""
+    monkeypatch.setattr(ood, "FIT", 12)
+    model = DDPM(trained.info, channels=8, mult=(1,), attention=(), timesteps=20)
+    fake_run(tmp_path, monkeypatch, ood, model=model, name="ddpm")
+    asked = [job(run="ddpm", scores=["recon"], n=12, options={"pixels": pixels}) for pixels in (False, True)]
+    with_features, alone = (ood.run(each, tmp_path, torch.device("cpu"), Log()) for each in asked)
+    assert with_features["perceptual"].startswith("lenet ")
+    assert with_features["results"][0]["auroc"] != alone["results"][0]["auroc"]
+    assert ood.run(job(n=12), tmp_path, torch.device("cpu"), Log())["perceptual"] is None
+
+
+def test_scores_that_are_not_finite_name_the_score_and_the_set(trained, tmp_path):
+    trained.model.broken = True
+    with pytest.raises(DivergedError, match=r"`far` is not finite for \d+ of \d+ images of `digits`"):
+        ood.run(job(scores=["far"]), tmp_path, torch.device("cpu"), Log())
+
+
+@pytest.mark.parametrize("scores, message", [(["nlll"], "no score `nlll`"), (["fara"], "no score `fara`")])
+def test_unknown_scores_are_refused_with_the_nearest(trained, scores, message):
+    with pytest.raises(UsageError, match=message) as error:
+        choose(trained, scores)
+    assert "did you mean" in error.value.hint
+
+
+def test_a_model_without_likelihood_says_so(trained, monkeypatch):
+    monkeypatch.delattr(Pixelwise, "log_prob")
+    with pytest.raises(UsageError, match="has no likelihood"):
+        choose(trained, ["nll"])
+
+
+def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tmp_path, monkeypatch):
+    rows = ood.run(job(out=["patches", "digits-ab"]), tmp_path, torch.device("cpu"), Log())["results"]
+    toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("patches",), ("notmnist",))
+    found = ood.grouped(rows, toy)
+    assert [row["out"] for row in found if row["score"] == "nll"] == [
+        "digits-ab",
+        "mean of near",
+        "patches",
+        "mean of far",
+    ]
+    mean = next(row for row in found if row["out"] == "mean of far" and row["score"] == "nll")
+    single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
+    assert mean["auroc"] == single["auroc"] and mean["group"] == "far"
+    said = ood.notes(rows, {name: open_pack(name) for name in ("digits-ab",)}, 17, toy)
+    assert said[0].startswith("left out of `toy`: svhn, patches, notmnist")
+
+
+def test_the_fpr_of_a_benchmark_is_that_of_its_version():
+    """OpenOOD v1 takes in-distribution images as positive, v1.5 foreign ones; MNIST's benchmark is of v1."""
+    row = {"out": "b", "score": "far", "auroc": 0.9, "n_out": 9, "beats_baselines": True}
+    v1 = next(
+        line for line in ood_table.notes([row], {}, 17, benchmarks.find("openood-mnist")) if "FPR95" in line
+    )
+    assert "OpenOOD v1," in v1 and "`fpr95_id`: the share of foreign images that is accepted" in v1
+    later = next(
+        line for line in ood_table.notes([row], {}, 17, benchmarks.find("openood-cifar10")) if "FPR95" in line
+    )
+    assert (
+        "OpenOOD v1.5," in later and "`fpr95`: the share of in-distribution images that is flagged" in later
+    )
+    plain = ood_table.notes([row], {}, 17)[0]
+    assert "`fpr95` (OpenOOD v1.5):" in plain and "`fpr95_id` (ODIN, OpenOOD v1):" in plain
+
+
+def test_baselines_of_a_binary_run_are_of_the_sets_own_bytes(trained, tmp_path, monkeypatch):
+    fake_run(tmp_path, monkeypatch, ood, model=fitted(levels=2), name="binary")
+    result = ood.run(job(run="binary", scores=["nll"], n=40), tmp_path, torch.device("cpu"), Log())
+    assert any("binarised" in note and "own bytes" in note for note in result["notes"])
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    for role, name in (("in", "digits"), ("out", "digits-ab")):
+        images = open_pack(name).images("test")[subset(355, 40)]
+        found = [row for row in rows if row["role"] == role]
+        assert np.allclose([float(row["png"]) for row in found], png_size(images))
+        assert np.allclose([float(row["mean"]) for row in found], pixel_mean(images))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Makes a folder of 16×16 pictures from names and grey levels."""
+
+    def make(folder, names):
+        for i, name in enumerate(names):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((16, 16), 10 * i, np.uint8)).save(path)
+        return str(tmp_path / folder)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("names", "scored"),
+    [
+        ([f"{i}.png" for i in range(23)], None),  # flat: a tenth of them was scored
+        (["one.png", 'a, "b".png'], None),  # too few to train on
+        (["test/x.png", "test/y.png", "test/z.png"], None),  # nothing to train on
+        (["train/a.png", "train/b.png", "train/c.png", "test/d.png"], ["test/d.png"]),
+        (["cat/a.png", "cat/b.png", "dog/c.png"], None),
+        (["train/a.png", "val/b.png", "train/c.png"], None),  # no test images: all of them
+        (["a.png", "trip/b.png", "trip/test/c.png"], None),  # no layout to train on
+        (
+            ["mine/val/a.png", "mine/test/x/b.png", "mine/test/c.png"],
+            ["mine/test/x/b.png", "mine/test/c.png"],
+        ),
+        (["train/cat/a.png", "train/dog/b.png", "test/c.png"], ["test/c.png"]),  # without labels
+    ],
+    ids=[
+        "flat",
+        "two",
+        "only test",
+        "train and test",
+        "classes",
+        "train and val",
+        "mixed",
+        "in a folder",
+        "unlabelled test",
+    ],
+)
+def test_a_foreign_folder_is_scored_whole_and_names_its_files(
+    trained, tmp_path, monkeypatch, pictures, names, scored
+):
+    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    folder = pictures("own", names)
+    result = ood.run(
+        job(out=[folder], scores=["nll"], n=None, full=True), tmp_path, torch.device("cpu"), Log()
+    )
+    rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "out"]
+    assert sorted(row["file"] for row in rows) == sorted(scored or names)
+    assert {row["set"] for row in rows} == {folder} and result["names"][folder] == "own"
+    mean = {row["file"]: float(row["mean"]) for row in rows}
+    assert mean == {name: 10 * names.index(name) for name in mean}, "each line is that of its file"
+
+
+def test_the_same_folder_on_both_sides_is_refused(trained, tmp_path, pictures):
+    folder = pictures("own", [f"{i}.png" for i in range(20)])
+    with pytest.raises(UsageError, match="both"):
+        ood.run(job(**{"in": folder, "out": [folder]}), tmp_path, torch.device("cpu"), Log())
+
+
+def test_a_subset_of_the_users_pictures_is_told(trained, tmp_path, monkeypatch, pictures):
+    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    folder = pictures("own", [f"{i}.png" for i in range(20)])
+    result = ood.run(job(out=[folder], scores=["nll"], n=12), tmp_path, torch.device("cpu"), Log())
+    assert any(
+        "12 of the 20 images of `own` were scored; `--full` takes all" in note for note in result["notes"]
+    )
+
+
+def test_a_path_with_a_comma_is_one_set(home, tmp_path, monkeypatch):
+    """Exact match first: a comma parts only what is no set as it stands."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a, b", "c"):
+        (tmp_path / name).mkdir()
+    assert ood_verb.sets("a, b") == ["a, b"]
+    assert ood_verb.sets("mnist,a, b,c") == ["mnist", "a, b", "c"]
+    assert ood_verb.sets("mnist, fashionmnist,") == ["mnist", "fashionmnist"]
+    assert ood_verb.sets(f"{tmp_path}/a, b") == [f"{tmp_path}/a, b"]
+    assert ood_verb.sets("a,b") == ["a", "b"]
+
+
+def test_names_of_paths_are_short_and_distinct():
+    found = ood_table.short_names(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
+    assert list(found.values()) == ["mnist", "me/photos", "a/photos", "faces"]
+
+
+def test_the_table_has_intervals_and_fits_a_terminal(capsys):
+    row = {
+        "out": "/x/fashionmnist",
+        "score": "knn_pixels",
+        "baseline": True,
+        "auroc": 0.98765,
+        "fpr95": 0.05,
+        "fpr95_id": 0.1,
+        "aupr_in": 0.9,
+        "aupr_out": 0.9,
+        "n_in": 500,
+        "n_out": 500,
+        "ci": {"auroc": [0.981, 0.9939], "fpr95": [0.04, 0.06]},
+    }
+    out.configure(json=False, quiet=False)
+    result = {"in": "mnist", "names": {"mnist": "mnist", "/x/fashionmnist": "fashionmnist"}, "results": [row]}
+    ood_verb.table(result)
+    told = capsys.readouterr()
+    assert "knn_pixels*" in told.out and ".981–.994" in told.out and ".040–.060" in told.out
+    assert max(map(len, told.out.splitlines())) <= 80
+    assert "500 of `fashionmnist` (out)" in told.err
+    mean = row | {"out": "mean of near", "ci": None}
+    ood_verb.table(result | {"results": [row, mean]})
+    assert "mean of near" in capsys.readouterr().out
+
+
+def test_bins_show_both_sides_however_far_apart():
+    """An ELBO of 10⁹ for one set left the other a single bar."""
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(100, 20, 1000), np.exp(rng.normal(20, 1, 1000))
+    bins, scale = score_bins([near, far])
+    assert scale is not None and (np.diff(bins) > 0).all()
+    for values in (near, far):
+        assert (np.histogram(values.clip(bins[0], bins[-1]), bins)[0] > 0).sum() >= 5
+        assert np.histogram(values.clip(bins[0], bins[-1]), bins)[0].sum() == 1000
+    assert np.allclose(scale[1](scale[0](near)), near)
+    bins, scale = score_bins([near, near + 60])
+    assert scale is None and np.allclose(np.diff(bins), bins[1] - bins[0])
+    bins, scale = score_bins([np.ones(9), np.ones(9)])
+    assert scale is None and bins[0] < 1 < bins[-1]
+
+
+def test_the_sets_of_a_benchmark(trained, monkeypatch, capsys):
+    """Offline and with an empty cache every one is named with what would fetch it."""
+    benchmark = ood_verb.inside_of("OpenOOD_CIFAR10", None, None)
+    assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
+    with pytest.raises(UsageError, match="has sets of its own"):
+        ood_verb.inside_of("openood-mnist", "cifar10", None)
+    with pytest.raises(UsageError, match="there is no benchmark `openood`"):
+        ood_verb.inside_of("openood", None, None)
+    run = runs.create("vae", "cifar10")
+    (run.path / "run.yaml").write_text("data: {size: 32, channels: 3}")
+    with pytest.raises(MissingError, match="none of the foreign sets"):
+        ood_verb.at_hand(benchmark, run)
+    told = capsys.readouterr().err
+    assert all(
+        f"`{name}`" in told and "gz data download" in told for name in (*benchmark.near, *benchmark.far)
+    )
+
+
+def test_the_same_set_on_both_sides_is_refused(trained, tmp_path):
+    with pytest.raises(UsageError, match="both"):
+        ood.run(job(out=["digits"]), tmp_path, torch.device("cpu"), Log())
+
+
+def test_foreign_sets_pass_through_the_runs_size_and_channels(trained, tmp_path):
+    result = ood.run(job(out=["patches"], scores=["nll"], n=50), tmp_path, torch.device("cpu"), Log())
+    assert all(row["resized"] for row in result["results"])
+    assert any(
+        "`patches` are of its images resized to 16×16 and made grey" in note for note in result["notes"]
+    )
+    assert result["results"][0]["score"] == "nll" and result["results"][0]["auroc"] > 0.9
+
+
+def test_the_budget_buys_500_to_10000_images():
+    assert affordable(0.1, 300, 2) == 1500
+    assert affordable(10, 300, 2) == 500
+    assert affordable(1e-6, 300, 2) == 10_000
+
+
+def test_subsets_are_seeded_sorted_and_nested():
+    small, large = subset(1000, 100), subset(1000, 300)
+    assert (np.diff(small) > 0).all() and set(small) <= set(large) and len(large) == 300
+    assert np.array_equal(subset(50, 500), np.arange(50))
+
+
+def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        ood, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
+    )
+    result = ood.run(job(scores=["nll"], n=None), tmp_path, torch.device("cpu"), Log())
+    assert result["results"][0]["n_in"] == result["results"][0]["n_out"] == 40
+    ((seconds, budget, sets),) = asked
+    assert 0 < seconds < 1 and 290 < budget < 300 and sets == 2  # what the fit took is spent
+    result = ood.run(job(scores=["nll"], n=None, full=True), tmp_path, torch.device("cpu"), Log())
+    assert result["results"][0]["n_in"] == 355
+
+
+def test_no_model_has_a_score_of_the_name_of_a_baseline():
+    for card in catalog.cards().values():
+        assert not set(card.scores) & set(BASELINES), card.name

@@ -1,0 +1,325 @@
+"""Processes: two against one, signals, kills, the launcher. Every engine here is a real child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from helpers import ROOT, gz, lines, recipe, traps
+from safetensors.torch import load_file
+from zoo import CASES, CYCLEGAN, Case
+
+from gzcli import launch
+from gzcli.errors import DeviceError
+from gzcli.models import catalog
+from gzcli.recipe.resolve import dump
+from gzcli.store import files, runs
+from gzcli.store.runs import Run
+
+TESTS = Path(__file__).parents[1]
+LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
+
+
+GROUPS = 4  # of zoo lines, which share their processes: a start costs more than many a training
+BATCH_NORM = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
+POOL = Case("cyclegan", CYCLEGAN | {"pool": 8}, lr=3e-3, batch=4, quiet=True, data="digits-ab")
+
+
+def in_groups(cases: Iterable[Case]) -> list[Any]:
+    """The parameters of a test, in groups that share their processes."""
+    group = lambda i: pytest.mark.xdist_group(f"ranks{i % GROUPS}")  # noqa: E731
+    return [pytest.param(case, id=str(case), marks=group(i)) for i, case in enumerate(cases)]
+
+
+def steps_of(case: Case) -> int:
+    """Of a training; one of Stable Diffusion takes .4 seconds in float64."""
+    return 12 if catalog.card(case.model).family == "stable_diffusion" else 60
+
+
+def planned(case: Case) -> Run:
+    """A run of a zoo line, with validation but for the GANs, whose figures need a classifier."""
+    auto = catalog.load(case.model).best != "fd"
+    steps = steps_of(case)
+    tree = recipe(
+        case, steps=steps, sets=("train.best=auto", f"train.eval_every={steps // 2}") if auto else ()
+    )
+    run = runs.create(case.model, case.data)
+    files.write_atomic(run.path / "run.yaml", dump(tree))
+    return run
+
+
+def launch_ranks(planned: Iterable[Run], world: int) -> None:
+    """Trains the runs, one after another, in `world` gloo processes."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    children = []
+    for rank in range(world):
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+            "OMP_NUM_THREADS": "1",
+        }
+        if world > 1:
+            env |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "ACCELERATE_USE_CPU": "true",
+            }
+        words = [sys.executable, str(TESTS / "two_ranks.py"), *(str(run.path) for run in planned)]
+        children.append(subprocess.Popen(words, env=env))
+    assert [child.wait(600) for child in children] == [0] * world
+
+
+@pytest.fixture(scope="module")
+def ranks(request):
+    """ranks(item, case, world): losses, figures of validation, and the largest difference between the ranks'
+    states. The first of a group that asks has all lines of the group trained which are to be tested."""
+    found: dict[tuple[str, int], dict] = {}
+
+    def trained(item: pytest.Item, case: Case, world: int) -> dict:
+        if (str(case), world) not in found:
+            group = item.get_closest_marker("xdist_group")
+            same = [
+                other for other in request.session.items if other.get_closest_marker("xdist_group") == group
+            ]
+            cases = {str(other.callspec.params["case"]): other.callspec.params["case"] for other in same}
+            started = {name: planned(each) for name, each in cases.items()}
+            launch_ranks(started.values(), world)
+            found.update(
+                {
+                    (name, world): json.loads((run.path / "out.json").read_text())
+                    for name, run in started.items()
+                }
+            )
+        return found[str(case), world]
+
+    return trained
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    "case", in_groups({case.model: case for case in reversed(CASES) if not case.stages}.values())
+)
+def test_two_processes_are_one(case, ranks, request):
+    one, two = (ranks(request.node, case, world) for world in (1, 2))
+    assert two["gap"] == 0
+    assert len(one["losses"]) == len(two["losses"]) == steps_of(case)
+    for a, b in zip(one["losses"], two["losses"], strict=True):
+        assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
+    assert two["held_out"] == pytest.approx(one["held_out"], rel=1e-9, abs=1e-9)
+    assert len(one["held_out"]) == (0 if catalog.load(case.model).best == "fd" else 2)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.xdist_group("own")) for case in (BATCH_NORM, POOL)],
+    ids=["batch norm", "image pool"],
+)
+def test_what_each_process_has_of_its_own_leaves_them_equal(case, ranks, request):
+    """Batch norm sees a rank's images, a pool keeps them: two processes are not one, but their weights and
+    buffers agree."""
+    assert ranks(request.node, case, 2)["gap"] == 0
+
+
+def start(*words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gzcli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=traps(),
+        env=environment(),
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def wait_for_step(home: Path, step: int) -> runs.Run:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for run in runs.all_runs():
+            log = run.path / "metrics.jsonl"
+            if log.exists() and len(log.read_text().splitlines()) >= step:
+                return run
+        time.sleep(0.05)
+    raise AssertionError("the run does not get on")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+
+
+def family(child: subprocess.Popen) -> list[psutil.Process]:
+    """gz, its launcher, the engine's processes."""
+    return [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("signum", "whom", "more"),
+    [
+        (signal.SIGINT, slice(0, 1), ()),  # Ctrl-C
+        (signal.SIGTERM, slice(None), ()),  # a scheduler tells all processes
+        (signal.SIGTERM, slice(1, 2), ("--processes", "2")),  # somebody ends the launcher
+    ],
+    ids=["gz", "all", "launcher of two"],
+)
+def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, whom, more, home):
+    child = start("train", "vae", "--steps", "100000", *LONG, "--set", "train.log_every=1", *more)
+    run = wait_for_step(home, 5)
+    everyone = family(child)
+    assert len(everyone) == (4 if more else 3) and run.status()["pid"] in [
+        process.pid for process in everyone
+    ]
+    for process in everyone[whom]:
+        process.send_signal(signum)
+    err = child.communicate(timeout=60)[1]
+    assert child.returncode == 128 + signum, err
+    assert "checkpoint saved" in err and "--resume" in err
+    assert run.state == "interrupted"
+    (saved,) = (run.path / "checkpoints").glob("0*")
+    assert (
+        int(saved.name) == run.status()["step"] == lines(run.path / "metrics.jsonl")[-1]["step"]
+    )  # no step is lost
+    assert not any(alive(process.pid) for process in everyone)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("model", ["vae", "wgan"])
+def test_kill_9_and_resume_is_the_unbroken_run(model, home):
+    words = [
+        "train",
+        model,
+        "--steps",
+        "300",
+        *LONG,
+        "--set",
+        "train.log_every=7",
+        "--set",
+        "train.checkpoint_every=20",
+    ]
+    child = start(*words)
+    run = wait_for_step(home, 45 // 7)
+    os.kill(run.status()["pid"], signal.SIGKILL)
+    err = child.communicate(timeout=60)[1]
+    assert (
+        child.returncode == 4
+        and "was killed (SIGKILL), most likely for want of memory; the last checkpoint is of" in err
+    )
+    assert f"gz train {run.id} --resume" in err and "Traceback" not in err
+    assert run.state == "failed"
+    gz(*words, "--resume")
+    assert run.state == "finished"
+    # the unbroken one, whose reader has seen enough after a line
+    line = f"{shlex.join([sys.executable, '-m', 'gzcli', *words, '--name', 'whole'])} 2>&1 | head -n 1"
+    head = subprocess.run(
+        line, shell=True, capture_output=True, text=True, cwd=traps(), env=environment(), timeout=120
+    )
+    assert head.stdout.count("\n") == 1
+    whole = runs.by_name("whole")
+    a, b = (load_file(r.path / "model.safetensors") for r in (run, whole))
+    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+    a, b = (
+        [{k: v for k, v in x.items() if k != "it_s"} for x in lines(r.path / "metrics.jsonl")]
+        for r in (run, whole)
+    )
+    assert a == b
+
+
+@pytest.mark.launch
+def test_the_launcher_starts_two_processes(home):
+    """With everything that a run does beside its steps: grids, `fd`, the best checkpoint."""
+    done = gz(
+        "train", "wgan", "--steps", "20", "--cpu", "--processes", "2", "--set", "train.log_every=5", "--json"
+    )
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["event"] == "start" and events[-1]["event"] == "done"
+    assert any("val_fd" in event for event in events)
+    assert json.loads((Path(events[-1]["path"]) / "env.json").read_text())["processes"] == 2
+    meta = json.loads(next(Path(events[-1]["path"]).glob("checkpoints/*/meta.json")).read_text())
+    assert meta["world"] == 2
+
+
+@pytest.mark.launch
+def test_two_processes_draw_what_one_draws(home):
+    """Each rank draws its share; image i is the same whoever draws it."""
+    import numpy as np
+
+    gz("train", "vae", "--steps", "20", "--name", "short", *LONG)
+    drawn = []
+    for n in (1, 2):
+        folder = home / f"draw{n}"
+        folder.mkdir()
+        job = {
+            "verb": "sample",
+            "run": str(runs.by_name("short").path),
+            "checkpoint": "last",
+            "n": 7,
+            "seed": 0,
+            "labels": None,
+            "options": {},
+            "do": None,
+            "input": None,
+            "mask": None,
+            "npz": True,
+            "png": False,
+            "animate": False,
+            "launch": {"gpus": None, "cpu": True},
+        }
+        files.write_json(folder / "job.json", job)
+        launch.run(folder, launch.Plan(processes=n), launcher=False, mode="quiet")
+        drawn.append(np.load(folder / "samples.npz")["samples"].astype(int))
+    assert drawn[0].shape == drawn[1].shape == (7, 16, 16, 1)
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(DeviceError, match=r"--gpus 2.*no GPU"):
+        launch.plan({"gpus": 2}, every_gpu=True)
+
+
+def test_threads_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert launch.plan({}, every_gpu=True).threads == 8
+    assert launch.plan({"cpu": True, "processes": 4}, every_gpu=True).threads == 2
+
+
+def test_several_machines_reach_the_launcher(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    plan = launch.plan(
+        {"machines": 2, "machine_rank": 1, "main_ip": "10.0.0.1", "main_port": 29501}, every_gpu=True
+    )
+    text = launch.config(plan)
+    for line in (
+        "num_processes: 4",
+        "num_machines: 2",
+        "machine_rank: 1",
+        "main_process_ip: 10.0.0.1",
+        "main_process_port: 29501",
+    ):
+        assert line in text

@@ -1,0 +1,189 @@
+"""A run finds its data from any folder, and notices that it is not what it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pictures import RED, png, write
+
+from gzcli import launch
+from gzcli.cli import app
+from gzcli.cli.anchor import anchor
+from gzcli.data import same
+from gzcli.data.pack import open_pack
+from gzcli.errors import MissingError
+from gzcli.store import files, runs
+
+
+@pytest.fixture
+def gz(home, capsys, monkeypatch):
+    """gz("train", "vae") → (exit code, stdout, stderr); nothing is launched."""
+    monkeypatch.setattr(launch, "run", lambda *words, **options: {})
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = app.run(list(words))
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def classes(root: Path, *names: str, each: int = 10) -> Path:
+    return write(root, {f"{name}/{i}.png": png(RED, (8, 8)) for name in names for i in range(each)})
+
+
+def test_a_run_holds_the_absolute_path_of_its_data(gz, tmp_path, monkeypatch):
+    classes(tmp_path / "here" / "photos", "a", "b")
+    classes(tmp_path / "there" / "photos", "c", "d")  # another set, of the same relative path
+    monkeypatch.chdir(tmp_path / "here")
+    assert gz("train", "vae", "--data", "photos", "--steps", "5")[0] == 0
+    (run,) = runs.all_runs()
+    assert run.tree()["data"]["name"] == str(tmp_path / "here" / "photos")
+    monkeypatch.chdir(tmp_path / "there")
+    assert gz("train", run.id, "--resume")[0] == 0
+    assert run.tree()["data"]["name"] == str(tmp_path / "here" / "photos")
+    code, _, stderr = gz("train", run.id, "--data", "photos", "--resume")
+    assert (
+        code == 2
+        and f"data.name: {tmp_path / 'here' / 'photos'} in the run, {tmp_path / 'there' / 'photos'} asked for"
+        in stderr
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    assert gz("train", run.id, "--data", "./photos", "--resume")[0] == 0  # the same by another name
+    assert gz("train", "vae", "--data", "DIGITS", "--steps", "5")[0] == 0
+    assert runs.all_runs()[0].tree()["data"]["name"] == "digits" and len(runs.all_runs()) == 2
+
+
+def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(
+        tmp_path,
+        dict.fromkeys(
+            ("kl/config.json", "base/model_index.json", "weights.safetensors", "vqgan/notes.txt"), b"{}"
+        ),
+    )
+    other = runs.create("vae", "digits")
+    shutil.copytree(other.path, tmp_path / "arun")
+    part = {
+        "model": {"name": "sd", "base": "base"},
+        "train": {"init": "weights.safetensors"},
+        "ood": {"background": "arun"},
+    }
+    tree = {
+        "data": {"name": "./absent", "latent": "kl"},
+        "stages": {"prior": part, "tokenizer": "arun", "other": "vqgan"},
+    }
+    anchor(tree)
+    assert tree["data"] == {"name": "./absent", "latent": str(tmp_path / "kl")}
+    assert tree["stages"]["tokenizer"] == str(tmp_path / "arun")
+    assert tree["stages"]["other"] == "vqgan"  # a model; the folder of that name is no run
+    assert part["model"] == {"name": "sd", "base": str(tmp_path / "base")}
+    assert part["train"]["init"] == str(tmp_path / "weights.safetensors") and part["ood"][
+        "background"
+    ] == str(tmp_path / "arun")
+    tree = {
+        "data": {"name": "mnist", "latent": "owner/name"},
+        "model": {"name": "fm"},
+        "train": {"init": "tokenizer"},
+        "ood": None,
+    }
+    anchor(tree)
+    assert tree["data"] == {"name": "mnist", "latent": "owner/name"} and tree["train"]["init"] == "tokenizer"
+
+
+def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
+    photos = classes(tmp_path / "photos", "cat", "dog", "eel")
+    assert gz("train", "vae", "--data", str(photos), "--steps", "5")[0] == 0
+    (run,) = runs.all_runs()
+    same.remember(run.path, open_pack(photos).meta)  # as the engine does
+    assert gz("train", run.id, "--resume")[0] == 0
+    run.update(state="finished", code=0)
+    shutil.rmtree(photos / "cat")
+    code, stdout, _ = gz("train", run.id, "--steps", "9", "--resume", "--json")
+    error = json.loads(stdout.splitlines()[-1])["error"]
+    assert code == 3 and "is not what" in error["message"] and "no class `cat` any more" in error["message"]
+    assert "train images instead of" in error["message"]
+    assert run.state == "finished" and run.tree()["train"]["steps"] == 5  # it is what it was
+    classes(photos, "cat")
+    with pytest.raises(MissingError) as e:
+        same.hold(run.path, replace(open_pack(photos).meta, digest="x"))
+    assert e.value.message.endswith("other pixels, labels or texts")
+    same.hold(run.path, open_pack(photos).meta)  # put back as they were
+
+
+def test_what_has_changed_is_named():
+    then = {
+        "classes": list("abcdefgh"),
+        "counts": {"train": 900, "val": 100, "test": 0},
+        "shape": [3, 32, 32],
+        "extras": [],
+    }
+    now = then | {
+        "classes": ["a", "x"],
+        "counts": {"train": 90, "val": 10, "test": 0},
+        "shape": [1, 28, 28],
+        "extras": ["caption"],
+    }
+    assert same.changes(then, now) == [
+        "no class `b` `c` `d` `e` `f` and 2 more any more",
+        "a new class `x`",
+        "90 train images instead of 900",
+        "10 val images instead of 100",
+        "images of 28×28×1 instead of 32×32×3",
+        "with caption to each instead of nothing",
+    ]
+    assert same.changes(then, then) == ["other pixels, labels or texts"]
+
+
+def test_another_set_is_no_change(home):
+    run = runs.create("vae", "digits")
+    digits = open_pack("digits").meta
+    other = replace(digits, name="patches", digest="x")
+    same.hold(run.path, digits)  # an older run, which recorded nothing
+    same.remember(run.path, digits)
+    same.remember(run.path, other)  # once
+    same.hold(run.path, other)  # `gz ood --in patches`
+    assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
+
+
+# --- --dry-run ---
+
+
+def test_a_dry_run_knows_what_is_not_here(gz, tmp_path, monkeypatch):
+    for key, name, said in (
+        ("data.latent", "vqvae", "no finished run of `vqvae` (gz train vqvae)"),
+        ("train.init", "nowhere.safetensors", "no model or run is called `nowhere.safetensors`"),
+        ("ood.background", "glow", "no finished run of `glow` (gz train glow)"),
+    ):
+        code, stdout, _ = gz(
+            "train", "fm" if key == "data.latent" else "glow", "--set", f"{key}={name}", "--dry-run", "--json"
+        )
+        needs = json.loads(stdout)["needs"]
+        assert code == 0 and any(need.startswith(f"`{key}`: {said}") for need in needs), needs
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    assert (
+        json.loads(
+            gz("train", "glow", "--set", f"train.init={tmp_path / 'w.safetensors'}", "--dry-run", "--json")[1]
+        )["needs"]
+        == []
+    )
+
+
+def test_a_dry_run_knows_the_set(gz, tmp_path):
+    photos = classes(tmp_path / "photos", "a", "b")
+    words = ("train", "vae", "--data", str(photos), "--dry-run")
+    assert "(here, to be packed)" in gz(*words)[1]
+    found = json.loads(gz("train", "vae", "--dry-run", "--json")[1])
+    assert (
+        not found["data"]["packed"] and found["data"]["cached"]
+    )  # an embedded set, known before it is packed
+    assert [found["recipe"]["data"][key] for key in ("size", "channels", "levels")] == [16, 1, 17]
+    assert found["origin"]["data.levels"] == "the set"
+    gz("train", "vae", "--data", str(photos), "--steps", "1")
+    out = gz(*words)[1]
+    assert "(packed)" in out and "data.size" in out and "\nparams" not in out
+    found = json.loads(gz(*words, "--json")[1])["recipe"]["data"]
+    assert (found["size"], found["channels"]) == (8, 3)

@@ -1,0 +1,172 @@
+"""Verbs in several processes: each does its share, and the result is that of one. Ranks are threads here.
+
+`test_verbs.py` launches them as processes.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from pixelwise import Pixelwise, fake_run, fitted
+
+from gzcli.data.pack import open_pack
+from gzcli.engine import bench, ood, shares
+from gzcli.engine.log import Log
+from gzcli.errors import DivergedError, GzError
+from gzcli.metrics.features import lenet
+
+
+class Ranks:
+    """Two ranks of torch.distributed as threads of this process."""
+
+    def __init__(self, monkeypatch, world=2):
+        self.local, self.slots, self.barrier = (
+            threading.local(),
+            [None] * world,
+            threading.Barrier(world, timeout=60),
+        )
+        self.calls, self.world = 0, world
+        dist = torch.distributed
+        monkeypatch.setattr(dist, "is_initialized", lambda: hasattr(self.local, "rank"))
+        monkeypatch.setattr(dist, "get_rank", lambda: self.local.rank)
+        monkeypatch.setattr(dist, "get_world_size", lambda: world)
+        monkeypatch.setattr(dist, "all_gather_object", self.gather)
+
+    def gather(self, parts, value):
+        self.slots[self.local.rank] = value
+        self.barrier.wait()
+        parts[:] = self.slots
+        self.calls += self.local.rank == 0
+        self.barrier.wait()
+
+    def __call__(self, work):
+        """What `work(rank)` returns or raises on each rank."""
+        found = [None] * self.world
+
+        def one(rank):
+            self.local.rank = rank
+            try:
+                found[rank] = work(rank)
+            except Exception as e:
+                found[rank] = e
+                if not isinstance(e, GzError):
+                    self.barrier.abort()
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world)]
+        [t.start() for t in threads], [t.join() for t in threads]
+        return found
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    return Ranks(monkeypatch)
+
+
+OOD = {
+    "run": "model",
+    "in": "digits",
+    "out": ["digits-ab"],
+    "scores": ["nll", "typicality", "far", "noisy"],
+    "n": 200,
+    "full": False,
+    "seed": 0,
+    "checkpoint": "last",
+    "options": {},
+    "background": None,
+}
+BENCH = {
+    "runs": ["model"],
+    "data": "digits",
+    "metrics": None,
+    "n": 60,
+    "seed": 0,
+    "weights": None,
+    "checkpoint": "last",
+}
+
+
+def test_two_ranks_score_what_one_scores(ranks, tmp_path, monkeypatch):
+    """Half the images each, rank 0 alone writes, and `scores.csv` is the same to the bit."""
+    fake_run(tmp_path, monkeypatch, ood)
+    scored, real = [], Pixelwise.score_noisy
+    monkeypatch.setattr(
+        Pixelwise,
+        "score_noisy",
+        lambda self, x, *, noise: scored.append(len(x)) or real(self, x, noise=noise),
+    )
+    folders = [tmp_path / name for name in ("one", "rank0", "rank1")]
+    [folder.mkdir() for folder in folders]
+    one = ood.run(OOD, folders[0], torch.device("cpu"), Log())
+    alone, scored[:] = sum(scored), []
+    first, second = ranks(lambda rank: ood.run(OOD, folders[1 + rank], torch.device("cpu"), Log(rank=rank)))
+    assert second == {} and not list(folders[2].iterdir())
+    assert first["processes"] == 2 and first["results"] == one["results"]
+    assert (folders[1] / "scores.csv").read_bytes() == (folders[0] / "scores.csv").read_bytes()
+    assert sum(scored) == alone, "each image is scored once"
+
+
+def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
+    """The last batch of the 200 images, which rank 1 alone has, is of 8."""
+    fake_run(tmp_path, monkeypatch, ood)
+    monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / (len(x) != 8))
+    job = OOD | {"scores": ["noisy"]}
+    found = ranks(lambda rank: ood.run(job, tmp_path, torch.device("cpu"), Log(rank=rank)))
+    assert all(
+        isinstance(e, DivergedError) and "`noisy` is not finite for 8 of 8 images" in e.message for e in found
+    ), found
+
+
+def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
+    fake_run(tmp_path, monkeypatch, ood)
+    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    one = ood.run(OOD | {"n": 11}, tmp_path, torch.device("cpu"), Log())
+    many = Ranks(monkeypatch, 4)
+    first, *others = many(
+        lambda rank: ood.run(OOD | {"n": 11}, tmp_path, torch.device("cpu"), Log(rank=rank))
+    )
+    assert others == [{}] * 3
+    for a, b in zip(one["results"], first["results"], strict=True):
+        assert (a["score"], a["n_out"]) == (b["score"], b["n_out"]) and a["auroc"] == pytest.approx(
+            b["auroc"], abs=1e-9
+        )
+
+
+def test_two_ranks_compare_as_one_does(ranks, tmp_path, monkeypatch):
+    fake_run(tmp_path, monkeypatch, bench, model=fitted(conditional=True))
+    lenet(open_pack("digits"))
+    folders = [tmp_path / name for name in ("one", "rank0", "rank1")]
+    [folder.mkdir() for folder in folders]
+    one = bench.run(BENCH, folders[0], torch.device("cpu"), Log())
+    first, second = ranks(
+        lambda rank: bench.run(BENCH, folders[1 + rank], torch.device("cpu"), Log(rank=rank))
+    )
+    assert second == {} and not list(folders[2].iterdir())
+    assert first["provenance"]["processes"] == 2
+    a, b = (result["rows"][0]["metrics"] for result in (one, first))
+    assert a.keys() == b.keys() and {"bpd", "bpd|y", "fd"} <= a.keys()
+    for key in a.keys() - {"samples_per_s"}:
+        assert a[key] == pytest.approx(b[key], rel=1e-9), key
+    (samples,) = (folders[1] / "samples").glob("*.npz")
+    assert np.array_equal(
+        np.load(samples)["samples"], np.load(next((folders[0] / "samples").glob("*.npz")))["samples"]
+    )
+
+
+def test_the_first_word_of_a_failure_stands(tmp_path):
+    """A rank whose partner has gone must not write its broken connection over the partner's error."""
+    from gzcli.engine.__main__ import recorded
+    from gzcli.errors import MissingError
+    from gzcli.store.runs import Run
+
+    run = Run(tmp_path)
+    for rank, error in ((0, MissingError("no weights")), (1, RuntimeError("Connection closed by peer"))):
+        with pytest.raises(type(error)), recorded(run, Log(tmp_path, rank=rank)):
+            raise error
+    assert run.status()["error"]["message"] == "no weights" and run.status()["code"] == 3
+
+
+def test_one_process_is_all_of_them():
+    assert shares.ranks() == (0, 1) and shares.everyone(3) == [3] and shares.agreed(4) == 4

@@ -1,0 +1,269 @@
+"""Recipes and runs in stages: a tokenizer, then the prior of its codes, trained one after the other in one
+run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import gz, lines
+from safetensors.torch import load_file
+
+from gzcli import launch
+from gzcli.cli.train import with_data
+from gzcli.engine.__main__ import main, recorded, train_one
+from gzcli.engine.context import load_trained
+from gzcli.engine.log import Log
+from gzcli.errors import MissingError, UsageError
+from gzcli.recipe.resolve import dump, resolve
+from gzcli.recipe.stages import trees
+from gzcli.store import runs
+from gzcli.store.runs import Run
+
+pytestmark = pytest.mark.xdist_group("stages")  # one worker makes what these tests share, once
+
+RECIPE = """
+data: {name: digits}
+train: {steps: 6, batch_size: 16, sample_every: 0, eval_every: 3, log_every: 1, precision: fp32}
+optim: {lr: 1e-3}
+stages:
+  tokenizer:
+    model: {name: vqvae, hidden: 16, residual: 8, blocks: 1, codes: 16, dim: 8}
+    train: {steps: 40}
+    optim: {lr: 3e-3}
+  prior:
+    model: {name: transformer, width: 16, layers: 1, heads: 2, dropout: 0.1}
+    sample: {temperature: 0.9}
+for:
+  mnist: {train: {ema: 0.5}, stages: {prior: {train: {steps: 9}}}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path) -> str:
+    (tmp_path / "two.yaml").write_text(RECIPE)
+    return str(tmp_path / "two.yaml")
+
+
+def make(path: str, *sets: str, **flags) -> Run:
+    """A run as `gz train` plans it."""
+    recipe = with_data(resolve(path, sets=sets, flags={"launch.cpu": True, **flags}))
+    run = runs.create(recipe.card.name, "digits")
+    launch.write_run(run, recipe.tree, launch.plan(recipe.tree["launch"], every_gpu=True))
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Run:
+    path = tmp_path_factory.mktemp("recipe") / "two.yaml"
+    path.write_text(RECIPE)
+    run = make(str(path))
+    assert main(run.path) == 0
+    return run
+
+
+# ---------------------------------------------------------------------------- recipes
+
+
+def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
+    for data, steps, ema in (("digits", 6, 0.0), ("mnist", 9, 0.5)):
+        recipe = resolve(path, data=data)
+        parts = trees(recipe.tree)
+        assert list(parts) == ["tokenizer", "prior"]
+        assert [part["optim"]["lr"] for part in parts.values()] == [3e-3, 1e-3]
+        assert parts["prior"]["train"]["steps"] == steps and parts["tokenizer"]["train"]["ema"] == ema
+        assert all(part["data"]["name"] == data and part["seed"] == 0 for part in parts.values())
+    assert recipe.card.name == "vqvae" and recipe.cards["prior"].name == "transformer"
+    assert recipe.origin["stages.prior.train.steps"].startswith("for.mnist ")
+    assert recipe.origin["stages.tokenizer.optim.lr"].endswith("two.yaml:9")
+    assert recipe.origin["stages.prior.model.width"].endswith("two.yaml:11")
+
+
+def test_the_command_line_is_over_every_stage(path):
+    recipe = resolve(
+        path, data="mnist", sets=["optim.lr=5e-4", "stages.prior.train.ema=0.9"], flags={"train.steps": 50}
+    )
+    parts = trees(recipe.tree)
+    assert [part["train"]["steps"] for part in parts.values()] == [50, 50]
+    assert [part["optim"]["lr"] for part in parts.values()] == [5e-4, 5e-4]
+    assert [part["train"]["ema"] for part in parts.values()] == [0.5, 0.9]
+    assert (
+        recipe.origin["stages.prior.train.steps"] == "--steps"
+        and recipe.origin["stages.prior.train.ema"] == "--set"
+    )
+
+
+def test_another_model_in_a_stage_takes_what_it_knows(path):
+    recipe = resolve(path, sets=["stages.prior.model.name=maskgit", "stages.prior.model.layers=3"])
+    prior = trees(recipe.tree)["prior"]
+    assert (
+        prior["model"]["name"] == "maskgit"
+        and prior["model"]["layers"] == 3
+        and prior["model"]["width"] == 16
+    )
+    assert "temperature" not in prior["sample"] or prior["sample"]["temperature"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("  tokenizer:", "  tokeniser:"), "`transformer` needs a stage `tokenizer` before it"),
+        (("width: 16", "widht: 16"), "unknown key `widht` in `stages.prior.model` (did you mean `width`?)"),
+        (("name: transformer", "name: transfomer"), "no model is called `transfomer`"),
+        (
+            ("    sample: {temp", "    data: {name: mnist}\n    sample: {temp"),
+            "unknown key `name` in `stages.prior.data`",
+        ),
+        (
+            ("train: {steps: 6", "sample: {}\ntrain: {steps: 6"),
+            "unknown key `sample` (did you mean `stages.tokenizer.sample`?)",
+        ),
+        (("    model: {name: vqvae", "    model: {x: 1"), "`stages.tokenizer.model.name` is missing"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    assert change[0] in RECIPE
+    Path("bad.yaml").write_text(RECIPE.replace(*change))
+    with pytest.raises(UsageError) as e:
+        resolve("./bad.yaml")
+    told = f"{e.value.message} ({e.value.hint})"
+    assert message in told and "bad.yaml:" in told
+
+
+def test_a_resolved_recipe_reads_back_as_it_is(path, tmp_path):
+    tree = resolve(path, data="mnist").tree
+    (tmp_path / "again.yaml").write_text(dump(tree))
+    assert resolve(str(tmp_path / "again.yaml")).tree == tree
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+def test_each_stage_is_a_whole_run(trained):
+    assert trained.state == "finished" and [stage.state for stage in trained.stages] == ["finished"] * 2
+    for stage in trained.stages:
+        steps = stage.tree()["train"]["steps"]
+        assert (stage.path / "model.safetensors").exists() and (
+            stage.path / f"samples/{steps:08d}.png"
+        ).exists()
+        assert [row["step"] for row in lines(stage.path / "metrics.jsonl") if "loss" in row] == list(
+            range(1, steps + 1)
+        )
+    assert trained.serving.id == f"{trained.id}/stages/prior" and trained.serving.owner == trained
+    assert runs.find(trained.id) == trained and runs.by_name(trained.serving.id) == trained.serving
+
+
+def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
+    from gzcli.data.batches import scan
+    from gzcli.data.pack import open_pack
+
+    codes = np.load(trained.stage("prior").path / "prepared" / "codes.npy")
+    pack, tokenizer = open_pack("digits"), load_trained(trained.stage("tokenizer"), "cpu").model
+    index = [0, 7, 1000, len(codes) - 1]
+    batch = next(scan(pack, "train", batch_size=4, levels=17, device="cpu", index=index))
+    assert np.array_equal(codes[index], tokenizer.encode(batch.x).flatten(1).numpy())
+    assert len(codes) == pack.meta.counts["train"]
+
+
+def test_verbs_talk_to_the_last_stage(trained):
+    model = load_trained(trained, torch.device("cpu"))
+    assert model.tree["model"]["name"] == "transformer" and model.name == "vqvae"
+    shown = gz("sample", trained.id, "-n", "4", "-q", "--temperature", "0.5").stdout.strip()
+    assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
+    assert Path(gz("sample", trained.id, "--do", "reconstruct", "-n", "4", "-q").stdout.strip()).exists()
+
+
+def test_broken_off_in_any_stage_it_goes_on_as_if_it_were_not(trained, path):
+    run = make(path)
+    for stage in run.stages:
+        (run.path / "stop").write_text("15")
+        assert main(run.path) == 143 and run.state == stage.state == "interrupted"
+        assert stage.status()["step"] == 1
+        if stage != run.serving:
+            with recorded(stage, Log(stage.path)):
+                train_one(stage, Log(stage.path))
+    assert main(run.path) == 0
+    for stage, whole in zip(run.stages, trained.stages, strict=True):
+        a, b = (load_file(s.path / "model.safetensors") for s in (stage, whole))
+        assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_a_finished_stage_serves_another_prior(trained, path):
+    run = make(path, f"stages.tokenizer={trained.id}", "stages.prior.model.name=maskgit")
+    before = (run.stage("tokenizer").path / "model.safetensors").read_bytes()
+    assert main(run.path) == 0 and load_trained(run, "cpu").tree["model"]["name"] == "maskgit"
+    assert (run.stage("tokenizer").path / "model.safetensors").read_bytes() == before
+    assert resolve(str(run.path / "run.yaml")).tree["stages"]["tokenizer"] == trained.id
+
+
+def test_another_tokenizer_below_a_prior_is_refused(trained, path, tmp_path):
+    copy = Run(Path(shutil.copytree(trained.path, tmp_path / "copy")))
+    (copy.stage("tokenizer").path / "model.safetensors").write_bytes(
+        (copy.stage("prior").path / "model.safetensors").read_bytes()
+    )
+    with pytest.raises(MissingError, match="was trained with another stage `tokenizer`"):
+        load_trained(copy, "cpu")
+
+
+def test_a_stage_that_is_not_there_is_named(path):
+    with pytest.raises(UsageError, match="no model or run is called `nope`"):
+        resolve(path, sets=["stages.tokenizer=nope"])
+
+
+def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
+    found = []
+    for augment in ("[mutate=0]", "[mutate=0.3]", "[mutate=0.3]"):
+        run = make(
+            path, f"stages.tokenizer={trained.id}", f"stages.prior.data.augment={augment}", "train.steps=1"
+        )
+        assert main(run.path) == 0
+        found.append(np.load(run.stage("prior").path / "prepared" / "codes.npy"))
+    assert np.array_equal(found[0], np.load(trained.stage("prior").path / "prepared" / "codes.npy"))
+    assert (found[0] != found[1]).mean() > 0.05 and np.array_equal(found[1], found[2])
+
+
+def test_a_later_stage_starts_from_an_earlier_one_s_weights(tmp_path):
+    text = """
+    train: {steps: 2, batch_size: 8, sample_every: 0, best: none, precision: fp32}
+    stages:
+      first: {model: {name: vae, net: mlp, hidden: [8], latent: 2}}
+      second: {model: {name: vae, net: mlp, hidden: [8], latent: 2}, train: {init: first}, optim: {lr: 1e-12}}
+    """
+    (tmp_path / "again.yaml").write_text(text)
+    run = make(str(tmp_path / "again.yaml"))
+    assert main(run.path) == 0
+    first, second = (load_file(stage.path / "model.safetensors") for stage in run.stages)
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+
+
+def test_more_steps_are_for_the_last_stage_of_a_finished_run(trained, path):
+    from gzcli.cli.train import continued
+
+    recipe = with_data(resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8}))
+    tree = continued(trained, recipe, 8)
+    assert [part["train"]["steps"] for part in tree["stages"].values()] == [40, 8]
+
+
+@pytest.mark.launch
+def test_two_processes_prepare_what_one_prepares(trained, path):
+    words = (
+        "train",
+        path,
+        "--set",
+        f"stages.tokenizer={trained.id}",
+        "--steps",
+        "4",
+        "--cpu",
+        "--processes",
+        "2",
+        "--name",
+        "pair",
+    )
+    gz(*words)
+    run = runs.find("pair")
+    one, two = (np.load(r.stage("prior").path / "prepared" / "codes.npy") for r in (trained, run))
+    assert np.array_equal(one, two) and run.state == "finished"

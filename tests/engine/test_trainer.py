@@ -1,0 +1,221 @@
+"""The trainer, in this process: resume, accumulation, EMA, schedules, checkpoints, divergence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import lines, recipe, trainer
+from safetensors.torch import load_file
+from zoo import CASES, Case
+
+from gzcli.data.batches import scan
+from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine import optim
+from gzcli.engine.context import load_trained
+from gzcli.engine.ema import EMA
+from gzcli.engine.stop import Stop
+from gzcli.errors import DivergedError, Interrupted, UsageError
+from gzcli.models.base import Phase
+from gzcli.models.gan.nets import BatchNorm as GanNorm
+from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
+
+
+def case(model: str):
+    return next(c for c in CASES if c.model == model)
+
+
+@pytest.fixture
+def break_at(monkeypatch):
+    """Stops the next run after so many steps, as a signal would."""
+    return lambda step: monkeypatch.setattr(Stop, "asked", lambda self, done: 15 if done == step else 0)
+
+
+@pytest.mark.parametrize("which", [c for c in CASES if not c.stages], ids=str)
+def test_resume_is_the_unbroken_run_bit_for_bit(which, break_at, monkeypatch):
+    tree = recipe(which, steps=6, sets=("train.ema=0.9", "train.log_every=3"))  # stopped between two lines
+    break_at(-1)
+    whole = trainer(tree)
+    whole.fit()
+    broken = trainer(tree)
+    break_at(4)
+    with pytest.raises(Interrupted):
+        broken.fit()
+    break_at(-1)
+    resumed = trainer(tree, broken.run)
+    resumed.fit()
+    assert resumed.start == 4
+    for name in ("model", "ema"):
+        a, b = (
+            load_file(r.run.path / "checkpoints" / "00000006" / f"{name}.safetensors")
+            for r in (whole, resumed)
+        )
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), f"{name}: {key}"
+    a, b = (lines(r.run.path / "metrics.jsonl") for r in (whole, resumed))
+    assert [{k: v for k, v in x.items() if k != "it_s"} for x in a] == [
+        {k: v for k, v in x.items() if k != "it_s"} for x in b
+    ]
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished():
+    t = trainer(recipe(case("vae"), steps=3))
+    t.fit()
+    weights = t.run.path / "model.safetensors"
+    weights.unlink()
+    trainer(t.tree, t.run).fit()
+    assert weights.exists()
+
+
+def test_accumulation_changes_nothing():
+    """Four parts of a batch are the batch: one step's gradient is the same to rounding."""
+    first = {}
+    for parts in (1, 4):
+        tree = recipe(case("vae"), steps=3, sets=(f"train.accumulate={parts}",))
+        t = trainer(tree)
+        t.fit()
+        first[parts] = [x["loss"] for x in lines(t.run.path / "metrics.jsonl")]
+    assert first[1] == pytest.approx(first[4], rel=1e-5)
+
+
+def test_a_step_leaves_no_gradient_and_moves_only_the_phase():
+    t = trainer(recipe(case("wgan"), steps=10))
+    t.begin()
+    generator = [p for phase in t.phases if phase.name == "generator" for p in phase.parameters()]
+    before = [p.detach().clone() for p in generator]
+    t.step(0)  # the generator is due every n_critic steps only
+    assert all(torch.equal(a, b) for a, b in zip(before, generator, strict=True))
+    assert all(p.grad is None for p in t.model.parameters())
+    for step in range(1, 5):
+        t.step(step)
+    assert not all(torch.equal(a, b) for a, b in zip(before, generator, strict=True))
+
+
+def test_ema_follows_the_weights_with_warm_up():
+    model = torch.nn.Linear(2, 2, bias=False)
+    ema, start = EMA(model, 0.999), model.weight.detach().clone()
+    model.weight.data += 1
+    ema.update()
+    torch.testing.assert_close(ema.shadow[0], start + 1 - 2 / 11)  # (1 + 1) / (10 + 1) of the old
+    weight = model.weight.detach().clone()
+    with ema.swapped():
+        torch.testing.assert_close(model.weight.detach(), start + 1 - 2 / 11)
+    assert torch.equal(model.weight, weight)
+
+
+NORMED = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
+
+
+@pytest.mark.parametrize("which", [NORMED, case("realnvp"), case("diffae")], ids=lambda c: c.model)
+def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_keep_theirs(which):
+    """Batch norm's running statistics and diffae's moments of z_sem are those of the weights that are
+    trained: of their average they are found anew, which changes nothing in training."""
+    sets = ("train.ema=0.99", "optim.schedule=constant", "optim.warmup=0", "train.checkpoint_every=10")
+    t = trainer(recipe(which, steps=20, sets=sets))
+    t.fit()
+    model = load_trained(t.run, "cpu").model
+    scanned = {"batch_size": 128, "levels": t.info.levels, "device": "cpu", "index": range(1280)}
+    batches = list(scan(t.data, "train", **scanned))
+    norms, seen = [m for m in model.modules() if isinstance(m, (GanNorm, FlowNorm))], {}
+    for m in norms:
+        m.register_forward_pre_hook(
+            lambda m, x: seen.setdefault(m, []).append(x[0].transpose(0, 1).flatten(1))
+        )
+    with torch.no_grad():
+        if which.model == "dcgan":
+            for batch in batches:
+                model.critic(model.generator(batch.noise.randn(128, 16)))
+                model.critic(batch.x)
+        elif which.model == "realnvp":
+            for batch in batches:
+                model.log_prob(batch.x, noise=batch.noise)
+        else:
+            distance = torch.cat([model.score_code(batch.x, noise=batch.noise) for batch in batches])
+            assert float(distance.mean() / model.latent) == pytest.approx(1, abs=0.1)
+    assert bool(norms) == (which.model != "diffae")
+    for m in norms:
+        mean, var = (m.running_mean, m.running_var) if isinstance(m, GanNorm) else (m.mean, m.var)
+        true_mean = torch.stack([x.mean(1) for x in seen[m]]).mean(0)
+        true_var = torch.stack([x.var(1) for x in seen[m]]).mean(0)
+        assert ((mean - true_mean).abs() / true_var.sqrt()).max() < 0.1
+        assert ((true_var / var).log().abs()).max() < 0.2
+    plain = trainer(recipe(which, steps=20, sets=sets))
+    plain.ema.images = None
+    plain.fit()
+    weights = "checkpoints/00000020/model.safetensors"
+    ours, theirs = (load_file(r.run.path / weights) for r in (t, plain))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_learning_rate_is_a_function_of_the_step():
+    conf = {"warmup": 10, "schedule": "cosine"}
+    assert optim.factor(conf, 0, 110) == 0.1
+    assert optim.factor(conf, 9, 110) == 1
+    assert optim.factor(conf, 60, 110) == pytest.approx(0.5)
+    assert optim.factor(conf, 110, 110) == pytest.approx(0)
+    assert optim.factor({"warmup": 0, "schedule": "linear"}, 75, 100) == 0.25
+    assert optim.factor({"warmup": 0, "schedule": "constant"}, 75, 100) == 1
+
+
+def test_settings_of_a_phase_override():
+    phases = [Phase("critic", []), Phase("generator", [])]
+    common = {
+        "name": "adam",
+        "lr": 1.0,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0,
+        "warmup": 0,
+        "schedule": "constant",
+    }
+    found = optim.settings(common | {"critic": {"lr": 2.0}}, phases)
+    assert (found["critic"]["lr"], found["generator"]["lr"]) == (2.0, 1.0)
+    with pytest.raises(UsageError, match="names no phase"):
+        optim.settings(common | {"critc": {"lr": 2.0}}, phases)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used():
+    t = trainer(recipe(case("vae"), steps=4, sets=("train.checkpoint_every=2", "train.keep=3")))
+    t.fit()
+    folder = t.run.path / "checkpoints"
+    assert checkpoints.steps_of(folder) == [2, 4]
+    file = folder / "00000004" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    said = []
+    assert checkpoints.newest(folder, said.append) == folder / "00000002"
+    assert len(said) == 1 and "model.safetensors" in said[0] and "00000004" in said[0]
+
+
+def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    import json
+
+    for step in (1, 2, 3, 4, 5):
+        (tmp_path / f"{step:08d}").mkdir()
+    (tmp_path / "best.json").write_text(json.dumps({"step": 2}))
+    checkpoints.prune(tmp_path, 2)
+    assert checkpoints.steps_of(tmp_path) == [2, 4, 5]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
+    t = trainer(recipe(case("vae"), steps=20, sets=("train.checkpoint_every=4",)))
+    loss = t.model.loss
+
+    def poisoned(batch, phase="main"):
+        out = loss(batch, phase)
+        return out | {"loss": out["loss"] * math.nan} if t.poison else out
+
+    t.poison = False
+    monkeypatch.setattr(t.model, "loss", poisoned)
+    monkeypatch.setattr(t, "seed_global", lambda step: setattr(t, "poison", step >= 6))
+    with pytest.raises(DivergedError, match="the last good checkpoint is of step 4"):
+        t.fit()
+
+
+def test_minutes_become_steps_that_are_written_down():
+    tree = recipe(case("vae"), steps=1)
+    import time
+
+    steps = trainer(tree).count_steps(0.05, time.time())
+    assert 10 < steps < 100_000

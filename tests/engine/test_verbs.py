@@ -1,0 +1,357 @@
+"""train, sample, ood and bench as a user calls them, on the digits; and what they say to the wrong thing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import gz
+from PIL import Image
+
+from gzcli.cli import app
+from gzcli.cli.jobs import as_options
+from gzcli.store import runs
+
+pytestmark = pytest.mark.xdist_group("verbs")  # one worker makes what these tests share, once
+
+SHORT = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """One home for the module, with a VAE and a conditional one trained for a moment."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("verbs")))
+    done = gz("train", "vae", "--steps", "60", "--name", "first", *SHORT)
+    assert Path(done.stdout.strip()).exists() and done.stdout.strip().endswith("00000060.png")
+    gz("train", "vae", "--steps", "20", "--name", "labelled", "--set", "model.conditional=true", *SHORT)
+    gz("train", "vae", "--steps", "20", "--name", "binary", "--set", "data.levels=2", *SHORT)
+    yield
+    patch.undo()
+
+
+def call(capsys, *words: str) -> tuple[int, str, str]:
+    """`gz` in this process: exit code, stdout, stderr."""
+    code = app.run(list(words))
+    return (code, *capsys.readouterr())
+
+
+def test_a_run_directory_is_complete():
+    path = runs.by_name("first").path
+    for name in (
+        "run.yaml",
+        "env.json",
+        "status.json",
+        "log.txt",
+        "metrics.jsonl",
+        "loss.png",
+        "model.safetensors",
+        "accelerate.yaml",
+    ):
+        assert (path / name).exists(), name
+    assert (path / "samples" / "00000060.png").exists()
+    status = runs.by_name("first").status()
+    assert (status["state"], status["step"], status["code"]) == ("finished", 60, 0)
+    env = json.loads((path / "env.json").read_text())
+    assert {"packages", "python", "git", "threads", "command"} <= env.keys()
+
+
+def test_weights_sample_without_the_recipe_or_the_data(tmp_path):
+    """The safetensors file alone is enough."""
+    from gzcli.engine.checkpoint import read_weights
+    from gzcli.engine.context import build_model
+
+    weights, tree, info, step = read_weights(runs.by_name("first").path / "model.safetensors")
+    build_model(tree, info).load_state_dict(weights)
+    assert step == 60 and info.shape == (1, 16, 16)
+
+
+def test_sample_writes_what_it_says(tmp_path):
+    words = ("sample", "first", "-n", "6", "--seed", "3", "--npz", "--cpu", "--json")
+    result = json.loads(gz(*words, "--out", str(tmp_path / "a")).stdout)
+    assert (result["schema"], result["n"], result["seed"]) == (1, 6, 3)
+    assert len(result["files"]) == 6 and all(Image.open(f).size == (16, 16) for f in result["files"])
+    samples = np.load(result["npz"])["samples"]
+    assert samples.shape == (6, 16, 16, 1) and samples.dtype == np.uint8
+    again = json.loads(gz(*words, "--out", str(tmp_path / "b"), "--temperature", "0.5").stdout)
+    assert not np.array_equal(samples, np.load(again["npz"])["samples"])
+
+
+def test_animation_shows_the_way(tmp_path):
+    import torch
+
+    from gzcli.engine.sample import Frames
+
+    frames = Frames(lambda x: x)
+    show = frames.watch(lambda i, n, x=None: None)
+    for i in range(5):
+        show(i + 1, 5, torch.full((3, 1, 8, 8), i / 5))
+    frames.save(tmp_path / "animation.gif", np.full((3, 1, 8, 8), 255, np.uint8))
+    with Image.open(tmp_path / "animation.gif") as gif:
+        assert gif.n_frames == 6  # five states, and the result, on which it rests
+
+
+def test_applications_take_pictures_or_test_images(tmp_path):
+    Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(tmp_path / "grey.png")
+    done = gz(
+        "sample",
+        "first",
+        "--do",
+        "reconstruct",
+        "--input",
+        str(tmp_path / "grey.png"),
+        "--cpu",
+        "--out",
+        str(tmp_path / "r"),
+    )
+    assert Path(done.stdout.strip()).exists()
+    done = gz("sample", "binary", "--do", "reconstruct", "-n", "4", "--cpu", "--out", str(tmp_path / "b"))
+    assert Path(done.stdout.strip()).exists()
+    done = gz(
+        "sample",
+        "first",
+        "--do",
+        "interpolate",
+        "--steps",
+        "5",
+        "-n",
+        "4",
+        "--cpu",
+        "--json",
+        "--out",
+        str(tmp_path / "i"),
+    )
+    assert json.loads(done.stdout)["n"] == 10  # two pairs, five steps each
+
+
+def test_ood_and_its_files():
+    scores = ("--score", "elbo,complexity,iwae", "--k", "3")
+    done = gz("ood", "first", "--in", "digits", "--out", "digits-ab", "-n", "60", *scores, "--cpu", "--json")
+    result = json.loads(done.stdout)
+    rows = {(row["out"], row["score"]): row for row in result["results"]}
+    assert json.loads((Path(result["files"]["scores"]).parent / "job.json").read_text())["options"] == {
+        "k": 3
+    }
+    assert {"elbo", "complexity", "iwae", "png", "mean", "knn_pixels"} == {score for _, score in rows}
+    wanted = {
+        "out",
+        "score",
+        "baseline",
+        "auroc",
+        "aupr_in",
+        "aupr_out",
+        "fpr95",
+        "fpr95_id",
+        "n_in",
+        "n_out",
+    }
+    assert all(wanted <= row.keys() for row in rows.values())
+    folder = Path(result["files"]["scores"]).parent
+    assert (folder / "histograms.png").exists() and (folder / "ood.json").exists()
+    header = (folder / "scores.csv").read_text().splitlines()[0]
+    assert header.startswith("set,role,index,file,elbo,complexity,iwae")
+
+
+def test_ood_in_two_processes_is_ood_in_one(tmp_path):
+    """Without `--in` on the run's own set; started as real processes, against the same job in this one."""
+    import torch
+
+    from gzcli.engine import ood
+    from gzcli.engine.log import Log
+
+    words = (
+        "--out",
+        "digits-ab",
+        "-n",
+        "140",
+        "--score",
+        "elbo,typicality",
+        "--cpu",
+        "--processes",
+        "2",
+        "--json",
+    )
+    result = json.loads(gz("ood", "first", *words).stdout)
+    assert result["processes"] == 2 and result["in"] == "digits"
+    folder = Path(result["files"]["scores"]).parent
+    one = ood.run(json.loads((folder / "job.json").read_text()), tmp_path, torch.device("cpu"), Log())
+    two, alone = ((path / "scores.csv").read_text().splitlines() for path in (folder, tmp_path))
+    assert len(two) == len(alone) == 281 and one["results"][0]["auroc"] == pytest.approx(
+        result["results"][0]["auroc"], abs=1e-4
+    )
+    for a, b in zip(two[1:], alone[1:], strict=True):
+        (*known, elbo, typical), (*same, other, other_typical) = (line.split(",")[:6] for line in (a, b))
+        assert known == same and float(elbo) == pytest.approx(float(other), rel=1e-5)
+        assert float(typical) == pytest.approx(float(other_typical), abs=1e-5 * float(elbo))
+
+
+def test_bench_and_its_table():
+    done = gz(
+        "bench",
+        "first",
+        "labelled",
+        "--data",
+        "digits",
+        "-n",
+        "100",
+        "--metrics",
+        "fd,classes,bpd",
+        "--cpu",
+        "--json",
+    )
+    result = json.loads(done.stdout)
+    assert [row["run"] for row in result["rows"]] == [runs.by_name(name).id for name in ("first", "labelled")]
+    assert all({"model", "run", "params", "metrics", "seconds"} <= row.keys() for row in result["rows"])
+    assert result["floor"]["fd"] < result["rows"][0]["metrics"]["fd"]
+    assert Path(result["picture"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message", "hint"),
+    [
+        (["train", "vea"], 2, "no model `vea`", "did you mean `vae`?"),
+        (["train", "vae", "--data", "mnits"], 2, "no data set `mnits`", "did you mean `mnist`?"),
+        (["train", "vae", "--data", "mnist"], 3, "`mnist` is not in the cache", "gz data download mnist"),
+        (["train", "vae", "--set", "train.stepz=3"], 2, "unknown key `stepz`", "did you mean `steps`?"),
+        (["train", "vae", "--gpus", "2"], 4, "`--gpus 2`: there are no GPUs here", "--cpu --processes 2"),
+        (["train", "vae", "--gpus", "two"], 2, "`--gpus two` is neither a number nor `all`", None),
+        (["train", "glow", "--resume"], 3, "no unfinished run of `glow` on `digits`", "gz train glow"),
+        (
+            ["train", "first", "--resume", "--seed", "5"],
+            2,
+            "seed: 0 in the run, 5 asked for",
+            "without `--resume`",
+        ),
+        (["train", "first", "--resume", "--steps", "10"], 2, "the run has done 60, 10 asked for", None),
+        (["train", "vae", "--steps", "5", "--minutes", "1"], 2, "exclude each other", None),
+        (["train", "vae", "--name", "first"], 2, "the name `first` is taken", "choose another"),
+        (["train", "vae", "--name", "sd_lora"], 2, "the name `sd_lora` is that of a model", "sd_lora-1"),
+        (
+            ["train", "vae", "--set", "train.batch_size=63", "--cpu", "--processes", "2"],
+            2,
+            "63 does not divide",
+            "train.batch_size=6",
+        ),
+        (["sample", "glow"], 3, "no finished run of `glow`", "gz train glow"),
+        (["sample", "vea"], 2, "no model or run is called `vea`", "did you mean `vae`?"),
+        (
+            ["sample", "first", "--temprature", "1"],
+            2,
+            "no such option `--temprature`",
+            "did you mean `--temperature`?",
+        ),
+        (["sample", "first", "--temperature", "warm"], 2, "`--temperature` must be", None),
+        (["sample", "first", "--set", "sample.temperature=warm"], 2, "`--temperature` must be", None),
+        (
+            ["sample", "first", "--set", "model.latent=3"],
+            2,
+            "only `sample.KEY=VALUE` can be changed",
+            "sample.steps",
+        ),
+        (["sample", "first", "--do", "reconstrct"], 2, "`reconstrct`", "did you mean `reconstruct`?"),
+        (["sample", "first", "--label", "3"], 2, "was not trained with labels", "model.conditional=true"),
+        (["sample", "first", "--do", "interpolate", "--label", "3"], 2, "takes no labels", "reconstruct"),
+        (["sample", "first", "--checkpoint", "worst"], 2, "neither `last`, `best` nor a step", None),
+        (
+            ["ood", "first", "--in", "digits", "--out", "pathces"],
+            2,
+            "no data set `pathces`",
+            "did you mean `patches`?",
+        ),
+        (
+            ["ood", "first", "--in", "digits", "--out", "patches", "--score", "elbow"],
+            2,
+            "no score `elbow`",
+            "did you mean `elbo`?",
+        ),
+        (
+            ["ood", "first", "--in", "digits", "--out", "patches", "--stesp", "3"],
+            2,
+            "no such option `--stesp`",
+            "`--steps`?",
+        ),
+        (["bench", "--data", "patches"], 3, "no finished run on `patches`", "gz train vae --data patches"),
+    ],
+)
+def test_wrong_words(capsys, monkeypatch, words, code, message, hint):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    got, out, err = call(capsys, *words)
+    assert (got, out) == (code, ""), err
+    assert message in err
+    if hint:
+        assert hint in err.partition("hint:")[2]
+    assert "Traceback" not in err
+
+
+def test_options_of_a_sample_may_be_written_as_keys_of_a_recipe():
+    words = ["--set", "sample.steps=15", "--clip", "--set=sample.sampler=dpmpp"]
+    assert as_options(words, "sample") == ["--steps=15", "--clip", "--sampler=dpmpp"]
+
+
+def test_a_label_that_there_is_not():
+    done = gz("sample", "labelled", "--label", "11", "--cpu", code=2)
+    assert "no label `11` among 10 classes" in done.stderr
+
+
+def test_a_conditional_model_without_labels_is_refused_before_launch(capsys, tmp_path):
+    for i in range(12):
+        Image.fromarray(np.full((16, 16), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    before = len(runs.all_runs())
+    code, _, err = call(capsys, "train", "vae", "--data", str(tmp_path), "--set", "model.conditional=true")
+    assert code == 2 and "needs labels" in err and "digits" in err
+    assert len(runs.all_runs()) == before
+
+
+def test_a_recipe_with_three_mistakes_shows_three(capsys, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: vae\nmodel: {latnet: 4}\ntrain:\n  steps: many\noptim: {lr: -1}\n")
+    code, _, err = call(capsys, "train", str(recipe))
+    assert code == 2
+    for place in ("mine.yaml:2:", "mine.yaml:4:", "mine.yaml:5:"):
+        assert place in err
+
+
+def test_dry_run_creates_nothing_and_plans_for_what_is_absent(capsys):
+    before = len(runs.all_runs())
+    code, out, _ = call(capsys, "train", "glow", "--data", "mnist", "--gpus", "4", "--dry-run")
+    assert code == 0 and len(runs.all_runs()) == before
+    for piece in (
+        "model.depth",
+        "recipes/glow.yaml:",
+        "accelerate launch",
+        "4 GPUs",
+        "gz data download mnist",
+        "not here",
+    ):
+        assert piece in out, piece
+
+
+def test_the_errors_of_scripts_are_json(capsys):
+    code, out, _ = call(capsys, "sample", "vea", "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["code"], error["kind"], error["hint"]) == (2, 2, "usage", "did you mean `vae`?")
+
+
+def test_a_larger_steps_extends_a_finished_run_and_a_run_can_be_repeated():
+    gz("train", "first", "--resume", "--steps", "70", *SHORT[-1:])
+    assert runs.by_name("first").status()["step"] == 70
+    gz("train", "first", "--name", "again", "--cpu")
+    a, b = runs.by_name("first"), runs.by_name("again")
+    assert a.tree()["train"]["steps"] == b.tree()["train"]["steps"] == 70
+
+
+def test_weights_and_biases_offline(monkeypatch):
+    pytest.importorskip("wandb")
+    gz("train", "vae", "--steps", "20", "--name", "logged", "--wandb", *SHORT, env={"WANDB_MODE": "offline"})
+    assert list(runs.by_name("logged").path.glob("wandb/offline-run-*"))
+
+
+def test_export_to_diffusers(capsys, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    gz("train", "ddpm", "--steps", "2", "--name", "noisy", *SHORT)
+    gz("runs", "export", "noisy", "--out", str(tmp_path / "it"))
+    assert diffusers.DDIMPipeline.from_pretrained(tmp_path / "it").unet.config.sample_size == [16, 16]
+    code, _, err = call(capsys, "runs", "export", "first", "--quiet")
+    assert code == 2 and "has no counterpart in diffusers" in err and "--can export" in err

@@ -1,0 +1,432 @@
+"""CycleGAN: its losses, nets and pool against plain ones, what `sample` starts from, and batches of two
+domains."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import recipe, trainer
+from PIL import Image
+from torch import nn
+from zoo import CASES
+
+from gzcli.data.batches import TrainBatches, to_uint8
+from gzcli.data.pack import open_pack
+from gzcli.engine import optim, state
+from gzcli.errors import UsageError
+from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, Translator
+from gzcli.models.gan.pool import ImagePool
+from gzcli.models.nn import PatchGAN
+from gzcli.models.vae.ssim import gaussian_window, ssim_parts
+from gzcli.recipe.resolve import resolve
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+
+INFO = DataInfo((1, 16, 16), 17, ("A", "B"))
+SMALL = {"width": 4, "halvings": 1, "blocks": 1, "disc_width": 4, "disc_layers": 1}
+
+
+def noise(n: int, seed: int = 0) -> ImageNoise:
+    return ImageNoise(seed, range(n))
+
+
+def images(n: int, shape: tuple[int, ...] = (1, 16, 16), seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def batch(a: torch.Tensor, b: torch.Tensor, step: int = 0) -> Batch:
+    return Batch(a, None, torch.arange(len(a)), BatchNoise(0, step, "main", total=len(a)), {"b": b})
+
+
+def model(info: DataInfo = INFO, **options) -> CycleGAN:
+    """A small one with weights large enough for its translators to differ."""
+    torch.manual_seed(0)
+    net = CycleGAN(info, **SMALL | options)
+    for p in net.parameters():
+        p.data = 0.3 * torch.randn_like(p)
+    return net
+
+
+# ---- losses
+
+
+def test_the_generators_loss_term_by_term():
+    net, a, b = model(cycle=7.0, identity=0.3), images(3), images(3, seed=1)
+    found = net.loss(batch(a, b), "generator")
+    g, f = net.a_to_b, net.b_to_a
+    gan = ((net.disc_b(g(a)) - 1) ** 2).mean() + ((net.disc_a(f(b)) - 1) ** 2).mean()
+    cycle = (f(g(a)) - a).abs().mean() + (g(f(b)) - b).abs().mean()
+    identity = (g(b) - b).abs().mean() + (f(a) - a).abs().mean()
+    for name, value in {"gan": gan, "cycle": cycle, "identity": identity}.items():
+        torch.testing.assert_close(found[name], value)
+    torch.testing.assert_close(found["loss"], gan + 7 * cycle + 7 * 0.3 * identity)
+
+
+def test_the_discriminators_loss():
+    net, a, b = model(pool=0), images(3), images(3, seed=1)
+    found = net.loss(batch(a, b), "discriminator")
+    expected = 0
+    for disc, real, fake in ((net.disc_a, a, net.b_to_a(b)), (net.disc_b, b, net.a_to_b(a))):
+        expected += (((disc(real) - 1) ** 2).mean() + (disc(fake) ** 2).mean()) / 2
+    torch.testing.assert_close(found["loss"], expected)
+    found["loss"].backward()
+    assert all(p.grad is None for net in (net.a_to_b, net.b_to_a) for p in net.parameters())
+
+
+def test_validation_is_the_cycle_of_each_image_by_its_label():
+    net, x, y = model(cycle=7.0).eval(), images(4), torch.tensor([0, 1, 1, 0])
+    found = net.loss(Batch(x, y, torch.arange(4), noise(4)))["loss"]
+    ways = [
+        net.b_to_a(net.a_to_b(x[i : i + 1])) if y[i] == 0 else net.a_to_b(net.b_to_a(x[i : i + 1]))
+        for i in range(4)
+    ]
+    torch.testing.assert_close(found, 7 * (torch.cat(ways) - x).abs().mean())
+
+
+def test_the_discriminators_are_shown_what_the_pools_give():
+    net, losses = model(pool=4), {}
+    for step in range(3):
+        a, b = images(4, seed=2 * step), images(4, seed=2 * step + 1)
+        losses[step] = net.loss(batch(a, b, step), "discriminator")["loss"]
+    assert net.pool_a.count == net.pool_b.count == 4
+    fresh = model(pool=0).loss(batch(a, b, 2), "discriminator")["loss"]
+    assert losses[2] != fresh, "older fakes among them"
+    torch.testing.assert_close(
+        losses[0], model(pool=0).loss(batch(images(4), images(4, seed=1)), "discriminator")["loss"]
+    )
+
+
+# ---- the pool
+
+
+def test_the_pool_is_that_of_the_paper():
+    """Against a list, image by image, with the same draws."""
+    pool, stored = ImagePool(5), []
+    for step in range(40):
+        x, draws = torch.arange(3 * step, 3 * step + 3).float().view(3, 1, 1, 1), BatchNoise(0, step, total=3)
+        shown = pool(x, draws)
+        again = BatchNoise(0, step, total=3)
+        old, slot = again.rand(3) < 0.5, again.randint(5, 3)
+        expected = []
+        for i, value in enumerate(x.flatten().tolist()):
+            if len(stored) < 5:
+                stored.append(value)
+                expected.append(value)
+            elif old[i]:
+                expected.append(stored[slot[i]])
+                stored[slot[i]] = value
+            else:
+                expected.append(value)
+        assert shown.flatten().tolist() == expected
+        assert pool.images.flatten().tolist()[: len(stored)] == stored
+
+
+def test_half_of_what_the_pool_shows_is_older():
+    pool, older = ImagePool(50), 0
+    for step in range(500):
+        x = torch.full((4, 1, 1, 1), float(step)) + torch.arange(4).view(4, 1, 1, 1) / 10
+        shown = pool(x, BatchNoise(0, step, total=4))
+        assert step >= 12 or torch.equal(shown, x)  # the first 50 as they come
+        older += int((shown != x).sum())
+    assert 0.46 < older / (500 * 4 - 50) < 0.54
+    assert torch.equal(ImagePool(0)(x, BatchNoise(0, total=4)), x)
+
+
+def test_parts_of_a_batch_see_the_pool_that_the_batch_sees():
+    whole, parts, x = ImagePool(3), ImagePool(3), images(8)
+    shown = whole(x, BatchNoise(0, total=8))
+    split = [parts(x[i : i + 2], BatchNoise(0, total=8, start=i)) for i in range(0, 8, 2)]
+    assert torch.equal(shown, torch.cat(split)) and torch.equal(whole.images, parts.images)
+
+
+def test_the_pool_is_no_weight_but_goes_on_after_a_resume():
+    from gzcli.engine.checkpoint import extra_of, weights_of
+
+    one, two = model(pool=4), model(pool=4)
+    one.loss(batch(images(3), images(3, seed=1)), "discriminator")
+    state = one.state_dict()
+    assert not any("pool" in key for key in weights_of(state)) and len(extra_of(state)) == 2
+    two.load_state_dict(state)
+    assert two.pool_a.count == 3 and torch.equal(two.pool_a.images, one.pool_a.images)
+    parts = [
+        net.loss(batch(images(3, seed=2), images(3, seed=3), 1), "discriminator")["loss"]
+        for net in (one, two)
+    ]
+    assert torch.equal(*parts)
+
+
+def test_weights_of_another_run_come_with_an_empty_pool():
+    case = next(case for case in CASES if case.model == "cyclegan" and case.options["pool"])
+    first = trainer(recipe(case, steps=2))
+    first.fit()
+    second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
+    state.resume(second)
+    assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
+    assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
+
+
+# ---- nets
+
+
+def test_the_translator_against_plain_layers():
+    torch.manual_seed(0)
+    net, x = Translator(3, 4, 2, 2), images(2, (3, 16, 16))
+
+    def conv(i: int, o: int, kernel: int) -> list[nn.Module]:
+        return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(i, o, kernel, bias=kernel == 7 and o == 3)]
+
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    def norm(o: int) -> list[nn.Module]:
+        return [nn.InstanceNorm2d(o), nn.ReLU()]
+
+    down = {"kernel_size": 3, "stride": 2, "padding": 1, "bias": False}
+    up = down | {"output_padding": 1}
+    plain = nn.Sequential(
+        *conv(3, 4, 7),
+        *norm(4),
+        nn.Conv2d(4, 8, **down),
+        *norm(8),
+        nn.Conv2d(8, 16, **down),
+        *norm(16),
+        *(Residual(*conv(16, 16, 3), *norm(16), *conv(16, 16, 3), nn.InstanceNorm2d(16)) for _ in range(2)),
+        nn.ConvTranspose2d(16, 8, **up),
+        *norm(8),
+        nn.ConvTranspose2d(8, 4, **up),
+        *norm(4),
+        *conv(4, 3, 7),
+        nn.Tanh(),
+    )
+    for to, p in zip(plain.parameters(), net.parameters(), strict=True):
+        to.data = p.data
+    torch.testing.assert_close(net(x), plain(x))
+
+
+def test_sizes_of_the_paper():
+    """Generators of 11.38 M parameters and discriminators of 2.765 M, but for the biases that instance norm
+    undoes."""
+    tree = resolve("cyclegan", data="horse2zebra").tree
+    options = {k: v for k, v in tree["model"].items() if k != "name"}
+    with torch.device("meta"):
+        net = CycleGAN(DataInfo((3, 256, 256), 256, ("A", "B")), **options)
+    undone = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
+    assert sum(p.numel() for p in net.a_to_b.parameters()) == 11_378_179 - undone
+    assert sum(p.numel() for p in net.disc_b.parameters()) == 2_764_737 - (128 + 256 + 512)
+    assert tree["train"]["steps"] == 200 * 1334 and (tree["model"]["cycle"], tree["model"]["identity"]) == (
+        10,
+        0.5,
+    )
+
+
+def test_a_patch_has_70_pixels():
+    net = PatchGAN((3, 256, 256), 4, 3, "none")  # a norm looks at the whole image
+    x = images(1, (3, 256, 256)).requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x)[0, 0, 15, 15], x)
+    rows, columns = (gradient[0].abs().sum(0).sum(d).nonzero().flatten() for d in (1, 0))
+    assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == 70
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 18, 27), (1, 9, 9)])
+def test_any_image_size_in_bf16(shape):
+    net, a, b = (
+        CycleGAN(DataInfo(shape, 256, ("A", "B")), **SMALL | {"halvings": 2}),
+        images(2, shape),
+        images(2, shape, 1),
+    )
+    for phase in net.phases():
+        net.requires_grad_(False)
+        for p in phase.parameters():
+            p.requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = net.loss(batch(a, b), phase.name)["loss"]
+        loss.backward()
+        assert loss.dtype == torch.float32
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+    assert net.translate(a, noise=noise(2), progress=no_progress).images.shape == a.shape
+
+
+def test_images_that_are_too_small():
+    with pytest.raises(UsageError, match="3 halvings") as e:
+        CycleGAN(DataInfo((1, 8, 8), 256, ("A", "B")), **SMALL | {"halvings": 3})
+    assert "model.halvings" in e.value.hint
+
+
+def test_constant_and_then_falling_learning_rate():
+    conf = {"warmup": 0, "schedule": "late_linear"}
+    rates = [optim.factor(conf, step, 200) for step in (0, 99, 100, 150, 199)]
+    assert rates == pytest.approx([1, 1, 1, 0.5, 0.01])
+
+
+# ---- translation
+
+
+def test_directions():
+    net, x = model().eval(), images(5)
+    g, f = net.a_to_b(x), net.b_to_a(x)
+    given = {"noise": noise(5), "progress": no_progress}
+    torch.testing.assert_close(net.translate(x, **given, direction="AtoB").images, g)
+    torch.testing.assert_close(net.translate(x, **given, direction="BtoA").images, f)
+    torch.testing.assert_close(net.reconstruct(x, **given, direction="BtoA").images, net.a_to_b(f))
+    from_a = (f - x).abs().mean((1, 2, 3)) < (g - x).abs().mean((1, 2, 3))
+    assert 0 < from_a.sum() < 5, "a test of both ways"
+    torch.testing.assert_close(net.translate(x, **given).images, torch.where(from_a.view(-1, 1, 1, 1), g, f))
+
+
+def test_samples_are_translations_of_what_was_trained_on():
+    net = model().train()
+    steps = [(images(12, seed=2 * step), images(12, seed=2 * step + 1)) for step in range(4)]
+    first = batch(*steps[0])
+    net.on_start(first)
+    assert torch.equal(net.memory[0, 12:24], to_uint8(steps[0][0])), "the first batch, over and over"
+    for step, (a, b) in enumerate(steps):
+        net.loss(batch(a, b, step), "generator")
+        net.on_step(step)
+    net.on_start(first)  # after a resume
+    for domain in (0, 1):
+        assert torch.equal(net.memory[domain], to_uint8(torch.cat([pair[domain] for pair in steps]))[:MEMORY])
+    net.eval()
+    known = net.memory.float() / 127.5 - 1
+    for direction, domain, translator in (("AtoB", 0, net.a_to_b), ("BtoA", 1, net.b_to_a)):
+        made = net.sample(6, noise=noise(6), progress=no_progress, direction=direction)
+        every = translator(known[domain])
+        assert all((every - x).abs().amax((1, 2, 3)).min() < 1e-4 for x in made)
+    made = net.sample(40, noise=noise(40), progress=no_progress)
+    every = torch.cat([net.a_to_b(known[0]), net.b_to_a(known[1])])
+    near = (made[:, None] - every).abs().amax((2, 3, 4))
+    assert near.min(1).values.max() < 1e-4
+    assert 8 < (near.argmin(1) < MEMORY).sum() < 32, "either way"
+
+
+def test_figures_of_its_own():
+    net, x, y = model().eval(), images(6), torch.tensor([0, 1, 0, 0, 1, 1])
+    with torch.no_grad():
+        found = net.measure(Batch(x[i : i + 4], y[i : i + 4], torch.arange(4), noise(4)) for i in (0, 4))
+        cycle = net.loss(Batch(x, y, torch.arange(6), noise(6)))["loss"] / net.cycle
+        a, b = x[y == 0], x[y == 1]
+        same = torch.cat([net.b_to_a(a) - a, net.a_to_b(b) - b]).abs().mean()
+        pairs = torch.cat([a, b]), torch.cat([net.a_to_b(a), net.b_to_a(b)])
+        like = ssim_parts(*((t + 1) / 2 for t in pairs), gaussian_window(11, 1.5))[0].mean()
+    assert found == pytest.approx(
+        {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}, rel=1e-4
+    )
+
+
+def test_scores_are_of_the_domain_that_suits_better():
+    net, x = model().eval(), images(4)
+    rated = [net.disc_a(x).mean((1, 2, 3)), net.disc_b(x).mean((1, 2, 3))]
+    torch.testing.assert_close(
+        net.score_disc(x, noise=noise(4)), torch.stack([-value for value in rated]).min(0).values
+    )
+    cycles = [
+        F.l1_loss(back(to(x)), x, reduction="none").mean((1, 2, 3))
+        for to, back in ((net.a_to_b, net.b_to_a), (net.b_to_a, net.a_to_b))
+    ]
+    torch.testing.assert_close(net.score_cycle(x, noise=noise(4)), torch.stack(cycles).min(0).values)
+
+
+# ---- batches of two domains
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Thirty dark pictures in trainA, twenty bright ones in trainB."""
+    content = np.random.default_rng(0).integers(0, 100, (50, 12, 12, 3), dtype=np.uint8)
+    for i, image in enumerate(content):
+        path = tmp_path / "ab" / f"{'trainA' if i < 30 else 'trainB'}" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image + (0 if i < 30 else 150)).save(path)
+    return tmp_path / "ab"
+
+
+def batches(pack, **options) -> TrainBatches:
+    return TrainBatches(
+        pack, **{"seed": 3, "batch_size": 4, "levels": 256, "device": "cpu", "needs": ("b",), **options}
+    )
+
+
+def test_each_domain_has_epochs_of_its_own(folder):
+    pack = open_pack(folder)
+    labels, source = pack.labels("train"), batches(pack)
+    every = [{bytes(image) for image in pack.images("train")[labels == k]} for k in (0, 1)]
+    assert [len(known) for known in every] != [30, 20], "some are held out"
+    steps = math.lcm(*map(len, every))
+    seen = [source.at(step) for step in range(steps)]
+    assert all((part.y == 0).all() and (labels[part.index.numpy()] == 0).all() for part in seen)
+    for known, x in zip(
+        every, (torch.cat([s.x for s in seen]), torch.cat([s.extra["b"] for s in seen])), strict=True
+    ):
+        shown = [bytes(image) for image in to_uint8(x).numpy()]
+        epochs = [shown[i : i + len(known)] for i in range(0, len(shown), len(known))]
+        assert all(set(epoch) == known for epoch in epochs) and epochs[0] != epochs[1]
+
+
+def test_domains_are_not_paired():
+    """digits-ab has equally many of each: partners change from epoch to epoch."""
+    source = batches(open_pack("digits-ab"), levels=17, batch_size=72)
+    partners = {}
+    for step in range(30):
+        part = source.at(step)
+        for i, b in zip(part.index.tolist(), part.extra["b"], strict=True):
+            partners.setdefault(i, set()).add(bytes(to_uint8(b).numpy()))
+    assert np.mean([len(met) > 1 for met in partners.values()]) > 0.9
+
+
+@pytest.mark.parametrize(("levels", "augment"), [(256, ()), (2, ("hflip", "crop=2"))])
+def test_a_batch_is_a_function_of_seed_and_step_whatever_the_processes(folder, levels, augment):
+    pack, options = open_pack(folder), {"levels": levels, "augment": augment}
+    source = batches(pack, **options)
+    forward = [source.at(step) for step in (0, 1, 9, 30)]
+    for step, whole in zip((30, 9, 1, 0), forward[::-1], strict=True):
+        alone = batches(pack, **options).at(step)
+        parts = [batches(pack, rank=rank, world=2, **options).at(step) for rank in (0, 1)]
+        assert torch.equal(whole.x, alone.x) and torch.equal(whole.extra["b"], alone.extra["b"])
+        assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
+        assert torch.equal(whole.extra["b"], torch.cat([part.extra["b"] for part in parts]))
+    assert torch.equal(whole.rows(slice(1, 3), whole.noise).extra["b"], whole.extra["b"][1:3])
+    assert not torch.equal(forward[0].extra["b"], batches(pack, seed=4, **options).at(0).extra["b"])
+
+
+def test_a_subset_is_of_each_domain(folder):
+    source = batches(open_pack(folder), n=3)
+    seen = [source.at(step) for step in range(6)]
+    for x in (torch.cat([part.x for part in seen]), torch.cat([part.extra["b"] for part in seen])):
+        assert len(x.unique(dim=0)) == 3
+
+
+def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, monkeypatch):
+    monkeypatch.setenv("GZ_WORKERS", "0")
+    packed = batches(open_pack(folder), augment=("crop=2",))
+    monkeypatch.setenv("GZ_HOME", str(home / "other"))
+    monkeypatch.setenv("GZ_PACK_LIMIT", "1")
+    lazy = batches(open_pack(folder), augment=("crop=2",))
+    lazy.at(0)
+    reader = lazy.ahead._open["batches"]
+    for step in range(20):
+        one, two = packed.at(step), lazy.at(step)
+        assert (
+            torch.equal(one.x, two.x)
+            and torch.equal(one.extra["b"], two.extra["b"])
+            and torch.equal(one.y, two.y)
+        )
+    lazy.at(20)
+    assert lazy.ahead._open["batches"] is reader, "begun anew at a step"
+
+
+def test_sets_without_two_domains(folder):
+    for data, said in (("mnist", "`mnist` has 10 classes"), ("cifar100", "`cifar100` has 100 classes")):
+        with pytest.raises(UsageError, match=said) as e:
+            resolve("cyclegan", data=data)
+        assert e.value.hint.startswith(
+            "sets of two classes: patches, digits-ab, pneumoniamnist, horse2zebra; or a folder"
+        )
+    for path in folder.glob("trainB/*"):
+        path.rename(folder / "trainA" / path.name)
+    (folder / "trainB").rmdir()
+    with pytest.raises(UsageError, match="two domains") as e:
+        batches(open_pack(folder))
+    assert "trainA" in e.value.hint

@@ -1,0 +1,808 @@
+"""Diffusion: schedules and samplers against diffusers and closed forms, the bound against Gaussians,
+guidance, uses."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gaussian import GaussianField, check_moments
+from torch import Tensor, nn
+
+from gzcli.engine.checkpoint import widened
+from gzcli.errors import UsageError
+from gzcli.models.diffusion import samplers
+from gzcli.models.diffusion.ddpm import DDPM
+from gzcli.models.diffusion.process import discretised_gaussian, strata
+from gzcli.models.diffusion.schedule import Schedule
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
+
+INFO = DataInfo((1, 8, 8), levels=17, classes=("a", "b", "c"), n=100)
+SMALL = {"channels": 8, "mult": (1, 2), "layers": 1, "attention": (4,)}
+SPACINGS = ("trailing", "leading", "linspace", "karras", "logsnr")
+
+
+def build(info=INFO, seed=0, **kw) -> DDPM:
+    """A small untrained model off its zero start."""
+    torch.manual_seed(seed)
+    model = DDPM(info, **{**SMALL, **kw}).eval()
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return model
+
+
+def batch_of(n=8, seed=0, info=INFO) -> Batch:
+    x = torch.rand(n, *info.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return Batch(x, torch.arange(n) % 3, torch.arange(n), BatchNoise(seed, 0, "main", total=n))
+
+
+class Mixture:
+    """The exact denoiser of data drawn from a mixture of isotropic Gaussians, at any level of a schedule."""
+
+    def __init__(self, schedule: Schedule, means: torch.Tensor, std: float, weights: torch.Tensor):
+        self.schedule, self.means, self.std, self.weights, self.calls = schedule, means, std, weights, 0
+
+    def __call__(self, x, t):
+        self.calls += 1
+        _, a, s = self.schedule.level(t)
+        var = a**2 * self.std**2 + s**2
+        d = x[:, None] - a * self.means  # [B, K, ...]
+        p = (self.weights.log() - d.flatten(2).square().sum(2) / (2 * var)).softmax(1)
+        p = p[(..., *(None,) * (x.ndim - 1))]
+        x0 = (p * (self.means + a * self.std**2 / var * d)).sum(1)
+        return x0, (x - a * x0) / s
+
+
+def gaussian(schedule, mean=0.3, std=0.5) -> Mixture:
+    return Mixture(schedule, torch.full((1, 1, 1, 1), mean), std, torch.ones(1))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# schedules
+
+
+@pytest.mark.parametrize("name, theirs", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_schedules_agree_with_diffusers(name, theirs, zero_snr):
+    diffusers = pytest.importorskip("diffusers")
+    other = diffusers.DDIMScheduler(beta_schedule=theirs, rescale_betas_zero_snr=zero_snr)
+    ours = Schedule(name, 1000, zero_snr=zero_snr)
+    np.testing.assert_allclose(ours.alpha**2, other.alphas_cumprod.numpy(), atol=2e-6)
+    np.testing.assert_allclose(ours.alpha**2 + ours.sigma**2, 1, rtol=1e-12)
+    assert (np.diff(ours.alpha) < 0).all()
+    assert (ours.alpha[-1] == 0) == zero_snr
+
+
+@pytest.mark.parametrize("timesteps", [2, 10, 100, 4000])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_schedules_of_any_length_end_in_noise(name, timesteps):
+    schedule = Schedule(name, timesteps)
+    assert 0 < schedule.alpha[-1] < 0.1 and schedule.alpha[0] > 0.8 - 0.8 * (timesteps < 10)
+    assert (np.diff(schedule.alpha) < 0).all()
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_paths_fall_to_the_clean_image(spacing, zero_snr):
+    schedule = Schedule("cosine", 1000, zero_snr=zero_snr)
+    for steps in (1, 2, 7, 299, 1000):  # 7 and 299 do not divide 1000
+        path = schedule.spaced(steps, spacing)
+        sigma = np.array([level.sigma for level in path])
+        assert len(path) == steps + 1 and path[-1] == (-1, 1, 0)
+        assert (np.diff(sigma) < 1e-9).all() and np.isfinite(sigma).all()
+        assert all(abs(math.hypot(a, s) - 1) < 1e-12 and 0 <= t <= 999 for t, a, s in path[:-1])
+    half = schedule.spaced(10, spacing, start=0.5)
+    assert half[0].t <= 499
+    with pytest.raises(UsageError, match="1001 sampling steps over 1000 timesteps"):
+        schedule.spaced(1001, spacing)
+
+
+def test_settings_that_contradict_are_refused():
+    with pytest.raises(UsageError, match="zero_snr"):
+        build(zero_snr=True, prediction="eps")
+    with pytest.raises(UsageError, match="without labels"):
+        build(DataInfo((1, 8, 8)), conditional=True)
+    with pytest.raises(UsageError, match="at least 2"):
+        build(timesteps=1)
+
+
+# ------------------------------------------------------------------------------------------------- samplers
+
+
+def drive(scheduler, target, x, times, **step):
+    """A diffusers scheduler along `times` with the exact ε."""
+    for t in times:
+        x = scheduler.step(target(x, float(t))[1], t, x, **step).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_ddim_agrees_with_diffusers(spacing, eta):
+    diffusers = pytest.importorskip("diffusers")
+    schedule = Schedule("linear", 1000)
+    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    other = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
+    other.set_timesteps(20)
+    want = drive(other, target, x, other.timesteps, eta=eta, generator=torch.Generator().manual_seed(1))
+    g = torch.Generator().manual_seed(1)
+    path = schedule.path(other.timesteps.tolist())
+    assert path == schedule.spaced(20, spacing)
+    got = samplers.ddim(target, x, path, eta=eta, randn=lambda: torch.randn(x.shape, generator=g))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("times", [list(range(999, -1, -1)), [999, 700, 444, 90, 17, 0]])
+def test_ancestral_agrees_with_diffusers(variance, times):
+    diffusers = pytest.importorskip("diffusers")
+    schedule = Schedule("linear", 1000)
+    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    other = diffusers.DDPMScheduler(clip_sample=False, variance_type=f"fixed_{variance}")
+    other.set_timesteps(timesteps=times)
+    want = drive(other, target, x, other.timesteps, generator=torch.Generator().manual_seed(1))
+    g = torch.Generator().manual_seed(1)
+    got = samplers.ancestral(
+        target, x, schedule.path(times), variance=variance, randn=lambda: torch.randn(x.shape, generator=g)
+    )
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [3, 20, 37])
+@pytest.mark.parametrize("name, theirs", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
+def test_dpm_agrees_with_diffusers(name, theirs, steps):
+    diffusers = pytest.importorskip("diffusers")
+    schedule = Schedule(name, 1000)
+    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    other = diffusers.DPMSolverMultistepScheduler(beta_schedule=theirs, prediction_type="sample")
+    other.set_timesteps(steps)
+    want = x
+    for t in other.timesteps:
+        want = other.step(target(want, float(t))[0], t, want).prev_sample
+    got = samplers.dpmpp(target, x, schedule.path(other.timesteps.tolist()))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [3, 20])
+@pytest.mark.parametrize("name, theirs", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
+def test_unipc_agrees_with_diffusers(name, theirs, steps):
+    diffusers = pytest.importorskip("diffusers")
+    schedule = Schedule(name, 1000)
+    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    other = diffusers.UniPCMultistepScheduler(beta_schedule=theirs, prediction_type="sample")
+    other.set_timesteps(steps)
+    want = x
+    for t in other.timesteps:
+        want = other.step(target(want, float(t))[0], t, want).prev_sample
+    got = samplers.unipc(target, x, schedule.path(other.timesteps.tolist()))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [3, 20])
+def test_the_noisy_dpm_agrees_with_diffusers(steps):
+    diffusers = pytest.importorskip("diffusers")
+    schedule = Schedule("linear", 1000)
+    target, x = gaussian(schedule), torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    other = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", prediction_type="sample")
+    other.set_timesteps(steps)
+    noises = torch.randn(steps, *x.shape, generator=torch.Generator().manual_seed(1))
+    want = x
+    for t, eps in zip(other.timesteps, noises, strict=True):
+        want = other.step(target(want, float(t))[0], t, want, variance_noise=eps).prev_sample
+    left = iter(noises)
+    got = samplers.dpmpp(
+        target, x, schedule.path(other.timesteps.tolist()), noisy=True, randn=lambda: next(left)
+    )
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_clipping_agrees_with_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    model = build(prediction="eps", schedule="linear")
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    settings = (
+        {"clip_sample": True},
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 9e9},
+    )
+    for ours, theirs in zip(({}, {"dynamic": 0.9}), settings, strict=True):
+        other = diffusers.DDIMScheduler(timestep_spacing="trailing", **theirs)
+        other.set_timesteps(10)
+        with torch.no_grad():
+            got = samplers.ddim(model.denoiser(**ours), x, model.schedule.spaced(10))
+            want = x
+            for t in other.timesteps:
+                want = other.step(
+                    model.net(want, t.expand(4)), t, want, use_clipped_model_output=True
+                ).prev_sample
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def errors_on_gaussian(sampler, steps, **schedule):
+    """Largest error against the exact solution of the probability-flow ODE, for which (x − α μ)/std(x) is
+    constant."""
+    schedule = Schedule("cosine", 1000, **schedule)
+    x = torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = gaussian(schedule)
+    path = schedule.spaced(steps, "logsnr")
+    _, a, s = path[0]
+    want = 0.3 + 0.5 * (x - a * 0.3) / math.sqrt(a**2 * 0.25 + s**2)
+    return float((sampler(target, x, path) - want).abs().max()), target.calls
+
+
+def test_orders_and_network_calls():
+    for sampler, order, calls in (
+        (samplers.ddim, 1, 20),
+        (samplers.dpmpp, 2, 20),
+        (samplers.unipc, 3, 20),
+        (samplers.heun, 2, 39),
+    ):
+        (coarse, n), (fine, _) = errors_on_gaussian(sampler, 20), errors_on_gaussian(sampler, 40)
+        assert n == calls
+        assert 1.6**order < coarse / fine < 2.6**order, (sampler.__name__, coarse, fine)
+        assert fine < (0.1 if order == 1 else 0.02)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize(
+    "sampler", ["ancestral", "ddim", "ddim-1", "dpmpp", "dpmpp-sde", "unipc", "heun", "heun-churn"]
+)
+def test_samplers_recover_a_mixture(sampler, zero_snr):
+    schedule = Schedule("cosine", 1000, zero_snr=zero_snr)
+    means = torch.tensor([[-0.8, 0.5], [0.8, -0.5], [0.6, 0.9]])[:, None, None]  # [K, 1, 1, 2]
+    target = Mixture(schedule, means, 0.1, torch.tensor([0.5, 0.3, 0.2]))
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 1, 1, 2, generator=g)
+    randn = {"randn": lambda: torch.randn(x.shape, generator=g)}
+    run = {
+        "ancestral": lambda: samplers.ancestral(target, x, schedule.spaced(250), **randn),
+        "ddim": lambda: samplers.ddim(target, x, schedule.spaced(200)),
+        "ddim-1": lambda: samplers.ddim(target, x, schedule.spaced(250), eta=1.0, **randn),
+        "dpmpp": lambda: samplers.dpmpp(target, x, schedule.spaced(100)),
+        "dpmpp-sde": lambda: samplers.dpmpp(target, x, schedule.spaced(250), noisy=True, **randn),
+        "unipc": lambda: samplers.unipc(target, x, schedule.spaced(100)),
+        "heun": lambda: samplers.heun(target, x, schedule.spaced(100)),
+        "heun-churn": lambda: samplers.heun(
+            target, x, schedule.spaced(200), churn=20, level=schedule.at_ratio, **randn
+        ),
+    }[sampler]
+    y = run()
+    distance = (y[:, None] - means).flatten(2).norm(dim=2)  # [B, K]
+    mode = distance.argmin(1)
+    share = mode.bincount(minlength=3) / len(y)
+    assert (share - target.weights).abs().max() < 0.03
+    assert distance.min(1).values.max() < 0.6
+    for k in range(3):
+        inside = y[mode == k].flatten(1)
+        assert (inside.mean(0) - means[k].flatten()).abs().max() < 0.02
+        assert (inside.std(0) - 0.1).abs().max() < 0.015
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+class Knows(nn.Module):
+    """A network that always sees the image `guess`, told in the model's own parametrisation."""
+
+    def __init__(self, model, guess):
+        super().__init__()
+        self.parent, self.guess = [model], guess
+
+    def forward(self, x, t, y=None, drop=None):
+        model = self.parent[0]
+        a, s = (table[t][:, None, None, None] for table in (model.alpha, model.sigma))
+        eps = (x - a * self.guess) / s
+        return {"eps": eps, "x0": self.guess, "v": a * eps - s * self.guess}[model.prediction]
+
+
+def test_the_three_predictions_are_one():
+    batch, guess, x0 = batch_of(), torch.zeros(8, 1, 8, 8) + 0.1, []
+    for prediction in ("eps", "x0", "v"):
+        model = build(prediction=prediction, min_snr=5.0)
+        model.net = Knows(model, guess)
+        x0.append(model.estimate(batch.x, torch.arange(8) * 100))
+        loss = model.loss(Batch(batch.x, None, batch.index, BatchNoise(3, total=8)))["loss"]
+        t = model.draw_times(BatchNoise(3, total=8), 8)
+        weight = model.snr[t].clamp(max=5)  # of the error of x_0, whatever is predicted (Hang 2023)
+        torch.testing.assert_close(
+            loss, (weight * (batch.x - guess).square().flatten(1).mean(1)).mean(), rtol=1e-3, atol=0
+        )
+    for other in x0:
+        torch.testing.assert_close(other, guess, atol=2e-3, rtol=0)
+
+
+def test_times_are_stratified_over_the_global_batch():
+    model = build()
+    whole = model.draw_times(BatchNoise(0, total=50), 50)
+    assert (whole // 20 == torch.arange(50)).all()  # 1000 / 50: one in each share
+    rows = [model.draw_times(BatchNoise(0, total=50, start=s), 25) for s in (0, 25)]
+    assert torch.equal(torch.cat(rows), whole)
+    model.time_sampling = "uniform"
+    t = model.draw_times(BatchNoise(0, total=20_000), 20_000)
+    assert t.min() == 0 and t.max() == 999 and abs(t.double().mean() - 499.5) < 5 * 289 / math.sqrt(20_000)
+
+
+@pytest.mark.parametrize("loss_type", ["l2", "l1", "huber"])
+def test_loss_types_differ_and_fall_by_training(loss_type):
+    model, batch = DDPM(INFO, **SMALL, loss_type=loss_type), batch_of()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(30):
+        batch.noise = BatchNoise(0, total=8)
+        loss = model.loss(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_half_precision_loss_is_near():
+    model, batch = build(conditional=True), batch_of()
+    full = float(model.loss(batch)["loss"].detach())
+    batch.noise = BatchNoise(0, 0, "main", total=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.loss(batch)["loss"]
+    assert half.dtype == torch.float32 and abs(float(half.detach()) - full) < 0.02 * full
+
+
+# --------------------------------------------------------------------------------------------------- labels
+
+
+class Counting(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.rows = net, []
+
+    def forward(self, x, *rest):
+        self.rows.append(len(x))
+        return self.net(x, *rest)
+
+
+def test_guidance_doubles_the_batch_only_where_it_acts():
+    model = build(conditional=True)
+    model.net = Counting(model.net)
+    y, x = torch.tensor([0, 1, 2, 0]), torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        eps = {w: model.denoiser(y, guidance=w, clip=False)(x, 500.0)[1] for w in (0.0, 1.0, 3.0)}
+        unknown = model.denoiser(None, clip=False)(x, 500.0)[1]
+    assert model.net.rows == [4, 4, 8, 4]
+    torch.testing.assert_close(eps[0.0], unknown)
+    torch.testing.assert_close(eps[3.0], eps[0.0] + 3 * (eps[1.0] - eps[0.0]), atol=1e-5, rtol=1e-5)
+    model.net.rows = []
+    options = {"sampler": "ddim", "steps": 10, "spacing": "trailing", "guidance": 2.0, "interval": (0.3, 0.7)}
+    model.sample(4, noise=ImageNoise(0, range(4)), **options)
+    assert model.net.rows == [4, 4, 4, 8, 8, 8, 8, 4, 4, 4]
+
+
+def test_labels_reach_samples_and_guidance_needs_dropout():
+    model = build(conditional=True)
+
+    def draw(labels, **options):
+        return model.sample(3, labels=labels, noise=ImageNoise(0, range(3)), steps=4, **options)
+
+    zero, one = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
+    assert not torch.equal(draw(zero), draw(one))
+    assert torch.equal(draw(None), draw(torch.arange(3)))
+    with pytest.raises(UsageError, match="label dropout"):
+        build(conditional=True, label_dropout=0.0).sample(1, noise=ImageNoise(0, [0]), guidance=2.0)
+    with pytest.raises(UsageError, match="conditional"):
+        build().sample(1, noise=ImageNoise(0, [0]), guidance=2.0)
+    with pytest.raises(UsageError, match="label dropout"):
+        build(conditional=True, label_dropout=0.0).log_prob(batch_of(1).x, noise=ImageNoise(0, [0]))
+
+
+def test_multilabel():
+    model = build(DataInfo((1, 8, 8), 17, ("a", "b", "c"), multilabel=True), conditional=True)
+    batch = batch_of()
+    batch.y = nn.functional.one_hot(batch.y, 3)
+    assert torch.isfinite(model.loss(batch)["loss"])
+    x = model.sample(
+        2, labels=torch.tensor([[1, 1, 0], [0, 0, 0]]), noise=ImageNoise(0, range(2)), steps=2, guidance=2.0
+    )
+    assert x.shape == (2, 1, 8, 8)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# likelihood
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("sigma", [0.003, 0.2, 2.0])
+def test_discretised_gaussian_is_a_distribution(levels, sigma):
+    scipy = pytest.importorskip("scipy.stats")
+    x = torch.linspace(-1, 1, levels, dtype=torch.float64)[:, None]
+    mean = torch.tensor([-1.0, -0.31, 0.0, 0.99], dtype=torch.float64).requires_grad_()
+    logp = discretised_gaussian(x, mean, sigma, levels)  # [levels, 4]
+    torch.testing.assert_close(logp.exp().sum(0), torch.ones(4).double())
+    edges = np.concatenate([[-np.inf], (x[:-1, 0].numpy() + 1 / (levels - 1)), [np.inf]])
+    want = np.diff(scipy.norm.cdf(edges[:, None], mean.detach().numpy(), sigma), axis=0)
+    np.testing.assert_allclose(logp.exp().detach().numpy(), want, atol=1e-9)
+    narrow = discretised_gaussian(x.float(), mean.float(), sigma, levels)
+    narrow.sum().backward()
+    assert torch.isfinite(narrow).all() and torch.isfinite(mean.grad).all()
+
+
+def exact_model(info, mean, std, **kw) -> DDPM:
+    """A model whose network is the exact denoiser of N(mean, std²) pixels."""
+    model = build(info, **kw)
+
+    class Exact(nn.Module):
+        def forward(self, x, t, y=None, drop=None):
+            a, s = (table[t.long()][:, None, None, None] for table in (model.alpha, model.sigma))
+            x0 = mean + a * std**2 / (a**2 * std**2 + s**2) * (x - a * mean)
+            return a * (x - a * x0) / s - s * x0
+
+    model.net = Exact()
+    return model
+
+
+def test_the_bound_is_tight_on_gaussian_data():
+    """With the exact denoiser and the reverse variance of smooth data, it nears the true log-likelihood as T
+    grows."""
+    info = DataInfo((1, 4, 4), levels=256)
+    g = torch.Generator().manual_seed(0)
+    k = ((torch.randn(128, 1, 4, 4, generator=g) * 0.2 + 0.1 + 1) * 127.5).round().clamp(0, 255)
+    x = k / 127.5 - 1
+    true = discretised_gaussian(x, torch.tensor(0.1), 0.2, 256).flatten(1).sum(1)
+    gaps = []
+    for timesteps in (10, 100, 1000):
+        model = exact_model(info, 0.1, 0.2, timesteps=timesteps, schedule="cosine")
+        bound = model.log_prob(x, noise=ImageNoise(0, range(128)), terms=timesteps, variance="large")
+        gaps.append(float((true - bound).mean()) / 16)  # nats a pixel
+    error = float((true - bound).std()) / 16 / math.sqrt(128)
+    assert gaps[0] > gaps[1] > gaps[2] > -4 * error
+    assert gaps[2] < 0.02
+    small = model.log_prob(x, noise=ImageNoise(0, range(128)), terms=1000, variance="small")
+    assert (true - small).mean() / 16 > gaps[2]  # a bound as well, and here a looser one
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_the_bound_is_the_sum_of_its_kls(variance):
+    """T = 4 by hand: each term is a KL between the Gaussians of Ho 2020, eq. 5."""
+    from torch.distributions import Normal, kl_divergence
+
+    info = DataInfo((1, 4, 4), levels=17)
+    model, x, n = (
+        exact_model(info, 0.0, 0.5, timesteps=4, schedule="linear"),
+        batch_of(6, info=DataInfo((1, 4, 4))).x,
+        6,
+    )
+    x = (x * 8).round() / 8
+    noise, again = ImageNoise(0, range(n)), ImageNoise(0, range(n))
+    got = model.log_prob(x, noise=noise, terms=3, variance=variance)
+    levels = [model.schedule.level(t) for t in range(4)]
+    a, s = levels[3].alpha, levels[3].sigma
+    want = -kl_divergence(Normal(a * x, s), Normal(torch.zeros(()), torch.ones(()))).flatten(1).sum(1)
+    for t in range(4):
+        if t == 1:
+            again.rand(n, 3)
+        x_t = levels[t].alpha * x + levels[t].sigma * again.randn(*x.shape)
+        guess = model.estimate(x_t, torch.full((n,), t))
+        if t == 0:
+            want = want + discretised_gaussian(x, guess, levels[0].sigma, 17).flatten(1).sum(1)
+        else:
+            q, var = samplers.posterior(x, x_t, levels[t], levels[t - 1])
+            p, _ = samplers.posterior(guess, x_t, levels[t], levels[t - 1])
+            wide = var if variance == "small" else samplers.transition(levels[t], levels[t - 1])[1]
+            want = want - kl_divergence(Normal(q, math.sqrt(var)), Normal(p, math.sqrt(wide))).flatten(1).sum(
+                1
+            )
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_few_terms_are_unbiased():
+    info = DataInfo((1, 4, 4), levels=17)
+    model, x = exact_model(info, 0.0, 0.5, timesteps=60), torch.zeros(2000, 1, 4, 4) + 0.25
+    whole = model.log_prob(x, noise=ImageNoise(0, range(2000)), terms=59)
+    few = model.log_prob(x, noise=ImageNoise(1, range(2000)), terms=5)
+    error = math.sqrt((whole.var() + few.var()) / 2000)
+    assert abs(whole.mean() - few.mean()) < 4 * error
+    for terms in (1, 5, 50, 59, 1000):
+        edges = strata(60, terms)
+        assert (
+            edges[0] == 1
+            and edges[-1] == 60
+            and (np.diff(edges) >= 1).all()
+            and len(edges) == min(terms, 59) + 1
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# applications
+
+
+def test_repaint_finds_the_conditional():
+    """Two correlated Gaussian pixels, one of them given: resampling brings their regression back."""
+    schedule, rho = Schedule("cosine", 1000), 0.8
+    cov = torch.tensor([[0.25, 0.25 * rho], [0.25 * rho, 0.25]])
+
+    def denoise(x, t):
+        _, a, s = schedule.level(t)
+        gain = a * cov @ torch.linalg.inv(a**2 * cov + s**2 * torch.eye(2))
+        x0 = x @ gain.T
+        return x0, (x - a * x0) / s
+
+    g = torch.Generator().manual_seed(0)
+    known = torch.randn(3000, 1, 1, 2, generator=g) * 0.5
+    randn = lambda: torch.randn(known.shape, generator=g)  # noqa: E731
+    slopes = []
+    for resample in (1, 10):
+        mask = torch.tensor([1.0, 0.0]).expand(3000, 1, 1, 2)
+        y = samplers.repaint(
+            denoise,
+            randn(),
+            schedule.spaced(50),
+            known=known,
+            mask=mask,
+            randn=randn,
+            resample=resample,
+            jump=5,
+        )
+        assert torch.equal(y[..., 0], known[..., 0])
+        slopes.append(float((y[..., 1] * known[..., 0]).mean() / known[..., 0].square().mean()))
+    assert abs(slopes[1] - rho) < 0.08
+    assert abs(slopes[0] - rho) > abs(slopes[1] - rho)
+    assert samplers.repaint_walk(4, 2, 2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
+
+
+def test_inpaint_keeps_what_is_known():
+    model, x, seen = build(), batch_of(2).x, []
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, :4] = 1
+    y = model.inpaint(
+        x,
+        mask=mask,
+        noise=ImageNoise(0, range(2)),
+        steps=4,
+        resample=2,
+        jump=2,
+        progress=lambda *a: seen.append(a[:2]),
+    ).images
+    assert torch.equal(y[:, :, :4], x[:, :, :4]) and not torch.equal(y[:, :, 4:], x[:, :, 4:])
+    assert seen == [(i + 1, 10) for i in range(10)]  # 8 calls and 2 ways back
+    middle = model.inpaint(x, noise=ImageNoise(0, range(2)), steps=2, resample=1).images
+    same = (middle == x).flatten(0, 1).all(0)
+    assert not same[2:6, 2:6].all() and same.sum() >= 48
+
+
+def test_upscale_agrees_with_the_small_image():
+    model = exact_model(DataInfo((1, 8, 8)), 0.0, 0.2)
+    small = batch_of(3, info=DataInfo((1, 4, 4))).x * 0.2
+    big = model.upscale(small, noise=ImageNoise(0, range(3)), steps=20).images
+    assert big.shape == (3, 1, 8, 8)
+    torch.testing.assert_close(nn.functional.avg_pool2d(big, 2), small, atol=1e-4, rtol=0)
+    full = nn.functional.interpolate(small, scale_factor=2)
+    torch.testing.assert_close(model.upscale(full, noise=ImageNoise(0, range(3)), steps=20).images, big)
+    with pytest.raises(UsageError, match="no whole part"):
+        model.upscale(torch.zeros(1, 1, 3, 3), noise=ImageNoise(0, [0]))
+
+
+def test_edits_go_from_the_image_to_noise():
+    model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(4).x * 0.5
+    moved = [
+        float((model.edit(x, noise=ImageNoise(0, range(4)), strength=s, steps=10).images - x).square().mean())
+        for s in (0.05, 0.4, 1.0)
+    ]
+    assert moved[0] < 0.02 and moved[0] < moved[1] < moved[2]
+    assert torch.equal(
+        model.reconstruct(x, noise=ImageNoise(0, range(4)), strength=0.4, steps=10).images,
+        model.edit(x, noise=ImageNoise(0, range(4)), strength=0.4, steps=10).images,
+    )
+    with pytest.raises(UsageError, match="strength"):
+        model.edit(x, noise=ImageNoise(0, range(4)), strength=1.5)
+
+
+def test_interpolation_starts_and_ends_at_its_images():
+    model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(5).x * 0.5
+    way = model.interpolate(x, noise=ImageNoise(0, range(5)), frames=3, strength=0.3, steps=5).images
+    ends = model.reconstruct(x, noise=ImageNoise(0, range(5)), strength=0.3, steps=5).images
+    assert way.shape == (6, 1, 8, 8)
+    torch.testing.assert_close(way[[0, 2, 3, 5]], ends[:4], atol=1e-5, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------------- scores
+
+
+def test_scores_tell_noise_from_data():
+    info = DataInfo((1, 8, 8))
+    model = exact_model(info, 0.0, 0.2)  # knows smooth grey; white noise of the full range is foreign to it
+    g = torch.Generator().manual_seed(0)
+    inside, outside = torch.randn(2, 40, 1, 8, 8, generator=g).mul(0.2).clamp(-1, 1), batch_of(20).x
+    held, test = inside
+    model.fit_recon(
+        [
+            Batch(h, None, i, ImageNoise(0, i))
+            for h, i in zip(held.split(20), torch.arange(40).split(20), strict=True)
+        ]
+    )
+    for name in ("recon", "denoise"):
+        score = getattr(model, f"score_{name}")
+        a, b = score(test, noise=ImageNoise(0, range(40))), score(outside, noise=ImageNoise(0, range(20)))
+        assert a.shape == (40,) and b.min() > a.max(), name
+    assert abs(float(model.score_recon(test, noise=ImageNoise(0, range(40))).mean())) < 1  # z-scored
+    assert not any("recon" in key for key in model.state_dict())
+    with pytest.raises(UsageError, match="fitted with 4 errors"):
+        model.score_recon(test, noise=ImageNoise(0, range(40)), starts=3)
+
+
+def test_recon_averages_the_z_scores_of_pixels_and_perceptual_distance():
+    """Of a model that gives back zero, by hand."""
+    model = exact_model(DataInfo((1, 4, 4)), 0.0, 1e-4)
+    x = torch.randn(2, 12, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 4
+    batch = Batch(x[0], None, torch.arange(12), ImageNoise(0, range(12)))
+    model.perceptual = lambda a, b: (a - b).flatten(1).sum(1)
+    model.fit_recon([batch], starts=2, steps=2)
+    square, total = (
+        f(x).double() for f in (lambda x: x.square().flatten(2).mean(2), lambda x: x.flatten(2).sum(2))
+    )
+    z = [(e[1] - e[0].mean()) / e[0].std() for e in (square, total)]
+    score = model.score_recon(x[1], noise=ImageNoise(0, range(12)), starts=2, steps=2)
+    torch.testing.assert_close(score.double(), (z[0] + z[1]) / 2, atol=2e-3, rtol=0)
+    with pytest.raises(UsageError, match="fitted with 4 errors"):
+        model.score_recon(x[1], noise=ImageNoise(0, range(12)), starts=2, steps=2, pixels=True)
+    model.fit_recon([batch], starts=2, steps=2, pixels=True)
+    alone = model.score_recon(x[1], noise=ImageNoise(0, range(12)), starts=2, steps=2, pixels=True)
+    torch.testing.assert_close(alone.double(), z[0], atol=2e-3, rtol=0)
+
+
+def test_scores_of_an_image_stand_alone():
+    model, x = build(conditional=True), batch_of(5).x
+    for method in (model.score_recon, model.score_denoise, model.log_prob):
+        with torch.no_grad():
+            together, alone = (
+                method(x, noise=ImageNoise(0, range(5))),
+                method(x[3:4], noise=ImageNoise(0, [3])),
+            )
+        torch.testing.assert_close(together[3:4], alone, rtol=1e-5, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------- samples
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp", "heun"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_sample(sampler, spacing):
+    model, seen = build(), []
+    options = {"sampler": sampler, "spacing": spacing, "steps": 7, "eta": 0.5}
+    x = model.sample(
+        3, noise=ImageNoise(0, range(3)), progress=lambda i, n, x=None: seen.append((i, n)), **options
+    )
+    assert x.shape == (3, 1, 8, 8) and x.isfinite().all() and x.abs().max() <= 1
+    assert seen == [(i + 1, 7) for i in range(7)]
+    alone = model.sample(1, noise=ImageNoise(0, [1]), **options)
+    torch.testing.assert_close(alone[0], x[1], atol=2e-3, rtol=0)
+
+
+def test_paper_size():
+    """The CIFAR-10 network of Ho 2020 has 35.7 million parameters (appendix B)."""
+    with torch.device("meta"):
+        model = DDPM(
+            DataInfo((3, 32, 32)),
+            channels=128,
+            mult=(1, 2, 2, 2),
+            layers=2,
+            attention=(16,),
+            groups=32,
+            dropout=0.1,
+        )
+    assert abs(sum(p.numel() for p in model.parameters()) / 35.7e6 - 1) < 0.005
+
+
+@pytest.mark.parametrize(("prediction", "zero_snr"), [("eps", False), ("v", False), ("v", True)])
+def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_path, monkeypatch):
+    """By diffusers' own call, told nothing but the number of steps, of a network whose estimates leave the
+    range of images."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    info = DataInfo((1, 16, 16))
+    model = DDPM(
+        info, channels=8, mult=(1, 2), attention=(8,), timesteps=50, prediction=prediction, zero_snr=zero_snr
+    ).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    model.to_diffusers().save_pretrained(tmp_path)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    x = ImageNoise(0, range(4)).randn(4, 1, 16, 16)
+    for module in ("ddpm.pipeline_ddpm", "ddim.pipeline_ddim"):
+        monkeypatch.setattr(f"diffusers.pipelines.{module}.randn_tensor", lambda *args, **kwargs: x)
+    theirs = pipeline(batch_size=4, num_inference_steps=10, output_type="np").images
+    options = {"sampler": "dpmpp", "steps": 10, "spacing": "trailing"}
+    mine, loose = (
+        model.sample(4, noise=ImageNoise(0, range(4)), clip=clip, **options) for clip in (True, False)
+    )
+    assert (mine - loose).abs().max() > 0.05
+    theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 2 - 1
+    close = 4e-3 if zero_snr else 1e-3  # half a grey level; diffusers takes an SNR of 2⁻²⁴ for zero
+    torch.testing.assert_close(theirs, mine, atol=close, rtol=0)
+    ddim = diffusers.DDIMPipeline.from_pretrained(tmp_path)(
+        4, num_inference_steps=10, use_clipped_model_output=True, output_type="np"
+    )
+    mine = model.sample(4, noise=ImageNoise(0, range(4)), sampler="ddim", steps=10, spacing="trailing")
+    torch.testing.assert_close(
+        torch.from_numpy(ddim.images).permute(0, 3, 1, 2) * 2 - 1, mine, atol=close, rtol=0
+    )
+
+
+def test_inpainting_by_moments_draws_from_what_images_may_be():
+    field, n = GaussianField(), 2000
+    model = (
+        DDPM(DataInfo((1, 4, 4), None), channels=8, mult=(1,), attention=(), prediction="x0", timesteps=1000)
+        .double()
+        .eval()
+    )
+
+    class Net(nn.Module):
+        def forward(self, x, t, y=None, drop=None):
+            return field.denoised(x, *model.schedule.level(float(t[0]))[1:])
+
+    model.net = Net()
+    x, mask, mean, covariance = field.halved()
+    keys = {
+        "mask": mask.expand(n, 1, 4, 4),
+        "noise": ImageNoise(0, range(n)),
+        "method": "moments",
+        "steps": 25,
+    }
+    out = model.inpaint(x.expand(n, 1, 4, 4), **keys).images
+    check_moments(out[:, :, 2:].flatten(1).double(), mean, covariance)
+
+
+def test_what_diffusers_cannot_halve_is_not_exported():
+    pytest.importorskip("diffusers")
+    model = DDPM(DataInfo((1, 14, 14)), channels=8, mult=(1, 1, 1), attention=(), timesteps=20)
+    with pytest.raises(UsageError, match="cannot halve 14×14 images 2 times"):
+        model.to_diffusers()
+
+
+def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
+    """Images that their small version tells apart, but for a sign pattern that is always the same: only a
+    model told of the small image can know them, and one begun from weights without a factor is at first that
+    one."""
+    info = DataInfo((1, 8, 8))
+    keys = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 100}
+    plain, torch_seed = DDPM(info, **keys), torch.manual_seed(0)
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.2, generator=torch_seed)
+    model = DDPM(info, **keys, factor=2)
+    weights, names = widened(plain.state_dict(), model.state_dict())
+    assert names == ["net.conv_in.weight"]
+    model.load_state_dict(weights)
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([5, 50, 90])
+    small = torch.randn(3, 1, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.net(model.beside(x, small), t), plain.net(x, t))
+
+    pattern = nn.functional.interpolate(torch.tensor([[[[0.3, -0.3], [-0.3, 0.3]]]]), size=(2, 2)).repeat(
+        1, 1, 4, 4
+    )
+
+    def draw(seed: int) -> Tensor:
+        low = torch.rand(32, 1, 4, 4, generator=torch.Generator().manual_seed(seed)) - 0.5
+        return (
+            nn.functional.interpolate(low, scale_factor=2)
+            + pattern * low.repeat_interleave(2, 2).repeat_interleave(2, 3).sign()
+        )
+
+    torch.manual_seed(0)
+    model = DDPM(info, **keys, factor=2)
+    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(250):
+        adam.zero_grad()
+        noise = BatchNoise(0, step, total=32)
+        model.loss(Batch(draw(step), None, torch.arange(32), noise))["loss"].backward()
+        adam.step()
+    held = draw(-1)
+    small = nn.functional.avg_pool2d(held, 2)
+    bicubic = nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
+    mine = model.eval().upscale(held, noise=ImageNoise(0, range(32))).images
+    torch.testing.assert_close(nn.functional.avg_pool2d(mine, 2), small, atol=1e-3, rtol=0)
+    assert (mine - held).square().mean() < 0.25 * (bicubic - held).square().mean()
+    assert model.sample(2, noise=ImageNoise(0, range(2)), steps=3).shape == (2, 1, 8, 8)
+    with pytest.raises(UsageError, match="trained to enlarge 2 times"):
+        model.upscale(held, noise=ImageNoise(0, range(32)), factor=4)
+    with pytest.raises(UsageError, match="no 3 times larger"):
+        DDPM(info, **keys, factor=3)
+    with pytest.raises(UsageError, match="no pipeline"):
+        model.to_diffusers()

@@ -1,0 +1,148 @@
+"""Detection metrics against scikit-learn, a worked example, and counting by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+from gzcli.errors import DivergedError, UsageError
+from gzcli.metrics import baselines
+from gzcli.metrics.detection import detection
+
+
+def test_two_conventions_of_fpr95_on_the_worked_example():
+    """N(0, 1) against N(2, 3): the same AUROC of .734 is an FPR95 of .9985 or .453, by which class is
+    positive."""
+    rng = np.random.default_rng(0)
+    found = detection(rng.normal(0, 1, 100_000), rng.normal(2, 3, 100_000), bootstrap=0)
+    assert found["auroc"] == pytest.approx(0.734, abs=0.004)
+    assert found["fpr95"] == pytest.approx(0.9985, abs=0.001)
+    assert found["fpr95_id"] == pytest.approx(0.453, abs=0.006)
+    assert found["ci"] is None
+
+
+def test_a_benchmark_s_aupr_is_openood_s_trapezoid():
+    rng = np.random.default_rng(3)
+    s_in, s_out = rng.integers(0, 12, 60), rng.integers(4, 16, 40)
+    found, plain = (detection(s_in, s_out, trapezoid=trapezoid, bootstrap=0) for trapezoid in (True, False))
+    for key, y, s in (
+        ("aupr_out", [0] * 60 + [1] * 40, [*s_in, *s_out]),
+        ("aupr_in", [1] * 60 + [0] * 40, [*-s_in, *-s_out]),
+    ):
+        points = [(1.0, 0.0)]  # (precision, recall), then one for each threshold from the highest
+        for level in sorted(set(s), reverse=True):
+            taken = [label for label, score in zip(y, s, strict=True) if score >= level]
+            points.append((sum(taken) / len(taken), sum(taken) / sum(y)))
+        area = sum((p0 + p1) / 2 * (r1 - r0) for (p0, r0), (p1, r1) in itertools.pairwise(points))
+        assert found[key] == pytest.approx(area) and found[key] != plain[key]
+    assert {key: found[key] for key in ("auroc", "fpr95")} == {key: plain[key] for key in ("auroc", "fpr95")}
+
+
+@pytest.mark.parametrize("offset", [0.0, 4000.0, -1e9])
+def test_equals_sklearn_and_counting_with_ties_at_any_offset(offset):
+    rng = np.random.default_rng(1)
+    s_in, s_out = rng.integers(0, 12, 400) + offset, rng.integers(4, 16, 300) + offset
+    found = detection(s_in, s_out, bootstrap=0)
+    y, s = np.repeat([0, 1], [400, 300]), np.concatenate([s_in, s_out])
+    assert found["auroc"] == pytest.approx(roc_auc_score(y, s), abs=1e-12)
+    pairs = (s_out[:, None] > s_in).mean() + 0.5 * (s_out[:, None] == s_in).mean()
+    assert found["auroc"] == pytest.approx(pairs, abs=1e-12)
+    assert found["aupr_out"] == pytest.approx(average_precision_score(y, s), abs=1e-12)
+    assert found["aupr_in"] == pytest.approx(average_precision_score(1 - y, -s), abs=1e-12)
+    threshold = max(t for t in s_out if (s_out >= t).mean() >= 0.95)
+    assert found["fpr95"] == pytest.approx((s_in >= threshold).mean(), abs=1e-12)
+    threshold = min(t for t in s_in if (s_in <= t).mean() >= 0.95)
+    assert found["fpr95_id"] == pytest.approx((s_out <= threshold).mean(), abs=1e-12)
+    assert (found["n_in"], found["n_out"]) == (400, 300)
+
+
+def test_float64_keeps_differences_that_float32_would_lose():
+    s = 1e6 + np.arange(1000) * 1e-6
+    assert detection(s[:500], s[500:], bootstrap=0)["auroc"] == 1.0
+
+
+def test_perfect_reversed_and_constant_scores():
+    low, high = np.arange(50.0), np.arange(100.0, 150.0)
+    assert detection(low, high)["auroc"] == 1 and detection(low, high)["fpr95"] == 0
+    assert detection(high, low)["auroc"] == 0 and detection(high, low)["fpr95"] == 1
+    constant = detection(np.ones(10), np.ones(10))
+    assert constant["auroc"] == 0.5 and constant["fpr95"] == 1
+    assert constant["ci"] == {"auroc": [0.5, 0.5], "fpr95": [1.0, 1.0]}
+
+
+def test_bootstrap_interval_covers_as_often_as_it_says():
+    """The true AUROC of N(0, 1) against N(1, 1) is Φ(1/√2) = .7602; about 95 of 100 intervals should hold
+    it."""
+    rng, covered, widths = np.random.default_rng(2), 0, []
+    for seed in range(100):
+        low, high = detection(rng.normal(0, 1, 200), rng.normal(1, 1, 200), bootstrap=200, seed=seed)["ci"][
+            "auroc"
+        ]
+        covered += low <= 0.7602 <= high
+        widths.append(high - low)
+    assert 86 <= covered <= 100
+    assert np.mean(widths) == pytest.approx(
+        2 * 1.96 * 0.0236, rel=0.12
+    )  # Hanley–McNeil standard error at n = 200
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_an_error(bad):
+    with pytest.raises(DivergedError, match="1 of 20 scores are not finite"):
+        detection(np.arange(10.0), np.array([*range(9), bad]))
+
+
+def test_an_empty_side_is_an_error():
+    with pytest.raises(UsageError):
+        detection(np.empty(0), np.ones(3))
+
+
+def test_code_length_is_lossless_and_grows_with_detail():
+    rng = np.random.default_rng(3)
+    flat = np.full((1, 1, 32, 32), 90, np.uint8)
+    ramp = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))[None, None]
+    noise = rng.integers(0, 256, (1, 1, 32, 32), dtype=np.uint8)
+    lengths = [baselines.code_length(image)[0] for image in (flat, ramp, noise)]
+    assert lengths[0] < lengths[1] < lengths[2]
+    assert lengths[2] >= 32 * 32 * 8  # noise has no code shorter than its entropy
+    assert (baselines.code_length(noise) <= 8 * baselines.png_size(noise)).all()
+
+
+def test_a_binary_png_takes_one_bit_a_pixel():
+    noise = np.random.default_rng(4).integers(0, 2, (1, 1, 28, 28), dtype=np.uint8) * 255
+    assert (
+        28 * 4 <= baselines.png_size(noise)[0] <= 28 * (1 + 4) + 80
+    )  # a filter byte and 28 bits a row, and the headers
+
+
+def test_coders_give_the_image_back():
+    """Each coder's size is that of a file which decodes to the very image."""
+    import io
+
+    from PIL import Image
+
+    image = np.random.default_rng(5).integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    assert {"png", "deflate"} <= set(baselines.coders())
+    for kind, options in {"PNG": {"optimize": True}, "JPEG2000": {"irreversible": False}}.items():
+        if kind.lower() in baselines.coders():
+            buffer = io.BytesIO()
+            Image.fromarray(image.transpose(1, 2, 0)).save(buffer, format=kind, **options)
+            assert baselines.coders()[kind.lower()](image) == buffer.tell()
+            assert (np.asarray(Image.open(buffer)) == image.transpose(1, 2, 0)).all()
+
+
+def test_knn_equals_neighbours_in_pixels_when_no_component_is_dropped():
+    rng = np.random.default_rng(6)
+    train, seen, far = (
+        rng.integers(lo, hi, (n, 1, 6, 6), dtype=np.uint8)
+        for lo, hi, n in ((0, 100, 80), (0, 100, 20), (150, 250, 20))
+    )
+    near, away = baselines.knn_pca(train, [seen, far], k=3, dims=64)
+    direct = NearestNeighbors(n_neighbors=3).fit(train.reshape(80, -1) / 255.0)
+    assert np.allclose(near, direct.kneighbors(seen.reshape(20, -1) / 255.0)[0][:, -1], atol=1e-5)
+    assert detection(near, away, bootstrap=0)["auroc"] == 1
+    assert np.allclose(baselines.pixel_mean(seen), seen.mean((1, 2, 3)))

@@ -1,0 +1,428 @@
+"""Diffusion autoencoder: the codes and their inversion, the linear classifier, editing, the prior of the
+codes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gzcli.errors import UsageError
+from gzcli.models.diffusion import samplers
+from gzcli.models.diffusion.diffae import DiffAE
+from gzcli.models.diffusion.latent_prior import LatentPrior
+from gzcli.models.diffusion.schedule import Schedule
+from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
+from gzcli.models.nn import UNet
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
+
+INFO = DataInfo((1, 8, 8), levels=17, classes=("across", "down"), n=100)
+STEPS = 200
+SMALL = {"latent": 4, "channels": 8, "mult": (1, 2), "encoder_mult": (1, 2), "attention": (4,)}
+
+
+def build(info=INFO, seed=0, **kw) -> DiffAE:
+    """A small untrained model off its zero start."""
+    torch.manual_seed(seed)
+    model = DiffAE(info, **SMALL | kw).eval()
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return model
+
+
+def bars(n: int, seed: int = 0) -> Batch:
+    """A bright bar on black at one of three places, across (class 0) or down (class 1), a little noisy."""
+    g = torch.Generator().manual_seed(seed)
+    y, at = torch.arange(n) % 2, 1 + 2 * torch.randint(3, (n,), generator=g)
+    x = torch.full((n, 1, 8, 8), -0.8)
+    x[torch.arange(n), 0, at] = 0.8
+    x = torch.where((y == 1)[:, None, None, None], x.mT, x) + 0.1 * torch.randn(x.shape, generator=g)
+    return Batch(x.clamp(-1, 1), y, torch.arange(n), BatchNoise(seed, 0, "main", total=n))
+
+
+def is_down(x: torch.Tensor) -> torch.Tensor:
+    """The class of bars: whether the brightest column is brighter than the brightest row."""
+    return (x.mean(2).amax((1, 2)) > x.mean(3).amax((1, 2))).long()
+
+
+def noise(n: int, seed: int = 0) -> ImageNoise:
+    return ImageNoise(seed, range(n))
+
+
+@pytest.fixture(scope="module")
+def trained() -> DiffAE:
+    """A model that knows bars."""
+    torch.manual_seed(0)
+    model = DiffAE(INFO, latent=8, channels=16, mult=(1, 2), encoder_mult=(1, 2, 4), attention=()).train()
+    main, classifier = (
+        torch.optim.Adam(p.parameters(), lr=lr) for p, lr in zip(model.phases(), (6e-3, 2e-2), strict=True)
+    )
+    for step in range(STEPS):
+        main.param_groups[0]["lr"] = 6e-3 * (1 - step / STEPS)
+        batch = bars(16, step)
+        for optimizer, phase in ((main, "main"), (classifier, "classifier")):
+            model.loss(batch, phase)["loss"].backward()
+            optimizer.step()
+            model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# stochastic code
+
+
+def test_the_inverse_of_ddim_for_gaussian_data():
+    """The flow of N(m, s²) keeps (x_t − α m) / √(α² s² + σ²), so that x_T is known; the error is of first
+    order."""
+    schedule, m, s = Schedule("cosine", 1000), 0.3, 0.5
+
+    def denoise(x, t):
+        _, a, b = schedule.level(t)
+        x0 = m + a * s**2 / (a**2 * s**2 + b**2) * (x - a * m)
+        return x0, (x - a * x0) / b
+
+    x = m + s * torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    errors, back = [], []
+    for steps in (25, 50, 100):
+        path = schedule.spaced(steps)
+        _, a, b = path[0]
+        x_T = ddim_inverse(denoise, x, path)
+        errors.append(float((x_T - (a * m + math.sqrt(a**2 * s**2 + b**2) * (x - m) / s)).abs().mean()))
+        back.append(float((samplers.ddim(denoise, x_T, path) - x).abs().mean()))
+    for error in (errors, back):
+        assert error[0] < 0.1
+        assert 1.7 < error[0] / error[1] < 2.3 and 1.7 < error[1] / error[2] < 2.3
+
+
+def test_each_step_of_the_inverse_undoes_one_of_ddim():
+    """Where ε does not depend on x it is the same at both ends of a step, and nothing is lost."""
+    schedule, eps = Schedule("linear", 1000), torch.randn(3, 1, 4, 4, dtype=torch.float64)
+
+    def denoise(x, t):
+        _, a, b = schedule.level(t)
+        return (x - b * eps) / a, eps
+
+    path = schedule.spaced(7)
+    x_T = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    x = samplers.ddim(denoise, x_T, path)
+    # the clean image is taken for one of least noise, which only here, where ε is not a guess, is an error
+    first = path[-2]._replace(t=0.0, alpha=schedule.alpha[0], sigma=schedule.sigma[0])
+    x = first.alpha * x + first.sigma * eps
+    torch.testing.assert_close(ddim_inverse(denoise, x, [*path[:-1], first]), x_T, atol=1e-9, rtol=1e-9)
+
+
+def test_both_codes_return_the_image_whatever_the_semantic_one_is(trained):
+    x, z = (
+        bars(6, 999).x,
+        trained.mean + 0.5 * trained.std * torch.randn(6, 8, generator=torch.Generator().manual_seed(1)),
+    )
+    with torch.no_grad():
+        errors = [
+            float((trained.decode(z, trained.invert(x, z, steps), steps) - x).abs().mean())
+            for steps in (10, 40, 160)
+        ]
+    assert errors[1] < 0.5 * errors[0] and errors[2] < 0.5 * errors[1], errors
+
+
+def test_reconstruction_of_held_out_images(trained):
+    """MSE of pixels in [0, 1] at 50 steps; the semantic code alone keeps the class."""
+    batch = bars(32, 999)
+    both, alone = (trained.reconstruct(batch.x, noise=noise(32), stochastic=s).images for s in (True, False))
+    errors = [float((0.5 * (batch.x - back)).square().mean()) for back in (both, alone)]
+    assert errors[0] < 0.005 and errors[0] < errors[1], errors
+    assert (is_down(alone) == batch.y).float().mean() > 0.9 and not torch.equal(alone, both)
+
+
+def test_progress_tells_of_both_ways():
+    seen = []
+    build().reconstruct(bars(2).x, noise=noise(2), steps=4, progress=lambda i, n, x=None: seen.append((i, n)))
+    assert seen == [(i, 8) for i in range(1, 9)]
+
+
+# --------------------------------------------------------------------------------------------- the networks
+
+
+def test_the_unet_without_a_code_s_effect_is_the_plain_one():
+    torch.manual_seed(0)
+    options = {"channels": (8, 16), "layers": 1, "attention": (False, True)}
+    plain, coded = UNet(1, 1, scale_shift=True, **options), CodedUNet(1, 1, latent=3, **options)
+    for p in plain.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    state = {key.replace(".emb.", ".emb.time."): value for key, value in plain.state_dict().items()}
+    missing, unexpected = coded.load_state_dict(state, strict=False)
+    assert not unexpected and all(".emb.code." in key for key in missing)
+    x, t, z = torch.randn(4, 1, 8, 8), torch.tensor([0, 3, 500, 999]), torch.randn(4, 3)
+    assert not torch.allclose(coded(x, t, z), plain(x, t), atol=1e-3)
+    for name, p in coded.named_parameters():
+        if ".emb.code." in name:
+            nn.init.zeros_(p)
+    torch.testing.assert_close(coded(x, t, z), plain(x, t))
+
+
+def test_a_block_is_modulated_by_time_then_by_code():
+    """z_s (t_s GroupNorm(h) + t_b), Preechakul 2022, eq. 7."""
+    torch.manual_seed(0)
+    block = CodedUNet(1, 1, latent=3, channels=(8,), layers=1, attention=(False,)).mid.blocks[0]
+    nn.init.normal_(block.conv2.weight, std=0.1)
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 32 + 3)
+    scale, shift = block.emb.time(emb[:, :32])[..., None, None].chunk(2, 1)
+    h = block.norm2(block.conv1(F.silu(block.norm1(x))))
+    h = (1 + block.emb.code(emb[:, 32:]))[..., None, None] * ((1 + scale) * h + shift)
+    torch.testing.assert_close(block(x, emb), x + block.conv2(F.silu(h)))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 28, 28), (1, 9, 7)])
+def test_a_code_knows_nothing_of_its_batch(shape):
+    torch.manual_seed(0)
+    options = {
+        "channels": 8,
+        "mult": (1, 2, 2),
+        "layers": 1,
+        "attention": (7, 8),
+        "head_dim": None,
+        "dropout": 0.0,
+        "groups": 8,
+    }
+    encoder = Encoder(DataInfo(shape), 5, **options)
+    for p in encoder.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    x = torch.randn(4, *shape)
+    z = encoder(x)
+    assert z.shape == (4, 5)
+    torch.testing.assert_close(encoder(x[2:3]), z[2:3], atol=1e-5, rtol=1e-5)
+    z.square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters())
+
+
+def test_each_phase_teaches_its_own():
+    model, batch = build().train(), bars(8)
+    model.loss(batch)["loss"].backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+    assert all(p.grad is None for p in model.head.parameters())
+    model.zero_grad(set_to_none=True)
+    model.loss(batch, "classifier")["loss"].backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        "head.weight",
+        "head.bias",
+    }
+    unlabelled = build(DataInfo((1, 8, 8)))
+    assert [p.name for p in unlabelled.phases()] == ["main"] and unlabelled.head is None
+
+
+# -------------------------------------------------------------------------------------------------------
+# codes as a Gaussian
+
+
+def test_moments_are_those_of_the_codes():
+    model, g = build(), torch.Generator().manual_seed(0)
+    root = torch.randn(4, 4, generator=g)
+    for _ in range(200):
+        model.keep_moments(torch.randn(256, 4, generator=g) @ root + 2)
+    torch.testing.assert_close(model.mean, torch.full((4,), 2.0), atol=0.1, rtol=0)
+    torch.testing.assert_close(model.cov, root.mT @ root, atol=0.3, rtol=0.05)
+    x = torch.randn(64, 4, generator=g)
+    torch.testing.assert_close(model.denormalise(model.normalise(x)), x)
+
+
+def test_moments_begin_with_the_first_batch_and_stand_still_in_evaluation():
+    model, batch = build(), bars(16)
+    model.loss(batch)
+    assert not model.batches and not model.mean.any()
+    model.train().loss(batch)
+    z = model.encode(batch.x)
+    torch.testing.assert_close(model.mean, z.mean(0))
+    torch.testing.assert_close(model.cov, z.mT.cov(correction=0))
+
+
+def test_sampled_codes_have_the_moments(monkeypatch):
+    model, n = build(), 4000
+    root = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    model.cov.copy_(root.mT @ root), model.mean.fill_(3)
+    monkeypatch.setattr(model, "draw", lambda z, *args, **options: z)
+    z = model.sample(n, noise=BatchNoise("z", total=n))
+    torch.testing.assert_close(z.mean(0), model.mean, atol=0.15, rtol=0)
+    torch.testing.assert_close(z.mT.cov(), model.cov, atol=0.25, rtol=0.05)
+    d = model.score_code  # its distance is χ² with 4 degrees of freedom
+    monkeypatch.setattr(model, "encode", lambda x: x)
+    assert float(d(z, noise=noise(n)).mean()) == pytest.approx(4, rel=0.05)
+
+
+# -------------------------------------------------------------------------------------------------- editing
+
+
+def correlated(model: DiffAE) -> torch.Tensor:
+    """Gives the codes moments of their own, and returns codes drawn so."""
+    g = torch.Generator().manual_seed(3)
+    root = torch.randn(model.latent, model.latent, generator=g)
+    model.cov.copy_(root.mT @ root), model.mean.copy_(torch.randn(model.latent, generator=g))
+    return model.mean + torch.randn(50, model.latent, generator=g) @ root
+
+
+def test_a_step_is_the_likeliest_that_moves_the_logits_so():
+    """Of all steps as long in the Gaussian's measure, none moves the asked label's logit further above the
+    seen one's."""
+    model = build()
+    z, y = correlated(model), torch.arange(50) % 2
+    seen = model.head(model.normalise(z)).argmax(1)
+    assert 0 < seen.float().mean() < 1
+    new, other = model.moved(z, y, 1.5), seen != y
+    assert torch.equal(new[~other], z[~other])
+    step = new[other] - z[other]
+    length = (step * torch.linalg.solve(model.cov, step.mT).mT).sum(1).sqrt()
+    torch.testing.assert_close(length, torch.full_like(length, 1.5), atol=1e-3, rtol=1e-3)
+
+    def margin(z):
+        logits, rows = model.head(model.normalise(z)), torch.arange(len(z))
+        return logits[rows, y[other]] - logits[rows, seen[other]]
+
+    gain = margin(new[other]) - margin(z[other])
+    assert (gain > 0).all()
+    root = torch.linalg.cholesky(model.cov)
+    for seed in range(20):
+        sphere = F.normalize(torch.randn(step.shape, generator=torch.Generator().manual_seed(seed)), dim=1)
+        assert (margin(z[other] + 1.5 * sphere @ root.mT) - margin(z[other]) <= gain + 1e-4).all()
+
+
+def test_several_labels_at_once_move_where_they_differ():
+    model = build(DataInfo((1, 8, 8), 17, ("a", "b", "c"), multilabel=True))
+    z = correlated(model)
+    logits = model.head(model.normalise(z))
+    seen = (logits > 0).long()
+    asked = seen.clone()
+    asked[:, 1] = 1 - asked[:, 1]
+    change = model.head(model.normalise(model.moved(z, asked, 1.0)))[:, 1] - logits[:, 1]
+    assert (change.sign() == (2 * asked[:, 1] - 1)).all()
+    assert torch.equal(model.moved(z, seen, 1.0), z)
+
+
+def test_editing_changes_the_class_at_a_fixed_stochastic_code(trained):
+    batch = bars(40, 999)
+    assert torch.equal(is_down(batch.x), batch.y)
+    assert float(trained.loss(batch, "classifier")["accuracy"]) > 0.9
+    to = 1 - batch.y
+    changed, kept = (
+        float(
+            (is_down(trained.edit(batch.x, labels=y, noise=noise(40), steps=20).images) == y).float().mean()
+        )
+        for y in (to, batch.y)
+    )
+    assert changed >= 0.6 and kept > 0.9, (changed, kept)
+
+
+def test_editing_needs_labels():
+    with pytest.raises(UsageError, match="labels"):
+        build(DataInfo((1, 8, 8))).edit(bars(2).x, labels=torch.zeros(2).long(), noise=noise(2))
+
+
+def test_interpolation_goes_from_reconstruction_to_reconstruction(trained):
+    x = bars(5, 999).x
+    way = trained.interpolate(x, noise=noise(5), frames=4, steps=20).images
+    ends = trained.reconstruct(x[:4], noise=noise(4), steps=20).images
+    assert way.shape == (8, 1, 8, 8)
+    torch.testing.assert_close(way[[0, 3, 4, 7]], ends, atol=2e-3, rtol=1e-3)
+    between = way[[1, 2]] - ends[:1]
+    assert between[0].norm() < between[1].norm()
+    with pytest.raises(UsageError, match="pairs"):
+        trained.interpolate(x[:1], noise=noise(1))
+
+
+def test_scores_find_what_was_not_trained_on(trained):
+    inside = bars(40, 999).x
+    outside = torch.rand(inside.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name in ("recon", "denoise"):
+        a, b = (getattr(trained, f"score_{name}")(x, noise=noise(40)) for x in (inside, outside))
+        assert (a[:, None] < b).float().mean() > 0.95, name
+
+
+def test_what_it_measures(trained):
+    found = trained.measure([bars(16, 998), bars(16, 999)])
+    assert found["mse"] < 0.005 and found["mse"] < found["mse_semantic"] and found["accuracy"] > 0.9
+    assert set(build(DataInfo((1, 8, 8))).measure([bars(2)])) == {"mse", "mse_semantic"}
+
+
+# ------------------------------------------------------------------------------------------------ the prior
+
+
+class Exact(nn.Module):
+    """The best guess of ε for codes of N(0, s²): σ z_t / (α² s² + σ²)."""
+
+    def __init__(self, schedule: Schedule, s: float):
+        super().__init__()
+        self.gain = torch.as_tensor(schedule.sigma / (schedule.alpha**2 * s**2 + schedule.sigma**2)).float()
+        self.times = torch.arange(schedule.timesteps)
+
+    def forward(self, z, t, y=None, drop=None):
+        return self.gain[t.round().long()][:, None, None, None] * z
+
+
+def prior_of(model: DiffAE, **kw) -> LatentPrior:
+    torch.manual_seed(0)
+    return LatentPrior(INFO, autoencoder=model, **{"width": 32, "layers": 3} | kw).eval()
+
+
+@pytest.mark.parametrize("loss_type", ["l2", "l1"])
+def test_the_prior_s_loss_is_that_of_a_gaussian(loss_type):
+    """Of N(0, 1) the best guess is off by α ε', so that the loss is E α², or E α √(2/π)."""
+    prior, n = prior_of(build(), loss_type=loss_type), 20_000
+    schedule = prior.diffusion.schedule
+    prior.diffusion.net = Exact(schedule, 1.0)
+    draws = BatchNoise("loss", total=n)
+    code = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    batch = Batch(torch.zeros(n, 1), None, torch.arange(n), draws, {"code": code})
+    want = (
+        (schedule.alpha**2).mean() if loss_type == "l2" else (schedule.alpha * math.sqrt(2 / math.pi)).mean()
+    )
+    assert float(prior.loss(batch)["loss"]) == pytest.approx(want, rel=0.02)
+
+
+def test_the_prior_samples_its_gaussian(monkeypatch):
+    """Codes of N(0, s²), put back where the autoencoder's are."""
+    model, n = build(), 4000
+    prior = prior_of(model)
+    prior.diffusion.net = Exact(prior.diffusion.schedule, 0.5)
+    model.mean.fill_(2), model.cov.copy_(9 * torch.eye(4))
+    monkeypatch.setattr(model, "draw", lambda z, *args, **options: z)
+    z = prior.sample(n, noise=BatchNoise("z", total=n), code_steps=100)
+    torch.testing.assert_close(z.mean(0), model.mean, atol=0.1, rtol=0)
+    torch.testing.assert_close(z.std(0), torch.full((4,), 1.5), atol=0, rtol=0.06)
+
+
+def test_the_prior_learns_the_codes_of_each_class(trained):
+    """Codes sampled by label are what the classifier takes for it, and the images are bars of that class."""
+    prior = prior_of(trained, width=64, layers=4, conditional=True).train()
+    batch = bars(512)
+    code = prior.prepare(batch)["code"]
+    torch.testing.assert_close(code, trained.normalise(trained.encode(batch.x)))
+    optimizer = torch.optim.Adam(prior.parameters(), lr=3e-3)
+    for step in range(600):
+        rows = torch.randint(512, (128,), generator=torch.Generator().manual_seed(step))
+        draws = BatchNoise(0, step, total=128)
+        prior.loss(Batch(batch.x[rows], batch.y[rows], rows, draws, {"code": code[rows]}))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    prior.eval()
+    y = torch.arange(40) % 2
+    assert (is_down(prior.sample(40, labels=y, noise=noise(40))) == y).float().mean() > 0.8
+    assert (is_down(prior.sample(40, noise=noise(40), guidance=2.0)) == y).float().mean() > 0.8
+    outside = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    a, b = (prior.score_code(x, noise=noise(40)) for x in (bars(40, 999).x, outside))
+    assert (a[:, None] < b).float().mean() > 0.8
+
+
+def test_the_prior_does_what_its_autoencoder_can(trained):
+    prior, x = prior_of(trained), bars(4, 999).x
+    for name, options in (
+        ("reconstruct", {"stochastic": False}),
+        ("interpolate", {"frames": 3}),
+        ("edit", {"strength": 2.0}),
+    ):
+        a, b = (getattr(m, name)(x, noise=noise(4), steps=5, **options).images for m in (prior, trained))
+        assert torch.equal(a, b), name
+    for name in ("recon", "denoise"):
+        assert torch.equal(*(getattr(m, f"score_{name}")(x, noise=noise(4)) for m in (prior, trained)))
+    assert not any(key.startswith("autoencoder") for key in prior.state_dict())
+    with pytest.raises(UsageError, match="without labels"):
+        LatentPrior(DataInfo((1, 8, 8)), autoencoder=trained, conditional=True)

@@ -1,0 +1,168 @@
+"""The transformer of DiT: diffusers' `DiTTransformer2DModel` weight for weight, the paper's sizes, and where
+patches go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gzcli.errors import UsageError
+from gzcli.models.diffusion.dit import DiT
+from gzcli.models.nn.dit import DiTNet, from_diffusers
+from gzcli.types import DataInfo, ImageNoise
+
+SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
+SIZES = {
+    "S": (384, 12, 6, 33e6),
+    "B": (768, 12, 12, 130e6),
+    "L": (1024, 24, 16, 458e6),
+    "XL": (1152, 28, 16, 675e6),
+}
+
+
+def awake(net: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
+    """Off the start, at which blocks are the identity and the output is zero."""
+    generator = torch.Generator().manual_seed(0)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=std, generator=generator)
+    return net
+
+
+@pytest.mark.parametrize(("patch", "heads", "layers"), [(2, 4, 2), (4, 2, 1), (1, 8, 1)])
+def test_agrees_with_diffusers(patch, heads, layers):
+    diffusers = pytest.importorskip("diffusers")
+    other = diffusers.DiTTransformer2DModel(
+        num_attention_heads=heads,
+        attention_head_dim=32 // heads,
+        in_channels=3,
+        out_channels=3,
+        num_layers=layers,
+        sample_size=8,
+        patch_size=patch,
+        num_embeds_ada_norm=5,
+        norm_eps=1e-6,
+    ).eval()
+    awake(other)
+    state = other.state_dict()
+    for key in state:  # it has a copy of the embeddings in each block, which its checkpoints hold alike
+        _, emb, tail = key.partition(".norm1.emb.")
+        state[key] = state[f"transformer_blocks.0{emb}{tail}"] if emb else state[key]
+    other.load_state_dict(state)
+    ours = DiTNet(
+        (3, 8, 8), width=32, layers=layers, heads=heads, patch=patch, classes=5, freq_shift=1.0
+    ).eval()
+    ours.load_state_dict(
+        from_diffusers(state)
+    )  # strict: every parameter has its counterpart, of the same shape
+    t = torch.tensor([0.0, 0.5, 3.0, 17.0])  # the angles of late times differ in their last bits
+    x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 2, 4, 5])
+    with torch.no_grad():
+        want, got = other(x, t, y).sample, ours(x, t, y)
+        dropped = ours(x, t, torch.zeros(4, dtype=torch.long), torch.tensor([False, False, False, True]))
+        without = ours(x, t)
+    assert want.std() > 0.1
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dropped[3], got[3])  # `drop` and no label are the null row
+    torch.testing.assert_close(without[3], got[3])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_are_the_papers(size):
+    """Table 1 and section 5, with patches of 2 of latents 4×32×32 and a thousand classes."""
+    width, layers, heads, params = SIZES[size]
+    with torch.device("meta"):
+        net = DiTNet((4, 32, 32), width=width, layers=layers, heads=heads, patch=2, classes=1000)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(params, rel=0.02)
+
+
+def test_a_patch_comes_out_where_it_went_in():
+    """While blocks are the identity a pixel of the output depends on the pixels of its own patch, and on no
+    others."""
+    net = DiTNet((2, 4, 8), **SMALL)
+    torch.nn.init.normal_(net.out.weight)
+    x = torch.randn(1, 2, 4, 8)
+    jacobian = (
+        torch.autograd.functional.jacobian(lambda x: net(x, torch.zeros(1)).sum(1), x)[0, :, :, 0]
+        .abs()
+        .sum(2)
+    )
+    rows, columns = torch.arange(4) // 2, torch.arange(8) // 2
+    patch = rows[:, None] * 4 + columns  # [H, W]
+    assert torch.equal(jacobian > 0, patch[:, :, None, None] == patch)
+
+
+def test_positions_tell_rows_from_columns():
+    net = DiTNet((1, 6, 8), **SMALL)
+    assert net.position.shape == (12, 32) and len(net.position.unique(dim=0)) == 12
+    awake(net)
+    x = torch.randn(1, 1, 6, 8)
+    with torch.no_grad():
+        assert not torch.allclose(
+            net(x, torch.ones(1)).roll(2, 3), net(x.roll(2, 3), torch.ones(1)), atol=1e-3
+        )
+
+
+def test_starts_at_zero_and_every_parameter_gets_a_gradient():
+    net = DiTNet((1, 8, 8), **SMALL, classes=4)
+    x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
+    assert not net(x, t, y).any()
+    awake(net)(x, t, y, torch.arange(6) == 5).square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+
+
+def test_an_image_knows_nothing_of_its_batch():
+    net = awake(DiTNet((1, 8, 8), **SMALL)).eval()
+    x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, t)[3:4], net(x[3:4], t[3:4]), atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision():
+    net = awake(DiTNet((1, 28, 28), **SMALL | {"patch": 4}), 0.1).eval()
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
+    with torch.no_grad():
+        want = net(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(x, t).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = net(x, t).float()  # with a gradient: another attention
+    assert (half - want).norm() / want.norm() < 0.05
+    assert (trained - want).norm() / want.norm() < 0.05
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    info = DataInfo((1, 28, 28), 256, tuple("abc"))
+    for patch in (2, 4, 7):
+        DiT(info, **SMALL | {"patch": patch})
+    with pytest.raises(UsageError, match="28×28 do not divide into patches of 3") as e:
+        DiT(info, **SMALL | {"patch": 3})
+    assert e.value.hint == "set `model.patch` to one of 1, 2, 4, 7, 14"
+    with pytest.raises(UsageError, match=r"`model\.width` is 30") as e:
+        DiT(info, width=30, heads=4)
+    assert e.value.hint == "set `model.width` to 32"
+    with pytest.raises(UsageError, match="data without labels"):
+        DiT(DataInfo((1, 28, 28)), **SMALL)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    info = DataInfo((1, 8, 8), classes=("cat", "dog", "owl"))
+    model = DiT(info, **SMALL, timesteps=50, conditional=conditional).eval()
+    awake(model, std=0.1)
+    model.to_diffusers().save_pretrained(tmp_path)
+    pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path, vae=None)
+    labels = torch.tensor([0, 2, 1, 2])
+    asked = labels if conditional else None
+    mine = model.sample(
+        4, labels=asked, noise=ImageNoise(0, range(4)), sampler="dpmpp", steps=10, spacing="trailing"
+    )
+    x = ImageNoise(0, range(4)).randn(4, 1, 8, 8)
+    pipeline.scheduler.set_timesteps(10)
+    y = labels if conditional else torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            out = pipeline.transformer(x, t.expand(4), y).sample
+            x = pipeline.scheduler.step(out, t, x).prev_sample
+    assert mine.std() > 0.1
+    torch.testing.assert_close(x.clamp(-1, 1), mine, atol=1e-4, rtol=0)

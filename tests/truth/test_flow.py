@@ -1,0 +1,279 @@
+"""The flow family's base, its checkerboards and its dequantisation, on `flow`: autograd, quadrature,
+normflows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from flows import (
+    DIGITS,
+    batch,
+    check_bijection,
+    check_log_prob,
+    check_probabilities,
+    images,
+    log_det_by_autograd,
+    noise,
+    roughen,
+)
+
+from gzcli.errors import UsageError
+from gzcli.models.nn.common import zero_init
+from gzcli.models.normalizing_flow import layers
+from gzcli.models.normalizing_flow.dequantise import VariationalDequantiser
+from gzcli.models.normalizing_flow.flow import Flow
+from gzcli.models.normalizing_flow.nets import GatedNet
+from gzcli.types import BatchNoise, DataInfo, Noise
+
+
+def flow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=0.1, **options) -> Flow:
+    torch.manual_seed(0)
+    options = {"depth": 3, "hidden": 8, "blocks": 1, **options}
+    return roughen(Flow(DataInfo(shape, levels, classes, multilabel), **options), size)
+
+
+class Given(Noise):
+    """The noise that it is given, once."""
+
+    def __init__(self, u: torch.Tensor):
+        self.u = u
+
+    def rand(self, *shape):
+        return self.u.view(shape)
+
+
+# ---------------------------------------------------------------------------- the bijection
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": 2}, {"scales": 3, "depth": 2}, {"logit": 1e-3}])
+def test_model_inverts_and_has_the_log_det_of_its_jacobian(options):
+    check_bijection(flow(**options))
+
+
+def test_rgb_inverts_and_has_the_log_det_of_its_jacobian():
+    check_bijection(flow((3, 4, 4), scales=2), (3, 4, 4))
+
+
+def test_a_coupling_changes_the_squares_of_one_colour_given_those_of_the_other():
+    model = flow(depth=1).double()
+    zero_init(model.flow[0][1])  # ActNorm
+    flat = lambda v: layers.unsqueeze(model.flow[0][0].inverse(model.encode(v)[0][0]))  # noqa: E731
+    v = torch.rand(1, 1, 8, 8, dtype=torch.float64)
+    jac = torch.autograd.functional.jacobian(flat, v).view(64, 64)
+    black = (torch.arange(8)[:, None] + torch.arange(8) + 1).remainder(2).flatten().bool()  # (0, 0) is black
+    assert torch.equal(jac[black], torch.eye(64, dtype=torch.float64)[black])
+    others = jac[~black][:, ~black]
+    assert torch.equal(others, torch.diag(others.diagonal())) and (others.diagonal() != 1).all()
+    assert (jac[~black][:, black] != 0).any(1).all()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_checkerboard_coupling_agrees_with_normflows(flip):
+    """Its masked flow at full resolution, z = b x + (1 − b)(x exp(s(b x)) + t(b x)), with the same net
+    inside."""
+    masked = pytest.importorskip("normflows").flows.MaskedAffineFlow
+    torch.manual_seed(0)
+    order = layers.Permute(layers.checkerboard(8))
+    coupling = layers.AffineCoupling(8, roughen(GatedNet(4, 8, 8, 1), 0.3), flip=flip)
+    black = (torch.arange(6)[:, None] + torch.arange(6) + 1).remainder(2).float().expand(2, 6, 6)
+
+    class Placed(torch.nn.Module):
+        """s, or t · exp(s), of the masked image, on a grid of full size."""
+
+        def __init__(self, shift: bool):
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, x):
+            x1, _ = coupling.split(order(layers.squeeze(x))[0])
+            shift, log_scale = coupling.shift_and_log_scale(x1, None)
+            value = shift * log_scale.exp() if self.shift else log_scale
+            return layers.unsqueeze(order.inverse(coupling.join(torch.zeros_like(value), value)))
+
+    peer = masked(black if not flip else 1 - black, Placed(True), Placed(False))
+    x = torch.randn(3, 2, 6, 6)
+    z, expected = peer.forward(x)
+    y, log_det = coupling(order(layers.squeeze(x))[0])
+    torch.testing.assert_close(layers.unsqueeze(order.inverse(y)), z)
+    torch.testing.assert_close(log_det, expected)
+
+
+# ---------------------------------------------------------------------------- likelihood and dequantisation
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_log_prob_is_the_dequantised_density_minus_d_log_levels(levels):
+    check_log_prob(flow(levels=levels, logit=0.01, scales=2).double(), images(1, levels=levels).double())
+
+
+@pytest.mark.parametrize("dequant", ["uniform", "variational"])
+def test_probabilities_of_all_images_sum_to_one_and_are_the_frequencies_of_samples(dequant):
+    check_probabilities(flow((1, 2, 2), levels=3, dequant=dequant, logit=0.1, size=0.05))
+
+
+def dequantiser(levels=17, size=0.2) -> VariationalDequantiser:
+    torch.manual_seed(0)
+    return roughen(VariationalDequantiser(DataInfo((1, 2, 2), levels), hidden=8), size).double()
+
+
+def test_log_q_is_the_density_of_the_dequantisation_noise():
+    """The noise starts uniform, so log q(u | x) = −log |det du / d noise|."""
+    made, x = dequantiser(), images(1, (1, 2, 2), 17).double()
+    start = 0.1 + 0.8 * torch.rand(1, 1, 2, 2, dtype=torch.float64)
+    v, log_q = made(x, Given(start))
+    log_det = log_det_by_autograd(lambda r: made(x, Given(r))[0] * 17, start)
+    torch.testing.assert_close(log_q, -log_det)
+    u = v * 17 - (x + 1) * 8
+    assert (u > 0).all() and (u < 1).all() and not torch.allclose(u, start, atol=0.01)
+
+
+def test_log_q_integrates_to_one_and_depends_on_the_image():
+    """q(u | x) on a grid of 12⁴ points u, by the layers' inverses."""
+    made, x = dequantiser(size=0.1), images(2, (1, 2, 2), 17).double()
+    cells = (torch.arange(12, dtype=torch.float64) + 0.5) / 12
+    u = torch.cartesian_prod(*[cells] * 4).view(-1, 1, 2, 2)
+    found = []
+    with torch.no_grad():
+        for one in x:
+            one = one.expand(len(u), -1, -1, -1)
+            y, context = layers.squeeze(u.logit()), made.context(layers.squeeze(one)).relu()
+            for step in reversed(made.steps):
+                y = step.inverse(y, context)
+            v, log_q = made(one, Given(layers.unsqueeze(y).sigmoid()))
+            torch.testing.assert_close(v * 17 - (one + 1) * 8, u)
+            found.append(log_q.exp())
+            assert found[-1].mean().item() == pytest.approx(1, abs=0.03) and found[-1].std() > 0.1
+    assert (found[0] - found[1]).abs().max() > 0.01
+
+
+def test_variational_noise_starts_uniform():
+    model, x = flow(size=0.0, dequant="variational"), images(4)
+    plain = flow(size=0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.log_prob(x, noise=noise(4)), plain.log_prob(x, noise=noise(4)), rtol=1e-5, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("dequant", ["uniform", "variational"])
+def test_the_bound_tightens_with_more_dequantisations(dequant):
+    model, x = flow(levels=17, dequant=dequant, size=0.15), images(128, levels=17)
+    with torch.no_grad():
+        one, four, many = (
+            model.log_prob(x, noise=BatchNoise(k, total=128), samples=k).mean().item() for k in (1, 4, 16)
+        )
+    assert one < four < many
+
+
+def test_variational_dequantisation_learns_what_uniform_noise_cannot():
+    """A flow that cannot change (one coupling, frozen) fits noise of another shape only by the
+    dequantiser."""
+    model, x = flow((1, 4, 4), levels=4, dequant="variational", size=0.3), images(64, (1, 4, 4), 4)
+    model.flow.requires_grad_(False)
+    optimizer = torch.optim.Adam(model.dequantiser.parameters(), lr=1e-2)
+    bounds = []
+    for step in range(40):
+        loss = model.loss(batch(x, seed=step))["loss"]
+        bounds.append(-loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sum(bounds[-5:]) / 5 > sum(bounds[:5]) / 5 + 1
+
+
+def test_gradients_of_log_prob_reach_image_and_parameters_in_fp32_under_bf16():
+    model = flow((1, 16, 16), dequant="variational", scales=2, hidden=16, logit=1e-6, size=0.02)
+    x = images(4, (1, 16, 16))
+    model.on_start(batch(x))
+    x.requires_grad_()
+    full = model.log_prob(x, noise=noise(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model.log_prob(x, noise=noise(4))
+    low.sum().backward()
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, full, rtol=1e-2, atol=0)
+    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+# ---------------------------------------------------------------------------- classes
+
+
+def test_without_labels_the_conditional_model_gives_the_marginal():
+    model, x = flow(conditional=True, dequant="variational"), images(3)
+    with torch.no_grad():
+        each = torch.stack([model.log_prob(x, torch.full((3,), k), noise=noise(3)) for k in range(10)])
+        marginal = model.log_prob(x, noise=noise(3))
+    torch.testing.assert_close(marginal, each.logsumexp(0) - math.log(10))
+    assert (each.std(0) > 0.01).all()
+
+
+def test_edit_moves_the_top_latent_between_the_priors_of_the_classes():
+    model, x = flow(conditional=True, levels=17), images(6, levels=17)
+    model.classes.table.weight.data.mul_(3)
+    own = torch.tensor(
+        [model.log_prob(x, torch.full((6,), k), noise=noise(6)).tolist() for k in range(10)]
+    ).argmax(0)
+    to = (own + 1) % 10
+    edit = lambda **k: model.edit(x, noise=noise(6), **k).images  # noqa: E731
+    kept = model.reconstruct(x, noise=noise(6)).images
+    assert torch.equal(edit(labels=own), kept) and torch.equal(edit(labels=to, strength=0.0), kept)
+    assert not torch.equal(edit(labels=to), kept)
+    # standardised latents are kept: the edited dequantised image is as probable, given its class, as the
+    # first
+    (*eps, top), _ = model.encode(model.to_unit(x, noise(6))[0])
+    (mean, log_std), (to_mean, to_log_std) = model.top_prior(own, 6), model.top_prior(to, 6)
+    moved = to_mean + (top - mean) * (to_log_std - log_std).exp()
+    assert torch.equal(model.to_image(model.decode([*eps, moved])), edit(labels=to))
+
+
+def test_edit_adds_attributes_and_takes_them_away():
+    model, x = flow(classes=tuple("abc"), multilabel=True, conditional=True, levels=17), images(2, levels=17)
+    y = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])
+    (*_, top), _ = model.encode(model.to_unit(x, noise(2))[0])
+    row = model.classes.table.weight[0].view(2, *model.shapes[-1])
+    for strength in (1.0, -1.0):
+        seen = []
+        decode = model.decode
+        model.decode = lambda z, progress, seen=seen: (seen.append(z[-1]), decode(z, progress))[1]  # noqa: B023
+        model.edit(x, labels=y, noise=noise(2), strength=strength)
+        model.decode = decode
+        base_mean, base_log_std = model.top
+        standard = (top - base_mean) * (-base_log_std).exp()
+        expected = base_mean + strength * row[0] + standard * (base_log_std + strength * row[1]).exp()
+        torch.testing.assert_close(seen[0], expected)
+
+
+def test_edit_is_refused_where_there_is_no_class_to_go_to():
+    with pytest.raises(UsageError, match="class-conditional"):
+        flow().edit(images(1), labels=torch.tensor([1]), noise=noise(1))
+
+
+def test_edit_goes_to_each_class_in_turn_where_none_is_named():
+    assert flow(conditional=True).edit(images(3), noise=noise(3)).labels.tolist() == [0, 1, 2]
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("info", "options", "message"),
+    [
+        (DataInfo((1, 7, 7)), {}, "7×7 is not divisible by 2"),
+        (DataInfo((1, 8, 8), None), {"dequant": "variational"}, "latents have none"),
+        (DataInfo((1, 8, 8)), {"conditional": True}, "needs a data set with labels"),
+        (DataInfo((1, 8, 8)), {"logit": 1.0}, r"`model.logit` must be in \[0, 1\)"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(info, options, message):
+    with pytest.raises(UsageError, match=message):
+        Flow(info, **options)
+
+
+def test_latents_are_modelled_as_they_are():
+    model = flow((4, 8, 8), levels=None)
+    z = torch.randn(2, 4, 8, 8)
+    (got, *_), _ = model.encode(z)
+    torch.testing.assert_close(model.reconstruct(z, noise=noise(2)).images, z, atol=1e-4, rtol=0)
+    assert got.shape == (2, 16, 4, 4)

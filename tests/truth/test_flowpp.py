@@ -1,0 +1,321 @@
+"""Flow++ against autograd's Jacobian, numerical integration, an entropy and itself inverted."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from flows import DIGITS, batch, check_bijection, check_log_prob, images, log_det_by_autograd, noise, roughen
+
+from gzcli.errors import UsageError
+from gzcli.models.nn.common import from_levels
+from gzcli.models.normalizing_flow import flowpp
+from gzcli.models.normalizing_flow.flowpp import CHANNELS, COLUMNS, Couplings, Dequantiser, FlowPP, Step
+from gzcli.models.normalizing_flow.logistic import LogisticMixture, MixLogisticCoupling
+from gzcli.types import BatchNoise, DataInfo, Noise, no_progress
+
+SMALL = {
+    "channel": (0, 1),
+    "checkerboard": (2, 1),
+    "hidden": 8,
+    "blocks": 1,
+    "components": 3,
+    "heads": 2,
+    "dequant_blocks": 1,
+}
+STEP = partial(Step, components=3, hidden=8, blocks=1, heads=2, attention=64, dropout=0.0)
+
+
+def model_of(shape=(1, 4, 8), levels=256, classes=DIGITS, size=0.1, **options) -> FlowPP:
+    torch.manual_seed(0)
+    return roughen(FlowPP(DataInfo(shape, levels, classes), **SMALL | options), size)
+
+
+def mixture(n: int, K: int = 5, spread: float = 3.0, dtype=torch.float64, seed: int = 0) -> LogisticMixture:
+    """A mixture for each of n values, with scales from a hundredth to a hundred."""
+    g = torch.Generator().manual_seed(seed)
+    logits, mean, log_scale = (
+        torch.randn(n, K, 1, generator=g, dtype=torch.float64).to(dtype) for _ in range(3)
+    )
+    return LogisticMixture.of(2 * logits, spread * mean, 1.5 * log_scale)
+
+
+# ---------------------------------------------------------------------------- the mixture's CDF
+
+
+def test_the_cdf_is_the_integral_of_the_mixtures_density():
+    m = mixture(4)
+    grid = torch.linspace(-1000, 1000, 1_000_001, dtype=torch.float64)
+    for i in range(4):
+        pi, mean, scale = m.log_pi[i, :, 0].exp(), m.mean[i, :, 0], m.log_scale[i, :, 0].exp()
+        # the density of a logistic in its other form, sech² / 4s
+        density = sum(
+            p / (4 * s * torch.cosh((grid - mu) / (2 * s)).square())
+            for p, mu, s in zip(pi, mean, scale, strict=True)
+        )
+        cdf = torch.cumulative_trapezoid(density, grid)
+        at = torch.tensor([495_000, 499_750, 500_000, 500_350, 502_000])  # x from -10 to 4
+        one = LogisticMixture(*(t[i : i + 1].expand(5, -1, 1) for t in (m.log_pi, m.mean, m.log_scale)))
+        y, log_slope = one.logit_cdf(grid[at, None])
+        F = y.sigmoid()
+        torch.testing.assert_close(F[:, 0], cdf[at - 1], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close((log_slope.exp() * F * (1 - F))[:, 0], density[at], atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tails_are_finite_and_go_on_as_the_widest_component(dtype):
+    m = mixture(6, dtype=dtype)
+    for far in (1e3, -1e3, 1e6, -1e6):
+        x = torch.full((6, 1), far, dtype=dtype).requires_grad_()
+        y, log_slope = m.logit_cdf(x)
+        assert y.isfinite().all() and log_slope.isfinite().all() and (y.sign() == math.copysign(1, far)).all()
+        (y + log_slope).sum().backward()
+        assert x.grad.isfinite().all()
+    tail = torch.tensor([[1e5], [1e6]], dtype=torch.float64)
+    one = LogisticMixture(*(t[:1].double().expand(2, -1, 1) for t in (m.log_pi, m.mean, m.log_scale)))
+    rise = one.logit_cdf(tail)[0].diff(dim=0) / 9e5
+    assert rise.item() == pytest.approx((-one.log_scale.max()).exp().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(("K", "spread"), [(1, 1.0), (4, 1.0), (32, 3.0)])
+def test_the_inverse_is_exact(K, spread, dtype, atol):
+    m = mixture(2000, K, spread, dtype)
+    x = spread * torch.randn(2000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
+        dtype
+    )
+    y, log_slope = m.logit_cdf(x)
+    back = m.inverse_logit_cdf(y)
+    # x is known as well as y is: in the gap between two components the CDF is flat
+    conditioning = 1 + 4 * (1 + y.abs()) * (-log_slope).exp()
+    assert ((back - x).abs() / (1 + x.abs()) / conditioning).max() < atol
+    far = m.inverse_logit_cdf(torch.linspace(-1e3, 1e3, 2000, dtype=dtype)[:, None])
+    assert far.isfinite().all()
+
+
+def test_the_inverse_reads_nothing_back_from_the_device():
+    """On the meta device, which has no values to read."""
+    m = LogisticMixture(*(torch.empty(2, 4, 3, device="meta") for _ in range(3)))
+    assert m.inverse_logit_cdf(torch.empty(2, 3, device="meta")).shape == (2, 3)
+
+
+# ---------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("way", [COLUMNS, CHANNELS])
+def test_halves_are_alternate_columns_or_alternate_rows_of_the_squares(way):
+    image = torch.arange(2 * 3 * 4 * 8.0).view(2, 3, 4, 8)
+    x = image if way == COLUMNS else torch.nn.functional.pixel_unshuffle(image, 2)
+    x1, x2 = flowpp.split(x, way)
+    rows = (
+        image[:, :, 0::2].unflatten(3, (-1, 2)).movedim(4, 2).flatten(1, 2)
+    )  # [B, (C, 2 columns), H/2, W/2]
+    torch.testing.assert_close(x1, image[..., 0::2] if way == COLUMNS else rows)
+    assert x1.shape == x2.shape and x1.is_contiguous()
+    torch.testing.assert_close(flowpp.join(x1, x2, way), x)
+
+
+class AnyNet(torch.nn.Module):
+    """A net for couplings that is far from zero."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, out, 3, padding=1)
+
+    def forward(self, x1, context):
+        return 3 * self.conv(x1)
+
+
+def test_coupling_has_the_log_det_of_its_jacobian_and_inverts():
+    torch.manual_seed(0)
+    coupling = MixLogisticCoupling(AnyNet(2, 2 * (2 + 3 * 4)), 4).double()
+    x1, x2 = torch.randn(2, 3, 2, 3, 2, dtype=torch.float64)
+    y2, log_det = coupling(x1, x2)
+    expected = torch.stack(
+        [
+            log_det_by_autograd(lambda t, a=a: coupling(a[None], t)[0], b[None])[0]
+            for a, b in zip(x1, x2, strict=True)
+        ]
+    )
+    torch.testing.assert_close(log_det, expected)
+    torch.testing.assert_close(coupling.inverse(x1, y2), x2)
+
+
+@pytest.mark.parametrize("way", [COLUMNS, CHANNELS])
+@pytest.mark.parametrize("attention", [0, 64])
+def test_couplings_have_the_log_det_of_their_jacobian_and_invert(way, attention):
+    torch.manual_seed(0)
+    step = partial(STEP, attention=attention, context=3)
+    flow = roughen(Couplings((4, 2, 4), way, 3, step), 0.1).double()
+    x, context = torch.randn(2, 4, 2, 4, dtype=torch.float64), torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    context = context[:, :, : 2 if way == COLUMNS else 4]
+    y, log_det = flow(x, context)
+    expected = torch.stack(
+        [
+            log_det_by_autograd(lambda t, c=c: flow(t, c[None])[0], one[None])[0]
+            for one, c in zip(x, context, strict=True)
+        ]
+    )
+    torch.testing.assert_close(log_det, expected)
+    torch.testing.assert_close(flow.inverse(y, context), x)
+    assert (y != x).all(), "each value is changed"
+    single = flow.float()
+    torch.testing.assert_close(
+        single.inverse(single(x.float(), context.float())[0], context.float()), x.float(), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"logit": 0.0}, {"attention": 0}, {"channel": (0, 1, 1), "checkerboard": (1, 0, 0)}]
+)
+def test_model_inverts_and_has_the_log_det_of_its_jacobian(options):
+    check_bijection(model_of(**options), (1, 4, 8))
+
+
+def test_log_prob_with_uniform_noise_is_the_dequantised_density_minus_d_log_levels():
+    check_log_prob(model_of(levels=17, dequant="uniform").double(), images(1, (1, 4, 8), 17).double())
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
+def test_every_image_is_reconstructed(shape):
+    model, x = model_of(shape, logit=1e-6, size=0.02), images(2, shape)
+    model.on_start(batch(x))
+    back = model.reconstruct(x, noise=noise(2)).images
+    assert ((back - x).abs() * 127.5 < 1.01).all()
+    assert (back != x).float().mean() < 0.02  # a dequantised value at the edge of its bin may round across
+
+
+# ---------------------------------------------------------------------------- variational dequantisation
+
+
+class Given(Noise):
+    """Normal draws that are what a test says."""
+
+    def __init__(self, eps: torch.Tensor):
+        self.eps = eps
+
+    def randn(self, *shape):
+        return self.eps.view(shape)
+
+
+def dequantiser(levels=4) -> Dequantiser:
+    torch.manual_seed(0)
+    q = Dequantiser(DataInfo((1, 1, 2), levels), 0, 3, 3, STEP)
+    return roughen(q, 0.2).double()
+
+
+def test_the_dequantisers_density_is_that_of_its_jacobian():
+    q, x = dequantiser(), from_levels(torch.tensor([[[[1, 3]]]]), 4).double()
+    eps = torch.randn(1, 1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v, log_q = q(x, Given(eps))
+    u = 4 * v - torch.tensor([1.0, 3.0])
+    assert ((u > 0) & (u < 1)).all()
+    log_normal = torch.distributions.Normal(0.0, 1.0).log_prob(eps).sum()
+    log_det = log_det_by_autograd(lambda e: 4 * q(x, Given(e))[0], eps)
+    torch.testing.assert_close(log_q, log_normal - log_det)
+
+
+def test_the_dequantisers_density_integrates_to_one_and_depends_on_the_image():
+    """∫ q(u | x) du over the square of two pixels, on a grid of y = logit u, with the density that `forward`
+    states there."""
+    q, means = dequantiser(), []
+    line = torch.linspace(-20, 20, 121, dtype=torch.float64)
+    y = torch.cartesian_prod(line, line).view(-1, 1, 1, 2)
+    u = y.sigmoid()
+    du = (u * (1 - u) / 3).prod(-1).flatten()
+    for k in (torch.tensor([0, 0]), torch.tensor([1, 3])):
+        x = (k.double() * 2 / 3 - 1).expand(len(y), 1, 1, 2)
+        with torch.no_grad():
+            v, log_q = q(x, Given(q.couplings.inverse(y, q.context(x))))
+        torch.testing.assert_close(4 * v - k, u, atol=1e-9, rtol=0)
+        mass = log_q.exp() * du
+        assert mass.sum().item() == pytest.approx(1, abs=1e-3)
+        means.append((mass[:, None] * u.flatten(1)).sum(0))
+    assert (means[0] - means[1]).abs().max() > 0.01
+
+
+def test_log_prob_is_the_density_minus_the_noises():
+    model, x = model_of(levels=17).double(), images(1, (1, 4, 8), 17).double()
+    eps = torch.randn(1, 1, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    v, log_q = model.dequantiser(x, Given(eps))
+    mean, log_std = model.top
+    standard = lambda t: (model.encode(t)[0][0] - mean) * (-log_std).exp()  # noqa: E731
+    log_p = torch.distributions.Normal(0.0, 1.0).log_prob(standard(v)).sum() + log_det_by_autograd(
+        standard, v
+    )
+    torch.testing.assert_close(model.log_prob(x, noise=Given(eps)), log_p - log_q - 32 * math.log(17))
+
+
+def test_learned_noise_beats_uniform_and_more_samples_tighten_the_bound():
+    """On independent two-level pixels, whose entropy no bound can beat, by a flow with and without a
+    dequantiser."""
+    g = torch.Generator().manual_seed(0)
+    k = (torch.rand(512, 1, 4, 4, generator=g) < torch.linspace(0.1, 0.9, 4)).long()
+    x, bounds, options = (
+        from_levels(k, 2),
+        {},
+        {"channel": (0,), "checkerboard": (2,), "logit": 0.01, "dequant_couplings": 2},
+    )
+    for dequant in ("uniform", "variational"):
+        model = model_of((1, 4, 4), levels=2, classes=(), size=0.0, dequant=dequant, **options)
+        model.on_start(batch(x))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for step in range(100):
+            rows = torch.randint(512, (32,), generator=g)
+            loss = model.loss(batch(x[rows], seed=step))["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            one = model.log_prob(x, noise=BatchNoise(1, total=512)).mean().item()
+            many = model.log_prob(x, noise=BatchNoise(1, total=512), samples=8).mean().item()
+        assert many > one
+        bounds[dequant] = one
+    p = torch.linspace(0.1, 0.9, 4)
+    entropy = -4 * (p * p.log() + (1 - p) * (1 - p).log()).sum().item()
+    assert bounds["uniform"] + 0.1 < bounds["variational"] < -entropy + 0.1
+
+
+# ---------------------------------------------------------------------------- the whole
+
+
+def test_samples_repeat_with_the_seed_and_follow_the_label():
+    model = model_of((1, 8, 8), levels=17, conditional=True).eval()
+    torch.nn.init.normal_(model.classes.table.weight, generator=torch.Generator().manual_seed(1))
+    draw = lambda **k: model.sample(4, progress=no_progress, **k)  # noqa: E731
+    a = draw(noise=noise(4))
+    torch.testing.assert_close(a * 8, (a * 8).round())
+    assert torch.equal(a, draw(noise=noise(4)))
+    assert not torch.equal(a, draw(noise=noise(4), labels=torch.full((4,), 9)))
+
+
+def test_bf16_autocast_keeps_the_log_det_in_fp32():
+    model, x = model_of((1, 16, 16), hidden=32, heads=4, logit=1e-6, size=0.02), images(8, (1, 16, 16))
+    model.on_start(batch(x))
+    with torch.no_grad():
+        full = model.log_prob(x, noise=noise(8))
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model.log_prob(x, noise=noise(8))
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, full, rtol=3e-3, atol=0)
+
+
+def test_dropout_is_off_in_eval_mode():
+    model, x = model_of(dropout=0.5), images(4, (1, 4, 8))
+    a, b = (model.log_prob(x, noise=noise(4)) for _ in range(2))
+    assert not torch.equal(a, b)
+    model.eval()
+    assert torch.equal(*(model.log_prob(x, noise=noise(4)) for _ in range(2)))
+
+
+def test_what_does_not_divide_is_refused_with_what_to_do():
+    with pytest.raises(UsageError, match="28×28") as error:
+        FlowPP(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 1))
+    assert "`data.size=32`" in error.value.hint
+    FlowPP(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 0))
+    with pytest.raises(UsageError, match=r"model\.channel"):
+        FlowPP(DataInfo((1, 28, 28)), channel=(1, 1), checkerboard=(1, 1))
+    with pytest.raises(UsageError, match=r"model\.heads=5"):
+        FlowPP(DataInfo((1, 28, 28)), heads=5)

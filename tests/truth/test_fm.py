@@ -1,0 +1,273 @@
+"""Flow matching against an analytic Gaussian, brute force, and torchcfm on the same draws."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import pytest
+import torch
+from gaussian import GaussianField, check_moments
+from helpers import recipe, trainer
+from torch import nn
+from zoo import Case
+
+from gzcli.errors import UsageError
+from gzcli.models.flow_matching.cfm import CFM
+from gzcli.models.flow_matching.coupling import coupled
+from gzcli.models.flow_matching.flow import SCALE
+from gzcli.models.flow_matching.fm import FM
+from gzcli.models.nn.ode import CALLS
+from gzcli.models.score.sgm import SGM
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+
+INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
+SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
+
+
+def noise(n: int, seed: int = 0) -> ImageNoise:
+    return ImageNoise(seed, range(n))
+
+
+def batch(n: int = 8, info: DataInfo = INFO) -> Batch:
+    x = torch.rand(n, *info.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return Batch(x, torch.arange(n) % 3, torch.arange(n), BatchNoise(0, 0, "main", total=n))
+
+
+class Exact(nn.Module):
+    """The velocity of data N(mean, std²) by pixel: E[x_1 − x_0 | x_t]."""
+
+    def __init__(self, mean: torch.Tensor, std: float):
+        super().__init__()
+        self.mean, self.std = nn.Parameter(mean), std
+        self.times: list[float] = []
+
+    def forward(self, x, t, y=None, drop=None):
+        t = t / SCALE
+        self.times.append(float(t[0]))
+        t = t[:, None, None, None]
+        variance = (1 - t) ** 2 + (t * self.std) ** 2
+        return self.mean + (t * self.std**2 - (1 - t)) / variance * (x - t * self.mean)
+
+
+def exact(std: float = 0.3) -> FM:
+    model = FM(INFO, **SMALL).double().eval()
+    model.net = Exact(0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double(), std)
+    return model
+
+
+@pytest.mark.parametrize("solver", [*CALLS, "adaptive"])
+def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, steps = exact(), 40
+        x = model.sample(4000, noise=noise(4000), progress=no_progress, solver=solver, steps=steps)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert solver == "adaptive" or len(model.net.times) == CALLS[solver] * steps
+    torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
+    wide = 0.05 if solver == "euler" else 0.01  # it is of first order
+    torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=wide, rtol=0)
+
+
+def dequantisation(n: int) -> torch.Tensor:
+    """What `log_prob` adds to images of 256 levels for `noise(n)`."""
+    return 2 / 255 * (noise(n).rand(n, *INFO.shape).double() - 0.5)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "adaptive"])
+def test_the_likelihood_of_a_gaussian_is_exact(solver):
+    """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
+    dequantisation."""
+    model, x = exact(0.5), batch(16).x.double()
+    value = model.log_prob(x, noise=noise(16), solver=solver, steps=60, tolerance=1e-7)
+    least = 1 / 255 / 3**0.5
+    law = torch.distributions.Normal(model.net.mean, math.hypot(0.5, least))
+    log_p = law.log_prob(x + dequantisation(16)).flatten(1).sum(1) + 16 * math.log(2 / 255)
+    torch.testing.assert_close(value, log_p, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("std", [0.5, 0.05, 0.02])
+@pytest.mark.parametrize("options", [{}, {"solver": "adaptive"}])
+def test_the_likelihood_is_true_by_default(std, options):
+    """Within .02 nats a dimension, of broad and of narrow Gaussians, image by image, whatever the shape."""
+    for info in (INFO, DataInfo((1, 2, 2), 256)):
+        model = FM(info, **SMALL).double().eval()
+        mean = 0.2 * torch.randn(info.shape, generator=torch.Generator().manual_seed(2)).double()
+        model.net, n = Exact(mean, std), 64
+        x = mean + std * torch.randn(n, *info.shape, generator=torch.Generator().manual_seed(3)).double()
+        with torch.no_grad():
+            value = model.log_prob(x, noise=noise(n), **options)
+        y = x + 2 / 255 * (noise(n).rand(n, *info.shape).double() - 0.5)
+        log_p = torch.distributions.Normal(mean, std).log_prob(y).flatten(1).mean(1) + math.log(2 / 255)
+        gap = value / mean.numel() - log_p
+        assert abs(float(gap.mean())) < 0.01 and gap.abs().max() < 0.05
+        if not options:
+            assert len(model.net.times) == 96
+
+
+def test_the_loss_is_that_of_torchcfm():
+    peer = pytest.importorskip("torchcfm.conditional_flow_matching")
+    torch.manual_seed(0)
+    for sigma in (0.0, 0.1):
+        model, b = FM(INFO, **SMALL, sigma_min=sigma, time_sampling="uniform").train(), batch()
+        nn.init.normal_(model.net.conv_out.weight, std=0.1)
+        t, x0 = b.noise.rand(8), b.noise.randn(*b.x.shape)
+        matcher = peer.TargetConditionalFlowMatcher(sigma) if sigma else peer.ConditionalFlowMatcher(0.0)
+        x_t = matcher.compute_mu_t(x0, b.x, t) + (
+            matcher.compute_sigma_t(t)[:, None, None, None] * x0 if sigma else 0.0
+        )
+        target = matcher.compute_conditional_flow(x0, b.x, t, x_t)
+        expected = (model.net(x_t, SCALE * t, None) - target).square().mean()
+        torch.testing.assert_close(model.loss(batch())["loss"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_coupling_is_the_cheapest_of_all():
+    x0, x1 = torch.randn(5, 3), torch.randn(5, 3)
+    cost = lambda order: sum(float((x0[i] - x1[j]).square().sum()) for j, i in enumerate(order))  # noqa: E731
+    best = min(permutations(range(5)), key=cost)
+    assert torch.equal(coupled(x0, x1, None, nn.Identity()), x0[list(best)])
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_class_keeps_its_noise_and_has_the_cheapest_pairs_of_it(multilabel):
+    """Else the noise of a class would be that which lies near it, and samples start elsewhere
+    (arXiv:2503.10636)."""
+    x0, y = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    x1 = x0.flip(0) + 4.0 * y[:, None]
+    labels = torch.tensor([[0, 0], [1, 0], [1, 1]])[y] if multilabel else y
+    found = coupled(x0, x1, labels, nn.Identity())
+    for k in range(3):
+        assert torch.equal(found[y == k], coupled(x0[y == k], x1[y == k], None, nn.Identity()))
+        assert torch.equal(found[y == k].sort(0).values, x0[y == k].sort(0).values)
+    skewed = coupled(x0, x1, None, nn.Identity())
+    assert float((skewed[y == 2].mean() - skewed[y == 0].mean()).abs()) > 1
+
+
+@pytest.mark.parametrize("model", ["fm", "cfm"])
+def test_a_coupled_step_does_not_depend_on_its_parts(model):
+    case = Case(model, {"channels": 8, "mult": (1, 2), "attention": (), "coupling": "ot"}, batch=16)
+    losses = []
+    for parts in (1, 2, 4):
+        t = trainer(recipe(case, steps=1, sets=(f"train.accumulate={parts}",)))
+        t.begin()
+        losses.append([float(t.step(step)["loss"]) for step in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_logit_normal_times_have_their_density():
+    model = FM(INFO, **SMALL)
+    t = model.draw_times(BatchNoise(0, total=20000), 20000)
+    z = t.logit()
+    assert abs(float(z.mean())) < 0.01 and float(z.std()) == pytest.approx(1, abs=0.01)
+    assert t.min() > 0 and t.max() < 1
+
+
+def test_halfway_noised_images_go_the_other_half():
+    """From t = .5 to 1: what is solved is the way that is left, not the one already gone."""
+    model = exact()
+    model.reconstruct(batch().x.double(), noise=noise(8), progress=no_progress, strength=0.5, steps=4)
+    assert model.net.times == pytest.approx([0.5, 0.5625, 0.625, 0.6875, 0.75, 0.8125, 0.875, 0.9375])
+
+
+def test_inpainting_keeps_what_is_known():
+    torch.manual_seed(0)
+    model, x = FM(INFO, **SMALL).eval(), batch().x
+    mask = torch.zeros(8, 1, 4, 4)
+    mask[:, :, :2] = 1
+    out = model.inpaint(x, mask=mask, noise=noise(8), steps=3).images
+    assert torch.equal(out[:, :, :2], x[:, :, :2]) and not torch.allclose(out[:, :, 2:], x[:, :, 2:])
+    alone = model.inpaint(x[3:4], mask=mask[:1], noise=ImageNoise(0, [3]), steps=3).images
+    torch.testing.assert_close(alone[0], out[3], rtol=1e-4, atol=1e-4)
+
+
+def test_inpainting_draws_from_what_images_may_be():
+    """Mean and covariance of the hidden half of a correlated Gaussian given the other, at the default
+    steps."""
+    field, n = GaussianField(), 3000
+    model = FM(DataInfo((1, 4, 4), None), **SMALL).double().eval()  # latents: nothing is clipped
+    model.net = field.velocity_net()
+    x, mask, mean, covariance = field.halved()
+    with torch.no_grad():
+        out = model.inpaint(x.expand(n, 1, 4, 4), mask=mask.expand(n, 1, 4, 4), noise=noise(n)).images
+    check_moments(out[:, :, 2:].flatten(1), mean, covariance)
+    assert model.net.calls == 25
+
+
+def test_interpolation_has_the_images_at_its_ends():
+    model, x = exact(), batch(2).x.double()
+    way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images
+    torch.testing.assert_close(way[[0, -1]], x, atol=2e-3, rtol=0)
+    assert way.shape == (5, 1, 4, 4)
+
+
+def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
+    torch.manual_seed(0)
+    model = CFM(INFO, **SMALL).eval()
+    nn.init.normal_(model.net.conv_out.weight, std=0.3)
+    nn.init.normal_(model.net.label.table.weight)
+    sizes = []
+    model.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    x, t, y = batch().x, torch.full((8,), 0.5), torch.arange(8) % 3
+    with torch.no_grad():
+        given, without = model.guided(x, t, y, 1.0), model.guided(x, t, y, 0.0)
+        twice = model.guided(x, t, y, 2.5)
+    assert sizes == [8, 8, 16]
+    torch.testing.assert_close(twice, without + 2.5 * (given - without), atol=1e-5, rtol=1e-4)
+    f = model.velocity(y, 2.5, (0.4, 0.6))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            f(x, torch.full((8,), 0.9)), model.guided(x, torch.full((8,), 900.0), y, 1.0)
+        )
+        torch.testing.assert_close(
+            f(x, torch.full((8,), 0.5)), model.guided(x, torch.full((8,), 500.0), y, 2.5)
+        )
+    with pytest.raises(UsageError, match="needs a conditional model"):
+        FM(INFO, **SMALL).velocity(None, 2.0)
+
+
+@pytest.mark.parametrize("family", [CFM, SGM])
+def test_only_guided_times_take_two_passes(family):
+    torch.manual_seed(0)
+    model = family(INFO, **SMALL, conditional=True).eval()
+    nn.init.normal_(model.net.conv_out.weight, std=0.3)
+    rows = []
+    model.net.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    f, x, y = model.velocity(torch.arange(8) % 3, 2.5, (0.4, 0.6)), batch().x, torch.arange(8) % 3
+    with torch.no_grad():
+        early, inside = f(x, torch.full((8,), 0.9)), f(x, torch.full((8,), 0.5))
+        assert rows == [8, 16]
+        mixed = f(x, torch.tensor([0.9, 0.5] * 4))  # as in the adaptive solver
+        assert sum(rows[2:]) == 4 + 8
+        torch.testing.assert_close(mixed[::2], early[::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mixed[1::2], inside[1::2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(early, model.velocity(y)(x, torch.full((8,), 0.9)))
+
+
+def test_a_classifier_of_velocities_knows_constant_classes():
+    """Class k is the constant image of k: the velocity given the right class has no error."""
+    model = CFM(INFO, **SMALL).eval()
+    values = torch.tensor([-0.8, 0.0, 0.8])
+
+    class Net(nn.Module):
+        def forward(self, x, t, y=None, drop=None):
+            t = t[:, None, None, None] / SCALE
+            return (values[y].view(-1, 1, 1, 1) - x) / (1 - t)
+
+    model.net = Net()
+    y = torch.arange(9) % 3
+    x = values[y].view(-1, 1, 1, 1).expand(-1, *INFO.shape)
+    assert torch.equal(model.class_errors(x, noise(9)).argmin(1), y)
+    assert model.measure([Batch(x, y, torch.arange(9), noise(9))]) == {"accuracy": 1.0}
+
+
+def test_paths_of_strange_images_are_strange():
+    model = exact(0.2)
+    known = (
+        model.net.mean
+        + 0.2 * torch.randn(400, *INFO.shape, generator=torch.Generator().manual_seed(3)).double()
+    ).detach()
+    model.fit_path([Batch(known, None, torch.arange(400), noise(400))])
+    inside = model.score_path(known[:50], noise=noise(50))
+    outside = model.score_path(known[:50] + 0.7, noise=noise(50))
+    assert outside.min() > inside.max()

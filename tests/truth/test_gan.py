@@ -1,0 +1,251 @@
+"""What the GANs share, against finite differences, singular values and plain recomputation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gzcli.errors import UsageError
+from gzcli.metrics import collapse
+from gzcli.models.gan.augment import diff_augment
+from gzcli.models.gan.cgan import CGAN
+from gzcli.models.gan.dcgan import DCGAN
+from gzcli.models.gan.losses import critic_loss, generator_loss, r1_penalty
+from gzcli.models.gan.nets import BatchNorm, Critic, Generator
+from gzcli.models.nn import best_labels, traversal, ways
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+
+INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
+
+
+def batch(n: int = 8, step: int = 0, info: DataInfo = INFO) -> Batch:
+    x = torch.rand(n, *info.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return Batch(x, torch.arange(n) % 10, torch.arange(n), BatchNoise(0, step, "critic", total=n))
+
+
+# ---- losses
+
+
+def test_objectives_are_the_papers():
+    real, fake = torch.tensor([0.3, 2.0, -1.5]), torch.tensor([-0.4, 1.2, 3.0])
+    p, q = real.sigmoid(), fake.sigmoid()
+    torch.testing.assert_close(
+        critic_loss("nonsaturating", real, fake), -(p.log().mean() + (1 - q).log().mean())
+    )
+    torch.testing.assert_close(generator_loss("nonsaturating", fake), -q.log().mean())
+    hinge = -(
+        torch.minimum(torch.zeros(3), real - 1).mean() + torch.minimum(torch.zeros(3), -fake - 1).mean()
+    )
+    torch.testing.assert_close(critic_loss("hinge", real, fake), hinge)
+    torch.testing.assert_close(critic_loss("wasserstein", real, fake), fake.mean() - real.mean())
+    assert generator_loss("hinge", fake) == generator_loss("wasserstein", fake) == -fake.mean()
+
+
+def test_r1_against_finite_differences():
+    torch.manual_seed(0)
+    critic, h = Critic((1, 8, 8), 4).double(), 1e-6
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    steps = h * torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
+    with torch.no_grad():
+        slopes = torch.stack([(critic(one + steps) - critic(one - steps)) / (2 * h) for one in x])
+    torch.testing.assert_close(r1_penalty(critic, x), 0.5 * slopes.square().sum(1), rtol=1e-6, atol=1e-9)
+
+
+def test_r1_is_lazy_and_as_strong_on_the_whole():
+    torch.manual_seed(0)
+    model = DCGAN(INFO, width=4, latent=4, norm="group", spectral=False, r1=2.0, r1_every=4)
+    plain, each = [], []
+    for step in range(8):
+        parts = model.loss(batch(step=step), "critic")
+        plain.append("r1" in parts)
+        if plain[-1]:
+            each.append((parts["loss"] - 4 * 2.0 * parts["r1"]).detach())
+        model.on_step(step)
+    assert plain == [True, False, False, False] * 2
+    model.r1 = 0.0
+    torch.testing.assert_close(model.loss(batch(), "critic")["loss"].detach(), each[0])
+
+
+def test_in_evaluation_no_gradient_is_penalised():
+    net = DCGAN(INFO, width=8, latent=4, r1=1.0, r1_every=1, penalty=10.0)
+    assert {"penalty", "r1"} <= net.loss(batch(), "critic").keys()
+    with torch.inference_mode():
+        found = net.eval().loss(batch(), "critic")
+    assert torch.isfinite(found["loss"]) and found.keys() == {"loss", "gap"}
+
+
+def test_spectral_norm_is_the_largest_singular_value():
+    torch.manual_seed(0)
+    critic = Critic((1, 16, 16), 8, 10, spectral=True)
+    for _ in range(200):
+        critic(torch.randn(2, 1, 16, 16), torch.tensor([0, 1]))
+    critic.eval()
+    for layer in (*critic.convs, critic.head, critic.embed.table):
+        assert float(torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]) == pytest.approx(1, abs=2e-3)
+
+
+# ---- nets
+
+
+@pytest.mark.parametrize("kernel", [3, 4, 5])
+@pytest.mark.parametrize("side", [16, 28, 31])
+def test_sides_are_halved_and_rounded_up(kernel, side):
+    critic = Critic((3, side, side), 4, kernel=kernel)
+    h = critic.maps(torch.zeros(1, 3, side, side))
+    assert h.shape[2:] == (4, 4) or side == 16
+    assert h.flatten(1).shape[1] == critic.features
+    assert Generator((3, side, side), 4, 4)(torch.zeros(1, 4)).shape == (1, 3, side, side)
+
+
+def test_batch_norm_keeps_running_statistics_and_uses_them_in_eval():
+    norm, plain = BatchNorm(3), torch.nn.BatchNorm2d(3)
+    for i in range(5):
+        x = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(i)) * 2 + 1
+        assert torch.equal(norm(x), plain(x))
+    assert torch.equal(norm.running_var, plain.running_var) and norm.running_mean.mean() > 0.3
+    assert torch.equal(norm.eval()(x[:1]), norm(x)[:1])
+
+
+@pytest.mark.parametrize("label_as", ["projection", "channel"])
+def test_the_critic_hears_the_label(label_as):
+    torch.manual_seed(0)
+    model = CGAN(INFO, width=4, latent=4, label_as=label_as, spectral=False).eval()
+    x = batch().x
+    one, other = model.critic(x, torch.zeros(8).long()), model.critic(x, torch.ones(8).long())
+    assert not torch.allclose(one, other)
+    mean = torch.stack([model.critic(x, torch.full((8,), k)) for k in range(10)]).mean(0)
+    torch.testing.assert_close(model.score_disc(x, noise=ImageNoise(0, range(8))), -mean)
+
+
+def test_without_labels_a_conditional_one_is_refused():
+    with pytest.raises(UsageError, match="needs a data set with labels"):
+        CGAN(DataInfo((1, 16, 16), 17))
+
+
+def test_an_unknown_augmentation_is_refused():
+    with pytest.raises(UsageError, match="does not know `colour`"):
+        DCGAN(INFO, augment=("colour",))
+
+
+# ---- augmentation
+
+
+def test_augmentation_moves_hides_and_recolours():
+    x, noise = batch().x, lambda: BatchNoise(0, total=8)
+    assert diff_augment(x, (), noise()) is x
+    moved = diff_augment(x, ("translation",), noise())
+    u = noise().rand(8, 3)
+    for i in range(8):
+        dy, dx = (int(torch.round((2 * u[i, k] - 1) * 2)) for k in range(2))  # at most 16 / 8 pixels
+        padded = F.pad(x[i : i + 1], (2, 2, 2, 2), value=-1.0)
+        torch.testing.assert_close(moved[i : i + 1], padded[:, :, 2 + dy : 18 + dy, 2 + dx : 18 + dx])
+    cut = diff_augment(torch.ones(8, 1, 16, 16), ("cutout",), noise())
+    assert set(cut.unique().tolist()) == {0.0, 1.0} and all(16 <= int((one == 0).sum()) <= 64 for one in cut)
+    grey = diff_augment(x.expand(-1, 3, -1, -1), ("color",), noise())
+    assert torch.allclose(grey[:, 0], grey[:, 2], atol=1e-6), "a grey image has no saturation to change"
+    deviation = grey.flatten(1).std(1) / x.flatten(1).std(1)
+    assert 0.5 <= deviation.min() < deviation.max() <= 1.5
+
+
+def test_the_generator_learns_through_the_augmentation():
+    x = batch().x.requires_grad_()
+    diff_augment(x, ("color", "translation", "cutout"), BatchNoise(0, total=8)).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+# ---- latent space
+
+
+def test_ways_and_traversals():
+    z = torch.randn(5, 3)
+    way = ways(z, 4)
+    assert way.shape == (8, 3)
+    torch.testing.assert_close(way[[0, 3, 4, 7]], z[:4])
+    with pytest.raises(UsageError, match="pairs"):
+        ways(z[:1], 4)
+    scale = torch.tensor([0.1, 3.0, 1.0])
+    found = traversal(lambda z: (z * scale)[:, :, None, None], z[:1], 2, 5, 2.0)
+    assert found.rows == ("z 1", "z 2") and found.marks == ("-2.0", "-1.0", "+0.0", "+1.0", "+2.0")
+    rows = found.images
+    assert rows.shape == (10, 3, 1, 1)
+    row = rows[:5, :, 0, 0] / scale  # the coordinate with the largest effect comes first
+    torch.testing.assert_close(row[:, 1], torch.linspace(-2, 2, 5))
+    torch.testing.assert_close(row[:, 0], z[0, 0].expand(5))
+
+
+def test_traverse_is_an_application():
+    torch.manual_seed(0)
+    model = CGAN(INFO, width=4, latent=4).eval()
+    x = batch().x
+    out = model.traverse(
+        x, noise=ImageNoise(0, range(len(x))), progress=no_progress, dims=3, steps=4, search=3
+    )
+    assert out.images.shape == (12, 1, 16, 16)
+    assert (len(out.rows), out.columns, out.marks[0], out.of[0]) == (3, 4, "-3.0", (0,))
+
+
+# ---- collapse
+
+
+def test_collapse_is_seen():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(2000, 8))
+    one = np.zeros(2000, int)
+    assert collapse.spread(real, one) == pytest.approx(
+        np.sqrt(np.square(real[:1000] - real[1000:]).sum(1).mean()), rel=0.05
+    )
+    assert collapse.diversity(0.3 * real, one, real, one) == pytest.approx(0.3)
+    apart = np.arange(2000) % 2  # two classes far apart, each of one picture
+    assert collapse.diversity(9.0 * apart[:, None] + 0.1 * real, apart, real, one) == pytest.approx(
+        0.1, rel=0.01
+    )
+    labels = np.arange(2000) % 10
+    assert collapse.coverage(labels % 5, labels) == pytest.approx(math.log(5) / math.log(10))
+    assert collapse.warning(1.0, 1.0) is None and collapse.warning(1.0, None) is None
+    assert "classes is 50%" in collapse.warning(1.0, 0.5) and "images is 30%" in collapse.warning(0.3, 1.0)
+
+
+# ---- inversion
+
+
+def test_the_best_labels_are_one_class_or_a_set():
+    for multilabel in (False, True):
+        info, target = DataInfo((1, 1, 1), 256, tuple("abcd"), multilabel), torch.tensor([2, 0, 3])
+        if multilabel:
+            target = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+        far = lambda y, t=target: (y != t).double().view(3, -1).sum(1)  # noqa: E731
+        y, best = best_labels(far, torch.ones_like(target), info)
+        assert torch.equal(y, target) and not best.any()
+
+
+class Painter(torch.nn.Module):
+    """Class k lights pixel k, and the first number of z is the brightness of the last one."""
+
+    def forward(self, z, y):
+        lit = F.one_hot(y, 10).to(z) if y.ndim == 1 else y.to(z)
+        return torch.cat([lit, z.new_zeros(len(z), 53), 0.1 * z[:, :1]], 1).view(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_inversion_tries_every_class_and_sets_of_them(multilabel):
+    info = DataInfo((1, 8, 8), 256, tuple("0123456789"), multilabel)
+    model = CGAN(info, width=4, latent=2).eval()
+    model.generator = Painter()
+    y = torch.arange(10)
+    if multilabel:
+        y = F.one_hot(y, 10).float()
+        y[3:, 2], y[7] = 1, 0  # two labels, three for one image, one for two, and none
+        y[9, 5] = 1
+    x = model.generator(torch.ones(10, 2), y)
+    _, found, distance = model.invert(x, ImageNoise(0, range(10)), steps=20, feature=0.0)
+    assert torch.equal(found, y) and distance.max() < 0.1
+    told = y.flip(0)
+    assert torch.equal(model.invert(x, ImageNoise(0, range(10)), labels=told, steps=4, feature=0.0)[1], told)
+    again = model.reconstruct(
+        x, labels=told, noise=ImageNoise(0, range(10)), progress=no_progress, steps=4
+    ).images
+    torch.testing.assert_close(again[:, 0, :7], model.generator(torch.zeros(10, 2), told)[:, 0, :7])

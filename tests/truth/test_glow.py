@@ -1,0 +1,354 @@
+"""Glow against autograd's Jacobian, enumeration, normflows and itself inverted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from flows import (
+    DIGITS,
+    batch,
+    check_bijection,
+    check_log_prob,
+    check_probabilities,
+    images,
+    log_det_by_autograd,
+    noise,
+    roughen,
+)
+
+from gzcli.errors import UsageError
+from gzcli.models.base import Model
+from gzcli.models.nn.common import from_levels
+from gzcli.models.normalizing_flow import layers
+from gzcli.models.normalizing_flow.glow import Glow
+from gzcli.models.normalizing_flow.nets import ActNormConv
+from gzcli.models.normalizing_flow.norms import ActNorm, initialising
+from gzcli.types import Batch, BatchNoise, DataInfo, no_progress
+
+
+class AffineNet(torch.nn.Module):
+    """A net for couplings that is far from zero."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, out, 3, padding=1)
+
+    def forward(self, x):
+        return torch.tanh(self.conv(x))
+
+
+def glow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=0.1, **options) -> Glow:
+    torch.manual_seed(0)
+    options = {"scales": 2, "depth": 2, "hidden": 8, **options}
+    return roughen(Glow(DataInfo(shape, levels, classes, multilabel), **options), size)
+
+
+LAYERS = {
+    "actnorm": lambda: ActNorm(4),
+    "conv1x1": lambda: layers.InvertibleConv1x1(4),
+    "affine": lambda: layers.AffineCoupling(4, AffineNet(2, 4)),
+    "affine-odd": lambda: layers.AffineCoupling(5, AffineNet(2, 6)),
+    "additive": lambda: layers.AdditiveCoupling(AffineNet(2, 2)),
+    "logit": lambda: layers.Logit(0.05),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_inverts_and_has_the_log_det_of_its_jacobian(name):
+    torch.manual_seed(1)
+    layer = roughen(LAYERS[name](), 0.5).double()
+    x = torch.rand(2, 5 if name == "affine-odd" else 4, 4, 2, dtype=torch.float64)
+    y, log_det = layer(x)
+    torch.testing.assert_close(log_det.expand(2), log_det_by_autograd(lambda t: layer(t)[0], x))
+    torch.testing.assert_close(layer.inverse(y), x)
+    single = layer.float()
+    torch.testing.assert_close(single.inverse(single(x.float())[0]), x.float(), atol=1e-4, rtol=0)
+
+
+def test_split_prior_standardises_with_the_log_det_of_its_jacobian():
+    split = roughen(layers.SplitPrior(4)).double()
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    x1, eps, log_det = split(x)
+    expected = log_det_by_autograd(lambda t: torch.cat(split(t)[:2], 1), x)
+    torch.testing.assert_close(log_det, expected)
+    torch.testing.assert_close(split.inverse(x1, eps), x)
+
+
+def test_squeeze_is_pixel_unshuffle_and_undone():
+    x = torch.randn(2, 3, 8, 6)
+    torch.testing.assert_close(layers.squeeze(x), torch.nn.functional.pixel_unshuffle(x, 2))
+    torch.testing.assert_close(layers.unsqueeze(layers.squeeze(x)), x)
+
+
+def test_actnorm_folded_into_the_convolution_changes_nothing():
+    norm, conv = roughen(ActNorm(4), 0.5), layers.InvertibleConv1x1(4)
+    x = torch.randn(2, 4, 3, 3)
+    folded, log_det = conv(x, norm)
+    y, a = norm(x)
+    y, b = conv(y)
+    torch.testing.assert_close(folded, y)
+    torch.testing.assert_close(log_det, a + b)
+    hidden = roughen(ActNormConv(4, 6, 3))
+    torch.testing.assert_close(hidden(x), hidden.norm(hidden.conv(x))[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"coupling": "additive"}, {"logit": 1e-3}, {"net": "residual"}, {"scales": 3}]
+)
+def test_model_inverts_and_has_the_log_det_of_its_jacobian(options):
+    check_bijection(glow(**options))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32)])
+def test_every_image_is_reconstructed(shape):
+    model, x = glow(shape, logit=1e-6), images(3, shape)
+    model.on_start(batch(x))
+    back = model.reconstruct(x, noise=noise(3)).images
+    assert ((back - x).abs() * 127.5 < 1.01).all()
+    assert (back != x).float().mean() < 0.02  # a dequantised value at the edge of its bin may round across
+
+
+# ---------------------------------------------------------------------------- the likelihood
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("logit", [0.0, 0.01])
+def test_log_prob_is_the_dequantised_density_minus_d_log_levels(levels, logit):
+    check_log_prob(glow(levels=levels, logit=logit).double(), images(1, levels=levels).double())
+
+
+@pytest.mark.parametrize("logit", [0.0, 0.1])
+def test_probabilities_of_all_images_sum_to_one_and_are_the_frequencies_of_samples(logit):
+    model = glow((1, 2, 2), levels=3, classes=("a", "b"), scales=1, depth=2, logit=logit, conditional=True)
+    model.on_start(
+        batch(from_levels(torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 1, 2, 2), 3))
+    )
+    check_probabilities(model)
+
+
+def test_without_labels_the_conditional_model_gives_the_marginal():
+    model, x = glow(conditional=True), images(3)
+    with torch.no_grad():
+        each = torch.stack([model.log_prob(x, torch.full((3,), k), noise=noise(3)) for k in range(10)])
+        marginal = model.log_prob(x, noise=noise(3))
+    assert (each.std(0) > 0.01).all()
+    torch.testing.assert_close(marginal, each.logsumexp(0) - math.log(10))
+    loss = model.loss(Batch(x, torch.tensor([0, 4, 9]), torch.arange(3), noise(3)))
+    expected = -(each[[0, 4, 9], [0, 1, 2]].mean() + each.log_softmax(0)[[0, 4, 9], [0, 1, 2]].mean())
+    torch.testing.assert_close(loss["loss"], expected)
+
+
+def test_a_mean_over_dequantisations_never_lowers_the_bound():
+    model, x = glow(levels=17), images(64, levels=17)
+    with torch.no_grad():
+        one = model.log_prob(x, noise=BatchNoise(0, total=64))
+        many = model.log_prob(x, noise=BatchNoise(1, total=64), samples=16)
+    assert many.mean() > one.mean()
+
+
+def test_gradients_of_log_prob_reach_the_image():
+    model, x = glow(logit=0.01).double(), images(1).double()
+    f = lambda t: model.log_prob(t, noise=noise(1)).sum()  # noqa: E731
+    assert torch.autograd.gradcheck(
+        f, x.clamp(-0.9, 0.9).requires_grad_(), eps=1e-6, atol=1e-3, fast_mode=True
+    )
+
+
+def test_multilabel_trains_and_scores():
+    model, x = glow(classes=tuple("abc"), multilabel=True, conditional=True), images(4)
+    y = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]], dtype=torch.uint8)
+    model.loss(batch(x, y))["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    a, b = (model.log_prob(x, labels, noise=noise(4)) for labels in (None, y))
+    assert (a - b).abs()[[0, 2, 3]].min() > 1e-3
+
+
+# ---------------------------------------------------------------------------- data-dependent initialisation
+
+
+def test_actnorm_starts_with_zero_mean_and_unit_variance_also_with_constant_pixels():
+    model = glow(size=0.0, depth=3)
+    x = images(32)
+    x[:, :, :2] = -1  # borders without ink
+    model.on_start(batch(x))
+    seen = []
+    hidden = [m for m in model.modules() if isinstance(m, ActNormConv)]
+    convs = [m for m in model.modules() if isinstance(m, layers.InvertibleConv1x1)]
+    for m in hidden:
+        m.register_forward_hook(lambda m, given, y: seen.append(y.detach().clone()))
+    for m in convs:  # which get (x, the ActNorm before them)
+        m.register_forward_hook(lambda m, given, y: seen.append(given[1](given[0])[0].detach()))
+    model.encode(model.to_unit(x, batch(x).noise)[0])
+    assert len(seen) == len(hidden) + len(convs) == 2 * 6 + 6
+    for h in seen:
+        torch.testing.assert_close(h.mean((0, 2, 3)), torch.zeros(h.shape[1]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(h.var((0, 2, 3), correction=0), torch.ones(h.shape[1]), atol=1e-3, rtol=0)
+
+
+def test_actnorm_leaves_the_scale_of_a_constant_channel():
+    norm = ActNorm(2)
+    x = torch.randn(16, 2, 4, 4)
+    x[:, 1] = 3.0
+    with initialising(norm) as fresh:
+        y = norm(x)[0].detach()
+    assert fresh and y[:, 1].abs().max() == 0 and norm.log_scale[1] == 0
+    assert y[:, 0].std() == pytest.approx(1, abs=0.01)
+
+
+def test_initialisation_happens_once_and_survives_saving():
+    model = glow(size=0.0)
+    model.on_start(batch(images(16)))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    other = Glow(model.data, scales=2, depth=2, hidden=8)
+    other.load_state_dict(before)
+    for m in (model, other):
+        m.on_start(batch(images(16, seed=1)))
+        for key, value in m.state_dict().items():
+            assert torch.equal(value, before[key]), key
+
+
+# ---------------------------------------------------------------------------- state
+
+
+def test_saving_keeps_permutations_and_with_them_the_density():
+    a, b = glow(), glow()
+    torch.manual_seed(7)
+    b = Glow(a.data, scales=2, depth=2, hidden=8)
+    assert any("permutation" in key for key in a.state_dict())
+    x = images(2)
+    assert not torch.allclose(a.log_prob(x, noise=noise(2)), b.log_prob(x, noise=noise(2)))
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(a.log_prob(x, noise=noise(2)), b.log_prob(x, noise=noise(2)))
+
+
+def test_the_cached_inverse_follows_the_weights():
+    conv, other = layers.InvertibleConv1x1(6).eval(), layers.InvertibleConv1x1(6)
+    with torch.no_grad():
+        assert conv.inverse_weight() is conv.inverse_weight()
+        conv.log_s.add_(0.3)
+        torch.testing.assert_close(conv.inverse_weight() @ conv.weight(), torch.eye(6), atol=1e-5, rtol=0)
+        conv.load_state_dict(other.state_dict())
+        torch.testing.assert_close(conv.inverse_weight() @ other.weight(), torch.eye(6), atol=1e-5, rtol=0)
+        assert conv.double().inverse_weight().dtype == torch.float64
+
+
+def test_the_1x1_convolution_is_exact_whatever_precision_products_are_allowed():
+    conv, x = layers.InvertibleConv1x1(16), torch.randn(4, 16, 8, 8)
+    expected = torch.einsum("ij,bjhw->bihw", conv.weight().double(), x.double()).float()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = conv(x)
+            torch.testing.assert_close(y, expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(conv.inverse(y), x, atol=1e-5, rtol=0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_bf16_autocast_keeps_the_log_det_in_fp32():
+    model, x = glow((1, 16, 16), hidden=32, logit=1e-6, size=0.02), images(8, (1, 16, 16))
+    model.on_start(batch(x))
+    with torch.no_grad():
+        full = model.log_prob(x, noise=noise(8))
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model.log_prob(x, noise=noise(8))
+            back = model.reconstruct(x, noise=noise(8)).images
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, full, rtol=3e-3, atol=0)
+    assert (back - x).abs().mean() < 0.01
+
+
+# ---------------------------------------------------------------------------- sampling, applications, sizes
+
+
+def test_samples_are_grey_levels_repeat_with_the_seed_and_follow_the_label():
+    model = glow((1, 16, 16), levels=17, conditional=True, scales=3).eval()
+    draw = lambda **k: model.sample(4, progress=no_progress, **k)  # noqa: E731
+    a = draw(noise=noise(4))
+    assert a.shape == (4, 1, 16, 16) and a.abs().max() <= 1
+    torch.testing.assert_close(a * 8, (a * 8).round())
+    assert torch.equal(a, draw(noise=noise(4)))
+    assert not torch.equal(a, draw(noise=noise(4, seed=1)))
+    assert not torch.equal(a, draw(noise=noise(4), labels=torch.full((4,), 9)))
+    cold = draw(noise=noise(4), labels=torch.zeros(4, dtype=torch.long), temperature=0.0)
+    assert torch.equal(cold[0], cold[1])
+
+
+def test_interpolation_starts_and_ends_at_the_pair():
+    model, x = glow(logit=0.01), images(4)
+    path = model.interpolate(x, noise=noise(4), steps=5).images.view(2, 5, 1, 8, 8)
+    ends = model.reconstruct(x, noise=noise(4)).images
+    for end, expected in ((path[:, 0], ends[0::2]), (path[:, -1], ends[1::2])):
+        assert (end != expected).float().mean() < 0.02
+    assert model.interpolate(x[:3], noise=noise(3)).of == ((0, 1),)
+    with pytest.raises(UsageError, match="pairs"):
+        model.interpolate(x[:1], noise=noise(1))
+
+
+def test_sizes_that_cannot_be_halved_are_refused_with_what_to_do():
+    with pytest.raises(UsageError, match="28×28 is not divisible by 8") as error:
+        Glow(DataInfo((1, 28, 28)), scales=3)
+    assert error.value.hint == "set `model.scales=2`, or `data.size=32`"
+    with pytest.raises(UsageError, match="at least 1"):
+        Glow(DataInfo((1, 28, 28)), scales=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "millions"),
+    [((3, 32, 32), {"scales": 3, "depth": 32, "hidden": 512}, 44.0)],
+)
+def test_the_papers_settings_have_its_size(shape, options, millions):
+    with torch.device("meta"):
+        model = Glow(DataInfo(shape), **options)
+    assert isinstance(model, Model)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+# ---------------------------------------------------------------------------- a peer
+
+
+def test_one_step_agrees_with_normflows():
+    """Its coupling is y₂ = x₂ · exp(s) + t on interleaved (t, s), its 1×1 convolution W itself, its ActNorm s
+    and t."""
+    flows = pytest.importorskip("normflows").flows
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 4, 4)
+    block = flows.GlowBlock(6, 16, scale_map="exp", init_zeros=False)
+    coupling, conv, norm = block.flows
+    norm.data_dep_init_done.fill_(1.0)
+    torch.nn.init.normal_(norm.s, std=0.3)
+    torch.nn.init.normal_(norm.t)
+    mine = layers.InvertibleConv1x1(6)
+    act = ActNorm(6)
+    net = coupling.flows[1].param_map
+
+    class Same(torch.nn.Module):
+        """normflows' net with its shift moved inside the scale; s = 20 tanh(raw)."""
+
+        def forward(self, x1):
+            t, s = net(x1)[:, 0::2], net(x1)[:, 1::2]
+            return torch.cat([t * (-s).exp(), torch.atanh(s / 20)], 1)
+
+    theirs = layers.AffineCoupling(6, Same())
+    with torch.no_grad():
+        mine.permutation.copy_(conv.P.argmax(1))
+        mine.sign.copy_(conv.sign_S)
+        for p, q in ((mine.lower, conv.L.tril(-1)), (mine.upper, conv.U.triu(1)), (mine.log_s, conv.log_S)):
+            p.copy_(q)
+        # normflows goes from latent to data: its `forward` of the coupling is ours, its `inverse` of the rest
+        # is ours
+        act.log_scale.copy_(-norm.s.flatten())
+        act.bias.copy_(-norm.t.flatten())
+        theirs.log_range.fill_(math.log(20.0))
+        y, log_det = theirs(x)
+        z, expected = coupling.forward(x)
+        torch.testing.assert_close(y, z, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(log_det, expected, atol=1e-4, rtol=1e-5)
+        for layer, peer in ((mine, conv), (act, norm)):
+            (y, log_det), (z, expected) = layer(x), peer.inverse(x)
+            torch.testing.assert_close(y, z, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(log_det, torch.as_tensor(expected), atol=1e-4, rtol=1e-5)

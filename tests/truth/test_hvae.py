@@ -1,0 +1,343 @@
+"""The hierarchical VAE: its KL against torch.distributions, its bounds, the likelihood ratio, singular
+values, warm-up."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+from gzcli.errors import UsageError
+from gzcli.models.nn import from_levels
+from gzcli.models.vae.cells import DecoderCell, EncoderCell, SpectralNorms
+from gzcli.models.vae.hvae import HVAE, kl_of
+from gzcli.models.vae.ladder import Group
+from gzcli.models.vae.mixture import MixturePixels
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+
+pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
+
+INFO = DataInfo((1, 8, 8), 2, ("a", "b", "c"))
+SMALL = {"channels": (8, 8, 16), "groups": (0, 2, 1), "cells": (0, 1, 1), "latent": 2}
+
+
+def noise(n: int, seed: int = 0) -> ImageNoise:
+    return ImageNoise(seed, range(n))
+
+
+def batch(x: torch.Tensor, step: int = 0, y: torch.Tensor | None = None) -> Batch:
+    return Batch(x, y, torch.arange(len(x)), BatchNoise(0, step, "main", total=len(x)))
+
+
+def images(n: int, info: DataInfo = INFO, seed: int = 0) -> torch.Tensor:
+    """A bright square each, at different places."""
+    g = torch.Generator().manual_seed(seed)
+    c, h, w = info.shape
+    k = torch.zeros(n, c, h, w)
+    for i in range(n):
+        top, left = torch.randint(h - h // 3, (2,), generator=g).tolist()
+        k[i, :, top : top + h // 3, left : left + h // 3] = torch.randint(
+            1, info.levels, (1,), generator=g
+        ).float()
+    return from_levels(k, info.levels)
+
+
+def shaken(model: HVAE, size: float = 0.1) -> HVAE:
+    """Away from its start, where many branches are near zero."""
+    g = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.data += size * torch.randn(p.shape, generator=g)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained() -> HVAE:
+    torch.manual_seed(0)
+    model, x = HVAE(INFO, **SMALL, kl_warmup=30), images(128)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for step in range(100):
+        optimizer.zero_grad()
+        model.loss(batch(x, step))["loss"].backward()
+        optimizer.step()
+        model.on_step(step)
+    return model.eval()
+
+
+# ---- residual normals
+
+
+def test_the_residual_normal_is_that_of_the_paper():
+    """z ~ N(mu + Δmu, (sigma Δsigma)²), its KL and its density, from the raw outputs of the two heads."""
+    torch.manual_seed(0)
+    group = Group(width=4, latent=3, cells=0, expand=1).double()
+    h, feature, eps = (torch.randn(5, c, 2, 2, dtype=torch.float64) for c in (4, 4, 3))
+    states = []
+    group.join.register_forward_hook(lambda layer, inputs, output: states.append(inputs[0]))
+    _, code = group(h, eps, feature)
+    (z,) = states
+    squash = lambda t: 5 * torch.tanh(t / 5)  # noqa: E731
+    mu, log_sigma = squash(group.prior(nn.functional.silu(h))).chunk(2, 1)
+    delta, log_ratio = squash(group.residual(nn.functional.silu(feature + group.combine(h)))).chunk(2, 1)
+    p, q = Normal(mu, log_sigma.exp()), Normal(mu + delta, (log_sigma + log_ratio).exp())
+    torch.testing.assert_close(z, q.mean + q.stddev * eps)
+    torch.testing.assert_close(code.kl(), kl_divergence(q, p).flatten(1).sum(1))
+    torch.testing.assert_close(code.log_ratio(), (p.log_prob(z) - q.log_prob(z)).flatten(1).sum(1))
+    group(h, eps, None)
+    torch.testing.assert_close(states[1], p.mean + p.stddev * eps)
+
+
+def test_kl_is_the_mean_of_the_log_ratio(trained):
+    x, n = images(1).expand(4000, -1, -1, -1), 4000
+    with torch.no_grad():
+        _, codes = trained.decoder(trained.draw(n, noise(n), x.device), trained.encoder(x))
+    sampled, kl = -torch.stack([code.log_ratio() for code in codes], 1), kl_of(codes)
+    error = 5 * (sampled - kl).std(0) / math.sqrt(n)
+    assert ((sampled - kl).mean(0).abs() < error).all()
+    assert kl.mean(0).max() > 0.5  # it has learned something to say
+
+
+# ---- bounds and scores
+
+
+def test_bounds_tighten_with_more_samples(trained):
+    x = images(64, seed=1)
+    with torch.no_grad():
+        one, ten, hundred = (trained.log_prob(x, noise=noise(64), samples=k).mean() for k in (1, 10, 100))
+    assert one < ten < hundred
+    assert hundred - one < 0.5 * one.abs()
+
+
+def test_the_bound_reaches_the_marginal_of_a_ladder_of_gaussians():
+    """With pixels that hear nothing of z, p(x) is theirs, whatever q: every ratio of densities must average
+    to 1."""
+    torch.manual_seed(0)
+    model, x = shaken(HVAE(INFO, **SMALL)), images(16)
+    nn.init.zeros_(model.decoder.head.weight)
+    for group in (m for m in model.modules() if isinstance(m, Group)):
+        group.residual.weight.data *= 0.07  # not so far from the prior that 200 draws miss it
+        group.residual.bias.data *= 0.07
+    logits = model.decoder.head.bias.detach().view(1, 1, 1, 1).expand(16, 1, 8, 8)
+    with torch.no_grad():
+        elbo, bound = (model.log_prob(x, noise=noise(16), samples=k) for k in (1, 200))
+    exact = model.pixels.log_prob(x, logits)
+    assert (exact - elbo).mean() > 0.1
+    torch.testing.assert_close(bound.mean(), exact.mean(), atol=0.03, rtol=0)
+
+
+def test_likelihood_ratio(trained):
+    x = images(32, seed=1)
+    groups = len(trained.sizes)
+    with torch.no_grad():
+        none, one, every = (trained.score_llr(x, noise=noise(32), k=k) for k in (0, 1, groups))
+        # ELBO^(>k) by hand: all z from the prior leave the pixels' term alone
+        out, codes = trained.decoder(trained.draw(32, noise(32), x.device), [])
+        elbo = trained.log_prob(x, noise=noise(32))
+    assert not none.any() and one.abs().mean() > 0 and not codes
+    torch.testing.assert_close(every, elbo - trained.pixels.log_prob(x, out))
+    assert every.mean() > one.mean()  # z says more of x, the more of it is x's own
+    for k in (-1, groups + 1):
+        with pytest.raises(UsageError, match=f"`k` is {k}"):
+            trained.score_llr(x, noise=noise(32), k=k)
+
+
+def test_scores_know_nothing_of_their_batch():
+    torch.manual_seed(0)
+    info = DataInfo((3, 10, 12), 16)
+    model = shaken(HVAE(info, **SMALL))
+    x = images(5, info)
+    for score in (
+        model.log_prob,
+        model.score_llr,
+        lambda x, noise: model.log_prob(x, noise=noise, samples=3),
+    ):
+        with torch.no_grad():
+            together, alone = score(x, noise=noise(5)), score(x[3:4], noise=ImageNoise(0, [3]))
+        torch.testing.assert_close(alone[0], together[3], rtol=1e-5, atol=1e-4)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def test_figures_of_each_group(trained):
+    x = images(64)
+    found = trained.measure([batch(x[:32]), batch(x[32:])])
+    assert set(found) == {"kl_1", "kl_2", "kl_3", "active_groups", "active_units"}
+    parts = trained.loss(batch(x))
+    total = found["kl_1"] + found["kl_2"] + found["kl_3"]
+    assert total == pytest.approx(float(parts["kl"]), rel=0.05)  # other draws
+    torch.testing.assert_close(parts["kl_2x2"] + parts["kl_4x4"], parts["kl"])
+    assert found["active_groups"] == sum(found[f"kl_{i}"] >= 0.05 for i in (1, 2, 3)) >= 2
+    assert 2 <= found["active_units"] <= sum(trained.sizes)
+    dead = HVAE(INFO, **SMALL).eval()
+    for module in dead.modules():
+        if isinstance(module, Group):
+            nn.init.zeros_(module.residual.weight), nn.init.zeros_(module.residual.bias)
+    assert set(dead.measure([batch(x)]).values()) == {0.0}
+
+
+# ---- training
+
+
+def test_warm_up_and_spectral_norms_are_of_training_alone():
+    torch.manual_seed(0)
+    model, x = HVAE(INFO, **SMALL, kl_warmup=10, spectral=0.5), images(8)
+    for step, weight in ((None, 0.0), (4, 0.5), (20, 1.0)):
+        if step is not None:
+            model.on_step(step)
+        parts = model.train().loss(batch(x))
+        kl = parts["loss"] - parts["recon"] - 0.5 * parts["spectral"]
+        if weight in (0.0, 1.0):
+            torch.testing.assert_close(kl, weight * parts["kl"], rtol=1e-4, atol=1e-4)
+        parts = model.eval().loss(batch(x))
+        torch.testing.assert_close(parts["loss"], parts["recon"] + parts["kl"])
+        assert "spectral" not in parts
+    elbo = model.log_prob(x, noise=BatchNoise(0, 0, "main", total=8)).mean()
+    torch.testing.assert_close(elbo, parts["elbo"])
+
+
+def test_balanced_groups_pay_for_what_they_carry_by_their_size():
+    model = HVAE(INFO, **SMALL, kl_warmup=10)  # one group of 2·2·2 latents, then two of 2·4·4
+    model.on_step(4)
+    even = model.kl_weights(torch.tensor([7.99, 15.99, 15.99]))  # 8 latents a resolution's share; 32 / 2 each
+    torch.testing.assert_close(even, torch.full((3,), 0.5))
+    idle = model.kl_weights(torch.tensor([0.0, 15.99, 15.99]))
+    assert idle[0] < 0.01 and idle.mean().item() == pytest.approx(0.5)
+    model.on_step(9)
+    assert model.kl_weights(even) == 1
+
+
+def test_spectral_norms_against_the_singular_values():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        EncoderCell(8), DecoderCell(8, 2), nn.ConvTranspose2d(8, 4, 4), nn.Conv2d(3, 5, 3, bias=False)
+    )
+    norms = SpectralNorms(net)
+    for _ in range(300):
+        norms()
+    layers = [layer for group in norms.layers for layer in group]
+    assert len(layers) == 7
+    exact = torch.stack([torch.linalg.svdvals(layer.weight.detach().flatten(1))[0] for layer in layers])
+    torch.testing.assert_close(torch.cat(norms.norms()), exact, rtol=2e-3, atol=0)
+    norms().backward()  # d s / dW = u vᵀ
+    u, _, vh = torch.linalg.svd(layers[-1].weight.detach().flatten(1), full_matrices=False)
+    torch.testing.assert_close(
+        layers[-1].weight.grad.flatten(1), torch.outer(u[:, 0], vh[0]), atol=1e-2, rtol=0
+    )
+    before = {name: value.clone() for name, value in norms.state_dict().items()}
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(torch.rand_like(layer.weight))
+    norms.eval()()
+    assert before and all(torch.equal(before[name], value) for name, value in norms.state_dict().items())
+    norms.train()()
+    assert any(not torch.equal(before[name], value) for name, value in norms.state_dict().items())
+
+
+def test_spectral_regularisation_lowers_them():
+    torch.manual_seed(0)
+    model, x = HVAE(INFO, **SMALL, spectral=10.0), images(8)
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    total = lambda: sum(float(torch.linalg.svdvals(w.detach().flatten(1))[0]) for w in weights)  # noqa: E731
+    optimizer, start = torch.optim.Adam(model.parameters(), lr=1e-3), total()
+    for step in range(30):
+        optimizer.zero_grad()
+        model.loss(batch(x, step))["loss"].backward()
+        optimizer.step()
+    assert total() < 0.9 * start
+
+
+# ---- sizes, labels, pixels, applications
+
+
+@pytest.mark.parametrize(
+    ("shape", "levels", "pixels"),
+    [
+        ((1, 28, 28), 2, "auto"),
+        ((3, 32, 32), 256, "auto"),
+        ((1, 16, 16), 17, "logistic"),
+        ((3, 18, 27), 8, "gaussian"),
+        ((4, 8, 8), None, "auto"),
+        ((1, 28, 28), 2, "mixture"),
+    ],
+)
+def test_any_image_size_in_bf16(shape, levels, pixels):
+    info = DataInfo(shape, levels, ("a", "b", "c"))
+    model = HVAE(info, **SMALL, pixels=pixels, mixture=2, conditional=True, kl_warmup=4)
+    x, y = images(4, DataInfo(shape, levels or 9)), torch.tensor([0, 1, 2, 0])
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = model.loss(batch(x, y=y))
+    parts["loss"].backward()
+    assert parts["loss"].dtype == torch.float32 and ("bpd" in parts) == (levels is not None)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    for mean in (True, False):
+        drawn = model.eval().sample(4, noise=noise(4), progress=no_progress, mean=mean)
+        assert drawn.shape == (4, *shape) and torch.isfinite(drawn).all()
+        assert levels is None or (drawn.abs().max() <= 1 and (mean or len(drawn.unique()) <= levels))
+
+
+def test_mixture_shows_the_heaviest_component():
+    pixels, levels = MixturePixels(1, 17, 2), 17
+    out = torch.tensor([0.0, 1.0, -0.75, 0.5, -3.0, -3.0]).view(1, 6, 1, 1)  # logits, means, log scales
+    assert pixels.mean(out).item() == pytest.approx(0.5)
+    x = from_levels(torch.arange(levels), levels).view(-1, 1, 1, 1)
+    total = pixels.log_prob(x, out.expand(levels, -1, -1, -1)).exp().sum().item()
+    assert total == pytest.approx(1, abs=1e-4)
+    with pytest.raises(UsageError, match="grey levels"):
+        HVAE(DataInfo((4, 8, 8), None), **SMALL, pixels="mixture")
+
+
+def test_labels_reach_priors_and_posteriors():
+    torch.manual_seed(0)
+    model = shaken(HVAE(INFO, **SMALL, conditional=True))
+    x, zero = images(4), torch.zeros(4).long()
+    a, b, null = (model.log_prob(x, y, noise=noise(4)) for y in (zero, zero + 1, None))
+    assert not torch.equal(a, b) and not torch.equal(a, null)
+    e = [model.embed(y, 4) for y in (zero, zero + 1)]
+    still = [torch.zeros(4, *grid) for grid in model.grids]
+    (_, first), (_, second) = (model.decoder(still, model.encoder(x), label) for label in e)
+    assert all(not torch.equal(one.mu, two.mu) for one, two in zip(first, second, strict=True))
+    strict = HVAE(INFO, **SMALL, conditional=True, label_dropout=0.0)
+    with pytest.raises(UsageError, match="without a null label"):
+        strict.log_prob(x, noise=noise(4))
+
+
+def test_reconstruction_keeps_as_many_groups_as_asked(trained):
+    x = images(16, seed=1)
+
+    def show(keep, seed=0):
+        return trained.reconstruct(x, noise=noise(16, seed), progress=no_progress, keep=keep).images
+
+    whole, two, one = show(0), show(2), show(1)
+    assert torch.equal(whole, show(3)) and torch.equal(whole, show(0, seed=1))  # all groups: no noise
+    assert not torch.equal(one, show(1, seed=1))
+    errors = [(x - shown).square().mean() for shown in (whole, two, one)]
+    assert errors[0] < errors[1] < errors[2]
+    with pytest.raises(UsageError, match="`keep` is 4"):
+        show(4)
+
+
+def test_interpolation_starts_and_ends_at_the_reconstructions(trained):
+    x = images(5)
+    way = trained.interpolate(x, noise=noise(5), progress=no_progress, steps=4).images.unflatten(0, (2, 4))
+    ends = trained.reconstruct(x, noise=noise(5), progress=no_progress).images
+    torch.testing.assert_close(way[:, 0], ends[0:4:2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(way[:, -1], ends[1:4:2], atol=1e-4, rtol=0)
+    with pytest.raises(UsageError, match="pairs"):
+        trained.interpolate(x[:1], noise=noise(1), progress=no_progress)
+
+
+def test_temperature_is_of_sampling_alone(trained):
+    cold = trained.sample(3, noise=noise(3), progress=no_progress, temperature=0.0)
+    assert torch.equal(cold[0], cold[1])  # the prior's mean, for every image
+    warm = trained.sample(3, noise=noise(3), progress=no_progress)
+    assert not torch.equal(warm[0], warm[1])
+
+
+def test_towers_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="differ in length"):
+        HVAE(INFO, channels=(8, 8), groups=(0, 1, 1), cells=(0, 1))
+    with pytest.raises(UsageError, match="coarsest"):
+        HVAE(INFO, channels=(8, 8), groups=(1, 0), cells=(1, 1))
+    with pytest.raises(UsageError, match="negative"):
+        HVAE(INFO, channels=(8, 8), groups=(-1, 1), cells=(1, 1))

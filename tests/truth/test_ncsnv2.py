@@ -1,0 +1,153 @@
+"""NCSNv2: the paper's own ladders and steps, Langevin dynamics on an exact score, the network's parts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gzcli.errors import UsageError
+from gzcli.models.score.ncsnv2 import NCSNv2, overlapping, steady_step
+from gzcli.models.score.refinenet import InstanceNormPlus, RefineNet
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+
+INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
+SMALL = {"width": 4, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
+
+
+def noise(n: int) -> ImageNoise:
+    return ImageNoise(0, range(n))
+
+
+class Exact(nn.Module):
+    """ε of data N(mean, std²) at the level that `level` says: the noise-blind net of a test that knows it."""
+
+    def __init__(self, model: NCSNv2, std: float):
+        super().__init__()
+        self.mean, self.std, self.calls = nn.Parameter(torch.linspace(-0.5, 0.5, 16).view(INFO.shape)), std, 0
+        self.__dict__["model"] = model
+
+    def forward(self, x, t, y=None, drop=None):
+        self.calls += 1
+        sigma = self.model.at(t / 1000)[1]
+        return sigma * (x - self.mean) / (self.std**2 + sigma**2)
+
+
+def exact(std: float = 0.2, **options) -> NCSNv2:
+    model = NCSNv2(INFO, **SMALL | options).eval()
+    model.net = Exact(model, std)
+    return model
+
+
+@pytest.mark.parametrize("side, sigma, levels, step", [(32, 50, 232, 6.2e-6), (64, 90, 500, 3.3e-6)])
+def test_techniques_2_and_4_give_the_ladders_and_steps_of_the_paper(side, sigma, levels, step):
+    """Table 5 of its appendix B: CIFAR-10 and CelebA with five steps a level; its numbers of levels are
+    rounded up."""
+    found = 1 + math.log(sigma / 0.01) / math.log(overlapping(3 * side**2))
+    assert found == pytest.approx(levels, rel=0.06)
+    assert 0.01**2 * steady_step((sigma / 0.01) ** (1 / (levels - 1)), 5) == pytest.approx(step, rel=0.02)
+
+
+@pytest.mark.parametrize("gamma, repeats", [(1.04, 5), (1.2, 3)])
+def test_no_other_length_keeps_the_variance_better(gamma, repeats):
+    """Of Langevin dynamics on N(0, 1) that start from N(0, γ²): x ← (1 − ε) x + √(2 ε) z."""
+
+    def gap(step: float) -> float:
+        variance = gamma**2
+        for _ in range(repeats):
+            variance = (1 - step) ** 2 * variance + 2 * step
+        return abs(variance - 1)
+
+    best = steady_step(gamma, repeats)
+    assert gap(best) < min(gamma**2 - 1, *(gap(best * factor) for factor in (0.5, 0.9, 1.1, 2.0)))
+
+
+def test_langevin_dynamics_recover_a_gaussian_at_the_cost_that_they_state():
+    model = exact(levels=150)
+    draw = BatchNoise(0, total=2000)
+    x = model.sample(2000, noise=draw, progress=no_progress, sampler="langevin", repeats=5, clip=False)
+    assert model.net.calls == 150 * 5 + 1
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.2), atol=0.02, rtol=0)
+
+
+def test_the_last_step_denoises():
+    """Of data that is one image nothing but the image is left."""
+    model = exact(std=1e-4, levels=40)
+    x = model.sample(8, noise=noise(8), progress=no_progress, sampler="langevin", repeats=5)
+    torch.testing.assert_close(x, model.net.mean.detach().expand_as(x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sampler, calls", [("dpmpp", 20), ("heun", 39), ("ode", None)])
+def test_few_steps_of_the_ode_suffice(sampler, calls):
+    model = exact()
+    x = model.sample(2000, noise=noise(2000), progress=no_progress, sampler=sampler, steps=20, clip=False)
+    assert calls is None or model.net.calls == calls
+    torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.03, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.2), atol=0.02, rtol=0)
+
+
+def test_it_stays_in_single_precision_and_learns_on_its_ladder():
+    model = NCSNv2(INFO, **SMALL, levels=7)
+    assert {t.dtype for t in (*model.parameters(), *model.buffers())} == {torch.float32}
+    t = model.draw_times(BatchNoise(0, total=500), 500)
+    assert t.dtype == torch.float32
+    sigma = model.at(t)[1].unique().log()
+    torch.testing.assert_close(sigma, torch.linspace(math.log(0.02), math.log(10), 7), atol=1e-4, rtol=0)
+
+
+def test_the_network_is_told_no_noise_level():
+    torch.manual_seed(0)
+    model, x = NCSNv2(INFO, **SMALL).eval(), torch.randn(2, *INFO.shape)
+    at = lambda t: model.split(x, torch.full((2,), t), None)[1]  # noqa: E731
+    with torch.no_grad():
+        assert torch.equal(at(0.1), at(0.9))
+
+
+def test_the_norm_is_that_of_the_paper():
+    """γ ((x − μ)/s + α (μ − m)/v) + β, by channel (Song & Ermon 2019, appendix A.1), with labels added to the
+    three."""
+    torch.manual_seed(0)
+    norm, x = InstanceNormPlus(6, 3), 3 + 2 * torch.randn(4, 6, 5, 5)
+    nn.init.normal_(norm.shift)
+    y = torch.tensor([0, 2, 1, 1])
+    mu, s = x.mean((2, 3)), x.var((2, 3), unbiased=False).add(1e-5).sqrt()
+    m, v = mu.mean(1, keepdim=True), mu.std(1, keepdim=True)
+    gamma, alpha, beta = (
+        torch.cat([norm.scale, norm.shift[None]]) + norm.label.table.weight[y].view(4, 3, 6)
+    ).unbind(1)
+    centred = (x - mu[:, :, None, None]) / s[:, :, None, None]
+    expected = (
+        gamma[..., None, None] * (centred + (alpha * (mu - m) / v)[..., None, None]) + beta[..., None, None]
+    )
+    torch.testing.assert_close(norm(x, y, None), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [7, 28, 30])
+def test_any_size_of_image(side):
+    net = RefineNet(1, width=4, mult=(1, 2, 2), dilation=(1, 1, 2), classes=0)
+    assert net(torch.randn(2, 1, side, side), None).shape == (2, 1, side, side)
+
+
+def test_a_ladder_that_is_too_short_is_told():
+    x = torch.ones(4, *INFO.shape)
+    x[::2] = -1
+    batch = Batch(x, None, torch.arange(4), BatchNoise(0, total=4))
+    for sigma_max, said in ((10.0, ()), (5.0, ("images are up to 8 apart",))):
+        model = NCSNv2(INFO, **SMALL | {"sigma_max": sigma_max})
+        model.on_start(batch)
+        assert len(model.warnings) == len(said) and all(
+            a in b for a, b in zip(said, model.warnings, strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    "options", [{"dilation": (1, 1, 2)}, {"dilation": (2, 1)}, {"levels": 1}, {"sigma_max": 0.01}]
+)
+def test_impossible_ladders_and_nets_are_refused(options):
+    with pytest.raises(UsageError) as error:
+        NCSNv2(INFO, **SMALL | options)
+    assert "model." in error.value.hint

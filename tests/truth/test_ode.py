@@ -1,0 +1,174 @@
+"""The solvers on equations whose solutions are known."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gzcli.engine.converged import gap_line, solver_gap
+from gzcli.errors import DivergedError
+from gzcli.models.flow_matching.fm import FM
+from gzcli.models.nn.ode import (
+    CALLS,
+    DOPRI_A,
+    DOPRI_C,
+    TABLEAUX,
+    density_norm,
+    solve,
+    solve_adaptive,
+    with_divergence,
+)
+from gzcli.types import Batch, DataInfo, ImageNoise
+
+ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+
+
+def pendulum(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Driven and damped: neither linear nor autonomous."""
+    return torch.stack([x[:, 1], -x[:, 0].sin() - 0.3 * x[:, 1] + (2 * t).cos()], 1)
+
+
+def exact(x: torch.Tensor, end: float) -> torch.Tensor:
+    from scipy.integrate import solve_ivp
+
+    f = lambda t, y: pendulum(torch.tensor(y)[None], torch.tensor([t]).double())[0].numpy()  # noqa: E731
+    return torch.stack(
+        [torch.tensor(solve_ivp(f, (0, end), row.numpy(), rtol=1e-12, atol=1e-12).y[:, -1]) for row in x]
+    )
+
+
+STARTS = torch.tensor([[1.0, 0.0], [-2.0, 0.5], [0.1, 3.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_errors_fall_at_the_order_of_the_method(method):
+    true, errors, calls = exact(STARTS, 2.0), [], 0
+
+    def f(x, t):
+        nonlocal calls
+        calls += 1
+        return pendulum(x, t)
+
+    for steps in (20, 40, 80):
+        times = torch.linspace(0, 2, steps + 1).tolist()
+        errors.append((solve(f, STARTS, times, method) - true).abs().max().item())
+    assert calls == CALLS[method] * 140
+    for coarse, fine in pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(ORDER[method], abs=0.35)
+
+
+def test_stages_of_the_pair_are_consistent():
+    for c, row in zip(DOPRI_C, DOPRI_A, strict=True):
+        assert sum(row) == pytest.approx(c)
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-7])
+def test_the_adaptive_solver_keeps_its_tolerance(tolerance):
+    found = solve_adaptive(pendulum, STARTS, 0.0, 5.0, rtol=tolerance, atol=tolerance)
+    assert (found - exact(STARTS, 5.0)).abs().max() < 50 * tolerance
+    back = solve_adaptive(pendulum, found, 5.0, 0.0, rtol=tolerance, atol=tolerance)
+    assert (back - STARTS).abs().max() < 500 * tolerance
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    together = solve_adaptive(pendulum, STARTS, 0.0, 5.0)
+    for i in range(3):
+        torch.testing.assert_close(
+            solve_adaptive(pendulum, STARTS[i : i + 1], 0.0, 5.0)[0], together[i], rtol=0, atol=1e-12
+        )
+
+
+def test_steps_without_end_are_an_error():
+    with pytest.raises(DivergedError, match="more than 20 steps"):
+        solve_adaptive(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0, limit=20)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_density_of_a_linear_flow_is_exact_on_average(adaptive):
+    """dx/dt = A x: log p falls by tr A · t; the estimate's mean over Rademacher probes is that trace."""
+    torch.manual_seed(0)
+    a = 0.3 * torch.randn(4, 4).double()
+    f = lambda x, t: (x.flatten(1) @ a.T).view_as(x)  # noqa: E731
+    x = torch.randn(4000, 1, 2, 2).double()
+    v = torch.randint(2, (4000, 4)).double() * 2 - 1
+    state, g = torch.cat([x.flatten(1), v, torch.zeros(4000, 1)], 1), with_divergence(f, (1, 2, 2))
+    out = (
+        solve_adaptive(g, state, 0.0, 1.0)
+        if adaptive
+        else solve(g, state, torch.linspace(0, 1, 21).tolist(), "rk4")
+    )
+    torch.testing.assert_close(out[:, :4], x.flatten(1) @ torch.matrix_exp(a).T, rtol=1e-3, atol=1e-4)
+    assert torch.equal(out[:, 4:8], v)
+    error = out[:, 8].std() / 4000**0.5
+    assert out[:, 8].mean() == pytest.approx(-a.trace().item(), abs=4 * error.item())
+
+
+def test_the_first_step_stays_in_the_interval():
+    """An equation that hardly moves at its start would be tried far beyond its end, where it may have no
+    values."""
+    seen = []
+
+    def f(x, t):
+        seen.append(t)
+        return torch.where(_rows(t <= 1), 1e-3 * t.view(-1, 1) * torch.ones_like(x), torch.nan)
+
+    x = torch.tensor([[1000.0, -1000.0], [1.0, 0.1]])
+    out = solve_adaptive(f, x, 0.0, 1.0)
+    assert float(torch.cat(seen).max()) <= 1
+    torch.testing.assert_close(out, x + 5e-4)
+    back = solve_adaptive(
+        lambda x, t: torch.where(_rows(t >= 0), torch.ones_like(x), torch.nan), 1e4 * x, 1.0, 0.0
+    )
+    torch.testing.assert_close(back, 1e4 * x - 1)
+
+
+def _rows(mask: torch.Tensor) -> torch.Tensor:
+    return mask.view(-1, 1)
+
+
+def test_the_error_of_the_density_counts_apart():
+    """x is as smooth as can be, and the density turns fast: of 1 element in 201, an error that a mean over
+    all would hide."""
+    size, speed = 100, 40.0
+
+    def g(state, t):  # dℓ/dt = 40 cos 40 t
+        out = torch.zeros_like(state)
+        out[:, -1] = speed * (speed * t).cos()
+        return out
+
+    state = torch.zeros(3, 2 * size + 1, dtype=torch.float64)
+    errors = []
+    for norm in (None, density_norm):
+        out = solve_adaptive(g, state, 0.0, 1.0, rtol=1e-3, atol=1e-3, norm=norm)
+        errors.append(float((out[:, -1] - math.sin(speed)).abs().max()))
+    assert errors[1] < 5e-3 < errors[0]
+
+
+def test_the_gap_to_twice_the_steps_is_told():
+    """Of an exact net it is nil; of a field that no such steps resolve it is said to be too large."""
+    model = FM(DataInfo((1, 2, 2), 256), channels=8, mult=(1,), attention=(), groups=4).eval()
+    x, index = torch.rand(12, 1, 2, 2) * 2 - 1, torch.arange(12)
+    batch, trained = (
+        Batch(x, None, index, ImageNoise(0, range(12))),
+        SimpleNamespace(model=model, space=None, device="cpu"),
+    )
+    found = []
+    for speed in (0.0, 300.0):  # turns a unit of log σ/α
+        model.velocity = lambda y, speed=speed: (
+            lambda x, t: (speed * (1 - t).clamp(min=1e-6).log()).sin().view(-1, 1, 1, 1) * x
+        )
+        found.append(solver_gap(trained, batch))
+    still, wild = found
+    assert (
+        still["n"] == 8
+        and still["steps"] == 24
+        and still["worst"] < 1e-5
+        and "too few" not in gap_line(still)
+    )
+    assert wild["worst"] > 0.01 and "too few steps" in gap_line(wild)
+    model.likelihood = "exact"
+    assert solver_gap(trained, batch) is None

@@ -1,0 +1,269 @@
+"""Fréchet distance, KID, precision and recall against torch-fidelity called directly; the LeNet they stand
+on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity import calculate_metrics
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+from gzcli.data.pack import open_pack
+from gzcli.engine.quality import total_variation
+from gzcli.errors import MissingError, UsageError
+from gzcli.metrics import features
+from gzcli.metrics.features import LeNet, lenet
+from gzcli.metrics.fidelity import INCEPTION, fidelity, inception_weights, register
+from gzcli.metrics.frechet import frechet_distance
+from gzcli.store.paths import cache_dir
+
+pytestmark = pytest.mark.xdist_group("quality")  # one worker makes what these tests share, once
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_pack("digits")
+
+
+@pytest.fixture(scope="module")
+def net(digits):
+    return lenet(digits)
+
+
+def direct_fid(f1, f2):
+    stats = [fid_features_to_statistics(torch.from_numpy(f)) for f in (f1, f2)]
+    return fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
+
+
+# --- Fréchet
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_frechet_equals_torch_fidelity():
+    rng = np.random.default_rng(0)
+    f1, f2 = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64)), rng.normal(1, 2, size=(300, 64))
+    assert frechet_distance(f1, f2) == pytest.approx(direct_fid(f1, f2), rel=1e-9)
+
+
+def test_frechet_of_known_gaussians():
+    """In one dimension it is (μ₁ − μ₂)² + (σ₁ − σ₂)²; whitened samples make the fit exact."""
+    x = np.random.default_rng(1).normal(size=1000)
+    x = (x - x.mean()) / x.std(ddof=1)
+    assert frechet_distance((3 + 2 * x)[:, None], (1 + 5 * x)[:, None]) == pytest.approx(4 + 9, abs=1e-9)
+
+
+def test_frechet_of_singular_covariances_is_real_and_zero_on_itself():
+    rng = np.random.default_rng(2)
+    f = rng.normal(size=(20, 64))  # fewer images than features
+    assert frechet_distance(f, f) == pytest.approx(0, abs=1e-5)
+    constant = np.ones((20, 64))
+    assert frechet_distance(constant, constant + 1) == pytest.approx(64)
+    rotated = f @ np.linalg.qr(rng.normal(size=(64, 64)))[0]
+    assert frechet_distance(f, f[::-1]) == pytest.approx(0, abs=1e-5) and frechet_distance(f, rotated) > 1
+
+
+@pytest.mark.parametrize(
+    "f1, f2",
+    [
+        (np.ones((1, 3)), np.ones((5, 3))),
+        (np.ones((5, 3)), np.ones((5, 4))),
+        (np.full((5, 3), np.nan), np.ones((5, 3))),
+    ],
+)
+def test_frechet_refuses_what_it_cannot_compare(f1, f2):
+    with pytest.raises(UsageError):
+        frechet_distance(f1, f2)
+
+
+# --- LeNet
+# ------------------------------------------------------------------------------------------------------
+
+
+def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
+    assert net.accuracy > 0.9 and not net.rotations
+    assert net.accuracy == pytest.approx((net.predict(digits.images("test")) == digits.labels("test")).mean())
+    again = lenet(digits, say=lambda text: pytest.fail(f"trained again: {text}"))
+    assert again.hash == net.hash
+    images = digits.images("test")[:7]
+    assert np.array_equal(again.features(images), net.features(images))
+    assert net.features(images).shape == (7, 64) and net.features(images).dtype == np.float64
+    assert net.features(images).min() < 0  # before the ReLU
+
+
+def test_features_do_not_depend_on_the_batch(digits, net):
+    images = digits.images("test")[:9]
+    one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(9)])
+    assert np.allclose(net.features(images), one_by_one, atol=1e-4)
+
+
+def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):
+    """Neither the global generator nor the number of threads nor the caller's random state matter, or are
+    touched."""
+    monkeypatch.setattr(features, "STEPS", 6)
+    states = []
+    for threads, seed in ((1, 1), (2, 2)):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        monkeypatch.setenv("GZ_HOME", str(tmp_path / str(seed)))
+        torch.set_num_threads(threads)
+        try:
+            states.append(lenet(digits).hash)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+        assert torch.equal(before, torch.get_rng_state())
+    assert states[0] == states[1]
+
+
+@dataclass
+class Striped:
+    """A set without labels, of any shape, whose images have a top: dark above, light below."""
+
+    shape: tuple[int, int, int]
+    n: int = 600
+
+    @property
+    def meta(self):
+        return SimpleNamespace(
+            shape=self.shape, classes=(), digest=f"striped{self.shape}", name="striped", multilabel=False
+        )
+
+    def images(self, split):
+        c, h, w = self.shape
+        rng = np.random.default_rng(len(split))
+        ramp = np.linspace(0, 160, h)[None, None, :, None]
+        return (ramp + rng.integers(0, 90, (self.n, c, h, w))).astype(np.uint8)
+
+    def labels(self, split):
+        return None
+
+
+def test_a_set_without_labels_is_told_apart_by_rotation():
+    net = lenet(Striped((3, 12, 12)))
+    assert net.rotations and net.accuracy > 0.95
+    upright = Striped((3, 12, 12)).images("test")
+    assert (net.predict(np.rot90(upright, 3, (2, 3)).copy()) == 3).mean() > 0.95
+
+
+@pytest.mark.parametrize("size", [8, 9, 16, 28, 32, 48, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lenet_of_any_size(size, channels):
+    net = LeNet(channels, size, 5)
+    x = torch.zeros(2, channels, size, size)
+    assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
+    assert sum(p.numel() for p in net.parameters()) < 500_000
+
+
+def test_lenet_refuses_images_that_are_too_small():
+    with pytest.raises(UsageError, match="7×7"):
+        LeNet(1, 7, 5)
+
+
+# --- torch-fidelity
+# ---------------------------------------------------------------------------------------------
+
+
+def test_fid_through_the_registered_extractor_is_our_frechet_distance(digits, net):
+    fake, real = digits.images("train")[:300], digits.images("test")
+    found = fidelity(fake, real, extractor=register(net), metrics=("fid",))
+    assert found["frechet_inception_distance"] == pytest.approx(
+        frechet_distance(net.features(fake), net.features(real)), rel=1e-6
+    )
+
+
+def test_kid_precision_and_recall_behave(digits, net):
+    """On the same images, on others of the set, on half of the classes, and on noise."""
+    spread = np.linspace(0, len(digits.images("train")) - 1, 300).astype(
+        int
+    )  # writers follow one another in this set
+    real, train = digits.images("test")[:300], digits.images("train")[spread]
+    rng, name = np.random.default_rng(3), register(net)
+
+    def measure(fake):
+        return fidelity(fake, real, extractor=name, metrics=("kid", "prc"), subsets=5)
+
+    same, floor = measure(real), measure(train)
+    half = measure(np.array(train)[np.asarray(digits.labels("train"))[spread] < 5])
+    noise = measure(rng.integers(0, 256, real.shape, dtype=np.uint8))
+    kid = "kernel_inception_distance_mean"
+    assert same["precision"] == same["recall"] == 1
+    assert same[kid] < floor[kid] < half[kid] < noise[kid]
+    assert floor["precision"] > 0.7 and floor["recall"] > 0.7
+    assert half["precision"] > 0.7 and half["recall"] < floor["recall"] - 0.2
+    assert noise["precision"] < 0.5 * floor["precision"]
+
+
+def test_real_features_are_kept_under_their_name(digits, net):
+    fake, real, name = digits.images("train")[:50], digits.images("test")[:60], register(net)
+    first = fidelity(fake, real, extractor=name, metrics=("fid",), cache="here")
+    assert list(cache_dir("features", "torch-fidelity").glob("here*"))
+    assert fidelity(fake, real[:2], extractor=name, metrics=("fid",), cache="here") == first
+
+
+def test_missing_inception_weights_name_the_file_and_its_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
+    with pytest.raises(MissingError) as error:
+        inception_weights()
+    assert INCEPTION in error.value.message and str(cache_dir("weights") / INCEPTION) in error.value.hint
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    with pytest.raises(UsageError, match="not a file of weights"):
+        inception_weights(tmp_path / "bad.pth")
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(UsageError, match="does not hold"):
+        inception_weights(tmp_path / "other.pth")
+
+
+@pytest.fixture
+def random_inception(tmp_path, monkeypatch):
+    """A file of random weights in the layout of torch-fidelity's Inception."""
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *a, **k: None)
+        torch.manual_seed(0)
+        state = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
+    torch.save(state, tmp_path / "inception.pth")
+    return tmp_path / "inception.pth"
+
+
+@pytest.mark.slow
+def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, random_inception):
+    weights, digest = inception_weights(random_inception)
+    assert len(digest) == 64
+    fake, real = digits.images("train")[:12], digits.images("test")[:5]
+    found = fidelity(fake, real, extractor="inception-v3-compat", metrics=("kid", "isc"), weights=weights)
+
+    class Grey(torch.utils.data.Dataset):
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, i):
+            return torch.from_numpy(np.repeat(self.images[i], 3, 0))
+
+    direct = calculate_metrics(
+        input1=Grey(fake),
+        input2=Grey(real),
+        kid=True,
+        isc=True,
+        cuda=False,
+        cache=False,
+        verbose=False,
+        kid_subset_size=5,
+        save_cpu_ram=True,
+        feature_extractor_weights_path=str(weights),
+    )
+    assert found == {key: pytest.approx(direct[key], rel=1e-6) for key in found}
+
+
+def test_total_variation():
+    assert total_variation(np.array([0, 0, 1, 1]), np.array([0, 1]), 2) == 0
+    assert total_variation(np.zeros(5, int), np.ones(7, int), 2) == 1
+    assert total_variation(np.array([0, 0, 0, 1]), np.array([0, 1]), 2) == pytest.approx(0.25)

@@ -1,0 +1,172 @@
+"""Rectified flow and its straightening: the loss by hand, pairs in closed form, and fewer steps after reflow
+than before."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_fm import Exact, batch, noise
+
+from gzcli.data.pack import open_pack
+from gzcli.engine import prepare
+from gzcli.errors import UsageError
+from gzcli.models.base import Model
+from gzcli.models.flow_matching.flow import SCALE
+from gzcli.models.flow_matching.reflow import Reflow
+from gzcli.models.flow_matching.rf import RF
+from gzcli.recipe.resolve import dump, resolve
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+
+INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
+SMALL = {"width": 32, "layers": 2, "heads": 2, "patch": 2}
+
+
+class Straight(Exact):
+    """The velocity of the lines from z to m + s z: each x_t lies on one of them."""
+
+    def forward(self, x, t, y=None, drop=None):
+        t = (t / SCALE)[:, None, None, None]
+        z = (x - t * self.mean) / (1 - t + t * self.std)
+        return self.mean + (self.std - 1) * z
+
+
+def gaussian(**options) -> Reflow:
+    """Of an exact teacher, of data N(m, .3²), whose ODE takes z to m + .3 z."""
+    teacher = RF(INFO, **SMALL).double().eval()
+    teacher.net = Exact(
+        0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double(), 0.3
+    )
+    return Reflow(INFO, teacher=teacher, **options)
+
+
+def with_pairs(model: Reflow, b: Batch) -> Batch:
+    b.extra = model.prepare(b)
+    return b
+
+
+def doubled(b: Batch) -> Batch:
+    b.x = b.x.double()
+    return b
+
+
+def test_the_loss_by_hand():
+    torch.manual_seed(0)
+    model, b = RF(INFO, **SMALL), batch()
+    torch.nn.init.normal_(model.net.out.weight)
+    u = (b.noise.rand(8) + torch.arange(8)) / 8  # a stratum of (0, 1) for each
+    t, z = torch.distributions.Normal(0, 1).icdf(u).sigmoid(), b.noise.randn(*b.x.shape)
+    s = t.view(-1, 1, 1, 1)
+    want = (model.net((1 - s) * z + s * b.x, 1000 * t) - (b.x - z)).square().mean()
+    torch.testing.assert_close(model.loss(batch())["loss"], want)
+
+
+def test_pairs_are_those_of_the_teachers_ode():
+    model, b = gaussian(pair_solver="rk4", pair_steps=20), doubled(batch(16))
+    pairs = model.prepare(b)
+    assert all(value.dtype == torch.float16 and value.shape == b.x.shape for value in pairs.values())
+    want = model.teacher.net.mean + 0.3 * pairs["noise"].double()
+    torch.testing.assert_close(pairs["image"].double(), want, atol=1e-3, rtol=0)
+    again = gaussian(pair_solver="rk4", pair_steps=20).prepare(doubled(batch(16)))
+    assert all(torch.equal(pairs[key], again[key]) for key in pairs)
+
+
+def test_straight_lines_have_no_loss_and_curved_ones_have():
+    model = gaussian(pair_solver="rk4", pair_steps=20)
+    b = with_pairs(model, doubled(batch(16)))
+    curved = model.loss(b)["loss"]
+    model.net = Straight(model.teacher.net.mean, 0.3)
+    straight = model.loss(b)["loss"]
+    assert straight < 1e-6 < 1e-2 < curved
+    one = model.sample(16, noise=noise(16), progress=no_progress, solver="euler", steps=1)
+    two = model.sample(16, noise=noise(16), progress=no_progress, solver="euler", steps=2)
+    torch.testing.assert_close(one, two)
+
+
+def two_modes(step: int) -> Batch:
+    """Images nearly constant, half of them dark and half light."""
+    b = Batch(torch.empty(0), None, torch.arange(64), BatchNoise(0, step, "main", total=64))
+    level = 1.6 * b.noise.randint(2, 64, 1, 1, 1) - 0.8
+    b.x = level + 0.05 * b.noise.randn(64, *INFO.shape)
+    return b
+
+
+def trained(model: Model, steps: int) -> Model:
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for step in range(steps):
+        b = two_modes(step)
+        if isinstance(model, Reflow):
+            b.extra = model.prepare(b)
+        model.loss(b)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def test_several_pairs_an_image():
+    """Each is of noise of its own, and a step takes one of them, another one from step to step."""
+    model = Reflow(INFO, teacher=RF(INFO, width=16, layers=1, heads=2, patch=2), pairs=3, pair_steps=2)
+    b = batch()
+    made = model.prepare(b)
+    assert made["noise"].shape == made["image"].shape == (len(b), 3, *INFO.shape)
+    assert not torch.equal(made["noise"][:, 0], made["noise"][:, 1])
+    f = model.teacher.velocity(None)
+    alone = model.flow(f, made["noise"][:, 2].float(), 0.0, 1.0, solver="midpoint", steps=2)
+    torch.testing.assert_close(made["image"][:, 2].float(), alone, atol=2e-3, rtol=2e-3)
+    seen = set()
+    for step in range(6):
+        again = Batch(b.x, None, b.index, BatchNoise(0, step, total=len(b)), made)
+        x0, x1 = model.pairs(again)
+        for i in range(len(b)):
+            (k,) = [k for k in range(3) if torch.equal(made["noise"][i, k].float(), x0[i])]
+            torch.testing.assert_close(x1[i], made["image"][i, k].float())
+            seen.add(k)
+    assert seen == {0, 1, 2}
+    with pytest.raises(UsageError, match=r"model\.pairs"):
+        Reflow(INFO, teacher=model.teacher, pairs=0)
+
+
+def test_one_step_is_nearer_to_the_ode_after_reflow():
+    torch.manual_seed(0)
+    teacher = trained(RF(INFO, **SMALL), 300).requires_grad_(False)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    student = trained(Reflow(INFO, teacher=teacher, pair_steps=8), 150)
+    z = noise(200).randn(200, *INFO.shape)
+
+    def error(model: Model, steps: int) -> float:
+        with torch.no_grad():
+            f = model.velocity(None)
+            exact = teacher.flow(teacher.velocity(None), z, 0.0, 1.0, solver="midpoint", steps=30)
+            return float((model.flow(f, z, 0.0, 1.0, solver="euler", steps=steps) - exact).square().mean())
+
+    assert error(student, 1) < error(teacher, 1) / 2
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_a_student_starts_as_its_teacher_and_learns_alone():
+    teacher = RF(INFO, **SMALL, conditional=True).eval().requires_grad_(False)
+    torch.nn.init.normal_(teacher.net.out.weight)
+    student, b = Reflow(INFO, teacher=teacher, conditional=True), batch()
+    torch.testing.assert_close(student.net(b.x, torch.ones(8), b.y), teacher.net(b.x, torch.ones(8), b.y))
+    student.loss(with_pairs(student, b))["loss"].backward()
+    assert all(p.grad is not None for p in student.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not any(key.startswith("teacher") for key in student.state_dict())
+    with pytest.raises(UsageError, match=r"the teacher's `model\.conditional` is true"):
+        Reflow(INFO, teacher=teacher)
+
+
+def test_pairs_have_noise_of_their_own():
+    """Samples from the noise of training pairs would be those pairs, and so would held-out losses."""
+    pack = open_pack("digits")
+    t = SimpleNamespace(data=pack, info=pack.info(), device=torch.device("cpu"), tree={"seed": 0}, augment=())
+    drawn = next(prepare._rows(t, range(4))).noise.randn(4, 8)
+    assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
+
+
+def test_a_run_is_called_after_the_stage_that_has_a_recipe(tmp_path):
+    recipe = resolve("reflow", data="mnist")
+    (tmp_path / "run.yaml").write_text(dump(recipe.tree))
+    assert recipe.card.name == resolve(str(tmp_path / "run.yaml"), data="mnist").card.name == "reflow"
+    assert resolve("vqgan").card.name == "vqgan", "its prior has none"

@@ -1,0 +1,345 @@
+"""Score models against simulation of their SDEs and the exact scores of a Gaussian and of a mixture of
+two."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from gaussian import GaussianField, check_moments
+from torch import nn
+
+from gzcli.errors import UsageError
+from gzcli.models.score.score import SCALE
+from gzcli.models.score.sde import VE, VP, SubVP
+from gzcli.models.score.sgm import SGM
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+
+INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
+SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
+SDES = {"vp": VP(1e-3, 0.1, 20.0), "subvp": SubVP(1e-3, 0.1, 20.0), "ve": VE(1e-3, 0.01, 50.0)}
+
+
+def noise(n: int, seed: int = 0) -> ImageNoise:
+    return ImageNoise(seed, range(n))
+
+
+def batch(x: torch.Tensor) -> Batch:
+    return Batch(x, torch.arange(len(x)) % 3, torch.arange(len(x)), BatchNoise(0, 0, "main", total=len(x)))
+
+
+def images(n: int = 8) -> torch.Tensor:
+    return torch.rand(n, *INFO.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+class Exact(nn.Module):
+    """What a model is to predict of data that is a mixture, of equal parts, of N(mean, std²) and N(−mean,
+    std²)."""
+
+    def __init__(self, model: SGM, mean: torch.Tensor, std: float, mixture: bool = False, bias: float = 0.0):
+        super().__init__()
+        self.mean, self.std, self.mixture, self.bias = nn.Parameter(mean), std, mixture, bias
+        self.__dict__["model"], self.calls = model, 0
+
+    def forward(self, x, t, y=None, drop=None):
+        self.calls += 1
+        alpha, sigma, r = self.model.at(t / SCALE)
+        x, variance = (x * r if self.model.rescale else x), (alpha * self.std) ** 2 + sigma**2
+        sign = 1.0
+        if self.mixture:  # the posterior mean of the sign of the part
+            sign = (alpha * self.mean * x / variance).flatten(1).sum(1).tanh()[:, None, None, None]
+        x0 = sign * self.mean + alpha * self.std**2 / variance * (x - alpha * sign * self.mean) + self.bias
+        eps = (x - alpha * x0) / sigma
+        return eps if self.model.prediction == "eps" else (alpha * eps - sigma * x0) / r
+
+
+def exact(std: float = 0.3, mixture: bool = False, bias: float = 0.0, **options) -> SGM:
+    model = SGM(INFO, **SMALL, **options).double().eval()
+    mean = 0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double()
+    model.net = Exact(model, mean, std, mixture, bias)
+    return model
+
+
+@pytest.fixture
+def fp64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_the_marginals_are_those_of_the_simulated_sde(name):
+    """Euler–Maruyama forward from the least time, 4,000 steps."""
+    sde, draw = SDES[name], torch.Generator().manual_seed(0)
+    times = np.geomspace(sde.start, 1, 4001)
+    first = sde.level(sde.start)
+    x = first.alpha * 1.5 + first.sigma * torch.randn(20000, generator=draw, dtype=torch.float64)
+    for i, (t, u) in enumerate(pairwise(times)):
+        f, g2 = sde.rates(torch.tensor(t))
+        x = (
+            x
+            + (u - t) * f * x
+            + (g2 * (u - t)).sqrt() * torch.randn(len(x), generator=draw, dtype=torch.float64)
+        )
+        if i in (2000, 3000, 3999):
+            level = sde.level(u)
+            assert float(x.std()) == pytest.approx(level.sigma, rel=0.02)
+            assert float(x.mean()) == pytest.approx(
+                1.5 * level.alpha, abs=4 * level.sigma / math.sqrt(len(x))
+            )
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_times_of_a_noise_ratio_have_that_ratio(name):
+    sde = SDES[name]
+    path = sde.spaced(9, "logsnr")
+    ratios = np.diff([math.log(level.sigma / level.alpha) for level in path])
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
+    assert path[0].t == 1 and path[-1].t == pytest.approx(sde.start, rel=1e-3)
+    half = sde.spaced(5, strength=0.5)
+    assert half[0].t == 0.5 and all(a.t > b.t for a, b in pairwise(half))
+
+
+CALLS = {
+    "dpmpp": lambda n: n,
+    "heun": lambda n: 2 * n - 1,
+    "em": lambda n: n,
+    "pc": lambda n: n + 2 * (n - 1),
+}
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("sampler", [*CALLS, "ode"])
+def test_samplers_recover_a_mixture_at_the_cost_that_they_state(name, sampler):
+    """Variance along and across the line of the parts and their share; those of the SDE with many steps."""
+    model = exact(mixture=True, sde=name)
+    options = (
+        {"steps": 300, "spacing": "uniform", "corrector": 2} if sampler in ("em", "pc") else {"steps": 50}
+    )
+    steps = options["steps"]
+    x = model.sample(
+        2000, noise=BatchNoise(0, total=2000), progress=no_progress, sampler=sampler, clip=False, **options
+    )
+    mean = model.net.mean.detach()
+    place = (x * mean).flatten(1).sum(1) / mean.square().sum()  # ±1 with deviation .3 / ‖mean‖
+    spread = math.sqrt(1 + 0.3**2 / float(mean.square().sum()))
+    assert abs(float((place > 0).double().mean()) - 0.5) < 0.05
+    assert float(place.std()) == pytest.approx(spread, rel=0.06)
+    away = x - place[:, None, None, None] * mean
+    assert float(away.square().sum(0).sum() / len(x) / 15) ** 0.5 == pytest.approx(0.3, rel=0.08)
+    if sampler == "heun":  # it takes single steps above σ/α = 80
+        assert model.net.calls <= CALLS["heun"](steps)
+    elif sampler != "ode":
+        assert model.net.calls == CALLS[sampler](steps)
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("sampler", ["dpmpp", "heun"])
+def test_the_error_of_samplers_falls_with_the_square_of_their_steps(sampler):
+    """Against the affine map by which the ODE of a Gaussian carries noise to the least time, and Tweedie's
+    formula there."""
+    model, errors = exact(), []
+    first, top, mean = model.sde.level(model.sde.stop), model.sde.level(1.0), model.net.mean.detach()
+    std = lambda e: math.hypot(0.3 * e.alpha, e.sigma)  # noqa: E731
+    at_first = std(first) / std(top) * (top.sigma * noise(100).randn(100, *INFO.shape) - top.alpha * mean)
+    known = (mean + first.alpha * 0.3**2 / std(first) ** 2 * at_first).clamp(-1, 1)
+    for steps in (20, 40, 80):
+        x = model.sample(
+            100,
+            noise=noise(100),
+            progress=no_progress,
+            sampler=sampler,
+            steps=steps,
+            spacing="logsnr",
+            clip=False,
+        )
+        errors.append(float((x - known).square().mean().sqrt()))
+    assert errors[1] < 0.4 * errors[0] and errors[2] < 0.4 * errors[1]
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize(
+    ("solver", "calls", "order"), [("euler", 1, 1), ("midpoint", 2, 2), ("heun", 2, 2), ("rk4", 4, 4)]
+)
+def test_the_error_of_ode_solvers_falls_at_their_order(solver, calls, order):
+    model, errors = exact(), []
+    first, top, mean = model.sde.level(model.sde.stop), model.sde.level(1.0), model.net.mean.detach()
+    std = lambda e: math.hypot(0.3 * e.alpha, e.sigma)  # noqa: E731
+    known = first.alpha * mean + std(first) / std(top) * (
+        top.sigma * noise(50).randn(50, *INFO.shape) - top.alpha * mean
+    )
+    for steps in (41, 81):
+        model.net.calls = 0
+        x = model.sample(50, noise=noise(50), sampler="ode", solver=solver, steps=steps, spacing="logsnr")
+        assert model.net.calls == calls * (steps - 1)
+        errors.append(float((x - known.clamp(-1, 1)).square().mean().sqrt()))
+    assert errors[1] < 1.4 * 0.5**order * errors[0]
+
+
+@pytest.mark.usefixtures("fp64")
+def test_the_error_of_the_sde_falls_with_its_steps():
+    model, errors = exact(), []
+    for steps in (20, 80):
+        draw = BatchNoise(0, total=4000)
+        x = model.sample(
+            4000, noise=draw, progress=no_progress, sampler="em", steps=steps, spacing="uniform", clip=False
+        )
+        errors.append(abs(float((x - model.net.mean).std()) - 0.3))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("solver", ["rk4", "adaptive"])
+def test_the_likelihood_of_a_gaussian_is_exact(name, solver):
+    """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
+    dequantisation, or at the least time."""
+    model, x = exact(0.5, sde=name), images(16).double()
+    first, last = model.sde.rising(1 / 255 / 3**0.5, 1)
+    assert first.sigma / first.alpha == pytest.approx(
+        max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0), rel=1e-3
+    )
+    value = model.log_prob(x, noise=noise(16), solver=solver, steps=60, tolerance=1e-7)
+    width = 2 / 255
+    y = first.alpha * (x + width * (noise(16).rand(16, *INFO.shape) - 0.5))
+    mean, std = model.net.mean, lambda e: math.hypot(e.alpha * 0.5, e.sigma)
+    # the ODE ends at the marginal of t = 1, N(α μ, ·), where the model has N(0, σ²)
+    z = last.alpha * mean + std(last) / std(first) * (y - first.alpha * mean)
+    prior = torch.distributions.Normal(torch.zeros_like(z), last.sigma).log_prob(z)
+    expected = (prior + math.log(std(last) / std(first) * width * first.alpha)).flatten(1).sum(1)
+    torch.testing.assert_close(value, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("options", [{}, {"solver": "adaptive"}])
+def test_the_likelihood_is_true_by_default(name, options):
+    """Within .02 nats a dimension, of broad and of narrow Gaussians; VE's narrowest is its own least
+    noise."""
+    for std, n in ((0.5, 32), (0.05, 32), (0.02, 32)):
+        model = exact(std, sde=name, **({"sigma_min": 0.002} if name == "ve" else {}))
+        mean = model.net.mean.detach()
+        x = mean + std * torch.randn(n, *INFO.shape, generator=torch.Generator().manual_seed(3)).double()
+        with torch.no_grad():
+            value = model.log_prob(x, noise=noise(n), **options)
+        y = x + 2 / 255 * (noise(n).rand(n, *INFO.shape).double() - 0.5)
+        log_p = torch.distributions.Normal(mean, std).log_prob(y).flatten(1).mean(1) + math.log(2 / 255)
+        gap = value / mean.numel() - log_p
+        assert abs(float(gap.mean())) < 0.01 and gap.abs().max() < 0.05
+        if not options:
+            assert model.net.calls == 96
+
+
+def test_a_flat_pixel_costs_little():
+    """Of data that is one image, a grey level of 256 is known but for its dequantisation (Song 2021 too
+    starts at t = 1e-5)."""
+    for name in ("vp", "subvp"):
+        model = exact(1e-6, sde=name)
+        with torch.no_grad():
+            value = model.log_prob(model.net.mean.detach().expand(16, *INFO.shape), noise=noise(16))
+        assert -0.25 < float(value.mean()) / 16 < 0
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize(
+    "options", [{}, {"weighting": "score"}, {"weighting": "likelihood"}, {"prediction": "eps", "sde": "ve"}]
+)
+def test_the_true_score_has_the_least_loss(options):
+    draw = torch.Generator().manual_seed(3)
+    z = torch.randn(4000, *INFO.shape, generator=draw)
+    losses = []
+    for bias in (0.0, 0.05, -0.05):
+        model = exact(bias=bias, **options)
+        losses.append(float(model.loss(batch((model.net.mean + 0.3 * z).detach()))["loss"]))
+    assert losses[0] < min(losses[1:])
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("name", SDES)
+def test_weightings_say_the_same_of_either_prediction(name):
+    """λ = σ² is the error of ε, and g² weighs it by g²/σ², whatever the network predicts."""
+    for weighting in ("score", "likelihood"):
+        v, eps = (exact(bias=0.1, sde=name, weighting=weighting, prediction=p) for p in ("v", "eps"))
+        torch.testing.assert_close(
+            v.loss(batch(images().double()))["loss"], eps.loss(batch(images().double()))["loss"]
+        )
+
+
+def test_cosine_times_are_uniform_in_the_angle():
+    for name in SDES:
+        model = SGM(INFO, **SMALL, sde=name)
+        alpha, sigma, _ = model.at(model.draw_times(BatchNoise(0, total=4000), 4000))
+        angle = torch.atan2(sigma, alpha).flatten()
+        spread = (angle - angle.min()) / (angle.max() - angle.min())
+        assert float(spread.mean()) == pytest.approx(0.5, abs=0.01) and float(spread.std()) == pytest.approx(
+            12**-0.5, abs=0.01
+        )
+
+
+def test_halfway_noised_images_go_the_way_that_is_left():
+    model, seen = exact(), []
+    model.net.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[1][0]) / SCALE))
+    model.reconstruct(images().double(), noise=noise(8), progress=no_progress, strength=0.5, steps=6)
+    assert seen[0] == pytest.approx(0.5) and seen[-1] == pytest.approx(1e-3, rel=1e-2) and len(seen) == 6
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_interpolation_has_the_images_at_its_ends():
+    model, x = exact(), images(2).double()
+    way = model.interpolate(x, noise=noise(2), frames=5, steps=30).images
+    torch.testing.assert_close(way[[0, -1]], x, atol=2e-2, rtol=0)
+    assert way.shape == (5, 1, 4, 4)
+
+
+def test_inpainting_keeps_what_is_known_and_follows_it():
+    """With the parts ±mean of a mixture, what is hidden has the sign of what is seen."""
+    model = exact(0.02, mixture=True)
+    mean = model.net.mean.detach()
+    x = torch.stack([mean, -mean] * 4)
+    mask = torch.zeros(8, 1, 4, 4)
+    mask[:, :, :2] = 1
+    out = model.inpaint(x, mask=mask, noise=noise(8), steps=30, resample=3, jump=3).images
+    assert torch.equal(out[:, :, :2], x[:, :, :2])
+    torch.testing.assert_close(out, x, atol=0.12, rtol=0)
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_inpainting_by_moments_draws_from_what_images_may_be(name):
+    field, n = GaussianField(), 3000
+    model = SGM(DataInfo((1, 4, 4), None), **SMALL, sde=name).eval()
+    model.split = lambda x, t, y, guidance: denoised(field, model, x, float(t[0]))
+    x, mask, mean, covariance = field.halved()
+    keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
+    out = model.inpaint(x.expand(n, 1, 4, 4), **keys).images
+    check_moments(out[:, :, 2:].flatten(1), mean, covariance)
+
+
+def denoised(field, model, x, t):
+    _, alpha, sigma = model.sde.level(t)
+    x0 = field.denoised(x, alpha, sigma)
+    return x0, (x - alpha * x0) / sigma
+
+
+def test_guidance_within_an_interval():
+    torch.manual_seed(0)
+    model = SGM(INFO, **SMALL, conditional=True).eval()
+    nn.init.normal_(model.net.conv_out.weight, std=0.3)
+    nn.init.normal_(model.net.label.table.weight)
+    x, y = images(), torch.arange(8) % 3
+    f, g, plain = model.velocity(y, 2.5, (0.4, 0.6)), model.velocity(y, 2.5), model.velocity(y)
+    with torch.no_grad():
+        t = torch.tensor([0.5, 0.9] * 4)
+        torch.testing.assert_close(f(x, t)[::2], g(x, t)[::2], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(f(x, t)[1::2], plain(x, t)[1::2], atol=1e-4, rtol=1e-4)
+    with pytest.raises(UsageError, match="needs a conditional model"):
+        SGM(INFO, **SMALL).velocity(None, 2.0)
+
+
+@pytest.mark.parametrize("options", [{"sde": "ve", "sigma_min": 0.0}, {"beta_min": 30.0}, {"t_min": 0.0}])
+def test_impossible_processes_are_refused(options):
+    with pytest.raises(UsageError) as error:
+        SGM(INFO, **SMALL, **options)
+    assert "model." in error.value.hint

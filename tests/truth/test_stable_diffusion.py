@@ -1,0 +1,675 @@
+"""Fine-tuning of Stable Diffusion, on tiny pipelines of random weights: against diffusers' own pipelines,
+losses and files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_sd
+import torch
+from diffusers import (
+    ControlNetModel,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionXLControlNetPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import compute_snr
+from helpers import lines, recipe, trainer
+from safetensors.torch import load_file
+from zoo import CASES
+
+from gzcli.engine import export, optim
+from gzcli.engine import sample as sample_verb
+from gzcli.engine.context import load_trained
+from gzcli.engine.log import Log
+from gzcli.errors import MissingError, UsageError
+from gzcli.models import catalog
+from gzcli.models.stable_diffusion import plan
+from gzcli.models.stable_diffusion.base import to_bytes, to_text
+from gzcli.models.stable_diffusion.bases import load_base
+from gzcli.models.stable_diffusion.canny import canny
+from gzcli.models.stable_diffusion.controlnet import ControlNet
+from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
+from gzcli.models.stable_diffusion.sd_lora import SDLoRA
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
+
+INFO = DataInfo((3, 16, 16), 256, n=64)
+CPU = torch.device("cpu")
+TEXTS = ["a handwritten seven", "a handwritten two", "mirror it", "make it bold"]
+MODELS = [SDLoRA, ControlNet, InstructPix2Pix]
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def built(cls, kind: str = "sd", prediction: str = "epsilon", seed: int = 0, **options):
+    torch.manual_seed(seed)
+    return cls(INFO, base=tiny_sd.base(kind, prediction), **options)
+
+
+def batch(n: int = 4, step: int = 0, **extra) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    x, other = (torch.rand(n, 3, 16, 16, generator=generator) * 2 - 1 for _ in "ab")
+    captions = [TEXTS[i % len(TEXTS)] for i in range(n)]
+    return Batch(
+        x,
+        None,
+        torch.arange(n),
+        BatchNoise(0, step, "main", total=n),
+        {"caption": captions, "before": other, **extra},
+    )
+
+
+def stirred(model, scale: float = 0.05):
+    """As if trained: what starts at zero is not zero any more."""
+    for i, p in enumerate(model.parameters()):
+        p.data += scale * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+    return model.eval()
+
+
+def drawn(model, n: int = 2, **options) -> torch.Tensor:
+    return model.sample(n, noise=ImageNoise(3, range(n)), progress=no_progress, steps=3, **options)
+
+
+def latents(n: int = 2) -> torch.Tensor:
+    return ImageNoise(3, range(n)).randn(n, 4, 8, 8)
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Ours in [-1, 1], theirs in [0, 1]."""
+    torch.testing.assert_close((ours + 1) / 2, theirs, atol=2e-5, rtol=0)
+
+
+# ---------------------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module", params=["sd_lora", "controlnet", "instructpix2pix"])
+def trained(request):
+    """A run of 60 steps on four images, and the base's weights before it."""
+    case = next(c for c in CASES if c.model == request.param)
+    case = dataclasses.replace(case, batch=4, lr=4e-3)
+    if case.model == "sd_lora":  # attention alone can do little for random weights
+        case = dataclasses.replace(
+            case, options={"rank": 8, "targets": (*ATTENTION, "conv1", "conv2", "conv_out"), "min_snr": None}
+        )
+    sets = (
+        "data.n=4",
+        "data.size=16",
+        "data.channels=3",
+        "train.ema=0.5",
+        "optim.warmup=0",
+        "optim.schedule=constant",
+    )
+    t = trainer(recipe(case, steps=60, sets=sets))
+    frozen = {
+        f"{name}.{key}": value.clone()
+        for name, part in t.model.attached.items()
+        for key, value in part.state_dict().items()
+    }
+    t.fit()
+    return t, frozen
+
+
+def test_it_learns_four_images_and_leaves_alone_what_is_frozen(trained):
+    t, frozen = trained
+    losses = [line["loss"] for line in lines(t.run.path / "metrics.jsonl")]
+    assert np.mean(losses[-15:]) < 0.85 * np.mean(losses[:5]), losses
+    own = {id(p) for p in t.model.parameters()}
+    for name, part in t.model.attached.items():
+        tuned = {key for key, p in part.named_parameters() if id(p) in own}
+        assert bool(tuned) == (name == "unet" and t.tree["model"]["name"] == "sd_lora")
+        for key, value in part.state_dict().items():
+            assert torch.equal(value, frozen[f"{name}.{key}"]) == (key not in tuned), key
+
+
+def test_a_checkpoint_holds_what_is_trained_and_a_few_examples(trained):
+    t, _ = trained
+    keys = load_file(t.run.path / "model.safetensors").keys()
+    prefix = {"sd_lora": "adapter.", "controlnet": "controlnet.", "instructpix2pix": "unet."}[
+        t.tree["model"]["name"]
+    ]
+    assert all(key.startswith(prefix) or key in ("captions", "pictures") for key in keys)
+    assert len([key for key in keys if key.startswith(prefix)]) == len(list(t.model.parameters()))
+
+
+def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_picture(trained, tmp_path):
+    """`gz sample` and `gz runs export`, then diffusers by itself on the exported files."""
+    t, _ = trained
+    name, run = t.tree["model"]["name"], str(t.run.path)
+    log = Log(t.run.path, rank=0)
+    prompts = ["a handwritten three", "turn it upside down"]
+    picture = canny(batch(2).x) if name == "controlnet" else batch(2).x
+    given = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
+    job = {
+        "run": run,
+        "checkpoint": "last",
+        "n": 2,
+        "seed": 3,
+        "labels": None,
+        "prompts": prompts,
+        "options": {"steps": 3},
+        "do": None,
+        "input": None,
+        "input_as": None,
+        "mask": None,
+        "npz": True,
+        "png": False,
+        "animate": False,
+    }
+    (tmp_path / "shown").mkdir()
+    assert sample_verb.run(job | {"prompts": []}, tmp_path / "shown", CPU, log)["n"] == 2
+    out = export.run(
+        {"run": run, "checkpoint": "last", "to": "diffusers", "out": str(tmp_path / "out")},
+        tmp_path,
+        CPU,
+        log,
+    )
+    pipe, keywords = diffusers_loads(name, Path(out["path"]), picture)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(prompts, latents=latents(), num_inference_steps=3, output_type="pt", **keywords).images
+    model = load_trained(t.run, CPU).model
+    assert not model.training
+    same(drawn(model, prompt=prompts, **given), theirs)
+    if name == "sd_lora":
+        (tmp_path / "sampled").mkdir()
+        sample_verb.run(job, tmp_path / "sampled", CPU, log)
+        ours = np.load(tmp_path / "sampled" / "samples.npz")["samples"]
+        assert np.abs(ours - (theirs * 255).round().permute(0, 2, 3, 1).numpy()).max() <= 1
+
+
+def diffusers_loads(name: str, folder: Path, picture: torch.Tensor):
+    """A pipeline of diffusers from what was exported, and what it is called with."""
+    base, plain = tiny_sd.base(), {"safety_checker": None}
+    if name == "sd_lora":
+        pipe = DiffusionPipeline.from_pretrained(base, **plain)
+        pipe.load_lora_weights(folder)
+        return pipe, {"height": 16, "width": 16}
+    if name == "controlnet":
+        net = ControlNetModel.from_pretrained(folder)
+        pipe = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net, **plain)
+        return pipe, {"image": (picture + 1) / 2, "height": 16, "width": 16}
+    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, **plain)
+    return pipe, {"image": (picture + 1) / 2, "image_guidance_scale": 1.5}
+
+
+# ---------------------------------------------------------------------------- what each of them starts as
+
+
+def denoised(model, **conditions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    z, t = latents(4), torch.tensor([1, 300, 600, 999])
+    text = model.embed(TEXTS)
+    with torch.no_grad():
+        return model.denoise(z, t, **text, **conditions), z, t
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("cls", [SDLoRA, ControlNet])
+def test_at_first_it_is_the_base(cls, kind):
+    model = built(cls, kind)
+    conditions = {"control": torch.rand(4, 3, 16, 16)} if cls is ControlNet else {}
+    ours, z, t = denoised(model, **conditions)
+    text = model.embed(TEXTS)
+    added = None
+    if kind == "sdxl":
+        ids = model.pipe._get_add_time_ids((16, 16), (0, 0), (16, 16), torch.float32, 16)
+        added = {"text_embeds": text["pooled"], "time_ids": ids.expand(4, -1)}
+    with torch.no_grad():
+        theirs = load_base(tiny_sd.base(kind)).unet(z, t, text["text"], added_cond_kwargs=added).sample
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(denoised(stirred(model), **conditions)[0], theirs)
+
+
+def test_new_input_channels_start_at_zero():
+    model = built(InstructPix2Pix)
+    weight = model.unet.conv_in.weight
+    assert weight.shape[1] == 8 and not weight[:, 4:].any() and weight[:, :4].all()
+    ours, z, t = denoised(model, before=torch.randn(4, 4, 8, 8))
+    with torch.no_grad():
+        theirs = load_base(tiny_sd.base()).unet(z, t, model.embed(TEXTS)["text"]).sample
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    assert not torch.allclose(denoised(stirred(model), before=torch.randn(4, 4, 8, 8))[0], theirs, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("min_snr", [None, 5.0])
+@pytest.mark.parametrize(
+    ("kind", "prediction"), [("sd", "epsilon"), ("sd", "v_prediction"), ("sdxl", "epsilon")]
+)
+def test_the_loss_is_that_of_diffusers_examples(kind, prediction, min_snr):
+    model, b = stirred(built(SDLoRA, kind, prediction, min_snr=min_snr, noise_offset=0.1)), batch()
+    noise = batch().noise
+    pipe = load_base(tiny_sd.base(kind, prediction))
+    with torch.no_grad():
+        dist = pipe.vae.encode(b.x).latent_dist
+        z = (dist.mean + dist.std * noise.randn(4, 4, 8, 8)) * pipe.vae.config.scaling_factor
+        eps, t = noise.randn(4, 4, 8, 8), noise.randint(1000, 4)
+        eps = eps + 0.1 * noise.randn(4, 4, 1, 1)
+        schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+        out = model.denoise(schedule.add_noise(z, eps, t), t, **model.embed(TEXTS))
+        target = eps if prediction == "epsilon" else schedule.get_velocity(z, eps, t)
+        error = (out - target).square().mean((1, 2, 3))
+        snr = compute_snr(schedule, t)
+        weight = 1.0 if min_snr is None else snr.clamp(max=5) / (snr if prediction == "epsilon" else snr + 1)
+        torch.testing.assert_close(model.loss(b)["loss"], (weight * error).mean())
+
+
+def test_min_snr_weights_are_finite_at_zero_snr():
+    """A base whose last level is pure noise: of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1)
+    is 0."""
+    model = built(SDLoRA, "sd", "epsilon", min_snr=5.0)
+    model.schedule.alphas_cumprod[-1] = 0.0
+    t = torch.tensor([0, 500, 999])
+    eps, v = model.weight(t, False), model.weight(t, True)
+    assert eps[-1] == 1 and v[-1] == 0 and eps.isfinite().all()
+    alpha_bar = model.schedule.alphas_cumprod[t[:2]]
+    snr = alpha_bar / (1 - alpha_bar)
+    torch.testing.assert_close(eps[:2], snr.clamp(max=5) / snr)
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_what_is_prepared_makes_the_same_loss(cls):
+    model, b = stirred(built(cls)), batch()
+    with torch.no_grad():
+        fresh = float(model.loss(b)["loss"])
+        found = model.prepare(batch())
+        assert {"latent_mean", "latent_std", "text"} <= found.keys() and all(
+            len(v) == 4 for v in found.values()
+        )
+        kept = batch(**found)
+        kept.extra.pop("before")
+        kept.x = torch.zeros_like(kept.x)  # nothing is made of the images any more
+        assert float(model.loss(kept)["loss"]) == pytest.approx(fresh, rel=2e-3)
+        assert float(model.loss(batch(step=1, **found))["loss"]) != pytest.approx(fresh, rel=2e-3)
+    assert built(cls, cache=False).prepare(batch()) == {}
+
+
+def test_a_caption_is_dropped_for_what_the_pipeline_has_without_one():
+    for kind in ("sd", "sdxl"):
+        model = built(SDLoRA, kind, caption_dropout=0.5)
+        found, (text, none, *more) = (
+            model.conditions(batch(64)),
+            model.pipe.encode_prompt(
+                TEXTS,
+                negative_prompt=None,
+                device=CPU,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=True,
+            ),
+        )
+        dropped = batch(64).noise.rand(64) < 0.5
+        for i, gone in enumerate(dropped.tolist()):
+            torch.testing.assert_close(found["text"][i], (none if gone else text)[i % 4], msg=f"{kind} {i}")
+            if more:
+                torch.testing.assert_close(found["pooled"][i], more[gone][i % 4])
+
+
+def test_shares_of_what_an_edit_has_to_do_without():
+    model, n = built(InstructPix2Pix), 4000
+    b = batch(n)
+    b.extra = {"text": torch.full((n, 16, 16), 7.0), "before_latent": torch.full((n, 4, 8, 8), 7.0)}
+    found = model.conditions(b)
+    text, image = (found["text"] != 7).flatten(1).all(1), (found["before"] != 7).flatten(1).all(1)
+    assert not found["before"][image].any()
+    for share in (text & ~image, text & image, ~text & image):
+        assert float(share.float().mean()) == pytest.approx(0.05, abs=0.012)
+
+
+def test_text_encoders_are_tuned_too_if_asked():
+    model = built(SDLoRA, "sdxl", text_lora=True)
+    assert "text" not in model.prepare(batch())
+    stirred(model).loss(batch())["loss"].backward()
+    parts = {
+        name.split(".")[1].split("/")[0]
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.grad.any()
+    }
+    assert parts == {"unet", "text_encoder", "text_encoder_2"}
+    assert all(
+        p.grad is None for part in model.attached.values() for p in part.parameters() if not p.requires_grad
+    )
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_checkpointing_changes_no_gradient(cls):
+    found = []
+    for checkpointing in (False, True):
+        model = stirred(built(cls, checkpointing=checkpointing)).train()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x
+        ):
+            loss = model.loss(batch())["loss"]
+        loss.backward()
+        found.append((sum(saved), [p.grad for p in model.parameters()]))
+    assert found[1][0] < 0.6 * found[0][0]
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_frozen_parts_in_half_precision(cls):
+    model, full = (stirred(built(cls, dtype=dtype)) for dtype in ("bf16", "fp32"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert next(model.text_encoder.parameters()).dtype == torch.bfloat16
+    assert next(model.vae.parameters()).dtype == torch.float32
+    a, b = (m.loss(batch())["loss"] for m in (model, full))
+    a.backward()
+    assert float(a.detach()) == pytest.approx(float(b.detach()), rel=0.02)
+    model.on_start(batch()), full.on_start(batch())
+    assert (drawn(model) - drawn(full)).abs().mean() < 0.05
+
+
+# ---------------------------------------------------------------------------- samples
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_an_adapter_in_plain_diffusers(kind, tmp_path):
+    model = stirred(built(SDLoRA, kind, rank=4, alpha=8.0))
+    model.to_diffusers().save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
+    pipe = load_base(tiny_sd.base(kind))
+    base = pipe(
+        TEXTS[:2],
+        latents=latents(),
+        guidance_scale=4.0,
+        num_inference_steps=3,
+        output_type="pt",
+        height=16,
+        width=16,
+    ).images
+    same(drawn(model, prompt=TEXTS[:2], guidance=4.0, lora_scale=0.0), base)
+    pipe.load_lora_weights(tmp_path)
+    for scale, negative in ((1.0, ""), (0.5, "bold")):
+        theirs = pipe(
+            TEXTS[:2],
+            negative_prompt=[negative] * 2 if negative else None,
+            latents=latents(),
+            guidance_scale=4.0,
+            num_inference_steps=3,
+            output_type="pt",
+            height=16,
+            width=16,
+            cross_attention_kwargs={"scale": scale},
+        ).images
+        same(drawn(model, prompt=TEXTS[:2], guidance=4.0, lora_scale=scale, negative=negative), theirs)
+        assert (theirs - base).abs().max() > 0.01
+
+
+def test_a_text_encoders_adapter_in_plain_diffusers(tmp_path, monkeypatch):
+    """transformers asks for a newer peft than there may be; what it does with it needs none."""
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.14.0")
+    model = stirred(built(SDLoRA, text_lora=True))
+    model.to_diffusers().save_pretrained(tmp_path)
+    pipe = load_base(tiny_sd.base())
+    before = pipe.encode_prompt(TEXTS[:2], CPU, 1, False)[0]
+    pipe.load_lora_weights(tmp_path)
+    assert not torch.allclose(pipe.encode_prompt(TEXTS[:2], CPU, 1, False)[0], before, atol=1e-3)
+    theirs = pipe(
+        TEXTS[:2], latents=latents(), num_inference_steps=3, output_type="pt", height=16, width=16
+    ).images
+    same(drawn(model, prompt=TEXTS[:2]), theirs)
+
+
+def test_a_controlnet_of_xl_in_plain_diffusers(tmp_path):
+    model, control = stirred(built(ControlNet, "sdxl")), canny(batch(2).x)
+    model.to_diffusers().save_pretrained(tmp_path)
+    net = ControlNetModel.from_pretrained(tmp_path)
+    pipe = StableDiffusionXLControlNetPipeline.from_pretrained(tiny_sd.base("sdxl"), controlnet=net)
+    theirs = pipe(
+        TEXTS[:2],
+        image=(control + 1) / 2,
+        latents=latents(),
+        num_inference_steps=3,
+        output_type="pt",
+        height=16,
+        width=16,
+        guidance_scale=7.5,
+        controlnet_conditioning_scale=0.7,
+    ).images
+    same(drawn(model, prompt=TEXTS[:2], control=control, control_scale=0.7), theirs)
+    same(drawn(model, prompt=TEXTS[:2], control=batch(2).x, control_scale=0.7, edges=True), theirs)
+
+
+def test_prompts_sizes_and_conditions_that_are_not_given():
+    model = built(SDLoRA)
+    model.on_start(batch())
+    kept = {to_text(row) for row in model.captions}
+    assert kept == set(TEXTS)
+    images = drawn(model, 3)
+    again = [torch.cat([drawn(model, 3, prompt=text)[i : i + 1] for text in TEXTS]) for i in range(3)]
+    assert all((same == image).flatten(1).all(1).any() for same, image in zip(again, images, strict=True))
+    asked = built(SDLoRA, prompts=("zero",))
+    assert torch.equal(drawn(asked), drawn(model, prompt=["zero", "zero"]))
+    assert drawn(model, prompt="two", size=32).shape == (2, 3, 32, 32)
+    for wrong in ({"size": 20}, {"steps": 0}):
+        with pytest.raises(UsageError):
+            model.sample(1, noise=ImageNoise(0, [0]), progress=no_progress, **{"steps": 2, **wrong})
+    net = built(ControlNet)
+    net.on_start(batch())
+    assert torch.equal(net.pictures[:4] == 255, canny(batch().x) == 1)
+    assert drawn(stirred(net), control=canny(batch(2).x)).shape == (2, 3, 16, 16)
+    same = net.sources(
+        2, noise=ImageNoise(3, range(2))
+    )  # what is shown beside the images is what they were made from
+    assert torch.equal(drawn(stirred(net), prompt=TEXTS[:2]), drawn(net, prompt=TEXTS[:2], control=same))
+    assert torch.equal(
+        net.sources(2, noise=ImageNoise(3, range(2)), control=batch(2).x, edges=True), canny(batch(2).x)
+    )
+    before = net.pictures.clone()
+    net.on_start(batch(2, step=7))
+    assert torch.equal(net.pictures, before), "a resume remembers what the first start did"
+
+
+def test_progress_ends_at_the_number_of_images(monkeypatch):
+    monkeypatch.setattr("gzcli.models.stable_diffusion.base.LATENTS", 2 * 64)
+    seen = []
+    model = built(SDLoRA)
+    x = model.sample(
+        3, noise=ImageNoise(3, range(3)), progress=lambda i, n: seen.append((i, n)), steps=2, prompt="two"
+    )
+    assert seen[-1] == (3, 3) and [i for i, _ in seen] == sorted(i for i, _ in seen) and len(seen) == 4
+    torch.testing.assert_close(
+        x[2:], model.sample(3, noise=ImageNoise(3, range(3)), progress=no_progress, steps=2, prompt="two")[2:]
+    )
+
+
+def test_captions_are_kept_as_bytes():
+    for caption in ("", "a dog\nin two lines", "雪" * 200):
+        kept = to_text(to_bytes(caption))
+        assert caption.startswith(kept) and len(kept.encode()) >= min(len(caption.encode()), 290)
+
+
+def test_edges():
+    x = torch.full((2, 3, 16, 16), -1.0)
+    x[0, :, 4:12, 4:12] = 1.0
+    found = canny(x)
+    assert found.shape == (2, 3, 16, 16) and set(found.unique().tolist()) == {-1.0, 1.0}
+    assert not found[1].gt(0).any()
+    ys, xs = torch.nonzero(found[0, 0] > 0, as_tuple=True)
+    distance = torch.minimum(
+        torch.minimum((ys - 3.5).abs(), (ys - 11.5).abs()), torch.minimum((xs - 3.5).abs(), (xs - 11.5).abs())
+    )
+    assert len(ys) >= 20 and distance.max() <= 1.5, "along the sides of the square"
+
+
+# ---------------------------------------------------------------------------- bases
+
+
+def test_bases_that_are_not_there(tmp_path):
+    with pytest.raises(MissingError, match=r"nobody/nothing` are not at hand") as e:
+        built_from("nobody/nothing")
+    assert "hf download nobody/nothing" in e.value.hint and "--set model.base=" in e.value.hint
+    with pytest.raises(MissingError):
+        built_from(str(tmp_path / "none"))
+    with pytest.raises(MissingError, match="model_index"):
+        built_from(str(tmp_path))
+
+
+def built_from(folder: str):
+    return SDLoRA(INFO, base=folder)
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    pipe = tiny_sd.pipeline("sd", "epsilon")
+    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    for file in tmp_path.rglob("*.safetensors"):  # transformers writes no others any more
+        file.unlink()
+    assert list(tmp_path.rglob("*.bin"))
+    with pytest.raises(MissingError, match="is not whole"):
+        built_from(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_pointer_in_place_of_weights(part, tmp_path):
+    tiny_sd.pipeline("sd", "epsilon").save_pretrained(tmp_path)
+    for file in (tmp_path / part).glob("*.safetensors"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167536\n")
+    with pytest.raises(MissingError, match="is not whole"):
+        built_from(str(tmp_path))
+    with pytest.raises(MissingError, match="holds no safetensors"):
+        plan.memory_plan(tree("sd_lora", str(tmp_path)))
+
+
+def test_bases_of_another_kind():
+    with pytest.raises(UsageError, match="not XL"):
+        built(InstructPix2Pix, "sdxl")
+    with pytest.raises(UsageError, match="predicts `sample`"):
+        built(SDLoRA, "sd", "sample")
+    with pytest.raises(UsageError, match="multiples of 8"):
+        SDLoRA(DataInfo((3, 28, 28)), base=tiny_sd.base())
+
+
+def test_an_inpainting_model_is_refused(tmp_path):
+    pipe = tiny_sd.pipeline("sd", "epsilon")
+    widen(pipe.unet, 5)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="takes 9 channels"):
+        built_from(str(tmp_path))
+
+
+def test_eight_bit_adam_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    conf = {"name": "adamw8bit", "lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+    with pytest.raises(MissingError, match="bitsandbytes"):
+        optim.build(built(SDLoRA).phases()[0], conf)
+
+
+# ---------------------------------------------------------------------------- the memory plan
+
+
+def tree(name: str, base: str, **model) -> dict:
+    params = {key: p.default for key, p in catalog.card(name).params.items()}
+    return {
+        "model": {"name": name, **params, "base": base, **model},
+        "optim": {"name": "adamw"},
+        "train": {"batch_size": 4, "accumulate": 2, "precision": "fp32", "ema": 0.9},
+        "launch": {},
+        "data": {"size": 16},
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("sd", {}),
+        ("sd", {"targets": ("to_q", "ff.net.0.proj", "ff.net.2", "proj_in"), "rank": 3}),
+        ("sdxl", {"text_lora": True}),
+    ],
+)
+def test_the_plan_counts_an_adapter(kind, options):
+    model = built(SDLoRA, kind, **options)
+    rows = dict(plan.memory_plan(tree("sd_lora", tiny_sd.base(kind), **options)))
+    count = sum(p.numel() for p in model.parameters())
+    assert (
+        rows["trained weights"] == rows["gradients"] == rows["average"] == 4 * count
+        and rows["optimizer"] == 8 * count
+    )
+    own = {id(p) for p in model.parameters()}
+    frozen = sum(p.numel() for part in model.attached.values() for p in part.parameters() if id(p) not in own)
+    assert rows["frozen weights"] == 4 * frozen
+    assert rows["total"] == sum(size for what, size in rows.items() if what != "total")
+
+
+def test_the_plan_counts_what_else_is_trained():
+    base = tiny_sd.base()
+    for cls, name in ((ControlNet, "controlnet"), (InstructPix2Pix, "instructpix2pix")):
+        count = sum(p.numel() for p in built(cls).parameters())
+        rows = dict(plan.memory_plan(tree(name, base)))
+        # all but the zero convolutions, the map's features and the new input channels, which weigh nothing in
+        # a real one
+        assert 4 * count * 0.6 < rows["gradients"] <= 4 * count
+
+
+@pytest.mark.parametrize(
+    "base", [HUB, "stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-xl-base-1.0"]
+)
+def test_known_bases_have_as_many_weights_as_is_said(base):
+    with torch.device("meta"):
+        pipe = load_base(base)
+        found = {
+            part: sum(p.numel() for p in getattr(pipe, part).parameters())
+            for part in plan.configs(base)
+            if part != "scheduler"
+        }
+        found["controlnet"] = sum(p.numel() for p in ControlNetModel.from_unet(pipe.unet).parameters())
+    assert plan.counts(base) == found
+
+
+def test_the_plan_knows_what_a_step_keeps():
+    """SD 1.5's U-Net at a fifth of its width, in numbers of what autograd saves."""
+    config = {
+        **plan.configs(HUB)["unet"],
+        "block_out_channels": [64, 128, 256, 256],
+        "cross_attention_dim": 64,
+    }
+    for name in ("sd_lora", "instructpix2pix"):
+        unet = UNet2DConditionModel.from_config(config)
+        if name == "sd_lora":
+            from peft import LoraConfig, inject_adapter_in_model
+
+            unet.requires_grad_(False)
+            inject_adapter_in_model(
+                LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), unet
+            )
+        weights, kept, sizes = {p.data_ptr() for p in unet.parameters()}, [], {}
+
+        def keep(x, weights=weights, kept=kept, sizes=sizes):
+            if (where := x.untyped_storage().data_ptr()) not in weights:
+                sizes[where] = x.untyped_storage().nbytes()
+                kept.append(x)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            unet(torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 64))
+        recipe_tree = tree(name, HUB)
+        recipe_tree["train"] |= {"batch_size": 1, "accumulate": 1}
+        recipe_tree["data"]["size"] = 128
+        known = plan.configs(HUB) | {"unet": config}
+        assert plan.activations(recipe_tree, known) == pytest.approx(sum(sizes.values()), rel=0.3)
+
+
+def test_the_plan_needs_no_torch_and_says_what_it_does_not_know():
+    code = (
+        "import sys, gzcli.models.stable_diffusion.plan; print(sorted({'torch', 'diffusers', 'numpy'} & "
+        "set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+    with pytest.raises(MissingError, match="not known before it is here"):
+        plan.memory_plan(tree("sd_lora", "somebody/something"))
+    half = tree("controlnet", HUB, dtype="bf16", checkpointing=True)
+    half["optim"]["name"], half["train"]["precision"] = "adamw8bit", "bf16"
+    half["data"]["size"] = 512
+    less, more = (
+        dict(plan.memory_plan(t)) for t in (half, tree("controlnet", HUB) | {"data": {"size": 512}})
+    )
+    assert less["total"] < 0.75 * more["total"] and less["optimizer"] == more["optimizer"] / 4

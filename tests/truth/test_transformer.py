@@ -1,0 +1,222 @@
+"""The GPT over codes: causality, probabilities that sum to 1, cached sampling against passes of the whole
+net."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from coded import images, noise, prepared, prior
+
+from gzcli.errors import UsageError
+from gzcli.models.autoregressive.tokenizer import draw
+from gzcli.models.autoregressive.transformer import Transformer, weights
+from gzcli.types import Batch, BatchNoise, DataInfo, no_progress
+
+CLASSES = ("a", "b", "c")
+
+
+build = partial(prior, Transformer)
+
+
+def codes_of(model: Transformer, n: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(model.codes, (n, model.length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_each_code_sees_exactly_the_codes_before_it():
+    model = build()
+    codes = codes_of(model, 1)
+    with torch.no_grad():
+        logits = model(codes)
+        for i in range(model.length):
+            other = codes.clone()
+            other[0, i] = (other[0, i] + 1) % model.codes
+            moved = (model(other) - logits).abs().amax((0, 2)) > 1e-9
+            assert torch.equal(moved, torch.arange(model.length) > i)
+        assert torch.allclose(model(codes[:, :3]), logits[:, :3], atol=1e-12), (
+            "a beginning is judged as in the whole"
+        )
+
+
+@pytest.mark.parametrize("classes", [(), CLASSES])
+def test_probabilities_of_all_codes_sum_to_one(classes):
+    model = build((1, 8, 8), codes=4, classes=classes)
+    grid = torch.tensor(list(itertools.product(range(4), repeat=4)))
+    with torch.no_grad():
+        for y in range(len(classes) or 1):
+            p = (-model.nll(grid, torch.full((len(grid),), y) if classes else None)).exp()
+            assert p.sum() == pytest.approx(1, abs=1e-12) and p.max() > 3 / len(grid)
+
+
+def test_the_score_of_a_conditional_model_is_that_of_the_mixture_of_classes():
+    model, x = build(classes=CLASSES), images(3)
+    codes = model.tokenizer.encode(x).flatten(1)
+    with torch.no_grad():
+        each = torch.stack([(-model.nll(codes, torch.full((3,), y))).exp() for y in range(3)])
+        torch.testing.assert_close(model.score_nll(x, noise=noise(3)), -each.mean(0).log())
+        plain = build()
+        torch.testing.assert_close(
+            plain.score_nll(x, noise=noise(3)), plain.nll(plain.tokenizer.encode(x).flatten(1), None)
+        )
+
+
+def recompute(model: Transformer, n: int, labels, noise, guidance: float = 1.0, **options) -> torch.Tensor:
+    """Codes [n, T] by a pass of the whole net for each, without cache."""
+    u = noise.rand(n, model.length).to(model.head.weight)
+    codes = torch.zeros(n, model.length, dtype=torch.long)
+    for i in range(model.length):
+        logits = model(codes[:, : i + 1], labels)[:, i]
+        if guidance != 1:
+            without = model(codes[:, : i + 1], labels, torch.ones(n, dtype=torch.bool))[:, i]
+            logits = without + guidance * (logits - without)
+        codes[:, i] = draw(weights(logits, **options), u[:, i])
+    return codes
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8, "guidance": 2.5}])
+def test_cached_samples_are_those_of_whole_passes(options):
+    model, labels = build(classes=CLASSES, label_dropout=0.2), torch.tensor([0, 1, 2, 0, 1])
+    with torch.no_grad():
+        codes = recompute(model, 5, labels, noise(5), **options)
+        x = model.sample(5, labels=labels, noise=noise(5), **options)
+        assert torch.equal(x, model.images(codes)) and codes.unique().numel() > 1
+        single = model.float()
+        x = single.sample(5, labels=labels, noise=noise(5), **options)
+        assert torch.equal(x, single.images(recompute(single, 5, labels, noise(5), **options)))
+
+
+def test_sampled_frequencies_are_the_probabilities():
+    """4 codes of 2: every sequence's frequency within five standard errors of exp(−nll)."""
+    model, n = build((1, 8, 8), codes=2, dtype=torch.float32), 20_000
+    start = torch.zeros(n, 0, dtype=torch.long)
+    with torch.no_grad():
+        codes = model._generate(start, None, BatchNoise(0, total=n), no_progress, 1.0, None, 1.0, 1.0)
+        grid = torch.tensor(list(itertools.product(range(2), repeat=4)))
+        p = (-model.nll(grid, None)).exp()
+    found = (codes * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / n
+    assert ((found - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+
+
+def test_what_top_k_and_top_p_leave():
+    logits = torch.tensor([[0.4, 0.1, 0.3, 0.2]]).log()
+    assert torch.allclose(weights(logits, top_k=2), torch.tensor([[0.4, 0.0, 0.3, 0.0]]))
+    assert torch.allclose(weights(logits, top_p=0.65), torch.tensor([[0.4, 0.0, 0.3, 0.0]]))
+    assert torch.allclose(weights(logits, top_p=0.71), torch.tensor([[0.4, 0.0, 0.3, 0.2]]))
+    assert torch.allclose(weights(logits, top_p=1e-9, top_k=9), torch.tensor([[0.4, 0.0, 0.0, 0.0]]))
+    cold = weights(logits, 0.5)
+    assert torch.allclose(cold, torch.tensor([[0.16, 0.01, 0.09, 0.04]]) / 0.3)
+    for bad in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(UsageError):
+            weights(logits, **bad)
+
+
+def test_the_loss_is_the_mean_nll_of_a_code():
+    model = build(classes=CLASSES).train()
+    x, y = images(4), torch.tensor([0, 1, 2, 0])
+    batch = prepared(model, x, y)
+    codes = batch.extra["codes"]
+    assert codes.dtype == torch.int16 and torch.equal(codes.long(), model.tokenizer.encode(x).flatten(1))
+    parts = model.loss(batch)
+    torch.testing.assert_close(parts["loss"], model.nll(codes.long(), y).mean() / model.length)
+    torch.testing.assert_close(parts["bits"], parts["loss"].detach() / math.log(2))
+    single = model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = single.loss(batch)["loss"]
+    low.backward()
+    assert low.dtype == torch.float32 and low.item() == pytest.approx(parts["loss"].item(), rel=0.02)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in single.parameters())
+
+
+def test_labels_are_dropped_as_often_as_asked():
+    model = build(classes=CLASSES, label_dropout=0.3).train()
+    y, n = torch.zeros(2000).long(), 2000
+    drop = model.training_labels(Batch(torch.zeros(n, 1), y, torch.arange(n), BatchNoise(0, total=n)))[1]
+    assert drop.float().mean() == pytest.approx(0.3, abs=0.05)
+    assert (
+        model.eval()
+        .training_labels(Batch(torch.zeros(n, 1), y, torch.arange(n), BatchNoise(0, total=n)))[1]
+        .sum()
+        == 0
+    )
+
+
+@pytest.mark.parametrize("classes", [(), CLASSES])
+def test_completion_keeps_the_rows_and_knows_nothing_of_the_others(classes):
+    model, x = build(classes=classes), images(4)
+    y = torch.tensor([0, 1, 2, 0]) if classes else None
+    done = model.complete(x, rows=4, labels=y, noise=noise(4)).images
+    assert torch.equal(done[:, :, :4], x[:, :, :4]) and not torch.equal(done, x)
+    hidden = torch.cat([x[:, :, :4], -x[:, :, 4:]], 2)
+    for labels in (y, None):
+        first, second = (model.complete(t, rows=4, labels=labels, noise=noise(4)).images for t in (x, hidden))
+        assert torch.equal(first, second)
+    assert not torch.equal(
+        done[:, :, 4:], model.complete(-x, rows=4, labels=y, noise=noise(4)).images[:, :, 4:]
+    )
+    assert torch.equal(model.complete(x, rows=12, labels=y, noise=noise(4)).images, x)
+    assert torch.equal(
+        model.complete(x, rows=0, labels=y, noise=noise(4)).images, model.sample(4, labels=y, noise=noise(4))
+    )
+    with pytest.raises(UsageError, match="multiple of 4"):
+        model.complete(x, rows=5, noise=noise(4))
+
+
+def test_completion_infers_the_class_from_the_kept_codes():
+    model = build((1, 16, 16), codes=16, classes=CLASSES, scale=0.3)
+    model.label.table.weight.data.mul_(4)
+    x = images(9, (1, 16, 16))
+    kept = torch.cat([x[:, :, :8], x[:, :, 7:8].expand(-1, -1, 8, -1)], 2)
+    best = model.class_log_prob(model.tokenizer.encode(kept).flatten(1)[:, :8], noise(9)).argmax(1)
+    blind, told = (model.complete(x, rows=8, labels=y, noise=noise(9)).images for y in (None, best))
+    assert torch.equal(blind, told) and best.unique().numel() > 1
+
+
+def test_what_it_measures():
+    model, x = build(), images(6)
+    batches = [Batch(part, None, torch.arange(3), noise(3)) for part in x.split(3)]
+    with torch.no_grad():
+        found = model.measure(batches)
+        codes = model.tokenizer.encode(x)
+        again = model.reconstruct(x, noise=noise(6), progress=no_progress).images
+        p = codes.flatten().bincount(minlength=5) / codes.numel()
+        assert found["mse"] == pytest.approx(float(F.mse_loss(again / 2, x / 2)))
+        assert found["entropy"] == pytest.approx(-float(torch.special.xlogy(p, p).sum()), rel=1e-6)
+        assert found["perplexity"] == pytest.approx(math.exp(found["entropy"]))
+        assert found["nats"] == pytest.approx(float(model.nll(codes.flatten(1), None).mean()) / model.length)
+
+
+def test_the_tokenizer_is_frozen_and_outside():
+    model = build().train()
+    assert not model.tokenizer.training and not any(p.requires_grad for p in model.tokenizer.parameters())
+    assert not any("tokenizer" in key for key in model.state_dict())
+    with pytest.raises(UsageError, match="guidance"):
+        model.sample(2, noise=noise(2), guidance=2.0)
+    with pytest.raises(UsageError, match="labels"):
+        Transformer(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, conditional=True)
+    with pytest.raises(UsageError, match="heads"):
+        Transformer(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, width=10, heads=4)
+
+
+def test_weight_decay_is_for_matrices():
+    decayed, free = build().phases()[0].groups()
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim < 2 for p in free["params"])
+    assert free["weight_decay"] == 0.0
+
+
+def test_cached_sampling_is_far_faster_than_whole_passes():
+    """64 codes, n = 16: the cached sampler against 64 times the median of three passes of the whole net."""
+    model, passes = build((1, 32, 32), codes=64, dtype=torch.float32, width=128, layers=4, heads=4), []
+    assert model.length == 64
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.process_time()
+            model(codes_of(model, 16))
+            passes.append(time.process_time() - start)
+        start = time.process_time()
+        model._generate(torch.zeros(16, 0).long(), None, noise(16), no_progress, 1.0, None, 1.0, 1.0)
+    assert time.process_time() - start < 64 * sorted(passes)[1] / 5

@@ -1,0 +1,105 @@
+"""The shared U-Net: diffusers' `UNet2DModel` parameter for parameter, and what that one cannot do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gzcli.errors import UsageError
+from gzcli.models.nn import UNet
+from gzcli.models.nn.unet import from_diffusers, time_embedding
+
+A, D = True, False
+CASES = {
+    "plain": {"channels": (8, 16), "attention": (D, D), "layers": 1},
+    "attention": {"channels": (8, 16, 16), "attention": (D, A, A), "layers": 2},
+    "heads": {"channels": (16, 16), "attention": (A, D), "layers": 1, "head_dim": 4},
+    "classes": {"channels": (8, 16), "attention": (D, A), "layers": 1, "classes": 10},
+    "ho": {
+        "channels": (8, 16),
+        "attention": (D, A),
+        "layers": 1,
+        "flip": False,
+        "freq_shift": 1,
+        "down_padding": 0,
+        "eps": 1e-6,
+    },
+    "scale_shift": {"channels": (8, 16), "attention": (A, D), "layers": 1, "scale_shift": True, "classes": 3},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_diffusers(case):
+    kw = CASES[case]
+    pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    ours = UNet(3, 2, groups=4, **kw).eval()
+    for p in ours.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    other = ours.to_diffusers((12, 12))
+    names = {from_diffusers(key) for key in other.state_dict()}
+    assert names == set(ours.state_dict()), "every parameter has its counterpart"
+    x, t = torch.randn(3, 3, 12, 12), torch.tensor([0, 17, 999])
+    y = torch.tensor([0, 2, kw["classes"]]) if "classes" in kw else None
+    with torch.no_grad():
+        want = other(x, t, class_labels=y).sample
+        got = ours(x, t, y)
+    assert want.std() > 0.1
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    if y is not None:  # `drop` and no label are the null row
+        dropped = ours(x, t, torch.zeros(3, dtype=torch.long), torch.tensor([False, False, True]))
+        torch.testing.assert_close(dropped[2], got[2])
+        torch.testing.assert_close(ours(x, t)[2], got[2])
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("size", [(28, 28), (27, 28), (13, 9)])
+def test_any_size(size, padding):
+    net = UNet(1, 1, channels=(8, 8, 8, 8), layers=1, attention=(D, D, A, A), down_padding=padding)
+    assert net(torch.randn(2, 1, *size), torch.zeros(2)).shape == (2, 1, *size)
+
+
+def test_starts_at_zero_and_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    net = UNet(1, 1, channels=(8, 16), layers=1, attention=(D, A), classes=4)
+    x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
+    assert not net(x, t, y).any()
+    for p in net.parameters():  # off the zero start, where branches have no gradient yet
+        torch.nn.init.normal_(p, std=0.1)
+    net(x, t, y, torch.arange(6) == 5).square().sum().backward()
+    for name, p in net.named_parameters():
+        assert p.grad.isfinite().all(), name
+        assert p.grad.any() or name.endswith(".k.bias"), name  # softmax does not see a shift of the keys
+
+
+def test_time_embedding_takes_real_times():
+    e = time_embedding(torch.tensor([0.0, 0.5, 1.0]), 8)
+    assert e.shape == (3, 8) and e[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert not torch.equal(e[1], e[0]) and not torch.equal(e[1], e[2])
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="12 channels does not divide into 8 norm groups"):
+        UNet(1, 1, channels=(8, 12), attention=(D, D))
+    with pytest.raises(UsageError, match="channels a head"):
+        UNet(1, 1, channels=(8, 16), attention=(D, A), head_dim=3)
+
+
+def test_half_precision_and_memory_format():
+    torch.manual_seed(0)
+    net = UNet(1, 1, channels=(8, 16), layers=1, attention=(D, A)).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
+    with torch.no_grad():
+        want = net(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(x, t).float()
+        other = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = net.to(memory_format=torch.contiguous_format)(
+            x, t
+        ).float()  # with a gradient: another attention
+    torch.testing.assert_close(trained, half, atol=0.02 * float(want.abs().max()), rtol=0)
+    torch.testing.assert_close(other, want, atol=1e-5, rtol=1e-5)
+    assert (half - want).norm() / want.norm() < 0.05

@@ -1,0 +1,261 @@
+"""VQGAN's two losses by hand, the adaptive weight, LPIPS and PatchGAN against their originals' arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import recipe, trainer
+from torch import nn
+from zoo import CASES
+
+from gzcli.errors import MissingError, UsageError
+from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
+from gzcli.models.nn import lpips as module
+from gzcli.models.nn.lpips import LINEAR, LPIPS, STAGES, VGG
+from gzcli.models.nn.patchgan import PatchGAN
+from gzcli.store.paths import cache_dir
+from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
+
+SMALL = {
+    "channels": 8,
+    "mult": (1, 2),
+    "groups": 4,
+    "codes": 16,
+    "dim": 4,
+    "disc_width": 4,
+    "perceptual": "none",
+}
+
+
+def build(shape=(1, 16, 16), **options) -> VQGAN:
+    torch.manual_seed(0)
+    return VQGAN(DataInfo(shape, 256), **{**SMALL, **options}).train()
+
+
+def images(n: int, shape=(1, 16, 16), seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def batch(x: torch.Tensor) -> Batch:
+    return Batch(x, None, torch.arange(len(x)), BatchNoise(0, total=len(x)))
+
+
+def only(model: VQGAN, name: str) -> None:
+    for phase in model.phases():
+        for p in phase.parameters():
+            p.requires_grad_(phase.name == name)
+
+
+def test_the_adaptive_weight_makes_the_gradients_of_the_last_layer_equal():
+    torch.manual_seed(0)
+    last, h = torch.nn.Linear(5, 3), torch.randn(5)
+    rec, gan = 10 * last(h).square().sum(), 0.01 * last(h).sin().sum()
+    weight = adaptive_weight(rec, gan, last)
+    g_rec, g_gan = (
+        torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (rec, gan)
+    )
+    assert (
+        weight.item() == pytest.approx(float(g_rec / (g_gan + 1e-4)), rel=1e-6) and not weight.requires_grad
+    )
+    assert adaptive_weight(rec, 0 * gan, last) == 1e4  # clamped
+
+
+def test_the_generator_loss_is_its_parts():
+    model, x = build(disc_weight=0.5, beta=0.4, disc_start=3), images(4)
+    only(model, "generator")
+    z, _, e = model.codebook.nearest(model.encoder(x))
+    fake = model.decoder(z + (e - z).detach())
+    rec, commit = F.l1_loss(fake, x), 0.4 * F.mse_loss(z, e)
+    early = model.loss(batch(x))
+    torch.testing.assert_close(early["loss"], rec + commit)
+    assert "gan" not in early, "the discriminator knows nothing yet"
+    model.on_step(2)
+    model.codebook.decay = 1.0  # the codes of both calls are the same
+    z, _, e = model.codebook.nearest(model.encoder(x))
+    fake = model.decoder(z + (e - z).detach())
+    rec, gan = F.l1_loss(fake, x), -model.discriminator(fake).mean()
+    weight = 0.5 * adaptive_weight(rec, gan, model.decoder.conv_out)
+    parts = model.loss(batch(x))
+    torch.testing.assert_close(parts["loss"], rec + 0.4 * F.mse_loss(z, e) + weight * gan)
+    torch.testing.assert_close(parts["gan_weight"], weight)
+    parts["loss"].backward()
+    assert all(p.grad is None for p in model.discriminator.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.phases()[0].parameters())
+    with torch.no_grad():
+        plain = model.eval().loss(batch(x))
+    assert "gan" not in plain, "validation needs no gradient"
+
+
+def test_the_discriminator_has_the_hinge_loss_and_leaves_the_rest_alone():
+    model, x = build(), images(4)
+    before = {key: t.clone() for key, t in model.codebook.state_dict().items()}
+    only(model, "discriminator")
+    parts = model.loss(batch(x), "discriminator")
+    with torch.no_grad():
+        fake = model.decoder(model.codebook.nearest(model.encoder(x))[2])
+        hinge = 0.5 * (
+            F.relu(1 - model.discriminator(x)).mean() + F.relu(1 + model.discriminator(fake)).mean()
+        )
+    torch.testing.assert_close(parts["loss"], hinge)
+    parts["loss"].backward()
+    assert all(p.grad is None for p in model.phases()[0].parameters())
+    assert all(p.grad is not None for p in model.discriminator.parameters())
+    assert all(torch.equal(t, before[key]) for key, t in model.codebook.state_dict().items()), (
+        "codes move once a step"
+    )
+
+
+def test_phases_start_when_the_recipe_says():
+    generator, discriminator = build(disc_start=5).phases()
+    assert [step for step in range(8) if discriminator.due(step)] == [5, 6, 7] and generator.due(0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mult", "grid"), [((1, 28, 28), (1, 1, 2), (7, 7)), ((3, 18, 27), (1, 2, 2), (5, 7))]
+)
+def test_any_size_in_bf16(shape, mult, grid):
+    model, x = build(shape, mult=mult), images(3, shape)
+    for name in ("generator", "discriminator"):
+        only(model, name)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(batch(x), name)["loss"]
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    model.eval()
+    assert model.encode(x).shape == (3, *grid) and model.decode(model.encode(x)).shape == x.shape
+    assert model.score_disc(x, noise=ImageNoise(0, range(3))).shape == (3,)
+
+
+def test_the_net_of_the_paper_has_its_size():
+    """Encoder and decoder as taming-transformers builds them for faces: 29.3 M and 42.4 M parameters."""
+    with torch.device("meta"):
+        model = VQGAN(
+            DataInfo((3, 256, 256), 256),
+            channels=128,
+            mult=(1, 1, 2, 2, 4),
+            blocks=2,
+            groups=32,
+            codes=1024,
+            dim=256,
+            disc_layers=3,
+            perceptual="none",
+        )
+    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    assert model.grid == (16, 16)
+    assert count(model.encoder) == pytest.approx(29.3e6, rel=0.01)
+    assert count(model.decoder) == pytest.approx(42.4e6, rel=0.01)
+    assert count(model.discriminator) == pytest.approx(2.8e6, rel=0.02)
+
+
+# ---------------------------------------------------------------------------- PatchGAN
+
+
+def test_a_patch_has_seventy_pixels():
+    net = PatchGAN((3, 96, 96), width=4, layers=3, norm="none")
+    x = images(1, (3, 96, 96)).requires_grad_()
+    logits = net(x)
+    assert logits.shape == (1, 1, 10, 10)
+    (gradient,) = torch.autograd.grad(logits[0, 0, 5, 5], x)
+    rows = (gradient[0].abs().sum((0, 2)) > 0).nonzero()
+    assert rows.max() - rows.min() + 1 == 70
+
+
+@pytest.mark.parametrize("norm", ["none", "group", "instance"])
+def test_a_discriminator_judges_each_image_alone(norm):
+    net, x = PatchGAN((1, 28, 28), 8, 2, norm), images(4, (1, 28, 28))
+    torch.testing.assert_close(net(x)[1:2], net(x[1:2]))
+    with pytest.raises(UsageError, match="too small"):
+        PatchGAN((1, 16, 16), 8, 3, norm)
+
+
+# ---------------------------------------------------------------------------- LPIPS
+
+
+def random_weights() -> tuple[dict, dict]:
+    """State dicts as torchvision's VGG16 and the authors' linear layers have them."""
+    torch.manual_seed(0)
+    layers, channels = [], 3
+    for stage in STAGES:
+        for width in stage[1:]:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    net = nn.Sequential(*layers)
+    for p in net.parameters():
+        p.data.mul_(1.7)
+    vgg = {f"features.{key}": value for key, value in net.state_dict().items()} | {
+        "classifier.0.weight": torch.zeros(1)
+    }
+    return vgg, {f"lin{i}.model.1.weight": torch.rand(1, stage[-1], 1, 1) for i, stage in enumerate(STAGES)}
+
+
+def ours(vgg: dict, linear: dict) -> LPIPS:
+    model = LPIPS()
+    model.load(vgg, linear)
+    return model.eval()
+
+
+def test_lpips_is_the_authors_on_the_same_weights():
+    package = pytest.importorskip("lpips")
+    vgg, linear = random_weights()
+    theirs = package.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval()
+    convs = {
+        key.removeprefix("features."): value for key, value in vgg.items() if key.startswith("features.")
+    }
+    slices = [getattr(theirs.net, f"slice{i + 1}") for i in range(5)]
+    for part in slices:
+        part.load_state_dict({key: convs[key] for key in part.state_dict()})
+    for i in range(5):
+        getattr(theirs, f"lin{i}").load_state_dict({"model.1.weight": linear[f"lin{i}.model.1.weight"]})
+    x, y = images(2, (3, 32, 32)), images(2, (3, 32, 32), seed=1)
+    with torch.no_grad():
+        found = ours(vgg, linear)(x, y)
+        torch.testing.assert_close(found, theirs(x, y).flatten())
+        assert found.min() > 1e-3
+        grey = x[:, :1]
+        torch.testing.assert_close(
+            ours(vgg, linear)(grey, y), ours(vgg, linear)(grey.expand(-1, 3, -1, -1), y)
+        )
+
+
+def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
+    x = images(2, (3, 32, 32))
+    missing = build((3, 32, 32), perceptual="lpips")
+    with pytest.raises(MissingError, match=VGG):
+        missing.on_start(batch(x))
+    silent = build((3, 32, 32), perceptual="auto")
+    silent.on_start(batch(x))
+    assert silent.lpips is None and VGG in silent.warnings[0]
+    assert "lpips" not in silent.loss(batch(x))
+
+    folder = cache_dir("weights")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, state in zip((VGG, LINEAR), random_weights(), strict=True):
+        torch.save(state, folder / name)
+    model = build((3, 32, 32), perceptual="auto", perceptual_weight=2.0, disc_start=9)
+    model.on_start(batch(x))
+    assert not model.warnings and not any("lpips" in key for key in model.state_dict())
+    parts = model.eval().loss(batch(x))
+    z, _, e = model.codebook.nearest(model.encoder(x))
+    distance = model.lpips(model.decoder(e), x).mean()
+    torch.testing.assert_close(parts["lpips"], distance)
+    torch.testing.assert_close(
+        parts["loss"], F.l1_loss(model.decoder(e), x) + 2 * distance + 0.25 * F.mse_loss(z, e)
+    )
+
+    torch.save({"something": torch.zeros(1)}, folder / LINEAR)
+    with pytest.raises(UsageError, match="LPIPS"):
+        module.LPIPS.from_files()
+
+
+def test_the_run_says_that_there_is_no_perceptual_loss(home):
+    case = next(case for case in CASES if case.model == "vqgan")
+    tree = recipe(case, steps=1)
+    tree["model"]["perceptual"] = "auto"
+    run = trainer(tree)
+    run.fit()
+    told = (run.run.path / "log.txt").read_text()
+    assert f"warning: no perceptual loss: perceptual losses (LPIPS) need the weights `{VGG}`" in told
+    assert f"`{LINEAR}` of torch-fidelity" in told

@@ -1,0 +1,298 @@
+"""ZigMa: the scan against the recurrence as it is written and its autograd, Mamba against the one of
+`transformers` weight for weight, orders that go by neighbours, and a cost linear in tokens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import pairwise
+from types import ModuleType
+
+import pytest
+import torch
+from test_dit import awake
+from torch.nn import functional as F
+
+from gzcli.errors import UsageError
+from gzcli.models.diffusion.zigma import ZigMa
+from gzcli.models.diffusion.zigzag import Block, Mamba, ZigzagNet, zigzags
+from gzcli.models.nn import selective_scan as scans
+from gzcli.models.nn.ode import with_divergence
+from gzcli.models.nn.selective_scan import selective_scan
+from gzcli.types import DataInfo
+
+SMALL = {"width": 16, "layers": 8, "patch": 2, "state": 4}
+
+
+def recurrence(x, delta, A, B, C):
+    """h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t and y_t = C_t h_t, token by token."""
+    h, y = x.new_zeros(len(x), *A.shape), []
+    for t in range(x.shape[1]):
+        h = (delta[:, t, :, None] * A).exp() * h + (delta[:, t] * x[:, t])[:, :, None] * B[:, t, None]
+        y.append((h @ C[:, t, :, None])[..., 0])
+    return torch.stack(y, 1)
+
+
+def inputs(batch: int, tokens: int, channels: int, state: int, dtype=torch.float64) -> list[torch.Tensor]:
+    """x, Δ of 10⁻³ … 10, A = −1 … −N about, B and C."""
+    g = torch.Generator().manual_seed(tokens)
+    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    delta = 10 ** (torch.rand(batch, tokens, channels, generator=g, dtype=torch.float64) * 4 - 3)
+    A = -torch.arange(1, state + 1) * normal(channels, state).mul(0.3).exp()
+    values = (
+        normal(batch, tokens, channels),
+        delta,
+        A,
+        normal(batch, tokens, state),
+        normal(batch, tokens, state),
+    )
+    return [value.to(dtype).requires_grad_() for value in values]
+
+
+# ---------------------------------------------------------------------------- the scan
+
+
+@pytest.mark.parametrize("order", range(8))
+@torch.no_grad()
+def test_a_thousand_tokens_are_the_recurrence_in_each_order(order):
+    x, delta, A, B, C = inputs(2, 1024, 6, 4)
+    x, delta, B, C = (t[:, zigzags(32, 32)[order]] for t in (x, delta, B, C))
+    want = recurrence(x, delta, A, B, C)
+    torch.testing.assert_close(selective_scan(x, delta, A, B, C), want, atol=1e-10, rtol=1e-10)
+    single = selective_scan(*(t.float() for t in (x, delta, A, B, C)))
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 16, 37])
+@pytest.mark.parametrize("cached", [1, 200, scans.CACHED])
+def test_gradients_are_those_of_the_recurrence(monkeypatch, tokens, cached):
+    """Of whole chunks and of rests, with few images at a time and with all."""
+    monkeypatch.setattr(scans, "CACHED", cached)
+    values = inputs(5, tokens, 3, 4)
+    direction = torch.randn(5, tokens, 3, dtype=torch.float64)
+    got = torch.autograd.grad(selective_scan(*values), values, direction)
+    want = torch.autograd.grad(recurrence(*values), values, direction)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_gradients_at_a_thousand_tokens():
+    values = inputs(1, 1024, 3, 4)
+    want = torch.autograd.grad(recurrence(*values).square().sum(), values)
+    got = torch.autograd.grad(selective_scan(*values).square().sum(), values)
+    single = [value.detach().float().requires_grad_() for value in values]
+    half = torch.autograd.grad(selective_scan(*single).square().sum(), single)
+    for a, b, c in zip(got, want, half, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+        assert (c.double() - b).norm() < 1e-4 * b.norm()
+
+
+def test_long_memories_and_short_ones_stay_finite():
+    """ΔA of 16 a token: products of the decays, and quotients of them, leave even fp64 within fifty
+    tokens."""
+    x, _, _, B, C = inputs(1, 1024, 2, 2, torch.float32)
+    A = torch.tensor([[-16.0, -1e-4], [-1e-4, -16.0]], requires_grad=True)
+    delta = torch.ones(1, 1024, 2, requires_grad=True)
+    values = x, delta, A, B, C
+    y = selective_scan(*values)
+    torch.testing.assert_close(y.double(), recurrence(*(v.double() for v in values)), atol=1e-3, rtol=1e-4)
+    assert all(g.isfinite().all() and g.any() for g in torch.autograd.grad(y.sum(), values))
+
+
+def test_it_is_in_full_precision_under_autocast():
+    values = inputs(2, 16, 8, 4, torch.float32)
+    want = selective_scan(*values)
+    grads = torch.autograd.grad(want.sum(), values)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = selective_scan(*values)
+        assert got.dtype == torch.float32 and torch.equal(got, want)
+        assert all(map(torch.equal, torch.autograd.grad(got.sum(), values), grads))
+
+
+def test_cost_is_linear_in_tokens():
+    """Four times the tokens: what is kept for the gradient at most fourfold, and the time nowhere near
+    sixteenfold."""
+
+    def cost(tokens: int) -> tuple[float, int]:
+        values, kept, times = inputs(2, tokens, 64, 16, torch.float32), [], []
+        for _ in range(5):
+            start = time.process_time()
+            kept.clear()
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+                y = selective_scan(*values)
+            y.sum().backward()
+            times.append(time.process_time() - start)
+        return min(times), sum(kept)
+
+    (short, few), (long, many) = cost(256), cost(1024)
+    assert 2 * few < many <= 4 * few
+    assert long < 8 * short
+
+
+def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
+    """A package that stands in for it, in the shapes that it takes, on a GPU that is not there."""
+    calls = []
+
+    def selective_scan_fn(u, delta, A, B, C):
+        calls.append(u.dtype)
+        assert all(t.is_contiguous() for t in (u, delta, B, C))
+        return scans.Scan.apply(u.mT, delta.mT, A, B.mT, C.mT).mT
+
+    package = ModuleType("mamba_ssm.ops.selective_scan_interface")
+    package.selective_scan_fn = selective_scan_fn
+    scans.fused.cache_clear()
+    assert scans.fused(torch.device("cuda")) is None, "it is not installed here"
+    scans.fused.cache_clear()
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    assert scans.fused(torch.device("cuda")) is selective_scan_fn
+    assert scans.fused(torch.device("cpu")) is None
+    scans.fused.cache_clear()
+
+    net, x, t = awake(ZigzagNet((1, 8, 8), **SMALL), 0.1), torch.randn(2, 1, 8, 8), torch.tensor([3.0, 400.0])
+    want = net(x, t)
+    gradients = torch.autograd.grad(want.sum(), list(net.parameters()))
+    assert not calls
+    monkeypatch.setattr(scans, "fused", lambda device: selective_scan_fn)
+    got = net(x, t)
+    assert calls == [torch.float32] * 8
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    for a, b in zip(torch.autograd.grad(got.sum(), list(net.parameters())), gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    selective_scan(*inputs(1, 4, 3, 2))
+    assert len(calls) == 8, "it has no fp64"
+
+
+# ---------------------------------------------------------------------------- the block
+
+
+def test_mamba_is_that_of_transformers():
+    peer = pytest.importorskip("transformers.models.mamba.modeling_mamba")
+    config = peer.MambaConfig(
+        hidden_size=32, state_size=5, expand=2, conv_kernel=4, time_step_rank=2, num_hidden_layers=1
+    )
+    other, ours = awake(peer.MambaMixer(config, 0)).eval(), Mamba(32, 2, 5)
+    ours.load_state_dict(other.state_dict())  # strict: every parameter has its counterpart, of the same shape
+    h = torch.randn(3, 40, 32)
+    with torch.no_grad():
+        want = other(h)
+        assert want.std() > 0.01
+        torch.testing.assert_close(ours(h), want, atol=1e-5, rtol=1e-4)
+
+
+def test_it_starts_as_the_paper_says():
+    torch.manual_seed(0)
+    mamba = Mamba(256, 2, 16)
+    delta = F.softplus(mamba.dt_proj.bias.detach()).log10()  # log-uniform
+    assert (
+        -3 <= delta.min() < -2.95
+        and -1.05 < delta.max() <= -1
+        and float(delta.mean()) == pytest.approx(-2, abs=0.1)
+    )
+    torch.testing.assert_close(-mamba.A_log.exp(), -torch.arange(1.0, 17).expand(512, 16))
+    assert torch.equal(mamba.D, torch.ones(512))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (3, 5), (8, 8), (7, 4)])
+def test_orders_go_by_neighbours(rows, columns):
+    orders = [order.tolist() for order in zigzags(rows, columns)]
+    assert len({tuple(order) for order in orders}) == 8
+    for order in orders:
+        assert sorted(order) == list(range(rows * columns)), "each token once"
+        places = [divmod(token, columns) for token in order]
+        assert all(abs(a - c) + abs(b - d) == 1 for (a, b), (c, d) in pairwise(places))
+    corners = {0, columns - 1, (rows - 1) * columns, rows * columns - 1}
+    by_rows = {order[0] for order in orders if order[1] in (order[0] + 1, order[0] - 1)}
+    by_columns = {order[0] for order in orders if order[1] in (order[0] + columns, order[0] - columns)}
+    assert by_rows == by_columns == corners, "from each corner, by rows and by columns"
+    assert all({order[0] for order in (orders * 2)[i : i + 4]} == corners for i in range(8)), (
+        "any four blocks see all sides"
+    )
+
+
+@pytest.mark.parametrize("order", range(8))
+def test_a_block_reads_in_its_order(order):
+    """A token's output depends on those that come before it in the order of the block, on itself, and on no
+    others."""
+    path = zigzags(3, 4)[order]
+    block = awake(Block(8, 2, 4, path)).double()
+    h, c = torch.randn(1, 12, 8, dtype=torch.float64), torch.randn(1, 8, dtype=torch.float64)
+    jacobian = (
+        torch.autograd.functional.jacobian(lambda h: block(h, c).sum(2), h)[0, :, 0].abs().sum(2)
+    )  # [of, by]
+    assert torch.equal(jacobian[path][:, path] > 1e-12, torch.ones(12, 12).tril() > 0)
+
+
+def test_blocks_take_turns_in_the_orders():
+    net = ZigzagNet((1, 8, 8), **SMALL | {"layers": 10})
+    orders = zigzags(4, 4)
+    for i, block in enumerate(net.blocks):
+        assert torch.equal(block.order, orders[i % 8]) and torch.equal(
+            block.order[block.back], torch.arange(16)
+        )
+    assert not any("order" in key or "back" in key for key in net.state_dict())
+
+
+# ---------------------------------------------------------------------------- the network and the model
+
+
+def test_starts_at_zero_and_every_parameter_gets_a_gradient():
+    net = ZigzagNet((1, 8, 8), **SMALL, classes=4)
+    x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
+    assert not net(x, t, y).any()
+    awake(net)(x, t, y, torch.arange(6) == 5).square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+
+
+def test_an_image_knows_nothing_of_its_batch(monkeypatch):
+    net = awake(ZigzagNet((1, 8, 8), **SMALL), 0.1).eval()
+    x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
+    with torch.no_grad():
+        want = net(x, t)
+        torch.testing.assert_close(net(x[3:4], t[3:4]), want[3:4], atol=1e-5, rtol=1e-5)
+        monkeypatch.setattr(scans, "CACHED", 2 * 4 * 32 * 4)  # two images at a time
+        torch.testing.assert_close(net(x, t), want, atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision():
+    net = awake(ZigzagNet((1, 28, 28), **SMALL | {"patch": 4}), 0.1).eval()
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
+    want = net(x, t).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = net(x, t).float()
+    assert (half - want).norm() / want.norm() < 0.05
+
+
+def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
+    model = ZigMa(DataInfo((1, 4, 4)), **SMALL).double().eval()
+    awake(model.net, 0.1).time.register_forward_pre_hook(lambda module, given: (given[0].double(),))
+    f, t = model.velocity(None), torch.tensor([0.3], dtype=torch.float64)
+    x, v = torch.randn(1, 16, dtype=torch.float64), torch.randint(2, (1, 16)).double() * 2 - 1
+    _, _, gained = with_divergence(f, (1, 4, 4))(torch.cat([x, v, torch.zeros(1, 1).double()], 1), t).split(
+        [16, 16, 1], 1
+    )
+    with torch.no_grad():
+        ahead, behind = (f((x + s * v).view(1, 1, 4, 4), t).flatten(1) for s in (1e-5, -1e-5))
+    want = -((ahead - behind) / 2e-5 * v).sum()
+    assert abs(float(want)) > 1e-3
+    torch.testing.assert_close(gained[0, 0], want, rtol=1e-6, atol=1e-8)
+
+
+def test_the_papers_size():
+    """The settings of the authors' code for latents 4×32×32: 24 blocks of 768, patches of 1."""
+    with torch.device("meta"):
+        net = ZigzagNet((4, 32, 32), width=768, layers=24, patch=1)
+    assert len(net.position) == 1024 and sum(p.numel() for p in net.parameters()) == 134_999_812
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    info = DataInfo((1, 28, 28), 256, tuple("abc"))
+    with pytest.raises(UsageError, match="28×28 do not divide into patches of 3"):
+        ZigMa(info, **SMALL | {"patch": 3})
+    with pytest.raises(UsageError, match=r"`model\.width` is 30, which must divide by 4") as e:
+        ZigMa(info, width=30)
+    assert e.value.hint == "set `model.width` to 32"
+    with pytest.raises(UsageError, match="data without labels"):
+        ZigMa(DataInfo((1, 28, 28)), **SMALL, conditional=True)
