@@ -57,7 +57,7 @@ class Case:
         ):  # off its start at zero, which says nothing
             p.data += 0.1 * torch.randn_like(p)
         torch.manual_seed(seed)
-        return catalog.load(self.model)(info, **self.settings, **stages)
+        return catalog.load(self.model).of(info, **self.settings, **stages)
 
     def __str__(self) -> str:
         kind = "" if self.base == "sd" else f"-{self.base}"

@@ -12,7 +12,7 @@ from gzcli.cli import out
 from gzcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from gzcli.models.catalog import Param
+    from gzcli.models.signatures import Param
     from gzcli.recipe.schema import Rule
     from gzcli.store.runs import Run
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from gzcli import ranks
 from gzcli.engine import stop
 from gzcli.engine.log import Log
-from gzcli.engine.shares import agreed
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
 from gzcli.store import files
 from gzcli.store.runs import Run
@@ -148,7 +148,7 @@ def train_one(run: Run, log: Log) -> Any:
         same.remember(run.owner.path, pack.meta)
     if tree["train"]["minutes"] and not (run.path / "checkpoints").exists():
         steps = Trainer(run, tree, pack, accelerator, log).count_steps(tree["train"]["minutes"], began)
-        found = {"steps": agreed(steps), "minutes": None}
+        found = {"steps": ranks.agree(steps), "minutes": None}
         tree["train"] = tree["train"] | found
         if accelerator.is_main_process:
             write_train(run, found)

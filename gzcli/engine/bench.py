@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.pack import Pack, open_pack
 from gzcli.engine.budget import Images, affordable, subset, synchronise, timed, treatment
@@ -24,7 +25,6 @@ from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Judge
 from gzcli.engine.sampler import draw
-from gzcli.engine.shares import agreed, over, ranks
 from gzcli.errors import DivergedError, UsageError, did_you_mean
 from gzcli.store import files
 from gzcli.store.runs import Run
@@ -59,7 +59,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     rows, pictures = [], []
     for trained in models:
         row, samples = measure(trained, pack, judge, metrics, job, folder, log)
-        if ranks()[0]:
+        if ranks.rank():
             continue
         shown = "   ".join(
             f"{k} {v:.4g}" for k, v in row["metrics"].items() if k.startswith(("fd", "bpd", "nats"))
@@ -67,7 +67,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         log.info(f"{row['model']}: {shown}")
         rows.append(row)
         pictures.append((f"{row['model']}   {shown}", samples))
-    if ranks()[0]:
+    if ranks.rank():
         return {}
     floor = judge.floor()
     real, name = pack.images("test"), pack.meta.name
@@ -154,7 +154,7 @@ def measure(
         kind in ("exact", "bound") or (kind == "ode" and job["metrics"])
     ):  # the dear one when named
         row["likelihood"] = likelihood(trained, pack, job["seed"], log)
-    if ranks()[0]:
+    if ranks.rank():
         return row, samples
     found: dict[str, float] = {}
     row["metrics"] = found
@@ -209,7 +209,7 @@ def sample(
     ]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
     path = folder / "samples" / f"{trained.run.owner.id}-{key}.npz"
-    if agreed(path.exists()):
+    if ranks.agree(path.exists()):
         with np.load(path) as kept:
             return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"])
     since = time.perf_counter()
@@ -217,7 +217,7 @@ def sample(
         images = draw(trained, job["n"], seed=job["seed"], labels=labels, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
-    if ranks()[0]:
+    if ranks.rank():
         return images, seconds
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
@@ -249,11 +249,11 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     budget = trained.tree["ood"].get("budget") or 300
     trial = next(iter(test_images(trained, pack, BATCH[device.type], seed)))
     given = bool(model.conditional) and trial.y is not None
-    each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks()[1]
+    each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
     n = min(affordable(each, budget, 1), FEW if model.likelihood == "ode" else MOST, pack.meta.counts["test"])
     passes = 1 if frequencies is None else 1 + len(frequencies)
     every = passes > 1 and model.likelihood != "ode" and each * n * passes <= budget
-    n, every = agreed((n, every))
+    n, every = ranks.agree((n, every))
     log.info(f"likelihood of {n} test images, about {each * n * (passes if every else 1):.0f} seconds")
     done = 0
     with log.bar(f"likelihood of {trained.name}") as progress:
@@ -264,10 +264,10 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
             if every:
                 found["marginal"] = -log_marginal(model, batch, frequencies, seed)
             done += len(batch)
-            progress(done, n / ranks()[1])
+            progress(done, n / ranks.world())
             return {name: values.numpy() for name, values in found.items()}
 
-        values = over(test_images(trained, pack, n, seed), work)
+        values = ranks.over(test_images(trained, pack, n, seed), work)
     dims = int(np.prod(trained.info.shape))
     if not all(np.isfinite(each).all() for each in values.values()):
         raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
@@ -328,7 +328,7 @@ def provenance(pack: Pack, judge: Judge, job: Mapping[str, Any]) -> dict[str, An
         "digest": pack.meta.digest,
         "seed": job["seed"],
         "checkpoint": job["checkpoint"],
-        "processes": ranks()[1],
+        "processes": ranks.world(),
         **judge.provenance(),
         "versions": {
             name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")

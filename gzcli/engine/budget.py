@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gzcli import ranks
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
 from gzcli.engine.context import Trained
-from gzcli.engine.shares import ranks
 from gzcli.types import Batch
 
 FEWEST, MOST = 500, 10_000
@@ -43,7 +43,7 @@ class Images:
     def of(cls, run: Trained, pack: Pack, split: str, index: np.ndarray, *, size: int, seed: int) -> Images:
         """Batches of `size`; of fewer where there are more processes than such batches: each has its
         share."""
-        size = min(size, max(1, math.ceil(len(index) / ranks()[1])))
+        size = min(size, max(1, math.ceil(len(index) / ranks.world())))
         return cls(pack, split, index, size, run.images.levels, run.device, seed)
 
     def __len__(self) -> int:

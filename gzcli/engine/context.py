@@ -60,9 +60,9 @@ def build_model(tree: Mapping[str, Any], info: DataInfo, stages: Mapping[str, Mo
     """The model of a recipe on the CPU, initialised by its seed alone, whatever the device will be; `stages`
     are the trained models that it is built on."""
     cls = catalog.load(tree["model"]["name"])
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
+    options = {key: value for key, value in tree["model"].items() if key != "name"}
     torch.manual_seed(tree["seed"])
-    return cls(info, **options, **(stages or {}))
+    return cls.of(info, **options, **(stages or {}))
 
 
 def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Model]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.benchmarks import find as find_benchmark
 from gzcli.data.pack import Pack, open_pack
@@ -21,7 +22,6 @@ from gzcli.engine.log import Log
 from gzcli.engine.ood_table import compare, grouped, notes, short_names, write_scores
 from gzcli.engine.pictures import histograms
 from gzcli.engine.scores import BANKS, OVER_NLL, Scorer, choose
-from gzcli.engine.shares import agreed, over, ranks
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics import baselines
 from gzcli.metrics.features import lenet
@@ -76,7 +76,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     tables: dict[str, dict[str, Any]] = {}
     for name, pack in [(job["in"], home), *packs.items()]:
         tables[name] = score_set(scorer, pack, n, log)
-    if ranks()[0]:
+    if ranks.rank():
         return {}
     add_baselines(tables, home, packs)
 
@@ -104,7 +104,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
             benchmark,
         ),
         "names": short,
-        "processes": ranks()[1],
+        "processes": ranks.world(),
         "positive": "out",
         "benchmark": benchmark and benchmark.name,
         "seed": job["seed"],
@@ -168,7 +168,7 @@ def fit(scorer: Scorer, home: Pack, job: Mapping[str, Any], budget: float, sets:
     if job["n"] is not None or job["full"]:
         return job["n"]
     left = budget - (time.perf_counter() - since)
-    return agreed(afford(scorer, trial_batch(trained, home, job["seed"]), left, sets, log))
+    return ranks.agree(afford(scorer, trial_batch(trained, home, job["seed"]), left, sets, log))
 
 
 def held_out_split(home: Pack) -> str:
@@ -187,7 +187,7 @@ def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
     """Images of each of `sets` sets that `budget` seconds pay for, timed on a first batch; processes share
     them."""
-    seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks()[1]
+    seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
     n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:
         log.warn(
@@ -202,7 +202,7 @@ def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, 
     trained, total = scorer.trained, pack.meta.counts["test"]
     size = BATCH[trained.device.type]
     images = Images.of(trained, pack, "test", subset(total, n or total), size=size, seed=scorer.seed)
-    done, share = 0, len(images.index) / ranks()[1]
+    done, share = 0, len(images.index) / ranks.world()
     with log.bar(f"score {pack.meta.name}") as progress:
 
         def work(batch: Batch) -> dict[str, np.ndarray]:
@@ -215,7 +215,7 @@ def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, 
             progress(done, share)
             return found
 
-        return {"index": images.index, "names": pack.names("test")} | over(images, work)
+        return {"index": images.index, "names": pack.names("test")} | ranks.over(images, work)
 
 
 def add_baselines(tables: Mapping[str, dict[str, Any]], home: Pack, packs: Mapping[str, Pack]) -> None:

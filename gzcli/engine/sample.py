@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gzcli import ranks
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.engine import sampler
 from gzcli.engine.apply import COLUMNS, apply, blocks, by_class, read_inputs, to_bytes
@@ -57,7 +58,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     }
     if job["do"]:
         result |= {"do": job["do"], "rows": list(done.applied.rows), "columns": done.applied.columns}
-    if sampler.ranks()[0]:
+    if ranks.rank():
         return result
     sampler.save_png(folder / "grid.png", picture)
     if job["png"] or len(images) <= PNG_LIMIT:

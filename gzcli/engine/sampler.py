@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gzcli import ranks
 from gzcli.data.batches import to_uint8
 from gzcli.data.labels import chosen
 from gzcli.engine.context import Trained
 from gzcli.engine.pictures import PAPER
-from gzcli.engine.shares import gather, joined, ranks
 from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
@@ -51,7 +51,7 @@ def draw(
     options, given = {**trained.tree["sample"], **(options or {})}, dict(given or {})
     if prompts := given.get("prompt") or options.get("prompt"):
         given["prompt"] = [prompts] if isinstance(prompts, str) else prompts
-    rank, world = ranks()
+    rank, world = ranks.rank(), ranks.world()
     share = math.ceil(n / world)
     start, end = min(rank * share, n), min((rank + 1) * share, n)
     size, parts, at = at_once(trained, options), [np.zeros((0, *trained.images.shape), np.uint8)], start
@@ -79,7 +79,7 @@ def draw(
             continue
         parts.append(to_uint8(x).cpu().numpy())
         at += len(rows)
-    return gather(joined(parts))
+    return ranks.gather(ranks.joined(parts))
 
 
 def at_once(trained: Trained, options: Mapping[str, Any]) -> int:

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gzcli import ranks
 from gzcli.data.batches import to_uint8
 from gzcli.engine.context import Trained
-from gzcli.engine.shares import over
 from gzcli.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.metrics.baselines import code_length
 from gzcli.models.catalog import LIKELIHOOD_SCORES, likelihood_scores
@@ -133,9 +133,9 @@ class Scorer:
             batches = _Seen(self.trained, train if name in BANKS else held_out)
             getattr(self.model, f"fit_{name}")(batches, **self._take("fit", name))
         if "typicality" in self.names:
-            self.mean_nll = float(over(held_out, self._of_nll)["nll"].mean())
+            self.mean_nll = float(ranks.over(held_out, self._of_nll)["nll"].mean())
         if "ensemble" in self.names:
-            self.densities = densities(over(held_out, self._of_ensemble))
+            self.densities = densities(ranks.over(held_out, self._of_ensemble))
 
     def _of_nll(self, batch: Batch) -> dict[str, np.ndarray]:
         return {"nll": self._nll(self.model, self.trained.seen(batch))}

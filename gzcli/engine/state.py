@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
+from gzcli import ranks
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine.shares import everyone
 from gzcli.errors import MissingError, UsageError
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
@@ -29,7 +29,7 @@ def save(t: Trainer, step: int) -> None:
     statistics = t.ema.statistics()
     folder = t.run.path / "checkpoints"
     state = t.model.state_dict()
-    own = everyone((checkpoints.extra_of(state), t.watch.pending()))
+    own = ranks.everyone((checkpoints.extra_of(state), t.watch.pending()))
     if t.rank == 0:
         scaler = t.accelerator.scaler
         weights = checkpoints.weights_of(state)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from gzcli import signals
+from gzcli import ranks, signals
 
 AGREE_EVERY = 10  # steps between the ranks' agreement, which costs a collective; of slow steps each
 SLOW = 0.1  # seconds
@@ -47,8 +47,7 @@ class Stop:
         since, now = self.last, time.monotonic()
         slow = now - since[1] > SLOW * (step - since[0])
         flags = torch.tensor([self._here(), int(slow)], device=self.device)
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        signum, slow = flags.tolist()
+        signum, slow = ranks.maximum(flags).tolist()
         self.next, self.last = step + (1 if slow else AGREE_EVERY), (step, now)
         return signum
 

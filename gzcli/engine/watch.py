@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gzcli import ranks
 from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import sampler, state
@@ -20,9 +21,8 @@ from gzcli.engine.cadence import Cadence
 from gzcli.engine.context import Trained
 from gzcli.engine.prepare import with_prepared
 from gzcli.engine.report import loss_curve, metric_lines
-from gzcli.engine.shares import agreed
 from gzcli.errors import MissingError
-from gzcli.models.nn import all_mean, double
+from gzcli.models.nn import double
 from gzcli.store import files
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Watch:
             self.counts = dict(trainer.pending["counts"])
         self.metric, self.net = best_metric(trainer), None
         train = trainer.train if self.metric else trainer.train | {"eval_every": 0}
-        self.cadence = Cadence(train, self.steps, agree=agreed, clock=self._clock)
+        self.cadence = Cadence(train, self.steps, agree=ranks.agree, clock=self._clock)
         self.wandb = self._wandb() if trainer.tree["launch"].get("wandb") and trainer.rank == 0 else None
         self._forget_after(trainer.start)
 
@@ -68,13 +68,11 @@ class Watch:
 
     def bad(self) -> int:
         """Steps in a row whose loss was not finite, on the worst rank; a collective."""
-        if self.t.world > 1:
-            torch.distributed.all_reduce(self.streak, torch.distributed.ReduceOp.MAX)
-        return int(self.streak)
+        return int(ranks.maximum(self.streak))
 
     def show(self, step: int, bar: Any) -> None:
         own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
-        means = all_mean(own, self.t.model)
+        means = ranks.mean(own, self.t.model)
         values = dict(zip(self.sums, means.tolist(), strict=True))
         self.sums, self.counts = {}, {}
         if len(self.t.phases) == 1:
@@ -125,7 +123,7 @@ class Watch:
                 line["step"] == start and any(key.startswith("val_") for key in line) for line in lines
             )
             done[1] = self._picture(start).exists()
-        validated, drawn = agreed(done)
+        validated, drawn = ranks.agree(done)
         if "eval" in due and not validated:
             self._make_ready()
             self.evaluate(start)
@@ -164,7 +162,7 @@ class Watch:
         )
         path = self.run.path / "checkpoints" / "best.json"
         best = files.read_json(path)
-        if agreed(best is None or value < best["value"]):
+        if ranks.agree(best is None or value < best["value"]):
             state.save(self.t, step)
             if self.t.rank == 0:
                 files.write_json(path, {"step": step, "metric": self.metric, "value": value})
@@ -229,9 +227,7 @@ class Watch:
                     out = t.model.loss(with_prepared(t.model, batch), t.phases[0].name)
                     value = double(out["loss"] if isinstance(out, dict) else out) * len(batch)
                 total += value
-        if t.world > 1:
-            torch.distributed.all_reduce(total)
-        return float(total) / n
+        return float(ranks.total(total)) / n
 
     def _evaluating(self):
         """Averaged weights, eval mode, no gradients, full precision."""

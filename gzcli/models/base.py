@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from gzcli.models.options import grouped
 from gzcli.types import Batch, DataInfo, Noise, Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -78,6 +82,12 @@ class Model(nn.Module):
     def __init__(self, data: DataInfo):
         super().__init__()
         self.data = data
+
+    @classmethod
+    def of(cls, data: DataInfo, **options: Any) -> Self:
+        """The model of options as a recipe has them: flat, lists for tuples."""
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+        return cls(data, **grouped(cls, values))
 
     def phases(self) -> list[Phase]:
         return [Phase("main", [p for p in self.parameters() if p.requires_grad])]

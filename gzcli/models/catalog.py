@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.errors import UsageError, canonical, did_you_mean
-from gzcli.models.sources import ROOT, Class, annotation_of, classes_of, lineage_of, method_of, text_of
+from gzcli.models.signatures import GIVEN, Param, params_of, value_of
+from gzcli.models.sources import ROOT, Class, classes_of, lineage_of, method_of, text_of
 
 if TYPE_CHECKING:
     from gzcli.models.base import Model
@@ -36,22 +37,9 @@ APPLICATIONS = (
 
 LIKELIHOOD_SCORES = ("nll", "typicality", "complexity", "ratio", "gradnorm", "ensemble")
 
-# What the engine hands to a method; all else in its signature is an option that a user can set.
-_GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 
 _PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Param:
-    """A parameter of a signature: `annotation` is its source text; `default` is None where one is
-    `required`."""
-
-    name: str
-    annotation: str
-    default: Any
-    required: bool
 
 
 @dataclass(frozen=True)
@@ -176,10 +164,10 @@ def _read_card(path: Path) -> ModelCard | None:
     attributes = {name: value for cls in reversed(lineage) for name, value in cls.attributes.items()}
 
     def params(method: str) -> dict[str, Param]:
-        return {p.name: p for p in _params(methods[method], owners[method])} if method in methods else {}
+        return {p.name: p for p in params_of(methods[method], owners[method])} if method in methods else {}
 
     def options(method: str) -> dict[str, Param]:
-        return {name: p for name, p in params(method).items() if name not in _GIVEN and not _is_input(p)}
+        return {name: p for name, p in params(method).items() if name not in GIVEN and not _is_input(p)}
 
     def named(prefix: str) -> list[str]:
         return [name.removeprefix(prefix) for name in methods if name.startswith(prefix)]
@@ -206,23 +194,23 @@ def _read_card(path: Path) -> ModelCard | None:
         path=path,
         module=f"{__package__}.{path.parent.name}.{path.stem}",
         cls=first.node.name,
-        paper=_value(attributes["paper"], path),
-        needs=tuple(_value(attributes["needs"], path)) if "needs" in attributes else (),
-        likelihood=_value(attributes["likelihood"], path) if "likelihood" in attributes else None,
-        best=_value(attributes["best"], path) if "best" in attributes else "auto",
-        latents="latents" in attributes and _value(attributes["latents"], path),
+        paper=value_of(attributes["paper"], path),
+        needs=tuple(value_of(attributes["needs"], path)) if "needs" in attributes else (),
+        likelihood=value_of(attributes["likelihood"], path) if "likelihood" in attributes else None,
+        best=value_of(attributes["best"], path) if "best" in attributes else "auto",
+        latents="latents" in attributes and value_of(attributes["latents"], path),
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
         sample=drawn_by,
         inputs=tuple(
-            name for name, p in params("sample").items() if name not in _GIVEN and "Tensor" in _words(p)
+            name for name, p in params("sample").items() if name not in GIVEN and "Tensor" in _words(p)
         ),
         scores=scores,
         fits=tuple(named("fit_")),
         do=do,
         labelled=tuple(name for name in do if "labels" in params(name)),
         masked=tuple(name for name in do if "mask" in params(name)),
-        labels_for=tuple(_value(attributes["labels_for"], path)) if "labels_for" in attributes else (),
+        labels_for=tuple(value_of(attributes["labels_for"], path)) if "labels_for" in attributes else (),
         can=(*(name for name, true in can.items() if true), *do),
     )
 
@@ -239,28 +227,6 @@ def _model_class(path: Path) -> list[Class] | None:
             found.append(lineage)
     found.sort(key=lambda lineage: lineage[0].node.name.lower() == path.stem.replace("_", ""))
     return found[-1] if found else None
-
-
-def _params(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
-    a = function.args
-    positional = [*a.posonlyargs, *a.args]
-    defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
-    for arg, default in [
-        *zip(positional, defaults, strict=True),
-        *zip(a.kwonlyargs, a.kw_defaults, strict=True),
-    ]:
-        value = None if default is None or arg.arg in _GIVEN else _value(default, path)
-        yield Param(arg.arg, annotation_of(arg.annotation, path), value, default is None)
-
-
-def _value(node: ast.expr, path: Path) -> Any:
-    try:
-        return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
-    except ValueError:
-        where = f"{path}:{node.lineno}:{node.col_offset + 1}"
-        raise ValueError(
-            f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it"
-        ) from None
 
 
 def _is_input(param: Param) -> bool:

@@ -26,6 +26,7 @@ _BUILTIN = {
     "Progress",
 }
 _DEF = re.compile(r"( *)def ")
+_ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class Class:
     def methods(self) -> dict[str, ast.FunctionDef]:
         """Methods by name; those of `Model` itself are the protocol's, not a capability."""
         return {} if self.is_model else {m.name: m for m in self.node.body if isinstance(m, ast.FunctionDef)}
+
+    @property
+    def is_dataclass(self) -> bool:
+        """Whether it is one of options."""
+        names = (node.func if isinstance(node, ast.Call) else node for node in self.node.decorator_list)
+        return any(isinstance(node, ast.Name) and node.id == "dataclass" for node in names)
+
+    @property
+    def fields(self) -> list[ast.AnnAssign]:
+        """The annotated attributes, of a dataclass its fields."""
+        return [line for line in self.node.body if isinstance(line, ast.AnnAssign)]
 
     @property
     def attributes(self) -> dict[str, ast.expr]:
@@ -90,11 +102,16 @@ def classes_of(path: Path) -> list[str]:
     return list(_module(path).classes)
 
 
-def method_of(cls: Class, name: str) -> ast.FunctionDef:
-    """A method of the class with its body."""
+def class_with_bodies(cls: Class) -> Class:
+    """The class with the bodies of its methods."""
     tree = ast.parse(text_of(cls.path))
     node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.node.name)
-    return Class(node, cls.path).methods[name]
+    return Class(node, cls.path)
+
+
+def method_of(cls: Class, name: str) -> ast.FunctionDef:
+    """A method of the class with its body."""
+    return class_with_bodies(cls).methods[name]
 
 
 @cache
@@ -197,3 +214,18 @@ class _Written(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return _alias(self.path, node.id) or node
+
+
+def told(docstring: str) -> dict[str, str]:
+    """The parameters that a cleaned docstring documents, each with its text in one line."""
+    found: dict[str, str] = {}
+    name = None
+    for line in docstring.splitlines():
+        if item := _ITEM.fullmatch(line):
+            name = item[1]
+            found[name] = item[2]
+        elif name and line.startswith("  ") and line.strip():
+            found[name] += " " + line.strip()
+        else:
+            name = None
+    return found

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gzcli.errors import UsageError, canonical, did_you_mean
-from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
+from gzcli.models.catalog import ModelCard, likelihood_scores, phases
+from gzcli.models.signatures import Param
 from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
 

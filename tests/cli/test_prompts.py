@@ -18,7 +18,8 @@ from gzcli.engine.context import Trained
 from gzcli.engine.log import Log
 from gzcli.models import catalog
 from gzcli.models.base import Model
-from gzcli.models.catalog import Param
+from gzcli.models.signatures import Param
+from gzcli.ranks import joined
 from gzcli.store import runs
 from gzcli.types import Applied, DataInfo
 
@@ -227,11 +228,12 @@ def ranks(monkeypatch):
 
     def all_of(world: int, draw) -> np.ndarray:
         parts = []
-        monkeypatch.setattr(sampler, "gather", lambda rows: rows)
+        monkeypatch.setattr("gzcli.ranks.gather", lambda rows: rows)
+        monkeypatch.setattr("gzcli.ranks.world", lambda: world)
         for rank in range(world):
-            monkeypatch.setattr(sampler, "ranks", lambda rank=rank: (rank, world))
+            monkeypatch.setattr("gzcli.ranks.rank", lambda rank=rank: rank)
             parts.append(draw())
-        return sampler.joined(parts)
+        return joined(parts)
 
     return all_of
 

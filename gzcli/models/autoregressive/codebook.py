@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn import all_mean, all_rows, full, full_fp32
+from gzcli import ranks
+from gzcli.models.nn import full, full_fp32
 from gzcli.types import Noise
 
 EPS = 1e-8  # Laplace smoothing, in shares
@@ -62,7 +63,7 @@ class Codebook(nn.Module):
         """(z_q with the gradient straight through to z, the loss and what is to be logged); moves the codes
         in training."""
         z, codes, e = self.nearest(z)
-        share = all_mean(self._count(codes), self)
+        share = ranks.mean(self._count(codes), self)
         loss = self.beta * F.mse_loss(z, e.detach())
         if self.learned == "gradient":
             loss = loss + F.mse_loss(e, z.detach())
@@ -115,7 +116,7 @@ class Codebook(nn.Module):
         if self.learned == "ema":
             vectors = z.movedim(1, -1).flatten(0, -2).to(self.total)
             sums = torch.zeros_like(self.total).index_add_(0, codes.flatten(), vectors) / len(vectors)
-            self.total.lerp_(all_mean(sums, self), 1 - self.decay)
+            self.total.lerp_(ranks.mean(sums, self), 1 - self.decay)
             n = self.usage.sum()
             smoothed = (self.usage + EPS) / (n + len(self.usage) * EPS) * n
             self.embedding.copy_(self._normal(self.total / smoothed[:, None]))
@@ -132,7 +133,7 @@ class Codebook(nn.Module):
         u, z = noise.rand(*z.shape[:2]).to(z).flatten(), z.flatten(0, 1)
         few = min(len(which), len(z))
         first = u.topk(few).indices  # the first of the global batch are among the first of each rank
-        u, z = all_rows(u[first], self), all_rows(z[first], self)
+        u, z = ranks.rows(u[first], self), ranks.rows(z[first], self)
         z = z[u.topk(min(len(which), len(z))).indices].to(self.embedding)
         z = z[(which.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
         share = part / len(which)

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.base import PixelModel
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
-from gzcli.models.nn.common import ClassEmbedding, all_mean, from_levels, full, to_levels
+from gzcli.models.nn.common import ClassEmbedding, from_levels, full, to_levels
 from gzcli.types import Batch, DataInfo
 
 
@@ -94,7 +95,7 @@ class PixelCNN(PixelModel):
         levels = self.data.levels
         k = to_levels(batch.x, levels).transpose(0, 1).flatten(1)  # [C, B · H · W]
         count = torch.stack([channel.bincount(minlength=levels) for channel in k]).to(self.logits.bias)
-        share = all_mean(count / k.shape[1], self)
+        share = ranks.mean(count / k.shape[1], self)
         log_p = (0.999 * share + 0.001 / levels).log()  # no level is impossible
         bias = log_p if self.outputs > 1 else log_p[:, 1:] - log_p[:, :1]
         self.logits.bias.copy_(bias.flatten())

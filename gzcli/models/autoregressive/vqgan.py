@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli import ranks
 from gzcli.errors import MissingError
 from gzcli.models.autoregressive.codebook import Codebook
 from gzcli.models.autoregressive.nets import Decoder, Encoder
 from gzcli.models.autoregressive.tokenizer import Tokenizer, halvings
 from gzcli.models.base import Phase
-from gzcli.models.nn import LPIPS, PatchGAN, all_mean, full
+from gzcli.models.nn import LPIPS, PatchGAN, full
 from gzcli.types import Batch, DataInfo, Noise
 
 
@@ -29,7 +30,7 @@ def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Module) -> Tensor:
     """λ of eq. 7, a number without gradient; the gradients are those of the global batch, so every rank has
     the same."""
     grads = (torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in (rec, gan))
-    norms = [all_mean(grad, last).norm() for grad in grads]
+    norms = [ranks.mean(grad, last).norm() for grad in grads]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
 
 

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.base import Model, Phase
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
-from gzcli.models.nn import all_mean, as_ways, at_least, full, full_fp32, pairs_of, slerp, spread_labels, ways
+from gzcli.models.nn import as_ways, at_least, full, full_fp32, pairs_of, slerp, spread_labels, ways
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 DECAY = 0.95  # of the mean and covariance of z_sem
@@ -121,8 +122,8 @@ class DiffAE(Model):
     def keep_moments(self, z: Tensor) -> None:
         """Running mean and covariance of z_sem [B, latent], of the batches of all ranks."""
         with torch.autocast(z.device.type, enabled=False):
-            mean = all_mean(z.mean(0), self)
-            cov = all_mean((z - mean).mT @ (z - mean) / len(z), self)
+            mean = ranks.mean(z.mean(0), self)
+            cov = ranks.mean((z - mean).mT @ (z - mean) / len(z), self)
         weight = (1 / (self.batches + 1)).clamp(min=1 - DECAY)
         self.mean.lerp_(mean, weight)
         self.cov.lerp_(cov, weight)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.models.nn import all_rows, full, full_fp32
+from gzcli import ranks
+from gzcli.models.nn import full, full_fp32
 
 
 @torch.no_grad()
@@ -26,13 +27,13 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
     """
     from scipy.optimize import linear_sum_assignment
 
-    noise, data, labels = (None if t is None else all_rows(t, module) for t in (x0, x1, y))
+    noise, data, labels = (None if t is None else ranks.rows(t, module) for t in (x0, x1, y))
     with full_fp32(x0.device):  # ‖x1‖² and ‖x0‖² are the same in every order
         cost = -(full(data).flatten(1) @ full(noise).flatten(1).mT)
     cost, order = cost.cpu().numpy(), np.arange(len(noise))
     for rows in alike(labels, len(noise)):
         order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
-    rank = torch.distributed.get_rank() if len(noise) > len(x0) else 0
+    rank = ranks.rank() if len(noise) > len(x0) else 0
     own = order[rank * len(x0) : (rank + 1) * len(x0)]
     return noise[torch.from_numpy(own).to(x0.device)]
 

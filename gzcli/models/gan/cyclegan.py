@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.base import Model, Phase
 from gzcli.models.gan.pool import ImagePool
-from gzcli.models.nn import PatchGAN, all_rows, from_levels, full, to_levels
+from gzcli.models.nn import PatchGAN, from_levels, full, to_levels
 from gzcli.models.vae.ssim import gaussian_window, ssim_parts
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
@@ -162,7 +163,7 @@ class CycleGAN(Model):
 
     def seen(self, a: Tensor, b: Tensor) -> Tensor:
         """Images of both domains, of all ranks, as bytes [2, B, C, H, W]."""
-        return to_levels(torch.stack([all_rows(a, self), all_rows(b, self)]), 256).byte()
+        return to_levels(torch.stack([ranks.rows(a, self), ranks.rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
         """In evaluation, of images of either domain by their label, the generators' loss is that of the

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gzcli.models.nn import ClassEmbedding, all_mean, full
+from gzcli import ranks
+from gzcli.models.nn import ClassEmbedding, full
 
 Norm = Literal["none", "group", "batch"]
 
@@ -38,8 +39,8 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        self.running_mean = all_mean(self.running_mean, self)
-        self.running_var = all_mean(self.running_var, self)
+        self.running_mean = ranks.mean(self.running_mean, self)
+        self.running_var = ranks.mean(self.running_var, self)
         return y
 
 

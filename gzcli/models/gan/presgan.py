@@ -19,13 +19,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gzcli import ranks
 from gzcli.models.base import Phase
 from gzcli.models.gan.augment import diff_augment
 from gzcli.models.gan.base import GAN
 from gzcli.models.gan.hmc import Potential, hmc_step
 from gzcli.models.gan.losses import Objective, generator_loss
 from gzcli.models.gan.nets import Critic, Generator, Norm
-from gzcli.models.nn import all_mean
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
 
@@ -146,7 +146,7 @@ class PresGAN(GAN):
                 if i >= self.burn_in:
                     with torch.no_grad():
                         score = score + (self.generator(z, y) - x) / sigma**2 / self.draws
-            rate = all_mean(torch.stack(accepted).mean(), self)
+            rate = ranks.mean(torch.stack(accepted).mean(), self)
         if self.training:
             self.step_size = (self.step_size * torch.where(rate > self.accept, 1.02, 0.98)).clamp(1e-4, 1.0)
         return score, rate

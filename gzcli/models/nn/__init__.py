@@ -2,8 +2,6 @@
 
 from gzcli.models.nn.common import (
     ClassEmbedding,
-    all_mean,
-    all_rows,
     at_least,
     best_labels,
     double,
@@ -26,8 +24,6 @@ __all__ = [
     "ClassEmbedding",
     "PatchGAN",
     "UNet",
-    "all_mean",
-    "all_rows",
     "as_ways",
     "at_least",
     "best_labels",

@@ -142,36 +142,3 @@ def full_fp32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def sharing(module: nn.Module) -> int:
-    """How many ranks have the statistics of `module` in common: all while it trains, on equal batches.
-
-    In eval mode it is one, whatever the launch: there ranks have unequal shares, and one that waited for a
-    partner's batch that never comes would hang. This is the only place that decides it.
-    """
-    dist = torch.distributed
-    return dist.get_world_size() if module.training and dist.is_available() and dist.is_initialized() else 1
-
-
-@torch.no_grad()
-def all_mean(t: Tensor, module: nn.Module) -> Tensor:
-    """The mean of a statistic of `module` over the ranks that share it, without gradient; `t` itself of
-    one."""
-    world = sharing(module)
-    if world == 1:
-        return t
-    t = t.detach().clone()
-    torch.distributed.all_reduce(t)
-    return t / world
-
-
-@torch.no_grad()
-def all_rows(t: Tensor, module: nn.Module) -> Tensor:
-    """The rows of the ranks that share the statistics of `module`, in their order; `t` itself of one."""
-    world = sharing(module)
-    if world == 1:
-        return t
-    parts = [torch.empty_like(t) for _ in range(world)]
-    torch.distributed.all_gather(parts, t.contiguous())
-    return torch.cat(parts)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.models.nn.common import all_mean, full
+from gzcli import ranks
+from gzcli.models.nn.common import full
 from gzcli.models.normalizing_flow.layers import ZeroConv
 from gzcli.models.normalizing_flow.norms import MIN_STD, ActNorm, per_channel
 
@@ -128,8 +129,8 @@ class WeightNormConv(nn.Module):
         """Fits g and the bias to the batch of all ranks, once; a constant channel keeps its scale."""
         self.initialising = False
         y = full(self(h))
-        mean = all_mean(y.mean((0, 2, 3)), self)
-        std = all_mean((y - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
+        mean = ranks.mean(y.mean((0, 2, 3)), self)
+        std = ranks.mean((y - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
         scale = torch.where(std > MIN_STD, 1 / std, 1.0)
         self.g.mul_(scale)
         self.bias.sub_(mean).mul_(scale)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gzcli.models.nn.common import all_mean, full
+from gzcli import ranks
+from gzcli.models.nn.common import full
 
 MIN_STD = (
     1e-4  # a channel that varies less is constant: it keeps its scale (dequantised 8-bit noise has 1.1e-3)
@@ -42,8 +43,8 @@ class ActNorm(nn.Module):
         """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its
         scale."""
         x = full(x)
-        mean = all_mean(x.mean((0, 2, 3)), self)
-        std = all_mean((x - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
+        mean = ranks.mean(x.mean((0, 2, 3)), self)
+        std = ranks.mean((x - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
         self.bias.copy_(-mean)
         self.log_scale.copy_(-torch.where(std > MIN_STD, std, 1.0).log())
         self.initialized.fill_(True)
@@ -93,17 +94,17 @@ class BatchNorm(nn.Module):
 
 
 class AllMean(torch.autograd.Function):
-    """`all_mean` with a gradient: the mean over the ranks of theirs, as each rank's loss depends on every
+    """`ranks.mean` with a gradient: the mean over the ranks of theirs, as each rank's loss depends on every
     rank's input."""
 
     @staticmethod
     def forward(ctx, t: Tensor, module: nn.Module) -> Tensor:
         ctx.module = module
-        return all_mean(t, module).clone()
+        return ranks.mean(t, module).clone()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return all_mean(grad, ctx.module), None
+        return ranks.mean(grad, ctx.module), None
 
 
 @contextmanager

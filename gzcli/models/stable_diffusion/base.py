@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import all_rows, from_levels, full, to_levels
+from gzcli.models.nn import from_levels, full, to_levels
 from gzcli.models.stable_diffusion.bases import is_xl, load_base
 from gzcli.models.stable_diffusion.plan import PIXELS
 from gzcli.types import Batch, DataInfo, Noise, Progress, moved
@@ -246,10 +247,10 @@ class StableDiffusion(Model):
             return
         known = torch.stack([to_bytes(caption) for caption in batch.extra["caption"]]).to(self.device)
         order = torch.arange(EXAMPLES, device=self.device)
-        found = all_rows(known, self)
+        found = ranks.rows(known, self)
         self.captions.copy_(found[order % len(found)])
         if self.condition:
-            found = all_rows(to_levels(colours(self.picture(batch)), 256).byte(), self)
+            found = ranks.rows(to_levels(colours(self.picture(batch)), 256).byte(), self)
             self.pictures.copy_(found[order % len(found)])
 
     def picture(self, batch: Batch) -> Tensor:

@@ -17,9 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, all_mean, as_ways, spread_labels, ways
+from gzcli.models.nn import ClassEmbedding, as_ways, spread_labels, ways
 from gzcli.models.vae.cells import SpectralNorms
 from gzcli.models.vae.ladder import BottomUp, Code, TopDown
 from gzcli.models.vae.mixture import MixturePixels
@@ -164,7 +165,7 @@ class HVAE(Model):
         """
         if not self.training or self.warm == 1:
             return 1.0
-        gamma = (all_mean(kl, self).abs() + 0.01) / self.share.to(kl)
+        gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
         return self.warm * gamma / gamma.mean()
 
     # ---- likelihood and out-of-distribution scores

@@ -12,8 +12,9 @@ import pytest
 import torch
 from pixelwise import Pixelwise, fake_run, fitted
 
+import gzcli.ranks as of_one
 from gzcli.data.pack import open_pack
-from gzcli.engine import bench, ood, shares
+from gzcli.engine import bench, ood
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, GzError
 from gzcli.metrics.features import lenet
@@ -169,4 +170,5 @@ def test_the_first_word_of_a_failure_stands(tmp_path):
 
 
 def test_one_process_is_all_of_them():
-    assert shares.ranks() == (0, 1) and shares.everyone(3) == [3] and shares.agreed(4) == 4
+    assert (of_one.rank(), of_one.world()) == (0, 1)
+    assert of_one.everyone(3) == [3] and of_one.agree(4) == 4

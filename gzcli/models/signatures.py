@@ -1,0 +1,78 @@
+"""What a method's signature asks of a recipe: names, types and defaults, read from the syntax tree."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gzcli.models.sources import Class, annotation_of, lineage_of, told
+
+# What the engine hands to a method; all else in its signature is an option that a user can set.
+GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter of a signature, or a field of a dataclass of options in it.
+
+    annotation: its source text.
+    default: None where one is `required`.
+    doc: what the dataclass tells of its field.
+    """
+
+    name: str
+    annotation: str
+    default: Any
+    required: bool
+    doc: str = field(default="", compare=False)
+
+
+def params_of(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
+    """The parameters of a signature; in the place of a dataclass of options its fields."""
+    a = function.args
+    positional = [*a.posonlyargs, *a.args]
+    defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
+    for arg, default in [
+        *zip(positional, defaults, strict=True),
+        *zip(a.kwonlyargs, a.kw_defaults, strict=True),
+    ]:
+        if isinstance(default, ast.Call) and (group := _group(arg.annotation, path)):
+            yield from _fields(group, default, path)
+            continue
+        value = None if default is None or arg.arg in GIVEN else value_of(default, path)
+        yield Param(arg.arg, annotation_of(arg.annotation, path), value, default is None)
+
+
+def _group(annotation: ast.expr | None, path: Path) -> list[Class]:
+    """The dataclass of options that an annotation names, with its bases; [] for any other type."""
+    lineage = lineage_of(path, annotation.id) if isinstance(annotation, ast.Name) else []
+    return lineage if lineage and lineage[0].is_dataclass else []
+
+
+def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param]:
+    """The fields of a dataclass of options, with the values that the default of the signature gives them."""
+    given = {keyword.arg: value_of(keyword.value, path) for keyword in default.keywords}
+    found: dict[str, Param] = {}
+    texts: dict[str, str] = {}
+    for cls in reversed(group):
+        texts |= told(ast.get_docstring(cls.node) or "")
+        for line in cls.fields:
+            name = line.target.id if isinstance(line.target, ast.Name) else ""
+            value = None if line.value is None else value_of(line.value, cls.path)
+            found[name] = Param(name, annotation_of(line.annotation, cls.path), value, line.value is None)
+    for name, param in found.items():
+        param = replace(param, doc=texts.get(name, ""))
+        yield replace(param, default=given[name], required=False) if name in given else param
+
+
+def value_of(node: ast.expr, path: Path) -> Any:
+    try:
+        return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
+    except ValueError:
+        where = f"{path}:{node.lineno}:{node.col_offset + 1}"
+        raise ValueError(
+            f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it"
+        ) from None

@@ -1,0 +1,120 @@
+"""The processes of a run or a verb, each a rank: this file alone touches `torch.distributed`.
+
+What is called here by one rank is called by all, in the same order, or they wait for each other for ever.
+Of one process every function is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gzcli.errors import GzError
+
+
+def rank() -> int:
+    """The number of this process, 0 … world() − 1."""
+    return torch.distributed.get_rank() if _several() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return torch.distributed.get_world_size() if _several() else 1
+
+
+def wait() -> None:
+    """Waits until every rank is here."""
+    if _several():
+        torch.distributed.barrier()
+
+
+def everyone(value: Any) -> list[Any]:
+    """The values of all ranks, in their order, on every rank."""
+    parts: list[Any] = [value] * world()
+    if len(parts) > 1:
+        torch.distributed.all_gather_object(parts, value)
+    return parts
+
+
+def agree(value: Any) -> Any:
+    """Rank 0's value on every rank: what a clock or a look at the disk told it."""
+    return everyone(value)[0]
+
+
+def gather(rows: np.ndarray) -> np.ndarray:
+    """The rows of all ranks [n, …] in the order of the ranks, on every rank."""
+    return joined(everyone(rows))
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Parts [n, …] as one; an empty one may be of another shape."""
+    return np.concatenate([part for part in parts if len(part)] or parts[:1])
+
+
+def over(batches: Sequence[Any], work: Callable[[Any], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What `work` makes of the batches, arrays [N, …] by name, on every rank, of which each did its share.
+
+    batches: can be sliced.
+    work: batch of n → arrays [n, …].
+
+    Raises on every rank the error of the first rank that has one, so that none waits for one that has gone.
+    """
+    start, end = (len(batches) * r // world() for r in (rank(), rank() + 1))
+    made, problem = [], None
+    try:
+        made = [work(batch) for batch in batches[start:end]]
+    except GzError as e:
+        problem = e
+    found = everyone((made, problem))
+    if first := next((e for _, e in found if e is not None), None):
+        raise first
+    parts = [part for made, _ in found for part in made]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def total(t: Tensor) -> Tensor:
+    """The sum of `t` over the ranks, in place."""
+    if _several():
+        torch.distributed.all_reduce(t)
+    return t
+
+
+def maximum(t: Tensor) -> Tensor:
+    """The elementwise maximum of `t` over the ranks, in place."""
+    if _several():
+        torch.distributed.all_reduce(t, torch.distributed.ReduceOp.MAX)
+    return t
+
+
+def sharing(module: nn.Module) -> int:
+    """How many ranks have the statistics of `module` in common: all while it trains, on equal batches.
+
+    In eval mode it is one, whatever the launch: there ranks have unequal shares, and one that waited for a
+    partner's batch that never comes would hang. This is the only place that decides it.
+    """
+    return world() if module.training else 1
+
+
+def mean(t: Tensor, module: nn.Module) -> Tensor:
+    """The mean of a statistic of `module` over the ranks that share it, without gradient."""
+    count = sharing(module)
+    return t if count == 1 else total(t.detach().clone()) / count
+
+
+def rows(t: Tensor, module: nn.Module) -> Tensor:
+    """The rows of the ranks that share the statistics of `module`, in their order; `t` itself of one."""
+    count = sharing(module)
+    if count == 1:
+        return t
+    t = t.detach().contiguous()
+    parts = [torch.empty_like(t) for _ in range(count)]
+    torch.distributed.all_gather(parts, t)
+    return torch.cat(parts)
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,240 @@
+"""A recipe as typed values: what is resolved from YAML, and what a run's `run.yaml` is read back as.
+
+A recipe without stages has one part, one in stages a part for each stage. The sections are declared here and
+nowhere else: their fields are the keys, with types, defaults and ranges, that `schema.py` checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+
+def _key(default: Any, range: str) -> Any:
+    """A field whose numbers lie within a range of `schema.RANGES`."""
+    return field(default=default, metadata={"range": range})
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Which images, in which form.
+
+    name: a known set, an imported one, or a path.
+    size: side of the images in pixels; null: as the set has it.
+    channels: 1 (grey) or 3 (RGB); null: as the set has it.
+    levels: grey levels, 2 … 256; null: as the set has it; 2 binarises.
+    latent: the run, or the `AutoencoderKL` of diffusers, on whose latents the model lives.
+    latent_draw: which latent of an `AutoencoderKL`'s posterior is trained on: its mode, or a sample.
+    augment: what is done to training images at random, in this order.
+    n: train on the first so many images; null: on all.
+    """
+
+    name: str = "digits"
+    size: int | None = _key(None, "1 or more")
+    channels: Literal[1, 3] | None = None
+    levels: int | None = _key(None, "2 … 256")
+    latent: str | None = None
+    latent_draw: Literal["mode", "sample"] = "mode"
+    augment: tuple[str, ...] = ()
+    n: int | None = _key(None, "1 or more")
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """How long, in which batches and precision, and how often a run looks at itself.
+
+    steps: length of the training.
+    minutes: train for as many steps as fit in this time; they are written into `steps`.
+    batch_size: images of one step, over all processes together.
+    accumulate: parts in which each process computes its share of a batch; the result is the same.
+    precision: of the arithmetic; auto: bf16 where the device gains from it.
+    ema: decay of the averaged weights, a step; 0: none.
+    clip: largest norm of a phase's gradient; null: no limit.
+    compile: whether `torch.compile` compiles the step.
+    deterministic: whether kernels that give the same bits every time are asked for.
+    log_every: steps between two lines of losses.
+    sample_every: steps between two grids of samples; 0: never; null: found from what one takes.
+    samples: images of a grid; null: 36, and 64 at the end.
+    eval_every: steps between two validations; 0: never; null: found from what one takes.
+    checkpoint_every: steps between two checkpoints; 0: only the last; null: found from what one takes.
+    keep: checkpoints that are kept beside the best one.
+    best: the figure that chooses the best checkpoint; auto: as fits the model.
+    init: the stage, run or safetensors file whose weights the training starts from.
+    """
+
+    steps: int = _key(10_000, "1 or more")
+    minutes: float | None = _key(None, "greater than 0")
+    batch_size: int = _key(64, "1 or more")
+    accumulate: int = _key(1, "1 or more")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    ema: float = _key(0.0, "in [0, 1)")
+    clip: float | None = _key(None, "greater than 0")
+    compile: bool = False
+    deterministic: bool = False
+    log_every: int = _key(50, "1 or more")
+    sample_every: int | None = _key(None, "0 or more")
+    samples: int | None = _key(None, "1 or more")
+    eval_every: int | None = _key(None, "0 or more")
+    checkpoint_every: int | None = _key(None, "0 or more")
+    keep: int = _key(2, "1 or more")
+    best: Literal["auto", "bpd", "fd", "loss", "none"] = "auto"
+    init: str | None = None
+
+
+@dataclass(frozen=True)
+class OptimSection:
+    """The optimizer of every phase.
+
+    name: of the optimizer.
+    lr: learning rate after the warm-up.
+    betas: decay of the averages of the gradient and of its square.
+    eps: added to the root of the average square.
+    weight_decay: decoupled, a step, times lr.
+    warmup: steps over which lr rises from 0.
+    schedule: how lr falls until the last step.
+    phases: keys that are other for one phase, by its name.
+    """
+
+    name: Literal["adam", "adamw", "adamw8bit", "muon", "adamax", "sgd", "rmsprop"] = "adamw"
+    lr: float = _key(2e-4, "greater than 0")
+    betas: tuple[float, float] = _key((0.9, 0.999), "in [0, 1)")
+    eps: float = _key(1e-8, "greater than 0")
+    weight_decay: float = _key(0.0, "0 or more")
+    warmup: int = _key(0, "0 or more")
+    schedule: Literal["constant", "cosine", "linear", "late_linear"] = "constant"
+    phases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, phase: str) -> OptimSection:
+        """The section with what is a phase's own."""
+        return replace(self, phases={}, **self.phases.get(phase, {}))
+
+
+@dataclass(frozen=True)
+class OodSection:
+    """How images are scored.
+
+    scores: which; null: those that cost little.
+    budget: seconds that the scores of one call may take.
+    background: the run that a likelihood ratio divides by.
+    options: keywords of the model's own scores.
+    """
+
+    scores: tuple[str, ...] | None = None
+    budget: float = _key(300.0, "greater than 0")
+    background: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BenchSection:
+    """What `gz bench` measures.
+
+    metrics: which; null: those whose weights are at hand.
+    n: samples of each model; null: as the command says.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    n: int | None = _key(None, "1 or more")
+
+
+@dataclass(frozen=True)
+class LaunchSection:
+    """Which processes are started.
+
+    gpus: how many, or all; null: every visible one for training, one for the rest.
+    cpu: whether GPUs are left alone.
+    processes: of a CPU.
+    threads: of each process; null: its share of the cores.
+    machines: how many take part.
+    machine_rank: which of them this is, from 0.
+    main_ip: address of machine 0.
+    main_port: its port.
+    wandb: whether metrics go to Weights & Biases too.
+    """
+
+    gpus: int | Literal["all"] | None = _key(None, "0 or more")
+    cpu: bool = False
+    processes: int | None = _key(None, "1 or more")
+    threads: int | None = _key(None, "1 or more")
+    machines: int | None = _key(None, "1 or more")
+    machine_rank: int | None = _key(None, "0 or more")
+    main_ip: str | None = None
+    main_port: int | None = _key(None, "0 or more")
+    wandb: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one model is trained by, and then sampled and scored by.
+
+    model: its name; options: its hyperparameters, flat, as `Model.of` takes them.
+    stage: the name of the stage that this is; "" of a recipe without stages.
+    params: how many parameters the recipe says that the model has, as `44M`.
+    """
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stage: str = ""
+    about: str = ""
+    seed: int = 0
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    optim: OptimSection = OptimSection()
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    ood: OodSection = field(default_factory=OodSection)
+    bench: BenchSection = BenchSection()
+    launch: LaunchSection = LaunchSection()
+    params: int | str | None = None
+
+    def tree(self) -> dict[str, Any]:
+        """The part as YAML and JSON have it; `part_of` reads it back."""
+        optim, ood = _plain(self.optim), _plain(self.ood)
+        phases, options = optim.pop("phases"), ood.pop("options")
+        return {
+            "about": self.about,
+            "seed": self.seed,
+            "model": {"name": self.model, **self.options},
+            "data": _plain(self.data),
+            "train": _plain(self.train),
+            "optim": {**optim, **phases},
+            "sample": dict(self.sample),
+            "ood": {**ood, **options},
+            "bench": _plain(self.bench),
+            "launch": _plain(self.launch),
+            "params": self.params,
+        }
+
+
+def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
+    """The part that the tree of a run, or of a stage, tells; a key that is not there has its default."""
+    model = dict(tree["model"])
+    optim, phases = _known(OptimSection, tree.get("optim") or {})
+    ood, options = _known(OodSection, tree.get("ood") or {})
+    return Part(
+        model=model.pop("name"),
+        options=model,
+        stage=stage,
+        about=tree.get("about", ""),
+        seed=tree.get("seed", 0),
+        data=DataSection(**_known(DataSection, tree["data"])[0]),
+        train=TrainSection(**_known(TrainSection, tree["train"])[0]),
+        optim=OptimSection(**optim, phases=phases),
+        sample=dict(tree.get("sample") or {}),
+        ood=OodSection(**ood, options=options),
+        bench=BenchSection(**_known(BenchSection, tree.get("bench") or {})[0]),
+        launch=LaunchSection(**_known(LaunchSection, tree.get("launch") or {})[0]),
+        params=tree.get("params"),
+    )
+
+
+def _known(section: type, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The section's own keys, lists as tuples, and all others."""
+    own = {f.name for f in fields(section)} - {"phases", "options"}
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in tree.items()}
+    return {k: v for k, v in values.items() if k in own}, {k: tree[k] for k in tree if k not in own}
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """The section's fields, tuples as lists."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(section).items()}
