@@ -59,7 +59,7 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
 
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     """A trainer in this process."""
-    from gzcli.data.pack import open_pack
+    from gzcli.data.open import open_named
     from gzcli.engine.__main__ import accelerate
     from gzcli.recipe.resolve import dump
     from gzcli.store import files
@@ -68,7 +68,7 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
         run = runs.create(tree["model"]["name"], tree["data"]["name"])
         files.write_atomic(run.path / "run.yaml", dump(tree))
     data = tree["data"]
-    pack = open_pack(data["name"], size=data["size"], channels=data["channels"])
+    pack = open_named(data["name"], size=data["size"], channels=data["channels"])
     return Trainer(run, tree, pack, accelerate(tree), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
 
 

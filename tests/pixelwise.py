@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from gzcli.data.pack import open_pack
-from gzcli.engine.context import Trained
+from gzcli.data.open import open_named
+from gzcli.engine.trained import Trained
 from gzcli.models.base import Model
 from gzcli.models.nn.common import from_levels, to_levels
+from gzcli.recipe.parts import OodSection, Part
 from gzcli.store.runs import Run
 
 
@@ -55,7 +56,7 @@ class Pixelwise(Model):
 
 def fitted(levels=17, conditional=False, size=None):
     """The maximum-likelihood tables of the digits' training images, one pseudo-count a level."""
-    pack = open_pack("digits", size=size)
+    pack = open_named("digits", size=size)
     k = (np.asarray(pack.images("train")).astype(int) * levels) >> 8
     k, y = k.reshape(len(k), -1), np.asarray(pack.labels("train"))
     groups = [k[y == c] for c in range(10)] if conditional else [k]
@@ -69,13 +70,8 @@ def fitted(levels=17, conditional=False, size=None):
 def fake_run(folder, monkeypatch, module, *, model=None, name="model"):
     """A `Trained` of the model, which `module` (an engine verb) will load for any run of that name."""
     model = (model or fitted()).eval().requires_grad_(False)
-    tree = {
-        "model": {"name": "pixelwise"},
-        "data": {"name": "digits"},
-        "sample": {},
-        "ood": {"budget": 300, "scores": ["nll", "typicality", "complexity", "far"]},
-    }
-    trained = Trained(Run(folder / name), model, model.data, tree, torch.device("cpu"), 7)
+    part = Part("pixelwise", ood=OodSection(("nll", "typicality", "complexity", "far")))
+    trained = Trained(Run(folder / name), model, model.data, part, torch.device("cpu"), 7)
     known = module.__dict__.setdefault("_known_to_tests", {})
     known[name] = trained
     monkeypatch.setattr(module, "load_trained", lambda run, device, checkpoint="last": known[run.id])

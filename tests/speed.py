@@ -53,7 +53,8 @@ def trainer() -> None:
     from helpers import trainer as make
     from zoo import Case
 
-    from gzcli.engine.context import build_model
+    from gzcli.engine.trained import build_model
+    from gzcli.recipe.parts import part_of
     from gzcli.types import BatchNoise
 
     for model, options, batch, block in (("vae", {}, 64, 100), ("ddpm", {}, 32, 10), ("glow", {}, 32, 10)):
@@ -62,7 +63,7 @@ def trainer() -> None:
         )
         t = make(tree)
         t.begin()
-        bare = build_model(tree, t.info).train()
+        bare = build_model(part_of(tree), t.info).train()
         params = [p for p in bare.parameters() if p.requires_grad]
         shadow = [p.detach().clone() for p in params]
         with torch.no_grad():
@@ -120,9 +121,9 @@ def batches() -> None:
     from PIL import Image
 
     from gzcli.data.batches import TrainBatches
-    from gzcli.data.pack import open_pack
+    from gzcli.data.open import open_named
 
-    pack = open_pack("digits")
+    pack = open_named("digits")
     images = np.asarray(pack.images("train"))
     folder = Path(tempfile.mkdtemp())
     for i, image in enumerate(images):

@@ -59,10 +59,10 @@ def _own_flags() -> Iterator[None]:
 
 
 def _opened(name: str, size: int | None, channels: int | None) -> Pack:
-    from gzcli.data.pack import open_pack
+    from gzcli.data.open import open_named
 
     with _own_flags(), out.progress(name, unit="images") as report:
-        return open_pack(name, size=size, channels=channels, say=out.info, progress=report)
+        return open_named(name, size=size, channels=channels, say=out.info, progress=report)
 
 
 @app.command()
@@ -80,7 +80,8 @@ def download(
     first.
     """
     from gzcli.data.fetch import fetch
-    from gzcli.data.pack import pack_limit, peek
+    from gzcli.data.make import pack_limit
+    from gzcli.data.open import peek
     from gzcli.data.specs import find
 
     rows = []

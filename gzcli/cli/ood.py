@@ -199,12 +199,12 @@ def at_hand(benchmark: Benchmark, run: Run) -> list[str]:
 
     Raises MissingError where there is none.
     """
-    from gzcli.data.pack import open_pack
+    from gzcli.data.open import open_named
 
     section, found = run.serving.tree()["data"], []
     for name in (*benchmark.near, *benchmark.far):
         try:
-            open_pack(name, size=section["size"], channels=section["channels"], say=out.info)
+            open_named(name, size=section["size"], channels=section["channels"], say=out.info)
             found.append(name)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")

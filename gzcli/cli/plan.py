@@ -208,7 +208,7 @@ def ways_to_save(tree: dict[str, Any], plan: Plan) -> list[str]:
 def check_packed(recipe: Recipe) -> None:
     """Holds the model against a set of the user's own, as far as its pack tells. Raises UsageError."""
     from gzcli.cli.train import whole_trees
-    from gzcli.data.pack import peek
+    from gzcli.data.open import peek
     from gzcli.models.catalog import card
     from gzcli.recipe.resolve import check_data
 
@@ -224,7 +224,7 @@ def check_packed(recipe: Recipe) -> None:
 def data_facts(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The set as far as it can be known without opening it, and what of it is missing."""
     from gzcli.data.library import data_key, listing, locate
-    from gzcli.data.pack import peek
+    from gzcli.data.open import peek
     from gzcli.data.specs import DataSpec
 
     name, size = section["name"], section["size"]

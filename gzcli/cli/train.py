@@ -206,13 +206,13 @@ def with_data(recipe: Recipe, run: Run | None = None) -> Recipe:
     where `run`, which is to go on, was trained on other images.
     """
     from gzcli.data import same
-    from gzcli.data.pack import open_pack
+    from gzcli.data.open import open_named
     from gzcli.models.catalog import card
     from gzcli.recipe.resolve import check_data
 
     data = recipe.tree["data"]
     with out.progress("packing", unit="images") as report:
-        meta = open_pack(
+        meta = open_named(
             data["name"], size=data["size"], channels=data["channels"], say=out.info, progress=report
         ).meta
     if run is not None:

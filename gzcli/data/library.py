@@ -213,7 +213,7 @@ def import_set(
 def data_path(what: str | Path) -> Path:
     """Where a set lies: its pack, else its downloaded files, else the user's path. Raises MissingError if
     nowhere."""
-    from gzcli.data.pack import find_pack
+    from gzcli.data.open import find_pack
 
     found = locate(what)
     if packed := find_pack(found):

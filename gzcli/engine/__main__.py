@@ -134,7 +134,7 @@ def made(run: Run) -> dict[str, Any]:
 def train_one(run: Run, log: Log) -> Any:
     """Trains one model, from its newest checkpoint if it has one. Returns its Accelerator."""
     from gzcli.data import same
-    from gzcli.data.pack import open_pack
+    from gzcli.data.open import open_named
     from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
 
@@ -142,7 +142,7 @@ def train_one(run: Run, log: Log) -> Any:
     prepare_torch(tree)
     accelerator = accelerate(tree)
     data = tree["data"]
-    pack = open_pack(data["name"], size=data["size"], channels=data["channels"], say=log.info)
+    pack = open_named(data["name"], size=data["size"], channels=data["channels"], say=log.info)
     same.hold(run.owner.path, pack.meta)
     if accelerator.is_main_process:
         same.remember(run.owner.path, pack.meta)
@@ -181,7 +181,7 @@ def work(run: Run, job: dict[str, Any], log: Log) -> None:
     """Does a job and writes its `result.json`."""
     from accelerate import PartialState
 
-    from gzcli.engine.context import pick_device
+    from gzcli.engine.trained import pick_device
 
     state = None
     if (

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.engine import sampler
-from gzcli.engine.context import Trained
 from gzcli.engine.pictures import Row, sheet
+from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.types import Applied, ImageNoise, Progress
 
@@ -150,12 +150,12 @@ def read_inputs(
     own test images, and their labels if they have any."""
     from gzcli.data import same
     from gzcli.data.folder import read_pictures
-    from gzcli.data.pack import open_pack
+    from gzcli.data.open import open_named
 
     channels, height, _ = trained.images.shape
     if path is None:
-        data = trained.tree["data"]
-        pack = open_pack(data["name"], size=data["size"], channels=data["channels"])
+        data = trained.part.data
+        pack = open_named(data.name, size=data.size, channels=data.channels)
         same.hold(trained.run.owner.path, pack.meta)
         labels = pack.labels("test")
         return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])

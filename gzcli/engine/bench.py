@@ -17,14 +17,15 @@ import torch
 
 from gzcli import ranks
 from gzcli.data import same
-from gzcli.data.pack import Pack, open_pack
+from gzcli.data.open import open_named
+from gzcli.data.pack import Pack
 from gzcli.engine.budget import Images, affordable, subset, synchronise, timed, treatment
-from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.converged import gap_line, solver_gap
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Judge
 from gzcli.engine.sampler import draw
+from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import DivergedError, UsageError, did_you_mean
 from gzcli.store import files
 from gzcli.store.runs import Run
@@ -52,7 +53,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     metrics = choose(job["metrics"])
     models = [load_trained(Run(Path(path)), device, job["checkpoint"]) for path in job["runs"]]
     shape = same_shape(models)
-    pack = open_pack(job["data"], size=shape[1], channels=shape[0], say=log.info)
+    pack = open_named(job["data"], size=shape[1], channels=shape[0], say=log.info)
     for trained in models:
         same.hold(trained.run.owner.path, pack.meta)
     judge = Judge(pack, metrics, job["n"], device=device, weights=job["weights"], say=log.info)
@@ -174,7 +175,7 @@ def measure(
     if "speed" in metrics:
         found["samples_per_s"] = round(job["n"] / seconds, 3)
     row |= {
-        "sample": trained.tree["sample"],
+        "sample": dict(trained.part.sample),
         "conditional": labels is not None,
         "levels": levels,
         "seconds": round(time.monotonic() - since, 1),
@@ -204,7 +205,7 @@ def sample(
         stamp,
         job["n"],
         job["seed"],
-        trained.tree["sample"],
+        dict(trained.part.sample),
         trained.device.type,
     ]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
@@ -246,7 +247,7 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     """
     device, model = trained.device, trained.model
     frequencies = class_frequencies(model, pack)
-    budget = trained.tree["ood"].get("budget") or 300
+    budget = trained.part.ood.budget
     trial = next(iter(test_images(trained, pack, BATCH[device.type], seed)))
     given = bool(model.conditional) and trial.y is not None
     each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()

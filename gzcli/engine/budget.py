@@ -14,7 +14,7 @@ import torch
 from gzcli import ranks
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
-from gzcli.engine.context import Trained
+from gzcli.engine.trained import Trained
 from gzcli.types import Batch
 
 FEWEST, MOST = 500, 10_000

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 import gzcli
 from gzcli.errors import MissingError
+from gzcli.recipe.parts import Part, part_of
 from gzcli.store import files
 from gzcli.types import DataInfo
 
@@ -39,28 +40,49 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in state.items() if k.endswith(EXTRA)}
 
 
-def save_weights(
-    path: Path, weights: dict[str, Tensor], tree: Mapping[str, Any], info: DataInfo, step: int
-) -> None:
-    """Weights that sample by themselves: the recipe and the data's description travel in the file."""
+@dataclass
+class Saved:
+    """Weights that sample by themselves: what they were trained by, and on, travels in their file.
+
+    built_on: sha256 of the weights of each stage that the model is built on, by the stage's name.
+    space: the latent space (`LatentSpace.record`) that the model lives in; None: pixels.
+    """
+
+    weights: dict[str, Tensor]
+    part: Part
+    info: DataInfo
+    step: int
+    built_on: Mapping[str, str] = field(default_factory=dict)
+    space: Mapping[str, Any] | None = None
+
+
+def save_weights(path: Path, saved: Saved) -> None:
+    """Writes a safetensors file with all else in its metadata."""
     metadata = {
         "gz": gzcli.__version__,
-        "recipe": json.dumps(tree),
-        "data": json.dumps(asdict(info)),
-        "step": str(step),
+        "recipe": json.dumps(saved.part.tree()),
+        "data": json.dumps(asdict(saved.info)),
+        "step": str(saved.step),
+        "built_on": json.dumps(saved.built_on),
+        "space": json.dumps(saved.space),
     }
-    save_file(weights, path, metadata=metadata)
+    save_file(saved.weights, path, metadata=metadata)
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], DataInfo, int]:
-    """(weights, recipe, data, step) of a file by `save_weights`. Raises MissingError where it is missing or
-    damaged."""
+def read_weights(path: Path) -> Saved:
+    """What `save_weights` wrote. Raises MissingError where the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata()
-        data = json.loads(metadata["data"])
+        data, tree = json.loads(metadata["data"]), json.loads(metadata["recipe"])
         info = DataInfo(**data | {"shape": tuple(data["shape"]), "classes": tuple(data["classes"])})
-        return load_file(path), json.loads(metadata["recipe"]), info, int(metadata["step"])
+        # version 0.1 kept these two in the recipe
+        known = {
+            key: json.loads(metadata[key]) if key in metadata else tree.get(key)
+            for key in ("built_on", "space")
+        }
+        step = int(metadata["step"])
+        return Saved(load_file(path), part_of(tree), info, step, known["built_on"] or {}, known["space"])
     except FileNotFoundError as e:
         raise MissingError(f"no weights at `{path}`", hint="gz runs list") from e
     except Exception as e:  # safetensors has its own error type, the metadata may be another tool's
@@ -74,18 +96,18 @@ def save(
     step: int,
     *,
     model: dict[str, Tensor],
-    ema: dict[str, Tensor],
+    ema: Saved,
     train: dict[str, Any],
-    tree: Mapping[str, Any],
-    info: DataInfo,
     meta: dict[str, Any],
 ) -> Path:
     """Writes `checkpoints/<step>/` whole or not at all."""
     path = folder / f"{step:08d}"
-    files.need_space(folder, 2 * sum(t.numel() * t.element_size() for t in [*model.values(), *ema.values()]))
+    files.need_space(
+        folder, 2 * sum(t.numel() * t.element_size() for t in [*model.values(), *ema.weights.values()])
+    )
     with files.new_dir(path) as part:
         save_file(model, part / "model.safetensors")
-        save_weights(part / "ema.safetensors", ema, tree, info, step)
+        save_weights(part / "ema.safetensors", ema)
         torch.save(train, part / "train.pt")
         sums = {
             f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in sorted(part.iterdir())
@@ -96,7 +118,7 @@ def save(
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """(model, ema, train, meta) of a verified checkpoint."""
-    model, (ema, *_) = load_file(path / "model.safetensors"), read_weights(path / "ema.safetensors")
+    model, ema = load_file(path / "model.safetensors"), read_weights(path / "ema.safetensors").weights
     train = torch.load(path / "train.pt", map_location="cpu", weights_only=True)
     return model, ema, train, files.read_json(path / "meta.json")
 

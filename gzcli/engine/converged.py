@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gzcli.engine.context import Trained
+from gzcli.engine.trained import Trained
 from gzcli.types import Batch, ImageNoise
 
 IMAGES = 8

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError
 from gzcli.store import files
 from gzcli.store.runs import Run

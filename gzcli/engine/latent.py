@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
-from gzcli.engine.context import load_trained
 from gzcli.engine.prepare import write_maps
+from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.store import runs

@@ -14,14 +14,15 @@ import torch
 from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.benchmarks import find as find_benchmark
-from gzcli.data.pack import Pack, open_pack
+from gzcli.data.open import open_named
+from gzcli.data.pack import Pack
 from gzcli.engine.budget import Images, affordable, subset, timed
-from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.converged import gap_line, solver_gap
 from gzcli.engine.log import Log
 from gzcli.engine.ood_table import compare, grouped, notes, short_names, write_scores
 from gzcli.engine.pictures import histograms
 from gzcli.engine.scores import BANKS, OVER_NLL, Scorer, choose
+from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics import baselines
 from gzcli.metrics.features import lenet
@@ -49,24 +50,22 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
     began = time.monotonic()
     trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
     c, size, _ = trained.images.shape
-    home = open_pack(job["in"], size=size, channels=c, say=log.info)
+    home = open_named(job["in"], size=size, channels=c, say=log.info)
     same.hold(trained.run.owner.path, home.meta)
-    packs = {name: open_pack(name, size=size, channels=c, foreign=True, say=log.info) for name in job["out"]}
+    packs = {name: open_named(name, size=size, channels=c, foreign=True, say=log.info) for name in job["out"]}
     check_sets(home, packs)
-    settings = trained.tree["ood"]
-    behind = job.get("background") or settings.get("background")
+    settings = trained.part.ood
+    behind = job.get("background") or settings.background
     names = choose(trained, job["scores"])
     background = load_trained(find(behind), device) if behind and "ratio" in names else None
-    options = {k: v for k, v in settings.items() if k not in ("scores", "budget", "background")} | dict(
-        job["options"]
-    )
+    options = {**settings.options, **job["options"]}
     scorer = Scorer(trained, names, background=background, options=options, seed=job["seed"])
     if wrong := sorted(set(job["options"]) & set(scorer.unused)):
         raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
 
     asked = {"recon", "ensemble"} & set(names) and not options.get("pixels")
     seen_by = perceive(trained, home, log) if asked else None
-    n = fit(scorer, home, job, settings["budget"], 1 + len(packs), log)
+    n = fit(scorer, home, job, settings.budget, 1 + len(packs), log)
     if (
         gap := solver_gap(trained, trial_batch(trained, home, job["seed"]))
         if set(names) & set(OVER_NLL)

@@ -17,8 +17,8 @@ from gzcli import ranks
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.engine import sampler
 from gzcli.engine.apply import COLUMNS, apply, blocks, by_class, read_inputs, to_bytes
-from gzcli.engine.context import Trained, load_trained
 from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained, load_trained
 from gzcli.models.nn import spread_labels
 from gzcli.store.runs import Run
 from gzcli.types import ImageNoise, Progress
@@ -122,7 +122,7 @@ def picture_of(
 def made_from(trained: Trained, n: int, job: Mapping[str, Any], given: Mapping[str, Any]) -> np.ndarray:
     """The images, as bytes, that a model which starts from some, `given` or its own, made its samples of."""
     method = trained.model.sources
-    options = trained.tree["sample"] | job["options"]
+    options = {**trained.part.sample, **job["options"]}
     options |= {key: sampler.cycled(values, range(n), trained.device) for key, values in given.items()}
     known = {key: value for key, value in options.items() if key in inspect.signature(method).parameters}
     with torch.inference_mode():
@@ -135,7 +135,7 @@ def given_to_sample(trained: Trained, job: Mapping[str, Any]) -> tuple[dict[str,
     given: dict[str, Any] = {"prompt": job["prompts"]} if job.get("prompts") else {}
     if not job.get("input_as"):
         return given, None
-    side = (trained.tree["sample"] | job["options"]).get("size")
+    side = ({**trained.part.sample, **job["options"]}).get("size")
     inputs, _ = read_inputs(trained, job["input"], job["n"], side)
     given[job["input_as"]] = quantise(
         torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(len(inputs)))

@@ -15,8 +15,8 @@ from torch import Tensor
 from gzcli import ranks
 from gzcli.data.batches import to_uint8
 from gzcli.data.labels import chosen
-from gzcli.engine.context import Trained
 from gzcli.engine.pictures import PAPER
+from gzcli.engine.trained import Trained
 from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
@@ -48,7 +48,7 @@ def draw(
     """
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
-    options, given = {**trained.tree["sample"], **(options or {})}, dict(given or {})
+    options, given = {**trained.part.sample, **(options or {})}, dict(given or {})
     if prompts := given.get("prompt") or options.get("prompt"):
         given["prompt"] = [prompts] if isinstance(prompts, str) else prompts
     rank, world = ranks.rank(), ranks.world()

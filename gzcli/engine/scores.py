@@ -32,7 +32,7 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.batches import to_uint8
-from gzcli.engine.context import Trained
+from gzcli.engine.trained import Trained
 from gzcli.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.metrics.baselines import code_length
 from gzcli.models.catalog import LIKELIHOOD_SCORES, likelihood_scores
@@ -66,7 +66,7 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
     of_pixels = trained.space is None
     made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own)
     options = list(dict.fromkeys((*own, *made)))
-    wanted = list(asked or trained.tree["ood"].get("scores") or ())
+    wanted = list(asked or trained.part.ood.scores or ())
     if not wanted:
         cheap = (
             ("nll", "typicality", "complexity")
@@ -225,7 +225,7 @@ class Scorer:
         return {key: self.options[key] for key in self._keywords(kind, name) & set(self.options)}
 
     def _check_background(self) -> None:
-        run, data = self.trained.run, self.trained.tree["data"]["name"]
+        run, data = self.trained.run, self.trained.part.data.name
         if self.background is None:
             sets = [
                 f"{run.in_owner}data.augment=[mutate]",

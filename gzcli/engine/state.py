@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from gzcli import ranks
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.errors import MissingError, UsageError
+from gzcli.recipe.parts import part_of
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
@@ -47,9 +48,10 @@ def save(t: Trainer, step: int) -> None:
             "device": t.device.type,
         }
         averaged = weights | checkpoints.weights_of(t.ema.state_dict() | statistics)
-        checkpoints.save(
-            folder, step, model=weights, ema=averaged, train=train, tree=t.tree, info=t.info, meta=meta
+        saved = checkpoints.Saved(
+            averaged, part_of(t.tree), t.info, step, t.tree["built_on"], t.tree.get("space")
         )
+        checkpoints.save(folder, step, model=weights, ema=saved, train=train, meta=meta)
         checkpoints.prune(folder, t.train["keep"])
         t.run.update(step=step)
         t.log.event("checkpoint", step=step)

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from gzcli.data.batches import TrainBatches
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim, state
-from gzcli.engine.context import build_model, built_on, stages_for
 from gzcli.engine.ema import EMA, training_images
 from gzcli.engine.latent import open_space, packed
 from gzcli.engine.log import Log
 from gzcli.engine.prepare import prepare
 from gzcli.engine.stop import Stop
+from gzcli.engine.trained import build_model, built_on, stages_for
 from gzcli.engine.watch import Watch
 from gzcli.errors import DivergedError, Interrupted
 from gzcli.models.base import Phase
+from gzcli.recipe.parts import part_of
 from gzcli.store.runs import Run
 from gzcli.types import BatchNoise, mix
 
@@ -60,7 +61,9 @@ class Trainer:
             self.tree["space"] = self.space.record()
             self.info = self.space.info(self.info)
             self.data, self.augment = packed(self, pack), ()
-        self.model = build_model(tree, self.info, stages_for(run, name, self.device)).to(self.device).train()
+        self.model = (
+            build_model(part_of(tree), self.info, stages_for(run, name, self.device)).to(self.device).train()
+        )
         self.batches = TrainBatches(
             self.data,
             seed=tree["seed"],

@@ -18,11 +18,12 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import sampler, state
 from gzcli.engine.budget import synchronise
 from gzcli.engine.cadence import Cadence
-from gzcli.engine.context import Trained
 from gzcli.engine.prepare import with_prepared
 from gzcli.engine.report import loss_curve, metric_lines
+from gzcli.engine.trained import Trained
 from gzcli.errors import MissingError
 from gzcli.models.nn import double
+from gzcli.recipe.parts import part_of
 from gzcli.store import files
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Watch:
         """n images uint8 [n, C, H, W] of the averaged model, seed 0."""
         t = self.t
         with self._evaluating():
-            return sampler.draw(Trained(self.run, t.model, t.info, t.tree, t.device, 0, t.space), n)
+            return sampler.draw(Trained(self.run, t.model, t.info, part_of(t.tree), t.device, 0, t.space), n)
 
     def evaluate(self, step: int) -> None:
         """The metric of the best checkpoint on validation images; a better one is saved and remembered."""

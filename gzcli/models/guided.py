@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import at_least, full, spread_labels
+from gzcli.models.nn import at_least, spread_labels, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
@@ -81,10 +81,10 @@ class Guided(Model):
         One pass of a doubled batch; of the batch itself at scales 1 and 0.
         """
         if scale in (0, 1):
-            return full(self.net(x, t, y if scale else None))
+            return to_fp32(self.net(x, t, y if scale else None))
         n = len(x)
         hidden = torch.arange(2 * n, device=x.device) >= n
-        both = full(self.net(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y, y]), hidden))
+        both = to_fp32(self.net(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y, y]), hidden))
         return torch.lerp(both[n:], both[:n], scale)
 
     def guided_within(

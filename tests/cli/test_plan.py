@@ -285,7 +285,7 @@ def test_a_dry_run_of_a_set_that_is_not_there(gz):
     code, stdout, _ = gz("train", "vae", "--data", "./nowhere", "--dry-run", "--json")
     assert code == 0 and json.loads(stdout)["needs"] == ["there is no `./nowhere`"]
     with pytest.raises(MissingError):
-        from gzcli.data.pack import peek
+        from gzcli.data.open import peek
 
         peek("./nowhere")
 

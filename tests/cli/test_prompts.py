@@ -14,12 +14,13 @@ from PIL import Image
 
 from gzcli.cli import app
 from gzcli.engine import sample, sampler
-from gzcli.engine.context import Trained
 from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.signatures import Param
-from gzcli.ranks import joined
+from gzcli.ranks import gather, joined
+from gzcli.recipe.parts import DataSection, Part
 from gzcli.store import runs
 from gzcli.types import Applied, DataInfo
 
@@ -78,8 +79,8 @@ def trained(home, monkeypatch):
     )
     (run.path / "model.safetensors").write_bytes(b"x")
     info = DataInfo((1, 16, 16))
-    tree = {"sample": {"prompt": None, "size": None}, "data": {"name": "digits", "size": 16, "channels": 1}}
-    found = Trained(run, Reader(info), info, tree, torch.device("cpu"), 1)
+    part = Part("vae", sample={"prompt": None, "size": None}, data=DataSection(size=16, channels=1))
+    found = Trained(run, Reader(info), info, part, torch.device("cpu"), 1)
     monkeypatch.setattr(sample, "load_trained", lambda *args: found)
     monkeypatch.setattr(catalog, "card", lambda name: READS)
     return found
@@ -126,10 +127,10 @@ def test_prompts_are_cycled_and_are_as_many_as_the_images(gz, trained):
 
 def test_without_prompts_it_is_as_ever(gz, trained):
     assert gz()[1]["n"] == 64 and trained.model.seen[-1][1] is None and gz()[1]["prompts"] == []
-    trained.tree["sample"]["prompt"] = "of the recipe"
+    trained.part.sample["prompt"] = "of the recipe"
     gz("-n", "2")
     assert trained.model.seen[-1][1] == ["of the recipe"] * 2
-    trained.tree["sample"]["prompt"] = ["x", "y"]
+    trained.part.sample["prompt"] = ["x", "y"]
     gz("-n", "3")
     assert trained.model.seen[-1][1] == ["x", "y", "x"]
     gz("--prompt", "mine", "-n", "2")
@@ -211,7 +212,7 @@ def test_pictures_are_given_to_sample(gz, trained, tmp_path):
 @pytest.mark.parametrize("by", ["--size", "recipe"])
 def test_pictures_and_images_of_another_size(gz, trained, tmp_path, by):
     folder = files(tmp_path / "maps", a=0, b=255, c=9)
-    trained.tree["sample"]["size"] = 24 if by == "recipe" else None
+    trained.part.sample["size"] = 24 if by == "recipe" else None
     code, result = gz("--input", str(folder), "--npz", *(("--size", "24") if by == "--size" else ()))
     assert code == 0 and trained.model.seen[-1][2].shape == (3, 1, 24, 24)
     assert np.load(result["npz"])["samples"].shape == (3, 24, 24, 1) and Image.open(
@@ -272,10 +273,10 @@ def test_gathering_skips_who_had_nothing(monkeypatch):
     def gathered(parts, rows):
         parts[:] = [rows, np.zeros((0, 1, 16, 16), np.uint8)]
 
-    monkeypatch.setattr(sampler, "ranks", lambda: (0, 2))
+    monkeypatch.setattr("gzcli.ranks.world", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
-    assert sampler.gather(np.ones((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
-    assert sampler.joined([np.zeros((0, 3, 4, 4), np.uint8)]).shape == (0, 3, 4, 4)
+    assert gather(np.ones((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
+    assert joined([np.zeros((0, 3, 4, 4), np.uint8)]).shape == (0, 3, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from zoo import CASES, Case
 
 from gzcli.data.batches import TrainBatches, quantise, scan
-from gzcli.data.pack import open_pack
+from gzcli.data.open import open_named
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import ClassEmbedding
@@ -25,7 +25,7 @@ def case(request):
 
 @pytest.fixture
 def pack(case):
-    return open_pack(case.data)
+    return open_named(case.data)
 
 
 def build(case: Case, pack) -> Model:

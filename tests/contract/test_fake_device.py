@@ -20,17 +20,19 @@ from helpers import recipe
 from zoo import CASES, Case
 
 from gzcli.data.batches import TrainBatches
-from gzcli.data.pack import Pack, open_pack
+from gzcli.data.open import open_named
+from gzcli.data.pack import Pack
 from gzcli.engine import bench, latent, ood, optim, sampler, trainer, watch
 from gzcli.engine.apply import apply
 from gzcli.engine.budget import Images
-from gzcli.engine.context import Trained
 from gzcli.engine.log import Log
 from gzcli.engine.scores import Scorer, own_scores
+from gzcli.engine.trained import Trained
 from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.models.nn import double
+from gzcli.recipe.parts import part_of
 from gzcli.store import runs
 from gzcli.types import no_progress
 
@@ -153,7 +155,7 @@ def base() -> dict[str, Any]:
 
 def few(name: str) -> Pack:
     """A set with few images to prepare."""
-    pack = open_pack(name)
+    pack = open_named(name)
     pack.meta = replace(pack.meta, counts=pack.meta.counts | {"train": 16})
     return pack
 
@@ -196,7 +198,7 @@ class Paths:
         )
         self.whole = self.first and case.model not in KIN
         self.model, self.due = t.model, sorted({step for p in t.phases for step in first_due(p)})
-        self.trained = Trained(t.run, t.model, t.info, t.tree, t.device, 0, t.space)
+        self.trained = Trained(t.run, t.model, t.info, part_of(t.tree), t.device, 0, t.space)
         self.given = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
         self.given |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
         self.batch = next(iter(Images.of(self.trained, t.pack, "test", np.arange(2), size=2, seed=0)))
@@ -427,7 +429,7 @@ def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeyp
         monkeypatch.setattr("gzcli.data.batches.ON_DEVICE", 0)
     codes = {"codes": torch.zeros(1797, 4).numpy()}
     source = TrainBatches(
-        open_pack("digits"),
+        open_named("digits"),
         seed=0,
         batch_size=4,
         levels=levels,

@@ -9,11 +9,11 @@ from helpers import gz, recipe, trainer
 from zoo import Case
 
 from gzcli.data.batches import quantise, scan
-from gzcli.data.pack import open_pack
+from gzcli.data.open import open_named
 from gzcli.engine import sampler
-from gzcli.engine.context import load_trained
 from gzcli.engine.latent import MEASURED, open_space
 from gzcli.engine.scores import Scorer
+from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.store import runs
 
@@ -91,7 +91,7 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
     assert images.shape == (5, 1, 16, 16) and images.std() > 10
     again = sampler.draw(found, 2, seed=1)
     assert np.abs(images[:2].astype(int) - again).max() <= 1
-    pack = open_pack("digits")
+    pack = open_named("digits")
     scorer = Scorer(found, ["recon", "path"], options={"starts": 2})
     few = list(scan(pack, "test", batch_size=8, levels=17, device="cpu", index=range(16)))
     scorer.fit(few, few)
@@ -104,13 +104,13 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
     kept = weights.read_bytes()
     try:
         other = load_trained(tokenizer, "cpu")
-        from gzcli.engine.checkpoint import save_weights, weights_of
+        from gzcli.engine.checkpoint import Saved, save_weights, weights_of
 
         changed = {
             k: v + 0.1 if v.is_floating_point() else v
             for k, v in weights_of(other.model.state_dict()).items()
         }
-        save_weights(weights, changed, other.tree, other.info, 80)
+        save_weights(weights, Saved(changed, other.part, other.info, 80))
         with pytest.raises(MissingError, match="not the autoencoder"):
             load_trained(on_latents, "cpu")
     finally:
@@ -134,7 +134,7 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(f"{kl}/vae")
-    pack = open_pack("digits")
+    pack = open_named("digits")
     space = open_space(kl, "cpu", pack=pack, levels=17)
     x = quantise(torch.from_numpy(np.asarray(pack.images("test")[:4])), 17)
     with torch.no_grad():

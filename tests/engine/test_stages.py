@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from gzcli import launch
 from gzcli.cli.train import with_data
 from gzcli.engine.__main__ import main, recorded, train_one
-from gzcli.engine.context import load_trained
 from gzcli.engine.log import Log
+from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.recipe.resolve import dump, resolve
 from gzcli.recipe.stages import trees
@@ -159,10 +159,10 @@ def test_each_stage_is_a_whole_run(trained):
 
 def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
     from gzcli.data.batches import scan
-    from gzcli.data.pack import open_pack
+    from gzcli.data.open import open_named
 
     codes = np.load(trained.stage("prior").path / "prepared" / "codes.npy")
-    pack, tokenizer = open_pack("digits"), load_trained(trained.stage("tokenizer"), "cpu").model
+    pack, tokenizer = open_named("digits"), load_trained(trained.stage("tokenizer"), "cpu").model
     index = [0, 7, 1000, len(codes) - 1]
     batch = next(scan(pack, "train", batch_size=4, levels=17, device="cpu", index=index))
     assert np.array_equal(codes[index], tokenizer.encode(batch.x).flatten(1).numpy())
@@ -171,7 +171,7 @@ def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
 
 def test_verbs_talk_to_the_last_stage(trained):
     model = load_trained(trained, torch.device("cpu"))
-    assert model.tree["model"]["name"] == "transformer" and model.name == "vqvae"
+    assert model.part.model == "transformer" and model.name == "vqvae"
     shown = gz("sample", trained.id, "-n", "4", "-q", "--temperature", "0.5").stdout.strip()
     assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
     assert Path(gz("sample", trained.id, "--do", "reconstruct", "-n", "4", "-q").stdout.strip()).exists()
@@ -195,7 +195,7 @@ def test_broken_off_in_any_stage_it_goes_on_as_if_it_were_not(trained, path):
 def test_a_finished_stage_serves_another_prior(trained, path):
     run = make(path, f"stages.tokenizer={trained.id}", "stages.prior.model.name=maskgit")
     before = (run.stage("tokenizer").path / "model.safetensors").read_bytes()
-    assert main(run.path) == 0 and load_trained(run, "cpu").tree["model"]["name"] == "maskgit"
+    assert main(run.path) == 0 and load_trained(run, "cpu").part.model == "maskgit"
     assert (run.stage("tokenizer").path / "model.safetensors").read_bytes() == before
     assert resolve(str(run.path / "run.yaml")).tree["stages"]["tokenizer"] == trained.id
 

@@ -13,9 +13,9 @@ from zoo import CASES, Case
 from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
-from gzcli.engine.context import load_trained
 from gzcli.engine.ema import EMA
 from gzcli.engine.stop import Stop
+from gzcli.engine.trained import load_trained
 from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
 from gzcli.models.gan.nets import BatchNorm as GanNorm

@@ -61,11 +61,11 @@ def test_a_run_directory_is_complete():
 def test_weights_sample_without_the_recipe_or_the_data(tmp_path):
     """The safetensors file alone is enough."""
     from gzcli.engine.checkpoint import read_weights
-    from gzcli.engine.context import build_model
+    from gzcli.engine.trained import build_model
 
-    weights, tree, info, step = read_weights(runs.by_name("first").path / "model.safetensors")
-    build_model(tree, info).load_state_dict(weights)
-    assert step == 60 and info.shape == (1, 16, 16)
+    saved = read_weights(runs.by_name("first").path / "model.safetensors")
+    build_model(saved.part, saved.info).load_state_dict(saved.weights)
+    assert saved.step == 60 and saved.info.shape == (1, 16, 16)
 
 
 def test_sample_writes_what_it_says(tmp_path):

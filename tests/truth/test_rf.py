@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_fm import Exact, batch, noise
 
-from gzcli.data.pack import open_pack
+from gzcli.data.open import open_named
 from gzcli.engine import prepare
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
@@ -159,7 +159,7 @@ def test_a_student_starts_as_its_teacher_and_learns_alone():
 
 def test_pairs_have_noise_of_their_own():
     """Samples from the noise of training pairs would be those pairs, and so would held-out losses."""
-    pack = open_pack("digits")
+    pack = open_named("digits")
     t = SimpleNamespace(data=pack, info=pack.info(), device=torch.device("cpu"), tree={"seed": 0}, augment=())
     drawn = next(prepare._rows(t, range(4))).noise.randn(4, 8)
     assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()

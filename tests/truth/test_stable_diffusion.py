@@ -29,8 +29,8 @@ from zoo import CASES
 
 from gzcli.engine import export, optim
 from gzcli.engine import sample as sample_verb
-from gzcli.engine.context import load_trained
 from gzcli.engine.log import Log
+from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
 from gzcli.models.stable_diffusion import plan

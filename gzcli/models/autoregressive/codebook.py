@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli import ranks
-from gzcli.models.nn import full, full_fp32
+from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.types import Noise
 
 EPS = 1e-8  # Laplace smoothing, in shares
@@ -79,7 +79,7 @@ class Codebook(nn.Module):
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(z as it is compared, its codes [B, h, w] int64, their vectors [B, dim, h, w]), in full
         precision."""
-        z = self._normal(full(z), dim=1)
+        z = self._normal(to_fp32(z), dim=1)
         with full_fp32(z.device):  # in TF32 a near tie falls otherwise than where the codes are read
             places = z.detach().movedim(1, -1)  # [B, h, w, dim]
             e = self._normal(self.embedding.detach())  # [codes, dim]
@@ -96,7 +96,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def start(self, z: Tensor, noise: Noise) -> None:
         """Codes at vectors of the first batch; once, so that a resume changes nothing. No host sync."""
-        self._place(~self.started.expand_as(self.usage), self._normal(full(z), dim=1), noise, REBORN)
+        self._place(~self.started.expand_as(self.usage), self._normal(to_fp32(z), dim=1), noise, REBORN)
         self.started.fill_(True)
 
     def _normal(self, t: Tensor, dim: int = -1) -> Tensor:

@@ -18,7 +18,7 @@ from gzcli.models.autoregressive.blocks import Position, Trunk, start
 from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, full
+from gzcli.models.nn import ClassEmbedding, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
@@ -64,7 +64,7 @@ class MaskGIT(Prior):
         """The logits [B, T, codes] of all codes [B, T] given those that are not masked [B, T]."""
         h = self.embed(codes.masked_fill(masked, self.codes)) + self.position()
         h = torch.cat([self.label(labels, len(codes), drop)[:, None], h], 1)
-        return full(self.head(self.trunk(h)[:, 1:]))
+        return to_fp32(self.head(self.trunk(h)[:, 1:]))
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         """Cross-entropy of the masked codes (eq. 1 over their number), nats a code; `nats` is that without

@@ -15,7 +15,7 @@ from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.base import PixelModel
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
-from gzcli.models.nn.common import ClassEmbedding, from_levels, full, to_levels
+from gzcli.models.nn.common import ClassEmbedding, from_levels, to_fp32, to_levels
 from gzcli.types import Batch, DataInfo
 
 
@@ -122,7 +122,7 @@ class PixelCNN(PixelModel):
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """log p of every value given those before it, [B, C, H, W]."""
-        logits, k = full(outputs), to_levels(x, self.data.levels)
+        logits, k = to_fp32(outputs), to_levels(x, self.data.levels)
         if self.outputs == 1:
             return -F.binary_cross_entropy_with_logits(logits[..., 0], k.to(logits.dtype), reduction="none")
         logits, k = logits.movedim(1, 3), k.movedim(1, 3)  # [B, H, W, C, …], as they lie in memory

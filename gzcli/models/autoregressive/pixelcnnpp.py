@@ -15,7 +15,7 @@ from gzcli.errors import UsageError
 from gzcli.models.autoregressive.base import PixelModel
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
 from gzcli.models.autoregressive.resnet import Scale, feature, u_net, walks
-from gzcli.models.nn.common import full
+from gzcli.models.nn.common import to_fp32
 from gzcli.models.nn.logistic import LogisticMixture
 from gzcli.types import DataInfo
 
@@ -80,7 +80,7 @@ class PixelCNNpp(PixelModel):
         with torch.autocast(
             x.device.type, enabled=False
         ):  # a mean of 8 bits of mantissa is coarser than a grey level
-            return self.head(full(F.elu(h))).permute(0, 2, 3, 1)[:, None]
+            return self.head(to_fp32(F.elu(h))).permute(0, 2, 3, 1)[:, None]
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """log p of every pixel given those before it, [B, 1, H, W]."""

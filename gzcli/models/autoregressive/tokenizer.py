@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gzcli.models.autoregressive.codebook import Codebook
 from gzcli.models.base import Model
-from gzcli.models.nn import full
+from gzcli.models.nn import to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 
@@ -48,11 +48,11 @@ class Tokenizer(Model):
 
     def decode(self, codes: Tensor) -> Tensor:
         """The images [B, C, H, W] in [-1, 1] of codes [B, h, w]."""
-        return full(self.decoder(self.codebook.lookup(codes))).clamp(-1, 1)
+        return to_fp32(self.decoder(self.codebook.lookup(codes))).clamp(-1, 1)
 
     def to_latent(self, x: Tensor) -> Tensor:
         """The encoder's vectors [B, dim, h, w], before the codebook."""
-        return full(self.encoder(x))
+        return to_fp32(self.encoder(x))
 
     def from_latent(self, z: Tensor) -> Tensor:
         """The images of vectors, by their nearest codes."""
@@ -131,6 +131,6 @@ def draw(weights: Tensor, u: Tensor) -> Tensor:
 
     Never one of weight 0.
     """
-    cdf = full(weights).cumsum(-1)
+    cdf = to_fp32(weights).cumsum(-1)
     u = u.clamp(max=1 - 1e-6)  # so that u · cdf[-1] stays below cdf[-1] when rounded
     return (cdf <= (u * cdf[..., -1])[..., None]).sum(-1)

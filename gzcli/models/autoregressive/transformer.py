@@ -15,7 +15,7 @@ from gzcli.models.autoregressive.blocks import Position, Trunk, start
 from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, full, spread_labels
+from gzcli.models.nn import ClassEmbedding, spread_labels, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
@@ -56,7 +56,7 @@ class Transformer(Prior):
         n, t = codes.shape
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]
-        return full(self.head(self.trunk(h, causal=True)))
+        return to_fp32(self.head(self.trunk(h, causal=True)))
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         """Nats a code; logs bits a code."""

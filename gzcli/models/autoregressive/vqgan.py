@@ -22,7 +22,7 @@ from gzcli.models.autoregressive.codebook import Codebook
 from gzcli.models.autoregressive.nets import Decoder, Encoder
 from gzcli.models.autoregressive.tokenizer import Tokenizer, halvings
 from gzcli.models.base import Phase
-from gzcli.models.nn import LPIPS, PatchGAN, full
+from gzcli.models.nn import LPIPS, PatchGAN, to_fp32
 from gzcli.types import Batch, DataInfo, Noise
 
 
@@ -121,7 +121,7 @@ class VQGAN(Tokenizer):
         if phase == "discriminator":
             return self.discriminator_loss(batch.x)
         z, found = self.codebook(self.encoder(batch.x), batch.noise)
-        x = full(self.decoder(z))
+        x = to_fp32(self.decoder(z))
         rec = F.l1_loss(x, batch.x) if self.pixels == "l1" else F.mse_loss(x, batch.x)
         parts = {"recon": rec.detach()}
         if self.lpips is not None:
@@ -136,7 +136,7 @@ class VQGAN(Tokenizer):
 
     def discriminator_loss(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            fake = full(self.decoder(self.codebook.nearest(self.encoder(x))[2]))
+            fake = to_fp32(self.decoder(self.codebook.nearest(self.encoder(x))[2]))
         on_real, on_fake = self.discriminator(torch.cat([x, fake])).chunk(2)
         loss = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
         return {"loss": loss, "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}

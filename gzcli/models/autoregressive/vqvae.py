@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gzcli.models.autoregressive.codebook import Codebook
 from gzcli.models.autoregressive.tokenizer import Tokenizer, halvings
-from gzcli.models.nn import full
+from gzcli.models.nn import to_fp32
 from gzcli.types import Batch, DataInfo
 
 
@@ -111,5 +111,5 @@ class VQVAE(Tokenizer):
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         z, found = self.codebook(self.encoder(batch.x), batch.noise)
-        recon = F.mse_loss(full(self.decoder(z)), batch.x)
+        recon = F.mse_loss(to_fp32(self.decoder(z)), batch.x)
         return found | {"loss": recon + found["loss"], "recon": recon.detach()}

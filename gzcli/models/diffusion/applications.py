@@ -15,7 +15,7 @@ from gzcli.models.diffusion.posterior import given
 from gzcli.models.diffusion.process import Diffusion, at
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.guided import check_strength
-from gzcli.models.nn import as_ways, at_least, full, pairs_of
+from gzcli.models.nn import as_ways, at_least, pairs_of, to_fp32
 from gzcli.types import Applied, Noise, Progress, no_progress
 
 
@@ -38,7 +38,7 @@ class Applications(Diffusion):
             eps = noise.randn(*x.shape).to(x.device)
             alpha, sigma = at(self.alpha, t), at(self.sigma, t)
             x_t = alpha * x + sigma * eps
-            _, guess = self.split(full(self.net(self.beside(x_t), t, y)), x_t, alpha, sigma)
+            _, guess = self.split(to_fp32(self.net(self.beside(x_t), t, y)), x_t, alpha, sigma)
             error = error + (eps - guess).square().flatten(1).mean(1)
         return error / times
 

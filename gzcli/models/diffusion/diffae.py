@@ -26,7 +26,7 @@ from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.applications import Applications
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
-from gzcli.models.nn import as_ways, at_least, full, full_fp32, pairs_of, slerp, spread_labels, ways
+from gzcli.models.nn import as_ways, at_least, full_fp32, pairs_of, slerp, spread_labels, to_fp32, ways
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 DECAY = 0.95  # of the mean and covariance of z_sem
@@ -110,7 +110,7 @@ class DiffAE(Model):
         if phase == "classifier":
             with torch.no_grad():
                 z = self.encode(batch.x)
-            logits, y = full(self.head(self.normalise(z))), self.one_hot(batch.y).to(z)
+            logits, y = to_fp32(self.head(self.normalise(z))), self.one_hot(batch.y).to(z)
             error = F.binary_cross_entropy_with_logits if self.data.multilabel else F.cross_entropy
             return {"loss": error(logits, y), "accuracy": (self.seen(logits) == y).all(1).float().mean()}
         z = self.encode(batch.x)
@@ -143,7 +143,7 @@ class DiffAE(Model):
 
     def encode(self, x: Tensor) -> Tensor:
         """z_sem [B, latent] of images."""
-        return full(self.encoder(x))
+        return to_fp32(self.encoder(x))
 
     def normalise(self, z: Tensor) -> Tensor:
         """z_sem with mean 0 and variance 1 in every coordinate."""

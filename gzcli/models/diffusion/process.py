@@ -19,7 +19,7 @@ from gzcli.errors import UsageError
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.schedule import Schedule
 from gzcli.models.guided import Returning, stratified
-from gzcli.models.nn import full
+from gzcli.models.nn import to_fp32
 from gzcli.types import Batch, DataInfo, Noise, Progress, moved, no_progress
 
 HIDDEN = 0.1  # share of small images that the training of an enlarging model hides
@@ -97,7 +97,7 @@ class Diffusion(Returning):
         if self.factor:
             shown = noise.rand(n).to(x) >= HIDDEN
             small = shown[:, None, None, None] * F.avg_pool2d(x, self.factor)
-        out = full(self.net(self.beside(x_t, small), t, y, drop))
+        out = to_fp32(self.net(self.beside(x_t, small), t, y, drop))
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
@@ -141,7 +141,7 @@ class Diffusion(Returning):
     def estimate(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_0, in the range of images, from noised images x at integer times t [B], each its own."""
         return self.into_range(
-            self.split(full(self.net(self.beside(x), t, y)), x, at(self.alpha, t), at(self.sigma, t))[0]
+            self.split(to_fp32(self.net(self.beside(x), t, y)), x, at(self.alpha, t), at(self.sigma, t))[0]
         )
 
     def denoiser(

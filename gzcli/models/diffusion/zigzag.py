@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.nn import full, stacked, zero_init
+from gzcli.models.nn import stacked, to_fp32, zero_init
 from gzcli.models.nn.dit import DiTNet, modulated
 from gzcli.models.nn.selective_scan import selective_scan
 
@@ -101,8 +101,8 @@ class Mamba(nn.Module):
         x, z = self.in_proj(h).chunk(2, -1)
         x = F.silu(self.convolved(x))  # [B, T, D]
         dt, B, C = self.x_proj(x).split([self.rank, self.state, self.state], -1)
-        delta = F.softplus(full(self.dt_proj(dt)))
-        y = selective_scan(x, delta, -full(self.A_log).exp(), B, C) + self.D * x
+        delta = F.softplus(to_fp32(self.dt_proj(dt)))
+        y = selective_scan(x, delta, -to_fp32(self.A_log).exp(), B, C) + self.D * x
         return self.out_proj(y * F.silu(z))
 
     def convolved(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gzcli.models.flow_matching.flow import SCALE, Times
 from gzcli.models.flow_matching.fm import FM
-from gzcli.models.nn import full, spread_labels
+from gzcli.models.nn import spread_labels, to_fp32
 from gzcli.types import Batch, DataInfo, Noise
 
 FEW = 200  # images of a classification
@@ -65,7 +65,7 @@ class CFM(FM):
             t = x.new_full((len(x),), (i + 0.5) / times)
             x0 = noise.randn(*x.shape).to(x)
             x_t, target = self.between(x0, x, t), x - (1 - self.sigma_min) * x0
-            guesses = (full(self.net(x_t, SCALE * t, y.expand(len(x), *y.shape))) for y in classes)
+            guesses = (to_fp32(self.net(x_t, SCALE * t, y.expand(len(x), *y.shape))) for y in classes)
             errors = (
                 errors + torch.stack([(v - target).square().flatten(1).mean(1) for v in guesses], 1) / times
             )

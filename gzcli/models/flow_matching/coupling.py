@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli import ranks
-from gzcli.models.nn import full, full_fp32
+from gzcli.models.nn import full_fp32, to_fp32
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
 
     noise, data, labels = (None if t is None else ranks.rows(t, module) for t in (x0, x1, y))
     with full_fp32(x0.device):  # ‖x1‖² and ‖x0‖² are the same in every order
-        cost = -(full(data).flatten(1) @ full(noise).flatten(1).mT)
+        cost = -(to_fp32(data).flatten(1) @ to_fp32(noise).flatten(1).mT)
     cost, order = cost.cpu().numpy(), np.arange(len(noise))
     for rows in alike(labels, len(noise)):
         order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]

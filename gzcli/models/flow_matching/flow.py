@@ -23,7 +23,7 @@ from gzcli.models.diffusion.samplers import Denoise
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.flow_matching.coupling import coupled
 from gzcli.models.guided import Returning, stratified
-from gzcli.models.nn import full
+from gzcli.models.nn import to_fp32
 from gzcli.models.nn.ode import Velocity, density_norm, dequantised, log_density, solve, solve_adaptive
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
@@ -68,7 +68,7 @@ class FlowMatching(Returning):
         t = self.draw_times(batch.noise, len(batch)).to(batch.x)
         x0, x1 = self.pairs(batch)
         y, drop = self.training_labels(batch)
-        v = full(self.net(self.between(x0, x1, t), SCALE * t, y, drop))
+        v = to_fp32(self.net(self.between(x0, x1, t), SCALE * t, y, drop))
         return {"loss": (v - (x1 - (1 - self.sigma_min) * x0)).square().mean()}
 
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:

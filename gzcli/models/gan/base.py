@@ -22,10 +22,10 @@ from gzcli.models.nn import (
     best_labels,
     double,
     fresh_statistics,
-    full,
     pairs_of,
     slerp,
     spread_labels,
+    to_fp32,
     traversal,
     ways,
 )
@@ -312,7 +312,7 @@ class GAN(Model):
 
     def unit_features(self, x: Tensor) -> Tensor:
         """The critic's features on a 2×2 grid, on the unit sphere: [B, 4·C']."""
-        h = nn.functional.adaptive_avg_pool2d(full(self.critic.maps(x)), 2).flatten(1)
+        h = nn.functional.adaptive_avg_pool2d(to_fp32(self.critic.maps(x)), 2).flatten(1)
         return nn.functional.normalize(h, dim=1)
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.base import Model, Phase
 from gzcli.models.gan.pool import ImagePool
-from gzcli.models.nn import PatchGAN, from_levels, full, to_levels
+from gzcli.models.nn import PatchGAN, from_levels, to_fp32, to_levels
 from gzcli.models.vae.ssim import gaussian_window, ssim_parts
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
@@ -88,7 +88,7 @@ class Translator(nn.Module):
         h = self.blocks(h)
         for up, size in zip(self.ups, reversed(sizes), strict=True):
             h = F.relu(F.instance_norm(up(h, output_size=size)))
-        return torch.tanh(full(self.head(h)))
+        return torch.tanh(to_fp32(self.head(h)))
 
 
 class CycleGAN(Model):

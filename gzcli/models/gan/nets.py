@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gzcli import ranks
-from gzcli.models.nn import ClassEmbedding, full
+from gzcli.models.nn import ClassEmbedding, to_fp32
 
 Norm = Literal["none", "group", "batch"]
 
@@ -79,7 +79,7 @@ class Generator(nn.Module):
         h = self.stem(h).unflatten(1, self.start)
         for norm, up, (height, width) in zip(self.norms, self.ups, reversed(self.targets), strict=True):
             h = up(F.relu(norm(h)))[:, :, :height, :width]  # odd sizes were rounded up
-        return torch.tanh(full(h))
+        return torch.tanh(to_fp32(h))
 
 
 class Critic(nn.Module):
@@ -139,7 +139,7 @@ class Critic(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.maps(x, y).flatten(1)
-        f = full(self.head(h)).squeeze(1)
+        f = to_fp32(self.head(h)).squeeze(1)
         if self.embed is not None:
-            f = f + self.scale * (full(self.embed(y, len(x))) * full(h)).sum(1)
+            f = f + self.scale * (to_fp32(self.embed(y, len(x))) * to_fp32(h)).sum(1)
         return f

@@ -79,7 +79,7 @@ def from_levels(k: Tensor, levels: int) -> Tensor:
     return k.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
 
 
-def full(t: Tensor) -> Tensor:
+def to_fp32(t: Tensor) -> Tensor:
     """At least fp32: half precision, as autocast makes it, is raised; fp64 stays."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
@@ -91,7 +91,7 @@ def double(t: Tensor) -> Tensor:
     What is read on the host is better moved there first, `t.cpu().double()`, which loses nothing on any
     device.
     """
-    return t.double() if t.device.type in FLOAT64 else full(t)
+    return t.double() if t.device.type in FLOAT64 else to_fp32(t)
 
 
 def zero_init(module: nn.Module) -> nn.Module:

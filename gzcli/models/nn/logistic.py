@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn.common import from_levels, full, to_levels
+from gzcli.models.nn.common import from_levels, to_fp32, to_levels
 
 LOG_SCALE = (-7.0, 7.0)  # e^-7 is a quarter of a 256-level bin: sharper is all the same mass
 
@@ -60,7 +60,7 @@ class LogisticMixture:
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """log p of the pixels x [..., C] in [-1, 1] given params [..., size]: [...] nats."""
-        logits, mean, log_scale, coef = self._unpack(full(params))
+        logits, mean, log_scale, coef = self._unpack(to_fp32(params))
         mean = torch.stack([self._mean(c, mean, coef, x) for c in range(x.shape[-1])], -2)
         log_mass = logistic_log_mass(x[..., None], mean, log_scale, self.levels).sum(-2)
         return (logits.log_softmax(-1) + log_mass).logsumexp(-1)
@@ -71,7 +71,7 @@ class LogisticMixture:
 
         temperature: divides the logits and multiplies the scales.
         """
-        logits, mean, log_scale, coef = self._unpack(full(params))
+        logits, mean, log_scale, coef = self._unpack(to_fp32(params))
         share = (logits / temperature).softmax(-1).cumsum(-1)[..., :-1]
         m = (share <= u[..., :1]).sum(-1)[..., None, None]  # [..., 1, 1]
         mean, log_scale, coef = (p.gather(-1, m.expand(*p.shape[:-1], 1)) for p in (mean, log_scale, coef))

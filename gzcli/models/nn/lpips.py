@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.errors import MissingError, UsageError
-from gzcli.models.nn.common import full
+from gzcli.models.nn.common import to_fp32
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import weights
 
@@ -68,7 +68,7 @@ class LPIPS(nn.Module):
             h = F.max_pool2d(h, 2) if i else h
             for conv in stage:
                 h = F.relu(conv(h))
-            f = full(h)
+            f = to_fp32(h)
             found.append(f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10))
         return found
 

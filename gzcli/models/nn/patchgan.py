@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.nn.common import full
+from gzcli.models.nn.common import to_fp32
 
 
 class PatchGAN(nn.Module):
@@ -50,7 +50,7 @@ class PatchGAN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.leaky_relu(norm(conv(x)), 0.2)
-        return full(self.head(x))
+        return to_fp32(self.head(x))
 
 
 def make_norm(norm: str, width: int) -> nn.Module:

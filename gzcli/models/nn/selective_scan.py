@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from gzcli.models.nn.common import full
+from gzcli.models.nn.common import to_fp32
 
 CACHED = 2**18  # elements of a chunk's states on a CPU
 
@@ -29,7 +29,7 @@ CACHED = 2**18  # elements of a chunk's states on a CPU
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """y [batch, T, D] of x and delta > 0 [batch, T, D], A < 0 [D, N], B and C [batch, T, N]; at least in
     fp32, also under autocast. Differentiable once."""
-    x, delta, A, B, C = map(full, (x, delta, A, B, C))
+    x, delta, A, B, C = map(to_fp32, (x, delta, A, B, C))
     if x.dtype == torch.float32 and (kernel := fused(x.device)):
         return kernel(x.mT.contiguous(), delta.mT.contiguous(), A, B.mT.contiguous(), C.mT.contiguous()).mT
     rows = CACHED // (A.numel() * math.isqrt(x.shape[1])) if x.device.type == "cpu" else len(x)

@@ -28,7 +28,16 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, as_ways, full, full_fp32, pairs_of, spread_labels, ways, zero_init
+from gzcli.models.nn import (
+    ClassEmbedding,
+    as_ways,
+    full_fp32,
+    pairs_of,
+    spread_labels,
+    to_fp32,
+    ways,
+    zero_init,
+)
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.norms import initialising
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
@@ -161,7 +170,7 @@ class ImageFlow(Model):
         with full_fp32(top.device):
             log_std, classes = self.top[1], torch.arange(len(self.data.classes), device=top.device)
             shift, extra = self.classes(classes, len(classes)).view(-1, *self.top.shape).unbind(1)
-            t = ((full(top) - self.top[0]) * (-log_std).exp()).flatten(1)  # [B, D]
+            t = ((to_fp32(top) - self.top[0]) * (-log_std).exp()).flatten(1)  # [B, D]
             d, extra = (shift * (-log_std).exp()).flatten(1), extra.flatten(1)  # [K, D]
             precision = (-2 * extra).exp()
             constant = (d.square() * precision).sum(1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.models.nn.common import full
+from gzcli.models.nn.common import to_fp32
 
 MIN_LOG_SCALE = -7.0  # of a component, as in the paper's code
 # of the inverse: of 2,000 random mixtures of 32 logistics, scales from e^-7 up, none needs more than 32 in
@@ -90,7 +90,7 @@ class MixLogisticCoupling(nn.Module):
     def parameters_of(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, LogisticMixture]:
         """a and b, each [B, C₂, H, W], and the mixture."""
         K = len(self.start)
-        h = full(self.net(x1, context)).unflatten(1, (2 + 3 * K, -1))
+        h = to_fp32(self.net(x1, context)).unflatten(1, (2 + 3 * K, -1))
         logits, mean, log_scale = h[:, 2:].split(K, 1)
         return h[:, 0].tanh(), h[:, 1], LogisticMixture.of(logits, mean + self.start, log_scale)
 

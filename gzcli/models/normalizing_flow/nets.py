@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli import ranks
-from gzcli.models.nn.common import full
+from gzcli.models.nn.common import to_fp32
 from gzcli.models.normalizing_flow.layers import ZeroConv
 from gzcli.models.normalizing_flow.norms import MIN_STD, ActNorm, per_channel
 
@@ -128,7 +128,7 @@ class WeightNormConv(nn.Module):
     def initialise(self, h: Tensor) -> None:
         """Fits g and the bias to the batch of all ranks, once; a constant channel keeps its scale."""
         self.initialising = False
-        y = full(self(h))
+        y = to_fp32(self(h))
         mean = ranks.mean(y.mean((0, 2, 3)), self)
         std = ranks.mean((y - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
         scale = torch.where(std > MIN_STD, 1 / std, 1.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli import ranks
-from gzcli.models.nn.common import full
+from gzcli.models.nn.common import to_fp32
 
 MIN_STD = (
     1e-4  # a channel that varies less is constant: it keeps its scale (dequantised 8-bit noise has 1.1e-3)
@@ -42,7 +42,7 @@ class ActNorm(nn.Module):
     def initialise(self, x: Tensor) -> None:
         """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its
         scale."""
-        x = full(x)
+        x = to_fp32(x)
         mean = ranks.mean(x.mean((0, 2, 3)), self)
         std = ranks.mean((x - per_channel(mean)).square().mean((0, 2, 3)), self).sqrt()
         self.bias.copy_(-mean)

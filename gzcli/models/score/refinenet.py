@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.nn import ClassEmbedding, full, stacked
+from gzcli.models.nn import ClassEmbedding, stacked, to_fp32
 
 
 class RefineNet(nn.Module):
@@ -72,7 +72,7 @@ class InstanceNormPlus(nn.Module):
             nn.init.normal_(self.label.table.weight, std=0.02)
 
     def forward(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
-        x = full(x)
+        x = to_fp32(x)
         means = x.mean((2, 3))  # [B, C]
         spread = (means - means.mean(1, keepdim=True)) * (means.var(1, keepdim=True) + 1e-5).rsqrt()
         rows = torch.cat([self.scale, self.shift[None]])[None]  # [1, 3, C]

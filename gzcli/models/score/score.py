@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gzcli.models.diffusion.samplers import Denoise, Randn, dpmpp, heun
 from gzcli.models.diffusion.schedule import Level
 from gzcli.models.guided import Returning, stratified
-from gzcli.models.nn import full
+from gzcli.models.nn import to_fp32
 from gzcli.models.nn.ode import Velocity, solve, solve_adaptive
 from gzcli.models.score.samplers import euler_maruyama, predictor_corrector
 from gzcli.models.score.sde import SDE, Spacing
@@ -85,7 +85,7 @@ class ScoreModel(Returning):
         y, drop = self.training_labels(batch)
         x_t = alpha * x + sigma * eps
         target = eps if self.prediction == "eps" else (alpha * eps - sigma * x) / r
-        out = full(self.net(self.inputs(x_t, r), SCALE * t, y, drop))
+        out = to_fp32(self.net(self.inputs(x_t, r), SCALE * t, y, drop))
         error = (out - target).square().flatten(1).mean(1)  # [B]
         weight = 1.0
         if self.weighting != "even" and self.prediction == "v":

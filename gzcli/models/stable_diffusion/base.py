@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import from_levels, full, to_levels
+from gzcli.models.nn import from_levels, to_fp32, to_levels
 from gzcli.models.stable_diffusion.bases import is_xl, load_base
 from gzcli.models.stable_diffusion.plan import PIXELS
 from gzcli.types import Batch, DataInfo, Noise, Progress, moved
@@ -225,7 +225,7 @@ class StableDiffusion(Model):
                         z_t[part], t[part], **{key: value[part] for key, value in conditions.items()}
                     )
                 )
-        error = (full(torch.cat(out)) - full(target)).square().flatten(1).mean(1)
+        error = (to_fp32(torch.cat(out)) - to_fp32(target)).square().flatten(1).mean(1)
         return {"loss": (self.weight(t, v) * error).mean()} | (
             {"mse": error.detach().mean()} if self.min_snr else {}
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from gzcli.models.base import Model, Phase
 from gzcli.models.gan.losses import critic_loss, generator_loss
 from gzcli.models.gan.nets import Critic
-from gzcli.models.nn import ClassEmbedding, as_ways, best_labels, full, spread_labels, traversal, ways
+from gzcli.models.nn import ClassEmbedding, as_ways, best_labels, spread_labels, to_fp32, traversal, ways
 from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, mlp
 from gzcli.models.vae.vae import LOGVAR
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
@@ -70,17 +70,17 @@ class AAE(Model):
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Codes [B, latent], of a Gaussian posterior its mean without eps [B, latent]."""
         if self.posterior == "deterministic":
-            return full(self.encoder(x))
-        mu, logvar = full(self.encoder(x)).chunk(2, dim=1)
+            return to_fp32(self.encoder(x))
+        mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)
         return mu if eps is None else mu + (0.5 * logvar.clamp(*LOGVAR)).exp() * eps
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] of codes [B, latent]; without labels those of the mean of all
         classes."""
         if self.labels is None:
-            return torch.tanh(full(self.decoder(z)))
+            return torch.tanh(to_fp32(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
-        return torch.tanh(full(self.decoder(z, e)))
+        return torch.tanh(to_fp32(self.decoder(z, e)))
 
     # ---- training
 
@@ -120,7 +120,7 @@ class AAE(Model):
 
     def judge(self, z: Tensor) -> Tensor:
         """Logits [B] that codes are draws of the prior."""
-        return full(self.discriminator(z)).squeeze(1)
+        return to_fp32(self.discriminator(z)).squeeze(1)
 
     def distance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """‖x − x̂‖² [B], summed over pixels."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn import full
+from gzcli.models.nn import to_fp32
 from gzcli.models.vae.nets import norm
 
 
@@ -92,7 +92,7 @@ class SpectralNorms(nn.Module):
         found = []
         for i, layers in enumerate(self.layers):
             u = self.get_buffer(f"u{i}")  # [layers, out, 1]
-            w = torch.stack([full(layer.weight).flatten(1) for layer in layers])
+            w = torch.stack([to_fp32(layer.weight).flatten(1) for layer in layers])
             with torch.autocast(w.device.type, enabled=False):
                 with torch.no_grad():
                     v = F.normalize(w.mT @ u, dim=1)

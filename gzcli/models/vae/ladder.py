@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn import full
+from gzcli.models.nn import to_fp32
 from gzcli.models.vae.cells import DecoderCell, EncoderCell
 from gzcli.models.vae.nets import halvings
 from gzcli.models.vae.vae import kl_normal, log_normal
@@ -39,7 +39,7 @@ class Code(NamedTuple):
 
 def soft_clamp(h: Tensor) -> Tensor:
     """Within ±5, smoothly: a bound on the KL of any image, learned or strange. fp32."""
-    return 5 * torch.tanh(full(h) / 5)
+    return 5 * torch.tanh(to_fp32(h) / 5)
 
 
 class BottomUp(nn.Module):

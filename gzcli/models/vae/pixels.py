@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.nn import from_levels, full, to_levels
+from gzcli.models.nn import from_levels, to_fp32, to_levels
 from gzcli.models.nn.logistic import logistic_log_mass
 
 Kind = Literal["bernoulli", "gaussian", "logistic"]
@@ -48,7 +48,7 @@ class Pixels:
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         """log p(x | out) in nats, summed over pixels: x [B, C, H, W], out [B, outputs·C, H, W] → [B],
         fp32."""
-        out = full(out)
+        out = to_fp32(out)
         if self.kind == "bernoulli":
             return -F.binary_cross_entropy_with_logits(out, (x + 1) / 2, reduction="none").flatten(1).sum(1)
         mean, log_scale = self.mean_scale(out)
@@ -66,7 +66,7 @@ class Pixels:
 
     def mean(self, out: Tensor) -> Tensor:
         """The picture to show: the pixels' location, [B, C, H, W] in [-1, 1] (latents: unbounded)."""
-        out = full(out)
+        out = to_fp32(out)
         if self.kind == "bernoulli":
             return torch.tanh(out / 2)  # 2 sigmoid(out) − 1
         mean, _ = self.mean_scale(out)
@@ -74,7 +74,7 @@ class Pixels:
 
     def draw(self, out: Tensor, u: Tensor) -> Tensor:
         """A picture drawn pixel by pixel, by the inverse distribution function at u, uniform [B, C, H, W]."""
-        out = full(out)
+        out = to_fp32(out)
         u = u.clamp(1e-6, 1 - 1e-6)
         if self.kind == "bernoulli":
             return (u < torch.sigmoid(out)).to(out.dtype) * 2 - 1

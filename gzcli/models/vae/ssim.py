@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gzcli.models.nn import full
+from gzcli.models.nn import to_fp32
 from gzcli.types import moved
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first
@@ -47,7 +47,7 @@ def ms_ssim(x: Tensor, y: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tens
     power, counts as (almost) none.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, y = (full(x) + 1) / 2, (full(y) + 1) / 2
+        x, y = (to_fp32(x) + 1) / 2, (to_fp32(y) + 1) / 2
         side = min(x.shape[2:])
         size = min(size, side) if side >= 64 else min(7, size, side)
         window = moved(gaussian_window(size, sigma * size / 11), x.device)

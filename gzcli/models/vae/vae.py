@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, as_ways, double, full, spread_labels, traversal, ways
+from gzcli.models.nn import ClassEmbedding, as_ways, double, spread_labels, to_fp32, traversal, ways
 from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.ssim import ms_ssim
@@ -105,7 +105,7 @@ class VAE(Model):
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(z | x): mu and logvar [B, latent], fp32, logvar within bounds."""
-        mu, logvar = full(self.encoder(x, e)).chunk(2, dim=1)
+        mu, logvar = to_fp32(self.encoder(x, e)).chunk(2, dim=1)
         return mu, logvar.clamp(*LOGVAR)
 
     def embed(self, labels: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor | None:

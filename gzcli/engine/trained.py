@@ -15,6 +15,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.errors import DeviceError, MissingError
 from gzcli.models import catalog
 from gzcli.models.base import Model
+from gzcli.recipe.parts import Part
 from gzcli.store.files import checksum
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo
@@ -30,7 +31,7 @@ class Trained:
     run: Run
     model: Model
     info: DataInfo
-    tree: dict[str, Any]
+    part: Part
     device: torch.device
     step: int
     space: LatentSpace | None = None  # where the model lives on latents of images
@@ -53,16 +54,15 @@ class Trained:
     @property
     def name(self) -> str:
         """What the model is called: that of the whole run, of which this may be the last stage."""
-        return self.run.owner.status().get("model") or self.tree["model"]["name"]
+        return self.run.owner.status().get("model") or self.part.model
 
 
-def build_model(tree: Mapping[str, Any], info: DataInfo, stages: Mapping[str, Model] | None = None) -> Model:
+def build_model(part: Part, info: DataInfo, stages: Mapping[str, Model] | None = None) -> Model:
     """The model of a recipe on the CPU, initialised by its seed alone, whatever the device will be; `stages`
     are the trained models that it is built on."""
-    cls = catalog.load(tree["model"]["name"])
-    options = {key: value for key, value in tree["model"].items() if key != "name"}
-    torch.manual_seed(tree["seed"])
-    return cls.of(info, **options, **(stages or {}))
+    cls = catalog.load(part.model)
+    torch.manual_seed(part.seed)
+    return cls.of(info, **part.options, **(stages or {}))
 
 
 def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Model]:
@@ -98,24 +98,23 @@ def load_trained(run: Run, device: torch.device | str, checkpoint: str = "finish
         if not path.exists():
             have = ", ".join(map(str, checkpoints.steps_of(folder))) or "none"
             raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
-    weights, tree, info, step = checkpoints.read_weights(path)
-    name = tree["model"]["name"]
-    for stage, found in built_on(run, name).items():
-        if found != tree["built_on"][stage]:
+    saved = checkpoints.read_weights(path)
+    part, info = saved.part, saved.info
+    for stage, found in built_on(run, part.model).items():
+        if found != saved.built_on.get(stage):
             raise MissingError(
                 f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
                 hint=f"gz train {run.owner.model} --data {run.owner.data}",
             )
-    model = build_model(tree, info, stages_for(run, name, device))
-    model.load_state_dict(weights, strict=False)  # per-rank extra state is not part of the weights
+    model = build_model(part, info, stages_for(run, part.model, device))
+    model.load_state_dict(saved.weights, strict=False)  # per-rank extra state is not part of the weights
     space = None
-    if "space" in tree:
+    if saved.space is not None:
         from gzcli.engine.latent import open_space  # which itself loads trained runs
 
-        space = open_space(tree["data"]["latent"], device, record=tree["space"])
-    return Trained(
-        run, model.to(device).eval().requires_grad_(False), info, tree, torch.device(device), step, space
-    )
+        space = open_space(str(part.data.latent), device, record=saved.space)
+    model = model.to(device).eval().requires_grad_(False)
+    return Trained(run, model, info, part, torch.device(device), saved.step, space)
 
 
 def _best(folder: Path) -> int:
