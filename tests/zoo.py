@@ -1,71 +1,35 @@
-"""One line a model: the small build that the contract suite (test_contract.py) puts through its paces."""
+"""One line a model: the small build that the contract suite checks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from gzcli.models.base import Model
-    from gzcli.types import DataInfo
+from gzcli import testing
+from gzcli.models import catalog
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model with hyperparameters that train in a second or two on the digits."""
+class Case(testing.Case):
+    """A model with hyperparameters that train in a second or two on the digits.
 
-    model: str
-    options: dict[str, Any] = field(default_factory=dict)
-    lr: float = 1e-3
-    batch: int = 32
-    levels: int | None = None  # grey levels; the set's own 17 without it
-    sample: dict[str, Any] = field(default_factory=dict)  # cheap sampler options
-    quiet: bool = False  # the loss draws nothing that shows at once
-    data: str = "digits"
-    stages: dict[str, Case] = field(default_factory=dict)  # the models that it is given
-    base: str = "sd"  # the kind of the tiny pipeline that is tuned, by a model that tunes one
+    base: the kind of the tiny pipeline that is tuned, by a model that tunes one.
+    """
+
+    base: str = "sd"
 
     @property
     def settings(self) -> dict[str, Any]:
         """The options, and the folder of the base where the model tunes one."""
-        from gzcli.models import catalog
-
         if "base" not in catalog.card(self.model).params:
-            return self.options
+            return dict(self.options)
         import tiny_sd
 
         return {"base": tiny_sd.base(self.base), **self.options}
 
-    @property
-    def conditional(self) -> bool:
-        """Whether it takes labels: as its options say, else by its default."""
-        from gzcli.models import catalog
-
-        default = catalog.card(self.model).params.get("conditional")
-        return self.options.get("conditional", default.default if default else False)
-
-    def build(self, info: DataInfo, seed: int = 0) -> Model:
-        """The model as its seed initialises it, over stages of the same seed."""
-        import torch
-
-        from gzcli.models import catalog
-
-        stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
-        torch.manual_seed(seed)
-        for p in (
-            p for stage in stages.values() for p in stage.parameters()
-        ):  # off its start at zero, which says nothing
-            p.data += 0.1 * torch.randn_like(p)
-        torch.manual_seed(seed)
-        return catalog.load(self.model).of(info, **self.settings, **stages)
-
     def __str__(self) -> str:
         kind = "" if self.base == "sd" else f"-{self.base}"
-        return (
-            self.model
-            + kind
-            + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))
-        )
+        return super().__str__().replace(self.model, self.model + kind, 1)
 
 
 HVAE = {"channels": (8, 16, 16), "groups": (0, 1, 1), "cells": (0, 1, 1), "latent": 4, "mixture": 3}

@@ -10,7 +10,10 @@ registry.
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
+import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.models.signatures import GIVEN, Param, params_of, value_of
 from gzcli.models.sources import ROOT, Class, classes_of, lineage_of, method_of, text_of
+from gzcli.store import outside
 
 if TYPE_CHECKING:
     from gzcli.models.base import Model
@@ -38,6 +42,8 @@ APPLICATIONS = (
 LIKELIHOOD_SCORES = ("nll", "typicality", "complexity", "ratio", "gradnorm", "ensemble")
 
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
+
+OUTSIDE = "outside"  # the family of models from outside the package
 
 _PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
 
@@ -72,21 +78,33 @@ class ModelCard:
 
 
 def cards() -> dict[str, ModelCard]:
-    """Every model of the zoo by name, in order of family and name."""
-    found = (_read_card(path) for path in _files())
-    return {card.name: card for card in found if card}
+    """Every model by name: the zoo in order of family and name, then those from outside."""
+    found = [_read_card(path) for path in (*_zoo(), *outside.model_files().values())]
+    return {card.name: card for card in reversed([card for card in found if card])}
 
 
 def card(name: str) -> ModelCard:
     """The card of one model, reading its file (and its bases') alone; `-` and `_` are alike.
 
-    Raises UsageError with the nearest name where there is no such model.
+    A file that was named by its path comes first, then the zoo, then what else is from outside. Raises
+    UsageError with the nearest name where there is no such model.
     """
-    for path in _files():
-        if path.stem == canonical(name) and (found := _read_card(path)):
+    own = [path for path in _zoo() if path.stem == canonical(name)]
+    other = outside.find(name)
+    for path in [*([other] if other and outside.is_typed(name) else own), *([other] if other else [])]:
+        if found := _read_card(path):
             return found
     hint = did_you_mean(name, cards()) or "`gz list models` names them all"
     raise UsageError(f"no model is called `{name}`", hint=hint)
+
+
+def card_at(path: Path) -> ModelCard:
+    """The card of the model in a file. Raises UsageError where it holds none."""
+    if found := _read_card(path):
+        return found
+    raise UsageError(
+        f"`{path}` holds no model", hint="a class that derives from `gzcli.Model` and names its `paper`"
+    )
 
 
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
@@ -99,10 +117,36 @@ def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
 
 def load(name: str) -> type[Model]:
     """The model's class. Imports its file, and so torch."""
+    return load_class(card(name))
+
+
+def load_class(found: ModelCard) -> type[Model]:
+    """The class that a card describes. Raises UsageError where a file from outside cannot be imported."""
     import importlib
 
-    found = card(name)
-    return getattr(importlib.import_module(found.module), found.cls)
+    if found.family != OUTSIDE:
+        return getattr(importlib.import_module(found.module), found.cls)
+    if (module := sys.modules.get(found.module)) is None:
+        spec = importlib.util.spec_from_file_location(found.module, found.path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[found.module] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as e:
+            del sys.modules[found.module]
+            if not isinstance(e, Exception):
+                raise
+            where = next(
+                (
+                    f.lineno
+                    for f in reversed(traceback.extract_tb(e.__traceback__))
+                    if f.filename == str(found.path)
+                ),
+                None,
+            )
+            place = f"{found.path}:{where}" if where else str(found.path)
+            raise UsageError(f"`{place}` cannot be imported: {type(e).__name__}: {e}") from e
+    return getattr(module, found.cls)
 
 
 def memory_plan(model: ModelCard, tree: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -146,8 +190,8 @@ def _phase_name(call: ast.Call) -> str | None:
 # ---------------------------------------------------------------------------- a card from a file
 
 
-def _files() -> list[Path]:
-    """The files that may hold a model."""
+def _zoo() -> list[Path]:
+    """The files of the package that may hold a model."""
     return sorted(
         path for path in ROOT.glob("*/*.py") if path.parent.name != "nn" and path.stem != "__init__"
     )
@@ -190,9 +234,9 @@ def _read_card(path: Path) -> ModelCard | None:
     }
     return ModelCard(
         name=path.stem,
-        family=path.parent.name,
+        family=path.parent.name if ROOT in path.parents else OUTSIDE,
         path=path,
-        module=f"{__package__}.{path.parent.name}.{path.stem}",
+        module=_module_name(path),
         cls=first.node.name,
         paper=value_of(attributes["paper"], path),
         needs=tuple(value_of(attributes["needs"], path)) if "needs" in attributes else (),
@@ -213,6 +257,13 @@ def _read_card(path: Path) -> ModelCard | None:
         labels_for=tuple(value_of(attributes["labels_for"], path)) if "labels_for" in attributes else (),
         can=(*(name for name, true in can.items() if true), *do),
     )
+
+
+def _module_name(path: Path) -> str:
+    """Of a file from outside one of its own for each path: two runs may hold two states of one file."""
+    if ROOT in path.parents:
+        return f"{__package__}.{path.parent.name}.{path.stem}"
+    return f"gzcli_outside_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
 
 
 def _model_class(path: Path) -> list[Class] | None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gzcli.errors import UsageError
 from gzcli.models.sources import Class, annotation_of, lineage_of, told
 
 # What the engine hands to a method; all else in its signature is an option that a user can set.
 GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
+
+_ARITHMETIC = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,21 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
 
 def value_of(node: ast.expr, path: Path) -> Any:
     try:
-        return node.value if isinstance(node, ast.Constant) else ast.literal_eval(node)
-    except ValueError:
+        return node.value if isinstance(node, ast.Constant) else _computed(node)
+    except (ValueError, ArithmeticError):
         where = f"{path}:{node.lineno}:{node.col_offset + 1}"
-        raise ValueError(
-            f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it"
+        raise UsageError(
+            f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it without an import",
+            hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
         ) from None
+
+
+def _computed(node: ast.expr) -> Any:
+    """The value of a literal, or of arithmetic on numbers such as `4 * 64`. Raises ValueError else."""
+    if isinstance(node, ast.Tuple):
+        return tuple(map(_computed, node.elts))
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        left, right = _computed(node.left), _computed(node.right)
+        if all(isinstance(side, int | float) for side in (left, right)):
+            return _ARITHMETIC[type(node.op)](left, right)
+    return ast.literal_eval(node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,7 +92,7 @@ def lineage_of(path: Path, name: str) -> list[Class]:
             line += lineage_of(path, base.id)
         elif isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):  # vae.Vae
             source = module.imports.get(base.value.id)
-            if source and (file := _module_path(".".join(source))):
+            if source and (file := _module_path(".".join(filter(None, source)))):
                 line += lineage_of(file, base.attr)
     # A base that two branches share comes after both, as in Python's own order.
     return [cls for i, cls in enumerate(line) if all(cls.node is not later.node for later in line[i + 1 :])]
@@ -121,14 +122,16 @@ def _module(path: Path) -> _Module:
         tree = ast.parse(_outline(text))
     except SyntaxError:
         tree = ast.parse(text, str(path))
-    package = ["gzcli", *path.parent.relative_to(ROOT.parent).parts]
+    package = ["gzcli", *path.parent.relative_to(ROOT.parent).parts] if ROOT.parent in path.parents else []
     imports = {}
-    for node in tree.body:
+    for node in _top(tree):
         if isinstance(node, ast.ImportFrom):
             origin = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*origin, *([node.module] if node.module else [])])
-            if source.startswith("gzcli."):
+            if source.split(".")[0] == "gzcli":
                 imports |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):  # `import gzcli`, then `gzcli.Model`
+            imports |= {a.asname or "gzcli": ("gzcli", "") for a in node.names if a.name == "gzcli"}
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     aliases = {
         node.targets[0].id: node.value
@@ -138,6 +141,12 @@ def _module(path: Path) -> _Module:
         and isinstance(node.value, ast.Subscript | ast.BinOp)
     }
     return _Module(classes, aliases, imports)
+
+
+def _top(tree: ast.Module) -> Iterator[ast.stmt]:
+    """The statements of a file, also those for type checkers alone."""
+    for node in tree.body:
+        yield from node.body if isinstance(node, ast.If) else [node]
 
 
 def _alias(path: Path, name: str) -> ast.expr | None:
@@ -180,6 +189,7 @@ def text_of(path: Path) -> str:
 
 
 def _module_path(module: str) -> Path | None:
+    """The file of a module of gzcli; None of any other."""
     file = ROOT.parent.joinpath(*module.split(".")[1:])
     return next((p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()), None)
 

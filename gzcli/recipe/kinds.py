@@ -164,3 +164,15 @@ def advice(node: ast.expr, value: Any) -> str | None:
     choices = [option for option in _choices(node) if isinstance(option, str)]
     odd = next((v for v in (value if isinstance(value, list) else [value]) if v not in choices), None)
     return did_you_mean(odd, choices) if isinstance(odd, str) else None
+
+
+def known(node: ast.expr) -> bool:
+    """Whether a recipe can hold values of the type."""
+    for option in _alternatives(node):
+        kind = _head(option)
+        if kind in ("tuple", "list") and isinstance(option, ast.Subscript):
+            if not all(known(item) for item in _item_kinds(option, 1)):
+                return False
+        elif kind not in ("Any", "None", "bool", "str", "int", "float", "Literal", "tuple", "list"):
+            return False
+    return True

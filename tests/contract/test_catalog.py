@@ -222,7 +222,7 @@ def test_a_default_must_be_a_literal(zoo):
             def __init__(self, *, k=2 ** N): ...
         """,
     )
-    with pytest.raises(ValueError, match=r"vae.py:4:29: `2 \*\* N` must be a literal"):
+    with pytest.raises(UsageError, match=r"vae.py:4:29: `2 \*\* N` must be a literal"):
         catalog.cards()
 
 

@@ -1,0 +1,112 @@
+"""Model files from outside the package: of `GZ_MODELS`, of installed packages, named by a path, kept by a
+run.
+
+A model is called as its file is. No file is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+
+from gzcli.errors import MissingError, UsageError, canonical
+from gzcli.store.files import checksum
+
+GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the module of a model
+FOLDER = "models"  # of a run, with copies of the files that it was trained by
+_PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_typed: dict[str, Path] = {}  # what this command line named by a path
+
+
+def is_file(what: str) -> bool:
+    """Whether the text means a model file, there or not."""
+    return what.endswith(".py")
+
+
+def add(file: str | Path) -> str:
+    """Makes the model of a file known to this process, before all others of its name. Returns the name.
+
+    Raises MissingError where there is no such file, UsageError where its name cannot be a model's.
+    """
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        raise MissingError(f"there is no model file `{file}`", hint=f"`gz model new {path.stem}` writes one")
+    if not _NAME.fullmatch(path.stem):
+        hint = "a model is called as its file: lower-case letters, digits and `_`, as `maf.py`"
+        raise UsageError(f"`{path.name}` cannot be a model's file", hint=hint)
+    _typed[path.stem] = path
+    return path.stem
+
+
+def is_typed(name: str) -> bool:
+    """Whether a path named the model of that name."""
+    return canonical(name) in _typed
+
+
+def model_files() -> dict[str, Path]:
+    """The model files from outside by name: those named by a path, of `GZ_MODELS`, of installed packages."""
+    return {**_installed(), **_of_folders(os.environ.get("GZ_MODELS", "")), **_typed}
+
+
+def find(name: str) -> Path | None:
+    """The file of that model, `-` and `_` alike; None where none from outside is called so."""
+    if canonical(name) in _typed:
+        return _typed[canonical(name)]
+    return {canonical(known): path for known, path in model_files().items()}.get(canonical(name))
+
+
+def holds_model(path: Path) -> bool:
+    """Whether a class in the file names its paper, as models do."""
+    return bool(_PAPER.search(path.read_text(encoding="utf-8", errors="replace")))
+
+
+def keep(run: Path, file: Path) -> dict[str, str]:
+    """Copies a model's file into the run. Returns {name, file, sha256} for its `env.json`."""
+    target = run / FOLDER / file.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if file.resolve() != target.resolve():
+        shutil.copyfile(file, target)
+    return {"name": file.stem, "file": str(file), "sha256": checksum(target)}
+
+
+def kept(run: Path, name: str) -> Path | None:
+    """The run's copy of the file of that model; None where the model is gz's own."""
+    path = run / FOLDER / f"{canonical(name)}.py"
+    return path if path.is_file() else None
+
+
+@cache
+def _of_folders(folders: str) -> dict[str, Path]:
+    """The models in the folders of `GZ_MODELS`. Raises MissingError where one is not there."""
+    found: dict[str, Path] = {}
+    for entry in filter(None, folders.split(os.pathsep)):
+        folder = Path(entry).expanduser()
+        if not folder.is_dir():
+            raise MissingError(f"`GZ_MODELS` names `{entry}`, and there is no such folder")
+        found |= {p.stem: p.absolute() for p in sorted(folder.glob("*.py")) if holds_model(p)}
+    return found
+
+
+@cache
+def _installed() -> dict[str, Path]:
+    """The models of installed packages, by their entry points; what is not there any more is left out."""
+    from importlib.metadata import entry_points
+    from importlib.util import find_spec
+
+    found: dict[str, Path] = {}
+    for point in entry_points(group=GROUP):
+        module = point.value.partition(":")[0]
+        path = Path(str(point.dist.locate_file(module.replace(".", "/") + ".py"))) if point.dist else None
+        if path is None or not path.is_file():  # an editable installation
+            try:
+                spec = find_spec(module)
+            except ImportError:
+                continue
+            path = Path(spec.origin) if spec and spec.origin else None
+        if path is not None and path.is_file():
+            found[path.stem] = path
+    return found

@@ -1,0 +1,16 @@
+"""The contract that every model keeps, of the zoo or from outside: `gz model check FILE` runs it, as pytest
+can.
+
+from gzcli.testing import CHECKS, Case
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_contract(check):
+    check(Case("maf", {"hidden": 32}))
+"""
+
+from gzcli.testing.case import Case
+from gzcli.testing.contract import CHECKS
+from gzcli.testing.static import mistakes
+from gzcli.testing.tools import Broken
+
+__all__ = ["CHECKS", "Broken", "Case", "mistakes"]

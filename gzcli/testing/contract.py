@@ -1,0 +1,282 @@
+"""What every model owes, as checks of a case; each raises Broken with a sentence that says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from gzcli.models import catalog
+from gzcli.models.base import Model
+from gzcli.models.nn import ClassEmbedding
+from gzcli.testing.case import Case
+from gzcli.testing.kinds import every_kind_of_set
+from gzcli.testing.tools import Broken, draw, fixed_noise, held_out, hold, loss_of, only, prepared
+from gzcli.types import Batch, ImageNoise, no_progress
+
+FALL = 0.10  # of a phase's loss on one batch, at the least
+STEPS = 30  # in which it falls
+TRIALS = (25, 75, 200)  # steps after which a trained copy is held against an untrained one
+
+
+def each_phase_learns_alone(case: Case) -> None:
+    """On one batch with fixed noise each phase's loss falls; no gradient is infinite or outside the phase."""
+    fresh, batch = case.started()
+    for phase in fresh.phases():
+        model = copy.deepcopy(fresh)
+        params = only(model, next(p for p in model.phases() if p.name == phase.name))
+        hold(params, f"phase `{phase.name}` has no parameters")
+        optimizer, losses = torch.optim.Adam(params, lr=case.lr), []
+        for _ in range(STEPS + 1):
+            loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
+            hold(
+                loss.ndim == 0,
+                f"`loss` of phase `{phase.name}` is of shape {tuple(loss.shape)}, not a scalar",
+            )
+            hold(loss.requires_grad, f"`loss` of phase `{phase.name}` has no gradient")
+            losses.append(float(loss.detach()))
+            loss.backward()
+            _check_gradients(model, phase.name, solved=losses[-1] == 0, params=params)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        fall = (losses[0] - losses[-1]) / abs(losses[0])
+        hold(
+            fall >= FALL,
+            f"phase `{phase.name}` does not learn: on one batch, with fixed noise, its loss went from "
+            f"{losses[0]:.4g} to {losses[-1]:.4g} in {STEPS} steps of Adam at {case.lr:g}",
+        )
+
+
+def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[torch.nn.Parameter]) -> None:
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            hold(
+                p.requires_grad,
+                f"phase `{phase}` gives a gradient to `{name}`, which is not among its parameters",
+            )
+            hold(
+                torch.isfinite(p.grad).all(), f"phase `{phase}` gives `{name}` a gradient that is not finite"
+            )
+    moved = solved or any(p.grad is not None and p.grad.any() for p in params)
+    hold(moved, f"phase `{phase}` gives none of its parameters a gradient")
+
+
+def the_loss_is_a_mean(case: Case) -> None:
+    """Twice the images, each twice, give the same loss and not twice the loss."""
+    model, batch = case.started()
+    again = batch.rows(slice(None), batch.noise)
+    again.x, again.index = torch.cat([batch.x, batch.x]), torch.cat([batch.index, batch.index])
+    again.y = None if batch.y is None else torch.cat([batch.y, batch.y])
+    again.extra = {
+        key: torch.cat([value, value]) if isinstance(value, Tensor) else [*value, *value]
+        for key, value in batch.extra.items()
+    }
+    for phase in model.phases():
+        only(model, phase)
+        once, twice = (
+            sum(_value(model, b, phase.name, step) for step in range(4)) / 4 for b in (batch, again)
+        )
+        hold(
+            abs(twice - once) <= abs(twice - 2 * once) or abs(once) < 1e-3,
+            f"the loss of phase `{phase.name}` is a sum over the batch and not a mean: {len(batch)} images "
+            "give "
+            f"{once:.4g}, the same images twice {twice:.4g}; divide by `len(batch)`",
+        )
+
+
+def the_loss_depends_on_the_batch_alone(case: Case) -> None:
+    """All randomness of a loss comes from `batch.noise`; torch's global generator changes nothing."""
+    model, batch = case.started()
+    for phase in model.phases():
+        only(model, phase)
+        values = []
+        for state in (1, 2):
+            torch.manual_seed(state)
+            values.append(_value(model, batch, phase.name))
+        hold(
+            values[0] == values[1],
+            f"the loss of phase `{phase.name}` changes with torch's global generator ({values[0]:.6g}, "
+            f"{values[1]:.6g}); draw from `batch.noise`",
+        )
+        other = _value(model, batch, phase.name, step=1)
+        quiet = case.quiet or (model.likelihood == "exact" and model.data.levels is not None)
+        hold(other != values[0] or quiet, f"`batch.noise` has no effect on the loss of phase `{phase.name}`")
+
+
+def _value(model: Model, batch: Batch, phase: str, step: int = 0) -> float:
+    """The loss of a copy of the model, with the noise of a step."""
+    return float(loss_of(copy.deepcopy(model), fixed_noise(batch, phase, step), phase).detach())
+
+
+def samples_are_images(case: Case) -> None:
+    """Samples have the data's shape and range, repeat with their seed, and change with seed and label."""
+    model = case.started()[0]
+    for p in model.parameters():  # outputs that start at zero would hide the inputs
+        p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    model.eval()
+    x, shape = draw(model, case), (4, *case.pack().info().shape)
+    hold(tuple(x.shape) == shape, f"`sample(4)` returns {tuple(x.shape)}, not {shape}")
+    hold(torch.isfinite(x).all(), "`sample` returns values that are not finite")
+    hold(
+        x.min() >= -1 and x.max() <= 1,
+        f"`sample` leaves [-1, 1]: {float(x.min()):.3g} … {float(x.max()):.3g}",
+    )
+    hold(
+        torch.equal(x, draw(model, case)),
+        "`sample` draws other images with the same noise; use `noise` alone",
+    )
+    hold(not torch.equal(x, draw(model, case, seed=1)), "`sample` draws the same images with other noise")
+    few = draw(model, case, n=2)
+    hold(torch.allclose(x[:2], few, atol=2 / 255), "image i depends on how many images are drawn beside it")
+    if model.conditional:
+        for table in (m.table for m in model.modules() if isinstance(m, ClassEmbedding)):
+            torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
+        one, other = (draw(model, case, labels=torch.full((4,), y)) for y in (0, 1))
+        hold(not torch.equal(one, other), "`sample` draws the same images with other labels")
+
+
+def weights_come_back(case: Case) -> None:
+    """What is saved and loaded into a new model draws the same images."""
+    from safetensors.torch import load_file, save_file
+
+    from gzcli.engine.checkpoint import weights_of
+
+    model = case.started()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(weights_of(model.state_dict()), Path(folder) / "w.safetensors")
+        weights = load_file(Path(folder) / "w.safetensors")
+    other = case.build(model.data, 99)
+    vars(other).update({name: vars(model)[name] for name in case.stages})  # a stage has a file of its own
+    missing, unexpected = other.load_state_dict(weights, strict=False)
+    lost = [key for key in missing if not key.endswith("_extra_state")]
+    hold(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")
+    same = torch.equal(draw(model.eval(), case), draw(other.eval(), case))
+    hold(
+        same,
+        "a loaded model draws other images: something that `sample` uses is neither parameter nor buffer",
+    )
+
+
+def capabilities_tell_the_truth(case: Case) -> None:
+    """What the file says of the model without an import is what the class has."""
+    card, model = catalog.card(case.model), case.fresh()
+    hold(type(model) is catalog.load(case.model), f"the catalogue takes `{card.cls}` for the model")
+    hold(card.paper and card.paper == model.paper, "`paper` is empty")
+    for name in (*card.do, *(f"score_{score}" for score in card.scores)):
+        hold(callable(getattr(model, name, None)), f"`{name}` is no method")
+    told = hasattr(model, "log_prob") == (model.likelihood is not None)
+    hold(told, '`log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode") go together')
+    hold(("log_prob" in card.can) == hasattr(model, "log_prob"), "the catalogue does not see `log_prob`")
+    hold(
+        model.conditional == case.conditional,
+        "`self.conditional` is not what the option says; set it in `__init__`",
+    )
+
+
+def training_helps(case: Case) -> None:
+    """Within 200 steps the likelihood, or reconstruction, of test images beats that of an untrained copy."""
+    model, source = case.started()[0], case.batches()
+    if not hasattr(model, "log_prob") and not hasattr(model, "reconstruct"):
+        return
+    untrained = copy.deepcopy(model).eval()
+    batch = next(held_out(case.pack(), model, "test", 32))
+    before = goodness(untrained, batch)
+    optimizers = {phase.name: torch.optim.Adam(phase.parameters(), lr=case.lr) for phase in model.phases()}
+    for step in range(TRIALS[-1]):
+        train_batch = prepared(model, source.at(step))
+        for phase in model.phases():
+            if phase.due(step):
+                only(model, phase)
+                loss_of(model, fixed_noise(train_batch, phase.name, step), phase.name).backward()
+                optimizers[phase.name].step()
+                model.zero_grad(set_to_none=True)
+        model.on_step(step)
+        if step + 1 in TRIALS:
+            after = goodness(copy.deepcopy(model).eval(), batch)
+            if after > before:
+                return
+    raise Broken(
+        f"{TRIALS[-1]} steps of training do not help: the log-likelihood, or minus the error of the "
+        f"reconstruction, of test images went from {before:.4g} to {after:.4g}"
+    )
+
+
+def goodness(model: Model, batch: Batch) -> float:
+    """The mean log-likelihood of test images, else minus the error of their reconstruction."""
+    noise = ImageNoise(0, batch.index.tolist())
+    with torch.inference_mode():
+        if hasattr(model, "prepare"):  # a later stage: its images are an earlier one's
+            return -float(loss_of(model, prepared(model, fixed_noise(batch, "main")), "main"))
+        if hasattr(model, "log_prob"):
+            return float(model.log_prob(batch.x, noise=noise).mean())
+        again = model.reconstruct(batch.x, noise=noise, progress=no_progress).images
+        return -float((again - batch.x).square().mean())
+
+
+def scores_know_nothing_of_their_batch(case: Case) -> None:
+    """A score of an image is the same alone and in a batch."""
+    model, pack, card = case.started()[0].eval(), case.pack(), catalog.card(case.model)
+    for name in card.fits:
+        getattr(model, f"fit_{name}")(held_out(pack, model, "val", 16, 32))
+    batch = next(held_out(pack, model, "test", 4))
+    methods = {f"score_{name}": getattr(model, f"score_{name}") for name in card.scores}
+    if hasattr(model, "log_prob"):
+        methods["log_prob"] = model.log_prob
+    for name, method in methods.items():
+        index = batch.index.tolist()
+        with torch.no_grad():
+            together = method(batch.x, noise=ImageNoise(0, index))
+            alone = method(batch.x[2:3], noise=ImageNoise(0, index[2:3]))
+        hold(tuple(together.shape) == (4,), f"`{name}` of 4 images returns {tuple(together.shape)}, not (4,)")
+        hold(torch.isfinite(together).all(), f"`{name}` is not finite")
+        same = torch.allclose(alone[0], together[2], rtol=1e-5, atol=1e-4)
+        hold(
+            same,
+            f"`{name}` of an image is {float(together[2]):.6g} in a batch and {float(alone[0]):.6g} alone",
+        )
+
+
+def evaluation_waits_for_no_other_process(case: Case) -> None:
+    """Ranks have unequal shares of held-out images: a model that met its partner there would hang."""
+    model = case.started()[0].eval()
+    met: list[str] = []
+    batch = prepared(model, next(held_out(case.pack(), model, "val", 3)))
+    several = {
+        "is_initialized": lambda: True,
+        "get_world_size": lambda: 2,
+        "get_rank": lambda: 0,
+        "all_reduce": lambda *t: met.append("all_reduce"),
+        "all_gather": lambda parts, t: met.append("all_gather"),
+    }
+    with mock.patch.multiple(torch.distributed, **several), torch.no_grad():
+        if hasattr(model, "log_prob"):
+            model.log_prob(batch.x, noise=batch.noise)
+        if model.best != "fd":  # such a model is validated by its samples alone
+            model.loss(batch, model.phases()[0].name)
+        draw(model, case, n=2)
+    hold(
+        not met,
+        f"in eval mode the model calls `torch.distributed.{met[0] if met else ''}`; see `gzcli.ranks`",
+    )
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    check.__name__: check
+    for check in (
+        capabilities_tell_the_truth,
+        each_phase_learns_alone,
+        the_loss_is_a_mean,
+        the_loss_depends_on_the_batch_alone,
+        samples_are_images,
+        weights_come_back,
+        scores_know_nothing_of_their_batch,
+        evaluation_waits_for_no_other_process,
+        every_kind_of_set,
+        training_helps,
+    )
+}

@@ -1,0 +1,67 @@
+"""What the checks of a model are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from gzcli.data.batches import scan
+from gzcli.data.pack import Pack
+from gzcli.models.base import Model, Phase
+from gzcli.models.options import grouped
+from gzcli.testing.case import CPU, SEED, Case
+from gzcli.types import Batch, BatchNoise, ImageNoise, no_progress
+
+
+class Broken(AssertionError):
+    """A model does not keep the contract; the message is a sentence for whoever wrote it."""
+
+
+def hold(true: object, sentence: str) -> None:
+    """Raises Broken with the sentence unless the condition is true."""
+    if not true:
+        raise Broken(sentence)
+
+
+def prepared(model: Model, batch: Batch) -> Batch:
+    """The batch with what a later stage makes of its images."""
+    if hasattr(model, "prepare"):
+        batch.extra |= model.prepare(batch)
+    return batch
+
+
+def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
+    """The batch with the noise of a phase at a step, from its first draw on."""
+    return batch.rows(slice(None), BatchNoise(SEED, step, phase, total=len(batch)))
+
+
+def loss_of(model: Model, batch: Batch, phase: str) -> Tensor:
+    """The loss, a scalar."""
+    out = model.loss(batch, phase)
+    return out["loss"] if isinstance(out, dict) else out
+
+
+def only(model: Model, phase: Phase) -> list[nn.Parameter]:
+    """The parameters of the phase, which alone require grad now."""
+    model.requires_grad_(False)
+    params = phase.parameters()
+    for p in params:
+        p.requires_grad_(True)
+    return params
+
+
+def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | None = None) -> Tensor:
+    """n samples with the case's options."""
+    with torch.inference_mode():
+        options = grouped(model.sample, case.sample)
+        return model.sample(
+            n, labels=labels, noise=ImageNoise(seed, range(n)), progress=no_progress, **options
+        )
+
+
+def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = None) -> Iterator[Batch]:
+    """Batches of n images of a split, or of its first `count` images, with the model's grey levels."""
+    index = None if count is None else range(count)
+    return scan(pack, split, batch_size=n, levels=model.data.levels, device=CPU, index=index)
