@@ -1,3 +1,62 @@
-"""gz: train, sample, score and compare every kind of image generative model from YAML recipes."""
+"""gz from Python: train, sample, score and compare every kind of image generative model.
 
-__version__ = "0.1.0"
+    import gzcli
+
+    run = gzcli.train("vae", data="digits", steps=600)
+    images = run.sample(16, seed=0)  # uint8 [16, C, H, W]
+
+Names load as they are used: an import of this package alone loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gzcli.version import __version__
+
+if TYPE_CHECKING:
+    from gzcli import models
+    from gzcli.api import Data, Run, datasets, load, open_data, train
+    from gzcli.models.base import Model, Phase
+    from gzcli.types import Batch, DataInfo
+
+_MODULES = {
+    "Batch": "gzcli.types",
+    "Data": "gzcli.api",
+    "DataInfo": "gzcli.types",
+    "Model": "gzcli.models.base",
+    "Phase": "gzcli.models.base",
+    "Run": "gzcli.api",
+    "datasets": "gzcli.api",
+    "load": "gzcli.api",
+    "open_data": "gzcli.api",
+    "train": "gzcli.api",
+}
+
+__all__ = [
+    "Batch",
+    "Data",
+    "DataInfo",
+    "Model",
+    "Phase",
+    "Run",
+    "__version__",
+    "datasets",
+    "load",
+    "models",
+    "open_data",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("gzcli.models")
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module `gzcli` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return __all__

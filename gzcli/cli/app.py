@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from gzcli import __version__, streams
+from gzcli import streams
 from gzcli.cli import completion, out
 from gzcli.cli.options import Json
 from gzcli.errors import GzError, Interrupted, MissingError, UsageError
+from gzcli.version import __version__
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
 _MODELS, _STORE = "Models", "Recipes, runs, data"
@@ -29,6 +30,7 @@ VERBS = {
     "ood": _MODELS,
     "bench": _MODELS,
     "list": _STORE,
+    "model": _MODELS,
     "recipe": _STORE,
     "runs": _STORE,
     "data": _STORE,

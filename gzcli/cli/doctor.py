@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gzcli import __version__
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet
 from gzcli.errors import MissingError, redacted
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
+from gzcli.version import __version__
 
 
 @dataclass(frozen=True)

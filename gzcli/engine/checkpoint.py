@@ -20,11 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import gzcli
 from gzcli.errors import MissingError
 from gzcli.recipe.parts import Part, part_of
 from gzcli.store import files
 from gzcli.types import DataInfo
+from gzcli.version import __version__
 
 EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
@@ -59,7 +59,7 @@ class Saved:
 def save_weights(path: Path, saved: Saved) -> None:
     """Writes a safetensors file with all else in its metadata."""
     metadata = {
-        "gz": gzcli.__version__,
+        "gz": __version__,
         "recipe": json.dumps(saved.part.tree()),
         "data": json.dumps(asdict(saved.info)),
         "step": str(saved.step),

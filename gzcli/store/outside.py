@@ -35,11 +35,16 @@ def add(file: str | Path) -> str:
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise MissingError(f"there is no model file `{file}`", hint=f"`gz model new {path.stem}` writes one")
-    if not _NAME.fullmatch(path.stem):
+    if not can_be_named(path.stem):
         hint = "a model is called as its file: lower-case letters, digits and `_`, as `maf.py`"
         raise UsageError(f"`{path.name}` cannot be a model's file", hint=hint)
     _typed[path.stem] = path
     return path.stem
+
+
+def can_be_named(name: str) -> bool:
+    """Whether a model may be called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 def is_typed(name: str) -> bool:

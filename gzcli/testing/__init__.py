@@ -8,9 +8,9 @@ def test_contract(check):
     check(Case("maf", {"hidden": 32}))
 """
 
+from gzcli.recipe.mistakes import mistakes
 from gzcli.testing.case import Case
 from gzcli.testing.contract import CHECKS
-from gzcli.testing.static import mistakes
-from gzcli.testing.tools import Broken
+from gzcli.testing.tools import Broken, fault_of
 
-__all__ = ["CHECKS", "Broken", "Case", "mistakes"]
+__all__ = ["CHECKS", "Broken", "Case", "fault_of", "mistakes"]

@@ -13,7 +13,7 @@ from gzcli.data.open import open_named
 from gzcli.data.pack import Pack
 from gzcli.models import catalog
 from gzcli.models.base import Model
-from gzcli.types import Batch, DataInfo
+from gzcli.types import DataInfo
 
 SEED = 0
 CPU = torch.device("cpu")
@@ -83,16 +83,6 @@ class Case:
             device=CPU,
             needs=catalog.card(self.model).needs,
         )
-
-    def started(self) -> tuple[Model, Batch]:
-        """The model after its data-dependent start, and the first batch."""
-        from gzcli.testing.tools import prepared
-
-        model = self.fresh()
-        batch = prepared(model, self.batches().at(0))
-        with torch.no_grad():
-            model.on_start(batch)
-        return model, batch
 
     def __str__(self) -> str:
         return self.model + "".join(f"-{k}={v}" for k, v in self.options.items() if isinstance(v, bool | str))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from gzcli.models.base import Model
 from gzcli.models.nn import ClassEmbedding
 from gzcli.testing.case import Case
 from gzcli.testing.kinds import every_kind_of_set
-from gzcli.testing.tools import Broken, draw, fixed_noise, held_out, hold, loss_of, only, prepared
+from gzcli.testing.tools import Broken, draw, fixed_noise, held_out, hold, loss_of, only, prepared, started
 from gzcli.types import Batch, ImageNoise, no_progress
 
 FALL = 0.10  # of a phase's loss on one batch, at the least
@@ -26,7 +27,7 @@ TRIALS = (25, 75, 200)  # steps after which a trained copy is held against an un
 
 def each_phase_learns_alone(case: Case) -> None:
     """On one batch with fixed noise each phase's loss falls; no gradient is infinite or outside the phase."""
-    fresh, batch = case.started()
+    fresh, batch = started(case)
     for phase in fresh.phases():
         model = copy.deepcopy(fresh)
         params = only(model, next(p for p in model.phases() if p.name == phase.name))
@@ -68,7 +69,7 @@ def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[tor
 
 def the_loss_is_a_mean(case: Case) -> None:
     """Twice the images, each twice, give the same loss and not twice the loss."""
-    model, batch = case.started()
+    model, batch = started(case)
     again = batch.rows(slice(None), batch.noise)
     again.x, again.index = torch.cat([batch.x, batch.x]), torch.cat([batch.index, batch.index])
     again.y = None if batch.y is None else torch.cat([batch.y, batch.y])
@@ -91,7 +92,7 @@ def the_loss_is_a_mean(case: Case) -> None:
 
 def the_loss_depends_on_the_batch_alone(case: Case) -> None:
     """All randomness of a loss comes from `batch.noise`; torch's global generator changes nothing."""
-    model, batch = case.started()
+    model, batch = started(case)
     for phase in model.phases():
         only(model, phase)
         values = []
@@ -115,7 +116,7 @@ def _value(model: Model, batch: Batch, phase: str, step: int = 0) -> float:
 
 def samples_are_images(case: Case) -> None:
     """Samples have the data's shape and range, repeat with their seed, and change with seed and label."""
-    model = case.started()[0]
+    model = started(case)[0]
     for p in model.parameters():  # outputs that start at zero would hide the inputs
         p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
     model.eval()
@@ -146,7 +147,7 @@ def weights_come_back(case: Case) -> None:
 
     from gzcli.engine.checkpoint import weights_of
 
-    model = case.started()[0]
+    model = started(case)[0]
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights_of(model.state_dict()), Path(folder) / "w.safetensors")
         weights = load_file(Path(folder) / "w.safetensors")
@@ -180,7 +181,7 @@ def capabilities_tell_the_truth(case: Case) -> None:
 
 def training_helps(case: Case) -> None:
     """Within 200 steps the likelihood, or reconstruction, of test images beats that of an untrained copy."""
-    model, source = case.started()[0], case.batches()
+    model, source = started(case)[0], case.batches()
     if not hasattr(model, "log_prob") and not hasattr(model, "reconstruct"):
         return
     untrained = copy.deepcopy(model).eval()
@@ -220,7 +221,7 @@ def goodness(model: Model, batch: Batch) -> float:
 
 def scores_know_nothing_of_their_batch(case: Case) -> None:
     """A score of an image is the same alone and in a batch."""
-    model, pack, card = case.started()[0].eval(), case.pack(), catalog.card(case.model)
+    model, pack, card = started(case)[0].eval(), case.pack(), catalog.card(case.model)
     for name in card.fits:
         getattr(model, f"fit_{name}")(held_out(pack, model, "val", 16, 32))
     batch = next(held_out(pack, model, "test", 4))
@@ -243,17 +244,19 @@ def scores_know_nothing_of_their_batch(case: Case) -> None:
 
 def evaluation_waits_for_no_other_process(case: Case) -> None:
     """Ranks have unequal shares of held-out images: a model that met its partner there would hang."""
-    model = case.started()[0].eval()
+    model = started(case)[0].eval()
     met: list[str] = []
     batch = prepared(model, next(held_out(case.pack(), model, "val", 3)))
     several = {
         "is_initialized": lambda: True,
         "get_world_size": lambda: 2,
         "get_rank": lambda: 0,
-        "all_reduce": lambda *t: met.append("all_reduce"),
-        "all_gather": lambda parts, t: met.append("all_gather"),
+        "all_reduce": lambda *given: met.append("all_reduce"),
+        "all_gather": lambda *given: met.append("all_gather"),
     }
-    with mock.patch.multiple(torch.distributed, **several), torch.no_grad():
+    with contextlib.ExitStack() as patches, torch.no_grad():
+        for name, stand_in in several.items():
+            patches.enter_context(mock.patch(f"torch.distributed.{name}", stand_in))
         if hasattr(model, "log_prob"):
             model.log_prob(batch.x, noise=batch.noise)
         if model.best != "fd":  # such a model is validated by its samples alone

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
+from gzcli.models import catalog
 from gzcli.models.base import Model, Phase
 from gzcli.models.options import grouped
 from gzcli.testing.case import CPU, SEED, Case
@@ -25,11 +27,33 @@ def hold(true: object, sentence: str) -> None:
         raise Broken(sentence)
 
 
+def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
+    """What a check finds, in a sentence; None where the model passes it."""
+    try:
+        check(case)
+    except Broken as e:
+        return str(e)
+    except Exception as e:
+        file = str(catalog.card(case.model).path)
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
+        return f"{file}:{lines[-1]}: {type(e).__name__}: {e}" if lines else f"{type(e).__name__}: {e}"
+    return None
+
+
 def prepared(model: Model, batch: Batch) -> Batch:
     """The batch with what a later stage makes of its images."""
     if hasattr(model, "prepare"):
         batch.extra |= model.prepare(batch)
     return batch
+
+
+def started(case: Case) -> tuple[Model, Batch]:
+    """The model after its data-dependent start, and the first batch."""
+    model = case.fresh()
+    batch = prepared(model, case.batches().at(0))
+    with torch.no_grad():
+        model.on_start(batch)
+    return model, batch
 
 
 def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
