@@ -1,0 +1,193 @@
+"""Models from outside: mistakes are told with their place, and a file that keeps the contract is a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from gzcli import testing
+from gzcli.errors import MissingError, UsageError
+from gzcli.models import catalog, docs
+from gzcli.recipe.mistakes import mistakes
+from gzcli.store import outside
+from gzcli.testing import CHECKS, Case, fault_of
+
+TEMPLATE = (Path(testing.__file__).parent / "template.py").read_text()
+LOSS = "return F.mse_loss(self.velocity((1 - at) * x0 + at * x1, t), x1 - x0)"
+SMALL = {"hidden": 8, "layers": 1}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write("maf", old=new) → the template as that file, with changes."""
+    monkeypatch.setattr(outside, "_typed", {})
+
+    def write(name: str = "maf", *changes: tuple[str, str]) -> Path:
+        text = TEMPLATE
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def fault(path: Path, check: str) -> str | None:
+    return fault_of(CHECKS[check], Case(outside.add(path), SMALL, lr=3e-3))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_template_keeps_the_contract(write, check):
+    assert mistakes(path := write()) == [] and fault(path, check) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "check", "told"),
+    [
+        ("return (self.velocity(x0, t) - x1).square().sum()", "the_loss_is_a_mean", "a sum over the batch"),
+        (
+            "return F.mse_loss(self.velocity(torch.randn_like(x1), t), x1)",
+            "the_loss_depends_on_the_batch_alone",
+            "torch's global generator",
+        ),
+        (
+            "return F.mse_loss(self.velocity(x1, t * 0), x0 * 0)",
+            "the_loss_depends_on_the_batch_alone",
+            "no effect",
+        ),
+        ("return F.mse_loss(x0, x1)", "each_phase_learns_alone", "has no gradient"),
+        ("return self.velocity(x0, t).mean((1, 2, 3))", "each_phase_learns_alone", "not a scalar"),
+        (
+            "return 0 * self.velocity(x0, t).mean() + x0.mean()",
+            "each_phase_learns_alone",
+            "none of its parameters",
+        ),
+        ("return self.speed(x0)", "each_phase_learns_alone", "AttributeError"),
+    ],
+)
+def test_what_a_loss_does_wrong_is_said_in_a_sentence(write, loss, check, told):
+    assert told in fault(write("maf", (LOSS, loss)), check)
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ("return x", "leaves [-1, 1]"),
+        ("return torch.rand_like(x)", "other images with the same noise"),
+        ("return (x * len(x) / 4).clamp(-1, 1)", "how many images are drawn"),
+        ("return x.clamp(-1, 1)[:, :, 1:]", "returns (4, 1, 15, 16), not (4, 1, 16, 16)"),
+        ("return x.clamp(-1, 1) * 0", "the same images with other noise"),
+    ],
+)
+def test_what_samples_do_wrong_is_said_in_a_sentence(write, result, told):
+    assert told in fault(write("maf", ("return x.clamp(-1, 1)", result)), "samples_are_images")
+
+
+def test_a_fault_in_the_file_has_its_line(write):
+    path = write("maf", (LOSS, "return self.speed(x0)"))
+    line = path.read_text().split("self.speed")[0].count("\n") + 1
+    assert fault(path, "each_phase_learns_alone").startswith(f"{path}:{line}: AttributeError")
+
+
+SIGNATURE = "hidden: int = 32, layers: int = 3"
+
+
+@pytest.mark.parametrize(
+    ("signature", "told"),
+    [
+        (f"{SIGNATURE}, **more", "takes `**more`"),
+        ("hidden=32, layers: int = 3", "option `hidden` of `__init__` has no type"),
+        (f"{SIGNATURE}, more: dict = None", "is a `dict`, which no recipe can hold"),
+        (f"{SIGNATURE}, name: str = 'x'", "`name` cannot be an option"),
+        (f"{SIGNATURE}, more: int = len('x')", "must be a literal"),
+    ],
+)
+def test_an_option_that_no_recipe_can_hold_is_refused_with_its_line(write, signature, told):
+    path = write("maf", (SIGNATURE, signature))
+    (found,) = mistakes(path)
+    line = path.read_text().split("def __init__")[0].count("\n") + 1
+    assert told in found and found.startswith(f"{path}:{line}:")
+
+
+def test_arithmetic_in_a_default_is_understood(write):
+    outside.add(write("maf", (SIGNATURE, "hidden: int = 4 * 8, layers: int = 7 - 2 * 2")))
+    assert {name: p.default for name, p in catalog.card("maf").params.items()} == {"hidden": 32, "layers": 3}
+
+
+def test_what_is_no_model_is_told(write, tmp_path):
+    (tmp_path / "a.py").write_text("x = (1\n")
+    (tmp_path / "b.py").write_text("class Maf: pass\n")
+    assert mistakes(tmp_path / "a.py") == [f"{tmp_path / 'a.py'}:1: '(' was never closed"]
+    assert "derives from `gzcli.Model`" in mistakes(tmp_path / "b.py")[0]
+    assert "needs a line `paper" in mistakes(write("maf", ('    paper = "Lipman', '    source = "Lipman')))[0]
+    with pytest.raises(MissingError, match="there is no model file"):
+        outside.add(tmp_path / "c.py")
+    with pytest.raises(UsageError, match="cannot be a model's file"):
+        outside.add(write("My-Model"))
+
+
+def test_two_files_of_one_name_are_two_models(write, tmp_path):
+    first = catalog.load_class(catalog.card_at(write("maf")))
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "maf.py"
+    other.write_text(TEMPLATE)
+    assert catalog.load_class(catalog.card_at(other)) is not first
+
+
+def test_a_file_that_cannot_be_imported_is_told_with_its_line(write):
+    path = write("maf", ("import torch\n", "import torch\nimport no_such_module\n"))
+    outside.add(path)
+    with pytest.raises(UsageError, match=r"maf.py:\d+` cannot be imported: ModuleNotFoundError"):
+        catalog.load("maf")
+
+
+def test_its_options_are_told(write):
+    outside.add(write())
+    told = docs.options(catalog.card("maf"))
+    assert told["model"]["hidden"] == "channels of its inner layers."
+    assert told["sample"]["steps"] == "evaluations of the network."
+
+
+def test_folders_and_packages_add_models(write, tmp_path, monkeypatch):
+    folder = write("maf").parent
+    (folder / "helper.py").write_text("x = 1\n")
+    monkeypatch.setenv("GZ_MODELS", str(folder))
+    assert catalog.cards()["maf"].family == catalog.OUTSIDE and "helper" not in catalog.cards()
+    monkeypatch.setenv("GZ_MODELS", str(tmp_path / "nowhere"))
+    with pytest.raises(MissingError, match="GZ_MODELS"):
+        catalog.cards()
+    monkeypatch.delenv("GZ_MODELS")
+    package = tmp_path / "site"
+    (package / "shapes").mkdir(parents=True)
+    (package / "shapes" / "__init__.py").write_text("")
+    (package / "shapes" / "iaf.py").write_text(TEMPLATE)
+    info = package / "shapes-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shapes\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[gzcli.models]\niaf = shapes.iaf:Template\n")
+    monkeypatch.setattr(sys, "path", [str(package), *sys.path])
+    outside._installed.cache_clear()
+    try:
+        assert catalog.card("iaf").path == package / "shapes" / "iaf.py"
+    finally:
+        outside._installed.cache_clear()
+
+
+def test_new_writes_a_file_that_check_passes(call):
+    code, out, _ = call("model", "new", "My_Flow")
+    assert (code, out) == (0, "my_flow.py\n") and "class MyFlow(Model)" in Path("my_flow.py").read_text()
+    assert call("model", "new", "my_flow")[0] == 2, "it is there already"
+    assert call("model", "new", "vae")[0] == 2, "a model of gz"
+    text = Path("my_flow.py").read_text().replace("hidden: int = 32", "hidden: int = 8")
+    Path("my_flow.py").write_text(text)
+    code, out, err = call("model", "check", "./my_flow.py")
+    assert code == 0 and out.count("ok ") == len(CHECKS), out + err
+    Path("my_flow.py").write_text(text.replace("def velocity", "def pace"))
+    code, out, _ = call("model", "check", "./my_flow.py", "--json")
+    faults = [row["fault"] for row in json.loads(out.splitlines()[0])["checks"] if row["fault"]]
+    assert code == 2 and "AttributeError" in faults[0]
