@@ -1,0 +1,71 @@
+"""A `model.safetensors` by itself: a run is made of it in the cache, so that every verb takes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+from gzcli.errors import MissingError
+from gzcli.recipe.write import dump
+from gzcli.store import files, runs
+from gzcli.store.paths import cache_dir
+from gzcli.store.run import Run
+
+SUFFIX = ".safetensors"
+
+
+def find_run(ref: str, *, data: str | None = None) -> Run:
+    """The run that `ref` means (`runs.find`), or that is made of the weights file at that path.
+
+    Raises UsageError, MissingError.
+    """
+    path = Path(ref).expanduser()
+    return run_of(path) if path.suffix == SUFFIX and path.is_file() else runs.find(ref, data=data)
+
+
+def run_of(file: Path) -> Run:
+    """The run of a weights file: the one whose folder it lies in, else one of its own, linked where it can be.
+
+    Raises MissingError for a file that is not by gz, or that is built on weights of other files.
+    """
+    file = file.resolve()
+    if (file.parent / "run.yaml").is_file() and (file.parent / "status.json").is_file():
+        return Run(file.parent)
+    told = metadata(file)
+    tree, info = json.loads(told["recipe"]), json.loads(told["data"])
+    if stages := json.loads(told.get("built_on") or "{}") or tree.get("built_on"):
+        raise MissingError(
+            f"`{file}` is built on the weights of {', '.join(f'`{stage}`' for stage in stages)}, which lie in its run",
+            hint="name the run, or its folder",
+        )
+    folder = cache_dir("files", f"{file.stem}-{files.checksum(file)[:12]}")
+    if not folder.exists():
+        with files.new_dir(folder) as part:
+            try:
+                os.link(file, part / "model.safetensors")
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(file, part / "model.safetensors")
+            (part / "run.yaml").write_text(dump(tree))
+            facts = {"model": tree["model"]["name"], "data": tree["data"]["name"], "size": info["shape"][-1]}
+            files.write_json(part / "status.json", {"state": "finished", "step": int(told["step"]), **facts})
+    return Run(folder)
+
+
+def metadata(file: Path) -> dict[str, Any]:
+    """The texts that a safetensors file carries, read without its library. Raises MissingError without a recipe."""
+    try:
+        with file.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            told = json.loads(f.read(min(length, 100_000_000))).get("__metadata__", {})
+    except (OSError, struct.error, ValueError) as e:
+        raise MissingError(f"`{file}` is no safetensors file") from e
+    if "recipe" not in told or "data" not in told:
+        raise MissingError(
+            f"`{file}` does not say which model it is of",
+            hint="gz reads the `model.safetensors` of its own runs",
+        )
+    return told
