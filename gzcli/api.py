@@ -301,7 +301,7 @@ def train(
     set: keys of the recipe, {"model.hidden": 16} or ["model.hidden=16"].
     quiet: print nothing meanwhile.
 
-    Raises GzError, as `gzcli.errors` has it: UsageError, MissingError, DeviceError, DivergedError, Interrupted.
+    Raises the errors of `gzcli.errors`: UsageError, MissingError, DeviceError, DivergedError, Interrupted.
     """
     if steps and minutes:
         raise UsageError("`steps` and `minutes` exclude each other")
@@ -346,7 +346,7 @@ def load(
 
 
 def datasets() -> list[dict[str, Any]]:
-    """What is known of each data set: name, title, classes, channels, size, cached, …, as `gz list data --json`."""
+    """What is known of each data set, as `gz list data --json` has it: name, title, classes, cached, …"""
     return listing()
 
 

@@ -38,8 +38,9 @@ def run_of(file: Path) -> Run:
     told = metadata(file)
     tree, info = json.loads(told["recipe"]), json.loads(told["data"])
     if stages := json.loads(told.get("built_on") or "{}") or tree.get("built_on"):
+        named = ", ".join(f"`{stage}`" for stage in stages)
         raise MissingError(
-            f"`{file}` is built on the weights of {', '.join(f'`{stage}`' for stage in stages)}, which lie in its run",
+            f"`{file}` is built on the weights of {named}, which lie in its run",
             hint="name the run, or its folder",
         )
     folder = cache_dir("files", f"{file.stem}-{files.checksum(file)[:12]}")
@@ -56,7 +57,7 @@ def run_of(file: Path) -> Run:
 
 
 def metadata(file: Path) -> dict[str, Any]:
-    """The texts that a safetensors file carries, read without its library. Raises MissingError without a recipe."""
+    """The texts in a safetensors file, read without its library. Raises MissingError without a recipe."""
     try:
         with file.open("rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
