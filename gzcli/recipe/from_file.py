@@ -28,7 +28,7 @@ def find_run(ref: str, *, data: str | None = None) -> Run:
 
 
 def run_of(file: Path) -> Run:
-    """The run of a weights file: the one whose folder it lies in, else one of its own, linked where it can be.
+    Raises MissingError for a file that is not by gz, or that is built on other weights.
 
     Raises MissingError for a file that is not by gz, or that is built on weights of other files.
     """

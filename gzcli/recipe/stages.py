@@ -13,6 +13,7 @@ A model that is built on earlier stages takes them as parameters of type `Model`
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from gzcli.errors import GzError, canonical
@@ -20,7 +21,8 @@ from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
-from gzcli.recipe.load import Problem
+from gzcli.recipe.load import Key, Problem
+from gzcli.recipe.parts import part_of
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names
 
@@ -76,7 +78,8 @@ def called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
     first."""
     shipped = {canonical(name) for name in recipe_names()}
     return next(
-        (card for card in reversed(cards.values()) if card.name in shipped), next(iter(cards.values()), None)
+        (card for card in reversed(list(cards.values())) if card.name in shipped),
+        next(iter(cards.values()), None),
     )
 
 
@@ -96,9 +99,8 @@ def fitting(
                 if layer.applies:
                     now[stage] = name
                 if canonical(str(name)) != canonical(cards[stage].name):
-                    parts[stage] = {
-                        key: _known(key, value, rules["stages"][stage]) for key, value in part.items()
-                    }
+                    own = schema.below(schema.below(rules, "stages"), stage)
+                    parts[stage] = {key: _known(key, value, own) for key, value in part.items()}
         yield {**layer.tree, "stages": parts} if parts or "stages" in layer.tree else layer.tree
 
 
@@ -143,24 +145,6 @@ def reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
     }
 
 
-def trees(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The recipe of each stage as if it were trained by itself; those that a run stands in for are left
-    out."""
-    whole = {}
-    for stage, part in tree["stages"].items():
-        if isinstance(part, Mapping):
-            shared = {key: value for key, value in tree.items() if key != "stages"}
-            whole[stage] = {
-                "about": "",
-                "seed": 0,
-                "model": {},
-                **shared,
-                **part,
-                "data": {**tree["data"], **part["data"]},
-            }
-    return whole
-
-
 def _stage(layers: Iterable[Layer], stage: str, card: ModelCard) -> tuple[dict[str, Any], dict[str, str]]:
     rules = schema.schema(card)
     tree = schema.defaults({key: rules[key] for key in ("model", *SHARED, "sample", "ood", "params")})
@@ -171,9 +155,13 @@ def _stage(layers: Iterable[Layer], stage: str, card: ModelCard) -> tuple[dict[s
             tree["params"] = None
         lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, origin, layer.origin)
         own = _parts(layer).get(stage) or {}
-        lay(tree, own, origin, lambda path, layer=layer: layer.origin(("stages", stage, *path)))
+        lay(tree, own, origin, partial(_origin, layer, stage))
     tree["model"]["name"] = card.name
     return tree, origin
+
+
+def _origin(layer: Layer, stage: str, path: Key) -> str:
+    return layer.origin(("stages", stage, *path))
 
 
 def _parts(layer: Layer) -> Mapping[str, Any]:
@@ -185,7 +173,7 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
     """The name of the model that a layer gives a stage, by itself or by a run."""
     if isinstance(part, str):
         try:
-            return runs.find_stage(part, stage).tree()["model"]["name"]
+            return part_of(runs.find_stage(part, stage).tree()).model
         except GzError as e:
             problems.append(Problem(layer.where(("stages", stage), True), e.message, e.hint))
             return None
@@ -197,4 +185,4 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
 def _known(section: str, value: Any, rules: schema.Rules) -> Any:
     if section not in OF_MODEL or not isinstance(value, Mapping):
         return value
-    return {key: v for key, v in value.items() if key in rules[section]}
+    return {key: v for key, v in value.items() if key in schema.below(rules, section)}
