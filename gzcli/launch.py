@@ -24,7 +24,7 @@ from gzcli.errors import DeviceError, UsageError
 from gzcli.recipe.parts import LaunchSection
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import dump
-from gzcli.store import files, runs
+from gzcli.store import files, outside, runs
 from gzcli.store.runs import Run
 
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
@@ -223,6 +223,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "gpus": p.gpus,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "data": before.get("data"),  # a resume is held against it
+        "models": before.get("models") or _kept_models(target, recipe),
     }
     files.write_json(target.path / "env.json", env)
     start = {"state": "planned", "error": None, "code": None}
@@ -236,6 +237,12 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     for name, run in recipe.reused.items():
         if not target.stage(name).status():
             runs.copy_weights(runs.find_stage(run, name), target.stage(name))
+
+
+def _kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
+    """Copies the files of models from outside into the run. Returns their names, places and hashes."""
+    found = {part.model: outside.find(part.model) for part in recipe.parts}
+    return [outside.keep(target.path, file) for file in found.values() if file]
 
 
 def git_state() -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from gzcli.recipe.needs import check_data
 from gzcli.recipe.parts import LaunchSection, Part
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
-from gzcli.store import runs
+from gzcli.store import outside, runs
 from gzcli.store.runs import Run
 
 R = TypeVar("R", bound=Recipe)
@@ -77,6 +77,8 @@ def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, An
     """
     earlier = runs.by_name(what)
     if earlier:
+        for file in outside.kept_files(earlier.path):
+            outside.add(file)
         what, data = str(earlier.path / "run.yaml"), data or recipe_of(earlier.tree()).data.name
     recipe = resolve(what, data=data, sets=sets, flags=flags)
     return Asked(anchored(recipe, recipe.found), earlier)

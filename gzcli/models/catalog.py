@@ -16,14 +16,14 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.models.signatures import GIVEN, Param, params_of, value_of
-from gzcli.models.sources import ROOT, Class, classes_of, lineage_of, method_of, text_of
+from gzcli.models.sources import ROOT, Class, by_file, classes_of, lineage_of, method_of, stamp, text_of
 from gzcli.store import outside
+from gzcli.store.run import Run
 
 if TYPE_CHECKING:
     from gzcli.models.base import Model
@@ -96,6 +96,13 @@ def card(name: str) -> ModelCard:
             return found
     hint = did_you_mean(name, cards()) or "`gz list models` names them all"
     raise UsageError(f"no model is called `{name}`", hint=hint)
+
+
+def card_of(run: Run, name: str) -> ModelCard:
+    """The card of a model that a run, or a stage of it, was trained by; of one from outside by the run's copy
+    of its file."""
+    kept = outside.kept(run.owner.path, name)
+    return card_at(kept) if kept else card(name)
 
 
 def card_at(path: Path) -> ModelCard:
@@ -197,7 +204,7 @@ def _zoo() -> list[Path]:
     )
 
 
-@cache
+@by_file
 def _read_card(path: Path) -> ModelCard | None:
     lineage = _model_class(path)
     if lineage is None:
@@ -260,10 +267,10 @@ def _read_card(path: Path) -> ModelCard | None:
 
 
 def _module_name(path: Path) -> str:
-    """Of a file from outside one of its own for each path: two runs may hold two states of one file."""
+    """Of a file from outside one for each of its states: two runs may hold two of one file."""
     if ROOT in path.parents:
         return f"{__package__}.{path.parent.name}.{path.stem}"
-    return f"gzcli_outside_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    return f"gzcli_outside_{hashlib.sha256(f'{path}:{stamp(path)}'.encode()).hexdigest()[:12]}_{path.stem}"
 
 
 def _model_class(path: Path) -> list[Class] | None:

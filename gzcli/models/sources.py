@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from typing import Generic, TypeVar
 
 ROOT = Path(__file__).resolve().parent
 
@@ -28,6 +28,31 @@ _BUILTIN = {
 }
 _DEF = re.compile(r"( *)def ")
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
+
+T = TypeVar("T")
+
+
+def stamp(path: Path) -> int:
+    """What changes with a file from outside the package, which may be edited meanwhile; 0 of one inside."""
+    return 0 if ROOT in path.parents else path.stat().st_mtime_ns
+
+
+class by_file(Generic[T]):  # noqa: N801
+    """A decorator: remembers what a function makes of a file until the file changes."""
+
+    def __init__(self, function: Callable[[Path], T]):
+        self.function = function
+        self.known: dict[tuple[Path, int], T] = {}
+
+    def __call__(self, path: Path) -> T:
+        key = path, stamp(path)
+        if key not in self.known:
+            self.known[key] = self.function(path)
+        return self.known[key]
+
+    def cache_clear(self) -> None:
+        """Forgets all files."""
+        self.known.clear()
 
 
 @dataclass(frozen=True)
@@ -115,7 +140,7 @@ def method_of(cls: Class, name: str) -> ast.FunctionDef:
     return class_with_bodies(cls).methods[name]
 
 
-@cache
+@by_file
 def _module(path: Path) -> _Module:
     text = text_of(path)
     try:
@@ -183,7 +208,7 @@ def _outline(text: str) -> str:
     return "\n".join(kept)
 
 
-@cache
+@by_file
 def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
@@ -211,7 +236,7 @@ def annotation_of(node: ast.expr | None, path: Path) -> str:
     return ast.unparse(node)
 
 
-@cache
+@by_file
 def _lines(path: Path) -> list[str]:
     return text_of(path).split("\n")
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.recipe.header import read_header
 from gzcli.recipe.load import Document, Problem, read_file
+from gzcli.recipe.mistakes import mistakes
+from gzcli.store import outside
 from gzcli.store.paths import recipes_dir, trained_in
 
 
@@ -34,7 +37,15 @@ class RecipeFile:
 
 
 def find(what: str) -> Path:
-    """The file of a shipped recipe by name, or of a path. Raises UsageError with the nearest name."""
+    """The file of a shipped recipe by name, or of a path; of a model from outside its recipe, else its own file.
+
+    Raises UsageError with the nearest name.
+    """
+    if outside.is_file(what):
+        what = _added(what)
+    if model := outside.find(what):
+        beside = model.with_suffix(".yaml")
+        return beside if beside.is_file() else model
     if what.endswith((".yaml", ".yml")) or "/" in what:
         path = Path(what).expanduser()
         if not path.is_file():
@@ -57,6 +68,21 @@ def find(what: str) -> Path:
     return shipped[canonical(what)]
 
 
+def _added(file: str) -> str:
+    """The name of the model in that file, which is known from now on.
+
+    Raises UsageError where the file holds no model, or one that is called as a model of gz is.
+    """
+    name = outside.add(file)
+    if canonical(name) in map(canonical, recipes()) or trained_in(name):
+        raise UsageError(
+            f"`{name}` is a model of gz already", hint=f"call the file otherwise, as `my_{name}.py`"
+        )
+    if wrong := mistakes(Path(file).expanduser().absolute()):
+        raise UsageError("\n".join(wrong), hint=f"`gz model check {file}` tells more")
+    return name
+
+
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
     """The recipe's files, first what it extends, last itself. Raises UsageError where one is not there or not
     YAML."""
@@ -66,7 +92,7 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
     while True:
         shipped = path.resolve().parent == recipes_dir().resolve()
         file = RecipeFile(path, f"recipes/{path.name}" if shipped else str(path), Document(""), shipped)
-        file.document = document = read_file(path, file.label)
+        file.document = document = read_header(path) if path.suffix == ".py" else read_file(path, file.label)
         chain.insert(0, file)
         problems += document.problems
         tree = document.tree or {}
@@ -74,6 +100,8 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
             message = "a recipe is a map of sections, as `model: {name: vae}`"
             return chain, [*problems, Problem(document.where(()), message)]
         file.own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
+        if outside.find(path.stem) in (path.absolute(), path.absolute().with_suffix(".py")):
+            file.own["model"] = {"name": path.stem, **(file.own.get("model") or {})}
         sections = tree.get("for") or {}
         if isinstance(sections, dict):
             file.sections = sections

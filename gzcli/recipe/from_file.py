@@ -28,7 +28,7 @@ def find_run(ref: str, *, data: str | None = None) -> Run:
 
 
 def run_of(file: Path) -> Run:
-    Raises MissingError for a file that is not by gz, or that is built on other weights.
+    """The run of a weights file: the one whose folder it lies in, else one of its own in the cache.
 
     Raises MissingError for a file that is not by gz, or that is built on weights of other files.
     """

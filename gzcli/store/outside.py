@@ -78,6 +78,11 @@ def keep(run: Path, file: Path) -> dict[str, str]:
     return {"name": file.stem, "file": str(file), "sha256": checksum(target)}
 
 
+def kept_files(run: Path) -> list[Path]:
+    """The run's copies of model files."""
+    return sorted((run / FOLDER).glob("*.py"))
+
+
 def kept(run: Path, name: str) -> Path | None:
     """The run's copy of the file of that model; None where the model is gz's own."""
     path = run / FOLDER / f"{canonical(name)}.py"
