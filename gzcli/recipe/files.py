@@ -37,7 +37,7 @@ class RecipeFile:
 
 
 def find(what: str) -> Path:
-    """The file of a shipped recipe by name, or of a path; of a model from outside its recipe, else its own file.
+    """The file of a shipped recipe by name, or of a path; of a model from outside its recipe, else itself.
 
     Raises UsageError with the nearest name.
     """

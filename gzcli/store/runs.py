@@ -147,7 +147,7 @@ def find(ref: str, *, data: str | None = None) -> Run:
             raise MissingError(f"`{run.id}` is {run.state} and has no weights yet", hint=hint)
         return run
     model = spelling(ref)
-    if model not in recipe_names():
+    if model not in recipe_names() and not all_runs(model=model):
         if place := trained_in(ref):
             message = f"`{ref}` is no model of its own, but a stage of others"
             raise UsageError(message, hint=f"gz sample {place[0]}")

@@ -178,7 +178,8 @@ def test_folders_and_packages_add_models(write, tmp_path, monkeypatch):
         outside._installed.cache_clear()
 
 
-def test_new_writes_a_file_that_check_passes(call):
+def test_new_writes_a_file_that_check_passes(call, monkeypatch):
+    monkeypatch.setattr(outside, "_typed", {})
     code, out, _ = call("model", "new", "My_Flow")
     assert (code, out) == (0, "my_flow.py\n") and "class MyFlow(Model)" in Path("my_flow.py").read_text()
     assert call("model", "new", "my_flow")[0] == 2, "it is there already"
