@@ -27,7 +27,7 @@ def anchor(tree: dict[str, Any]) -> None:
 
 def data_reference(name: str) -> str:
     """A data set by its proper name or its absolute path; what is not there as it was given."""
-    from gzcli.data.library import locate
+    from gzcli.data.names import locate
     from gzcli.errors import GzError
 
     try:

@@ -158,7 +158,7 @@ def list_recipes() -> None:
 
 def list_runs(model: str | None = None, data: str | None = None) -> None:
     from gzcli.cli.runs import COLUMNS, cells, summary
-    from gzcli.data.library import data_key
+    from gzcli.data.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.paths import spelling
     from gzcli.store.runs import all_runs

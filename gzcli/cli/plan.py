@@ -223,7 +223,8 @@ def check_packed(recipe: Recipe) -> None:
 
 def data_facts(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The set as far as it can be known without opening it, and what of it is missing."""
-    from gzcli.data.library import data_key, listing, locate
+    from gzcli.data.library import listing
+    from gzcli.data.names import data_key, locate
     from gzcli.data.open import peek
     from gzcli.data.specs import DataSpec
 

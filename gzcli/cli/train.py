@@ -178,7 +178,7 @@ def train(
 def note_whole(run: Run, recipe: Recipe, earlier: Run | None) -> None:
     """Notes in a new run what its recipe calls done; one that repeats another takes over what was noted
     there."""
-    from gzcli.data.library import locate
+    from gzcli.data.names import locate
     from gzcli.store import runs
 
     data, steps, size = recipe.tree["data"], dict(recipe.whole.steps), recipe.whole.size
@@ -228,7 +228,7 @@ def with_data(recipe: Recipe, run: Run | None = None) -> Recipe:
 
 
 def data_key(recipe: Recipe) -> str:
-    from gzcli.data.library import data_key
+    from gzcli.data.names import data_key
 
     return data_key(recipe.tree["data"]["name"])
 

@@ -65,7 +65,8 @@ class _Piece:
         """The range that is missing; None: the file from its beginning."""
         if self.total is None or (self.is_file and not self.got):
             return None
-        return f"bytes={self.start + self.got}-{'' if self.end == self.total else self.end - 1}"
+        last = "" if self.end is None or self.end == self.total else self.end - 1
+        return f"bytes={self.start + self.got}-{last}"
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
@@ -79,7 +80,7 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
     total, ranges = size if exact else None, False
     if size >= LARGE or not exact:
         seen, ranges = _patiently(url, lambda: _look(url), lambda: 0, threading.Event(), say)
-        if exact and seen not in (None, size):
+        if exact and seen is not None and seen != size:
             raise Refused(wrong_size(seen, size))
         total = seen or total
     pieces = _pieces(part, total, PIECES if ranges and (total or 0) >= LARGE else 1)
@@ -129,11 +130,12 @@ def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
     if size_of(part) > (total or 0):
         part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
     step = -(-(total or 0) // count)
-    bounds = [0, *(step * i for i in range(1, count)), total]
+    starts = [step * i for i in range(count)]
     paths = [part, *(part.with_name(f"{part.name}{i}") for i in range(1, count))]
-    rows = [_Piece(path, *span, total) for path, *span in zip(paths, bounds, bounds[1:], strict=False)]
+    ends = [*starts[1:], total]
+    rows = [_Piece(path, start, end, total) for path, start, end in zip(paths, starts, ends, strict=True)]
     for row in rows[1:]:
-        if row.got > row.end - row.start:
+        if row.end is not None and row.got > row.end - row.start:
             row.path.unlink()
     reached = max(0, -(-size_of(part) // step) - 1) if step else 0
     if reached and rows[reached].is_whole:
@@ -232,7 +234,7 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
                 total = found.length
             else:
                 raise _NoRanges("sends the whole file instead of a piece")
-            if None not in (total, piece.total) and total != piece.total:
+            if total is not None and piece.total is not None and total != piece.total:
                 raise Refused(wrong_size(total, piece.total))
             with open(piece.path, "ab" if resumed else "wb") as out:
                 _pour(found, out, None if piece.end is None else piece.end - piece.start, stop)

@@ -282,7 +282,7 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
 
 
 def _spec(name: str) -> DataSpec | None:
-    from gzcli.data.specs import find
+    from gzcli.data.sets import find
 
     try:
         return find(name)
@@ -293,7 +293,7 @@ def _spec(name: str) -> DataSpec | None:
 def _unknown_set(name: str, layers: Iterable[Layer], sections: Collection[str]) -> list[Problem]:
     """What is wrong with the name of the data set, where it stands. A path, and a name that a recipe has
     settings `for`, may be there by the time it is needed."""
-    from gzcli.data.library import locate
+    from gzcli.data.names import locate
 
     try:
         locate(name)
@@ -317,7 +317,7 @@ def _misspelt_set(name: str) -> tuple[str, str] | None:
     stand."""
     import difflib
 
-    from gzcli.data.library import names
+    from gzcli.data.names import names
 
     known = {canonical(known): known for known in names()}
     near = (

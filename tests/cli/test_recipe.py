@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import find
+from gzcli.data.sets import SPECS, find
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog
 from gzcli.recipe import schema
