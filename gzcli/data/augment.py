@@ -88,7 +88,8 @@ AUGMENTS = {
 
 
 def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
-    """`["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2)). Raises UsageError."""
+    """Augmentations with their numbers: `["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2)). Raises
+    UsageError for an unknown one, or a number out of range."""
     parsed = []
     for text in [names] if isinstance(names, str) else names:
         name, equals, value = str(text).partition("=")
@@ -163,7 +164,7 @@ def _mirrored(i: Tensor, n: int) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """[B, 3, …] → [B, 1, …] by ITU-R 601; one channel as it is."""
+    """The luma of images by ITU-R 601, [B, 3, …] → [B, 1, …]; images of one channel as they are."""
     return x if x.shape[1] == 1 else 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
 
 

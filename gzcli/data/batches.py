@@ -16,8 +16,8 @@ from gzcli.errors import UsageError
 from gzcli.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
-FEW = 4  # batches of a streamed split up to which this process decodes them before workers would have started
-BINARY_SEED = mix(0, "binarise")  # of the one draw of a test set; the models' own draws have other seeds
+FEW = 4  # batches of a streamed split, up to which starting workers would take longer than decoding here
+BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
 
 
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
@@ -107,7 +107,7 @@ class TrainBatches:
         ]
         self.ahead = None
         if self.rows.streamed is not None:
-            # The function does not refer to `self`: so the workers end as soon as it is dropped.
+            # The function does not refer to `self`, so that the workers end as soon as it is dropped.
             self.ahead = Prefetch(
                 self.rows.streamed, lambda i: torch.cat([o.at(i) for o in orders]).numpy(), worker_count()
             )
@@ -212,8 +212,9 @@ def scan(
     """The images of a split in order; the last batch may be smaller. A streamed split is read ahead by
     workers.
 
-    The noise of image i depends on (seed, i) alone, and so does its draw of `augment`. Its bits are those of
-    the CPU; it draws where the batch is. Binary images are one draw, whatever the seed.
+    The noise of image i depends on (seed, i) alone, and so does its draw of `augment`. It is drawn on the
+    CPU, so that its bits do not depend on the device, and comes on the batch's device. Binary images are one
+    draw, whatever the seed.
 
     pack: the set
     split: "train", "val" or "test"

@@ -1,5 +1,5 @@
-"""The packs in the cache: where they lie, of which files they were made, which of them serves. No heavy
-import."""
+"""The packs in the cache: where they lie, of which files they were made, and which one a form asks for. No
+heavy import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT`
 def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
     """The pack of this form, if there is one of the files as they are now.
 
-    One whose size or channels were not asked for serves also whoever asks for the very ones that it has.
+    A pack that was made without a size or channels asked for is also found by a form that asks for the very
+    size and channels that the pack has.
     """
     form = form or found.form
     pairs = product(dict.fromkeys((form.size, found.size)), dict.fromkeys((form.channels, found.channels)))

@@ -14,10 +14,12 @@ from gzcli.errors import MissingError
 PROBES = 16  # pictures that tell size and channels of a set
 
 Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each class (multi-label), or None
-Part = tuple[Members, Mapping[str, Place]]  # an archive, and the places of those of its members in the set
+PlacedMembers = tuple[
+    Members, Mapping[str, Place]
+]  # an archive, and the places of those of its members in the set
 
 
-def encoded(title: str, classes: Sequence[str], parts: Sequence[Part]) -> RawImages:
+def encoded(title: str, classes: Sequence[str], parts: Sequence[PlacedMembers]) -> RawImages:
     """The pictures of `parts` that have a place, whose size and channels must be asked for.
 
     Raises MissingError where a picture with a place is not among the members.
@@ -33,7 +35,7 @@ class Encoded:
     Raises MissingError where a picture with a place is not among the members.
     """
 
-    def __init__(self, title: str, parts: Sequence[Part]):
+    def __init__(self, title: str, parts: Sequence[PlacedMembers]):
         self.parts = parts
         self.counts: dict[str, int] = {}
         self.rows: list[dict[str, tuple[str, int]]] = []  # of each part: name → (split, number in it)

@@ -23,7 +23,7 @@ from gzcli.errors import GzError, MissingError
 from gzcli.store.files import fsync, lock, need_space
 from gzcli.store.paths import cache_dir
 
-# bytes from which the need of disk is told before a download, and that a checksum takes its time
+# Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
 LARGE = 200_000_000
 BLOCK_BYTES = 1 << 20  # that are read at a time
 
@@ -111,7 +111,11 @@ def _tell_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: i
 
 
 def _reporter(progress: Report, before: int, file: DataFile, after: int) -> http.Report:
-    """report(bytes of this file, its size if the server told it) as progress over the whole set."""
+    """A report on one file, (bytes done, its size or None), that becomes progress over the whole set.
+
+    before: bytes of the files before it
+    after: bytes of the files after it
+    """
     return lambda n, size: progress(before + n, before + max(n, size or file.size) + after)
 
 
@@ -163,7 +167,7 @@ def _copy(source: Path, file: DataFile, part: Path, report: http.Report) -> None
 
 
 def _link(source: Path, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
-    """A link at `path` to the user's file, once that is found right."""
+    """A link at `path` to the user's file, once its size and checksum are found right."""
     _size_at(source, file)
     _check(file, source, say, report)
     _symlink(source, path)
@@ -216,7 +220,7 @@ def _check(file: DataFile, path: Path, say: Say, report: http.Report = lambda do
 
 
 def _not_had(spec: DataSpec, refused: dict[str, str], kept: int, online: bool) -> MissingError:
-    """What is missing, why, and how the user comes by it."""
+    """The error for files that no address served: why, and how the user can get them."""
     names, hints = ", ".join(f"`{name}`" for name in refused), []
     again = f"gz data download {spec.name}"
     if spec.size != SPECS.get(spec.name, spec).size:  # another of its publisher's sizes
@@ -241,7 +245,7 @@ def _part(path: Path) -> Path:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """A disk that is full or read-only, as a message."""
+    """Turns the errors of a disk that is full or read-only into messages for the user."""
     try:
         yield
     except GzError:

@@ -1,4 +1,5 @@
-"""Blocks of images brought to the shape in which they are packed. It runs in worker processes: no torch."""
+"""Blocks of images brought to the shape in which they are packed. Workers import it, so it imports no
+torch."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from gzcli.errors import MissingError, UsageError
 
 
 class Fitted(NamedTuple):
-    """A block as it is packed.
+    """A block in the shape in which it is packed.
 
     split: official split
     start: number of the first image in it
     images: uint8 [n, C, H, W], or why there is none
     resized: whether its size was changed
-    sides: (width, height) that it had, in pixels; (0, 0) where nobody asked
+    sides: (width, height) that it had, in pixels; (0, 0) where they were not measured
     name: file that held it, for messages
     """
 
@@ -35,13 +36,13 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """The function that makes a block Fitted, in whatever process.
+    """The function block → Fitted, which can be pickled.
 
     title: what messages call the set
     shape: (C, H, W) that is wanted
     how: how encoded pictures are decoded
     hint: what to do about pictures of mixed sizes
-    measured: whether the sides that a picture had are told
+    measured: whether the sides that a picture had are measured
     """
 
     title: str

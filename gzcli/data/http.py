@@ -35,13 +35,18 @@ class _NoRanges(Exception):
 
 
 class _Stopped(Exception):
-    """Ctrl-C came."""
+    """The user pressed Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """The bytes from `start` to `end` of a file of `total` bytes, which are None where the server does not
-    say."""
+    """A range of a file on its way.
+
+    path: where its bytes go
+    start: bytes of the file before it
+    end: bytes of the file up to its end; None where the server does not say
+    total: bytes of the file; None where the server does not say
+    """
 
     path: Path
     start: int
@@ -70,8 +75,14 @@ class _Piece:
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """A file of `size` bytes (about, unless `exact`: then the server says) into `part`, from where an earlier
-    try ended.
+    """A file into `part`, from where an earlier try ended.
+
+    url: the file's address
+    part: the file on its way; pieces lie beside it
+    size: bytes of the file
+    exact: whether `size` is exact; if not, the server's word counts
+    report: takes bytes so far and in all
+    say: takes a line about each new attempt
 
     Raises Refused; what came is kept.
     """
@@ -123,9 +134,8 @@ def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
     """The file in `count` equal ranges, the last a little shorter; those that `part` covers already are one.
 
     `part` reaches into a later range in two cases. If that range lies beside it whole, appending it was
-    interrupted:
-    `part` is cut back to where it begins. Else a single connection came so far, and goes on to the end of
-    that range.
+    interrupted: `part` is cut back to where the range begins. Else a single connection came so far, and goes
+    on to the end of that range.
     """
     if size_of(part) > (total or 0):
         part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
@@ -158,8 +168,8 @@ def _join(pieces: list[_Piece]) -> None:
 
 
 def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Every piece, all at once; then what is missing one after the other, if the server refused so many
-    connections."""
+    """Fetches all pieces at once. If the server refuses so many connections, what is missing then comes piece
+    after piece."""
     try:
         _together(url, pieces, pieces, report, say)
     except (Refused, _NoRanges) as e:
@@ -171,8 +181,8 @@ def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
 
 
 def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
-    """`some` of the pieces, each in a thread. When all have ended, raises what the first of them raised that
-    failed."""
+    """Fetches `some` of the pieces, each in a thread. When all threads have ended, raises the first error of
+    them."""
     stop, errors = threading.Event(), []
 
     def work(piece: _Piece) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from gzcli.data.archives import Folder, Tar
-from gzcli.data.encoded import Part, Place, encoded
+from gzcli.data.encoded import Place, PlacedMembers, encoded
 from gzcli.data.raw_images import RawImages, Span
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError
@@ -17,7 +17,7 @@ from gzcli.errors import MissingError
 
 def imagenet(spec: DataSpec, folder: Path) -> RawImages:
     """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet
-    numbers. Cut as in the diffusion literature (`pictures.decode`, rule "adm")."""
+    numbers. Cropped as in the diffusion literature (`pictures.adm`)."""
     train, test = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
     wnids = sorted({wnid for _, wnid in train[1].values()})
     if unknown := {wnid for _, wnid in test[1].values()}.difference(wnids):
@@ -40,10 +40,10 @@ def _class_names(wnids: list[str]) -> list[str]:
     return list(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
-def _from_folders(folder: Path) -> tuple[Part, Part]:
+def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
     """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; as labels WordNet numbers."""
 
-    def part(top: str, split: str) -> Part:
+    def part(top: str, split: str) -> PlacedMembers:
         members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation pictures into class folders, or give the three official archives"
@@ -55,7 +55,7 @@ def _from_folders(folder: Path) -> tuple[Part, Part]:
     return part("train", "train"), part("val", "test")
 
 
-def _from_archives(spec: DataSpec, folder: Path) -> tuple[Part, Part]:
+def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
     """Training pictures from a tar of one tar a class; validation pictures from a flat tar, whose classes are
     in the development kit. As labels WordNet numbers."""
     kit, val, train = (folder / file.name for file in spec.files)
@@ -89,7 +89,7 @@ def _ground_truth(kit: Path) -> list[str]:
 
 
 class Nested:
-    """The members of the tars in a tar, as `OUTER/INNER`, read in place. None of them may be compressed."""
+    """The members of the tars in a tar, under names OUTER/INNER, read in place. No tar may be compressed."""
 
     notes: list[str] = []
 

@@ -1,5 +1,5 @@
-"""What the folders around pictures say of their splits and classes. What can be meant in two ways is refused,
-and named."""
+"""What the folders around pictures mean: splits and classes. Folders that can be meant in two ways are
+refused, with a message that names them."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ def _by_split(
 def _without_lone_inside(
     inside: dict[str, dict[str, tuple[str, ...]]],
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Without a folder that every split has and that holds all of it (`train/images test/images`), and
-    without the folder of a split in itself (`training_set/training_set`)."""
+    """The same without two kinds of folders that mean nothing: one of one name that holds all of every split
+    (`train/images test/images`), and that of a split inside itself (`training_set/training_set`)."""
     while True:
         heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
         lone = {

@@ -22,7 +22,7 @@ LOCK = ".data.lock"  # in the user's folder: held while the register is written
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row a set, known sets first.
+    """A row for each set, known sets first, as dicts with these keys.
 
     name, title: as `--data` takes it, and what it shows or its path
     classes: how many
@@ -137,9 +137,9 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
     return {"name": name, "path": str(path), "classes": list(found.classes), "counts": found.counts}
 
 
-def data_path(what: str | Path) -> Path:
-    """Where a set lies: its pack, else its downloaded files, else the user's path. Raises MissingError if
-    nowhere."""
+def data_path(what: DataSet | str | Path) -> Path:
+    """The folder or file of a set: its pack, else its downloaded files, else the user's path. Raises
+    MissingError where there is none of these."""
     found = locate(what)
     if packed := find_pack(found):
         return packed.folder
@@ -150,7 +150,7 @@ def data_path(what: str | Path) -> Path:
     raise MissingError(f"`{found.name}` is not in the cache", hint=f"`gz data download {found.name}`")
 
 
-def remove(what: str | Path) -> list[Path]:
+def remove(what: DataSet | str | Path) -> list[Path]:
     """Removes packs, downloaded files and the imported name; never the user's own files. Returns what was
     removed."""
     found = locate(what)
@@ -164,7 +164,7 @@ def remove(what: str | Path) -> list[Path]:
     return gone
 
 
-def verify(what: str | Path, *, say: Say = silent) -> dict[str, Any]:
+def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
     """Re-reads every byte of the downloaded files and packs. Returns {name, files, packs}, the paths that
     were checked.
 

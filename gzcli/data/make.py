@@ -26,6 +26,7 @@ FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz d
 def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progress: Report) -> None:
     """Packs a set into `folder`, which appears there whole or not at all.
 
+    form: how the images are read and packed, with the set's own size and channels filled in
     fetch: whether the files of a known set may be downloaded
     progress: takes images done and in all
 
@@ -69,7 +70,8 @@ def _read_known(spec: DataSpec) -> RawImages:
 
 
 def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
-    """Fetches what is missing, if that is allowed and small enough."""
+    """Fetches the files that are missing. Raises MissingError where that is not allowed, or they are
+    large."""
     if is_fetched(spec):
         return
     from gzcli.data import fetch as fetching

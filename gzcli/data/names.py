@@ -73,15 +73,17 @@ DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, siz
 
 
 def slug(text: str) -> str:
-    """A text as part of a file's name: small letters, digits and `-`."""
+    """A text made fit for the name of a file: small letters, digits and `-`."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "data"
 
 
-def locate(what: str | Path) -> DataSet:
-    """The set that `what` means: a known name, an imported name, else a path.
+def locate(what: DataSet | str | Path) -> DataSet:
+    """The set that `what` means: itself, a known name, an imported name, else a path.
 
     Raises UsageError (no such name) or MissingError (no such path).
     """
+    if isinstance(what, DataSet):
+        return what
     text = str(what)
     if name := spelling(text, SPECS):
         return SPECS[name]
@@ -125,12 +127,13 @@ def names() -> list[str]:
 
 
 def spelling(text: str, names: Iterable[str]) -> str | None:
-    """That of the names which the text means, `-` and `_` and all letters alike."""
+    """The one of some names that a text means, or None. `-` and `_` are alike, and small and large
+    letters."""
     return next((name for name in names if canonical(name) == canonical(text)), None)
 
 
 def imports() -> dict[str, dict[str, Any]]:
-    """The lines of the register by name, as JSON has them."""
+    """The imported sets by name, as the register has them."""
     return read_json(user_dir(REGISTER)) or {}
 
 

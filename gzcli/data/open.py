@@ -26,7 +26,7 @@ def peek(
     size: pixels a side; None: the set's own
     channels: 1 or 3; None: the set's own
     """
-    found = (what if isinstance(what, DataSet) else locate(what)).sized(size)
+    found = locate(what).sized(size)
     packed = find_pack(found, found.form.asked(size, channels))
     return packed.meta if packed else None
 

@@ -103,7 +103,7 @@ def svhn(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def medmnist(spec: DataSpec, folder: Path) -> RawImages:
-    """MedMNIST's npz, whose classes have names."""
+    """An npz of MedMNIST's, which lacks the names of the classes."""
     return replace(npz(folder / spec.files[0].name), title=spec.title, classes=spec.class_names)
 
 
@@ -190,7 +190,7 @@ def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def paired(spec: DataSpec, folder: Path) -> RawImages:
-    """CycleGAN's layout: `trainA trainB testA testB`."""
+    """CycleGAN's layout: the folders `trainA trainB testA testB`, which become classes."""
     members = Zip(folder / spec.files[0].name, lambda name: name.endswith(".jpg"))
     return replace(pictures(spec.title, members, Form()), probe=None)
 
@@ -218,13 +218,13 @@ PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
 def _arrays(
     spec: DataSpec, labels: dict[str, np.ndarray], blocks: Callable[[], Iterator[Block]]
 ) -> RawImages:
-    """A set whose blocks are arrays of its own shape."""
+    """The images of a set whose blocks are arrays of the set's own shape."""
     counts = {split: len(y) for split, y in labels.items()}
     return RawImages(spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape)
 
 
 def _texts(members: Members, *names: str) -> dict[str, list[str]]:
-    """The lines of text members that are not empty, in the order of `names`."""
+    """The lines of some text members by name, without empty lines, in the order of `names`."""
     found = {name: data.decode().splitlines() for name, data in members.read(list(names))}
     if lost := [name for name in names if name not in found]:
         raise MissingError(f"the archive has no `{lost[0]}`")

@@ -26,7 +26,8 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     files: list[str] = []
     odd: dict[str, list[str]] = {}
     seen: set[tuple[int, int]] = set()
-    own, linked = deque([""]), deque[str]()  # folders that are yet to be read: plain ones, and links to some
+    # Folders that are yet to be read: plain ones, and links to folders.
+    own, linked = deque([""]), deque[str]()
     while own or linked:
         at = own.popleft() if own else linked.popleft()
         where = os.path.join(root, at)

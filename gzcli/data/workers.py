@@ -18,9 +18,9 @@ from gzcli.errors import DeviceError
 
 T = TypeVar("T")
 
-FEW = 4000  # images up to which one process packs them before others would have started
-CHUNK = 64  # blocks at most that travel to a worker together
-CHUNK_BYTES = 1 << 22  # bytes from which they travel, however few they are
+FEW = 4000  # images up to which starting processes would take longer than packing here
+CHUNK = 64  # blocks that are sent to a worker at a time
+CHUNK_BYTES = 1 << 22  # bytes from which fewer blocks are sent
 CHUNKS_AHEAD = 3  # chunks in flight for each worker
 
 
