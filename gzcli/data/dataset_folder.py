@@ -76,7 +76,7 @@ def dataset_folder(path: Path) -> RawImages:
     for name in columns:
         if name != image and (kind := further_of(name)):
             further.setdefault(kind, name)
-    classes, labels, notes = _labels(path, splits)
+    classes, labels, left_out = _labels(path, splits)
     splits = {split: rows for split, rows in splits.items() if not labels or split in labels}
     caption = next((name for name in CAPTIONS if name in kinds), None)
 
@@ -97,24 +97,20 @@ def dataset_folder(path: Path) -> RawImages:
 
         return blocks
 
-    def probe() -> Iterator[tuple[str, bytes]]:
+    def few() -> Iterator[tuple[str, bytes]]:
         return (named(image, "train", i, cell) for i, cell in splits["train"].some(image, PROBES))
 
-    captions = (
-        {split: [text or "" for text in rows.values(caption)] for split, rows in splits.items()}
-        if caption
-        else {}
-    )
+    texts = {split: rows.values(caption) for split, rows in splits.items()} if caption else {}
     return RawImages(
         str(path),
         classes,
         {split: len(rows) for split, rows in splits.items()},
         labels,
         blocks_of(image),
-        probe=probe,
-        captions=captions,
+        probe=few,
+        captions={split: [text or "" for text in cells] for split, cells in texts.items()},
         further={kind: blocks_of(column) for kind, column in further.items()},
-        notes=notes,
+        notes=left_out,
     )
 
 

@@ -8,7 +8,7 @@ _DIGITS = tuple("0123456789")
 _UCI = "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"
 
 
-def _digits(name: str, title: str, classes: tuple[str, ...], extras: tuple[str, ...] = ()) -> DataSpec:
+def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> DataSpec:
     """A set made of scikit-learn's digits."""
     return DataSpec(
         name,
@@ -41,11 +41,12 @@ INSTALLED = (
         citation="photographs by danielbuechele and vultilion (flickr), 2011",
     ),
     _digits("digits-ab", "digits in two unpaired domains: A white on black, B black on white", ("A", "B")),
-    _digits("digits-captioned", "digits with a caption each", _DIGITS, ("caption",)),
+    _digits("digits-captioned", "digits with a caption each", _DIGITS, "caption"),
     _digits(
         "digits-edited",
         "digits after an instruction such as `mirror it`, with the digit before it",
         _DIGITS,
-        ("caption", "before"),
+        "caption",
+        "before",
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gzcli.data.specs import DataFile, DataSpec, listed
 
 SIDES = (28, 64, 128, 224)  # pixels
@@ -24,7 +26,6 @@ def _set(
     classes: tuple[str, ...],
     counts: tuple[int, int, int],
     *rows: tuple[int, str],
-    multilabel: bool = False,
 ) -> DataSpec:
     """A set of grey images.
 
@@ -36,35 +37,36 @@ def _set(
         file = f"{name}.npz" if side == 28 else f"{name}_{side}.npz"
         urls = (f"https://zenodo.org/records/10519652/files/{file}?download=1",)
         sized.append((side, (DataFile(file, urls, about, md5=md5, exact=False),)))
-    (side, files), *larger = sized
+    first, *larger = sized
     train, val, test = counts
     return DataSpec(
         name,
         f"{title} (MedMNIST)",
         classes,
         channels=1,
-        size=side,
+        size=first[0],
         n_train=train,
         n_val=val,
         n_test=test,
         licence="CC BY 4.0",
         citation=_CITATION,
-        multilabel=multilabel,
-        files=files,
+        files=first[1],
         larger=tuple(larger),
     )
 
 
 MEDMNIST = (
-    _set(
-        "chestmnist",
-        "chest X-rays with fourteen findings, any number of which can hold",
-        _CHEST,
-        (78_468, 11_219, 22_433),
-        (82_802_576, "02c8a6516a18b556561a56cbdd36c4a8"),
-        (390_000_000, "9de6cd0b934ebb5b7426cfba5efbae16"),
-        (1_400_000_000, "db107e5590b27930b62dbaf558aebee3"),
-        (3_900_000_000, "45bd33e6f06c3e8cdb481c74a89152aa"),
+    replace(
+        _set(
+            "chestmnist",
+            "chest X-rays with fourteen findings, any number of which can hold",
+            _CHEST,
+            (78_468, 11_219, 22_433),
+            (82_802_576, "02c8a6516a18b556561a56cbdd36c4a8"),
+            (390_000_000, "9de6cd0b934ebb5b7426cfba5efbae16"),
+            (1_400_000_000, "db107e5590b27930b62dbaf558aebee3"),
+            (3_900_000_000, "45bd33e6f06c3e8cdb481c74a89152aa"),
+        ),
         multilabel=True,
     ),
     _set(
