@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gzcli.recipe.load import Key, Problem
+from gzcli.recipe.parts import MEETING
 
-# Where processes of several machines meet.
-MEETING = ("machines", "machine_rank", "main_ip", "main_port")
 _TYPED = {
     "extra": "options of `accelerate launch` after `--`",
     "machines": "`--num-machines N`",

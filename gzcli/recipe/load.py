@@ -135,13 +135,18 @@ def in_order(problems: Iterable[Problem]) -> list[Problem]:
     return sorted(dict.fromkeys(problems), key=place)
 
 
-def refuse(problems: Iterable[Problem]) -> None:
-    """Raises one UsageError that tells all the problems, if there are any."""
+def refusal(problems: Iterable[Problem]) -> UsageError:
+    """One error that tells all the problems."""
     problems = in_order(problems)
     if len(problems) == 1:
-        raise UsageError(problems[0].text, hint=problems[0].hint)
+        return UsageError(problems[0].text, hint=problems[0].hint)
+    return UsageError("\n  ".join([f"{len(problems)} mistakes", *map(str, problems)]))
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Raises one UsageError that tells all the problems, if there are any."""
     if problems:
-        raise UsageError("\n  ".join([f"{len(problems)} mistakes", *map(str, problems)]))
+        raise refusal(problems)
 
 
 def scalar(text: str) -> Any:

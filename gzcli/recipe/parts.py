@@ -7,13 +7,25 @@ nowhere else: their fields are the keys, with types, defaults and ranges, that `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
+
+MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
 
 
 def _key(default: Any, range: str) -> Any:
     """A field whose numbers lie within a range of `schema.RANGES`."""
     return field(default=default, metadata={"range": range})
+
+
+def _further() -> Any:
+    """A field for keys of the section that no dataclass declares, as the model decides which there are."""
+    return field(default_factory=dict, metadata={"further": True})
+
+
+def keys_of(section: type) -> tuple[Field[Any], ...]:
+    """The keys that a section declares itself, in order."""
+    return tuple(f for f in fields(section) if not f.metadata.get("further"))
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class OptimSection:
     weight_decay: float = _key(0.0, "0 or more")
     warmup: int = _key(0, "0 or more")
     schedule: Literal["constant", "cosine", "linear", "late_linear"] = "constant"
-    phases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    phases: Mapping[str, Mapping[str, Any]] = _further()
 
     def of(self, phase: str) -> OptimSection:
         """The section with what is a phase's own."""
@@ -123,7 +135,7 @@ class OodSection:
     scores: tuple[str, ...] | None = None
     budget: float = _key(300.0, "greater than 0")
     background: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = _further()
 
 
 @dataclass(frozen=True)
@@ -168,16 +180,26 @@ class LaunchSection:
 class Part:
     """What one model is trained by, and then sampled and scored by.
 
-    model: its name; options: its hyperparameters, flat, as `Model.of` takes them.
-    stage: the name of the stage that this is; "" of a recipe without stages.
-    params: how many parameters the recipe says that the model has, as `44M`.
+    model: name of the model.
+    options: hyperparameters of the model, flat, as `Model.of` takes them.
+    stage: name of the stage; "" of a recipe without stages.
+    about: what the recipe is for, in one line.
+    seed: of the weights, of the order of the images and of all noise.
+    data: which images.
+    train: how long, and in which batches.
+    optim: the optimizer.
+    sample: options of the model's `sample`.
+    ood: how images are scored.
+    bench: what is measured.
+    launch: which processes.
+    params: number of parameters that the model has, as `44M`; null: not stated.
     """
 
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
     stage: str = ""
     about: str = ""
-    seed: int = 0
+    seed: int = _key(0, "0 or more")
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
@@ -185,23 +207,23 @@ class Part:
     ood: OodSection = field(default_factory=OodSection)
     bench: BenchSection = BenchSection()
     launch: LaunchSection = LaunchSection()
-    params: int | str | None = None
+    params: int | str | None = _key(None, "1 or more")
 
     def tree(self) -> dict[str, Any]:
         """The part as YAML and JSON have it; `part_of` reads it back."""
-        optim, ood = _plain(self.optim), _plain(self.ood)
+        optim, ood = plain(self.optim), plain(self.ood)
         phases, options = optim.pop("phases"), ood.pop("options")
         return {
             "about": self.about,
             "seed": self.seed,
             "model": {"name": self.model, **self.options},
-            "data": _plain(self.data),
-            "train": _plain(self.train),
+            "data": plain(self.data),
+            "train": plain(self.train),
             "optim": {**optim, **phases},
             "sample": dict(self.sample),
             "ood": {**ood, **options},
-            "bench": _plain(self.bench),
-            "launch": _plain(self.launch),
+            "bench": plain(self.bench),
+            "launch": plain(self.launch),
             "params": self.params,
         }
 
@@ -230,11 +252,11 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
 
 def _known(section: type, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The section's own keys, lists as tuples, and all others."""
-    own = {f.name for f in fields(section)} - {"phases", "options"}
+    own = {f.name for f in keys_of(section)}
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in tree.items()}
     return {k: v for k, v in values.items() if k in own}, {k: tree[k] for k in tree if k not in own}
 
 
-def _plain(section: Any) -> dict[str, Any]:
+def plain(section: Any) -> dict[str, Any]:
     """The section's fields, tuples as lists."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(section).items()}

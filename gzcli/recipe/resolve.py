@@ -7,48 +7,51 @@ a stage what all stages share, then what is its own.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gzcli.data.library import OwnSet, locate, names
+from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
 from gzcli.recipe.files import RecipeFile, read_chain, recipes, show
 from gzcli.recipe.layers import Layer, dotted, lay, without_meeting
-from gzcli.recipe.load import Key, Problem, in_order, refuse
+from gzcli.recipe.load import Key, Problem, in_order, refusal
 from gzcli.recipe.load import load as read
+from gzcli.recipe.needs import check_data
 from gzcli.recipe.override import Override, flags_of, parse_set
+from gzcli.recipe.parts import DataSection
+from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.whole import Whole, whole
 from gzcli.recipe.write import dump
 
-if TYPE_CHECKING:
-    from gzcli.data.specs import DataSpec
-
-__all__ = ["Recipe", "check", "check_data", "dump", "read", "recipes", "resolve", "show"]
+__all__ = ["Resolved", "check", "check_data", "dump", "read", "recipes", "resolve", "show"]
 
 
-@dataclass
-class Recipe:
-    """A resolved recipe. `tree` has every key of every section; `origin` says where the value of a dotted key
-    is from:
+@dataclass(frozen=True, kw_only=True)
+class Resolved(Recipe):
+    """A recipe as it was asked for, with where its values come from.
 
-    "default" | "recipes/glow.yaml:9" | "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set"
-
-    A recipe in stages has `tree["stages"]`, an ordered map name → the stage's own sections, or the run to be
-    used instead;
-    `card` is the model that the run is called after, `cards` those of the stages; `whole`: what the files
-    call done.
+    origin: the place of the value of each dotted key: "default" | "recipes/glow.yaml:9" |
+      "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set".
+    card: the model that the run is called after.
+    cards: the models of the stages, by the stages' names.
+    source: the file.
+    found: the data set; None where it is not there yet.
+    whole: what the files call done.
     """
 
-    tree: dict[str, Any]
-    origin: dict[str, str]
+    origin: Mapping[str, str]
     card: ModelCard
+    cards: Mapping[str, ModelCard]
     source: Path
-    cards: dict[str, ModelCard] = field(default_factory=dict)
-    whole: Whole = field(default_factory=Whole)
+    found: DataSpec | OwnSet | None
+    whole: Whole
 
 
 def resolve(
@@ -57,15 +60,15 @@ def resolve(
     data: str | None = None,
     sets: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
-) -> Recipe:
+) -> Resolved:
     """The recipe of a model by its name, or of a .yaml file, for a data set.
 
     `data` is a name, compared with `for` as all names are, or a path. `flags` are typed values by dotted key.
     Raises UsageError that lists everything that is wrong, each with its place.
     """
     recipe, problems = _resolve(what, data, sets, flags or {})
-    refuse(problems)
-    assert recipe is not None
+    if recipe is None or problems:
+        raise refusal(problems)
     return recipe
 
 
@@ -82,47 +85,6 @@ def check(path: str | Path) -> list[str]:
             file = next(file for file in chain if name in file.sections)
             problems.append(Problem(file.document.where(("for", name)), *problem))
     return [str(problem) for problem in in_order(problems)]
-
-
-def check_data(
-    tree: Mapping[str, Any],
-    card: ModelCard,
-    classes: tuple[str, ...] | int,
-    name: str,
-    extras: Collection[str] = (),
-) -> None:
-    """Raises UsageError where the model needs labels and the set has none (`classes` are names, or how many),
-    or where it needs two domains and the set has not two classes, or a caption or further picture that is not
-    among the `extras` which come with each image; naming sets that have it."""
-    from gzcli.data.conditions import EXTRAS, in_words
-    from gzcli.data.sets import SPECS
-
-    wanted = [extra for extra in EXTRAS if extra in card.needs]
-    if lacking := [extra for extra in wanted if extra not in extras]:
-        able = ", ".join(spec.name for spec in SPECS.values() if set(wanted) <= set(spec.extras))
-        hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
-        raise UsageError(f"`{card.name}` needs {in_words(lacking)}, and `{name}` has none", hint=hint)
-    count = classes if isinstance(classes, int) else len(classes)
-    if "b" in card.needs and count != 2:
-        paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
-        hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
-        raise UsageError(
-            f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes", hint=hint
-        )
-    if tree["data"].get("latent") and not card.latents:
-        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.latents)
-        raise UsageError(
-            f"`{card.name}` models grey levels, so it cannot live on latents",
-            hint=f"`data.latent` works with {able}",
-        )
-    conditional = tree["model"].get("conditional") is True
-    if classes or not (conditional or "labels" in card.needs):
-        return
-    labelled = [spec.name for spec in SPECS.values() if spec.classes]
-    hint = f"sets with labels: {', '.join(labelled)}"
-    if conditional and "labels" not in card.needs:
-        hint += "; or `--set model.conditional=false`"
-    raise UsageError(f"`{card.name}` needs labels, and `{name}` has none", hint=hint)
 
 
 # ---------------------------------------------------------------------------- layers
@@ -150,7 +112,7 @@ def _given(override: Override) -> Layer:
 
 def _resolve(
     what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]
-) -> tuple[Recipe | None, list[Problem]]:
+) -> tuple[Resolved | None, list[Problem]]:
     chain, problems = read_chain(what)
     typed = [_given(override) for override in flags_of({"data.name": data, **flags})]
     for text in sets:
@@ -160,13 +122,14 @@ def _resolve(
             typed.append(_given(override))
     name = _data_name([*(file.own for file in chain), *(layer.tree for layer in typed)])
     layers = [layer for file in chain for layer in _layers(file, name)] + typed
-    problems += _unknown_set(name, layers, {section for file in chain for section in file.sections})
-    cards = stages.cards_of(layers, problems)
-    if cards is None:
-        cards, card = {}, _card(chain, problems)
+    found = _located(name, layers, {section for file in chain for section in file.sections}, problems)
+    staged = stages.cards_of(layers, problems)
+    cards, reused = staged or {}, stages.reused_runs(layers)
+    if staged is None:
+        card = _card(chain, problems)
         rules = schema.schema(card)
     else:
-        card, reused = stages.called_after(cards), stages.reused_runs(layers)
+        card = stages.called_after(cards)
         rules = schema.staged(cards)
         layers = [
             replace(layer, tree=tree)
@@ -194,19 +157,22 @@ def _resolve(
                 )
             )
         tree["model"]["name"] = card.name
-    tree["data"]["name"] = _spelling(name)
+    tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
     if not problems:
         problems += [
             Problem(chain[-1].label, f"`{key}` must be given") for key in schema.missing(tree, rules)
         ]
-    if spec := _spec(name):
-        for part in stages.trees(tree).values() if cards else [tree]:
-            try:
-                check_data(part, catalog.card(part["model"]["name"]), spec.classes, spec.name, spec.extras)
-            except UsageError as e:
-                problems.append(Problem("", e.message, e.hint))
-    done = Whole() if problems else whole(applied, lambda layers: composed(layers)[0])
-    return Recipe(tree, origin, card, chain[-1].path, cards, done), problems
+    recipe = recipe_of(tree)
+    for part in recipe.parts if isinstance(found, DataSpec) else ():
+        try:
+            check_data(part, catalog.card(part.model), found.classes, found.name, found.extras)
+        except UsageError as e:
+            problems.append(Problem("", e.message, e.hint))
+    done = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
+    resolved = Resolved(
+        **vars(recipe), origin=origin, card=card, cards=cards, source=chain[-1].path, found=found, whole=done
+    )
+    return resolved, problems
 
 
 def _layers(file: RecipeFile, data: str) -> list[Layer]:
@@ -255,7 +221,7 @@ def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
 
 def _data_name(trees: Iterable[Mapping[str, Any]]) -> str:
     """The data set, which decides on the `for` sections: the last one named."""
-    name = schema.DATA["name"].default
+    name = DataSection().name
     for tree in trees:
         section = tree.get("data")
         if isinstance(section, dict) and isinstance(section.get("name"), str):
@@ -281,44 +247,28 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
 # ---------------------------------------------------------------------------- data sets
 
 
-def _spec(name: str) -> DataSpec | None:
-    from gzcli.data.sets import find
+def _located(
+    name: str, layers: Iterable[Layer], sections: Collection[str], problems: list[Problem]
+) -> DataSpec | OwnSet | None:
+    """The data set of that name or path. Adds to `problems` that there is none, with the place of the name.
 
+    A path, and a name that a recipe has settings `for`, may be there by the time it is needed: then None.
+    """
     try:
-        return find(name)
-    except UsageError:
-        return None  # a path, or a name of the user's own
-
-
-def _unknown_set(name: str, layers: Iterable[Layer], sections: Collection[str]) -> list[Problem]:
-    """What is wrong with the name of the data set, where it stands. A path, and a name that a recipe has
-    settings `for`, may be there by the time it is needed."""
-    from gzcli.data.names import locate
-
-    try:
-        locate(name)
+        return locate(name)
     except UsageError as e:
         if canonical(name) not in map(canonical, sections):
             given = [layer for layer in layers if not layer.inside and _data_name([layer.tree]) == name]
-            return [Problem(given[-1].where(("data", "name"), True) if given else "", e.message, e.hint)]
+            where = given[-1].where(("data", "name"), True) if given else ""
+            problems.append(Problem(where, e.message, e.hint))
     except MissingError:
         pass
-    return []
-
-
-def _spelling(name: str) -> str:
-    """A known name as it is spelt, anything else as given."""
-    spec = _spec(name)
-    return spec.name if spec else name
+    return None
 
 
 def _misspelt_set(name: str) -> tuple[str, str] | None:
     """A name that is all but that of a data set: its section would never apply. Names of sets yet to come may
     stand."""
-    import difflib
-
-    from gzcli.data.names import names
-
     known = {canonical(known): known for known in names()}
     near = (
         []

@@ -15,6 +15,16 @@ from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
 from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
+from gzcli.recipe.parts import (
+    BenchSection,
+    DataSection,
+    LaunchSection,
+    OodSection,
+    OptimSection,
+    Part,
+    TrainSection,
+    keys_of,
+)
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
@@ -39,74 +49,30 @@ class Rule:
 
 Rules = dict[str, "Rule | Rules"]
 
-DATA: Rules = {
-    "name": Rule("str", "digits"),
-    "size": Rule("int | None", None, "1 or more"),
-    "channels": Rule("Literal[1, 3] | None"),
-    "levels": Rule("int | None", None, "2 … 256"),
-    "latent": Rule("str | None"),  # a run or an AutoencoderKL
-    "latent_draw": Rule(
-        "Literal['mode', 'sample']", "mode"
-    ),  # of an AutoencoderKL's posterior, for training images
-    "augment": Rule("list[str]", ()),
-    "n": Rule("int | None", None, "1 or more"),
-}
-TRAIN: Rules = {
-    "steps": Rule("int", 10_000, "1 or more"),
-    "minutes": Rule("float | None", None, "greater than 0"),
-    "batch_size": Rule("int", 64, "1 or more"),
-    "accumulate": Rule("int", 1, "1 or more"),
-    "precision": Rule("Literal['auto', 'fp32', 'bf16', 'fp16']", "auto"),
-    "ema": Rule("float", 0.0, "in [0, 1)"),
-    "clip": Rule("float | None", None, "greater than 0"),
-    "compile": Rule("bool", False),
-    "deterministic": Rule("bool", False),
-    "log_every": Rule("int", 50, "1 or more"),
-    "sample_every": Rule("int | None", None, "0 or more"),  # null: the engine decides; 0: never
-    "samples": Rule("int | None", None, "1 or more"),  # of a grid; null: 36, 64 at the end
-    "eval_every": Rule("int | None", None, "0 or more"),
-    "checkpoint_every": Rule("int | None", None, "0 or more"),
-    "keep": Rule("int", 2, "1 or more"),
-    "best": Rule("Literal['auto', 'bpd', 'fd', 'loss', 'none']", "auto"),
-    "init": Rule("str | None"),
-}
-OPTIM: dict[str, Rule] = {
-    "name": Rule("Literal['adam', 'adamw', 'adamw8bit', 'muon', 'adamax', 'sgd', 'rmsprop']", "adamw"),
-    "lr": Rule("float", 2e-4, "greater than 0"),
-    "betas": Rule("tuple[float, float]", (0.9, 0.999), "in [0, 1)"),
-    "eps": Rule("float", 1e-8, "greater than 0"),
-    "weight_decay": Rule("float", 0.0, "0 or more"),
-    "warmup": Rule("int", 0, "0 or more"),  # steps
-    "schedule": Rule("Literal['constant', 'cosine', 'linear', 'late_linear']", "constant"),
-}
-PARAMS = Rule("int | str | None", None, "1 or more")
-BENCH: Rules = {"metrics": Rule("list[str] | None"), "n": Rule("int | None", None, "1 or more")}
-LAUNCH: Rules = {
-    "gpus": Rule("int | Literal['all'] | None", None, "0 or more"),
-    "cpu": Rule("bool", False),
-    "processes": Rule("int | None", None, "1 or more"),
-    "threads": Rule("int | None", None, "1 or more"),
-    "machines": Rule("int | None", None, "1 or more"),
-    "machine_rank": Rule("int | None", None, "0 or more"),
-    "main_ip": Rule("str | None"),
-    "main_port": Rule("int | None", None, "0 or more"),
-    "wandb": Rule("bool", False),
-}
+
+def rules_of(section: type) -> dict[str, Rule]:
+    """The rules of the keys that a section of `parts.py` declares."""
+    return {f.name: Rule(str(f.type), f.default, f.metadata.get("range")) for f in keys_of(section)}
+
+
+DATA, TRAIN, OPTIM = rules_of(DataSection), rules_of(TrainSection), rules_of(OptimSection)
+OOD, BENCH, LAUNCH = rules_of(OodSection), rules_of(BenchSection), rules_of(LaunchSection)
+PART = rules_of(Part)
 
 
 def schema(card: ModelCard | None) -> Rules:
     """The rules of a recipe of this model, sections in order; without a card, a model's own keys are not
     checked."""
     return {
-        "about": Rule("str", ""),
-        "seed": Rule("int", 0, "0 or more"),
+        "about": PART["about"],
+        "seed": PART["seed"],
         "model": {},
         "data": DATA,
         "train": TRAIN,
         **_of_model(card),
         "bench": BENCH,
         "launch": LAUNCH,
-        "params": PARAMS,
+        "params": PART["params"],
     }
 
 
@@ -119,14 +85,14 @@ def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
     stages: Rules = {
         name: _given_only(
-            {"model": {}, "data": own_data, "train": TRAIN, **_of_model(card), "params": PARAMS}
+            {"model": {}, "data": own_data, "train": TRAIN, **_of_model(card), "params": PART["params"]}
         )
         for name, card in cards.items()
     }
     shared = _given_only({"train": TRAIN, "optim": OPTIM})
     return {
-        "about": Rule("str", ""),
-        "seed": Rule("int", 0, "0 or more"),
+        "about": PART["about"],
+        "seed": PART["seed"],
         "data": DATA,
         **shared,
         "stages": stages,
@@ -159,9 +125,8 @@ def _of_model(card: ModelCard | None) -> Rules:
         "optim": {**OPTIM, **own["phases"]},
         "sample": own["sample"],
         "ood": {
-            "scores": Rule(f"list[{_scores(card)}] | None"),  # null: the engine takes the cheap ones
-            "budget": Rule("float", 300.0, "greater than 0"),  # seconds
-            "background": Rule("str | None"),
+            **OOD,
+            "scores": replace(OOD["scores"], annotation=f"tuple[{_scores(card)}, ...] | None"),
             **own["ood"],
         },
     }

@@ -21,6 +21,7 @@ from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
 from gzcli.recipe.load import Problem
+from gzcli.recipe.parts import part_of
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names
 
@@ -143,24 +144,6 @@ def reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
     }
 
 
-def trees(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The recipe of each stage as if it were trained by itself; those that a run stands in for are left
-    out."""
-    whole = {}
-    for stage, part in tree["stages"].items():
-        if isinstance(part, Mapping):
-            shared = {key: value for key, value in tree.items() if key != "stages"}
-            whole[stage] = {
-                "about": "",
-                "seed": 0,
-                "model": {},
-                **shared,
-                **part,
-                "data": {**tree["data"], **part["data"]},
-            }
-    return whole
-
-
 def _stage(layers: Iterable[Layer], stage: str, card: ModelCard) -> tuple[dict[str, Any], dict[str, str]]:
     rules = schema.schema(card)
     tree = schema.defaults({key: rules[key] for key in ("model", *SHARED, "sample", "ood", "params")})
@@ -185,7 +168,7 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
     """The name of the model that a layer gives a stage, by itself or by a run."""
     if isinstance(part, str):
         try:
-            return runs.find_stage(part, stage).tree()["model"]["name"]
+            return part_of(runs.find_stage(part, stage).tree()).model
         except GzError as e:
             problems.append(Problem(layer.where(("stages", stage), True), e.message, e.hint))
             return None

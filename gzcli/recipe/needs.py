@@ -1,0 +1,55 @@
+"""What a model needs of its data: labels, two domains, captions, further pictures, or latents."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gzcli.data.conditions import EXTRAS, in_words
+from gzcli.data.sets import SPECS
+from gzcli.errors import UsageError
+from gzcli.models import catalog
+from gzcli.models.catalog import ModelCard
+from gzcli.recipe.parts import Part
+
+
+def check_data(
+    part: Part,
+    card: ModelCard,
+    classes: tuple[str, ...] | int,
+    name: str,
+    extras: Collection[str] = (),
+) -> None:
+    """Holds a part of a recipe against a data set. Raises UsageError that names sets which have what is
+    lacking.
+
+    card: of the part's model.
+    classes: of the set, their names or how many.
+    name: of the set, in messages.
+    extras: what comes with each image of the set, as `caption`.
+    """
+    wanted = [extra for extra in EXTRAS if extra in card.needs]
+    if lacking := [extra for extra in wanted if extra not in extras]:
+        able = ", ".join(spec.name for spec in SPECS.values() if set(wanted) <= set(spec.extras))
+        hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
+        raise UsageError(f"`{card.name}` needs {in_words(lacking)}, and `{name}` has none", hint=hint)
+    count = classes if isinstance(classes, int) else len(classes)
+    if "b" in card.needs and count != 2:
+        paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
+        hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
+        raise UsageError(
+            f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes", hint=hint
+        )
+    if part.data.latent and not card.latents:
+        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.latents)
+        raise UsageError(
+            f"`{card.name}` models grey levels, so it cannot live on latents",
+            hint=f"`data.latent` works with {able}",
+        )
+    conditional = part.options.get("conditional") is True
+    if classes or not (conditional or "labels" in card.needs):
+        return
+    labelled = [spec.name for spec in SPECS.values() if spec.classes]
+    hint = f"sets with labels: {', '.join(labelled)}"
+    if conditional and "labels" not in card.needs:
+        hint += "; or `--set model.conditional=false`"
+    raise UsageError(f"`{card.name}` needs labels, and `{name}` has none", hint=hint)
