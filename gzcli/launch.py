@@ -13,14 +13,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gzcli import signals, start
 from gzcli.ending import end_all, left_behind, outcome
 from gzcli.errors import DeviceError, UsageError
+from gzcli.recipe.parts import LaunchSection
+from gzcli.recipe.recipe import Recipe
+from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
@@ -71,34 +74,8 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in out.splitlines())
 
 
-def gpu_memory() -> int | None:
-    """Bytes of the smallest visible GPU, without importing torch; None where nvidia-smi does not tell."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    sizes = [
-        int(row[2]) << 20
-        for row in rows
-        if len(row) == 3
-        and row[2].isdigit()
-        and (not visible or any(row[0] == v or row[1].startswith(v) for v in visible))
-    ]
-    return min(sizes, default=None)
-
-
-def host_memory() -> int:
-    """Bytes of this machine's memory."""
-    import psutil  # one of accelerate's own dependencies
-
-    return psutil.virtual_memory().total
-
-
 def plan(
-    launch: Mapping[str, Any],
+    section: LaunchSection,
     *,
     every_gpu: bool,
     check: bool = True,
@@ -106,39 +83,39 @@ def plan(
 ) -> Plan:
     """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
 
-    `every_gpu`: what no `--gpus` means. `extra`: what stood after `--` on the command line, checked by
-    `cli/accelerate.py`; never from a recipe or a run, which may be a stranger's.
     Raises DeviceError where a GPU is asked for that is not there, unless not `check`.
+
+    every_gpu: what no `--gpus` means.
+    extra: what stood after `--` on the command line, checked by `cli/accelerate.py`; never from a recipe or a
+      run, which may be a stranger's.
     """
-    there, cpu, asked = count_gpus(), bool(launch.get("cpu")), launch.get("gpus")
-    if cpu and asked:
+    there, asked, fewer = count_gpus(), section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
+    if section.cpu and asked:
         raise UsageError("`--gpus` and `--cpu` exclude each other")
     if asked == "all":
         gpus = there
         if check and not there:
-            raise DeviceError(
-                "`--gpus all`: there is no GPU here", hint="leave `--gpus` out, or `--cpu --processes 2`"
-            )
+            raise DeviceError("`--gpus all`: there is no GPU here", hint=fewer)
+    elif asked is None:
+        gpus = 0 if section.cpu else there if every_gpu else min(there, 1)
     else:
-        gpus = 0 if cpu else (there if every_gpu else min(there, 1)) if asked is None else int(asked)
+        gpus = asked
     if check and gpus > there:
         have = {0: "are no GPUs", 1: "is 1 GPU"}.get(there, f"are {there} GPUs")
-        raise DeviceError(
-            f"`--gpus {asked}`: there {have} here", hint="leave `--gpus` out, or `--cpu --processes 2`"
-        )
-    machines = launch.get("machines") or int(os.environ.get("SLURM_NNODES", 1))
-    here = gpus or launch.get("processes") or 1
+        raise DeviceError(f"`--gpus {asked}`: there {have} here", hint=fewer)
+    machines = section.machines or int(os.environ.get("SLURM_NNODES", 1))
+    here = gpus or section.processes or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = launch.get("threads") or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // here)
-    rank = launch.get("machine_rank")
+    threads = section.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // here)
+    rank = section.machine_rank
     return Plan(
         processes=here * machines,
         gpus=gpus,
         threads=threads,
         machines=machines,
         machine_rank=int(os.environ.get("SLURM_NODEID", 0)) if rank is None else rank,
-        main_ip=launch.get("main_ip") or (_slurm_host() if machines > 1 else None),
-        main_port=launch.get("main_port"),
+        main_ip=section.main_ip or (_slurm_host() if machines > 1 else None),
+        main_port=section.main_port,
         extra=tuple(extra),
     )
 
@@ -223,48 +200,42 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     return env
 
 
-def write_run(target: Run, tree: dict[str, Any], p: Plan) -> None:
+def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated. Each stage gets a
-    folder alike."""
+    folder alike.
+
+    Where processes meet is of this start and not of the run: `env.json` has it, in the words that were typed.
+    """
     from importlib.metadata import version
 
-    from gzcli.recipe.resolve import dump
-    from gzcli.recipe.stages import trees
-
-    tree["launch"] = tree["launch"] | {
-        "threads": p.threads,
-        "cpu": bool(tree["launch"].get("cpu")) or not p.gpus,
-    }
-    files.write_atomic(target.path / "run.yaml", dump(tree))
+    here = replace(recipe.launch.alone(), threads=p.threads, cpu=recipe.launch.cpu or not p.gpus)
+    recipe = recipe.launched(here)
+    files.write_atomic(target.path / "run.yaml", dump(recipe.tree()))
     packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
-    files.write_json(
-        target.path / "env.json",
-        {
-            "packages": packages,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "git": git_state(),
-            "processes": p.processes,
-            "threads": p.threads,
-            "gpus": p.gpus,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "data": (files.read_json(target.path / "env.json") or {}).get(
-                "data"
-            ),  # a resume is held against it
-        },
-    )
-    target.update(state="planned", error=None, code=None)
-    for name, part in trees(tree).items() if "stages" in tree else ():
-        stage = target.stage(name)
+    before = files.read_json(target.path / "env.json") or {}
+    env = {
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": git_state(),
+        "processes": p.processes,
+        "threads": p.threads,
+        "gpus": p.gpus,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "data": before.get("data"),  # a resume is held against it
+    }
+    files.write_json(target.path / "env.json", env)
+    start = {"state": "planned", "error": None, "code": None}
+    target.update(**start)
+    for part in recipe.parts if recipe.stages else ():
+        stage = target.stage(part.stage)
         stage.path.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(stage.path / "run.yaml", dump(part))
-        if stage.status().get("step", 0) < part["train"]["steps"] or stage.state != "finished":
-            stage.update(
-                state="planned", model=part["model"]["name"], data=target.data, error=None, code=None
-            )
-    for name, part in tree.get("stages", {}).items():
-        if isinstance(part, str) and not target.stage(name).status():
-            runs.copy_weights(runs.find_stage(part, name), target.stage(name))
+        files.write_atomic(stage.path / "run.yaml", dump(part.tree()))
+        if stage.status().get("step", 0) < part.train.steps or stage.state != "finished":
+            stage.update(model=part.model, data=target.data, **start)
+    for name, run in recipe.reused.items():
+        if not target.stage(name).status():
+            runs.copy_weights(runs.find_stage(run, name), target.stage(name))
 
 
 def git_state() -> dict[str, Any] | None:
@@ -306,10 +277,12 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
 
     heard = signals.hear(on_signal)
     # a group of its own: Ctrl-C in a terminal reaches every process of the group
-    apart = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-    env = environment(p, mode)
     child = subprocess.Popen(
-        command(folder, p, launcher=launcher), env=env, stdin=subprocess.DEVNULL, **apart
+        command(folder, p, launcher=launcher),
+        env=environment(p, mode),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
     try:
         deadline = None

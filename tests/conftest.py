@@ -1,6 +1,7 @@
 """Every test lives in a temporary GZ_HOME, offline, whatever the user's environment says."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,8 @@ def call(home, capsys, monkeypatch, tmp_path):
     Data sets are not opened: images are 16 pixels wide unless the recipe says otherwise."""
     from gzcli.cli import app
 
-    def with_data(recipe, run=None):
-        recipe.tree["data"]["size"] = recipe.tree["data"]["size"] or 16
-        return recipe
+    def with_data(recipe, found, run=None, **how):
+        return recipe.on(replace(recipe.data, size=recipe.data.size or 16))
 
     def call(*words: str) -> tuple[int, str, str]:
         code = app.run(list(words))
@@ -48,7 +48,7 @@ def call(home, capsys, monkeypatch, tmp_path):
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("gzcli.cli.train.with_data", with_data)
+    monkeypatch.setattr("gzcli.planning.with_data", with_data)
     return call
 
 

@@ -40,21 +40,20 @@ def traps() -> Path:
 
 def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     """The resolved recipe of a zoo line, quick and quiet, with the data's facts filled in."""
-    from gzcli.cli.train import with_data
+    from gzcli.planning import with_data
+    from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
-    from gzcli.recipe.stages import trees
 
     found = resolve(case.model, data=data or case.data, sets=(*QUICK, *sets), flags={"train.steps": steps})
-    if found.cards:  # the first stage by itself
-        found.tree = next(iter(trees(found.tree).values()))
-    found.tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.settings.items()}
-    found.tree["sample"] |= case.sample
-    found.tree["train"] |= {"batch_size": case.batch, "precision": "fp32"}
-    found.tree["optim"]["lr"] = case.lr
-    found.tree["launch"]["cpu"] = True
+    tree = found.parts[0].tree()  # of a recipe in stages the first stage by itself
+    tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.settings.items()}
+    tree["sample"] |= case.sample
+    tree["train"] |= {"batch_size": case.batch, "precision": "fp32"}
+    tree["optim"]["lr"] = case.lr
+    tree["launch"]["cpu"] = True
     if case.levels:
-        found.tree["data"]["levels"] = case.levels
-    return with_data(found).tree
+        tree["data"]["levels"] = case.levels
+    return with_data(recipe_of(tree), found.found).tree()
 
 
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:

@@ -32,10 +32,11 @@ def do_job(
     """
     from gzcli import launch
     from gzcli.cli.options import parse_gpus
+    from gzcli.recipe.parts import LaunchSection
     from gzcli.store import files, owned
 
-    section = {"gpus": parse_gpus(gpus), "cpu": cpu, "processes": processes}
-    plan = launch.plan(section, every_gpu=False)
+    section: dict[str, Any] = {"gpus": parse_gpus(gpus), "cpu": cpu, "processes": processes}
+    plan = launch.plan(LaunchSection(**section), every_gpu=False)
     owned.claim(folder)
     files.write_json(folder / "job.json", {**job, "launch": section | {"threads": plan.threads}})
     launch.run(folder, plan, launcher=False, mode="quiet" if out.is_json() or out.is_quiet() else "human")

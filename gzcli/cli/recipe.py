@@ -29,15 +29,28 @@ def show(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print a recipe: the file, or with `--data`, `--set` or `--resolved` every key of it."""
+    """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
     from gzcli.recipe import resolve as recipes
+    from gzcli.recipe.texts import WIDTH, annotated, texts
 
-    if not (data or sets or resolved or out.is_json()):
+    as_file = not (data or sets or resolved or out.is_json())
+    if as_file:
         out.text(recipes.show(recipe).rstrip())
-        return
-    found = recipes.resolve(recipe, data=data, sets=sets or ())
-    out.text(recipes.dump(found.tree).rstrip())
-    out.data({"recipe": found.card.name, "path": found.source, "tree": found.tree, "origin": found.origin})
+    try:
+        found = recipes.resolve(recipe, data=data, sets=sets or ())
+    except UsageError:
+        if as_file:  # `gz recipe check` tells what is wrong with it
+            return
+        raise
+    tree, docs = found.tree(), texts(found)
+    if as_file:
+        every = annotated(tree, docs, WIDTH - len("# ")).splitlines()
+        out.text("\n".join(["", "# Every key, as it resolves, and what it means:", "#"]))
+        out.text("\n".join(f"# {line}" for line in every))
+    else:
+        out.text(annotated(tree, docs))
+    shown = {"recipe": found.card.name, "path": found.source, "tree": tree, "origin": found.origin}
+    out.data({**shown, "docs": {key: docs[key] for key in found.origin if key in docs}})
 
 
 @app.command()

@@ -26,7 +26,10 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def _arguments(node: ast.Subscript) -> list[ast.expr]:
+def _arguments(node: ast.AST) -> list[ast.expr]:
+    """What stands in the brackets of a type."""
+    if not isinstance(node, ast.Subscript):
+        return []
     return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 

@@ -93,11 +93,11 @@ def read_text(text: str, name: str) -> Document:
         line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
         raise UsageError(f"{name}:{line}:{column}: {e.reason}") from None
     except yaml.MarkedYAMLError as e:
-        at = e.problem_mark or e.context_mark
-        where = f"{name}:{at.line + 1}:{at.column + 1}"
-        line = text.splitlines()[at.line : at.line + 1]
-        told = TAB if line and line[0][at.column : at.column + 1] == "\t" else _in_words(e.problem)
-        raise UsageError(f"{where}: {told}", hint=_syntax_hint(e.problem)) from None
+        at = e.problem_mark or e.context_mark or yaml.Mark(name, 0, 0, 0, None, 0)
+        here = text.splitlines()[at.line : at.line + 1]
+        told = TAB if here and here[0][at.column : at.column + 1] == "\t" else _in_words(e.problem)
+        message = f"{name}:{at.line + 1}:{at.column + 1}: {told}"
+        raise UsageError(message, hint=_syntax_hint(e.problem)) from None
     if node is not None:
         document.tree = _Reader(document).read(node, ())
     return document

@@ -32,14 +32,14 @@ def keys_of(section: type) -> tuple[Field[Any], ...]:
 class DataSection:
     """Which images, in which form.
 
-    name: a known set, an imported one, or a path.
-    size: side of the images in pixels; null: as the set has it.
-    channels: 1 (grey) or 3 (RGB); null: as the set has it.
-    levels: grey levels, 2 … 256; null: as the set has it; 2 binarises.
-    latent: the run, or the `AutoencoderKL` of diffusers, on whose latents the model lives.
-    latent_draw: which latent of an `AutoencoderKL`'s posterior is trained on: its mode, or a sample.
-    augment: what is done to training images at random, in this order.
-    n: train on the first so many images; null: on all.
+    name: name of a known or imported data set, or the path of one.
+    size: side of the images in pixels; null: that of the set.
+    channels: 1 (grey) or 3 (RGB); null: those of the set.
+    levels: grey levels, 2 … 256; null: those of the set; 2: binary images.
+    latent: run, or `AutoencoderKL` of diffusers, whose latents are modelled in place of pixels.
+    latent_draw: latent of an `AutoencoderKL`'s posterior that is trained on: its mode, or a sample.
+    augment: random changes of training images, applied in this order.
+    n: number of training images, the first of the set; null: all.
     """
 
     name: str = "digits"
@@ -54,25 +54,26 @@ class DataSection:
 
 @dataclass(frozen=True)
 class TrainSection:
-    """How long, in which batches and precision, and how often a run looks at itself.
+    """How long, in which batches and precision; how often losses, samples and checkpoints are written.
 
-    steps: length of the training.
-    minutes: train for as many steps as fit in this time; they are written into `steps`.
+    steps: number of training steps.
+    minutes: time to train, in minutes; `steps` becomes the number of steps that fit in it.
     batch_size: images of one step, over all processes together.
     accumulate: parts in which each process computes its share of a batch; the result is the same.
-    precision: of the arithmetic; auto: bf16 where the device gains from it.
-    ema: decay of the averaged weights, a step; 0: none.
-    clip: largest norm of a phase's gradient; null: no limit.
-    compile: whether `torch.compile` compiles the step.
-    deterministic: whether kernels that give the same bits every time are asked for.
+    precision: of the arithmetic of a step; auto: bf16 where the device gains from it.
+    ema: decay of the averaged weights at each step; 0: no average.
+    clip: largest norm of the gradient of a phase; null: no limit.
+    compile: whether the model is compiled by `torch.compile`.
+    deterministic: whether only kernels are used that give the same bits every time.
     log_every: steps between two lines of losses.
-    sample_every: steps between two grids of samples; 0: never; null: found from what one takes.
+    sample_every: steps between two grids of samples; 0: no grids; null: chosen by the time that one takes.
     samples: images of a grid; null: 36, and 64 at the end.
-    eval_every: steps between two validations; 0: never; null: found from what one takes.
-    checkpoint_every: steps between two checkpoints; 0: only the last; null: found from what one takes.
-    keep: checkpoints that are kept beside the best one.
-    best: the figure that chooses the best checkpoint; auto: as fits the model.
-    init: the stage, run or safetensors file whose weights the training starts from.
+    eval_every: steps between two validations; 0: none; null: chosen by the time that one takes.
+    checkpoint_every: steps between two checkpoints; 0: only the last; null: chosen by the time that one
+      takes.
+    keep: number of newest checkpoints that are kept, beside the best one.
+    best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
+    init: stage, run or safetensors file whose weights the training starts from.
     """
 
     steps: int = _key(10_000, "1 or more")
@@ -98,14 +99,14 @@ class TrainSection:
 class OptimSection:
     """The optimizer of every phase.
 
-    name: of the optimizer.
+    name: name of the optimizer.
     lr: learning rate after the warm-up.
-    betas: decay of the averages of the gradient and of its square.
-    eps: added to the root of the average square.
-    weight_decay: decoupled, a step, times lr.
+    betas: decay at each step of the averages of the gradient and of its square.
+    eps: number added to the root of the average square.
+    weight_decay: decoupled weight decay, in multiples of lr at each step.
     warmup: steps over which lr rises from 0.
     schedule: how lr falls until the last step.
-    phases: keys that are other for one phase, by its name.
+    phases: keys with another value for one phase, by the phase's name.
     """
 
     name: Literal["adam", "adamw", "adamw8bit", "muon", "adamax", "sgd", "rmsprop"] = "adamw"
@@ -124,12 +125,12 @@ class OptimSection:
 
 @dataclass(frozen=True)
 class OodSection:
-    """How images are scored.
+    """How images are scored as out-of-distribution.
 
-    scores: which; null: those that cost little.
+    scores: names of the scores; null: those that cost little.
     budget: seconds that the scores of one call may take.
-    background: the run that a likelihood ratio divides by.
-    options: keywords of the model's own scores.
+    background: run whose likelihood the score `ratio` divides by.
+    options: options of the model's own scores.
     """
 
     scores: tuple[str, ...] | None = None
@@ -142,8 +143,8 @@ class OodSection:
 class BenchSection:
     """What `gz bench` measures.
 
-    metrics: which; null: those whose weights are at hand.
-    n: samples of each model; null: as the command says.
+    metrics: names of the metrics; null: those whose weights are at hand.
+    n: number of samples of each model; null: that of the command.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -154,15 +155,15 @@ class BenchSection:
 class LaunchSection:
     """Which processes are started.
 
-    gpus: how many, or all; null: every visible one for training, one for the rest.
-    cpu: whether GPUs are left alone.
-    processes: of a CPU.
-    threads: of each process; null: its share of the cores.
-    machines: how many take part.
-    machine_rank: which of them this is, from 0.
+    gpus: number of GPUs, or `all`; null: all for training, one for other commands.
+    cpu: whether the CPU is used though there are GPUs.
+    processes: number of processes on a CPU.
+    threads: threads of each process; null: its share of the cores.
+    machines: number of machines.
+    machine_rank: index of this machine, from 0.
     main_ip: address of machine 0.
-    main_port: its port.
-    wandb: whether metrics go to Weights & Biases too.
+    main_port: port of machine 0.
+    wandb: whether metrics are sent to Weights & Biases too.
     """
 
     gpus: int | Literal["all"] | None = _key(None, "0 or more")
@@ -175,6 +176,11 @@ class LaunchSection:
     main_port: int | None = _key(None, "0 or more")
     wandb: bool = False
 
+    def alone(self) -> LaunchSection:
+        """The section without where processes of several machines meet."""
+        nowhere: dict[str, Any] = dict.fromkeys(MEETING)
+        return replace(self, **nowhere)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -183,8 +189,8 @@ class Part:
     model: name of the model.
     options: hyperparameters of the model, flat, as `Model.of` takes them.
     stage: name of the stage; "" of a recipe without stages.
-    about: what the recipe is for, in one line.
-    seed: of the weights, of the order of the images and of all noise.
+    about: the recipe in one line.
+    seed: seed of the first weights, of the order of the images and of all noise.
     data: which images.
     train: how long, and in which batches.
     optim: the optimizer.
@@ -192,7 +198,7 @@ class Part:
     ood: how images are scored.
     bench: what is measured.
     launch: which processes.
-    params: number of parameters that the model has, as `44M`; null: not stated.
+    params: number of parameters of the model, as `44M`; null: not stated.
     """
 
     model: str

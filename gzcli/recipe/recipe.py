@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,16 @@ class Recipe:
         """The recipe in other processes."""
         parts = [replace(part, launch=launch) for part in self.parts]
         return replace(self, launch=launch, parts=tuple(parts))
+
+    def lengthened(self, steps: int, stages: Collection[str]) -> Self:
+        """The recipe with another number of steps for these stages, "" of a recipe without stages."""
+        parts = [
+            replace(part, train=replace(part.train, steps=steps, minutes=None))
+            if part.stage in stages
+            else part
+            for part in self.parts
+        ]
+        return replace(self, parts=tuple(parts))
 
     def value(self, key: str) -> Any:
         """The value of a dotted key, such as `stages.prior.train.steps`; {} of one that is not there."""

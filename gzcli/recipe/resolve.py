@@ -163,11 +163,12 @@ def _resolve(
             Problem(chain[-1].label, f"`{key}` must be given") for key in schema.missing(tree, rules)
         ]
     recipe = recipe_of(tree)
-    for part in recipe.parts if isinstance(found, DataSpec) else ():
-        try:
-            check_data(part, catalog.card(part.model), found.classes, found.name, found.extras)
-        except UsageError as e:
-            problems.append(Problem("", e.message, e.hint))
+    if isinstance(found, DataSpec):
+        for part in recipe.parts:
+            try:
+                check_data(part, catalog.card(part.model), found.classes, found.name, found.extras)
+            except UsageError as e:
+                problems.append(Problem("", e.message, e.hint))
     done = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
     resolved = Resolved(
         **vars(recipe), origin=origin, card=card, cards=cards, source=chain[-1].path, found=found, whole=done

@@ -47,7 +47,13 @@ class Rule:
     range: str | None = None
 
 
-Rules = dict[str, "Rule | Rules"]
+Rules = Mapping[str, "Rule | Rules"]  # key → its rule, or those of the keys below it
+
+
+def below(rules: Rules, key: str) -> Rules:
+    """The rules of the keys below a key."""
+    found = rules[key]
+    return {} if isinstance(found, Rule) else found
 
 
 def rules_of(section: type) -> dict[str, Rule]:
@@ -135,24 +141,24 @@ def _of_model(card: ModelCard | None) -> Rules:
 def _given_only(rules: Rules) -> Rules:
     """The same rules without defaults: what is not given is left out."""
     return {
-        k: _given_only(r) if isinstance(r, dict) else replace(r, default=ABSENT) for k, r in rules.items()
+        k: replace(r, default=ABSENT) if isinstance(r, Rule) else _given_only(r) for k, r in rules.items()
     }
 
 
-def _rules(params: Mapping[str, Param]) -> Rules:
+def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
     # A required parameter has no default: `resolve` tells that it is missing.
     return {name: Rule(p.annotation, ABSENT if p.required else p.default) for name, p in params.items()}
 
 
-def score_options(card: ModelCard) -> Rules:
+def score_options(card: ModelCard) -> dict[str, Rule]:
     """The options of a model's scores: keys of the recipe's `ood` section, and of `gz ood`."""
     return _shared(card.scores.values())
 
 
-def _shared(signatures: Iterable[Mapping[str, Param]]) -> Rules:
+def _shared(signatures: Iterable[Mapping[str, Param]]) -> dict[str, Rule]:
     """The keywords of all scores: a key goes to every score that takes it; defaults that differ are left to
     each."""
-    rules: Rules = {}
+    rules: dict[str, Rule] = {}
     for options in signatures:
         for name, rule in _rules(options).items():
             same = name not in rules or rules[name] == rule
@@ -178,7 +184,7 @@ def defaults(rules: Rules) -> dict[str, Any]:
     for key, rule in rules.items():
         if key == ANY:
             continue
-        if isinstance(rule, dict):
+        if not isinstance(rule, Rule):
             if not rule or (part := defaults(rule)) or ANY in rule:
                 tree[key] = part if rule else {}
         elif rule.default is not ABSENT:
@@ -204,9 +210,9 @@ def check(
             holds_keys = value is None or isinstance(value, Mapping)
             if value is WRONG or (isinstance(value, list) and WRONG in value):
                 continue
-            if rule is None or (key not in rules and isinstance(rule, dict) and not holds_keys):
+            if rule is None or (key not in rules and not isinstance(rule, Rule) and not holds_keys):
                 problems.append(Problem(where(here, False), _unknown(here), _suggest(here, rules, root)))
-            elif isinstance(rule, dict):
+            elif not isinstance(rule, Rule):
                 if holds_keys:
                     clean[key] = walk(value or {}, rule, here)
                 else:
@@ -270,9 +276,9 @@ def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
         return [
             f"stages.{name}.{key}"
             for name, part in given.items()
-            for key in missing(part, rules["stages"][name])
+            for key in missing(part, below(below(rules, "stages"), name))
         ]
-    return [f"model.{key}" for key in rules["model"] if key != ANY and key not in tree["model"]]
+    return [f"model.{key}" for key in below(rules, "model") if key != ANY and key not in tree["model"]]
 
 
 # ---------------------------------------------------------------------------- hints
@@ -286,10 +292,10 @@ def _unknown(path: Key) -> str:
 def _suggest(path: Key, rules: Rules, root: Rules) -> str:
     """The same key in another section, else the nearest key of this one, else the keys that there are."""
     key = canonical(path[-1])
-    sections = {**root, **{f"stages.{name}": part for name, part in root.get("stages", {}).items()}}
-    elsewhere = [
-        f"{name}.{k}" for name, part in sections.items() if isinstance(part, dict) for k in part if k == key
-    ]
+    stages = below(root, "stages") if "stages" in root else {}
+    sections = {name: below(root, name) for name in root}
+    sections |= {f"stages.{name}": below(stages, name) for name in stages}
+    elsewhere = [f"{name}.{k}" for name, part in sections.items() for k in part if k == key]
     known = [k for k in rules if k != ANY]
     if elsewhere and key not in map(canonical, known):
         return f"did you mean `{elsewhere[0]}`?"

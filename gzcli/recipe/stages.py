@@ -13,6 +13,7 @@ A model that is built on earlier stages takes them as parameters of type `Model`
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from gzcli.errors import GzError, canonical
@@ -20,7 +21,7 @@ from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
-from gzcli.recipe.load import Problem
+from gzcli.recipe.load import Key, Problem
 from gzcli.recipe.parts import part_of
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names
@@ -77,7 +78,8 @@ def called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
     first."""
     shipped = {canonical(name) for name in recipe_names()}
     return next(
-        (card for card in reversed(cards.values()) if card.name in shipped), next(iter(cards.values()), None)
+        (card for card in reversed(list(cards.values())) if card.name in shipped),
+        next(iter(cards.values()), None),
     )
 
 
@@ -97,9 +99,8 @@ def fitting(
                 if layer.applies:
                     now[stage] = name
                 if canonical(str(name)) != canonical(cards[stage].name):
-                    parts[stage] = {
-                        key: _known(key, value, rules["stages"][stage]) for key, value in part.items()
-                    }
+                    own = schema.below(schema.below(rules, "stages"), stage)
+                    parts[stage] = {key: _known(key, value, own) for key, value in part.items()}
         yield {**layer.tree, "stages": parts} if parts or "stages" in layer.tree else layer.tree
 
 
@@ -154,9 +155,13 @@ def _stage(layers: Iterable[Layer], stage: str, card: ModelCard) -> tuple[dict[s
             tree["params"] = None
         lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, origin, layer.origin)
         own = _parts(layer).get(stage) or {}
-        lay(tree, own, origin, lambda path, layer=layer: layer.origin(("stages", stage, *path)))
+        lay(tree, own, origin, partial(_origin, layer, stage))
     tree["model"]["name"] = card.name
     return tree, origin
+
+
+def _origin(layer: Layer, stage: str, path: Key) -> str:
+    return layer.origin(("stages", stage, *path))
 
 
 def _parts(layer: Layer) -> Mapping[str, Any]:
@@ -180,4 +185,4 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
 def _known(section: str, value: Any, rules: schema.Rules) -> Any:
     if section not in OF_MODEL or not isinstance(value, Mapping):
         return value
-    return {key: v for key, v in value.items() if key in rules[section]}
+    return {key: v for key, v in value.items() if key in schema.below(rules, section)}

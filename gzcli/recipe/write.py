@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
-from gzcli.recipe.load import scalar
+from gzcli.recipe.load import Key, scalar
 
 # Words that need no quotes in any place of any YAML: no sign, no colon, no comma, no bracket.
 _PLAIN = re.compile(r"[A-Za-z_/]([A-Za-z0-9_./+ -]*[A-Za-z0-9_./+-])?")
@@ -29,17 +29,18 @@ _RESOLVER_1_1 = yaml.resolver.Resolver()
 def dump(tree: Mapping[str, Any]) -> str:
     """The tree in its own order: a block for each section, lists in one line. Every value reads back as it
     is."""
-    return "".join(_lines(tree, ""))
+    return "".join(f"{line}\n" for _, line in lines(tree)) or "{}\n"
 
 
-def _lines(tree: Mapping[str, Any], indent: str) -> list[str]:
-    lines = []
+def lines(tree: Mapping[str, Any], at: Key = ()) -> Iterator[tuple[Key, str]]:
+    """The lines of the text, each with the keys that lead to it."""
+    indent = "  " * len(at)
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            lines += [f"{indent}{_text(key)}:\n", *_lines(value, indent + "  ")]
+            yield (*at, key), f"{indent}{_text(key)}:"
+            yield from lines(value, (*at, key))
         else:
-            lines.append(f"{indent}{_text(key)}: {_flow(value)}\n")
-    return lines or [f"{indent}{{}}\n"]
+            yield (*at, key), f"{indent}{_text(key)}: {_flow(value)}"
 
 
 def _flow(value: Any) -> str:

@@ -368,10 +368,17 @@ def test_download_takes_from_a_folder_and_verify_finds_damage(gz, gz_json, home,
 
 def test_recipes(gz, gz_json, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert gz("recipe", "show", "vae")[1] == (recipes_dir() / "vae.yaml").read_text().rstrip() + "\n"
+    text = (recipes_dir() / "vae.yaml").read_text().rstrip() + "\n"
+    shown = gz("recipe", "show", "vae")[1]
+    assert shown.startswith(text), "the file, and below it each key with its text"
+    blank, *told = shown.removeprefix(text).splitlines()
+    assert blank == "" and all(line.startswith("#") for line in told)
+    assert all(len(line) <= 80 for line in told if not line.startswith("# about:"))
+    assert any(line.startswith("#   batch_size: 64 ") and "# images of one step" in line for line in told)
     shown = gz_json("recipe", "show", "vae", "--data", "mnist", "--set", "train.steps=7")[1]
     assert shown["tree"]["train"]["steps"] == 7 and shown["origin"]["train.steps"] == "--set"
     assert shown["tree"]["data"]["name"] == "mnist"
+    assert shown["docs"]["train.steps"] == "number of training steps."
     assert gz("recipe", "copy", "vae")[:2] == (0, "vae.yaml\n")
     assert (tmp_path / "vae.yaml").read_bytes() == (recipes_dir() / "vae.yaml").read_bytes()
     assert gz("recipe", "copy", "vae")[0] == 2 and gz("recipe", "copy", "vae", "--force")[0] == 0

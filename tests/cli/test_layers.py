@@ -8,11 +8,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "gzcli"
-LEAVES = {"errors", "types", "store", "signals", "streams", "start", "ranks", "__init__"}
+LEAVES = {"errors", "types", "units", "store", "signals", "streams", "start", "ranks", "__init__"}
 MAY = {  # a layer → what it may import, besides itself and the leaves
     "__main__": {"cli"},
-    "cli": {"recipe", "launch", "jobs", "models.catalog", "models.signatures", "models.docs", "data"},
-    "recipe": {"models.catalog", "models.signatures", "models.docs", "data"},
+    "cli": {
+        "planning",
+        "requirements",
+        "recipe",
+        "launch",
+        "jobs",
+        "models.catalog",
+        "models.signatures",
+        "models.docs",
+        "data",
+    },
+    "requirements": {"planning", "recipe", "launch", "models.catalog", "data"},
+    "planning": {"recipe", "models.catalog", "data"},
+    "recipe": {"models.catalog", "models.signatures", "models.sources", "models.docs", "data"},
     "launch": {"recipe", "ending"},
     "ending": set(),
     "signals": set(),
@@ -27,10 +39,14 @@ MAY = {  # a layer → what it may import, besides itself and the leaves
     "store": set(),
     "errors": set(),
     "types": set(),
+    "units": set(),
     "__init__": set(),
 }
 LIGHT = (
     "cli",
+    "planning",
+    "requirements",
+    "units",
     "recipe",
     "store",
     "launch",

@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 from pictures import RED, png, write
 
-from gzcli import launch, models
-from gzcli.cli import app, plan
+from gzcli import launch, models, requirements
+from gzcli.cli import app
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
+from gzcli.recipe.parts import OptimSection, Part, TrainSection
 from gzcli.recipe.resolve import check_data, resolve
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names
 
 PLAN = """
-def memory_plan(tree):
-    each = tree["train"]["batch_size"] // tree["train"]["accumulate"] // tree["launch"]["processes"]
+def memory_plan(part):
+    each = part.train.batch_size // part.train.accumulate // part.launch.processes
     return [("weights", 3_000_000_000), ("activations", each * 100_000_000)]
 """
 
@@ -58,7 +59,7 @@ def planned(tmp_path, monkeypatch):
 
 
 def test_memory_is_planned_where_the_family_can_tell(gz, planned, monkeypatch):
-    monkeypatch.setattr(launch, "host_memory", lambda: 8_000_000_000)
+    monkeypatch.setattr(requirements, "host_memory", lambda: 8_000_000_000)
     code, stdout, _ = gz("train", "vae", "--dry-run")
     assert code == 0 and "memory" not in [line.split(" ")[0] for line in stdout.splitlines()]
     planned()
@@ -71,44 +72,42 @@ def test_memory_is_planned_where_the_family_can_tell(gz, planned, monkeypatch):
     code, stdout, _ = gz("train", "vae", "--dry-run", "--cpu", "--set", "train.batch_size=32", "--json")
     parts = [{"what": "weights", "bytes": 3_000_000_000}, {"what": "activations", "bytes": 3_200_000_000}]
     assert json.loads(stdout)["memory"] == [{"model": "vae", "bytes": 6_200_000_000, "parts": parts}]
-    planned('def memory_plan(tree): return [("weights", 2_000), ("total", 2_000)]')
+    planned('def memory_plan(part): return [("weights", 2_000), ("total", 2_000)]')
     assert "memory     vae: 2 kB a process = weights 2 kB\n" in gz("train", "vae", "--dry-run")[1]
 
 
 def test_a_hint_where_it_does_not_fit(gz, planned, monkeypatch):
     planned()
-    monkeypatch.setattr(launch, "host_memory", lambda: 8_000_000_000)
+    monkeypatch.setattr(requirements, "host_memory", lambda: 8_000_000_000)
     words = ("train", "vae", "--dry-run", "--set", "train.batch_size=64")
     code, _, stderr = gz(*words, "--cpu")
     assert code == 0 and "`vae` may not fit: this machine has 8.0 GB for each process" in stderr
     assert "`--set train.accumulate=2`" in stderr
     assert "fit" not in gz(*words, "--cpu", "--set", "train.accumulate=2")[2]
     assert "4.0 GB for each process" in gz(*words, "--cpu", "--processes", "2")[2]  # they share the machine
-    monkeypatch.setattr(launch, "gpu_memory", lambda: 6_000_000_000)
+    monkeypatch.setattr(requirements, "gpu_memory", lambda: 6_000_000_000)
     assert "the GPU has 6.0 GB for each process" in gz(*words, "--gpus", "1")[2]
     assert "fit" not in gz(*words, "--gpus", "4")[2]  # each has a quarter of the batch
-    monkeypatch.setattr(launch, "gpu_memory", lambda: None)  # planned for absent ones
+    monkeypatch.setattr(requirements, "gpu_memory", lambda: None)  # planned for absent ones
     assert "fit" not in gz(*words, "--gpus", "1")[2]
 
 
 def test_ways_to_save_are_those_that_the_model_has():
-    tree = {"model": {"checkpointing": False, "cache": True, "dtype": "fp32"}, "optim": {"name": "adamw"}}
-    tree["train"] = {"batch_size": 9, "accumulate": 1}
+    options = {"checkpointing": False, "cache": True, "dtype": "fp32"}
+    part = Part("sd_lora", options, train=TrainSection(batch_size=9), optim=OptimSection(name="adamw"))
     own = ["`--set model.checkpointing=true`", "`--set model.dtype=bf16`"]
-    assert plan.ways_to_save(tree, launch.Plan()) == [*own, "`--set train.accumulate=3`"]
+    accumulate = "`--set train.accumulate=3`"
+    assert requirements.ways_to_save(part, launch.Plan()) == [*own, accumulate]
     adam = "`--set optim.name=adamw8bit`"
-    assert plan.ways_to_save(tree, launch.Plan(gpus=3, processes=3)) == [
-        *own,
-        adam,
-        "`--set train.accumulate=3`",
-    ]
-    tree = {"model": {}, "optim": {"name": "sgd"}, "train": {"batch_size": 8, "accumulate": 8}}
-    assert plan.ways_to_save(tree, launch.Plan(gpus=1)) == []
+    assert requirements.ways_to_save(part, launch.Plan(gpus=3, processes=3)) == [*own, adam, accumulate]
+    train = TrainSection(batch_size=8, accumulate=8)
+    part = Part("vae", train=train, optim=OptimSection(name="sgd"))
+    assert requirements.ways_to_save(part, launch.Plan(gpus=1)) == []
 
 
 def test_what_it_would_take_to_tell_is_among_the_needs(gz, planned):
     planned(
-        'from gzcli.errors import MissingError\ndef memory_plan(tree): raise MissingError("the weights of '
+        'from gzcli.errors import MissingError\ndef memory_plan(part): raise MissingError("the weights of '
         '`a/b` are not at hand")'
     )
     code, stdout, _ = gz("train", "vae", "--dry-run", "--json")
@@ -118,7 +117,7 @@ def test_what_it_would_take_to_tell_is_among_the_needs(gz, planned):
 
 def test_it_is_shown_before_a_start_too(gz, planned, monkeypatch):
     planned()
-    monkeypatch.setattr(launch, "host_memory", lambda: 1_000_000_000)
+    monkeypatch.setattr(requirements, "host_memory", lambda: 1_000_000_000)
     monkeypatch.setattr(launch, "run", lambda *args, **options: {})
     code, stdout, stderr = gz("train", "vae", "--cpu", "--set", "train.batch_size=32")
     assert (
@@ -176,9 +175,9 @@ def test_the_memory_of_gpus_is_that_of_the_smallest_visible(tmp_path, monkeypatc
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert launch.gpu_memory() == (mebibytes and mebibytes << 20)
+    assert requirements.gpu_memory() == (mebibytes and mebibytes << 20)
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert launch.gpu_memory() is None and launch.host_memory() > 1 << 28
+    assert requirements.gpu_memory() is None and requirements.host_memory() > 1 << 28
 
 
 # --- what a model needs of its data ---
@@ -188,13 +187,13 @@ def needing(*needs: str):
     return replace(catalog.card("vae"), name="reader", needs=needs)
 
 
-TREE = {"model": {}, "data": {}}
+PART = Part("reader")
 
 
 def test_a_set_that_has_it():
-    check_data(TREE, needing("caption"), (), "photos", ("caption",))
-    check_data(TREE, needing("caption", "before"), 10, "digits-edited", ("caption", "before"))
-    check_data(TREE, needing(), (), "photos")
+    check_data(PART, needing("caption"), (), "photos", ("caption",))
+    check_data(PART, needing("caption", "before"), 10, "digits-edited", ("caption", "before"))
+    check_data(PART, needing(), (), "photos")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +227,7 @@ def test_a_set_that_has_it():
 )
 def test_a_set_that_lacks_it(needs, extras, message, sets):
     with pytest.raises(UsageError) as e:
-        check_data(TREE, needing(*needs), (), "photos", extras)
+        check_data(PART, needing(*needs), (), "photos", extras)
     assert e.value.message == message and sets in e.value.hint and "metadata.jsonl" in e.value.hint
 
 

@@ -14,12 +14,13 @@ import yaml
 
 from gzcli.data.sets import SPECS, find
 from gzcli.errors import UsageError, canonical
-from gzcli.models import catalog
+from gzcli.models import catalog, docs
 from gzcli.recipe import schema
 from gzcli.recipe.load import Mark, load, read_text, refuse
 from gzcli.recipe.override import parse_set
+from gzcli.recipe.parts import Part, keys_of
 from gzcli.recipe.resolve import check, check_data, dump, read, recipes, resolve, show
-from gzcli.recipe.stages import trees
+from gzcli.recipe.texts import SECTIONS, annotated, section_texts, texts
 from gzcli.types import DataInfo
 
 
@@ -212,7 +213,7 @@ def test_a_wrong_name_of_a_data_set_is_among_them(write, tmp_path):
     ]
     assert len(problems(resolve, path, data=str(tmp_path / "later.zip"))) == 1, "a path may come to be"
     write("my.yaml", "model: {name: glow}\nfor: {photos: {train: {steps: 5}}}\n")
-    assert resolve(path, data="photos").tree["train"]["steps"] == 5, "the recipe knows of it"
+    assert resolve(path, data="photos").tree()["train"]["steps"] == 5, "the recipe knows of it"
 
 
 @pytest.mark.parametrize(
@@ -352,25 +353,25 @@ def test_later_layers_win_and_origins_tell_which(write, shipped):
     own = "  MNIST: {optim: {warmup: 5}, train: {steps: 400}}\n"
     path = write("my.yaml", f"extends: glow\ntrain: {{batch_size: 8}}\nmodel: {{depth: 3}}\nfor:\n{own}")
     plain, recipe = resolve("glow"), resolve(path, data="mnist")
-    assert (plain.tree["train"]["steps"], plain.origin["train.steps"]) == (100, "recipes/glow.yaml:3")
-    assert (plain.tree["train"]["clip"], plain.tree["train"]["keep"]) == (50.0, 2)
-    assert type(plain.tree["train"]["clip"]) is float
+    assert (plain.tree()["train"]["steps"], plain.origin["train.steps"]) == (100, "recipes/glow.yaml:3")
+    assert (plain.tree()["train"]["clip"], plain.tree()["train"]["keep"]) == (50.0, 2)
+    assert type(plain.tree()["train"]["clip"]) is float
     assert plain.origin["train.keep"] == plain.origin["data.name"] == "default"
-    tree, origin = recipe.tree, recipe.origin
+    tree, origin = recipe.tree(), recipe.origin
     assert (tree["model"]["depth"], origin["model.depth"]) == (3, "my.yaml:3")
     assert (tree["model"]["hidden"], origin["model.hidden"]) == (32, "for.mnist recipes/glow.yaml:8")
     assert (tree["train"]["steps"], origin["train.steps"]) == (400, "for.MNIST my.yaml:5")
     assert (tree["optim"]["warmup"], tree["optim"]["lr"]) == (5, 1e-3)
     assert (tree["data"]["name"], origin["data.name"]) == ("mnist", "--data")
     assert tree["params"] is None, "1M was the size before `depth: 3`"
-    assert resolve("GLOW", data="MNIST").tree["params"] == "1M"
+    assert resolve("GLOW", data="MNIST").tree()["params"] == "1M"
     recipe = resolve(path, data="mnist", flags={"train.steps": 5, "seed": None}, sets=["optim.lr=1e-2"])
-    assert (recipe.tree["train"]["steps"], recipe.origin["train.steps"]) == (5, "--steps")
-    assert (recipe.tree["optim"]["lr"], recipe.origin["optim.lr"]) == (1e-2, "--set")
+    assert (recipe.tree()["train"]["steps"], recipe.origin["train.steps"]) == (5, "--steps")
+    assert (recipe.tree()["optim"]["lr"], recipe.origin["optim.lr"]) == (1e-2, "--set")
     recipe = resolve(path, flags={"train.steps": 5}, sets=["train.steps=6", "train.steps=7"])
-    assert (recipe.tree["train"]["steps"], recipe.origin["train.steps"]) == (7, "--set")
+    assert (recipe.tree()["train"]["steps"], recipe.origin["train.steps"]) == (7, "--set")
     assert recipe.source.name == "my.yaml" and recipe.card.name == "glow"
-    assert set(recipe.origin) == set(leaves(recipe.tree))
+    assert set(recipe.origin) == set(leaves(recipe.tree()))
 
 
 def leaves(tree, prefix=""):
@@ -384,21 +385,21 @@ def leaves(tree, prefix=""):
 def test_the_data_set_decides_on_for_however_it_is_named(write, shipped):
     shipped("glow.yaml", GLOW)
     own = write("my.yaml", "extends: glow\ndata: {name: cifar10}\n")
-    assert resolve(own).tree["train"]["steps"] == 300
-    assert resolve(own, data="mnist").tree["train"]["steps"] == 200
-    assert resolve(own, sets=["data.name=MNIST"]).tree["data"]["name"] == "mnist"
-    assert resolve("glow", sets=["data={name: cifar10}"]).tree["data"]["levels"] == 32
-    path = resolve("glow", data="./MNIST").tree
+    assert resolve(own).tree()["train"]["steps"] == 300
+    assert resolve(own, data="mnist").tree()["train"]["steps"] == 200
+    assert resolve(own, sets=["data.name=MNIST"]).tree()["data"]["name"] == "mnist"
+    assert resolve("glow", sets=["data={name: cifar10}"]).tree()["data"]["levels"] == 32
+    path = resolve("glow", data="./MNIST").tree()
     assert (path["data"]["name"], path["train"]["steps"]) == ("./MNIST", 100)
     named = write("named.yaml", "extends: glow\nfor: {./photos: {data: {size: 64}}}\n")
-    assert resolve(named, data="./photos").tree["data"]["size"] == 64
+    assert resolve(named, data="./photos").tree()["data"]["size"] == 64
 
 
 def test_recipes_extend_from_where_they_lie(write, shipped):
     shipped("glow.yaml", GLOW)
     write("sub/base.yaml", "extends: glow\ntrain: {steps: 7}\n")
     write("sub/top.yaml", "extends: base.yaml\nseed: 3\n")
-    tree = resolve("sub/top.yaml").tree
+    tree = resolve("sub/top.yaml").tree()
     assert (tree["train"]["steps"], tree["seed"], tree["model"]["depth"]) == (7, 3, 2)
 
 
@@ -412,7 +413,7 @@ def test_set_takes_yaml(write):
         "train.clip=null",
         "optim.main.lr=1e-5",
     ]
-    tree = resolve(path, sets=[*sets, "ood={budget: 5}"]).tree
+    tree = resolve(path, sets=[*sets, "ood={budget: 5}"]).tree()
     assert (tree["model"]["mult"], tree["optim"]["betas"], tree["about"]) == ([1, 2], [0.0, 0.9], "no")
     assert (tree["train"]["clip"], tree["optim"]["main"], tree["ood"]["budget"]) == (None, {"lr": 1e-5}, 5.0)
     assert problems(
@@ -434,7 +435,7 @@ def test_set_takes_yaml(write):
 
 
 def test_a_tree_has_every_key(write):
-    tree = resolve(write("my.yaml", "model: {name: wgan}\noptim: {critic: {lr: 1}}")).tree
+    tree = resolve(write("my.yaml", "model: {name: wgan}\noptim: {critic: {lr: 1}}")).tree()
     assert list(tree) == [
         "about",
         "seed",
@@ -496,8 +497,8 @@ def test_a_keyword_of_two_scores_is_filled_in_where_they_agree():
 
 def test_a_run_can_be_resolved_again(write):
     first = resolve(write("my.yaml", "model: {name: wgan}\noptim: {critic: {lr: 1e-4}}\ndata: {name: mnist}"))
-    again = resolve(write("run.yaml", dump(first.tree)), data="mnist")
-    assert again.tree == first.tree
+    again = resolve(write("run.yaml", dump(first.tree())), data="mnist")
+    assert again.tree() == first.tree()
 
 
 def test_values_of_the_command_line():
@@ -520,8 +521,8 @@ def test_a_conditional_model_needs_labels(write, monkeypatch):
 
     monkeypatch.setitem(SPECS, "mnist", replace(SPECS["mnist"], classes=()))
     path = write("my.yaml", "model: {name: glow, conditional: true}\ntrain: {steps: 5}\n")
-    assert resolve(path, data="digits").tree["model"]["conditional"] is True
-    assert resolve(path, data="./photos").tree["data"]["name"] == "./photos", "only its pack can tell"
+    assert resolve(path, data="digits").tree()["model"]["conditional"] is True
+    assert resolve(path, data="./photos").tree()["data"]["name"] == "./photos", "only its pack can tell"
     found = problems(resolve, path, data="mnist")
     assert len(found) == 1 and found[0].startswith(
         "`glow` needs labels, and `mnist` has none (sets with labels: digits, "
@@ -531,9 +532,10 @@ def test_a_conditional_model_needs_labels(write, monkeypatch):
         and " mnist," not in found[0].partition("labels:")[2]
     )
     recipe = resolve(path)
-    check_data(recipe.tree, recipe.card, ("a", "b"), "photos")
+    (part,) = recipe.parts
+    check_data(part, recipe.card, ("a", "b"), "photos")
     with pytest.raises(UsageError, match="`photos` has none"):
-        check_data(recipe.tree, recipe.card, (), "photos")
+        check_data(part, recipe.card, (), "photos")
 
 
 # ---------------------------------------------------------------------------- text that reads back
@@ -677,46 +679,40 @@ def test_a_shipped_recipe_is_right(name):
         "it begins with its paper and lines to type"
     )
     recipe = resolve(name)
-    assert recipe.tree["data"]["name"] in SHIPPED[name], "it must train in a minute without a download"
-    assert canonical(recipe.card.name) == canonical(name) and recipe.tree["about"]
-    assert find(recipe.tree["data"]["name"]).embedded
+    assert recipe.tree()["data"]["name"] in SHIPPED[name], "it must train in a minute without a download"
+    assert canonical(recipe.card.name) == canonical(name) and recipe.tree()["about"]
+    assert find(recipe.tree()["data"]["name"]).embedded
 
 
 @pytest.mark.parametrize(("name", "data"), PAIRS)
 def test_a_shipped_recipe_resolves_for_each_set_that_it_names(name, data):
-    tree = resolve(name, data=data).tree
+    tree = resolve(name, data=data).tree()
     assert same(read_text(dump(tree), "r.yaml").tree, tree)
 
 
 @pytest.mark.parametrize(("name", "data"), PAIRS)
 def test_parameters_are_as_many_as_the_recipe_says(name, data):
     """Built on the meta device: shapes alone, no memory. A later stage is built on the earlier ones."""
-    tree, built = resolve(name, data=data).tree, {}
-    for stage, part in trees(tree).items() if "stages" in tree else [("", tree)]:
-        built[stage] = check_parameters(part, built)
+    built = {}
+    for part in resolve(name, data=data).parts:
+        built[part.stage] = check_parameters(part, built)
 
 
-def check_parameters(tree, stages):
+def check_parameters(part, stages):
     import torch
 
-    spec = SPECS.get(
-        tree["data"]["name"], SPECS["cifar10"]
-    )  # a set yet to come: three channels, and its recipe's size
-    size = tree["data"]["size"] or spec.size
+    data = part.data
+    spec = SPECS.get(data.name, SPECS["cifar10"])  # a set yet to come: three channels, its recipe's size
+    size = data.size or spec.size
     classes = spec.classes if isinstance(spec.classes, tuple) else tuple(map(str, range(spec.classes)))
-    info = DataInfo(
-        (tree["data"]["channels"] or spec.channels, size, size),
-        tree["data"]["levels"] or spec.levels,
-        classes,
-    )
-    if tree["data"]["latent"]:  # of Stable Diffusion's autoencoder
+    info = DataInfo((data.channels or spec.channels, size, size), data.levels or spec.levels, classes)
+    if data.latent:  # of Stable Diffusion's autoencoder
         info = DataInfo((4, size // 8, size // 8), None, classes)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["model"].items() if k != "name"}
-    options |= {stage: stages[stage] for stage in catalog.card(tree["model"]["name"]).stages}
+    earlier = {stage: stages[stage] for stage in catalog.card(part.model).stages}
     with torch.device("meta"):
-        model = catalog.load(tree["model"]["name"])(info, **options)
-    if tree["params"] is not None:
-        digits, unit = re.fullmatch(r"([\d.]+)([KMB]?)", str(tree["params"])).groups()
+        model = catalog.load(part.model).of(info, **part.options, **earlier)
+    if part.params is not None:
+        digits, unit = re.fullmatch(r"([\d.]+)([KMB]?)", str(part.params)).groups()
         said = float(digits) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[unit]
         assert sum(p.numel() for p in model.parameters()) == pytest.approx(said, rel=0.02)
     return model
@@ -731,3 +727,38 @@ def test_check_tells_of_a_set_that_is_misspelt(write):
         "my.yaml:4:19: unknown key `stepz` in `train` (did you mean `steps`?)",
     ]
     assert check("./none.yaml") == ["there is no recipe `./none.yaml`"]
+
+
+# ---------------------------------------------------------------------------- what keys mean
+
+
+@pytest.mark.parametrize("section", [Part, *SECTIONS.values()], ids=lambda section: section.__name__)
+def test_every_key_of_a_section_has_a_text(section):
+    assert list(section_texts(section)) == [field.name for field in keys_of(section)]
+
+
+@pytest.mark.parametrize("name", catalog.cards())
+def test_every_option_of_a_model_has_a_text(name):
+    card = catalog.card(name)
+    told = docs.options(card)
+    has = {"model": card.params, "sample": card.sample, "ood": schema.score_options(card), **card.do}
+    assert {f"{of}.{key}" for of in has for key in has[of]} == {
+        f"{of}.{key}" for of in has for key in told[of]
+    }
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_is_shown_with_the_text_of_each_key(name):
+    recipe = resolve(name)
+    tree, told = recipe.tree(), texts(recipe)
+    shown = annotated(tree, told)
+    assert same(read_text(shown, "r.yaml").tree, tree), "texts are comments"
+    written = {line.split("#")[0].rstrip() for line in shown.splitlines()}
+    assert set(dump(tree).splitlines()) <= written
+    for line in shown.splitlines():
+        assert len(line) <= 80 or "#" not in line
+    comments = " ".join(line.partition("# ")[2] for line in shown.splitlines())
+    assert all(text in comments for key, text in told.items() if key in recipe.origin)
+    of_sections = {k for k in recipe.origin if k.split(".")[-2:-1] in ([name] for name in SECTIONS)}
+    known = {name: {field.name for field in keys_of(section)} for name, section in SECTIONS.items()}
+    assert all(key in told for key in of_sections if key.split(".")[-1] in known[key.split(".")[-2]])

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gzcli import ending, launch, signals, start, streams
+from gzcli import ending, launch, requirements, signals, start, streams
 from gzcli.cli import app, out
 from gzcli.cli.accelerate import check
 from gzcli.engine import stop
@@ -302,7 +302,7 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
     try:
         assert [signals.name_of(s) for s in importlib.reload(signals).ENDING] == ["SIGTERM", "SIGINT"]
         assert signals.name_of(99) == "signal 99"
-        assert launch.host_memory() > 1 << 28
+        assert requirements.host_memory() > 1 << 28
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
         monkeypatch.delattr(os, "killpg")
         ending.end_all(child)

@@ -23,6 +23,7 @@ from zoo import CASES, CYCLEGAN, Case
 from gzcli import launch
 from gzcli.errors import DeviceError
 from gzcli.models import catalog
+from gzcli.recipe.parts import LaunchSection
 from gzcli.recipe.resolve import dump
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
@@ -298,21 +299,21 @@ def test_two_processes_draw_what_one_draws(home):
 def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(DeviceError, match=r"--gpus 2.*no GPU"):
-        launch.plan({"gpus": 2}, every_gpu=True)
+        launch.plan(LaunchSection(gpus=2), every_gpu=True)
 
 
 def test_threads_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert launch.plan({}, every_gpu=True).threads == 8
-    assert launch.plan({"cpu": True, "processes": 4}, every_gpu=True).threads == 2
+    assert launch.plan(LaunchSection(), every_gpu=True).threads == 8
+    assert launch.plan(LaunchSection(cpu=True, processes=4), every_gpu=True).threads == 2
 
 
 def test_several_machines_reach_the_launcher(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     plan = launch.plan(
-        {"machines": 2, "machine_rank": 1, "main_ip": "10.0.0.1", "main_port": 29501}, every_gpu=True
+        LaunchSection(machines=2, machine_rank=1, main_ip="10.0.0.1", main_port=29501), every_gpu=True
     )
     text = launch.config(plan)
     for line in (

@@ -12,10 +12,12 @@ from pictures import RED, png, write
 
 from gzcli import launch
 from gzcli.cli import app
-from gzcli.cli.anchor import anchor
 from gzcli.data import same
+from gzcli.data.library import locate
 from gzcli.data.open import open_named
 from gzcli.errors import MissingError
+from gzcli.planning import anchored
+from gzcli.recipe.recipe import recipe_of
 from gzcli.store import files, runs
 
 
@@ -76,8 +78,9 @@ def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
         "data": {"name": "./absent", "latent": "kl"},
         "stages": {"prior": part, "tokenizer": "arun", "other": "vqgan"},
     }
-    anchor(tree)
-    assert tree["data"] == {"name": "./absent", "latent": str(tmp_path / "kl")}
+    tree = anchored(recipe_of(tree), None).tree()
+    part = tree["stages"]["prior"]
+    assert (tree["data"]["name"], tree["data"]["latent"]) == ("./absent", str(tmp_path / "kl"))
     assert tree["stages"]["tokenizer"] == str(tmp_path / "arun")
     assert tree["stages"]["other"] == "vqgan"  # a model; the folder of that name is no run
     assert part["model"] == {"name": "sd", "base": str(tmp_path / "base")}
@@ -90,8 +93,9 @@ def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
         "train": {"init": "tokenizer"},
         "ood": None,
     }
-    anchor(tree)
-    assert tree["data"] == {"name": "mnist", "latent": "owner/name"} and tree["train"]["init"] == "tokenizer"
+    tree = anchored(recipe_of(tree), locate("MNIST")).tree()
+    assert (tree["data"]["name"], tree["data"]["latent"]) == ("mnist", "owner/name")
+    assert tree["train"]["init"] == "tokenizer"
 
 
 def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):

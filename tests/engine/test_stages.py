@@ -13,13 +13,12 @@ from helpers import gz, lines
 from safetensors.torch import load_file
 
 from gzcli import launch
-from gzcli.cli.train import with_data
 from gzcli.engine.__main__ import main, recorded, train_one
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
+from gzcli.planning import continued, with_data
 from gzcli.recipe.resolve import dump, resolve
-from gzcli.recipe.stages import trees
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
@@ -50,9 +49,10 @@ def path(tmp_path) -> str:
 
 def make(path: str, *sets: str, **flags) -> Run:
     """A run as `gz train` plans it."""
-    recipe = with_data(resolve(path, sets=sets, flags={"launch.cpu": True, **flags}))
+    recipe = resolve(path, sets=sets, flags={"launch.cpu": True, **flags})
+    recipe = with_data(recipe, recipe.found)
     run = runs.create(recipe.card.name, "digits")
-    launch.write_run(run, recipe.tree, launch.plan(recipe.tree["launch"], every_gpu=True))
+    launch.write_run(run, recipe, launch.plan(recipe.launch, every_gpu=True))
     return run
 
 
@@ -71,11 +71,11 @@ def trained(tmp_path_factory) -> Run:
 def test_a_stage_lays_its_own_over_what_is_shared_layer_by_layer(path):
     for data, steps, ema in (("digits", 6, 0.0), ("mnist", 9, 0.5)):
         recipe = resolve(path, data=data)
-        parts = trees(recipe.tree)
-        assert list(parts) == ["tokenizer", "prior"]
-        assert [part["optim"]["lr"] for part in parts.values()] == [3e-3, 1e-3]
-        assert parts["prior"]["train"]["steps"] == steps and parts["tokenizer"]["train"]["ema"] == ema
-        assert all(part["data"]["name"] == data and part["seed"] == 0 for part in parts.values())
+        tokenizer, prior = recipe.parts
+        assert [part.stage for part in recipe.parts] == ["tokenizer", "prior"]
+        assert [part.optim.lr for part in recipe.parts] == [3e-3, 1e-3]
+        assert prior.train.steps == steps and tokenizer.train.ema == ema
+        assert all(part.data.name == data and part.seed == 0 for part in recipe.parts)
     assert recipe.card.name == "vqvae" and recipe.cards["prior"].name == "transformer"
     assert recipe.origin["stages.prior.train.steps"].startswith("for.mnist ")
     assert recipe.origin["stages.tokenizer.optim.lr"].endswith("two.yaml:9")
@@ -86,10 +86,9 @@ def test_the_command_line_is_over_every_stage(path):
     recipe = resolve(
         path, data="mnist", sets=["optim.lr=5e-4", "stages.prior.train.ema=0.9"], flags={"train.steps": 50}
     )
-    parts = trees(recipe.tree)
-    assert [part["train"]["steps"] for part in parts.values()] == [50, 50]
-    assert [part["optim"]["lr"] for part in parts.values()] == [5e-4, 5e-4]
-    assert [part["train"]["ema"] for part in parts.values()] == [0.5, 0.9]
+    assert [part.train.steps for part in recipe.parts] == [50, 50]
+    assert [part.optim.lr for part in recipe.parts] == [5e-4, 5e-4]
+    assert [part.train.ema for part in recipe.parts] == [0.5, 0.9]
     assert (
         recipe.origin["stages.prior.train.steps"] == "--steps"
         and recipe.origin["stages.prior.train.ema"] == "--set"
@@ -98,13 +97,9 @@ def test_the_command_line_is_over_every_stage(path):
 
 def test_another_model_in_a_stage_takes_what_it_knows(path):
     recipe = resolve(path, sets=["stages.prior.model.name=maskgit", "stages.prior.model.layers=3"])
-    prior = trees(recipe.tree)["prior"]
-    assert (
-        prior["model"]["name"] == "maskgit"
-        and prior["model"]["layers"] == 3
-        and prior["model"]["width"] == 16
-    )
-    assert "temperature" not in prior["sample"] or prior["sample"]["temperature"] == 0.9
+    prior = recipe.parts[1]
+    assert prior.model == "maskgit" and prior.options["layers"] == 3 and prior.options["width"] == 16
+    assert prior.sample.get("temperature", 0.9) == 0.9
 
 
 @pytest.mark.parametrize(
@@ -135,9 +130,9 @@ def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch, change, message
 
 
 def test_a_resolved_recipe_reads_back_as_it_is(path, tmp_path):
-    tree = resolve(path, data="mnist").tree
+    tree = resolve(path, data="mnist").tree()
     (tmp_path / "again.yaml").write_text(dump(tree))
-    assert resolve(str(tmp_path / "again.yaml")).tree == tree
+    assert resolve(str(tmp_path / "again.yaml")).tree() == tree
 
 
 # ---------------------------------------------------------------------------- runs
@@ -197,7 +192,7 @@ def test_a_finished_stage_serves_another_prior(trained, path):
     before = (run.stage("tokenizer").path / "model.safetensors").read_bytes()
     assert main(run.path) == 0 and load_trained(run, "cpu").part.model == "maskgit"
     assert (run.stage("tokenizer").path / "model.safetensors").read_bytes() == before
-    assert resolve(str(run.path / "run.yaml")).tree["stages"]["tokenizer"] == trained.id
+    assert resolve(str(run.path / "run.yaml")).reused == {"tokenizer": trained.id}
 
 
 def test_another_tokenizer_below_a_prior_is_refused(trained, path, tmp_path):
@@ -241,11 +236,9 @@ def test_a_later_stage_starts_from_an_earlier_one_s_weights(tmp_path):
 
 
 def test_more_steps_are_for_the_last_stage_of_a_finished_run(trained, path):
-    from gzcli.cli.train import continued
-
-    recipe = with_data(resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8}))
-    tree = continued(trained, recipe, 8)
-    assert [part["train"]["steps"] for part in tree["stages"].values()] == [40, 8]
+    recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
+    recipe = continued(trained, with_data(recipe, recipe.found), 8)
+    assert [part.train.steps for part in recipe.parts] == [40, 8]
 
 
 @pytest.mark.launch

@@ -167,6 +167,6 @@ def test_pairs_have_noise_of_their_own():
 
 def test_a_run_is_called_after_the_stage_that_has_a_recipe(tmp_path):
     recipe = resolve("reflow", data="mnist")
-    (tmp_path / "run.yaml").write_text(dump(recipe.tree))
+    (tmp_path / "run.yaml").write_text(dump(recipe.tree()))
     assert recipe.card.name == resolve(str(tmp_path / "run.yaml"), data="mnist").card.name == "reflow"
     assert resolve("vqgan").card.name == "vqgan", "its prior has none"

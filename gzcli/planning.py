@@ -1,0 +1,229 @@
+"""From what was asked for to a run that can start. It prints nothing: `say` and `progress` are handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gzcli.data import same
+from gzcli.data.library import OwnSet, data_key, locate
+from gzcli.data.make import Report, Say
+from gzcli.data.open import open_pack
+from gzcli.data.specs import DataSpec
+from gzcli.errors import UsageError
+from gzcli.models import catalog
+from gzcli.recipe.needs import check_data
+from gzcli.recipe.parts import LaunchSection, Part
+from gzcli.recipe.recipe import Recipe, recipe_of
+from gzcli.recipe.resolve import Resolved, resolve
+from gzcli.store import runs
+from gzcli.store.runs import Run
+
+R = TypeVar("R", bound=Recipe)
+
+# Files that tell a folder of a run, or of a model of diffusers, from one that only has the same name.
+MARKS = ("status.json", "config.json", "model_index.json")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for.
+
+    recipe: as it resolves, its paths absolute.
+    earlier: the run whose recipe it is; None where a model or a file was named.
+    """
+
+    recipe: Resolved
+    earlier: Run | None
+
+    @property
+    def key(self) -> str:
+        """The data set in the ids of runs: `mnist`, or `my-photos-3f2a1c`."""
+        return key_of(self.recipe)
+
+    def to_resume(self, *, extend: bool) -> Run | None:
+        """The run that `--resume` means: the one named, else the newest of this model and data that is not
+        finished.
+
+        extend: whether a finished one will do, as it is to have more steps.
+        """
+        if self.earlier:
+            return self.earlier
+        found = runs.all_runs(model=self.recipe.card.name, data=self.key)
+        idle = [run for run in found if run.state != "running" and (run.path / "run.yaml").exists()]
+        unfinished = [
+            run for run in idle if run.state != "finished" and (run.state != "failed" or run.has_begun)
+        ]
+        return next(iter(unfinished or (idle if extend else [])), None)
+
+
+def key_of(recipe: Resolved) -> str:
+    """The short name of the data set: `mnist`, or `my-photos-3f2a1c`."""
+    found = recipe.found
+    if found is None:
+        return data_key(recipe.data.name)
+    return found.key if isinstance(found, OwnSet) else found.name
+
+
+def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]) -> Asked:
+    """The recipe of a model, of a file or of an earlier run, with what was typed laid over it.
+
+    what: name of a model, path of a recipe, or a run's id, alias or path.
+    data: name or path of the data set; None: that of the recipe.
+    sets: what was given to `--set`.
+    flags: values of other options by dotted key.
+    """
+    earlier = runs.by_name(what)
+    if earlier:
+        what, data = str(earlier.path / "run.yaml"), data or recipe_of(earlier.tree()).data.name
+    recipe = resolve(what, data=data, sets=sets, flags=flags)
+    return Asked(anchored(recipe, recipe.found), earlier)
+
+
+def ready(
+    asked: Asked, run: Run | None, steps: int | None, processes: int, *, say: Say, progress: Report
+) -> Recipe:
+    """The recipe that is trained: of a run that goes on its own, with what its data tell filled in.
+
+    run: the run that goes on; None: a new one is made.
+    steps: what was given to `--steps`.
+    processes: how many share a batch.
+    """
+    recipe = continued(run, asked.recipe, steps) if run else asked.recipe
+    for part in recipe.parts:
+        check_batch(part, processes)
+    return with_data(recipe, asked.recipe.found, run, say=say, progress=progress)
+
+
+def with_data(
+    recipe: R,
+    found: DataSpec | OwnSet | None,
+    run: Run | None = None,
+    *,
+    say: Say = lambda text: None,
+    progress: Report = lambda done, total: None,
+) -> R:
+    """The recipe with what only its data can tell: channels, size and levels. Fetches and packs them if need
+    be.
+
+    Raises UsageError where a model needs what the set has not, MissingError where the set is not there, or
+    where `run`, which is to go on, was trained on other images.
+    """
+    data = recipe.data
+    pack = open_pack(
+        found or locate(data.name), size=data.size, channels=data.channels, say=say, progress=progress
+    )
+    meta = pack.meta
+    if run is not None:
+        same.hold(run.path, meta)
+    for part in recipe.parts:
+        check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
+    found_out: dict[str, Any] = {"channels": meta.shape[0], "size": meta.shape[1]}
+    return recipe.on(replace(data, **found_out, levels=data.levels or meta.levels))
+
+
+def check_batch(part: Part, processes: int) -> None:
+    """Raises UsageError where the global batch does not divide into the processes and their parts."""
+    size, accumulate = part.train.batch_size, part.train.accumulate
+    pieces = processes * accumulate
+    if size % pieces:
+        near = max(pieces, round(size / pieces) * pieces)
+        raise UsageError(
+            f"`train.batch_size` is the global batch: {size} does not divide into {processes} process"
+            f"{'es' if processes > 1 else ''} × {accumulate} parts",
+            hint=f"--set train.batch_size={near}",
+        )
+
+
+def continued(run: Run, asked: Resolved, steps: int | None) -> Recipe:
+    """The run's own recipe, with more steps if asked, on the devices of now.
+
+    Raises UsageError that lists what was asked for and differs from it.
+    """
+    if run.state == "running":
+        raise UsageError(f"`{run.id}` is being trained by process {run.status().get('pid')}")
+    own, typed = recipe_of(run.tree()), [key for key, of in asked.origin.items() if of.startswith("--")]
+    differ = []
+    for key in typed:
+        if not key.startswith("launch.") and not key.endswith("train.steps"):
+            old, new = own.value(key), asked.value(key)
+            if old != new:
+                differ.append(f"  {key}: {old} in the run, {new} asked for")
+    if steps is not None:
+        longer = parts_to_train(run)
+        done = [part.status().get("step", 0) for part in longer]
+        differ += [f"  train.steps: the run has done {n}, {steps} asked for" for n in done if steps < n]
+        own = own.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
+    if differ:
+        raise UsageError(
+            "\n".join([f"`{run.id}` cannot go on with another recipe", *differ]),
+            hint="leave them out, or start a new run without `--resume`",
+        )
+    keys = [f.name for f in fields(LaunchSection) if f"launch.{f.name}" in typed]
+    return own.launched(replace(own.launch, **{key: getattr(asked.launch, key) for key in keys}))
+
+
+def parts_to_train(run: Run) -> list[Run]:
+    """What a new `--steps` is for: the run, or its unfinished stages; the last where all are finished, as
+    those before it must stay what it was trained with."""
+    stages = [stage for stage in run.stages if stage.state != "finished"]
+    return stages or [run.serving]
+
+
+def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
+    """Notes in a new run what its recipe calls done; one that repeats another takes over what was noted
+    there."""
+    whole, earlier = asked.recipe.whole, asked.earlier
+    steps, size = dict(whole.steps), whole.size
+    if earlier:
+        for name in steps:
+            noted = (earlier.stage(name) if name else earlier).status().get("recipe") or {}
+            steps[name] = noted.get("steps", steps[name])
+        if earlier.data == run.data:
+            size = (earlier.status().get("recipe") or {}).get("size")
+    if size is None and asked.recipe.found:
+        size = asked.recipe.found.size
+    runs.note_recipe(run, steps, size, size=recipe.data.size, levels=recipe.data.levels)
+
+
+# ---------------------------------------------------------------------------- paths
+
+
+def anchored(recipe: R, found: DataSpec | OwnSet | None) -> R:
+    """The recipe with absolute paths, as `run.yaml` is read again from other folders. Names of sets, runs and
+    stages stay."""
+    name = found.name if found else None
+    if isinstance(found, OwnSet):
+        name = name or str(found.path)
+    data = replace(
+        recipe.data,
+        name=name or recipe.data.name,
+        latent=recipe.data.latent and _absolute(recipe.data.latent),
+    )
+    own_data = {
+        stage: {key: _absolute(v) if key == "latent" and v else v for key, v in own.items()}
+        for stage, own in recipe.own_data.items()
+    }
+    reused = {stage: _absolute(run) for stage, run in recipe.reused.items()}
+    parts = tuple(_anchored(part) for part in recipe.parts)
+    return replace(recipe, parts=parts, own_data=own_data, reused=reused).on(data)
+
+
+def _anchored(part: Part) -> Part:
+    base = part.options.get("base")
+    if isinstance(base, str):
+        part = replace(part, options={**part.options, "base": _absolute(base)})
+    if part.train.init:
+        part = replace(part, train=replace(part.train, init=_absolute(part.train.init)))
+    if part.ood.background:
+        part = replace(part, ood=replace(part.ood, background=_absolute(part.ood.background)))
+    return part
+
+
+def _absolute(name: str) -> str:
+    """A path to a file, a run or a model of diffusers made absolute; any other text as it is."""
+    path = Path(name).expanduser()
+    is_path = path.is_file() or any((path / mark).is_file() for mark in MARKS)
+    return str(path.absolute()) if is_path else name

@@ -1,0 +1,213 @@
+"""What a run will take, told before it starts: its data, memory, weights and earlier runs. Nothing is opened
+and no torch is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gzcli.data.library import OwnSet, listing, locate
+from gzcli.data.open import find_pack, sized
+from gzcli.data.specs import DataSpec
+from gzcli.errors import GzError
+from gzcli.launch import Plan
+from gzcli.models import catalog
+from gzcli.planning import key_of
+from gzcli.recipe.needs import check_data
+from gzcli.recipe.parts import Part
+from gzcli.recipe.recipe import Recipe
+from gzcli.recipe.resolve import Resolved
+from gzcli.store import runs
+from gzcli.store.weights import at_hand, is_id
+from gzcli.units import size
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """A data set as far as it can be known without opening it.
+
+    name: as the recipe has it.
+    key: its name in ids of runs.
+    title: for people.
+    cached: whether its files are here.
+    packed: whether its pack is here.
+    download: bytes to fetch.
+    size: side of its images in pixels; None: not known.
+    channels: 1 or 3; None: not known.
+    levels: grey levels; None: not known.
+    """
+
+    name: str
+    key: str
+    title: str
+    cached: bool = False
+    packed: bool = False
+    download: int = 0
+    size: int | None = None
+    channels: int | None = None
+    levels: int | None = None
+
+
+def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
+    """What is known of the data set, and what of it is missing.
+
+    Raises UsageError where its pack tells that it lacks what a model needs.
+    """
+    data = recipe.data
+    facts = DataFacts(
+        data.name, key_of(recipe), data.name, size=data.size, channels=data.channels, levels=data.levels
+    )
+    try:
+        found = recipe.found or locate(data.name)
+        pack = find_pack(sized(found, data.size), data.size, data.channels)
+    except GzError as error:
+        return facts, [error.message]
+    if pack:
+        meta = pack.meta
+        for part in recipe.parts:
+            check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
+        channels, side, _ = meta.shape
+        levels = data.levels or meta.levels
+        facts = replace(facts, packed=True, channels=channels, size=side, levels=levels)
+    elif isinstance(found, DataSpec):
+        facts = replace(
+            facts,
+            size=data.size or found.sized(data.size).size,
+            channels=data.channels or found.channels,
+            levels=data.levels or found.levels,
+        )
+    row = next((row for row in listing() if row["name"] == found.name), None)
+    if row is None:
+        return replace(facts, title=found.title if isinstance(found, OwnSet) else found.name, cached=True), []
+    here = row["cached"] or (row["path"] is not None and Path(row["path"]).exists())
+    download = found.sized(data.size).download_size if isinstance(found, DataSpec) else 0
+    facts = replace(facts, title=f"{row['name']}: {row['title']}", cached=here, download=download)
+    return facts, [] if here else [f"`gz data download {row['name']}`"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the training of one model takes in each process.
+
+    model: name of the model.
+    bytes: in all.
+    parts: what takes how many bytes.
+    """
+
+    model: str
+    bytes: int
+    parts: tuple[tuple[str, int], ...]
+
+
+@dataclass
+class MemoryPlan:
+    """What training takes of memory, as far as it can be told.
+
+    models: of each model whose family can tell.
+    hint: what to do where that is more than there is.
+    lacking: what is not at hand that it would take to tell.
+    """
+
+    models: list[Memory] = field(default_factory=list)
+    hint: str | None = None
+    lacking: list[str] = field(default_factory=list)
+
+
+def of_memory(recipe: Recipe, plan: Plan) -> MemoryPlan:
+    """What the models that are trained take of memory."""
+    found = MemoryPlan()
+    for part in recipe.parts:
+        model = catalog.card(part.model)
+        here = replace(part.launch, processes=plan.processes, gpus=plan.gpus)
+        try:
+            planned = catalog.memory_plan(model, replace(part, launch=here))
+        except GzError as error:
+            found.lacking.append(error.message)
+            continue
+        if not planned:
+            continue
+        *parts, (_, total) = planned
+        found.models.append(Memory(model.name, total, tuple(parts)))
+        there = gpu_memory() if plan.gpus else host_memory() // max(1, plan.processes // plan.machines)
+        if there and total > there:
+            ways = ", ".join(ways_to_save(part, plan)) or "a smaller `train.batch_size`"
+            device = "the GPU" if plan.gpus else "this machine"
+            found.hint = (
+                f"`{model.name}` may not fit: {device} has {size(there)} for each process; what saves "
+                f"memory: {ways}"
+            )
+    return found
+
+
+def gpu_memory() -> int | None:
+    """Bytes of the smallest visible GPU, without importing torch; None where nvidia-smi does not tell."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    sizes = [
+        int(row[2]) << 20
+        for row in rows
+        if len(row) == 3
+        and row[2].isdigit()
+        and (not visible or any(row[0] == v or row[1].startswith(v) for v in visible))
+    ]
+    return min(sizes, default=None)
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    import psutil  # one of accelerate's own dependencies
+
+    return psutil.virtual_memory().total
+
+
+def ways_to_save(part: Part, plan: Plan) -> list[str]:
+    """The keys of this recipe that make a training step smaller, as they would be typed, those that cost the
+    least first."""
+    cheaper = {"cache": (False, "true"), "checkpointing": (False, "true"), "dtype": ("fp32", "bf16")}
+    ways = [f"`--set model.{key}={to}`" for key, (now, to) in cheaper.items() if part.options.get(key) == now]
+    if plan.gpus and part.optim.name in ("adam", "adamw"):
+        ways.append("`--set optim.name=adamw8bit`")
+    each = part.train.batch_size // plan.processes
+    if pieces := next((k for k in range(part.train.accumulate + 1, each + 1) if each % k == 0), None):
+        ways.append(f"`--set train.accumulate={pieces}`")
+    return ways
+
+
+def absent_weights(recipe: Recipe) -> list[str]:
+    """How to fetch what is not here of the models that this one begins with: `model.base` and `data.latent`,
+    ids of the hub."""
+    bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
+    ids = {name for name in bases if isinstance(name, str) and is_id(name)}
+    return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]
+
+
+def absent_runs(recipe: Recipe) -> list[str]:
+    """What is not here of the runs and files that this recipe is built on, by key."""
+    found = []
+    for key, name in _built_on(recipe):
+        if name in recipe.stages or Path(name).exists():
+            continue
+        try:
+            runs.find(name)
+        except GzError as error:
+            found.append(f"`{key}`: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return list(dict.fromkeys(found))
+
+
+def _built_on(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The keys that name a run or a file; an id of the hub is `absent_weights`' matter."""
+    for part in recipe.parts:
+        if part.data.latent and not is_id(part.data.latent):
+            yield "data.latent", part.data.latent
+        if part.train.init:
+            yield "train.init", part.train.init
+        if part.ood.background:
+            yield "ood.background", part.ood.background
