@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gzcli.data import same
-from gzcli.data.library import OwnSet, data_key, locate
+from gzcli.data.library import OwnSet, locate
 from gzcli.data.make import Report, Say
 from gzcli.data.open import open_pack
 from gzcli.data.specs import DataSpec
@@ -38,11 +38,6 @@ class Asked:
     recipe: Resolved
     earlier: Run | None
 
-    @property
-    def key(self) -> str:
-        """The data set in the ids of runs: `mnist`, or `my-photos-3f2a1c`."""
-        return key_of(self.recipe)
-
     def to_resume(self, *, extend: bool) -> Run | None:
         """The run that `--resume` means: the one named, else the newest of this model and data that is not
         finished.
@@ -51,20 +46,12 @@ class Asked:
         """
         if self.earlier:
             return self.earlier
-        found = runs.all_runs(model=self.recipe.card.name, data=self.key)
+        found = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
         idle = [run for run in found if run.state != "running" and (run.path / "run.yaml").exists()]
         unfinished = [
             run for run in idle if run.state != "finished" and (run.state != "failed" or run.has_begun)
         ]
         return next(iter(unfinished or (idle if extend else [])), None)
-
-
-def key_of(recipe: Resolved) -> str:
-    """The short name of the data set: `mnist`, or `my-photos-3f2a1c`."""
-    found = recipe.found
-    if found is None:
-        return data_key(recipe.data.name)
-    return found.key if isinstance(found, OwnSet) else found.name
 
 
 def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]) -> Asked:

@@ -15,7 +15,6 @@ from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError
 from gzcli.launch import Plan
 from gzcli.models import catalog
-from gzcli.planning import key_of
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.parts import Part
 from gzcli.recipe.recipe import Recipe
@@ -58,7 +57,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     """
     data = recipe.data
     facts = DataFacts(
-        data.name, key_of(recipe), data.name, size=data.size, channels=data.channels, levels=data.levels
+        data.name, recipe.key, data.name, size=data.size, channels=data.channels, levels=data.levels
     )
     try:
         found = recipe.found or locate(data.name)

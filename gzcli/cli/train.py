@@ -130,7 +130,7 @@ def train(
         recipe = planning.ready(asked, run, steps, plan.processes, say=out.info, progress=report)
     new = run is None
     if run is None:
-        run = runs.create(model, asked.key, alias=name)
+        run = runs.create(model, asked.recipe.key, alias=name)
     elif before := told_before(run):
         out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
     out.info(f"run: {run.id}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.library import OwnSet, locate, names
+from gzcli.data.library import OwnSet, data_key, locate, names
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
@@ -53,6 +53,13 @@ class Resolved(Recipe):
     found: DataSpec | OwnSet | None
     whole: Whole
 
+    @property
+    def key(self) -> str:
+        """The short name of the data set in ids of runs: `mnist`, or `my-photos-3f2a1c`."""
+        if self.found is None:
+            return data_key(self.data.name)
+        return self.found.key if isinstance(self.found, OwnSet) else self.found.name
+
 
 def resolve(
     what: str,
@@ -61,10 +68,14 @@ def resolve(
     sets: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """The recipe of a model by its name, or of a .yaml file, for a data set.
+    """The recipe of a model, or of a file, for a data set.
 
-    `data` is a name, compared with `for` as all names are, or a path. `flags` are typed values by dotted key.
     Raises UsageError that lists everything that is wrong, each with its place.
+
+    what: name of a model, or path of a .yaml file.
+    data: name of a data set, with which the sections of `for` are compared, or its path; None: the recipe's.
+    sets: texts `a.b=v`, as `--set` gets them.
+    flags: values of other options, by dotted key.
     """
     recipe, problems = _resolve(what, data, sets, flags or {})
     if recipe is None or problems:

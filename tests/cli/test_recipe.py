@@ -19,6 +19,7 @@ from gzcli.recipe import schema
 from gzcli.recipe.load import Mark, load, read_text, refuse
 from gzcli.recipe.override import parse_set
 from gzcli.recipe.parts import Part, keys_of
+from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import check, check_data, dump, read, recipes, resolve, show
 from gzcli.recipe.texts import SECTIONS, annotated, section_texts, texts
 from gzcli.types import DataInfo
@@ -688,6 +689,7 @@ def test_a_shipped_recipe_is_right(name):
 def test_a_shipped_recipe_resolves_for_each_set_that_it_names(name, data):
     tree = resolve(name, data=data).tree()
     assert same(read_text(dump(tree), "r.yaml").tree, tree)
+    assert same(recipe_of(tree).tree(), tree), "it is read back as it was written"
 
 
 @pytest.mark.parametrize(("name", "data"), PAIRS)
