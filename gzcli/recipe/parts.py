@@ -182,6 +182,16 @@ class LaunchSection:
         return replace(self, **nowhere)
 
 
+SECTIONS: Mapping[str, type] = {
+    "data": DataSection,
+    "train": TrainSection,
+    "optim": OptimSection,
+    "ood": OodSection,
+    "bench": BenchSection,
+    "launch": LaunchSection,
+}
+
+
 @dataclass(frozen=True)
 class Part:
     """What one model is trained by, and then sampled and scored by.

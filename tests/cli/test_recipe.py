@@ -18,10 +18,10 @@ from gzcli.models import catalog, docs
 from gzcli.recipe import schema
 from gzcli.recipe.load import Mark, load, read_text, refuse
 from gzcli.recipe.override import parse_set
-from gzcli.recipe.parts import Part, keys_of
+from gzcli.recipe.parts import SECTIONS, Part, keys_of
 from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import check, check_data, dump, read, recipes, resolve, show
-from gzcli.recipe.texts import SECTIONS, annotated, section_texts, texts
+from gzcli.recipe.texts import annotated, section_texts, texts
 from gzcli.types import DataInfo
 
 
