@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gzcli.data import same
-from gzcli.data.library import OwnSet, locate
-from gzcli.data.make import Report, Say
+from gzcli.data.forms import Report, Say, silent, unreported
+from gzcli.data.names import DataSet, locate
 from gzcli.data.open import open_pack
-from gzcli.data.specs import DataSpec
 from gzcli.errors import UsageError
 from gzcli.models import catalog
 from gzcli.recipe.needs import check_data
@@ -86,11 +85,11 @@ def ready(
 
 def with_data(
     recipe: R,
-    found: DataSpec | OwnSet | None,
+    found: DataSet | None,
     run: Run | None = None,
     *,
-    say: Say = lambda text: None,
-    progress: Report = lambda done, total: None,
+    say: Say = silent,
+    progress: Report = unreported,
 ) -> R:
     """The recipe with what only its data can tell: channels, size and levels. Fetches and packs them if need
     be.
@@ -178,17 +177,12 @@ def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
 # ---------------------------------------------------------------------------- paths
 
 
-def anchored(recipe: R, found: DataSpec | OwnSet | None) -> R:
+def anchored(recipe: R, found: DataSet | None) -> R:
     """The recipe with absolute paths, as `run.yaml` is read again from other folders. Names of sets, runs and
     stages stay."""
-    name = found.name if found else None
-    if isinstance(found, OwnSet):
-        name = name or str(found.path)
-    data = replace(
-        recipe.data,
-        name=name or recipe.data.name,
-        latent=recipe.data.latent and _absolute(recipe.data.latent),
-    )
+    name = found.reference if found else recipe.data.name
+    latent = recipe.data.latent and _absolute(recipe.data.latent)
+    data = replace(recipe.data, name=name, latent=latent)
     own_data = {
         stage: {key: _absolute(v) if key == "latent" and v else v for key, v in own.items()}
         for stage, own in recipe.own_data.items()

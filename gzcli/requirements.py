@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gzcli.data.library import OwnSet, listing, locate
-from gzcli.data.open import find_pack, sized
+from gzcli.data.library import listing
+from gzcli.data.names import locate
+from gzcli.data.open import peek
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError
 from gzcli.launch import Plan
@@ -61,11 +62,10 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     )
     try:
         found = recipe.found or locate(data.name)
-        pack = find_pack(sized(found, data.size), data.size, data.channels)
+        meta = peek(found, size=data.size, channels=data.channels)
     except GzError as error:
         return facts, [error.message]
-    if pack:
-        meta = pack.meta
+    if meta:
         for part in recipe.parts:
             check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
         channels, side, _ = meta.shape
@@ -80,7 +80,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         )
     row = next((row for row in listing() if row["name"] == found.name), None)
     if row is None:
-        return replace(facts, title=found.title if isinstance(found, OwnSet) else found.name, cached=True), []
+        return replace(facts, title=found.title, cached=True), []
     here = row["cached"] or (row["path"] is not None and Path(row["path"]).exists())
     download = found.sized(data.size).download_size if isinstance(found, DataSpec) else 0
     facts = replace(facts, title=f"{row['name']}: {row['title']}", cached=here, download=download)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.library import OwnSet, data_key, locate, names
+from gzcli.data.names import DataSet, data_key, locate, names
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
@@ -50,15 +50,13 @@ class Resolved(Recipe):
     card: ModelCard
     cards: Mapping[str, ModelCard]
     source: Path
-    found: DataSpec | OwnSet | None
+    found: DataSet | None
     whole: Whole
 
     @property
     def key(self) -> str:
         """The short name of the data set in ids of runs: `mnist`, or `my-photos-3f2a1c`."""
-        if self.found is None:
-            return data_key(self.data.name)
-        return self.found.key if isinstance(self.found, OwnSet) else self.found.name
+        return self.found.key if self.found else data_key(self.data.name)
 
 
 def resolve(
@@ -261,7 +259,7 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
 
 def _located(
     name: str, layers: Iterable[Layer], sections: Collection[str], problems: list[Problem]
-) -> DataSpec | OwnSet | None:
+) -> DataSet | None:
     """The data set of that name or path. Adds to `problems` that there is none, with the place of the name.
 
     A path, and a name that a recipe has settings `for`, may be there by the time it is needed: then None.
