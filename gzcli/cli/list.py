@@ -144,11 +144,12 @@ def _data_block(row: dict[str, Any]) -> list[str]:
 
 
 def list_recipes() -> None:
-    from gzcli.recipe.resolve import read, recipes
+    from gzcli.recipe.files import recipes
+    from gzcli.recipe.load import load
 
     rows = []
     for name, path in recipes().items():
-        tree = read(path)
+        tree = load(path)
         rows.append(
             {"name": name, "path": path, "about": tree.get("about", ""), "for": list(tree.get("for", {}))}
         )

@@ -20,7 +20,8 @@ from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.planning import continued, with_data
 from gzcli.recipe.recipe import recipe_of
-from gzcli.recipe.resolve import dump, resolve
+from gzcli.recipe.resolve import resolve
+from gzcli.recipe.write import dump
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
