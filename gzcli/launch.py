@@ -134,9 +134,8 @@ def _slurm_host() -> str | None:
 
 def config(p: Plan) -> str:
     """accelerate's configuration file; the user's own default must not leak in."""
-    kind = (
-        "'NO'" if not p.distributed else "MULTI_GPU"
-    )  # MULTI_GPU without GPUs is how accelerate runs several gloo processes
+    # MULTI_GPU without GPUs is how accelerate runs several gloo processes
+    kind = "MULTI_GPU" if p.distributed else "'NO'"
     lines = [
         "compute_environment: LOCAL_MACHINE",
         f"distributed_type: {kind}",
