@@ -27,6 +27,7 @@ from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.options import grouped
+from gzcli.recipe.from_file import find_run
 from gzcli.recipe.parts import LaunchSection
 from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
 
@@ -323,8 +324,7 @@ def train(
     run = asked.to_resume(extend=steps is not None) if resume else None
     plan = launch.plan(asked.recipe.launch, every_gpu=True)
     recipe = planning.ready(asked, run, steps, plan.processes)
-    run = planning.made(asked, recipe, plan, run, alias=name)
-    launch.run(run.path, plan, launcher=True, mode="quiet" if quiet else "human")
+    run = planning.start(asked, recipe, plan, run, alias=name, mode="quiet" if quiet else "human")
     return Run(load_trained(run, pick_device(recipe.launch)))
 
 
@@ -340,7 +340,7 @@ def load(
 
     Raises MissingError where there is none, UsageError where nothing is called so.
     """
-    run = planning.find_run(str(what), data=data)
+    run = find_run(str(what), data=data)
     where = torch.device(device) if device else pick_device(LaunchSection())
     return Run(load_trained(run, where, str(checkpoint)))
 

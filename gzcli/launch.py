@@ -7,14 +7,13 @@ What is launched is always `python -m gzcli.engine FOLDER`; everything it needs 
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from gzcli import signals, start
 from gzcli.ending import end_all, left_behind, outcome
 from gzcli.errors import DeviceError, UsageError
 from gzcli.recipe.parts import LaunchSection
-from gzcli.recipe.recipe import Recipe
-from gzcli.recipe.write import dump
-from gzcli.store import files, outside, runs
+from gzcli.store import files
 from gzcli.store.runs import Run
 
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
@@ -134,9 +131,8 @@ def _slurm_host() -> str | None:
 
 def config(p: Plan) -> str:
     """accelerate's configuration file; the user's own default must not leak in."""
-    kind = (
-        "'NO'" if not p.distributed else "MULTI_GPU"
-    )  # MULTI_GPU without GPUs is how accelerate runs several gloo processes
+    # MULTI_GPU without GPUs is how accelerate runs several gloo processes
+    kind = "MULTI_GPU" if p.distributed else "'NO'"
     lines = [
         "compute_environment: LOCAL_MACHINE",
         f"distributed_type: {kind}",
@@ -198,69 +194,6 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     if not p.gpus:
         env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     return env
-
-
-def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
-    """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated. Each stage gets a
-    folder alike.
-
-    Where processes meet is of this start and not of the run: `env.json` has it, in the words that were typed.
-    """
-    from importlib.metadata import version
-
-    here = replace(recipe.launch.alone(), threads=p.threads, cpu=recipe.launch.cpu or not p.gpus)
-    recipe = recipe.launched(here)
-    files.write_atomic(target.path / "run.yaml", dump(recipe.tree()))
-    packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
-    before = files.read_json(target.path / "env.json") or {}
-    env = {
-        "packages": packages,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git": git_state(),
-        "processes": p.processes,
-        "threads": p.threads,
-        "gpus": p.gpus,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "data": before.get("data"),  # a resume is held against it
-        "models": before.get("models") or _kept_models(target, recipe),
-    }
-    files.write_json(target.path / "env.json", env)
-    start = {"state": "planned", "error": None, "code": None}
-    target.update(**start)
-    for part in recipe.parts if recipe.stages else ():
-        stage = target.stage(part.stage)
-        stage.path.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(stage.path / "run.yaml", dump(part.tree()))
-        if stage.status().get("step", 0) < part.train.steps or stage.state != "finished":
-            stage.update(model=part.model, data=target.data, **start)
-    for name, run in recipe.reused.items():
-        if not target.stage(name).status():
-            runs.copy_weights(runs.find_stage(run, name), target.stage(name))
-
-
-def _kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
-    """Copies the files of models from outside into the run. Returns their names, places and hashes."""
-    found = {part.model: outside.find(part.model) for part in recipe.parts}
-    return [outside.keep(target.path, file) for file in found.values() if file]
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the folder that gz was called in and whether it has changes; None outside a repository."""
-
-    def git(*words: str) -> str | None:
-        try:
-            out = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return out.stdout.strip() if out.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return (
-        None
-        if commit is None
-        else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    )
 
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:

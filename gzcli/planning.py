@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gzcli import launch
 from gzcli.data import same
-from gzcli.data.library import OwnSet, data_key, locate
-from gzcli.data.make import Report, Say
+from gzcli.data.forms import Report, Say, silent, unreported
+from gzcli.data.names import DataSet, locate
 from gzcli.data.open import open_pack
-from gzcli.data.specs import DataSpec
 from gzcli.errors import UsageError
+from gzcli.launch import Plan
 from gzcli.models import catalog
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.parts import LaunchSection, Part
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
+from gzcli.run_folder import write_run
 from gzcli.store import outside, runs
 from gzcli.store.runs import Run
 
@@ -38,11 +40,6 @@ class Asked:
     recipe: Resolved
     earlier: Run | None
 
-    @property
-    def key(self) -> str:
-        """The data set in the ids of runs: `mnist`, or `my-photos-3f2a1c`."""
-        return key_of(self.recipe)
-
     def to_resume(self, *, extend: bool) -> Run | None:
         """The run that `--resume` means: the one named, else the newest of this model and data that is not
         finished.
@@ -51,20 +48,12 @@ class Asked:
         """
         if self.earlier:
             return self.earlier
-        found = runs.all_runs(model=self.recipe.card.name, data=self.key)
+        found = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
         idle = [run for run in found if run.state != "running" and (run.path / "run.yaml").exists()]
         unfinished = [
             run for run in idle if run.state != "finished" and (run.state != "failed" or run.has_begun)
         ]
         return next(iter(unfinished or (idle if extend else [])), None)
-
-
-def key_of(recipe: Resolved) -> str:
-    """The short name of the data set: `mnist`, or `my-photos-3f2a1c`."""
-    found = recipe.found
-    if found is None:
-        return data_key(recipe.data.name)
-    return found.key if isinstance(found, OwnSet) else found.name
 
 
 def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]) -> Asked:
@@ -101,11 +90,11 @@ def ready(
 
 def with_data(
     recipe: R,
-    found: DataSpec | OwnSet | None,
+    found: DataSet | None,
     run: Run | None = None,
     *,
-    say: Say = lambda text: None,
-    progress: Report = lambda done, total: None,
+    say: Say = silent,
+    progress: Report = unreported,
 ) -> R:
     """The recipe with what only its data can tell: channels, size and levels. Fetches and packs them if need
     be.
@@ -190,20 +179,52 @@ def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
     runs.note_recipe(run, steps, size, size=recipe.data.size, levels=recipe.data.levels)
 
 
+def start(
+    asked: Asked,
+    recipe: Recipe,
+    plan: Plan,
+    run: Run | None = None,
+    *,
+    alias: str | None = None,
+    mode: str = "quiet",
+    announce: Callable[[Run], None] = lambda run: None,
+    say: Say = lambda text: None,
+) -> Run:
+    """Trains in processes of their own, and waits for them. Returns the run.
+
+    run: the run that goes on; None: a new one is made, and removed again where nothing was trained.
+    alias: a second name of a new run.
+    mode: what the engine prints: "human", "quiet" or "json" lines.
+    announce: is called with the run before it is launched.
+
+    Raises the engine's own error.
+    """
+    new = run is None
+    if run is None:
+        run = runs.create(asked.recipe.card.name, asked.recipe.key, alias=alias)
+    try:
+        write_run(run, recipe, plan)
+        if new:
+            note_whole(run, asked, recipe)
+        announce(run)
+        launch.run(run.path, plan, launcher=True, mode=mode)
+    except BaseException as error:
+        ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
+        if new and runs.give_up(run, keep=ours):
+            say(f"nothing was trained: `{run.id}` is removed again")
+        raise
+    return run
+
+
 # ---------------------------------------------------------------------------- paths
 
 
-def anchored(recipe: R, found: DataSpec | OwnSet | None) -> R:
+def anchored(recipe: R, found: DataSet | None) -> R:
     """The recipe with absolute paths, as `run.yaml` is read again from other folders. Names of sets, runs and
     stages stay."""
-    name = found.name if found else None
-    if isinstance(found, OwnSet):
-        name = name or str(found.path)
-    data = replace(
-        recipe.data,
-        name=name or recipe.data.name,
-        latent=recipe.data.latent and _absolute(recipe.data.latent),
-    )
+    name = found.reference if found else recipe.data.name
+    latent = recipe.data.latent and _absolute(recipe.data.latent)
+    data = replace(recipe.data, name=name, latent=latent)
     own_data = {
         stage: {key: _absolute(v) if key == "latent" and v else v for key, v in own.items()}
         for stage, own in recipe.own_data.items()

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gzcli.data.library import OwnSet, listing, locate
-from gzcli.data.open import find_pack, sized
+from gzcli.data.library import listing
+from gzcli.data.names import locate
+from gzcli.data.open import peek
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError
 from gzcli.launch import Plan
 from gzcli.models import catalog
-from gzcli.planning import key_of
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.parts import Part
 from gzcli.recipe.recipe import Recipe
@@ -58,15 +58,14 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     """
     data = recipe.data
     facts = DataFacts(
-        data.name, key_of(recipe), data.name, size=data.size, channels=data.channels, levels=data.levels
+        data.name, recipe.key, data.name, size=data.size, channels=data.channels, levels=data.levels
     )
     try:
         found = recipe.found or locate(data.name)
-        pack = find_pack(sized(found, data.size), data.size, data.channels)
+        meta = peek(found, size=data.size, channels=data.channels)
     except GzError as error:
         return facts, [error.message]
-    if pack:
-        meta = pack.meta
+    if meta:
         for part in recipe.parts:
             check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
         channels, side, _ = meta.shape
@@ -81,7 +80,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         )
     row = next((row for row in listing() if row["name"] == found.name), None)
     if row is None:
-        return replace(facts, title=found.title if isinstance(found, OwnSet) else found.name, cached=True), []
+        return replace(facts, title=found.title, cached=True), []
     here = row["cached"] or (row["path"] is not None and Path(row["path"]).exists())
     download = found.sized(data.size).download_size if isinstance(found, DataSpec) else 0
     facts = replace(facts, title=f"{row['name']}: {row['title']}", cached=here, download=download)

@@ -57,7 +57,7 @@ def bench(
 ) -> None:
     """Compare trained models on one data set; without a name, every model that has a finished run on it."""
     from gzcli.cli.jobs import do_job, reference, stamp, tell_run
-    from gzcli.data.library import data_key
+    from gzcli.data.names import data_key
     from gzcli.store import runs
     from gzcli.store.paths import user_dir
 

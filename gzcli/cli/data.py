@@ -79,10 +79,10 @@ def download(
     Downloads go on where they were cut off. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
     first.
     """
+    from gzcli.data.cached import pack_limit
     from gzcli.data.fetch import fetch
-    from gzcli.data.make import pack_limit
     from gzcli.data.open import peek
-    from gzcli.data.specs import find
+    from gzcli.data.sets import find
 
     rows = []
     for spec in [find(name) for name in names]:  # every name is known before the first byte
@@ -128,11 +128,13 @@ def import_(
 ) -> None:
     """Give images of your own a name, and pack them; the files stay where they are."""
     from gzcli.data import library
-    from gzcli.data.layout import FORMS
+    from gzcli.data.forms import Form
+    from gzcli.data.layout import LAYOUTS
+    from gzcli.data.names import names
 
-    form = choose("layout", layout, FORMS) if layout else None
-    new = name not in library.names()
-    row = library.import_set(path, name, size=size, channels=channels, skip_bad=skip_bad, form=form)
+    layout = choose("layout", layout, LAYOUTS) if layout else None
+    new = name not in names()
+    row = library.import_set(path, name, Form(size, channels, skip_bad, layout))
     more = ""
     try:
         meta = _opened(name, size, channels).meta
@@ -249,9 +251,10 @@ def path(name: _Name, json: Json = False, quiet: Quiet = False) -> None:
 def remove(names: _Names, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
     """Remove data sets from the cache; your own files stay."""
     from gzcli.data import library
+    from gzcli.data.names import locate
 
     for name in names:
-        library.locate(name)  # every name is known before the first is removed
+        locate(name)  # every name is known before the first is removed
     if not confirmed(" and ".join(f"`{name}`" for name in names) + " from the cache", yes):
         names = []
     removed = [name for name in names if library.remove(name)]

@@ -45,7 +45,7 @@ def do_job(
 
 def reference(what: str) -> str:
     """A data set as a job names it: its proper name, or an absolute path. Raises UsageError, MissingError."""
-    from gzcli.data.library import locate
+    from gzcli.data.names import locate
 
     found = locate(what)
     return found.name or str(found.path)

@@ -144,11 +144,12 @@ def _data_block(row: dict[str, Any]) -> list[str]:
 
 
 def list_recipes() -> None:
-    from gzcli.recipe.resolve import read, recipes
+    from gzcli.recipe.files import recipes
+    from gzcli.recipe.load import load
 
     rows = []
     for name, path in recipes().items():
-        tree = read(path)
+        tree = load(path)
         rows.append(
             {"name": name, "path": path, "about": tree.get("about", ""), "for": list(tree.get("for", {}))}
         )
@@ -158,7 +159,7 @@ def list_recipes() -> None:
 
 def list_runs(model: str | None = None, data: str | None = None) -> None:
     from gzcli.cli.runs import COLUMNS, cells, summary
-    from gzcli.data.library import data_key
+    from gzcli.data.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.paths import spelling
     from gzcli.store.runs import all_runs

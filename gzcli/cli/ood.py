@@ -103,7 +103,7 @@ def ood(
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
     from gzcli.cli.jobs import do_job, method_options, reference, stamp, tell_run
-    from gzcli.data.library import data_key, slug
+    from gzcli.data.names import data_key, slug
     from gzcli.models.catalog import card
     from gzcli.recipe.schema import check_scores, score_options
     from gzcli.store import runs
@@ -170,7 +170,7 @@ def table(result: Mapping[str, Any]) -> None:
 def sets(text: str) -> list[str]:
     """The sets of a comma-separated list: from each comma on the longest text that is a set or an existing
     path."""
-    from gzcli.data.library import is_set
+    from gzcli.data.names import is_set
 
     parts, found = text.split(","), []
     while parts:

@@ -43,7 +43,7 @@ def run_names() -> list[str]:
 
 
 def data_names() -> list[str]:
-    from gzcli.data.library import names as known
+    from gzcli.data.names import names as known
 
     return list(known())
 

@@ -30,14 +30,15 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
-    from gzcli.recipe import resolve as recipes
+    from gzcli.recipe.files import show as text_of
+    from gzcli.recipe.resolve import resolve
     from gzcli.recipe.texts import WIDTH, annotated, texts
 
     as_file = not (data or sets or resolved or out.is_json())
     if as_file:
-        out.text(recipes.show(recipe).rstrip())
+        out.text(text_of(recipe).rstrip())
     try:
-        found = recipes.resolve(recipe, data=data, sets=sets or ())
+        found = resolve(recipe, data=data, sets=sets or ())
     except UsageError:
         if as_file:  # `gz recipe check` tells what is wrong with it
             return
@@ -64,7 +65,7 @@ def copy(
     quiet: Quiet = False,
 ) -> None:
     """Copy a recipe, to make it your own."""
-    from gzcli.recipe.resolve import show as text_of
+    from gzcli.recipe.files import show as text_of
     from gzcli.store.files import write_atomic
 
     text = text_of(recipe)

@@ -123,7 +123,7 @@ def sample(
     of the method.
     """
     from gzcli.cli.jobs import do_job, method_options, stamp, tell_run
-    from gzcli.data.library import data_key
+    from gzcli.data.names import data_key
     from gzcli.models.catalog import card
     from gzcli.store import runs
 

@@ -3,7 +3,7 @@ out."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from gzcli.cli.options import (
     complete_model_or_run,
 )
 from gzcli.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from gzcli.store.runs import Run
 
 _What = Annotated[
     str,
@@ -128,24 +131,18 @@ def train(
         return
     with out.progress("packing", unit="images") as report:
         recipe = planning.ready(asked, run, steps, plan.processes, say=out.info, progress=report)
-    new = run is None
-    if run is None:
-        run = runs.create(model, asked.key, alias=name)
-    elif before := told_before(run):
+    if run and (before := told_before(run)):
         out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
-    out.info(f"run: {run.id}")
+
+    def announce(run: Run) -> None:
+        out.info(f"run: {run.id}")
+        show_memory(recipe, plan)
+
     mode = "json" if out.is_json() else "quiet" if out.is_quiet() else "human"
     try:
-        launch.write_run(run, recipe, plan)
-        if new:
-            planning.note_whole(run, asked, recipe)
-        show_memory(recipe, plan)
-        launch.run(run.path, plan, launcher=True, mode=mode)
+        run = planning.start(asked, recipe, plan, run, alias=name, mode=mode, announce=announce, say=out.info)
     except BaseException as error:
         vars(error)["event"] = "error"  # `out.error` prints it as a line of its own
-        ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
-        if new and runs.give_up(run, keep=ours):
-            out.info(f"nothing was trained: `{run.id}` is removed again")
         raise
     pictures = sorted((run.serving.path / "samples").glob("*.png"))
     if pictures:

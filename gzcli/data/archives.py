@@ -12,54 +12,44 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from gzcli.data.kinds import counted
-from gzcli.data.walk import LARGEST_FILE, is_regular, read_regular, walk
+from gzcli.data.raw_images import Span
+from gzcli.data.refusals import AGAIN, RATIO, refuse_bomb, refuse_escape, refuse_foreign, refused
+from gzcli.data.walk import is_regular, read_regular, refuse_large, walk
 from gzcli.errors import MissingError, UsageError
 
-RATIO = 200  # unpacked bytes for a packed one: beyond it an archive is taken for a bomb
-MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
-AGAIN = "fetch or make the archive again"
 LOCAL_HEADER = 30  # bytes before a zip member's name
 
+# What `walk` finds beside files → how notes call it: its name, and what stands behind the name.
 _ODD = {
     "broken": ("broken link", ""),
     "special": ("pipe or device file", ""),
     "repeated": ("link", " to folders that are read"),
 }
-_FOREIGN = {
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
-    b"7z\xbc\xaf": ("7z", "7z x"),
-    b"Rar!": ("rar", "unrar x"),
-    b"\x04\x22\x4d\x18": ("lz4", "lz4 -d"),
-}
-
-
-class Span(NamedTuple):
-    """Where the bytes of a member lie, to be read without opening the archive."""
-
-    path: str  # absolute, of the file that holds them
-    offset: int
-    length: int  # as they lie there
-    deflated: bool  # as a raw deflate stream
 
 
 class Members(Protocol):
-    """Names (POSIX, relative) of the wanted members, in the order of reading; (name, bytes) of them or of a
-    few; where the bytes of each lie. Raises UsageError for spans of an archive that has to be read from its
-    start."""
+    """The wanted files of a folder or an archive.
+
+    names: POSIX, relative, in the order of reading
+    notes: what was left out, and why
+    """
 
     names: list[str]
-    notes: list[str]  # what was left out, and why
+    notes: list[str]
 
-    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]: ...
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        """(name, bytes) of all members, or of some."""
 
-    def spans(self) -> dict[str, Span]: ...
+    def spans(self) -> dict[str, Span]:
+        """Where the bytes of each member lie. Raises UsageError for an archive that has to be read from its
+        start."""
 
 
 class Folder:
-    """The regular files below a folder; what is none is told in `notes`."""
+    """The regular files below a folder. `notes` tell of what is no regular file."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path
@@ -90,28 +80,27 @@ class Zip:
     """A zip's members. Raises MissingError for one that escapes, links, explodes or is damaged."""
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
-        self.path, self.notes = path, []
+        self.path = path
+        self.notes: list[str] = []
         with self.opened() as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
-            _refuse_bomb(path, sum(i.file_size for i in infos), path.stat().st_size)
+            refuse_bomb(path, sum(i.file_size for i in infos), path.stat().st_size)
             for info in infos:
-                _refuse_escape(path, info.filename)
+                refuse_escape(path, info.filename)
                 if stat.S_ISLNK(info.external_attr >> 16):
-                    raise _refused(path, f"`{info.filename}` is a link")
+                    raise refused(path, f"`{info.filename}` is a link")
                 if info.flag_bits & 1:
                     raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
                 if info.file_size > 1 << 20:
-                    _refuse_bomb(path, info.file_size, info.compress_size)
-            given = {
-                _clean(info.filename): info.filename for info in infos
-            }  # name → as it stands in the archive
+                    refuse_bomb(path, info.file_size, info.compress_size)
+            given = {_clean(info.filename): info.filename for info in infos}  # name → as the archive has it
             self._given = {name: as_given for name, as_given in given.items() if wanted(name)}
             self.names = list(self._given)
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         with self.opened() as archive:
             for name in self.names if some is None else some:
-                _refuse_large(name, archive.getinfo(self._given[name]).file_size)
+                refuse_large(name, archive.getinfo(self._given[name]).file_size)
                 yield name, archive.read(self._given[name])
 
     def spans(self) -> dict[str, Span]:
@@ -129,8 +118,7 @@ class Zip:
                 header = file.read(LOCAL_HEADER)
                 if len(header) < LOCAL_HEADER or not header.startswith(b"PK\3\4"):
                     raise zipfile.BadZipFile(f"`{name}` has no header")
-                # The lengths of name and extra field are those of this header: the directory's own may
-                # differ.
+                # The lengths of name and extra field are this header's: those of the directory may differ.
                 offset = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
                 found[name] = Span(
                     path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED
@@ -155,24 +143,25 @@ class Tar:
         self.names, total, packed = [], 0, path.stat().st_size
         with self.opened() as archive:
             for member in archive:
-                _refuse_escape(path, member.name)
+                refuse_escape(path, member.name)
                 if member.issym() or member.islnk():
-                    raise _refused(path, f"`{member.name}` is a link")
+                    raise refused(path, f"`{member.name}` is a link")
                 if not (member.isfile() or member.isdir()):
-                    raise _refused(path, f"`{member.name}` is a device")
+                    raise refused(path, f"`{member.name}` is a device")
                 total += member.size
-                _refuse_bomb(path, total, packed)
+                refuse_bomb(path, total, packed)
                 if member.isfile() and wanted(_clean(member.name)):
                     self.names.append(_clean(member.name))
-            # tarfile takes any block that is no header for the end; reading on to it checks a compressed
-            # file's sum.
-            archive.fileobj.seek(archive.offset)
-            end = archive.fileobj.read(tarfile.BLOCKSIZE)
+            # tarfile takes any block that is no header for the end. Reading on checks that the end is there,
+            # and a compressed file's checksum.
+            file = archive.fileobj
+            file.seek(archive.offset)
+            end = file.read(tarfile.BLOCKSIZE)
             if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends in the middle")
-            while block := archive.fileobj.read(1 << 20):
+            while block := file.read(1 << 20):
                 total += len(block)
-                _refuse_bomb(path, total, packed)
+                refuse_bomb(path, total, packed)
         self.names = list(dict.fromkeys(self.names))
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
@@ -182,8 +171,9 @@ class Tar:
                 name = _clean(member.name)
                 if name in want and member.isfile():
                     want.discard(name)
-                    _refuse_large(name, member.size)
-                    yield name, archive.extractfile(member).read()
+                    refuse_large(name, member.size)
+                    if file := archive.extractfile(member):
+                        yield name, file.read()
                     if not want:
                         return
 
@@ -196,7 +186,8 @@ class Tar:
             raise UsageError(
                 f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint
             ) from e
-        found, wanted = {}, set(self.names)
+        found: dict[str, Span] = {}
+        wanted = set(self.names)
         with archive:
             for member in archive:
                 name = _clean(member.name)
@@ -220,7 +211,7 @@ def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
         raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
     if path.is_dir():
         return Folder(path, wanted)
-    _refuse_foreign(path)
+    refuse_foreign(path)
     name = path.name.lower()
     if zipfile.is_zipfile(path) or name.endswith(".zip"):
         return Zip(path, wanted)
@@ -257,53 +248,6 @@ def read_span(span: Span) -> bytes:
     return data
 
 
-def max_archive() -> int:
-    """The limit on an archive's unpacked bytes."""
-    text = os.environ.get("GZ_MAX_ARCHIVE", "")
-    if text and not text.isdigit():
-        raise UsageError(f"`GZ_MAX_ARCHIVE` is a number of bytes, not `{text}`")
-    return int(text) if text else MAX_ARCHIVE
-
-
 def _clean(name: str) -> str:
     """`./cats\\1.png`, as some programs of Windows write it, is `cats/1.png`."""
     return str(PurePosixPath(name.replace("\\", "/")))
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raises UsageError for an archive of a kind that is not read here, told by its first bytes."""
-    with path.open("rb") as file:
-        begins = file.read(4)
-    for mark, (kind, unpack) in _FOREIGN.items():
-        if begins == mark and not (
-            kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")
-        ):  # Python 3.14 reads it
-            hint = f"`{unpack} {path.name}`, then give what comes of it; or pack it as a zip or a tar.gz"
-            raise UsageError(f"`{path}` is compressed by {kind}, which gz does not read", hint=hint)
-
-
-def _refuse_escape(path: Path, name: str) -> None:
-    parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise _refused(path, f"`{name}` points outside of it")
-
-
-def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
-    if unpacked > max_archive():
-        raise MissingError(
-            f"`{path}` is refused: it unpacks to more than {max_archive() / 1e6:,.0f} MB",
-            hint=f"`GZ_MAX_ARCHIVE={unpacked}` allows it",
-        )
-    if unpacked > 1 << 20 and unpacked > RATIO * max(packed, 1):
-        raise _refused(path, f"it unpacks to more than {RATIO} times its size")
-
-
-def _refuse_large(name: str, size: int) -> None:
-    if size > LARGEST_FILE:
-        raise MissingError(f"`{name}` is larger than any picture: {size:,} bytes", hint="take it out")
-
-
-def _refused(path: Path, why: str) -> MissingError:
-    return MissingError(
-        f"`{path}` is refused: {why}", hint="if you trust it, unpack it yourself and give the folder"
-    )

@@ -1,9 +1,9 @@
-"""Augmentation of whole batches of bytes on the device, from the batch's own noise. No torch at import."""
+"""Augmentation of whole batches of bytes on the device, by the batch's own noise. No torch at import."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gzcli.data.conditions import MAPS
 from gzcli.errors import UsageError, did_you_mean
@@ -29,8 +29,8 @@ def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
     import torch
 
     b, c, h, w = u8.shape
-    pad = int(pad)
-    shift = noise.randint(2 * pad + 1, b, 2) - pad
+    most = int(pad)
+    shift = noise.randint(2 * most + 1, b, 2) - most
     y = _mirrored(torch.arange(h, device=u8.device) + shift[:, :1], h)  # [B, H]
     x = _mirrored(torch.arange(w, device=u8.device) + shift[:, 1:], w)  # [B, W]
     rows = u8.gather(2, y[:, None, :, None].expand(b, c, h, w))
@@ -47,7 +47,7 @@ def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
-    """Changes brightness, contrast and saturation of each image, in this order, each by its own factor,
+    """Changes brightness, contrast and saturation of each image, in this order, each by a factor of its own,
     uniform in 1 − strength … 1 + strength. Grey images have no saturation to change."""
     factors = 1 + strength * (2 * noise.rand(len(u8), 3) - 1)
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
@@ -60,70 +60,92 @@ def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
     return _rounded(grey + saturation * (x - grey)) if u8.shape[1] == 3 else _rounded(x)
 
 
-MOVES = ("hflip", "crop")  # what moves pixels about, and does not change them
+class Augmentation(NamedTuple):
+    """An augmentation that recipes may name.
 
-# name → (function, default, least, most, whole number?, what the number is)
-AUGMENTS: dict[str, tuple[Callable[..., Tensor], float, float, float, bool, str]] = {
-    "hflip": (hflip, 0.5, 0, 1, False, "a probability"),
-    "crop": (crop, 4, 0, 64, True, "pixels of padding"),
-    "mutate": (mutate, 0.3, 0, 1, False, "a probability"),
-    "jitter": (jitter, 0.2, 0, 1, False, "a strength"),
+    step: (uint8 [B, C, H, W], noise, number) → uint8 [B, C, H, W]
+    default: the number, where a recipe gives none
+    most: the greatest number that is allowed; the least is 0
+    what: what the number is, for messages
+    whole: whether it is a whole number
+    moves: whether pixels only change their places: then maps (`conditions.MAPS`) go with their images
+    """
+
+    step: Callable[[Tensor, Noise, float], Tensor]
+    default: float
+    most: float
+    what: str
+    whole: bool = False
+    moves: bool = False
+
+
+AUGMENTS = {
+    "hflip": Augmentation(hflip, 0.5, 1, "a probability", moves=True),
+    "crop": Augmentation(crop, 4, 64, "pixels of padding", whole=True, moves=True),
+    "mutate": Augmentation(mutate, 0.3, 1, "a probability"),
+    "jitter": Augmentation(jitter, 0.2, 1, "a strength"),
 }
 
 
 def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
-    """`["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2)). Raises UsageError."""
+    """Augmentations with their numbers: `["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2)). Raises
+    UsageError for an unknown one, or a number out of range."""
     parsed = []
     for text in [names] if isinstance(names, str) else names:
         name, equals, value = str(text).partition("=")
         if name not in AUGMENTS:
-            known = ", ".join(f"`{known}`" for known in AUGMENTS)
-            hint = did_you_mean(name, AUGMENTS) or f"there are {known}"
+            every = ", ".join(f"`{known}`" for known in AUGMENTS)
+            hint = did_you_mean(name, AUGMENTS) or f"there are {every}"
             raise UsageError(f"there is no augmentation `{name}`", hint=hint)
-        _, default, least, most, whole, what = AUGMENTS[name]
+        known = AUGMENTS[name]
         try:
-            number = float(value) if equals else default
+            number = float(value) if equals else known.default
         except ValueError:
             number = float("nan")
-        if not least <= number <= most or (whole and number != int(number)):
+        if not 0 <= number <= known.most or (known.whole and number != int(number)):
             raise UsageError(
-                f"`{text}`: {what} from {least} to {most} is needed", hint=f"as in `{name}={default}`"
+                f"`{text}`: {known.what} from 0 to {known.most} is needed",
+                hint=f"as in `{name}={known.default}`",
             )
         parsed.append((name, number))
     return tuple(parsed)
 
 
 def augmenter(names: Sequence[str]) -> Augment | None:
-    """The function of (uint8 [B, C, H, W], noise) that applies the named augmentations in order; None for
-    none."""
-    change = alike(names)
+    """The named augmentations in order, as a function of (uint8 [B, C, H, W], noise); None for none."""
+    change = augment_alike(names)
     return (lambda u8, noise: change({"x": u8}, noise)["x"]) if change else None
 
 
-def alike(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
-    """The same for images and further pictures of them, by name, all of one shape: each is changed by the
-    same draw, so that a flipped image has a flipped map. What changes colours leaves maps alone."""
-    steps = [(name, AUGMENTS[name][0], number) for name, number in parse_augment(names)]
+def augment_alike(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
+    """The named augmentations in order, as a function of (pictures, noise); None for none.
+
+    Pictures are images and further pictures of them by kind, uint8 [B, C, H, W], all of one shape. Each kind
+    is changed by the same draws, so that a flipped image has a flipped map. Augmentations that change colours
+    leave maps as they are."""
+    steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
-        for name, step, number in steps:
-            same = Same(noise)
-            kept = () if name in MOVES else MAPS
+        for known, number in steps:
+            draws = ReplayedNoise(noise)
+            kept = () if known.moves else MAPS
             pictures = {
-                kind: u8 if kind in kept else step(u8, same.again(), number) for kind, u8 in pictures.items()
+                kind: u8 if kind in kept else known.step(u8, draws.replay(), number)
+                for kind, u8 in pictures.items()
             }
         return pictures
 
     return augment if steps else None
 
 
-class Same(Noise):
-    """The draws of a noise, which can be had again: after `again()` they come anew from the first."""
+class ReplayedNoise(Noise):
+    """The draws of another noise, which are kept: after `replay()` they come again from the first."""
 
     def __init__(self, noise: Noise):
-        self.noise, self.draws, self.at = noise, [], 0
+        self.noise, self.at = noise, 0
+        self.draws: list[Tensor] = []
 
-    def again(self) -> Same:
+    def replay(self) -> ReplayedNoise:
         self.at = 0
         return self
 
@@ -142,7 +164,7 @@ def _mirrored(i: Tensor, n: int) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """[B, 3, …] → [B, 1, …] by ITU-R 601; one channel as it is."""
+    """The luma of images by ITU-R 601, [B, 3, …] → [B, 1, …]; images of one channel as they are."""
     return x if x.shape[1] == 1 else 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
 
 

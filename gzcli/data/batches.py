@@ -9,24 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.data.augment import Same, alike
+from gzcli.data.augment import ReplayedNoise, augment_alike
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures, Prefetch, worker_count
 from gzcli.errors import UsageError
 from gzcli.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
-FEW = 4  # batches of a streamed split that are decoded sooner than workers start
-BINARY_SEED = mix(
-    0, "binarise"
-)  # the test set's one draw; apart from the models' own draws for the same images
+FEW = 4  # batches of a streamed split, up to which starting workers would take longer than decoding here
+BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
 
 
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
-    """Bytes as grey levels k = ⌊u8 · L / 256⌋, as x = 2k / (L − 1) − 1 in [-1, 1], same shape, default dtype.
+    """Bytes as x in [-1, 1], of the same shape and the default dtype: with L levels, x = 2k / (L − 1) − 1
+    where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: a
+    likelihood of binary images is of such draws (Salakhutdinov & Murray 2008).
 
-    Latents, which have no `levels`, stay as they are. With 2 levels x is a draw of Bernoulli(u8 / 255) from
-    `noise`, never a threshold (DESIGN §8).
+    u8: bytes, of any shape
+    levels: grey levels L, 2 … 256; None for latents, which keep their values
+    noise: of the draw, with 2 levels
     """
     if levels is None:
         return u8.to(torch.get_default_dtype())
@@ -40,10 +41,9 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
 
 
 def levelled(pictures: dict[str, Tensor], levels: int, noise: Noise | None = None) -> dict[str, Tensor]:
-    """Bytes of images and of further pictures of them as grey levels; binary ones by the same draw of
-    `noise`."""
-    same = None if noise is None else Same(noise)
-    return {name: quantise(u8, levels, same and same.again()) for name, u8 in pictures.items()}
+    """Bytes of images and of further pictures of them in [-1, 1]; binary ones by the same draw of `noise`."""
+    draws = None if noise is None else ReplayedNoise(noise)
+    return {kind: quantise(u8, levels, draws and draws.replay()) for kind, u8 in pictures.items()}
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -53,12 +53,22 @@ def to_uint8(x: Tensor) -> Tensor:
 
 class TrainBatches:
     """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled anew each epoch,
-    the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it.
+    the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it. The
+    noise of a batch draws on the device.
 
-    augment: names of `AUGMENTS`, with a number if need be (`mutate=0.2`). n: a fixed random subset of so many
-    images.
-    prepared: arrays [N, …] whose rows come along in `extra`. needs: with `b` the images are those of class 0,
-    and as many of class 1, in an order of their own, come along as `extra["b"]`; `n` then is of each.
+    pack: the set
+    seed: of the order, of augmentation and of the batches' noise
+    batch_size: images of the global batch, B
+    levels: grey levels, 2 … 256
+    device: where the batches are
+    augment: names of `AUGMENTS`, each with a number if need be (`mutate=0.2`)
+    rank: number of this process
+    world: number of processes
+    n: images of a fixed random subset; None: all
+    prepared: arrays [N, …] whose rows come along in `extra`
+    needs: with `b`, the images are those of class 0, and as many of class 1 come along in an order of their
+      own as `extra["b"]`; `n` then counts each class
+
     Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
     class.
     """
@@ -86,7 +96,7 @@ class TrainBatches:
         self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
         size = batch_size // world
         self.start = rank * size
-        self.augment = alike(augment or ())
+        self.augment = augment_alike(augment or ())
         self.rows = _Rows(pack, "train", self.device)
         self.prepared = prepared or {}
         part = slice(self.start, self.start + size)
@@ -96,11 +106,10 @@ class TrainBatches:
             for rows, key in zip(domains, ("order", "order of b"), strict=False)
         ]
         self.ahead = None
-        if isinstance(
-            self.rows.images, Pictures
-        ):  # nothing there refers to `self`, so that the workers end with it at once
+        if self.rows.streamed is not None:
+            # The function does not refer to `self`, so that the workers end as soon as it is dropped.
             self.ahead = Prefetch(
-                self.rows.images, lambda i: torch.cat([o.at(i) for o in orders]).numpy(), worker_count()
+                self.rows.streamed, lambda i: torch.cat([o.at(i) for o in orders]).numpy(), worker_count()
             )
 
     def at(self, step: int) -> Batch:
@@ -119,12 +128,12 @@ class TrainBatches:
         )
 
     def positions(self) -> np.ndarray:
-        """[n] in the split: the images that are trained on, of the domains that there are the first."""
+        """Positions [n] in the split of the images that are trained on; with two domains, of the first."""
         order = self.orders[0]
         return np.arange(order.n) if order.subset is None else order.subset.numpy()
 
     def _pixels(self, pictures: dict[str, Tensor], step: int, phase: str) -> dict[str, Tensor]:
-        """Bytes augmented and as grey levels, by the noise of `phase`."""
+        """Bytes augmented and brought to [-1, 1], by the noise of `phase`."""
         if not self.augment and self.levels != 2:
             return levelled(pictures, self.levels)
         noise = self._noise(step, phase)
@@ -148,8 +157,16 @@ def _domains(pack: Pack) -> list[Tensor]:
 
 
 class _Order:
-    """Which images are in the rows `part` of the global batch of a step: of the first `count`, or of the
-    positions `among`, or of a fixed random `n` of these. key: tells orders of one seed apart."""
+    """Which images this rank's rows of the global batch of a step are.
+
+    count: images of the split
+    n: images of a fixed random subset; None: all
+    seed: of the shuffles, one an epoch
+    total: images of the global batch
+    part: this rank's rows of it
+    among: positions in the split to which the images are confined; None: all
+    key: makes orders of one seed differ
+    """
 
     def __init__(
         self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
@@ -192,10 +209,23 @@ def scan(
     seed: int = 0,
     augment: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """The images of a split in order, or those at `index`; the last batch may be smaller. The noise of image
-    i depends on (seed, i) alone, and so does its one draw of `augment`; binary images are one draw, whatever
-    the seed. A streamed split is read ahead by workers."""
-    device, change = torch.device(device), alike(augment)
+    """The images of a split in order; the last batch may be smaller. A streamed split is read ahead by
+    workers.
+
+    The noise of image i depends on (seed, i) alone, and so does its draw of `augment`. It is drawn on the
+    CPU, so that its bits do not depend on the device, and comes on the batch's device. Binary images are one
+    draw, whatever the seed.
+
+    pack: the set
+    split: "train", "val" or "test"
+    batch_size: images
+    levels: grey levels, 2 … 256
+    device: where the batches are
+    index: positions of the images in the split; None: all
+    seed: of the noise
+    augment: names of `AUGMENTS`, each with a number if need be
+    """
+    device, change = torch.device(device), augment_alike(augment)
     rows = _Rows(pack, split, device, whole=False)
     order = (
         torch.arange(pack.meta.counts[split])
@@ -204,12 +234,12 @@ def scan(
     )
     parts = order.split(batch_size)
     ahead = None
-    if isinstance(rows.images, Pictures):
+    if rows.streamed is not None:
         ahead = Prefetch(
-            rows.images, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts)
+            rows.streamed, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts)
         )
     for i, part in enumerate(parts):
-        pictures, y, extra = rows.take(part, ahead and ahead.at(i))
+        pictures, y, extra = rows.take(part, ahead.at(i) if ahead else None)
         ids = part.tolist()
         pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
         pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
@@ -219,13 +249,20 @@ def scan(
 
 
 class _Rows:
-    """Rows of a split, gathered as bytes: on the GPU where the split fits, else from the map by pinned
-    memory. Those of a streamed split come from whoever reads ahead."""
+    """Rows of a split, gathered as bytes: on a GPU where the split fits there, else from the memory-map
+    through pinned memory. Images of a streamed split are read by others and handed in.
+
+    pack: the set
+    split: "train", "val" or "test"
+    device: where the rows go
+    whole: whether the split may be kept there
+    """
 
     def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True):
         self.device = device
         images = pack.images(split)
-        self.images = images if isinstance(images, Pictures) else torch.from_numpy(np.asarray(images))
+        self.streamed = images if isinstance(images, Pictures) else None
+        self.images = torch.empty(0) if isinstance(images, Pictures) else torch.from_numpy(np.asarray(images))
         labels = pack.labels(split)
         self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
         self.captions = pack.captions(split)
@@ -233,9 +270,7 @@ class _Rows:
             kind: torch.from_numpy(np.asarray(array)) for kind, array in pack.further(split).items()
         }
         size = self.images.nbytes * (1 + len(self.further))
-        self.whole = (
-            whole and device.type not in SHARED and isinstance(self.images, Tensor) and size <= ON_DEVICE
-        )
+        self.whole = whole and device.type not in SHARED and self.streamed is None and size <= ON_DEVICE
         if self.whole:
             self.images = self.images.to(device)
             self.further = {kind: t.to(device) for kind, t in self.further.items()}
@@ -244,8 +279,12 @@ class _Rows:
     def take(
         self, index: Tensor, u8: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]:
-        """The images `x` and further pictures of them by name, uint8 [B, C, H, W]; labels; and the captions
-        in `extra`. For positions [B] on the CPU; `u8`: the images' bytes, where they were read ahead."""
+        """The images `x` and further pictures of them by kind, uint8 [B, C, H, W]; labels; and the captions
+        in `extra`.
+
+        index: positions [B] in the split, on the CPU
+        u8: the images' bytes, where they were read ahead
+        """
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:
             index = moved(index, self.device)

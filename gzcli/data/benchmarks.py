@@ -1,5 +1,4 @@
-"""Which sets the published out-of-distribution benchmarks compare. Metadata only; nothing heavy is
-imported."""
+"""Which sets the published out-of-distribution benchmarks compare. Metadata only, no heavy import."""
 
 from __future__ import annotations
 
@@ -10,11 +9,14 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 
 @dataclass(frozen=True)
 class Benchmark:
-    """In-distribution set, its near and far foreign ones, by our names; `absent` are those that gz does not
-    know.
+    """The sets of a published benchmark.
 
-    version, fpr: of OpenOOD, and which of our two figures its evaluator prints as FPR95. Version 1 takes
-    in-distribution images as positive (its `fpr_recall`), version 1.5 foreign ones.
+    name: what `--benchmark` takes
+    inside: the in-distribution set
+    near: foreign sets that resemble it
+    far: foreign sets that do not
+    absent: foreign sets that gz does not know
+    version: of OpenOOD, whose evaluator prints another FPR95 in each (`fpr`)
     """
 
     name: str
@@ -26,9 +28,12 @@ class Benchmark:
 
     @property
     def fpr(self) -> str:
+        """The figure of `gz ood` that the benchmark's evaluator prints as FPR95: version 1 takes
+        in-distribution images as positive (its `fpr_recall`), version 1.5 foreign ones."""
         return "fpr95_id" if self.version == "v1" else "fpr95"
 
     def group(self, name: str) -> str:
+        """Whether a foreign set is "near" or "far"."""
         return "near" if name in self.near else "far"
 
 

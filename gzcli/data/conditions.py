@@ -1,16 +1,15 @@
 """What may come with each image beside its label: a caption, and further pictures of the same size. No heavy
 import.
 
-`control` is the map that the image is to follow (edges, depth, a pose); `before` the image that an
-instruction, which is its caption, made into this one. They are known by the names that data sets for
-diffusion models give them.
+`control` is a map that the image follows (edges, depth, a pose). `before` is the image that an instruction,
+the caption, changed into this one. Data sets for diffusion models give them the names below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Names of keys in `metadata.jsonl`, or of columns; where a set has several of a line, the first counts.
+# Names of keys in `metadata.jsonl`, or of columns. Of several in one set, the first counts.
 CAPTIONS = ("text", "caption", "edit_prompt", "instruction")
 FURTHER = {
     "control": ("control", "conditioning_image", "conditioning"),
@@ -18,7 +17,7 @@ FURTHER = {
 }
 TARGETS = ("edited_image", "target", "after")  # the image itself, where it has a `before`
 
-MAPS = ("control",)  # no photographs: their values have a meaning, and what changes colours leaves them alone
+MAPS = ("control",)  # their values have a meaning: augmentations that change colours leave them as they are
 
 EXTRAS = ("caption", *FURTHER)
 

@@ -2,53 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from gzcli.data.build import Block, Source
+from gzcli.data.conditions import CAPTIONS, further_of
+from gzcli.data.encoded import PROBES
 from gzcli.data.kinds import counted
 from gzcli.data.layout import split_of
 from gzcli.data.parquet import Parquet, parquet_files
+from gzcli.data.raw_images import Block, Blocks, RawImages
 from gzcli.data.walk import is_regular, read_regular
 from gzcli.errors import MissingError, UsageError
 
 MARKS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
-LABELS = (
-    "label",
-    "labels",
-    "fine_label",
-    "class",
-    "class_label",
-    "target",
-    "category",
-    "cls",
-    "y",
-)  # plain numbers or texts
-MOST_CLASSES = 10_000
+# Columns that hold labels as plain numbers or texts; the first that is there counts.
+LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")
+MOST_CLASSES = 10_000  # of a column of numbers
 
 
 class Columns(Protocol):
-    """The rows of a split: what each column holds ("image", "class", "int", "text" or ""), the names of
-    classes, values of a column, its encoded pictures in order (None: an empty cell), and some that lie
-    apart."""
+    """The rows of a split.
+
+    kinds: what each column holds: "image", "class" (class labels), "int", "text" or "" (anything else)
+    classes: names of the classes of each column of class labels
+    """
 
     kinds: dict[str, str]
     classes: dict[str, tuple[str, ...]]
 
     def __len__(self) -> int: ...
 
-    def values(self, column: str) -> list[Any]: ...
+    def values(self, column: str) -> list[Any]:
+        """The cells of a column in order."""
 
-    def pictures(self, column: str) -> Iterator[bytes | None]: ...
+    def pictures(self, column: str) -> Iterator[bytes | None]:
+        """The encoded pictures of a column in order; None for an empty cell."""
 
-    def some(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]: ...
+    def some(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
+        """(row, encoded picture) of about n rows that lie apart."""
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether a path is one; told by its files, without a library."""
+    """Whether a path is a data set of the hub, by its files alone: no library is imported."""
     if not is_regular(path):
         return False
     if path.is_file():
@@ -56,30 +54,30 @@ def is_dataset_folder(path: Path) -> bool:
     return any((path / mark).exists() for mark in MARKS) or bool(parquet_files(path))
 
 
-def dataset_folder(path: Path) -> Source:
-    """Its images: the first column of images that is not named as a further picture; those that are
-    (`conditioning_image`,
-    `input_image`, …); labels of the first column of class labels, else of integers or texts in a column
-    `label` (LABELS); captions of a column `text`, `caption`, `edit_prompt` or `instruction`. A split but
-    train whose labels are all −1, the hub's sign for hidden ones, is left out.
+def dataset_folder(path: Path) -> RawImages:
+    """The images of a data set of the hub.
 
-    Raises MissingError without the package that reads it, UsageError where there is no column of images."""
-    from gzcli.data.conditions import CAPTIONS, further_of
-    from gzcli.data.encoded import PROBES
+    - images: the first column of images whose name does not mean a further picture
+    - further pictures: columns of images whose names do (`conditioning_image`, `input_image`, …)
+    - labels: the first column of class labels, else of integers or texts in a column of LABELS. A split but
+      train whose labels are all −1, the hub's sign for hidden ones, is left out.
+    - captions: a column `text`, `caption`, `edit_prompt` or `instruction`
 
+    Raises MissingError without the package that reads it, UsageError where there is no column of images.
+    """
     splits = _splits(path)
     kinds = splits["train"].kinds
-    images = [name for name, kind in kinds.items() if kind == "image"]
-    if not images:
+    columns = [name for name, kind in kinds.items() if kind == "image"]
+    if not columns:
         hint = f"its columns are {', '.join(f'`{name}`' for name in kinds)}; one must be of images"
         raise UsageError(f"`{path}` has no column of images", hint=hint)
-    image = next((name for name in images if further_of(name) is None), images[0])
+    image = next((name for name in columns if further_of(name) is None), columns[0])
     further: dict[str, str] = {}  # kind → column
-    for name in images:
+    for name in columns:
         if name != image and (kind := further_of(name)):
             further.setdefault(kind, name)
-    classes, labels, notes = _labels(path, splits)
-    splits = {split: data for split, data in splits.items() if not labels or split in labels}
+    classes, labels, left_out = _labels(path, splits)
+    splits = {split: rows for split, rows in splits.items() if not labels or split in labels}
     caption = next((name for name in CAPTIONS if name in kinds), None)
 
     def named(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
@@ -90,30 +88,29 @@ def dataset_folder(path: Path) -> Source:
             )
         return f"{where}[{i}]", picture
 
-    def blocks_of(column: str) -> Callable[[], Iterator[Block]]:
+    def blocks_of(column: str) -> Blocks:
         def blocks() -> Iterator[Block]:
-            for split, data in splits.items():
-                for i, cell in enumerate(data.pictures(column)):
+            for split, rows in splits.items():
+                for i, cell in enumerate(rows.pictures(column)):
                     name, picture = named(column, split, i, cell)
-                    yield split, i, picture, name
+                    yield Block(split, i, picture, name)
 
         return blocks
 
-    def probe() -> Iterator[tuple[str, bytes]]:
+    def few() -> Iterator[tuple[str, bytes]]:
         return (named(image, "train", i, cell) for i, cell in splits["train"].some(image, PROBES))
 
-    return Source(
+    texts = {split: rows.values(caption) for split, rows in splits.items()} if caption else {}
+    return RawImages(
         str(path),
         classes,
-        {split: len(data) for split, data in splits.items()},
+        {split: len(rows) for split, rows in splits.items()},
         labels,
         blocks_of(image),
-        probe=probe,
-        captions={split: [text or "" for text in data.values(caption)] for split, data in splits.items()}
-        if caption
-        else {},
+        probe=few,
+        captions={split: [text or "" for text in cells] for split, cells in texts.items()},
         further={kind: blocks_of(column) for kind, column in further.items()},
-        notes=notes,
+        notes=left_out,
     )
 
 
@@ -158,7 +155,7 @@ def _labels(
 
 
 def _splits(path: Path) -> dict[str, Columns]:
-    """train, and val and test where there are."""
+    """The rows of train, and of val and test where there are."""
     files = {} if any((path / mark).exists() for mark in MARKS) else parquet_files(path)
     named: dict[str, Columns] = (
         {split: Parquet(paths) for split, paths in files.items()} if files else _saved(path)
@@ -170,6 +167,7 @@ def _splits(path: Path) -> dict[str, Columns]:
 
 
 def _saved(path: Path) -> dict[str, Columns]:
+    """The splits that `save_to_disk` wrote. Raises MissingError without the `datasets` library."""
     try:
         import datasets
     except ImportError as e:
@@ -180,16 +178,14 @@ def _saved(path: Path) -> dict[str, Columns]:
     datasets.disable_progress_bars()
     try:
         found = datasets.load_from_disk(str(path))
-    except (
-        Exception
-    ) as e:  # the library raises what its readers raise: ArrowInvalid, FileNotFoundError, ValueError, …
+    except Exception as e:  # whatever its readers raise: ArrowInvalid, FileNotFoundError, ValueError, …
         raise MissingError(f"`{path}` is not a dataset folder that can be read: {e}") from e
     named = dict(found) if isinstance(found, dict) else {"train": found}
-    return {split: _Saved(path, data) for split, data in named.items()}
+    return {split: Saved(path, data) for split, data in named.items()}
 
 
-class _Saved:
-    """A split that the `datasets` library reads, as Columns."""
+class Saved:
+    """The `Columns` of a split that the `datasets` library reads."""
 
     def __init__(self, path: Path, data: Any):
         self.path, self.data = path, data
@@ -223,8 +219,7 @@ class _Saved:
         undecoded = self.data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         for i in rows:
             cell = undecoded[i][column]
-            yield (
-                i,
-                cell
-                and (cell["bytes"] if cell["bytes"] is not None else read_regular(self.path / cell["path"])),
-            )
+            if cell and cell["bytes"] is None:
+                yield i, read_regular(self.path / cell["path"])
+            else:
+                yield i, cell["bytes"] if cell else None

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from gzcli.data.build import Block, Source
+from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.specs import DataSpec
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def digits(spec: DataSpec) -> Source:
+def digits(spec: DataSpec) -> RawImages:
     """1,797 digits, 8×8 with 17 levels, each pixel doubled; the last fifth of each class is the test
     split."""
-    return _source(spec, *_digits())
+    return _raw(spec, *_digits())
 
 
-def digits_ab(spec: DataSpec) -> Source:
+def digits_ab(spec: DataSpec) -> RawImages:
     """Two unpaired domains: every other digit as it is (A, white on black), the rest inverted (B, black on
     white)."""
     images, _ = _digits()
     for split, x in images.items():
         images[split] = np.where((np.arange(len(x)) % 2 == 1)[:, None, None, None], 255 - x, x)
-    return _source(spec, images, {split: np.arange(len(x)) % 2 for split, x in images.items()})
+    return _raw(spec, images, {split: np.arange(len(x)) % 2 for split, x in images.items()})
 
 
-def digits_captioned(spec: DataSpec) -> Source:
+def digits_captioned(spec: DataSpec) -> RawImages:
     """Digits with a caption such as `a handwritten seven`."""
     images, labels = _digits()
-    source = _source(spec, images, labels)
-    source.captions = {split: [f"a handwritten {_WORDS[i]}" for i in y] for split, y in labels.items()}
-    return source
+    captions = {split: [f"a handwritten {_WORDS[i]}" for i in y] for split, y in labels.items()}
+    return replace(_raw(spec, images, labels), captions=captions)
 
 
 _EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8 [1, 16, 16]
@@ -46,14 +46,14 @@ _EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8
 
 
 def _neighbours(x: np.ndarray) -> np.ndarray:
-    """[5, 1, 16, 16]: each pixel, and the four beside it; beyond the edge it is black."""
+    """Each pixel and the four beside it, [5, 1, 16, 16]; beyond the edge all is black."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     return np.stack(
         [padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))]
     )
 
 
-def digits_edited(spec: DataSpec) -> Source:
+def digits_edited(spec: DataSpec) -> RawImages:
     """Digits changed as their caption tells, each by one instruction in turn; `before` are the digits
     themselves."""
     before, labels = _digits()
@@ -63,13 +63,12 @@ def digits_edited(spec: DataSpec) -> Source:
         split: np.stack([edit(x) for x, (_, edit) in zip(before[split], told[split], strict=True)])
         for split in before
     }
-    source = _source(spec, after, labels)
-    source.captions = {split: [words for words, _ in rows] for split, rows in told.items()}
-    source.further = {"before": _source(spec, before, labels).blocks}
-    return source
+    captions = {split: [words for words, _ in rows] for split, rows in told.items()}
+    further = {"before": _raw(spec, before, labels).blocks}
+    return replace(_raw(spec, after, labels), captions=captions, further=further)
 
 
-def patches(spec: DataSpec) -> Source:
+def patches(spec: DataSpec) -> RawImages:
     """32×32 patches: the left of each photograph (overlapping by half) is train, a strip beside it
     validation, the right fifth test; no two splits share a pixel."""
     from sklearn.datasets import load_sample_images
@@ -84,10 +83,10 @@ def patches(spec: DataSpec) -> Source:
         ]
         images[split] = np.concatenate([np.stack(c) for c in cut])
         labels[split] = np.repeat(np.arange(2), len(cut[0]))
-    return _source(spec, images, labels)
+    return _raw(spec, images, labels)
 
 
-SOURCES: dict[str, Callable[[DataSpec], Source]] = {
+MAKERS: dict[str, Callable[[DataSpec], RawImages]] = {
     "digits": digits,
     "digits-ab": digits_ab,
     "digits-captioned": digits_captioned,
@@ -113,10 +112,12 @@ def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     }
 
 
-def _source(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> Source:
+def _raw(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> RawImages:
     def blocks() -> Iterator[Block]:
         for split, x in images.items():
-            yield split, 0, x, split
+            yield Block(split, 0, x, split)
 
     counts = {split: len(x) for split, x in images.items()}
-    return Source(spec.title, spec.classes, counts, labels, blocks, shape=spec.shape, levels=spec.levels)
+    return RawImages(
+        spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape, levels=spec.levels
+    )

@@ -1,100 +1,101 @@
-"""Sets of encoded pictures: archives and what is known of their members, as a source to pack or stream."""
+"""Sets of encoded pictures: the members of archives, and what is known of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gzcli.data.archives import Members, Span
-from gzcli.data.build import Block, Source
+from gzcli.data.archives import Members
+from gzcli.data.raw_images import Block, Blocks, RawImages, Span
 from gzcli.errors import MissingError
 
-PROBES = 16
+PROBES = 16  # pictures that tell size and channels of a set
 
-Place = tuple[
-    str, Any
-]  # official split, label: the class's number, 0 or 1 for each class (multi-label), or None
-Part = tuple[Members, Mapping[str, Place]]
+Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each class (multi-label), or None
+PlacedMembers = tuple[
+    Members, Mapping[str, Place]
+]  # an archive, and the places of those of its members in the set
 
 
-def encoded(
-    title: str,
-    classes: Sequence[str],
-    parts: Sequence[Part],
-    *,
-    captions: Mapping[str, str] | None = None,
-    further: Mapping[str, Mapping[str, str]] | None = None,
-    multilabel: bool = False,
-    probe: bool = False,
-    named: bool = False,
-    rule: str = "lanczos",
-) -> Source:
-    """The pictures of `parts` that have a place, in order of part and name. Without `probe` the packer must
-    be told their size and channels. `named` ones keep the pictures' names. `further`: for each kind of
-    further picture, its name among the members by that of the image. Raises MissingError where a picture with
-    a place is not among them."""
-    rows: list[dict[str, tuple[str, int]]] = []
-    labels: dict[str, list[Any]] = {}
-    texts: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
-    for members, places in parts:
-        if lost := set(places).difference(members.names):
-            raise MissingError(f"`{title}` lacks {len(lost):,} of its pictures, as `{min(lost)}`")
-        rows.append({})
-        for name in sorted(places):
-            split, label = places[name]
-            rows[-1][name] = split, counts.get(split, 0)
-            counts[split] = counts.get(split, 0) + 1
-            labels.setdefault(split, []).append(label)
-            texts.setdefault(split, []).append((captions or {}).get(name, ""))
+def encoded(title: str, classes: Sequence[str], parts: Sequence[PlacedMembers]) -> RawImages:
+    """The pictures of `parts` that have a place, whose size and channels must be asked for.
 
-    def blocks() -> Iterator[Block]:
-        for (members, _), row in zip(parts, rows, strict=True):
-            for name, data in members.read(list(row)):
-                yield *row[name], data, name
+    Raises MissingError where a picture with a place is not among the members.
+    """
+    images = Encoded(title, parts)
+    labels = images.labels() if classes else {}
+    return RawImages(title, tuple(classes), images.counts, labels, images.blocks(), spans=images.spans)
 
-    def blocks_of(names: Mapping[str, str]) -> Callable[[], Iterator[Block]]:
+
+class Encoded:
+    """The pictures of `parts` that have a place, numbered in each split in the order of part and name.
+
+    Raises MissingError where a picture with a place is not among the members.
+    """
+
+    def __init__(self, title: str, parts: Sequence[PlacedMembers]):
+        self.parts = parts
+        self.counts: dict[str, int] = {}
+        self.rows: list[dict[str, tuple[str, int]]] = []  # of each part: name → (split, number in it)
+        for members, places in parts:
+            if lost := set(places).difference(members.names):
+                raise MissingError(f"`{title}` lacks {len(lost):,} of its pictures, as `{min(lost)}`")
+            self.rows.append({})
+            for name in sorted(places):
+                split, _ = places[name]
+                self.rows[-1][name] = split, self.counts.get(split, 0)
+                self.counts[split] = self.counts.get(split, 0) + 1
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """By split: int64 [N], or uint8 [N, K] (multi-label)."""
+        found: dict[str, list[Any]] = {split: [] for split in self.counts}
+        for (_, places), row in zip(self.parts, self.rows, strict=True):
+            for name, (split, _) in row.items():
+                found[split].append(places[name][1])
+        return {
+            split: np.asarray(rows, np.uint8 if isinstance(rows[0], np.ndarray) else np.int64)
+            for split, rows in found.items()
+        }
+
+    def names(self) -> dict[str, list[str]]:
+        """By split, the names of the pictures."""
+        found: dict[str, list[str]] = {split: [] for split in self.counts}
+        for row in self.rows:
+            for name, (split, _) in row.items():
+                found[split].append(name)
+        return found
+
+    def captions(self, by_name: Mapping[str, str]) -> dict[str, list[str]]:
+        """By split, the text of each picture, "" where it has none; {} where no picture has one."""
+        if not by_name:
+            return {}
+        return {split: [by_name.get(name, "") for name in names] for split, names in self.names().items()}
+
+    def blocks(self, other: Mapping[str, str] | None = None) -> Blocks:
+        """The pictures themselves, or in the place of each one the `other` picture that its name leads to."""
+
         def blocks() -> Iterator[Block]:
-            for (members, _), row in zip(parts, rows, strict=True):
-                places: dict[str, list[tuple[str, int]]] = {}  # several images may share a picture
+            for (members, _), row in zip(self.parts, self.rows, strict=True):
+                places: dict[str, list[tuple[str, int]]] = {}  # several images may share another picture
                 for name, place in row.items():
-                    places.setdefault(names[name], []).append(place)
+                    places.setdefault(name if other is None else other[name], []).append(place)
                 for name, data in members.read(list(places)):
-                    yield from ((*place, data, name) for place in places[name])
+                    yield from (Block(*place, data, name) for place in places[name])
 
         return blocks
 
-    def spans() -> dict[str, list[Span]]:
-        found: dict[str, list[Any]] = {split: [None] * n for split, n in counts.items()}
-        for (members, _), row in zip(parts, rows, strict=True):
+    def spans(self) -> dict[str, list[Span]]:
+        """By split, where the pictures lie."""
+        found: dict[str, list[Any]] = {split: [None] * n for split, n in self.counts.items()}
+        for (members, _), row in zip(self.parts, self.rows, strict=True):
             where = members.spans()
             for name, (split, i) in row.items():
                 found[split][i] = where[name]
         return found
 
-    def some() -> Iterator[tuple[str, bytes]]:
-        members, row = parts[0][0], list(rows[0])
+    def probe(self) -> Iterator[tuple[str, bytes]]:
+        """A few pictures of the first part, evenly apart."""
+        (members, _), row = self.parts[0], list(self.rows[0])
         return members.read(row[:: max(1, len(row) // PROBES)][:PROBES])
-
-    kind = np.uint8 if multilabel else np.int64
-    arrays = {split: np.asarray(y, kind) for split, y in labels.items()} if classes else {}
-    names: dict[str, list[str]] = {split: [] for split in counts} if named else {}
-    for row in rows if named else ():
-        for name, (split, _) in row.items():
-            names[split].append(name)
-    return Source(
-        title,
-        tuple(classes),
-        counts,
-        arrays,
-        blocks,
-        probe=some if probe else None,
-        spans=spans,
-        names=names,
-        multilabel=multilabel,
-        captions=texts if captions else {},
-        rule=rule,
-        further={kind: blocks_of(names) for kind, names in (further or {}).items()},
-    )

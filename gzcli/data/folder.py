@@ -1,10 +1,8 @@
-"""The user's own images: a folder, zip, tar, npz or dataset folder, and what its layout says of splits and
-classes."""
+"""Pictures of a folder, zip or tar: their splits and classes, and what files beside them tell."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import NamedTuple
@@ -12,55 +10,37 @@ from typing import NamedTuple
 import numpy as np
 
 from gzcli.data.archives import Members, open_members
-from gzcli.data.build import Source
 from gzcli.data.conditions import CAPTIONS, TARGETS, further_of
-from gzcli.data.encoded import encoded
-from gzcli.data.kinds import KINDS, LABEL, METADATA, Wanted, is_picture, may_be_picture
+from gzcli.data.encoded import Encoded
+from gzcli.data.forms import Decoding, Form
+from gzcli.data.kinds import KINDS, LABEL, METADATA, is_picture, may_be_picture
 from gzcli.data.layout import placed, scored
 from gzcli.data.pictures import decode
-from gzcli.data.walk import is_regular, read_regular
+from gzcli.data.raw_images import RawImages
+from gzcli.data.walk import read_regular
 from gzcli.errors import MissingError, UsageError
 
 
-def open_path(path: Path, form: str | None = None, *, foreign: bool = False) -> Source:
-    """The images at a path: folder, zip, tar, npz or dataset folder. `form`: how the folders of pictures are
-    meant (of
-    `layout.FORMS`); pictures that are only to be scored (`foreign`) lie in whatever folders. Raises
-    UsageError or MissingError for what is not a set."""
-    if path.suffix.lower() == ".npz" and is_regular(path):
-        from gzcli.data.npz import npz
+def pictures(title: str, members: Members, form: Form) -> RawImages:
+    """The encoded pictures among the members of a folder or an archive, in one of the layouts of `layout.py`.
 
-        source = npz(path)
-    else:
-        from gzcli.data.dataset_folder import dataset_folder, is_dataset_folder
+    What a picture shows may be told beside it:
+    - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, whose names are relative to it. It may name
+      further pictures ("control": …, "before": …), which then are no images of the set themselves.
+    - `NAME.txt`, a caption
+    - `NAME.cls`, a label in the place of what the folders say
 
-        if not is_dataset_folder(path):
-            wanted = Wanted()
-            members = open_members(path, wanted)
-            archives = [kind for kind in (".tar", ".zip", ".npz") if kind in wanted.others]
-            if archives and not any(map(is_picture, members.names)):
-                hint = "give one of them; what lies in several, unpack into one folder"
-                raise MissingError(f"`{path}` holds archives ({' '.join(archives)}) and no images", hint=hint)
-            source = pictures(str(path), members, form, foreign=foreign)
-            return replace(source, notes=[*source.notes, *wanted.notes])
-        source = dataset_folder(path)
-    if form:
-        raise UsageError(f"`{path}` has no folders of pictures", hint="leave `--layout` out")
-    return source
+    title: what messages call the set
+    form: the layout, and whether the images are scored only
 
-
-def pictures(title: str, members: Members, form: str | None = None, *, foreign: bool = False) -> Source:
-    """Encoded pictures in one of the layouts of `layout.py`. Captions are the lines of a `metadata.jsonl`
-    ({"file_name": …,
-    "text": …}, relative to it) or a `NAME.txt` beside the picture. A line may name further pictures of its
-    image
-    ("control": …, "before": …), which are then no images of the set themselves. A `NAME.cls` is its label, in
-    the place of what the folders say."""
+    Raises UsageError for what is ambiguous or incomplete, MissingError where there are no pictures.
+    """
     names = [name for name in members.names if is_picture(name)]
     if not names:
         raise MissingError(f"`{title}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
-    lines, beside = _told(title, members, names)
-    further = {kind: {} for line in lines.values() for kind in line.further}
+    lines, captions = _told(title, members, names)
+    captions |= {name: line.caption for name, line in lines.items()}
+    further: dict[str, dict[str, str]] = {kind: {} for line in lines.values() for kind in line.further}
     for kind, given in further.items():
         given |= {name: line.further[kind] for name, line in lines.items() if kind in line.further}
     hidden = {name for given in further.values() for name in given.values()}.difference(lines)
@@ -71,27 +51,44 @@ def pictures(title: str, members: Members, form: str | None = None, *, foreign: 
             raise UsageError(
                 f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`", hint=hint
             )
-    labels = {} if foreign else _labels(title, members, names)
-    found = scored(names) if foreign else placed(title, names, form, {} if labels else _annotated(members))
+    labels = {} if form.foreign else _labels(title, members, names)
+    annotated = {} if labels else _annotated(members)
+    found = scored(names) if form.foreign else placed(title, names, form.layout, annotated)
     if labels:
         found.places = {name: (split, labels[name]) for name, (split, _) in found.places.items()}
-    every = {label for _, label in found.places.values() if label is not None}
-    numbered = labels and all(label.isdecimal() and len(label) < 6 for label in every)
-    classes = tuple(map(str, range(max(map(int, every)) + 1))) if numbered else tuple(sorted(every))
-    number = (
-        {label: int(label) for label in every} if numbered else {label: i for i, label in enumerate(classes)}
+    classes, number = _numbered({label for _, label in found.places.values()} - {None}, bool(labels))
+    places = {name: (split, number[label]) for name, (split, label) in found.places.items()}
+    images = Encoded(title, [(members, places)])
+    return RawImages(
+        title,
+        classes,
+        images.counts,
+        images.labels() if classes else {},
+        images.blocks(),
+        probe=images.probe,
+        spans=images.spans,
+        captions=images.captions(captions),
+        names=images.names(),
+        further={kind: images.blocks(given) for kind, given in further.items()},
+        notes=[*members.notes, *found.notes],
     )
-    rows = {name: (split, number.get(label)) for name, (split, label) in found.places.items()}
-    captions = beside | {name: line.caption for name, line in lines.items()}
-    source = encoded(
-        title, classes, [(members, rows)], captions=captions, further=further, probe=True, named=True
-    )
-    return replace(source, notes=[*members.notes, *found.notes])
+
+
+def _numbered(labels: set[str | None], given: bool) -> tuple[tuple[str, ...], dict[str | None, int | None]]:
+    """The classes that labels make, and the number of each label (None of None).
+
+    given: whether the labels stand in files: then numbers of up to five digits mean themselves
+    """
+    texts = {label for label in labels if label is not None}
+    if given and all(label.isdecimal() and len(label) < 6 for label in texts):
+        return tuple(map(str, range(max(map(int, texts)) + 1))), {label: int(label) for label in texts}
+    classes = tuple(sorted(texts))
+    return classes, {None: None, **{label: i for i, label in enumerate(classes)}}
 
 
 def _labels(title: str, members: Members, names: list[str]) -> dict[str, str]:
-    """The labels in `NAME.cls` files beside pictures, or {}. Raises UsageError where only some pictures have
-    one."""
+    """The labels in `NAME.cls` files beside pictures, by picture; {} without. Raises UsageError where only
+    some pictures have one."""
     beside = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
     wanted = [name for name in members.names if name in beside]
     found = (
@@ -108,8 +105,8 @@ def _labels(title: str, members: Members, names: list[str]) -> dict[str, str]:
 
 
 def _annotated(members: Members) -> dict[str, str]:
-    """The classes that TinyImageNet's `SPLIT/SPLIT_annotations.txt` give to `SPLIT/images/…`: NAME, tab,
-    class, tab, box."""
+    """The classes of pictures `SPLIT/images/NAME` by TinyImageNet's `SPLIT/SPLIT_annotations.txt`, whose
+    lines are NAME, class and box with tabs between."""
     wanted = [name for name in members.names if name.endswith("_annotations.txt") and "/" in name]
     found: dict[str, str] = {}
     for name, data in members.read(wanted) if wanted else ():
@@ -119,19 +116,26 @@ def _annotated(members: Members) -> dict[str, str]:
 
 
 class _Line(NamedTuple):
-    """What a line of `metadata.jsonl` says of a picture; names are relative to it."""
+    """A line of `metadata.jsonl`.
+
+    picture: name of the image
+    caption: its text
+    further: names of its further pictures by their kind
+    """
 
     picture: str
     caption: str
-    further: dict[str, str]  # kind → name of that picture
+    further: dict[str, str]
 
 
 def _told(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
-    """What the lines of `metadata.jsonl` say, by picture, and the captions of text files beside pictures;
-    names in both are those of members."""
+    """The lines of `metadata.jsonl`, and the captions of text files beside pictures, both by picture. Names
+    are those of members."""
     beside = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
     wanted = [name for name in members.names if name in beside or PurePosixPath(name).name == METADATA]
-    lines, captions, known = {}, {}, set(names)
+    lines: dict[str, _Line] = {}
+    captions: dict[str, str] = {}
+    known = set(names)
     for name, data in members.read(wanted) if wanted else ():
         try:
             text = data.decode("utf-8-sig")
@@ -160,8 +164,8 @@ def _told(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Li
 
 
 def _metadata_line(line: str, where: str) -> _Line:
-    """A line of `metadata.jsonl`. Keys may end in `_file_name`, as the `datasets` library has it; one that
-    may name a picture but does not ("source": "flickr") says nothing."""
+    """A line of `metadata.jsonl`, read. Keys may end in `_file_name`, as the `datasets` library has it. A key
+    of `conditions.FURTHER` whose value names no picture, as {"source": "flickr"}, says nothing."""
     hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
@@ -185,8 +189,12 @@ def _metadata_line(line: str, where: str) -> _Line:
 
 
 def read_pictures(path: Path, *, size: int, channels: int, limit: int | None) -> np.ndarray:
-    """The picture at `path`, or the first `limit` (None: all) of a folder, zip or tar in order of names:
-    uint8 [n, C, size, size].
+    """Pictures that are no data set, in order of their names: uint8 [n, C, size, size].
+
+    path: a picture, or a folder, zip or tar of pictures
+    size: pixels a side
+    channels: 1 (grey) or 3 (RGB)
+    limit: pictures at most; None: all
 
     Raises MissingError where there are none, or one does not decode.
     """
@@ -194,11 +202,12 @@ def read_pictures(path: Path, *, size: int, channels: int, limit: int | None) ->
         raise MissingError(
             f"there is no `{path}`", hint="give a picture, or a folder, zip or tar of pictures"
         )
+    how = Decoding(size, channels)
     if path.is_file() and is_picture(path.name):
-        return np.stack([decode(read_regular(path), str(path), size=size, channels=channels)[0]])
+        return np.stack([decode(read_regular(path), str(path), how)[0]])
     members = open_members(path, is_picture)
     if not members.names:
         raise MissingError(f"`{path}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
     read = members.read(sorted(members.names)[:limit])
-    found = {name: decode(data, name, size=size, channels=channels)[0] for name, data in read}
+    found = {name: decode(data, name, how)[0] for name, data in read}
     return np.stack([found[name] for name in sorted(found)])

@@ -35,13 +35,18 @@ class _NoRanges(Exception):
 
 
 class _Stopped(Exception):
-    """Ctrl-C came."""
+    """The user pressed Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """The bytes from `start` to `end` of a file of `total` bytes, which are None where the server does not
-    say."""
+    """A range of a file on its way.
+
+    path: where its bytes go
+    start: bytes of the file before it
+    end: bytes of the file up to its end; None where the server does not say
+    total: bytes of the file; None where the server does not say
+    """
 
     path: Path
     start: int
@@ -65,12 +70,19 @@ class _Piece:
         """The range that is missing; None: the file from its beginning."""
         if self.total is None or (self.is_file and not self.got):
             return None
-        return f"bytes={self.start + self.got}-{'' if self.end == self.total else self.end - 1}"
+        last = "" if self.end is None or self.end == self.total else self.end - 1
+        return f"bytes={self.start + self.got}-{last}"
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """A file of `size` bytes (about, unless `exact`: then the server says) into `part`, from where an earlier
-    try ended.
+    """A file into `part`, from where an earlier try ended.
+
+    url: the file's address
+    part: the file on its way; pieces lie beside it
+    size: bytes of the file
+    exact: whether `size` is exact; if not, the server's word counts
+    report: takes bytes so far and in all
+    say: takes a line about each new attempt
 
     Raises Refused; what came is kept.
     """
@@ -79,7 +91,7 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
     total, ranges = size if exact else None, False
     if size >= LARGE or not exact:
         seen, ranges = _patiently(url, lambda: _look(url), lambda: 0, threading.Event(), say)
-        if exact and seen not in (None, size):
+        if exact and seen is not None and seen != size:
             raise Refused(wrong_size(seen, size))
         total = seen or total
     pieces = _pieces(part, total, PIECES if ranges and (total or 0) >= LARGE else 1)
@@ -122,18 +134,18 @@ def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
     """The file in `count` equal ranges, the last a little shorter; those that `part` covers already are one.
 
     `part` reaches into a later range in two cases. If that range lies beside it whole, appending it was
-    interrupted:
-    `part` is cut back to where it begins. Else a single connection came so far, and goes on to the end of
-    that range.
+    interrupted: `part` is cut back to where the range begins. Else a single connection came so far, and goes
+    on to the end of that range.
     """
     if size_of(part) > (total or 0):
         part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
     step = -(-(total or 0) // count)
-    bounds = [0, *(step * i for i in range(1, count)), total]
+    starts = [step * i for i in range(count)]
     paths = [part, *(part.with_name(f"{part.name}{i}") for i in range(1, count))]
-    rows = [_Piece(path, *span, total) for path, *span in zip(paths, bounds, bounds[1:], strict=False)]
+    ends = [*starts[1:], total]
+    rows = [_Piece(path, start, end, total) for path, start, end in zip(paths, starts, ends, strict=True)]
     for row in rows[1:]:
-        if row.got > row.end - row.start:
+        if row.end is not None and row.got > row.end - row.start:
             row.path.unlink()
     reached = max(0, -(-size_of(part) // step) - 1) if step else 0
     if reached and rows[reached].is_whole:
@@ -156,8 +168,8 @@ def _join(pieces: list[_Piece]) -> None:
 
 
 def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Every piece, all at once; then what is missing one after the other, if the server refused so many
-    connections."""
+    """Fetches all pieces at once. If the server refuses so many connections, what is missing then comes piece
+    after piece."""
     try:
         _together(url, pieces, pieces, report, say)
     except (Refused, _NoRanges) as e:
@@ -169,8 +181,8 @@ def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
 
 
 def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
-    """`some` of the pieces, each in a thread. When all have ended, raises what the first of them raised that
-    failed."""
+    """Fetches `some` of the pieces, each in a thread. When all threads have ended, raises the first error of
+    them."""
     stop, errors = threading.Event(), []
 
     def work(piece: _Piece) -> None:
@@ -232,7 +244,7 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
                 total = found.length
             else:
                 raise _NoRanges("sends the whole file instead of a piece")
-            if None not in (total, piece.total) and total != piece.total:
+            if total is not None and piece.total is not None and total != piece.total:
                 raise Refused(wrong_size(total, piece.total))
             with open(piece.path, "ab" if resumed else "wb") as out:
                 _pour(found, out, None if piece.end is None else piece.end - piece.start, stop)

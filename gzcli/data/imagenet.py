@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from gzcli.data.archives import Folder, Span, Tar
-from gzcli.data.build import Source
-from gzcli.data.encoded import Part, Place, encoded
+from gzcli.data.archives import Folder, Tar
+from gzcli.data.encoded import Place, PlacedMembers, encoded
+from gzcli.data.raw_images import RawImages, Span
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError
 
 
-def imagenet(spec: DataSpec, folder: Path) -> Source:
+def imagenet(spec: DataSpec, folder: Path) -> RawImages:
     """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet
-    numbers. Cut as in the diffusion literature (`pictures.decode`, rule "adm")."""
+    numbers. Cropped as in the diffusion literature (`pictures.adm`)."""
     train, test = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
     wnids = sorted({wnid for _, wnid in train[1].values()})
-    if strange := {wnid for _, wnid in test[1].values()}.difference(wnids):
+    if unknown := {wnid for _, wnid in test[1].values()}.difference(wnids):
         hint = f"`gz data verify {spec.name}` checks its files"
-        raise MissingError(f"`{spec.name}` has no training pictures of `{min(strange)}`", hint=hint)
+        raise MissingError(f"`{spec.name}` has no training pictures of `{min(unknown)}`", hint=hint)
     number = {wnid: i for i, wnid in enumerate(wnids)}
     parts = [
         (members, {name: (s, number[wnid]) for name, (s, wnid) in places.items()})
         for members, places in (train, test)
     ]
-    return encoded(spec.title, _class_names(wnids), parts, rule="adm")
+    return replace(encoded(spec.title, _class_names(wnids), parts), rule="adm")
 
 
 def _class_names(wnids: list[str]) -> list[str]:
-    """The usual short names; the WordNet numbers of a copy that has not all the classes."""
+    """The usual short names of the classes; their WordNet numbers for a copy that lacks some classes."""
     if len(wnids) != 1000:
         return wnids
     from torchvision.models import ResNet18_Weights
@@ -38,10 +40,10 @@ def _class_names(wnids: list[str]) -> list[str]:
     return list(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
-def _from_folders(folder: Path) -> tuple[Part, Part]:
-    """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; the labels are WordNet numbers for now."""
+def _from_folders(folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
+    """`train/n01440764/….JPEG` and `val/n01440764/….JPEG`; as labels WordNet numbers."""
 
-    def part(top: str, split: str) -> Part:
+    def part(top: str, split: str) -> PlacedMembers:
         members = Folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation pictures into class folders, or give the three official archives"
@@ -53,9 +55,9 @@ def _from_folders(folder: Path) -> tuple[Part, Part]:
     return part("train", "train"), part("val", "test")
 
 
-def _from_archives(spec: DataSpec, folder: Path) -> tuple[Part, Part]:
-    """A tar of one tar a class; a flat tar of validation pictures; their classes are in the development
-    kit."""
+def _from_archives(spec: DataSpec, folder: Path) -> tuple[PlacedMembers, PlacedMembers]:
+    """Training pictures from a tar of one tar a class; validation pictures from a flat tar, whose classes are
+    in the development kit. As labels WordNet numbers."""
     kit, val, train = (folder / file.name for file in spec.files)
     nested = Nested(train)
     flat = Tar(val, lambda name: name.endswith(".JPEG"))
@@ -71,8 +73,8 @@ def _from_archives(spec: DataSpec, folder: Path) -> tuple[Part, Part]:
 
 
 def _ground_truth(kit: Path) -> list[str]:
-    """The WordNet number of each validation picture, by the kit's `meta.mat` and its list of numbers from 1
-    on."""
+    """The WordNet number of each validation picture. The kit lists numbers from 1 on, whose WordNet numbers
+    are in its `meta.mat`."""
     from io import BytesIO
 
     from scipy.io import loadmat
@@ -87,10 +89,12 @@ def _ground_truth(kit: Path) -> list[str]:
 
 
 class Nested:
-    """The members of the tars in a tar, as `OUTER/INNER`, read in place. None of them may be compressed."""
+    """The members of the tars in a tar, under names OUTER/INNER, read in place. No tar may be compressed."""
+
+    notes: list[str] = []
 
     def __init__(self, path: Path):
-        self.path, self.notes = path, []
+        self.path = path
         self._outer = Tar(path, lambda name: name.endswith(".tar"))
         self._spans = {name: span for name, span, _ in self._walk()}
         self.names = list(self._spans)
@@ -104,8 +108,13 @@ class Nested:
     def spans(self) -> dict[str, Span]:
         return self._spans
 
-    def _walk(self) -> Iterator:
+    def _walk(self) -> Iterator[tuple[str, Span, Callable[[], bytes]]]:
         """(name, where it lies, a function that reads it) of each member of each tar."""
+
+        def read(inner: tarfile.TarFile, picture: tarfile.TarInfo) -> bytes:
+            file = inner.extractfile(picture)
+            return file.read() if file else b""
+
         with self._outer.opened() as outer:
             for member in outer:
                 if not member.name.endswith(".tar"):
@@ -117,4 +126,4 @@ class Nested:
                                 str(self.path), member.offset_data + picture.offset_data, picture.size, False
                             )
                             name = f"{PurePosixPath(member.name).stem}/{PurePosixPath(picture.name).name}"
-                            yield name, span, lambda inner=inner, p=picture: inner.extractfile(p).read()
+                            yield name, span, partial(read, inner, picture)

@@ -5,33 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import PurePosixPath
 
-# Pillow's names. It has readers for more, some of which start another program (EPS: Ghostscript): those are
-# never tried. TGA comes last: it has no mark at its beginning, so that its reader looks at everything that no
-# other one knows.
+# Pillow's names of the formats that are read. Other readers of Pillow are never tried: some start another
+# program (EPS: Ghostscript). TGA comes last: such a file has no mark at its beginning, so that its reader
+# tries every file that no other reader takes.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
-SUFFIXES = (
-    ".png",
-    ".apng",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".avif",
-    ".jp2",
-    ".j2k",
-    ".tga",
-)
-KINDS = " ".join(suffix[1:] for suffix in SUFFIXES)
+KINDS = "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k tga"
+SUFFIXES = tuple(f".{kind}" for kind in KINDS.split())
 
 METADATA = "metadata.jsonl"
 LABEL = ".cls"  # what WebDataset calls the file of a picture's label
@@ -61,7 +40,7 @@ def is_text(name: str) -> bool:
 
 
 class Wanted:
-    """Tells pictures and what is said of them from other files, whose kinds it counts."""
+    """Chooses pictures and files that say something of them, and counts the kinds of all other files."""
 
     def __init__(self) -> None:
         self.others: Counter[str] = Counter()
@@ -87,5 +66,5 @@ class Wanted:
 
 
 def counted(n: int, what: str) -> str:
-    """1 file, 2,000 files"""
+    """A number with its noun: `1 file`, `2,000 files`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -9,11 +9,11 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 
 
 def chosen(text: str, classes: Sequence[str]) -> list[int]:
-    """The numbers of the classes that a text names: `cat`, `3`, or a list `cat,dog`; a name that holds a
-    comma is quoted, as in CSV: `"x,y",dog`. A name as it is spelt comes first, then one in other letters (`-`
-    and `_` alike), then a number.
+    """The numbers of the classes that a text names: `cat`, `3`, or a list `cat,dog`. A name that holds a
+    comma is quoted, as in CSV: `"x,y",dog`. A word is taken for the name that is spelt so; else for a name
+    that differs in capitals, `-` and `_` alone; else for a number.
 
-    Raises UsageError for what names none, or may be two.
+    Raises UsageError for a word that means no class, or may mean two.
     """
     if not classes:
         raise UsageError("`--label` needs a data set with classes")

@@ -1,5 +1,5 @@
-"""What the folders around pictures say of their splits and classes. What can be meant in two ways is refused,
-and named."""
+"""What the folders around pictures mean: splits and classes. Folders that can be meant in two ways are
+refused, with a message that names them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from gzcli.data.kinds import counted
 from gzcli.errors import UsageError
 
-FORMS = ("flat", "classes", "splits", "class-splits")  # what `--layout` takes
+LAYOUTS = ("flat", "classes", "splits", "class-splits")  # what `--layout` takes
 HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
 ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
 
@@ -19,19 +19,24 @@ _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|s
 _IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)")
 _MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
 
-Place = tuple[str, "str | None"]  # split, class
-
 
 @dataclass
 class Placed:
-    """Where each picture belongs, and what was left out of the set."""
+    """Where each picture belongs.
 
-    places: dict[str, Place] = field(default_factory=dict)
+    places: (split, class or None) of each picture by its name
+    notes: what was left out of the set, and why
+    """
+
+    places: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def split_of(folder: str) -> tuple[str, str] | None:
-    """`test`, `testing`, `Test Images` → ("test", ""); `trainA` → ("train", "A"); else None"""
+def split_of(folder: str | None) -> tuple[str, str] | None:
+    """The split and the domain that a folder's name means: `test`, `testing`, `Test Images` → ("test", "");
+    `trainA` → ("train", "A"); None for another name."""
+    if folder is None:
+        return None
     if pair := re.fullmatch(r"(train|val|test)([AB])", folder):
         return pair[1], pair[2]
     word = re.sub(r"[\s._-]", "", folder.lower())
@@ -46,60 +51,66 @@ def split_of(folder: str) -> tuple[str, str] | None:
 
 
 def placed(
-    title: str, names: Iterable[str], form: str | None = None, told: Mapping[str, str] | None = None
+    title: str, names: Iterable[str], layout: str | None = None, told: Mapping[str, str] | None = None
 ) -> Placed:
-    """The splits and classes of pictures by their folders; `form` (of FORMS) says how these are meant, else
-    they tell it.
+    """The splits and classes of pictures by their folders.
 
-    `told`: classes of pictures that a list beside them names (TinyImageNet's `val_annotations.txt`). Raises
-    UsageError that names a folder which is ambiguous.
+    title: what messages call the set
+    names: of the pictures, relative to the set
+    layout: what the folders mean, of LAYOUTS; None: what their names say
+    told: classes of pictures that a list beside them names (TinyImageNet's `val_annotations.txt`)
+
+    Raises UsageError that names a folder which is ambiguous.
     """
-    folders = _without_lone(names, form)
-    form = form or _form(title, folders)
-    if form == "flat":
+    folders = _without_lone(names, layout)
+    layout = layout or _layout(title, folders)
+    if layout == "flat":
         return Placed(dict.fromkeys(folders, ("train", None)))
-    if form == "classes":
+    if layout == "classes":
         return _without_one_class(
             Placed({name: ("train", _class(title, name, f)) for name, f in folders.items()})
         )
     out = Placed()
-    if form == "class-splits":
+    if layout == "class-splits":
         for name, f in folders.items():
-            if len(f) < 2 or not split_of(f[1]):
+            if len(f) < 2 or not (found := split_of(f[1])):
                 raise UsageError(f"`{title}` has `{name}`, which is in no split of a class", hint=ASK)
-            out.places[name] = split_of(f[1])[0], f[0]
+            out.places[name] = found[0], f[0]
         return _checked(title, out, folders)
     return _without_one_class(_checked(title, _by_split(title, folders, told or {}, out), folders))
 
 
 def scored(names: Iterable[str]) -> Placed:
-    """The splits of pictures that are only scored, whatever their layout and without classes: their own where
-    all lie in folders of splits, but for what marks pictures; else one."""
+    """The splits of pictures that are scored only, in whatever layout and without classes: their own where
+    all of them lie in folders of splits, apart from pictures that mark others (masks); else all are of
+    one."""
     folders = _without_lone(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
     splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
-    if not splits or not all(splits.values()):
+    found = {name: (split[0], None) for name, split in splits.items() if split}
+    if not found or len(found) < len(splits):
         return Placed(dict.fromkeys(folders, ("train", None)))
-    return Placed({name: (split, None) for name, (split, _) in splits.items()})
+    return Placed({**found})
 
 
-def _without_lone(names: Iterable[str], form: str | None) -> dict[str, tuple[str, ...]]:
-    """name → the folders it lies in, without those that are around everything and mean nothing."""
+def _without_lone(names: Iterable[str], layout: str | None) -> dict[str, tuple[str, ...]]:
+    """The folders in which each picture lies, by its name, without those that hold all pictures and so mean
+    nothing."""
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}
     while True:
         heads = {f[0] if f else None for f in folders.values()}
         head = next(iter(heads), None)
-        if len(heads) != 1 or head is None or (form in (None, "splits") and split_of(head)):
+        if len(heads) != 1 or head is None or (layout in (None, "splits") and split_of(head)):
             return folders
         inner = {name: f[1:] for name, f in folders.items()}
-        if form == "classes" and not all(inner.values()):
+        if layout == "classes" and not all(inner.values()):
             return folders
-        if form == "class-splits" and all(f and split_of(f[0]) for f in inner.values()):
+        if layout == "class-splits" and all(f and split_of(f[0]) for f in inner.values()):
             return folders
         folders = inner
 
 
-def _form(title: str, folders: Mapping[str, tuple[str, ...]]) -> str:
+def _layout(title: str, folders: Mapping[str, tuple[str, ...]]) -> str:
     """How the folders are meant. Raises UsageError where that is not clear."""
     heads = sorted({f[0] for f in folders.values() if f})
     splits = [head for head in heads if split_of(head)]
@@ -138,7 +149,8 @@ def _form(title: str, folders: Mapping[str, tuple[str, ...]]) -> str:
 def _by_split(
     title: str, folders: Mapping[str, tuple[str, ...]], told: Mapping[str, str], out: Placed
 ) -> Placed:
-    """SPLIT/CLASS/…, SPLIT/… or SPLITA/…; what marks pictures (`ground_truth`) is left out."""
+    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…; folders that mark pictures (`ground_truth`)
+    are left out."""
     inside: dict[str, dict[str, tuple[str, ...]]] = {}  # split folder → name → folders in it
     for name, f in folders.items():
         if f and split_of(f[0]):
@@ -150,29 +162,30 @@ def _by_split(
             f"{counted(len(masks), 'picture')} of `{folders[masks[0]][0]}` skipped: they mark others"
         )
     by_split: dict[tuple[str, str], str] = {}
-    for head in sorted(inside):
-        if (other := by_split.setdefault(split_of(head), head)) != head:
+    splits = {head: found for head in sorted(inside) if (found := split_of(head))}
+    for head, meant in splits.items():
+        if (other := by_split.setdefault(meant, head)) != head:
             raise UsageError(
                 f"`{title}` has `{other}` and `{head}`, which are one split", hint="put them into one folder"
             )
     inside = _without_lone_inside(inside)
     train = {
-        f[0] if f else None for head in inside for f in inside[head].values() if split_of(head)[0] == "train"
+        f[0] if f else None for head in inside for f in inside[head].values() if splits[head][0] == "train"
     }
     for head, rows in inside.items():
-        split, domain = split_of(head)
+        split, domain = splits[head]
         if domain:
             out.places |= dict.fromkeys(rows, (split, domain))
         else:
-            _place_split(title, head, rows, train, told, out)
+            _place_split(title, head, split, rows, train, told, out)
     return out
 
 
 def _without_lone_inside(
     inside: dict[str, dict[str, tuple[str, ...]]],
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Without a folder that every split has and that holds all of it (`train/images test/images`), and
-    without the folder of a split in itself (`training_set/training_set`)."""
+    """The same without two kinds of folders that mean nothing: one of one name that holds all of every split
+    (`train/images test/images`), and that of a split inside itself (`training_set/training_set`)."""
     while True:
         heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
         lone = {
@@ -192,13 +205,19 @@ def _without_lone_inside(
 def _place_split(
     title: str,
     head: str,
+    split: str,
     rows: Mapping[str, tuple[str, ...]],
     train: set[str | None],
     told: Mapping[str, str],
     out: Placed,
 ) -> None:
-    """One split's pictures: its classes are among those of `train`, or it has none, as train has none."""
-    split, _ = split_of(head)
+    """Places of one split's pictures: its classes are among those of train, or it has none where train has
+    none.
+
+    head: the split's folder
+    rows: the folders inside it of each picture, by name
+    train: the classes of train; None among them for pictures outside of class folders
+    """
     classes = {name: told.get(name, f[0] if f else None) for name, f in rows.items()}
     found = set(classes.values())
     if None in found and len(found) > 1:
@@ -214,32 +233,35 @@ def _place_split(
     ):
         out.notes.append(f"{counted(len(rows), 'picture')} of `{head}` skipped: they have no labels")
         return
-    strange = sorted(label for label in found - train if label is not None)
-    if split != "train" and strange:
-        if len(train) != 1 or None in train:
-            message = f"`{head}/{strange[0]}` of `{title}` is a class that `train` has not"
+    unknown = sorted(label for label in found - train if label is not None)
+    if split != "train" and unknown:
+        known = sorted(label for label in train if label is not None)
+        if len(train) != 1 or not known:
+            message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` has not"
             raise UsageError(message, hint=f"take it out, or name it as in `train`; {ASK}")
-        named = f"`{head}/{strange[0]}`" + (f" and {len(strange) - 1} others" if len(strange) > 1 else "")
-        count = sum(label in strange for label in classes.values())
-        out.notes.append(f"{counted(count, 'picture')} of {named} skipped: `train` has only `{min(train)}`")
+        named = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
+        count = sum(label in unknown for label in classes.values())
+        out.notes.append(f"{counted(count, 'picture')} of {named} skipped: `train` has only `{known[0]}`")
         classes = {name: label for name, label in classes.items() if label in train}
     out.places |= {name: (split, label) for name, label in classes.items()}
 
 
 def _class(title: str, name: str, folders: tuple[str, ...]) -> str:
+    """The class of a picture in class folders. Raises UsageError for one beside them."""
     if not folders:
         raise UsageError(f"`{title}` has images beside its class folders, as `{name}`", hint=f"{HINT}; {ASK}")
     return folders[0]
 
 
 def _checked(title: str, out: Placed, folders: Mapping[str, tuple[str, ...]]) -> Placed:
+    """`out`, which has a split train. Raises UsageError where it has none."""
     if not any(split == "train" for split, _ in out.places.values()):
         raise UsageError(f"`{title}` has no `train` folder beside its splits", hint=f"{HINT}; {ASK}")
     return out
 
 
 def _without_one_class(out: Placed) -> Placed:
-    """A single class tells nothing apart: `train/images`, `train/good`."""
+    """Places without their class where there is only one: `train/images`, `train/good`."""
     if len({label for _, label in out.places.values()}) == 1:
         out.places = {name: (split, None) for name, (split, _) in out.places.items()}
     return out

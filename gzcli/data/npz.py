@@ -4,50 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from gzcli.data.archives import Zip
-from gzcli.data.build import Block, Source
 from gzcli.data.kinds import counted
+from gzcli.data.raw_images import Block, RawImages
+from gzcli.data.splits import SPLIT_NAMES
 from gzcli.errors import MissingError, UsageError
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-IMAGES, LABELS = (
-    ("images", "x", "X"),
-    ("labels", "y", "Y"),
-)  # beside a split: `train_images`, `x_train`, `train_x`
-ALONE = (
-    ("images", "x", "X", "samples", "arr_0"),
-    ("labels", "y", "Y", "arr_1"),
-)  # without one; as `gz sample --npz` writes
-NAMES = ("class_names", "classes", "label_names")
+# Names of arrays beside the name of a split: `train_images`, `x_train`, `train_x`.
+IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")
+# Names of arrays of a set without splits; `gz sample --npz` writes `samples`, `np.savez` writes `arr_0`.
+LONE_IMAGES, LONE_LABELS = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")
+CLASS_NAMES = ("class_names", "classes", "label_names")
 HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
 
 
 class Header(NamedTuple):
-    """Of an array of images: how many, its shape (C, H, W), and how it lies there."""
+    """What is known of an array of images.
+
+    n: how many
+    shape: (C, H, W) of an image
+    first: whether channels come first
+    fortran: whether it lies column by column
+    dtype: uint8 or uint16
+    """
 
     n: int
     shape: tuple[int, int, int]
-    first: bool  # channels come first
+    first: bool
     fortran: bool
     dtype: np.dtype
 
 
-def npz(path: Path) -> Source:
-    """MedMNIST's names (train_images, train_labels, val_…, test_…), Keras' (x_train, y_train, …), or `images`
-    and, if there are any, `labels`: images of HINT, labels [N], [N, 1] or [N, K]; `class_names` [K] if there
-    are any. uint16 is divided by
-    257. Streamed unless it lies column by column, never unpickled. Raises UsageError where it is none of
-    these."""
+def npz(path: Path) -> RawImages:
+    """The images of an npz, by the names of its arrays.
+
+    Images are uint8 or uint16 (divided by 257), [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
+    MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
+    any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`.
+
+    Raises UsageError where it is none of these.
+    """
     archive = _Npz(path)
     images, labels = _named(archive)
     if "train" not in images:
@@ -67,13 +69,13 @@ def npz(path: Path) -> Source:
     known = max(
         (rows.shape[1] if multilabel else int(rows.max()) + 1 for rows in y.values() if len(rows)), default=0
     )
-    names = next((name for name in NAMES if name in archive and y), None)
+    names = next((name for name in CLASS_NAMES if name in archive and y), None)
     classes = archive.names_of(names, known) if names else tuple(map(str, range(known)))
 
     def blocks() -> Iterator[Block]:
         for split, name in images.items():
             for start, rows in archive.images(name, headers[split]):
-                yield split, start, rows, name
+                yield Block(split, start, rows, name)
 
     unread = [name for name in archive if name not in {*images.values(), *labels.values(), names}]
     notes = (
@@ -82,14 +84,14 @@ def npz(path: Path) -> Source:
         else []
     )
     shape = headers["train"].shape
-    return Source(str(path), classes, counts, y, blocks, shape=shape, multilabel=multilabel, notes=notes)
+    return RawImages(str(path), classes, counts, y, blocks, shape=shape, notes=notes)
 
 
 def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
     """The names of the arrays of images, and of their labels, by split."""
 
     def of_splits(words: tuple[str, ...]) -> dict[str, str]:
-        forms = {split: [(s, word) for s in spelt for word in words] for split, spelt in SPLIT_WORDS.items()}
+        forms = {split: [(s, word) for s in spelt for word in words] for split, spelt in SPLIT_NAMES.items()}
         names = {
             split: [name for s, word in pairs for name in (f"{s}_{word}", f"{word}_{s}")]
             for split, pairs in forms.items()
@@ -98,15 +100,16 @@ def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
         return {split: name for split, name in found.items() if name}
 
     def alone(words: tuple[str, ...]) -> dict[str, str]:
-        return {"train": name for name in list(filter(archive.names.__contains__, words))[:1]}  # noqa: B035 (one at most)
+        name = next(filter(archive.names.__contains__, words), None)
+        return {"train": name} if name else {}
 
     if images := of_splits(IMAGES):
         return images, {split: name for split, name in of_splits(LABELS).items() if split in images}
-    return alone(ALONE[0]), alone(ALONE[1])
+    return alone(LONE_IMAGES), alone(LONE_LABELS)
 
 
 class _Npz:
-    """The arrays of an npz, read in blocks from the zip it is."""
+    """The arrays of an npz, which is a zip of `.npy` files."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -117,7 +120,8 @@ class _Npz:
         return iter(self.names)
 
     def header(self, name: str) -> Header:
-        """Raises UsageError for an array that is none of images, or that may be meant in two ways."""
+        """What is known of an array of images. Raises UsageError for an array that is none of images, or that
+        may be meant in two ways."""
         with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
             shape, dtype, fortran = self._header(f, name)
         what = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
@@ -129,23 +133,22 @@ class _Npz:
             raise UsageError(
                 f"{what}: channels first or last?", hint="put them last, or leave an axis of 1 out"
             )
-        if len(shape) == 3:
-            return Header(shape[0], (1, *shape[1:]), False, fortran, dtype)
-        order = (3, 1, 2) if last else (1, 2, 3)
-        return Header(shape[0], tuple(shape[axis] for axis in order), first, fortran, dtype)
+        n, *sides = shape
+        c, h, w = (1, *sides) if len(sides) == 2 else (sides[2], *sides[:2]) if last else sides
+        return Header(n, (c, h, w), first, fortran, dtype)
 
     def images(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, uint8 [n, C, H, W])"""
+        """(first row, uint8 [n, C, H, W]) in order."""
         c, h, w = header.shape
-        lies = (-1, c, h, w) if header.first else (-1, h, w, c)
+        shape = (-1, c, h, w) if header.first else (-1, h, w, c)
         for start, rows in self._blocks(name, header):
-            images = rows.reshape(lies) if header.first else rows.reshape(lies).transpose(0, 3, 1, 2)
+            images = rows.reshape(shape) if header.first else rows.reshape(shape).transpose(0, 3, 1, 2)
             wide = header.dtype != np.uint8
             yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
 
     def _blocks(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, its numbers and those of some more); of an array that lies column by column all at
-        once."""
+        """(first row, the numbers of some rows from it on). An array that lies column by column comes
+        whole."""
         if header.fortran:
             yield 0, np.ascontiguousarray(self._whole(name))
             return
@@ -191,12 +194,11 @@ class _Npz:
             f.seek(0)
             return np.lib.format.read_array(f, allow_pickle=False)
 
-    def _header(self, f, name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    def _header(self, f: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
         try:
             version = np.lib.format.read_magic(f)
-            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-                version, np.lib.format.read_array_header_2_0
-            )
+            first = version == (1, 0)
+            read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(f)
             if dtype.hasobject:
                 raise ValueError("it holds Python objects")

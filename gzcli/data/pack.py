@@ -1,13 +1,14 @@
-"""Packs: a set as uint8 memory-maps in the cache, opened by every process of a run. Importing this imports no
-numpy."""
+"""Packs: a set as uint8 memory-maps in the cache, opened by every process of a run. No heavy import at the
+top."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gzcli.data.conditions import FURTHER, in_words
+from gzcli.data.forms import Decoding
 from gzcli.data.kinds import counted
 from gzcli.store.files import read_json
 from gzcli.types import DataInfo
@@ -20,12 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackMeta:
-    """What a pack holds; `shape` is (C, H, W), `levels` the grey levels of the source, `digest` names the
-    content.
+    """What a pack holds.
 
-    A streamed set has no pixels here, only where its pictures lie; `skipped` are messages of pictures that do
-    not decode,
-    `notes` of what else was left out of the set.
+    name: the set's key
+    title: what it shows, or the path of the user's own
+    shape: (C, H, W) of an image
+    classes: names of the classes; () without labels
+    multilabel: whether an image may have any number of the classes
+    counts: images of "train", "val" and "test"
+    levels: grey levels of the source, 2 … 256
+    resized: whether any image was resized
+    digest: hash of the content
+    streamed: whether the pack holds no pixels, only where the pictures lie
+    skipped: messages of pictures that do not decode
+    source_channels: channels of the source, which may differ from those of `shape`
+    extras: what comes with each image, of `conditions.EXTRAS`
+    notes: what else was left out of the set, and why
     """
 
     name: str
@@ -33,19 +44,19 @@ class PackMeta:
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     multilabel: bool
-    counts: dict[str, int]  # "train", "val", "test"
+    counts: dict[str, int]
     levels: int
     resized: bool
     digest: str
     streamed: bool = False
     skipped: tuple[str, ...] = ()
-    source_channels: int = 1  # where `shape` may have others
-    extras: tuple[str, ...] = ()  # what comes with each image: "caption", "control", "before"
+    source_channels: int = 1
+    extras: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
-        """216 train, 24 val, 80 test; 10 classes airplane … truck; 4 files of unknown kinds skipped"""
+        """For people: `216 train, 24 val, 80 test; 10 classes airplane … truck; 4 files … skipped`."""
         splits = ", ".join(f"{n:,} {split}" for split, n in self.counts.items() if n)
         few = ", ".join(self.classes) if len(self.classes) < 4 else f"{self.classes[0]} … {self.classes[-1]}"
         kind = "attributes" if self.multilabel else "classes" if len(self.classes) != 1 else "class"
@@ -58,17 +69,18 @@ class PackMeta:
 class Pack:
     """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes.
 
-    `how` are the keywords of `pictures.decode` for a streamed set, whose pictures are decoded as they are
-    asked for.
+    folder: where it lies
+    meta: what it holds
+    how: how the pictures of a streamed set are decoded, as they are asked for; None for any other
     """
 
-    def __init__(self, folder: Path, meta: PackMeta, how: dict[str, Any] | None = None):
+    def __init__(self, folder: Path, meta: PackMeta, how: Decoding | None = None):
         self.folder, self.meta, self._how = folder, meta, how
         self._open: dict[str, np.ndarray] = {}
 
     def images(self, split: str) -> np.ndarray | Pictures:
-        """uint8 [N, C, H, W]; changes to it are not written back. A streamed set's are alike, indexed by
-        rows."""
+        """uint8 [N, C, H, W]; changes to it are not written back. Those of a streamed set are decoded as rows
+        of them are asked for."""
         if self._how is None:
             return self._load(split)
         from gzcli.data.stream import Pictures
@@ -88,12 +100,15 @@ class Pack:
         return read_json(self.folder / f"{split}_names.json")
 
     def further(self, split: str) -> dict[str, np.ndarray]:
-        """Further pictures of each image, uint8 [N, C, H, W] as the images: its `control`, its `before`; {}
-        without."""
+        """Further pictures of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without."""
         return {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
-        """What a model may know; `levels` None means the source's own."""
+        """What a model may know of the data.
+
+        levels: grey levels, 2 … 256; None: those of the source
+        steps: length of the run
+        """
         meta = self.meta
         return DataInfo(
             meta.shape, levels or meta.levels, meta.classes, meta.multilabel, meta.counts["train"], steps

@@ -1,5 +1,5 @@
-"""Parquet files as the hub keeps data sets in: found by split, read in batches where they lie, without a copy
-in a cache."""
+"""Parquet files, in which the hub keeps data sets: found by split, and read in batches where they lie,
+without a copy in a cache."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from gzcli.data.layout import split_of
 from gzcli.data.walk import read_regular
 from gzcli.errors import MissingError, UsageError
 
-BATCH = 64  # rows
-FEW = 30  # folders in a folder up to which it may be one of parquet
+BATCH_ROWS = 64  # that are read at a time
+MOST_FOLDERS = 30  # in a folder: one that holds more is a folder of classes
 NAMED_AS_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """The parquet files at a path, or in a folder and those below it, by split:
-    `train-00000-of-00002.parquet`,
-    `default/train/0000.parquet`. Files of no split are all of train where none has a split. {} where there
-    are none.
+    """The parquet files at a path, or in a folder and those below it, by split. A file's name tells its split
+    (`train-00000-of-00002.parquet`), or its folder's does (`default/train/0000.parquet`). Where neither does
+    of any file, all are of train. {} where there are no files.
 
     Raises UsageError where several sets (configurations) lie side by side.
     """
@@ -54,18 +53,25 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 
 
 def _found(path: Path, depth: int) -> list[Path]:
-    """Parquet files in a folder and in the few below it; a folder of very many is one of classes."""
+    """The parquet files in a folder and in those below it, to some depth."""
     names = sorted(name for name in os.listdir(path) if not name.startswith("."))
     found = [path / name for name in names if name.endswith(".parquet") and (path / name).is_file()]
     folders = [path / name for name in names if "." not in name and (path / name).is_dir()] if depth else []
-    below = [file for folder in folders for file in _found(folder, depth - 1)] if len(folders) <= FEW else []
+    below = (
+        [file for folder in folders for file in _found(folder, depth - 1)]
+        if len(folders) <= MOST_FOLDERS
+        else []
+    )
     return found + below
 
 
 class Parquet:
-    """The rows of parquet files. `kinds`: what each column holds ("image", "class", "int", "text" or "");
-    `classes`: the names of a column of class labels. Raises MissingError for what is no parquet, and without
-    pyarrow."""
+    """The rows of parquet files, as `dataset_folder.Columns`.
+
+    paths: the files, in order
+
+    Raises MissingError for a file that is no parquet, and without pyarrow.
+    """
 
     def __init__(self, paths: Sequence[Path]):
         try:
@@ -83,21 +89,21 @@ class Parquet:
 
     @cached_property
     def _features(self) -> dict[str, Any]:
-        """What the `datasets` library wrote of the columns."""
-        told = (self.files[0].schema_arrow.metadata or {}).get(b"huggingface")
-        return json.loads(told).get("info", {}).get("features") or {} if told else {}
+        """What the `datasets` library noted of each column."""
+        noted = (self.files[0].schema_arrow.metadata or {}).get(b"huggingface")
+        return json.loads(noted).get("info", {}).get("features") or {} if noted else {}
 
     def _kind(self, field: Any) -> str:
         import pyarrow as pa
 
         feature = self._features.get(field.name)
-        told = feature.get("_type") if isinstance(feature, dict) else None
-        if told == "ClassLabel" and feature.get("names"):
-            self.classes[field.name] = tuple(feature["names"])
+        noted: dict[str, Any] = feature if isinstance(feature, dict) else {}
+        if noted.get("_type") == "ClassLabel" and noted.get("names"):
+            self.classes[field.name] = tuple(noted["names"])
             return "class"
         cell = pa.types.is_struct(field.type) and {"bytes"} <= {part.name for part in field.type}
         raw = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-        if told == "Image" or cell or (raw and field.name.lower() in NAMED_AS_IMAGES):
+        if noted.get("_type") == "Image" or cell or (raw and field.name.lower() in NAMED_AS_IMAGES):
             return "image"
         if pa.types.is_integer(field.type):
             return "int"
@@ -134,7 +140,7 @@ class Parquet:
         self, column: str, files: Sequence[int] | None = None, groups: list[int] | None = None
     ) -> Iterator[Any]:
         for number in range(len(self.files)) if files is None else files:
-            yield from self.files[number].iter_batches(BATCH, columns=[column], row_groups=groups)
+            yield from self.files[number].iter_batches(BATCH_ROWS, columns=[column], row_groups=groups)
 
     def _picture(self, file: int, cell: Any) -> bytes | None:
         if cell is None or isinstance(cell, bytes):

@@ -1,32 +1,35 @@
-"""Readers of the publishers' own files: one function a layout, one line in PARSERS a set. Images stream in
+"""Readers of the publishers' own files: one function a layout, one line in PARSERS a set. Images come in
 blocks."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from gzcli.data.archives import Members, Tar, Zip
-from gzcli.data.build import Block, Source
 from gzcli.data.encoded import Place, encoded
 from gzcli.data.folder import pictures
+from gzcli.data.forms import Form
 from gzcli.data.imagenet import imagenet
 from gzcli.data.npz import npz
+from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError
 
-BLOCK = 256  # images
+BLOCK_IMAGES = 256  # that are read at a time
 
 
-def idx(spec: DataSpec, folder: Path) -> Source:
+def idx(spec: DataSpec, folder: Path) -> RawImages:
     """MNIST's layout: big-endian header (0, 0, type 8 = uint8, dimensions, sizes), then the bytes;
     gzipped."""
     stems = {"train": "train", "test": "t10k"}
@@ -43,15 +46,15 @@ def idx(spec: DataSpec, folder: Path) -> Source:
                     raise MissingError(
                         f"`{path}` holds {n} images of {h}×{w}", hint=f"`gz data verify {spec.name}`"
                     )
-                for start in range(0, n, BLOCK):
-                    rows = min(BLOCK, n - start)
+                for start in range(0, n, BLOCK_IMAGES):
+                    rows = min(BLOCK_IMAGES, n - start)
                     data = np.frombuffer(f.read(rows * h * w), np.uint8).reshape(rows, 1, h, w)
-                    yield split, start, data, path.name
+                    yield Block(split, start, data, path.name)
 
     return _arrays(spec, labels, blocks)
 
 
-def cifar(spec: DataSpec, folder: Path) -> Source:
+def cifar(spec: DataSpec, folder: Path) -> RawImages:
     """CIFAR's Python layout: a tar of pickled batches {data: uint8 [n, 3072] channel by channel, labels:
     list}; of CIFAR-100 one batch a split, `fine_labels`, and `meta` with the names of the classes."""
     path, classes = folder / spec.files[0].name, spec.classes
@@ -74,8 +77,8 @@ def cifar(spec: DataSpec, folder: Path) -> Source:
                     data = np.asarray(_cifar_batch(tar, f"{root}/{name}")[b"data"], np.uint8).reshape(
                         -1, *spec.shape
                     )
-                    for i in range(0, len(data), BLOCK):
-                        yield split, start + i, data[i : i + BLOCK], name
+                    for i in range(0, len(data), BLOCK_IMAGES):
+                        yield Block(split, start + i, data[i : i + BLOCK_IMAGES], name)
                     start += len(data)
 
     return _arrays(
@@ -83,7 +86,7 @@ def cifar(spec: DataSpec, folder: Path) -> Source:
     )
 
 
-def svhn(spec: DataSpec, folder: Path) -> Source:
+def svhn(spec: DataSpec, folder: Path) -> RawImages:
     """MATLAB files of X, uint8 [32, 32, 3, N], and y, [N, 1], where 10 is the digit 0."""
     from scipy.io import loadmat
 
@@ -93,18 +96,18 @@ def svhn(spec: DataSpec, folder: Path) -> Source:
     def blocks() -> Iterator[Block]:
         for split, path in paths.items():
             images = loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
-            for i in range(0, len(images), BLOCK):
-                yield split, i, images[i : i + BLOCK], path.name
+            for i in range(0, len(images), BLOCK_IMAGES):
+                yield Block(split, i, images[i : i + BLOCK_IMAGES], path.name)
 
     return _arrays(spec, labels, blocks)
 
 
-def medmnist(spec: DataSpec, folder: Path) -> Source:
-    """MedMNIST's npz, whose classes have names."""
-    return replace(npz(folder / spec.files[0].name), title=spec.title, classes=spec.classes)
+def medmnist(spec: DataSpec, folder: Path) -> RawImages:
+    """An npz of MedMNIST's, which lacks the names of the classes."""
+    return replace(npz(folder / spec.files[0].name), title=spec.title, classes=spec.class_names)
 
 
-def dtd(spec: DataSpec, folder: Path) -> Source:
+def dtd(spec: DataSpec, folder: Path) -> RawImages:
     """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits as `dtd/labels/train1.txt`: a line a
     picture."""
     members = Tar(
@@ -121,7 +124,7 @@ def dtd(spec: DataSpec, folder: Path) -> Source:
     return encoded(spec.title, classes, [(members, places)])
 
 
-def places365(spec: DataSpec, folder: Path) -> Source:
+def places365(spec: DataSpec, folder: Path) -> RawImages:
     """`data_256/a/abbey/00000001.jpg` in one tar, `val_256/Places365_val_00000001.jpg` in another; a third
     lists them with their classes, `/a/abbey/00000001.jpg 2`."""
     lists, train, val = (folder / file.name for file in spec.files)
@@ -139,7 +142,7 @@ def places365(spec: DataSpec, folder: Path) -> Source:
     return encoded(spec.title, classes, parts)
 
 
-def celeba(spec: DataSpec, folder: Path) -> Source:
+def celeba(spec: DataSpec, folder: Path) -> RawImages:
     """A zip of `img_align_celeba/000001.jpg`; a line a picture with 0, 1 or 2 for its split, and one with −1
     or 1 for each of forty attributes, whose names are the second line."""
     partition, attributes, pictures_ = (folder / file.name for file in spec.files)
@@ -151,10 +154,10 @@ def celeba(spec: DataSpec, folder: Path) -> Source:
         f"img_align_celeba/{name}": (order[int(code)], attribute[name]) for name, code in splits.items()
     }
     members = Zip(pictures_, lambda name: name.endswith(".jpg"))
-    return encoded(spec.title, header.split(), [(members, places)], multilabel=True)
+    return encoded(spec.title, header.split(), [(members, places)])
 
 
-def imagenette(spec: DataSpec, folder: Path) -> Source:
+def imagenette(spec: DataSpec, folder: Path) -> RawImages:
     """`imagenette2-320/train/n01440764/….JPEG`, `val/…`; classes in the order of their WordNet numbers."""
     members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".JPEG"))
     wnids = sorted({PurePosixPath(name).parts[-2] for name in members.names})
@@ -162,10 +165,10 @@ def imagenette(spec: DataSpec, folder: Path) -> Source:
     for name in members.names:
         split, wnid = PurePosixPath(name).parts[-3:-1]
         places[name] = ("test" if split == "val" else "train", wnids.index(wnid))
-    return encoded(spec.title, spec.classes, [(members, places)])
+    return encoded(spec.title, spec.class_names, [(members, places)])
 
 
-def tinyimagenet(spec: DataSpec, folder: Path) -> Source:
+def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
     """`train/n01443537/images/….JPEG`; `val/images/val_0.JPEG` with its class in `val_annotations.txt`;
     classes are the lines of `wnids.txt`, sorted, their names those of `words.txt`. The test pictures have no
     labels and are not read."""
@@ -186,13 +189,13 @@ def tinyimagenet(spec: DataSpec, folder: Path) -> Source:
     return encoded(spec.title, [name_of[wnid] for wnid in wnids], [(members, places)])
 
 
-def paired(spec: DataSpec, folder: Path) -> Source:
-    """CycleGAN's layout: `trainA trainB testA testB`."""
+def paired(spec: DataSpec, folder: Path) -> RawImages:
+    """CycleGAN's layout: the folders `trainA trainB testA testB`, which become classes."""
     members = Zip(folder / spec.files[0].name, lambda name: name.endswith(".jpg"))
-    return replace(pictures(spec.title, members), probe=None)
+    return replace(pictures(spec.title, members, Form()), probe=None)
 
 
-PARSERS: dict[str, Callable[[DataSpec, Path], Source]] = {
+PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
     "mnist": idx,
     "fashionmnist": idx,
     "cifar10": cifar,
@@ -212,21 +215,23 @@ PARSERS: dict[str, Callable[[DataSpec, Path], Source]] = {
 }
 
 
-def _arrays(spec: DataSpec, labels: dict[str, np.ndarray], blocks: Callable[[], Iterator[Block]]) -> Source:
-    """A set whose blocks are arrays of its own shape."""
+def _arrays(
+    spec: DataSpec, labels: dict[str, np.ndarray], blocks: Callable[[], Iterator[Block]]
+) -> RawImages:
+    """The images of a set whose blocks are arrays of the set's own shape."""
     counts = {split: len(y) for split, y in labels.items()}
-    return Source(spec.title, spec.classes, counts, labels, blocks, shape=spec.shape)
+    return RawImages(spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape)
 
 
 def _texts(members: Members, *names: str) -> dict[str, list[str]]:
-    """The lines of text members that are not empty, in the order of `names`."""
+    """The lines of some text members by name, without empty lines, in the order of `names`."""
     found = {name: data.decode().splitlines() for name, data in members.read(list(names))}
     if lost := [name for name in names if name not in found]:
         raise MissingError(f"the archive has no `{lost[0]}`")
     return {name: [line for line in found[name] if line.strip()] for name in names}
 
 
-def _idx_header(f, path: Path) -> tuple[int, ...]:
+def _idx_header(f: gzip.GzipFile, path: Path) -> tuple[int, ...]:
     zeros, kind, dims = struct.unpack(">HBB", f.read(4))
     if zeros != 0 or kind != 8:
         raise MissingError(f"`{path}` is not an IDX file of bytes")
@@ -239,10 +244,10 @@ def _idx_array(path: Path) -> np.ndarray:
         return np.frombuffer(f.read(), np.uint8).reshape(shape)
 
 
-def _cifar_batch(tar: tarfile.TarFile, name: str) -> dict:
+def _cifar_batch(tar: tarfile.TarFile, name: str) -> dict[bytes, Any]:
     file = tar.extractfile(name)
     if file is None:
-        raise MissingError(f"`{tar.name}` has no `{name}`")
+        raise MissingError(f"`{os.fsdecode(tar.name or b'')}` has no `{name}`")
     return _Arrays(io.BytesIO(file.read()), encoding="bytes").load()
 
 
@@ -258,7 +263,7 @@ class _Arrays(pickle.Unpickler):
         ("_codecs", "encode"),
     }
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
             raise MissingError(
                 f"a pickle asks for `{module}.{name}`: refused", hint="fetch the publisher's own file"

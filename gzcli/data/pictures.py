@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gzcli.data.forms import Decoding
 from gzcli.data.kinds import FORMATS
 from gzcli.errors import GzError, MissingError, UsageError
 
-TURN = 0x0112  # EXIF's number of the tag "Orientation"; 5 … 8 are quarter turns
+ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 
 
 def opened(data: bytes) -> Any:
@@ -21,15 +22,17 @@ def opened(data: bytes) -> Any:
     return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def decode(
-    data: bytes, name: str, *, size: int | None, channels: int, grey_only: bool = False, rule: str = "lanczos"
-) -> tuple[np.ndarray, bool]:
+def decode(data: bytes, name: str, how: Decoding) -> tuple[np.ndarray, bool]:
     """An encoded picture as uint8 [C, H, W], and whether it had another size.
 
     EXIF rotation is applied; transparency is laid over white; palettes become RGB; 16-bit grey is divided by
-    257; RGB → grey is ITU-R 601 luma; of several frames the first is taken. With `size`: `rule` "lanczos"
-    crops the middle to a square and resizes it with antialiasing, "adm" is ImageNet's (see `_adm`). Raises
-    MissingError if it does not decode, UsageError if it has colour though `grey_only`.
+    257; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
+
+    data: the file's bytes
+    name: what messages call it
+    how: size, channels and the rule of resizing
+
+    Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
     """
     from PIL import ImageOps
 
@@ -37,24 +40,23 @@ def decode(
     try:
         with opened(data) as image:
             image = plain(ImageOps.exif_transpose(image))
-            if grey_only and is_colour(image):
+            if how.grey_only and is_colour(image):
                 hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
                 raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
-            image = image.convert("L" if channels == 1 else "RGB")
-            if size and image.size != (size, size):
-                image, resized = (_adm if rule == "adm" else _lanczos)(image, size), True
+            image = image.convert("L" if how.channels == 1 else "RGB")
+            if how.size and image.size != (how.size, how.size):
+                image, resized = RULES[how.rule](image, how.size), True
             pixels = _pixels(image)
     except GzError:
         raise
-    except (
-        Exception
-    ) as e:  # PIL raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, …
+    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, …
         raise undecodable(name, e) from e
     return pixels, resized
 
 
 def look(data: bytes, name: str) -> tuple[int, int, bool]:
-    """(height, width, has it colour?) of an encoded picture. Raises MissingError if it does not decode."""
+    """Height and width of an encoded picture, and whether it has colour. Raises MissingError if it does not
+    decode."""
     from PIL import ImageOps
 
     try:
@@ -69,8 +71,8 @@ def sides_of(data: bytes) -> tuple[int, int]:
     """(width, height) of an encoded picture that decodes, as it is seen: after its EXIF rotation. Reads its
     header alone."""
     with opened(data) as image:
-        lies = image.getexif().get(TURN) in (5, 6, 7, 8)
-        return (image.height, image.width) if lies else (image.width, image.height)
+        turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def fit_array(images: np.ndarray, want: tuple[int, int, int]) -> np.ndarray:
@@ -85,12 +87,12 @@ def fit_array(images: np.ndarray, want: tuple[int, int, int]) -> np.ndarray:
             pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
         )
         image = image.convert("L" if want[0] == 1 else "RGB")
-        out[i] = _pixels(image if image.size == (want[2], want[1]) else _lanczos(image, want[1]))
+        out[i] = _pixels(image if image.size == (want[2], want[1]) else lanczos(image, want[1]))
     return out
 
 
 def plain(image: Any) -> Any:
-    """L or RGB without transparency, of 8 bits."""
+    """A picture of Pillow's as L or RGB of 8 bits, without transparency."""
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -105,7 +107,7 @@ def plain(image: Any) -> Any:
 
 
 def is_colour(image: Any) -> bool:
-    """Whether a picture (L or RGB) has colour: some pixel of it does."""
+    """Whether any pixel of a picture (L or RGB) has colour."""
     if image.mode == "L":
         return False
     r, g, b = (np.asarray(c) for c in image.split())
@@ -119,8 +121,8 @@ def undecodable(name: str, e: Exception) -> MissingError:
     )
 
 
-def _lanczos(image: Any, size: int) -> Any:
-    """Centre crop to a square, then antialiased Lanczos."""
+def lanczos(image: Any, size: int) -> Any:
+    """The middle square of a picture, resized by Lanczos' filter with antialiasing."""
     from PIL import Image
 
     side = min(image.size)
@@ -128,9 +130,10 @@ def _lanczos(image: Any, size: int) -> Any:
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
 
-def _adm(image: Any, size: int) -> Any:
+def adm(image: Any, size: int) -> Any:
     """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233): halved by box
-    averages while it is twice too large, the shorter side brought to `size` by bicubic, then the middle."""
+    averages while it is at least twice too large, then the shorter side brought to `size` by bicubic
+    interpolation, then the middle square."""
     from PIL import Image
 
     while min(image.size) >= 2 * size:
@@ -141,7 +144,10 @@ def _adm(image: Any, size: int) -> Any:
     return image.crop((left, top, left + size, top + size))
 
 
+RULES = {"lanczos": lanczos, "adm": adm}  # how a picture is cropped and resized, by `Decoding.rule`
+
+
 def _pixels(image: Any) -> np.ndarray:
-    """L or RGB as uint8 [C, H, W]"""
+    """A picture (L or RGB) as uint8 [C, H, W]."""
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -1,5 +1,4 @@
-"""One HTTP request: its address with the password apart, its answer, and its faults as what they mean for a
-download."""
+"""One HTTP request: its address without the password, its answer, and what its faults mean for a download."""
 
 from __future__ import annotations
 
@@ -24,7 +23,10 @@ class Refused(Exception):
 
 
 class Again(Exception):
-    """A fault that may pass: stalled, cut off, 5xx. `wait` seconds are asked for by the server."""
+    """A fault that may pass: stalled, cut off, 5xx.
+
+    wait: seconds that the server asks for
+    """
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -32,12 +34,12 @@ class Again(Exception):
 
 
 class BadRange(Again):
-    """The server's file has no such bytes."""
+    """The server's file does not have the bytes that were asked for."""
 
 
 def request(url: str, method: str = "GET") -> urllib.request.Request:
-    """A request to the address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which
-    is not handed on to where a redirection leads, and stands in no exception."""
+    """A request to an address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which
+    no redirection carries to another host and no exception shows."""
     parts = urllib.parse.urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     asked = urllib.request.Request(
@@ -51,8 +53,10 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
 
 @contextmanager
 def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a request, of the range `asked` if any; faults, also those while it is read, become
-    Refused or Again."""
+    """The answer to a request. Faults become Refused or Again, also those that come while it is read.
+
+    asked: the range of bytes, as the header `Range` has it; None: all
+    """
     wanted = request(url)
     wanted.add_header("Accept-Encoding", "identity")
     if asked:
@@ -83,14 +87,15 @@ def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
 
 
 def content_range(found: http.client.HTTPResponse) -> tuple[int | None, int | None]:
-    """`bytes 100-999/1000` → 100, 1000"""
+    """The first byte and the bytes in all that the header `Content-Range` tells: `bytes 100-999/1000` → 100,
+    1000; None where it does not."""
     told = re.match(r"bytes (\d+)-\d+/(\d+|\*)", found.headers.get("Content-Range", ""))
     return (int(told[1]), None if told[2] == "*" else int(told[2])) if told else (None, None)
 
 
 def joined(base: str, *parts: str) -> str:
-    """An address below another: parts are quoted, and put before the query of the base, which may hold a
-    token."""
+    """An address below another one. The parts are quoted and stand before the query of the base, which may
+    hold a token."""
     split = urllib.parse.urlsplit(base)
     path = "/".join([split.path.rstrip("/"), *map(urllib.parse.quote, parts)])
     return split._replace(path=path).geturl()

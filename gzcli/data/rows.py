@@ -9,8 +9,13 @@ import numpy as np
 
 
 class Rows:
-    """Rows written in any order past the page table: resident memory does not grow with the file. `seen` [n]
-    tells which there are."""
+    """A file of rows that are written in any order. They are written, not mapped: so resident memory does not
+    grow with the file.
+
+    path: the file
+    n: rows
+    shape: of a row
+    """
 
     def __init__(self, path: Path, n: int, shape: tuple[int, ...]):
         self.row = int(np.prod(shape))

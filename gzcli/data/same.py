@@ -1,6 +1,5 @@
-"""Whether a run meets the data that it was trained on: a set of the user's own may have changed under its
-name.
-"""
+"""Whether a set is still the one that a run was trained on: the user's own may have changed under its
+name."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ from gzcli.data.pack import PackMeta
 from gzcli.errors import MissingError
 from gzcli.store.files import read_json, write_json
 
-FILE = "env.json"  # of a run, its key `data`
-NAMED = 5  # classes that a message names
+FILE = "env.json"  # of a run, whose key `data` holds the record
+NAMED = 5  # classes that a message names at most
 
 
 def record(meta: PackMeta) -> dict[str, Any]:
-    """What a run keeps of its data: what names the content, and what a person would recognise it by."""
+    """What a run keeps of its data: a hash of the content, and what a person would recognise it by."""
     return {
         "name": meta.name,
         "digest": meta.digest,
@@ -35,10 +34,8 @@ def remember(folder: Path, meta: PackMeta) -> None:
 
 
 def hold(folder: Path, meta: PackMeta) -> None:
-    """Holds a set against that of the run in `folder`, where it is meant to be the same.
-
-    Raises MissingError that names what has changed.
-    """
+    """Compares a set with the record of the run in `folder`, if they have one name. Raises MissingError that
+    says what has changed."""
     then, now = (read_json(folder / FILE) or {}).get("data"), record(meta)
     if then is None or then["name"] != now["name"] or then["digest"] == now["digest"]:
         return

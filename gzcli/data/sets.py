@@ -1,30 +1,33 @@
-"""The data sets known by name. Metadata only; nothing heavy is imported.
+"""The data sets known by name. Metadata only, no heavy import.
 
 Adding a set is one entry here and one parser in `parsers.py` (or `embedded.py`) under the same name. Sizes
-and checksums are the publishers' own, MedMNIST's those of its package.
+and checksums are the publishers' own.
 """
 
 from __future__ import annotations
 
-from gzcli.data.specs import DataFile, DataSpec
+from gzcli.data.installed import INSTALLED
+from gzcli.data.medmnist import MEDMNIST
+from gzcli.data.specs import DataFile, DataSpec, listed
+from gzcli.errors import UsageError, canonical, did_you_mean
 
 
-def _files(bases: tuple[str, ...], *rows: tuple[str, int, str]) -> tuple[DataFile, ...]:
-    """Files (name, size, md5) served under each of the base addresses."""
-    return tuple(
-        DataFile(name, tuple(base + name for base in bases), size, md5=md5) for name, size, md5 in rows
+def find(name: str) -> DataSpec:
+    """The set of this name, `-` and `_` alike. Raises UsageError with the nearest name."""
+    for spec in SPECS.values():
+        if canonical(spec.name) == canonical(name):
+            return spec
+    raise UsageError(
+        f"there is no data set `{name}`",
+        hint=did_you_mean(name, SPECS) or "`gz data list` shows the names; a path works too",
     )
 
 
-def _medmnist(name: str, *rows: tuple[int, str]) -> tuple[tuple[int, tuple[DataFile, ...]], ...]:
-    """(side, files) of each of the four sizes of a MedMNIST set; rows are (about how many bytes, md5), 28
-    first."""
-    sized = []
-    for side, (about, md5) in zip((28, 64, 128, 224), rows, strict=True):
-        file = f"{name}.npz" if side == 28 else f"{name}_{side}.npz"
-        urls = (f"https://zenodo.org/records/10519652/files/{file}?download=1",)
-        sized.append((side, (DataFile(file, urls, about, md5=md5, exact=False),)))
-    return tuple(sized)
+def _files(bases: tuple[str, ...], *rows: tuple[str, int, str]) -> tuple[DataFile, ...]:
+    """Files (name, bytes, md5) served under each of the base addresses."""
+    return tuple(
+        DataFile(name, tuple(base + name for base in bases), size, md5=md5) for name, size, md5 in rows
+    )
 
 
 def _drive(name: str, id_: str, size: int, md5: str) -> DataFile:
@@ -33,158 +36,31 @@ def _drive(name: str, id_: str, size: int, md5: str) -> DataFile:
     return DataFile(name, (url,), size, md5=md5)
 
 
-_DIGITS = tuple("0123456789")
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-_IMAGENETTE = (
-    "tench",
-    "English springer",
-    "cassette player",
-    "chain saw",
-    "church",
-    "French horn",
-    "garbage truck",
-    "gas pump",
-    "golf ball",
-    "parachute",
-)
-_CHEST = (
-    "atelectasis",
-    "cardiomegaly",
-    "effusion",
-    "infiltration",
-    "mass",
-    "nodule",
-    "pneumonia",
-    "pneumothorax",
-    "consolidation",
-    "edema",
-    "emphysema",
-    "fibrosis",
-    "pleural",
-    "hernia",
-)
-_TISSUE = (
-    "Collecting Duct, Connecting Tubule",
-    "Distal Convoluted Tubule",
-    "Glomerular endothelial cells",
-    "Interstitial endothelial cells",
-    "Leukocytes",
-    "Podocytes",
-    "Proximal Tubule Segments",
-    "Thick Ascending Limb",
-)
-_OCT = ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal")
-_CIFAR_CITATION = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images"
-_MEDMNIST_CITATION = "Yang et al. 2023, MedMNIST v2, Scientific Data 10:41"
-_CHEST_FILES = _medmnist(
-    "chestmnist",
-    (82_802_576, "02c8a6516a18b556561a56cbdd36c4a8"),
-    (390_000_000, "9de6cd0b934ebb5b7426cfba5efbae16"),
-    (1_400_000_000, "db107e5590b27930b62dbaf558aebee3"),
-    (3_900_000_000, "45bd33e6f06c3e8cdb481c74a89152aa"),
-)
-_OCT_FILES = _medmnist(
-    "octmnist",
-    (54_938_180, "c68d92d5b585d8d81f7112f81e2d0842"),
-    (250_000_000, "e229e9440236b774d9f0dfef9d07bdaf"),
-    (900_000_000, "0a97e76651ace45c5d943ee3f65b63ae"),
-    (2_500_000_000, "abc493b6d529d5de7569faaef2773ba3"),
-)
-_PNEUMONIA_FILES = _medmnist(
-    "pneumoniamnist",
-    (4_170_669, "28209eda62fecd6e6a2d98b1501bb15f"),
-    (20_000_000, "8f4eceb4ccffa70c672198ea285246c6"),
-    (72_000_000, "05b46931834c231683c68f40c47b2971"),
-    (206_000_000, "d6a3c71de1b945ea11211b03746c1fe1"),
-)
-_TISSUE_FILES = _medmnist(
-    "tissuemnist",
-    (124_962_739, "ebe78ee8b05294063de985d821c1c34b"),
-    (480_000_000, "123ece2eba09d0aa5d698fda57103344"),
-    (1_500_000_000, "61b955355d7425a89687b06cca3ce0c2"),
-    (3_500_000_000, "b077128c4a949f0a4eb01517f9037b9c"),
-)
-_UCI = "Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository"
-
-_ALL = (
-    DataSpec(
-        "digits",
-        "scikit-learn's handwritten digits, 8×8 doubled to 16×16",
-        classes=_DIGITS,
-        channels=1,
-        size=16,
-        levels=17,
-        n_train=1442,
-        n_test=355,
-        embedded=True,
-        licence="CC BY 4.0",
-        citation=_UCI,
-    ),
-    DataSpec(
-        "patches",
-        "32×32 patches of scikit-learn's two sample photographs",
-        classes=("china", "flower"),
+def _cifar(name: str, title: str, classes: tuple[str, ...] | int, file: tuple[str, int, str]) -> DataSpec:
+    return DataSpec(
+        name,
+        title,
+        classes,
         channels=3,
         size=32,
-        n_train=1328,
-        n_test=104,
-        embedded=True,
-        licence="CC BY 2.0",
-        citation="photographs by danielbuechele and vultilion (flickr), 2011",
-    ),
-    DataSpec(
-        "digits-ab",
-        "digits in two unpaired domains: A white on black, B black on white",
-        classes=("A", "B"),
-        channels=1,
-        size=16,
-        levels=17,
-        n_train=1442,
-        n_test=355,
-        embedded=True,
-        licence="CC BY 4.0",
-        citation=_UCI,
-    ),
-    DataSpec(
-        "digits-captioned",
-        "digits with a caption each",
-        classes=_DIGITS,
-        channels=1,
-        size=16,
-        levels=17,
-        n_train=1442,
-        n_test=355,
-        extras=("caption",),
-        embedded=True,
-        licence="CC BY 4.0",
-        citation=_UCI,
-    ),
-    DataSpec(
-        "digits-edited",
-        "digits after an instruction such as `mirror it`, with the digit before it",
-        classes=_DIGITS,
-        channels=1,
-        size=16,
-        levels=17,
-        n_train=1442,
-        n_test=355,
-        extras=("caption", "before"),
-        embedded=True,
-        licence="CC BY 4.0",
-        citation=_UCI,
-    ),
+        n_train=50_000,
+        n_test=10_000,
+        licence="not stated by the publisher",
+        citation="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
+        files=_files(("https://www.cs.toronto.edu/~kriz/",), file),
+    )
+
+
+_DIGITS = tuple("0123456789")
+_CIFAR10 = listed("airplane; automobile; bird; cat; deer; dog; frog; horse; ship; truck")
+_FASHION = listed("T-shirt/top; Trouser; Pullover; Dress; Coat; Sandal; Shirt; Sneaker; Bag; Ankle boot")
+_IMAGENETTE = listed(
+    "tench; English springer; cassette player; chain saw; church; French horn; garbage truck; gas pump; "
+    "golf ball; parachute"
+)
+
+_ALL = (
+    *INSTALLED,
     DataSpec(
         "mnist",
         "handwritten digits",
@@ -224,35 +100,17 @@ _ALL = (
             ("t10k-labels-idx1-ubyte.gz", 5_148, "bb300cfdad3c16e7a12a480ee83cd310"),
         ),
     ),
-    DataSpec(
+    _cifar(
         "cifar10",
         "tiny images of ten classes",
-        classes=_CIFAR10,
-        channels=3,
-        size=32,
-        n_train=50_000,
-        n_test=10_000,
-        licence="not stated by the publisher",
-        citation=_CIFAR_CITATION,
-        files=_files(
-            ("https://www.cs.toronto.edu/~kriz/",),
-            ("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a"),
-        ),
+        _CIFAR10,
+        ("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a"),
     ),
-    DataSpec(
+    _cifar(
         "cifar100",
         "tiny images of a hundred classes",
-        classes=100,
-        channels=3,
-        size=32,
-        n_train=50_000,
-        n_test=10_000,
-        licence="not stated by the publisher",
-        citation=_CIFAR_CITATION,
-        files=_files(
-            ("https://www.cs.toronto.edu/~kriz/",),
-            ("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
-        ),
+        100,
+        ("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
     ),
     DataSpec(
         "svhn",
@@ -357,63 +215,7 @@ _ALL = (
             ),
         ),
     ),
-    DataSpec(
-        "chestmnist",
-        "chest X-rays with fourteen findings, any number of which can hold (MedMNIST)",
-        classes=_CHEST,
-        multilabel=True,
-        channels=1,
-        size=28,
-        n_train=78_468,
-        n_val=11_219,
-        n_test=22_433,
-        licence="CC BY 4.0",
-        citation=_MEDMNIST_CITATION,
-        files=_CHEST_FILES[0][1],
-        larger=_CHEST_FILES[1:],
-    ),
-    DataSpec(
-        "octmnist",
-        "retinal tomographies (MedMNIST)",
-        classes=_OCT,
-        channels=1,
-        size=28,
-        n_train=97_477,
-        n_val=10_832,
-        n_test=1_000,
-        licence="CC BY 4.0",
-        citation=_MEDMNIST_CITATION,
-        files=_OCT_FILES[0][1],
-        larger=_OCT_FILES[1:],
-    ),
-    DataSpec(
-        "pneumoniamnist",
-        "chest X-rays of children, with and without pneumonia (MedMNIST)",
-        classes=("normal", "pneumonia"),
-        channels=1,
-        size=28,
-        n_train=4_708,
-        n_val=524,
-        n_test=624,
-        licence="CC BY 4.0",
-        citation=_MEDMNIST_CITATION,
-        files=_PNEUMONIA_FILES[0][1],
-        larger=_PNEUMONIA_FILES[1:],
-    ),
-    DataSpec(
-        "tissuemnist",
-        "cells of the kidney's cortex (MedMNIST)",
-        classes=_TISSUE,
-        channels=1,
-        size=28,
-        n_train=165_466,
-        n_val=23_640,
-        n_test=47_280,
-        licence="CC BY 4.0",
-        citation=_MEDMNIST_CITATION,
-        files=_TISSUE_FILES[0][1],
-        larger=_TISSUE_FILES[1:],
-    ),
+    *MEDMNIST,
     DataSpec(
         "tinyimagenet",
         "two hundred classes of ImageNet at 64×64; the labelled validation set is the test split",

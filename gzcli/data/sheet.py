@@ -1,4 +1,4 @@
-"""A contact sheet of a set: a row a class with its name, so that one look tells whether labels and pictures
+"""A contact sheet of a set: a row for each class with its name, which shows whether labels and pictures
 fit."""
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from gzcli.data.pack import Pack
 
 COLUMNS, ROWS = 10, 30  # pictures a row, and at most so many rows
 SIDE = 64  # pixels a side at least: smaller pictures are enlarged by a whole factor
-PAD, TEXT = 3, 14
-LETTERS = 26  # of a name
+PAD, TEXT = 3, 14  # pixels between pictures, and of a line of text
+LETTERS = 26  # of a name at most
 
-Row = tuple[str, str, np.ndarray]  # name, what is told of it, uint8 [n, C, H, W]
+Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C, H, W]
 
 
 def draw(pack: Pack, path: Path) -> Path:
-    """Writes the sheet of a set as a PNG. Rows are classes, of the training images; without classes, splits.
-    Further pictures of images (`before`, `control`) stand below theirs."""
+    """Writes the sheet of a set as a PNG at `path`. Rows are classes of the training images, or splits where
+    there are no classes. Below them stand rows of images with their further pictures (`before`,
+    `control`)."""
     found = list(_rows(pack))
     rows, more = found[:ROWS], len(found) - ROWS
     side, channels = pack.meta.shape[1], pack.meta.shape[0]
@@ -58,11 +59,11 @@ def draw(pack: Pack, path: Path) -> Path:
 
 
 def class_counts(pack: Pack) -> list[dict[str, Any]]:
-    """[{name, train, val, test}]: how many images each class has in each split."""
-    labels = {split: pack.labels(split) for split in pack.meta.counts} if pack.meta.classes else {}
+    """How many images each class has in each split: [{name, train, val, test}]."""
     sums = {
         split: y.sum(0) if y.ndim == 2 else np.bincount(y, minlength=len(pack.meta.classes))
-        for split, y in labels.items()
+        for split in pack.meta.counts
+        if (y := pack.labels(split)) is not None
     }
     return [
         {"name": c, **{split: int(n[i]) for split, n in sums.items()}}
@@ -71,11 +72,12 @@ def class_counts(pack: Pack) -> list[dict[str, Any]]:
 
 
 def _rows(pack: Pack) -> Iterator[Row]:
-    for i, row in enumerate(class_counts(pack)):
-        y = pack.labels("train")
-        having = np.flatnonzero(y[:, i] if y.ndim == 2 else y == i)
-        yield _short(row["name"]), f"{row['train']:,} train", _some(pack, "train", having)
-    if not pack.meta.classes:
+    y = pack.labels("train")
+    if y is not None:
+        for i, row in enumerate(class_counts(pack)):
+            having = np.flatnonzero(y[:, i] if y.ndim == 2 else y == i)
+            yield _short(row["name"]), f"{row['train']:,} train", _some(pack, "train", having)
+    else:
         for split, n in pack.meta.counts.items():
             if n:
                 yield split, f"{n:,} images", _some(pack, split, np.arange(n))
@@ -86,7 +88,7 @@ def _rows(pack: Pack) -> Iterator[Row]:
 
 
 def _spread(rows: np.ndarray) -> np.ndarray:
-    """As many as a row holds, evenly apart."""
+    """As many of some rows as the sheet has columns, evenly apart."""
     return (
         rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]
         if len(rows)

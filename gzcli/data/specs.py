@@ -5,12 +5,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gzcli.data.forms import Form
+
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file as its publisher serves it; `urls` are tried in order, `size` is in bytes.
+    """A file as its publisher serves it.
 
-    Where the publisher states no size (`exact` is False) it is an estimate, and the checksum alone decides.
+    name: its name there and in the cache
+    urls: addresses, tried in order; () where the publisher asks for a log-in
+    size: bytes; an estimate where the publisher states none
+    md5: checksum in hexadecimal digits, where the publisher states this one
+    sha256: checksum in hexadecimal digits, where the publisher states this one
+    exact: whether `size` is exact; if not, the checksum alone decides
     """
 
     name: str
@@ -23,37 +30,76 @@ class DataFile:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set: images [channels, size, size] with `levels` grey levels.
+    """A data set that gz knows by name: images [channels, size, size].
 
-    `classes` are names, or how many there are where the files tell the names; () where the set has no labels.
+    name: what `--data` takes
+    title: what it shows, in a line
+    classes: names of the classes, or how many there are where the files tell the names; () without labels
+    channels: 1 (grey) or 3 (RGB)
+    size: pixels a side; pictures of many sizes are packed to it unless `data.size` asks for another
+    n_train: images of the official training split
+    n_test: images of the official test split
+    licence: the publisher's terms, in a line
+    citation: the paper, or the page
+    n_val: images of the official validation split; 0: validation is carved from train
+    levels: grey levels, 2 … 256
+    multilabel: whether an image may have any number of the classes
+    files: what is downloaded
+    larger: (size, files) of the sizes that the publisher offers beside `size`, ascending
+    extras: what comes with each image, of `conditions.EXTRAS`
+    embedded: whether it is made from an installed package, without a download
+    page: where a browser gets the files, if their host may refuse a program
+    linked: whether the user's own files are used where they lie; `--from` then makes links, no copies
     """
 
     name: str
     title: str
     classes: tuple[str, ...] | int
     channels: int
-    # that of the files; of pictures of many sizes, that to which they are packed unless `data.size` asks
     size: int
-    n_train: int  # the official splits
+    n_train: int
     n_test: int
     licence: str
     citation: str
-    n_val: int = 0  # 0: validation is carved from train
+    n_val: int = 0
     levels: int = 256
-    multilabel: bool = False  # any number of the classes can hold at once
+    multilabel: bool = False
     files: tuple[DataFile, ...] = ()
-    larger: tuple[
-        tuple[int, tuple[DataFile, ...]], ...
-    ] = ()  # sizes that the publisher offers beside `size`, ascending
-    extras: tuple[str, ...] = ()  # what comes with each image: "caption", "control", "before"
-    embedded: bool = False  # made from what is installed; nothing to download
-    page: str = ""  # where a browser gets the files, if their host may refuse a program
-    linked: bool = False  # the user's own files, used where they lie: `--from` makes links to them, no copies
+    larger: tuple[tuple[int, tuple[DataFile, ...]], ...] = ()
+    extras: tuple[str, ...] = ()
+    embedded: bool = False
+    page: str = ""
+    linked: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name in run ids and in the cache."""
+        return self.name
+
+    @property
+    def reference(self) -> str:
+        """The text that means this set from any folder."""
+        return self.name
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return self.name
+
+    @property
+    def form(self) -> Form:
+        """How its images are packed unless asked otherwise."""
+        return Form(self.size, self.channels)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
+        """Of an image: (C, H, W)."""
         return self.channels, self.size, self.size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; numbers where only the files tell the names."""
+        return tuple(map(str, range(self.classes))) if isinstance(self.classes, int) else self.classes
 
     @property
     def n_classes(self) -> int:
@@ -65,9 +111,9 @@ class DataSpec:
         return sum(file.size for file in self.files)
 
     @property
-    def versions(self) -> list[DataSpec]:
+    def versions(self) -> tuple[DataSpec, ...]:
         """The set in every size that its publisher offers."""
-        return [self, *(self.sized(side) for side, _ in self.larger)]
+        return (self, *(self.sized(side) for side, _ in self.larger))
 
     def sized(self, size: int | None) -> DataSpec:
         """The set in the smallest size of its publisher that holds `size` pixels, else in the largest."""
@@ -77,15 +123,6 @@ class DataSpec:
         return replace(self, size=side, files=files, larger=())
 
 
-def find(name: str) -> DataSpec:
-    """The set of this name, `-` and `_` alike. Raises UsageError with the nearest name."""
-    from gzcli.data.sets import SPECS
-    from gzcli.errors import UsageError, canonical, did_you_mean
-
-    for spec in SPECS.values():
-        if canonical(spec.name) == canonical(name):
-            return spec
-    raise UsageError(
-        f"there is no data set `{name}`",
-        hint=did_you_mean(name, SPECS) or "`gz data list` shows the names; a path works too",
-    )
+def listed(text: str) -> tuple[str, ...]:
+    """Names that a text has apart by semicolons."""
+    return tuple(name.strip() for name in text.split(";"))

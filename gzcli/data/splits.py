@@ -9,16 +9,26 @@ import numpy as np
 from gzcli.errors import MissingError
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {  # what arrays call them
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
+# For each official split, of each of its images: the number of its packed split in SPLITS (int8 [N], −1: left
+# out), and the row there (int64 [N]).
 Plan = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
-    """For each official split, of each of its images: the number of the packed split, and the row there.
+    """The plan of a set to train on. Where the publisher has no validation split, min(2000, 10 %) of train
+    become it, and where there is no test split, 10 %: by a fixed seed, in their order. RandomState's stream
+    is frozen, so that this choice never changes.
 
-    `counts`: images of the official splits of the set `title`. Validation is carved from train by a fixed
-    seed (min(2000, 10 %)), and so is test (10 %) where there is none. Carved images keep their order.
-    RandomState's stream is frozen, so that the carving never changes. Raises MissingError for too few images.
+    title: what messages call the set
+    counts: images of its official splits
+
+    Raises MissingError for too few images.
     """
     n = counts.get("train", 0)
     target = np.zeros(n, np.int8)
@@ -32,19 +42,19 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
     targets |= {
         s: np.full(counts[s], code, np.int8) for code, s in ((1, "val"), (2, "test")) if counts.get(s)
     }
-    return placed(title, targets)
+    return trainable(title, targets)
 
 
 def foreign_plan(counts: Mapping[str, int]) -> Plan:
-    """Of a set that is only scored: its official test images, or all where it has none, as the split
-    `test`."""
+    """The plan of a set that is scored only: its official test images, or all where it has none, become the
+    split `test`."""
     chosen = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
     return _in_rows({split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in chosen})
 
 
-def placed(title: str, targets: dict[str, np.ndarray]) -> Plan:
-    """The rows in the packed splits of images with these targets (−1: left out), in order. Raises
-    MissingError where none is left to train on."""
+def trainable(title: str, targets: dict[str, np.ndarray]) -> Plan:
+    """The plan by the number of each image's packed split. Raises MissingError where none is left to train
+    on."""
     if not (targets["train"] == 0).any():
         n = len(targets["train"])
         raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
@@ -52,19 +62,20 @@ def placed(title: str, targets: dict[str, np.ndarray]) -> Plan:
 
 
 def without(title: str, plan: Plan, bad: Iterable[tuple[str, int]]) -> Plan:
-    """The plan without the images at these places (official split, position). Raises MissingError for too few
-    left."""
+    """The plan without some images, which are given as (official split, number in it). Raises MissingError
+    for too few left."""
     targets = {split: target.copy() for split, (target, _) in plan.items()}
     for split, i in bad:
         targets[split][i] = -1
     if rows_of(plan)["train"]:
-        return placed(title, targets)
+        return trainable(title, targets)
     if not any((target >= 0).any() for target in targets.values()):
         raise MissingError(f"`{title}` holds no picture that decodes")
     return _in_rows(targets)
 
 
 def _in_rows(targets: dict[str, np.ndarray]) -> Plan:
+    """The plan by the number of each image's packed split, where images lie in their order."""
     plan, start = {}, [0, 0, 0]
     for split, target in targets.items():
         row = np.zeros(len(target), np.int64)

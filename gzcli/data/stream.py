@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gzcli.data import workers as processes
-from gzcli.data.archives import Span, read_span
+from gzcli.data.archives import read_span
+from gzcli.data.forms import Decoding
 from gzcli.data.pictures import decode
+from gzcli.data.raw_images import Span
 from gzcli.errors import DeviceError, GzError, UsageError
 
 if TYPE_CHECKING:
@@ -25,19 +27,15 @@ if TYPE_CHECKING:
 
 Rows = Sequence[int] | np.ndarray
 
-MOST = 8  # workers of one process
-AHEAD = 2  # batches that each worker may be ahead
-PRELOADED = [
-    "torch",
-    "torch.utils.data",
-    "PIL.Image",
-    "gzcli.data.stream",
-]  # what workers need, imported once for all
+MOST_WORKERS = 8  # of one process
+BATCHES_AHEAD = 2  # that each worker may have decoded before they are asked for
+# What workers need, imported once for all.
+PRELOADED = ["torch", "torch.utils.data", "PIL.Image", "gzcli.data.stream"]
 
 
 def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
-    """Writes SPLIT_spans.npy, int64 [N, 4]: container, offset, length, deflated?; and SPLIT_containers.npy:
-    their paths."""
+    """Writes the index of a split: SPLIT_spans.npy, int64 [N, 4] of container, offset, length and whether it
+    is deflated; and SPLIT_containers.npy, the containers' paths."""
     numbers: dict[str, int] = {}
     rows = np.empty((len(spans), 4), np.int64)
     for i, span in enumerate(spans):
@@ -49,13 +47,18 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
 class Pictures:
     """The images of a split as an array uint8 [N, C, H, W], each read and decoded when it is asked for.
 
-    how: the keywords of `pictures.decode`. A row raises MissingError where its picture cannot be read or
-    decoded, UsageError where it has another size than `shape` and none was asked for.
+    folder: that of the pack, with its index
+    split: "train", "val" or "test"
+    shape: (C, H, W) of an image
+    how: how the pictures are decoded
+
+    A row raises MissingError where its picture cannot be read or decoded, UsageError where it has another
+    size than `shape` and none was asked for.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, folder: Path, split: str, shape: tuple[int, int, int], how: dict[str, Any]):
+    def __init__(self, folder: Path, split: str, shape: tuple[int, int, int], how: Decoding):
         self.folder, self.split, self.how = folder, split, how
         self.shape = (len(self._spans), *shape)
 
@@ -76,7 +79,8 @@ class Pictures:
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        """Maps are opened anew by whoever gets it: a copy of them would be as large as the index."""
+        """Without the memory-maps, which the receiving process opens itself: a pickled map is a copy of the
+        whole index."""
         return {key: value for key, value in vars(self).items() if key not in ("_spans", "_containers")}
 
     @cached_property
@@ -90,10 +94,8 @@ class Pictures:
     def _decoded(self, where: np.ndarray) -> np.ndarray:
         container, offset, length, deflated = where.tolist()
         path = os.fsdecode(self._containers[container].item())
-        name = (
-            f"{path} at byte {offset:,}" if offset else path
-        )  # a member of an archive lies behind its header
-        image, _ = decode(read_span(Span(path, offset, length, bool(deflated))), name, **self.how)
+        name = f"{path} at byte {offset:,}" if offset else path  # an archive's member lies behind its header
+        image, _ = decode(read_span(Span(path, offset, length, bool(deflated))), name, self.how)
         if image.shape != self.shape[1:]:
             (_, h, w), (_, h0, w0) = image.shape, self.shape[1:]
             hint = "`--set data.size=64` crops them to squares and resizes them"
@@ -113,20 +115,21 @@ def worker_count() -> int:
         return int(text)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
-    return max(1, min(MOST, cores // ranks))
+    return max(1, min(MOST_WORKERS, cores // ranks))
 
 
 class Prefetch:
     """Batches of pictures, decoded ahead by worker processes that end with this object, or with the process.
 
-    index_of(step) are the rows of a batch, and is asked in this process; without workers all is done in this
-    process.
-    `steps` is the number of batches, where they have an end.
+    pictures: the images of a split
+    index_of: the rows of a batch by its step; called in this process
+    workers: processes; 0: all is done in this process
+    steps: batches in all, where they have an end
 
-    The workers come from a fork server: like spawned ones they are safe beside threads and a GPU, but torch
-    is imported once and not by each of them (first batch from 8 workers on 2 cores: 3 s, spawned 15 s), and
-    those abort as they end. Batches come through shared memory: through pipes, pictures of 256×256 came at 60
-    % of the rate.
+    The workers come from a fork server. Like spawned processes they are safe beside threads and a GPU, but
+    torch is imported once and not by each of them (first batch from 8 workers on 2 cores: 3 s, spawned 15 s),
+    and they end cleanly, where spawned ones aborted. Batches come through shared memory: through pipes,
+    pictures of 256×256 came at 60 % of the rate.
     """
 
     def __init__(
@@ -136,59 +139,54 @@ class Prefetch:
         from torch.utils.data import DataLoader
 
         self._steps = _Steps(index_of, steps)
-        options: dict[str, Any] = {}
+        # Its own generator: the seed that a loader draws would shift the one that dropout draws from.
+        options: dict[str, Any] = {"batch_sampler": self._steps, "collate_fn": _as_it_is}
+        options |= {"generator": torch.Generator()}
         if workers and processes.can_start():
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOADED)
-            options = {
+            options |= {
                 "num_workers": workers,
-                "prefetch_factor": AHEAD,
+                "prefetch_factor": BATCHES_AHEAD,
                 "persistent_workers": True,
                 "multiprocessing_context": context,
                 "worker_init_fn": _begin,
             }
-        # Its own generator: a loader draws a seed, which would shift the global stream that dropout draws
-        # from.
-        loader = DataLoader(
-            _Batches(pictures),
-            batch_sampler=self._steps,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),
-            **options,
-        )
-        # Loader and iterator hang on this alone: were they garbage together with `self`, in a cycle, their
-        # queues could go first, and the workers be waited for in vain (5 s each).
+        batches: Any = _Batches(pictures)  # not torch's Dataset: this module is imported without torch
+        loader: DataLoader[Any] = DataLoader(batches, **options)
+        # The one reference to loader and iterator. In a cycle with `self` they would be collected in any
+        # order, queues before workers, and ending those would then wait in vain (5 s each).
         self._open: dict[str, Any] = {"loader": loader}
         weakref.finalize(self, self._open.clear)
-        self._held: tuple[int, Tensor | GzError | None] = (-1, None)
+        self._held: tuple[int, Tensor | GzError] | None = None  # the last batch, with its step
 
     def at(self, step: int) -> Tensor:
-        """uint8 [B, C, H, W] on the CPU, not to be written to. A step that is neither the last one nor the
-        next starts anew from there. Raises what `Pictures` raises, and DeviceError where a worker was
-        killed."""
-        held, batch = self._held
-        if step != held:
-            if "batches" not in self._open or step != held + 1:
+        """The batch of a step: uint8 [B, C, H, W] on the CPU, not to be written to. Steps come one after
+        another; any other step than the last one and the next starts the workers anew from there.
+
+        Raises what `Pictures` raises, and DeviceError where a worker was killed.
+        """
+        if self._held is None or self._held[0] != step:
+            if "batches" not in self._open or self._held is None or step != self._held[0] + 1:
                 self._steps.first = step
                 self._open["batches"] = iter(self._open["loader"])
-            try:
-                batch = next(self._open["batches"])
-            except (
-                RuntimeError,
-                OSError,
-                EOFError,
-            ) as e:  # the latter two: it fell silent in the middle of a batch
-                if isinstance(e, RuntimeError) and "DataLoader worker (pid" not in str(e):
-                    raise
-                hint = (
-                    "is the memory full, or the shared memory (`docker run --ipc=host`)? `GZ_WORKERS` "
-                    "lowers their number"
-                )
-                raise DeviceError("a worker process that decodes pictures was killed", hint=hint) from e
-            self._held = step, batch
+            self._held = step, self._next()
+        batch = self._held[1]
         if isinstance(batch, GzError):
             raise batch
         return batch
+
+    def _next(self) -> Tensor | GzError:
+        try:
+            return next(self._open["batches"])
+        except (RuntimeError, OSError, EOFError) as e:  # OSError, EOFError: killed in the middle of a batch
+            if isinstance(e, RuntimeError) and "DataLoader worker (pid" not in str(e):
+                raise
+            hint = (
+                "is the memory full, or the shared memory (`docker run --ipc=host`)? `GZ_WORKERS` "
+                "lowers their number"
+            )
+            raise DeviceError("a worker process that decodes pictures was killed", hint=hint) from e
 
     def close(self) -> None:
         """Ends the workers."""
@@ -206,8 +204,7 @@ class _Steps:
 
 
 class _Batches:
-    """A loader's data set. What is wrong with a picture comes as a value: a loader would wrap what is
-    raised."""
+    """A loader's data set. An error of a picture is returned, not raised: a loader would wrap it."""
 
     def __init__(self, pictures: Pictures):
         self.pictures = pictures
@@ -227,6 +224,5 @@ def _as_it_is(batch: Tensor | GzError) -> Tensor | GzError:
 
 def _begin(worker: int) -> None:
     processes.follow_parent()
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # a scheduler sends it to all; the trainer still needs a batch to save after
+    # A scheduler sends it to all processes, but the trainer still needs a batch before it saves.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

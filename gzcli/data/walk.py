@@ -1,5 +1,5 @@
-"""The files below a folder, and what there is no file: dead links, pipes, devices. Nothing here blocks or
-goes on for ever."""
+"""The files below a folder, and what is no file there: broken links, pipes, devices. Nothing here waits for a
+pipe or follows a circle of links."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ LARGEST_FILE = 1 << 30  # bytes: no picture is larger
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the regular files below a folder (POSIX, relative, sorted), and of what is none, by what it
-    is: "broken" links, "special" files (pipes, devices, sockets), links to folders that are read already
-    ("repeated").
+    """Names of the regular files below a folder (POSIX, relative, sorted), and names of everything else, by
+    what it is: "broken" links, "special" files (pipes, devices, sockets), links to folders that are read
+    already ("repeated").
 
-    Links to files and folders are followed, each folder once and by its own name first, so that no circle of
-    links is walked for ever. What begins with a dot is left out. Raises MissingError for a folder that cannot
-    be read.
+    Links to files and folders are followed. Each folder is read once, by its own name rather than a link's,
+    so that a circle of links has an end. Names that begin with a dot are left out.
+
+    Raises MissingError for a folder that cannot be read.
     """
     files: list[str] = []
     odd: dict[str, list[str]] = {}
     seen: set[tuple[int, int]] = set()
-    own, linked = deque([""]), deque()
+    # Folders that are yet to be read: plain ones, and links to folders.
+    own, linked = deque([""]), deque[str]()
     while own or linked:
         at = own.popleft() if own else linked.popleft()
         where = os.path.join(root, at)
@@ -54,7 +56,7 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def kind_of(entry: os.DirEntry) -> str:
-    """What an entry of a folder is, or what it leads to: file, folder, broken, special."""
+    """What an entry of a folder is or leads to: "file", "folder", "broken" or "special"."""
     try:
         if entry.is_file():
             return "file"
@@ -85,10 +87,13 @@ def read_regular(path: Path) -> bytes:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise MissingError(f"`{path}` is no regular file", hint="take it out")
-            if found.st_size > LARGEST_FILE:
-                raise MissingError(
-                    f"`{path}` is larger than any picture: {found.st_size:,} bytes", hint="take it out"
-                )
+            refuse_large(str(path), found.st_size)
             return file.read(LARGEST_FILE)
     except OSError as e:
         raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
+
+
+def refuse_large(name: str, size: int) -> None:
+    """Raises MissingError for a file of more bytes than any picture has."""
+    if size > LARGEST_FILE:
+        raise MissingError(f"`{name}` is larger than any picture: {size:,} bytes", hint="take it out")

@@ -1,5 +1,5 @@
-"""A function over many blocks by worker processes, in order; decoding small pictures holds the interpreter's
-lock."""
+"""A function over many blocks by worker processes, in order. Threads would not do: decoding small pictures
+holds the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TypeVar
 
 from gzcli import start
+from gzcli.data.raw_images import Block
 from gzcli.errors import DeviceError
 
-FEW = 4000  # images that one process packs sooner than others start
-CHUNK = 64  # blocks that travel together, or so many bytes
-CHUNK_BYTES = 1 << 22
-AHEAD = 3  # chunks in flight for each worker
+T = TypeVar("T")
+
+FEW = 4000  # images up to which starting processes would take longer than packing here
+CHUNK = 64  # blocks that are sent to a worker at a time
+CHUNK_BYTES = 1 << 22  # bytes from which fewer blocks are sent
+CHUNKS_AHEAD = 3  # chunks in flight for each worker
 
 
-def mapped(f: Callable[[Any], Any], blocks: Iterable[Any], work: int) -> Iterator[Any]:
-    """f(block) of each block, in their order. `f` must be picklable; at most a few chunks are in memory.
+def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
+    """f(block) of each block, in their order; at most a few chunks are in memory.
 
-    `work` is how many images there are to be worked on. Blocks are tuples whose third part is bytes or an
-    array. Raises DeviceError where a worker dies.
+    f: a function that can be pickled
+    work: images in all that `f` must work on; few are done in this process
+
+    Raises DeviceError where a worker dies.
     """
     count = cores() if work > FEW and can_start() else 1
     if count == 1:
@@ -37,11 +42,11 @@ def mapped(f: Callable[[Any], Any], blocks: Iterable[Any], work: int) -> Iterato
     # Spawned: the parent may have threads and a GPU. Each holds a few imports and no torch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=follow_parent)
-    flying: deque[Future] = deque()
+    flying: deque[Future[list[T]]] = deque()
     try:
         for chunk in _chunks(blocks):
             flying.append(pool.submit(_apply, f, chunk))
-            if len(flying) >= AHEAD * count:
+            if len(flying) >= CHUNKS_AHEAD * count:
                 yield from flying.popleft().result()
         while flying:
             yield from flying.popleft().result()
@@ -55,7 +60,7 @@ def mapped(f: Callable[[Any], Any], blocks: Iterable[Any], work: int) -> Iterato
 
 
 def cores() -> int:
-    """Cores that this process may use, at most 8."""
+    """Worker processes that packing starts: the cores that this process may use, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -66,12 +71,12 @@ def can_start() -> bool:
     return getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
 
 
-def _chunks(blocks: Iterable[Any]) -> Iterator[list[Any]]:
-    chunk, size = [], 0
+def _chunks(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    chunk: list[Block] = []
+    size = 0
     for block in blocks:
-        data = block[2]
         chunk.append(block)
-        size += len(data) if isinstance(data, bytes) else data.nbytes
+        size += len(block.data) if isinstance(block.data, bytes) else block.data.nbytes
         if len(chunk) >= CHUNK or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -79,19 +84,20 @@ def _chunks(blocks: Iterable[Any]) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _apply(f: Callable[[Any], Any], chunk: list[Any]) -> list[Any]:
+def _apply(f: Callable[[Block], T], chunk: list[Block]) -> list[T]:
     return [f(block) for block in chunk]
 
 
 def follow_parent() -> None:
-    """In a worker: Ctrl-C is the parent's to handle, and the parent's death is its own."""
+    """Makes a worker process leave Ctrl-C to its parent, and end when its parent does."""
     import multiprocessing
     import threading
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -26,14 +26,22 @@ def show(what: str) -> str:
 
 @dataclass
 class RecipeFile:
-    """A recipe file; `label` is its name in messages: `recipes/glow.yaml` wherever a shipped one lies."""
+    """A recipe file.
+
+    path: where it lies.
+    label: its name in messages; of a shipped one `recipes/glow.yaml`, wherever gz is installed.
+    document: its content with the place of each key.
+    shipped: whether it is gz's own.
+    own: its values without `for` and `extends`.
+    sections: its values for single data sets, those of `for`.
+    """
 
     path: Path
     label: str
     document: Document
     shipped: bool = False
-    own: dict[str, Any] = field(default_factory=dict)  # without `for` and `extends`
-    sections: dict[str, Any] = field(default_factory=dict)  # `for`
+    own: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)
 
 
 def find(what: str) -> Path:

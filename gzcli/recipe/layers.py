@@ -1,4 +1,4 @@
-"""A part of a recipe with the places of its keys, and how parts are laid one over the other."""
+"""The layers of a recipe, and how one is laid over another: later values replace earlier ones, key by key."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ _TYPED = {
 
 @dataclass
 class Layer:
-    """A part of a recipe: of a file, of its section for a data set (`inside`), or of the command line.
+    """Values of a recipe from one place: a file, a file's section for a data set, or the command line.
 
-    `where(path, value)` is the place of a key or its value for messages, `origin(path)` that which is shown;
-    a layer that does not apply is for another data set. `source`: "shipped" (a recipe of gz's own), "file" or
-    "typed".
+    tree: the values.
+    where: the place of a key or, if the second argument is true, of its value; for messages.
+    origin: the place of a key as it is shown beside its value.
+    inside: whether it is a section for a data set.
+    applies: whether it is for the data set that was asked for; else it is only checked.
+    source: "shipped" (a recipe of gz's own), "file" or "typed".
     """
 
     tree: dict[str, Any]
@@ -42,20 +45,29 @@ def lay(
     of: Callable[[Key], str],
     at: Key = (),
 ) -> None:
-    """Lays a part over the tree, key by key, noting the origins. What may change the model takes its
-    parameter count away."""
+    """Replaces values of the tree by those of a layer. A layer that may change the number of parameters sets
+    `params` to null.
+
+    tree: is changed.
+    part: the values of the layer.
+    origin: gets the origin of each value, by dotted key.
+    of: the origin of a key.
+    at: the keys that lead to the tree.
+    """
     if not at and changes_model(part):
         tree["params"] = None
     _lay(tree, part, origin, of, at)
 
 
 def without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
-    """The layer's tree without what only the command line may say, as it decides what is started and whom it
-    trusts.
+    """The layer's tree without the keys of `launch` that only the command line may give.
 
-    A recipe or a run from elsewhere must start nothing: `launch.extra`, once a key, could name another
-    program, and processes that meet at an address take whatever is sent from there. Adds what is given
-    nevertheless to `problems`.
+    A recipe or run of a stranger must not decide which program is started: `launch.extra`, a key of earlier
+    versions, could name one. Nor must it decide which machine is trusted: processes that meet at an address
+    accept whatever is sent from there.
+
+    layer: of a file or of the command line.
+    problems: gets a mistake for each such key that is given.
     """
     launch = layer.tree.get("launch")
     banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
@@ -69,7 +81,7 @@ def without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys of all leaves."""
+    """The dotted keys of all values that are not maps."""
     keys = []
     for key, value in tree.items():
         keys += dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]

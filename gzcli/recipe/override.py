@@ -1,4 +1,4 @@
-"""What the command line changes in a recipe: `--set a.b=v` and flags such as `--steps`."""
+"""Values of a recipe from the command line: `--set a.b=v`, and flags such as `--steps`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from gzcli.errors import UsageError
 from gzcli.recipe.load import Key, Problem, read_text
 
-# Flags that are not called like the last part of their key.
+# Flags with another name than the last part of their key.
 _FLAGS = {
     "data.name": "--data",
     "launch.machines": "--num-machines",
@@ -20,7 +20,12 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class Override:
-    """A part of a recipe, `origin` as it is shown (`--set`, `--steps`), `where` as mistakes name it."""
+    """Values from one flag.
+
+    tree: the values.
+    origin: the flag as it is shown beside a value: `--set`, `--steps`.
+    where: the flag as messages name it.
+    """
 
     tree: dict[str, Any]
     origin: str
@@ -43,7 +48,7 @@ def parse_set(text: str) -> tuple[Override | None, list[Problem]]:
 
 
 def flags_of(flags: Mapping[str, Any]) -> list[Override]:
-    """`{"train.steps": 100}` as parts of a recipe; a flag that is None was not given."""
+    """`{"train.steps": 100}` as parts of a recipe; None stands for a flag that was not given."""
     parts = []
     for key, value in flags.items():
         flag = _FLAGS.get(key) or f"--{key.rpartition('.')[2].replace('_', '-')}"

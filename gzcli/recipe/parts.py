@@ -182,6 +182,16 @@ class LaunchSection:
         return replace(self, **nowhere)
 
 
+SECTIONS: Mapping[str, type] = {
+    "data": DataSection,
+    "train": TrainSection,
+    "optim": OptimSection,
+    "ood": OodSection,
+    "bench": BenchSection,
+    "launch": LaunchSection,
+}
+
+
 @dataclass(frozen=True)
 class Part:
     """What one model is trained by, and then sampled and scored by.
@@ -259,10 +269,19 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
 def _known(section: type, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The section's own keys, lists as tuples, and all others."""
     own = {f.name for f in keys_of(section)}
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in tree.items()}
-    return {k: v for k, v in values.items() if k in own}, {k: tree[k] for k in tree if k not in own}
+    return tuples({k: tree[k] for k in tree if k in own}), {k: tree[k] for k in tree if k not in own}
 
 
 def plain(section: Any) -> dict[str, Any]:
-    """The section's fields, tuples as lists."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(section).items()}
+    """The section as YAML and JSON have it."""
+    return lists(asdict(section))
+
+
+def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as a section holds them: lists as tuples."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+def lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as YAML and JSON have them: tuples as lists."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gzcli.recipe.parts import BenchSection, DataSection, LaunchSection, Part, part_of, plain
+from gzcli.recipe.parts import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -75,7 +75,7 @@ class Recipe:
             return self.parts[0].tree()
         stages: dict[str, Any] = dict(self.reused)
         for part in self.parts:
-            tree = part.tree() | {"data": dict(self.own_data.get(part.stage, {}))}
+            tree = part.tree() | {"data": lists(self.own_data.get(part.stage, {}))}
             stages[part.stage] = {key: tree[key] for key in OF_STAGE}
         return {
             "about": self.about,
@@ -94,7 +94,7 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
         return Recipe((part,), **_shared(part))
     top = {key: tree[key] for key in SHARED if key in tree}
     trained = {name: part for name, part in tree["stages"].items() if isinstance(part, Mapping)}
-    own_data = {name: dict(part.get("data") or {}) for name, part in trained.items()}
+    own_data = {name: tuples(part.get("data") or {}) for name, part in trained.items()}
     parts = [
         part_of({**top, **part, "data": {**top.get("data", {}), **own_data[name]}}, name)
         for name, part in trained.items()

@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.library import OwnSet, locate, names
+from gzcli.data.names import DataSet, data_key, locate, names
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
-from gzcli.recipe.files import RecipeFile, read_chain, recipes, show
+from gzcli.recipe.files import RecipeFile, read_chain
 from gzcli.recipe.layers import Layer, dotted, lay, without_meeting
 from gzcli.recipe.load import Key, Problem, in_order, refusal
-from gzcli.recipe.load import load as read
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.override import Override, flags_of, parse_set
 from gzcli.recipe.parts import DataSection
@@ -30,7 +29,7 @@ from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.whole import Whole, whole
 from gzcli.recipe.write import dump
 
-__all__ = ["Resolved", "check", "check_data", "dump", "read", "recipes", "resolve", "show"]
+__all__ = ["Resolved", "check", "dump", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,13 @@ class Resolved(Recipe):
     card: ModelCard
     cards: Mapping[str, ModelCard]
     source: Path
-    found: DataSpec | OwnSet | None
+    found: DataSet | None
     whole: Whole
+
+    @property
+    def key(self) -> str:
+        """The short name of the data set in ids of runs: `mnist`, or `my-photos-3f2a1c`."""
+        return self.found.key if self.found else data_key(self.data.name)
 
 
 def resolve(
@@ -61,10 +65,14 @@ def resolve(
     sets: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """The recipe of a model by its name, or of a .yaml file, for a data set.
+    """The recipe of a model, or of a file, for a data set.
 
-    `data` is a name, compared with `for` as all names are, or a path. `flags` are typed values by dotted key.
     Raises UsageError that lists everything that is wrong, each with its place.
+
+    what: name of a model, or path of a .yaml file.
+    data: name of a data set, with which the sections of `for` are compared, or its path; None: the recipe's.
+    sets: texts `a.b=v`, as `--set` gets them.
+    flags: values of other options, by dotted key.
     """
     recipe, problems = _resolve(what, data, sets, flags or {})
     if recipe is None or problems:
@@ -250,7 +258,7 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
 
 def _located(
     name: str, layers: Iterable[Layer], sections: Collection[str], problems: list[Problem]
-) -> DataSpec | OwnSet | None:
+) -> DataSet | None:
     """The data set of that name or path. Adds to `problems` that there is none, with the place of the name.
 
     A path, and a name that a recipe has settings `for`, may be there by the time it is needed: then None.

@@ -15,16 +15,7 @@ from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
 from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
-from gzcli.recipe.parts import (
-    BenchSection,
-    DataSection,
-    LaunchSection,
-    OodSection,
-    OptimSection,
-    Part,
-    TrainSection,
-    keys_of,
-)
+from gzcli.recipe.parts import SECTIONS, Part, keys_of
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
@@ -40,7 +31,12 @@ RANGES: dict[str, Callable[[float], bool]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One key: its type, default and, by a name of RANGES, what its numbers may be."""
+    """What a key may hold.
+
+    annotation: its type, as in a signature.
+    default: its value where no layer gives one.
+    range: the range of its numbers, a name of RANGES; None: any.
+    """
 
     annotation: str
     default: Any = None
@@ -61,14 +57,15 @@ def rules_of(section: type) -> dict[str, Rule]:
     return {f.name: Rule(str(f.type), f.default, f.metadata.get("range")) for f in keys_of(section)}
 
 
-DATA, TRAIN, OPTIM = rules_of(DataSection), rules_of(TrainSection), rules_of(OptimSection)
-OOD, BENCH, LAUNCH = rules_of(OodSection), rules_of(BenchSection), rules_of(LaunchSection)
+DATA, TRAIN, OPTIM, OOD, BENCH, LAUNCH = map(rules_of, SECTIONS.values())
 PART = rules_of(Part)
 
 
 def schema(card: ModelCard | None) -> Rules:
-    """The rules of a recipe of this model, sections in order; without a card, a model's own keys are not
-    checked."""
+    """The rules of a recipe without stages, sections in order.
+
+    card: of the model; None: any key is let through in the sections whose keys the model decides.
+    """
     return {
         "about": PART["about"],
         "seed": PART["seed"],
@@ -83,10 +80,12 @@ def schema(card: ModelCard | None) -> Rules:
 
 
 def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
-    """The rules of a recipe in stages: what is shared at the top, what is a stage's own, over it, below
-    `stages`.
+    """The rules of a recipe in stages.
 
-    The two have the same keys but for those of the models; a stage cannot have another data set.
+    The sections at the top hold for all stages, those below `stages` for one. Both have the same keys, but
+    for those that the models decide; a stage cannot have another data set.
+
+    cards: the model of each stage.
     """
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
     stages: Rules = {
@@ -109,32 +108,15 @@ def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
 
 def _of_model(card: ModelCard | None) -> Rules:
     """The sections whose keys depend on the model."""
-    part = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
-    own: dict[str, Rules]
-    if card is None:
-        own = {
-            "model": {ANY: Rule("")},
-            "sample": {ANY: Rule("")},
-            "ood": {ANY: Rule("")},
-            "phases": {ANY: part},
-        }
-    else:
-        names = phases(card)
-        own = {
-            "model": _rules(card.params),
-            "sample": _rules(card.sample),
-            "ood": score_options(card),
-            "phases": {ANY: part} if names is None else dict.fromkeys(names, part),
-        }
+    anything: Rules = {ANY: Rule("")}
+    phase: Rules = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
+    names = phases(card) if card else None
+    scores = replace(OOD["scores"], annotation=f"tuple[{_scores(card)}, ...] | None")
     return {
-        "model": {"name": Rule("str"), **own["model"]},
-        "optim": {**OPTIM, **own["phases"]},
-        "sample": own["sample"],
-        "ood": {
-            **OOD,
-            "scores": replace(OOD["scores"], annotation=f"tuple[{_scores(card)}, ...] | None"),
-            **own["ood"],
-        },
+        "model": {"name": Rule("str"), **(_rules(card.params) if card else anything)},
+        "optim": {**OPTIM, **({ANY: phase} if names is None else dict.fromkeys(names, phase))},
+        "sample": _rules(card.sample) if card else anything,
+        "ood": {**OOD, "scores": scores, **(score_options(card) if card else anything)},
     }
 
 
@@ -156,8 +138,8 @@ def score_options(card: ModelCard) -> dict[str, Rule]:
 
 
 def _shared(signatures: Iterable[Mapping[str, Param]]) -> dict[str, Rule]:
-    """The keywords of all scores: a key goes to every score that takes it; defaults that differ are left to
-    each."""
+    """The keywords of all scores. A key goes to every score that has it; where their defaults differ it has
+    none, and each score keeps its own."""
     rules: dict[str, Rule] = {}
     for options in signatures:
         for name, rule in _rules(options).items():
@@ -195,10 +177,12 @@ def defaults(rules: Rules) -> dict[str, Any]:
 def check(
     fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """A part of a recipe with its values converted (an int for a float), and everything that is wrong with
+    """A part of a recipe with its values converted, as an int to a float, and everything that is wrong with
     it.
 
-    `where(path, value)` is the place of a key or, with `value`, of its value.
+    fragment: the part.
+    rules: of its keys.
+    where: the place of a key or, if the second argument is true, of its value; for messages.
     """
     problems: list[Problem] = []
 

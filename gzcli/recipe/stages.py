@@ -1,11 +1,11 @@
-"""Recipes in stages: what is trained one after the other, as a tokenizer and the prior of its codes.
+"""Recipes in stages: models that are trained one after the other, as a tokenizer and the prior of its codes.
 
     data: {name: digits}
-    train: {ema: 0.999}                                  # shared; a stage's own value is laid over it
+    train: {ema: 0.999}                                  # of every stage, unless it says otherwise
     stages:
       tokenizer: {model: {name: vqgan}, train: {steps: 2000}}
       prior: {model: {name: transformer}, sample: {temperature: 0.9}}
-      prior: vqgan-mnist-20260131-142501-ab12            # or: the stage of a run that was trained before
+      prior: vqgan-mnist-20260131-142501-ab12            # or: the stage of an earlier run
 
 A model that is built on earlier stages takes them as parameters of type `Model`, by their names.
 """
@@ -23,16 +23,20 @@ from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
 from gzcli.recipe.load import Key, Problem
 from gzcli.recipe.parts import part_of
+from gzcli.recipe.recipe import SHARED
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names
 
-SHARED = ("train", "optim")  # sections that stand at the top for all stages
-OF_MODEL = ("model", "sample", "ood")  # sections whose keys are the model's
+INHERITED = ("train", "optim")  # sections at the top of a recipe that every stage begins with
+OF_MODEL = ("model", "sample", "ood")  # sections whose keys the model decides
 
 
 def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, ModelCard] | None:
-    """The model of each stage, in order; None of a recipe without stages. Adds what is wrong to
-    `problems`."""
+    """The model of each stage, in order; None of a recipe without stages.
+
+    layers: of the recipe, in order.
+    problems: gets what is wrong with the stages.
+    """
     names: dict[str, tuple[str, str]] = {}  # stage → its model's name, and where it stands
     staged = False
     for layer in layers:
@@ -74,7 +78,7 @@ def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, Mode
 
 
 def called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
-    """The model that a run in stages is called after: the last that has a recipe of its own, else the
+    """The model after which a run in stages is called: the last one that has a recipe of its own, else the
     first."""
     shipped = {canonical(name) for name in recipe_names()}
     return next(
@@ -86,8 +90,15 @@ def called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
 def fitting(
     layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]
 ) -> Iterator[dict[str, Any]]:
-    """The tree of each layer as far as it can be checked: without runs in place of stages and, where a later
-    layer puts another model into a stage, without the old one's keys that the new one has not."""
+    """The tree of each layer as far as the rules of the stages' models apply to it.
+
+    Runs in the place of stages are left out. Where a later layer puts another model into a stage, the keys
+    of the earlier model that the new one does not have are left out.
+
+    layers: of the recipe, in order.
+    rules: of the stages, as `schema.staged` makes them.
+    cards: the models that the stages have in the end.
+    """
     now: dict[str, str] = {}
     for layer in layers:
         parts = dict(_parts(layer))
@@ -110,9 +121,14 @@ def compose(
     cards: Mapping[str, ModelCard],
     reused: Mapping[str, tuple[str, str]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree of defaults and layers, and the origin of each value; `reused` are the runs in place of
-    stages."""
-    top = {key: rules[key] for key in ("about", "seed", "data", "bench", "launch")}
+    """The tree of defaults and layers, and the origin of each value by dotted key.
+
+    layers: those that apply, in order.
+    rules: of the stages, as `schema.staged` makes them.
+    cards: the model of each stage.
+    reused: the run in the place of a stage, with the origin of its name.
+    """
+    top = {key: rules[key] for key in SHARED}
     tree = schema.defaults(top)
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
@@ -135,7 +151,7 @@ def compose(
 
 
 def reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
-    """The runs named in place of stages, each with the origin of its name."""
+    """The runs that are used in the place of stages, each with the origin of its name."""
     return {
         stage: (part, layer.origin(("stages", stage)))
         for layer in layers
@@ -147,13 +163,13 @@ def reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
 
 def _stage(layers: Iterable[Layer], stage: str, card: ModelCard) -> tuple[dict[str, Any], dict[str, str]]:
     rules = schema.schema(card)
-    tree = schema.defaults({key: rules[key] for key in ("model", *SHARED, "sample", "ood", "params")})
+    tree = schema.defaults({key: rules[key] for key in ("model", *INHERITED, "sample", "ood", "params")})
     tree = {"model": {"name": card.name, **tree.pop("model")}, "data": {}, **tree}
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
         if changes_model(layer.tree):  # another size of the images
             tree["params"] = None
-        lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, origin, layer.origin)
+        lay(tree, {key: layer.tree[key] for key in INHERITED if key in layer.tree}, origin, layer.origin)
         own = _parts(layer).get(stage) or {}
         lay(tree, own, origin, partial(_origin, layer, stage))
     tree["model"]["name"] = card.name
@@ -170,7 +186,7 @@ def _parts(layer: Layer) -> Mapping[str, Any]:
 
 
 def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str | None:
-    """The name of the model that a layer gives a stage, by itself or by a run."""
+    """The name of the model that a layer gives a stage, in words or as the model of a run."""
     if isinstance(part, str):
         try:
             return part_of(runs.find_stage(part, stage).tree()).model

@@ -11,27 +11,10 @@ from gzcli.models import catalog, docs
 from gzcli.models.catalog import ModelCard
 from gzcli.models.sources import told
 from gzcli.recipe.load import Key
-from gzcli.recipe.parts import (
-    BenchSection,
-    DataSection,
-    LaunchSection,
-    OodSection,
-    OptimSection,
-    Part,
-    TrainSection,
-    keys_of,
-)
+from gzcli.recipe.parts import SECTIONS, OptimSection, Part, keys_of
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import lines
 
-SECTIONS: Mapping[str, type] = {
-    "data": DataSection,
-    "train": TrainSection,
-    "optim": OptimSection,
-    "ood": OodSection,
-    "bench": BenchSection,
-    "launch": LaunchSection,
-}
 WIDTH = 80  # columns of a terminal
 COLUMN = 31  # where texts begin, unless all values of a section are shorter
 LEAST = 24  # columns that a text has at least, however far a section is indented

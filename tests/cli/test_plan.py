@@ -15,8 +15,9 @@ from gzcli import launch, models, requirements
 from gzcli.cli import app
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
+from gzcli.recipe.needs import check_data
 from gzcli.recipe.parts import OptimSection, Part, TrainSection
-from gzcli.recipe.resolve import check_data, resolve
+from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names
 

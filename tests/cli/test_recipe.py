@@ -12,16 +12,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import find
+from gzcli.data.sets import SPECS, find
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, docs
 from gzcli.recipe import schema
+from gzcli.recipe.files import recipes, show
 from gzcli.recipe.load import Mark, load, read_text, refuse
+from gzcli.recipe.needs import check_data
 from gzcli.recipe.override import parse_set
-from gzcli.recipe.parts import Part, keys_of
-from gzcli.recipe.resolve import check, check_data, dump, read, recipes, resolve, show
-from gzcli.recipe.texts import SECTIONS, annotated, section_texts, texts
+from gzcli.recipe.parts import SECTIONS, Part, keys_of
+from gzcli.recipe.recipe import recipe_of
+from gzcli.recipe.resolve import check, resolve
+from gzcli.recipe.texts import annotated, section_texts, texts
+from gzcli.recipe.write import dump
 from gzcli.types import DataInfo
 
 
@@ -174,7 +177,7 @@ def test_a_bomb_of_aliases_costs_nothing():
 
 def test_load_reads_plainly(write):
     path = Path(write("my.yaml", "x: {y: 1e-4, z: no}\n"))
-    assert load(path) == read(path) == {"x": {"y": 1e-4, "z": "no"}}
+    assert load(path) == {"x": {"y": 1e-4, "z": "no"}}
     path.write_bytes(b"\xef\xbb\xbfx: 1\n")
     assert load(path) == {"x": 1}, "a byte order mark is no content"
     path.write_bytes(b"x: \xff\n")
@@ -668,7 +671,7 @@ def test_the_form_of_what_is_written():
 
 # ---------------------------------------------------------------------------- what is shipped
 
-SHIPPED = {name: list(read(path).get("for") or {}) for name, path in recipes().items()}
+SHIPPED = {name: list(load(path).get("for") or {}) for name, path in recipes().items()}
 PAIRS = [(name, data) for name, sets in SHIPPED.items() for data in (None, *sets)]
 
 
@@ -689,6 +692,7 @@ def test_a_shipped_recipe_is_right(name):
 def test_a_shipped_recipe_resolves_for_each_set_that_it_names(name, data):
     tree = resolve(name, data=data).tree()
     assert same(read_text(dump(tree), "r.yaml").tree, tree)
+    assert same(recipe_of(tree).tree(), tree), "it is read back as it was written"
 
 
 @pytest.mark.parametrize(("name", "data"), PAIRS)

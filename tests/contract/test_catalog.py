@@ -252,7 +252,7 @@ def test_names_are_compared_loosely_and_mistakes_are_told():
 def test_reading_the_zoo_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys; from gzcli.models.catalog import cards; cards();"
-        "from gzcli.recipe.resolve import resolve, recipes;"
+        "from gzcli.recipe.files import recipes; from gzcli.recipe.resolve import resolve;"
         "[resolve(name) for name in recipes()];"
         "print([m for m in ('torch', 'numpy', 'PIL', 'accelerate', 'rich', 'pydantic') if m in sys.modules])"
     )

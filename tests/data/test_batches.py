@@ -282,3 +282,14 @@ def test_speed_against_a_dataloader_over_pngs(tmp_path):
     for workers, seconds in ((0, plain), (2, two)):
         print(f"DataLoader, {workers} workers: {64 / seconds:,.0f} images/s, {seconds / batch:.0f} × slower")
     assert plain > 20 * batch and batch < 0.15e-3
+
+
+def test_noise_of_a_batch_lives_on_its_device(pack):
+    fake = pytest.importorskip("fake_device")
+    with fake.on_device():
+        trained = batches(pack, device=fake.DEVICE).at(0)
+        scanned = next(scan(pack, "test", batch_size=4, levels=17, device=fake.DEVICE))
+        for batch in (trained, scanned):
+            n = len(batch)
+            for draw in (batch.noise.randn(n, 2), batch.noise.rand(n), batch.noise.randint(9, n)):
+                assert draw.device == batch.x.device == fake.DEVICE

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from pictures import as_tar, as_zip, write
 
-from gzcli.data.archives import Span, Tar, Zip, open_members, read_span
+from gzcli.data.archives import Tar, Zip, open_members, read_span
+from gzcli.data.raw_images import Span
 from gzcli.errors import MissingError, UsageError
 
 FILES = {f"a/{i}.bin": np.random.default_rng(i).integers(0, 9, 100 * i, np.uint8).tobytes() for i in range(9)}

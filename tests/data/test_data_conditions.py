@@ -13,9 +13,10 @@ import torch
 from pictures import RED, SPLITS, as_tar, as_zip, nothing_half_written, png, write
 from PIL import Image
 
-from gzcli.data import make, workers
-from gzcli.data.augment import Same, alike, augmenter
+from gzcli.data import cached, workers
+from gzcli.data.augment import ReplayedNoise, augment_alike, augmenter
 from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
+from gzcli.data.forms import Form
 from gzcli.data.library import import_set, listing
 from gzcli.data.open import open_named, peek
 from gzcli.errors import MissingError, UsageError
@@ -231,7 +232,7 @@ def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch, 
     with pytest.raises(MissingError, match=r"3 pictures of .* do not decode") as e:
         open_named(folder)
     assert "--skip-bad" in e.value.hint and nothing_half_written()
-    import_set(folder, "good", skip_bad=True)
+    import_set(folder, "good", Form(skip_bad=True))
     opened = open_named("good")
     assert len(opened.meta.skipped) == 3 and sum(opened.meta.counts.values()) == N - 3
     seen = []
@@ -392,7 +393,7 @@ def test_packs_of_older_versions(tmp_path):
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(N)})
     open_named(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make, "OWN_RULE", 2)
+        patch.setattr(cached, "OWN_RULE", 2)
         assert peek(folder) is None
     assert peek(folder) is not None
 
@@ -479,7 +480,7 @@ def test_images_are_augmented_as_ever(followed):
     u8 = torch.from_numpy(followed.images("train")[:8])
     for noise in (lambda: BatchNoise(1, total=8), lambda: ImageNoise(1, range(8))):
         lone = augmenter(names)(u8, noise())
-        both = alike(names)({"x": u8, "control": u8, "before": u8}, noise())
+        both = augment_alike(names)({"x": u8, "control": u8, "before": u8}, noise())
         assert (
             torch.equal(lone, both["x"])
             and torch.equal(lone, both["before"])
@@ -496,9 +497,9 @@ def test_images_are_augmented_as_ever(followed):
 
 
 def test_draws_can_be_had_again():
-    same = Same(BatchNoise(0, total=4))
+    same = ReplayedNoise(BatchNoise(0, total=4))
     first = same.randn(4, 2), same.rand(4), same.randint(9, 4)
-    again = same.again()
+    again = same.replay()
     assert all(map(torch.equal, first, (again.randn(4, 2), again.rand(4), again.randint(9, 4))))
     plain = BatchNoise(0, total=4)
     assert all(map(torch.equal, first, (plain.randn(4, 2), plain.rand(4), plain.randint(9, 4))))

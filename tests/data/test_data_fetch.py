@@ -21,7 +21,8 @@ from gzcli.__main__ import main
 from gzcli.data import fetch as fetching
 from gzcli.data import http, request
 from gzcli.data.fetch import fetch
-from gzcli.data.library import data_path, is_fetched, raw_dir, remove, verify
+from gzcli.data.library import data_path, remove, verify
+from gzcli.data.raw import is_fetched, raw_dir
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataFile
 from gzcli.errors import MissingError, UsageError

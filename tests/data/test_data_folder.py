@@ -29,8 +29,10 @@ from pictures import (
 
 from gzcli.data import workers
 from gzcli.data.folder import read_pictures
+from gzcli.data.forms import Form
 from gzcli.data.library import import_set
 from gzcli.data.open import open_named
+from gzcli.data.raw_images import Block
 from gzcli.errors import DeviceError, MissingError, UsageError
 
 
@@ -249,7 +251,7 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
     for name in ("train/a/000.png", "train/b/007.png", "test/b/029.png", "train/b/015.png"):
         assert f"`{name}`" in e.value.message
     assert "--skip-bad" in e.value.hint and nothing_half_written()
-    import_set(folder, "good", skip_bad=True)
+    import_set(folder, "good", Form(skip_bad=True))
     opened = open_named("good")
     assert len(opened.meta.skipped) == 4 and sum(opened.meta.counts.values()) == 26
     seen = []
@@ -268,7 +270,7 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
 
 def test_a_set_of_nothing_but_bad_pictures(tmp_path):
     folder = write(tmp_path / "p", {f"{i}.png": b"x" for i in range(9)})
-    import_set(folder, "bad", skip_bad=True)
+    import_set(folder, "bad", Form(skip_bad=True))
     with pytest.raises(MissingError, match="none of the pictures"):
         open_named("bad")
     assert nothing_half_written()
@@ -276,8 +278,8 @@ def test_a_set_of_nothing_but_bad_pictures(tmp_path):
 
 def test_worker_processes_pack_the_same(tmp_path, monkeypatch):
     folder = bad_set(tmp_path / "p", 300)
-    import_set(folder, "one", skip_bad=True)
-    import_set(folder, "many", skip_bad=True)
+    import_set(folder, "one", Form(skip_bad=True))
+    import_set(folder, "many", Form(skip_bad=True))
     one = open_named("one")
     monkeypatch.setattr(workers, "FEW", 10)
     monkeypatch.setattr(workers, "cores", lambda: 2)
@@ -298,7 +300,7 @@ def die(block):
 def test_a_worker_that_is_killed(monkeypatch):
     monkeypatch.setattr(workers, "cores", lambda: 2)
     with pytest.raises(DeviceError, match="worker process was killed"):
-        list(workers.mapped(die, [("train", 0, b"x", "a")] * 200, 10_000))
+        list(workers.mapped(die, [Block("train", 0, b"x", "a")] * 200, 10_000))
 
 
 # --- arrays ---

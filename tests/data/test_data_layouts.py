@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from pictures import BLUE, GREEN, RED, as_tar, as_zip, nothing_half_written, png, write
 
-from gzcli.data.folder import open_path, read_pictures
+from gzcli.data.folder import read_pictures
+from gzcli.data.forms import Decoding, Form
 from gzcli.data.kinds import FORMATS
 from gzcli.data.library import import_set
 from gzcli.data.open import open_named
+from gzcli.data.own import open_path
 from gzcli.data.pictures import decode
 from gzcli.data.walk import walk
 from gzcli.errors import MissingError, UsageError
@@ -35,7 +37,7 @@ def read(
     tmp_path: Path, files: dict[str, bytes], form: str | None = None
 ) -> tuple[tuple[str, ...], dict[str, Counter], list[str]]:
     """(classes, split → how many of each class, notes)"""
-    source = open_path(write(tmp_path / "set", files), form)
+    source = open_path(write(tmp_path / "set", files), Form(layout=form))
     named = {
         s: [source.classes[y] for y in source.labels[s]] if source.labels else [None] * n
         for s, n in source.counts.items()
@@ -126,12 +128,12 @@ def test_a_class_called_train(tmp_path):
     classes, found, _ = read(tmp_path, files, "classes")
     assert classes == ("car", "plane", "train") and set(found) == {"train"}
     path = tmp_path / "set"
-    import_set(path, "vehicles", form="classes")
+    import_set(path, "vehicles", Form(layout="classes"))
     assert open_named("vehicles").meta.classes == ("car", "plane", "train")
-    import_set(path, "vehicles", form="flat")  # said otherwise: packed anew
+    import_set(path, "vehicles", Form(layout="flat"))  # said otherwise: packed anew
     assert open_named("vehicles").meta.classes == ()
     with pytest.raises(UsageError, match="in no split of a class"):
-        open_path(path, "class-splits")
+        open_path(path, Form(layout="class-splits"))
 
 
 def test_a_class_called_train_in_a_split(tmp_path):
@@ -198,7 +200,7 @@ def test_no_reader_starts_another_program(tmp_path, monkeypatch):
     assert "EPS" not in FORMATS
     for name in ("a.png", "a.eps"):
         with pytest.raises(MissingError, match="does not decode: not a picture"):
-            decode(EPS, name, size=8, channels=3)
+            decode(EPS, name, Decoding(8, 3))
     folder = write(
         tmp_path / "set", {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": EPS, "zz.eps": EPS}
     )

@@ -20,10 +20,12 @@ from PIL import Image
 
 from gzcli.cli.app import run
 from gzcli.data import build, make
-from gzcli.data.library import data_key, data_path, import_set, listing, names, remove, verify
+from gzcli.data.forms import Form
+from gzcli.data.library import data_path, import_set, listing, remove, verify
+from gzcli.data.names import data_key, names
 from gzcli.data.open import open_named, peek
-from gzcli.data.sets import SPECS
-from gzcli.data.specs import find
+from gzcli.data.raw_images import Block, RawImages
+from gzcli.data.sets import SPECS, find
 from gzcli.errors import MissingError, UsageError
 
 
@@ -238,7 +240,7 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
         assert run(["data", "import", str(folder), "--name", name, "-q"]) == 0
     remove_tree(open_named("lost").folder)
     capsys.readouterr()
-    monkeypatch.setattr("gzcli.data.make.walk", lambda *args: pytest.fail("the files of a set are looked at"))
+    monkeypatch.setattr("gzcli.data.cached.walk", lambda *_: pytest.fail("the files of a set are looked at"))
     assert run(["data", "list"]) == run(["data", "verify"]) == run(["train", "vae", "--dry-run"]) == 0
     folder.rename(tmp_path / "elsewhere")
     capsys.readouterr()
@@ -288,7 +290,7 @@ def test_looking_at_metadata_imports_nothing_heavy():
     open_named("digits")
     code = (
         "import sys; from gzcli.data.library import listing; from gzcli.data.open import peek; "
-        "from gzcli.data.library import data_key; "
+        "from gzcli.data.names import data_key; "
         "from gzcli.data.augment import parse_augment; listing(); assert peek('digits').levels == 17; "
         "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn', 'urllib.request') if m in sys.modules])"
     )
@@ -304,12 +306,12 @@ def test_memory_is_bounded(tmp_path):
 
     def blocks():
         for start in range(0, 5000, 50):
-            yield "train", start, np.full((50, 3, 64, 64), start // 50, np.uint8), "a"
+            yield Block("train", start, np.full((50, 3, 64, 64), start // 50, np.uint8), "a")
 
-    source = build.Source("big", (), {"train": 5000}, {}, blocks, shape=spec.shape)
+    images = RawImages("big", (), {"train": 5000}, {}, blocks, shape=spec.shape)
     (tmp_path / "out").mkdir()
     tracemalloc.start()
-    build.build(source, tmp_path / "out", size=None, channels=None, extra={})
+    build.build(images, tmp_path / "out", Form(), extra={})
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     assert np.load(tmp_path / "out" / "train.npy", mmap_mode="r")[-1].max() == 99

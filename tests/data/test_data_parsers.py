@@ -408,7 +408,8 @@ def test_large_sets_stream(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["archives", "folders"])
 def test_imagenet_from_the_users_own_copy(way, tmp_path, monkeypatch):
     from gzcli.data.fetch import fetch
-    from gzcli.data.library import raw_dir, remove
+    from gzcli.data.library import remove
+    from gzcli.data.raw import raw_dir
 
     spec, labels, _ = publish("imagenet", tmp_path, monkeypatch)
     own = tmp_path / "imagenet"
@@ -430,6 +431,7 @@ def test_imagenet_from_the_users_own_copy(way, tmp_path, monkeypatch):
 
 def test_adm_crop_is_the_reference():
     """The crop of guided-diffusion, written out: box halving, bicubic to the shorter side, the middle."""
+    from gzcli.data.forms import Decoding
     from gzcli.data.pictures import decode
 
     photo = np.random.default_rng(0).integers(0, 256, (150, 271, 3), dtype=np.uint8)
@@ -440,7 +442,7 @@ def test_adm_crop_is_the_reference():
     image = image.resize((round(135 * 64 / 75), 64), Image.BICUBIC)
     left = (image.width - 64) // 2
     want = np.asarray(image)[:, left : left + 64].transpose(2, 0, 1)
-    assert (decode(out.getvalue(), "a", size=64, channels=3, rule="adm")[0] == want).all()
+    assert (decode(out.getvalue(), "a", Decoding(64, 3, rule="adm"))[0] == want).all()
 
 
 def test_medmnist_facts_are_its_packages():

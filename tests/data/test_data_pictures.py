@@ -9,6 +9,7 @@ import pytest
 from pictures import BLUE, GREEN, RED, png, write
 from PIL import Image
 
+from gzcli.data.forms import Decoding
 from gzcli.data.open import open_named
 from gzcli.data.pictures import decode
 
@@ -20,7 +21,7 @@ def _fresh(home):
 
 def test_every_kind_of_picture():
     def decoded(data, channels=3, size=None):
-        return decode(data, "a", size=size, channels=channels)[0]
+        return decode(data, "a", Decoding(size, channels))[0]
 
     assert decoded(png(RED))[:, 0, 0].tolist() == list(RED)
     assert decoded(png(RED, format="WEBP", lossless=True))[:, 0, 0].tolist() == list(RED)
@@ -48,7 +49,7 @@ def test_exif_rotation():
     exif[0x0112] = 6  # shown turned by 90° clockwise: red to the right
     out = io.BytesIO()
     image.save(out, "PNG", exif=exif)
-    pixels, _ = decode(out.getvalue(), "a", size=None, channels=3)
+    pixels, _ = decode(out.getvalue(), "a", Decoding(None, 3))
     assert pixels[:, 8, 14].tolist() == list(RED) and pixels[:, 8, 1].tolist() == list(BLUE)
 
 

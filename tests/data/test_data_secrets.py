@@ -13,7 +13,8 @@ from server import serve
 from gzcli.cli.app import run
 from gzcli.data import http, request
 from gzcli.data.fetch import fetch
-from gzcli.data.library import import_set, locate
+from gzcli.data.library import import_set
+from gzcli.data.names import locate
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataFile
 from gzcli.errors import GzError, UsageError, redacted

@@ -21,10 +21,11 @@ from pictures import as_tar, as_zip, write
 from PIL import Image
 
 from gzcli.data import stream
-from gzcli.data.archives import Span
 from gzcli.data.batches import TrainBatches, scan
+from gzcli.data.forms import Decoding
 from gzcli.data.open import open_named
 from gzcli.data.pack import Pack
+from gzcli.data.raw_images import Span
 from gzcli.data.stream import Pictures, Prefetch, worker_count, write_index
 from gzcli.errors import DeviceError, MissingError, UsageError
 
@@ -143,7 +144,7 @@ def pictures(tmp_path) -> Pictures:
     spans = [Span(str(root / name), 0, len(data), False) for name, data in FILES.items()]
     write_index(tmp_path, "train", [*spans, spans[0]])
     write_index(tmp_path, "val", [])
-    return Pictures(tmp_path, "train", (3, 12, 12), {"size": None, "channels": 3})
+    return Pictures(tmp_path, "train", (3, 12, 12), Decoding(None, 3))
 
 
 def test_pictures_are_like_an_array(pictures, tmp_path):
@@ -182,7 +183,7 @@ def test_names_of_any_kind(tmp_path):
     write_index(
         tmp_path, "train", [Span(str(root / name), 0, len(encoded(CONTENT[0])), False) for name in names]
     )
-    assert len(Pictures(tmp_path, "train", (3, 12, 12), {"size": None, "channels": 3})[:]) == 3
+    assert len(Pictures(tmp_path, "train", (3, 12, 12), Decoding(None, 3))[:]) == 3
 
 
 # --- what goes wrong ---
@@ -253,10 +254,11 @@ def test_workers_end_at_once_with_who_uses_them(way, pictures):
 SCRIPT = """
 import sys, time
 from pathlib import Path
+from gzcli.data.forms import Decoding
 from gzcli.data.stream import Pictures, Prefetch
 
 if __name__ == "__main__":
-    pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), {"size": None, "channels": 3})
+    pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), Decoding(None, 3))
     ahead = Prefetch(pictures, lambda step: [step], 2)
     ahead.at(0)
     print("ready", flush=True)

@@ -24,7 +24,7 @@ from gzcli import launch
 from gzcli.errors import DeviceError
 from gzcli.models import catalog
 from gzcli.recipe.parts import LaunchSection
-from gzcli.recipe.resolve import dump
+from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 

@@ -13,7 +13,7 @@ from pictures import RED, png, write
 from gzcli import launch
 from gzcli.cli import app
 from gzcli.data import same
-from gzcli.data.library import locate
+from gzcli.data.names import locate
 from gzcli.data.open import open_named
 from gzcli.errors import MissingError
 from gzcli.planning import anchored

@@ -4,6 +4,7 @@ run."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.planning import continued, with_data
-from gzcli.recipe.resolve import dump, resolve
+from gzcli.recipe.recipe import recipe_of
+from gzcli.recipe.resolve import resolve
+from gzcli.recipe.write import dump
+from gzcli.run_folder import write_run
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
@@ -52,7 +56,7 @@ def make(path: str, *sets: str, **flags) -> Run:
     recipe = resolve(path, sets=sets, flags={"launch.cpu": True, **flags})
     recipe = with_data(recipe, recipe.found)
     run = runs.create(recipe.card.name, "digits")
-    launch.write_run(run, recipe, launch.plan(recipe.launch, every_gpu=True))
+    write_run(run, recipe, launch.plan(recipe.launch, every_gpu=True))
     return run
 
 
@@ -133,6 +137,16 @@ def test_a_resolved_recipe_reads_back_as_it_is(path, tmp_path):
     tree = resolve(path, data="mnist").tree()
     (tmp_path / "again.yaml").write_text(dump(tree))
     assert resolve(str(tmp_path / "again.yaml")).tree() == tree
+
+
+def test_other_data_leave_a_stage_what_it_has_for_itself(path):
+    recipe = resolve(path, sets=["stages.prior.data.n=7", "stages.prior.data.augment=[mutate=0.1]"])
+    recipe = recipe.on(replace(recipe.data, size=16, n=9))
+    assert [part.data.size for part in recipe.parts] == [16, 16]
+    assert [part.data.n for part in recipe.parts] == [9, 7]
+    assert recipe.tree()["stages"]["prior"]["data"] == {"n": 7, "augment": ["mutate=0.1"]}
+    assert recipe_of(recipe.tree()).parts == recipe.parts
+    assert recipe.value("stages.prior.data.n") == 7 and recipe.value("stages.prior.data.nothing") == {}
 
 
 # ---------------------------------------------------------------------------- runs

@@ -16,7 +16,8 @@ from gzcli.models.base import Model
 from gzcli.models.flow_matching.flow import SCALE
 from gzcli.models.flow_matching.reflow import Reflow
 from gzcli.models.flow_matching.rf import RF
-from gzcli.recipe.resolve import dump, resolve
+from gzcli.recipe.resolve import resolve
+from gzcli.recipe.write import dump
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))

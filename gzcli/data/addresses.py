@@ -1,0 +1,81 @@
+"""Where the files of a set are looked for: the user's own place, a mirror, the publisher."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+import urllib.request
+
+from gzcli.data.request import joined
+from gzcli.data.specs import DataFile, DataSpec
+from gzcli.errors import MissingError, UsageError
+from gzcli.store.weights import offline
+
+
+def addresses(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
+    """Where to look for a file, in order: paths or http(s) URLs.
+
+    source: the folder, file or URL of `--from`, which alone is then looked at
+
+    Raises MissingError where all of them are on a network that the user forbids, or the source is not there.
+    """
+    if source is not None:
+        return _from_source(spec, file, local_path(source))
+    found = list(file.urls)
+    if mirror := os.environ.get("GZ_MIRROR"):
+        found.insert(0, _join(local_path(mirror), spec.name, file.name))
+    if offline() and any(map(is_url, found)):
+        found = [address for address in found if not is_url(address)]
+        if not found:
+            raise MissingError(
+                f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set",
+                hint=f"unset `GZ_OFFLINE`, then `gz data download {spec.name}`; or `--from DIR` with "
+                f"`{file.name}`",
+            )
+    return found
+
+
+def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
+    """The addresses of a file in the user's own place: a folder that holds FILE or NAME/FILE, or the file."""
+    if is_url(source):
+        if offline():
+            raise MissingError(
+                f"`{source}` is on the network and `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`"
+            )
+        last = urllib.parse.urlsplit(source).path.rsplit("/", 1)[-1]
+        is_folder = last not in {f.name for f in spec.files}
+    elif os.path.exists(source):
+        last, is_folder = os.path.basename(source), os.path.isdir(source)
+    else:
+        raise MissingError(f"there is no `{source}`", hint="`--from` takes a folder, a file or a URL")
+    if is_folder:
+        both = [_join(source, file.name), _join(source, spec.name, file.name)]
+        return both if is_url(source) else [next(filter(os.path.exists, both), both[0])]
+    if last != file.name and len(spec.files) > 1:
+        every = ", ".join(f"`{f.name}`" for f in spec.files)
+        raise UsageError(
+            f"`{spec.name}` has {len(spec.files)} files, `{source}` is one",
+            hint=f"give the folder of {every}",
+        )
+    return [source]
+
+
+def has_local_mirror() -> bool:
+    """Whether `GZ_MIRROR` is a folder: then fetching needs no network."""
+    mirror = os.environ.get("GZ_MIRROR", "")
+    return bool(mirror) and not is_url(mirror)
+
+
+def is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def local_path(address: str) -> str:
+    """A `file://` URL as a path; anything else as it is."""
+    if not address.startswith("file://"):
+        return os.path.expanduser(address)
+    return urllib.request.url2pathname(urllib.parse.urlsplit(address).path)
+
+
+def _join(base: str, *parts: str) -> str:
+    return joined(base, *parts) if is_url(base) else "/".join([base.rstrip("/"), *parts])

@@ -1,0 +1,116 @@
+"""The packs in the cache: where they lie, of which files they were made, and which one a form asks for. No
+heavy import."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from gzcli.data.forms import Decoding, Form
+from gzcli.data.names import DataSet
+from gzcli.data.pack import Pack, PackMeta
+from gzcli.data.specs import DataSpec
+from gzcli.data.walk import walk
+from gzcli.errors import MissingError, UsageError
+from gzcli.store.files import read_json
+from gzcli.store.paths import cache_dir
+
+RULE = 2  # raised when packing changes what a pack holds: older packs are made anew
+OWN_RULE = 5  # the same for the user's own images
+PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
+
+
+def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
+    """The pack of this form, if there is one of the files as they are now.
+
+    A pack that was made without a size or channels asked for is also found by a form that asks for the very
+    size and channels that the pack has.
+    """
+    form = form or found.form
+    pairs = product(dict.fromkeys((form.size, found.size)), dict.fromkeys((form.channels, found.channels)))
+    folders = (pack_dir(found, replace(form, size=size, channels=channels)) for size, channels in pairs)
+    metas = [(folder, meta) for folder in folders if (meta := read_json(folder / "meta.json"))]
+    now = fingerprint(found) if metas else None
+    for folder, meta in metas:
+        if now in (meta["fingerprint"], None):
+            c, h, w = meta["shape"]
+            how = meta.get("streamed")
+            if how and sum(meta["counts"].values()) * c * h * w <= pack_limit():
+                continue  # the limit was raised
+            if meta.get("skipped") and not form.skip_bad:
+                continue  # bad pictures may not be skipped any more
+            if form.size in (None, h) and h == w and form.channels in (None, c):
+                return Pack(folder, _meta(found, meta), Decoding(**how) if how else None)
+    return None
+
+
+def packs_of(found: DataSet) -> list[Path]:
+    """The folders of every pack of a set."""
+    folder = cache_dir("packs", found.key)
+    return sorted(p for p in folder.iterdir() if (p / "meta.json").exists()) if folder.is_dir() else []
+
+
+def pack_dir(found: DataSet, form: Form) -> Path:
+    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`."""
+    end = "-foreign" if form.foreign else ""
+    return cache_dir("packs", found.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
+
+
+def pack_limit() -> int:
+    """Bytes beyond which a set is streamed. Raises UsageError."""
+    text = os.environ.get("GZ_PACK_LIMIT", "")
+    if text and not text.isdigit():
+        raise UsageError(f"`GZ_PACK_LIMIT` is a number of bytes, not `{text}`")
+    return int(text) if text else PACK_LIMIT
+
+
+def fingerprint(found: DataSet) -> str | None:
+    """What a pack was made of, as a hash: the packing rule, and the checksums of a known set's files, or the
+    names, sizes and times of the user's own files and the layout given for them.
+
+    None where the path of an imported set is gone: then its pack is all there is.
+    """
+    digest = hashlib.sha256(str(RULE if isinstance(found, DataSpec) else OWN_RULE).encode())
+    if isinstance(found, DataSpec):
+        digest.update(repr([(f.name, f.sha256 or f.md5) for f in found.files]).encode())
+        return digest.hexdigest()
+    if not found.path.exists():
+        return None
+    files, odd = walk(found.path) if found.path.is_dir() else ([], {})
+    digest.update(repr((found.form.layout, odd)).encode())
+    for path in [str(found.path), *(os.path.join(found.path, name) for name in files)]:
+        try:
+            stat = os.stat(path)
+        except OSError as e:
+            raise MissingError(
+                f"`{path}` cannot be read: {e.strerror}", hint="try again when the files are at rest"
+            ) from e
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _meta(found: DataSet, meta: dict[str, Any]) -> PackMeta:
+    """What a pack's `meta.json` says; older packs do not have all of its keys."""
+    content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
+    captioned = ("caption",) if "train_captions.json" in meta["sha256"] else ()
+    told = meta.get("source_channels", meta["shape"][0])
+    return PackMeta(
+        found.key,
+        meta["title"],
+        tuple(meta["shape"]),
+        tuple(meta["classes"]),
+        meta["multilabel"],
+        meta["counts"],
+        meta["levels"],
+        meta["resized"],
+        digest=hashlib.sha256(repr(content).encode()).hexdigest()[:16],
+        streamed=bool(meta.get("streamed")),
+        skipped=tuple(meta.get("skipped", ())),
+        source_channels=found.channels if isinstance(found, DataSpec) else told,
+        extras=tuple(meta.get("extras", captioned)),
+        notes=tuple(meta.get("notes", ())),
+    )

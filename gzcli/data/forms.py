@@ -1,0 +1,56 @@
+"""How the images of a set are read, packed and decoded: options that travel as one value. No heavy import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+Say = Callable[[str], None]  # say(text): a line for the user
+Report = Callable[[int, int], None]  # report(done, in all), of images or bytes
+
+
+def silent(text: str) -> None:
+    """The `say` that tells nothing."""
+
+
+def unreported(done: int, total: int) -> None:
+    """The `report` that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the images of a set are read and packed.
+
+    size: pixels a side to which the images are resized; None: as they are
+    channels: 1 (grey) or 3 (RGB) to which they are converted; None: as they are
+    skip_bad: whether pictures that do not decode are left out; if not, they are an error
+    layout: what the folders of pictures mean, of `layout.LAYOUTS`; None: what their names say
+    foreign: whether the images are scored only: one split `test`, in whatever folders, without classes
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    skip_bad: bool = False
+    layout: str | None = None
+    foreign: bool = False
+
+    def asked(self, size: int | None, channels: int | None) -> Form:
+        """This form with the size and channels asked for, where any are."""
+        return replace(self, size=size or self.size, channels=channels or self.channels)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an encoded picture becomes an array uint8 [channels, size, size].
+
+    size: pixels a side; None: the picture keeps its height and width
+    channels: 1 (grey) or 3 (RGB)
+    grey_only: whether a picture with colour is an error
+    rule: "lanczos" crops the middle to a square and resizes it; "adm" is ImageNet's in the diffusion
+      literature (`pictures.adm`)
+    """
+
+    size: int | None
+    channels: int
+    grey_only: bool = False
+    rule: str = "lanczos"

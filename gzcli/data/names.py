@@ -1,0 +1,150 @@
+"""From a name or a path to one data set, which then travels in its place. No heavy import."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gzcli.data.forms import Form
+from gzcli.data.sets import SPECS
+from gzcli.data.specs import DataSpec
+from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.store.files import read_json
+from gzcli.store.paths import user_dir
+
+REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
+ENDINGS = (".zip", ".npz", ".tar", ".tgz", ".gz", ".zst", ".parquet")  # of what can only be meant as a path
+
+
+@dataclass(frozen=True)
+class OwnSet:
+    """The user's own images.
+
+    path: where they lie, absolute
+    name: what they were imported as; None for a path that was given as it is
+    form: how they are packed unless asked otherwise, as an import said
+    """
+
+    path: Path
+    name: str | None = None
+    form: Form = field(default_factory=Form)
+
+    @property
+    def key(self) -> str:
+        """Its name in run ids and in the cache, which differs for equally named folders."""
+        if self.name:
+            return self.name
+        stem = self.path.name.split(".")[0] or "data"
+        return f"{slug(stem)}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
+
+    @property
+    def reference(self) -> str:
+        """The text that means this set from any folder."""
+        return self.name or str(self.path)
+
+    @property
+    def title(self) -> str:
+        return str(self.path)
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int | None:
+        """Pixels a side, if an import said so."""
+        return self.form.size
+
+    @property
+    def channels(self) -> int | None:
+        return self.form.channels
+
+    def sized(self, size: int | None) -> OwnSet:
+        """The set itself: only a publisher has versions of several sizes."""
+        return self
+
+
+DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, size, channels and sized()
+
+
+def slug(text: str) -> str:
+    """A text made fit for the name of a file: small letters, digits and `-`."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "data"
+
+
+def locate(what: DataSet | str | Path) -> DataSet:
+    """The set that `what` means: itself, a known name, an imported name, else a path.
+
+    Raises UsageError (no such name) or MissingError (no such path).
+    """
+    if isinstance(what, DataSet):
+        return what
+    text = str(what)
+    if name := spelling(text, SPECS):
+        return SPECS[name]
+    imported = imports()
+    if name := spelling(text, imported):
+        return own_set(name, imported[name])
+    path = local(text)
+    if path.exists():
+        return OwnSet(path)
+    if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
+        raise MissingError(
+            f"there is no `{text}`", hint="give the path of a folder, zip, tar or npz of images"
+        )
+    raise UsageError(
+        f"there is no data set `{text}`",
+        hint=did_you_mean(text, names())
+        or "`gz data list` shows the names; a path works too, as `./my_photos`",
+    )
+
+
+def is_set(what: str) -> bool:
+    """Whether the text as it stands is the name of a set or an existing path."""
+    try:
+        locate(what)
+    except (UsageError, MissingError):
+        return False
+    return True
+
+
+def data_key(what: str | Path) -> str:
+    """The key of a set: `mnist`, or `my-photos-3f2a1c` for a path, which need not exist."""
+    try:
+        return locate(what).key
+    except MissingError:
+        return OwnSet(Path(what).expanduser().absolute()).key
+
+
+def names() -> list[str]:
+    """Every name that `--data` takes: known sets first, then imported ones."""
+    return [*SPECS, *imports()]
+
+
+def spelling(text: str, names: Iterable[str]) -> str | None:
+    """The one of some names that a text means, or None. `-` and `_` are alike, and small and large
+    letters."""
+    return next((name for name in names if canonical(name) == canonical(text)), None)
+
+
+def imports() -> dict[str, dict[str, Any]]:
+    """The imported sets by name, as the register has them."""
+    return read_json(user_dir(REGISTER)) or {}
+
+
+def own_set(name: str, line: dict[str, Any]) -> OwnSet:
+    """The imported set of a line of the register."""
+    form = Form(line.get("size"), line.get("channels"), line.get("skip_bad", False), line.get("form"))
+    return OwnSet(Path(line["path"]), name, form)
+
+
+def local(text: str) -> Path:
+    """A path as it was typed. Raises UsageError for a URL."""
+    if "://" in text:
+        raise UsageError(f"`{text}` is a URL", hint="download it yourself, then give the path of what came")
+    return Path(text).expanduser().absolute()

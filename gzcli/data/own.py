@@ -1,0 +1,47 @@
+"""The user's own images at a path: which reader takes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gzcli.data.archives import open_members
+from gzcli.data.dataset_folder import dataset_folder, is_dataset_folder
+from gzcli.data.folder import pictures
+from gzcli.data.forms import Form
+from gzcli.data.kinds import Wanted, is_picture
+from gzcli.data.npz import npz
+from gzcli.data.raw_images import RawImages
+from gzcli.data.walk import is_regular
+from gzcli.errors import MissingError, UsageError
+
+
+def open_path(path: Path, form: Form | None = None) -> RawImages:
+    """The images at a path: folder, zip, tar, npz or dataset folder.
+
+    form: what the folders of pictures mean, and whether the images are scored only
+
+    Raises UsageError or MissingError for what is not a set.
+    """
+    form = form or Form()
+    if path.suffix.lower() == ".npz" and is_regular(path):
+        images = npz(path)
+    elif is_dataset_folder(path):
+        images = dataset_folder(path)
+    else:
+        return _pictures(path, form)
+    if form.layout:
+        raise UsageError(f"`{path}` has no folders of pictures", hint="leave `--layout` out")
+    return images
+
+
+def _pictures(path: Path, form: Form) -> RawImages:
+    """Encoded pictures in a folder or an archive; notes tell of files of other kinds."""
+    wanted = Wanted()
+    members = open_members(path, wanted)
+    archives = [kind for kind in (".tar", ".zip", ".npz") if kind in wanted.others]
+    if archives and not any(map(is_picture, members.names)):
+        hint = "give one of them; what lies in several, unpack into one folder"
+        raise MissingError(f"`{path}` holds archives ({' '.join(archives)}) and no images", hint=hint)
+    images = pictures(str(path), members, form)
+    return replace(images, notes=[*images.notes, *wanted.notes])

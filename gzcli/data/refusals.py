@@ -1,0 +1,67 @@
+"""Archives that are refused: those that explode, write outside of their folder, or are of a kind that is not
+read."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from pathlib import Path
+
+from gzcli.errors import MissingError, UsageError
+
+RATIO = 200  # unpacked bytes for a packed one: beyond it an archive is taken for a bomb
+MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
+AGAIN = "fetch or make the archive again"
+
+# First bytes of an archive → its kind, and the command that unpacks it.
+_FOREIGN = {
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+    b"7z\xbc\xaf": ("7z", "7z x"),
+    b"Rar!": ("rar", "unrar x"),
+    b"\x04\x22\x4d\x18": ("lz4", "lz4 -d"),
+}
+
+
+def max_archive() -> int:
+    """The limit on an archive's unpacked bytes."""
+    text = os.environ.get("GZ_MAX_ARCHIVE", "")
+    if text and not text.isdigit():
+        raise UsageError(f"`GZ_MAX_ARCHIVE` is a number of bytes, not `{text}`")
+    return int(text) if text else MAX_ARCHIVE
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises UsageError for an archive of a kind that is not read here, told by its first bytes."""
+    with path.open("rb") as file:
+        begins = file.read(4)
+    for mark, (kind, unpack) in _FOREIGN.items():
+        is_read = kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")  # Python 3.14 reads it
+        if begins == mark and not is_read:
+            hint = f"`{unpack} {path.name}`, then give what comes of it; or pack it as a zip or a tar.gz"
+            raise UsageError(f"`{path}` is compressed by {kind}, which gz does not read", hint=hint)
+
+
+def refuse_escape(path: Path, name: str) -> None:
+    """Raises MissingError for a member whose name leads outside of the archive's folder."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
+        raise refused(path, f"`{name}` points outside of it")
+
+
+def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
+    """Raises MissingError for an archive that would unpack to too many bytes, or to too many for its size."""
+    if unpacked > max_archive():
+        raise MissingError(
+            f"`{path}` is refused: it unpacks to more than {max_archive() / 1e6:,.0f} MB",
+            hint=f"`GZ_MAX_ARCHIVE={unpacked}` allows it",
+        )
+    if unpacked > 1 << 20 and unpacked > RATIO * max(packed, 1):
+        raise refused(path, f"it unpacks to more than {RATIO} times its size")
+
+
+def refused(path: Path, why: str) -> MissingError:
+    """The error that an archive is refused with."""
+    return MissingError(
+        f"`{path}` is refused: {why}", hint="if you trust it, unpack it yourself and give the folder"
+    )

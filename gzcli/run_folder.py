@@ -1,0 +1,79 @@
+"""The folder of a run as its training starts: recipe, machine, and files of models from outside."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gzcli.launch import Plan
+from gzcli.recipe.recipe import Recipe
+from gzcli.recipe.write import dump
+from gzcli.store import files, outside, runs
+from gzcli.store.runs import Run
+
+
+def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
+    """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated. Each stage gets a
+    folder alike.
+
+    Where processes meet is of this start and not of the run: `env.json` has it, in the words that were typed.
+    """
+    from importlib.metadata import version
+
+    here = replace(recipe.launch.alone(), threads=p.threads, cpu=recipe.launch.cpu or not p.gpus)
+    recipe = recipe.launched(here)
+    files.write_atomic(target.path / "run.yaml", dump(recipe.tree()))
+    packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
+    before = files.read_json(target.path / "env.json") or {}
+    env = {
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": git_state(),
+        "processes": p.processes,
+        "threads": p.threads,
+        "gpus": p.gpus,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "data": before.get("data"),  # a resume is held against it
+        "models": before.get("models") or _kept_models(target, recipe),
+    }
+    files.write_json(target.path / "env.json", env)
+    start = {"state": "planned", "error": None, "code": None}
+    target.update(**start)
+    for part in recipe.parts if recipe.stages else ():
+        stage = target.stage(part.stage)
+        stage.path.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(stage.path / "run.yaml", dump(part.tree()))
+        if stage.status().get("step", 0) < part.train.steps or stage.state != "finished":
+            stage.update(model=part.model, data=target.data, **start)
+    for name, run in recipe.reused.items():
+        if not target.stage(name).status():
+            runs.copy_weights(runs.find_stage(run, name), target.stage(name))
+
+
+def _kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
+    """Copies the files of models from outside into the run. Returns their names, places and hashes."""
+    found = {part.model: outside.find(part.model) for part in recipe.parts}
+    return [outside.keep(target.path, file) for file in found.values() if file]
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the folder that gz was called in and whether it has changes; None outside a repository."""
+
+    def git(*words: str) -> str | None:
+        try:
+            out = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return out.stdout.strip() if out.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return (
+        None
+        if commit is None
+        else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    )
