@@ -79,8 +79,11 @@ class ModelCard:
 
 def cards() -> dict[str, ModelCard]:
     """Every model by name: the zoo in order of family and name, then those from outside."""
-    found = [_read_card(path) for path in (*_zoo(), *outside.model_files().values())]
-    return {card.name: card for card in reversed([card for card in found if card])}
+    found: dict[str, ModelCard] = {}
+    for path in (*_zoo(), *outside.model_files().values()):
+        if card := _read_card(path):
+            found.setdefault(card.name, card)
+    return found
 
 
 def card(name: str) -> ModelCard:
