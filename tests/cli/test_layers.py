@@ -56,6 +56,7 @@ LIGHT = (
     "start",
     "errors",
     "types",
+    "units",
     "__main__",
 )
 HEAVY = {
