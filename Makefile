@@ -32,6 +32,7 @@ bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same
 lint: $(VENV)/.tested
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix

@@ -7,15 +7,18 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command line, without the program's name, and returns its exit code."""
+    """Runs one command line and returns its exit code.
+
+    argv: the words after the program's name; None: those of this process.
+    """
     from gzcli.cli.app import run
 
     return run(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
-    # `python -m` has put the working folder first, which may hold a `random.py`; that of a clone without an
-    # installation stays
+    # `python -m` puts the working folder first, which may hold a `random.py`; it stays where it is the clone
+    # itself, which may not be installed
     here, clone = os.getcwd(), os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     sys.path[:] = [
         entry for entry in sys.path if entry and (os.path.realpath(entry) != here or here == clone)

@@ -1,5 +1,7 @@
-"""How an engine's processes end: with nothing left behind, and with what they wrote down, or what is known of
-those that could not.
+"""The end of an engine: no process is left, and its status or exit code becomes an error.
+
+An engine records its own errors in `status.json`. One that was killed could not, and its exit code and its
+checkpoints tell what happened.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, Diver
 
 
 def left_behind(target: Run) -> bool:
-    """Whether an engine that this process has started still runs, its launcher gone or not."""
+    """Whether an engine that this process started still runs, even where its launcher has ended."""
     status = target.status()
     return (
         status.get("parent") == os.getpid()
@@ -30,8 +32,8 @@ def left_behind(target: Run) -> bool:
     )
 
 
-def end_all(child: subprocess.Popen) -> None:
-    """No process that the child has started, or that is in its group, outlives it: SIGTERM, then SIGKILL."""
+def end_all(child: subprocess.Popen[bytes]) -> None:
+    """Ends the child, its descendants and its process group: by SIGTERM, then by SIGKILL."""
     import psutil
 
     left: list[psutil.Process] = []
@@ -42,26 +44,32 @@ def end_all(child: subprocess.Popen) -> None:
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 getattr(process, end)()
         _, left = psutil.wait_procs(left, timeout=PATIENCE)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # not by psutil, which would take its exit code
-            child.wait(PATIENCE)
-    if hasattr(os, "killpg"):  # what the child has left in its group as it ended
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(PATIENCE)  # psutil would collect its exit code, which is still needed
+    if hasattr(os, "killpg"):  # processes that have left the tree but not the group
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
 def outcome(target: Run, returncode: int, got: list[int]) -> dict[str, Any]:
-    """The status that the engine left behind; raises the error that it tells of."""
+    """The status of a finished run or job.
+
+    target: the run or job.
+    returncode: of the engine or its launcher; −N where signal N ended it.
+    got: the signals that this process received meanwhile.
+
+    Raises the error that the engine recorded, else one that is deduced from the exit code.
+    """
     status = target.status()
     if status.get("state") == "finished":
         return status
-    # of two processes the one that is left has lost its partner, which it takes for a fault
-    orphaned = (
-        returncode in (KILLED, 128 - KILLED) and (status.get("error") or {}).get("kind") == GzError.kind
-    )
-    if status.get("error") and not orphaned:
-        raise told(status, got)
-    error = silent_end(target, returncode, got)
+    # where one rank was killed, the others record the lost connection as an error of their own
+    killed = returncode in (KILLED, 128 - KILLED)
+    consequence = killed and (status.get("error") or {}).get("kind") == GzError.kind
+    if status.get("error") and not consequence:
+        raise recorded_error(status, got)
+    error = deduced_error(target, returncode, got)
     target.update(
         state="interrupted" if got else "failed",
         code=error.code,
@@ -70,54 +78,46 @@ def outcome(target: Run, returncode: int, got: list[int]) -> dict[str, Any]:
     raise error
 
 
-def told(status: dict[str, Any], got: list[int]) -> GzError:
-    """The error that an engine wrote down; of an interruption with the signal that this process got."""
+def recorded_error(status: dict[str, Any], got: list[int]) -> GzError:
+    """The error in a status; an interruption carries the signal that this process received."""
     error: dict[str, Any] = status["error"]
     if error["kind"] == Interrupted.kind:
-        return Interrupted(
-            error["message"], signum=got[0] if got else status["code"] - 128, hint=error["hint"]
-        )
+        signum = got[0] if got else status["code"] - 128
+        return Interrupted(error["message"], signum=signum, hint=error["hint"])
     return ERRORS.get(error["kind"], GzError)(error["message"], hint=error["hint"])
 
 
-def silent_end(target: Run, returncode: int, got: list[int]) -> GzError:
-    """Why an engine ended without a word: nothing in it can catch SIGKILL, or a fault in a library."""
+def deduced_error(target: Run, returncode: int, got: list[int]) -> GzError:
+    """The error of an engine that ended without a record, as after SIGKILL or a crash in a library."""
     trains = (target.path / "run.yaml").exists()
-    saved = [
-        (part, max(steps)) for part in (target.stages or [target]) if trains and (steps := checkpoints(part))
-    ]
-    state = (
-        "; " + (f"the last checkpoint is of step {saved[-1][1]}" if saved else "there is no checkpoint yet")
-    ) * trains
-    if saved and target.stages:
-        state += f" of stage `{saved[-1][0].path.name}`"
+    saved = saved_state(target) if trains else None
+    state = "" if not trains else f"; {saved or 'there is no checkpoint yet'}"
     resume = [f"gz train {target.id} --resume"] if saved else []
     code = 128 - returncode if returncode < 0 else returncode
     signum = got[0] if got else code - 128
     if signum in signals.ENDING:
-        return Interrupted(
-            f"stopped by {signals.name_of(signum)}{state}", signum=signum, hint="".join(resume) or None
-        )
+        message = f"stopped by {signals.name_of(signum)}{state}"
+        return Interrupted(message, signum=signum, hint="".join(resume) or None)
     if code == KILLED:
-        less = (
-            "`train.batch_size`, or a larger `train.accumulate`, takes less" if trains else "`-n` takes less"
-        )
-        hint = "; ".join([*resume, f"a smaller {less}"])
-        return DeviceError(
-            f"the process was killed (SIGKILL), most likely for want of memory{state}", hint=hint
-        )
-    how = (
-        f"was ended by {signals.name_of(signum)}"
-        if signum > 0
-        else f"ended with code {returncode} and no word"
-    )
+        smaller = "`train.batch_size`, or a larger `train.accumulate`," if trains else "`-n`"
+        message = f"the process was killed (SIGKILL), most likely for want of memory{state}"
+        return DeviceError(message, hint="; ".join([*resume, f"a smaller {smaller} takes less"]))
+    by_signal = f"was ended by {signals.name_of(signum)}"
+    how = by_signal if signum > 0 else f"ended with code {returncode} and no word"
     return GzError(f"the process {how}{state}", hint="; ".join([*resume, f"see `{target.path / 'log.txt'}`"]))
 
 
+def saved_state(target: Run) -> str | None:
+    """Which checkpoint of a run is the last, in words; None where there is none."""
+    saved = [(part, max(steps)) for part in target.stages or [target] if (steps := checkpoints(part))]
+    if not saved:
+        return None
+    part, step = saved[-1]
+    of_stage = f" of stage `{part.path.name}`" if target.stages else ""
+    return f"the last checkpoint is of step {step}{of_stage}"
+
+
 def checkpoints(run: Run) -> list[int]:
-    """The steps of a run's whole checkpoints."""
-    return [
-        int(path.parent.name)
-        for path in (run.path / "checkpoints").glob("*/meta.json")
-        if path.parent.name.isdigit()
-    ]
+    """The steps of a run's complete checkpoints."""
+    folders = (path.parent.name for path in (run.path / "checkpoints").glob("*/meta.json"))
+    return [int(name) for name in folders if name.isdigit()]

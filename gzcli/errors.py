@@ -1,5 +1,4 @@
-"""The errors a user can cause. Each says what and where, and hints what to do next; its `code` is the exit
-code."""
+"""Errors that a user can cause. Each says what is wrong and where, and hints at what to do next."""
 
 from __future__ import annotations
 
@@ -11,14 +10,15 @@ _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\
 
 
 def redacted(text: str) -> str:
-    """The text with user-info, query and fragment of every URL in it as `…`: there stand passwords and
-    tokens.
+    """The text with user-info, query and fragment of every URL in it replaced by `…`.
 
-    What precedes an `@` counts as user-info even behind a slash, as in a password that was not quoted.
+    These parts may hold passwords and tokens. Everything before an `@` counts as user-info, even a slash,
+    because a password may hold one that was not quoted.
     """
 
     def hide(found: re.Match[str]) -> str:
-        path, mark, _ = re.fullmatch(r"([^?#]*)([?#]?)(.*)", found[2]).groups()
+        path = re.split("[?#]", found[2], maxsplit=1)[0]
+        mark = found[2][len(path) : len(path) + 1]
         _, at, rest = path.rpartition("@")
         return f"{found[1]}{'…@' if at else ''}{rest}{f'{mark}…' if mark else ''}"
 
@@ -26,11 +26,17 @@ def redacted(text: str) -> str:
 
 
 class GzError(Exception):
-    """A mistake or a lack that is not a bug: shown as a message with a hint, never as a traceback. Neither
-    holds a secret."""
+    """An error that is shown as a message and a hint, without a traceback; secrets in them are hidden.
 
-    code = 1
-    kind = "bug"
+    message: what is wrong and where.
+    hint: what to do next.
+    """
+
+    code = 1  # the exit code of `gz`
+    kind = "bug"  # the name of the class in JSON
+    event: str | None = (
+        None  # the `event` of the line in which a verb that prints JSON lines reports the error
+    )
 
     def __init__(self, message: str, *, hint: str | None = None):
         self.message = redacted(message)
@@ -45,7 +51,7 @@ class UsageError(GzError):
 
 
 class MissingError(GzError):
-    """Data, a run, a checkpoint, weights, the network or an optional package is not there."""
+    """Data, a run, a checkpoint, weights, the network or an optional package is missing."""
 
     code, kind = 3, "missing"
 
@@ -63,7 +69,7 @@ class DivergedError(GzError):
 
 
 class Interrupted(GzError):
-    """Stopped by a signal; a checkpoint was saved. `code` is 128 + the signal's number."""
+    """Stopped by a signal. `code` is 128 + the number of the signal."""
 
     kind = "interrupted"
 
@@ -78,7 +84,7 @@ def canonical(name: str) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:
-    """The hint `did you mean `vae`?`, or None where nothing is near."""
+    """The hint `did you mean `vae`?`; None where no option resembles the name."""
     by_form = {canonical(option): option for option in options}
     near = difflib.get_close_matches(canonical(name), by_form, n=1, cutoff=0.5)
     return f"did you mean `{by_form[near[0]]}`?" if near else None

@@ -1,4 +1,4 @@
-"""What `gz sample`, `gz ood` and `gz bench` hand over to the engine: a job, as `job.json` in a folder."""
+"""What `gz sample`, `gz ood`, `gz bench` and `gz runs export` hand to the engine: a job, as `job.json`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ FILE = "job.json"
 
 @dataclass(frozen=True)
 class SampleJob:
-    """Images from one run, or one of its applications.
+    """Samples of a run, or one of its applications.
 
     run: folder of the run.
     checkpoint: "last", "best", "finished" or a step.
-    n: how many images; None: as many as there are prompts or input pictures, whichever are more.
-    seed: of the noise.
-    labels: what `--label` names; of these the images take turns.
-    prompts: texts, of which the images take turns.
-    options: keywords of `sample`, or of the application.
-    do: the application; None: `sample`.
-    input: a picture or a folder of them.
-    input_as: the keyword of `sample` that gets these.
-    mask: a picture, white where the input is kept.
+    n: number of images; None: as many as there are prompts or input pictures, whichever are more.
+    seed: seed of the noise.
+    labels: class names or numbers, separated by commas; the images take turns.
+    prompts: texts; the images take turns.
+    options: keywords of the model's `sample`, or of the application.
+    do: name of the application; None: samples are drawn.
+    input: path of a picture or of a folder of pictures.
+    input_as: the keyword of `sample` that gets the input pictures.
+    mask: path of a picture that is white where the input is kept.
     npz: whether all images are written into one file.
-    png: whether each image is written whatever their number.
-    animate: whether what the sampler shows on its way is written.
-    launch: on which processes.
+    png: whether each image is written as a file, even if there are many.
+    animate: whether the sampler's intermediate states are written as an animation.
+    launch: number and kind of processes.
     """
 
     run: str
@@ -54,20 +54,20 @@ class SampleJob:
 
 @dataclass(frozen=True)
 class OodJob:
-    """Out-of-distribution scores of one run.
+    """Out-of-distribution scores of a run.
 
     run: folder of the run.
-    ins: the in-distribution set, a name or path.
-    outs: the foreign sets, names or paths.
+    ins: name or path of the in-distribution set.
+    outs: names or paths of the foreign sets.
     checkpoint: "last", "best", "finished" or a step.
-    scores: which; None: those of the recipe.
-    n: images of each set; None: as many as the budget pays for.
+    scores: names of the scores; None: those of the recipe.
+    n: number of images scored of each set; None: as many as the time budget of the recipe allows.
     full: whether every image is scored.
-    seed: of the noise.
+    seed: seed of the noise.
     options: keywords of the scores.
-    benchmark: whose conventions the table follows.
+    benchmark: name of the benchmark whose conventions the results follow.
     background: folder of the run that the score `ratio` divides by; None: that of the recipe.
-    launch: on which processes.
+    launch: number and kind of processes.
     """
 
     run: str
@@ -87,16 +87,16 @@ class OodJob:
 
 @dataclass(frozen=True)
 class BenchJob:
-    """Runs side by side on one set.
+    """A comparison of runs on one data set.
 
     runs: folders of the runs.
-    data: the set, a name or path.
-    metrics: which; None: those whose weights are at hand.
-    n: samples of each run.
-    seed: of the noise.
-    weights: the file of Inception's weights; None: that of the cache.
+    data: name or path of the data set.
+    metrics: names of the metrics; None: those that need no weights of Inception.
+    n: number of samples drawn of each run.
+    seed: seed of the noise.
+    weights: path of Inception's weights; None: the file in the cache.
     checkpoint: "last", "best", "finished" or a step.
-    launch: on which processes.
+    launch: number and kind of processes.
     """
 
     runs: tuple[str, ...]
@@ -115,10 +115,10 @@ class ExportJob:
     """A run's weights in the format of another library.
 
     run: folder of the run.
-    to: the library.
-    out: the folder that is written.
+    to: name of the library.
+    out: path of the folder that is written.
     checkpoint: "last", "best", "finished" or a step.
-    launch: on which processes.
+    launch: number and kind of processes.
     """
 
     run: str
@@ -134,12 +134,12 @@ _KINDS: dict[str, type[Job]] = {"sample": SampleJob, "ood": OodJob, "bench": Ben
 
 
 def write(folder: Path, job: Job) -> None:
-    """Writes the job into the folder that an engine is started on."""
+    """Writes the job into the folder that the engine is then started on."""
     files.write_json(folder / FILE, asdict(job))
 
 
 def read(folder: Path) -> Job | None:
-    """The job of a folder; None where it holds none, as a run does."""
+    """The job in a folder; None where there is none, as in the folder of a run."""
     tree = files.read_json(folder / FILE)
     if tree is None:
         return None

@@ -1,4 +1,4 @@
-"""The signals that ask a process to end, and hearing them. Windows knows fewer of them."""
+"""Handlers for the signals that ask a process to end; Windows has fewer of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
-    """Calls handler(number, frame) for each signal that asks to end; returns what heard them before, for
-    `restore`.
+    """Installs handler(number, frame) for each signal of ENDING; returns the handlers before, for `restore`.
 
-    What is ignored stays so: `nohup` and a shell's `&` mean it.
+    A signal that is ignored stays ignored, as `nohup` and a shell's `&` want it.
     """
     heard = {signum: signal.getsignal(signum) for signum in ENDING}
     heard = {signum: before for signum, before in heard.items() if before is not signal.SIG_IGN}
@@ -23,6 +22,7 @@ def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
 
 
 def restore(heard: dict[int, Any]) -> None:
+    """Installs the handlers that `hear` returned."""
     for signum, before in heard.items():
         signal.signal(signum, before)
 

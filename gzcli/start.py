@@ -1,15 +1,15 @@
-"""`python …/gzcli/start.py MODULE …` is `python -m MODULE …` without the working folder on `sys.path`.
+"""`python …/gzcli/start.py MODULE …` runs `python -m MODULE …` without the working folder on `sys.path`.
 
-A user's folder may hold a `random.py`; with `-m` and `-c` Python would run it in place of its own.
-`PYTHONSAFEPATH`, which says the same to every process further down, is known from Python 3.11 on only. This
-file is run as a script, and names no other module before `sys.path` is in order.
+A user's folder may hold a `random.py`, which Python would import in place of its own with `-m` and `-c`.
+`PYTHONSAFEPATH`, which child processes inherit, works from Python 3.11 on only. This file is run as a script
+and imports no other module before `sys.path` is cleaned.
 
-accelerate's launcher, started so, is deaf to what asks it to end: it would leave its processes behind or cut
-their checkpoint off. It writes the stop file of the run instead, which they read. It ends with the code of
+accelerate's launcher gets signal handlers here. Its own would leave processes behind or end them while they
+write a checkpoint. These write the stop file of the run, which the processes read. The exit code is that of
 the process that failed.
 """
 
-import os  # already imported by `site`, like `sys`
+import os  # imported by `site` before this file runs, like `sys`
 import sys
 
 LAUNCHER = "accelerate.commands.launch"
@@ -17,38 +17,37 @@ SCRIPT = os.path.abspath(__file__)
 
 
 def clean_path() -> None:
-    """Takes this script's own folder off `sys.path`, where Python has put it."""
+    """Removes the folder of this script from `sys.path`, where Python has put it."""
     own = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) != own]
 
 
 def safe_children() -> None:
-    """Python processes that this one starts, worker processes included, get no working folder on their
-    `sys.path`.
-    """
+    """Keeps the working folder off the `sys.path` of Python processes that this one starts."""
     os.environ["PYTHONSAFEPATH"] = "1"
     if sys.version_info < (3, 11):
         from multiprocessing import util
 
-        flags = (
-            util._args_from_interpreter_flags
-        )  # of spawned processes, of the fork server and of the resource tracker
+        # the interpreter's flags for spawned processes, the fork server and the resource tracker
+        flags = util._args_from_interpreter_flags  # type: ignore[attr-defined]
         if getattr(flags, "__name__", "") != "isolated":
 
             def isolated() -> list[str]:
-                return [*flags(), "-I"]  # their `sys.path` comes from this process
+                return [*flags(), "-I"]  # this process hands its `sys.path` over to them
 
-            util._args_from_interpreter_flags = isolated
+            util._args_from_interpreter_flags = isolated  # type: ignore[attr-defined]
 
 
 def launch(words: list[str]) -> int:
-    """Runs accelerate's launcher on `words`, whose last is the folder of a run. Returns its exit code, 128 +
-    N for signal N.
+    """Runs accelerate's launcher and returns its exit code, 128 + N for signal N.
+
+    words: its command line, which ends with the folder of a run.
     """
     import runpy
     import signal
     import subprocess
     from pathlib import Path
+    from typing import Any
 
     from gzcli import signals
     from gzcli.store import files
@@ -58,30 +57,33 @@ def launch(words: list[str]) -> int:
     def stop(signum: int, frame: object) -> None:
         files.write_atomic(folder / "stop", str(signum))
 
-    trains = not (folder / "job.json").exists()  # a job has nothing to save
+    trains = not (folder / "job.json").exists()  # a job has no checkpoint to write
     heard, register = signals.hear(stop) if trains else {}, signal.signal
-    # torch's launcher would put its own in their place, which end the processes after 30 seconds, saved or
-    # not
-    signal.signal = lambda signum, handler: None if signum in heard else register(signum, handler)
+
+    def register_others(signalnum: int, handler: Any) -> Any:
+        return None if signalnum in heard else register(signalnum, handler)
+
+    # torch's launcher would replace the handlers by its own, which kill the processes after 30 seconds
+    signal.signal = register_others
     try:
         runpy.run_module(LAUNCHER, run_name="__main__", alter_sys=True)
     except subprocess.CalledProcessError as e:
         return _code(e.returncode)
-    except Exception as e:  # torch's ChildFailedError, by its form: its module is heavy
+    except Exception as e:  # torch's ChildFailedError, recognised by its attribute: its module is heavy
         if not (failures := getattr(e, "failures", None)):
             raise
-        codes = [failure.exitcode for failure in failures.values()]
-        return _code(
-            min(codes)
-        )  # a signal is negative, and tells more than the 1 of a rank that lost its partner
+        # signals are negative; they say more than the 1 of a rank that lost its peer
+        return _code(min(failure.exitcode for failure in failures.values()))
     return 0
 
 
 def _code(returncode: int) -> int:
+    """The exit code of a process, 128 + N where signal N ended it."""
     return 128 - returncode if returncode < 0 else returncode
 
 
 def main() -> None:
+    """Runs the module that the command line names."""
     clean_path()
     safe_children()
     from gzcli import streams

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full or without a reader: whoever writes to them goes on."""
+"""Standard streams that may be closed, full or without a reader: the process that writes to them goes on."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from typing import Any
 
 
 def hold_open() -> None:
-    """Opens what of descriptors 0, 1 and 2 is closed on nothing: a file opened later would get its number,
-    and with it whatever a library writes to "stderr".
+    """Opens the null device for those of the descriptors 0, 1 and 2 that are closed.
+
+    Otherwise a file that is opened later would get such a number, and with it what a library writes to
+    stderr.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # Python found it closed
+        if getattr(sys, name) is None:  # it was closed when Python started
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def mute(stream: Any) -> None:
-    """What goes to the stream from now on, what it still holds included, goes nowhere."""
+    """Discards what is written to the stream from now on, and what is left in its buffer."""
     try:
         number = stream.fileno()
-    except (OSError, ValueError, AttributeError):  # a stream of a test, or closed
+    except (OSError, ValueError, AttributeError):  # closed, or no file behind it, as in a test
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
@@ -31,9 +33,7 @@ def mute(stream: Any) -> None:
 
 
 class Tolerant:
-    """A text stream whose reader may go away (EPIPE), whose terminal may close (EIO) and whose disk may be
-    full (ENOSPC).
-    """
+    """A text stream that is muted where its reader (EPIPE), terminal (EIO) or disk (ENOSPC) fails."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -56,7 +56,7 @@ class Tolerant:
 
 
 def tolerate() -> None:
-    """Makes stdout and stderr of this process tolerant."""
+    """Makes stdout and stderr of this process tolerate lost readers, closed terminals and full disks."""
     hold_open()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

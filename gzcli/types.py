@@ -1,5 +1,7 @@
-"""What passes between data, models and engine: `DataInfo`, `Batch`, `Applied` and `Noise`. Importing it
-imports no torch."""
+"""What passes between data, models and engine: `DataInfo`, `Batch`, `Applied` and `Noise`.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +12,47 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Progress = Callable[..., None]  # progress(i, n, x=None): step i of n is done, x [B, C, H, W] is its state
 
+SHARED = ("cpu", "mps")  # types of devices whose memory is the host's
 
-SHARED = ("cpu", "mps")  # devices whose memory is the host's
 
-
-def no_progress(i: int, n: int, x: Tensor | None = None) -> None:
-    """The progress that shows nothing."""
+def no_progress(i: float, n: float, x: Tensor | None = None) -> None:
+    """A progress callback that shows nothing."""
 
 
 @dataclass
 class DataInfo:
-    """What a model may know of its data when it is built."""
+    """What a model is told about its data when it is built.
 
-    shape: tuple[int, ...]  # (C, H, W)
-    levels: int | None = 256  # 2 … 256 grey levels; None for latents
-    classes: tuple[str, ...] = ()  # () where the set has no labels
+    shape: (C, H, W) of an image or of a latent.
+    levels: number of grey levels, 2 … 256; None for latents.
+    classes: names of the classes; empty for a set without labels.
+    multilabel: whether an image may belong to several classes at once.
+    n: number of training images.
+    steps: length of the training in steps, for schedules.
+    """
+
+    shape: tuple[int, ...]
+    levels: int | None = 256
+    classes: tuple[str, ...] = ()
     multilabel: bool = False
-    n: int = 0  # training images
-    steps: int = 0  # length of the run, for schedules
+    n: int = 0
+    steps: int = 0
 
 
 @dataclass
 class Batch:
-    """One batch of images on the device.
+    """One batch of images; all its tensors lie on one device.
 
-    x [B, C, H, W] in [-1, 1]; y [B] int64, [B, K] 0/1 (multi-label) or None; index [B] position in the data
-    set;
-    noise: the randomness of this batch; extra: what the model `needs` and what `prepare` made.
+    x: images [B, C, H, W] in [-1, 1].
+    y: labels, [B] int64 or, of a multi-label set, [B, K] of 0 and 1; None without labels.
+    index: position of each image in the data set, [B] int64.
+    noise: the random numbers of this batch, on the same device.
+    extra: tensors [B, …] that the model `needs` or that its `prepare` made, by name.
     """
 
     x: Tensor
@@ -53,7 +65,7 @@ class Batch:
         return self.x.shape[0]
 
     def rows(self, rows: slice, noise: Noise) -> Batch:
-        """A micro-batch: the rows of this batch in `rows`, with their own `noise`."""
+        """A micro-batch: the images in `rows`, with a `noise` of their own."""
         return replace(
             self,
             x=self.x[rows],
@@ -66,17 +78,23 @@ class Batch:
 
 @dataclass
 class Applied:
-    """What an application made of images x [B, C, H, W], so that nobody has to guess from numbers of images.
+    """What an application returns for the input images x [B, C, H, W].
 
-    images [n, C, H, W]: the outputs in order, in [-1, 1] (or latents, where the model lives on them). Either
-    each is of one image: then `rows` is the one name of such outputs, `columns` None. Or they lie in rows of
-    so many `columns`, each row with its name in `rows`, the places in a row named by `marks`.
-    of: the numbers of the images of x that an output, or else a row, is of; () where output i is of image i.
-    given [n, C, h, w]: what the model was shown in place of single images, `how` in a word; or known [n, 1,
-    H, W]: 1 where it saw them, 0 where it did not.
-    labels [n] or [n, K]: those that the outputs were made by.
+    There are two forms. Without `columns`, each output belongs to an input image. With `columns`, the outputs
+    are rows of so many images, as an interpolation is.
 
-    Raises ValueError where the numbers do not fit together.
+    images: the outputs [n, C, H, W] in order, in [-1, 1]; latents where the model lives on latents.
+    rows: name of each row; without `columns` one name for all outputs.
+    columns: number of outputs in a row; None where the outputs are not laid out in rows.
+    marks: headings of the columns.
+    of: for each output, or with `columns` for each row, the indices of its input images in x; empty where
+      output i is made from image i.
+    given: pictures [n, C, h, w] that the model was conditioned on in place of its input images.
+    how: a word for `given`, shown beside it.
+    known: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 where it did not.
+    labels: [n] or [n, K], the labels that the outputs were conditioned on.
+
+    Raises ValueError where the numbers of images, rows and columns do not fit together.
     """
 
     images: Tensor
@@ -89,7 +107,7 @@ class Applied:
     known: Tensor | None = None
     labels: Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n, rows = len(self.images), len(self.rows)
         if n != self.columns * rows if self.columns is not None else rows != 1:
             raise ValueError(f"{n} images are not {rows} rows of {self.columns}")
@@ -98,23 +116,29 @@ class Applied:
 
 
 class Noise:
-    """Reproducible draws: `.randn/.rand(*shape)` and `.randint(high, *shape)`; shape[0] counts this batch's
-    rows."""
+    """Reproducible random numbers for one batch: the first dimension of every draw is its number of images.
+
+    A draw is made for the device of the batch, so a model calls no `.to(device)` on it.
+
+    device: the device on which every draw lies.
+    """
+
+    device: torch.device
 
     def randn(self, *shape: int) -> Tensor:
-        """Standard normal, in the default dtype."""
+        """Standard normal numbers, in torch's default dtype."""
         return self._draw("normal_", shape)
 
     def rand(self, *shape: int) -> Tensor:
-        """Uniform on [0, 1), in the default dtype."""
+        """Uniform numbers in [0, 1), in torch's default dtype."""
         return self._draw("uniform_", shape)
 
     def randint(self, high: int, *shape: int) -> Tensor:
-        """Integers in 0 … high − 1, int64."""
+        """Uniform integers in 0 … high − 1, int64."""
         return self._draw("random_", shape, high)
 
     def first(self, n: int) -> Noise:
-        """The noise of the first n rows alone."""
+        """The noise of the first n images alone."""
         return self
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
@@ -122,46 +146,59 @@ class Noise:
 
 
 class BatchNoise(Noise):
-    """The draw of the GLOBAL batch of `total` rows for (seed, step, phase, call), of which rows `start …` are
-    returned.
+    """Noise of training: the rows of this process and micro-batch out of a draw for the global batch.
 
-    So accumulation and any number of processes see what one process with the whole batch sees.
+    The draw depends on the key and on the number of calls before it, so accumulation and any number of
+    processes see the numbers that one process with the whole batch sees.
+
+    key: seed, step and phase.
+    total: number of images in the global batch.
+    start: position of this batch's first image in the global batch.
+    device: where the numbers are drawn; a GPU's generator gives other numbers than the CPU's.
     """
 
-    def __init__(self, *key: int | str, total: int, start: int = 0, device: Any = "cpu"):
+    def __init__(self, *key: int | str, total: int, start: int = 0, device: torch.device | str = "cpu"):
         import torch
 
         self.key, self.total, self.start = key, total, start
         self.generator = torch.Generator(device)
+        self.device = self.generator.device
         self.calls = 0
 
-    def _draw(self, method, shape, high=None):
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         import torch
 
         self.generator.manual_seed(mix(*self.key, self.calls))
         self.calls += 1
         dtype = torch.int64 if method == "random_" else torch.get_default_dtype()
-        draw = torch.empty(self.total, *shape[1:], dtype=dtype, device=self.generator.device)
+        draw = torch.empty(self.total, *shape[1:], dtype=dtype, device=self.device)
         getattr(draw, method)(*(() if high is None else (0, high)), generator=self.generator)
         return draw[self.start : self.start + shape[0]]
 
 
 class ImageNoise(Noise):
-    """Noise of image i depends on (seed, i) alone, whatever batch it is in; drawn on the CPU, then moved to
-    `device`."""
+    """Noise of sampling and scoring: that of an image depends on (seed, index of the image, call) alone.
 
-    def __init__(self, seed: int, index: Sequence[int], device: Any = "cpu"):
+    An image therefore gets the same numbers alone and in any batch. They are drawn on the CPU, with the same
+    bits for every device, and then moved.
+
+    seed: the seed of the whole call.
+    index: the index of each image.
+    device: where the draws are moved to.
+    """
+
+    def __init__(self, seed: int, index: Sequence[int], device: torch.device | str = "cpu"):
         import torch
 
-        self.device = device
+        self.device = torch.device(device)
         self.generators = [torch.Generator().manual_seed(mix(seed, int(i))) for i in index]
 
-    def first(self, n):
+    def first(self, n: int) -> ImageNoise:
         part = copy(self)
         part.generators = self.generators[:n]
         return part
 
-    def _draw(self, method, shape, high=None):
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         import torch
 
         if shape[0] != len(self.generators):
@@ -174,9 +211,12 @@ class ImageNoise(Noise):
         return moved(draw, self.device)
 
 
-def moved(t: Tensor, device: Any) -> Tensor:
-    """`t` on `device`. To a GPU with memory of its own it goes from pinned memory: else the host would wait
-    until the GPU has done all that it was told before."""
+def moved(t: Tensor, device: torch.device | str) -> Tensor:
+    """`t` on `device`.
+
+    A copy to a GPU starts from pinned memory and is asynchronous. From pageable memory it would make the host
+    wait until the GPU has finished all work queued before it.
+    """
     import torch
 
     if t.device.type == "cpu" and torch.device(device).type not in SHARED:

@@ -1,5 +1,4 @@
-"""The Typer application: every verb by its name, and the one place where an exception becomes a message and a
-code."""
+"""The Typer application: all verbs by name, and the place where an exception becomes a message and a code."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ from gzcli.version import __version__
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
 _MODELS, _STORE = "Models", "Recipes, runs, data"
 
-# Verb → its help panel. The module of that name here holds `app`, a group of commands, or the function
-# `verb`.
+# Verb → its help panel. The module of the same name in this package holds `app`, a group of commands, or a
+# function of the verb's name.
 VERBS = {
     "train": _MODELS,
     "sample": _MODELS,
@@ -39,8 +38,12 @@ VERBS = {
 
 
 def build(words: list[str]) -> typer.Typer:
-    """The application: with the one verb that the command line begins with, which starts faster, else with
-    all."""
+    """The application for a command line.
+
+    It holds only the verb that the line begins with, which starts faster; without such a verb it holds all.
+
+    words: the command line.
+    """
     app = typer.Typer(
         name="gz",
         help="Train, sample, score and compare image generative models.",
@@ -64,7 +67,7 @@ def build(words: list[str]) -> typer.Typer:
 
 def _version(ctx: typer.Context, value: bool) -> None:
     if value:
-        out.configure(json="--json" in (ctx.obj or ()) or None)  # it may stand after this one
+        out.configure(json="--json" in (ctx.obj or ()) or None)  # it may follow `--version`
         out.text(f"gz {__version__}")
         out.data({"version": __version__})
         raise typer.Exit()
@@ -83,10 +86,10 @@ def root(
 
 
 def run(argv: list[str]) -> int:
-    """Runs one command line and returns its exit code. Nothing is raised, whatever happens."""
+    """Runs one command line and returns its exit code; never raises."""
     streams.hold_open()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows `?`
+        if hasattr(stream, "reconfigure"):  # a character that the terminal cannot show becomes `?`
             stream.reconfigure(errors="replace")
     out.configure(json=False, quiet=False, lenient=False)
     program = Path(sys.argv[0]).name
@@ -106,9 +109,9 @@ def run(argv: list[str]) -> int:
 
 
 def _fail(problem: BaseException, argv: list[str]) -> int:
-    if "--json" in (
-        argv[: argv.index("--")] if "--" in argv else argv
-    ):  # Typer may have stopped before it got there
+    """Reports an exception; returns the exit code."""
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    if "--json" in own:  # Typer may have stopped before it parsed the option
         out.configure(json=True)
     if os.environ.get("GZ_DEBUG"):
         out.trace(problem)
@@ -118,7 +121,7 @@ def _fail(problem: BaseException, argv: list[str]) -> int:
 
 
 def as_error(problem: BaseException) -> GzError:
-    """Any exception as what the user is told of it."""
+    """The error that is shown to the user for an exception."""
     if isinstance(problem, GzError):
         return problem
     if isinstance(problem, (KeyboardInterrupt, typer.Abort)):
@@ -144,19 +147,24 @@ _SYSTEM = {
 }
 
 
+_PHRASES = {  # Typer's words → those of the messages about recipes, as `must be 1 or more`
+    r"Input should be ": "must be ",
+    r"must be a valid integer.*": "must be an integer",
+    r"must be a valid number.*": "must be a number",
+    r"must be greater than or equal to (\S+)": r"must be \1 or more",
+    r"must be less than or equal to (\S+)": r"must be \1 or less",
+    r"^No such option: (\S+)": r"no such option `\1`",
+}
+
+
 def _usage(problem: Any) -> UsageError:
-    """Typer's message in our style: no capital, no full stop, backticks, the suggestion as the hint."""
+    """Typer's message in gz's style: no capital, no full stop, backticks, the suggestion as the hint."""
     near = getattr(problem, "possibilities", None)
     message = problem.message if near else problem.format_message()
     message, _, suggestion = message.partition(" Did you mean ")
     message = re.sub(r"'([^']*)'", r"`\1`", message).rstrip(". ")
-    message = re.sub(r"Input should be ", "must be ", message)  # as those of recipes: `must be 1 or more`
-    message = re.sub(r"must be a valid (integer|number).*", r"must be a \1", message).replace(
-        "a integer", "an integer"
-    )
-    message = re.sub(r"must be greater than or equal to (\S+)", r"must be \1 or more", message)
-    message = re.sub(r"must be less than or equal to (\S+)", r"must be \1 or less", message)
-    message = re.sub(r"^No such option: (\S+)", r"no such option `\1`", message)
+    for pattern, ours in _PHRASES.items():
+        message = re.sub(pattern, ours, message)
     context = getattr(problem, "ctx", None)
     if near or suggestion:
         options = " or ".join(f"`{option}`" for option in near or re.findall(r"'([^']*)'", suggestion))

@@ -1,9 +1,10 @@
-"""`gz bench`: trained models side by side: image quality, likelihood, class balance, speed."""
+"""`gz bench`: compares trained models by image quality, likelihood, class balance and speed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +17,7 @@ from gzcli.cli.options import (
     Models,
     Processes,
     Quiet,
-    Seed,
+    SeedOrZero,
     complete_data,
     split,
 )
@@ -24,7 +25,9 @@ from gzcli.errors import MissingError
 
 _Data = Annotated[
     str,
-    typer.Option("--data", metavar="NAME|PATH", help="The set to compare on.", autocompletion=complete_data),
+    typer.Option(
+        "--data", metavar="NAME|PATH", help="The data set to compare on.", autocompletion=complete_data
+    ),
 ]
 _Metrics = Annotated[
     str | None,
@@ -34,10 +37,12 @@ _Metrics = Annotated[
         help="fd kid_lenet prc_lenet classes bpd own speed, and with Inception's weights fid kid is.",
     ),
 ]
-_N = Annotated[int, typer.Option("-n", metavar="N", min=50, help="Samples of each model.")]
+_N = Annotated[int, typer.Option("-n", metavar="N", min=50, help="Number of samples drawn of each model.")]
 _Weights = Annotated[
     Path | None,
-    typer.Option("--weights", metavar="FILE", help="Inception's weights.", exists=True, resolve_path=True),
+    typer.Option(
+        "--weights", metavar="FILE", help="File of Inception's weights.", exists=True, resolve_path=True
+    ),
 ]
 
 
@@ -51,38 +56,49 @@ def bench(
     gpus: Gpus = None,
     cpu: Cpu = False,
     processes: Processes = None,
-    seed: Seed = 0,
+    seed: SeedOrZero = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare trained models on one data set; without a name, every model that has a finished run on it."""
-    from gzcli.cli.jobs import do_job, reference, stamp, tell_run
-    from gzcli.data.names import data_key
+    from gzcli.cli.jobs import announce, do_job, processes_of, stamp
+    from gzcli.data.names import locate
+    from gzcli.jobs import BenchJob
     from gzcli.store import runs
     from gzcli.store.paths import user_dir
 
-    data = reference(data)
-    key = data_key(data)
+    found = locate(data)
     if not models:
-        there = {run.model: None for run in reversed(runs.all_runs(data=key)) if run.state == "finished"}
-        models = list(there)
+        done = [run for run in runs.all_runs(data=found.key) if run.state == "finished"]
+        models = list({run.model: None for run in reversed(done)})  # each once, in order of its first run
     if not models:
-        raise MissingError(f"no finished run on `{data}`", hint=f"gz train vae --data {data}")
-    chosen = [runs.find(model, data=key) for model in models]
+        raise MissingError(
+            f"no finished run on `{found.reference}`", hint=f"gz train vae --data {found.reference}"
+        )
+    chosen = [runs.find(model, data=found.key) for model in models]
     for run, model in zip(chosen, models, strict=True):
-        tell_run(run, model, data=key)
-    job = {
-        "verb": "bench",
-        "runs": [str(run.path) for run in chosen],
-        "data": data,
-        "metrics": split(metrics) or None,
-        "n": n,
-        "seed": seed,
-        "weights": weights and str(weights),
-        "checkpoint": checkpoint,
-    }
-    folder = user_dir("bench") / f"{key}-{stamp()}"
-    result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
+        announce(run, model, data=found.key)
+    job = BenchJob(
+        tuple(str(run.path) for run in chosen),
+        found.reference,
+        tuple(split(metrics)) or None,
+        n,
+        seed,
+        str(weights) if weights else None,
+        checkpoint,
+        processes_of(gpus, cpu, processes),
+    )
+    folder = user_dir("bench") / f"{found.key}-{stamp()}"
+    result = do_job(folder, job)
+    table(result)
+    for note in result["notes"]:
+        out.info(f"note: {note}")
+    out.info(f"files: {folder}")
+    out.data(result)
+
+
+def table(result: Mapping[str, Any]) -> None:
+    """Prints a line for each model, and one for real images in place of samples."""
     names = list(dict.fromkeys(name for row in result["rows"] for name in row["metrics"]))
     rows = [
         [row["model"], row["params"], *(row["metrics"].get(name) for name in names), row["seconds"]]
@@ -93,7 +109,3 @@ def bench(
         ["model", "params", *names, "seconds"],
         [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in rows],
     )
-    for note in result["notes"]:
-        out.info(f"note: {note}")
-    out.info(f"files: {folder}")
-    out.data(result)

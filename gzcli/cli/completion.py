@@ -1,8 +1,8 @@
-"""Shell completion: answers a TAB, and writes the scripts of `completions/` (`python -m gzcli.cli.completion
-[DIR]`).
+"""Shell completion: answers a TAB, and writes the scripts of `completions/`.
 
-The scripts are Typer's, and so is what they ask. The answer is our own: Typer parses the words before the
-cursor with pydantic, whose import alone is most of the time that a TAB may take.
+`python -m gzcli.cli.completion [DIR]` writes them. They are Typer's scripts, and they ask as Typer's do. The
+answer is gz's own: Typer parses the words before the cursor with pydantic, whose import alone takes most of
+the time that a TAB may take.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ FILES = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}
 
 
 def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
-    """Prints what may follow, in the form that the shell's script expects; returns the exit code."""
+    """Prints the candidates in the form that the shell's script expects; returns the exit code.
+
+    shell: bash, zsh or fish.
+    build: makes the application for the words of the command line.
+    """
     words, incomplete = _typed(shell)
     try:
         found = candidates(typer.main.get_command(build(words)), words, incomplete)
@@ -35,7 +39,7 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
             raise
         found = []
     if os.environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
-        return 0 if found else 1  # 1: fish completes files
+        return 0 if found else 1  # with 1, fish completes file names
     if shell == "zsh":
         items = "\n".join(f'"{value}":"{_bare(help)}"' if help else f'"{value}"' for value, help in found)
         out.text(f"_arguments '*: :(({items}))'" if found else "_files")
@@ -47,14 +51,17 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
 
 
 def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of all that may stand for `incomplete` after `words`; `command` is Typer's command or
-    group."""
+    """(word, help) of everything that completes `incomplete`.
+
+    command: Typer's command or group.
+    words: the whole words before the cursor.
+    incomplete: the word under the cursor.
+    """
     context = typer.Context(command, resilient_parsing=True)
-    options = {
-        name: param for param in command.params for name in param.opts if param.param_type_name == "option"
-    }
+    given_options = [param for param in command.params if param.param_type_name == "option"]
+    options = {name: param for param in given_options for name in param.opts}
     arguments = [param for param in command.params if param.param_type_name == "argument"]
-    waiting = None  # the option whose value comes next
+    waiting = None  # the option that the next word is the value of
     for i, word in enumerate(words):
         if waiting:
             context.params[waiting.name], waiting = word, None
@@ -92,14 +99,14 @@ def _typed(shell: str) -> tuple[list[str], str]:
     if shell == "bash":
         at = int(os.environ.get("COMP_CWORD", len(words)))
         words, incomplete = words[:at], "".join(words[at : at + 1])
-        # bash makes `--data=m` three words.
+        # bash splits `--data=m` into three words
         return [word for word in words[1:] if word != "="], "" if incomplete == "=" else incomplete
     incomplete = words.pop() if words and not line.endswith(" ") else ""
     return words[1:], incomplete
 
 
 def _bare(help: str) -> str:
-    """A help text without what zsh's quoting trips over."""
+    """A help text without the characters that zsh would interpret."""
     return re.sub(r"[`'\"$\\:]", "", help)
 
 
@@ -116,8 +123,7 @@ def script(shell: str) -> str:
         for name, var in variables.items()
     ]
     if shell == "zsh":
-        # zsh reads the file at the first TAB and runs it as the completer: name both programs, then answer
-        # that TAB.
+        # at the first TAB, zsh loads the file and runs it as the completer, so it has to answer that TAB too
         bodies = [part.partition("\n")[2].strip() for part in parts]
         first = 'if [[ $funcstack[1] == _gz ]]; then "_${words[1]:t}_completion"; fi'
         parts = [f"#compdef {' '.join(PROGRAMS)}", *bodies, first]
@@ -125,7 +131,7 @@ def script(shell: str) -> str:
 
 
 def write(folder: Path) -> list[Path]:
-    """Writes the scripts; returns their paths."""
+    """Writes the scripts into a folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for shell, name in FILES.items():
         (folder / name).write_text(script(shell), encoding="utf-8")

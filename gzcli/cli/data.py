@@ -1,4 +1,4 @@
-"""`gz data`: fetch, bring, show, list, verify and remove data sets."""
+"""`gz data`: download, import, show, list, verify and remove data sets."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gzcli.cli.options import Json, Quiet, Yes, choose, complete_data, confirmed
 from gzcli.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
+    from gzcli.data.names import DataSet
     from gzcli.data.pack import Pack
 
 app = typer.Typer(help="Download, import and check data sets.")
@@ -23,7 +24,9 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set.", autoco
 _Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Data sets.", autocompletion=complete_data)]
 _From = Annotated[
     str | None,
-    typer.Option("--from", metavar="DIR|URL", help="Where to take the files from, not from the publisher."),
+    typer.Option(
+        "--from", metavar="DIR|URL", help="Where to take the files from, in place of the publisher."
+    ),
 ]
 _Size = Annotated[
     int | None,
@@ -31,12 +34,13 @@ _Size = Annotated[
         metavar="S",
         min=4,
         max=1024,
-        help="Height and width to bring images to; MedMNIST comes in 28, 64, 128 and 224.",
+        help="Height and width that images are resized to; MedMNIST comes in 28, 64, 128 and 224.",
     ),
 ]
 
 
 def _one_or_three(channels: int | None) -> int | None:
+    """The value of `--channels`. Raises UsageError for 2, which Typer's range allows."""
     if channels == 2:
         raise UsageError("`--channels` is 1 (grey) or 3 (RGB), not 2")
     return channels
@@ -50,7 +54,7 @@ _Channels = Annotated[
 
 @contextmanager
 def _own_flags() -> Iterator[None]:
-    """What training sets in a recipe has flags here: hints name these."""
+    """Lets hints name the flags of this verb, `--size 32`, in place of keys of a recipe."""
     try:
         yield
     except (UsageError, MissingError) as error:
@@ -58,11 +62,12 @@ def _own_flags() -> Iterator[None]:
         raise
 
 
-def _opened(name: str, size: int | None, channels: int | None) -> Pack:
-    from gzcli.data.open import open_named
+def _opened(found: DataSet, size: int | None, channels: int | None) -> Pack:
+    """The pack of a data set, with a progress bar while it is made."""
+    from gzcli.data.open import open_pack
 
-    with _own_flags(), out.progress(name, unit="images") as report:
-        return open_named(name, size=size, channels=channels, say=out.info, progress=report)
+    with _own_flags(), out.progress(found.reference, unit="images") as report:
+        return open_pack(found, size=size, channels=channels, say=out.info, progress=report)
 
 
 @app.command()
@@ -76,7 +81,7 @@ def download(
 ) -> None:
     """Fetch data sets, check them and pack them.
 
-    Downloads go on where they were cut off. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
+    A download that was cut off is continued. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
     first.
     """
     from gzcli.data.cached import pack_limit
@@ -84,23 +89,22 @@ def download(
     from gzcli.data.open import peek
     from gzcli.data.sets import find
 
-    rows = []
-    for spec in [find(name) for name in names]:  # every name is known before the first byte
+    lines, rows = [], []
+    for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
         if not spec.embedded:
             pixels = (channels or spec.channels) * (size or spec.size) ** 2
             pack_size = pixels * (spec.n_train + spec.n_val + spec.n_test)
-            if pack_size > pack_limit() or peek(
-                spec.name, size=size, channels=channels
-            ):  # streamed, or there already
+            packed = peek(spec, size=size, channels=channels)
+            if packed or pack_size > pack_limit():  # a set beyond the limit is streamed
                 pack_size = 0
             with out.progress(spec.name) as report:
                 fetch(spec.sized(size), source=source, pack_size=pack_size, progress=report, say=out.info)
-        meta = _opened(spec.name, size, channels).meta
+        meta = _opened(spec, size, channels).meta
+        lines.append((spec.name, *(meta.counts[split] for split in ("train", "val", "test"))))
         rows.append(
             {"name": spec.name, "shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts}
         )
-    columns = ("data", "train", "val", "test")
-    out.table(columns, [(row["name"], *(row["counts"][split] for split in columns[1:])) for row in rows])
+    out.table(("data", "train", "val", "test"), lines)
     out.data({"data": rows})
 
 
@@ -117,7 +121,7 @@ def import_(
         typer.Option(
             "--layout",
             metavar="L",
-            help="What its folders are: flat, classes, splits or class-splits; they tell it mostly.",
+            help="What its folders mean: flat, classes, splits or class-splits; else their names decide.",
         ),
     ] = None,
     skip_bad: Annotated[
@@ -130,14 +134,14 @@ def import_(
     from gzcli.data import library
     from gzcli.data.forms import Form
     from gzcli.data.layout import LAYOUTS
-    from gzcli.data.names import names
+    from gzcli.data.names import locate, names
 
     layout = choose("layout", layout, LAYOUTS) if layout else None
     new = name not in names()
     row = library.import_set(path, name, Form(size, channels, skip_bad, layout))
     more = ""
     try:
-        meta = _opened(name, size, channels).meta
+        meta = _opened(locate(name), size, channels).meta
         row |= {"counts": meta.counts, "shape": meta.shape}
         row |= {"skipped": meta.skipped, "notes": meta.notes, "extras": meta.extras}
         for message in meta.skipped:
@@ -146,7 +150,7 @@ def import_(
         if new:
             library.remove(name)
         raise
-    except UsageError as error:  # sizes that the recipe may yet settle
+    except UsageError as error:  # as for pictures of several sizes, which a recipe may still resize
         row |= {"shape": None, "skipped": [], "notes": [], "extras": []}
         found = re.search(r"`--(size|channels) (\d+)`", error.hint or "")
         more = f" --set data.{found[1]}={found[2]}" if found else ""
@@ -176,9 +180,10 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Show what a data set holds: classes, counts, and a contact sheet with the classes' names."""
-    pack = _opened(name, size, channels)
+    from gzcli.data.names import locate
     from gzcli.data.sheet import class_counts, draw
 
+    pack = _opened(locate(name), size, channels)
     meta, classes = pack.meta, class_counts(pack)
     c, h, w = meta.shape
     splits = list(meta.counts)
@@ -253,11 +258,10 @@ def remove(names: _Names, yes: Yes = False, json: Json = False, quiet: Quiet = F
     from gzcli.data import library
     from gzcli.data.names import locate
 
-    for name in names:
-        locate(name)  # every name is known before the first is removed
-    if not confirmed(" and ".join(f"`{name}`" for name in names) + " from the cache", yes):
-        names = []
-    removed = [name for name in names if library.remove(name)]
-    for name in names:
+    found = {name: locate(name) for name in names}  # an unknown name is refused before anything is removed
+    if not confirmed(" and ".join(f"`{name}`" for name in found) + " from the cache", yes):
+        found = {}
+    removed = [name for name, data_set in found.items() if library.remove(data_set)]
+    for name in found:
         out.info(f"removed `{name}`" if name in removed else f"nothing of `{name}` was in the cache")
     out.data({"removed": removed})

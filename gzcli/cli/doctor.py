@@ -20,7 +20,13 @@ from gzcli.version import __version__
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report; `state` is ok, note (works without it) or bad (gz cannot work)."""
+    """One line of the report.
+
+    name: what was checked.
+    state: ok, note (gz works without it) or bad (gz cannot work).
+    detail: what was found.
+    hint: what to do.
+    """
 
     name: str
     state: str
@@ -51,27 +57,25 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
 
 
 def software() -> Iterator[Check]:
+    """Versions of Python, gz and the packages that every verb needs."""
     yield Check("gz", "ok", __version__)
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "torchvision", "accelerate"):
-        version = _version(package)
-        yield Check(
-            package,
-            "ok" if version else "bad",
-            version or "missing",
-            None if version else f"pip install {package}",
-        )
+        if version := _version(package):
+            yield Check(package, "ok", version)
+        else:
+            yield Check(package, "bad", "missing", f"pip install {package}")
 
 
 def devices() -> Iterator[Check]:
+    """GPUs as torch sees them, and the CPU."""
     from gzcli.launch import count_gpus
 
     try:
         import torch
-    except Exception as problem:  # an installation may fail to load in any way
-        yield Check(
-            "devices", "bad", f"torch does not load: {problem}", "install torch again, see pytorch.org"
-        )
+    except Exception as problem:  # a broken installation may raise anything
+        fix = "install torch again, see pytorch.org"
+        yield Check("devices", "bad", f"torch does not load: {problem}", fix)
         return
     there, usable = count_gpus(), torch.cuda.device_count()
     for i in range(usable):
@@ -86,43 +90,32 @@ def devices() -> Iterator[Check]:
     elif not usable:
         yield Check("gpu", "note", "none: gz trains on the CPU")
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    yield Check(
-        "cpu",
-        "ok",
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {'' if fast else 'no '}fast bf16",
-    )
+    bf16 = "fast bf16" if fast else "no fast bf16"
+    yield Check("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {bf16}")
 
 
 def folders() -> Iterator[Check]:
+    """Whether the folders of gz can be written and have space left, and whether the recipes are there."""
     for name, folder in (("cache", cache_dir()), ("runs", user_dir("runs"))):
         there = folder
         while not there.exists():
             there = there.parent
         free = shutil.disk_usage(there).free / 1e9
         if not os.access(there, os.W_OK):
-            yield Check(
-                name, "bad", f"{folder} cannot be written", "set `GZ_HOME` to a folder that you may write"
-            )
+            fix = "set `GZ_HOME` to a folder that you may write"
+            yield Check(name, "bad", f"{folder} cannot be written", fix)
         elif free < 1:
-            yield Check(
-                name,
-                "note",
-                f"{folder}, only {free:.1f} GB free",
-                "set `GZ_HOME` to a folder on a larger disk",
-            )
+            fix = "set `GZ_HOME` to a folder on a larger disk"
+            yield Check(name, "note", f"{folder}, only {free:.1f} GB free", fix)
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
     count = len(recipe_names())
-    yield Check(
-        "recipes",
-        "ok" if count else "bad",
-        f"{count} in {recipes_dir()}",
-        None if count else "install gz again",
-    )
+    found = f"{count} in {recipes_dir()}"
+    yield Check("recipes", "ok", found) if count else Check("recipes", "bad", found, "install gz again")
 
 
 def settings() -> Iterator[Check]:
-    """The user's `GZ_…` variables, what may be a secret in them left out."""
+    """The user's `GZ_…` variables without secrets, whether the mirror answers, and accelerate's own file."""
     for name in sorted(name for name in os.environ if name.startswith("GZ_")):
         yield Check(name, "ok", "set" if _SECRET.search(name) else redacted(os.environ[name]))
     if mirror := os.environ.get("GZ_MIRROR"):
@@ -135,7 +128,10 @@ def settings() -> Iterator[Check]:
 
 
 def unreachable(mirror: str) -> str | None:
-    """Why a mirror (a folder, or a base URL) cannot be read; None where it can."""
+    """Why a mirror cannot be read; None where it can.
+
+    mirror: a folder or a base URL.
+    """
     from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.parse import urlsplit
@@ -150,25 +146,22 @@ def unreachable(mirror: str) -> str | None:
     try:
         with urlopen(request(mirror, "HEAD"), timeout=3):
             return None
-    except HTTPError:  # it answers: a mirror need not list its folders
+    except HTTPError:  # the server answers; it need not list its folders
         return None
     except (OSError, ValueError, HTTPException) as problem:
         return redacted(f"not reachable: {problem}")
 
 
 def optional() -> Iterator[Check]:
+    """Packages and weights that some models or metrics need."""
     for package, purpose in _OPTIONAL.items():
         version = _version(package)
         yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")
     from gzcli.store.weights import INCEPTION
 
     file = cache_dir("weights", INCEPTION)
-    there = file.exists()
-    yield Check(
-        "inception",
-        "ok" if there else "note",
-        str(file) if there else f"missing: FID, KID and IS need `{file}`",
-    )
+    missing = f"missing: FID, KID and IS need `{file}`"
+    yield Check("inception", "ok", str(file)) if file.exists() else Check("inception", "note", missing)
 
 
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW")
@@ -193,7 +186,7 @@ def _version(package: str) -> str | None:
 
 
 def _accelerate_config() -> Path:
-    """Where accelerate keeps a user's defaults (HF_HOME, XDG_CACHE_HOME and ~/.cache, in this order)."""
+    """Where accelerate keeps a user's defaults: below HF_HOME, XDG_CACHE_HOME or ~/.cache, in this order."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
     return Path(home).expanduser() / "accelerate" / "default_config.yaml"

@@ -1,10 +1,11 @@
-"""What `gz sample`, `gz ood` and `gz bench` share: a job folder, its launch, its result."""
+"""What the verbs that run a trained model share: they write a job, start the engine, read the result."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,53 +13,55 @@ from gzcli.cli import out
 from gzcli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from gzcli.jobs import Job
     from gzcli.models.signatures import Param
+    from gzcli.recipe.parts import LaunchSection
     from gzcli.recipe.schema import Rule
     from gzcli.store.runs import Run
 
+# settings of a verb that passes options on to the model's methods
+OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-def do_job(
-    folder: Path,
-    job: Mapping[str, Any],
-    *,
-    gpus: str | None,
-    cpu: bool,
-    processes: int | None = None,
-) -> dict[str, Any]:
-    """Makes the folder the job's own, writes `job.json`, runs the engine on it, returns its `result.json`.
 
-    The folder is `stamp`ed, or what the user names with `--out`: raises UsageError where that is not empty.
-    processes: of a CPU.
+def do_job(folder: Path, job: Job) -> dict[str, Any]:
+    """Runs the engine on a job and returns the engine's `result.json`.
+
+    folder: where the job and its outputs are written; new or empty.
+
+    Raises UsageError where the folder is not empty, and the engine's own errors.
     """
-    from gzcli import launch
-    from gzcli.cli.options import parse_gpus
-    from gzcli.recipe.parts import LaunchSection
+    from gzcli import jobs, launch
     from gzcli.store import files, owned
 
-    section: dict[str, Any] = {"gpus": parse_gpus(gpus), "cpu": cpu, "processes": processes}
-    plan = launch.plan(LaunchSection(**section), every_gpu=False)
+    plan = launch.plan(job.launch, every_gpu=False)
     owned.claim(folder)
-    files.write_json(folder / "job.json", {**job, "launch": section | {"threads": plan.threads}})
+    jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
     launch.run(folder, plan, launcher=False, mode="quiet" if out.is_json() or out.is_quiet() else "human")
     return files.read_json(folder / "result.json")
 
 
-def reference(what: str) -> str:
-    """A data set as a job names it: its proper name, or an absolute path. Raises UsageError, MissingError."""
-    from gzcli.data.names import locate
+def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSection:
+    """The processes that `--gpus`, `--cpu` and `--processes` ask for. Raises UsageError."""
+    from gzcli.cli.options import parse_gpus
+    from gzcli.recipe.parts import LaunchSection
 
-    found = locate(what)
-    return found.name or str(found.path)
+    return LaunchSection(parse_gpus(gpus), cpu, processes)
 
 
 def stamp() -> str:
-    """The time, and what tells apart two jobs of one second."""
+    """The time and a random suffix, which distinguishes two jobs of one second."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
 
 
-def tell_run(run: Run, ref: str, *, data: str | None = None) -> None:
-    """`run: …` on stderr; and what of it is not plain: it is unfinished, or was taken for a model's name
-    though it is short or not the newest. `data` as `runs.find` got it."""
+def announce(run: Run, ref: str, *, data: str | None = None) -> None:
+    """Prints `run: …` on stderr, and a note where the user may have expected another run.
+
+    That is so where the run is unfinished, or where `ref` is a model's name and the run taken for it was cut
+    short or is not the newest.
+
+    ref: what the user typed.
+    data: key of the data set that the run was looked up by.
+    """
     from gzcli.store import runs
 
     out.info(f"run: {run.id}")
@@ -78,15 +81,14 @@ def tell_run(run: Run, ref: str, *, data: str | None = None) -> None:
         out.info(f"note: passed over `{newer.id}`, which is newer: {', '.join(newer.shortfalls)}")
 
 
-OWN_OPTIONS = {
-    "allow_extra_args": True,
-    "ignore_unknown_options": True,
-}  # a verb's, that takes those of the model's methods
-
-
 def as_options(words: list[str], section: str) -> list[str]:
-    """The words with `--set sample.steps=15`, as a recipe has it, for `--steps=15`. Raises UsageError for
-    another section."""
+    """The words, with `--set sample.steps=15` in the form `--steps=15`.
+
+    words: what Typer has left of the command line.
+    section: the recipe's section that holds the options.
+
+    Raises UsageError for a key of another section.
+    """
     found, rest = [], iter(words)
     for word in rest:
         if word == "--set" or word.startswith("--set="):
@@ -103,10 +105,14 @@ def as_options(words: list[str], section: str) -> list[str]:
 def method_options(
     words: list[str], params: Mapping[str, Param | Rule], what: str, section: str
 ) -> dict[str, Any]:
-    """`--rows 14 --no-clip --sampler=ddim` as the typed keywords of a method whose signature is `params`;
-    `section` of a recipe has them too.
+    """The typed keywords of a method, from words as `--rows 14 --no-clip --sampler=ddim`.
 
-    Raises UsageError for an unknown option, a missing or a wrong value.
+    words: what Typer has left of the command line.
+    params: the method's parameters.
+    what: how messages name the method.
+    section: the recipe's section that holds its defaults.
+
+    Raises UsageError for an unknown option, and for a missing or wrong value.
     """
     from gzcli.recipe.load import scalar
     from gzcli.recipe.schema import check_value
@@ -117,19 +123,22 @@ def method_options(
         word = words.pop(0)
         name, equals, text = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
-        negated = name.removeprefix("no_") if name not in params else None
-        if not word.startswith("--") or (name not in params and negated not in params):
+        positive = name.removeprefix("no_")  # `--no-clip` sets `clip` to false
+        if not word.startswith("--") or (name not in params and positive not in params):
             options = [f"--{p.replace('_', '-')}" for p in params]
             takes = f"{what} takes: {' '.join(options)}" if options else f"{what} takes no options of its own"
             raise UsageError(f"no such option `{word}`", hint=did_you_mean(word, options) or takes)
         if name not in params:
-            values[negated] = False
-        elif params[name].annotation == "bool" and not equals and (not words or words[0].startswith("--")):
+            values[positive] = False
+            continue
+        annotation = params[name].annotation
+        if annotation == "bool" and not equals and (not words or words[0].startswith("--")):
             values[name] = True
-        elif not equals and not words:
-            raise UsageError(f"`--{name}` needs a value ({params[name].annotation})")
-        else:
-            text = text if equals else words.pop(0)
-            value = text if params[name].annotation == "str" else scalar(text)  # `--negative 3` is a text
-            values[name] = check_value(value, params[name].annotation, f"--{name.replace('_', '-')}")
+            continue
+        if not equals:
+            if not words:
+                raise UsageError(f"`--{name}` needs a value ({annotation})")
+            text = words.pop(0)
+        value = text if annotation == "str" else scalar(text)  # `--negative 3` is a text
+        values[name] = check_value(value, annotation, f"--{name.replace('_', '-')}")
     return values

@@ -9,6 +9,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet, choose, names
+from gzcli.cli.summary import COLUMNS, cells, summary
 from gzcli.errors import UsageError, canonical
 
 _WHAT = ("models", "data", "recipes", "runs")
@@ -60,6 +61,7 @@ def list_(
 
 
 def list_models(family: str = "", can: str = "", *, short: bool = False) -> None:
+    """Prints the models of a family that have a capability; `short`: their names by family alone."""
     from gzcli.models.catalog import cards
     from gzcli.store.paths import recipe_names
 
@@ -96,6 +98,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False) -> None
 
 
 def list_data(*, long: bool = False) -> None:
+    """Prints every data set, a line each or, if `long`, all that is known of it."""
     from gzcli.data.library import listing
 
     rows = listing()
@@ -117,7 +120,7 @@ def _images(row: dict[str, Any]) -> str | None:
 
 
 def _data_block(row: dict[str, Any]) -> list[str]:
-    """All that is known of a set, a line a fact."""
+    """A data set's row as text: a heading and a line for each fact."""
     from gzcli.data.conditions import in_words
 
     splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
@@ -144,31 +147,31 @@ def _data_block(row: dict[str, Any]) -> list[str]:
 
 
 def list_recipes() -> None:
+    """Prints the shipped recipes."""
     from gzcli.recipe.files import recipes
     from gzcli.recipe.load import load
 
     rows = []
     for name, path in recipes().items():
         tree = load(path)
-        rows.append(
-            {"name": name, "path": path, "about": tree.get("about", ""), "for": list(tree.get("for", {}))}
-        )
+        about, sets = tree.get("about", ""), list(tree.get("for", {}))
+        rows.append({"name": name, "path": path, "about": about, "for": sets})
     out.table(("recipe", "about", "for"), [(row["name"], row["about"], " ".join(row["for"])) for row in rows])
     out.data({"recipes": rows})
 
 
 def list_runs(model: str | None = None, data: str | None = None) -> None:
-    from gzcli.cli.runs import COLUMNS, cells, summary
+    """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
     from gzcli.data.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.paths import spelling
     from gzcli.store.runs import all_runs
 
     rows = [summary(run) for run in all_runs(model=model, data=data)]
-    if not rows and data:  # a folder has another name in runs; a name that there is not is refused
+    if not rows and data:  # runs name a folder by its key; an unknown name is refused here
         rows = [summary(run) for run in all_runs(model=model, data=data_key(data))]
     if not rows and model:
-        find(spelling(model))  # raises UsageError alike
+        find(spelling(model))  # raises UsageError for an unknown model
     if rows or out.is_json():
         out.table(COLUMNS, [cells(row) for row in rows])
     else:

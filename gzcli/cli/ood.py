@@ -1,4 +1,4 @@
-"""`gz ood`: how well a trained model tells foreign images from its own."""
+"""`gz ood`: how well the scores of a trained model separate foreign images from those it was trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gzcli.cli.options import (
     Model,
     Processes,
     Quiet,
-    Seed,
+    SeedOrZero,
     complete_data,
     complete_data_list,
     complete_scores,
@@ -27,14 +27,15 @@ from gzcli.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from gzcli.data.benchmarks import Benchmark
-    from gzcli.store.runs import Run
+    from gzcli.data.names import DataSet
+    from gzcli.recipe.parts import DataSection
 
 _In = Annotated[
     str | None,
     typer.Option(
         "--in",
         metavar="NAME|PATH",
-        help="The in-distribution set: its test split. The run's own set without it.",
+        help="The in-distribution set, scored on its test split; without it the run's own set.",
         autocompletion=complete_data,
     ),
 ]
@@ -43,9 +44,8 @@ _Outs = Annotated[
     typer.Option(
         "--out",
         metavar="NAME|PATH[,…]",
-        help="The foreign sets: test splits of known sets; of your own the `test` folder or, without one, "
-        "every "
-        "picture. What is a set or a path as it stands is never split at its commas.",
+        help="The foreign sets: test splits of known sets; of your own images the `test` folder or, without "
+        "one, every picture. A path that holds a comma is not split there.",
         autocompletion=complete_data_list,
     ),
 ]
@@ -58,20 +58,28 @@ _Benchmark = Annotated[
 _Score = Annotated[
     str | None,
     typer.Option(
-        "--score", metavar="S[,S…]", help="Scores; the recipe's without it.", autocompletion=complete_scores
+        "--score",
+        metavar="S[,S…]",
+        help="Scores; without it those of the recipe.",
+        autocompletion=complete_scores,
     ),
 ]
 _N = Annotated[
     int | None,
     typer.Option(
-        "-n", metavar="N", min=10, help="Images scored of each set; without it as the budget allows."
+        "-n",
+        metavar="N",
+        min=10,
+        help="Images scored of each set; without it as many as the time budget allows.",
     ),
 ]
 _Full = Annotated[bool, typer.Option("--full", help="All images of each set.")]
 _Background = Annotated[
     str | None,
     typer.Option(
-        "--background", metavar="RUN", help="For the score `ratio`: a run trained on mutated images."
+        "--background",
+        metavar="RUN",
+        help="The run that the score `ratio` divides by, trained on mutated images.",
     ),
 ]
 
@@ -92,19 +100,21 @@ def ood(
     gpus: Gpus = None,
     cpu: Cpu = False,
     processes: Processes = None,
-    seed: Seed = 0,
+    seed: SeedOrZero = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score how foreign images of other sets look to a model.
+    """Score images of other data sets by how foreign they are to a model.
 
-    A higher score is more out-of-distribution; baselines that know no model stand beside the model's scores.
+    A higher score is more out-of-distribution. Baselines that use no model are listed beside its scores.
 
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
-    from gzcli.cli.jobs import do_job, method_options, reference, stamp, tell_run
-    from gzcli.data.names import data_key, slug
+    from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
+    from gzcli.data.names import locate, slug
+    from gzcli.jobs import OodJob
     from gzcli.models.catalog import card
+    from gzcli.recipe.parts import part_of
     from gzcli.recipe.schema import check_scores, score_options
     from gzcli.store import runs
 
@@ -112,32 +122,35 @@ def ood(
     if asked is None and not out_:
         hint = f"gz ood {model} --in mnist --out fashionmnist"
         raise UsageError("`gz ood` needs `--out` or `--benchmark`", hint=hint)
-    in_ = asked.inside if asked else in_ and reference(in_)
-    key = in_ and data_key(in_)
+    named = asked.inside if asked else in_
+    home = locate(named) if named else None
+    key = home.key if home else None
     run = runs.find(model, data=key)
-    in_ = in_ or reference(run.serving.tree()["data"]["name"])
-    outs = at_hand(asked, run) if asked else [reference(name) for name in sets(out_)]
-    known = card(run.serving.tree()["model"]["name"])
-    scores = check_scores(split(score), known) if score else None
+    part = part_of(run.serving.tree())
+    home = home or locate(part.data.name)
+    foreign = at_hand(asked, part.data) if asked else [locate(name) for name in sets(out_ or "")]
+    known = card(part.model)
+    scores = tuple(check_scores(split(score), known)) if score else None
     options = method_options(ctx.args, score_options(known), f"`gz ood` of `{known.name}`", "ood")
-    tell_run(run, model, data=key)
-    job = {
-        "verb": "ood",
-        "run": str(run.path),
-        "in": in_,
-        "out": outs,
-        "benchmark": asked and asked.name,
-        "scores": scores,
-        "n": n,
-        "full": full,
-        "seed": seed,
-        "checkpoint": checkpoint,
-        "options": options,
-        "background": str(runs.find(background).path) if background else None,
-    }
+    announce(run, model, data=key)
+    outs = tuple(found.reference for found in foreign)
+    job = OodJob(
+        str(run.path),
+        home.reference,
+        outs,
+        checkpoint,
+        scores,
+        n,
+        full,
+        seed,
+        options,
+        benchmark=asked.name if asked else None,
+        background=str(runs.find(background).path) if background else None,
+        launch=processes_of(gpus, cpu, processes),
+    )
     label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
     folder = run.path / "ood" / f"{label}-{stamp()}"
-    result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
+    result = do_job(folder, job)
     table(result)
     for note in result.get("notes", []):
         out.info(f"note: {note}")
@@ -146,7 +159,7 @@ def ood(
 
 
 def table(result: Mapping[str, Any]) -> None:
-    """A line for each foreign set and score, within 80 columns where there is one set; intervals of 95 %."""
+    """Prints a line for each foreign set and score, with 95 % intervals; within 80 columns for one set."""
     names, rows = result["names"], result["results"]
     several = len({row["out"] for row in rows}) > 1
 
@@ -168,8 +181,10 @@ def table(result: Mapping[str, Any]) -> None:
 
 
 def sets(text: str) -> list[str]:
-    """The sets of a comma-separated list: from each comma on the longest text that is a set or an existing
-    path."""
+    """The names of a comma-separated list.
+
+    A name may hold commas: from each start on, the longest text that is a set or an existing path is taken.
+    """
     from gzcli.data.names import is_set
 
     parts, found = text.split(","), []
@@ -181,7 +196,7 @@ def sets(text: str) -> list[str]:
 
 
 def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
-    """The benchmark of this name. Raises UsageError where sets are given that are not its own."""
+    """The benchmark of this name. Raises UsageError where other sets than its own are given."""
     from gzcli.data.benchmarks import find
 
     benchmark = find(name)
@@ -193,19 +208,23 @@ def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
     return benchmark
 
 
-def at_hand(benchmark: Benchmark, run: Run) -> list[str]:
-    """The foreign sets of a benchmark that are there, or small enough to be fetched unasked; the others are
-    named.
+def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
+    """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out.
+
+    benchmark: whose sets.
+    data: size and channels of the run's images, in which the sets are packed.
 
     Raises MissingError where there is none.
     """
-    from gzcli.data.open import open_named
+    from gzcli.data.names import locate
+    from gzcli.data.open import open_pack
 
-    section, found = run.serving.tree()["data"], []
+    found = []
     for name in (*benchmark.near, *benchmark.far):
+        foreign = locate(name)
         try:
-            open_named(name, size=section["size"], channels=section["channels"], say=out.info)
-            found.append(name)
+            open_pack(foreign, size=data.size, channels=data.channels, say=out.info)
+            found.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
     for name in benchmark.absent:

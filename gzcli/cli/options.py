@@ -1,11 +1,13 @@
-"""Options that several verbs share, and their shell completion, which reads names from disk and imports
-little."""
+"""Options that several verbs share, and their shell completion.
+
+Completion runs at every TAB: it reads names from disk and imports little.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,17 +19,17 @@ if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
 
 
-# --- completion: word so far → words that it may become ---
+# --- completion: the beginning of a word → the words that complete it ---
 
 
 def names(incomplete: str, options: Iterable[str]) -> list[str]:
-    """The options that begin with the word, `-` and `_` alike, spelt as the user began."""
+    """The options that begin with `incomplete`, spelt as the user began; `-` and `_` are the same."""
     fits = (option for option in options if canonical(option).startswith(canonical(incomplete)))
     return [incomplete + option[len(incomplete) :] for option in fits]
 
 
 def many(incomplete: str, options: Iterable[str]) -> list[str]:
-    """The same for the last item of a comma-separated list."""
+    """The completions of the last item of a comma-separated list; items given before are left out."""
     done, comma, last = incomplete.rpartition(",")
     given = done.split(",")
     return [
@@ -69,22 +71,20 @@ def complete_data_list(incomplete: str) -> list[str]:
 
 
 def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The scores of the model typed before, and those that the engine makes of any likelihood."""
+    """The scores of the model on the command line, those derived from its likelihood included."""
     from gzcli.recipe.schema import score_names
 
-    return many(
-        incomplete,
-        sorted({score for card in _cards_of(ctx.params.get("model")) for score in score_names(card)}),
-    )
+    scores = {score for card in _cards_of(ctx.params.get("model")) for score in score_names(card)}
+    return many(incomplete, sorted(scores))
 
 
 def complete_do(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The applications of the model typed before."""
+    """The applications of the model on the command line."""
     return names(incomplete, sorted({do for card in _cards_of(ctx.params.get("model")) for do in card.do}))
 
 
 def _cards_of(model: str | None) -> list[ModelCard]:
-    """The card of a model or of a run that is named after it; every card where neither is known."""
+    """The card of the model, or of the model that a run's id begins with; all cards where none is known."""
     from gzcli.models.catalog import cards
 
     word, known = canonical(model or ""), cards()
@@ -100,7 +100,12 @@ def complete_checkpoint(incomplete: str) -> list[str]:
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:
-    """The option that `name` means, `-` and `_` alike; raises UsageError with the nearest, or with all."""
+    """The option that `name` means; `-` and `_` are the same.
+
+    what: what the options are, for the message.
+
+    Raises UsageError that hints at the nearest option, or at all.
+    """
     options = list(options)
     by_form = {canonical(option): option for option in options}
     if canonical(name) not in by_form:
@@ -109,16 +114,19 @@ def choose(what: str, name: str, options: Iterable[str]) -> str:
     return by_form[canonical(name)]
 
 
-def parse_gpus(text: str | None) -> int | str | None:
-    """`--gpus 2` or `--gpus all`. Raises UsageError."""
-    if text in (None, "all"):
-        return text
+def parse_gpus(text: str | None) -> int | Literal["all"] | None:
+    """The value of `--gpus`: a number or `all`. Raises UsageError."""
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
     if not text.isdigit():
         raise UsageError(f"`--gpus {text}` is neither a number nor `all`")
     return int(text)
 
 
 def parse_checkpoint(text: str) -> str:
+    """The value of `--checkpoint`. Raises UsageError."""
     if text not in ("last", "best") and not text.isdigit():
         raise UsageError(f"`--checkpoint {text}` is neither `last`, `best` nor a step")
     return text
@@ -135,8 +143,10 @@ def _split(values: Iterable[str]) -> Iterator[str]:
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
-    """Words that the launcher gets stand after `--`, and are options that may; a stray word before is a
-    mistake."""
+    """The words after `--`, which are passed on to `accelerate launch`.
+
+    Raises UsageError for a stray word before `--`, and for an option that gz sets itself.
+    """
     words = ctx.obj or []
     after = words[words.index("--") + 1 :] if "--" in words else []
     given = list(value or ())
@@ -162,9 +172,10 @@ def _quiet(value: bool) -> bool:
 
 
 def confirmed(what: str, yes: bool) -> bool:
-    """Whether `what` may be removed: `yes` (`--yes`), or the answer of whoever sits there.
+    """Whether `what` may be removed: by `--yes`, or by the user's answer.
 
-    Raises UsageError where nobody does."""
+    Raises UsageError where standard input is not a terminal, so that nobody can be asked.
+    """
     if yes:
         return True
     if not sys.stdin.isatty():
@@ -200,7 +211,9 @@ Data = Annotated[
         "--data", metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="S", min=0, help="Seed of all randomness.")]
+_SEED = typer.Option("--seed", metavar="S", min=0, help="Seed of all randomness.")
+Seed = Annotated[int | None, _SEED]  # None: the recipe's
+SeedOrZero = Annotated[int, _SEED]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=v", help="Change a key of the recipe; may be repeated."),

@@ -1,4 +1,4 @@
-"""The only writer: data on stdout, everything else on stderr; the `--json` and `-q` switches live here."""
+"""The only writer: data on stdout, everything else on stderr; it holds the `--json` and `-q` switches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 
 
 def configure(*, json: bool | None = None, quiet: bool | None = None, lenient: bool | None = None) -> None:
-    """Sets a switch; None leaves it as it is. `lenient`: the verb goes on though nobody can read it."""
+    """Sets switches; None leaves one as it is.
+
+    json: print one JSON object instead of text.
+    quiet: print data and errors only.
+    lenient: a closed or full stdout does not end the verb.
+    """
     given = {"json": json, "quiet": quiet, "lenient": lenient}
     _mode.update({key: value for key, value in given.items() if value is not None})
 
@@ -34,7 +39,7 @@ def is_quiet() -> bool:
 
 
 def data(obj: Mapping[str, Any]) -> None:
-    """JSON mode: one line, `"schema": 1` first, numbers that are not finite as null. Human mode: nothing."""
+    """JSON mode: prints one line, `"schema": 1` first, NaN and infinity as null. Human mode: nothing."""
     if is_json():
         import json
 
@@ -42,20 +47,20 @@ def data(obj: Mapping[str, Any]) -> None:
 
 
 def text(string: str) -> None:
-    """Human mode: a line or a document. JSON mode: nothing."""
+    """Human mode: prints a line or a document. JSON mode: nothing."""
     if not is_json():
         _write(sys.stdout, string)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Human mode: aligned columns, numbers to the right, None as `-`. JSON mode: nothing."""
+    """Human mode: prints aligned columns with a bold head. JSON mode: nothing."""
     if not is_json():
         head, *lines = aligned(columns, rows).splitlines()
         _write(sys.stdout, "\n".join([style(head, "bold", sys.stdout), *lines]))
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as text, its head first: numbers to the right, None as `-`."""
+    """A table as text, its head first: columns of numbers aligned to the right, None as `-`."""
     cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]
     right = [bool(rows) and all(_is_number(line[i]) for line in cells) for i in range(len(columns))]
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
@@ -71,6 +76,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def info(string: str) -> None:
+    """Prints a line unless `-q` is set; `warn` and `hint` do so with a heading."""
     if not is_quiet():
         _write(sys.stderr, string)
 
@@ -87,14 +93,18 @@ def hint(string: str) -> None:
 
 @contextmanager
 def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left on a terminal; yields report(done, total). Elsewhere it shows nothing."""
+    """A progress bar on a terminal; elsewhere nothing is shown. Yields report(done, total).
+
+    title: what is in progress.
+    unit: of the numbers; "bytes" are shown with their rate.
+    """
     if is_quiet() or is_json() or not colourful(sys.stderr):
         yield lambda done, total: None
         return
     from rich import progress as rich_progress
     from rich.console import Console
 
-    counted = (rich_progress.MofNCompleteColumn(), unit)
+    counted: tuple[rich_progress.ProgressColumn | str, ...] = (rich_progress.MofNCompleteColumn(), unit)
     if unit == "bytes":
         counted = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
     columns = ("{task.description}", rich_progress.BarColumn(), *counted, rich_progress.TimeRemainingColumn())
@@ -104,14 +114,12 @@ def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
 
 def error(problem: GzError) -> None:
-    """`error: …`, a blank line and `hint: …` on stderr, `-q` or not; in JSON mode `{"error": {…}}` on stdout.
-
-    Where the verb prints a line an event, the problem carries its `event`.
+    """Human mode: prints `error: …`, a blank line and `hint: …` on stderr, also with `-q`. JSON mode: prints
+    `{"error": {…}}` on stdout.
     """
     if is_json():
         shown = {"code": problem.code, "kind": problem.kind, "message": problem.message, "hint": problem.hint}
-        event = getattr(problem, "event", None)
-        data({"event": event, "error": shown} if event else {"error": shown})
+        data({"event": problem.event, "error": shown} if problem.event else {"error": shown})
         return
     title = "internal error:" if problem.kind == "bug" else "error:"
     _write(sys.stderr, f"{style(title, 'red')} {problem.message}")
@@ -119,24 +127,24 @@ def error(problem: GzError) -> None:
         _write(sys.stderr, f"\n{style('hint:', 'cyan')} {problem.hint}")
 
 
-# --- how ---
+# --- how it looks ---
 
 
 def colourful(stream: TextIO) -> bool:
-    """Whether the stream is a terminal that shows colour: `NO_COLOR`, `CI` and `TERM=dumb` say no."""
+    """Whether the stream is a terminal that shows colour; `NO_COLOR`, `CI` and `TERM=dumb` forbid it."""
     env = os.environ
     return stream.isatty() and not env.get("NO_COLOR") and not env.get("CI") and env.get("TERM") != "dumb"
 
 
 def trace(problem: BaseException) -> None:
-    """The traceback, for `GZ_DEBUG=1`."""
+    """Prints the traceback, for `GZ_DEBUG=1`."""
     import traceback
 
     _write(sys.stderr, "".join(traceback.format_exception(problem)))
 
 
 def style(string: str, name: str, stream: TextIO | None = None) -> str:
-    """The string in colour where the stream (stderr unless given) shows it."""
+    """The string in a colour or weight, where the stream (stderr unless given) shows it."""
     return f"\033[{_STYLES[name]}m{string}\033[0m" if colourful(stream or sys.stderr) else string
 
 
@@ -144,7 +152,7 @@ def _write(stream: TextIO, string: str) -> None:
     try:
         stream.write(f"{string}\n")
         stream.flush()
-    except OSError as e:  # a reader that has seen enough (`head`), a closed terminal, a full disk
+    except OSError as e:  # the reader has closed the pipe (`head`), a closed terminal, a full disk
         streams.mute(stream)
         if stream is sys.stderr or _mode["lenient"]:
             return
@@ -160,8 +168,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON knows it: paths as strings, numpy and torch scalars as numbers, NaN and infinity as
-    null."""
+    """The value in JSON's types: paths as strings, array scalars as numbers, NaN and infinity as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,10 +1,9 @@
-"""`gz runs`: what has been trained, where it lies, and getting rid of it."""
+"""`gz runs`: list, show, export and remove trained runs."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,7 +20,9 @@ from gzcli.cli.options import (
     complete_run,
     confirmed,
 )
+from gzcli.cli.summary import COLUMNS, cells, in_words, summary
 from gzcli.errors import UsageError, did_you_mean
+from gzcli.units import size
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
@@ -56,12 +57,9 @@ def list_(
 @app.command()
 def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     """Show a run's state and its whole recipe."""
-    from gzcli.cli.plan import size
-
     found = _find(run)
     tree, facts = found.tree(), summary(found)
-    shown = facts | {"best": best_of(facts), "seconds": None, "bytes": None}
-    shown |= {"time": duration(facts["seconds"]), "size": size(facts["bytes"])}
+    shown = facts | {"seconds": None, "bytes": None} | in_words(facts)
     width = max(map(len, shown)) + 1
     out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items() if value is not None))
     if not out.is_json():
@@ -82,27 +80,28 @@ def path(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
 @app.command()
 def export(
     run: _Ref,
-    to: Annotated[
-        Literal["diffusers"], typer.Option("--to", help="The library that is to load it.")
-    ] = "diffusers",
+    to: Annotated[Literal["diffusers"], typer.Option("--to", help="The library to write for.")] = "diffusers",
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to; by default in the run.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to write; into the run's folder without it."),
     ] = None,
     checkpoint: Checkpoint = "last",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's weights in the format of another library."""
-    from gzcli.cli.jobs import do_job, stamp, tell_run
+    from gzcli.cli.jobs import announce, do_job, stamp
+    from gzcli.jobs import ExportJob
+    from gzcli.recipe.parts import LaunchSection
     from gzcli.store.owned import check_empty
 
     found = _find(run)
-    tell_run(found, run)
+    announce(found, run)
     if folder:
         check_empty(folder)
     place = (folder or found.path / "export" / to).resolve()
-    job = {"verb": "export", "run": str(found.path), "checkpoint": checkpoint, "to": to, "out": str(place)}
-    result = do_job(found.path / "export" / stamp(), job, gpus=None, cpu=True)
+    job = ExportJob(str(found.path), to, str(place), checkpoint, launch=LaunchSection(cpu=True))
+    result = do_job(found.path / "export" / stamp(), job)
     out.text(str(place))
     out.data(result)
 
@@ -124,7 +123,7 @@ def prune(
 ) -> None:
     """Remove old or unfinished runs; the best ones, those with a name and those being trained stay.
 
-    Runs that were cut short (`--steps 10`, another image size) are older than any whole one.
+    Runs that were cut short (`--steps 10`, another image size) count as older than any complete one.
 
     `--keep 0` keeps no best one.
     """
@@ -144,62 +143,8 @@ def remove(runs: _Refs, yes: Yes = False, json: Json = False, quiet: Quiet = Fal
     _remove(list({run.path: run for run in map(_exact, runs)}.values()), yes)
 
 
-def summary(run: Run) -> dict[str, Any]:
-    """What the lists and `--json` tell of a run."""
-    status = run.status()
-    at = next((stage for stage in run.stages if stage.state != "finished"), run.serving)
-    created, best = status.get("created"), run.serving.best
-    return {
-        "run": run.id,
-        "alias": run.alias,
-        "model": run.model,
-        "data": run.data,
-        "state": run.state,
-        "stage": None if at is run else at.path.name,
-        "step": at.status().get("step"),
-        "steps": at.status().get("steps"),
-        "short": ", ".join(run.shortfalls) or None,
-        "best": best and {key: best[key] for key in ("metric", "value", "step")},
-        "seconds": round(sum(part.seconds for part in run.stages or [run]), 1),
-        "bytes": run.bytes,
-        "created": moment(created) if created else None,
-        "error": (status.get("error") or {}).get("message"),
-        "path": run.path,
-    }
-
-
-COLUMNS = ("run", "name", "state", "step", "best", "time", "size")
-
-
-def cells(row: dict[str, Any]) -> list[Any]:
-    """A `summary` as a line of a table with these columns. When a run was made stands in its id."""
-    from gzcli.cli.plan import size
-
-    step, of = row["step"], row["steps"]
-    progress = f"{step}/{of}" if row["state"] != "finished" and step is not None and of else step
-    worth = (best_of(row), duration(row["seconds"]), size(row["bytes"]))
-    return [row["run"], row["alias"], row["state"], progress, *worth]
-
-
-def best_of(row: dict[str, Any]) -> str | None:
-    return f"{row['best']['metric']} {row['best']['value']:.4g}" if row["best"] else None
-
-
-def moment(seconds: float) -> str:
-    """A time of `time.time()` with its zone: 2026-01-31T14:25:01+01:00."""
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
-
-
-def duration(seconds: float) -> str | None:
-    """12s · 3m40s · 5h02m; None of what never ran."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60}h{minutes % 60:02d}m"
-    return (f"{minutes}m{rest:02d}s" if minutes else f"{rest}s") if seconds else None
-
-
 def _exact(ref: str) -> Run:
-    """The run of that id, alias or folder, in whatever state."""
+    """The run of this id, alias or folder, in any state. Raises UsageError where there is none."""
     from gzcli.store.runs import all_runs, by_name
 
     if found := by_name(ref):
@@ -211,14 +156,14 @@ def _exact(ref: str) -> Run:
 
 
 def _find(ref: str) -> Run:
-    """The same, or a model's newest finished run."""
+    """The run of this id, alias or folder, in any state; of a model's name the finished run that it means."""
     from gzcli.store.runs import by_name, find
 
     return by_name(ref) or find(ref)
 
 
 def _remove(runs: list[Run], yes: bool) -> None:
-    from gzcli.cli.plan import size
+    """Lists the runs, asks unless `yes`, removes them."""
     from gzcli.store.runs import remove
 
     rows = [summary(run) for run in runs]

@@ -18,7 +18,7 @@ from gzcli.cli.options import (
     Model,
     Processes,
     Quiet,
-    Seed,
+    SeedOrZero,
     choose,
     complete_do,
 )
@@ -26,6 +26,7 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
+    from gzcli.store.runs import Run
 
 _N = Annotated[
     int | None,
@@ -46,7 +47,7 @@ _Prompt = Annotated[
     typer.Option(
         "--prompt",
         metavar="TEXT",
-        help="What to show, for models that read; may be repeated, images take turns.",
+        help="What to show, for models that take text; may be repeated, images take turns.",
     ),
 ]
 _Prompts = Annotated[
@@ -87,7 +88,7 @@ _Out = Annotated[
 ]
 _Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 [N, H, W, C], and labels.")]
 _Animate = Annotated[
-    bool, typer.Option("--animate", help="Write animation.gif: the first 16 images as they come about.")
+    bool, typer.Option("--animate", help="Write animation.gif: the first 16 images while they are drawn.")
 ]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
 
@@ -102,7 +103,7 @@ def sample(
     label: _Label = None,
     prompt: _Prompt = None,
     prompts: _Prompts = None,
-    seed: Seed = 0,
+    seed: SeedOrZero = 0,
     do: _Do = None,
     input: _Input = None,
     mask: _Mask = None,
@@ -122,61 +123,50 @@ def sample(
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
-    from gzcli.cli.jobs import do_job, method_options, stamp, tell_run
+    from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
     from gzcli.data.names import data_key
+    from gzcli.jobs import SampleJob
     from gzcli.models.catalog import card
+    from gzcli.recipe.parts import part_of
     from gzcli.store import runs
 
-    run = runs.find(model, data=data_key(data) if data else None)
-    recipe = run.serving.tree()
-    known = card(recipe["model"]["name"])
+    key = data_key(data) if data else None
+    run = runs.find(model, data=key)
+    part = part_of(run.serving.tree())
+    known = card(part.model)
     if do:
         do = choose_application(do, known)
-    elif mask or (input and not known.inputs):
-        raise UsageError(f"`{'--mask' if mask else '--input'}` goes with `--do`", hint=abilities(known))
-    if mask and do not in known.masked:
-        others = "`gz list models --can inpaint` shows models that take one"
-        hint = f"these do: {', '.join(known.masked)}" if known.masked else others
-        raise UsageError(f"`--do {do}` of `{known.name}` takes no mask", hint=hint)
-    if label and do and do not in known.labelled:
-        raise UsageError(
-            f"`--do {do}` of `{known.name}` takes no labels",
-            hint=f"these do: {', '.join(known.labelled) or 'none'}",
-        )
-    if label and not recipe["model"].get("conditional") and do not in known.labels_for:
-        raise UsageError(
-            f"`{run.id}` was not trained with labels",
-            hint=f"gz train {run.model} --data {run.data} --set {run.serving.in_owner}model.conditional=true",
-        )
+    check_pictures(known, do, input, mask)
+    if label:
+        check_labels(known, do, run, conditional=bool(part.options.get("conditional")))
     what, takes = (f"`--do {do}`", known.do[do]) if do else (f"`{known.name}`", known.sample)
     texts = read_prompts(prompt or [], prompts)
     if texts and "prompt" not in takes:
         raise UsageError(f"{what} takes no prompts", hint=without_prompts(known))
     options = method_options(ctx.args, takes, what, "sample")
-    if n is None and (do or not input):  # else only the engine knows how many pictures there are
+    if n is None and (do or not input):  # without `--do`, only the engine knows how many pictures there are
         n = 64 if do else len(texts) or 64
-    tell_run(run, model, data=data_key(data) if data else None)
-    folder = (
-        out_dir or run.path / "sampled" / f"{do or (f'n{n}' if n else 'from-input')}-{stamp()}"
-    ).absolute()
-    job = {
-        "verb": "sample",
-        "run": str(run.path),
-        "checkpoint": checkpoint,
-        "n": n,
-        "seed": seed,
-        "labels": label,
-        "prompts": texts,
-        "options": options,
-        "do": do,
-        "input": input and str(input),
-        "mask": mask and str(mask),
-        "npz": npz,
-        "input_as": known.inputs[0] if input and not do else None,
-        "png": png,
-        "animate": animate,
-    }
-    result = do_job(folder, job, gpus=gpus, cpu=cpu, processes=processes)
+    announce(run, model, data=key)
+    name = do or (f"n{n}" if n else "from-input")
+    folder = (out_dir or run.path / "sampled" / f"{name}-{stamp()}").absolute()
+    job = SampleJob(
+        str(run.path),
+        checkpoint,
+        n,
+        seed,
+        label,
+        tuple(texts),
+        options,
+        do,
+        input=str(input) if input else None,
+        input_as=known.inputs[0] if input and not do else None,
+        mask=str(mask) if mask else None,
+        npz=npz,
+        png=png,
+        animate=animate,
+        launch=processes_of(gpus, cpu, processes),
+    )
+    result = do_job(folder, job)
     for path in (result["grid"], result["npz"], result["animation"]):
         if path:
             out.text(path)
@@ -186,9 +176,36 @@ def sample(
     out.data(result)
 
 
+def check_pictures(model: ModelCard, do: str | None, input: Path | None, mask: Path | None) -> None:
+    """Raises UsageError where the application `do`, or sampling without one, takes no input or no mask."""
+    if not do and (mask or (input and not model.inputs)):
+        raise UsageError(f"`{'--mask' if mask else '--input'}` goes with `--do`", hint=abilities(model))
+    if mask and do not in model.masked:
+        others = "`gz list models --can inpaint` shows models that take one"
+        hint = f"these do: {', '.join(model.masked)}" if model.masked else others
+        raise UsageError(f"`--do {do}` of `{model.name}` takes no mask", hint=hint)
+
+
+def check_labels(model: ModelCard, do: str | None, run: Run, *, conditional: bool) -> None:
+    """Raises UsageError where `--label` has no effect on the application `do`, or on samples of this run."""
+    if do and do not in model.labelled:
+        raise UsageError(
+            f"`--do {do}` of `{model.name}` takes no labels",
+            hint=f"these do: {', '.join(model.labelled) or 'none'}",
+        )
+    if not conditional and do not in model.labels_for:
+        key = f"{run.serving.in_owner}model.conditional"
+        raise UsageError(
+            f"`{run.id}` was not trained with labels",
+            hint=f"gz train {run.model} --data {run.data} --set {key}=true",
+        )
+
+
 def choose_application(word: str, model: ModelCard) -> str:
-    """The application of the model that the word means. Raises UsageError with the nearest, or where to find
-    it."""
+    """The application of the model that the word means.
+
+    Raises UsageError that hints at the nearest name, or at models that have the application.
+    """
     from gzcli.models.catalog import APPLICATIONS
 
     name = canonical(word)
@@ -202,12 +219,15 @@ def choose_application(word: str, model: ModelCard) -> str:
 
 
 def abilities(model: ModelCard) -> str:
+    """A hint: the applications of a model."""
     return f"`{model.name}` can: {', '.join(model.do) or 'sample only'}"
 
 
 def read_prompts(given: list[str], file: Path | None) -> list[str]:
-    """The prompts of the command line, then those of a file. Raises UsageError for a file that is no text or
-    holds none."""
+    """The prompts of the command line, then those of a file.
+
+    Raises UsageError for a file that is not text or holds no prompt.
+    """
     if file is None:
         return given
     try:
@@ -222,8 +242,7 @@ def read_prompts(given: list[str], file: Path | None) -> list[str]:
 
 
 def without_prompts(model: ModelCard) -> str:
-    return (
-        "`--label` asks for a class"
-        if "conditional" in model.can
-        else "`gz list models --can prompt` shows models that do"
-    )
+    """A hint: what to use with a model that takes no prompts."""
+    if "conditional" in model.can:
+        return "`--label` asks for a class"
+    return "`gz list models --can prompt` shows models that do"

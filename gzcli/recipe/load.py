@@ -208,19 +208,19 @@ class _Reader:
         for key_node, value_node in node.value:
             mark = _mark(key_node)
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
-            plain = key_node.tag == f"{_TAG}plain"
+            plain, here = key_node.tag == f"{_TAG}plain", (*path, key)
             if not key or (plain and not isinstance(scalar(key), str)):
                 self._problem(mark, "a key must be a word", f'write `"{key}"`' if key else None)
             elif key == "<<" and plain:
                 self._problem(mark, "merge keys are not supported", "write the values out")
             elif key in found:
-                first = self.document.keys[(*path, key)].line
+                first = self.document.keys[here].line
                 self._problem(
                     mark, f"the key `{key}` stands in line {first} already", "leave one of them out"
                 )
             else:
-                self.document.keys[(*path, key)] = mark
-                found[key] = self.read(value_node, (*path, key))
+                self.document.keys[here] = mark
+                found[key] = self.read(value_node, here)
         return found
 
     def _scalar(self, text: str, mark: Mark) -> Any:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, locks between processes, checksums, free space."""
+"""Files that are complete or absent: atomic writes, locks between processes, checksums, free space."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from gzcli.errors import MissingError
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside, fsync, rename: a reader sees the old file or the new one, never half of it."""
+    """Writes a temporary file beside `path`, syncs it and renames it: a reader sees the old file or the new
+    one, never a part of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -33,6 +35,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -46,7 +49,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def new_dir(path: Path) -> Iterator[Path]:
-    """A folder that appears at `path` whole when the block ends well, and not at all otherwise."""
+    """Yields a temporary folder that is renamed to `path` when the block ends, and removed when it raises."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -65,11 +68,13 @@ def new_dir(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """An exclusive lock between processes, freed by the system when its holder dies. Yields whether it was
-    got.
+    """An exclusive lock between processes, which the system frees when its holder dies.
 
-    With `wait` it waits for another holder (`on_wait` is called once first); without, it yields False at
-    once.
+    Yields whether the lock was acquired.
+
+    path: the lock's file.
+    wait: whether to wait for another holder; if not, False is yielded at once.
+    on_wait: called once before waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = _holder(path)
@@ -87,8 +92,7 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock; a lock in a folder that we may not write is taken to be
-    held."""
+    """Whether a living process holds the lock; a lock that we may not write counts as held."""
     if not path.exists():
         return False
     holder = _holder(path)
@@ -102,8 +106,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _holder(path: Path) -> BaseFileLock:
-    """By flock on Unix, msvcrt on Windows; another one each time: two in one process exclude each other
-    too."""
+    """A new lock object, by flock on Unix and msvcrt on Windows; it excludes others of this process too."""
     from filelock import FileLock
 
     return FileLock(path)
@@ -120,8 +123,7 @@ def _try_lock(holder: BaseFileLock) -> bool:
 
 
 def fsync(path: Path) -> None:
-    """Sends a file, or the entries of a folder, to the disk; Windows opens no folders, and needs no such
-    help."""
+    """Flushes a file, or the entries of a folder, to the disk; Windows cannot and need not sync folders."""
     if path.is_dir():
         if os.name == "nt":
             return
@@ -135,13 +137,18 @@ def fsync(path: Path) -> None:
 
 
 def checksum(path: Path, kind: str = "sha256") -> str:
+    """The checksum of a file in hexadecimal digits.
+
+    kind: name of the algorithm, as hashlib has it.
+    """
     with open(path, "rb") as f:
         return (
             hashlib.file_digest(f, kind).hexdigest() if hasattr(hashlib, "file_digest") else _digest(f, kind)
         )
 
 
-def _digest(f: Any, kind: str) -> str:  # Python 3.10
+def _digest(f: IO[bytes], kind: str) -> str:
+    """What `hashlib.file_digest` returns, which Python 3.10 does not have."""
     digest = hashlib.new(kind)
     while block := f.read(1 << 20):
         digest.update(block)

@@ -1,8 +1,7 @@
-"""Folders that gz made, told by a mark of its own: they alone are removed, they alone are written into.
+"""Folders that gz made. Each holds a mark; gz removes no other folder and writes into no other.
 
 A run lies in the store's `runs` and is marked when it is created. A job of `gz sample`, `gz ood`, `gz bench`
-or `gz runs export` claims a folder that holds nothing: a new one below its run, or what the user names with
-`--out`.
+or `gz runs export` claims an empty folder: a new one below its run, or the one that `--out` names.
 """
 
 from __future__ import annotations
@@ -17,30 +16,32 @@ from gzcli.store import files
 from gzcli.store.paths import inside, user_dir
 
 MARK = ".gz"
-# What a job writes about itself. A folder that holds nothing else is what a failed attempt left behind.
-BOOKS = {MARK, "job.json", "status.json", "log.txt", "accelerate.yaml", "stop", ".lock"}
+# Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
+RECORDS = {MARK, "job.json", "status.json", "log.txt", "accelerate.yaml", "stop", ".lock"}
 _RUN_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
 
 
 def mark(folder: Path, kind: str) -> None:
-    """Marks a folder that was just made as a `kind` ("run", "job") of gz's. Raises FileExistsError for a
-    marked one."""
+    """Marks a new folder as made by gz. Raises FileExistsError for a marked one.
+
+    kind: "run" or "job".
+    """
     with open(folder / MARK, "x") as f:
         f.write(json.dumps({"kind": kind}) + "\n")
 
 
 def is_marked(folder: Path, kind: str) -> bool:
+    """Whether gz made the folder as a "run" or "job"."""
     try:
         return (files.read_json(folder / MARK) or {}).get("kind") == kind
-    except (OSError, ValueError, AttributeError):  # a folder or a file of somebody else's
+    except (OSError, ValueError, AttributeError):  # `.gz` is a folder or another program's file
         return False
 
 
 def is_removable(folder: Path) -> bool:
-    """Whether the folder is a run of the store: directly in `runs`, no link to elsewhere, marked.
+    """Whether the folder is a run of the store: it lies in `runs`, is no link and is marked.
 
-    Runs made before there was a mark are known by their id and by what `status.json` has said since they were
-    created.
+    Runs that were made before there was a mark are recognised by their id and the keys of `status.json`.
     """
     if folder.is_symlink() or folder.resolve().parent != user_dir("runs").resolve():
         return False
@@ -73,10 +74,10 @@ def check_empty(folder: Path) -> None:
 
 
 def claim(folder: Path) -> None:
-    """Makes `folder` a job's own: a new or an empty one, or one where an attempt failed before it made
-    anything.
+    """Takes `folder` for a job and marks it.
 
-    Raises UsageError where it holds anything else, or another process was faster.
+    It may be new, empty, or left over from an attempt that failed before it wrote any output. Raises
+    UsageError where it holds anything else, or where another process claims it at the same time.
     """
     if folder.is_dir() and is_marked(folder, "job") and _is_left_over(folder):
         for file in folder.iterdir():
@@ -91,6 +92,7 @@ def claim(folder: Path) -> None:
 
 
 def _is_left_over(folder: Path) -> bool:
+    """Whether a job's folder is one of a failed attempt without output, and is not in use."""
     state = (files.read_json(folder / "status.json") or {}).get("state")
     idle = state in ("failed", "interrupted", "diverged") and not files.is_locked(folder / ".lock")
-    return idle and {file.name for file in folder.iterdir()} <= BOOKS
+    return idle and {file.name for file in folder.iterdir()} <= RECORDS

@@ -1,5 +1,6 @@
-"""Where things are kept: `GZ_HOME` holds everything if set, else the user's cache (data, weights) and data
-(runs) folders."""
+"""Where files are kept: below `GZ_HOME` if set, else in the user's cache folder (data, weights) and data
+folder (runs).
+"""
 
 from __future__ import annotations
 
@@ -15,36 +16,34 @@ _NAME = re.compile(r"[a-z0-9_-]+")
 
 
 def cache_dir(*parts: str) -> Path:
-    """Files that can be made or fetched again: `raw`, `packs`, `features`, `weights`."""
+    """A folder for files that can be made or fetched again: `raw`, `packs`, `features`, `weights`."""
     return _home("user_cache_path").joinpath(*parts)
 
 
 def user_dir(*parts: str) -> Path:
-    """Files that cost work: `runs`, `bench`."""
+    """A folder for results: `runs`, `bench`."""
     return _home("user_data_path").joinpath(*parts)
 
 
 def recipes_dir() -> Path:
-    """The shipped recipes: beside the package in a checkout, inside it in a wheel."""
+    """The folder of the shipped recipes: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "_recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """The shipped recipes, which are the models that a user can type; file names alone, no YAML is read."""
+    """Names of the shipped recipes, which are the models that a user can name; no YAML is read."""
     return sorted(path.stem for path in recipes_dir().glob("*.yaml"))
 
 
 def spelling(model: str) -> str:
-    """A model's name as it is typed, which is its recipe's: `sd-lora` for `sd_lora`; as given without a
-    recipe."""
+    """A model's name in the spelling of its recipe: `sd-lora` for `sd_lora`; unchanged without a recipe."""
     return next((name for name in recipe_names() if canonical(name) == canonical(model)), model)
 
 
 def trained_in(model: str) -> tuple[str, str] | None:
-    """The first shipped recipe, and its stage, that trains a model which has no recipe of its own; None
-    without."""
+    """(recipe, stage) of the first shipped recipe that trains this model as a stage; None without one."""
     import yaml
 
     def stages(part: Any) -> Iterator[tuple[str, Any]]:
@@ -62,15 +61,15 @@ def trained_in(model: str) -> tuple[str, str] | None:
 
 
 def is_name(text: str) -> bool:
-    """Whether the text may name a folder of the store: `[a-z0-9_-]+`, so never a path, never `..`."""
+    """Whether the text may name a folder of the store: `[a-z0-9_-]+`, so no path and not `..`."""
     return _NAME.fullmatch(text) is not None
 
 
 def inside(path: Path, root: Path) -> Path:
-    """`path`, once it is known to lie below `root`, links followed: what the store makes or removes passes
-    here first.
+    """Returns `path` if it lies below `root`, with symbolic links resolved.
 
-    Raises UsageError where it is `root` itself or lies outside.
+    It is called before the store makes or removes a folder. Raises UsageError for `root` itself and for what
+    lies outside.
     """
     if root.resolve() not in path.resolve().parents:
         hint = "gz makes and removes files in folders of its own only"
@@ -79,6 +78,7 @@ def inside(path: Path, root: Path) -> Path:
 
 
 def _home(kind: str) -> Path:
+    """`GZ_HOME` or, without it, what platformdirs calls `user_cache_path` or `user_data_path`."""
     if home := os.environ.get("GZ_HOME"):
         return Path(home).expanduser().absolute()
     import platformdirs

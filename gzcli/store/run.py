@@ -1,4 +1,4 @@
-"""A run: a folder with its recipe, its state, its checkpoints and weights, and what its figures are."""
+"""A run: the folder of one training, with its recipe, state, checkpoints, weights and metrics."""
 
 from __future__ import annotations
 
@@ -15,40 +15,58 @@ STAGES = "stages"
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best value of a metric on validation images; less is better.
+
+    metric: name of the metric.
+    value: its value.
+    step: the training step of the checkpoint that has it.
+    """
+
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
 class Run:
-    """A run directory. `status.json` holds its state, identity and error; `run.yaml` its whole recipe."""
+    """A run directory. `status.json` holds its state, identity and error; `run.yaml` its whole recipe.
+
+    path: the folder.
+    """
 
     path: Path
 
     @property
     def id(self) -> str:
+        """The folder's name; of a stage, its place below the owner's."""
         return self.path.name if self.owner is self else f"{self.owner.id}/{STAGES}/{self.path.name}"
 
     @property
     def owner(self) -> Run:
-        """The run that this one is a stage of; itself where it is none."""
+        """The run that this one is a stage of; the run itself where it is no stage."""
         above = self.path.parent
         return Run(above.parent) if above.name == STAGES and (above.parent / "run.yaml").exists() else self
 
     @property
     def stages(self) -> list[Run]:
-        """Its stages in order; [] where it is trained at once."""
+        """The stages in order of training; empty for a run without stages."""
         planned = (self.path / "run.yaml").exists() and (self.path / STAGES).is_dir()
         return [self.stage(name) for name in self.tree().get(STAGES, ())] if planned else []
 
     @property
     def serving(self) -> Run:
-        """The run whose weights the verbs use: the last stage, or itself."""
+        """The run whose weights are sampled and scored: the last stage, or the run itself."""
         stages = self.stages  # read from `run.yaml`
         return stages[-1] if stages else self
 
     @property
     def in_owner(self) -> str:
-        """What comes before its keys in the owner's recipe: `stages.prior.`, or nothing."""
+        """The prefix of this run's keys in the owner's recipe: `stages.prior.`, empty without stages."""
         return "" if self.owner is self else f"{STAGES}.{self.path.name}."
 
     def stage(self, name: str) -> Run:
-        """Its stage of this name, made yet or not. Raises UsageError for a name that leads out of the run."""
+        """The stage of this name, which need not exist yet. Raises UsageError for a name that is a path."""
         if not is_name(name):
             hint = "use lower-case letters, digits, `-` and `_`"
             raise UsageError(f"`{name}` cannot be a stage's name", hint=hint)
@@ -72,28 +90,32 @@ class Run:
 
     @property
     def state(self) -> str:
-        """planned | running | finished | interrupted | failed | diverged, or `killed`: nobody runs it, though
-        it says so."""
+        """planned | running | finished | interrupted | failed | diverged | killed.
+
+        A run is `killed` where its status says `running`, but no process holds its lock.
+        """
         state = self.status().get("state", "planned")
         return "killed" if state == "running" and not files.is_locked(self.owner.lock) else state
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The folders of its checkpoints, oldest first; of a run in stages those of all stages."""
+        """The folders of the checkpoints, oldest first; of a run in stages those of all stages."""
         folders = (self.path / "checkpoints").glob("[0-9]*")
         found = sorted(folder for folder in folders if (folder / "ema.safetensors").exists())
         return [path for stage in self.stages for path in stage.checkpoints] or found
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was trained: there is a checkpoint, or a line of losses."""
+        """Whether any step was trained and recorded: there is a checkpoint, or a line of metrics."""
         parts = [self, *(stage for stage in self.stages if "copy_of" not in stage.status())]
         return any(part.checkpoints or (part.path / "metrics.jsonl").exists() for part in parts)
 
     @property
     def weights(self) -> Path | None:
-        """What is sampled: its `model.safetensors`, while it is unfinished its newest checkpoint; None
-        without."""
+        """The file of the weights that are sampled; None where there is none yet.
+
+        That is `model.safetensors` of a finished run, and the newest checkpoint of an unfinished one.
+        """
         if stages := self.stages:
             return stages[-1].weights
         whole, checkpoints = self.path / "model.safetensors", self.checkpoints
@@ -103,24 +125,27 @@ class Run:
 
     @property
     def shortfalls(self) -> list[str]:
-        """In what it is less than its recipe calls done, in words: `60 of 700 steps`. Held against what was
-        noted at its start (`note_recipe`), so that `--steps`, `--minutes` and `--set` count alike; [] where
-        nothing was noted."""
-        found, own = [], self.status().get("recipe") or {}
+        """In what the run falls short of its recipe, in words: `60 of 700 steps`; empty for a complete run.
+
+        The run is compared with what was noted at its start (`note_recipe`), so it does not matter whether
+        `--steps`, `--minutes` or `--set` cut it short.
+        """
+        found = []
         for part in self.stages or [self]:
             status = part.status()
-            whole, done = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
-            if whole and done < whole:
+            planned, done = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
+            if planned and done < planned:
                 of_stage = "" if part is self else f" of `{part.path.name}`"
-                found.append(f"{done:,} of {whole:,} steps{of_stage}")
-        size = self.status().get("size")
-        if size and own.get("size") and size != own["size"]:
-            found.append(f"images of {size} pixels in place of {own['size']}")
+                found.append(f"{done:,} of {planned:,} steps{of_stage}")
+        status = self.status()
+        size, planned_size = status.get("size"), (status.get("recipe") or {}).get("size")
+        if size and planned_size and size != planned_size:
+            found.append(f"images of {size} pixels in place of {planned_size}")
         return found
 
     @property
     def seconds(self) -> float:
-        """How long it has been trained, in all its sittings; one that was killed does not count."""
+        """Seconds of training over all its starts; a start that was killed does not count."""
         status = self.status()
         began, ended = status.get("started"), status.get("ended")
         if began and not ended and self.state == "running":
@@ -128,17 +153,18 @@ class Run:
         return status.get("seconds", 0.0) + (max(0.0, ended - began) if began and ended else 0.0)
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """Its best figure on validation images: {metric, value, step}; less is better. None where none was
-        taken."""
-        return files.read_json(self.path / "checkpoints" / "best.json")
+    def best(self) -> Best | None:
+        """The best validation result; None where nothing was validated."""
+        found = files.read_json(self.path / "checkpoints" / "best.json")
+        return Best(found["metric"], found["value"], found["step"]) if found else None
 
     @property
     def bytes(self) -> int:
-        """Of all its files."""
+        """Size of all its files together, in bytes."""
         return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def status(self) -> dict[str, Any]:
+        """The content of `status.json`; empty where there is none."""
         return files.read_json(self.path / "status.json") or {}
 
     def update(self, **changes: Any) -> None:
@@ -146,8 +172,7 @@ class Run:
         files.write_json(self.path / "status.json", self.status() | changes)
 
     def tree(self) -> dict[str, Any]:
-        """The resolved recipe of `run.yaml`, which is written so that every YAML reader understands it
-        alike."""
+        """The resolved recipe of `run.yaml`, which is written so that YAML 1.1 and 1.2 read it alike."""
         import yaml
 
         return yaml.load((self.path / "run.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))

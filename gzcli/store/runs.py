@@ -1,7 +1,8 @@
-"""Runs: a folder each, named `glow-celeba-20260131-142501-ab12`; found by id, alias, path, or model and data.
+"""The store of runs, a folder each as `glow-celeba-20260131-142501-ab12`; lookup by id, alias, path or model.
 
-A run in stages holds a run for each in `stages/<name>/`, called `vqgan-mnist-…/stages/tokenizer`; verbs talk
-to the last. A model's name means its newest finished run that was not cut short: see `choose`.
+A run in stages holds a run for each stage in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`;
+sampling and scoring use the last one. A model's name means its newest finished run that was not cut short:
+see `choose`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ from gzcli.store.run import STAGES, Run
 
 
 def create(model: str, data: str, *, alias: str | None = None) -> Run:
-    """A new, empty run folder. Raises UsageError where the alias is taken or is the name of a model.
+    """A new, empty run folder.
 
-    `order` in its status counts the store's runs: which is the newest does not hang on a clock that may be
-    set back.
+    Its status numbers the runs of the store by `order`, so that the newest run is known even where the clock
+    was set back.
+
+    model: name of the model.
+    data: key of the data set.
+    alias: a second name for the run.
+
+    Raises UsageError where the alias is taken or is the name of a model.
     """
     model, root = spelling(model), user_dir("runs")
     with files.lock(root / ".lock"):
@@ -43,12 +50,15 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
 
 
 def check_alias(alias: str, runs: list[Run] | None = None) -> None:
-    """Raises UsageError for an alias that a run of these (or of all) has, or that cannot be one."""
+    """Raises UsageError for an alias that is malformed, is a model's name, or is taken by one of the runs.
+
+    runs: all runs of the store; they are listed where not given.
+    """
     runs = all_runs() if runs is None else runs
     taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
     if taken:
         raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
-    if canonical(alias) in map(canonical, recipe_names()):  # or it would hide the model's recipe ever after
+    if canonical(alias) in map(canonical, recipe_names()):  # it would hide the model's recipe
         raise UsageError(
             f"the name `{alias}` is that of a model", hint=f"choose another `--name`, as `{alias}-1`"
         )
@@ -58,7 +68,11 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
 
 
 def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
-    """Every run in the store, newest first."""
+    """The runs of the store, newest first.
+
+    model: only those of this model.
+    data: only those on the data set with this key.
+    """
     folder = user_dir("runs")
     runs = [Run(path) for path in folder.iterdir() if _is_run(path)] if folder.is_dir() else []
     if model is not None:
@@ -69,21 +83,19 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether `status.json` is that of a run: other programs write files of this name too, and so do our
-    jobs."""
+    """Whether the folder has the `status.json` of a run; jobs and other programs write such files too."""
     status = files.read_json(folder / "status.json") if (folder / "status.json").is_file() else None
     return isinstance(status, dict) and "model" in status
 
 
 def _age(run: Run) -> tuple[int, float]:
+    """A sorting key: later for newer runs. Runs made before runs were numbered come first."""
     status = run.status()
-    return status.get("order") or 0, status.get(
-        "created"
-    ) or 0.0  # those of before runs were counted are the oldest
+    return status.get("order") or 0, status.get("created") or 0.0
 
 
 def by_name(ref: str) -> Run | None:
-    """The run of that id, alias or path; None where there is none."""
+    """The run of this id, alias or path; None where there is none."""
     path = Path(ref).expanduser()
     if _is_run(path):
         return Run(path.resolve())
@@ -98,18 +110,22 @@ def by_name(ref: str) -> Run | None:
 
 
 def choose(finished: list[Run]) -> Run | None:
-    """The run that a model's name means, of its finished runs, newest first: the newest that is as long and
-    of the size that its recipe calls done, else the newest; a quick trial does not stand in for the run that
-    took a night."""
+    """The run that a model's name means: its newest complete run, else its newest finished one.
+
+    A quick trial thus does not replace a run that was trained for a night.
+
+    finished: the model's finished runs, newest first.
+    """
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
 def outdated(keep: int) -> list[Run]:
-    """The finished runs that are not among the `keep` newest of their model and data set, nor the best of
-    these.
+    """The finished runs that are neither among the newest of their model and data set nor the best of these.
 
-    Whole runs count as newer than those cut short. The best is that of the least figure; figures are compared
-    where images have one size and number of grey levels. With `keep` 0 no best one is kept.
+    Complete runs count as newer than those cut short. The best run has the least validation result. Results
+    are compared among runs of one metric, image size and number of grey levels only.
+
+    keep: number of newest runs to keep for each model and data set; with 0 no best one is kept either.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in all_runs():
@@ -117,28 +133,32 @@ def outdated(keep: int) -> list[Run]:
             groups.setdefault((canonical(run.model), canonical(run.data)), []).append(run)
     old = []
     for group in groups.values():
-        ranked = sorted(group, key=lambda run: bool(run.shortfalls))  # which leaves the newest first
+        ranked = sorted(group, key=lambda run: bool(run.shortfalls))  # stable: the newest stay first
         kept = [*ranked[:keep], *(_best_of(group) if keep else ())]
         old += [run for run in ranked if run not in kept]
     return old
 
 
 def _best_of(group: list[Run]) -> list[Run]:
-    best: dict[tuple, Run] = {}
-    for run in reversed(group):
-        figure, status = run.serving.best, run.status()
-        if figure:
-            key = (figure["metric"], status.get("size"), status.get("levels"))
-            if key not in best or figure["value"] <= best[key].serving.best["value"]:
-                best[key] = run
-    return list(best.values())
+    """The best run for each metric, image size and number of grey levels; of equal ones the newest."""
+    best: dict[tuple[str, int | None, int | None], tuple[float, Run]] = {}
+    for run in reversed(group):  # oldest first
+        if result := run.serving.best:
+            status = run.status()
+            key = (result.metric, status.get("size"), status.get("levels"))
+            if key not in best or result.value <= best[key][0]:
+                best[key] = result.value, run
+    return [run for _, run in best.values()]
 
 
 def find(ref: str, *, data: str | None = None) -> Run:
-    """The run that `ref` means: an id, alias or path; or a model: of its finished runs on `data` (else on any
-    set) the one that `choose` takes.
+    """The run that `ref` means.
 
-    Raises MissingError with the `gz train` line where a model has none, UsageError where `ref` names nothing.
+    ref: an id, alias or path of a run; or a model's name, which means the run that `choose` takes.
+    data: key of the data set that a model's run is to be trained on; None: any.
+
+    Raises MissingError with the `gz train` line where a model has no such run, UsageError where `ref` names
+    nothing.
     """
     if run := by_name(ref):
         if run.state != "finished" and run.weights is None:
@@ -164,9 +184,13 @@ def find(ref: str, *, data: str | None = None) -> Run:
 
 
 def note_recipe(run: Run, steps: Mapping[str, int | None], own_size: int | None, **facts: int | None) -> None:
-    """Notes at a run's start what its recipe calls done: the `steps` of each stage ("" of a run without
-    stages), None where it gives a time; the side of the set's own images; and `facts` of the run's: `size`,
-    `levels`."""
+    """Writes into a run's status what its recipe plans, which `Run.shortfalls` compares it with.
+
+    steps: number of steps of each stage, under "" for a run without stages; None where the recipe gives a
+      time.
+    own_size: height and width of the data set's images in pixels.
+    facts: `size` and `levels` of the run's images.
+    """
     for name, count in steps.items():
         part = run.stage(name) if name else run
         part.update(recipe={"steps": count})
@@ -174,7 +198,7 @@ def note_recipe(run: Run, steps: Mapping[str, int | None], own_size: int | None,
 
 
 def find_stage(ref: str, name: str) -> Run:
-    """The run that `ref` means (see `find`) or, of a run in stages, its stage of that name.
+    """The run that `ref` means or, of a run in stages, its stage of this name.
 
     Raises as `find` does, and MissingError where the stage is not finished.
     """
@@ -188,20 +212,21 @@ def find_stage(ref: str, name: str) -> Run:
 
 
 def copy_weights(run: Run, target: Run) -> None:
-    """Makes `target` a finished run with the recipe and weights of `run`: all that sampling takes. Linked
-    where it can be."""
+    """Makes `target` a finished run with the recipe and weights of `run`, by hard links where possible."""
     with files.new_dir(target.path) as part:
         for name in ("run.yaml", "model.safetensors"):
             try:
                 os.link(run.path / name, part / name)
-            except OSError:  # another disk, or one without links
+            except OSError:  # another disk, or a file system without hard links
                 shutil.copyfile(run.path / name, part / name)
         files.write_json(part / "status.json", run.status() | {"state": "finished", "copy_of": run.id})
 
 
 def remove(run: Run) -> None:
-    """Deletes a run of the store. Raises UsageError while it is being trained, and for what lies
-    elsewhere."""
+    """Deletes a run of the store.
+
+    Raises UsageError for a stage, for a run that is being trained, and for a folder outside the store.
+    """
     if run.owner is not run:
         raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
     if run.state == "running":
@@ -212,10 +237,9 @@ def remove(run: Run) -> None:
 
 
 def give_up(run: Run, *, keep: bool) -> bool:
-    """After a start that failed: the run is removed again if nothing was trained; True if so.
+    """Cleans up after a start that failed, unless something was trained. Returns whether the run is gone.
 
-    With `keep`, after a fault of ours, the folder stays for its `log.txt`, without its alias: nothing takes
-    it.
+    keep: whether the folder stays for its `log.txt`, as after a bug in gz; the run then loses its alias.
     """
     if run.has_begun or run.state == "running":
         return False

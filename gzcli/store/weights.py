@@ -1,5 +1,6 @@
-"""Weights from outside: files in the cache's `weights` folder or wherever the user keeps them, and model
-repositories."""
+"""Weights that gz did not train: files in the cache's `weights` folder or elsewhere, and repositories of the
+Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +16,14 @@ INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def weights(name: str, *, path: str | Path | None = None, use: str, source: str) -> Path:
-    """The file of weights `name`: at `path` if given, else in the cache.
+    """The path of a file of weights.
 
-    Raises MissingError that says for what `use` it is needed, and where to get it (`source`) and to put it.
+    name: of the file in the cache.
+    path: of the user's own file; None: that of the cache.
+    use: what needs the weights, for the message.
+    source: who publishes them, for the message.
+
+    Raises MissingError that says where to get the file and where to put it.
     """
     place = cache_dir("weights", name)
     file = Path(path).expanduser() if path else place
@@ -30,18 +36,20 @@ def weights(name: str, *, path: str | Path | None = None, use: str, source: str)
 
 
 def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
-    """The folder of a model repository: `name` itself where it is a folder, else that id of the hub, of which
-    `files` (patterns) are fetched unless they are there or `GZ_OFFLINE` is set. A token is taken from
-    `HF_TOKEN`.
+    """The folder of a model repository, fetched from the hub unless it is there or `GZ_OFFLINE` is set.
 
-    Raises MissingError that names the recipe's `key`, what to fetch and how.
+    A token is taken from `HF_TOKEN`.
+
+    name: a folder, or an id of the hub.
+    key: the recipe's key that names it, for the message.
+    files: patterns of the files that are fetched.
+
+    Raises MissingError that says what to fetch and how.
     """
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
-    hint = (
-        f"`hf download {name}` where there is a network (a gated one needs `HF_TOKEN`), or `--set "
-        f"{key}=FOLDER`"
-    )
+    gated = "(a gated one needs `HF_TOKEN`)"
+    hint = f"`hf download {name}` where there is a network {gated}, or `--set {key}=FOLDER`"
     if not is_id(name):
         raise MissingError(
             f"`{key}`: there is no folder `{name}`", hint="a folder, or an id of the hub, as `owner/name`"
@@ -61,13 +69,12 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
 
 
 def is_id(name: str) -> bool:
-    """Whether a name has the form of a repository of the hub, `owner/name`, and not of a path."""
+    """Whether a name has the form of a hub id, `owner/name`, and not of a path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def at_hand(name: str) -> bool:
-    """Whether a model repository is a folder, or in the hub's cache; a look at folders alone, without the
-    hub's library."""
+    """Whether a model repository is a folder or lies in the hub's cache, without the hub's library."""
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
     return Path(name).expanduser().is_dir() or any(

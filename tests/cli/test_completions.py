@@ -1,5 +1,4 @@
-"""Shell completion: the scripts are what the program generates, and every shell gets the right words from
-it."""
+"""Shell completion: the scripts in the repository are those that gz generates, and answer in every shell."""
 
 from __future__ import annotations
 

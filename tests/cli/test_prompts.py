@@ -1,5 +1,4 @@
-"""`gz sample` with prompts and input pictures: what becomes of the words, and what each image of each rank is
-given."""
+"""`gz sample` with prompts and input pictures: which of them each image of each rank is made from."""
 
 from __future__ import annotations
 
@@ -12,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from gzcli import jobs
 from gzcli.cli import app
 from gzcli.engine import sample, sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
+from gzcli.jobs import SampleJob
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.signatures import Param
@@ -37,8 +38,7 @@ READS = replace(
 
 
 class Reader(Model):
-    """Draws flat images whose brightness is the length of the prompt, plus that of the map; they differ by
-    their noise."""
+    """Draws flat images; their brightness is the prompt's length plus the input's brightness plus noise."""
 
     paper = "none"
 
@@ -71,7 +71,7 @@ class Reader(Model):
 
 @pytest.fixture
 def trained(home, monkeypatch):
-    """A run of a model that reads, as the engine has it; the command line takes `vae` for it."""
+    """A run of a model that takes prompts, as the engine loads it; the command line takes it for a `vae`."""
     run = runs.create("vae", "digits", alias="reader")
     run.update(state="finished")
     (run.path / "run.yaml").write_text(
@@ -91,9 +91,9 @@ def gz(trained, capsys, monkeypatch):
     """gz("--prompt", "x") → (exit code, the result or the error of `gz sample reader … --json`); the engine
     runs in this process."""
 
-    def here(folder: Path, job: dict, *, gpus, cpu, processes) -> dict:
-        folder.mkdir(parents=True, exist_ok=True)
-        return sample.run(json.loads(json.dumps(job)), folder, torch.device("cpu"), Log())
+    def here(folder: Path, job: SampleJob) -> dict:
+        jobs.write(folder, job)
+        return sample.run(jobs.read(folder), folder, torch.device("cpu"), Log())
 
     monkeypatch.setattr("gzcli.cli.jobs.do_job", here)
 
@@ -225,7 +225,7 @@ def test_pictures_and_images_of_another_size(gz, trained, tmp_path, by):
 
 @pytest.fixture
 def ranks(monkeypatch):
-    """ranks(world, draw) → what the ranks' own shares are, put together."""
+    """ranks(world, draw) → what all ranks draw together, each its own share."""
 
     def all_of(world: int, draw) -> np.ndarray:
         parts = []

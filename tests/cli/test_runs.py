@@ -64,13 +64,13 @@ def test_stages_are_judged_each(home):
 def test_it_is_said_which_run_was_taken_and_why(home, capsys):
     whole = made()
     toy = made(10)
-    jobs.tell_run(runs.find("vae"), "vae", data="digits")
+    jobs.announce(runs.find("vae"), "vae", data="digits")
     passed = f"note: passed over `{toy.id}`, which is newer: 10 of 700 steps"
     assert capsys.readouterr().err == f"run: {whole.id}\n{passed}\n"
-    jobs.tell_run(runs.find(toy.id), toy.id)
+    jobs.announce(runs.find(toy.id), toy.id)
     assert capsys.readouterr().err == f"run: {toy.id}\n"
     runs.remove(whole)
-    jobs.tell_run(runs.find("vae"), "vae", data="digits")
+    jobs.announce(runs.find("vae"), "vae", data="digits")
     told = "note: no finished run of `vae` on `digits` is whole, the newest is taken: 10 of 700 steps"
     assert capsys.readouterr().err == f"run: {toy.id}\n{told}\n"
 
@@ -119,7 +119,7 @@ def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
             (run.path / "checkpoints" / f"{step:08d}" / "ema.safetensors").touch()
         assert runs.find("mine") == run
         assert run.weights == run.path / "checkpoints" / "00000200" / "ema.safetensors"
-        jobs.tell_run(run, "mine")
+        jobs.announce(run, "mine")
         assert "note: it is running; its newest checkpoint is taken, of step 200\n" in capsys.readouterr().err
     run.update(state="finished")
     assert run.weights == run.path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""No process of gz runs what lies in the working folder: a user's `random.py` is not Python's."""
+"""No process of gz imports from the working folder, where a user may have a `random.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(start.SCRIPT).parents[1]
 
 @pytest.fixture
 def bare(monkeypatch):
-    """A folder of traps to work in; nothing tells Python to keep away from it."""
+    """A working folder whose files must not be imported; no variable of the environment prevents it."""
     monkeypatch.chdir(traps())
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

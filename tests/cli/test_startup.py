@@ -1,5 +1,4 @@
-"""Start-up: what must not be imported, and the budgets of the design, in CPU time (other processes do not
-count)."""
+"""Start-up: what must not be imported, and budgets of CPU time, which other processes do not change."""
 
 from __future__ import annotations
 
@@ -88,8 +87,7 @@ def cpu_ms(args: list[str], env: dict[str, str]) -> float:
     ids=["version", "completion", "help", "list", "list-data"],
 )
 def test_budget(budget, line, env):
-    """The least of a few runs; where `import typer` takes more than the design's 75 ms, the budget grows with
-    it."""
+    """The least of a few runs. Budgets hold where `import typer` takes 75 ms, and grow with it beyond."""
     pairs = [
         (cpu_ms(["-c", "import typer"], {}), cpu_ms(["-m", "gzcli", *line.split()], env)) for _ in range(5)
     ]

@@ -29,7 +29,7 @@ def tree_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def thesis(tmp_path) -> Path:
-    """A folder of the user's that looks like one of ours."""
+    """A folder of the user's that looks like one of gz's."""
     folder = tmp_path / "thesis"
     folder.mkdir()
     for name in ("status.json", "job.json", "result.json", "run.yaml", "grid.png", "stop", "chapter.tex"):

@@ -1,4 +1,4 @@
-"""What comes from elsewhere, a recipe or a run, starts nothing; what is passed on to accelerate is typed."""
+"""A recipe or run of unknown origin starts no program; accelerate gets options of the command line alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_recipe_starts_no_program(call, tmp_path, monkeypatch):
 
 
 def test_a_recipe_does_not_say_where_processes_meet(call, tmp_path, monkeypatch):
-    """They unpickle what they are sent there."""
+    """Processes unpickle what they receive at the address where they meet."""
     recipe = tmp_path / "evil.yaml"
     recipe.write_text("extends: vae\nlaunch: {machines: 2, machine_rank: 1, main_ip: evil.example}\n")
     code, _, stderr = call("train", str(recipe))

@@ -30,6 +30,9 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
         tmp_path / "site",
         next(tmp_path.glob("gzcli-*.whl")),
     )
+    for path in (ROOT / "gzcli").rglob("*.py"):
+        assert (tmp_path / "site" / path.relative_to(ROOT)).exists(), path
+    assert (tmp_path / "site" / "gzcli" / "py.typed").exists()
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     where = "import gzcli, gzcli.store.paths as p; print(gzcli.__file__, p.recipes_dir())"
     package, recipes = run("-c", where, env=env, cwd=tmp_path).split()

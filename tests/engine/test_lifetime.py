@@ -1,5 +1,6 @@
-"""How a run ends: lost readers, signals to whichever process, kills. The processes here are small stand-ins;
-those of test_processes.py are real.
+"""How a run ends: lost readers, signals to any of its processes, kills.
+
+The processes here are small substitutes; those of test_processes.py are real.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gzcli import ending, launch, requirements, signals, start, streams
+from gzcli import ending, launch, ranks, requirements, signals, start, streams
 from gzcli.cli import app, out
 from gzcli.cli.accelerate import check
 from gzcli.engine import stop
@@ -83,7 +84,7 @@ def test_streams_that_are_closed_or_full(tmp_path):
 
 
 def test_what_is_ignored_stays_ignored(monkeypatch):
-    """`nohup gz train` ignores SIGHUP, and means it."""
+    """`nohup gz train` ignores SIGHUP and has to go on doing so."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     got = []
     try:
@@ -213,8 +214,8 @@ def test_an_engine_whose_launcher_was_killed_is_told_to_save_and_waited_for(run,
 
 
 def test_no_process_is_left(run, monkeypatch):
-    """A process of a session of its own, as torch's launcher gives each rank, and one that is deaf; without
-    process groups too.
+    """Neither a process in a session of its own, as torch's launcher starts ranks, nor one that ignores
+    SIGTERM; also where there are no process groups.
     """
     code = (
         "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN); print(0, flush=True); "
@@ -258,7 +259,7 @@ def test_a_killed_engine(run):
 
 
 def test_a_killed_partner(run):
-    """Rank 0 tells of a broken connection, which is no fault of its own."""
+    """Rank 0 records a broken connection, which is a consequence of the kill."""
     run.update(
         state="failed",
         code=1,
@@ -348,7 +349,8 @@ def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
     """A signal must not wait for ten steps of a minute: gz kills what has not ended in two."""
     now, agreed = [0.0], []
     monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flags, op: agreed.append(step))
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "maximum", lambda flags: (agreed.append(step), flags)[1])
     asked = stop.Stop(tmp_path, world=2, device=torch.device("cpu"))
     for step in range(1, 41):
         now[0] += 0.01 if step < 22 else 60.0

@@ -32,7 +32,7 @@ from gzcli.metrics.detection import detection
 from gzcli.models import catalog
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.gan.wgan import WGAN
-from gzcli.store import runs
+from gzcli.recipe.parts import DataSection
 
 
 @pytest.fixture
@@ -444,10 +444,8 @@ def test_the_sets_of_a_benchmark(trained, monkeypatch, capsys):
         ood_verb.inside_of("openood-mnist", "cifar10", None)
     with pytest.raises(UsageError, match="there is no benchmark `openood`"):
         ood_verb.inside_of("openood", None, None)
-    run = runs.create("vae", "cifar10")
-    (run.path / "run.yaml").write_text("data: {size: 32, channels: 3}")
     with pytest.raises(MissingError, match="none of the foreign sets"):
-        ood_verb.at_hand(benchmark, run)
+        ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
     told = capsys.readouterr().err
     assert all(
         f"`{name}`" in told and "gz data download" in told for name in (*benchmark.near, *benchmark.far)

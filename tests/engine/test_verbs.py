@@ -1,4 +1,4 @@
-"""train, sample, ood and bench as a user calls them, on the digits; and what they say to the wrong thing."""
+"""train, sample, ood and bench as a user calls them, on the digits; and their messages on mistakes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from helpers import gz
 from PIL import Image
 
+from gzcli import jobs
 from gzcli.cli import app
 from gzcli.cli.jobs import as_options
 from gzcli.store import runs
@@ -155,7 +156,7 @@ def test_ood_and_its_files():
 
 
 def test_ood_in_two_processes_is_ood_in_one(tmp_path):
-    """Without `--in` on the run's own set; started as real processes, against the same job in this one."""
+    """Two real processes against the same job in this process; without `--in`, on the run's own set."""
     import torch
 
     from gzcli.engine import ood
@@ -176,7 +177,7 @@ def test_ood_in_two_processes_is_ood_in_one(tmp_path):
     result = json.loads(gz("ood", "first", *words).stdout)
     assert result["processes"] == 2 and result["in"] == "digits"
     folder = Path(result["files"]["scores"]).parent
-    one = ood.run(json.loads((folder / "job.json").read_text()), tmp_path, torch.device("cpu"), Log())
+    one = ood.run(jobs.read(folder), tmp_path, torch.device("cpu"), Log())
     two, alone = ((path / "scores.csv").read_text().splitlines() for path in (folder, tmp_path))
     assert len(two) == len(alone) == 281 and one["results"][0]["auroc"] == pytest.approx(
         result["results"][0]["auroc"], abs=1e-4
