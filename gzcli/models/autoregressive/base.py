@@ -42,8 +42,8 @@ class PixelModel(Model):
       forward(x, labels)           [B, parts, H, W, outputs], the net's outputs for every part given those
                                    before it
       part_log_prob(outputs, x)    [B, parts, H, W], log p of every part
-      draw(outputs, u, temperature)   values [n, C / parts] in [-1, 1] from [n, outputs], by inversion of their
-                                   distribution at u [n, uniforms], uniform on [0, 1)
+      draw(outputs, u, temperature)   values [n, C / parts] in [-1, 1] from [n, outputs], by inversion of
+                                   their distribution at u [n, uniforms], uniform on [0, 1)
       incremental(n, labels)       the net position by position
 
     conditional: whether labels condition every factor.

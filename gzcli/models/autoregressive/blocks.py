@@ -100,9 +100,7 @@ class Trunk(nn.Module):
                 hint="set `model.heads` to a divisor",
             )
         self.drop = nn.Dropout(options.dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, options.dropout, grid) for _ in range(options.layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, options.dropout, grid) for _ in range(options.layers))
         self.norm = nn.LayerNorm(width)
         for name, p in self.named_parameters():
             if p.ndim == 2:  # weights whose outputs are added to the residual stream start smaller (GPT-2)
@@ -133,7 +131,9 @@ class Position(nn.Module):
 
     def __init__(self, grid: tuple[int, int], width: int):
         super().__init__()
-        self.rows, self.columns = (nn.Parameter(initial_std(width) * torch.randn(side, width)) for side in grid)
+        self.rows, self.columns = (
+            nn.Parameter(initial_std(width) * torch.randn(side, width)) for side in grid
+        )
 
     def forward(self) -> Tensor:
         return (self.rows[:, None] + self.columns).flatten(0, 1)

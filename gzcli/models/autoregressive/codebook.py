@@ -3,9 +3,9 @@
     z_q = e_k,  k = argmin_j ‖z_e − e_j‖                                                        (eq. 1 and 2)
     L = ‖sg[z_e] − e_k‖² + β ‖z_e − sg[e_k]‖²                                    (eq. 3, its last two terms)
 
-A `gradient` codebook learns by the first term. An `ema` codebook needs the second term alone: its codes follow
-the mean of the encoder's vectors that they replace (appendix A.1). Statistics are shares of the global batch,
-so that they depend neither on the number of vectors nor on that of processes.
+A `gradient` codebook learns by the first term. An `ema` codebook needs the second term alone: its codes
+follow the mean of the encoder's vectors that they replace (appendix A.1). Statistics are shares of the global
+batch, so that they depend neither on the number of vectors nor on that of processes.
 """
 
 from __future__ import annotations

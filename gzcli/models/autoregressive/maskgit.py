@@ -103,8 +103,8 @@ class MaskGIT(Prior):
         return rank < count[:, None]
 
     def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise, terms: int = 8) -> Tensor:
-        """An upper bound of −log p(codes | labels), [B] nats: the mean over all orders of generation, estimated
-        by `terms` passes.
+        """An upper bound of −log p(codes | labels), [B] nats: the mean over all orders of generation,
+        estimated by `terms` passes.
 
         E over m = 1 … T of T/m · Σ −log p(a masked code | the others), m codes masked (Hoogeboom 2021,
         arXiv:2110.02037, eq. 5); m is drawn from `terms` equal strata.

@@ -1,6 +1,6 @@
 """The GPT over codes of VQGAN — Esser, Rombach & Ommer 2021, arXiv:2012.09841, section 3.2.
 
-    p(s) = Π p(s_i | s_<i)
+p(s) = Π p(s_i | s_<i)
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Transformer(Prior):
             nn.init.normal_(layer.weight, std=initial_std(net.width))
 
     def forward(self, codes: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the whole
-        grid.
+        """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the
+        whole grid.
 
         drop: rows [B] whose label is hidden.
         """
@@ -81,7 +81,7 @@ class Transformer(Prior):
         return {"loss": nats, "bits": nats.detach() / math.log(2)}
 
     def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise | None = None) -> Tensor:
-        """−log p(codes | labels) [B] in nats, exact; of codes [B, T] that may be fewer than the whole grid."""
+        """−log p(codes | labels) [B] in nats, exact; codes [B, T] may be fewer than the whole grid."""
         nats = F.cross_entropy(self(codes, labels).mT, codes, reduction="none")
         return nats.sum(1)
 

@@ -26,7 +26,7 @@ from gzcli.models.nn import LPIPS, PatchGAN, to_fp32
 from gzcli.types import Batch, DataInfo, Noise
 
 
-def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Conv2d) -> Tensor:
+def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Conv2d | nn.Linear) -> Tensor:
     """λ of eq. 7, a number without gradient.
 
     The gradients are means over the global batch, so that all ranks have the same λ.
