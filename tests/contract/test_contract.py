@@ -13,6 +13,7 @@ from gzcli.data.open import open_named
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import ClassEmbedding
+from gzcli.models.options import grouped
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 SEED = 0
@@ -72,9 +73,10 @@ def started(case: Case, pack) -> tuple[Model, Batch]:
 
 
 def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels=None) -> torch.Tensor:
+    options = grouped(model.sample, case.sample)
     with torch.inference_mode():
         return model.sample(
-            n, labels=labels, noise=ImageNoise(seed, range(n)), progress=no_progress, **case.sample
+            n, labels=labels, noise=ImageNoise(seed, range(n)), progress=no_progress, **options
         )
 
 

@@ -538,7 +538,7 @@ def test_a_pointer_in_place_of_weights(part, tmp_path):
     with pytest.raises(MissingError, match="is not whole"):
         built_from(str(tmp_path))
     with pytest.raises(MissingError, match="holds no safetensors"):
-        plan.memory_plan(part("sd_lora", str(tmp_path)))
+        plan.memory_plan(planned("sd_lora", str(tmp_path)))
 
 
 def test_bases_of_another_kind():
@@ -568,7 +568,7 @@ def test_eight_bit_adam_is_asked_for_by_name(monkeypatch):
 # ---------------------------------------------------------------------------- the memory plan
 
 
-def part(name: str, base: str, **model) -> Part:
+def planned(name: str, base: str, **model) -> Part:
     params = {key: p.default for key, p in catalog.card(name).params.items()}
     return Part(
         name,
@@ -589,7 +589,7 @@ def part(name: str, base: str, **model) -> Part:
 )
 def test_the_plan_counts_an_adapter(kind, options):
     model = built(SDLoRA, kind, **options)
-    rows = dict(plan.memory_plan(part("sd_lora", tiny_sd.base(kind), **options)))
+    rows = dict(plan.memory_plan(planned("sd_lora", tiny_sd.base(kind), **options)))
     count = sum(p.numel() for p in model.parameters())
     assert (
         rows["trained weights"] == rows["gradients"] == rows["average"] == 4 * count
@@ -605,7 +605,7 @@ def test_the_plan_counts_what_else_is_trained():
     base = tiny_sd.base()
     for cls, name in ((ControlNet, "controlnet"), (InstructPix2Pix, "instructpix2pix")):
         count = sum(p.numel() for p in built(cls).parameters())
-        rows = dict(plan.memory_plan(part(name, base)))
+        rows = dict(plan.memory_plan(planned(name, base)))
         # all but the zero convolutions, the map's features and the new input channels, which weigh nothing in
         # a real one
         assert 4 * count * 0.6 < rows["gradients"] <= 4 * count
@@ -653,7 +653,7 @@ def test_the_plan_knows_what_a_step_keeps():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             unet(torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 64))
         asked = replace(
-            part(name, HUB), data=DataSection(size=128), train=TrainSection(batch_size=1, precision="fp32")
+            planned(name, HUB), data=DataSection(size=128), train=TrainSection(batch_size=1, precision="fp32")
         )
         configs = known.configs(HUB) | {"unet": config}
         assert plan.activations(asked, configs) == pytest.approx(sum(sizes.values()), rel=0.3)
@@ -667,8 +667,8 @@ def test_the_plan_needs_no_torch_and_says_what_it_does_not_know():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
     with pytest.raises(MissingError, match="not known before it is here"):
-        plan.memory_plan(part("sd_lora", "somebody/something"))
-    large = replace(part("controlnet", HUB), data=DataSection(size=512))
+        plan.memory_plan(planned("sd_lora", "somebody/something"))
+    large = replace(planned("controlnet", HUB), data=DataSection(size=512))
     half = replace(
         large,
         options={**large.options, "dtype": "bf16", "checkpointing": True},

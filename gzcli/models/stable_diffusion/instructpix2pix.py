@@ -82,7 +82,8 @@ class InstructPix2Pix(StableDiffusion):
     ) -> Tensor:
         """The images `before` [n, C, H, W] in [-1, 1] edited as the prompts say, remembered ones without.
 
-        guidance: s_c of eq. 3, scale of the guidance towards the instruction; 1: none.
+        `guidance` is s_c of eq. 3.
+
         image_guidance: s_y of eq. 3, scale of the guidance towards the image before; 1: none.
         """
         z, sides = self.start(n, noise, how.size)
