@@ -41,10 +41,8 @@ class StableDiffusion(Pretrained):
     captions: Tensor  # uint8 [EXAMPLES, CAPTION]
     pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], where there is a condition
 
-    def __init__(
-        self, data: DataInfo, tuning: TuningOptions, caption_dropout: float = 0.0, *, train_unet: bool = False
-    ):
-        super().__init__(data, tuning, train_unet=train_unet)
+    def __init__(self, data: DataInfo, tuning: TuningOptions, caption_dropout: float = 0.0):
+        super().__init__(data, tuning)
         self.tuning, self.caption_dropout = tuning, caption_dropout
         self.register_buffer("captions", torch.zeros(EXAMPLES, CAPTION, dtype=torch.uint8))
         if self.condition:

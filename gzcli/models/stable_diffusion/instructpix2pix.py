@@ -34,9 +34,10 @@ class InstructPix2Pix(StableDiffusion):
     paper = "Brooks et al. 2023, arXiv:2211.09800"
     needs: ClassVar[tuple[str, ...]] = ("caption", "before")
     condition: ClassVar[str] = "before"
+    trains_unet: ClassVar[bool] = True
 
     def __init__(self, data: DataInfo, *, dropout: float = 0.05, tuning: TuningOptions = TuningOptions()):
-        super().__init__(data, tuning, train_unet=True)
+        super().__init__(data, tuning)
         if self.xl:
             raise UsageError(
                 "`instructpix2pix` tunes Stable Diffusion 1.x and 2.x, not XL",

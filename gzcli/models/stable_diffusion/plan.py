@@ -24,7 +24,7 @@ from gzcli.recipe.parts import Part
 # tensors the hooks of torch.autograd.graph counted; within 7 %.
 RESNET, LAYER = {True: 8.5, False: 6.0}, {True: 32.0, False: 28.0}
 CHECKPOINTED = 5.5  # what a resnet keeps with checkpointing, which computes all else again
-HALF = 0.6  # share of the activations that autocast to 16 bits leaves; norms stay in 32
+AUTOCAST = 0.6  # share of the activations that autocast to 16 bits leaves; norms stay in 32
 VAE = 4 * 4 * 128  # bytes a pixel that the VAE takes for a moment
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -130,7 +130,7 @@ def activations(part: Part, known: Config) -> int:
             block = unit * (RESNET[trains] + layers * LAYER[trains])
             kept += count * (unit * CHECKPOINTED if checkpointing else block)
             largest = max(largest, block)
-    size = batch * 4 * (HALF if _halved(part) else 1) * (kept + (largest if checkpointing else 0))
+    size = batch * 4 * (AUTOCAST if _halved(part) else 1) * (kept + (largest if checkpointing else 0))
     return round(size)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler
@@ -16,7 +16,7 @@ from gzcli.models.stable_diffusion.images import colours, parts_of
 from gzcli.models.stable_diffusion.options import PIXELS, TuningOptions
 from gzcli.types import DataInfo, moved
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Pretrained(Model):
@@ -24,16 +24,16 @@ class Pretrained(Model):
 
     Raises UsageError for a base that predicts neither the noise nor v, or for images whose size it cannot
     have.
-
-    train_unet: whether the U-Net is trained, and so a part of the checkpoints.
     """
+
+    trains_unet: ClassVar[bool] = False  # whether the U-Net is trained, and so a part of the checkpoints
 
     # diffusers adds the parts of a pipeline at run time, so that their types are not known
     pipe: Any
     vae: Any
     unet: Any
 
-    def __init__(self, data: DataInfo, tuning: TuningOptions, *, train_unet: bool = False):
+    def __init__(self, data: DataInfo, tuning: TuningOptions):
         super().__init__(data)
         self.pipe = load_base(tuning.base)
         self.xl, self.dtype = is_xl(self.pipe), tuning.dtype
@@ -49,7 +49,7 @@ class Pretrained(Model):
         self.attach("vae", self.pipe.vae)
         for name in ("text_encoder", "text_encoder_2")[: 1 + self.xl]:
             self.attach(name, self.lowered(getattr(self.pipe, name)))
-        if train_unet:
+        if self.trains_unet:
             self.unet = self.pipe.unet.train()
         else:
             self.attach("unet", self.lowered(self.pipe.unet))
@@ -58,7 +58,7 @@ class Pretrained(Model):
 
     def lowered(self, part: nn.Module) -> nn.Module:
         """A part that is not trained, in its dtype; diffusers' own `to` would warn without need."""
-        return nn.Module.to(part, HALF.get(self.dtype))
+        return nn.Module.to(part, DTYPES.get(self.dtype))
 
     def check_size(self, height: int, width: int, key: str) -> None:
         """Raises UsageError, which names the `key`, for sides that the latents cannot have."""
@@ -77,7 +77,7 @@ class Pretrained(Model):
         """Autocast to the dtype of the parts that are not trained; none where that is fp32."""
         if self.dtype == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, HALF[self.dtype])
+        return torch.autocast(self.device.type, DTYPES[self.dtype])
 
     # ---- images
 
