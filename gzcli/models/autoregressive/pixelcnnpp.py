@@ -30,8 +30,8 @@ class PixelCNNpp(PixelModel):
     positions; the paper's channel of ones shows the border only.
 
     hidden: channels of each stream; a multiple of 32 is fast in bf16.
-    blocks: gated ResNet blocks of each scale on the way down, from the images' own resolution on, which is
-      halved between two scales; on the way up each scale but the coarsest has one more.
+    blocks: gated ResNet blocks of each scale on the way to coarser ones, from the images' own resolution on,
+      which is halved between two scales; on the way back each scale but the coarsest has one more.
     mixture: logistics in the mixture of a pixel.
     dropout: share of the activations inside the blocks that training sets to zero.
     """
