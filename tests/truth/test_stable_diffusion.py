@@ -3,10 +3,10 @@ losses and files."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,9 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def trained(request):
     """A run of 60 steps on four images, and the base's weights before it."""
     case = next(c for c in CASES if c.model == request.param)
-    case = replace(case, batch=4, lr=4e-3)
+    case = dataclasses.replace(case, batch=4, lr=4e-3)
     if case.model == "sd_lora":  # attention alone can do little for random weights
-        case = replace(
+        case = dataclasses.replace(
             case, options={"rank": 8, "targets": (*ATTENTION, "conv1", "conv2", "conv_out"), "min_snr": None}
         )
     sets = (
@@ -652,7 +652,7 @@ def test_the_plan_knows_what_a_step_keeps():
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             unet(torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 64))
-        asked = replace(
+        asked = dataclasses.replace(
             planned(name, HUB), data=DataSection(size=128), train=TrainSection(batch_size=1, precision="fp32")
         )
         configs = known.configs(HUB) | {"unet": config}
@@ -668,12 +668,12 @@ def test_the_plan_needs_no_torch_and_says_what_it_does_not_know():
     assert json.loads(done.stdout) == []
     with pytest.raises(MissingError, match="not known before it is here"):
         plan.memory_plan(planned("sd_lora", "somebody/something"))
-    large = replace(planned("controlnet", HUB), data=DataSection(size=512))
-    half = replace(
+    large = dataclasses.replace(planned("controlnet", HUB), data=DataSection(size=512))
+    half = dataclasses.replace(
         large,
         options={**large.options, "dtype": "bf16", "checkpointing": True},
         optim=OptimSection(name="adamw8bit"),
-        train=replace(large.train, precision="bf16"),
+        train=dataclasses.replace(large.train, precision="bf16"),
     )
     less, more = (dict(plan.memory_plan(p)) for p in (half, large))
     assert less["total"] < 0.75 * more["total"] and less["optimizer"] == more["optimizer"] / 4
