@@ -14,7 +14,7 @@ def images(n: int, shape: tuple[int, ...] = (1, 12, 8), seed: int = 2) -> torch.
 
 def tokenizer(info: DataInfo, codes: int) -> VQVAE:
     """Untrained, its codes at what it makes of random images; a code stands for 4×4 pixels."""
-    model = VQVAE(info, hidden=4, residual=2, blocks=1, codes=codes, dim=3)
+    model = VQVAE.of(info, hidden=4, residual=2, blocks=1, codes=codes, dim=3)
     x = images(64, info.shape, seed=0).float()
     model.on_start(Batch(x, None, torch.arange(64), BatchNoise(0, total=64)))
     return model
@@ -25,7 +25,7 @@ def prior(cls, shape=(1, 12, 8), *, codes=5, scale=0.5, classes=(), dtype=torch.
     torch.manual_seed(0)
     info = DataInfo(shape, 256, classes)
     small = {"width": 16, "layers": 2, "heads": 2, "conditional": bool(classes), **options}
-    model = cls(info, tokenizer=tokenizer(info, codes), **small).to(dtype)
+    model = cls.of(info, tokenizer=tokenizer(info, codes), **small).to(dtype)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(scale * torch.randn_like(p))

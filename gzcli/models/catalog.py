@@ -14,10 +14,10 @@ import hashlib
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.models.signatures import GIVEN, Param, params_of, value_of
@@ -27,6 +27,7 @@ from gzcli.store.run import Run
 
 if TYPE_CHECKING:
     from gzcli.models.base import Model
+    from gzcli.recipe.parts import Part
 
 APPLICATIONS = (
     "reconstruct",
@@ -159,9 +160,9 @@ def load_class(found: ModelCard) -> type[Model]:
     return getattr(module, found.cls)
 
 
-def memory_plan(model: ModelCard, tree: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """What a training run of the recipe `tree` takes of a device's memory: (what, bytes), the sum last; []
-    where nobody says.
+def memory_plan(model: ModelCard, part: Part) -> list[tuple[str, int]]:
+    """What training a part of a recipe takes of a device's memory: (what, bytes), the sum last; [] where the
+    model's family cannot tell.
 
     A family that can tell, without torch, has a `plan.py` with a function of this name. Raises what that
     raises.
@@ -170,7 +171,7 @@ def memory_plan(model: ModelCard, tree: Mapping[str, Any]) -> list[tuple[str, in
 
     if not (ROOT / model.family / "plan.py").is_file():
         return []
-    rows = importlib.import_module(f"{__package__}.{model.family}.plan").memory_plan(tree)
+    rows = importlib.import_module(f"{__package__}.{model.family}.plan").memory_plan(part)
     if rows and rows[-1][0] != "total":
         rows = [*rows, ("total", sum(size for _, size in rows))]
     return rows

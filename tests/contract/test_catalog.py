@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -47,7 +48,12 @@ def parameters(*functions) -> dict[str, tuple]:
         hints = typing.get_type_hints(function)
         for name, p in inspect.signature(function).parameters.items():
             required = p.default is p.empty
-            found[name] = (hints.get(name), None if required else p.default, required)
+            if dataclasses.is_dataclass(p.default) and not isinstance(p.default, type):
+                types = typing.get_type_hints(type(p.default))
+                for field in dataclasses.fields(p.default):
+                    found[field.name] = (types[field.name], getattr(p.default, field.name), False)
+            else:
+                found[name] = (hints.get(name), None if required else p.default, required)
     return found
 
 

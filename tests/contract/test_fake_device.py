@@ -39,7 +39,7 @@ from gzcli.types import no_progress
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
     "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
-    "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache` captions become tokens, on "
+    "models/stable_diffusion/pretrained.py::Pretrained.embed": "without `cache` captions become tokens, on "
     "the host, at every step",
     "models/stable_diffusion/base.py::StableDiffusion.loss": "diffusers' schedule moves its table, at the "
     "first step",
@@ -57,7 +57,7 @@ START = {
 }
 TRAINED = {
     "engine/watch.py::Watch._likelihood": "the figure",
-    "models/stable_diffusion/base.py::StableDiffusion.embed": "captions become tokens, on the host",
+    "models/stable_diffusion/pretrained.py::Pretrained.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
     "models/stable_diffusion/canny.py::canny": "edges are found on the host",

@@ -49,7 +49,7 @@ def tf32():
 @pytest.mark.usefixtures("tf32")
 def test_the_nearest_codes_are_found_part_by_part_in_full_precision(monkeypatch):
     torch.manual_seed(0)
-    book, z = codebook.Codebook(64, 4), torch.randn(8, 4, 5, 3)
+    book, z = codebook.Codebook(codebook.CodebookOptions(codes=64, dim=4)), torch.randn(8, 4, 5, 3)
     brute = (z.movedim(1, -1)[..., None, :] - book.embedding).square().sum(-1).argmin(-1)
     monkeypatch.setattr(codebook, "DISTANCES", 640)
     with Seen() as seen, torch.no_grad():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from coded import images, noise, prepared, prior
 
 from gzcli.errors import UsageError
-from gzcli.models.autoregressive.maskgit import MaskGIT
+from gzcli.models.autoregressive.maskgit import FillOptions, MaskGIT
 from gzcli.types import BatchNoise, no_progress
 
 CLASSES = ("a", "b", "c")
@@ -112,7 +112,7 @@ def test_sampling_unmasks_on_the_cosine_schedule_and_keeps_what_it_has(steps, mo
     monkeypatch.setattr(MaskGIT, "_logits", lambda self, codes, masked, labels, guidance: net(codes, masked))
     codes = torch.zeros(3, 16, dtype=torch.long)
     done = model._fill(
-        codes, torch.ones(3, 16, dtype=torch.bool), None, noise(3), no_progress, steps, 1.0, 4.5, 1.0
+        codes, torch.ones(3, 16, dtype=torch.bool), None, noise(3), no_progress, FillOptions(steps=steps)
     )
     left = [math.floor(16 * math.cos(0.5 * math.pi * i / steps)) for i in range(steps)]
     assert [masked.sum(1).tolist() for _, masked in net.seen] == [[n] * 3 for n in left]
@@ -129,7 +129,8 @@ def test_without_choice_noise_the_most_confident_stay(monkeypatch):
     net = Uniform(logits)
     monkeypatch.setattr(MaskGIT, "_logits", lambda self, codes, masked, labels, guidance: net(codes, masked))
     start = torch.zeros(1, 16, dtype=torch.long)
-    model._fill(start, torch.ones(1, 16, dtype=torch.bool), None, noise(1), no_progress, 3, 1e-3, 0.0, 1.0)
+    how = FillOptions(steps=3, temperature=1e-3, choice=0.0)
+    model._fill(start, torch.ones(1, 16, dtype=torch.bool), None, noise(1), no_progress, how)
     masked = net.seen[1][1][0]
     assert torch.equal(masked, torch.arange(16) < masked.sum())
 
@@ -139,7 +140,7 @@ def test_sampled_frequencies_are_the_probabilities_in_one_code():
     with torch.no_grad():
         p = model(torch.zeros(1, 1).long(), torch.ones(1, 1, dtype=torch.bool)).softmax(-1)[0, 0]
         start, every = torch.zeros(n, 1).long(), torch.ones(n, 1, dtype=torch.bool)
-        codes = model._fill(start, every, None, BatchNoise(0, total=n), no_progress, 1, 1.0, 4.5, 1.0)
+        codes = model._fill(start, every, None, BatchNoise(0, total=n), no_progress, FillOptions(steps=1))
     assert ((codes[:, 0].bincount(minlength=4) / n - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
 
 
@@ -153,13 +154,14 @@ def test_guidance_goes_from_the_null_label_through_the_class():
         )
     assert torch.equal(model.sample(2, labels=y, noise=noise(2)), model.sample(2, labels=y, noise=noise(2)))
     assert not torch.equal(
-        model.sample(2, labels=y, noise=noise(2)), model.sample(2, labels=y, noise=noise(2), guidance=4.0)
+        model.sample(2, labels=y, noise=noise(2)),
+        model.sample(2, labels=y, noise=noise(2), how=FillOptions(guidance=4.0)),
     )
     with pytest.raises(UsageError, match="guidance"):
-        build().sample(2, noise=noise(2), guidance=2.0)
+        build().sample(2, noise=noise(2), how=FillOptions(guidance=2.0))
     for bad in ({"temperature": 0.0}, {"steps": 0}):
         with pytest.raises(UsageError):
-            model.sample(2, noise=noise(2), **bad)
+            model.sample(2, noise=noise(2), how=FillOptions(**bad))
 
 
 def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
@@ -172,7 +174,9 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     other = torch.where(known, x, -x)
     assert torch.equal(model.inpaint(other, mask=mask, noise=noise(3)).images, done)
     assert not torch.equal(model.inpaint(x, mask=mask, noise=noise(3, seed=1)).images, done)
-    middle = model.inpaint(x, noise=noise(3), labels=torch.tensor([0, 1, 2]), guidance=2.0).images
+    middle = model.inpaint(
+        x, noise=noise(3), labels=torch.tensor([0, 1, 2]), how=FillOptions(guidance=2.0)
+    ).images
     assert ((middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4) and torch.equal(
         middle[:, :, :4], x[:, :, :4]
     )

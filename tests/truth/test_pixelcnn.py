@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gzcli.errors import UsageError
-from gzcli.models.autoregressive.pixelcnn import PixelCNN, Steps
+from gzcli.models.autoregressive.pixelcnn import IncrementalPixelCNN, PixelCNN
 from gzcli.models.nn.common import from_levels
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
@@ -81,7 +81,7 @@ def test_cached_logits_are_those_of_the_whole_net(shape, levels, classes, dtype,
     model = build(shape, levels, classes=classes, dtype=dtype, dilations=(1, 2, 1), kernel=5, scale=1.0)
     x, labels = images(3, shape, levels, dtype), torch.tensor([2, 0, 1]) if classes else None
     with torch.no_grad():
-        whole, steps = model(x, labels), Steps(model, 3, labels)
+        whole, steps = model(x, labels), IncrementalPixelCNN(model, 3, labels)
         for i in range(shape[1]):
             steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
             for j, c in itertools.product(range(shape[2]), range(shape[0])):

@@ -13,7 +13,7 @@ import torch
 from torch import distributions as D
 
 from gzcli.errors import UsageError
-from gzcli.models.autoregressive.pixelcnnpp import PixelCNNpp, Steps
+from gzcli.models.autoregressive.pixelcnnpp import IncrementalPixelCNNpp, PixelCNNpp
 from gzcli.models.nn.logistic import LogisticMixture, logistic_log_mass
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
@@ -220,7 +220,7 @@ def test_cached_outputs_are_those_of_the_whole_net(shape, levels, classes, block
     model = build(shape, levels, classes=classes, blocks=blocks, dtype=dtype, scale=1.0)
     x, labels = images(3, shape, levels, dtype), torch.tensor([2, 0, 1]) if classes else None
     with torch.no_grad():
-        whole, steps = model(x, labels), Steps(model, 3, labels)
+        whole, steps = model(x, labels), IncrementalPixelCNNpp(model, 3, labels)
         for i in range(shape[1]):
             steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
             for j in range(shape[2]):

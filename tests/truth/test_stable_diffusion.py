@@ -33,13 +33,16 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
-from gzcli.models.stable_diffusion import plan
+from gzcli.models.options import grouped
+from gzcli.models.stable_diffusion import known, plan
 from gzcli.models.stable_diffusion.base import to_bytes, to_text
 from gzcli.models.stable_diffusion.bases import load_base
 from gzcli.models.stable_diffusion.canny import canny
 from gzcli.models.stable_diffusion.controlnet import ControlNet
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
+from gzcli.models.stable_diffusion.options import PromptOptions
 from gzcli.models.stable_diffusion.sd_lora import SDLoRA
+from gzcli.recipe.parts import DataSection, OptimSection, Part, TrainSection
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((3, 16, 16), 256, n=64)
@@ -52,7 +55,7 @@ HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 def built(cls, kind: str = "sd", prediction: str = "epsilon", seed: int = 0, **options):
     torch.manual_seed(seed)
-    return cls(INFO, base=tiny_sd.base(kind, prediction), **options)
+    return cls.of(INFO, base=tiny_sd.base(kind, prediction), **options)
 
 
 def batch(n: int = 4, step: int = 0, **extra) -> Batch:
@@ -76,7 +79,8 @@ def stirred(model, scale: float = 0.05):
 
 
 def drawn(model, n: int = 2, **options) -> torch.Tensor:
-    return model.sample(n, noise=ImageNoise(3, range(n)), progress=no_progress, steps=3, **options)
+    options = grouped(model.sample, {"steps": 3, **options})
+    return model.sample(n, noise=ImageNoise(3, range(n)), progress=no_progress, **options)
 
 
 def latents(n: int = 2) -> torch.Tensor:
@@ -207,7 +211,7 @@ def denoised(model, **conditions) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     z, t = latents(4), torch.tensor([1, 300, 600, 999])
     text = model.embed(TEXTS)
     with torch.no_grad():
-        return model.denoise(z, t, **text, **conditions), z, t
+        return model.denoise(z, t, {**text, **conditions}), z, t
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -255,7 +259,7 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction, min_snr):
         eps, t = noise.randn(4, 4, 8, 8), noise.randint(1000, 4)
         eps = eps + 0.1 * noise.randn(4, 4, 1, 1)
         schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-        out = model.denoise(schedule.add_noise(z, eps, t), t, **model.embed(TEXTS))
+        out = model.denoise(schedule.add_noise(z, eps, t), t, model.embed(TEXTS))
         target = eps if prediction == "epsilon" else schedule.get_velocity(z, eps, t)
         error = (out - target).square().mean((1, 2, 3))
         snr = compute_snr(schedule, t)
@@ -452,7 +456,7 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
     assert drawn(model, prompt="two", size=32).shape == (2, 3, 32, 32)
     for wrong in ({"size": 20}, {"steps": 0}):
         with pytest.raises(UsageError):
-            model.sample(1, noise=ImageNoise(0, [0]), progress=no_progress, **{"steps": 2, **wrong})
+            drawn(model, 1, **wrong)
     net = built(ControlNet)
     net.on_start(batch())
     assert torch.equal(net.pictures[:4] == 255, canny(batch().x) == 1)
@@ -472,13 +476,11 @@ def test_prompts_sizes_and_conditions_that_are_not_given():
 def test_progress_ends_at_the_number_of_images(monkeypatch):
     monkeypatch.setattr("gzcli.models.stable_diffusion.base.LATENTS", 2 * 64)
     seen = []
-    model = built(SDLoRA)
-    x = model.sample(
-        3, noise=ImageNoise(3, range(3)), progress=lambda i, n: seen.append((i, n)), steps=2, prompt="two"
-    )
+    model, how = built(SDLoRA), PromptOptions(prompt="two", steps=2)
+    x = model.sample(3, noise=ImageNoise(3, range(3)), progress=lambda i, n: seen.append((i, n)), how=how)
     assert seen[-1] == (3, 3) and [i for i, _ in seen] == sorted(i for i, _ in seen) and len(seen) == 4
     torch.testing.assert_close(
-        x[2:], model.sample(3, noise=ImageNoise(3, range(3)), progress=no_progress, steps=2, prompt="two")[2:]
+        x[2:], model.sample(3, noise=ImageNoise(3, range(3)), progress=no_progress, how=how)[2:]
     )
 
 
@@ -515,7 +517,7 @@ def test_bases_that_are_not_there(tmp_path):
 
 
 def built_from(folder: str):
-    return SDLoRA(INFO, base=folder)
+    return SDLoRA.of(INFO, base=folder)
 
 
 def test_pickled_weights_are_not_read(tmp_path):
@@ -536,7 +538,7 @@ def test_a_pointer_in_place_of_weights(part, tmp_path):
     with pytest.raises(MissingError, match="is not whole"):
         built_from(str(tmp_path))
     with pytest.raises(MissingError, match="holds no safetensors"):
-        plan.memory_plan(tree("sd_lora", str(tmp_path)))
+        plan.memory_plan(planned("sd_lora", str(tmp_path)))
 
 
 def test_bases_of_another_kind():
@@ -545,7 +547,7 @@ def test_bases_of_another_kind():
     with pytest.raises(UsageError, match="predicts `sample`"):
         built(SDLoRA, "sd", "sample")
     with pytest.raises(UsageError, match="multiples of 8"):
-        SDLoRA(DataInfo((3, 28, 28)), base=tiny_sd.base())
+        SDLoRA.of(DataInfo((3, 28, 28)), base=tiny_sd.base())
 
 
 def test_an_inpainting_model_is_refused(tmp_path):
@@ -566,15 +568,15 @@ def test_eight_bit_adam_is_asked_for_by_name(monkeypatch):
 # ---------------------------------------------------------------------------- the memory plan
 
 
-def tree(name: str, base: str, **model) -> dict:
+def planned(name: str, base: str, **model) -> Part:
     params = {key: p.default for key, p in catalog.card(name).params.items()}
-    return {
-        "model": {"name": name, **params, "base": base, **model},
-        "optim": {"name": "adamw"},
-        "train": {"batch_size": 4, "accumulate": 2, "precision": "fp32", "ema": 0.9},
-        "launch": {},
-        "data": {"size": 16},
-    }
+    return Part(
+        name,
+        {**params, "base": base, **model},
+        data=DataSection(size=16),
+        train=TrainSection(batch_size=4, accumulate=2, precision="fp32", ema=0.9),
+        optim=OptimSection(name="adamw"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -587,7 +589,7 @@ def tree(name: str, base: str, **model) -> dict:
 )
 def test_the_plan_counts_an_adapter(kind, options):
     model = built(SDLoRA, kind, **options)
-    rows = dict(plan.memory_plan(tree("sd_lora", tiny_sd.base(kind), **options)))
+    rows = dict(plan.memory_plan(planned("sd_lora", tiny_sd.base(kind), **options)))
     count = sum(p.numel() for p in model.parameters())
     assert (
         rows["trained weights"] == rows["gradients"] == rows["average"] == 4 * count
@@ -603,7 +605,7 @@ def test_the_plan_counts_what_else_is_trained():
     base = tiny_sd.base()
     for cls, name in ((ControlNet, "controlnet"), (InstructPix2Pix, "instructpix2pix")):
         count = sum(p.numel() for p in built(cls).parameters())
-        rows = dict(plan.memory_plan(tree(name, base)))
+        rows = dict(plan.memory_plan(planned(name, base)))
         # all but the zero convolutions, the map's features and the new input channels, which weigh nothing in
         # a real one
         assert 4 * count * 0.6 < rows["gradients"] <= 4 * count
@@ -617,17 +619,17 @@ def test_known_bases_have_as_many_weights_as_is_said(base):
         pipe = load_base(base)
         found = {
             part: sum(p.numel() for p in getattr(pipe, part).parameters())
-            for part in plan.configs(base)
+            for part in known.configs(base)
             if part != "scheduler"
         }
         found["controlnet"] = sum(p.numel() for p in ControlNetModel.from_unet(pipe.unet).parameters())
-    assert plan.counts(base) == found
+    assert known.counts(base) == found
 
 
 def test_the_plan_knows_what_a_step_keeps():
     """SD 1.5's U-Net at a fifth of its width, in numbers of what autograd saves."""
     config = {
-        **plan.configs(HUB)["unet"],
+        **known.configs(HUB)["unet"],
         "block_out_channels": [64, 128, 256, 256],
         "cross_attention_dim": 64,
     }
@@ -650,11 +652,11 @@ def test_the_plan_knows_what_a_step_keeps():
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             unet(torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 64))
-        recipe_tree = tree(name, HUB)
-        recipe_tree["train"] |= {"batch_size": 1, "accumulate": 1}
-        recipe_tree["data"]["size"] = 128
-        known = plan.configs(HUB) | {"unet": config}
-        assert plan.activations(recipe_tree, known) == pytest.approx(sum(sizes.values()), rel=0.3)
+        asked = dataclasses.replace(
+            planned(name, HUB), data=DataSection(size=128), train=TrainSection(batch_size=1, precision="fp32")
+        )
+        configs = known.configs(HUB) | {"unet": config}
+        assert plan.activations(asked, configs) == pytest.approx(sum(sizes.values()), rel=0.3)
 
 
 def test_the_plan_needs_no_torch_and_says_what_it_does_not_know():
@@ -665,11 +667,13 @@ def test_the_plan_needs_no_torch_and_says_what_it_does_not_know():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
     with pytest.raises(MissingError, match="not known before it is here"):
-        plan.memory_plan(tree("sd_lora", "somebody/something"))
-    half = tree("controlnet", HUB, dtype="bf16", checkpointing=True)
-    half["optim"]["name"], half["train"]["precision"] = "adamw8bit", "bf16"
-    half["data"]["size"] = 512
-    less, more = (
-        dict(plan.memory_plan(t)) for t in (half, tree("controlnet", HUB) | {"data": {"size": 512}})
+        plan.memory_plan(planned("sd_lora", "somebody/something"))
+    large = dataclasses.replace(planned("controlnet", HUB), data=DataSection(size=512))
+    half = dataclasses.replace(
+        large,
+        options={**large.options, "dtype": "bf16", "checkpointing": True},
+        optim=OptimSection(name="adamw8bit"),
+        train=dataclasses.replace(large.train, precision="bf16"),
     )
+    less, more = (dict(plan.memory_plan(p)) for p in (half, large))
     assert less["total"] < 0.75 * more["total"] and less["optimizer"] == more["optimizer"] / 4

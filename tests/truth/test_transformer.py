@@ -15,7 +15,8 @@ from coded import images, noise, prepared, prior
 
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.tokenizer import draw
-from gzcli.models.autoregressive.transformer import Transformer, weights
+from gzcli.models.autoregressive.transformer import DrawOptions, Transformer, weights
+from gzcli.models.options import grouped
 from gzcli.types import Batch, BatchNoise, DataInfo, no_progress
 
 CLASSES = ("a", "b", "c")
@@ -74,7 +75,7 @@ def recompute(model: Transformer, n: int, labels, noise, guidance: float = 1.0, 
         if guidance != 1:
             without = model(codes[:, : i + 1], labels, torch.ones(n, dtype=torch.bool))[:, i]
             logits = without + guidance * (logits - without)
-        codes[:, i] = draw(weights(logits, **options), u[:, i])
+        codes[:, i] = draw(weights(logits, DrawOptions(**options)), u[:, i])
     return codes
 
 
@@ -83,10 +84,10 @@ def test_cached_samples_are_those_of_whole_passes(options):
     model, labels = build(classes=CLASSES, label_dropout=0.2), torch.tensor([0, 1, 2, 0, 1])
     with torch.no_grad():
         codes = recompute(model, 5, labels, noise(5), **options)
-        x = model.sample(5, labels=labels, noise=noise(5), **options)
+        x = model.sample(5, labels=labels, noise=noise(5), **grouped(model.sample, options))
         assert torch.equal(x, model.images(codes)) and codes.unique().numel() > 1
         single = model.float()
-        x = single.sample(5, labels=labels, noise=noise(5), **options)
+        x = single.sample(5, labels=labels, noise=noise(5), **grouped(model.sample, options))
         assert torch.equal(x, single.images(recompute(single, 5, labels, noise(5), **options)))
 
 
@@ -95,7 +96,7 @@ def test_sampled_frequencies_are_the_probabilities():
     model, n = build((1, 8, 8), codes=2, dtype=torch.float32), 20_000
     start = torch.zeros(n, 0, dtype=torch.long)
     with torch.no_grad():
-        codes = model._generate(start, None, BatchNoise(0, total=n), no_progress, 1.0, None, 1.0, 1.0)
+        codes = model._generate(start, None, BatchNoise(0, total=n), no_progress, DrawOptions(), 1.0)
         grid = torch.tensor(list(itertools.product(range(2), repeat=4)))
         p = (-model.nll(grid, None)).exp()
     found = (codes * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / n
@@ -104,15 +105,17 @@ def test_sampled_frequencies_are_the_probabilities():
 
 def test_what_top_k_and_top_p_leave():
     logits = torch.tensor([[0.4, 0.1, 0.3, 0.2]]).log()
-    assert torch.allclose(weights(logits, top_k=2), torch.tensor([[0.4, 0.0, 0.3, 0.0]]))
-    assert torch.allclose(weights(logits, top_p=0.65), torch.tensor([[0.4, 0.0, 0.3, 0.0]]))
-    assert torch.allclose(weights(logits, top_p=0.71), torch.tensor([[0.4, 0.0, 0.3, 0.2]]))
-    assert torch.allclose(weights(logits, top_p=1e-9, top_k=9), torch.tensor([[0.4, 0.0, 0.0, 0.0]]))
-    cold = weights(logits, 0.5)
+    assert torch.allclose(weights(logits, DrawOptions(top_k=2)), torch.tensor([[0.4, 0.0, 0.3, 0.0]]))
+    assert torch.allclose(weights(logits, DrawOptions(top_p=0.65)), torch.tensor([[0.4, 0.0, 0.3, 0.0]]))
+    assert torch.allclose(weights(logits, DrawOptions(top_p=0.71)), torch.tensor([[0.4, 0.0, 0.3, 0.2]]))
+    assert torch.allclose(
+        weights(logits, DrawOptions(top_p=1e-9, top_k=9)), torch.tensor([[0.4, 0.0, 0.0, 0.0]])
+    )
+    cold = weights(logits, DrawOptions(temperature=0.5))
     assert torch.allclose(cold, torch.tensor([[0.16, 0.01, 0.09, 0.04]]) / 0.3)
     for bad in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}):
         with pytest.raises(UsageError):
-            weights(logits, **bad)
+            weights(logits, DrawOptions(**bad))
 
 
 def test_the_loss_is_the_mean_nll_of_a_code():
@@ -197,9 +200,11 @@ def test_the_tokenizer_is_frozen_and_outside():
     with pytest.raises(UsageError, match="guidance"):
         model.sample(2, noise=noise(2), guidance=2.0)
     with pytest.raises(UsageError, match="labels"):
-        Transformer(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, conditional=True)
+        Transformer.of(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, conditional=True)
     with pytest.raises(UsageError, match="heads"):
-        Transformer(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, width=10, heads=4)
+        Transformer.of(DataInfo((1, 12, 8)), tokenizer=model.tokenizer, width=10, heads=4)
+    with pytest.raises(UsageError, match="makes no codes"):
+        Transformer(DataInfo((1, 12, 8)), tokenizer=model)
 
 
 def test_weight_decay_is_for_matrices():
@@ -218,5 +223,5 @@ def test_cached_sampling_is_far_faster_than_whole_passes():
             model(codes_of(model, 16))
             passes.append(time.process_time() - start)
         start = time.process_time()
-        model._generate(torch.zeros(16, 0).long(), None, noise(16), no_progress, 1.0, None, 1.0, 1.0)
+        model._generate(torch.zeros(16, 0).long(), None, noise(16), no_progress, DrawOptions(), 1.0)
     assert time.process_time() - start < 64 * sorted(passes)[1] / 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ SMALL = {
 
 def build(shape=(1, 16, 16), **options) -> VQGAN:
     torch.manual_seed(0)
-    return VQGAN(DataInfo(shape, 256), **{**SMALL, **options}).train()
+    return VQGAN.of(DataInfo(shape, 256), **{**SMALL, **options}).train()
 
 
 def images(n: int, shape=(1, 16, 16), seed: int = 0) -> torch.Tensor:
@@ -71,7 +73,9 @@ def test_the_generator_loss_is_its_parts():
     torch.testing.assert_close(early["loss"], rec + commit)
     assert "gan" not in early, "the discriminator knows nothing yet"
     model.on_step(2)
-    model.codebook.decay = 1.0  # the codes of both calls are the same
+    model.codebook.options = replace(
+        model.codebook.options, decay=1.0
+    )  # the codes of both calls are the same
     z, _, e = model.codebook.nearest(model.encoder(x))
     fake = model.decoder(z + (e - z).detach())
     rec, gan = F.l1_loss(fake, x), -model.discriminator(fake).mean()
@@ -131,7 +135,7 @@ def test_any_size_in_bf16(shape, mult, grid):
 def test_the_net_of_the_paper_has_its_size():
     """Encoder and decoder as taming-transformers builds them for faces: 29.3 M and 42.4 M parameters."""
     with torch.device("meta"):
-        model = VQGAN(
+        model = VQGAN.of(
             DataInfo((3, 256, 256), 256),
             channels=128,
             mult=(1, 1, 2, 2, 4),

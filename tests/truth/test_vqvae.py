@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gzcli.models.autoregressive.codebook import DEAD, EPS, Codebook
+from gzcli.models.autoregressive.codebook import DEAD, EPS, Codebook, CodebookOptions
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.autoregressive.vqvae import VQVAE
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
@@ -27,7 +27,7 @@ def vectors(seed: int = 0) -> torch.Tensor:
 
 def book(**options) -> Codebook:
     torch.manual_seed(1)
-    return Codebook(K, D, **options)
+    return Codebook(CodebookOptions(codes=K, dim=D, **options))
 
 
 def peer(ours: Codebook, **options):
@@ -45,7 +45,7 @@ def peer(ours: Codebook, **options):
     )
     with torch.no_grad():
         theirs._codebook.embed.copy_(ours.embedding[None])
-        if ours.learned == "ema":
+        if ours.options.codebook == "ema":
             theirs._codebook.cluster_size.copy_(36 * ours.usage[None])
             theirs._codebook.embed_avg.copy_(36 * ours.total[None])
     return theirs.train()
@@ -71,7 +71,7 @@ def test_codes_loss_gradient_and_averages_are_those_of_the_peer(cosine):
 
 
 def test_a_learned_codebook_has_the_loss_of_equation_3():
-    ours, z = book(learned="gradient", beta=0.3, restart=False).train(), vectors().requires_grad_()
+    ours, z = book(codebook="gradient", beta=0.3, restart=False).train(), vectors().requires_grad_()
     q, found = ours(z, noise())
     e = ours.lookup(ours.nearest(z)[1]).detach()
     torch.testing.assert_close(found["loss"], 1.3 * F.mse_loss(z, e))
@@ -89,7 +89,7 @@ def test_codes_are_the_nearest_by_brute_force_also_under_autocast():
     brute = (flat[..., None, :] - ours.embedding).square().sum(-1).argmin(-1)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ours.nearest(z)[1], brute)
-    round_ = book(learned="gradient", cosine=True)
+    round_ = book(codebook="gradient", cosine=True)
     round_.embedding.data *= torch.arange(1, K + 1)[:, None]  # a step of its optimizer leaves the sphere
     angle = F.cosine_similarity(flat[..., None, :], round_.embedding, dim=-1)
     assert torch.equal(round_.nearest(z)[1], angle.argmax(-1))
@@ -161,7 +161,7 @@ def test_draw_inverts_the_distribution_and_never_gives_what_has_no_weight():
 def model(shape=(1, 16, 16), **options) -> VQVAE:
     torch.manual_seed(0)
     small = {"hidden": 8, "residual": 4, "blocks": 1, "codes": 16, "dim": 4}
-    return VQVAE(DataInfo(shape, 256), **{**small, **options})
+    return VQVAE.of(DataInfo(shape, 256), **{**small, **options})
 
 
 def images(n: int, shape=(1, 16, 16)) -> torch.Tensor:
@@ -180,7 +180,7 @@ def test_any_size_has_its_grid(shape, down, grid):
 
 def test_the_net_has_the_layers_of_the_paper():
     """Section 4.1: two strided convolutions, two residual blocks of 256, their mirror."""
-    net = VQVAE(DataInfo((3, 32, 32), 256), hidden=256, residual=256, blocks=2, codes=512, dim=10)
+    net = VQVAE.of(DataInfo((3, 32, 32), 256), hidden=256, residual=256, blocks=2, codes=512, dim=10)
     residual = 2 * (256 * 256 * 10 + 2 * 256)
     encoder = (3 + 256) * 256 * 16 + 2 * 256 + 256 * 256 * 9 + 256 + residual + 256 * 10 + 10
     decoder = 10 * 256 * 9 + 256 + residual + (256 + 3) * 256 * 16 + 256 + 3

@@ -14,18 +14,19 @@ from gzcli.models.nn.common import spread_labels
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
-class Steps(Protocol):
-    """A net computed incrementally for n images.
+class Incremental(Protocol):
+    """A net that computes the image's distribution position by position, for n images.
 
-    Called in the order row(above), then for each pixel j and part p of the row outputs(j, p), put(j, p,
-    value), or for the whole row keep(row). Equal to the whole net's pass at that position up to rounding.
+    The order of calls: `row(above)`; then for each pixel j and each part of it `outputs(j, part)` and
+    `put(j, part, value)`, or for a whole row that is known `keep(row)`. The outputs equal those of the whole
+    net's pass at that position up to rounding.
     """
 
     def row(self, above: Tensor) -> None:
-        """Enters the next row, given the image's row above it [n, C, W], zeros for the first."""
+        """Begins the next row, given the image's row above it [n, C, W], zeros for the first."""
 
     def keep(self, row: Tensor) -> None:
-        """Passes the row that was entered, whose values are known, [n, C, W]."""
+        """Sets the whole row that was begun to known values [n, C, W]."""
 
     def outputs(self, j: int, part: int) -> Tensor:
         """The net's outputs for a part of pixel j, [n, outputs]."""
@@ -35,29 +36,25 @@ class Steps(Protocol):
 
 
 class PixelModel(Model):
-    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, a pixel in equal parts
-    of channels.
+    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left.
 
-    A subclass defines
-      parts, uniforms              parts of a pixel; uniform numbers that a part is drawn from
+    A pixel consists of `parts` equal groups of its channels. A subclass defines
       forward(x, labels)           [B, parts, H, W, outputs], the net's outputs for every part given those
-      before it
-      part_log_prob(outputs, x)    [B, parts, H, W] log p of every part
-      draw(outputs, u, temperature)   values [n, C / parts] in [-1, 1] from [n, outputs] and [n, uniforms], by
-      inversion
-      steps(n, labels)             the net's incremental twin
+                                   before it
+      part_log_prob(outputs, x)    [B, parts, H, W], log p of every part
+      draw(outputs, u, temperature)   values [n, C / parts] in [-1, 1] from [n, outputs], by inversion of
+                                   their distribution at u [n, uniforms], uniform on [0, 1)
+      incremental(n, labels)       the net position by position
+
+    conditional: whether labels condition every factor.
     """
 
     likelihood: ClassVar[str] = "exact"
     best: ClassVar[str] = "bpd"
 
-    def __init__(self, data: DataInfo, *, conditional: bool, parts: int, uniforms: int):
+    def __init__(self, data: DataInfo, conditional: bool, *, parts: int, uniforms: int):
         super().__init__(data)
-        if data.levels is None:
-            raise UsageError(
-                "this model is of pixels with grey levels, and latents have none",
-                hint="leave `data.latent` out",
-            )
+        self.levels = grey_levels(data)
         if conditional and not data.classes:
             raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
         self.conditional, self.parts, self.uniforms = conditional, parts, uniforms
@@ -68,7 +65,7 @@ class PixelModel(Model):
     def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
         raise NotImplementedError
 
-    def steps(self, n: int, labels: Tensor | None) -> Steps:
+    def incremental(self, n: int, labels: Tensor | None) -> Incremental:
         raise NotImplementedError
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
@@ -105,11 +102,11 @@ class PixelModel(Model):
         temperature: float = 1.0,
         naive: bool = False,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1], pixel by pixel; the lower the temperature the nearer to each
-        factor's mode.
+        """n images [n, C, H, W] in [-1, 1], pixel by pixel.
 
-        naive: a pass of the whole net for every value instead of the cached sampler, the reference of the
-        tests.
+        temperature: of every factor, above 0; 1 samples the model itself, less stays nearer to its mode.
+        naive: one pass of the whole net for every value in place of the incremental net; slow, the reference
+          of the tests.
         """
         x = next(self.parameters()).new_zeros(n, *self.data.shape)
         if self.conditional:
@@ -127,11 +124,12 @@ class PixelModel(Model):
         progress: Progress = no_progress,
         temperature: float = 1.0,
     ) -> Applied:
-        """x [B, C, H, W] with its first `rows` rows kept, half of them if None, and the rest sampled given
-        them.
+        """x [B, C, H, W] with its first rows kept, and the rest sampled given them.
 
-        A conditional model without labels takes the class that makes the kept rows most probable. UsageError:
-        no such number of rows.
+        A conditional model without labels takes the class that makes the kept rows most probable. Raises
+        UsageError for a number of rows that the images do not have.
+
+        rows: how many rows are kept, 0 … H; null: half of them.
         """
         rows = x.shape[2] // 2 if rows is None else rows
         if not 0 <= rows <= x.shape[2]:
@@ -144,30 +142,48 @@ class PixelModel(Model):
         done = self._generate(x, rows, labels, noise, progress, temperature)
         return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
-    def _generate(self, x, rows, labels, noise, progress, temperature, naive=False) -> Tensor:
+    def _generate(
+        self,
+        x: Tensor,
+        rows: int,
+        labels: Tensor | None,
+        noise: Noise,
+        progress: Progress,
+        temperature: float,
+        naive: bool = False,
+    ) -> Tensor:
         """x with the values below its first `rows` rows drawn in order."""
         if temperature <= 0:
             raise UsageError(f"`temperature` is {temperature}, it must be above 0")
         n, _, height, width = x.shape
-        u = noise.rand(n, self.parts, self.uniforms, height, width).to(x)
+        u = noise.rand(n, self.parts, self.uniforms, height, width)
         x = x.clone()
         x[:, :, rows:] = 0
         split = x.unflatten(1, (self.parts, -1))  # a view [n, parts, C / parts, H, W]
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # the draws are those of the net as it is, at full precision
-            steps = WholeNet(self, x, labels) if naive else self.steps(n, labels)
+        # without autocast: a draw follows the distribution that the weights define, at full precision
+        with torch.autocast(x.device.type, enabled=False):
+            net = WholeNet(self, x, labels) if naive else self.incremental(n, labels)
             for i in range(height):
-                steps.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
+                net.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
                 if i < rows:
-                    steps.keep(x[:, :, i])
+                    net.keep(x[:, :, i])
                 for j in range(width if i >= rows else 0):
                     for part in range(self.parts):
-                        value = self.draw(steps.outputs(j, part), u[:, part, :, i, j], temperature)
+                        value = self.draw(net.outputs(j, part), u[:, part, :, i, j], temperature)
                         split[:, part, :, i, j] = value
-                        steps.put(j, part, value)
+                        net.put(j, part, value)
                 progress(i + 1, height, x)
         return x
+
+
+def grey_levels(data: DataInfo) -> int:
+    """The grey levels of the images. Raises UsageError for latents, which have none."""
+    if data.levels is None:
+        raise UsageError(
+            "this model is of pixels with grey levels, and latents have none",
+            hint="leave `data.latent` out",
+        )
+    return data.levels
 
 
 def first_rows(x: Tensor, rows: int) -> Tensor:
@@ -176,8 +192,8 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class WholeNet:
-    """`Steps` without a cache: a pass of the whole net over x, which is filled in meanwhile, for all that is
-    asked."""
+    """`Incremental` without caches: every output is a pass of the whole net over x, into which the values
+    drawn so far are written."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Tensor | None):
         self.net, self.x, self.labels, self.i = net, x, labels, -1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +13,51 @@ from gzcli.errors import UsageError
 from gzcli.models.nn.unet import softmax_attention
 
 
-def start(width: int) -> float:
-    """The deviation of initial weights: GPT-2's .02 at its width of 768, more for narrower nets, which learn
-    faster so."""
+@dataclass(frozen=True)
+class TransformerOptions:
+    """The size of a transformer.
+
+    width: numbers in the vector of a position; a multiple of `heads`.
+    layers: blocks, each of self-attention and an MLP of 4 · `width` hidden units.
+    heads: attention heads of a block.
+    dropout: share of the activations that training sets to zero.
+    """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.0
+
+
+def initial_std(width: int) -> float:
+    """The standard deviation of initial weights: GPT-2's .02 at its width of 768, and more for narrower nets,
+    which then learn faster."""
     return 0.02 * math.sqrt(768 / width)
 
 
-class Past:
-    """Keys and values of the positions that a block has seen, up to `length` of them."""
+class KVCache:
+    """Keys and values of the positions that a block has seen, up to `length` of them.
 
-    def __init__(self, n: int, length: int, block: Block):
-        head_dim, like = block.norm1.weight.numel() // block.heads, block.norm1.weight
-        self.kv = like.new_empty(2, n, block.heads, length, head_dim)
+    like: a tensor of the block's dtype and device.
+    """
+
+    def __init__(self, n: int, heads: int, length: int, head_dim: int, like: Tensor):
+        self.kv = like.new_empty(2, n, heads, length, head_dim)
         self.seen = 0
 
     def add(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values so far, with those of new positions k, v [n, heads, new, head_dim] at their
-        end."""
+        """Appends k, v [n, heads, new, head_dim] of new positions; returns the keys and the values of all
+        positions so far."""
         before, self.seen = self.seen, self.seen + k.shape[2]
         self.kv[:, :, :, before : self.seen] = torch.stack([k, v])
-        return self.kv[:, :, :, : self.seen].unbind(0)
+        return self.kv[0, :, :, : self.seen], self.kv[1, :, :, : self.seen]
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP, both residual; `grid`: before them a depthwise 3×3 convolution over the
-    codes."""
+    """Self-attention and an MLP, both residual.
+
+    grid: if given, a depthwise 3×3 convolution over the codes of this grid (h, w) comes before both.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float, grid: tuple[int, int] | None = None):
         super().__init__()
@@ -46,54 +68,61 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, *, causal: bool = False, past: Past | None = None) -> Tensor:
-        """h [B, T, width]; causal: no position sees a later one. With `past` h are the positions after those
-        it has seen, and it sees them from now on; the first call may be of many positions, causal, the later
-        ones of one each."""
-        if self.near is not None:  # the first token is the label
-            h = torch.cat(
-                [h[:, :1], h[:, 1:] + self.near(h[:, 1:].mT.unflatten(2, self.grid)).flatten(2).mT], 1
-            )
+    def forward(self, h: Tensor, *, causal: bool = False, cache: KVCache | None = None) -> Tensor:
+        """h [B, T, width]; causal: no position attends to a later one.
+
+        With a cache, h holds the positions that follow those in the cache, and attends to both. The first
+        call with a cache may pass many positions, if it is causal; each later call passes one.
+        """
+        if self.near is not None and self.grid is not None:  # the first token is the label, not a code
+            codes = h[:, 1:].mT.unflatten(2, self.grid)
+            h = torch.cat([h[:, :1], h[:, 1:] + self.near(codes).flatten(2).mT], 1)
         q, k, v = (
             self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # [B, heads, T, D]
-        if past is not None:
-            k, v = past.add(k, v)
+        if cache is not None:
+            k, v = cache.add(k, v)
         a = softmax_attention(q, k, v, causal).transpose(1, 2).flatten(2)
         h = h + self.dropout(self.out(a))
         return h + self.dropout(self.mlp(self.norm2(h)))
 
 
 class Trunk(nn.Module):
-    """`layers` blocks and a final norm. Raises UsageError for a width that the heads cannot share."""
+    """The blocks of a transformer and a final norm. Raises UsageError for a width that the heads cannot
+    share."""
 
-    def __init__(
-        self, width: int, layers: int, heads: int, dropout: float, grid: tuple[int, int] | None = None
-    ):
+    def __init__(self, options: TransformerOptions, grid: tuple[int, int] | None = None):
         super().__init__()
+        self.options, width, heads = options, options.width, options.heads
         if width % heads:
             raise UsageError(
                 f"`model.width` is {width}, which {heads} heads cannot share",
                 hint="set `model.heads` to a divisor",
             )
-        self.drop = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, grid) for _ in range(layers))
+        self.drop = nn.Dropout(options.dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, options.dropout, grid) for _ in range(options.layers))
         self.norm = nn.LayerNorm(width)
         for name, p in self.named_parameters():
-            if p.ndim == 2:  # what is added to the residual stream starts smaller (GPT-2)
+            if p.ndim == 2:  # weights whose outputs are added to the residual stream start smaller (GPT-2)
                 added = name.endswith(("out.weight", "mlp.2.weight"))
-                nn.init.normal_(p, std=start(width) / (math.sqrt(2 * layers) if added else 1))
+                scale = math.sqrt(2 * options.layers) if added else 1
+                nn.init.normal_(p, std=initial_std(width) / scale)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, h: Tensor, *, causal: bool = False, pasts: list[Past] | None = None) -> Tensor:
+    def forward(self, h: Tensor, *, causal: bool = False, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """h [B, T, width] through all blocks; caches: one for each block, see `Block.forward`."""
         h = self.drop(h)
-        for block, past in zip(self.blocks, pasts or [None] * len(self.blocks), strict=True):
-            h = block(h, causal=causal, past=past)
+        for i, block in enumerate(self.blocks):
+            h = block(h, causal=causal, cache=caches[i] if caches else None)
         return self.norm(h)
 
-    def pasts(self, n: int, length: int) -> list[Past]:
-        return [Past(n, length, block) for block in self.blocks]
+    def caches(self, n: int, length: int) -> list[KVCache]:
+        """An empty cache for each block, of up to `length` positions of n sequences."""
+        width, heads = self.options.width, self.options.heads
+        return [
+            KVCache(n, heads, length, width // heads, self.norm.weight) for _ in range(self.options.layers)
+        ]
 
 
 class Position(nn.Module):
@@ -102,7 +131,9 @@ class Position(nn.Module):
 
     def __init__(self, grid: tuple[int, int], width: int):
         super().__init__()
-        self.rows, self.columns = (nn.Parameter(start(width) * torch.randn(side, width)) for side in grid)
+        self.rows, self.columns = (
+            nn.Parameter(initial_std(width) * torch.randn(side, width)) for side in grid
+        )
 
     def forward(self) -> Tensor:
         return (self.rows[:, None] + self.columns).flatten(0, 1)

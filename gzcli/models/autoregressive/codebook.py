@@ -3,13 +3,14 @@
     z_q = e_k,  k = argmin_j ‖z_e − e_j‖                                                        (eq. 1 and 2)
     L = ‖sg[z_e] − e_k‖² + β ‖z_e − sg[e_k]‖²                                    (eq. 3, its last two terms)
 
-`gradient` codebooks learn by the first term; `ema` ones follow the mean of the vectors that they stand for
-(appendix A.1) and need the second term alone. Statistics are shares of the global batch, so that neither the
-number of vectors nor that of processes matters.
+A `gradient` codebook learns by the first term. An `ema` codebook needs the second term alone: its codes
+follow the mean of the encoder's vectors that they replace (appendix A.1). Statistics are shares of the global
+batch, so that they depend neither on the number of vectors nor on that of processes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,52 +21,69 @@ from gzcli import ranks
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.types import Noise
 
-EPS = 1e-8  # Laplace smoothing, in shares
-DEAD = 0.03  # a code used less than this part of its equal share is dead
-DISTANCES = 1 << 24  # held at once
-REBORN = 0.1  # … and starts again with this part of it: about one averaging time to prove itself
+EPS = 1e-8  # Laplace smoothing of the shares of codes
+DEAD = 0.03  # a code is dead where its share is less than this part of an equal share, 1 / codes
+REBORN = 0.1  # a restarted code begins with this part of an equal share, which lasts one averaging time
+DISTANCES = 1 << 24  # distances that are held in memory at once
+
+
+@dataclass(frozen=True)
+class CodebookOptions:
+    """How vectors are quantised.
+
+    codes: size of the codebook.
+    dim: numbers in a code's vector.
+    codebook: how codes learn: `ema`, as the mean of the encoder's vectors that they replace, or `gradient`.
+    beta: weight β of the commitment loss, which draws the encoder to its codes.
+    decay: of the averages behind `ema` and `restart`, a step.
+    restart: whether dead codes are moved to vectors drawn from the batch.
+    cosine: whether vectors and codes lie on the unit sphere, which keeps more codes in use (Yu 2021,
+      arXiv:2110.04627, section 3.2).
+    """
+
+    codes: int = 512
+    dim: int = 64
+    codebook: Literal["ema", "gradient"] = "ema"
+    beta: float = 0.25
+    decay: float = 0.99
+    restart: bool = True
+    cosine: bool = False
 
 
 class Codebook(nn.Module):
-    """z [B, dim, h, w] → the nearest of `codes` vectors at each place.
+    """Replaces each vector of z [B, dim, h, w] by the nearest of the codebook's.
 
-    cosine: vectors and codes lie on the unit sphere (Yu 2021, arXiv:2110.04627, section 3.2), which keeps
-    more of them in use. restart: dead codes are moved to vectors drawn from the batch.
+    embedding: the codes' vectors [codes, dim], a buffer of `ema` codebooks, a parameter of `gradient` ones.
+    total: running average of the sum of each code's vectors over the batch's number of vectors [codes, dim].
+    usage: running average of the share of vectors that take each code [codes].
+    started: whether the codes lie at vectors of a first batch.
     """
 
-    def __init__(
-        self,
-        codes: int,
-        dim: int,
-        *,
-        learned: Literal["ema", "gradient"] = "ema",
-        beta: float = 0.25,
-        decay: float = 0.99,
-        restart: bool = True,
-        cosine: bool = False,
-    ):
+    embedding: Tensor
+    total: Tensor
+    usage: Tensor
+    started: Tensor
+
+    def __init__(self, options: CodebookOptions):
         super().__init__()
-        self.learned, self.beta, self.decay, self.restart, self.cosine = learned, beta, decay, restart, cosine
-        embedding = self._normal(torch.randn(codes, dim))
-        if learned == "ema":
+        self.options = options
+        codes = options.codes
+        embedding = self._normal(torch.randn(codes, options.dim))
+        if options.codebook == "ema":
             self.register_buffer("embedding", embedding)
-            self.register_buffer(
-                "total", embedding / codes
-            )  # average of the sum of a code's vectors, a vector of the batch
+            self.register_buffer("total", embedding / codes)
         else:
-            self.embedding = nn.Parameter(embedding)
-        self.register_buffer(
-            "usage", torch.full((codes,), 1 / codes)
-        )  # average share of the vectors that take a code
+            self.register_parameter("embedding", nn.Parameter(embedding))
+        self.register_buffer("usage", torch.full((codes,), 1 / codes))
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """(z_q with the gradient straight through to z, the loss and what is to be logged); moves the codes
-        in training."""
+        """z_q, whose gradient passes straight through to z, and the loss with figures to log; in training the
+        codes move."""
         z, codes, e = self.nearest(z)
         share = ranks.mean(self._count(codes), self)
-        loss = self.beta * F.mse_loss(z, e.detach())
-        if self.learned == "gradient":
+        loss = self.options.beta * F.mse_loss(z, e.detach())
+        if self.options.codebook == "gradient":
             loss = loss + F.mse_loss(e, z.detach())
         if self.training:
             self._update(z.detach(), codes, share, noise)
@@ -77,10 +95,10 @@ class Codebook(nn.Module):
         }
 
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(z as it is compared, its codes [B, h, w] int64, their vectors [B, dim, h, w]), in full
-        precision."""
+        """z [B, dim, h, w] as it is compared, its codes [B, h, w] int64, and their vectors [B, dim, h, w], in
+        full precision."""
         z = self._normal(to_fp32(z), dim=1)
-        with full_fp32(z.device):  # in TF32 a near tie falls otherwise than where the codes are read
+        with full_fp32(z.device):  # TF32 would decide a near tie otherwise than the pass that reads the codes
             places = z.detach().movedim(1, -1)  # [B, h, w, dim]
             e = self._normal(self.embedding.detach())  # [codes, dim]
             square, parts = e.square().sum(1), places.flatten(0, -2).split(max(1, DISTANCES // len(e)))
@@ -95,12 +113,15 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, z: Tensor, noise: Noise) -> None:
-        """Codes at vectors of the first batch; once, so that a resume changes nothing. No host sync."""
-        self._place(~self.started.expand_as(self.usage), self._normal(to_fp32(z), dim=1), noise, REBORN)
+        """Moves all codes to vectors of the first batch; only once, so that a resume changes nothing.
+
+        The host does not wait for the device.
+        """
+        self._restart(~self.started.expand_as(self.usage), self._normal(to_fp32(z), dim=1), noise)
         self.started.fill_(True)
 
     def _normal(self, t: Tensor, dim: int = -1) -> Tensor:
-        return F.normalize(t, dim=dim) if self.cosine else t
+        return F.normalize(t, dim=dim) if self.options.cosine else t
 
     def _count(self, codes: Tensor) -> Tensor:
         """The share of each code among `codes`."""
@@ -112,32 +133,33 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _update(self, z: Tensor, codes: Tensor, share: Tensor, noise: Noise) -> None:
-        self.usage.lerp_(share, 1 - self.decay)
-        if self.learned == "ema":
+        self.usage.lerp_(share, 1 - self.options.decay)
+        if self.options.codebook == "ema":
             vectors = z.movedim(1, -1).flatten(0, -2).to(self.total)
             sums = torch.zeros_like(self.total).index_add_(0, codes.flatten(), vectors) / len(vectors)
-            self.total.lerp_(ranks.mean(sums, self), 1 - self.decay)
+            self.total.lerp_(ranks.mean(sums, self), 1 - self.options.decay)
             n = self.usage.sum()
             smoothed = (self.usage + EPS) / (n + len(self.usage) * EPS) * n
             self.embedding.copy_(self._normal(self.total / smoothed[:, None]))
-        if self.restart:
-            self._place(self._dead(), z, noise, REBORN)
+        if self.options.restart:
+            self._restart(self._dead(), z, noise)
 
-    def _place(self, which: Tensor, z: Tensor, noise: Noise, part: float) -> None:
-        """Moves the codes where `which` [codes] to vectors drawn from the global batch, with `part` of an
-        equal share.
+    def _restart(self, which: Tensor, z: Tensor, noise: Noise) -> None:
+        """Moves the codes where `which` [codes] is true to vectors drawn from the global batch z
+        [B, dim, h, w].
 
-        No host sync: the vectors are drawn whether or not there is a code for them.
+        The vectors are drawn whether or not any code needs them, so that the host need not wait for the
+        device.
         """
         z = z.movedim(1, -1).flatten(1, 2)  # [B, h · w, dim]
-        u, z = noise.rand(*z.shape[:2]).to(z).flatten(), z.flatten(0, 1)
+        u, z = noise.rand(*z.shape[:2]).flatten(), z.flatten(0, 1)
         few = min(len(which), len(z))
         first = u.topk(few).indices  # the first of the global batch are among the first of each rank
         u, z = ranks.rows(u[first], self), ranks.rows(z[first], self)
         z = z[u.topk(min(len(which), len(z))).indices].to(self.embedding)
         z = z[(which.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
-        share = part / len(which)
+        share = REBORN / len(which)
         self.usage.masked_fill_(which, share)
         self.embedding.data.copy_(torch.where(which[:, None], z, self.embedding))
-        if self.learned == "ema":
+        if self.options.codebook == "ema":
             self.total.copy_(torch.where(which[:, None], z * share, self.total))

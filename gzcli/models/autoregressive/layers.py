@@ -1,11 +1,11 @@
-"""Causal convolutions of the PixelCNN family, each with an incremental twin that computes one row or one
+"""Causal convolutions of the PixelCNN family, and caches by which they are computed row by row or pixel by
 pixel.
 
 Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i
 sees rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row
 and channels < c of its pixel (masks A in the first layer and B above it: van den Oord 2016,
-arXiv:1601.06759). Kernels hold the unmasked taps only and their input is shifted by padding, so nothing is
-multiplied by zero; the one mask left is that between channel groups at the current pixel.
+arXiv:1601.06759). Kernels hold the unmasked taps only, and padding shifts their input, so that nothing is
+multiplied by zero; the only mask left is that between channel groups at the current pixel.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from torch import Tensor, nn
 
 
 def gate(y: Tensor, dim: int = 1) -> Tensor:
-    """tanh(a / 2) · σ(b) for y = [a, b] along `dim`: the gated unit (arXiv:1606.05328 eq. 2); it halves that
-    dimension.
+    """The gated unit tanh(a / 2) · σ(b) for y = [a, b] along `dim` (arXiv:1606.05328, eq. 2).
 
-    tanh(a / 2) = 2 σ(a) − 1, so that one sigmoid over contiguous memory does both: in bf16 on a CPU tanh is
-    slow.
+    As tanh(a / 2) = 2 σ(a) − 1, one sigmoid over contiguous memory serves both; tanh is slow in bf16 on a
+    CPU.
     """
     a, b = torch.sigmoid(y).chunk(2, dim)
     return torch.addcmul(-b, a, b, value=2)
 
 
 def group_mask(n_out: int, n_in: int, groups: int, *, parts: int = 1, strict: bool = False) -> Tensor | None:
-    """0/1 [n_out, n_in]: may output o see input i of the same pixel? None where every output may.
+    """0/1 [n_out, n_in]: 1 where output o may see input i of the same pixel; None where every output may.
 
-    Channels are split into `groups` equal runs (outputs within each of `parts`: a gated unit's two halves).
-    Group c sees groups ≤ c (mask B), or < c if `strict` (mask A).
+    Channels are split into `groups` equal runs, the outputs within each of `parts` (the two halves of a gated
+    unit). Group c sees groups ≤ c (mask B), or < c if `strict` (mask A).
     """
     if groups == 1 and not strict:
         return None
@@ -48,15 +47,26 @@ def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
 
 
 class VerticalConv(nn.Conv2d):
-    """A convolution over the rows up to the current one of its input; up to the row above if `strict` (first
-    layer)."""
+    """A convolution over the rows up to the current one.
+
+    strict: over the rows up to the one above, for the first layer, whose input is the image.
+    """
+
+    bias: Tensor
 
     def __init__(
-        self, n_in: int, n_out: int, kernel: tuple[int, int], *, dilation=1, stride=1, strict: bool = False
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: tuple[int, int],
+        *,
+        dilation: int = 1,
+        stride: int = 1,
+        strict: bool = False,
     ):
         super().__init__(n_in, n_out, kernel, dilation=dilation, stride=stride)
         self.strict = strict
-        self.above = (kernel[0] - 1) * dilation  # rows kept from the past
+        self.above = (kernel[0] - 1) * dilation  # rows that are needed beside the current one
         self.side = (kernel[1] - 1) * dilation // 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,19 +77,32 @@ class VerticalConv(nn.Conv2d):
 class HorizontalConv(nn.Module):
     """A 1 × (left + 1) convolution over the pixels up to the current one, whose channels are masked by group.
 
-    `strict` (first layer, mask A): group c of the current pixel sees groups < c only; with one group there is
-    no such tap. `parts` = 2 for outputs that go through `gate`.
+    strict: for the first layer (mask A): group c of the current pixel sees groups < c only; with one group
+      the current pixel has no tap.
+    parts: 2 where the outputs go through `gate`.
     """
 
+    weight: Tensor
+    bias: Tensor
+    mask: Tensor | None
+
     def __init__(
-        self, n_in, n_out, left: int, *, dilation: int = 1, groups: int = 1, parts: int = 1, strict=False
+        self,
+        n_in: int,
+        n_out: int,
+        left: int,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        parts: int = 1,
+        strict: bool = False,
     ):
         super().__init__()
         self.n_in, self.n_out, self.left, self.dilation = n_in, n_out, left, dilation
         self.groups, self.parts, self.strict = groups, parts, strict
-        self.current = not (strict and groups == 1)  # is there a tap on the current pixel?
-        conv = nn.Conv2d(n_in, n_out, (1, left + self.current))  # its initialisation
-        self.weight, self.bias = conv.weight, conv.bias
+        self.current = not (strict and groups == 1)  # whether the current pixel has a tap
+        for name, p in nn.Conv2d(n_in, n_out, (1, left + self.current)).named_parameters():
+            self.register_parameter(name, p)  # a convolution's, for their initial values
         mask = group_mask(n_out, n_in, groups, parts=parts, strict=strict) if self.current else None
         if mask is not None:
             taps = torch.ones(n_out, n_in, left, device=mask.device)
@@ -94,37 +117,45 @@ class HorizontalConv(nn.Module):
 
 
 class RowCache:
-    """The incremental twin of a `VerticalConv`: takes its input row by row, [n, C, W], returns rows of its
-    output."""
+    """Computes a `VerticalConv` row by row: takes its input as rows [n, C, W], returns rows of its output."""
 
     def __init__(self, conv: VerticalConv, n: int, width: int):
-        self.conv, self.weight = conv, conv.weight.detach()  # read once: it may be a function of parameters
+        self.conv, self.weight = (
+            conv,
+            conv.weight.detach(),
+        )  # read once: weight_norm computes it anew each time
         zero = self.weight.new_zeros(n, conv.in_channels, width + 2 * conv.side)
         self.rows = deque([zero] * conv.above, maxlen=conv.above + 1)
-        self.i = 0
+        self.i = -1
 
-    def __call__(self, row: Tensor) -> Tensor | None:
-        """Output row i [n, n_out, W] from input row i (from row i − 1 of a strict one; zeros for i = 0).
+    def __call__(self, row: Tensor) -> Tensor:
+        """Output row i [n, n_out, W] from input row i; of a strict one from row i − 1, zeros for i = 0."""
+        self.push(row)
+        return self.output()
 
-        A strided one has an output for the first of every `stride` input rows, and None for the rest.
-        """
-        conv = self.conv
-        self.rows.append(F.pad(row, (conv.side, conv.side)))
+    def push(self, row: Tensor) -> None:
+        """Enters the next input row."""
+        self.rows.append(F.pad(row, (self.conv.side, self.conv.side)))
         self.i += 1
-        if (self.i - 1) % conv.stride[0]:
-            return None
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is an output for the row that was entered last: a strided one skips rows."""
+        return self.i % self.conv.stride[0] == 0
+
+    def output(self) -> Tensor:
+        conv = self.conv
         taps = torch.stack(list(self.rows)[:: conv.dilation[0]], 2)  # [n, C, kh, W + 2 side]
-        return F.conv2d(taps, self.weight, conv.bias, (1, conv.stride[1]), dilation=(1, conv.dilation[1]))[
-            :, :, 0
-        ]
+        stride, dilation = (1, conv.stride[1]), (1, conv.dilation[1])
+        return F.conv2d(taps, self.weight, conv.bias, stride, dilation=dilation)[:, :, 0]
 
 
 class PixelCache:
-    """The incremental twin of a `HorizontalConv` within one row: its inputs, and its weights cropped by tap
-    and group.
+    """Computes a `HorizontalConv` pixel by pixel within one row: keeps its inputs, and its weights cropped by
+    tap and group.
 
-    Outputs come in group-major order: group c is columns c·w … (c + 1)·w, w = n_out / groups, each [parts, w
-    / parts].
+    Outputs come in group-major order: group c is columns c·w … (c + 1)·w, w = n_out / groups, each
+    [parts, w / parts].
     """
 
     def __init__(self, conv: HorizontalConv, n: int, width: int):
@@ -137,20 +168,19 @@ class PixelCache:
         self.pad = conv.left * conv.dilation
         self.input = weight.new_zeros(self.pad + width, n, conv.n_in)
         size, self.step = conv.n_out // conv.groups, conv.n_in // conv.groups
-        self.seen = [
-            (c + (not conv.strict)) * self.step for c in range(conv.groups)
-        ]  # channels of the current pixel
+        # how many channels of the current pixel each group sees
+        self.seen = [(c + (not conv.strict)) * self.step for c in range(conv.groups)]
         self.out = [slice(c * size, (c + 1) * size) for c in range(conv.groups)]
         self.now = [weight[s, :k, -1].T.contiguous() for s, k in zip(self.out, self.seen, strict=True)]
 
     def left(self, j: int, base: Tensor) -> Tensor:
-        """`base` [n, n_out] (or [n_out]) plus what the pixels left of j contribute."""
+        """`base` [n, n_out] or [n_out], plus the contribution of the pixels left of j."""
         for t, weight in enumerate(self.past):
             base = torch.addmm(base, self.input[j + t * self.conv.dilation], weight)
         return base
 
     def add(self, j: int, c: int, left: Tensor) -> Tensor:
-        """Group c's output [n, n_out / groups] at pixel j, given `left`'s sum."""
+        """Group c's output [n, n_out / groups] at pixel j, given the sum that `left` returned."""
         left, seen = left[..., self.out[c]], self.seen[c]
         return torch.addmm(left, self.input[self.pad + j, :, :seen], self.now[c]) if seen else left
 

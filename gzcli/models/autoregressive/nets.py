@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.models.nn.unet import Attention, Down, Up
 
-EPS = 1e-6
+EPS = 1e-6  # of the group norms
+
+
+@dataclass(frozen=True)
+class ConvOptions:
+    """The size of encoder and decoder.
+
+    channels: of the finest level; a multiple of `groups`.
+    mult: what `channels` is multiplied by at each level, the finest first; the resolution is halved between
+      two levels.
+    blocks: residual blocks of each level of the encoder; the decoder has one more.
+    attention: whether the coarsest level has self-attention.
+    groups: of the group norms.
+    """
+
+    channels: int = 32
+    mult: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 1
+    attention: bool = True
+    groups: int = 8
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each level, the finest first."""
+        return tuple(self.channels * m for m in self.mult)
 
 
 class ResBlock(nn.Module):
@@ -46,21 +72,19 @@ class Middle(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """x [B, channels, H, W] → [B, dim, h, w]; widths of the levels, finest first, the resolution halved
-    between them."""
+    """x [B, channels, H, W] → [B, dim, h, w]."""
 
-    def __init__(
-        self, channels: int, widths: tuple[int, ...], blocks: int, dim: int, groups: int, attention: bool
-    ):
+    def __init__(self, channels: int, dim: int, options: ConvOptions):
         super().__init__()
+        widths, blocks, groups = options.widths, options.blocks, options.groups
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.levels = nn.ModuleList(
-            Level(i, o, blocks, groups, attention and k == last)
+            Level(i, o, blocks, groups, options.attention and k == last)
             for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.downs = nn.ModuleList(Down(w, 1) for w in widths[:-1])
-        self.middle = Middle(widths[-1], groups, attention)
+        self.middle = Middle(widths[-1], groups, options.attention)
         self.norm = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
@@ -72,34 +96,27 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [B, dim, h, w] → [B, channels, H, W], with a block more a level; `sizes` of the feature maps, the
-    image's first."""
+    """z [B, dim, h, w] → [B, channels, H, W], the encoder's mirror with one block more a level.
 
-    def __init__(
-        self,
-        channels: int,
-        widths: tuple[int, ...],
-        blocks: int,
-        dim: int,
-        groups: int,
-        attention: bool,
-        sizes: list[tuple[int, int]],
-    ):
+    sizes: (height, width) of the feature maps, the image's first.
+    """
+
+    def __init__(self, channels: int, dim: int, options: ConvOptions, sizes: list[tuple[int, int]]):
         super().__init__()
-        last, widths = len(widths) - 1, widths[::-1]
+        widths, blocks, groups = options.widths[::-1], options.blocks + 1, options.groups
         self.sizes = sizes[-2::-1]
         self.conv_in = nn.Conv2d(dim, widths[0], 3, padding=1)
-        self.middle = Middle(widths[0], groups, attention)
+        self.middle = Middle(widths[0], groups, options.attention)
         self.levels = nn.ModuleList(
-            Level(i, o, blocks + 1, groups, attention and k == 0)
+            Level(i, o, blocks, groups, options.attention and k == 0)
             for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
-        self.ups = nn.ModuleList(Up(w) for w in widths[:last])
+        self.ups = nn.ModuleList(Up(w) for w in widths[:-1])
         self.norm = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.levels[0](self.middle(self.conv_in(z)))
-        for up, size, level in zip(self.ups, self.sizes, self.levels[1:], strict=True):
+        for up, size, level in zip(self.ups, self.sizes, list(self.levels)[1:], strict=True):
             h = level(up(h, size))
         return self.conv_out(F.silu(self.norm(h)))

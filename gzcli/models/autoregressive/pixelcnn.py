@@ -1,11 +1,13 @@
 """Gated PixelCNN — van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders",
 arXiv:1606.05328.
 
-p(x) = Π p(x_i | x_<i), each factor a softmax over grey levels computed by two stacks of gated causal
-convolutions.
+p(x) = Π p(x_i | x_<i); two stacks of gated causal convolutions compute each factor, a softmax over grey
+levels.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +22,8 @@ from gzcli.types import Batch, DataInfo
 
 
 class GatedBlock(nn.Module):
-    """One layer of both stacks (paper, figure 2), both residual; the vertical one feeds the horizontal, never
-    back."""
+    """One layer of both stacks (paper, figure 2), both residual; the horizontal stack also sees the vertical
+    one, never the reverse."""
 
     def __init__(self, hidden: int, kernel: int, dilation: int, groups: int):
         super().__init__()
@@ -44,12 +46,16 @@ class GatedBlock(nn.Module):
 class PixelCNN(PixelModel):
     """Gated PixelCNN with exact likelihood.
 
-    hidden: channels of each stack (a multiple of 32 for speed in bf16); dilations: one layer each; kernel:
-    width of the layers' kernels, odd; first: width of the first layer's, odd; head: channels before the
-    softmax. Each channel of the image has an equal part of `hidden` and `head`, which are rounded up to that.
-    RGB is generated in the order R → G → B, each conditioned on those before it. Two levels have one
-    Bernoulli logit. The vertical stack also gets a learned map of positions, which costs nothing and shows
-    where the border is.
+    Each channel of the image has an equal part of `hidden` and of `head`, which are rounded up to that. RGB
+    is generated in the order R → G → B, each channel conditioned on those before it. Images of two levels
+    have one Bernoulli logit a channel. The vertical stack also gets a learned map of positions: it costs no
+    time and shows where the border is.
+
+    hidden: channels of each stack; a multiple of 32 is fast in bf16.
+    dilations: of the layers' kernels, one layer for each number.
+    kernel: width of the layers' kernels in pixels; odd.
+    first: width of the first layer's kernel in pixels; odd, 3 or more.
+    head: channels before the softmax.
     """
 
     paper = "van den Oord et al. 2016, arXiv:1606.05328"
@@ -66,11 +72,11 @@ class PixelCNN(PixelModel):
         conditional: bool = False,
     ):
         channels, height, width = data.shape
-        super().__init__(data, conditional=conditional, parts=channels, uniforms=1)
+        super().__init__(data, conditional, parts=channels, uniforms=1)
         hidden, head = (-(-size // channels) * channels for size in (hidden, head))
         if kernel % 2 == 0 or first % 2 == 0 or first < 3:
             raise UsageError("`model.kernel` and `model.first` must be odd, `model.first` 3 or more")
-        self.outputs = 1 if data.levels == 2 else data.levels  # logits a channel
+        self.outputs = 1 if self.levels == 2 else self.levels  # logits a channel
         half = first // 2
         self.first_vertical = VerticalConv(channels, hidden, (half, first), strict=True)
         self.first_horizontal = HorizontalConv(channels, hidden, half, groups=channels, strict=True)
@@ -85,14 +91,14 @@ class PixelCNN(PixelModel):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        """The softmax starts at the marginal distribution of the first batch, which saves the steps of
-        learning it.
+        """Sets the softmax to the marginal distribution of grey levels in the first batch, which saves the
+        steps of learning it.
 
-        A bias that is not zero any more (a resume) is left alone.
+        A bias that is no longer zero, as after a resume, stays.
         """
         if self.logits.bias.any():
             return
-        levels = self.data.levels
+        levels = self.levels
         k = to_levels(batch.x, levels).transpose(0, 1).flatten(1)  # [C, B · H · W]
         count = torch.stack([channel.bincount(minlength=levels) for channel in k]).to(self.logits.bias)
         share = ranks.mean(count / k.shape[1], self)
@@ -101,11 +107,11 @@ class PixelCNN(PixelModel):
         self.logits.bias.copy_(bias.flatten())
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The logits of every value given those before it, [B, C, H, W, levels] (one, of level 1, for two
-        levels)."""
+        """The logits of every value given those before it, [B, C, H, W, outputs]: one for each level, or one
+        of level 1 where there are two levels."""
         bias = self._bias(labels, x.shape[0])
         v, h = self.first_vertical(x), self.first_horizontal(x)
-        # channels_last is faster on a CPU; set here, as an image of one channel has no format to hand on
+        # channels_last is faster on a CPU; an image of one channel has no memory format that would carry over
         v = (v + self.position.to(v.dtype)).contiguous(memory_format=torch.channels_last)
         h = h.contiguous(memory_format=torch.channels_last)
         for block, b in zip(self.blocks, bias, strict=True):
@@ -114,15 +120,15 @@ class PixelCNN(PixelModel):
         return y.permute(0, 2, 3, 1).unflatten(-1, (-1, self.outputs)).movedim(-2, 1)
 
     def _bias(self, labels: Tensor | None, n: int) -> list[Tensor | None]:
-        """A label's biases in each layer's gates [n, 2, 2·hidden, 1, 1] (eq. 4), None each where
-        unconditional."""
+        """The labels' biases in the gates of each layer, [n, 2, 2·hidden, 1, 1] (eq. 4), or None of an
+        unconditional model."""
         if self.label is None:
             return [None] * len(self.blocks)
         return list(self.label(labels, n).view(n, len(self.blocks), 2, -1, 1, 1).unbind(1))
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """log p of every value given those before it, [B, C, H, W]."""
-        logits, k = to_fp32(outputs), to_levels(x, self.data.levels)
+        logits, k = to_fp32(outputs), to_levels(x, self.levels)
         if self.outputs == 1:
             return -F.binary_cross_entropy_with_logits(logits[..., 0], k.to(logits.dtype), reduction="none")
         logits, k = logits.movedim(1, 3), k.movedim(1, 3)  # [B, H, W, C, …], as they lie in memory
@@ -136,38 +142,38 @@ class PixelCNN(PixelModel):
             k = u >= torch.sigmoid(-logits)
         else:
             k = (logits.softmax(-1).cumsum(-1)[:, :-1] <= u).sum(-1, keepdim=True)
-        return from_levels(k, self.data.levels).to(u)
+        return from_levels(k, self.levels)
 
-    def steps(self, n: int, labels: Tensor | None) -> Steps:
-        return Steps(self, n, labels)
+    def incremental(self, n: int, labels: Tensor | None) -> IncrementalPixelCNN:
+        return IncrementalPixelCNN(self, n, labels)
 
 
-class Steps:
-    """The net computed incrementally for n images: the vertical stack by row, the horizontal one by pixel and
-    channel.
+class IncrementalPixelCNN:
+    """The net for n images: the vertical stack row by row, the horizontal one by pixel and channel.
 
-    See `base.Steps`; the parts of a pixel are its channels. The cost of a pixel does not grow with the image.
+    See `base.Incremental`; the parts of a pixel are its channels. The cost of a pixel does not grow with the
+    image.
     """
 
     def __init__(self, net: PixelCNN, n: int, labels: Tensor | None):
         width = net.data.shape[2]
         self.net, self.n, self.i = net, n, 0
         self.bias = net._bias(labels, n)
-        self.vertical = [
-            RowCache(conv, n, width) for conv in (net.first_vertical, *(b.vertical for b in net.blocks))
-        ]
+        self.layers = cast("list[GatedBlock]", list(net.blocks))
+        self.first_vertical = RowCache(net.first_vertical, n, width)
+        self.vertical = [RowCache(b.vertical, n, width) for b in self.layers]
         self.first = PixelCache(net.first_horizontal, n, width)
-        self.blocks = [(PixelCache(b.horizontal, n, width), PixelCache(b.out, n, 1)) for b in net.blocks]
+        self.blocks = [(PixelCache(b.horizontal, n, width), PixelCache(b.out, n, 1)) for b in self.layers]
         self.head, self.out = PixelCache(net.head, n, 1), PixelCache(net.logits, n, 1)
 
     def row(self, above: Tensor) -> None:
-        """Enters the next row: the vertical stack at that row, given the image's row above it [n, C, W]."""
-        first, *rest = self.vertical
-        v = first(above) + self.net.position[:, self.i]  # [n, hidden, W]
-        # what a block's horizontal gates get from the vertical stack, [W, n, 2·hidden], group-major
+        """Begins the next row: computes the vertical stack at that row, given the image's row above it
+        [n, C, W]."""
+        v = self.first_vertical(above) + self.net.position[:, self.i]  # [n, hidden, W]
+        # the vertical stack's share in each block's horizontal gates, [W, n, 2·hidden], group-major
         self.base = []
         for block, vertical, (horizontal, _), bias in zip(
-            self.net.blocks, rest, self.blocks, self.bias, strict=True
+            self.layers, self.vertical, self.blocks, self.bias, strict=True
         ):
             a = vertical(v)
             v = v + gate(a if bias is None else a + bias[:, 0, :, 0])
@@ -177,11 +183,12 @@ class Steps:
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
-        """A row that is kept needs nothing: the horizontal stack sees its own row alone."""
+        """Needs nothing: the horizontal stack sees its own row alone, and `row` passes this one to the
+        vertical stack."""
 
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""
-        if c == 0:  # what comes from the pixels on the left is the same for all channels
+        if c == 0:  # the share of the pixels on the left is the same for all channels
             self.left = [self.first.left(j, self.first.bias)]
             self.left += [
                 cache.left(j, base[j]) for (cache, _), base in zip(self.blocks, self.base, strict=True)

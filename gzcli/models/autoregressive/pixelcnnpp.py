@@ -1,10 +1,12 @@
 """PixelCNN++ — Salimans, Karpathy, Chen & Kingma 2017, arXiv:1701.05517.
 
-p(x) = Π p(pixel | pixels before it), each factor a mixture of discretised logistics over the whole pixel,
-whose parameters are computed by a causal U-net of gated ResNet blocks in two streams.
+p(x) = Π p(pixel | pixels before it); each factor is a mixture of discretised logistics over the whole pixel,
+and a causal U-net of gated ResNet blocks in two streams computes its parameters.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from gzcli.errors import UsageError
-from gzcli.models.autoregressive.base import PixelModel
+from gzcli.models.autoregressive.base import PixelModel, grey_levels
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
-from gzcli.models.autoregressive.resnet import Scale, feature, u_net, walks
+from gzcli.models.autoregressive.resnet import Scale, feature, u_net
+from gzcli.models.autoregressive.resnet_incremental import IncrementalScale
 from gzcli.models.nn.common import to_fp32
 from gzcli.models.nn.logistic import LogisticMixture
 from gzcli.types import DataInfo
@@ -23,11 +26,14 @@ from gzcli.types import DataInfo
 class PixelCNNpp(PixelModel):
     """PixelCNN++ with exact likelihood.
 
-    hidden: channels of each stream (a multiple of 32 for speed in bf16); blocks: gated ResNet blocks of each
-    scale on the way to coarser ones, from the images' own resolution on, halved each time; the way back has
-    one more, but at the coarsest scale; mixture: logistics a pixel; dropout: inside the blocks. Two levels
-    have one Bernoulli logit a channel. The vertical stream gets a learned map of positions, in place of the
-    paper's channel of ones, which shows the border only.
+    Images of two levels have one Bernoulli logit a channel. The vertical stream gets a learned map of
+    positions; the paper's channel of ones shows the border only.
+
+    hidden: channels of each stream; a multiple of 32 is fast in bf16.
+    blocks: gated ResNet blocks of each scale on the way to coarser ones, from the images' own resolution on,
+      which is halved between two scales; on the way back each scale but the coarsest has one more.
+    mixture: logistics in the mixture of a pixel.
+    dropout: share of the activations inside the blocks that training sets to zero.
     """
 
     paper = "Salimans et al. 2017, arXiv:1701.05517"
@@ -48,8 +54,8 @@ class PixelCNNpp(PixelModel):
                 "or more"
             )
         channels, height, width = data.shape
-        pixels = LogisticMixture(channels, data.levels, mixture)
-        super().__init__(data, conditional=conditional, parts=1, uniforms=pixels.uniforms)
+        pixels = LogisticMixture(channels, grey_levels(data), mixture)
+        super().__init__(data, conditional, parts=1, uniforms=pixels.uniforms)
         self.pixels = pixels
         self.first_vertical = VerticalConv(channels, hidden, (2, 3), strict=True)
         self.first_above = VerticalConv(channels, hidden, (1, 3), strict=True)
@@ -61,10 +67,9 @@ class PixelCNNpp(PixelModel):
             for i, n in enumerate(blocks)
         )
         self.head = nn.Conv2d(hidden, pixels.size, 1)
-        pixels.start(self.head.bias)
-        for layer in list(
-            self.modules()
-        ):  # g · v / ‖v‖, a norm for each output channel (Salimans & Kingma 2016)
+        pixels.start(self.head.get_parameter("bias"))
+        # weights are g · v / ‖v‖, with a norm for each output channel (Salimans & Kingma 2016)
+        for layer in list(self.modules()):
             if isinstance(layer, (nn.Conv2d, HorizontalConv)):
                 weight_norm(layer)
             elif isinstance(layer, nn.ConvTranspose2d):
@@ -74,12 +79,11 @@ class PixelCNNpp(PixelModel):
         """The parameters of every pixel's distribution given those before it, [B, 1, H, W, size]."""
         v, h = self.first_vertical(x), self.first_above(x) + self.first_left(x)
         v = v + self.position.to(v.dtype)
-        # channels_last is faster on a CPU; set here, as an image of one channel has no format to hand on
+        # channels_last is faster on a CPU; an image of one channel has no memory format that would carry over
         v, h = (feature(s.contiguous(memory_format=torch.channels_last)) for s in (v, h))
         _, (h, _) = u_net((v, h), self.scales, labels if self.conditional else None)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # a mean of 8 bits of mantissa is coarser than a grey level
+        # in full precision: a mean with bf16's 8 bits of mantissa is coarser than a grey level
+        with torch.autocast(x.device.type, enabled=False):
             return self.head(to_fp32(F.elu(h))).permute(0, 2, 3, 1)[:, None]
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
@@ -89,31 +93,30 @@ class PixelCNNpp(PixelModel):
     def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
         return self.pixels.draw(outputs, u, temperature)
 
-    def steps(self, n: int, labels: Tensor | None) -> Steps:
-        return Steps(self, n, labels)
+    def incremental(self, n: int, labels: Tensor | None) -> IncrementalPixelCNNpp:
+        return IncrementalPixelCNNpp(self, n, labels)
 
 
-class Steps:
-    """The net computed incrementally for n images: the vertical stream by row, the corner one by pixel, see
-    `base.Steps`.
+class IncrementalPixelCNNpp:
+    """The net for n images: the vertical stream row by row, the corner one pixel by pixel, see
+    `base.Incremental`.
 
-    A coarser scale takes part at every second row and column of the finer one, so a pixel costs a third more
-    than at one scale, whatever the size of the image.
+    A coarser scale is computed at every second row and column of the finer one, so that a pixel costs a third
+    more than at one scale, whatever the size of the image.
     """
 
     def __init__(self, net: PixelCNNpp, n: int, labels: Tensor | None):
         width = net.data.shape[2]
         self.net, self.i = net, 0
         self.head = net.head.weight[..., 0, 0].detach()
-        self.vertical, self.above = (
-            RowCache(net.first_vertical, n, width),
-            RowCache(net.first_above, n, width),
-        )
+        self.vertical = RowCache(net.first_vertical, n, width)
+        self.above = RowCache(net.first_above, n, width)
         self.left = PixelCache(net.first_left, n, width)
-        sizes = [-(-width // 2**s) for s in range(len(net.scales))]
-        self.rows, self.pixels = zip(
-            *(walks(s, n, w, labels) for s, w in zip(net.scales, sizes, strict=True)), strict=True
-        )
+        scales = [
+            IncrementalScale(scale, n, -(-width // 2**s), labels)
+            for s, scale in enumerate(cast("list[Scale]", list(net.scales)))
+        ]
+        self.rows, self.pixels = [s.rows for s in scales], [s.pixels for s in scales]
 
     def row(self, above: Tensor) -> None:
         self.base = self.above(above).permute(2, 0, 1) + self.left.bias  # [W, n, hidden]

@@ -1,43 +1,61 @@
-"""What the second stages share: distributions of the codes of a trained tokenizer."""
+"""What the second stages share: a distribution over the codes of a trained tokenizer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.autoregressive.tokenizer import Figures
+from gzcli.models.autoregressive.tokenizer import Figures, Tokenizer
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import spread_labels
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 
-class Prior(Model):
-    """A distribution of the codes [B, T] that `tokenizer` gives to images, in raster order, of its grid.
+@dataclass(frozen=True)
+class LabelOptions:
+    """How labels condition the codes.
 
-    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["codes"]`. Labels enter
-    as a token before the codes; an unconditional model has the null label there. label_dropout: how often a
-    conditional model sees the null label in training, which guidance needs.
+    conditional: whether the label comes before the codes; else the null label does.
+    label_dropout: share of the training images whose label is hidden; guidance, and images without labels,
+      need some.
+    """
+
+    conditional: bool = False
+    label_dropout: float = 0.0
+
+
+class Prior(Model):
+    """A distribution over the codes [B, T] that `tokenizer` gives to images, in raster order of its grid.
+
+    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["codes"]`. The label is
+    a token before the codes. Raises UsageError for a stage `tokenizer` that makes no codes.
     """
 
     best = "loss"
+    tokenizer: Tokenizer
 
-    def __init__(self, data: DataInfo, tokenizer: Model, *, conditional: bool, label_dropout: float):
+    def __init__(self, data: DataInfo, tokenizer: Model, labels: LabelOptions):
         super().__init__(data)
-        if conditional and not data.classes:
+        if labels.conditional and not data.classes:
             raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
+        if not isinstance(tokenizer, Tokenizer):
+            raise UsageError("the stage `tokenizer` makes no codes", hint="make it a `vqvae` or a `vqgan`")
         self.attach("tokenizer", tokenizer)
         self.grid, self.codes, self.length = tokenizer.grid, tokenizer.codes, math.prod(tokenizer.grid)
-        self.conditional, self.label_dropout = conditional, label_dropout
+        self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
 
     def phases(self) -> list[Phase]:
-        """Weight decay is for matrices alone."""
+        """Only matrices have weight decay."""
         matrices = [p for p in self.parameters() if p.ndim > 1]
         rest = [p for p in self.parameters() if p.ndim <= 1]
-        return [Phase("main", [{"params": matrices}, {"params": rest, "weight_decay": 0.0}])]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+        return [Phase("main", groups)]
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
@@ -46,28 +64,29 @@ class Prior(Model):
         return {"codes": codes.to(torch.int16) if self.codes <= 2**15 else codes}
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels of a batch and which of them to drop, [B] each."""
+        """The labels of a batch, [B] or [B, K], and which of them are hidden, [B]."""
         if not self.conditional:
             return None, None
         dropout = self.label_dropout if self.training else 0.0
-        return batch.y, batch.noise.rand(len(batch)).to(batch.x.device) < dropout
+        return batch.y, batch.noise.rand(len(batch)) < dropout
 
     # ---- what a prior defines
 
     def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        """−log p(codes | labels) [B] in nats, or a bound of it."""
+        """−log p(codes | labels) [B] in nats, or an upper bound of it."""
         raise NotImplementedError
 
-    # ---- of the images
+    # ---- images
 
     def images(self, codes: Tensor) -> Tensor:
-        """[B, C, H, W] of codes [B, T]."""
+        """The images [B, C, H, W] of codes [B, T]."""
         return self.tokenizer.decode(codes.unflatten(1, self.grid))
 
     def asked_labels(
         self, labels: Tensor | None, n: int, device: torch.device, guidance: float
     ) -> Tensor | None:
-        """The labels to sample by. Raises UsageError for guidance that the model was not trained for."""
+        """The labels of n samples, None of an unconditional model. Raises UsageError for guidance that the
+        model was not trained for."""
         if guidance != 1 and not (self.conditional and self.label_dropout):
             raise UsageError(
                 f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
@@ -76,7 +95,8 @@ class Prior(Model):
         return spread_labels(labels, n, self.data, device) if self.conditional else None
 
     def known_labels(self, labels: Tensor | None) -> Tensor | None:
-        """The labels of given images, None = unknown. Raises UsageError where the model never saw None."""
+        """The labels of given images, None where unknown. Raises UsageError for unknown labels where training
+        never hid any."""
         if self.conditional and labels is None and not self.label_dropout:
             hint = "name them with `--label`, or set `model.label_dropout` and train"
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
@@ -87,27 +107,27 @@ class Prior(Model):
         return self.tokenizer.reconstruct(x, noise=noise, progress=progress)
 
     def score_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−log p(codes of x), nats. A conditional model's is that of the mixture over its classes."""
+        """−log p(codes of x) [B] in nats; of a conditional model, under the mixture of its classes."""
         codes = self.tokenizer.encode(x).flatten(1)
         if not self.conditional:
             return self.nll(codes, None, noise)
         return math.log(len(self.data.classes)) - self.class_log_prob(codes, noise).logsumexp(1)
 
     def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
-        """log p(codes | class), or its bound, for every class: [B, K]."""
+        """log p(codes | class), or a lower bound of it, for every class: [B, K]."""
         return -torch.stack([self.nll(codes, y, noise) for y in self.each_class(codes)], 1)
 
     def each_class(self, codes: Tensor) -> list[Tensor]:
-        """The labels of the rows of codes [B, T], were all of one class, for every class."""
+        """For every class the labels that give it to all rows of codes [B, T]."""
         classes = spread_labels(None, len(self.data.classes), self.data, codes.device)
         return [y.expand(len(codes), *y.shape) for y in classes]
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """What the codes do not keep: ‖x − x̂‖²."""
+        """‖x − x̂‖² [B], the part of each image that its codes lose."""
         return self.tokenizer.score_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's figures; then nats a code: `entropy` of the codes one by one, and `nats` under the
+        """The tokenizer's figures, and in nats a code: `entropy`, that of a single code, and `nats` under the
         prior, given the labels if it is conditional."""
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:

@@ -1,4 +1,4 @@
-"""What the VQ models share: images become codes on a coarse grid, and images again."""
+"""What the VQ models share: an image becomes a coarse grid of codes, and codes become an image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
 
-    A tokenizer is made to be the first stage of a prior (`transformer`, `maskgit`), which knows how codes go
-    together. By itself it samples every code on its own, by how often it is used: colours and strokes without
-    a picture. Its codebook is already an average: averaged weights (`train.ema`) of a longer memory than the
-    codebook's `decay` would not fit it.
+    A tokenizer is the first stage of a prior (`transformer`, `maskgit`), which learns how codes go together.
+    By itself it samples every code independently, by how often training used it, so its samples have colours
+    and strokes but no composition. An `ema` codebook is an average already: the decoder must fit it, and
+    averaged weights (`train.ema`) whose memory is longer than that of the codebook's `decay` do not.
     """
 
     best = "loss"
@@ -60,8 +60,8 @@ class Tokenizer(Model):
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
-        """Codes drawn by their frequencies in training, decoded."""
-        u = noise.rand(n, *self.grid).to(self.codebook.usage.device)
+        """n images [n, C, H, W] of codes drawn by their frequencies in training."""
+        u = noise.rand(n, *self.grid)
         x = self.decode(draw(self.codebook.usage.expand(*u.shape, -1), u))
         progress(1, 1, x)
         return x
@@ -74,11 +74,11 @@ class Tokenizer(Model):
         return Applied(x, rows=("reconstruction",))
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """What the codes do not keep: ‖x − x̂‖²."""
+        """‖x − x̂‖² [B], the part of each image that its codes lose."""
         return (x - self.decode(self.encode(x))).square().flatten(1).sum(1)
 
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """How far the encoder's vectors are from any code: ‖z_e − e_k‖²."""
+        """‖z_e − e_k‖² [B], the distance of the encoder's vectors to their codes, summed over the grid."""
         z, _, e = self.codebook.nearest(self.encoder(x))
         return (z - e).square().flatten(1).sum(1)
 
@@ -91,15 +91,15 @@ class Tokenizer(Model):
 
 
 class Figures:
-    """What a tokenizer keeps of images, added up."""
+    """Running sums of a tokenizer's reconstruction error and of the use of its codes."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.error = self.pixels = 0
+        self.error, self.pixels = 0.0, 0
         self.usage = torch.zeros(tokenizer.codes, dtype=torch.float64)
 
     def add(self, x: Tensor) -> Tensor:
-        """The codes [B, h, w] of x."""
+        """Adds the images x [B, C, H, W]; returns their codes [B, h, w]."""
         codes = self.tokenizer.encode(x)
         self.error += float((0.5 * (x - self.tokenizer.decode(codes))).square().sum())
         self.pixels += x.numel()
@@ -108,7 +108,7 @@ class Figures:
 
     @property
     def entropy(self) -> float:
-        """Of the codes one by one, in nats."""
+        """The entropy of a single code, in nats."""
         p = self.usage / self.usage.sum()
         return -float(torch.special.xlogy(p, p).sum())
 
@@ -117,7 +117,8 @@ class Figures:
 
 
 def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
-    """The sizes of the feature maps: the image's, then halved (rounded up) `times` times."""
+    """(height, width) of the feature maps: of images of `shape` (C, H, W), then halved `times` times, rounded
+    up."""
     sizes = [(shape[1], shape[2])]
     for _ in range(times):
         h, w = sizes[-1]
@@ -129,7 +130,7 @@ def draw(weights: Tensor, u: Tensor) -> Tensor:
     """Indices [...] by inversion of the distributions proportional to weights [..., K]; u [...] uniform on
     [0, 1).
 
-    Never one of weight 0.
+    An index of weight 0 is never drawn.
     """
     cdf = to_fp32(weights).cumsum(-1)
     u = u.clamp(max=1 - 1e-6)  # so that u · cdf[-1] stays below cdf[-1] when rounded

@@ -1,9 +1,12 @@
-"""The GPT over codes of VQGAN — Esser, Rombach & Ommer 2021, arXiv:2012.09841, section 3.2: p(s) = Π p(s_i |
-s_<i)."""
+"""The GPT over codes of VQGAN — Esser, Rombach & Ommer 2021, arXiv:2012.09841, section 3.2.
+
+p(s) = Π p(s_i | s_<i)
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +14,34 @@ from torch import Tensor, nn
 
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.base import first_rows
-from gzcli.models.autoregressive.blocks import Position, Trunk, start
-from gzcli.models.autoregressive.prior import Prior
+from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Trunk, initial_std
+from gzcli.models.autoregressive.prior import LabelOptions, Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.nn import ClassEmbedding, spread_labels, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
+@dataclass(frozen=True)
+class DrawOptions:
+    """How a code is drawn from its distribution.
+
+    temperature: divides the logits; above 0, 1 samples the model itself.
+    top_k: codes to draw from, the likeliest; null: all.
+    top_p: draw from the fewest likeliest codes whose probabilities sum to this much (Holtzman 2019,
+      arXiv:1904.09751); above 0, 1: from all.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+
 class Transformer(Prior):
     """A causal transformer over the codes of `tokenizer`, in raster order; a second stage, see `Prior`.
 
-    width: of its `layers` blocks of `heads` attention heads. The label's embedding is the first token; each
-    position is told the row and the column of the code that it predicts. Raises UsageError for sizes that do
-    not fit.
+    The label's embedding is the first token. The input at each position also has a learned vector of the row
+    and the column of the code that it predicts. Raises UsageError for sizes that do not fit.
     """
 
     paper = "Esser et al. 2021, arXiv:2012.09841"
@@ -34,25 +51,24 @@ class Transformer(Prior):
         data: DataInfo,
         *,
         tokenizer: Model,
-        width: int = 128,
-        layers: int = 4,
-        heads: int = 4,
-        dropout: float = 0.0,
-        conditional: bool = False,
-        label_dropout: float = 0.0,
+        net: TransformerOptions = TransformerOptions(),
+        condition: LabelOptions = LabelOptions(),
     ):
-        super().__init__(data, tokenizer, conditional=conditional, label_dropout=label_dropout)
-        self.label = ClassEmbedding(len(data.classes) if conditional else 0, width)
-        self.embed = nn.Embedding(self.codes, width)
-        self.position = Position(self.grid, width)
-        self.trunk = Trunk(width, layers, heads, dropout)
-        self.head = nn.Linear(width, self.codes, bias=False)
+        super().__init__(data, tokenizer, condition)
+        self.label = ClassEmbedding(len(data.classes) if self.conditional else 0, net.width)
+        self.embed = nn.Embedding(self.codes, net.width)
+        self.position = Position(self.grid, net.width)
+        self.trunk = Trunk(net)
+        self.head = nn.Linear(net.width, self.codes, bias=False)
         for layer in (self.label.table, self.embed, self.head):
-            nn.init.normal_(layer.weight, std=start(width))
+            nn.init.normal_(layer.weight, std=initial_std(net.width))
 
     def forward(self, codes: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the grid
-        has."""
+        """The logits [B, T, codes] of each of codes [B, T] given those before it; T may be less than the
+        whole grid.
+
+        drop: rows [B] whose label is hidden.
+        """
         n, t = codes.shape
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]
@@ -65,8 +81,7 @@ class Transformer(Prior):
         return {"loss": nats, "bits": nats.detach() / math.log(2)}
 
     def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise | None = None) -> Tensor:
-        """−log p(codes | labels) [B] in nats, exact; of the first codes alone if there are fewer than the
-        grid has."""
+        """−log p(codes | labels) [B] in nats, exact; codes [B, T] may be fewer than the whole grid."""
         nats = F.cross_entropy(self(codes, labels).mT, codes, reduction="none")
         return nats.sum(1)
 
@@ -80,23 +95,18 @@ class Transformer(Prior):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
+        how: DrawOptions = DrawOptions(),
         guidance: float = 1.0,
     ) -> Tensor:
-        """n images [n, C, H, W], code by code, from cached keys and values.
+        """n images [n, C, H, W], code by code; keys and values of earlier codes are cached.
 
-        temperature divides the logits; top_k: among so many codes; top_p: among the likeliest with this
-        probability together. guidance: 1 = the labels as trained, more = sharper, at twice the cost (Ho 2022,
-        arXiv:2207.12598).
+        guidance: scale of the logits with the label against those without (Ho 2022, arXiv:2207.12598); 1: the
+          labels as trained; more: sharper, at twice the cost.
         """
         device = self.head.weight.device
         labels = self.asked_labels(labels, n, device, guidance)
         codes = torch.zeros(n, 0, dtype=torch.long, device=device)
-        return self.images(
-            self._generate(codes, labels, noise, progress, temperature, top_k, top_p, guidance)
-        )
+        return self.images(self._generate(codes, labels, noise, progress, how, guidance))
 
     @torch.no_grad()
     def complete(
@@ -107,22 +117,21 @@ class Transformer(Prior):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
+        how: DrawOptions = DrawOptions(),
     ) -> Applied:
-        """x [B, C, H, W] with its first `rows` rows kept, about half of them if None, and the rest sampled
-        given their codes.
+        """x [B, C, H, W] with its first rows kept, and the rest sampled given their codes.
 
-        A conditional model without labels takes the class that makes the kept codes most probable.
-        UsageError: no such number of rows, or one that is not a multiple of what a code stands for.
+        A conditional model without labels takes the class that makes the kept codes most probable. Raises
+        UsageError for a number of rows that the images do not have, or that splits a code.
+
+        rows: how many rows of pixels are kept, a multiple of the rows that a code covers; null: about half.
         """
         height, step = x.shape[2], -(-x.shape[2] // self.grid[0])
         rows = height // 2 // step * step if rows is None else rows
         if not 0 <= rows <= height or (rows % step and rows < height):
             raise UsageError(f"`rows` is {rows}, it must be a multiple of {step} up to {height}")
         kept = -(-rows // step) * self.grid[1]
-        # the encoder sees beyond a code's own pixels: it must not see the rows that are to be made up
+        # the encoder sees beyond a code's own pixels, so the hidden rows are overwritten by the last kept one
         known = torch.cat(
             [x[:, :, :rows], x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)], 2
         )
@@ -132,51 +141,55 @@ class Transformer(Prior):
                 best = self.class_log_prob(codes, noise).argmax(1)
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
-        done = self.images(self._generate(codes, labels, noise, progress, temperature, top_k, top_p, 1.0))
+        done = self.images(self._generate(codes, labels, noise, progress, how, 1.0))
         done = torch.cat([x[:, :, :rows], done[:, :, rows:]], 2)
         return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
-    def _generate(self, codes, labels, noise, progress, temperature, top_k, top_p, guidance) -> Tensor:
+    def _generate(
+        self,
+        codes: Tensor,
+        labels: Tensor | None,
+        noise: Noise,
+        progress: Progress,
+        how: DrawOptions,
+        guidance: float,
+    ) -> Tensor:
         """Codes [n, T] that begin with `codes` [n, kept]; the others are drawn in order."""
         n, kept = codes.shape
-        u = noise.rand(n, self.length).to(self.head.weight)
+        u = noise.rand(n, self.length)
         codes = torch.cat([codes, codes.new_zeros(n, self.length - kept)], 1)
-        passes = 2 if guidance != 1 else 1
-        drop = None
-        if passes == 2:  # the null label's rows stand below
-            drop = torch.arange(2 * n, device=u.device) >= n
-            labels = torch.cat([labels, labels])
-        pasts, position = self.trunk.pasts(passes * n, self.length), self.position()
-        with torch.autocast(
-            u.device.type, enabled=False
-        ):  # the draws are those of the net as it is, at full precision
-            h = torch.cat(
-                [
-                    self.label(labels, passes * n, drop)[:, None],
-                    self.embed(codes[:, :kept]).repeat(passes, 1, 1),
-                ],
-                1,
-            )
+        passes, drop = 1, None
+        if guidance != 1 and labels is not None:  # a second copy of the rows, with hidden labels
+            passes, labels = 2, torch.cat([labels, labels])
+            drop = torch.arange(2 * n, device=codes.device) >= n
+        caches, position = self.trunk.caches(passes * n, self.length), self.position()
+        # without autocast: a draw follows the distribution that the weights define, at full precision
+        with torch.autocast(codes.device.type, enabled=False):
+            first = self.label(labels, passes * n, drop)[:, None]
+            h = torch.cat([first, self.embed(codes[:, :kept]).repeat(passes, 1, 1)], 1)
             for i in range(kept, self.length):
                 h = h + position[i + 1 - h.shape[1] : i + 1]
-                logits = self.head(self.trunk(h, causal=h.shape[1] > 1, pasts=pasts)[:, -1])
+                logits = self.head(self.trunk(h, causal=h.shape[1] > 1, caches=caches)[:, -1])
                 if passes == 2:
                     logits = torch.lerp(logits[n:], logits[:n], guidance)
-                codes[:, i] = draw(weights(logits, temperature, top_k, top_p), u[:, i])
+                codes[:, i] = draw(weights(logits, how), u[:, i])
                 h = self.embed(codes[:, i : i + 1]).repeat(passes, 1, 1)
                 progress(i + 1, self.length)
         return codes
 
 
-def weights(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """Probabilities [..., K], up to a factor, of logits at a temperature, those outside `top_k` and `top_p`
-    zero."""
+def weights(logits: Tensor, how: DrawOptions) -> Tensor:
+    """The distribution [..., K], up to a factor, that codes are drawn from, given logits [..., K].
+
+    Raises UsageError for options out of range.
+    """
+    temperature, top_k, top_p = how.temperature, how.top_k, how.top_p
     if temperature <= 0 or (top_k is not None and top_k < 1) or not 0 < top_p <= 1:
         raise UsageError("`temperature` must be above 0, `top_k` 1 or more, `top_p` above 0 and at most 1")
     p = (logits / temperature).softmax(-1)
     if top_k is not None and top_k < p.shape[-1]:
         p = p * (p >= p.topk(top_k, -1).values[..., -1:])
-    if top_p < 1:  # Holtzman 2019, arXiv:1904.09751: the code that reaches top_p is still in
+    if top_p < 1:  # the code with which the sum reaches top_p is kept
         ordered, order = p.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered
         ordered = ordered * (before < top_p * ordered.sum(-1, keepdim=True))

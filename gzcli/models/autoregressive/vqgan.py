@@ -1,11 +1,11 @@
 """VQGAN — Esser, Rombach & Ommer 2021, "Taming Transformers for High-Resolution Image Synthesis",
 arXiv:2012.09841.
 
-    generator:     L_rec + L_VQ + λ·L_GAN,    λ = ‖∇ L_rec‖ / (‖∇ L_GAN‖ + δ) at the decoder's last layer
-    (eq. 6, 7)
+    generator:     L_rec + L_VQ + λ·L_GAN                                                             (eq. 6)
+                   λ = ‖∇ L_rec‖ / (‖∇ L_GAN‖ + δ), gradients at the decoder's last layer             (eq. 7)
     discriminator: E max(0, 1 − D(x)) / 2 + E max(0, 1 + D(x̂)) / 2
 
-L_rec is the pixels' distance and a perceptual one, L_GAN = −E D(x̂), L_VQ that of codebook.py.
+L_rec is a distance of pixels plus a perceptual one, L_GAN = −E D(x̂), and L_VQ the loss of codebook.py.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from torch import Tensor, nn
 
 from gzcli import ranks
 from gzcli.errors import MissingError
-from gzcli.models.autoregressive.codebook import Codebook
-from gzcli.models.autoregressive.nets import Decoder, Encoder
+from gzcli.models.autoregressive.codebook import Codebook, CodebookOptions
+from gzcli.models.autoregressive.nets import ConvOptions, Decoder, Encoder
 from gzcli.models.autoregressive.tokenizer import Tokenizer, halvings
 from gzcli.models.base import Phase
 from gzcli.models.nn import LPIPS, PatchGAN, to_fp32
 from gzcli.types import Batch, DataInfo, Noise
 
 
-def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Module) -> Tensor:
-    """λ of eq. 7, a number without gradient; the gradients are those of the global batch, so every rank has
-    the same."""
+def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Conv2d | nn.Linear) -> Tensor:
+    """λ of eq. 7, a number without gradient.
+
+    The gradients are means over the global batch, so that all ranks have the same λ.
+    """
     grads = (torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in (rec, gan))
     norms = [ranks.mean(grad, last).norm() for grad in grads]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
@@ -37,33 +39,27 @@ def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Module) -> Tensor:
 class VQGAN(Tokenizer):
     """A convolutional tokenizer trained with a PatchGAN; a first stage, see `Tokenizer`.
 
-    channels × mult: width of each level, of `blocks` residual blocks, the image's sides halved between
-    levels; attention: whether the lowest has it. codes, dim, codebook, beta, decay, restart, cosine: as in
-    `vqvae`. pixels: their distance.
-    perceptual: `auto` is LPIPS where its weights are at hand, else none; `lpips` insists. The discriminator
-    of `disc_layers` halvings and first width `disc_width` is trained from step `disc_start` on, and from then
-    the generator by it, with
-    `disc_weight`·λ. Raises UsageError for sizes that do not fit.
+    Raises UsageError for sizes that do not fit.
+
+    pixels: distance of the pixels, the mean of |x − x̂| or of its square.
+    perceptual: `lpips` adds LPIPS to L_rec; `auto` does so where the weights of LPIPS are at hand, `none`
+      never.
+    perceptual_weight: what LPIPS is multiplied by.
+    disc_start: the step from which on the discriminator is trained, and the generator against it.
+    disc_weight: what λ is multiplied by.
+    disc_width: channels of the discriminator's first layer.
+    disc_layers: how often the discriminator halves the resolution.
     """
 
     paper = "Esser et al. 2021, arXiv:2012.09841"
+    decoder: Decoder
 
     def __init__(
         self,
         data: DataInfo,
         *,
-        channels: int = 32,
-        mult: tuple[int, ...] = (1, 2, 2),
-        blocks: int = 1,
-        attention: bool = True,
-        groups: int = 8,
-        codes: int = 512,
-        dim: int = 64,
-        codebook: Literal["ema", "gradient"] = "ema",
-        beta: float = 0.25,
-        decay: float = 0.99,
-        restart: bool = True,
-        cosine: bool = False,
+        net: ConvOptions = ConvOptions(),
+        quantise: CodebookOptions = CodebookOptions(),
         pixels: Literal["l1", "l2"] = "l1",
         perceptual: Literal["auto", "lpips", "none"] = "auto",
         perceptual_weight: float = 1.0,
@@ -72,19 +68,13 @@ class VQGAN(Tokenizer):
         disc_width: int = 64,
         disc_layers: int = 2,
     ):
-        sizes, colours, widths = (
-            halvings(data.shape, len(mult) - 1),
-            data.shape[0],
-            tuple(channels * m for m in mult),
-        )
+        sizes, colours = halvings(data.shape, len(net.mult) - 1), data.shape[0]
         super().__init__(
             data,
             grid=sizes[-1],
-            encoder=Encoder(colours, widths, blocks, dim, groups, attention),
-            codebook=Codebook(
-                codes, dim, learned=codebook, beta=beta, decay=decay, restart=restart, cosine=cosine
-            ),
-            decoder=Decoder(colours, widths, blocks, dim, groups, attention, sizes),
+            encoder=Encoder(colours, quantise.dim, net),
+            codebook=Codebook(quantise),
+            decoder=Decoder(colours, quantise.dim, net, sizes),
         )
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)
         self.pixels, self.perceptual, self.perceptual_weight = pixels, perceptual, perceptual_weight
@@ -102,7 +92,7 @@ class VQGAN(Tokenizer):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        """Also finds the weights of LPIPS, which only training needs."""
+        """Moves the codes to the first batch, and reads the weights of LPIPS, which only training needs."""
         super().on_start(batch)
         if self.perceptual == "none" or self.lpips is not None:
             return
@@ -117,7 +107,7 @@ class VQGAN(Tokenizer):
         self.step = step + 1
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """In evaluation the generator's loss is without its adversarial term."""
+        """The loss of the generator, in evaluation without its adversarial term, or of the discriminator."""
         if phase == "discriminator":
             return self.discriminator_loss(batch.x)
         z, found = self.codebook(self.encoder(batch.x), batch.noise)

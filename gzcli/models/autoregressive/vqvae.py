@@ -7,12 +7,10 @@ with a Gaussian p(x | z) of fixed variance, so a mean squared error.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.autoregressive.codebook import Codebook
+from gzcli.models.autoregressive.codebook import Codebook, CodebookOptions
 from gzcli.models.autoregressive.tokenizer import Tokenizer, halvings
 from gzcli.models.nn import to_fp32
 from gzcli.types import Batch, DataInfo
@@ -32,8 +30,10 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """x [B, C, H, W] → z_e [B, dim, h, w]: `down` strided convolutions, then residual blocks. Odd sizes are
-    rounded up."""
+    """x [B, C, H, W] → z_e [B, dim, h, w]: `down` strided convolutions, then residual blocks.
+
+    An odd side is padded by one pixel before it is halved.
+    """
 
     def __init__(self, channels: int, hidden: int, inner: int, blocks: int, down: int, dim: int):
         super().__init__()
@@ -51,8 +51,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z_q [B, dim, h, w] → x [B, C, H, W], the encoder's mirror; `sizes` of the feature maps, the image's
-    first."""
+    """z_q [B, dim, h, w] → x [B, C, H, W], the encoder's mirror.
+
+    sizes: (height, width) of the feature maps, the image's first.
+    """
 
     def __init__(
         self, channels: int, hidden: int, inner: int, blocks: int, sizes: list[tuple[int, int]], dim: int
@@ -74,10 +76,10 @@ class Decoder(nn.Module):
 class VQVAE(Tokenizer):
     """The paper's net (section 4.1) with its codebook; a first stage, see `Tokenizer`.
 
-    hidden: channels; residual: those inside each of the `blocks` residual blocks of encoder and decoder.
-    down: the image's sides are halved so often. codes, dim: size of the codebook, and of its vectors.
-    codebook: `ema`, codes follow the mean of their vectors by `decay`, or `gradient`. beta: commitment.
-    restart: move unused codes into the batch. cosine: vectors on the unit sphere.
+    hidden: channels of encoder and decoder.
+    residual: channels inside a residual block.
+    blocks: residual blocks of the encoder, and of the decoder.
+    down: how often the encoder halves the image's sides.
     """
 
     paper = "van den Oord et al. 2017, arXiv:1711.00937"
@@ -90,22 +92,14 @@ class VQVAE(Tokenizer):
         residual: int = 32,
         blocks: int = 2,
         down: int = 2,
-        codes: int = 512,
-        dim: int = 64,
-        codebook: Literal["ema", "gradient"] = "ema",
-        beta: float = 0.25,
-        decay: float = 0.99,
-        restart: bool = True,
-        cosine: bool = False,
+        quantise: CodebookOptions = CodebookOptions(),
     ):
-        sizes, channels = halvings(data.shape, down), data.shape[0]
+        sizes, channels, dim = halvings(data.shape, down), data.shape[0], quantise.dim
         super().__init__(
             data,
             grid=sizes[-1],
             encoder=Encoder(channels, hidden, residual, blocks, down, dim),
-            codebook=Codebook(
-                codes, dim, learned=codebook, beta=beta, decay=decay, restart=restart, cosine=cosine
-            ),
+            codebook=Codebook(quantise),
             decoder=Decoder(channels, hidden, residual, blocks, sizes, dim),
         )
 

@@ -20,9 +20,12 @@ STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512
 
 
 class LPIPS(nn.Module):
-    """The distance [B] of images x, y [B, 1 or 3, H, W] in [-1, 1], of 16 pixels or more (eq. 1)."""
+    """The distance [B] of images x, y [B, 1 or 3, H, W] in [-1, 1], of sides of 16 pixels or more (eq. 1)."""
 
-    def __init__(self):
+    shift: Tensor  # mean of ImageNet's colours, [3, 1, 1]
+    scale: Tensor  # their standard deviation, [3, 1, 1]
+
+    def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(s)) for s in STAGES
@@ -33,8 +36,8 @@ class LPIPS(nn.Module):
 
     @classmethod
     def from_files(cls) -> LPIPS:
-        """With the weights in the user's cache. Raises MissingError that names them, UsageError for files of
-        something else."""
+        """With the weights in the user's cache. Raises MissingError that names the files, UsageError for
+        files with other weights."""
         try:
             files = [weights(name, use="perceptual losses (LPIPS)", source="") for name in (VGG, LINEAR)]
         except MissingError as e:
@@ -51,7 +54,7 @@ class LPIPS(nn.Module):
     @torch.no_grad()
     def load(self, vgg: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
         """Weights by the names that torchvision and the authors gave them."""
-        convs = [conv for stage in self.stages for conv in stage]
+        convs = [conv for stage in self.stages for conv in stage.children()]
         index = sorted({int(key.split(".")[1]) for key in vgg if key.startswith("features.")})
         try:
             for conv, i in zip(convs, index, strict=True):
@@ -62,11 +65,11 @@ class LPIPS(nn.Module):
             raise UsageError(f"the weights of LPIPS are not those of `{VGG}` and `{LINEAR}`: {e}") from e
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The last activation of each stage, each place on the unit sphere."""
+        """The last activation of each stage [B, c, h, w], divided by its norm over the channels."""
         h, found = (x - self.shift) / self.scale, []
         for i, stage in enumerate(self.stages):
             h = F.max_pool2d(h, 2) if i else h
-            for conv in stage:
+            for conv in stage.children():
                 h = F.relu(conv(h))
             f = to_fp32(h)
             found.append(f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10))

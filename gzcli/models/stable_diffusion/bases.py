@@ -1,6 +1,6 @@
-"""The models that are tuned: VAE, text encoders with their tokenizers, U-Net and noise schedule of Stable
-Diffusion 1.x, 2.x (Rombach et al. 2022, arXiv:2112.10752) and XL (Podell et al. 2023, arXiv:2307.01952), from
-a folder or the hub."""
+"""The base models, from a folder or the hub: VAE, text encoders with their tokenizers, U-Net and noise
+schedule of Stable Diffusion 1.x, 2.x (Rombach et al. 2022, arXiv:2112.10752) and XL (Podell et al. 2023,
+arXiv:2307.01952)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from gzcli.errors import MissingError, UsageError
-from gzcli.models.stable_diffusion.plan import configs
+from gzcli.models.stable_diffusion.known import configs
 from gzcli.store.weights import repository
 
 WEIGHTS = "diffusion_pytorch_model"
-# of a repository: neither half-precision variants nor the safety checker, which is larger than the rest of SD
-# 1.5
+# What is taken of a repository: no half-precision variants, and no safety checker, which is larger than the
+# rest of SD 1.5.
 FILES = (
     "model_index.json",
     "*/*config.json",
@@ -45,14 +45,12 @@ FILES = (
     ),
 )
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
+def load_base(name: str) -> Any:
+    """The pipeline of a base model, in the default dtype on the CPU; without values while the default device
+    is meta.
 
-def load_base(name: str) -> Pipeline:
-    """The pipeline of a base model, in the default dtype on the CPU; its shapes alone while the default
-    device is meta.
-
-    Raises MissingError where its weights are not at hand, UsageError for a model that is of another kind.
+    Raises MissingError where its weights are not at hand, UsageError for a model of another kind.
     """
     if torch.get_default_device().type == "meta":
         pipe = _shapes(name)
@@ -71,19 +69,20 @@ def load_base(name: str) -> Pipeline:
     return pipe
 
 
-def is_xl(pipe: Pipeline) -> bool:
+def is_xl(pipe: Any) -> bool:
     return isinstance(pipe, StableDiffusionXLPipeline)
 
 
-def _read(folder: Path, name: str) -> Pipeline:
-    """Safetensors only: what else there may be is code that runs when it is loaded."""
+def _read(folder: Path, name: str) -> Any:
+    """The pipeline in a folder. Only safetensors are read: loading other formats may run code in them."""
     known = configs(str(folder))
     if known is None:
         raise MissingError(
             f"`model.base`: `{folder}` holds no `model_index.json`",
             hint="it must be a folder of diffusers' format",
         )
-    cls, extra = StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
+    cls: Any = StableDiffusionPipeline
+    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     if "text_encoder_2" in known:
         cls, extra = StableDiffusionXLPipeline, {}
     try:
@@ -111,8 +110,9 @@ def _read(folder: Path, name: str) -> Pipeline:
     return pipe
 
 
-def _shapes(name: str) -> Pipeline:
-    """Without weights and tokenizers. Raises MissingError for a base whose shape is not known."""
+def _shapes(name: str) -> Any:
+    """The pipeline without weights and tokenizers, made of its configs. Raises MissingError for a base whose
+    configs are not known."""
     known = configs(name)
     if known is None:
         raise MissingError(f"`model.base`: the shape of `{name}` is not known", hint="name a folder")

@@ -1,16 +1,16 @@
-"""InstructPix2Pix — Brooks, Holynski & Efros 2023, arXiv:2211.09800: an image edited as an instruction c
-says.
+"""InstructPix2Pix — Brooks, Holynski & Efros 2023, arXiv:2211.09800: edits an image as an instruction says.
 
-    ε̂(z_t, t, c, y) = U-Net([z_t, E(y)], t, c),   y the image before, E the VAE's mean, not scaled
-    ε̃ = ε̂(z_t, ∅, ∅) + s_y (ε̂(z_t, ∅, y) − ε̂(z_t, ∅, ∅)) + s_c (ε̂(z_t, c, y) − ε̂(z_t, ∅, y))
-    (eq. 3)
+    ε̂(z_t, t, c, y) = U-Net([z_t, E(y)], t, c)
+    ε̃ = ε̂(z_t, ∅, ∅) + s_y (ε̂(z_t, ∅, y) − ε̂(z_t, ∅, ∅)) + s_c (ε̂(z_t, c, y) − ε̂(z_t, ∅, y))          (eq. 3)
 
-The whole U-Net is trained, with new input channels that start at zero. The instruction, the image, or both
-are dropped in 5 % of the cases each (section 3.2.1).
+c is the instruction, y the image before, E(y) the mean of the VAE's posterior, not scaled. The whole U-Net is
+trained, with new input channels that start at zero. The instruction, the image, and both are each hidden in
+5 % of the cases (section 3.2.1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,44 +18,26 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.stable_diffusion.base import Dtype, StableDiffusion, resized, rows
+from gzcli.models.stable_diffusion.base import StableDiffusion
+from gzcli.models.stable_diffusion.images import resized, rows
+from gzcli.models.stable_diffusion.options import PromptOptions, TuningOptions
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
 
 class InstructPix2Pix(StableDiffusion):
-    """Of SD 1.x and 2.x. dropout: the share of cases without instruction, of those without image, and of
-    those without both. The rest: see `StableDiffusion`. Raises UsageError for XL.
+    """An editor made of Stable Diffusion 1.x or 2.x. Raises UsageError for XL.
+
+    dropout: share of the cases without the instruction, of those without the image, and of those without
+      both.
     """
 
     paper = "Brooks et al. 2023, arXiv:2211.09800"
-    needs: ClassVar = ("caption", "before")
-    condition: ClassVar = "before"
+    needs: ClassVar[tuple[str, ...]] = ("caption", "before")
+    condition: ClassVar[str] = "before"
+    trains_unet: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        data: DataInfo,
-        *,
-        base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        dropout: float = 0.05,
-        dtype: Dtype = "fp32",
-        cache: bool = True,
-        checkpointing: bool = False,
-        min_snr: float | None = None,
-        noise_offset: float = 0.0,
-        prompts: tuple[str, ...] = (),
-    ):
-        super().__init__(
-            data,
-            base=base,
-            dtype=dtype,
-            cache=cache,
-            checkpointing=checkpointing,
-            caption_dropout=0.0,
-            min_snr=min_snr,
-            noise_offset=noise_offset,
-            prompts=prompts,
-            train_unet=True,
-        )
+    def __init__(self, data: DataInfo, *, dropout: float = 0.05, tuning: TuningOptions = TuningOptions()):
+        super().__init__(data, tuning)
         if self.xl:
             raise UsageError(
                 "`instructpix2pix` tunes Stable Diffusion 1.x and 2.x, not XL",
@@ -72,16 +54,20 @@ class InstructPix2Pix(StableDiffusion):
         return found
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """One draw u decides: [0, p) without the instruction, [p, 2p) without both, [2p, 3p) without the
-        image."""
+        """The texts, and `before`, the latents of the images before.
+
+        One draw u an image decides: in [0, p) the instruction is hidden, in [p, 2p) both, in [2p, 3p) the
+        image.
+        """
         known = batch.extra.get("before_latent")
         before = self.encode(batch.extra["before"])[0] if known is None else known.to(batch.x)
-        u, p = batch.noise.rand(len(batch)).to(batch.x.device), self.dropout
+        u, p = batch.noise.rand(len(batch)), self.dropout
         blind = (u >= p) & (u < 3 * p)
         return self.texts(batch, u < 2 * p) | {"before": torch.where(rows(blind, before), 0.0, before)}
 
-    def denoise(self, z_t: Tensor, t: Tensor, text: Tensor, before: Tensor) -> Tensor:
-        return self.unet(torch.cat([z_t, before.to(z_t)], 1), t, encoder_hidden_states=text).sample
+    def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        inputs = torch.cat([z_t, conditions["before"].to(z_t)], 1)
+        return self.unet(inputs, t, encoder_hidden_states=conditions["text"]).sample
 
     @torch.no_grad()
     def sample(
@@ -92,53 +78,47 @@ class InstructPix2Pix(StableDiffusion):
         noise: Noise,
         progress: Progress,
         before: Tensor | None = None,
-        prompt: str | list[str] | None = None,
-        negative: str = "",
-        guidance: float = 7.5,
+        how: PromptOptions = PromptOptions(),
         image_guidance: float = 1.5,
-        steps: int = 30,
-        size: int | None = None,
     ) -> Tensor:
-        """The images `before` [n, C, H, W] in [-1, 1] edited as the prompts say, alike; remembered ones
-        without.
+        """The images `before` [n, C, H, W] in [-1, 1] edited as the prompts say, remembered ones without.
 
-        guidance, image_guidance: s_c and s_y of eq. 3.
+        `guidance` is s_c of eq. 3.
+
+        image_guidance: s_y of eq. 3, scale of the guidance towards the image before; 1: none.
         """
-        z, sides = self.start(n, noise, size)
-        prompts, images = self.examples(n, noise, prompt, before)
-        latents = self.encode(resized(images, sides))[0]
-        return self.draw(
-            self.pipeline(StableDiffusionInstructPix2PixPipeline),
-            z,
-            noise=noise,
-            progress=progress,
-            prompts=prompts,
-            negative=negative,
-            guidance=guidance,
-            steps=steps,
-            pictures={"image": latents},
-            image_guidance_scale=image_guidance,
-        )
+        z, sides = self.start(n, noise, how.size)
+        prompts, images = self.examples_with_pictures(n, noise, how.prompt, before)
+        pipe = self.pipeline(StableDiffusionInstructPix2PixPipeline)
+        latents = {"image": self.encode(resized(images, sides))[0]}
+        return self.draw(pipe, z, noise, progress, prompts, how, latents, image_guidance_scale=image_guidance)
 
     @torch.no_grad()
     def sources(
         self, n: int, *, noise: Noise, before: Tensor | None = None, size: int | None = None
     ) -> Tensor:
-        """What `sample` edits, given the same noise: [n, 3, H, W]."""
+        """The images that `sample` edits, given the same noise: [n, 3, H, W]."""
         _, sides = self.start(n, noise, size)
-        return resized(self.examples(n, noise, None, before)[1], sides)
+        return resized(self.examples_with_pictures(n, noise, None, before)[1], sides)
 
     def to_diffusers(self) -> Any:
         """The whole pipeline of diffusers."""
         return self.pipeline(StableDiffusionInstructPix2PixPipeline)
 
 
-def widen(unet: nn.Module, channels: int) -> None:
-    """Gives the U-Net's first convolution so many more input channels, with weights of zero."""
-    old = unet.conv_in
-    new = nn.Conv2d(old.in_channels + channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+def widen(unet: Any, channels: int) -> None:
+    """Gives the first convolution of diffusers' U-Net `channels` more inputs, whose weights are zero."""
+    old: nn.Conv2d = unet.conv_in
+    new = nn.Conv2d(
+        old.in_channels + channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]  # two numbers, of a convolution of images
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+    )
+    weight, bias = new.get_parameter("weight"), new.get_parameter("bias")
     with torch.no_grad():
-        new.weight.zero_()[:, : old.in_channels] = old.weight
-        new.bias.copy_(old.bias)
+        weight.zero_()[:, : old.in_channels] = old.weight
+        bias.copy_(old.get_parameter("bias"))
     unet.conv_in = new
     unet.register_to_config(in_channels=new.in_channels)

@@ -1,15 +1,15 @@
 """LoRA of Stable Diffusion — Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
 arXiv:2106.09685.
 
-    W x + (α / r) · B A x,   A [r, in] ~ N(0, 1/r²),  B [out, r] = 0
+    W x + (α / r) · B A x,   A [r, in] ~ N(0, 1/r²),  B [out, r] = 0 at first
 
-beside the frozen linear maps W of the U-Net's attention and, if asked, of the text encoder(s). A checkpoint
-holds A and B alone;
-`gz runs export` writes the file that `load_lora_weights` of diffusers reads.
+W are the frozen linear maps of the U-Net's attention and, if asked, of that of the text encoder(s). A
+checkpoint holds A and B alone; `gz runs export` writes the file that `load_lora_weights` of diffusers reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,68 +18,52 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from gzcli.models.stable_diffusion.base import Dtype, StableDiffusion
+from gzcli.models.stable_diffusion.base import StableDiffusion
+from gzcli.models.stable_diffusion.options import LoRAOptions, PromptOptions, TuningOptions
 from gzcli.types import DataInfo, Noise, Progress
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class SDLoRA(StableDiffusion):
-    """Of SD 1.x, 2.x and XL. rank: r; alpha: α, as r without; targets: the layers of the U-Net, by the ends
-    of their names;
-    text_lora: the text encoders' attention too. The rest: see `StableDiffusion`.
-    """
+    """A LoRA of Stable Diffusion 1.x, 2.x or XL."""
 
     paper = "Hu et al. 2021, arXiv:2106.09685"
-    needs: ClassVar = ("caption",)
+    needs: ClassVar[tuple[str, ...]] = ("caption",)
 
     def __init__(
         self,
         data: DataInfo,
         *,
-        base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        rank: int = 16,
-        alpha: float | None = None,
-        targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
-        text_lora: bool = False,
-        dtype: Dtype = "fp32",
-        cache: bool = True,
-        checkpointing: bool = False,
+        lora: LoRAOptions = LoRAOptions(),
+        tuning: TuningOptions = TuningOptions(),
         caption_dropout: float = 0.0,
-        min_snr: float | None = None,
-        noise_offset: float = 0.0,
-        prompts: tuple[str, ...] = (),
     ):
-        super().__init__(
-            data,
-            base=base,
-            dtype=dtype,
-            cache=cache,
-            checkpointing=checkpointing,
-            caption_dropout=caption_dropout,
-            min_snr=min_snr,
-            noise_offset=noise_offset,
-            prompts=prompts,
-        )
-        self.text_trains = text_lora
-        self.adapted = {"unet": targets}
-        if text_lora:
+        super().__init__(data, tuning, caption_dropout)
+        self.text_trains = lora.text_lora
+        self.adapted = {"unet": lora.targets}
+        if lora.text_lora:
             self.adapted |= dict.fromkeys(("text_encoder", "text_encoder_2")[: 1 + self.xl], TEXT_TARGETS)
-        self.adapter = nn.ModuleDict()  # the layers of the attached parts that are trained, in full precision
+        self.adapter = nn.ModuleDict()  # the trained layers of the attached parts, in full precision
         for part, names in self.adapted.items():
             module = getattr(self, part)
-            config = {"r": rank, "lora_alpha": alpha or rank, "init_lora_weights": "gaussian"}
-            inject_adapter_in_model(LoraConfig(**config, target_modules=list(names)), module)
+            config = LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha or lora.rank,  # type: ignore[arg-type]  # any number will do
+                init_lora_weights="gaussian",
+                target_modules=list(names),
+            )
+            inject_adapter_in_model(config, module)
             for name, layer in module.named_modules():
                 if isinstance(layer, BaseTunerLayer):
                     for kind in ("lora_A", "lora_B"):
-                        self.adapter[f"{part}.{name}.{kind}".replace(".", "/")] = getattr(layer, kind)[
-                            "default"
-                        ]
+                        key = f"{part}.{name}.{kind}".replace(".", "/")
+                        self.adapter[key] = getattr(layer, kind)["default"]
         self.adapter.to(torch.get_default_dtype()).requires_grad_(True)
 
-    def denoise(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None = None) -> Tensor:
-        return self.unet(z_t, t, encoder_hidden_states=text, added_cond_kwargs=self.added(z_t, pooled)).sample
+    def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        added = self.added(z_t, conditions.get("pooled"))
+        return self.unet(z_t, t, encoder_hidden_states=conditions["text"], added_cond_kwargs=added).sample
 
     @torch.no_grad()
     def sample(
@@ -89,35 +73,17 @@ class SDLoRA(StableDiffusion):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress,
-        prompt: str | list[str] | None = None,
-        negative: str = "",
-        guidance: float = 7.5,
-        steps: int = 30,
-        size: int | None = None,
+        how: PromptOptions = PromptOptions(),
         lora_scale: float = 1.0,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] of the prompts, which are cycled through; of remembered captions
-        without.
+        """n images [n, C, H, W] in [-1, 1] of the prompts.
 
-        negative: what to keep away from; guidance: 1 is none; size: the side; lora_scale: of the adapter's
-        share, 0 is the base.
+        lora_scale: what the adapter's share is multiplied by; 0: the base alone.
         """
-        z, (height, width) = self.start(n, noise, size)
-        prompts, _ = self.examples(n, noise, prompt, None)
-        return self.draw(
-            self.pipe,
-            z,
-            noise=noise,
-            progress=progress,
-            prompts=prompts,
-            negative=negative,
-            guidance=guidance,
-            steps=steps,
-            pictures={},
-            height=height,
-            width=width,
-            cross_attention_kwargs={"scale": lora_scale},
-        )
+        z, (height, width) = self.start(n, noise, how.size)
+        prompts, _ = self.examples(n, noise, how.prompt)
+        options = {"height": height, "width": width, "cross_attention_kwargs": {"scale": lora_scale}}
+        return self.draw(self.pipe, z, noise, progress, prompts, how, pictures={}, **options)
 
     def to_diffusers(self) -> Any:
         """The adapter as `pytorch_lora_weights.safetensors`."""
@@ -125,8 +91,11 @@ class SDLoRA(StableDiffusion):
 
 
 class Adapter:
-    """The adapter of a model, to be saved in diffusers' format: with α / r in B, which no version of
-    diffusers or peft misreads."""
+    """The adapter of a model, saved in diffusers' format.
+
+    α / r is multiplied into B: without a factor beside it, every version of diffusers and peft reads the file
+    alike.
+    """
 
     loaded_by = "pipeline.load_lora_weights"
 

