@@ -64,6 +64,7 @@ def bench(
     from gzcli.cli.jobs import announce, do_job, processes_of, stamp
     from gzcli.data.names import locate
     from gzcli.jobs import BenchJob
+    from gzcli.recipe.from_file import find_run
     from gzcli.store import runs
     from gzcli.store.paths import user_dir
 
@@ -75,7 +76,7 @@ def bench(
         raise MissingError(
             f"no finished run on `{found.reference}`", hint=f"gz train vae --data {found.reference}"
         )
-    chosen = [runs.find(model, data=found.key) for model in models]
+    chosen = [find_run(model, data=found.key) for model in models]
     for run, model in zip(chosen, models, strict=True):
         announce(run, model, data=found.key)
     job = BenchJob(

@@ -113,10 +113,10 @@ def ood(
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
     from gzcli.data.names import locate, slug
     from gzcli.jobs import OodJob
-    from gzcli.models.catalog import card
+    from gzcli.models.catalog import card_of
+    from gzcli.recipe.from_file import find_run
     from gzcli.recipe.parts import part_of
     from gzcli.recipe.schema import check_scores, score_options
-    from gzcli.store import runs
 
     asked = inside_of(benchmark, in_, out_) if benchmark else None
     if asked is None and not out_:
@@ -125,11 +125,11 @@ def ood(
     named = asked.inside if asked else in_
     home = locate(named) if named else None
     key = home.key if home else None
-    run = runs.find(model, data=key)
+    run = find_run(model, data=key)
     part = part_of(run.serving.tree())
     home = home or locate(part.data.name)
     foreign = at_hand(asked, part.data) if asked else [locate(name) for name in sets(out_ or "")]
-    known = card(part.model)
+    known = card_of(run, part.model)
     scores = tuple(check_scores(split(score), known)) if score else None
     options = method_options(ctx.args, score_options(known), f"`gz ood` of `{known.name}`", "ood")
     announce(run, model, data=key)
@@ -145,7 +145,7 @@ def ood(
         seed,
         options,
         benchmark=asked.name if asked else None,
-        background=str(runs.find(background).path) if background else None,
+        background=str(find_run(background).path) if background else None,
         launch=processes_of(gpus, cpu, processes),
     )
     label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]

@@ -200,7 +200,11 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _RUNS = {"metavar": "MODEL|RUN", "autocompletion": complete_model_or_run}
 Model = Annotated[
-    str, typer.Argument(help="A model (its newest finished run), or a run's id, alias or folder.", **_RUNS)
+    str,
+    typer.Argument(
+        help="A model (its newest finished run), a run's id, alias or folder, or a model.safetensors.",
+        **_RUNS,
+    ),
 ]
 Models = Annotated[
     list[str] | None, typer.Argument(help="Models, or ids, aliases or folders of runs.", **_RUNS)

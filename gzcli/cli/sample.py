@@ -126,14 +126,14 @@ def sample(
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
     from gzcli.data.names import data_key
     from gzcli.jobs import SampleJob
-    from gzcli.models.catalog import card
+    from gzcli.models.catalog import card_of
+    from gzcli.recipe.from_file import find_run
     from gzcli.recipe.parts import part_of
-    from gzcli.store import runs
 
     key = data_key(data) if data else None
-    run = runs.find(model, data=key)
+    run = find_run(model, data=key)
     part = part_of(run.serving.tree())
-    known = card(part.model)
+    known = card_of(run, part.model)
     if do:
         do = choose_application(do, known)
     check_pictures(known, do, input, mask)

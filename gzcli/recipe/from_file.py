@@ -23,8 +23,12 @@ def find_run(ref: str, *, data: str | None = None) -> Run:
 
     Raises UsageError, MissingError.
     """
-    path = Path(ref).expanduser()
-    return run_of(path) if path.suffix == SUFFIX and path.is_file() else runs.find(ref, data=data)
+    return run_of(Path(ref).expanduser()) if is_weights(ref) else runs.find(ref, data=data)
+
+
+def is_weights(ref: str) -> bool:
+    """Whether the text is the path of a weights file."""
+    return ref.endswith(SUFFIX) and Path(ref).expanduser().is_file()
 
 
 def run_of(file: Path) -> Run:
