@@ -19,6 +19,7 @@ from gzcli.store import files
 
 FIGURES = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
 BASELINES = ("png", "mean", "knn_pixels")
+PLAIN = ("nll", "elbo")  # the likelihood itself, or its bound
 FPR = {
     "fpr95": "the share of in-distribution images that is flagged when 95 % of the foreign ones are found",
     "fpr95_id": "the share of foreign images that is accepted when 95 % of the in-distribution ones are",
@@ -67,8 +68,8 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
             same = [row for row in inside if row["score"] == score]
             means = {key: float(np.mean([row[key] for row in same])) for key in FIGURES}
             total = {"n_in": same[0]["n_in"], "n_out": sum(row["n_out"] for row in same)}
-            told = {"out": f"mean of {group}", "ci": None, "beats_baselines": None}
-            ordered.append(same[0] | means | total | told)
+            rest = {"out": f"mean of {group}", "ci": None, "beats_baselines": None}
+            ordered.append(same[0] | means | total | rest)
     return ordered
 
 
@@ -105,7 +106,7 @@ def notes(
         if row["n_out"] < (total := own[row["out"]]):
             of = f"of the {total:,} images of `{row['out']}`"
             lines.append(f"{row['n_out']:,} {of} were scored; `--full` takes all")
-    if plain := [row for row in results if row["score"] in ("nll", "elbo")]:
+    if plain := [row for row in results if row["score"] in PLAIN]:
         failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
         here = f", as here on {', '.join(failed)}" if failed else ""
         lines.append(

@@ -62,7 +62,6 @@ def draw(
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
         own = {key: cycled(values, rows, trained.device) for key, values in given.items()}
         before, chunks = (at - start) / size, (end - start) / size
-
         report = partial(_of_all, progress, before, chunks)
         keywords = grouped(trained.model.sample, {**options, **own})
         try:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from gzcli.metrics.detection import detection
 from gzcli.models import catalog
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.gan.wgan import WGAN
+from gzcli.models.options import defaults
 from gzcli.recipe.parts import DataSection
 
 
@@ -190,6 +192,25 @@ def test_options_reach_the_scores_that_take_them(trained, tmp_path):
     assert squared.unused == ["other"]
     with pytest.raises(UsageError, match="takes `powr`"):
         ood.run(job(scores=("far",), n=20, options={"powr": 0.0}), tmp_path, torch.device("cpu"), Log())
+
+
+@dataclass(frozen=True)
+class FarOptions:
+    power: float = 3.0
+    scale: float = 1.0
+
+
+def test_options_of_a_score_may_be_a_dataclass(trained, monkeypatch):
+    def score_far(self, x, *, noise, far: FarOptions = FarOptions(scale=5.0), shift: float = 0.0):
+        return torch.full((len(x),), far.scale * 2.0**far.power + shift)
+
+    monkeypatch.setattr(Pixelwise, "score_far", score_far)
+    batch = next(scan(open_named("digits"), "test", batch_size=2, levels=17, device="cpu"))
+    for options, value in (({}, 40), ({"power": 2.0}, 20), ({"scale": 1.0, "shift": 7.0}, 15)):
+        scorer = Scorer(trained, ["far"], options=options)
+        assert scorer(batch)["far"].tolist() == [value] * 2 and scorer.unused == []
+    assert Scorer(trained, ["far"], options={"far": 1}).unused == ["far"]
+    assert defaults(trained.model.score_far)["scale"] == 5.0
 
 
 @pytest.mark.parametrize("n", [10, None])
@@ -486,3 +507,12 @@ def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monk
 def test_no_model_has_a_score_of_the_name_of_a_baseline():
     for card in catalog.cards().values():
         assert not set(card.scores) & set(BASELINES), card.name
+
+
+@pytest.mark.parametrize("card", catalog.cards().values(), ids=lambda card: card.name)
+def test_what_the_engine_must_know_of_scores_is_told_by_the_model(card):
+    """Which scores take an optimisation an image, are fitted on training images, or compare images by eye."""
+    model = catalog.load(card.name)
+    assert set(model.costly) == {"regret", "inversion"} & card.scores.keys()
+    assert set(model.fitted_on_train) == {"knn"} & card.scores.keys()
+    assert set(model.perceptual_scores) == {name for name, keys in card.scores.items() if "pixels" in keys}
