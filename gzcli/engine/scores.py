@@ -138,7 +138,7 @@ class Scorer:
         facts, values = BatchFacts(self, batch), {}
         for name in self.names:
             score = SCORES.get(name)
-            value = score.score(facts, self.fitted.get(name)) if score else self.own_score(name, batch)
+            value = score.compute(facts, self.fitted.get(name)) if score else self.own_score(name, batch)
             values[name] = value
             if bad := int((~np.isfinite(value)).sum()):
                 raise DivergedError(

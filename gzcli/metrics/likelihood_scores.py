@@ -59,14 +59,14 @@ class Facts(Protocol):
 class LikelihoodScore:
     """A score as a function of facts.
 
-    score: facts of B images, and what `fit` returned → float64 [B].
+    compute: facts of B images, and what `fit` returned → float64 [B].
     reads: the facts that it reads; that says for which models there is the score.
     gather: facts of B held-out images → arrays [B] by name; None: the score has no fit.
     fit: those arrays of all N held-out images, [N] → whatever `score` needs of them.
     default: whether it is computed where no score is named.
     """
 
-    score: Callable[[Facts, Any], np.ndarray]
+    compute: Callable[[Facts, Any], np.ndarray]
     reads: tuple[Fact, ...]
     gather: Callable[[Facts], Arrays] | None = None
     fit: Callable[[Arrays], Any] = dict
