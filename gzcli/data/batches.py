@@ -205,7 +205,7 @@ def scan(
     split: str,
     *,
     batch_size: int,
-    levels: int,
+    levels: int | None,
     device: torch.device | str,
     index: Sequence[int] | np.ndarray | Tensor | None = None,
     seed: int = 0,
