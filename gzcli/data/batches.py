@@ -221,7 +221,7 @@ def scan(
     pack: the set
     split: "train", "val" or "test"
     batch_size: images
-    levels: grey levels, 2 … 256
+    levels: grey levels, 2 … 256; None for latents
     device: where the batches are
     index: positions of the images in the split; None: all
     seed: of the noise
