@@ -6,14 +6,17 @@ Of one process every function is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gzcli.errors import GzError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 def rank() -> int:
@@ -55,10 +58,20 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([part for part in parts if len(part)] or parts[:1])
 
 
-def over(batches: Sequence[Any], work: Callable[[Any], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+class Sliceable(Protocol[T_co]):
+    """What has a length, is iterated over and has slices, as a list does."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+    def __getitem__(self, which: slice, /) -> Iterable[T_co]: ...
+
+
+def over(batches: Sliceable[T], work: Callable[[T], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What `work` makes of the batches, arrays [N, …] by name, on every rank, of which each did its share.
 
-    batches: can be sliced.
+    batches: all of them; each rank iterates over a slice.
     work: batch of n → arrays [n, …].
 
     Raises on every rank the error of the first rank that has one, so that none waits for one that has gone.

@@ -20,6 +20,7 @@ class Pixelwise(Model):
 
     paper = "none"
     likelihood = "exact"
+    costly = ("regret",)
 
     def __init__(self, data, *, table, conditional=False):
         super().__init__(data)
@@ -51,7 +52,7 @@ class Pixelwise(Model):
         return x.mean((1, 2, 3)) + noise.randn(len(x))
 
     def score_regret(self, x, *, noise):
-        raise AssertionError("a dear score ran without being named")
+        raise AssertionError("a costly score ran without being named")
 
 
 def fitted(levels=17, conditional=False, size=None):

@@ -40,7 +40,9 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
     return k.to(torch.get_default_dtype()).mul_(2 / (levels - 1)).sub_(1)
 
 
-def levelled(pictures: dict[str, Tensor], levels: int, noise: Noise | None = None) -> dict[str, Tensor]:
+def levelled(
+    pictures: dict[str, Tensor], levels: int | None, noise: Noise | None = None
+) -> dict[str, Tensor]:
     """Bytes of images and of further pictures of them in [-1, 1]; binary ones by the same draw of `noise`."""
     draws = None if noise is None else ReplayedNoise(noise)
     return {kind: quantise(u8, levels, draws and draws.replay()) for kind, u8 in pictures.items()}
@@ -203,7 +205,7 @@ def scan(
     split: str,
     *,
     batch_size: int,
-    levels: int,
+    levels: int | None,
     device: torch.device | str,
     index: Sequence[int] | np.ndarray | Tensor | None = None,
     seed: int = 0,
@@ -219,7 +221,7 @@ def scan(
     pack: the set
     split: "train", "val" or "test"
     batch_size: images
-    levels: grey levels, 2 … 256
+    levels: grey levels, 2 … 256; None for latents
     device: where the batches are
     index: positions of the images in the split; None: all
     seed: of the noise

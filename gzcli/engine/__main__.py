@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from gzcli import ranks
+from gzcli import jobs, ranks
 from gzcli.engine import stop
 from gzcli.engine.log import Log
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
@@ -41,7 +41,7 @@ def main(folder: Path) -> int:
             raise SystemExit(f"`{run.id}` is in use by process {run.status().get('pid')}")
         try:
             with recorded(run, log):
-                job = files.read_json(run.path / "job.json")
+                job = jobs.read(run.path)
                 train(run, log) if job is None else work(run, job, log)
         except BaseException as e:
             if os.environ.get("GZ_DEBUG"):
@@ -177,7 +177,7 @@ def accelerate(tree: dict[str, Any]) -> Any:
     )
 
 
-def work(run: Run, job: dict[str, Any], log: Log) -> None:
+def work(run: Run, job: jobs.Job, log: Log) -> None:
     """Does a job and writes its `result.json`."""
     from accelerate import PartialState
 
@@ -187,11 +187,11 @@ def work(run: Run, job: dict[str, Any], log: Log) -> None:
     if (
         "RANK" in os.environ
     ):  # rank 0 alone judges what all have made, longer than NCCL's ten minutes if need be
-        state = PartialState(cpu=bool(job["launch"].get("cpu")), timeout=timedelta(hours=2))
-    device = state.device if state else pick_device(job["launch"])
-    if threads := job["launch"].get("threads"):
-        torch.set_num_threads(threads)
-    verb = importlib.import_module(f"gzcli.engine.{job['verb']}")
+        state = PartialState(cpu=job.launch.cpu, timeout=timedelta(hours=2))
+    device = state.device if state else pick_device(job.launch)
+    if job.launch.threads:
+        torch.set_num_threads(job.launch.threads)
+    verb = importlib.import_module(f"gzcli.engine.{job.verb}")
     result = verb.run(job, run.path, device, log)
     if state is None or state.is_main_process:
         files.write_json(run.path / "result.json", result)

@@ -1,34 +1,41 @@
-"""`gz sample --do`: an application of a trained model on pictures, and the sheet of what came of which."""
+"""`gz sample --do`: an application of a trained model to pictures, and the sheet of inputs and outputs."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gzcli.data import same
 from gzcli.data.batches import quantise, to_uint8
+from gzcli.data.folder import read_pictures
+from gzcli.data.open import open_named
 from gzcli.engine import sampler
 from gzcli.engine.pictures import Row, sheet
 from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
+from gzcli.jobs import SampleJob
+from gzcli.models.options import defaults, grouped
 from gzcli.types import Applied, ImageNoise, Progress
 
-COLUMNS = 10  # of single images side by side, about so many
-HIDDEN = 127  # the grey of what a model did not see
+COLUMNS = 10  # approximate number of single images side by side
+HIDDEN = 127  # grey level of pixels that a model did not see
 
 
 @dataclass
-class Done:
-    """What is written of an application: `images` uint8 [n, C, H, W], its outputs alone, in order; `labels`
-    [n], [n, K] or None; `sheet` [H, W, C], outputs beside what they were made of; and what the application
-    told of them."""
+class Output:
+    """What an application gives to be written.
+
+    images: its outputs alone, in order, uint8 [n, C, H, W].
+    labels: of the outputs, [n] or [n, K]; None without.
+    sheet: the outputs beside their inputs, [H, W, C].
+    applied: as the model returned it.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -36,53 +43,52 @@ class Done:
     applied: Applied
 
 
-def apply(trained: Trained, job: Mapping[str, Any], progress: Progress) -> Done:
-    """An application on the input's images; without `--input` on the first test images of the run's data set.
+def apply(trained: Trained, do: str, job: SampleJob, progress: Progress) -> Output:
+    """The application `do` on the job's input; without one on the first test images of the run's data set.
 
     Raises UsageError where it returns images of another shape.
     """
-    method = getattr(trained.model, job["do"])
-    inputs, own = read_inputs(trained, job["input"], job["n"])
-    n = len(inputs)
+    method = getattr(trained.model, do)
+    inputs, own = read_inputs(trained, job.input, job.n)
+    n, device = len(inputs), trained.device
     # a binary model sees one draw of its inputs, as it does in training
-    x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(n)))
-    x = x.to(trained.device)
+    x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
     seen = x if trained.space is None else trained.space.encode(x)
-    options = dict(job["options"])
-    if job["mask"]:
-        options["mask"] = read_mask(Path(job["mask"]), trained).expand(n, -1, -1, -1)
-    if job.get("prompts"):
-        options["prompt"] = sampler.cycled(job["prompts"], range(n), trained.device)
-    if job["labels"]:
-        options["labels"] = sampler.parse_labels(job["labels"], n, trained.info).to(trained.device)
-    if own is not None and "y" in inspect.signature(method).parameters:
-        options["y"] = torch.from_numpy(own).to(trained.device)
-    noise = ImageNoise(job["seed"], range(n), trained.device)
-    found = method(seen, noise=noise, progress=progress, **options)
-    images = to_bytes(trained.shown(found.images))
+    options = dict(job.options)
+    if job.mask:
+        options["mask"] = read_mask(Path(job.mask), trained).expand(n, -1, -1, -1)
+    if job.prompts:
+        options["prompt"] = sampler.cycled(job.prompts, range(n), device)
+    if job.labels:
+        options["labels"] = sampler.parse_labels(job.labels, n, trained.info).to(device)
+    if own is not None and "y" in defaults(method):
+        options["y"] = torch.from_numpy(own).to(device)
+    noise = ImageNoise(job.seed, range(n), device)
+    applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
+    images = to_bytes(trained.shown(applied.images))
     if images.shape[1:] != inputs.shape[1:]:
-        raise UsageError(f"`--do {job['do']}` returned images of another shape")
-    labels = None if found.labels is None else found.labels.cpu().numpy()
-    if labels is None and own is not None and found.columns is None:  # an output is of its image's class
-        labels = own[[i for i, *_ in sources(found)]]
-    picture = drawn(found, images, to_bytes(x), given(trained, found, x), trained.info.classes)
-    return Done(images, labels, picture, found)
+        raise UsageError(f"`--do {do}` returned images of another shape")
+    labels = None if applied.labels is None else applied.labels.cpu().numpy()
+    if labels is None and own is not None and applied.columns is None:  # an output has its input's class
+        labels = own[[i for i, *_ in inputs_of(applied)]]
+    picture = drawn(applied, images, to_bytes(x), given(trained, applied, x), trained.info.classes)
+    return Output(images, labels, picture, applied)
 
 
-def sources(found: Applied) -> Sequence[tuple[int, ...]]:
-    """The numbers of the images that each output, or row of outputs, is of."""
-    return found.of or [(i,) for i in range(len(found.images))]
+def inputs_of(applied: Applied) -> Sequence[tuple[int, ...]]:
+    """The indices of the inputs of each output, or of each row of outputs."""
+    return applied.of or [(i,) for i in range(len(applied.images))]
 
 
 def given(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
-    """What the model was shown in place of each image, as large, uint8 [n, C, H, W]; None where it saw
-    them."""
+    """What the model was shown in place of each input, uint8 [n, C, H, W] at the size of x; None where it was
+    shown the input itself."""
     if found.given is not None:
         enlarged = F.interpolate(found.given, size=trained.info.shape[1:], mode="nearest")
         return to_bytes(trained.shown(enlarged))
     if found.known is not None:
         known = F.interpolate(found.known.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
-        return np.where(known, to_bytes(x[[i for i, *_ in sources(found)]]), np.uint8(HIDDEN))
+        return np.where(known, to_bytes(x[[i for i, *_ in inputs_of(found)]]), np.uint8(HIDDEN))
     return None
 
 
@@ -93,10 +99,12 @@ def drawn(
     given: np.ndarray | None,
     classes: Sequence[str],
 ) -> np.ndarray:
-    """The sheet [H, W, C]: outputs of single images in blocks of rows, below their images and what was
-    `given`; rows of ways between the images that they are of. Columns of one class, where labels take turns,
-    have its name."""
-    of = sources(found)
+    """The sheet [H, W, C] of outputs and inputs.
+
+    Outputs of single inputs lie in blocks of rows, below the inputs and what was `given`; a column of one
+    class is headed by its name. Outputs in rows lie between the first and the last input of the row.
+    """
+    of = inputs_of(found)
     if found.columns is not None:
         rows = []
         for i, (name, ends) in enumerate(zip(found.rows, of, strict=True)):
@@ -111,16 +119,23 @@ def drawn(
 
 
 def blocks(kinds: Sequence[tuple[str, np.ndarray]], columns: int, marks: Sequence[str] = ()) -> np.ndarray:
-    """The sheet [H, W, C] of several kinds of pictures [n, C, H, W], each with its name, of the same images:
-    below each other, so many side by side."""
+    """The sheet [H, W, C] of several kinds of pictures of the same n images, one kind below the other.
+
+    kinds: name and pictures [n, C, H, W] of each kind.
+    columns: number of images side by side.
+    marks: headings of the columns.
+    """
     starts = range(0, len(kinds[0][1]), columns)
-    rows = [[Row(name, pictures[i : i + columns]) for name, pictures in kinds] for i in starts]
+    rows = [[Row(name, list(pictures[i : i + columns])) for name, pictures in kinds] for i in starts]
     return sheet(rows if len(kinds) > 1 else [[row for (row,) in rows]], marks)
 
 
 def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
-    """The number of columns for n images, about so many, so that each holds one class, and the columns'
-    names; none where no few labels take turns."""
+    """The number of columns for n images, near `about`, such that each column holds one class; and the
+    columns' names. There are no names where the labels do not repeat in a short cycle.
+
+    labels: of the images, [n] or [n, K].
+    """
     turn = n if labels is None else next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
     columns = min(n, turn * max(1, round(about / turn)))
     once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
@@ -130,13 +145,14 @@ def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) 
 
 
 def named(label: Tensor, classes: Sequence[str]) -> str:
-    """A label's name; of several at once all."""
+    """The name of a label, [] or [K]; of several classes at once all names."""
     if label.ndim == 0:
         return classes[int(label)]
     return " + ".join(name for name, there in zip(classes, label.tolist(), strict=True) if there) or "none"
 
 
 def to_bytes(x: Tensor) -> np.ndarray:
+    """Images in [-1, 1] as uint8 on the host."""
     return to_uint8(x).cpu().numpy()
 
 
@@ -146,12 +162,11 @@ def read_inputs(
     n: int | None,
     side: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 [≤ n, C, H, W]: pictures of a file or folder at the run's size or another `side`; or the run's
-    own test images, and their labels if they have any."""
-    from gzcli.data import same
-    from gzcli.data.folder import read_pictures
-    from gzcli.data.open import open_named
+    """At most n images uint8 [≤ n, C, H, W], and their labels where there are any.
 
+    path: a picture or a folder of them; None: the test images of the run's data set.
+    side: of the pictures; None: that of the run's images.
+    """
     channels, height, _ = trained.images.shape
     if path is None:
         data = trained.part.data
@@ -163,12 +178,11 @@ def read_inputs(
 
 
 def read_mask(path: Path, trained: Trained) -> Tensor:
-    """[1, 1, H, W] of 0/1 on the device: white is kept, black filled in. Latents are kept where all their
+    """[1, 1, H, W] on the device: 1 (white) is kept, 0 (black) filled in. A latent is kept where all its
     pixels are."""
-    from gzcli.data.folder import read_pictures
-
     u8 = read_pictures(path, size=trained.images.shape[1], channels=1, limit=1)
     mask = (torch.from_numpy(u8) > 127).float()
     if trained.space is not None:
-        mask = (F.adaptive_avg_pool2d(mask, trained.info.shape[1:]) > 0.999).float()
+        _, height, width = trained.info.shape
+        mask = (F.adaptive_avg_pool2d(mask, (height, width)) > 0.999).float()
     return mask.to(trained.device)

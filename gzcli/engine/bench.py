@@ -1,4 +1,4 @@
-"""`gz bench`: trained models side by side on one data set: image quality, likelihood, class balance,
+"""`gz bench`: trained models side by side on one data set, by image quality, likelihood, class balance and
 speed."""
 
 from __future__ import annotations
@@ -6,8 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,47 +18,46 @@ from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.open import open_named
 from gzcli.data.pack import Pack
-from gzcli.engine.budget import Images, affordable, subset, synchronise, timed, treatment
-from gzcli.engine.converged import gap_line, solver_gap
+from gzcli.engine.devices import synchronise
+from gzcli.engine.images import subset, treatment
+from gzcli.engine.likelihood import images_of_test, likelihood
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
-from gzcli.engine.quality import Judge
+from gzcli.engine.quality import Quality
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.errors import DivergedError, UsageError, did_you_mean
+from gzcli.errors import UsageError, did_you_mean
+from gzcli.jobs import BenchJob
 from gzcli.store import files
 from gzcli.store.runs import Run
-from gzcli.types import Batch, ImageNoise
 
 METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed", "fid", "kid", "is")
 DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed")
-MOST = 10_000  # test images of a likelihood
-FEW = 500  # of one by an ODE, which takes hundreds of network calls an image
-BATCH = defaultdict(lambda: 100, cpu=50, cuda=200)
+MEASURED = 10_000  # test images that a model's own figures are of, at most
 
 
-def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Does the job and writes samples, `bench.json` and `bench.png` into `folder`. Returns the JSON of `gz
     bench`.
 
-    job: {runs, checkpoint, data, metrics, n, seed, weights}. `n` samples of each model are compared with the
-    whole test split, beside the floor: n training images in their place. All runs must have images of one
-    size; a run with other grey levels than the data set's own has columns of its own (`bpd@32`), one of
-    binary images has `nats` and no
-    `fd`. The likelihood of an image given its label stands in `bpd|y`. Each process draws and computes
-    likelihoods for its share, rank 0 judges; the others return nothing.
+    `job.n` samples of each model are compared with the whole test split, and so is the floor: n training
+    images. All runs must have images of one size. A run with other grey levels than the data set has columns
+    of its own (`bpd@32`); one of binary images has `nats` and no `fd`. The likelihood of an image given its
+    label stands in `bpd|y`. Each process draws samples and computes likelihoods for its share; rank 0 alone
+    compares, the others return nothing.
+
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
-    metrics = choose(job["metrics"])
-    models = [load_trained(Run(Path(path)), device, job["checkpoint"]) for path in job["runs"]]
+    metrics = choose(job.metrics)
+    models = [load_trained(Run(Path(path)), device, job.checkpoint) for path in job.runs]
     shape = same_shape(models)
-    pack = open_named(job["data"], size=shape[1], channels=shape[0], say=log.info)
+    pack = open_named(job.data, size=shape[1], channels=shape[0], say=log.info)
     for trained in models:
         same.hold(trained.run.owner.path, pack.meta)
-    judge = Judge(pack, metrics, job["n"], device=device, weights=job["weights"], say=log.info)
+    quality = Quality(pack, metrics, job.n, device=device, weights=job.weights, say=log.info)
     rows, pictures = [], []
     for trained in models:
-        row, samples = measure(trained, pack, judge, metrics, job, folder, log)
+        row, samples = measure(trained, pack, quality, metrics, job, folder, log)
         if ranks.rank():
             continue
         shown = "   ".join(
@@ -70,7 +68,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         pictures.append((f"{row['model']}   {shown}", samples))
     if ranks.rank():
         return {}
-    floor = judge.floor()
+    floor = quality.floor()
     real, name = pack.images("test"), pack.meta.name
     title = f"real images of {name}" + "".join(
         f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd")
@@ -80,8 +78,8 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
         "data": name,
         "rows": rows,
         "floor": floor,
-        "provenance": provenance(pack, judge, job),
-        "notes": [*judge.warnings, *notes(models, rows, pack)],
+        "provenance": provenance(pack, quality, job),
+        "notes": [*quality.warnings, *notes(models, rows, pack)],
         "picture": str(folder / "bench.png"),
     }
     files.write_json(folder / "bench.json", result)
@@ -89,22 +87,22 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
 
 
 def notes(models: list[Trained], rows: list[dict[str, Any]], pack: Pack) -> list[str]:
-    """What a reader must know of these figures."""
-    binary = [2 for trained in models if trained.images.levels == 2]
-    said = treatment({pack.meta.name: pack}, binary[0] if binary else None)
-    told = [row["likelihood"] for row in rows if "likelihood" in row]
-    if any(found["given_labels"] for found in told):
-        said.append(
+    """Notes that the figures need to be read rightly."""
+    binary = any(trained.images.levels == 2 for trained in models)
+    lines = treatment({pack.meta.name: pack}, 2 if binary else None)
+    likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
+    if any(found["given_labels"] for found in likelihoods):
+        lines.append(
             "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
         )
-    if any(found["marginal"] for found in told):
-        said.append(
+    if any(found["marginal"] for found in likelihoods):
+        lines.append(
             "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
         )
-    return said
+    return lines
 
 
-def choose(asked: list[str] | None) -> list[str]:
+def choose(asked: Sequence[str] | None) -> list[str]:
     """The metrics to compute; `nats` means `bpd`. Raises UsageError for one that there is not."""
     wanted = ["bpd" if name == "nats" else name for name in asked or DEFAULT]
     for name in wanted:
@@ -123,58 +121,51 @@ def same_shape(models: list[Trained]) -> tuple[int, ...]:
         if other.images.shape != first.images.shape:
             raise UsageError(
                 f"`{other.run.id}` has images of {by(other.images.shape)}, `{first.run.id}` of "
-                f"{by(first.images.shape)}: "
-                "their figures are not comparable",
+                f"{by(first.images.shape)}: their figures are not comparable",
                 hint="run `gz bench` once for each size",
             )
     return first.images.shape
 
 
 def by(shape: tuple[int, ...]) -> str:
+    """A shape as `1×16×16`."""
     return "×".join(map(str, shape))
 
 
 def measure(
     trained: Trained,
     pack: Pack,
-    judge: Judge,
-    metrics: list[str],
-    job: Mapping[str, Any],
+    quality: Quality,
+    metrics: Sequence[str],
+    job: BenchJob,
     folder: Path,
     log: Log,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """A model's row and its samples uint8 [n, C, H, W]."""
     since, levels = time.monotonic(), trained.images.levels
-    mark = "" if levels in (None, pack.meta.levels) else f"@{levels}"
-    labels = ask_labels(trained, pack, job["n"])
+    labels = ask_labels(trained, pack, job.n)
     samples, seconds = sample(trained, labels, job, folder, log)
     row: dict[str, Any] = {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
     row["params"] = sum(p.numel() for p in trained.model.parameters())
     kind = None if trained.space else trained.model.likelihood  # latents have no likelihood of pixels
-    if "bpd" in metrics and (
-        kind in ("exact", "bound") or (kind == "ode" and job["metrics"])
-    ):  # the dear one when named
-        row["likelihood"] = likelihood(trained, pack, job["seed"], log)
+    by_default = kind in ("exact", "bound")  # one by an ODE takes long: only where metrics are named
+    if "bpd" in metrics and (by_default or (kind == "ode" and job.metrics)):
+        row["likelihood"] = likelihood(trained, pack, job.seed, log)
     if ranks.rank():
         return row, samples
-    found: dict[str, float] = {}
-    row["metrics"] = found
-    if levels != 2:
-        found |= {key + mark: value for key, value in judge(samples, labels, levels).items()}
-    elif "classes" in metrics:
-        found |= judge(samples, labels, levels, only=("classes",))
-    if value := row.get("likelihood"):
-        unit = "nats" if levels == 2 else "bpd"
-        if value["given_labels"]:
-            found[f"{unit}|y{mark * (unit == 'bpd')}"] = value[unit]
-            value = value["marginal"]
-        if value:
-            found[unit + mark * (unit == "bpd")] = value[unit]
+    mark = "" if levels in (None, pack.meta.levels) else f"@{levels}"
+    if levels == 2:
+        found = quality.classes(samples, labels, levels)
+    else:
+        found = {key + mark: value for key, value in quality(samples, labels, levels).items()}
+    if "likelihood" in row:
+        found |= likelihood_columns(row["likelihood"], mark, binary=levels == 2)
     if "own" in metrics and hasattr(trained.model, "measure"):
-        found |= own_figures(trained, pack, job["seed"])
+        found |= own_figures(trained, pack, job.seed)
     if "speed" in metrics:
-        found["samples_per_s"] = round(job["n"] / seconds, 3)
+        found["samples_per_s"] = round(job.n / seconds, 3)
     row |= {
+        "metrics": found,
         "sample": dict(trained.part.sample),
         "conditional": labels is not None,
         "levels": levels,
@@ -183,8 +174,20 @@ def measure(
     return row, samples
 
 
+def likelihood_columns(value: dict[str, Any], mark: str, *, binary: bool) -> dict[str, float]:
+    """The columns of a likelihood: that of log p(x | y) ends in `|y`, that of log p(x) is named by the unit.
+
+    mark: of other grey levels than the data set's.
+    """
+    unit, mark = ("nats", "") if binary else ("bpd", mark)
+    if not value["given_labels"]:
+        return {unit + mark: value[unit]}
+    marginal = value["marginal"]
+    return {f"{unit}|y{mark}": value[unit]} | ({unit + mark: marginal[unit]} if marginal else {})
+
+
 def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
-    """Labels to ask of a conditional model: those of n training images, so that classes are as frequent."""
+    """Labels to ask a conditional model for: those of n training images, so that classes are as frequent."""
     labels = pack.labels("train")
     if labels is None or not trained.model.conditional:
         return None
@@ -194,28 +197,23 @@ def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
 
 
 def sample(
-    trained: Trained, labels: torch.Tensor | None, job: Mapping[str, Any], folder: Path, log: Log
+    trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
 ) -> tuple[np.ndarray, float]:
-    """n samples and the seconds they took; kept in `folder` under a name that says what made them."""
+    """n samples and the seconds they took. They are kept in `folder`, under a name made of what they depend
+    on."""
     weights = trained.run.path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
-    made = [
-        trained.run.owner.id,
-        trained.step,
-        stamp,
-        job["n"],
-        job["seed"],
-        dict(trained.part.sample),
-        trained.device.type,
-    ]
+    options = dict(trained.part.sample)
+    owner, device = trained.run.owner.id, trained.device.type
+    made = [owner, trained.step, stamp, job.n, job.seed, options, device]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
-    path = folder / "samples" / f"{trained.run.owner.id}-{key}.npz"
+    path = folder / "samples" / f"{owner}-{key}.npz"
     if ranks.agree(path.exists()):
         with np.load(path) as kept:
             return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"])
     since = time.perf_counter()
     with log.bar(f"sample {trained.name}") as progress:
-        images = draw(trained, job["n"], seed=job["seed"], labels=labels, progress=progress)
+        images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
     if ranks.rank():
@@ -226,111 +224,25 @@ def sample(
 
 
 def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
-    """What the model's `measure` says of test images, 10,000 at most."""
+    """The figures that the model's `measure` finds on test images, 10,000 at most."""
     with torch.inference_mode():
-        return trained.model.measure(map(trained.seen, test_images(trained, pack, MOST, seed)))
+        return trained.model.measure(map(trained.seen, images_of_test(trained, pack, MEASURED, seed)))
 
 
-def test_images(trained: Trained, pack: Pack, n: int, seed: int) -> Images:
-    index = subset(pack.meta.counts["test"], n)
-    return Images.of(trained, pack, "test", index, size=BATCH[trained.device.type], seed=seed)
-
-
-def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
-    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels,
-    marginal, solver_gap}.
-
-    Of the test split up to 10,000 images (500 by an ODE), or of the seeded subset that the recipe's
-    `ood.budget` allows. A conditional model is told the label; where the budget allows that for every class
-    in turn, `marginal` is {nats, bpd, se} of p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in
-    training. Raises DivergedError where it is not finite.
-    """
-    device, model = trained.device, trained.model
-    frequencies = class_frequencies(model, pack)
-    budget = trained.part.ood.budget
-    trial = next(iter(test_images(trained, pack, BATCH[device.type], seed)))
-    given = bool(model.conditional) and trial.y is not None
-    each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
-    n = min(affordable(each, budget, 1), FEW if model.likelihood == "ode" else MOST, pack.meta.counts["test"])
-    passes = 1 if frequencies is None else 1 + len(frequencies)
-    every = passes > 1 and model.likelihood != "ode" and each * n * passes <= budget
-    n, every = ranks.agree((n, every))
-    log.info(f"likelihood of {n} test images, about {each * n * (passes if every else 1):.0f} seconds")
-    done = 0
-    with log.bar(f"likelihood of {trained.name}") as progress:
-
-        def work(batch: Batch) -> dict[str, np.ndarray]:
-            nonlocal done
-            found = {"nats": -given_label(model, batch)}
-            if every:
-                found["marginal"] = -log_marginal(model, batch, frequencies, seed)
-            done += len(batch)
-            progress(done, n / ranks.world())
-            return {name: values.numpy() for name, values in found.items()}
-
-        values = ranks.over(test_images(trained, pack, n, seed), work)
-    dims = int(np.prod(trained.info.shape))
-    if not all(np.isfinite(each).all() for each in values.values()):
-        raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
-    figures = {}
-    for name, v in values.items():
-        nats, se = float(v.mean()), float(v.std() / np.sqrt(n))
-        figures[name] = {"nats": nats, "bpd": nats / (dims * np.log(2)), "se": se}
-    if gap := solver_gap(trained, trial, trial.y if given else None, seed):
-        log.info(gap_line(gap))
-    told = {
-        "kind": model.likelihood,
-        "n": n,
-        "given_labels": given,
-        "marginal": figures.get("marginal"),
-        "solver_gap": gap,
-    }
-    return told | figures["nats"]
-
-
-def class_frequencies(model: Any, pack: Pack) -> torch.Tensor | None:
-    """[K] of a conditional model's classes among training images; None where labels are many at once, or
-    none."""
-    labels = pack.labels("train")
-    if labels is None or not model.conditional or pack.meta.multilabel:
-        return None
-    return torch.from_numpy(np.bincount(labels, minlength=len(pack.meta.classes)) / len(labels))
-
-
-@torch.no_grad()
-def given_label(model: Any, batch: Batch) -> torch.Tensor:
-    """float64 [B], on the host: log p(x | y) of a conditional model, log p(x) of others."""
-    return model.log_prob(batch.x, batch.y if model.conditional else None, noise=batch.noise).cpu().double()
-
-
-@torch.no_grad()
-def log_marginal(model: Any, batch: Batch, frequencies: torch.Tensor, seed: int) -> torch.Tensor:
-    """float64 [B], on the host: log Σ_y p(y) p(x | y), each class by the same noise; of bounds it is a
-    bound."""
-    index, device = batch.index.tolist(), batch.x.device
-    of_class = [
-        model.log_prob(batch.x, torch.full_like(batch.y, y), noise=ImageNoise(seed, index, device))
-        .cpu()
-        .double()
-        for y in range(len(frequencies))
-    ]
-    return torch.logsumexp(torch.stack(of_class) + frequencies.log()[:, None], 0)
-
-
-def provenance(pack: Pack, judge: Judge, job: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a figure depends on and that its row does not say."""
+def provenance(pack: Pack, quality: Quality, job: BenchJob) -> dict[str, Any]:
+    """What the figures depend on beside what stands in the rows."""
     return {
         "n_real": len(pack.images("test")),
-        "n_fake": job["n"],
+        "n_fake": job.n,
         "split": "test",
         "shape": list(pack.meta.shape),
         "levels": pack.meta.levels,
         "resized": pack.meta.resized,
         "digest": pack.meta.digest,
-        "seed": job["seed"],
-        "checkpoint": job["checkpoint"],
+        "seed": job.seed,
+        "checkpoint": job.checkpoint,
         "processes": ranks.world(),
-        **judge.provenance(),
+        **quality.provenance(),
         "versions": {
             name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
         },

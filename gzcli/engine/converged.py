@@ -1,15 +1,14 @@
-"""Whether the steps by which an ODE's likelihood is computed are enough: the same images again, in twice as
-many."""
+"""Whether the solver's steps are enough for the likelihood by an ODE: the same images in twice as many."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
 import torch
 
 from gzcli.engine.trained import Trained
+from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch, ImageNoise
 
 IMAGES = 8
@@ -19,34 +18,35 @@ NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 def solver_gap(
     trained: Trained, batch: Batch, labels: torch.Tensor | None = None, seed: int = 0
 ) -> dict[str, Any] | None:
-    """By how much `log_prob` of a batch's first images changes in twice the steps: {steps, mean, worst, n},
-    bits a dimension, above 0 where the likelihood is too good.
+    """By how much `log_prob` of a batch's first images changes in twice the steps: {steps, mean, worst, n}.
 
-    None for a model whose likelihood is not by an ODE of fixed steps.
+    mean, worst: in bits a dimension, above 0 where the likelihood is too high.
+
+    None for a model whose likelihood is not by an ODE in fixed steps.
     """
     model, n = trained.model, min(IMAGES, len(batch))
     if model.likelihood != "ode" or trained.space is not None:
         return None
-    defaults = inspect.signature(model.log_prob).parameters
-    if defaults["solver"].default == "adaptive":
+    options = defaults(model.log_prob)
+    if options["solver"] == "adaptive":
         return None
-    steps, x = defaults["steps"].default, batch.x[:n]
+    steps, x = options["steps"], batch.x[:n]
     y = None if labels is None else labels[:n]
 
     def nats(count: int) -> torch.Tensor:
-        noise = ImageNoise(seed, batch.index[:n].tolist(), trained.device)
+        noise = ImageNoise(seed, batch.index[:n].tolist(), x.device)
         with torch.no_grad():
-            return model.log_prob(x, y, noise=noise, steps=count).cpu().double()
+            keywords = grouped(model.log_prob, {"steps": count})
+            return model.log_prob(x, y, noise=noise, **keywords).cpu().double()
 
     gap = (nats(steps) - nats(2 * steps)) / (x[0].numel() * math.log(2))
     return {"steps": steps, "mean": float(gap.mean()), "worst": float(gap.abs().max()), "n": n}
 
 
 def gap_line(gap: dict[str, Any]) -> str:
-    """The line that says it."""
+    """The gap in words."""
     line = (
         f"likelihood by the ODE: {gap['steps']} steps read {gap['mean']:+.4f} bpd against "
-        f"{2 * gap['steps']}, "
-        f"{gap['worst']:.4f} at most, on {gap['n']} images"
+        f"{2 * gap['steps']}, {gap['worst']:.4f} at most, on {gap['n']} images"
     )
     return line if gap["worst"] < NOTABLE else f"{line}: too few steps for the second decimal"

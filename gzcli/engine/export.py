@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,46 @@ import torch
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError
+from gzcli.jobs import ExportJob
 from gzcli.store import files
 from gzcli.store.runs import Run
 
 
-def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Writes the averaged weights of `job["run"]` into `job["out"]`. Returns the JSON of `gz runs export`.
+def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+    """Writes the averaged weights of the job's run into `job.out`. Returns the JSON of `gz runs export`.
 
-    job: {run, checkpoint, to, out}. A model with a method `to_diffusers` can be exported: it returns a
-    pipeline, or what else has a `save_pretrained`, with the method that loads it as `loaded_by` if that is
-    another, and what to call then as `usage`. Both are told, and written into the folder's README.md. Raises
-    UsageError for one without.
+    A model can be exported if it has a method `to_diffusers`. That returns a pipeline, or any object with
+    `save_pretrained`. The object may have two attributes: `loaded_by`, the call that loads it, where that is
+    not its class's `from_pretrained`; and `usage`, what to call next. Both are printed, and written into the
+    folder's README.md.
+
+    Raises UsageError for a model without the method.
     """
-    trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
+    trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
     if not hasattr(trained.model, "to_diffusers"):
         raise UsageError(
             f"`{trained.name}` has no counterpart in diffusers", hint="gz list models --can export"
         )
     pipeline = trained.model.to_diffusers()
-    pipeline.save_pretrained(job["out"])
+    pipeline.save_pretrained(job.out)
     loaded_by = getattr(pipeline, "loaded_by", f"{type(pipeline).__name__}.from_pretrained")
     usage = getattr(pipeline, "usage", None)
-    log.info(f"diffusers loads it by `{loaded_by}({job['out']!r})`")
+    log.info(f"diffusers loads it by `{loaded_by}({job.out!r})`")
     if usage:
         log.info(f"then {usage}")
-    files.write_atomic(Path(job["out"]) / "README.md", readme(trained, loaded_by, usage))
+    files.write_atomic(Path(job.out) / "README.md", readme(trained, loaded_by, usage))
     kind = type(pipeline).__name__
     return {
         "run": trained.run.owner.id,
-        "to": job["to"],
-        "path": job["out"],
+        "to": job.to,
+        "path": job.out,
         "pipeline": kind,
         "usage": usage,
     }
 
 
 def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:
-    """What an exported folder says of itself."""
+    """The text of the exported folder's README.md."""
     title = [
         f"# {trained.name}, {trained.run.owner.id}",
         "",

@@ -1,4 +1,4 @@
-"""The table of `gz ood`: what the scores of each set come to, and what a reader must know of it."""
+"""The table of `gz ood`: detection figures of each foreign set and score, and notes on them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import numpy as np
 from gzcli.data.benchmarks import Benchmark
 from gzcli.data.pack import Pack
 from gzcli.data.sets import SPECS
-from gzcli.engine.budget import treatment
+from gzcli.engine.images import treatment
 from gzcli.metrics.detection import detection
 from gzcli.store import files
 
 FIGURES = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
 BASELINES = ("png", "mean", "knn_pixels")
+PLAIN = ("nll", "elbo")  # the likelihood itself, or its bound
 FPR = {
     "fpr95": "the share of in-distribution images that is flagged when 95 % of the foreign ones are found",
     "fpr95_id": "the share of foreign images that is accepted when 95 % of the in-distribution ones are",
 }
 
-Table = Mapping[str, Any]  # of one set: index [N], names or None, float64 [N] a score
+Table = Mapping[str, Any]  # of one set: `index` [N], `names` (a list or None), and float64 [N] of each score
 
 
 def compare(
@@ -34,9 +35,13 @@ def compare(
     *,
     trapezoid: bool = False,
 ) -> list[dict[str, Any]]:
-    """A row for each foreign set and score; `trapezoid` as in `detection`.
+    """A row for each foreign set and score. Its `beats_baselines` tells whether the AUROC is above that of
+    every baseline, whose direction is chosen in its favour.
 
-    `beats_baselines`: a higher AUROC than any baseline's, either way round.
+    tables: of every set, the in-distribution one first.
+    packs: the foreign sets.
+    names: of the model's scores.
+    trapezoid: as in `detection`.
     """
     inside, *outside = tables
     rows = []
@@ -52,7 +57,7 @@ def compare(
     return rows
 
 
-def grouped(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[str, Any]]:
+def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[str, Any]]:
     """The rows with their `group`, near or far, and after each group a row of its means for every score."""
     rows = [row | {"group": benchmark.group(row["out"])} for row in results]
     ordered = []
@@ -63,8 +68,8 @@ def grouped(results: list[dict[str, Any]], benchmark: Benchmark) -> list[dict[st
             same = [row for row in inside if row["score"] == score]
             means = {key: float(np.mean([row[key] for row in same])) for key in FIGURES}
             total = {"n_in": same[0]["n_in"], "n_out": sum(row["n_out"] for row in same)}
-            told = {"out": f"mean of {group}", "ci": None, "beats_baselines": None}
-            ordered.append(same[0] | means | total | told)
+            rest = {"out": f"mean of {group}", "ci": None, "beats_baselines": None}
+            ordered.append(same[0] | means | total | rest)
     return ordered
 
 
@@ -74,43 +79,48 @@ def notes(
     levels: int | None,
     benchmark: Benchmark | None = None,
 ) -> list[str]:
-    """What a reader must know of these figures; `packs`: all sets by the names that are shown."""
-    said = []
+    """Notes that the figures need to be read rightly.
+
+    results: the rows, with the names of sets that are shown.
+    packs: all sets by these names.
+    levels: grey levels of the model.
+    benchmark: whose sets and conventions they are.
+    """
+    lines = []
     if benchmark:
         left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
         if missing := [*left, *benchmark.absent]:
-            said.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
+            lines.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
         drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
-        said.append(f"{drawn}, AUPR by its trapezoid")
+        lines.append(f"{drawn}, AUPR by its trapezoid")
         fpr = f"whose FPR95 is `{benchmark.fpr}`: {FPR[benchmark.fpr]}"
-        said.append(f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}")
+        lines.append(f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}")
     else:
-        said.append(
+        lines.append(
             f"`fpr95` (OpenOOD v1.5): {FPR['fpr95']}; `fpr95_id` (ODIN, OpenOOD v1): {FPR['fpr95_id']}"
         )
-    said += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
-    said += treatment(packs, levels, but="the baselines are of the sets' own bytes")
+    lines += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
+    lines += treatment(packs, levels, but="the baselines are of the sets' own bytes")
     own = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
     for row in {row["out"]: row for row in results if row["out"] in own}.values():
         if row["n_out"] < (total := own[row["out"]]):
             of = f"of the {total:,} images of `{row['out']}`"
-            said.append(f"{row['n_out']:,} {of} were scored; `--full` takes all")
-    if plain := [row for row in results if row["score"] in ("nll", "elbo")]:
+            lines.append(f"{row['n_out']:,} {of} were scored; `--full` takes all")
+    if plain := [row for row in results if row["score"] in PLAIN]:
         failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
         here = f", as here on {', '.join(failed)}" if failed else ""
-        said.append(
+        lines.append(
             "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), as simpler "
             f"images are more likely{here}; `complexity` or `ratio` correct for it"
         )
     beaten = [f"`{row['score']}` on `{row['out']}`" for row in results if row["beats_baselines"] is False]
     if beaten:
-        said.append(f"a baseline, without a model, does as well as {', '.join(beaten)}")
-    return said
+        lines.append(f"a baseline, without a model, does as well as {', '.join(beaten)}")
+    return lines
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """What to call each set in a table: of a path its last part, and those before it that tell it from
-    others."""
+    """The name of each set in a table: of a path its last parts, as many as tell it from every other path."""
     parts = {name: Path(name).parts for name in names}
     short = {}
     for name, own in parts.items():
@@ -122,7 +132,8 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def write_scores(path: Path, tables: Mapping[str, Table], inside: str) -> None:
-    """Columns: set, role (in | out), index in the split, file (of the user's own pictures), one a score."""
+    """Writes a CSV with the columns set, role (in | out), index in the split, file (of the user's own
+    pictures), and one for each score."""
     columns = [key for key in tables[inside] if key not in ("index", "names")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

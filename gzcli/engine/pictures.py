@@ -1,8 +1,8 @@
-"""Pictures of results: sheets of images with names of rows and columns, histograms of scores, rows of
-samples."""
+"""Pictures of results: grids and sheets of images, histograms of scores, rows of samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 
-CELL = 64  # pixels of an image on a sheet, about: small ones are enlarged by whole numbers
-PAPER = 224  # the grey of a sheet, on which white images have an edge
-GAP, BETWEEN, MARGIN, FONT = 3, 14, 8, 13  # pixels between images, between blocks, around all; of the letters
-APART = 12  # ranges of scores that differ by more are drawn on a scale that is logarithmic far out
+CELL = 64  # approximate side in pixels of an image on a sheet: small images are enlarged by whole numbers
+PAPER = 224  # grey level of the background, against which white images have an edge
+GAP, BETWEEN, MARGIN, FONT = (
+    3,
+    14,
+    8,
+    13,
+)  # pixels between images, between blocks, around all; height of letters
+APART = 12  # where ranges of scores differ by a larger factor, the axis is logarithmic far from the median
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,45 @@ class Row:
     images: Sequence[np.ndarray]
 
 
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Images uint8 [N, C, H, W] two pixels apart as one picture [H', W', C], as square as possible; small
+    images are enlarged.
+
+    columns: number of images in a row; None: √N.
+    """
+    n, c, h, w = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows, pad = math.ceil(n / columns), 2
+    sheet = np.full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), PAPER, np.uint8)
+    for i, image in enumerate(images):
+        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
+        sheet[:, top : top + h, left : left + w] = image
+    scale = max(1, 512 // sheet.shape[2])
+    return sheet.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Writes a picture [H, W, C] uint8, C = 1 or 3."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path)
+
+
+def save_images(folder: Path, images: np.ndarray) -> list[str]:
+    """Writes each image of [N, C, H, W] as a PNG, `000000.png` …; returns their paths."""
+    names = [folder / f"{i:06d}.png" for i in range(len(images))]
+    for path, image in zip(names, images, strict=True):
+        save_png(path, image.transpose(1, 2, 0))
+    return [str(path) for path in names]
+
+
 def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndarray:
-    """uint8 [H, W, C], C = 1 or 3: blocks of rows of images of one size, the rows' names on the left, `marks`
-    above the columns."""
+    """One picture uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size.
+
+    blocks: rows that belong together; their names stand on the left.
+    marks: headings of the columns.
+    """
     from PIL import Image, ImageDraw
 
     rows = [row for block in blocks for row in block]
@@ -61,7 +102,7 @@ def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndar
 
 
 def fitting(text: str, width: int) -> str:
-    """The text, cut short with `…` where it would be wider than so many pixels."""
+    """The text, cut short with `…` where it is wider than `width` pixels."""
     if _font().getlength(text) <= width:
         return text
     kept = next((k for k in range(len(text) - 1, 0, -1) if _font().getlength(text[:k] + "…") <= width), 1)
@@ -70,7 +111,7 @@ def fitting(text: str, width: int) -> str:
 
 @cache
 def _font() -> Any:
-    """The letters of matplotlib's figures, which has more of them than Pillow's own."""
+    """The font of matplotlib's figures, which has more characters than Pillow's own."""
     import matplotlib
     from PIL import ImageFont
 
@@ -83,8 +124,13 @@ def histograms(
     inside: str,
     results: Sequence[Mapping[str, Any]],
 ) -> None:
-    """One panel a score: the share of each set's images in every bin; the AUROC against `inside` in a legend
-    below."""
+    """Writes a figure with a panel for each score: the share of each set's images in every bin, and below a
+    legend with the AUROC.
+
+    tables: of each set, float64 [N] of each score.
+    inside: the name of the in-distribution set.
+    results: the rows of `gz ood`.
+    """
     auroc = {(row["out"], row["score"]): row["auroc"] for row in results}
     scores = list(dict.fromkeys(row["score"] for row in results))
     baseline = {row["score"] for row in results if row["baseline"]}
@@ -117,12 +163,15 @@ Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 
 
 def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
-    """Edges [count + 1] of bins that show every side, the first of which is the in-distribution one, and the
-    scale of the axis with its inverse; None where it is linear.
+    """Edges [count + 1] of bins that show the scores of every set; and the scale of the axis with its
+    inverse, None where it is linear.
 
-    The edges reach over each side's own quantiles, .005 … .995. Where all of them reach `APART` times as far
-    as those of one side do, equal bins would leave that one a single bar: bins are equal in arsinh((s −
-    median) / w) then, w being an eighth of the first side's width.
+    sides: the scores of each set, the in-distribution one first.
+    count: number of bins.
+
+    The edges span the quantiles .005 … .995 of each set. Where this span is more than `APART` times that of
+    one set alone, equal bins would show that set as a single bar. The bins are then equal in
+    arsinh((s − median) / w), w being an eighth of the span of the first set.
     """
     ranges = [np.quantile(values, [0.005, 0.995]) for values in sides]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
@@ -144,8 +193,8 @@ def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray
     return edges, (forward, inverse)
 
 
-def _apart(ticks: Sequence[float], forward: Callable, bins: np.ndarray) -> list[float]:
-    """Those of the ticks, first ones first, whose labels do not meet on an axis over the bins."""
+def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarray) -> list[float]:
+    """Those of the ticks whose labels do not overlap on an axis over the bins; earlier ones come first."""
     kept: list[float] = []
     least = 0.18 * (forward(bins[-1]) - forward(bins[0]))
     for tick in (*ticks, bins[0], bins[-1]):
@@ -155,8 +204,7 @@ def _apart(ticks: Sequence[float], forward: Callable, bins: np.ndarray) -> list[
 
 
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
-    """One row of images a title: uint8 [N, C, H, W] each, the first 16 shown; every set of images has one
-    size."""
+    """Writes a figure of rows (title, images uint8 [N, C, H, W]), of which the first 16 are shown."""
     shown = 16
     figure, axes = _pyplot().subplots(
         len(rows), 1, figsize=(0.6 * shown, 0.95 * len(rows)), squeeze=False, layout="constrained"

@@ -1,17 +1,20 @@
-"""What `gz bench` says of a set of samples: Fréchet distance, KID, precision and recall, classes."""
+"""Image quality of samples against a data set's test split: Fréchet distance, KID, precision and recall,
+classes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.pack import Pack
-from gzcli.engine.budget import subset
-from gzcli.metrics.features import lenet
+from gzcli.engine.images import subset
+from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.metrics.fidelity import KEYS, fidelity, inception_weights, register
 from gzcli.metrics.frechet import frechet_distance
 
@@ -22,12 +25,104 @@ SUBSETS = 20  # of LeNet features: enough for the mean of KID, whose spread is n
 SMALL = 10_000  # FID is biased upwards below so many images
 
 
-class Judge:
-    """Compares images with a data set's test split; made once, called for each model.
+@dataclass
+class RealImages:
+    """The images of a data set at the grey levels of the samples that they are compared with."""
 
-    With the LeNet of four rotations (a set without labels) the names end in `_rot`. Precision and recall (k =
-    3) are of equally many real images as fakes, since they depend on both numbers. Raises MissingError for
-    absent weights.
+    pack: Pack
+    _test: dict[int | None, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def test(self, levels: int | None) -> np.ndarray:
+        """The test split, uint8 [N, C, H, W]."""
+        if levels not in self._test:
+            self._test[levels] = self.at(self.pack.images("test"), levels)
+        return self._test[levels]
+
+    def at(self, images: Any, levels: int | None) -> np.ndarray:
+        """Images of the set, uint8 [N, C, H, W], at as few grey levels."""
+        if levels in (None, 2, self.pack.meta.levels):
+            return images
+        return to_uint8(quantise(torch.from_numpy(np.array(images)), levels)).numpy()
+
+
+class LeNetQuality:
+    """Figures in the features of the set's LeNet.
+
+    The names of the figures end in `_rot` where that LeNet tells four rotations apart, as it does of a set
+    without labels. Precision and recall (k = 3) depend on the numbers of real images and samples: they are of
+    equally many.
+    """
+
+    def __init__(self, real: RealImages, net: LeNetFeatures):
+        self.real, self.net = real, net
+        self.extractor = register(net)
+        self.features: dict[int | None, np.ndarray] = {}  # of the test split, by grey levels
+        self.tail = "_rot" if net.rotations else ""
+
+    def __call__(
+        self, images: np.ndarray, labels: Tensor | None, levels: int | None, metrics: set[str]
+    ) -> dict[str, float]:
+        """Those of the `metrics` that are of a LeNet. The other parameters are those of `Quality`."""
+        found: dict[str, float] = {}
+        if "fd" in metrics:
+            found["fd" + self.tail] = self.frechet_distance(images, levels)
+        kinds = [kind for kind, metric in (("kid", "kid_lenet"), ("prc", "prc_lenet")) if metric in metrics]
+        if kinds:
+            real = self.real.test(levels)
+            real = real[subset(len(real), len(images))]
+            made = fidelity(images, real, extractor=self.extractor, metrics=tuple(kinds), subsets=SUBSETS)
+            for key, value in made.items():
+                found[("kid" if key.startswith("kernel") else key) + (self.tail or "_lenet")] = value
+        pack = self.real.pack
+        known = pack.labels("train")
+        if "classes" in metrics and known is not None and not self.net.rotations and not pack.meta.multilabel:
+            seen = self.net.predict(images)
+            found["tv"] = total_variation(seen, known, len(pack.meta.classes))
+            if labels is not None:
+                found["label_accuracy"] = float(np.mean(seen == labels.cpu().numpy()))
+        return found
+
+    def frechet_distance(self, images: np.ndarray, levels: int | None) -> float:
+        if levels not in self.features:
+            self.features[levels] = self.net.features(self.real.test(levels))
+        return frechet_distance(self.net.features(images), self.features[levels])
+
+
+class InceptionQuality:
+    """Figures in the features of Inception. Raises MissingError for absent weights.
+
+    metrics: of `OF_INCEPTION`.
+    weights: the file of Inception's weights; None: that of the cache.
+    """
+
+    def __init__(self, real: RealImages, metrics: Sequence[str], device: torch.device, weights: str | None):
+        self.real, self.metrics, self.device = real, list(metrics), device
+        self.weights, self.hash = inception_weights(weights)
+
+    def __call__(self, images: np.ndarray, levels: int | None) -> dict[str, float]:
+        made = fidelity(
+            images,
+            self.real.test(levels),
+            extractor="inception-v3-compat",
+            metrics=tuple(OF_INCEPTION[name] for name in self.metrics),
+            weights=self.weights,
+            cache=f"{self.real.pack.meta.digest}-test-{levels}-{self.hash[:8]}",
+            device=self.device,
+        )
+        return {name: made[KEYS[key][0]] for name, key in OF_INCEPTION.items() if name in self.metrics}
+
+
+class Quality:
+    """The quality of samples by the chosen metrics: made once for a data set, called for each model.
+
+    pack: the data set.
+    metrics: of `OF_LENET` and `OF_INCEPTION`; others are left to the caller.
+    n: samples of each model.
+    device: of the networks.
+    weights: the file of Inception's weights; None: that of the cache.
+    say: is told what takes long.
+
+    Raises MissingError for absent weights.
     """
 
     def __init__(
@@ -40,67 +135,53 @@ class Judge:
         weights: str | None = None,
         say: Callable[[str], None] = lambda text: None,
     ):
-        self.pack, self.metrics, self.n, self.device = pack, list(metrics), n, device
-        self.inception = [OF_INCEPTION[name] for name in metrics if name in OF_INCEPTION]
-        self.weights, self.weights_hash = inception_weights(weights) if self.inception else (None, None)
-        self.net = lenet(pack, device=device, say=say) if set(metrics) & set(OF_LENET) else None
-        self.extractor = register(self.net) if self.net else ""
-        self.used: set[int | None] = set()
-        self.real: dict[int | None, np.ndarray] = {}
+        self.pack, self.metrics, self.n, self.real = pack, set(metrics), n, RealImages(pack)
+        self.inception: InceptionQuality | None = None
+        if of_inception := [name for name in metrics if name in OF_INCEPTION]:
+            self.inception = InceptionQuality(self.real, of_inception, device, weights)
+        self.lenet: LeNetQuality | None = None
+        if self.metrics & set(OF_LENET):
+            self.lenet = LeNetQuality(self.real, lenet(pack, device=device, say=say))
+        self.used: set[int | None] = set()  # grey levels of the models so far
         self.floor_draws: dict[str, list[float]] = {}
-        self.warnings = []
+        self.warnings: list[str] = []
         if "fid" in metrics and n < SMALL:
             self.warnings.append(
                 f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`"
             )
 
-    def __call__(
-        self,
-        images: np.ndarray,
-        labels: torch.Tensor | None,
-        levels: int | None,
-        only: Sequence[str] | None = None,
-    ) -> dict[str, float]:
-        """The figures of uint8 [N, C, H, W] against the test split at equal grey levels; `labels`: as asked
-        for."""
-        metrics = set(self.metrics if only is None else only)
-        if not only:
-            self.used.add(levels)
-        found: dict[str, float] = {}
-        if self.net:
-            found |= self._by_lenet(images, labels, levels, metrics)
-        if self.inception and not only:
-            cache = f"{self.pack.meta.digest}-test-{levels}-{self.weights_hash[:8]}"
-            made = fidelity(
-                images,
-                self._test(levels),
-                extractor="inception-v3-compat",
-                metrics=tuple(self.inception),
-                weights=self.weights,
-                cache=cache,
-                device=self.device,
-            )
-            found |= {name: made[KEYS[key][0]] for name, key in OF_INCEPTION.items() if key in self.inception}
-        return found
+    def __call__(self, images: np.ndarray, labels: Tensor | None, levels: int | None) -> dict[str, float]:
+        """The figures of samples against the test split at equal grey levels.
+
+        images: uint8 [N, C, H, W].
+        labels: that the samples were asked for by, [N] or [N, K]; None: by none.
+        levels: grey levels of the model.
+        """
+        self.used.add(levels)
+        found = self.lenet(images, labels, levels, self.metrics) if self.lenet else {}
+        return found | (self.inception(images, levels) if self.inception else {})
+
+    def classes(self, images: np.ndarray, labels: Tensor | None, levels: int | None) -> dict[str, float]:
+        """Of the figures only those of classes, if they are among the metrics."""
+        return self.lenet(images, labels, levels, self.metrics & {"classes"}) if self.lenet else {}
 
     def floor(self) -> dict[str, float]:
-        """The same figures of n real training images, at each number of grey levels that was judged.
+        """The same figures of n real training images, at all grey levels of the models so far.
 
         One draw of 2,000 digits may have twice the Fréchet distance of another: that of the floor is a mean
         over draws.
         """
-        train, found = self.pack.images("train"), {}
+        train = self.pack.images("train")
+        found: dict[str, float] = {}
         first, *others = self._draws(len(train))
-        for levels in self.used:
+        for levels in list(self.used):
             mark = "" if levels in (None, self.pack.meta.levels) else f"@{levels}"
-            made = self(self._at(train[first], levels), None, levels)
-            for key in made:
-                if key.startswith("fd"):
-                    self.floor_draws[key + mark] = [
-                        made[key],
-                        *(self._fd(train[rows], levels) for rows in others),
-                    ]
-                    made[key] = float(np.mean(self.floor_draws[key + mark]))
+            made = self(self.real.at(train[first], levels), None, levels)
+            if self.lenet and (key := "fd" + self.lenet.tail) in made:
+                draws = (self.real.at(train[rows], levels) for rows in others)
+                of_draws = [made[key], *(self.lenet.frechet_distance(draw, levels) for draw in draws)]
+                self.floor_draws[key + mark] = of_draws
+                made[key] = float(np.mean(of_draws))
             found |= {key + mark: value for key, value in made.items()}
         return found
 
@@ -109,54 +190,16 @@ class Judge:
         order, n = np.random.default_rng(0).permutation(total), min(self.n, total)
         return [np.sort(order[i * n : (i + 1) * n]) for i in range(min(DRAWS, total // n))]
 
-    def _fd(self, images: np.ndarray, levels: int | None) -> float:
-        return frechet_distance(self.net.features(self._at(images, levels)), self._features(levels))
-
     def provenance(self) -> dict[str, Any]:
+        """What the figures depend on beside the images."""
+        net = self.lenet.net if self.lenet else None
         return {
-            "features": self.net and self.net.hash,
-            "features_accuracy": self.net and self.net.accuracy,
-            "features_rotations": self.net and self.net.rotations,
-            "inception": self.weights_hash,
+            "features": net and net.hash,
+            "features_accuracy": net and net.accuracy,
+            "features_rotations": net and net.rotations,
+            "inception": self.inception and self.inception.hash,
             "floor_draws": self.floor_draws,
         }
-
-    def _by_lenet(self, images, labels, levels, metrics: set[str]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        tail = "_rot" if self.net.rotations else ""
-        name = tail or "_lenet"
-        if "fd" in metrics:
-            found["fd" + tail] = frechet_distance(self.net.features(images), self._features(levels))
-        kinds = [kind for kind, metric in (("kid", "kid_lenet"), ("prc", "prc_lenet")) if metric in metrics]
-        if kinds:
-            real = self._test(levels)
-            real = real[subset(len(real), len(images))]
-            made = fidelity(images, real, extractor=self.extractor, metrics=tuple(kinds), subsets=SUBSETS)
-            for key, value in made.items():
-                found[("kid" if key.startswith("kernel") else key) + name] = value
-        if "classes" in metrics and not self.net.rotations and not self.pack.meta.multilabel:
-            seen = self.net.predict(images)
-            found["tv"] = total_variation(seen, self.pack.labels("train"), len(self.pack.meta.classes))
-            if labels is not None:
-                found["label_accuracy"] = float(np.mean(seen == labels.cpu().numpy()))
-        return found
-
-    def _features(self, levels: int | None) -> np.ndarray:
-        key = ("features", levels)
-        if key not in self.real:
-            self.real[key] = self.net.features(self._test(levels))
-        return self.real[key]
-
-    def _test(self, levels: int | None) -> np.ndarray:
-        if levels not in self.real:
-            self.real[levels] = self._at(self.pack.images("test"), levels)
-        return self.real[levels]
-
-    def _at(self, images: np.ndarray, levels: int | None) -> np.ndarray:
-        """Real images with as few grey levels as the model's."""
-        if levels in (None, 2, self.pack.meta.levels):
-            return images
-        return to_uint8(quantise(torch.from_numpy(np.array(images)), levels)).numpy()
 
 
 def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float:

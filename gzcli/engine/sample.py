@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,84 +14,75 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.batches import quantise, to_uint8
-from gzcli.engine import sampler
+from gzcli.engine import pictures, sampler
 from gzcli.engine.apply import COLUMNS, apply, blocks, by_class, read_inputs, to_bytes
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
+from gzcli.jobs import SampleJob
 from gzcli.models.nn import spread_labels
+from gzcli.models.options import defaults, grouped
 from gzcli.store.runs import Run
 from gzcli.types import ImageNoise, Progress
 
-PNG_LIMIT = 256  # single pictures are written up to so many images, or on request
+PNG_LIMIT = 256  # single PNGs are written of at most so many images, or on request
 
 
-def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes `grid.png`, and of the images alone single PNGs and `samples.npz` (`samples`
-    uint8 [N, H, W, C], `labels` [N] or [N, K] where there are any), into `folder`.
-
-    job: {run, checkpoint, n, seed, labels, prompts, options, do, input, input_as, mask, npz, png, animate}; n
-    None is as many as there are prompts or input pictures, whichever are more. `input_as`: the keyword of
-    `sample` that gets these.
-    """
-    trained = load_trained(Run(Path(job["run"])), device, job["checkpoint"])
+def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+    """Does the job and writes into `folder`: `grid.png`, and as the job says single PNGs of the images,
+    `animation.gif`, and `samples.npz` with `samples` uint8 [N, H, W, C] and, where there are any, `labels`
+    [N] or [N, K]. Returns the JSON of `gz sample`."""
+    trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
     since = time.monotonic()
-    frames = Frames(trained.shown) if job["animate"] else None
-    with log.bar(job["do"] or "sample") as bar:
+    frames = Frames(trained.shown) if job.animate else None
+    rows: dict[str, Any] = {}
+    with log.bar(job.do or "sample") as bar:
         progress = bar if frames is None else frames.watch(bar)
-        if job["do"]:
-            done = apply(trained, job, progress)
-            images, labels, picture = done.images, done.labels, done.sheet
+        if job.do:
+            output = apply(trained, job.do, job, progress)
+            images, labels, picture = output.images, output.labels, output.sheet
+            rows = {"do": job.do, "rows": list(output.applied.rows), "columns": output.applied.columns}
         else:
             images, labels, picture = samples(trained, job, progress)
-    result = {
+    result: dict[str, Any] = {
         "run": trained.run.owner.id,
         "step": trained.step,
         "n": len(images),
-        "seed": job["seed"],
-        "prompts": job.get("prompts", []),
+        "seed": job.seed,
+        "prompts": list(job.prompts),
         "seconds": round(time.monotonic() - since, 3),
         "grid": str(folder / "grid.png"),
         "files": [],
         "npz": None,
         "animation": None,
+        **rows,
     }
-    if job["do"]:
-        result |= {"do": job["do"], "rows": list(done.applied.rows), "columns": done.applied.columns}
     if ranks.rank():
         return result
-    sampler.save_png(folder / "grid.png", picture)
-    if job["png"] or len(images) <= PNG_LIMIT:
-        result["files"] = sampler.save_images(folder / "images", images)
+    pictures.save_png(folder / "grid.png", picture)
+    if job.png or len(images) <= PNG_LIMIT:
+        result["files"] = pictures.save_images(folder / "images", images)
     if frames:
         result["animation"] = str(folder / "animation.gif")
         frames.save(folder / "animation.gif", images)
-    if job["npz"]:
+    if job.npz:
         result["npz"] = str(folder / "samples.npz")
-        known = {} if labels is None else {"labels": labels}
-        np.savez_compressed(folder / "samples.npz", samples=images.transpose(0, 2, 3, 1), **known)
+        arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
+        np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]  # numpy's stubs
     return result
 
 
 def samples(
-    trained: Trained,
-    job: Mapping[str, Any],
-    progress: Progress,
+    trained: Trained, job: SampleJob, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Images [n, C, H, W], the labels that they were asked for by, and their sheet [H, W, C]."""
+    """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C]."""
     given, inputs = given_to_sample(trained, job)
-    n, labels = job["n"] or max(map(len, given.values())), None
-    if job["labels"]:
-        labels = sampler.parse_labels(job["labels"], n, trained.info)
+    n, labels = job.n or max(map(len, given.values())), None
+    if job.labels:
+        labels = sampler.parse_labels(job.labels, n, trained.info)
     elif trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     images = sampler.draw(
-        trained,
-        n,
-        seed=job["seed"],
-        labels=labels,
-        given=given,
-        options=job["options"],
-        progress=progress,
+        trained, n, seed=job.seed, labels=labels, given=given, options=job.options, progress=progress
     )
     picture = picture_of(trained, job, images, labels, given, inputs)
     return images, None if labels is None else labels.numpy(), picture
@@ -100,60 +90,66 @@ def samples(
 
 def picture_of(
     trained: Trained,
-    job: Mapping[str, Any],
+    job: SampleJob,
     images: np.ndarray,
     labels: Tensor | None,
     given: Mapping[str, Any],
     inputs: np.ndarray | None,
 ) -> np.ndarray:
-    """The sheet [H, W, C] of samples: what each was made from above it, or columns of one class."""
+    """The sheet [H, W, C] of samples: below the picture that each was made from, or in columns of one class.
+
+    given, inputs: what `given_to_sample` returned.
+    """
     n = len(images)
     if hasattr(trained.model, "sources"):
-        inputs = made_from(trained, n, job, given)
+        inputs = sources(trained, n, job, given)
         inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
     elif inputs is not None:
         inputs = inputs[np.arange(n) % len(inputs)]
     if inputs is not None and inputs.shape[1:] == images.shape[1:]:
-        return blocks([(job["input_as"] or "source", inputs), ("result", images)], min(n, COLUMNS))
+        return blocks([(job.input_as or "source", inputs), ("result", images)], min(n, COLUMNS))
     columns, marks = by_class(labels, n, math.ceil(math.sqrt(n)), trained.info.classes)
-    return blocks([("", images)], columns, marks) if marks else sampler.grid(images)
+    return blocks([("", images)], columns, marks) if marks else pictures.grid(images)
 
 
-def made_from(trained: Trained, n: int, job: Mapping[str, Any], given: Mapping[str, Any]) -> np.ndarray:
-    """The images, as bytes, that a model which starts from some, `given` or its own, made its samples of."""
+def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) -> np.ndarray:
+    """The images uint8 [n, C, H, W] that the model's samples were made from: those `given`, or its own."""
     method = trained.model.sources
-    options = {**trained.part.sample, **job["options"]}
+    options = {**trained.part.sample, **job.options}
     options |= {key: sampler.cycled(values, range(n), trained.device) for key, values in given.items()}
-    known = {key: value for key, value in options.items() if key in inspect.signature(method).parameters}
+    taken = {key: value for key, value in options.items() if key in defaults(method)}
+    noise = ImageNoise(job.seed, range(n), trained.device)
     with torch.inference_mode():
-        return to_bytes(method(n, noise=ImageNoise(job["seed"], range(n), trained.device), **known))
+        return to_bytes(method(n, noise=noise, **grouped(method, taken)))
 
 
-def given_to_sample(trained: Trained, job: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
-    """What `sample` gets of prompts and input pictures, and these as bytes; they are read at the side of the
-    images."""
-    given: dict[str, Any] = {"prompt": job["prompts"]} if job.get("prompts") else {}
-    if not job.get("input_as"):
+def given_to_sample(trained: Trained, job: SampleJob) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The job's prompts and input pictures as keywords of `sample`; and these pictures as uint8 [m, C, H, W],
+    at the size of the samples."""
+    given: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
+    if not job.input_as:
         return given, None
-    side = ({**trained.part.sample, **job["options"]}).get("size")
-    inputs, _ = read_inputs(trained, job["input"], job["n"], side)
-    given[job["input_as"]] = quantise(
-        torch.from_numpy(inputs), trained.images.levels, ImageNoise(job["seed"], range(len(inputs)))
-    )
+    side = {**trained.part.sample, **job.options}.get("size")
+    inputs, _ = read_inputs(trained, job.input, job.n, side)
+    noise = ImageNoise(job.seed, range(len(inputs)))
+    given[job.input_as] = quantise(torch.from_numpy(inputs), trained.images.levels, noise)
     return given, inputs
 
 
 class Frames:
-    """What the sampler showed of its first images on the way, for `--animate`."""
+    """The states of the first images while they are sampled, for `--animate`.
 
-    FIRST, MOST, MS = 16, 60, 80
+    shown: what the model made → images [B, C, H, W] in [-1, 1].
+    """
+
+    FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame
 
     def __init__(self, shown: Callable[[torch.Tensor], torch.Tensor]):
         self.shown = shown
         self.seen: list[np.ndarray] = []
 
     def watch(self, bar: Progress) -> Progress:
-        """A progress that keeps every state x [B, C, H, W] which it is shown, and hands on to `bar`."""
+        """A progress that keeps every state x [B, C, H, W], and passes its arguments on to `bar`."""
 
         def progress(i: float, n: float, x: torch.Tensor | None = None) -> None:
             bar(i, n, x)
@@ -163,10 +159,10 @@ class Frames:
         return progress
 
     def save(self, path: Path, images: np.ndarray) -> None:
-        """A GIF of at most 60 frames that rests on the result."""
+        """Writes a GIF of about 60 frames, the last of which, the result, stays longer."""
         from PIL import Image
 
         chosen = self.seen[:: max(1, len(self.seen) // self.MOST)]
-        sheets = [sampler.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
+        sheets = [pictures.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
         first, *rest = [Image.fromarray(sheet) for sheet in sheets]
         first.save(path, save_all=True, append_images=rest, duration=self.MS, loop=0)

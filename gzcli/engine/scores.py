@@ -1,29 +1,14 @@
-"""Out-of-distribution scores of a trained model: its own `score_<name>`, and those written once over
-`log_prob`.
+"""Out-of-distribution scores of a trained model: its own `score_<name>`, and those made of any likelihood.
 
-  nll         −log p(x), nats
-  typicality  |nll − mean nll of validation images|                        Nalisnick et al. 2019,
-  arXiv:1906.02994
-  complexity  nll in bits − length of the image's best lossless code       Serrà et al. 2020,
-  arXiv:1909.11480, eq. 3
-  ratio       nll − nll under a background model, trained on mutated images   Ren et al. 2019,
-  arXiv:1906.02845, eq. 4
-  gradnorm    log ‖∂ log p(x) / ∂θ‖, all parameters, one image at a time   after Kwon et al. 2020,
-  arXiv:2007.09507
-  ensemble    −Σ log density of each statistic of the image (nll, code length, the model's own cheap scores)
-  among
-              validation images, by kernel density estimates               Morningstar et al. 2021,
-              arXiv:2006.09273
 Higher is more out-of-distribution. A score depends on (model, image, seed, index) alone, not on the batch.
 The nll of a model without a density of pixels is its own `score_nll`, as that of the codes of its tokenizer.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,25 +20,22 @@ from gzcli.data.batches import to_uint8
 from gzcli.engine.trained import Trained
 from gzcli.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.metrics.baselines import code_length
-from gzcli.models.catalog import LIKELIHOOD_SCORES, likelihood_scores
+from gzcli.metrics.likelihood_scores import SCORES, Arrays, Facts, read
+from gzcli.models.base import Model
+from gzcli.models.catalog import likelihood_scores
 from gzcli.models.nn import double
+from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch, ImageNoise
 
-OVER_NLL = ("nll", "typicality", "complexity", "ratio", "ensemble")
-BANKS = (
-    "knn",
-)  # their fit keeps training images to compare with; other fits are statistics of held-out images
-DEAR = ("regret", "inversion")  # an optimisation an image: only when named
 
-
-def own_scores(model: Any) -> list[str]:
+def own_scores(model: Model) -> list[str]:
     """The names of the model's `score_<name>` methods."""
     return sorted(name.removeprefix("score_") for name in dir(type(model)) if name.startswith("score_"))
 
 
-def cheap_scores(model: Any) -> list[str]:
-    """Those of them that cost no optimisation an image."""
-    return [score for score in own_scores(model) if score not in DEAR]
+def cheap_scores(model: Model) -> list[str]:
+    """Those of them that are not `costly`."""
+    return [score for score in own_scores(model) if score not in model.costly]
 
 
 def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
@@ -68,12 +50,9 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
     options = list(dict.fromkeys((*own, *made)))
     wanted = list(asked or trained.part.ood.scores or ())
     if not wanted:
-        cheap = (
-            ("nll", "typicality", "complexity")
-            if of_pixels and model.likelihood in ("exact", "bound")
-            else ()
-        )
-        wanted = [*cheap, *cheap_scores(model)] or own[:1]
+        cheap_likelihood = of_pixels and model.likelihood in ("exact", "bound")
+        of_likelihood = [name for name, score in SCORES.items() if score.default and cheap_likelihood]
+        wanted = [*of_likelihood, *cheap_scores(model)] or own[:1]
     if not wanted:
         raise UsageError(
             f"`{name}` has no score for out-of-distribution images", hint="gz list models --can ood"
@@ -81,7 +60,7 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
     for score in wanted:
         if score in options:
             continue
-        if score in LIKELIHOOD_SCORES:
+        if score in SCORES:
             raise UsageError(
                 f"`{name}` has no likelihood, which the score `{score}` needs",
                 hint=f"it has: {', '.join(own)}",
@@ -94,10 +73,14 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
 
 
 class Scorer:
-    """Computes the scores `names` of batches; `fit` must see in-distribution batches first, all on every
-    rank.
+    """Computes scores of batches. `fit` must see in-distribution batches first, all of them on every rank.
 
-    `options` are keywords of `score_<name>` and `fit_<name>`, shared by all scores that take them.
+    trained: the model that is scored by.
+    names: of the scores.
+    background: the model whose likelihood `ratio` divides by.
+    options: keywords of `score_<name>` and `fit_<name>`; every score that has one of that name takes it.
+    seed: of the noise.
+
     Raises MissingError where `ratio` has no background model, UsageError where that one is for other images.
     """
 
@@ -112,46 +95,51 @@ class Scorer:
     ):
         self.trained, self.model, self.names, self.seed = trained, trained.model, list(names), seed
         self.background, self.options = background, dict(options or {})
-        self.mean_nll = math.nan
-        self.densities: dict[str, Any] = {}
-        if "ratio" in names:
-            self._check_background()
-        unused = set(self.options) - {
-            key for name in names for key in self._keywords("score", name) | self._keywords("fit", name)
-        }
-        self.unused = sorted(unused)
+        self.fitted: dict[str, Any] = {}  # by the name of a likelihood score what its fit returned
+        if read(self.names, "background_nll"):
+            checked_background(trained, background)
+        taken = [self._keywords(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
+        self.unused = sorted(set(self.options).difference(*taken))
+
+    def own(self) -> list[str]:
+        """The model's own scores that are computed: those named, and the cheap ones as statistics."""
+        statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
+        names = dict.fromkeys((*self.names, *statistics))
+        return [name for name in names if hasattr(self.model, f"score_{name}")]
 
     def fits(self) -> list[str]:
-        """The scores of this model that have a fit, those among the statistics of `ensemble` too."""
-        statistics = cheap_scores(self.model) if "ensemble" in self.names else []
-        names = dict.fromkeys((*self.names, *statistics))
-        return [name for name in names if hasattr(self.model, f"fit_{name}")]
+        """Those of the model's own scores that have a fit."""
+        return [name for name in self.own() if hasattr(self.model, f"fit_{name}")]
 
-    def fit(self, held_out: Sequence[Batch], train: Sequence[Batch]) -> None:
-        """In-distribution statistics, of held-out images; the bank of `knn` is of training images."""
+    def is_fitted(self) -> bool:
+        """Whether a score has a fit at all."""
+        return bool(self.fits() or [name for name in self.names if name in SCORES and SCORES[name].gather])
+
+    def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
+        """What scores need of in-distribution images: held-out ones, or, for those that say so, training
+        images."""
         for name in self.fits():
-            batches = _Seen(self.trained, train if name in BANKS else held_out)
-            getattr(self.model, f"fit_{name}")(batches, **self._take("fit", name))
-        if "typicality" in self.names:
-            self.mean_nll = float(ranks.over(held_out, self._of_nll)["nll"].mean())
-        if "ensemble" in self.names:
-            self.densities = densities(ranks.over(held_out, self._of_ensemble))
+            batches = _Seen(self.trained, train if name in self.model.fitted_on_train else held_out)
+            method = f"fit_{name}"
+            getattr(self.model, method)(batches, **self._taken(method))
+        for name in self.names:
+            if (score := SCORES.get(name)) and score.gather:
+                self.fitted[name] = score.fit(self._gathered(score.gather, held_out))
 
-    def _of_nll(self, batch: Batch) -> dict[str, np.ndarray]:
-        return {"nll": self._nll(self.model, self.trained.seen(batch))}
-
-    def _of_ensemble(self, batch: Batch) -> dict[str, np.ndarray]:
-        batch = self.trained.seen(batch)
-        return self._statistics(batch, self._nll(self.model, batch))
+    def _gathered(
+        self, gather: Callable[[Facts], Arrays], batches: ranks.Sliceable[Batch]
+    ) -> dict[str, np.ndarray]:
+        return ranks.over(batches, lambda batch: gather(BatchFacts(self, self.trained.seen(batch))))
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """float64 [B] of each score. Raises DivergedError that names a score with values that are not
         finite."""
         batch = self.trained.seen(batch)
-        nll = self._nll(self.model, batch) if set(self.names) & set(OVER_NLL) else None
-        values = {}
+        facts, values = BatchFacts(self, batch), {}
         for name in self.names:
-            values[name] = value = self._one(name, batch, nll)
+            score = SCORES.get(name)
+            value = score.compute(facts, self.fitted.get(name)) if score else self.own_score(name, batch)
+            values[name] = value
             if bad := int((~np.isfinite(value)).sum()):
                 raise DivergedError(
                     f"the score `{name}` is not finite for {bad} of {len(value)} images",
@@ -159,95 +147,83 @@ class Scorer:
                 )
         return values
 
-    def _one(self, name: str, batch: Batch, nll: np.ndarray | None) -> np.ndarray:
-        if name == "nll":
-            return nll
-        if name == "typicality":
-            return np.abs(nll - self.mean_nll)
-        if name == "complexity":
-            return nll / math.log(2) - _code_length(batch)
-        if name == "ratio":
-            return nll - self._nll(self.background.model, batch)
-        if name == "gradnorm":
-            return self._gradnorm(batch)
-        if name == "ensemble":
-            found = self._statistics(batch, nll)
-            return -sum(density.logpdf(found[statistic]) for statistic, density in self.densities.items())
-        return self._own(name, batch)
-
-    def _own(self, name: str, batch: Batch) -> np.ndarray:
-        score = getattr(self.model, f"score_{name}")(
-            batch.x, noise=self._noise(batch.index), **self._take("score", name)
+    def own_score(self, name: str, batch: Batch) -> np.ndarray:
+        """float64 [B]: the model's `score_<name>`."""
+        method = f"score_{name}"
+        score = getattr(self.model, method)(
+            batch.x, noise=fresh_noise(self.seed, batch), **self._taken(method)
         )
         return score.detach().cpu().double().numpy()
 
-    def _statistics(self, batch: Batch, nll: np.ndarray) -> dict[str, np.ndarray]:
-        """What `ensemble` knows of each image."""
-        own = {name: self._own(name, batch) for name in cheap_scores(self.model) if name != "nll"}
-        return {"nll": nll, "code": _code_length(batch), **own}
+    def _keywords(self, method: str) -> set[str]:
+        """The options of a method of the model; {} where it has no such method."""
+        function = getattr(self.model, method, None)
+        return set(defaults(function)) - {"x", "noise", "batches"} if function else set()
 
-    def _nll(self, model: Any, batch: Batch) -> np.ndarray:
-        with torch.no_grad():
-            return -_log_prob(model, batch.x, self._noise(batch.index)).cpu().double().numpy()
+    def _taken(self, method: str) -> dict[str, Any]:
+        """Those of the options that a method of the model takes, as its keywords."""
+        taken = {key: self.options[key] for key in self._keywords(method) & set(self.options)}
+        return grouped(getattr(self.model, method), taken)
 
-    def _gradnorm(self, batch: Batch) -> np.ndarray:
-        parameters = list(self.model.parameters())
-        frozen = [p.requires_grad for p in parameters]
-        self.model.requires_grad_(True)
+
+class BatchFacts:
+    """What likelihood scores read of a batch, as `likelihood_scores.Facts` declares it; each fact is computed
+    once."""
+
+    def __init__(self, scorer: Scorer, batch: Batch):
+        self.scorer, self.batch = scorer, batch
+
+    @cached_property
+    def nll(self) -> np.ndarray:
+        return self._nll(self.scorer.model)
+
+    @cached_property
+    def background_nll(self) -> np.ndarray:
+        return self._nll(checked_background(self.scorer.trained, self.scorer.background).model)
+
+    @cached_property
+    def code_length(self) -> np.ndarray:
+        return code_length(to_uint8(self.batch.x).cpu().numpy())
+
+    @cached_property
+    def statistics(self) -> dict[str, np.ndarray]:
+        cheap = [name for name in cheap_scores(self.scorer.model) if name != "nll"]
+        own = {name: self.scorer.own_score(name, self.batch) for name in cheap}
+        return {"nll": self.nll, "code": self.code_length, **own}
+
+    @cached_property
+    def gradient_norm(self) -> np.ndarray:
+        model = self.scorer.model
+        required = [p.requires_grad for p in model.parameters()]
+        model.requires_grad_(True)
         try:
-            norms = [
-                self._norm(batch.x[i : i + 1], batch.index[i : i + 1], parameters) for i in range(len(batch))
-            ]
+            norms = [self._log_norm(i) for i in range(len(self.batch))]
         finally:
-            for p, requires in zip(parameters, frozen, strict=True):
+            for p, requires in zip(model.parameters(), required, strict=True):
                 p.requires_grad_(requires)
         return torch.stack(norms).cpu().double().numpy()
 
-    def _norm(self, x: Tensor, index: Tensor, parameters: list[Tensor]) -> Tensor:
+    def _nll(self, model: Model) -> np.ndarray:
+        with torch.no_grad():
+            return -log_prob(model, self.batch, self.scorer.seed).cpu().double().numpy()
+
+    def _log_norm(self, i: int) -> Tensor:
+        """log ‖∂ log p(x_i) / ∂θ‖, a scalar."""
+        scorer, one = self.scorer, self.batch.rows(slice(i, i + 1), self.batch.noise)
         with torch.enable_grad():
-            value = _log_prob(self.model, x, self._noise(index)).sum()
+            value = log_prob(scorer.model, one, scorer.seed).sum()
             if not value.requires_grad:
                 raise UsageError(
-                    f"`{self.trained.name}` has a likelihood without gradient, `gradnorm` needs one"
+                    f"`{scorer.trained.name}` has a likelihood without gradient, `gradnorm` needs one"
                 )
-            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-        return sum(double(g).square().sum() for g in gradients if g is not None).sqrt().log()
-
-    def _noise(self, index: Tensor) -> ImageNoise:
-        """Fresh for each score, so that a score does not depend on which others are computed."""
-        return ImageNoise(self.seed, index.tolist(), self.trained.device)
-
-    def _keywords(self, kind: str, name: str) -> set[str]:
-        method = getattr(self.model, f"{kind}_{name}", None)
-        return set(inspect.signature(method).parameters) - {"x", "noise", "batches"} if method else set()
-
-    def _take(self, kind: str, name: str) -> dict[str, Any]:
-        return {key: self.options[key] for key in self._keywords(kind, name) & set(self.options)}
-
-    def _check_background(self) -> None:
-        run, data = self.trained.run, self.trained.part.data.name
-        if self.background is None:
-            sets = [
-                f"{run.in_owner}data.augment=[mutate]",
-                *(f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1]),
-            ]
-            line = " ".join(f"--set {each}" for each in sets)
-            raise MissingError(
-                "the score `ratio` needs a background run",
-                hint=f"`gz train {self.trained.name} --data {data} {line} --name background`, "
-                "then `--background background`",
-            )
-        one, other = self.trained.info, self.background.info
-        if (one.shape, one.levels) != (other.shape, other.levels):
-            raise UsageError(
-                f"the background run has images of {other.shape} and {other.levels} levels, "
-                f"this one of {one.shape} and {one.levels}"
-            )
+            gradients = torch.autograd.grad(value, list(scorer.model.parameters()), allow_unused=True)
+        squares = (double(g).square().sum() for g in gradients if g is not None)
+        return sum(squares, start=value.new_zeros(())).sqrt().log()
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Batches as the model sees them, to go through as often as a fit likes."""
+    """Batches as the model sees them. A fit can read them several times."""
 
     trained: Trained
     batches: Iterable[Batch]
@@ -256,16 +232,38 @@ class _Seen:
         return map(self.trained.seen, self.batches)
 
 
-def densities(statistics: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A Gaussian kernel density estimate of each statistic [N] that varies."""
-    from scipy.stats import gaussian_kde
-
-    return {name: gaussian_kde(values) for name, values in statistics.items() if values.std() > 0}
-
-
-def _log_prob(model: Any, x: Tensor, noise: ImageNoise) -> Tensor:
-    return model.log_prob(x, noise=noise) if hasattr(model, "log_prob") else -model.score_nll(x, noise=noise)
+def log_prob(model: Model, batch: Batch, seed: int) -> Tensor:
+    """[B] nats; of a model of codes that of the image's code."""
+    noise = fresh_noise(seed, batch)
+    if hasattr(model, "log_prob"):
+        return model.log_prob(batch.x, noise=noise)
+    return -model.score_nll(batch.x, noise=noise)
 
 
-def _code_length(batch: Batch) -> np.ndarray:
-    return code_length(to_uint8(batch.x).cpu().numpy())
+def fresh_noise(seed: int, batch: Batch) -> ImageNoise:
+    """The noise of a batch's images from its start: so a score does not depend on which others are
+    computed."""
+    return ImageNoise(seed, batch.index.tolist(), batch.x.device)
+
+
+def checked_background(trained: Trained, background: Trained | None) -> Trained:
+    """The background model. Raises MissingError without one, UsageError where it is for other images."""
+    if background is None:
+        run, data = trained.run, trained.part.data.name
+        sets = [
+            f"{run.in_owner}data.augment=[mutate]",
+            *(f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1]),
+        ]
+        line = " ".join(f"--set {each}" for each in sets)
+        raise MissingError(
+            "the score `ratio` needs a background run",
+            hint=f"`gz train {trained.name} --data {data} {line} --name background`, "
+            "then `--background background`",
+        )
+    one, other = trained.info, background.info
+    if (one.shape, one.levels) != (other.shape, other.levels):
+        raise UsageError(
+            f"the background run has images of {other.shape} and {other.levels} levels, "
+            f"this one of {one.shape} and {one.levels}"
+        )
+    return background

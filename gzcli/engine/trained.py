@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.errors import DeviceError, MissingError
 from gzcli.models import catalog
 from gzcli.models.base import Model
-from gzcli.recipe.parts import Part
+from gzcli.recipe.parts import LaunchSection, Part
 from gzcli.store.files import checksum
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo
@@ -126,11 +126,11 @@ def _best(folder: Path) -> int:
     return json.loads(path.read_text())["step"]
 
 
-def pick_device(launch: Mapping[str, Any]) -> torch.device:
+def pick_device(launch: LaunchSection) -> torch.device:
     """The device of a verb that runs in one process. Raises DeviceError where a GPU was asked for and there
     is none."""
-    gpus = launch.get("gpus")
-    if launch.get("cpu") or gpus == 0:
+    gpus = launch.gpus
+    if launch.cpu or gpus == 0:
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")

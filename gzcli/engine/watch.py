@@ -15,9 +15,9 @@ from torch import Tensor
 from gzcli import ranks
 from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine import sampler, state
-from gzcli.engine.budget import synchronise
+from gzcli.engine import pictures, sampler, state
 from gzcli.engine.cadence import Cadence
+from gzcli.engine.devices import synchronise
 from gzcli.engine.prepare import with_prepared
 from gzcli.engine.report import loss_curve, metric_lines
 from gzcli.engine.trained import Trained
@@ -136,7 +136,7 @@ class Watch:
         images = self.draw(n)
         if self.t.rank == 0:
             path = self._picture(step)
-            sampler.save_png(path, sampler.grid(images))
+            pictures.save_png(path, pictures.grid(images))
             if self.wandb:
                 import wandb
 

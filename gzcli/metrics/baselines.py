@@ -1,7 +1,8 @@
-"""What tells images apart without any model: the size of a PNG, the mean pixel, neighbours in PCA of pixels.
+"""Out-of-distribution scores without any model: the size of a PNG, the mean pixel, the distance to neighbours
+in principal components of pixels.
 
-A score that does not beat them is not evidence. Images are uint8 [N, C, H, W]; every function returns float64
-[N].
+A model's score that does not beat them is no evidence for the model. Images are uint8 [N, C, H, W]; scores
+are float64 [N].
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 def png_size(images: np.ndarray) -> np.ndarray:
-    """Bytes of each image as an optimised PNG (one bit a pixel where there are only black and white)."""
+    """Bytes of each image as an optimised PNG, with one bit a pixel where all are black or white."""
     return _each(images, _png)
 
 
 def code_length(images: np.ndarray) -> np.ndarray:
-    """Bits of each image under the best of several lossless coders: PNG, JPEG 2000, deflate.
+    """Bits of each image under the best of the lossless coders PNG, JPEG 2000 and deflate.
 
     The L(x) of Serrà et al. 2020, arXiv:1909.11480, eq. 3 and the minimum over coders of its §3.
     """
@@ -27,7 +32,7 @@ def code_length(images: np.ndarray) -> np.ndarray:
 
 
 def coders() -> dict[str, Callable[[np.ndarray], int]]:
-    """The lossless coders at hand, by name: bytes of one image [C, H, W]."""
+    """The lossless coders of this machine by name; each gives the bytes of one image [C, H, W]."""
     from PIL import features
 
     found = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}
@@ -42,8 +47,11 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
 
 
 def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
-    """For each array of images: distances to the k-th neighbour among `train`, in its `dims` principal
-    components."""
+    """For each array of `images` the distances to the k-th neighbour in `train`, in the first principal
+    components of `train`.
+
+    dims: number of components.
+    """
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 
@@ -68,9 +76,11 @@ def _each(images: np.ndarray, size: Callable[[np.ndarray], int]) -> np.ndarray:
 
 
 def _png(image: np.ndarray) -> int:
+    from PIL import Image
+
     picture = _picture(image)
     if picture.mode == "L" and set(np.unique(image)) <= {0, 255}:
-        picture = picture.convert("1", dither=0)
+        picture = picture.convert("1", dither=Image.Dither.NONE)
     return _encoded(picture, format="PNG", optimize=True)
 
 
@@ -78,13 +88,15 @@ def _jpeg2000(image: np.ndarray) -> int:
     return _encoded(_picture(image), format="JPEG2000", irreversible=False)
 
 
-def _picture(image: np.ndarray):
+def _picture(image: np.ndarray) -> Image.Image:
+    """[C, H, W] as Pillow's image."""
     from PIL import Image
 
     return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
 
 
-def _encoded(picture, **how) -> int:
+def _encoded(picture: Image.Image, **how: Any) -> int:
+    """Bytes of the encoded picture; `how` as of `Image.save`."""
     buffer = io.BytesIO()
     picture.save(buffer, **how)
     return buffer.tell()

@@ -1,9 +1,9 @@
-"""How well a score tells out-of-distribution images: from float64 ranks with ties, OOD is the positive class.
+"""How well a score separates out-of-distribution (OOD) images, the positive class, from in-distribution ones.
 
-The conventions of OpenOOD v1.5 (arXiv:2306.09301): a higher score is more OOD; `fpr95` is the share of
-in-distribution images that is flagged when 95 % of the OOD ones are found. `fpr95_id` is the older one (ODIN,
-arXiv:1706.02690): the share of OOD images accepted when 95 % of the in-distribution ones are. They differ
-where the variances do.
+The conventions are those of OpenOOD v1.5 (arXiv:2306.09301): a higher score is more OOD; `fpr95` is the share
+of in-distribution images that are flagged when 95 % of the OOD images are. `fpr95_id` is the older convention
+(ODIN, arXiv:1706.02690): the share of OOD images that are accepted when 95 % of the in-distribution images
+are. The two differ where the variances of the scores do.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from gzcli.errors import DivergedError, UsageError
 def detection(
     s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """AUROC, AUPR (average precision, either class positive), FPR95 (either convention) of scores [N_in] and
-    [N_out].
+    """AUROC, AUPR with either class as positive, FPR95 by either convention, and `ci`: 95 % percentile
+    intervals of `auroc` and `fpr95`.
 
-    `trapezoid`: AUPR as the area under the interpolated curve, which is how OpenOOD computes it, and too
-    favourable.
-    `ci`: the 95 % percentile intervals of `auroc` and `fpr95` over `bootstrap` resamples of both sides; None
-    for 0. Raises UsageError for an empty side, DivergedError for scores that are not finite.
+    s_in, s_out: scores of in- and out-of-distribution images, [N_in] and [N_out].
+    trapezoid: AUPR as the area under the interpolated curve, as OpenOOD computes it, which is too favourable;
+      else it is the average precision.
+    bootstrap: resamples of both sides that the intervals are of; 0: `ci` is None.
+    seed: of the resamples.
+
+    Raises UsageError for an empty side, DivergedError for scores that are not finite.
     """
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
@@ -35,7 +38,7 @@ def detection(
     if bad := int((~np.isfinite(scores)).sum()):
         raise DivergedError(f"{bad} of {len(scores)} scores are not finite")
     ood = np.repeat([0, 1], [len(s_in), len(s_out)])
-    # Every figure below depends on the order alone; dense ranks keep each tie.
+    # Every figure below depends on the order alone; ranks keep the ties.
     _, rank = np.unique(scores, return_inverse=True)
 
     def fpr_at_95(positive: np.ndarray, s: np.ndarray) -> float:
@@ -63,7 +66,8 @@ def detection(
 def _intervals(
     rank_in: np.ndarray, rank_out: np.ndarray, resamples: int, seed: int
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap. A resample is a count per rank, so no resample is ever sorted."""
+    """Percentile bootstrap over ranks [N_in] and [N_out]. A resample is a count of each rank: none has to be
+    sorted."""
     rng, bins = np.random.default_rng(seed), int(max(rank_in.max(), rank_out.max())) + 1
     n_in, n_out = len(rank_in), len(rank_out)
     values = np.empty((resamples, 2))

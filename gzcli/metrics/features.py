@@ -1,10 +1,8 @@
-"""The feature space of `fd`: a small classifier trained on the data set itself by one fixed recipe, cached by
-hash.
+"""The feature space of `fd`: a small classifier of the data set itself, trained by one recipe and cached.
 
-Grey 28×28 digits mean little to an ImageNet network, and its weights have to be fetched; a classifier of the
-same data needs neither. Features are the 64 penultimate activations before the ReLU, so that they have full
-rank. A set without labels gets the same net trained to tell four rotations apart (Gidaris et al. 2018,
-arXiv:1803.07728).
+The features of an ImageNet network say little of grey 28×28 digits, and its weights have to be fetched. The
+features here are the 64 penultimate activations before the ReLU, which would lower their rank. For a set
+without labels the same net is trained to classify four rotations (Gidaris et al. 2018, arXiv:1803.07728).
 """
 
 from __future__ import annotations
@@ -15,25 +13,31 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gzcli.data.pack import Pack
+from gzcli.data.stream import Pictures
 from gzcli.errors import UsageError
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-RECIPE = "lenet-1"  # raise it when anything below changes what is trained
+RECIPE = "lenet-1"  # part of the cache's key: to be raised when a change below changes the weights
 WIDTHS = (16, 32, 64, 64)
 FEATURES = 64
 STEPS, EPOCHS, BATCH = 1500, 30, 128  # 1500 steps, or 30 epochs of a small set
-LR, WARMUP, WEIGHT_DECAY = 3e-3, 0.07, 1e-2  # warm-up: a share of the steps
+LR, WARMUP, WEIGHT_DECAY = 3e-3, 0.07, 1e-2  # the warm-up is a share of the steps
 
 
 class LeNet(nn.Module):
     """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head.
+
+    channels: of the images.
+    size: side of the images in pixels.
+    outputs: number of classes.
 
     Raises UsageError for images below 8 pixels.
     """
@@ -63,35 +67,41 @@ class LeNet(nn.Module):
 
 @dataclass
 class LeNetFeatures:
-    """A trained LeNet. `hash` names the feature space: figures of different hashes are not comparable."""
+    """A trained LeNet. Figures in the features of another one are not comparable.
+
+    hash: of the weights; it names the feature space.
+    accuracy: on the test split, of the classes or of the four rotations.
+    rotations: whether it classifies rotations.
+    batch: images that are passed through it together.
+    """
 
     net: LeNet
-    hash: str  # of the weights
-    accuracy: float  # on the test split, of the classes or of the four rotations
+    hash: str
+    accuracy: float
     rotations: bool
     device: torch.device
     batch: int = field(default=500, repr=False)
 
-    def features(self, images: np.ndarray) -> np.ndarray:
+    def features(self, images: np.ndarray | Pictures) -> np.ndarray:
         """float64 [N, 64] of uint8 [N, C, H, W]."""
         return self._map(self.net.features, images).double().numpy()
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: np.ndarray | Pictures) -> np.ndarray:
         """int64 [N]: the class (or the rotation) that the classifier sees in uint8 [N, C, H, W]."""
         return self._map(lambda x: self.net(x).argmax(1), images).numpy()
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: np.ndarray | Pictures) -> np.ndarray:
         """float64 [N, classes] of uint8 [N, C, H, W]."""
         return self._map(self.net, images).double().numpy()
 
     @torch.no_grad()
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """[B]: mean squared difference of the features of images [B, C, H, W] in [-1, 1]."""
+        """The mean squared difference of the features of images x and y [B, C, H, W] in [-1, 1], [B]."""
         a, b = (self.net.features((images + 1) / 2) for images in (x, y))
         return (a - b).square().mean(1)
 
     @torch.no_grad()
-    def _map(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> Tensor:
+    def _map(self, function: Callable[[Tensor], Tensor], images: np.ndarray | Pictures) -> Tensor:
         parts = [
             function(_to_input(images[i : i + self.batch]).to(self.device)).cpu()
             for i in range(0, len(images), self.batch)
@@ -99,12 +109,17 @@ class LeNetFeatures:
         return torch.cat(parts)
 
 
-def lenet(pack: Any, *, device: Any = "cpu", say: Callable[[str], None] = lambda text: None) -> LeNetFeatures:
-    """The feature network of a packed data set: read from the cache, or trained (about a minute) and kept
-    there.
+def lenet(
+    pack: Pack, *, device: torch.device | str = "cpu", say: Callable[[str], None] = lambda text: None
+) -> LeNetFeatures:
+    """The feature network of a data set, from the cache, or trained in about a minute and kept there.
 
     It is trained on one CPU thread whatever the device, so that equal machines get equal weights, hence equal
     hashes.
+
+    pack: the data set.
+    device: where it computes features.
+    say: is told of what takes long.
     """
     c, size, _ = pack.meta.shape
     key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
@@ -118,12 +133,15 @@ def lenet(pack: Any, *, device: Any = "cpu", say: Callable[[str], None] = lambda
     return _load(path, torch.device(device))
 
 
-def _train(pack: Any, path: Any) -> None:
+def _train(pack: Pack, path: Path) -> None:
+    """Trains the network of a data set and writes it to `path`."""
     from safetensors.torch import save
 
     classes, (c, size, _) = pack.meta.classes, pack.meta.shape
     images, labels = pack.images("train"), pack.labels("train")
-    rotations = labels is None or len(classes) < 2
+    if len(classes) < 2:
+        labels = None
+    rotations = labels is None
     outputs = 4 if rotations else len(classes)
     steps = max(1, min(STEPS, EPOCHS * len(images) // BATCH))
     with torch.random.fork_rng(devices=[]), _one_thread():
@@ -136,7 +154,7 @@ def _train(pack: Any, path: Any) -> None:
                     LR * min(1, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
                 )
             x = _to_input(images[rows])
-            x, y = _rotated(x, step) if rotations else (x, torch.from_numpy(np.asarray(labels[rows])))
+            x, y = _rotated(x, step) if labels is None else (x, torch.from_numpy(np.asarray(labels[rows])))
             loss = _criterion(net(x), y)
             optimizer.zero_grad()
             loss.backward()
@@ -147,7 +165,7 @@ def _train(pack: Any, path: Any) -> None:
     files.write_atomic(path, save(net.state_dict(), metadata={"lenet": json.dumps(meta)}))
 
 
-def _load(path: Any, device: torch.device) -> LeNetFeatures:
+def _load(path: Path, device: torch.device) -> LeNetFeatures:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as f:
@@ -164,7 +182,7 @@ def _load(path: Any, device: torch.device) -> LeNetFeatures:
 
 
 def _batches(n: int, steps: int) -> Iterator[np.ndarray]:
-    """`steps` sorted row numbers of a batch each; a fresh seeded permutation an epoch."""
+    """The sorted row numbers of each step's batch, from a new seeded permutation of n rows every epoch."""
     rng, order = np.random.default_rng(0), np.empty(0, np.int64)
     for _ in range(steps):
         while len(order) < BATCH:
@@ -174,27 +192,29 @@ def _batches(n: int, steps: int) -> Iterator[np.ndarray]:
 
 
 def _to_input(images: np.ndarray) -> Tensor:
+    """uint8 images as floats in [0, 1]."""
     return torch.from_numpy(np.asarray(images).astype(np.float32)) / 255
 
 
 def _rotated(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Each image turned by a seeded multiple of 90°, and that multiple."""
+    """Images [B, C, H, W], each rotated by a seeded multiple of 90°, and these multiples [B]."""
     y = torch.from_numpy(np.random.default_rng([1, step]).integers(0, 4, len(x)))
     return torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x, y, strict=True)]), y
 
 
 def _criterion(logits: Tensor, y: Tensor) -> Tensor:
+    """The cross-entropy of classes [B], or the mean binary one of attributes [B, K]."""
     if y.ndim == 2:  # multi-label
         return nn.functional.binary_cross_entropy_with_logits(logits, y.float())
     return nn.functional.cross_entropy(logits, y)
 
 
-def _accuracy(trained: LeNetFeatures, pack: Any) -> float:
-    """On the test split: the share of right classes (multi-label: right attributes; no labels: right
-    rotations)."""
+def _accuracy(trained: LeNetFeatures, pack: Pack) -> float:
+    """The share of right classes in the test split; of right attributes of a multi-label set, of right
+    rotations of a set without labels."""
     images, labels = pack.images("test"), pack.labels("test")
-    if trained.rotations:
-        turned = [trained.predict(np.rot90(images, k, (2, 3))) == k for k in range(4)]
+    if trained.rotations or labels is None:
+        turned = [trained.predict(np.rot90(np.asarray(images), k, (2, 3))) == k for k in range(4)]
         return float(np.mean(turned))
     if labels.ndim == 2:
         return float(np.mean((trained.logits(images) > 0) == (labels > 0)))

@@ -1,4 +1,4 @@
-"""FID, KID, IS, precision and recall by torch-fidelity, on Inception's features or on a LeNet's."""
+"""FID, KID, IS, precision and recall by torch-fidelity, in the features of Inception or of a LeNet."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.metrics.features import FEATURES, LeNetFeatures
@@ -34,12 +35,15 @@ def fidelity(
     device: torch.device | str = "cpu",
     subsets: int = 100,
 ) -> dict[str, float]:
-    """`metrics` (of isc, fid, kid, prc) of uint8 images [N, C, H, W], under torch-fidelity's own names.
+    """Figures under torch-fidelity's own names.
 
-    extractor: "inception-v3-compat" (with `weights`; grey images repeated to three channels) or from
-    `register`.
-    cache: a name under which the features of `real` are kept in the user's cache. KID subsets have min(1000,
-    N) images.
+    fake, real: images uint8 [N, C, H, W].
+    extractor: "inception-v3-compat", for which grey images get three channels, or a name from `register`.
+    metrics: of isc, fid, kid, prc.
+    weights: the file of Inception's weights.
+    cache: the name under which the features of `real` are kept in the user's cache; None: they are not.
+    device: where Inception computes.
+    subsets: of min(1000, N) images each, that KID is averaged over.
     """
     from torch_fidelity import calculate_metrics
 
@@ -66,32 +70,33 @@ def fidelity(
 
 
 def register(lenet: LeNetFeatures) -> str:
-    """Makes a LeNet known to torch-fidelity; returns the name to ask for. Its IS is over its own classes."""
+    """Registers a LeNet as a feature extractor of torch-fidelity and returns its name. Its inception score is
+    that of its own classes."""
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
     class Extractor(FeatureExtractorBase):
         """Features float64 [B, 64] of images uint8 [B, C, H, W]."""
 
-        def __init__(self, name, features_list, **kwargs):
+        def __init__(self, name: str, features_list: list[str], **kwargs: Any):
             super().__init__(name, features_list)
 
         @staticmethod
-        def get_provided_features_list():
+        def get_provided_features_list() -> tuple[str, ...]:
             return (str(FEATURES), "logits")
 
         @staticmethod
-        def get_default_feature_layer_for_metric(metric):
+        def get_default_feature_layer_for_metric(metric: str) -> str:
             return "logits" if metric == "isc" else str(FEATURES)
 
         @staticmethod
-        def can_be_compiled():
+        def can_be_compiled() -> bool:
             return False
 
-        def forward(self, images):
-            images = images.cpu().numpy()
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            u8 = images.cpu().numpy()
             made = {str(FEATURES): lenet.features, "logits": lenet.logits}
-            return tuple(torch.from_numpy(made[name](images)) for name in self.features_list)
+            return tuple(torch.from_numpy(made[name](u8)) for name in self.features_list)
 
     name = f"lenet-{lenet.hash}"
     FEATURE_EXTRACTORS_REGISTRY.pop(name, None)
@@ -100,9 +105,11 @@ def register(lenet: LeNetFeatures) -> str:
 
 
 def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
-    """Inception's weights, `path` or the file in the user's cache, and their sha256.
+    """The file of Inception's weights and its sha256.
 
-    Raises MissingError that says which file to put where, UsageError for a file that is something else.
+    path: the file; None: that of the user's cache.
+
+    Raises MissingError that says which file to put where, UsageError for a file of something else.
     """
     use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"
     file = find_weights(INCEPTION, path=path, use=use, source=source)
@@ -119,7 +126,7 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
 
 
 class _Images(torch.utils.data.Dataset):
-    """uint8 [N, C, H, W] as torch-fidelity reads it."""
+    """Images uint8 [N, C, H, W] as the data set that torch-fidelity reads."""
 
     def __init__(self, images: np.ndarray, *, as_rgb: bool):
         self.images, self.as_rgb = images, as_rgb

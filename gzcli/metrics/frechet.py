@@ -22,9 +22,8 @@ def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
         raise UsageError("some features are not finite")
     difference = f1.mean(0) - f2.mean(0)
     s1, s2 = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (f1, f2))
-    # Σ₁Σ₂ has the eigenvalues of the symmetric Σ₁^½ Σ₂ Σ₁^½: real and, but for rounding, not negative,
-    # so the square root needs neither complex numbers nor an ε on the diagonal where the covariances are
-    # singular.
+    # Σ₁Σ₂ has the eigenvalues of the symmetric matrix Σ₁^½ Σ₂ Σ₁^½. They are real and, but for rounding, not
+    # negative: the square root needs no complex numbers, and no ε on the diagonal of singular covariances.
     values, vectors = np.linalg.eigh(s1)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root).clip(0)).sum()

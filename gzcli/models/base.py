@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -73,11 +73,27 @@ class Model(nn.Module):
     latents: ClassVar[bool] = (
         False  # whether it can live on latents (`data.latent`), which have no grey levels
     )
+    costly: ClassVar[tuple[str, ...]] = ()  # scores that take an optimisation an image: only when named
+    fitted_on_train: ClassVar[
+        tuple[str, ...]
+    ] = ()  # scores whose fit takes training images, not held-out ones
+    perceptual_scores: ClassVar[
+        tuple[str, ...]
+    ] = ()  # those that compare images by `perceptual` too, if set,
+    # and unless their option `pixels` is true
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None  # distance [B] of two batches, by `gz ood`
     conditional: bool = False  # an instance's own, where it was built to take labels
     warnings: tuple[str, ...] = ()  # what `on_start` has to say to whoever trains it
     best: ClassVar[str] = (
         "auto"  # the best checkpoint is by "bpd" | "fd" | "loss"; auto = bpd where log_prob is cheap
     )
+
+    if TYPE_CHECKING:  # the optional methods that the engine calls; `hasattr` tells whether a model has one
+        log_prob: Callable[..., Tensor]
+        measure: Callable[..., dict[str, float]]
+        score_nll: Callable[..., Tensor]
+        sources: Callable[..., Tensor]
+        to_diffusers: Callable[[], Any]
 
     def __init__(self, data: DataInfo):
         super().__init__()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.models.signatures import GIVEN, Param, params_of, value_of
 from gzcli.models.sources import ROOT, Class, by_file, classes_of, lineage_of, method_of, stamp, text_of
 from gzcli.store import outside
@@ -39,8 +40,6 @@ APPLICATIONS = (
     "complete",
     "edit",
 )
-
-LIKELIHOOD_SCORES = ("nll", "typicality", "complexity", "ratio", "gradnorm", "ensemble")
 
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 
@@ -119,11 +118,15 @@ def card_at(path: Path) -> ModelCard:
 
 
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
-    """The out-of-distribution scores that the engine makes of a model's `log_prob` or, but for the one that
-    compares it with a code of the pixels, of its `score_nll`."""
+    """The out-of-distribution scores that the engine makes of a model's likelihood.
+
+    log_prob: whether the model has `log_prob`, the likelihood of pixels.
+    own: the names of its own scores; `nll` among them may be the likelihood of codes, which is not compared
+      with the length of a code of the pixels.
+    """
     if log_prob:
-        return LIKELIHOOD_SCORES
-    return tuple(score for score in LIKELIHOOD_SCORES if score != "complexity") if "nll" in own else ()
+        return tuple(SCORES)
+    return tuple(name for name, s in SCORES.items() if "code_length" not in s.reads) if "nll" in own else ()
 
 
 def load(name: str) -> type[Model]:

@@ -116,12 +116,9 @@ class Guided(Model):
 
 class Returning(Guided):
     """What all of them can do by noising images part of the way and denoising them, for which they define
-    `there_and_back`.
+    `there_and_back`."""
 
-    perceptual: the distance [B] of two batches of images beside that of their pixels, which `gz ood` finds.
-    """
-
-    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+    perceptual_scores = ("recon",)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

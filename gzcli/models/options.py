@@ -21,3 +21,16 @@ def grouped(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[st
             own = {f.name: rest.pop(f.name) for f in dataclasses.fields(default) if f.name in rest}
             keywords[name] = dataclasses.replace(default, **own)
     return keywords | rest
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of `function` with their defaults, flat: in the place of a dataclass of options its
+    fields. A parameter that must be given has `inspect.Parameter.empty`."""
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        default = parameter.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            found |= {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+        else:
+            found[name] = default
+    return found

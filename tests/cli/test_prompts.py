@@ -256,7 +256,7 @@ def test_ranks_and_batches_share_prompts_and_pictures(trained, ranks, monkeypatc
     assert (
         ranks(world, draw) == whole
     ).all()  # with seven ranks the last has nothing, and does not know the size
-    monkeypatch.setitem(sampler.BATCH, "cpu", 4)
+    monkeypatch.setitem(sampler.BATCH_SIZE, "cpu", 4)
     assert (ranks(world, draw) == whole).all() and trained.model.seen[-1][1] == [
         prompts[i % 5] for i in rows_of_last(world)
     ]
@@ -292,7 +292,7 @@ def test_gathering_skips_who_had_nothing(monkeypatch):
 )
 def test_large_images_come_in_smaller_batches(trained, device, shape, size, images):
     asked = replace(trained, info=DataInfo(shape), device=torch.device(device))
-    assert sampler.at_once(asked, {"size": size}) == images
+    assert sampler.batch_size(asked, {"size": size}) == images
 
 
 # --- the card ---

@@ -4,7 +4,7 @@ refuses."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from zoo import CASES, Case
 
+from gzcli import jobs
 from gzcli.cli import app
 from gzcli.data.open import open_named
 from gzcli.engine import sample
@@ -20,6 +21,7 @@ from gzcli.engine.apply import HIDDEN, by_class
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import BETWEEN, GAP, MARGIN, Row, fitting, sheet
 from gzcli.engine.trained import Trained
+from gzcli.jobs import SampleJob
 from gzcli.models import catalog
 from gzcli.recipe.parts import DataSection, Part
 from gzcli.store import runs
@@ -43,7 +45,6 @@ class Shop:
 
     trained: Trained
     capsys: pytest.CaptureFixture
-    job: dict | None = None
 
     def __call__(self, *words: str, code: int = 0) -> dict:
         """The result or, where another exit code is expected, the error."""
@@ -78,11 +79,11 @@ def shop(capsys, monkeypatch):
         model = case.build(info).eval().requires_grad_(False)
         found = Shop(Trained(run, model, info, part, CPU, 1), capsys)
 
-        def here(folder: Path, job: dict, *, gpus, cpu, processes) -> dict:
-            few = {} if n is None or job["do"] == "traverse" else {"n": min(n, job["n"] or n)}
-            found.job = json.loads(json.dumps(job | few))
+        def here(folder: Path, job: SampleJob) -> dict:
+            few = job.n if n is None or job.do == "traverse" else min(n, job.n or n)
             folder.mkdir(parents=True, exist_ok=True)
-            return sample.run(found.job, folder, CPU, Log())
+            jobs.write(folder, replace(job, n=few))
+            return sample.run(jobs.read(folder), folder, CPU, Log())
 
         monkeypatch.setattr("gzcli.cli.jobs.do_job", here)
         monkeypatch.setattr(sample, "load_trained", lambda *args: found.trained)

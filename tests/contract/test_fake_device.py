@@ -24,10 +24,11 @@ from gzcli.data.open import open_named
 from gzcli.data.pack import Pack
 from gzcli.engine import bench, latent, ood, optim, sampler, trainer, watch
 from gzcli.engine.apply import apply
-from gzcli.engine.budget import Images
+from gzcli.engine.images import Images
 from gzcli.engine.log import Log
 from gzcli.engine.scores import Scorer, own_scores
 from gzcli.engine.trained import Trained
+from gzcli.jobs import SampleJob
 from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.models import catalog
 from gzcli.models.base import Phase
@@ -64,11 +65,11 @@ TRAINED = {
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
     "engine/apply.py": "pictures there and back",
-    "engine/scores.py::Scorer._noise": "the numbers of the images, of which their noise is made",
-    "engine/scores.py::Scorer._own": "the scores",
-    "engine/scores.py::Scorer._nll": "the scores",
-    "engine/scores.py::Scorer._gradnorm": "the scores",
-    "engine/scores.py::_code_length": "the images, which a coder on the host takes",
+    "engine/scores.py::fresh_noise": "the numbers of the images, of which their noise is made",
+    "engine/scores.py::Scorer.own_score": "the scores",
+    "engine/scores.py::BatchFacts._nll": "the scores",
+    "engine/scores.py::BatchFacts.gradient_norm": "the scores",
+    "engine/scores.py::BatchFacts.code_length": "the images, which a coder on the host takes",
     "engine/latent.py::_measure": "moments of latents, in float64 on the host",
     "engine/latent.py::LatentSpace.encode": "a number a channel",
     "engine/latent.py::LatentSpace.decode": "a number a channel",
@@ -137,7 +138,7 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((watch, "VALIDATION"), (bench, "MOST"), (latent, "MEASURED")):
+    for module, name in ((watch, "VALIDATION"), (bench, "MEASURED"), (latent, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
@@ -284,17 +285,11 @@ class Paths:
         if self.card.stages and "rows" in options:
             options["rows"] = 12  # whole rows of codes
         told = do in self.card.labels_for or (self.model.conditional and do in self.card.labelled)
-        job = {
-            "do": do,
-            "n": 1 if do == "traverse" else 2,
-            "seed": 0,
-            "labels": "3" if told else None,
-            "options": options,
-        }
-        nothing = {"input": None, "mask": None, "prompts": []}
+        n, labels = 1 if do == "traverse" else 2, "3" if told else None
+        job = SampleJob("", n=n, labels=labels, options=options, do=do)
         if do == "edit" and self.card.family == "normalizing_flow" and not told:
             return  # it has nothing to edit to
-        apply(self.trained, job | nothing, no_progress)
+        apply(self.trained, do, job, no_progress)
 
     def latents(self) -> None:
         info = self.t.info

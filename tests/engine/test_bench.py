@@ -14,9 +14,10 @@ from pixelwise import fake_run, fitted
 
 from gzcli.data.batches import scan
 from gzcli.data.open import open_named
-from gzcli.engine import bench
+from gzcli.engine import bench, likelihood
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, MissingError, UsageError
+from gzcli.jobs import BenchJob
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
 
@@ -26,20 +27,9 @@ def load(tmp_path, monkeypatch):
     return lambda name, **how: fake_run(tmp_path, monkeypatch, bench, model=fitted(**how), name=name)
 
 
-def job(*runs, **changes):
-    return {
-        "runs": list(runs),
-        "data": "digits",
-        "metrics": None,
-        "n": 200,
-        "seed": 0,
-        "weights": None,
-        "checkpoint": "last",
-    } | changes
-
-
 def run(tmp_path, *runs, **changes):
-    return bench.run(job(*runs, **changes), tmp_path, torch.device("cpu"), Log())
+    job = BenchJob(runs, "digits", n=200, checkpoint="last")
+    return bench.run(replace(job, **changes), tmp_path, torch.device("cpu"), Log())
 
 
 def test_two_models_side_by_side(load, tmp_path):
@@ -73,7 +63,14 @@ def test_two_models_side_by_side(load, tmp_path):
 
 def test_figures_follow_from_the_kept_samples(load, tmp_path):
     load("plain")
-    row = run(tmp_path, "plain", metrics=["fd", "speed"])["rows"][0]
+    row = run(
+        tmp_path,
+        "plain",
+        metrics=(
+            "fd",
+            "speed",
+        ),
+    )["rows"][0]
     (path,) = (tmp_path / "samples").glob("plain-*.npz")
     samples = np.load(path)["samples"]
     assert samples.shape == (200, 16, 16, 1) and samples.dtype == np.uint8
@@ -86,16 +83,16 @@ def test_figures_follow_from_the_kept_samples(load, tmp_path):
 
 def test_kept_samples_are_used_again_and_another_seed_makes_others(load, tmp_path):
     trained = load("plain")
-    first = run(tmp_path, "plain", metrics=["fd"])
+    first = run(tmp_path, "plain", metrics=("fd",))
     trained.model.sample = None  # drawing again would fail
-    assert run(tmp_path, "plain", metrics=["fd"])["rows"][0]["metrics"] == first["rows"][0]["metrics"]
+    assert run(tmp_path, "plain", metrics=("fd",))["rows"][0]["metrics"] == first["rows"][0]["metrics"]
     with pytest.raises(TypeError):
-        run(tmp_path, "plain", metrics=["fd"], seed=1)
+        run(tmp_path, "plain", metrics=("fd",), seed=1)
 
 
 def test_bpd_is_the_mean_code_length_of_the_test_split(load, tmp_path):
     trained = load("plain")
-    row = run(tmp_path, "plain", metrics=["bpd"])["rows"][0]
+    row = run(tmp_path, "plain", metrics=("bpd",))["rows"][0]
     k = (np.asarray(open_named("digits").images("test")).astype(int) * 17) >> 8
     logp = np.log(trained.model.table.numpy())
     nll = -np.take_along_axis(logp[None], k.reshape(355, -1)[..., None], 2).sum((1, 2))
@@ -109,7 +106,7 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     """log p(x | y) with the label given beside log p(x) = log Σ p(y) p(x | y), both counted by hand."""
     trained = load("classes", conditional=True)
     load("plain")
-    result = run(tmp_path, "plain", "classes", metrics=["bpd"])
+    result = run(tmp_path, "plain", "classes", metrics=("bpd",))
     plain, classes = result["rows"]
     assert set(plain["metrics"]) == {"bpd"} and set(classes["metrics"]) == {"bpd", "bpd|y"}
     assert any("not to be compared" in note for note in result["notes"])
@@ -130,14 +127,22 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     trained.part = replace(
         trained.part, ood=replace(trained.part.ood, budget=1e-9)
     )  # not even one class in turn
-    monkeypatch.setattr(bench, "affordable", lambda *known: 355)
-    (dear,) = run(tmp_path, "classes", metrics=["bpd"])["rows"]
+    monkeypatch.setattr(likelihood, "affordable", lambda *known: 355)
+    (dear,) = run(tmp_path, "classes", metrics=("bpd",))["rows"]
     assert set(dear["metrics"]) == {"bpd|y"}
 
 
 def test_other_grey_levels_stand_in_columns_of_their_own(load, tmp_path):
     load("plain"), load("coarse", levels=5)
-    result = run(tmp_path, "plain", "coarse", metrics=["fd", "bpd"])
+    result = run(
+        tmp_path,
+        "plain",
+        "coarse",
+        metrics=(
+            "fd",
+            "bpd",
+        ),
+    )
     plain, coarse = (row["metrics"] for row in result["rows"])
     assert set(plain) == {"fd", "bpd"} and set(coarse) == {"fd@5", "bpd@5"}
     assert set(result["floor"]) == {"fd", "fd@5"}
@@ -164,14 +169,14 @@ def test_runs_of_different_sizes_are_refused(load, tmp_path):
 def test_unknown_metrics_and_absent_weights(load, tmp_path):
     load("plain")
     with pytest.raises(UsageError, match="no metric `fdd`") as error:
-        run(tmp_path, "plain", metrics=["fdd"])
+        run(tmp_path, "plain", metrics=("fdd",))
     assert "did you mean `fd`" in error.value.hint
     with pytest.raises(MissingError, match="weights-inception-2015"):
-        run(tmp_path, "plain", metrics=["fid"])
+        run(tmp_path, "plain", metrics=("fid",))
 
 
 def test_a_likelihood_that_is_not_finite_is_an_error(load, tmp_path):
     trained = load("plain")
     trained.model.logits[:] = float("nan")
     with pytest.raises(DivergedError, match="not finite"):
-        run(tmp_path, "plain", metrics=["bpd"])
+        run(tmp_path, "plain", metrics=("bpd",))

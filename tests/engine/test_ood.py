@@ -7,6 +7,7 @@ import io
 import json
 import math
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -21,17 +22,19 @@ from gzcli.data.batches import scan, to_uint8
 from gzcli.data.benchmarks import Benchmark
 from gzcli.data.open import open_named
 from gzcli.engine import ood, ood_table
-from gzcli.engine.budget import affordable, subset
+from gzcli.engine.images import affordable, subset
 from gzcli.engine.log import Log
 from gzcli.engine.ood_table import BASELINES
 from gzcli.engine.pictures import score_bins
 from gzcli.engine.scores import Scorer, choose
 from gzcli.errors import DivergedError, MissingError, UsageError
+from gzcli.jobs import OodJob
 from gzcli.metrics.baselines import code_length, pixel_mean, png_size
 from gzcli.metrics.detection import detection
 from gzcli.models import catalog
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.gan.wgan import WGAN
+from gzcli.models.options import defaults
 from gzcli.recipe.parts import DataSection
 
 
@@ -41,18 +44,8 @@ def trained(tmp_path, monkeypatch):
 
 
 def job(**changes):
-    return {
-        "run": "model",
-        "in": "digits",
-        "out": ["digits-ab"],
-        "scores": None,
-        "n": 120,
-        "full": False,
-        "seed": 0,
-        "checkpoint": "last",
-        "options": {},
-        "background": None,
-    } | changes
+    known = {"run": "model", "ins": "digits", "outs": ("digits-ab",), "n": 120, "checkpoint": "last"}
+    return OodJob(**known | changes)
 
 
 def test_result_files_and_figures_agree(trained, tmp_path):
@@ -176,7 +169,7 @@ def test_the_ensemble_is_the_sum_of_log_densities_among_validation_images(traine
         score = score - KernelDensity(bandwidth=width).fit(a[:, None]).score_samples(b[:, None])
     np.testing.assert_allclose(seen["ensemble"], score, rtol=1e-6)
     far = np.full_like(seen["nll"], 1e6)
-    assert np.isfinite(scorer.densities["nll"].logpdf(far)).all(), "far images have a finite score"
+    assert np.isfinite(scorer.fitted["ensemble"]["nll"].logpdf(far)).all(), "far images have a finite score"
 
 
 def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatch):
@@ -198,7 +191,26 @@ def test_options_reach_the_scores_that_take_them(trained, tmp_path):
     assert np.allclose(plain(batch)["far"] ** 2, squared(batch)["far"], rtol=1e-5)
     assert squared.unused == ["other"]
     with pytest.raises(UsageError, match="takes `powr`"):
-        ood.run(job(scores=["far"], n=20, options={"powr": 0.0}), tmp_path, torch.device("cpu"), Log())
+        ood.run(job(scores=("far",), n=20, options={"powr": 0.0}), tmp_path, torch.device("cpu"), Log())
+
+
+@dataclass(frozen=True)
+class FarOptions:
+    power: float = 3.0
+    scale: float = 1.0
+
+
+def test_options_of_a_score_may_be_a_dataclass(trained, monkeypatch):
+    def score_far(self, x, *, noise, far: FarOptions = FarOptions(scale=5.0), shift: float = 0.0):
+        return torch.full((len(x),), far.scale * 2.0**far.power + shift)
+
+    monkeypatch.setattr(Pixelwise, "score_far", score_far)
+    batch = next(scan(open_named("digits"), "test", batch_size=2, levels=17, device="cpu"))
+    for options, value in (({}, 40), ({"power": 2.0}, 20), ({"scale": 1.0, "shift": 7.0}, 15)):
+        scorer = Scorer(trained, ["far"], options=options)
+        assert scorer(batch)["far"].tolist() == [value] * 2 and scorer.unused == []
+    assert Scorer(trained, ["far"], options={"far": 1}).unused == ["far"]
+    assert defaults(trained.model.score_far)["scale"] == 5.0
 
 
 @pytest.mark.parametrize("n", [10, None])
@@ -207,8 +219,9 @@ def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch, 
     monkeypatch.setattr(ood, "histograms", lambda *known: None)
     monkeypatch.setattr(Pixelwise, "fit_knn", Pixelwise.fit_far, raising=False)
     monkeypatch.setattr(Pixelwise, "score_knn", Pixelwise.score_noisy, raising=False)
+    monkeypatch.setattr(Pixelwise, "fitted_on_train", ("knn",))
     for score, split in (("far", "val"), ("knn", "train")):
-        ood.run(job(scores=[score], n=n), tmp_path, torch.device("cpu"), Log())
+        ood.run(job(scores=(score,), n=n), tmp_path, torch.device("cpu"), Log())
         images = open_named("digits").images(split)
         seen = torch.cat([batch.x for batch in trained.model.fitted])
         assert torch.allclose(seen, ((torch.from_numpy(np.array(images)).long() * 17) >> 8) / 8 - 1)
@@ -220,7 +233,7 @@ def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, ood, model=model, name="wgan")
     monkeypatch.setattr(ood, "affordable", lambda *known: 20)
     result = ood.run(
-        job(run="wgan", scores=["knn"], n=None, options={"k": 20}), tmp_path, torch.device("cpu"), Log()
+        job(run="wgan", scores=("knn",), n=None, options={"k": 20}), tmp_path, torch.device("cpu"), Log()
     )
     assert (
         len(model.bank) == len(open_named("digits").images("train"))
@@ -233,7 +246,7 @@ def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tm
     monkeypatch.setattr(ood, "FIT", 12)
     model = DDPM(trained.info, channels=8, mult=(1,), attention=(), timesteps=20)
     fake_run(tmp_path, monkeypatch, ood, model=model, name="ddpm")
-    asked = [job(run="ddpm", scores=["recon"], n=12, options={"pixels": pixels}) for pixels in (False, True)]
+    asked = [job(run="ddpm", scores=("recon",), n=12, options={"pixels": pixels}) for pixels in (False, True)]
     with_features, alone = (ood.run(each, tmp_path, torch.device("cpu"), Log()) for each in asked)
     assert with_features["perceptual"].startswith("lenet ")
     assert with_features["results"][0]["auroc"] != alone["results"][0]["auroc"]
@@ -243,7 +256,7 @@ def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tm
 def test_scores_that_are_not_finite_name_the_score_and_the_set(trained, tmp_path):
     trained.model.broken = True
     with pytest.raises(DivergedError, match=r"`far` is not finite for \d+ of \d+ images of `digits`"):
-        ood.run(job(scores=["far"]), tmp_path, torch.device("cpu"), Log())
+        ood.run(job(scores=("far",)), tmp_path, torch.device("cpu"), Log())
 
 
 @pytest.mark.parametrize("scores, message", [(["nlll"], "no score `nlll`"), (["fara"], "no score `fara`")])
@@ -260,9 +273,9 @@ def test_a_model_without_likelihood_says_so(trained, monkeypatch):
 
 
 def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tmp_path, monkeypatch):
-    rows = ood.run(job(out=["patches", "digits-ab"]), tmp_path, torch.device("cpu"), Log())["results"]
+    rows = ood.run(job(outs=("patches", "digits-ab")), tmp_path, torch.device("cpu"), Log())["results"]
     toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("patches",), ("notmnist",))
-    found = ood.grouped(rows, toy)
+    found = ood_table.with_group_means(rows, toy)
     assert [row["out"] for row in found if row["score"] == "nll"] == [
         "digits-ab",
         "mean of near",
@@ -272,7 +285,7 @@ def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tm
     mean = next(row for row in found if row["out"] == "mean of far" and row["score"] == "nll")
     single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
     assert mean["auroc"] == single["auroc"] and mean["group"] == "far"
-    said = ood.notes(rows, {name: open_named(name) for name in ("digits-ab",)}, 17, toy)
+    said = ood_table.notes(rows, {name: open_named(name) for name in ("digits-ab",)}, 17, toy)
     assert said[0].startswith("left out of `toy`: svhn, patches, notmnist")
 
 
@@ -295,7 +308,7 @@ def test_the_fpr_of_a_benchmark_is_that_of_its_version():
 
 def test_baselines_of_a_binary_run_are_of_the_sets_own_bytes(trained, tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, ood, model=fitted(levels=2), name="binary")
-    result = ood.run(job(run="binary", scores=["nll"], n=40), tmp_path, torch.device("cpu"), Log())
+    result = ood.run(job(run="binary", scores=("nll",), n=40), tmp_path, torch.device("cpu"), Log())
     assert any("binarised" in note and "own bytes" in note for note in result["notes"])
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     for role, name in (("in", "digits"), ("out", "digits-ab")):
@@ -353,7 +366,7 @@ def test_a_foreign_folder_is_scored_whole_and_names_its_files(
     monkeypatch.setattr(ood, "histograms", lambda *known: None)
     folder = pictures("own", names)
     result = ood.run(
-        job(out=[folder], scores=["nll"], n=None, full=True), tmp_path, torch.device("cpu"), Log()
+        job(outs=(folder,), scores=("nll",), n=None, full=True), tmp_path, torch.device("cpu"), Log()
     )
     rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "out"]
     assert sorted(row["file"] for row in rows) == sorted(scored or names)
@@ -365,13 +378,13 @@ def test_a_foreign_folder_is_scored_whole_and_names_its_files(
 def test_the_same_folder_on_both_sides_is_refused(trained, tmp_path, pictures):
     folder = pictures("own", [f"{i}.png" for i in range(20)])
     with pytest.raises(UsageError, match="both"):
-        ood.run(job(**{"in": folder, "out": [folder]}), tmp_path, torch.device("cpu"), Log())
+        ood.run(job(ins=folder, outs=(folder,)), tmp_path, torch.device("cpu"), Log())
 
 
 def test_a_subset_of_the_users_pictures_is_told(trained, tmp_path, monkeypatch, pictures):
     monkeypatch.setattr(ood, "histograms", lambda *known: None)
     folder = pictures("own", [f"{i}.png" for i in range(20)])
-    result = ood.run(job(out=[folder], scores=["nll"], n=12), tmp_path, torch.device("cpu"), Log())
+    result = ood.run(job(outs=(folder,), scores=("nll",), n=12), tmp_path, torch.device("cpu"), Log())
     assert any(
         "12 of the 20 images of `own` were scored; `--full` takes all" in note for note in result["notes"]
     )
@@ -454,11 +467,11 @@ def test_the_sets_of_a_benchmark(trained, monkeypatch, capsys):
 
 def test_the_same_set_on_both_sides_is_refused(trained, tmp_path):
     with pytest.raises(UsageError, match="both"):
-        ood.run(job(out=["digits"]), tmp_path, torch.device("cpu"), Log())
+        ood.run(job(outs=("digits",)), tmp_path, torch.device("cpu"), Log())
 
 
 def test_foreign_sets_pass_through_the_runs_size_and_channels(trained, tmp_path):
-    result = ood.run(job(out=["patches"], scores=["nll"], n=50), tmp_path, torch.device("cpu"), Log())
+    result = ood.run(job(outs=("patches",), scores=("nll",), n=50), tmp_path, torch.device("cpu"), Log())
     assert all(row["resized"] for row in result["results"])
     assert any(
         "`patches` are of its images resized to 16×16 and made grey" in note for note in result["notes"]
@@ -483,14 +496,23 @@ def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monk
     monkeypatch.setattr(
         ood, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
     )
-    result = ood.run(job(scores=["nll"], n=None), tmp_path, torch.device("cpu"), Log())
+    result = ood.run(job(scores=("nll",), n=None), tmp_path, torch.device("cpu"), Log())
     assert result["results"][0]["n_in"] == result["results"][0]["n_out"] == 40
     ((seconds, budget, sets),) = asked
     assert 0 < seconds < 1 and 290 < budget < 300 and sets == 2  # what the fit took is spent
-    result = ood.run(job(scores=["nll"], n=None, full=True), tmp_path, torch.device("cpu"), Log())
+    result = ood.run(job(scores=("nll",), n=None, full=True), tmp_path, torch.device("cpu"), Log())
     assert result["results"][0]["n_in"] == 355
 
 
 def test_no_model_has_a_score_of_the_name_of_a_baseline():
     for card in catalog.cards().values():
         assert not set(card.scores) & set(BASELINES), card.name
+
+
+@pytest.mark.parametrize("card", catalog.cards().values(), ids=lambda card: card.name)
+def test_what_the_engine_must_know_of_scores_is_told_by_the_model(card):
+    """Which scores take an optimisation an image, are fitted on training images, or compare images by eye."""
+    model = catalog.load(card.name)
+    assert set(model.costly) == {"regret", "inversion"} & card.scores.keys()
+    assert set(model.fitted_on_train) == {"knn"} & card.scores.keys()
+    assert set(model.perceptual_scores) == {name for name, keys in card.scores.items() if "pixels" in keys}

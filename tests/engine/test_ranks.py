@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from gzcli.data.open import open_named
 from gzcli.engine import bench, ood
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, GzError
+from gzcli.jobs import BenchJob, OodJob
 from gzcli.metrics.features import lenet
 
 
@@ -66,27 +68,15 @@ def ranks(monkeypatch):
     return Ranks(monkeypatch)
 
 
-OOD = {
-    "run": "model",
-    "in": "digits",
-    "out": ["digits-ab"],
-    "scores": ["nll", "typicality", "far", "noisy"],
-    "n": 200,
-    "full": False,
-    "seed": 0,
-    "checkpoint": "last",
-    "options": {},
-    "background": None,
-}
-BENCH = {
-    "runs": ["model"],
-    "data": "digits",
-    "metrics": None,
-    "n": 60,
-    "seed": 0,
-    "weights": None,
-    "checkpoint": "last",
-}
+OOD = OodJob(
+    run="model",
+    ins="digits",
+    outs=("digits-ab",),
+    scores=("nll", "typicality", "far", "noisy"),
+    n=200,
+    checkpoint="last",
+)
+BENCH = BenchJob(runs=("model",), data="digits", n=60, checkpoint="last")
 
 
 def test_two_ranks_score_what_one_scores(ranks, tmp_path, monkeypatch):
@@ -113,7 +103,7 @@ def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
     """The last batch of the 200 images, which rank 1 alone has, is of 8."""
     fake_run(tmp_path, monkeypatch, ood)
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / (len(x) != 8))
-    job = OOD | {"scores": ["noisy"]}
+    job = replace(OOD, scores=("noisy",))
     found = ranks(lambda rank: ood.run(job, tmp_path, torch.device("cpu"), Log(rank=rank)))
     assert all(
         isinstance(e, DivergedError) and "`noisy` is not finite for 8 of 8 images" in e.message for e in found
@@ -123,10 +113,10 @@ def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
 def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, ood)
     monkeypatch.setattr(ood, "histograms", lambda *known: None)
-    one = ood.run(OOD | {"n": 11}, tmp_path, torch.device("cpu"), Log())
+    one = ood.run(replace(OOD, n=11), tmp_path, torch.device("cpu"), Log())
     many = Ranks(monkeypatch, 4)
     first, *others = many(
-        lambda rank: ood.run(OOD | {"n": 11}, tmp_path, torch.device("cpu"), Log(rank=rank))
+        lambda rank: ood.run(replace(OOD, n=11), tmp_path, torch.device("cpu"), Log(rank=rank))
     )
     assert others == [{}] * 3
     for a, b in zip(one["results"], first["results"], strict=True):

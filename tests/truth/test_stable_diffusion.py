@@ -32,6 +32,7 @@ from gzcli.engine import sample as sample_verb
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
+from gzcli.jobs import ExportJob, SampleJob
 from gzcli.models import catalog
 from gzcli.models.options import grouped
 from gzcli.models.stable_diffusion import known, plan
@@ -152,30 +153,10 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
     prompts = ["a handwritten three", "turn it upside down"]
     picture = canny(batch(2).x) if name == "controlnet" else batch(2).x
     given = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
-    job = {
-        "run": run,
-        "checkpoint": "last",
-        "n": 2,
-        "seed": 3,
-        "labels": None,
-        "prompts": prompts,
-        "options": {"steps": 3},
-        "do": None,
-        "input": None,
-        "input_as": None,
-        "mask": None,
-        "npz": True,
-        "png": False,
-        "animate": False,
-    }
+    job = SampleJob(run, "last", n=2, seed=3, prompts=tuple(prompts), options={"steps": 3}, npz=True)
     (tmp_path / "shown").mkdir()
-    assert sample_verb.run(job | {"prompts": []}, tmp_path / "shown", CPU, log)["n"] == 2
-    out = export.run(
-        {"run": run, "checkpoint": "last", "to": "diffusers", "out": str(tmp_path / "out")},
-        tmp_path,
-        CPU,
-        log,
-    )
+    assert sample_verb.run(dataclasses.replace(job, prompts=()), tmp_path / "shown", CPU, log)["n"] == 2
+    out = export.run(ExportJob(run, "diffusers", str(tmp_path / "out"), "last"), tmp_path, CPU, log)
     pipe, keywords = diffusers_loads(name, Path(out["path"]), picture)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(prompts, latents=latents(), num_inference_steps=3, output_type="pt", **keywords).images

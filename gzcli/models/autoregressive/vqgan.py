@@ -77,7 +77,7 @@ class VQGAN(Tokenizer):
             decoder=Decoder(colours, quantise.dim, net, sizes),
         )
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)
-        self.pixels, self.perceptual, self.perceptual_weight = pixels, perceptual, perceptual_weight
+        self.pixels, self.perceptual_loss, self.perceptual_weight = pixels, perceptual, perceptual_weight
         self.disc_start, self.disc_weight, self.step = disc_start, disc_weight, 0
         self.lpips: LPIPS | None = None
 
@@ -94,12 +94,12 @@ class VQGAN(Tokenizer):
     def on_start(self, batch: Batch) -> None:
         """Moves the codes to the first batch, and reads the weights of LPIPS, which only training needs."""
         super().on_start(batch)
-        if self.perceptual == "none" or self.lpips is not None:
+        if self.perceptual_loss == "none" or self.lpips is not None:
             return
         try:
             self.attach("lpips", LPIPS.from_files().to(batch.x.device))
         except MissingError as e:
-            if self.perceptual == "lpips":
+            if self.perceptual_loss == "lpips":
                 raise
             self.warnings = (f"no perceptual loss: {e.message} ({e.hint})",)
 

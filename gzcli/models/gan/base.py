@@ -46,6 +46,8 @@ class GAN(Model):
     """
 
     best = "fd"
+    costly = ("inversion",)
+    fitted_on_train = ("knn",)
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class VAE(Model):
 
     paper = "Kingma & Welling 2013, arXiv:1312.6114"
     likelihood = "bound"
+    costly = ("regret",)
     HIDDEN: ClassVar = {"mlp": (512, 512), "conv": (32, 64)}
 
     def __init__(

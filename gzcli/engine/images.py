@@ -1,4 +1,4 @@
-"""How many images a verb can afford, which, and what was done to them."""
+"""Which images of a split a verb takes, how many of them its time allows, and what was done to them."""
 
 from __future__ import annotations
 
@@ -14,35 +14,46 @@ import torch
 from gzcli import ranks
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
+from gzcli.engine.devices import synchronise
 from gzcli.engine.trained import Trained
 from gzcli.types import Batch
 
-FEWEST, MOST = 500, 10_000
+FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
 
 
 def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images of a split: always the same ones (seed 0), larger sets hold
-    smaller."""
+    """Sorted positions of min(n, total) images of a split, drawn with seed 0: a larger subset holds every
+    smaller one."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of a split in batches, as a run sees them: to go through as often as need be; a slice is of
-    batches."""
+    """Images of a split in batches, at a run's grey levels and on its device. They can be read several times.
+
+    A slice `images[i:j]` holds the batches i … j − 1.
+
+    pack: the data set.
+    split: "train", "val" or "test".
+    index: positions in the split [N].
+    size: images of a batch.
+    levels: grey levels; None: latents.
+    device: where the batches are.
+    seed: of the batches' noise.
+    """
 
     pack: Pack
     split: str
-    index: np.ndarray  # positions in the split
-    size: int  # of a batch
+    index: np.ndarray
+    size: int
     levels: int | None
     device: torch.device
     seed: int
 
     @classmethod
     def of(cls, run: Trained, pack: Pack, split: str, index: np.ndarray, *, size: int, seed: int) -> Images:
-        """Batches of `size`; of fewer where there are more processes than such batches: each has its
-        share."""
+        """Batches of `size` images, or of fewer: as many batches as there are processes, if images suffice,
+        so that each process has a share."""
         size = min(size, max(1, math.ceil(len(index) / ranks.world())))
         return cls(pack, split, index, size, run.images.levels, run.device, seed)
 
@@ -54,32 +65,43 @@ class Images:
         return replace(self, index=self.index[start * self.size : stop * self.size])
 
     def __iter__(self) -> Iterator[Batch]:
-        how = {"levels": self.levels, "device": self.device, "seed": self.seed}
-        return scan(self.pack, self.split, batch_size=self.size, index=self.index, **how)
+        return scan(
+            self.pack,
+            self.split,
+            batch_size=self.size,
+            levels=self.levels,
+            device=self.device,
+            index=self.index,
+            seed=self.seed,
+        )
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Lines that say where figures are of other images than the sets hold: resized, made grey or RGB,
-    binarised.
+    """Notes on figures that are of other images than the sets hold: resized, made grey or RGB, binarised.
 
+    packs: the sets by the names that the notes call them.
+    levels: grey levels of the model.
     but: which figures of a binary model are of the sets' own bytes all the same.
     """
-    said = []
+    lines = []
     for name, pack in packs.items():
         channels, side, _ = pack.meta.shape
         done = [f"resized to {side}×{side}"] if pack.meta.resized else []
         if channels != pack.meta.source_channels:
             done.append("made grey" if channels == 1 else "made RGB")
         if done:
-            said.append(f"figures of `{name}` are of its images {' and '.join(done)}")
+            lines.append(f"figures of `{name}` are of its images {' and '.join(done)}")
     if levels == 2:
         draw = "figures of a binary model are of binarised images, one draw with a fixed seed"
-        said.append(f"{draw}; {but}" if but else draw)
-    return said
+        lines.append(f"{draw}; {but}" if but else draw)
+    return lines
 
 
 def affordable(seconds: float, budget: float, sets: int) -> int:
-    """Images a split that `budget` seconds pay for at `seconds` an image: 500 … 10,000, in steps of 100."""
+    """How many images of each of `sets` splits `budget` seconds pay for: 500 … 10,000, in steps of 100.
+
+    seconds: what one image takes.
+    """
     return int(np.clip(budget / max(seconds * sets, 1e-9) // 100 * 100, FEWEST, MOST))
 
 
@@ -91,11 +113,3 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
     function()
     synchronise(device)
     return time.perf_counter() - since
-
-
-def synchronise(device: torch.device) -> None:
-    """Waits for the device, so that a clock read after it means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

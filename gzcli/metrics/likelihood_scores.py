@@ -1,0 +1,115 @@
+"""Out-of-distribution scores that are made of a likelihood, whatever model has it. A new one is a line of
+`SCORES`.
+
+  nll         −log p(x), nats
+  typicality  |nll − mean nll of held-out images|
+              Nalisnick et al. 2019, arXiv:1906.02994
+  complexity  nll in bits − length of the image's shortest lossless code
+              Serrà et al. 2020, arXiv:1909.11480, eq. 3
+  ratio       nll − nll under a background model, which was trained on mutated images
+              Ren et al. 2019, arXiv:1906.02845, eq. 4
+  gradnorm    log ‖∂ log p(x) / ∂θ‖ over all parameters, one image at a time
+              after Kwon et al. 2020, arXiv:2007.09507
+  ensemble    −Σ log density of each statistic of the image (nll, code length, the model's own cheap scores),
+              densities being kernel estimates on held-out images
+              Morningstar et al. 2021, arXiv:2006.09273
+
+A higher score is more out-of-distribution. Importing this imports no numpy: the command line reads the names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Arrays = Mapping[str, "np.ndarray"]
+Fact = Literal["nll", "background_nll", "code_length", "gradient_norm", "statistics"]
+
+
+class Facts(Protocol):
+    """What is known of each of B images, float64 [B]. A fact is computed when it is first read."""
+
+    @property
+    def nll(self) -> np.ndarray:
+        """−log p(x), nats."""
+
+    @property
+    def background_nll(self) -> np.ndarray:
+        """That of the background model."""
+
+    @property
+    def code_length(self) -> np.ndarray:
+        """Bits of the image's shortest lossless code."""
+
+    @property
+    def gradient_norm(self) -> np.ndarray:
+        """log ‖∂ log p(x) / ∂θ‖."""
+
+    @property
+    def statistics(self) -> Arrays:
+        """nll, code length and the model's own cheap scores, by name."""
+
+
+@dataclass(frozen=True)
+class LikelihoodScore:
+    """A score as a function of facts.
+
+    compute: facts of B images, and what `fit` returned → float64 [B].
+    reads: the facts that it reads; that says for which models there is the score.
+    gather: facts of B held-out images → arrays [B] by name; None: the score has no fit.
+    fit: those arrays of all N held-out images, [N] → whatever `score` needs of them.
+    default: whether it is computed where no score is named.
+    """
+
+    compute: Callable[[Facts, Any], np.ndarray]
+    reads: tuple[Fact, ...]
+    gather: Callable[[Facts], Arrays] | None = None
+    fit: Callable[[Arrays], Any] = dict
+    default: bool = False
+
+
+def mean_nll(held_out: Arrays) -> float:
+    return float(held_out["nll"].mean())
+
+
+def densities(held_out: Arrays) -> dict[str, Any]:
+    """A Gaussian kernel density estimate of each statistic that varies."""
+    from scipy.stats import gaussian_kde
+
+    return {name: gaussian_kde(values) for name, values in held_out.items() if values.std() > 0}
+
+
+def surprise(facts: Facts, estimates: Mapping[str, Any]) -> np.ndarray:
+    """−Σ log density of each statistic, by the `estimates` of `densities`."""
+    statistics = facts.statistics
+    return -sum(estimate.logpdf(statistics[name]) for name, estimate in estimates.items())
+
+
+SCORES: dict[str, LikelihoodScore] = {
+    "nll": LikelihoodScore(lambda facts, _: facts.nll, ("nll",), default=True),
+    "typicality": LikelihoodScore(
+        lambda facts, mean: abs(facts.nll - mean),
+        ("nll",),
+        gather=lambda facts: {"nll": facts.nll},
+        fit=mean_nll,
+        default=True,
+    ),
+    "complexity": LikelihoodScore(
+        lambda facts, _: facts.nll / math.log(2) - facts.code_length, ("nll", "code_length"), default=True
+    ),
+    "ratio": LikelihoodScore(lambda facts, _: facts.nll - facts.background_nll, ("nll", "background_nll")),
+    "gradnorm": LikelihoodScore(lambda facts, _: facts.gradient_norm, ("gradient_norm",)),
+    "ensemble": LikelihoodScore(
+        surprise, ("nll", "statistics"), gather=lambda facts: facts.statistics, fit=densities
+    ),
+}
+
+
+def read(names: Iterable[str], fact: Fact) -> bool:
+    """Whether one of the scores reads the fact; scores that are not of `SCORES` read none."""
+    return any(fact in SCORES[name].reads for name in names if name in SCORES)
