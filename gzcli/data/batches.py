@@ -40,7 +40,9 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
     return k.to(torch.get_default_dtype()).mul_(2 / (levels - 1)).sub_(1)
 
 
-def levelled(pictures: dict[str, Tensor], levels: int, noise: Noise | None = None) -> dict[str, Tensor]:
+def levelled(
+    pictures: dict[str, Tensor], levels: int | None, noise: Noise | None = None
+) -> dict[str, Tensor]:
     """Bytes of images and of further pictures of them in [-1, 1]; binary ones by the same draw of `noise`."""
     draws = None if noise is None else ReplayedNoise(noise)
     return {kind: quantise(u8, levels, draws and draws.replay()) for kind, u8 in pictures.items()}
@@ -79,7 +81,7 @@ class TrainBatches:
         *,
         seed: int,
         batch_size: int,
-        levels: int,
+        levels: int | None,
         device: torch.device | str,
         augment: Sequence[str] = (),
         rank: int = 0,
@@ -203,7 +205,7 @@ def scan(
     split: str,
     *,
     batch_size: int,
-    levels: int,
+    levels: int | None,
     device: torch.device | str,
     index: Sequence[int] | np.ndarray | Tensor | None = None,
     seed: int = 0,

@@ -19,8 +19,9 @@ from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.open import open_named
 from gzcli.data.pack import Pack
-from gzcli.engine.budget import Images, affordable, subset, synchronise, timed, treatment
+from gzcli.engine.budget import Images, affordable, subset, timed, treatment
 from gzcli.engine.converged import gap_line, solver_gap
+from gzcli.engine.devices import synchronise
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Judge

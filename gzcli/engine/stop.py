@@ -1,5 +1,4 @@
-"""When to stop early: a signal to this process, the stop file that `gz` writes, or the death of the `gz` that
-started us."""
+"""When to stop early: after a signal, by the stop file that `gz` writes, or when the `gz` that started us died."""
 
 from __future__ import annotations
 
@@ -14,22 +13,26 @@ import torch
 
 from gzcli import ranks, signals
 
-AGREE_EVERY = 10  # steps between the ranks' agreement, which costs a collective; of slow steps each
+AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
 LOOK_EVERY = 1.0  # seconds between looks at the parent
 _heard: list[int] = []  # signals that this process got
 
 
 def listen() -> None:
-    """From now on a signal ends nothing, and is remembered for the next step of whatever stage it is."""
+    """From now on a signal does not end the process: it is remembered until the next step, of any stage."""
     signals.hear(lambda number, frame: _heard.append(number))
 
 
 class Stop:
-    """Asked once a step; every rank gets the same answer at the same step."""
+    """Asked once a step; every rank gets the same answer at the same step.
 
-    def __init__(self, folder: Path, *, world: int, device: torch.device):
-        self.file, self.world, self.device = folder / "stop", world, device
+    folder: of the run, where the stop file appears.
+    device: on which the ranks agree.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.file, self.device = folder / "stop", device
         # the step of the ranks' next agreement; step and time of the last one
         self.next, self.last = 0, (0, time.monotonic())
         self.looked = 0.0  # when the parent was looked at last
@@ -40,7 +43,7 @@ class Stop:
 
     def asked(self, step: int) -> int:
         """The number of the signal to stop for, or 0."""
-        if self.world == 1:
+        if ranks.world() == 1:
             return self._here()
         if step < self.next:
             return 0
@@ -59,7 +62,7 @@ class Stop:
         return int(signal.SIGTERM) if self._orphaned() else 0
 
     def _orphaned(self) -> bool:
-        """Whether the `gz` that started us is dead, or a zombie, as nobody has asked how it ended."""
+        """Whether the `gz` that started us is dead, or a zombie that its own parent has not waited for."""
         if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < LOOK_EVERY:
             return False
         self.looked = time.monotonic()

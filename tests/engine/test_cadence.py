@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,15 +11,15 @@ from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES
 
-from gzcli.engine import optim
+from gzcli.engine import optim, sampler
 from gzcli.engine.__main__ import made
-from gzcli.engine.cadence import SHARE, Cadence
+from gzcli.engine.cadence import KEYS, SHARE, Cadence
 from gzcli.engine.stop import Stop
-from gzcli.engine.watch import Watch
 from gzcli.errors import Interrupted, MissingError
 from gzcli.metrics import collapse
+from gzcli.recipe.parts import OptimSection, TrainSection
 
-OPEN = {"eval_every": None, "checkpoint_every": None, "sample_every": None}
+OPEN = TrainSection()  # whose numbers of steps are to be found
 
 
 class Life:
@@ -28,7 +29,7 @@ class Life:
         self, steps: int, each: float, costs: dict[str, float], compiling: float = 0.0, **train: int
     ):
         self.now, self.each, self.seen = 0.0, each, []
-        cadence = Cadence(OPEN | train, steps, agree=list, clock=lambda: self.now)
+        cadence = Cadence(TrainSection(**train), steps, agree=list, clock=lambda: self.now)
         for step in range(1, steps + 1):
             self.now += each + (compiling if step == 1 else 0)
             for kind in sorted(cadence.due(step)):
@@ -144,7 +145,7 @@ def test_what_was_found_is_in_the_recipe():
     t = trainer(recipe(case("vae"), steps=6, sets=keys))
     t.fit()
     found = t.run.tree()["train"]
-    assert all(found[key] >= 1 for key in OPEN)
+    assert all(found[key] >= 1 for key in KEYS.values())
     out = made(t.run)
     assert out["picture"].endswith("00000006.png") and out["figures"].keys() == {"val_bpd"}
     assert out["best"]["metric"] == "bpd"
@@ -176,10 +177,10 @@ def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch
 
 
 def test_the_warm_up_is_a_share_of_a_short_run():
-    conf = {"warmup": 200, "schedule": "constant"}
+    conf = OptimSection(warmup=200, schedule="constant")
     assert [optim.factor(conf, step, 27) for step in (0, 4, 5, 26)] == [0.2, 1, 1, 1]
     assert optim.factor(conf, 99, 2000) == 0.5 and optim.factor(conf, 0, 4) == 1
-    assert optim.factor(conf | {"schedule": "cosine"}, 27, 27) == pytest.approx(0)
+    assert optim.factor(replace(conf, schedule="cosine"), 27, 27) == pytest.approx(0)
 
 
 def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
@@ -188,16 +189,15 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
     monkeypatch.setattr(t.log, "warn", said.append)
     monkeypatch.setattr(collapse, "warning", lambda distance, classes: "collapsed")
     images = t.pack.images("val")[:20]
-    monkeypatch.setattr(Watch, "draw", lambda self, n: images)
-    watch = Watch(t)
-    watch.steps, watch.net = (
+    monkeypatch.setattr(sampler, "draw", lambda trained, n: images)
+    t.steps, t.net = (
         100,
         SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True),
     )
-    watch.net.predict = lambda x: x[:, 0, 0, 0] * 0
+    t.net.predict = lambda x: x[:, 0, 0, 0] * 0
     counts = []
     for step in (1, 24, 25, 100):
-        watch._fd(step)
+        t.evaluate(step, "fd")
         counts.append(len(said))
     assert counts == [0, 0, 1, 2]
 
