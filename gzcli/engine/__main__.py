@@ -127,7 +127,7 @@ def train(run: Run, log: Log) -> None:
 
 
 def made(run: Run) -> dict[str, Any]:
-    """What came out of a finished run: its last picture, last validation and best one; None where there is none."""
+    """What came out of a finished run: last picture, last and best validation, as far as there are."""
     pictures = sorted((run.path / "samples").glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
     return {

@@ -1,4 +1,4 @@
-"""From a recipe, or the folder of a trained run, to its model; and the models of stages that it is built on."""
+"""From a recipe, or the folder of a trained run, to its model and to the stages that it is built on."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Cadence:
         self.timed = (0, self.began, 0.0)  # the same, with the time, from which on a step is timed
 
     def due(self, step: int) -> set[str]:
-        """The kinds that are due after `step` steps. Every rank asks after every step, and is told the same."""
+        """The kinds that are due after `step` steps; asked by every rank after every step."""
         self.steps += 1
         if self.steps <= UNTIMED:
             self.timed = (self.steps, self.clock(), self.looking)

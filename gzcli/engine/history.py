@@ -1,4 +1,4 @@
-"""What a run records of itself: losses and figures in `metrics.jsonl`, as events, and in a tracker if asked."""
+"""What a run records of itself: losses and figures, in `metrics.jsonl`, as events and in a tracker."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Muon — Jordan 2024, kellerjordan.github.io/posts/muon: the momentum of each matrix is made orthogonal before
-it is applied.
+"""Muon — Jordan 2024, kellerjordan.github.io/posts/muon: the momentum of each matrix is made orthogonal
+before it is applied.
 
 Every direction of a weight matrix is then learnt as fast as the strongest one, which takes transformers and
 U-Nets further in as many steps. Scaled as in Liu 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982,
@@ -107,7 +107,7 @@ class Muon(Optimizer):
 
 
 def halves(groups: list[dict[str, Any]], known: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
-    """Each group in two, of parameters that are `wide` and that are not, with the number of `matrices` in each.
+    """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each parameter.
 
     known: that number by the parameter's id, 0 for those that are not there; None: 1 for each.
     """

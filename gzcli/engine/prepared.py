@@ -1,8 +1,8 @@
 """What is made once of every image, so that frozen models run once and not in every epoch.
 
-Two things are: the latents of `data.latent`, which take the place of the images, in the cache of all runs; and
-what a stage's model makes of each training image (`Model.prepare`: codes, latents, embeddings), which arrives
-in `batch.extra`, in the run.
+Two things are. The latents of `data.latent` take the place of the images; they lie in the cache.
+What a stage's model makes of each training image (`Model.prepare`: codes, latents, embeddings) arrives in
+`batch.extra`; it lies in the run.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TrainImages:
 def train_images(
     part: Part, pack: Pack, device: torch.device, run: Run, log: Log
 ) -> tuple[TrainImages, DataInfo, LatentSpace | None]:
-    """The training images of a recipe, what its model may know of them, and the latent space that they are in.
+    """The training images of a recipe, what its model may know of them, and their latent space.
 
     With `data.latent` they are latents; without, the space is None.
 

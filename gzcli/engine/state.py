@@ -1,4 +1,4 @@
-"""What a training goes on from: saved into checkpoints, entered again by a resume, begun from other weights."""
+"""What a training goes on from: it is saved in checkpoints, read by a resume, begun from other weights."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
 
 
 def resume(state: State) -> int:
-    """Enters the newest whole checkpoint and returns its step; without one, 0, from `train.init` if it is set.
+    """Enters the newest whole checkpoint and returns its step; without one `train.init`, and returns 0.
 
     Raises MissingError or UsageError of `init_from`.
     """
@@ -190,7 +190,7 @@ def finish(run: Run) -> None:
 
 
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:
-    """Keys of `train` that the engine has found, into `run.yaml` of a run and of the run that it is a stage of."""
+    """Writes keys of `train` that the engine has found into `run.yaml`, of a stage also of the whole run."""
     tree = run.tree()
     files.write_atomic(run.path / "run.yaml", dump(tree | {"train": {**tree["train"], **changes}}))
     if run.owner is not run:

@@ -1,4 +1,4 @@
-"""When to stop early: after a signal, by the stop file that `gz` writes, or when the `gz` that started us died."""
+"""When to stop early: after a signal, by the stop file that `gz` writes, or when `gz` itself has died."""
 
 from __future__ import annotations
 

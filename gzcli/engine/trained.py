@@ -1,4 +1,4 @@
-"""A trained model that samples and scores images: the model of a run, and the latent space that it lives in."""
+"""A trained model that samples and scores images: the model of a run and its latent space."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ class Trainer:
     # ---------------------------------------------------------------- validation, checkpoints and pictures
 
     def look(self, done: int, due: Set[str]) -> None:
-        """Validates, saves and draws, as far as it is due after `done` steps; how long each takes is noted."""
+        """Validates, saves and draws, as far as it is due after `done` steps; each is timed."""
         last, known = done == self.steps, self.cadence.found()
         if self.cadence.dear(due & {"eval", "sample"}) and not self.history.not_finite():
             state.save(self.state, done)  # were it killed while it validates or draws, no step would be lost
@@ -279,7 +279,7 @@ class Trainer:
         """The metric of the best checkpoint on validation images; the best so far is saved and remembered."""
         with self.ema.evaluating():
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
-        if 4 * done >= self.steps and (text := collapsed(values)):  # a young generator has not spread out yet
+        if 4 * done >= self.steps and (text := collapsed(values)):  # before, it has not spread out yet
             self.log.warn(text)
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         told = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

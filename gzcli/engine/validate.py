@@ -28,8 +28,8 @@ EVAL_BATCH = 100  # images
 def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
     """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None: there is none.
 
-    asked: `train.best`; "auto" is bpd where `log_prob` is exact or a bound, fd where the model says so (GANs),
-      and else the validation loss.
+    asked: `train.best`; "auto" is bpd where `log_prob` is exact or a bound, fd where the model says so
+      (GANs), and else the validation loss.
     """
     if asked == "none" or len(pack.images("val")) == 0:
         return None
@@ -81,7 +81,7 @@ def likelihood(trained: Trained, metric: str, data: Pack) -> float:
 
 
 def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
-    """The Fréchet distance of as many samples to validation images, and what share of their diversity they have.
+    """The Fréchet distance of samples to as many validation images, and the share of their diversity.
 
     net: on rank 0; the other ranks, which only draw samples, get 0.
 
