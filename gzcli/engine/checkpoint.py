@@ -42,6 +42,24 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in state.items() if k.endswith(EXTRA)}
 
 
+@dataclass(frozen=True)
+class SpaceRecord:
+    """The latent space that a run was trained in, as JSON has it.
+
+    digest: sha256 of the autoencoder's weights.
+    shape: of the images, [C, H, W].
+    levels: grey levels of the images.
+    shift: subtracted from each of the c channels of a latent.
+    scale: by which each channel is multiplied then.
+    """
+
+    digest: str
+    shape: list[int]
+    levels: int | None
+    shift: list[float]
+    scale: list[float]
+
+
 @dataclass
 class Saved:
     """Weights that sample by themselves, as their file says what they were trained by, and on.
@@ -50,7 +68,7 @@ class Saved:
     info: what the model was told of its data.
     step: how many steps they were trained for.
     built_on: sha256 of the weights of each stage that the model is built on, by the stage's name.
-    space: the latent space (`LatentSpace.record`) that the model lives in; None: pixels.
+    space: the latent space that the model lives in; None: pixels.
     """
 
     weights: dict[str, Tensor]
@@ -58,7 +76,7 @@ class Saved:
     info: DataInfo
     step: int
     built_on: Mapping[str, str] = field(default_factory=dict)
-    space: Mapping[str, Any] | None = None
+    space: SpaceRecord | None = None
 
 
 def save_weights(path: Path, saved: Saved) -> None:
@@ -69,7 +87,7 @@ def save_weights(path: Path, saved: Saved) -> None:
         "data": json.dumps(asdict(saved.info)),
         "step": str(saved.step),
         "built_on": json.dumps(saved.built_on),
-        "space": json.dumps(saved.space),
+        "space": json.dumps(saved.space and asdict(saved.space)),
     }
     save_file(saved.weights, path, metadata=metadata)
 
@@ -82,12 +100,17 @@ def read_weights(path: Path) -> Saved:
         data, tree = json.loads(metadata["data"]), json.loads(metadata["recipe"])
         info = DataInfo(**data | {"shape": tuple(data["shape"]), "classes": tuple(data["classes"])})
         # version 0.1 kept these two in the recipe
-        known = {
-            key: json.loads(metadata[key]) if key in metadata else tree.get(key)
-            for key in ("built_on", "space")
-        }
-        step = int(metadata["step"])
-        return Saved(load_file(path), part_of(tree), info, step, known["built_on"] or {}, known["space"])
+        built_on, space = (
+            json.loads(metadata[key]) if key in metadata else tree.get(key) for key in ("built_on", "space")
+        )
+        return Saved(
+            load_file(path),
+            part_of(tree),
+            info,
+            int(metadata["step"]),
+            built_on or {},
+            SpaceRecord(**space) if space else None,
+        )
     except FileNotFoundError as e:
         raise MissingError(f"no weights at `{path}`", hint="gz runs list") from e
     except Exception as e:  # safetensors has its own error type, the metadata may be another tool's

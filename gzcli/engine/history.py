@@ -86,6 +86,11 @@ class History:
         if self.tracker:
             self.tracker.log(dict(values), step=step)
 
+    def validated(self, step: int) -> bool:
+        """Whether `metrics.jsonl` has a figure of validation at this step."""
+        lines = (line for line in metric_lines(self.run.path) if line["step"] == step)
+        return any(key.startswith("val_") for line in lines for key in line)
+
     def show_picture(self, step: int, path: Path) -> None:
         """A picture of a step, in the tracker."""
         if self.tracker:

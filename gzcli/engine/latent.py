@@ -13,7 +13,6 @@ have the mode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
 from gzcli.engine.build import load_model
 from gzcli.engine.capabilities import Autoencoder
+from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.recipe.parts import part_of
@@ -85,15 +85,10 @@ class LatentSpace:
         shape = tuple(self.encode(torch.zeros(1, *self.images.shape, device=device)).shape[1:])
         return replace(data, shape=shape, levels=None)
 
-    def record(self) -> dict[str, Any]:
-        """What a run keeps of it, as JSON has it."""
-        return {
-            "digest": self.digest,
-            "shape": list(self.images.shape),
-            "levels": self.images.levels,
-            "shift": self.shift.flatten().tolist(),
-            "scale": self.scale.flatten().tolist(),
-        }
+    def record(self) -> SpaceRecord:
+        """What a run keeps of it."""
+        shift, scale = self.shift.flatten().tolist(), self.scale.flatten().tolist()
+        return SpaceRecord(self.digest, list(self.images.shape), self.images.levels, shift, scale)
 
 
 class DiffusersVAE(nn.Module):
@@ -177,18 +172,18 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
     return LatentSpace(autoencoder, images, digest, *_measure(autoencoder, pack, images.levels, device))
 
 
-def open_space(name: str, device: torch.device | str, record: Mapping[str, Any]) -> LatentSpace:
+def open_space(name: str, device: torch.device | str, record: SpaceRecord) -> LatentSpace:
     """The latent space of a trained run.
 
-    record: what the run keeps of it (`LatentSpace.record`).
+    record: what the run keeps of it.
 
     Raises MissingError where the autoencoder is not at hand, or has other weights than were recorded.
     """
     autoencoder, _, digest = _find(name, device)
-    if digest != record["digest"]:
+    if digest != record.digest:
         raise MissingError(f"`data.latent`: `{name}` is not the autoencoder that this run was trained with")
-    images = DataInfo(tuple(record["shape"]), record["levels"])
-    return LatentSpace(autoencoder, images, digest, record["shift"], record["scale"])
+    images = DataInfo(tuple(record.shape), record.levels)
+    return LatentSpace(autoencoder, images, digest, record.shift, record.scale)
 
 
 def _find(name: str, device: torch.device | str) -> tuple[Autoencoder, DataInfo | None, str]:

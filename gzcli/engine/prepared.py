@@ -8,15 +8,16 @@ What a stage's model makes of each training image (`Model.prepare`: codes, laten
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.data.batches import scan
+from gzcli import ranks
+from gzcli.data.batches import TrainBatches, scan
 from gzcli.data.pack import Pack
 from gzcli.engine.capabilities import Prepares
 from gzcli.engine.latent import DiffusersVAE, LatentSpace, new_space
@@ -36,12 +37,12 @@ ENCODE_BATCH = 64  # images that an autoencoder encodes at a time
 
 @dataclass(frozen=True)
 class TrainImages:
-    """The training images of a run as they are trained on, to go through once.
+    """The training images of a run as they are trained on.
 
     pack: the images, or their latents.
     levels: grey levels; None: latents.
     seed: of the run.
-    augment: what is done to each at random; here each has one draw.
+    augment: what is done to each at random.
     """
 
     pack: Pack
@@ -50,10 +51,28 @@ class TrainImages:
     seed: int
     augment: tuple[str, ...]
 
+    def shuffled(
+        self, batch_size: int, n: int | None, prepared: Mapping[str, np.ndarray], needs: Sequence[str]
+    ) -> TrainBatches:
+        """This rank's batches of every step, for ever; the arguments are those of `TrainBatches`."""
+        return TrainBatches(
+            self.pack,
+            seed=self.seed,
+            batch_size=batch_size,
+            levels=self.levels,
+            device=self.device,
+            augment=self.augment,
+            rank=ranks.rank(),
+            world=ranks.world(),
+            n=n,
+            prepared=prepared,
+            needs=needs,
+        )
+
     def scan(
         self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
     ) -> Iterator[Batch]:
-        """The images at `index` in batches; those of other splits are not augmented.
+        """The images at `index` once, in batches, augmented by one draw; those of other splits are not.
 
         purpose: their noise is a function of it and of the run's seed. So it is neither that of samples nor
           that of held-out images of the same number.
@@ -157,7 +176,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
     meta = images.pack.meta
     random = images.augment or draw
     seed = mix(images.seed, "prepare") if random else 0
-    made_of = (space.record(), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
+    made_of = (asdict(space.record()), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache_dir("latents", f"{meta.name}-{digest}")
     if not folder.exists():

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gzcli import ranks
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine.checkpoint import Checkpoint, Saved
+from gzcli.engine.checkpoint import Checkpoint, Saved, SpaceRecord
 from gzcli.engine.ema import EMA
 from gzcli.engine.history import History
 from gzcli.engine.log import Log
@@ -42,7 +42,7 @@ class State:
     history: losses that are not logged yet.
     device: of the model.
     built_on: sha256 of the weights of each stage that the model is built on.
-    space: the latent space that it lives in (`LatentSpace.record`); None: pixels.
+    space: the latent space that it lives in; None: pixels.
     saved: step of the newest checkpoint; 0: there is none.
     """
 
@@ -56,7 +56,7 @@ class State:
     history: History
     device: torch.device
     built_on: Mapping[str, str]
-    space: Mapping[str, Any] | None
+    space: SpaceRecord | None
     saved: int = 0
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Set
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from gzcli import ranks
-from gzcli.data.batches import TrainBatches
 from gzcli.data.pack import Pack
 from gzcli.engine import devices, optim, sampler, state
 from gzcli.engine.build import build_model, built_on, stages_for
@@ -24,7 +23,7 @@ from gzcli.engine.ema import EMA
 from gzcli.engine.history import History, wandb_run
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import prepare, train_images
-from gzcli.engine.report import loss_curve, metric_lines
+from gzcli.engine.report import loss_curve
 from gzcli.engine.state import State
 from gzcli.engine.stop import Stop
 from gzcli.engine.trained import Trained
@@ -66,19 +65,8 @@ class Trainer:
         self.images, self.info, self.space = train_images(part, pack, self.device, run, log)
         stages = stages_for(run, part.model, self.device)
         self.model = build_model(part, self.info, stages).to(self.device).train()
-        self.batches = TrainBatches(
-            self.images.pack,
-            seed=part.seed,
-            batch_size=self.train.batch_size,
-            levels=self.info.levels,
-            device=self.device,
-            augment=self.images.augment,
-            rank=self.rank,
-            world=self.world,
-            n=part.data.n,
-            prepared=prepare(self.model, self.images, run, log),
-            needs=self.model.needs,
-        )
+        made = prepare(self.model, self.images, run, log)
+        self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
@@ -106,8 +94,6 @@ class Trainer:
         self.net: LeNetFeatures | None = None  # whose features the metric `fd` compares
         self.start = self.done = 0  # steps that were done before this process, and by now
 
-    # ---------------------------------------------------------------------------------------------- the loop
-
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to `train.steps`; saves when it is stopped.
 
@@ -115,13 +101,14 @@ class Trainer:
         """
         self.start = self.done = state.resume(self.state)
         if self.part.launch.wandb and self.rank == 0:
-            known = {"built_on": dict(self.state.built_on), "space": self.state.space}
+            space = asdict(self.state.space) if self.state.space else None
+            known = {"built_on": dict(self.state.built_on), "space": space}
             self.history.tracker = wandb_run(self.run, self.part.tree() | known)
-        looked_at = self.train if self.metric else replace(self.train, eval_every=0)
+        asked = self.train if self.metric else replace(self.train, eval_every=0)
         clock = partial(devices.clock, self.device)
-        self.cadence = Cadence(looked_at, self.steps, agree=ranks.agree, clock=clock)
+        self.cadence = Cadence(asked, self.steps, agree=ranks.agree, clock=clock)
         if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
-            self.look(self.steps, KINDS)
+            self.pause(self.steps, KINDS)
             return
         stop = Stop(self.run.owner.path, self.device)
         self.begin()
@@ -144,7 +131,7 @@ class Trainer:
                         hint=f"gz train {self.run.owner.id} --resume",
                     )
                 if due := self.cadence.due(done) | (KINDS if last else set()):
-                    self.look(done, due)
+                    self.pause(done, due)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One fresh batch, shared by the phases that are due. Returns what is to be logged, detached."""
@@ -234,23 +221,21 @@ class Trainer:
         optimizers = list(self.optimizers.values())
         return optimizers[0].param_groups[0]["lr"] if len(optimizers) == 1 else None
 
-    # ---------------------------------------------------------------- validation, checkpoints and pictures
-
-    def look(self, done: int, due: Set[str]) -> None:
+    def pause(self, done: int, due: Set[str]) -> None:
         """Validates, saves and draws, as far as it is due after `done` steps; each is timed."""
         last, known = done == self.steps, self.cadence.found()
-        if self.cadence.dear(due & {"eval", "sample"}) and not self.history.not_finite():
+        if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
             state.save(self.state, done)  # were it killed while it validates or draws, no step would be lost
         if "eval" in due and self.metric:
-            with self.cadence.look():
+            with self.cadence.timed():
                 self.get_net()
-            with self.cadence.look("eval"):
+            with self.cadence.timed("eval"):
                 self.evaluate(done, self.metric)
         if "checkpoint" in due and not self.history.not_finite():
-            with self.cadence.look("checkpoint"):
+            with self.cadence.timed("checkpoint"):
                 state.save(self.state, done)
         if "sample" in due:
-            with self.cadence.look("sample"):
+            with self.cadence.timed("sample"):
                 self.picture(done, self.train.samples or (LAST_GRID if last else GRID))
         if self.rank == 0 and (found := self.cadence.found()) != known:
             state.write_train(self.run, found)
@@ -263,12 +248,7 @@ class Trainer:
         """What was due at the step that a run was stopped at, which did not wait for it."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
-        done = [True, True]
-        if self.rank == 0:
-            at_start = [line for line in metric_lines(self.run.path) if line["step"] == start]
-            done[0] = any(key.startswith("val_") for line in at_start for key in line)
-            done[1] = self.picture_path(start).exists()
-        validated, drawn = ranks.agree(done)
+        validated, drawn = ranks.agree((self.history.validated(start), self.picture_path(start).exists()))
         if "eval" in due and self.metric and not validated:
             self.get_net()
             self.evaluate(start, self.metric)

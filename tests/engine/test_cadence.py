@@ -1,4 +1,4 @@
-"""How often a run looks at itself: in steps, found from what looks take; the training does not know of it."""
+"""How often a run validates, saves and draws: in steps, found from how long that takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPEN = TrainSection()  # whose numbers of steps are to be found
 
 
 class Life:
-    """A run of `steps` steps on a clock of its own; `costs` are the seconds of a look of each kind."""
+    """A run of `steps` steps on a clock of its own; `costs` are the seconds of a pause of each kind."""
 
     def __init__(
         self, steps: int, each: float, costs: dict[str, float], compiling: float = 0.0, **train: int
@@ -33,7 +33,7 @@ class Life:
         for step in range(1, steps + 1):
             self.now += each + (compiling if step == 1 else 0)
             for kind in sorted(cadence.due(step)):
-                with cadence.look(kind):
+                with cadence.timed(kind):
                     self.now += costs[kind]
                 self.seen.append((kind, step, self.now))
         self.found, self.cadence = cadence.found(), cadence
@@ -45,7 +45,7 @@ class Life:
 CHEAP = {"eval": 0.01, "checkpoint": 0.01, "sample": 0.01}
 
 
-def test_cheap_looks_come_every_tenth():
+def test_cheap_pauses_come_every_tenth():
     life = Life(600, 0.1, CHEAP)
     assert life.found == {"eval_every": 60, "checkpoint_every": 60, "sample_every": 120}
     assert life.steps("eval") == [60 * i for i in range(1, 11)] and life.steps("sample") == [
@@ -84,10 +84,10 @@ def test_what_the_recipe_says_holds():
     )
 
 
-def test_a_checkpoint_comes_before_a_look_that_takes_long():
+def test_a_checkpoint_comes_before_a_pause_that_takes_long():
     cadence = Life(20_000, 0.5, {"eval": 30.0, "checkpoint": 3.0, "sample": 2.0}).cadence
-    assert cadence.dear({"eval"}) and cadence.dear({"eval", "sample"}) and not cadence.dear({"sample"})
-    assert Cadence(OPEN, 100, agree=list).dear({"sample"})  # nobody knows yet
+    assert cadence.slow({"eval"}) and cadence.slow({"eval", "sample"}) and not cadence.slow({"sample"})
+    assert Cadence(OPEN, 100, agree=list).slow({"sample"})  # nobody knows yet
 
 
 def test_ranks_go_by_the_clock_of_rank_0():
@@ -108,7 +108,7 @@ def test_ranks_go_by_the_clock_of_rank_0():
         assert due[0] == due[1]
         for kind in sorted(due[0]):
             for cadence in (first, other):
-                with cadence.look(kind):
+                with cadence.timed(kind):
                     pass
     assert first.found() == other.found() and len(first.found()) == 3
 
@@ -121,12 +121,12 @@ def case(model: str):
 
 
 @pytest.mark.parametrize("model", ["vae", "vqvae"])
-def test_looking_changes_nothing(model):
+def test_validation_and_pictures_change_nothing(model):
     """Validation and pictures draw from a noise of their own."""
     best = "loss" if model == "vqvae" else "auto"
-    looks = ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")
+    pauses = ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")
     blind, seeing = (
-        trainer(recipe(case(model), steps=4, sets=("train.ema=0.9", *sets))) for sets in ((), looks)
+        trainer(recipe(case(model), steps=4, sets=("train.ema=0.9", *sets))) for sets in ((), pauses)
     )
     for t in (blind, seeing):
         t.fit()

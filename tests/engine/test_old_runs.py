@@ -1,9 +1,9 @@
 """Runs that an earlier gz trained are sampled and resumed as it would have done.
 
-`old_runs.tar.gz` was made with the code of commit 75c7b40, which kept `space` and `built_on` in the recipe: an
-MLP VAE, a VQ-VAE with its prior in stages, and flow matching on latents of the VAE. Each was trained for 20
-steps; its checkpoint of step 10 and its last weights are kept. `expected.npz` holds what that code drew from
-both, and the torch and the kind of CPU that it did so with, on which this test asks for the same bits.
+`old_runs.tar.gz` was made with the code of commit 75c7b40, which kept `space` and `built_on` in the recipe:
+an MLP VAE, a VQ-VAE with its prior in stages, and flow matching on latents of the VAE. Each was trained for
+20 steps; its checkpoint of step 10 and its last weights are kept. `expected.npz` holds what that code drew
+from both, and with which torch on which kind of CPU: there, this test asks for the same bits.
 """
 
 from __future__ import annotations
