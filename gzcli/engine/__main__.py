@@ -137,7 +137,7 @@ def made(run: Run) -> dict[str, Any]:
 def train_one(run: Run, log: Log) -> Accelerator:
     """Trains one model, from its newest checkpoint if it has one."""
     # imported here, as no verb should wait for it
-    from gzcli.engine.budget import count_steps
+    from gzcli.engine.minutes import count_steps
     from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
 

@@ -1,10 +1,10 @@
-"""How many images a verb can afford, which, and what was done to them; how many steps fit in some minutes."""
+"""How many images a verb can afford, which, and what was done to them."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
 from gzcli.engine.devices import synchronise
 from gzcli.engine.trained import Trained
-from gzcli.models.base import Phase
 from gzcli.types import Batch
 
 FEWEST, MOST = 500, 10_000
@@ -93,38 +92,3 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
     function()
     synchronise(device)
     return time.perf_counter() - since
-
-
-def count_steps(step: Callable[[int], object], phases: Sequence[Phase], minutes: float, began: float) -> int:
-    """How many steps fit in `minutes` from `began`, of which a tenth is kept for pictures and validation.
-
-    50 steps are timed after 5, for a tenth of the time at most. Where phases start later, as many are timed
-    from there on too.
-
-    step: does one; what it trains is lost.
-    phases: of the model.
-    began: seconds, as of `time.time`.
-    """
-    late = max(phase.start for phase in phases)
-    cycle = math.lcm(*(phase.every for phase in phases))
-    limit = 6 * minutes / (1 + bool(late))
-    each = [_seconds(step, first, limit, cycle) for first in sorted({0, late})]
-    left = 60 * minutes - (time.time() - began) - 0.1 * 60 * minutes
-    early = min(late, int(left / each[0]))
-    return max(1, early + int((left - early * each[0]) / each[-1]))
-
-
-def _seconds(step: Callable[[int], object], first: int, limit: float, cycle: int) -> float:
-    """Of a step from step `first` on, timed for `limit` seconds at most.
-
-    cycle: steps after which every phase has run.
-    """
-    until, times = time.monotonic() + limit, []
-    for i in range(first, first + 55):
-        since = time.monotonic()
-        step(i)
-        times.append(time.monotonic() - since)
-        if time.monotonic() > until and len(times) > 5:
-            break
-    timed = times[5:] if len(times) > 5 + cycle else times
-    return sum(timed) / len(timed)

@@ -15,8 +15,8 @@ from zoo import CASES, Case
 from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
-from gzcli.engine.budget import count_steps
 from gzcli.engine.ema import EMA
+from gzcli.engine.minutes import count_steps
 from gzcli.engine.stop import Stop
 from gzcli.engine.trained import load_trained
 from gzcli.errors import DivergedError, Interrupted, UsageError
