@@ -28,11 +28,12 @@ class Stop:
     """Asked once a step; every rank gets the same answer at the same step.
 
     folder: of the run, where the stop file appears.
+    world: number of ranks.
     device: on which the ranks agree.
     """
 
-    def __init__(self, folder: Path, device: torch.device):
-        self.file, self.device = folder / "stop", device
+    def __init__(self, folder: Path, *, world: int, device: torch.device):
+        self.file, self.world, self.device = folder / "stop", world, device
         # the step of the ranks' next agreement; step and time of the last one
         self.next, self.last = 0, (0, time.monotonic())
         self.looked = 0.0  # when the parent was looked at last
@@ -43,7 +44,7 @@ class Stop:
 
     def asked(self, step: int) -> int:
         """The number of the signal to stop for, or 0."""
-        if ranks.world() == 1:
+        if self.world == 1:
             return self._here()
         if step < self.next:
             return 0

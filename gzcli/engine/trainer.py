@@ -110,7 +110,7 @@ class Trainer:
         if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
             self.pause(self.steps, KINDS)
             return
-        stop = Stop(self.run.owner.path, self.device)
+        stop = Stop(self.run.owner.path, world=self.world, device=self.device)
         self.begin()
         self.catch_up()
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
