@@ -19,54 +19,47 @@ from gzcli.engine.checkpoint import Checkpoint, Saved, SpaceRecord
 from gzcli.engine.ema import EMA
 from gzcli.engine.history import History
 from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained
 from gzcli.errors import MissingError, UsageError
-from gzcli.models.base import Model
-from gzcli.recipe.parts import Part
 from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
-from gzcli.types import DataInfo
 
 
 @dataclass
 class State:
     """Everything of a training that is not a function of its recipe, its data and the step.
 
-    run: whose folder holds the checkpoints.
-    part: its recipe.
-    info: what the model was told of its data.
-    model: as it is trained.
+    trained: the model as it is trained, with its run, recipe and latent space.
     ema: its averaged weights.
     optimizers: by phase.
     scaler: of the losses under fp16; None: it is not used.
     history: losses that are not logged yet.
-    device: of the model.
     built_on: sha256 of the weights of each stage that the model is built on.
-    space: the latent space that it lives in; None: pixels.
     saved: step of the newest checkpoint; 0: there is none.
     """
 
-    run: Run
-    part: Part
-    info: DataInfo
-    model: Model
+    trained: Trained
     ema: EMA
     optimizers: Mapping[str, Optimizer]
     scaler: torch.amp.GradScaler | None
     history: History
-    device: torch.device
     built_on: Mapping[str, str]
-    space: SpaceRecord | None
     saved: int = 0
 
     @property
     def folder(self) -> Path:
         """Of the checkpoints."""
-        return self.run.path / "checkpoints"
+        return self.trained.run.path / "checkpoints"
 
     @property
     def log(self) -> Log:
         return self.history.log
+
+    @property
+    def space(self) -> SpaceRecord | None:
+        """The latent space that the model lives in; None: pixels."""
+        return self.trained.space.record() if self.trained.space else None
 
     @property
     def machine(self) -> dict[str, Any]:
@@ -75,7 +68,7 @@ class State:
             "world": ranks.world(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "device": self.device.type,
+            "device": self.trained.device.type,
         }
 
 
@@ -83,9 +76,9 @@ def save(state: State, step: int) -> None:
     """A checkpoint of `step` steps, where there is none yet; a call of every rank, rank 0 writes."""
     if step == state.saved:
         return
-    state.saved = step
+    state.saved, trained = step, state.trained
     statistics = state.ema.statistics()
-    values = state.model.state_dict()
+    values = trained.model.state_dict()
     own = ranks.everyone((checkpoints.extra_of(values), state.history.pending()))
     if ranks.rank() == 0:
         weights = checkpoints.weights_of(values)
@@ -97,10 +90,10 @@ def save(state: State, step: int) -> None:
             "extra": [extra for extra, _ in own],
             "pending": [pending for _, pending in own],
         }
-        saved = Saved(averaged, state.part, state.info, step, state.built_on, state.space)
+        saved = Saved(averaged, trained.part, trained.info, step, state.built_on, state.space)
         checkpoints.save(state.folder, step, Checkpoint(weights, saved, train, state.machine))
-        checkpoints.prune(state.folder, state.part.train.keep)
-        state.run.update(step=step)
+        checkpoints.prune(state.folder, trained.part.train.keep)
+        trained.run.update(step=step)
         state.log.event("checkpoint", step=step)
     ranks.wait()
 
@@ -116,7 +109,7 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
         save(state, step)
         if ranks.rank() == 0:
             files.write_json(path, {"step": step, "metric": metric, "value": value})
-            checkpoints.prune(state.folder, state.part.train.keep)
+            checkpoints.prune(state.folder, state.trained.part.train.keep)
 
 
 def resume(state: State) -> int:
@@ -124,19 +117,20 @@ def resume(state: State) -> int:
 
     Raises MissingError or UsageError of `init_from`.
     """
+    run, part, model = state.trained.run, state.trained.part, state.trained.model
     path = checkpoints.newest(state.folder, state.log.warn)
     if path is None:
         state.history.resume(0, None)
-        if state.part.train.init:
-            init_from(state.model, state.part.train.init, state.run, state.log)
+        if part.train.init:
+            init_from(model, part.train.init, run, state.log)
         return 0
     found = checkpoints.load(path)
     train, meta = found.train, found.meta
     # a rank that was not there when it was saved keeps the extra state that it begins with
     new = ranks.rank() >= len(train["extra"])
-    extra = checkpoints.extra_of(state.model.state_dict()) if new else train["extra"][ranks.rank()]
-    state.model.load_state_dict({**found.weights, **extra})
-    averages = {name: value.to(state.device) for name, value in found.averaged.weights.items()}
+    extra = checkpoints.extra_of(model.state_dict()) if new else train["extra"][ranks.rank()]
+    model.load_state_dict({**found.weights, **extra})
+    averages = {name: value.to(state.trained.device) for name, value in found.averaged.weights.items()}
     state.ema.load_state_dict(averages, train["ema_updates"])
     for name, values in train["optimizers"].items():
         state.optimizers[name].load_state_dict(values)

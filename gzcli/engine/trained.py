@@ -17,10 +17,13 @@ from gzcli.types import Batch, DataInfo
 
 @dataclass
 class Trained:
-    """A trained model with its recipe, on its device, in eval mode, with its averaged weights.
+    """A model that samples and scores, with its recipe, on its device.
+
+    `load_trained` gives it in eval mode with its averaged weights. That of the trainer is so only while it
+    validates and draws (`EMA.evaluating`).
 
     info: what the model was told of its data; of latents where it lives on them.
-    step: how many steps it was trained for.
+    step: how many steps it was trained for; 0 where it is being trained.
     space: the latent space that the model lives in; None: pixels.
     """
 

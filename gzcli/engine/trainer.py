@@ -76,20 +76,9 @@ class Trainer:
         self.wrapped = accelerator.prepare(torch.compile(step) if self.train.compile else step)
         self.ema = EMA(self.model, self.train.ema, self.calibration_images)
         self.history = History(run, log, self.device)
-        self.state = State(
-            run,
-            part,
-            self.info,
-            self.model,
-            self.ema,
-            self.optimizers,
-            accelerator.scaler,
-            self.history,
-            self.device,
-            built_on(run, part.model),
-            self.space.record() if self.space else None,
-        )
         self.trained = Trained(run, self.model, self.info, part, self.device, 0, self.space)
+        based_on, scaler = built_on(run, part.model), accelerator.scaler
+        self.state = State(self.trained, self.ema, self.optimizers, scaler, self.history, based_on)
         self.metric = best_metric(self.model, self.train.best, pack)
         self.net: LeNetFeatures | None = None  # whose features the metric `fd` compares
         self.start = self.done = 0  # steps that were done before this process, and by now
