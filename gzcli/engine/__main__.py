@@ -119,7 +119,7 @@ def train(run: Run, log: Log) -> None:
     steps = part_of(run.serving.tree()).train.steps
     log.event("done", run=run.id, path=str(run.path), step=steps, **made(run.serving))
     if accelerator is not None:
-        accelerator.wait_for_everyone()  # gloo aborts a rank whose partner has gone before it
+        ranks.wait()  # gloo aborts a rank whose partner has gone before it
         accelerator.end_training()
 
 
@@ -181,7 +181,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     if state is None or state.is_main_process:
         files.write_json(run.path / "result.json", result)
     if state:
-        state.wait_for_everyone()
+        ranks.wait()
         state.destroy_process_group()
 
 
