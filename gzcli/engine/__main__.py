@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +177,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     if job.launch.threads:
         torch.set_num_threads(job.launch.threads)
     verb = importlib.import_module(f"gzcli.engine.{job.verb}")
-    result = verb.run(asdict(job), run.path, device, log)
+    result = verb.run(job, run.path, device, log)
     if state is None or state.is_main_process:
         files.write_json(run.path / "result.json", result)
     if state:
