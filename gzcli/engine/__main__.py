@@ -26,6 +26,7 @@ from gzcli.data.open import open_named
 from gzcli.engine import stop
 from gzcli.engine.devices import accelerate, pick_device, prepare_torch
 from gzcli.engine.log import Log
+from gzcli.engine.minutes import count_steps
 from gzcli.engine.report import metric_lines
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
 from gzcli.recipe.parts import part_of
@@ -137,7 +138,6 @@ def made(run: Run) -> dict[str, Any]:
 def train_one(run: Run, log: Log) -> Accelerator:
     """Trains one model, from its newest checkpoint if it has one."""
     # imported here, as no verb should wait for it
-    from gzcli.engine.minutes import count_steps
     from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
 
