@@ -59,16 +59,17 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     """A trainer in this process."""
     from gzcli.data.open import open_named
-    from gzcli.engine.__main__ import accelerate
-    from gzcli.recipe.resolve import dump
+    from gzcli.engine.devices import accelerate
+    from gzcli.recipe.parts import part_of
+    from gzcli.recipe.write import dump
     from gzcli.store import files
 
     if run is None:
         run = runs.create(tree["model"]["name"], tree["data"]["name"])
         files.write_atomic(run.path / "run.yaml", dump(tree))
-    data = tree["data"]
-    pack = open_named(data["name"], size=data["size"], channels=data["channels"])
-    return Trainer(run, tree, pack, accelerate(tree), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
+    part = part_of(tree)
+    pack = open_named(part.data.name, size=part.data.size, channels=part.data.channels)
+    return Trainer(run, part, pack, accelerate(part), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
 
 
 def gz(

@@ -53,7 +53,7 @@ def trainer() -> None:
     from helpers import trainer as make
     from zoo import Case
 
-    from gzcli.engine.trained import build_model
+    from gzcli.engine.build import build_model
     from gzcli.recipe.parts import part_of
     from gzcli.types import BatchNoise
 

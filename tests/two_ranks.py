@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from helpers import lines, trainer
 
-from gzcli.engine import watch
+from gzcli.engine import validate
 from gzcli.engine.trainer import Trainer
 from gzcli.store.runs import Run
 
@@ -39,7 +39,7 @@ def trained(run: Run) -> Trainer:
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    watch.VALIDATION, watch.EVAL_BATCH = 30, 10  # three batches: two ranks have unequal shares
+    validate.VALIDATION, validate.EVAL_BATCH = 30, 10  # three batches: two ranks have unequal shares
     for folder in sys.argv[1:]:
         accelerator = trained(Run(Path(folder))).accelerator
         accelerator.free_memory()

@@ -81,7 +81,7 @@ class TrainBatches:
         *,
         seed: int,
         batch_size: int,
-        levels: int,
+        levels: int | None,
         device: torch.device | str,
         augment: Sequence[str] = (),
         rank: int = 0,

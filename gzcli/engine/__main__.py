@@ -13,18 +13,28 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gzcli import jobs, ranks
+from gzcli.data import same
+from gzcli.data.open import open_named
 from gzcli.engine import stop
+from gzcli.engine.devices import accelerate, pick_device, prepare_torch
 from gzcli.engine.log import Log
-from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
+from gzcli.engine.minutes import count_steps
+from gzcli.engine.report import metric_lines
+from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
+from gzcli.recipe.parts import part_of
 from gzcli.store import files
 from gzcli.store.runs import Run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 
@@ -32,8 +42,8 @@ STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 def main(folder: Path) -> int:
     run = Run(folder.absolute())
     rank = int(os.environ.get("RANK", "0"))
-    # All ranks stop alike for these two, and the `gz` that started us reads them in `status.json`: a code
-    # would only make the launcher print its own traceback.
+    # All ranks stop alike for the errors of STATES, and the `gz` that started us reads them in `status.json`:
+    # an exit code would only make the launcher print its own traceback.
     told = "GZ_PARENT" in os.environ
     log = Log(run.path, rank=rank)
     with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as got:
@@ -63,9 +73,9 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
         yield
     except BaseException as e:
         error = explain(e)
-        log._record(traceback.format_exc())
+        log.record(traceback.format_exc())
         if not log.main and run.status().get("error"):
-            raise  # the first word stands: what follows from it, as a partner that is gone, says less
+            raise  # the first error stands: this one may only say that another rank is gone
         run.update(
             state=STATES.get(type(error), "failed"),
             code=error.code,
@@ -94,10 +104,9 @@ def explain(e: BaseException) -> GzError:
 
 
 def train(run: Run, log: Log) -> None:
-    """Trains the run of `run.yaml`, or each of its stages that is not finished, in the processes that
-    accelerate started."""
+    """Trains the run of `run.yaml`, or each of its stages that is not finished; a call of every rank."""
     stop.listen()
-    accelerator = None
+    accelerator: Accelerator | None = None
     for stage in run.stages:
         if stage.state == "finished":
             log.info(f"stage `{stage.path.name}` is finished")
@@ -108,20 +117,15 @@ def train(run: Run, log: Log) -> None:
             accelerator = train_one(stage, part)
     if not run.stages:
         accelerator = train_one(run, log)
-    log.event(
-        "done", run=run.id, path=str(run.path), step=run.serving.tree()["train"]["steps"], **made(run.serving)
-    )
+    steps = part_of(run.serving.tree()).train.steps
+    log.event("done", run=run.id, path=str(run.path), step=steps, **made(run.serving))
     if accelerator is not None:
-        accelerator.wait_for_everyone()  # gloo aborts a rank whose partner has gone before it
+        ranks.wait()  # gloo aborts a rank whose partner has gone before it
         accelerator.end_training()
 
 
 def made(run: Run) -> dict[str, Any]:
-    """What came out of a finished run: its last picture, its last validation and its best one, as far as
-    there are any.
-    """
-    from gzcli.engine.report import metric_lines
-
+    """What came out of a finished run: last picture, last and best validation, as far as there are."""
     pictures = sorted((run.path / "samples").glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
     return {
@@ -131,62 +135,43 @@ def made(run: Run) -> dict[str, Any]:
     }
 
 
-def train_one(run: Run, log: Log) -> Any:
-    """Trains one model, from its newest checkpoint if it has one. Returns its Accelerator."""
-    from gzcli.data import same
-    from gzcli.data.open import open_named
+def train_one(run: Run, log: Log) -> Accelerator:
+    """Trains one model, from its newest checkpoint if it has one."""
+    # imported here, as no verb should wait for it
     from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
 
-    began, tree = time.time(), run.tree()
-    prepare_torch(tree)
-    accelerator = accelerate(tree)
-    data = tree["data"]
-    pack = open_named(data["name"], size=data["size"], channels=data["channels"], say=log.info)
+    began, part = time.time(), part_of(run.tree())
+    prepare_torch(part)
+    accelerator = accelerate(part)
+    pack = open_named(part.data.name, size=part.data.size, channels=part.data.channels, say=log.info)
     same.hold(run.owner.path, pack.meta)
-    if accelerator.is_main_process:
+    if log.main:
         same.remember(run.owner.path, pack.meta)
-    if tree["train"]["minutes"] and not (run.path / "checkpoints").exists():
-        steps = Trainer(run, tree, pack, accelerator, log).count_steps(tree["train"]["minutes"], began)
-        found = {"steps": ranks.agree(steps), "minutes": None}
-        tree["train"] = tree["train"] | found
-        if accelerator.is_main_process:
-            write_train(run, found)
-        accelerator.wait_for_everyone()
-        log.info(f"{tree['train']['steps']} steps fit in the time")
-    trainer = Trainer(run, tree, pack, accelerator, log)
-    if accelerator.is_main_process:
+    if part.train.minutes and not (run.path / "checkpoints").exists():
+        timed = Trainer(run, part, pack, accelerator, log)
+        timed.begin()
+        steps = ranks.agree(count_steps(timed.step, timed.phases, part.train.minutes, began))
+        part = replace(part, train=replace(part.train, steps=steps, minutes=None))
+        if log.main:
+            write_train(run, {"steps": steps, "minutes": None})
+        ranks.wait()
+        log.info(f"{steps} steps fit in the time")
+    trainer = Trainer(run, part, pack, accelerator, log)
+    if log.main:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
     trainer.fit()
     accelerator.free_memory()
     return accelerator
 
 
-def accelerate(tree: dict[str, Any]) -> Any:
-    """The Accelerator of a recipe. A phase leaves the other phases' parameters without gradient, which DDP
-    must expect; buffers are equal on all ranks by the models' own means, not sent about at every forward. A
-    later stage may have another precision than the one before."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    AcceleratorState._reset_state()
-    several = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    return Accelerator(
-        mixed_precision=precision(tree), cpu=bool(tree["launch"]["cpu"]), kwargs_handlers=[several]
-    )
-
-
 def work(run: Run, job: jobs.Job, log: Log) -> None:
     """Does a job and writes its `result.json`."""
     from accelerate import PartialState
 
-    from gzcli.engine.trained import pick_device
-
     state = None
-    if (
-        "RANK" in os.environ
-    ):  # rank 0 alone judges what all have made, longer than NCCL's ten minutes if need be
+    if "RANK" in os.environ:
+        # rank 0 alone judges what all have made, which may take longer than NCCL's ten minutes
         state = PartialState(cpu=job.launch.cpu, timeout=timedelta(hours=2))
     device = state.device if state else pick_device(job.launch)
     if job.launch.threads:
@@ -196,40 +181,8 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     if state is None or state.is_main_process:
         files.write_json(run.path / "result.json", result)
     if state:
-        state.wait_for_everyone()
+        ranks.wait()
         state.destroy_process_group()
-
-
-def prepare_torch(tree: dict[str, Any]) -> None:
-    """Threads as recorded, so that a resume computes the same; deterministic kernels if asked; TF32
-    otherwise."""
-    if threads := tree["launch"]["threads"]:
-        torch.set_num_threads(threads)
-    if tree["train"]["deterministic"]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
-
-
-def precision(tree: dict[str, Any]) -> str:
-    """accelerate's name of the training precision; auto is bf16 where the device gains from it."""
-    asked = tree["train"]["precision"]
-    gpu = torch.cuda.is_available() and not tree["launch"]["cpu"]
-    if asked == "fp16" and not gpu:
-        raise UsageError(
-            "`train.precision: fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all"
-        )
-    if asked != "auto":
-        return "no" if asked == "fp32" else asked
-    if gpu:
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if torch.backends.mps.is_available() and not tree["launch"]["cpu"]:
-        return "no"
-    # a torch without oneDNN, as on Macs, does not know the operator
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if fast else "no"
 
 
 if __name__ == "__main__":

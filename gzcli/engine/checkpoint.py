@@ -1,16 +1,17 @@
 """Checkpoints: written beside and renamed, with sizes and sha256; the last few and the best are kept.
 
-`checkpoints/00001000/` holds `model.safetensors`, `ema.safetensors` (what is sampled: averaged weights, and
-in its metadata the recipe and the data's description), `train.pt` (optimizers, scaler, counters, each rank's
-extra state) and
-`meta.json`.
+`checkpoints/00001000/` holds
+  model.safetensors   the weights that are trained
+  ema.safetensors     the averaged weights, which are sampled, with recipe and data's description as metadata
+  train.pt            optimizers, scaler, counters, each rank's extra state and losses not yet logged
+  meta.json           step, processes, threads, version of torch, device, and the sums of these files
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,37 @@ def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a state dict that each rank has of its own."""
     return {k: v for k, v in state.items() if k.endswith(EXTRA)}
+
+
+@dataclass(frozen=True)
+class SpaceRecord:
+    """The latent space that a run was trained in, as JSON has it.
+
+    digest: sha256 of the autoencoder's weights.
+    shape: of the images, [C, H, W].
+    levels: grey levels of the images.
+    shift: subtracted from each of the c channels of a latent.
+    scale: by which each channel is multiplied then.
+    """
+
+    digest: str
+    shape: list[int]
+    levels: int | None
+    shift: list[float]
+    scale: list[float]
 
 
 @dataclass
 class Saved:
-    """Weights that sample by themselves: what they were trained by, and on, travels in their file.
+    """Weights that sample by themselves, as their file says what they were trained by, and on.
 
+    part: the recipe.
+    info: what the model was told of its data.
+    step: how many steps they were trained for.
     built_on: sha256 of the weights of each stage that the model is built on, by the stage's name.
-    space: the latent space (`LatentSpace.record`) that the model lives in; None: pixels.
+    space: the latent space that the model lives in; None: pixels.
     """
 
     weights: dict[str, Tensor]
@@ -53,7 +76,7 @@ class Saved:
     info: DataInfo
     step: int
     built_on: Mapping[str, str] = field(default_factory=dict)
-    space: Mapping[str, Any] | None = None
+    space: SpaceRecord | None = None
 
 
 def save_weights(path: Path, saved: Saved) -> None:
@@ -64,7 +87,7 @@ def save_weights(path: Path, saved: Saved) -> None:
         "data": json.dumps(asdict(saved.info)),
         "step": str(saved.step),
         "built_on": json.dumps(saved.built_on),
-        "space": json.dumps(saved.space),
+        "space": json.dumps(saved.space and asdict(saved.space)),
     }
     save_file(saved.weights, path, metadata=metadata)
 
@@ -77,12 +100,17 @@ def read_weights(path: Path) -> Saved:
         data, tree = json.loads(metadata["data"]), json.loads(metadata["recipe"])
         info = DataInfo(**data | {"shape": tuple(data["shape"]), "classes": tuple(data["classes"])})
         # version 0.1 kept these two in the recipe
-        known = {
-            key: json.loads(metadata[key]) if key in metadata else tree.get(key)
-            for key in ("built_on", "space")
-        }
-        step = int(metadata["step"])
-        return Saved(load_file(path), part_of(tree), info, step, known["built_on"] or {}, known["space"])
+        built_on, space = (
+            json.loads(metadata[key]) if key in metadata else tree.get(key) for key in ("built_on", "space")
+        )
+        return Saved(
+            load_file(path),
+            part_of(tree),
+            info,
+            int(metadata["step"]),
+            built_on or {},
+            SpaceRecord(**space) if space else None,
+        )
     except FileNotFoundError as e:
         raise MissingError(f"no weights at `{path}`", hint="gz runs list") from e
     except Exception as e:  # safetensors has its own error type, the metadata may be another tool's
@@ -91,41 +119,59 @@ def read_weights(path: Path) -> Saved:
         ) from e
 
 
-def save(
-    folder: Path,
-    step: int,
-    *,
-    model: dict[str, Tensor],
-    ema: Saved,
-    train: dict[str, Any],
-    meta: dict[str, Any],
-) -> Path:
-    """Writes `checkpoints/<step>/` whole or not at all."""
+@dataclass
+class Checkpoint:
+    """What training goes on from.
+
+    weights: of the model as it is trained.
+    averaged: what is sampled.
+    train: optimizers, scaler, counters, and each rank's extra state, as `torch.save` takes them.
+    meta: the step, and the world, threads, torch and device that it was made with.
+    """
+
+    weights: dict[str, Tensor]
+    averaged: Saved
+    train: dict[str, Any]
+    meta: dict[str, Any]
+
+
+def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
+    """Writes `folder/<step>/` whole or not at all. Raises MissingError where the disk is full."""
     path = folder / f"{step:08d}"
-    files.need_space(
-        folder, 2 * sum(t.numel() * t.element_size() for t in [*model.values(), *ema.weights.values()])
-    )
+    tensors = [*checkpoint.weights.values(), *checkpoint.averaged.weights.values()]
+    files.need_space(folder, 2 * sum(t.numel() * t.element_size() for t in tensors))
     with files.new_dir(path) as part:
-        save_file(model, part / "model.safetensors")
-        save_weights(part / "ema.safetensors", ema)
-        torch.save(train, part / "train.pt")
+        save_file(checkpoint.weights, part / "model.safetensors")
+        save_weights(part / "ema.safetensors", checkpoint.averaged)
+        torch.save(checkpoint.train, part / "train.pt")
         sums = {
             f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in sorted(part.iterdir())
         }
-        (part / "meta.json").write_text(json.dumps({"step": step, **meta, "files": sums}, indent=1))
+        meta = {"step": step, **checkpoint.meta, "files": sums}
+        (part / "meta.json").write_text(json.dumps(meta, indent=1))
     return path
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """(model, ema, train, meta) of a verified checkpoint."""
-    model, ema = load_file(path / "model.safetensors"), read_weights(path / "ema.safetensors").weights
-    train = torch.load(path / "train.pt", map_location="cpu", weights_only=True)
-    return model, ema, train, files.read_json(path / "meta.json")
+def load(path: Path) -> Checkpoint:
+    """A checkpoint's folder that `damage` finds nothing wrong with."""
+    return Checkpoint(
+        weights=load_file(path / "model.safetensors"),
+        averaged=read_weights(path / "ema.safetensors"),
+        train=torch.load(path / "train.pt", map_location="cpu", weights_only=True),
+        meta=files.read_json(path / "meta.json") or {},
+    )
 
 
-def widened(weights: dict[str, Tensor], own: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights in which convolutions of a model that has more inputs than they know ignore the others, and
-    their names."""
+def with_zero_inputs(
+    weights: dict[str, Tensor], own: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights with zeros for further input channels that the convolutions of a model have, and their names.
+
+    So a model that sees a condition beside the image begins as the model without it.
+
+    weights: of the model with fewer inputs.
+    own: state dict of the model that gets them.
+    """
     found = {}
     for name, value in weights.items():
         wanted = own[name].shape if name in own else value.shape
@@ -154,8 +200,8 @@ def steps_of(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
-def newest(folder: Path, warn) -> Path | None:
-    """The newest undamaged checkpoint; damaged ones are named through `warn`."""
+def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint; `warn` is told of those that are damaged."""
     for step in reversed(steps_of(folder)):
         path = folder / f"{step:08d}"
         if (fault := damage(path)) is None:

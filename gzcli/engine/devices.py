@@ -1,8 +1,82 @@
-"""Devices as torch has them."""
+"""From what a recipe asks of the machine to torch: device, threads, precision, and accelerate over them."""
 
 from __future__ import annotations
 
+import os
+import time
+from typing import TYPE_CHECKING
+
 import torch
+
+from gzcli.errors import DeviceError, UsageError
+from gzcli.recipe.parts import LaunchSection, Part
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def pick_device(launch: LaunchSection) -> torch.device:
+    """The device of a verb that runs in one process.
+
+    Raises DeviceError where a GPU was asked for and there is none.
+    """
+    if launch.cpu or launch.gpus == 0:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if launch.gpus:
+        raise DeviceError("torch sees no GPU", hint="gz doctor")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def prepare_torch(part: Part) -> None:
+    """Threads as recorded, so that a resume computes the same; deterministic kernels if asked, else TF32."""
+    if part.launch.threads:
+        torch.set_num_threads(part.launch.threads)
+    if part.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def precision(part: Part) -> str:
+    """accelerate's name of the training precision; `auto` is bf16 where the device gains from it.
+
+    Raises UsageError for fp16 without a GPU.
+    """
+    asked = part.train.precision
+    gpu = torch.cuda.is_available() and not part.launch.cpu
+    if asked == "fp16" and not gpu:
+        raise UsageError(
+            "`train.precision: fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all"
+        )
+    if asked != "auto":
+        return "no" if asked == "fp32" else asked
+    if gpu:
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if torch.backends.mps.is_available() and not part.launch.cpu:
+        return "no"
+    # a torch without oneDNN, as on Macs, does not know the operator
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if fast else "no"
+
+
+def accelerate(part: Part) -> Accelerator:
+    """The Accelerator of a recipe.
+
+    A phase leaves the parameters of other phases without gradient, which DDP must expect. Buffers are not
+    broadcast at every forward: the models keep them equal on all ranks. accelerate's state is reset first, as
+    a later stage may have another precision than the one before.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    AcceleratorState._reset_state()
+    several = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    return Accelerator(mixed_precision=precision(part), cpu=part.launch.cpu, kwargs_handlers=[several])
 
 
 def synchronise(device: torch.device) -> None:
@@ -11,3 +85,18 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after the device has done what it was asked for."""
+    synchronise(device)
+    return time.monotonic()
+
+
+def seed(device: torch.device, number: int) -> None:
+    """Seeds the global generators of the CPU and of the device."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)

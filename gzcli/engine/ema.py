@@ -1,41 +1,39 @@
-"""Exponential moving average of the weights, on every rank, with the warm-up min(decay, (1 + n) / (10 +
-n))."""
+"""Exponential moving average of the weights, on every rank.
+
+Its decay warms up: after n updates it is min(decay, (1 + n) / (10 + n)).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.data.batches import scan
-from gzcli.types import Batch, mix
-
-if TYPE_CHECKING:
-    from gzcli.engine.trainer import Trainer
-
-ALL, FEW = 10_000, 1_000  # images that the statistics of a finished run are of, and those on the way
+from gzcli.engine.capabilities import Calibrates
+from gzcli.types import Batch
 
 
 class EMA:
     """Averages the parameters of `model`, not its buffers. With decay 0 the average is the model.
 
-    What buffers say of training images, such as the statistics of batch norm, is true of the weights that
-    were trained and not of their average: a model that has `calibrate` finds it anew with the averaged
-    weights, in eval mode, of `images()`. Every rank does so alike, at most once a step, and the trained model
-    gets its own back.
+    Buffers that describe training images, such as the statistics of batch norm, fit the trained weights and
+    not their average. A model that has `calibrate` finds them anew with the averaged weights, in eval mode.
+    Every rank does so on the same images, at most once a step, and the trained weights get their own buffers
+    back.
+
+    decay: of the average, a step.
+    images: makes the batches that `calibrate` sees.
     """
 
-    def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] | None = None):
+    def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] = tuple):
         self.model, self.decay, self.updates = model, decay, 0
         named = dict(model.named_parameters()) if decay else {}
         self.names, self.params = list(named), [p.detach() for p in named.values()]
         self.shadow = [p.clone() for p in self.params]
-        self.images = images if hasattr(model, "calibrate") else None
-        self.found: dict[str, Tensor] | None = None  # buffers that are of the average, if they are known
+        self.images, self.calibrated = images, model if isinstance(model, Calibrates) else None
+        self.found: dict[str, Tensor] | None = None  # buffers that fit the average; None: not known yet
 
     def restart(self) -> None:
         """The average is the model as it is now."""
@@ -53,31 +51,44 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model carries the averaged weights, and what it finds of them, inside. A call of every rank."""
+        """Inside, the model has the averaged weights, and buffers that fit them. A call of every rank."""
         self._swap()
-        own = {} if self.images is None else {name: b.clone() for name, b in self.model.named_buffers()}
+        own = {} if self.calibrated is None else {name: b.clone() for name, b in self.model.named_buffers()}
         try:
-            if self.images is not None:
-                self._calibrate(own)
+            self._calibrate(own)
             yield
         finally:
             self._fill(own)
             self._swap()
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model is as verbs have it: averaged weights, in eval mode, without gradients."""
+        with self.swapped():
+            self.model.eval()
+            try:
+                with torch.inference_mode():
+                    yield
+            finally:
+                self.model.train()
+
     def statistics(self) -> dict[str, Tensor]:
-        """Buffer name → what `calibrate` finds of the average, where it differs. A call of every rank."""
-        if self.images is not None and self.found is None:
+        """The buffers that `calibrate` changes for the average, by name. A call of every rank."""
+        if self.calibrated is not None and self.found is None:
             with self.swapped():
                 pass
         return self.found or {}
 
     def _calibrate(self, own: dict[str, Tensor]) -> None:
+        """Gives the model the buffers of its averaged weights; `own` are those of the trained ones."""
+        if self.calibrated is None:
+            return
         if self.found is not None:
             return self._fill(self.found)
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            self.model.calibrate(self.images())
+            self.calibrated.calibrate(self.images())
         self.model.train(training)
         now = self.model.named_buffers()
         self.found = {name: b.clone() for name, b in now if not torch.equal(b, own[name])}
@@ -102,19 +113,3 @@ class EMA:
         self.updates, self.found = updates, None
         for name, shadow in zip(self.names, self.shadow, strict=True):
             shadow.copy_(state[name])
-
-
-def training_images(t: Trainer) -> Iterator[Batch]:
-    """The images that a run is trained on, augmented by one draw each, in one random order."""
-    rows = t.batches.positions()
-    rows = rows[np.random.default_rng(0).permutation(len(rows))[: ALL if t.done == t.steps else FEW]]
-    return scan(
-        t.data,
-        "train",
-        batch_size=128,
-        levels=t.info.levels,
-        device=t.device,
-        index=rows,
-        seed=mix(t.tree["seed"], "calibrate"),
-        augment=t.augment,
-    )

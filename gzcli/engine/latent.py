@@ -1,21 +1,20 @@
 """`data.latent`: the model lives on the latents of a trained autoencoder (Rombach et al. 2022,
 arXiv:2112.10752).
 
-They are made once of every image, packed, and handed to the model in place of pixels; what it samples is
-decoded. No model knows of it. The autoencoder is a run whose model has `to_latent` and `from_latent` (vae,
-cvae, and vqvae and vqgan, whose vectors are taken before the codebook and go through it when decoded), or an
-`AutoencoderKL` of diffusers, by folder or id. Of its posterior a latent is the mode, or with
-`data.latent_draw: sample`, as DiT trains, for training and validation images a draw, one for each image;
-images that come later, as those of a score, are always taken by the mode.
+They are made once of every image (`prepared.py`) and handed to the model in place of pixels; what it samples
+is decoded. No model knows of it. The autoencoder is a run whose model has `to_latent` and `from_latent`, or
+an `AutoencoderKL` of diffusers, by folder or id. vqvae and vqgan give the vectors before the codebook, which
+quantises them when they are decoded.
+
+A latent of an `AutoencoderKL` is the mode of its posterior. With `data.latent_draw: sample`, as DiT trains,
+training and validation images have one draw each instead; images that come later, as those of a score, always
+have the mode.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,47 +22,61 @@ from torch import Tensor, nn
 
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
-from gzcli.engine.prepare import write_maps
-from gzcli.engine.trained import load_trained
+from gzcli.engine.build import load_model
+from gzcli.engine.capabilities import Autoencoder
+from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
+from gzcli.recipe.parts import part_of
 from gzcli.store import runs
 from gzcli.store.files import checksum
-from gzcli.store.paths import cache_dir, recipe_names
+from gzcli.store.paths import recipe_names
 from gzcli.store.weights import repository
-from gzcli.types import Batch, DataInfo, Noise, mix
-
-if TYPE_CHECKING:
-    from gzcli.engine.trainer import Trainer
+from gzcli.types import DataInfo, Noise
 
 MEASURED = 2000  # training images whose latents tell mean and deviation
-BATCH = 64
-SPLITS = ("train", "val")
+MEASURE_BATCH = 64
 
 
 class LatentSpace:
-    """The latents (to_latent(x) − shift) · scale, of about unit deviation in each channel, of images like
-    `images`.
+    """The latents (to_latent(x) − shift) · scale of images, of about unit deviation in each channel.
 
-    digest: of the autoencoder's weights. shift, scale: a number for each channel.
+    images: shape and levels of the images.
+    digest: sha256 of the autoencoder's weights.
+    shift: a number for each of the c channels.
+    scale: a number for each of the c channels.
     """
 
     def __init__(
-        self, autoencoder: nn.Module, images: DataInfo, digest: str, shift: list[float], scale: list[float]
+        self,
+        autoencoder: Autoencoder,
+        images: DataInfo,
+        digest: str,
+        shift: list[float],
+        scale: list[float],
     ):
         self.autoencoder, self.images, self.digest = autoencoder, images, digest
-        self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (shift, scale))
+        self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (shift, scale))  # [c, 1, 1]
 
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Latents [B, c, h, w] of images [B, C, H, W]; with `noise`, draws of their posterior by an
-        `AutoencoderKL`."""
-        z = self.autoencoder.to_latent(x) if noise is None else self.autoencoder.drawn(x, noise)
+        """Latents [B, c, h, w] of images x [B, C, H, W].
+
+        noise: with it they are drawn from the posterior of an `AutoencoderKL`.
+
+        Raises TypeError for noise with any other autoencoder.
+        """
+        if noise is None:
+            z = self.autoencoder.to_latent(x)
+        elif isinstance(self.autoencoder, DiffusersVAE):
+            z = self.autoencoder.drawn(x, noise)
+        else:
+            raise TypeError(f"{type(self.autoencoder).__name__} has no posterior to draw from")
         return (z - self.shift.to(z)) * self.scale.to(z)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Images in [-1, 1] of latents."""
+        """Images [B, C, H, W] in [-1, 1] of latents z [B, c, h, w]."""
         return self.autoencoder.from_latent(z / self.scale.to(z) + self.shift.to(z)).clamp(-1, 1)
 
     def info(self, data: DataInfo) -> DataInfo:
@@ -72,42 +85,25 @@ class LatentSpace:
         shape = tuple(self.encode(torch.zeros(1, *self.images.shape, device=device)).shape[1:])
         return replace(data, shape=shape, levels=None)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> SpaceRecord:
         """What a run keeps of it."""
-        numbers = {"shift": self.shift.flatten().tolist(), "scale": self.scale.flatten().tolist()}
-        return {
-            "digest": self.digest,
-            "shape": list(self.images.shape),
-            "levels": self.images.levels,
-            **numbers,
-        }
+        shift, scale = self.shift.flatten().tolist(), self.scale.flatten().tolist()
+        return SpaceRecord(self.digest, list(self.images.shape), self.images.levels, shift, scale)
 
 
-class LatentPack(Pack):
-    """A pack whose images are latents, float16 [N, c, h, w]; it has no test images, which are encoded as they
-    come."""
+class DiffusersVAE(nn.Module):
+    """An `AutoencoderKL` of diffusers, by the mode of its posterior or by draws of it."""
 
-    def __init__(self, pack: Pack, folder: Path):
-        super().__init__(folder, pack.meta)
-        self.pixels = pack
-
-    def labels(self, split: str) -> np.ndarray | None:
-        return self.pixels.labels(split)
-
-    def captions(self, split: str) -> list[str] | None:
-        return self.pixels.captions(split)
-
-
-class KL(nn.Module):
-    """An `AutoencoderKL` of diffusers, by the mode of its posterior or draws of it."""
-
-    def __init__(self, vae: nn.Module):
+    def __init__(self, vae: Any):
         super().__init__()
-        self.vae, self.channels = vae, vae.config.in_channels
+        self.vae: Any = vae
 
     @classmethod
-    def load(cls, name: str, device: torch.device | str) -> tuple[KL, str]:
-        """That of a folder or repository, by itself or in its `vae`, and the digest of its weights."""
+    def load(cls, name: str, device: torch.device | str) -> tuple[DiffusersVAE, str]:
+        """That of a folder or repository, at its top or in its `vae`, and the sha256 of its weights.
+
+        Raises MissingError.
+        """
         from diffusers import AutoencoderKL
 
         folder = repository(
@@ -125,6 +121,11 @@ class KL(nn.Module):
         (weights,) = folder.glob("*model.safetensors")
         return cls(vae.to(device).eval().requires_grad_(False)), checksum(weights)
 
+    @property
+    def channels(self) -> int:
+        """Of its images."""
+        return self.vae.config.in_channels
+
     def scaling(self) -> tuple[list[float], list[float]]:
         """Shift and scale of each channel, as its configuration gives them."""
         config, c = self.vae.config, self.vae.config.latent_channels
@@ -135,46 +136,32 @@ class KL(nn.Module):
 
     def drawn(self, x: Tensor, noise: Noise) -> Tensor:
         """A draw of the posterior of each image."""
-        law = self.vae.encode(x.to(self.vae.dtype)).latent_dist
-        return law.mean.float() + law.std.float() * noise.randn(*law.mean.shape).to(law.mean.device)
+        posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        return mean + std * noise.randn(*mean.shape)
 
     def from_latent(self, z: Tensor) -> Tensor:
         return self.vae.decode(z.to(self.vae.dtype)).sample.float()
 
 
-def open_space(
-    name: str,
-    device: torch.device | str,
-    *,
-    pack: Pack | None = None,
-    levels: int | None = None,
-    record: Mapping[str, Any] | None = None,
-) -> LatentSpace:
-    """The latent space of a run or an `AutoencoderKL` for the images of `pack`, or as the `record` of a
-    trained run says.
+def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | None) -> LatentSpace:
+    """The latent space of a run or an `AutoencoderKL` for the images of `pack` at so many grey levels.
 
-    Raises MissingError where it is not at hand, or another one than was recorded; UsageError for a run whose
-    model has no latents, or images of another size or other grey levels than it was trained on.
+    Raises MissingError where it is not at hand; UsageError for a run whose model has no latents, or images of
+    another size or other grey levels than it was trained on.
     """
     autoencoder, trained_on, digest = _find(name, device)
-    if record is not None:
-        if digest != record["digest"]:
-            raise MissingError(
-                f"`data.latent`: `{name}` is not the autoencoder that this run was trained with"
-            )
-        images = DataInfo(tuple(record["shape"]), record["levels"])
-        return LatentSpace(autoencoder, images, digest, record["shift"], record["scale"])
     images = pack.info(levels)
     if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
-        (_, size, _), (channels, *_) = trained_on.shape, trained_on.shape
+        channels, size, _ = trained_on.shape
         raise UsageError(
-            f"`data.latent`: `{name}` was trained on images of {_by(trained_on.shape)} with "
+            f"`data.latent`: `{name}` was trained on images of {_times(trained_on.shape)} with "
             f"{trained_on.levels} levels, these are "
-            f"of {_by(images.shape)} with {images.levels}",
+            f"of {_times(images.shape)} with {images.levels}",
             hint=f"`--set data.size={size} --set data.channels={channels} --set "
             f"data.levels={trained_on.levels}`",
         )
-    if isinstance(autoencoder, KL):
+    if isinstance(autoencoder, DiffusersVAE):
         if images.shape[0] != autoencoder.channels:
             raise UsageError(
                 f"`data.latent`: `{name}` takes {autoencoder.channels} channels, the images have "
@@ -185,82 +172,50 @@ def open_space(
     return LatentSpace(autoencoder, images, digest, *_measure(autoencoder, pack, images.levels, device))
 
 
-def packed(trainer: Trainer, pack: Pack) -> LatentPack:
-    """The latents of the training and validation images, made now by all ranks where they are not in the
-    cache. Where training images are augmented, each is by one draw."""
-    space, seed = trainer.space, mix(trainer.tree["seed"], "prepare")
-    augment, drawn = (
-        tuple(trainer.tree["data"]["augment"] or ()),
-        trainer.tree["data"].get("latent_draw") == "sample",
-    )
-    if drawn and not isinstance(space.autoencoder, KL):
-        raise UsageError(
-            "`data.latent_draw: sample` is for an `AutoencoderKL`: latents of this run are no distribution",
-            hint="`--set data.latent_draw=mode`",
-        )
-    made_of = repr(
-        (
-            space.record(),
-            pack.meta.digest,
-            augment,
-            seed if augment or drawn else 0,
-            *(["drawn"] if drawn else []),
-        )
-    )
-    folder = cache_dir("latents", f"{pack.meta.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}")
-    if not folder.exists():
+def open_space(name: str, device: torch.device | str, record: SpaceRecord) -> LatentSpace:
+    """The latent space of a trained run.
 
-        def rows(split: str, index: range) -> Iterator[Batch]:
-            return scan(
-                pack,
-                split,
-                batch_size=BATCH,
-                levels=space.images.levels,
-                device=trainer.device,
-                index=index,
-                seed=seed,
-                augment=augment if split == "train" else (),
-            )
+    record: what the run keeps of it.
 
-        counts = {split: pack.meta.counts[split] for split in SPLITS}
-
-        def encoded(split: str, batch: Batch) -> dict[str, Tensor]:
-            return {split: space.encode(batch.x, batch.noise if drawn else None).half()}
-
-        write_maps(trainer, folder, counts, rows, encoded, "encode")
-    return LatentPack(pack, folder)
+    Raises MissingError where the autoencoder is not at hand, or has other weights than were recorded.
+    """
+    autoencoder, _, digest = _find(name, device)
+    if digest != record.digest:
+        raise MissingError(f"`data.latent`: `{name}` is not the autoencoder that this run was trained with")
+    images = DataInfo(tuple(record.shape), record.levels)
+    return LatentSpace(autoencoder, images, digest, record.shift, record.scale)
 
 
-def _find(name: str, device: torch.device | str) -> tuple[nn.Module, DataInfo | None, str]:
-    """The autoencoder, what it was trained on (None: any images), and a digest of its weights."""
+def _find(name: str, device: torch.device | str) -> tuple[Autoencoder, DataInfo | None, str]:
+    """The autoencoder, what it was trained on (None: any images), and the sha256 of its weights."""
     if run := runs.by_name(name) or (
         runs.find(name) if canonical(name) in map(canonical, recipe_names()) else None
     ):
-        for part in run.stages or [run]:
-            if "latent" in catalog.card(part.tree()["model"]["name"]).can:
-                trained = load_trained(part, device)
-                return trained.model, trained.info, checksum(part.path / "model.safetensors")
+        for stage in run.stages or [run]:
+            if "latent" in catalog.card_of(stage, part_of(stage.tree()).model).can:
+                model, saved = load_model(stage, device)
+                if isinstance(model, Autoencoder):
+                    return model, saved.info, checksum(stage.path / "model.safetensors")
         raise UsageError(
             f"`data.latent`: `{run.id}` has no latents of images", hint="gz list models --can latent"
         )
-    kl, digest = KL.load(name, device)
-    return kl, None, digest
+    vae, digest = DiffusersVAE.load(name, device)
+    return vae, None, digest
 
 
 def _measure(
-    autoencoder: nn.Module, pack: Pack, levels: int, device: torch.device | str
+    autoencoder: Autoencoder, pack: Pack, levels: int | None, device: torch.device | str
 ) -> tuple[list[float], list[float]]:
     """The mean and the inverse deviation of each channel over latents of training images."""
     n = min(MEASURED, pack.meta.counts["train"])
     index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:n]
+    batches = scan(pack, "train", batch_size=MEASURE_BATCH, levels=levels, device=device, index=index)
     with torch.inference_mode():
-        parts = [
-            autoencoder.to_latent(b.x).cpu().double()
-            for b in scan(pack, "train", batch_size=BATCH, levels=levels, device=device, index=index)
-        ]
+        parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
     z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
     return z.mean(1).tolist(), (1 / z.std(1).clamp(min=1e-3)).tolist()
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _times(shape: tuple[int, ...]) -> str:
+    """(1, 16, 16) as 1×16×16."""
     return "×".join(map(str, shape))

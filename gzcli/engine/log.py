@@ -10,9 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gzcli.types import Progress, no_progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a terminal
 
@@ -20,7 +23,9 @@ PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a termin
 class Log:
     """The one sink of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json.
 
-    `stage`: the stage of a run that this is the log of; its name stands in every event.
+    folder: of `log.txt` and `metrics.jsonl`; None: neither is written.
+    rank: of this process.
+    stage: the stage of a run that this is the log of; its name stands in every event.
     """
 
     def __init__(self, folder: Path | None = None, *, rank: int = 0, stage: str | None = None):
@@ -32,14 +37,14 @@ class Log:
         self._bar: Any = None
 
     def info(self, text: str) -> None:
-        self._record(text)
+        self.record(text)
         if self.main and self.mode == "human":
-            self._print(text)
+            self.say(text)
 
     def warn(self, text: str) -> None:
-        self._record(f"warning: {text}")
+        self.record(f"warning: {text}")
         if self.main and self.mode != "quiet":
-            self._print(f"warning: {text}")
+            self.say(f"warning: {text}")
 
     def event(self, event: str, **fields: Any) -> None:
         """A line of `--json` for scripts."""
@@ -69,11 +74,11 @@ class Log:
         else:
             last = time.monotonic()
 
-            def progress(i, n, x=None):
+            def progress(i: float, n: float, x: Tensor | None = None) -> None:
                 nonlocal last
                 if time.monotonic() - last > PLAIN_EVERY:
                     last = time.monotonic()
-                    self._print(f"{title} {i}/{n}")
+                    self.say(f"{title} {i}/{n}")
 
             yield progress
 
@@ -90,20 +95,27 @@ class Log:
             finally:
                 self._bar = None
 
-    def _print(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line above the bar, or on stderr."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _record(self, text: str) -> None:
+    def record(self, text: str) -> None:
+        """A line of `log.txt`."""
         if self.folder and self.folder.is_dir():
             with open(self.folder / "log.txt", "a") as f:
                 f.write(f"{time.strftime('%F %T')} {text}\n")
 
 
 class TrainBar:
-    """Steps of a training run, as a bar or as a line per `log_every`."""
+    """Steps of a training run, as a bar or as a line per `log_every`.
+
+    bar: of rich; None: there is no terminal.
+    start: steps that were done before.
+    steps: of the whole run.
+    """
 
     def __init__(self, log: Log, bar: Any, start: int, steps: int):
         self.log, self.bar, self.steps = log, bar, steps
@@ -116,7 +128,7 @@ class TrainBar:
             self.bar.update(self.task, completed=step)
 
     def show(self, step: int, values: dict[str, float]) -> float:
-        """At every `log_every` steps; returns steps a second since the last call."""
+        """Shows the losses at every `log_every` steps; returns steps a second since the last call."""
         now = time.monotonic()
         rate = (step - self.at) / max(now - self.since, 1e-9)
         self.since, self.at = now, step
@@ -130,12 +142,13 @@ class TrainBar:
             self.bar.update(self.task, note=f"{rate:.1f} it/s  {'  '.join(shown)}")
         elif self.log.main and self.log.mode == "human":
             left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
-            self.log._print(f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}")
-        self.log._record(f"step {step}  {rate:.2f} it/s  {losses}")
+            self.log.say(f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}")
+        self.log.record(f"step {step}  {rate:.2f} it/s  {losses}")
         return rate
 
 
 def rich_bar() -> Any:
+    """A bar of rich with a note at its end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

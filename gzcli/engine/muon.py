@@ -1,7 +1,7 @@
-"""Muon — Jordan 2024, kellerjordan.github.io/posts/muon: momentum of which each matrix is made orthogonal
+"""Muon — Jordan 2024, kellerjordan.github.io/posts/muon: the momentum of each matrix is made orthogonal
 before it is applied.
 
-Every direction of a weight matrix is then learnt as fast as the strongest, which takes transformers and
+Every direction of a weight matrix is then learnt as fast as the strongest one, which takes transformers and
 U-Nets further in as many steps. Scaled as in Liu 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982,
 an `lr` means what it means to AdamW.
 """
@@ -25,12 +25,16 @@ RMS = 0.2  # of an update by AdamW, roughly (Liu 2025, section 2.2)
 
 
 class Muon(Optimizer):
-    """Muon for the weights of linear layers and convolutions, AdamW for biases, norms, tables, first and last
-    layers, and all that is narrow.
+    """Muon for the weights of linear layers and convolutions, AdamW for all other parameters.
 
-    Groups as `torch.optim` takes them; `betas` and `eps` are AdamW's. Weight decay is decoupled in both.
-    model: whose layers tell which parameters are matrices (`matrices_of`); None: each of two dimensions or
-    more is one.
+    AdamW steps biases, norms, tables, first and last layers, and matrices that are narrow. Weight decay is
+    decoupled in both.
+
+    groups: parameters as `torch.optim` takes them.
+    betas: of AdamW.
+    eps: of AdamW.
+    model: whose layers tell which parameters are matrices (`matrices_of`); None: each parameter of two
+      dimensions or more is one.
     """
 
     def __init__(
@@ -45,16 +49,19 @@ class Muon(Optimizer):
         super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody calls it with one
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                (self.orthogonal if group["wide"] else self.adamw)(params, group)
+            pairs = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            if pairs:
+                params, grads = [p for p, _ in pairs], [grad for _, grad in pairs]
+                (self.orthogonal if group["wide"] else self.adamw)(params, grads, group)
 
-    def orthogonal(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Each matrix apart, also those that share a parameter; of one size together: a step costs as many
-        products as there are sizes."""
-        grads, moments = [p.grad for p in params], [self.kept(p, "momentum") for p in params]
+    def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        """Steps each matrix by itself, also where several share a parameter.
+
+        Matrices of one size go together: a step costs as many products as there are sizes.
+        """
+        moments = [self.kept(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -69,15 +76,14 @@ class Muon(Optimizer):
             for (p, _), update in zip(same, updates, strict=True):
                 p.add_(update.view_as(p), alpha=-group["lr"] * scale)
 
-    def adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        moments = [[self.kept(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq")]
-        counts = [self.kept(p, "step") for p in params]
+    def adamw(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         adamw(
             params,
-            [p.grad for p in params],
-            *moments,
+            grads,
+            [self.kept(p, "exp_avg") for p in params],
+            [self.kept(p, "exp_avg_sq") for p in params],
             [],
-            counts,
+            [self.kept(p, "step") for p in params],
             fused=group["fused"],
             amsgrad=False,
             maximize=False,
@@ -101,8 +107,10 @@ class Muon(Optimizer):
 
 
 def halves(groups: list[dict[str, Any]], known: Mapping[int, int] | None = None) -> Iterator[dict[str, Any]]:
-    """Each group in two, of what is `wide` and what is not; `matrices`: how many each wide parameter holds.
-    known: that number by the parameter's id, 0 for those that are not there."""
+    """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each parameter.
+
+    known: that number by the parameter's id, 0 for those that are not there; None: 1 for each.
+    """
     for group in groups:
         count = {id(p): 1 if known is None else known.get(id(p), 0) for p in group["params"]}
         for wide in (True, False):
@@ -122,7 +130,7 @@ def is_wide(p: Tensor, matrices: int = 1) -> bool:
 
 
 def same_size(pieces: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
-    """Those of equal sizes as matrices together."""
+    """The pieces in lists, one for each size that they have as matrices."""
     found: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     for piece in pieces:
         found.setdefault((len(piece[0]), piece[0][0].numel()), []).append(piece)
@@ -130,8 +138,10 @@ def same_size(pieces: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Te
 
 
 def orthogonalised(g: Tensor) -> Tensor:
-    """U S′ Vᵀ of each matrix U S Vᵀ of g [N, rows, columns], S′ near 1: a quintic Newton–Schulz iteration, in
-    bf16 (fp64 stays)."""
+    """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns].
+
+    It is found by a quintic Newton–Schulz iteration in bf16; float64 stays float64.
+    """
     a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
     x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else torch.bfloat16)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,39 +12,36 @@ from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 from gzcli.engine.muon import Muon
 from gzcli.errors import MissingError, UsageError, did_you_mean
 from gzcli.models.base import Phase
+from gzcli.recipe.parts import OptimSection
 
-PLAIN = ("name", "lr", "betas", "eps", "weight_decay", "warmup", "schedule")
 
+def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:
+    """Each phase's settings: those of the section, with what stands under the phase's name over them.
 
-def settings(optim: Mapping[str, Any], phases: list[Phase]) -> dict[str, dict[str, Any]]:
-    """Each phase's optimizer settings: the section's own, with what stands under the phase's name over them.
-
-    Raises UsageError for a sub-section that names no phase.
+    Raises UsageError where a name is that of no phase.
     """
     names = [phase.name for phase in phases]
-    for key, value in optim.items():
-        if isinstance(value, Mapping) and key not in names:
-            hint = did_you_mean(key, names) or f"its phases are: {', '.join(names)}"
-            raise UsageError(f"`optim.{key}` names no phase of this model", hint=hint)
-    common = {key: optim[key] for key in PLAIN}
-    return {name: common | dict(optim.get(name) or {}) for name in names}
+    for name in section.phases:
+        if name not in names:
+            hint = did_you_mean(name, names) or f"its phases are: {', '.join(names)}"
+            raise UsageError(f"`optim.{name}` names no phase of this model", hint=hint)
+    return {name: section.of(name) for name in names}
 
 
-def build(phase: Phase, conf: Mapping[str, Any], model: nn.Module | None = None) -> Optimizer:
-    """The phase's optimizer; multi-tensor or fused, so that a step costs the same for 10 parameters and for
-    1,000.
+def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> Optimizer:
+    """The phase's optimizer; multi-tensor or fused: a step of 1,000 parameters costs what one of 10 does.
 
     model: what the phase is a part of, whose layers tell Muon which parameters are matrices.
+
+    Raises UsageError for a name that is none, MissingError where its package is missing.
     """
     groups = []
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
-        groups.append(
-            {"lr": conf["lr"] * scale, "weight_decay": conf["weight_decay"], **group, "lr_scale": scale}
-        )
-    betas, eps = tuple(map(float, conf["betas"])), conf["eps"]
+        groups.append({"lr": conf.lr * scale, "weight_decay": conf.weight_decay, **group, "lr_scale": scale})
+    betas, eps = (float(conf.betas[0]), float(conf.betas[1])), conf.eps
     fused = phase.parameters()[0].device.type in ("cpu", "cuda")
-    match conf["name"]:
+    match conf.name:
         case "adam":
             return Adam(groups, betas=betas, eps=eps, fused=fused)
         case "adamw":
@@ -57,18 +53,20 @@ def build(phase: Phase, conf: Mapping[str, Any], model: nn.Module | None = None)
         case "adamax":
             return Adamax(groups, betas=betas, eps=eps, foreach=True)
         case "sgd":
-            return SGD(groups, lr=conf["lr"], momentum=betas[0], fused=fused)
+            return SGD(groups, lr=conf.lr, momentum=betas[0], fused=fused)
         case "rmsprop":
             return RMSprop(groups, alpha=betas[1], eps=eps, foreach=True)
     raise UsageError(
-        f"no optimizer is called `{conf['name']}`",
+        f"no optimizer is called `{conf.name}`",
         hint="adam · adamw · adamw8bit · muon · adamax · sgd · rmsprop",
     )
 
 
 def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:
-    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory. Raises
-    MissingError."""
+    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory.
+
+    Raises MissingError.
+    """
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as e:
@@ -77,16 +75,16 @@ def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: flo
     return AdamW8bit(groups, betas=betas, eps=eps)
 
 
-def factor(conf: Mapping[str, Any], step: int, steps: int) -> float:
+def factor(conf: OptimSection, step: int, steps: int) -> float:
     """What the learning rate is multiplied by at `step` of `steps`: linear warm-up, then the schedule.
 
-    The warm-up is a fifth of a short run: one of 200 steps would be all that a run of 27 has.
+    The warm-up is at most a fifth of the run: a run of 27 steps would have nothing but one of 200.
     """
-    warmup = min(conf["warmup"], steps // 5)
+    warmup = min(conf.warmup, steps // 5)
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)
-    match conf["schedule"]:
+    match conf.schedule:
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         case "linear":
@@ -96,11 +94,11 @@ def factor(conf: Mapping[str, Any], step: int, steps: int) -> float:
     return 1.0
 
 
-def set_lr(optimizer: Optimizer, conf: Mapping[str, Any], step: int, steps: int) -> float:
-    lr = conf["lr"] * factor(conf, step, steps)
+def set_lr(optimizer: Optimizer, conf: OptimSection, step: int, steps: int) -> None:
+    """Sets the learning rate of `step` of `steps`, each group's by its own scale."""
+    lr = conf.lr * factor(conf, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
-    return lr
 
 
 def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor | None:

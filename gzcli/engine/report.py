@@ -1,4 +1,4 @@
-"""Pictures of numbers."""
+"""The figures of a run as it has recorded them, and their curve."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def loss_curve(folder: Path) -> None:
-    """loss.png from metrics.jsonl: losses on the left axis; validation, where there is any, as dots on the
-    right."""
+    """Draws loss.png from metrics.jsonl: losses by the left axis, validation as dots by the right one."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,113 +1,171 @@
-"""What a trainer keeps of itself: checkpoints, the way back from them, the weights that it starts from and
-ends with.
-"""
+"""What a training goes on from: it is saved in checkpoints, read by a resume, begun from other weights."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.optim import Optimizer
 
 from gzcli import ranks
 from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine.checkpoint import Checkpoint, Saved, SpaceRecord
+from gzcli.engine.ema import EMA
+from gzcli.engine.history import History
+from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained
 from gzcli.errors import MissingError, UsageError
-from gzcli.recipe.parts import part_of
+from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 
-if TYPE_CHECKING:
-    from gzcli.engine.trainer import Trainer
+
+@dataclass
+class State:
+    """Everything of a training that is not a function of its recipe, its data and the step.
+
+    trained: the model as it is trained, with its run, recipe and latent space.
+    ema: its averaged weights.
+    optimizers: by phase.
+    scaler: of the losses under fp16; None: it is not used.
+    history: losses that are not logged yet.
+    built_on: sha256 of the weights of each stage that the model is built on.
+    saved: step of the newest checkpoint; 0: there is none.
+    """
+
+    trained: Trained
+    ema: EMA
+    optimizers: Mapping[str, Optimizer]
+    scaler: torch.amp.GradScaler | None
+    history: History
+    built_on: Mapping[str, str]
+    saved: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoints."""
+        return self.trained.run.path / "checkpoints"
+
+    @property
+    def log(self) -> Log:
+        return self.history.log
+
+    @property
+    def space(self) -> SpaceRecord | None:
+        """The latent space that the model lives in; None: pixels."""
+        return self.trained.space.record() if self.trained.space else None
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What a resume must have alike to go on bit for bit."""
+        return {
+            "world": ranks.world(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "device": self.trained.device.type,
+        }
 
 
-def save(t: Trainer, step: int) -> None:
-    """A checkpoint of `step` steps; every rank calls it, rank 0 writes."""
-    if step == t.saved:
+def save(state: State, step: int) -> None:
+    """A checkpoint of `step` steps, where there is none yet; a call of every rank, rank 0 writes."""
+    if step == state.saved:
         return
-    t.saved = step
-    statistics = t.ema.statistics()
-    folder = t.run.path / "checkpoints"
-    state = t.model.state_dict()
-    own = ranks.everyone((checkpoints.extra_of(state), t.watch.pending()))
-    if t.rank == 0:
-        scaler = t.accelerator.scaler
-        weights = checkpoints.weights_of(state)
+    state.saved, trained = step, state.trained
+    statistics = state.ema.statistics()
+    values = trained.model.state_dict()
+    own = ranks.everyone((checkpoints.extra_of(values), state.history.pending()))
+    if ranks.rank() == 0:
+        weights = checkpoints.weights_of(values)
+        averaged = weights | checkpoints.weights_of(state.ema.state_dict() | statistics)
         train = {
-            "optimizers": {name: o.state_dict() for name, o in t.optimizers.items()},
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "ema_updates": t.ema.updates,
+            "optimizers": {name: o.state_dict() for name, o in state.optimizers.items()},
+            "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+            "ema_updates": state.ema.updates,
             "extra": [extra for extra, _ in own],
             "pending": [pending for _, pending in own],
         }
-        meta = {
-            "world": t.world,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "device": t.device.type,
-        }
-        averaged = weights | checkpoints.weights_of(t.ema.state_dict() | statistics)
-        saved = checkpoints.Saved(
-            averaged, part_of(t.tree), t.info, step, t.tree["built_on"], t.tree.get("space")
-        )
-        checkpoints.save(folder, step, model=weights, ema=saved, train=train, meta=meta)
-        checkpoints.prune(folder, t.train["keep"])
-        t.run.update(step=step)
-        t.log.event("checkpoint", step=step)
-    t.accelerator.wait_for_everyone()
+        saved = Saved(averaged, trained.part, trained.info, step, state.built_on, state.space)
+        checkpoints.save(state.folder, step, Checkpoint(weights, saved, train, state.machine))
+        checkpoints.prune(state.folder, trained.part.train.keep)
+        trained.run.update(step=step)
+        state.log.event("checkpoint", step=step)
+    ranks.wait()
 
 
-def resume(t: Trainer) -> None:
-    """Enters the newest whole checkpoint, if there is one; else `train.init`, if it is set."""
-    path = checkpoints.newest(t.run.path / "checkpoints", t.log.warn)
+def save_best(state: State, step: int, metric: str, value: float) -> None:
+    """A checkpoint of `step` that is kept as the best, where `value` is less than that of all before.
+
+    A call of every rank; the value of rank 0 counts.
+    """
+    path = state.folder / "best.json"
+    best = files.read_json(path)
+    if ranks.agree(best is None or value < best["value"]):
+        save(state, step)
+        if ranks.rank() == 0:
+            files.write_json(path, {"step": step, "metric": metric, "value": value})
+            checkpoints.prune(state.folder, state.trained.part.train.keep)
+
+
+def resume(state: State) -> int:
+    """Enters the newest whole checkpoint and returns its step; without one `train.init`, and returns 0.
+
+    Raises MissingError or UsageError of `init_from`.
+    """
+    run, part, model = state.trained.run, state.trained.part, state.trained.model
+    path = checkpoints.newest(state.folder, state.log.warn)
     if path is None:
-        if t.train["init"]:
-            init_from(t, t.train["init"])
-        return
-    weights, ema, train, meta = checkpoints.load(path)
-    # a rank that was not there keeps what it begins with
-    extra = (
-        train["extra"][t.rank] if t.rank < len(train["extra"]) else checkpoints.extra_of(t.model.state_dict())
-    )
-    t.model.load_state_dict({**weights, **extra})
-    t.ema.load_state_dict({k: v.to(t.device) for k, v in ema.items()}, train["ema_updates"])
-    for name, state in train["optimizers"].items():
-        t.optimizers[name].load_state_dict(state)
-    if train["scaler"] and t.accelerator.scaler is not None:
-        t.accelerator.scaler.load_state_dict(train["scaler"])
-    if pending := train.get("pending"):  # older checkpoints have none
-        t.pending = pending[t.rank if len(pending) == t.world else 0]
-    t.start = t.saved = t.done = meta["step"]
-    now = {
-        "world": t.world,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": t.device.type,
-    }
-    if changed := [f"{k} {meta[k]} → {v}" for k, v in now.items() if meta[k] != v]:
-        t.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
-    t.log.info(f"resumed at step {t.start}")
+        state.history.resume(0, None)
+        if part.train.init:
+            init_from(model, part.train.init, run, state.log)
+        return 0
+    found = checkpoints.load(path)
+    train, meta = found.train, found.meta
+    # a rank that was not there when it was saved keeps the extra state that it begins with
+    new = ranks.rank() >= len(train["extra"])
+    extra = checkpoints.extra_of(model.state_dict()) if new else train["extra"][ranks.rank()]
+    model.load_state_dict({**found.weights, **extra})
+    averages = {name: value.to(state.trained.device) for name, value in found.averaged.weights.items()}
+    state.ema.load_state_dict(averages, train["ema_updates"])
+    for name, values in train["optimizers"].items():
+        state.optimizers[name].load_state_dict(values)
+    if train["scaler"] and state.scaler is not None:
+        state.scaler.load_state_dict(train["scaler"])
+    pending = train.get("pending") or [None]  # older checkpoints have none
+    same_world = len(pending) == ranks.world()
+    state.history.resume(meta["step"], pending[ranks.rank() if same_world else 0])
+    state.saved = meta["step"]
+    if changed := [f"{k} {meta[k]} → {v}" for k, v in state.machine.items() if meta[k] != v]:
+        state.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
+    state.log.info(f"resumed at step {meta['step']}")
+    return meta["step"]
 
 
-def init_from(t: Trainer, source: str) -> None:
-    """Starts from the weights of an earlier stage, a run or a safetensors file.
+def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
+    """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file.
+
+    source: the stage, the run or the file.
 
     Raises MissingError, or UsageError where they do not fit.
     """
     file = Path(source).expanduser()
     if not file.is_file():
-        stage = next((stage for stage in t.run.owner.stages if stage.path.name == source), None)
+        stage = next((stage for stage in run.owner.stages if stage.path.name == source), None)
         found = stage or runs.find(source).serving
         file = found.path / "model.safetensors"
     if not file.exists():
         raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
-    own = t.model.state_dict()
-    weights, widened = checkpoints.widened(load_file(file), own)
-    if widened:
-        t.log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(widened)}")
+    own = model.state_dict()
+    weights, wider = checkpoints.with_zero_inputs(load_file(file), own)
+    if wider:
+        log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
     try:
-        t.model.load_state_dict(weights | checkpoints.extra_of(own))
+        model.load_state_dict(weights | checkpoints.extra_of(own))
     except RuntimeError as e:
         raise UsageError(
             f"`train.init`: the weights of `{file}` do not fit this model",
@@ -115,25 +173,22 @@ def init_from(t: Trainer, source: str) -> None:
         ) from e
 
 
-def finish(t: Trainer) -> None:
-    """The run's `model.safetensors`: the averaged weights of its last checkpoint."""
-    if t.rank == 0:
-        folder = t.run.path / "checkpoints"
+def finish(run: Run) -> None:
+    """Makes the averaged weights of the last checkpoint the run's `model.safetensors`; rank 0 does."""
+    if ranks.rank() == 0:
+        folder = run.path / "checkpoints"
         last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"
-        part = t.run.path / ".model.part"
+        part = run.path / ".model.part"
         shutil.copyfile(last, part)
-        part.replace(t.run.path / "model.safetensors")
+        part.replace(run.path / "model.safetensors")
 
 
-def write_train(run: Run, changes: dict[str, Any]) -> None:
-    """Keys of `train` that the engine has found, into the recipe of the run and of that which it is a stage
-    of."""
-    from gzcli.recipe.resolve import dump
-
+def write_train(run: Run, changes: Mapping[str, Any]) -> None:
+    """Writes keys of `train` that the engine has found into `run.yaml`, of a stage also of the whole run."""
     tree = run.tree()
-    files.write_atomic(run.path / "run.yaml", dump(tree | {"train": tree["train"] | changes}))
+    files.write_atomic(run.path / "run.yaml", dump(tree | {"train": {**tree["train"], **changes}}))
     if run.owner is not run:
         whole = run.owner.tree()
         stage = whole["stages"][run.path.name]
-        stage["train"] = stage["train"] | changes
+        stage["train"] = {**stage["train"], **changes}
         files.write_atomic(run.owner.path / "run.yaml", dump(whole))

@@ -1,5 +1,4 @@
-"""When to stop early: a signal to this process, the stop file that `gz` writes, or the death of the `gz` that
-started us."""
+"""When to stop early: after a signal, by the stop file that `gz` writes, or when `gz` itself has died."""
 
 from __future__ import annotations
 
@@ -14,19 +13,24 @@ import torch
 
 from gzcli import ranks, signals
 
-AGREE_EVERY = 10  # steps between the ranks' agreement, which costs a collective; of slow steps each
+AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
 LOOK_EVERY = 1.0  # seconds between looks at the parent
 _heard: list[int] = []  # signals that this process got
 
 
 def listen() -> None:
-    """From now on a signal ends nothing, and is remembered for the next step of whatever stage it is."""
+    """From now on a signal does not end the process: it is remembered until the next step, of any stage."""
     signals.hear(lambda number, frame: _heard.append(number))
 
 
 class Stop:
-    """Asked once a step; every rank gets the same answer at the same step."""
+    """Asked once a step; every rank gets the same answer at the same step.
+
+    folder: of the run, where the stop file appears.
+    world: number of ranks.
+    device: on which the ranks agree.
+    """
 
     def __init__(self, folder: Path, *, world: int, device: torch.device):
         self.file, self.world, self.device = folder / "stop", world, device
@@ -59,7 +63,7 @@ class Stop:
         return int(signal.SIGTERM) if self._orphaned() else 0
 
     def _orphaned(self) -> bool:
-        """Whether the `gz` that started us is dead, or a zombie, as nobody has asked how it ended."""
+        """Whether the `gz` that started us is dead, or a zombie that its own parent has not waited for."""
         if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < LOOK_EVERY:
             return False
         self.looked = time.monotonic()

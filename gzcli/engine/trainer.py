@@ -3,136 +3,132 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Set
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.data.batches import TrainBatches
-from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine import optim, state
-from gzcli.engine.ema import EMA, training_images
-from gzcli.engine.latent import open_space, packed
+from gzcli import ranks
+from gzcli.data.pack import Pack
+from gzcli.engine import devices, optim, pictures, sampler, state
+from gzcli.engine.build import build_model, built_on, stages_for
+from gzcli.engine.cadence import KINDS, Cadence
+from gzcli.engine.capabilities import SeesBatch
+from gzcli.engine.ema import EMA
+from gzcli.engine.history import History, wandb_run
 from gzcli.engine.log import Log
-from gzcli.engine.prepare import prepare
+from gzcli.engine.prepared import prepare, train_images
+from gzcli.engine.report import loss_curve
+from gzcli.engine.state import State
 from gzcli.engine.stop import Stop
-from gzcli.engine.trained import build_model, built_on, stages_for
-from gzcli.engine.watch import Watch
-from gzcli.errors import DivergedError, Interrupted
-from gzcli.models.base import Phase
-from gzcli.recipe.parts import part_of
+from gzcli.engine.trained import Trained
+from gzcli.engine.validate import best_metric, collapsed, validate
+from gzcli.errors import Interrupted
+from gzcli.metrics.features import LeNetFeatures, lenet
+from gzcli.models.base import Model, Phase
+from gzcli.models.catalog import card_of
+from gzcli.recipe.parts import Part
 from gzcli.store.runs import Run
-from gzcli.types import BatchNoise, mix
+from gzcli.types import Batch, BatchNoise, mix
 
-PATIENCE = 5  # steps in a row with a loss that is not finite, before the run is stopped
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+GRID, LAST_GRID = 36, 64  # samples of a picture during training, and of the last one
+CALIBRATION, LAST_CALIBRATION = 1_000, 10_000  # images that `EMA` calibrates on meanwhile, and at the end
 
 
 class Step(nn.Module):
-    """What is wrapped for several processes: its forward is the model's loss, so that DDP and FSDP see every
-    forward."""
+    """What DDP and FSDP wrap: its forward is the model's loss, so that they see every forward."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
-    def forward(self, batch, phase: str) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         out = self.model.loss(batch, phase)
         return out if isinstance(out, dict) else {"loss": out}
 
 
 class Trainer:
-    """Trains the model of `tree` on `pack`, in the processes of `accelerator`, into `run`."""
+    """Trains the model of `part` on `pack`, in the processes of `accelerator`, into `run`."""
 
-    def __init__(self, run: Run, tree: dict[str, Any], pack, accelerator, log: Log):
-        name = tree["model"]["name"]
-        self.run, self.tree, self.pack, self.log = run, tree | {"built_on": built_on(run, name)}, pack, log
+    def __init__(self, run: Run, part: Part, pack: Pack, accelerator: Accelerator, log: Log):
+        self.run, self.part, self.pack, self.log = run, part, pack, log
         self.accelerator, self.device = accelerator, accelerator.device
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.train: Mapping[str, Any] = tree["train"]
-        self.steps: int = self.train["steps"]
-        self.info = pack.info(levels=tree["data"]["levels"], steps=self.steps)
-        self.data, self.augment = pack, tuple(tree["data"]["augment"] or ())
-        self.space = None
-        if latent := tree["data"].get("latent"):
-            self.space = open_space(latent, self.device, pack=pack, levels=self.info.levels)
-            self.tree["space"] = self.space.record()
-            self.info = self.space.info(self.info)
-            self.data, self.augment = packed(self, pack), ()
-        self.model = (
-            build_model(part_of(tree), self.info, stages_for(run, name, self.device)).to(self.device).train()
-        )
-        self.batches = TrainBatches(
-            self.data,
-            seed=tree["seed"],
-            batch_size=self.train["batch_size"],
-            levels=self.info.levels,
-            device=self.device,
-            augment=self.augment,
-            rank=self.rank,
-            world=self.world,
-            n=tree["data"]["n"],
-            prepared=prepare(self),
-            needs=self.model.needs,
-        )
+        self.rank, self.world = ranks.rank(), ranks.world()
+        self.train, self.steps = part.train, part.train.steps
+        self.images, self.info, self.space = train_images(part, pack, self.device, run, log)
+        stages = stages_for(run, part.model, self.device)
+        model = build_model(part, self.info, stages, card_of(run, part.model))
+        self.model = model.to(self.device).train()
+        made = prepare(self.model, self.images, run, log)
+        self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
-        self.confs = optim.settings(tree["optim"], self.phases)
-        self.optimizers = {
-            phase.name: optim.build(phase, self.confs[phase.name], self.model) for phase in self.phases
-        }
-        step_module: nn.Module = Step(self.model)
-        if self.train["compile"]:
-            step_module = torch.compile(step_module)
-        self.wrapped = accelerator.prepare(step_module)
-        self.ema = EMA(self.model, self.train["ema"], lambda: training_images(self))
-        self.start = self.saved = self.done = 0
-        self.pending: dict[str, Any] | None = None  # of a resumed run: what it has not logged yet
-
-    # --- the loop
-    # -----------------------------------------------------------------------------------------------
+        self.settings = optim.settings(part.optim, self.phases)
+        self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
+        step = Step(self.model)
+        self.wrapped = accelerator.prepare(torch.compile(step) if self.train.compile else step)
+        self.ema = EMA(self.model, self.train.ema, self.calibration_images)
+        self.history = History(run, log, self.device)
+        self.trained = Trained(run, self.model, self.info, part, self.device, 0, self.space)
+        based_on, scaler = built_on(run, part.model), accelerator.scaler
+        self.state = State(self.trained, self.ema, self.optimizers, scaler, self.history, based_on)
+        self.metric = best_metric(self.model, self.train.best, pack)
+        self.net: LeNetFeatures | None = None  # whose features the metric `fd` compares
+        self.start = self.done = 0  # steps that were done before this process, and by now
 
     def fit(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to `train.steps`; saves what it has when
-        stopped.
+        """Trains from the newest checkpoint, or from the start, to `train.steps`; saves when it is stopped.
 
         Raises DivergedError, or Interrupted after a checkpoint.
         """
-        state.resume(self)
-        watch = self.watch = Watch(self)
+        self.start = self.done = state.resume(self.state)
+        if self.part.launch.wandb and self.rank == 0:
+            space = asdict(self.state.space) if self.state.space else None
+            known = {"built_on": dict(self.state.built_on), "space": space}
+            self.history.tracker = wandb_run(self.run, self.part.tree() | known)
+        asked = self.train if self.metric else replace(self.train, eval_every=0)
+        clock = partial(devices.clock, self.device)
+        self.cadence = Cadence(asked, self.steps, agree=ranks.agree, clock=clock)
         if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
-            watch.turn(self.steps)
+            self.pause(self.steps, KINDS)
             return
         stop = Stop(self.run.owner.path, world=self.world, device=self.device)
         self.begin()
-        watch.catch_up()
+        self.catch_up()
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
         with self.log.training(self.start, self.steps) as bar:
             for step in range(self.start, self.steps):
                 losses = self.step(step)
-                done = step + 1
-                watch.add(losses)
+                done, last = step + 1, step + 1 == self.steps
+                self.history.add(losses)
                 bar.advance(done)
-                if done % self.train["log_every"] == 0 or done == self.steps:
-                    self.check_finite(watch, done)
-                    watch.show(done, bar)
+                if done % self.train.log_every == 0 or last:
+                    self.history.check_finite(done, self.steps)
+                    self.history.show(done, self.model, bar, self.learning_rate())
                 if signum := stop.asked(done):
-                    state.save(self, done)
+                    state.save(self.state, done)
                     raise Interrupted(
                         f"stopped at step {done} of {self.steps}, checkpoint saved",
                         signum=signum,
                         hint=f"gz train {self.run.owner.id} --resume",
                     )
-                watch.turn(done)
+                if due := self.cadence.due(done) | (KINDS if last else set()):
+                    self.pause(done, due)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One fresh batch, shared by the phases that are due. Returns what is to be logged, detached."""
         self.seed_global(step)
         batch = self.batches.at(step)
-        if hasattr(self.model, "on_batch"):
+        if isinstance(self.model, SeesBatch):
             whole = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
             batch.extra |= self.model.on_batch(whole)
         losses: dict[str, Tensor] = {}
@@ -148,9 +144,9 @@ class Trainer:
         self.model.on_step(step)
         return losses
 
-    def backward(self, batch, step: int, phase: Phase) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, step: int, phase: Phase) -> dict[str, Tensor]:
         """The gradient of the phase's mean loss over the global batch, in `accumulate` parts."""
-        parts = self.train["accumulate"]
+        parts = self.train.accumulate
         micro = len(batch) // parts
         first = self.rank * len(batch)
         losses: dict[str, Tensor] = {}
@@ -168,16 +164,16 @@ class Trainer:
 
     def noise(self, step: int, key: str, start: int) -> BatchNoise:
         """The global batch's draws for `step` and `key`, from its row `start` on."""
-        total = self.train["batch_size"]
-        return BatchNoise(self.tree["seed"], step, key, total=total, start=start, device=self.device)
+        total = self.train.batch_size
+        return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
         """One optimizer step; afterwards no gradient is left anywhere."""
         optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
-        optim.set_lr(optimizer, self.confs[phase.name], step, self.steps)
+        optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
         if scaler is not None:
             scaler.unscale_(optimizer)
-        norm = optim.clip(self.params[phase.name], self.train["clip"])
+        norm = optim.clip(self.params[phase.name], self.train.clip)
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
@@ -196,18 +192,11 @@ class Trainer:
                 p.requires_grad_(True)
 
     def seed_global(self, step: int) -> None:
-        """For what cannot use the batch's noise (dropout): a function of (seed, rank, step), so that a resume
-        repeats it."""
-        seed = mix(self.tree["seed"], self.rank, step)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
+        """Seeds what cannot use the batch's noise, as dropout, by (seed, rank, step): a resume repeats it."""
+        devices.seed(self.device, mix(self.part.seed, self.rank, step))
 
     def begin(self) -> None:
-        """Data-dependent initialisation, with the first batch; after a resume the annealing is brought to its
-        step."""
+        """Data-dependent initialisation with the first batch; after a resume, annealing as at its step."""
         self.seed_global(self.start)
         with torch.no_grad():
             self.model.on_start(self.batches.at(self.start))
@@ -218,42 +207,76 @@ class Trainer:
         elif self.ema.decay:
             self.ema.restart()  # the average starts from the initialised model
 
-    def check_finite(self, watch: Watch, step: int) -> None:
-        if watch.bad() < (1 if step == self.steps else PATIENCE):
-            return
-        have = checkpoints.steps_of(self.run.path / "checkpoints")
-        good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
-        raise DivergedError(
-            f"the loss is not finite at step {step}; {good}",
-            hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`",
-        )
+    def learning_rate(self) -> float | None:
+        """Of the next lines of losses; None where phases have different ones."""
+        optimizers = list(self.optimizers.values())
+        return optimizers[0].param_groups[0]["lr"] if len(optimizers) == 1 else None
 
-    # --- --minutes
-    # ----------------------------------------------------------------------------------------------
+    def pause(self, done: int, due: Set[str]) -> None:
+        """Validates, saves and draws, as far as it is due after `done` steps; each is timed."""
+        last, known = done == self.steps, self.cadence.found()
+        if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
+            state.save(self.state, done)  # were it killed while it validates or draws, no step would be lost
+        if "eval" in due and self.metric:
+            with self.cadence.timed():
+                self.get_net()
+            with self.cadence.timed("eval"):
+                self.evaluate(done, self.metric)
+        if "checkpoint" in due and not self.history.not_finite():
+            with self.cadence.timed("checkpoint"):
+                state.save(self.state, done)
+        if "sample" in due:
+            with self.cadence.timed("sample"):
+                self.picture(done, self.train.samples or (LAST_GRID if last else GRID))
+        if self.rank == 0 and (found := self.cadence.found()) != known:
+            state.write_train(self.run, found)
+        if last:
+            state.finish(self.run)
+        if "sample" in due and self.rank == 0 and (self.run.path / "metrics.jsonl").exists():
+            loss_curve(self.run.path)
 
-    def count_steps(self, minutes: float, began: float) -> int:
-        """How many steps fit in `minutes` from `began` (time.time()): 50 steps are timed after 5, 10 % of the
-        time at most.
+    def catch_up(self) -> None:
+        """What was due at the step that a run was stopped at, which did not wait for it."""
+        every, start = self.cadence.every, self.start
+        due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
+        validated, drawn = ranks.agree((self.history.validated(start), self.picture_path(start).exists()))
+        if "eval" in due and self.metric and not validated:
+            self.get_net()
+            self.evaluate(start, self.metric)
+        if "sample" in due and not drawn:
+            self.picture(start, self.train.samples or GRID)
 
-        Phases that start later are timed at a step when they have, as many times.
-        """
-        self.begin()
-        late = max(phase.start for phase in self.phases)
-        each = [self._seconds(first, 6 * minutes / (1 + bool(late))) for first in sorted({0, late})]
-        reserve = 0.1 * 60 * minutes  # grids, validation, checkpoints
-        left = 60 * minutes - (time.time() - began) - reserve
-        early = min(late, int(left / each[0]))
-        return max(1, early + int((left - early * each[0]) / each[-1]))
+    def evaluate(self, done: int, metric: str) -> None:
+        """The metric of the best checkpoint on validation images; the best so far is saved and remembered."""
+        with self.ema.evaluating():
+            values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
+        if 4 * done >= self.steps and (text := collapsed(values)):  # before, it has not spread out yet
+            self.log.warn(text)
+        self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
+        told = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.log.info(f"step {done}  validation {told}")
+        state.save_best(self.state, done, metric, values[metric])
 
-    def _seconds(self, first: int, limit: float) -> float:
-        """Of a step from step `first` on; what they train is lost."""
-        until, times = time.monotonic() + limit, []
-        for step in range(first, first + 55):
-            since = time.monotonic()
-            self.step(step)
-            times.append(time.monotonic() - since)
-            if time.monotonic() > until and len(times) > 5:
-                break
-        cycle = math.lcm(*(phase.every for phase in self.phases))
-        timed = times[5:] if len(times) > 5 + cycle else times
-        return sum(timed) / len(timed)
+    def get_net(self) -> None:
+        """The net of `fd`, which is trained once a set: that takes longer than all later validations."""
+        if self.metric == "fd" and self.net is None and self.rank == 0:
+            self.net = lenet(self.pack, device=self.device, say=self.log.info)
+
+    def picture(self, done: int, n: int) -> None:
+        """samples/<done>.png of n samples, of the same noise each time; every rank draws its share."""
+        with self.ema.evaluating():
+            images = sampler.draw(self.trained, n)
+        if self.rank == 0:
+            path = self.picture_path(done)
+            pictures.save_png(path, pictures.grid(images))
+            self.history.show_picture(done, path)
+
+    def picture_path(self, done: int) -> Path:
+        return self.run.path / "samples" / f"{done:08d}.png"
+
+    def calibration_images(self) -> Iterator[Batch]:
+        """Training images in one random order, each augmented by one draw: more of them at the end."""
+        positions = self.batches.positions()
+        most = LAST_CALIBRATION if self.done == self.steps else CALIBRATION
+        index = positions[np.random.default_rng(0).permutation(len(positions))[:most]]
+        return self.images.scan(index, purpose="calibrate", batch_size=128)

@@ -134,12 +134,13 @@ def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
 
 def test_what_is_built_on_a_run_takes_no_weights_that_change(home, monkeypatch):
     """A tokenizer, an autoencoder of latents: its checksum is that of `model.safetensors`."""
-    from gzcli.engine import trained
+    from gzcli.engine import checkpoint as checkpoints
+    from gzcli.engine.trained import load_trained
 
     def read(path):
         raise MissingError(str(path))
 
-    monkeypatch.setattr(trained.checkpoints, "read_weights", read)
+    monkeypatch.setattr(checkpoints, "read_weights", read)
     run = made()
     checkpoint = run.path / "checkpoints" / "00000800" / "ema.safetensors"  # it goes on beyond its 700 steps
     checkpoint.parent.mkdir(parents=True)
@@ -147,7 +148,7 @@ def test_what_is_built_on_a_run_takes_no_weights_that_change(home, monkeypatch):
     run.update(state="interrupted")
     for words, taken in (((), run.path / "model.safetensors"), (("last",), checkpoint)):
         with pytest.raises(MissingError) as e:
-            trained.load_trained(run, "cpu", *words)
+            load_trained(run, "cpu", *words)
         assert e.value.message == str(taken)
 
 

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from gzcli.engine import state
-from gzcli.engine.trainer import Trainer
+from gzcli.engine.log import Log
 from gzcli.errors import UsageError
 from gzcli.recipe.resolve import check
 from gzcli.store import files, owned, paths, runs
@@ -146,10 +147,9 @@ def test_a_name_is_checked_before_anything_is_done(call):
 
 def test_weights_to_begin_with_are_looked_for_in_place(home, tmp_path):
     """`train.init` is a path or a run's name: it is no stage's name until there is one."""
-    trainer = Trainer.__new__(Trainer)
-    trainer.run = runs.create("vae", "digits")
+    run = runs.create("vae", "digits")
     with pytest.raises(UsageError, match="no model or run is called"):
-        state.init_from(trainer, "../../elsewhere")
+        state.init_from(nn.Linear(1, 1), "../../elsewhere", run, Log())
 
 
 def test_a_run_is_read_wherever_it_lies(call, tmp_path):

@@ -22,18 +22,18 @@ from zoo import CASES, Case
 from gzcli.data.batches import TrainBatches
 from gzcli.data.open import open_named
 from gzcli.data.pack import Pack
-from gzcli.engine import bench, latent, ood, optim, sampler, trainer, watch
+from gzcli.engine import bench, latent, ood, optim, sampler, trainer, validate
 from gzcli.engine.apply import apply
+from gzcli.engine.devices import precision
 from gzcli.engine.images import Images
 from gzcli.engine.log import Log
 from gzcli.engine.scores import Scorer, own_scores
-from gzcli.engine.trained import Trained
 from gzcli.jobs import SampleJob
 from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.models.nn import double
-from gzcli.recipe.parts import part_of
+from gzcli.recipe.parts import LaunchSection, OptimSection, Part, part_of
 from gzcli.store import runs
 from gzcli.types import no_progress
 
@@ -57,7 +57,7 @@ START = {
     "models/normalizing_flow/norms.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
-    "engine/watch.py::Watch._likelihood": "the figure",
+    "engine/validate.py::likelihood": "the figure",
     "models/stable_diffusion/pretrained.py::Pretrained.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
@@ -138,7 +138,7 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((watch, "VALIDATION"), (bench, "MEASURED"), (latent, "MEASURED")):
+    for module, name in ((validate, "VALIDATION"), (bench, "MEASURED"), (latent, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
@@ -184,7 +184,7 @@ def trainer_of(case: Case, monkeypatch) -> trainer.Trainer:
     monkeypatch.setattr(trainer, "stages_for", lambda *_: {})  # `case` builds them
     monkeypatch.setattr(trainer, "built_on", lambda *_: {})
     run = runs.create(case.model, case.data)
-    return trainer.Trainer(run, tree, few(case.data), Accelerator(), Log(run.path, rank=1))
+    return trainer.Trainer(run, part_of(tree), few(case.data), Accelerator(), Log(run.path, rank=1))
 
 
 class Paths:
@@ -199,7 +199,7 @@ class Paths:
         )
         self.whole = self.first and case.model not in KIN
         self.model, self.due = t.model, sorted({step for p in t.phases for step in first_due(p)})
-        self.trained = Trained(t.run, t.model, t.info, part_of(t.tree), t.device, 0, t.space)
+        self.trained = t.trained
         self.given = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
         self.given |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
         self.batch = next(iter(Images.of(self.trained, t.pack, "test", np.arange(2), size=2, seed=0)))
@@ -254,16 +254,14 @@ class Paths:
 
     def train(self, precision: torch.dtype | None = None) -> None:
         self.t.accelerator.precision = precision
-        seen = watch.Watch(self.t)
         self.device.syncs.clear()
         for step in self.due:
-            seen.add(self.t.step(step))
+            self.t.history.add(self.t.step(step))
 
     def validate(self) -> None:
-        seen = watch.Watch(self.t)
-        seen.metric = watch.best_metric(self.t)
-        if seen.metric != "fd":
-            seen._likelihood()
+        if self.t.metric and self.t.metric != "fd":
+            with self.t.ema.evaluating():
+                validate.likelihood(self.trained, self.t.metric, self.t.images.pack)
 
     def sample(self, **options: Any) -> None:
         sampler.draw(self.trained, 2, given=self.given, options=options)
@@ -404,7 +402,7 @@ def test_double_is_for_devices_that_have_it(device):
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon", "adamax", "sgd", "rmsprop"])
 def test_optimizers(name, device):
     net = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Linear(40, 1)).to(DEVICE)
-    conf = base()["optim"] | {"name": name, "betas": [0.9, 0.99], "lr": 1e-3, "weight_decay": 0.1}
+    conf = OptimSection(name=name, betas=(0.9, 0.99), lr=1e-3, weight_decay=0.1)
     phase = Phase("main", list(net.parameters()))
     optimizer = optim.build(phase, conf)
     device.syncs.clear()
@@ -442,12 +440,10 @@ def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeyp
 
 @pytest.mark.parametrize("mac", [True, False])
 def test_precision_where_torch_has_no_onednn(mac, monkeypatch):
-    from gzcli.engine.__main__ import precision
-
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mac)
     monkeypatch.setattr(torch.ops, "mkldnn", None)
-    assert precision({"train": {"precision": "auto"}, "launch": {"cpu": False}}) == "no"
+    assert precision(Part("vae", launch=LaunchSection(cpu=False))) == "no"
 
 
 def test_the_lists_name_what_there_is():

@@ -1,7 +1,8 @@
-"""How often a run looks at itself: in steps, found from what looks take; the training does not know of it."""
+"""How often a run validates, saves and draws: in steps, found from how long that takes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,29 +11,29 @@ from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES
 
-from gzcli.engine import optim
+from gzcli.engine import optim, sampler
 from gzcli.engine.__main__ import made
-from gzcli.engine.cadence import SHARE, Cadence
+from gzcli.engine.cadence import KEYS, SHARE, Cadence
 from gzcli.engine.stop import Stop
-from gzcli.engine.watch import Watch
 from gzcli.errors import Interrupted, MissingError
 from gzcli.metrics import collapse
+from gzcli.recipe.parts import OptimSection, TrainSection
 
-OPEN = {"eval_every": None, "checkpoint_every": None, "sample_every": None}
+OPEN = TrainSection()  # whose numbers of steps are to be found
 
 
 class Life:
-    """A run of `steps` steps on a clock of its own; `costs` are the seconds of a look of each kind."""
+    """A run of `steps` steps on a clock of its own; `costs` are the seconds of a pause of each kind."""
 
     def __init__(
         self, steps: int, each: float, costs: dict[str, float], compiling: float = 0.0, **train: int
     ):
         self.now, self.each, self.seen = 0.0, each, []
-        cadence = Cadence(OPEN | train, steps, agree=list, clock=lambda: self.now)
+        cadence = Cadence(TrainSection(**train), steps, agree=list, clock=lambda: self.now)
         for step in range(1, steps + 1):
             self.now += each + (compiling if step == 1 else 0)
             for kind in sorted(cadence.due(step)):
-                with cadence.look(kind):
+                with cadence.timed(kind):
                     self.now += costs[kind]
                 self.seen.append((kind, step, self.now))
         self.found, self.cadence = cadence.found(), cadence
@@ -44,7 +45,7 @@ class Life:
 CHEAP = {"eval": 0.01, "checkpoint": 0.01, "sample": 0.01}
 
 
-def test_cheap_looks_come_every_tenth():
+def test_cheap_pauses_come_every_tenth():
     life = Life(600, 0.1, CHEAP)
     assert life.found == {"eval_every": 60, "checkpoint_every": 60, "sample_every": 120}
     assert life.steps("eval") == [60 * i for i in range(1, 11)] and life.steps("sample") == [
@@ -83,10 +84,10 @@ def test_what_the_recipe_says_holds():
     )
 
 
-def test_a_checkpoint_comes_before_a_look_that_takes_long():
+def test_a_checkpoint_comes_before_a_pause_that_takes_long():
     cadence = Life(20_000, 0.5, {"eval": 30.0, "checkpoint": 3.0, "sample": 2.0}).cadence
-    assert cadence.dear({"eval"}) and cadence.dear({"eval", "sample"}) and not cadence.dear({"sample"})
-    assert Cadence(OPEN, 100, agree=list).dear({"sample"})  # nobody knows yet
+    assert cadence.slow({"eval"}) and cadence.slow({"eval", "sample"}) and not cadence.slow({"sample"})
+    assert Cadence(OPEN, 100, agree=list).slow({"sample"})  # nobody knows yet
 
 
 def test_ranks_go_by_the_clock_of_rank_0():
@@ -107,7 +108,7 @@ def test_ranks_go_by_the_clock_of_rank_0():
         assert due[0] == due[1]
         for kind in sorted(due[0]):
             for cadence in (first, other):
-                with cadence.look(kind):
+                with cadence.timed(kind):
                     pass
     assert first.found() == other.found() and len(first.found()) == 3
 
@@ -120,12 +121,12 @@ def case(model: str):
 
 
 @pytest.mark.parametrize("model", ["vae", "vqvae"])
-def test_looking_changes_nothing(model):
+def test_validation_and_pictures_change_nothing(model):
     """Validation and pictures draw from a noise of their own."""
     best = "loss" if model == "vqvae" else "auto"
-    looks = ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")
+    pauses = ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")
     blind, seeing = (
-        trainer(recipe(case(model), steps=4, sets=("train.ema=0.9", *sets))) for sets in ((), looks)
+        trainer(recipe(case(model), steps=4, sets=("train.ema=0.9", *sets))) for sets in ((), pauses)
     )
     for t in (blind, seeing):
         t.fit()
@@ -144,7 +145,7 @@ def test_what_was_found_is_in_the_recipe():
     t = trainer(recipe(case("vae"), steps=6, sets=keys))
     t.fit()
     found = t.run.tree()["train"]
-    assert all(found[key] >= 1 for key in OPEN)
+    assert all(found[key] >= 1 for key in KEYS.values())
     out = made(t.run)
     assert out["picture"].endswith("00000006.png") and out["figures"].keys() == {"val_bpd"}
     assert out["best"]["metric"] == "bpd"
@@ -176,10 +177,10 @@ def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch
 
 
 def test_the_warm_up_is_a_share_of_a_short_run():
-    conf = {"warmup": 200, "schedule": "constant"}
+    conf = OptimSection(warmup=200, schedule="constant")
     assert [optim.factor(conf, step, 27) for step in (0, 4, 5, 26)] == [0.2, 1, 1, 1]
     assert optim.factor(conf, 99, 2000) == 0.5 and optim.factor(conf, 0, 4) == 1
-    assert optim.factor(conf | {"schedule": "cosine"}, 27, 27) == pytest.approx(0)
+    assert optim.factor(replace(conf, schedule="cosine"), 27, 27) == pytest.approx(0)
 
 
 def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
@@ -188,16 +189,15 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
     monkeypatch.setattr(t.log, "warn", said.append)
     monkeypatch.setattr(collapse, "warning", lambda distance, classes: "collapsed")
     images = t.pack.images("val")[:20]
-    monkeypatch.setattr(Watch, "draw", lambda self, n: images)
-    watch = Watch(t)
-    watch.steps, watch.net = (
+    monkeypatch.setattr(sampler, "draw", lambda trained, n: images)
+    t.steps, t.net = (
         100,
         SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True),
     )
-    watch.net.predict = lambda x: x[:, 0, 0, 0] * 0
+    t.net.predict = lambda x: x[:, 0, 0, 0] * 0
     counts = []
     for step in (1, 24, 25, 100):
-        watch._fd(step)
+        t.evaluate(step, "fd")
         counts.append(len(said))
     assert counts == [0, 0, 1, 2]
 

@@ -11,7 +11,7 @@ from zoo import Case
 from gzcli.data.batches import quantise, scan
 from gzcli.data.open import open_named
 from gzcli.engine import sampler
-from gzcli.engine.latent import MEASURED, open_space
+from gzcli.engine.latent import MEASURED, new_space
 from gzcli.engine.scores import Scorer
 from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
@@ -66,11 +66,11 @@ def kl(tmp_path_factory) -> str:
 def test_latents_have_mean_0_and_deviation_1_and_decode_to_what_was_encoded(tokenizer, on_latents):
     t = trainer(recipe(FM, steps=20, sets=(f"data.latent={tokenizer.path}",)))
     assert t.info.shape == (4, 4, 4) and t.info.levels is None and t.info.classes == t.pack.info().classes
-    z = torch.from_numpy(np.asarray(t.data.images("train")))
+    z = torch.from_numpy(np.asarray(t.images.pack.images("train")))
     assert (
         z.dtype == torch.float16
         and len(z) == len(t.pack.images("train"))
-        and len(t.data.images("val")) == len(t.pack.images("val"))
+        and len(t.images.pack.images("val")) == len(t.pack.images("val"))
     )
     assert len(z) <= MEASURED  # so that all of them were measured
     assert z.float().mean((0, 2, 3)).abs().max() < 2e-3 and (z.float().std((0, 2, 3)) - 1).abs().max() < 2e-3
@@ -135,7 +135,7 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
 
     vae = AutoencoderKL.from_pretrained(f"{kl}/vae")
     pack = open_named("digits")
-    space = open_space(kl, "cpu", pack=pack, levels=17)
+    space = new_space(kl, "cpu", pack, 17)
     x = quantise(torch.from_numpy(np.asarray(pack.images("test")[:4])), 17)
     with torch.no_grad():
         mode = vae.encode(x).latent_dist.mode()
@@ -143,9 +143,9 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
         torch.testing.assert_close(space.decode(space.encode(x)), vae.decode(mode).sample.clamp(-1, 1))
     t = trainer(recipe(FM, steps=2, sets=(f"data.latent={kl}/vae",)))
     assert t.info.shape == (2, 8, 8)
-    modes = torch.from_numpy(np.asarray(t.data.images("train"))).float()
+    modes = torch.from_numpy(np.asarray(t.images.pack.images("train"))).float()
     drawn = trainer(recipe(FM, steps=2, sets=(f"data.latent={kl}/vae", "data.latent_draw=sample")))
-    draws = torch.from_numpy(np.asarray(drawn.data.images("train"))).float()
+    draws = torch.from_numpy(np.asarray(drawn.images.pack.images("train"))).float()
     x = quantise(torch.from_numpy(np.asarray(pack.images("train"))), 17)
     with torch.no_grad():
         std = 0.7 * vae.encode(x).latent_dist.std
@@ -158,7 +158,7 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
 
 
 def test_a_second_run_finds_the_latents_packed(tokenizer, on_latents, monkeypatch):
-    monkeypatch.setattr("gzcli.engine.latent.write_maps", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr("gzcli.engine.prepared.write_maps", lambda *args, **how: pytest.fail("encoded again"))
     trainer(recipe(FM, steps=3, sets=(f"data.latent={tokenizer.path}", "seed=3")))
 
 

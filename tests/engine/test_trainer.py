@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +16,14 @@ from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
 from gzcli.engine.ema import EMA
+from gzcli.engine.minutes import count_steps
 from gzcli.engine.stop import Stop
 from gzcli.engine.trained import load_trained
 from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
 from gzcli.models.gan.nets import BatchNorm as GanNorm
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
+from gzcli.recipe.parts import OptimSection
 
 
 def case(model: str):
@@ -65,7 +69,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished():
     t.fit()
     weights = t.run.path / "model.safetensors"
     weights.unlink()
-    trainer(t.tree, t.run).fit()
+    trainer(t.part.tree(), t.run).fit()
     assert weights.exists()
 
 
@@ -117,7 +121,7 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
     t.fit()
     model = load_trained(t.run, "cpu").model
     scanned = {"batch_size": 128, "levels": t.info.levels, "device": "cpu", "index": range(1280)}
-    batches = list(scan(t.data, "train", **scanned))
+    batches = list(scan(t.images.pack, "train", **scanned))
     norms, seen = [m for m in model.modules() if isinstance(m, (GanNorm, FlowNorm))], {}
     for m in norms:
         m.register_forward_pre_hook(
@@ -142,7 +146,7 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
         assert ((mean - true_mean).abs() / true_var.sqrt()).max() < 0.1
         assert ((true_var / var).log().abs()).max() < 0.2
     plain = trainer(recipe(which, steps=20, sets=sets))
-    plain.ema.images = None
+    plain.ema.calibrated = None
     plain.fit()
     weights = "checkpoints/00000020/model.safetensors"
     ours, theirs = (load_file(r.run.path / weights) for r in (t, plain))
@@ -150,30 +154,22 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
 
 
 def test_learning_rate_is_a_function_of_the_step():
-    conf = {"warmup": 10, "schedule": "cosine"}
+    conf = OptimSection(warmup=10, schedule="cosine")
     assert optim.factor(conf, 0, 110) == 0.1
     assert optim.factor(conf, 9, 110) == 1
     assert optim.factor(conf, 60, 110) == pytest.approx(0.5)
     assert optim.factor(conf, 110, 110) == pytest.approx(0)
-    assert optim.factor({"warmup": 0, "schedule": "linear"}, 75, 100) == 0.25
-    assert optim.factor({"warmup": 0, "schedule": "constant"}, 75, 100) == 1
+    assert optim.factor(OptimSection(schedule="linear"), 75, 100) == 0.25
+    assert optim.factor(OptimSection(schedule="constant"), 75, 100) == 1
 
 
 def test_settings_of_a_phase_override():
     phases = [Phase("critic", []), Phase("generator", [])]
-    common = {
-        "name": "adam",
-        "lr": 1.0,
-        "betas": [0.9, 0.999],
-        "eps": 1e-8,
-        "weight_decay": 0,
-        "warmup": 0,
-        "schedule": "constant",
-    }
-    found = optim.settings(common | {"critic": {"lr": 2.0}}, phases)
-    assert (found["critic"]["lr"], found["generator"]["lr"]) == (2.0, 1.0)
+    common = OptimSection(name="adam", lr=1.0)
+    found = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
+    assert (found["critic"].lr, found["generator"].lr) == (2.0, 1.0)
     with pytest.raises(UsageError, match="names no phase"):
-        optim.settings(common | {"critc": {"lr": 2.0}}, phases)
+        optim.settings(replace(common, phases={"critc": {"lr": 2.0}}), phases)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used():
@@ -215,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
 
 def test_minutes_become_steps_that_are_written_down():
     tree = recipe(case("vae"), steps=1)
-    import time
-
-    steps = trainer(tree).count_steps(0.05, time.time())
+    t = trainer(tree)
+    t.begin()
+    steps = count_steps(t.step, t.phases, 0.05, time.time())
     assert 10 < steps < 100_000

@@ -22,6 +22,7 @@ from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, Translator
 from gzcli.models.gan.pool import ImagePool
 from gzcli.models.nn import PatchGAN
 from gzcli.models.vae.ssim import gaussian_window, ssim_parts
+from gzcli.recipe.parts import OptimSection
 from gzcli.recipe.resolve import resolve
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
@@ -163,7 +164,7 @@ def test_weights_of_another_run_come_with_an_empty_pool():
     first = trainer(recipe(case, steps=2))
     first.fit()
     second = trainer(recipe(case, steps=3, sets=(f"train.init={first.run.path / 'model.safetensors'}",)))
-    state.resume(second)
+    state.resume(second.state)
     assert first.model.pool_a.count == 8 and second.model.pool_a.count == 0
     assert torch.equal(first.model.disc_a.head.weight, second.model.disc_a.head.weight)
 
@@ -257,7 +258,7 @@ def test_images_that_are_too_small():
 
 
 def test_constant_and_then_falling_learning_rate():
-    conf = {"warmup": 0, "schedule": "late_linear"}
+    conf = OptimSection(schedule="late_linear")
     rates = [optim.factor(conf, step, 200) for step in (0, 99, 100, 150, 199)]
     assert rates == pytest.approx([1, 1, 1, 0.5, 0.01])
 

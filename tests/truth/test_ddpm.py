@@ -11,7 +11,7 @@ import torch
 from gaussian import GaussianField, check_moments
 from torch import Tensor, nn
 
-from gzcli.engine.checkpoint import widened
+from gzcli.engine.checkpoint import with_zero_inputs
 from gzcli.errors import UsageError
 from gzcli.models.diffusion import samplers
 from gzcli.models.diffusion.ddpm import DDPM
@@ -766,7 +766,7 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
     for p in plain.parameters():
         torch.nn.init.normal_(p, std=0.2, generator=torch_seed)
     model = DDPM(info, **keys, factor=2)
-    weights, names = widened(plain.state_dict(), model.state_dict())
+    weights, names = with_zero_inputs(plain.state_dict(), model.state_dict())
     assert names == ["net.conv_in.weight"]
     model.load_state_dict(weights)
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([5, 50, 90])

@@ -12,8 +12,9 @@ from gzcli.engine.muon import Muon, matrices_of, orthogonalised
 from gzcli.models.base import Phase
 from gzcli.models.nn import UNet, stacked
 from gzcli.models.nn.dit import DiTNet
+from gzcli.recipe.parts import OptimSection
 
-CONF = {"name": "muon", "lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+CONF = OptimSection(name="muon", lr=3e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
 
 
 def descend(
@@ -105,7 +106,7 @@ def test_groups_keep_their_rates():
         {"params": list(b.parameters()), "weight_decay": 0.3},
     ]
     optimizer = optim.build(Phase("main", groups), CONF)
-    optim.set_lr(optimizer, CONF | {"warmup": 0, "schedule": "constant"}, 0, 10)
+    optim.set_lr(optimizer, CONF, 0, 10)
     found = [(len(g["params"]), g["wide"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
     assert found == [
         (1, True, 1.5e-3, 0.1),

@@ -3,14 +3,12 @@ than before."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from test_fm import Exact, batch, noise
 
 from gzcli.data.open import open_named
-from gzcli.engine import prepare
+from gzcli.engine.prepared import TrainImages
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.flow_matching.flow import SCALE
@@ -160,9 +158,8 @@ def test_a_student_starts_as_its_teacher_and_learns_alone():
 
 def test_pairs_have_noise_of_their_own():
     """Samples from the noise of training pairs would be those pairs, and so would held-out losses."""
-    pack = open_named("digits")
-    t = SimpleNamespace(data=pack, info=pack.info(), device=torch.device("cpu"), tree={"seed": 0}, augment=())
-    drawn = next(prepare._rows(t, range(4))).noise.randn(4, 8)
+    images = TrainImages(open_named("digits"), 17, torch.device("cpu"), 0, ())
+    drawn = next(images.scan(range(4), purpose="prepare", batch_size=4)).noise.randn(4, 8)
     assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
 
 

@@ -130,7 +130,7 @@ def test_it_learns_four_images_and_leaves_alone_what_is_frozen(trained):
     own = {id(p) for p in t.model.parameters()}
     for name, part in t.model.attached.items():
         tuned = {key for key, p in part.named_parameters() if id(p) in own}
-        assert bool(tuned) == (name == "unet" and t.tree["model"]["name"] == "sd_lora")
+        assert bool(tuned) == (name == "unet" and t.part.model == "sd_lora")
         for key, value in part.state_dict().items():
             assert torch.equal(value, frozen[f"{name}.{key}"]) == (key not in tuned), key
 
@@ -138,9 +138,7 @@ def test_it_learns_four_images_and_leaves_alone_what_is_frozen(trained):
 def test_a_checkpoint_holds_what_is_trained_and_a_few_examples(trained):
     t, _ = trained
     keys = load_file(t.run.path / "model.safetensors").keys()
-    prefix = {"sd_lora": "adapter.", "controlnet": "controlnet.", "instructpix2pix": "unet."}[
-        t.tree["model"]["name"]
-    ]
+    prefix = {"sd_lora": "adapter.", "controlnet": "controlnet.", "instructpix2pix": "unet."}[t.part.model]
     assert all(key.startswith(prefix) or key in ("captions", "pictures") for key in keys)
     assert len([key for key in keys if key.startswith(prefix)]) == len(list(t.model.parameters()))
 
@@ -148,7 +146,7 @@ def test_a_checkpoint_holds_what_is_trained_and_a_few_examples(trained):
 def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_picture(trained, tmp_path):
     """`gz sample` and `gz runs export`, then diffusers by itself on the exported files."""
     t, _ = trained
-    name, run = t.tree["model"]["name"], str(t.run.path)
+    name, run = t.part.model, str(t.run.path)
     log = Log(t.run.path, rank=0)
     prompts = ["a handwritten three", "turn it upside down"]
     picture = canny(batch(2).x) if name == "controlnet" else batch(2).x
@@ -541,7 +539,7 @@ def test_an_inpainting_model_is_refused(tmp_path):
 
 def test_eight_bit_adam_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    conf = {"name": "adamw8bit", "lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+    conf = OptimSection(name="adamw8bit", lr=1e-3, betas=(0.9, 0.99))
     with pytest.raises(MissingError, match="bitsandbytes"):
         optim.build(built(SDLoRA).phases()[0], conf)
 

@@ -1,0 +1,97 @@
+"""From a recipe, or the folder of a trained run, to its model and to the stages that it is built on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine.checkpoint import Saved
+from gzcli.errors import MissingError
+from gzcli.models import catalog
+from gzcli.models.base import Model
+from gzcli.models.catalog import ModelCard
+from gzcli.recipe.parts import Part
+from gzcli.store.files import checksum
+from gzcli.store.runs import Run
+from gzcli.types import DataInfo
+
+
+def build_model(
+    part: Part, info: DataInfo, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None
+) -> Model:
+    """The model of a recipe on the CPU. Its weights are a function of the seed, whatever the device will be.
+
+    stages: the trained models of earlier stages that it is built on, by stage.
+    card: of the model, where a run holds the model's file; None: by the name in the recipe.
+    """
+    cls = catalog.load_class(card or catalog.card(part.model))
+    torch.manual_seed(part.seed)
+    return cls.of(info, **part.options, **(stages or {}))
+
+
+def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Model]:
+    """The trained models of earlier stages of `run` that a model called `name` is built on, by stage."""
+    return {
+        stage: load_model(run.owner.stage(stage), device)[0] for stage in catalog.card_of(run, name).stages
+    }
+
+
+def built_on(run: Run, name: str) -> dict[str, str]:
+    """The sha256 of the weights of each of those stages."""
+    return {
+        stage: checksum(run.owner.stage(stage).path / "model.safetensors")
+        for stage in catalog.card_of(run, name).stages
+    }
+
+
+def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
+    """The model of a run in eval mode with its averaged weights, and what was saved with them.
+
+    run: one in stages stands for its last stage.
+    checkpoint: "last", "best", "finished" or a step. "finished" is `model.safetensors`, which does not change
+      any more, for what is trained on top of it; "last" is the newest checkpoint while the run is trained.
+
+    Raises MissingError where there is no such checkpoint, where it is damaged, or where an earlier stage is
+    another one than the model was trained with.
+    """
+    run = run.serving
+    saved = checkpoints.read_weights(_weights(run, checkpoint))
+    for stage, found in built_on(run, saved.part.model).items():
+        if found != saved.built_on.get(stage):
+            raise MissingError(
+                f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
+                hint=f"gz train {run.owner.model} --data {run.owner.data}",
+            )
+    name = saved.part.model
+    stages = stages_for(run, name, device)
+    model = build_model(saved.part, saved.info, stages, catalog.card_of(run, name))
+    model.load_state_dict(saved.weights, strict=False)  # per-rank extra state is not part of the weights
+    return model.to(device).eval().requires_grad_(False), saved
+
+
+def _weights(run: Run, checkpoint: str) -> Path:
+    """The file of a checkpoint's averaged weights. Raises MissingError."""
+    if checkpoint == "last" and run.weights:
+        return run.weights
+    if checkpoint in ("last", "finished"):
+        return run.path / "model.safetensors"
+    folder = run.path / "checkpoints"
+    step = _best(folder) if checkpoint == "best" else int(checkpoint)
+    path = folder / f"{step:08d}" / "ema.safetensors"
+    if not path.exists():
+        have = ", ".join(map(str, checkpoints.steps_of(folder))) or "none"
+        raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
+    return path
+
+
+def _best(folder: Path) -> int:
+    path = folder / "best.json"
+    if not path.exists():
+        raise MissingError(
+            f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`"
+        )
+    return json.loads(path.read_text())["step"]

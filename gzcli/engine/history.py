@@ -1,0 +1,137 @@
+"""What a run records of itself: losses and figures, in `metrics.jsonl`, as events and in a tracker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gzcli import ranks
+from gzcli.engine.checkpoint import steps_of
+from gzcli.engine.log import Log, TrainBar
+from gzcli.engine.report import metric_lines
+from gzcli.errors import DivergedError, MissingError
+from gzcli.store import files
+from gzcli.store.runs import Run
+
+PATIENCE = 5  # steps in a row with a loss that is not finite, before the run is stopped
+
+
+class History:
+    """The losses of a run, summed on the device until they are logged, and all figures of it.
+
+    device: of the losses.
+    tracker: a run of Weights & Biases, which gets the figures too; None: no tracker, or not on this rank.
+    """
+
+    def __init__(self, run: Run, log: Log, device: torch.device, tracker: Any = None):
+        self.run, self.log, self.tracker = run, log, tracker
+        self.sums: dict[str, Tensor] = {}  # of each loss since it was logged last
+        self.counts: dict[str, int] = {}  # how many are in the sum
+        self.bad = torch.zeros((), device=device)  # steps in a row whose loss was not finite
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """After every step. The sums stay on the device: nothing waits for it."""
+        for name, value in losses.items():
+            if name in self.sums:
+                self.sums[name] += value
+            else:
+                self.sums[name] = value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+            if name == "loss" or name.endswith(".loss"):
+                self.bad = torch.where(torch.isfinite(value), 0.0, self.bad + 1)
+
+    def not_finite(self) -> int:
+        """Steps in a row whose loss was not finite, on the worst rank; a call of every rank."""
+        return int(ranks.maximum(self.bad))
+
+    def check_finite(self, step: int, steps: int) -> None:
+        """Raises DivergedError where the losses have not been finite for a while, at the last step for one.
+
+        A call of every rank.
+
+        steps: of the whole run.
+        """
+        if self.not_finite() < (1 if step == steps else PATIENCE):
+            return
+        have = steps_of(self.run.path / "checkpoints")
+        good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
+        raise DivergedError(
+            f"the loss is not finite at step {step}; {good}",
+            hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`",
+        )
+
+    def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
+        """Logs the mean of each loss since the last call, over all ranks; a call of every rank.
+
+        model: that is trained, whose losses they are.
+        lr: learning rate, where all phases have the same.
+        """
+        own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        values = dict(zip(self.sums, ranks.mean(own, model).tolist(), strict=True))
+        self.sums, self.counts = {}, {}
+        if lr is not None:
+            values["lr"] = lr
+        rate = bar.show(step, values)
+        self.record("step", step, values | {"it_s": round(rate, 3)})
+
+    def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
+        """Figures of a step, as a line of `metrics.jsonl`, an event, and in the tracker."""
+        self.log.metrics(step, **values)
+        self.log.event(event, step=step, **values)
+        if self.tracker:
+            self.tracker.log(dict(values), step=step)
+
+    def validated(self, step: int) -> bool:
+        """Whether `metrics.jsonl` has a figure of validation at this step."""
+        lines = (line for line in metric_lines(self.run.path) if line["step"] == step)
+        return any(key.startswith("val_") for line in lines for key in line)
+
+    def show_picture(self, step: int, path: Path) -> None:
+        """A picture of a step, in the tracker."""
+        if self.tracker:
+            import wandb
+
+            self.tracker.log({"samples": wandb.Image(str(path))}, step=step)
+
+    def pending(self) -> dict[str, Any]:
+        """What is summed up for the next line, for a checkpoint between two lines."""
+        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "counts": dict(self.counts)}
+
+    def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
+        """Goes on from the checkpoint of `step`: takes its sums and drops the lines that were logged later.
+
+        pending: what `pending` gave to the checkpoint; None: it holds none.
+        """
+        if pending:
+            self.sums = {name: total.to(self.bad.device) for name, total in pending["sums"].items()}
+            self.counts = dict(pending["counts"])
+        path = self.run.path / "metrics.jsonl"
+        if ranks.rank() == 0 and path.exists():
+            kept = [line for line in metric_lines(self.run.path) if line["step"] <= step]
+            files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def wandb_run(run: Run, config: Mapping[str, Any]) -> Any:
+    """The run at Weights & Biases, set by its own variables (WANDB_MODE=offline, WANDB_PROJECT, …).
+
+    Raises MissingError where the package is missing, or the service cannot be reached or refuses the key.
+    """
+    try:
+        import wandb
+    except ImportError as e:
+        raise MissingError("`--wandb` needs the package `wandb`", hint="pip install wandb") from e
+    name = run.id
+    id_ = name.replace("/", "-")
+    try:
+        return wandb.init(project="gz", name=name, id=id_, resume="allow", dir=run.path, config=dict(config))
+    except wandb.Error as e:  # no key, a wrong one, no network
+        said = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
+        raise MissingError(
+            f"`--wandb`: {said}",
+            hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later",
+        ) from e

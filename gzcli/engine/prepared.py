@@ -1,0 +1,197 @@
+"""What is made once of every image, so that frozen models run once and not in every epoch.
+
+Two things are. The latents of `data.latent` take the place of the images; they lie in the cache.
+What a stage's model makes of each training image (`Model.prepare`: codes, latents, embeddings) arrives in
+`batch.extra`; it lies in the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli import ranks
+from gzcli.data.batches import TrainBatches, scan
+from gzcli.data.pack import Pack
+from gzcli.engine.capabilities import Prepares
+from gzcli.engine.latent import DiffusersVAE, LatentSpace, new_space
+from gzcli.engine.log import Log
+from gzcli.engine.maps import write_maps
+from gzcli.errors import UsageError
+from gzcli.models.base import Model
+from gzcli.models.nn import full_fp32
+from gzcli.recipe.parts import Part
+from gzcli.store.paths import cache_dir
+from gzcli.store.runs import Run
+from gzcli.types import Batch, DataInfo, mix
+
+PREPARE_BATCH = 128  # images that a model prepares at a time
+ENCODE_BATCH = 64  # images that an autoencoder encodes at a time
+
+
+@dataclass(frozen=True)
+class TrainImages:
+    """The training images of a run as they are trained on.
+
+    pack: the images, or their latents.
+    levels: grey levels; None: latents.
+    seed: of the run.
+    augment: what is done to each at random.
+    """
+
+    pack: Pack
+    levels: int | None
+    device: torch.device
+    seed: int
+    augment: tuple[str, ...]
+
+    def shuffled(
+        self, batch_size: int, n: int | None, prepared: Mapping[str, np.ndarray], needs: Sequence[str]
+    ) -> TrainBatches:
+        """This rank's batches of every step, for ever; the arguments are those of `TrainBatches`."""
+        return TrainBatches(
+            self.pack,
+            seed=self.seed,
+            batch_size=batch_size,
+            levels=self.levels,
+            device=self.device,
+            augment=self.augment,
+            rank=ranks.rank(),
+            world=ranks.world(),
+            n=n,
+            prepared=prepared,
+            needs=needs,
+        )
+
+    def scan(
+        self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
+    ) -> Iterator[Batch]:
+        """The images at `index` once, in batches, augmented by one draw; those of other splits are not.
+
+        purpose: their noise is a function of it and of the run's seed. So it is neither that of samples nor
+          that of held-out images of the same number.
+        """
+        return scan(
+            self.pack,
+            split,
+            batch_size=batch_size,
+            levels=self.levels,
+            device=self.device,
+            index=index,
+            seed=mix(self.seed, purpose),
+            augment=self.augment if split == "train" else (),
+        )
+
+
+def train_images(
+    part: Part, pack: Pack, device: torch.device, run: Run, log: Log
+) -> tuple[TrainImages, DataInfo, LatentSpace | None]:
+    """The training images of a recipe, what its model may know of them, and their latent space.
+
+    With `data.latent` they are latents; without, the space is None.
+
+    pack: the images.
+    """
+    info = pack.info(levels=part.data.levels, steps=part.train.steps)
+    images = TrainImages(pack, info.levels, device, part.seed, part.data.augment)
+    if not part.data.latent:
+        return images, info, None
+    space = new_space(part.data.latent, device, pack, info.levels)
+    latents = latents_of(images, space, part.data.latent_draw == "sample", run, log)
+    return replace(images, pack=latents, levels=None, augment=()), space.info(info), space
+
+
+def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, np.ndarray]:
+    """What a model prepares of training images: maps {key: [N, …]}, {} where it prepares nothing.
+
+    They are read from `RUN/prepared/<key>.npy`, and made first by all ranks where they are not there.
+    """
+    folder = run.path / "prepared"
+    if not isinstance(model, Prepares):
+        return {}
+    if not folder.exists():
+
+        def rows(split: str, index: range) -> Iterator[Batch]:
+            return images.scan(index, purpose="prepare", batch_size=PREPARE_BATCH)
+
+        model.eval()
+        with full_fp32(images.device):  # codes that are nearly tied are those that the verbs will find
+            write_maps(
+                folder,
+                {"train": images.pack.meta.counts["train"]},
+                rows,
+                lambda split, batch: model.prepare(batch),
+                key=_key(run),
+                log=log,
+                title="prepare",
+            )
+        model.train()
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+def with_prepared(model: Model, batch: Batch) -> Batch:
+    """A batch of held-out images with what the model prepares of them, made on the fly."""
+    if isinstance(model, Prepares):
+        batch.extra |= model.prepare(batch)
+    return batch
+
+
+class LatentPack(Pack):
+    """A pack whose images are latents, float16 [N, c, h, w]; labels and captions are those of `pixels`.
+
+    It has no test images, which are encoded as they come.
+    """
+
+    def __init__(self, pixels: Pack, folder: Path):
+        super().__init__(folder, pixels.meta)
+        self.pixels = pixels
+
+    def labels(self, split: str) -> np.ndarray | None:
+        return self.pixels.labels(split)
+
+    def captions(self, split: str) -> list[str] | None:
+        return self.pixels.captions(split)
+
+
+def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, log: Log) -> LatentPack:
+    """The latents of the training and validation images, made now by all ranks where they are not cached.
+
+    Where training images are augmented, each is by one draw.
+
+    draw: whether each latent is a draw of the posterior, in place of its mode.
+
+    Raises UsageError for draws from an autoencoder that has no posterior.
+    """
+    if draw and not isinstance(space.autoencoder, DiffusersVAE):
+        raise UsageError(
+            "`data.latent_draw: sample` is for an `AutoencoderKL`: latents of this run are no distribution",
+            hint="`--set data.latent_draw=mode`",
+        )
+    meta = images.pack.meta
+    random = images.augment or draw
+    seed = mix(images.seed, "prepare") if random else 0
+    made_of = (asdict(space.record()), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
+    digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
+    folder = cache_dir("latents", f"{meta.name}-{digest}")
+    if not folder.exists():
+
+        def rows(split: str, index: range) -> Iterator[Batch]:
+            return images.scan(index, purpose="prepare", batch_size=ENCODE_BATCH, split=split)
+
+        def encoded(split: str, batch: Batch) -> dict[str, Tensor]:
+            return {split: space.encode(batch.x, batch.noise if draw else None).half()}
+
+        counts = {split: meta.counts[split] for split in ("train", "val")}
+        write_maps(folder, counts, rows, encoded, key=_key(run), log=log, title="encode")
+    return LatentPack(images.pack, folder)
+
+
+def _key(run: Run) -> str:
+    """The run's id as a part of a file's name."""
+    return run.id.replace("/", "-")

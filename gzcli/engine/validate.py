@@ -1,0 +1,111 @@
+"""Figures of a model on validation images, of which one chooses the best checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from gzcli import ranks
+from gzcli.data.batches import scan
+from gzcli.data.pack import Pack
+from gzcli.engine import sampler
+from gzcli.engine.capabilities import HasLikelihood
+from gzcli.engine.prepared import with_prepared
+from gzcli.engine.trained import Trained
+from gzcli.metrics import collapse
+from gzcli.metrics.features import LeNetFeatures
+from gzcli.metrics.frechet import frechet_distance
+from gzcli.models.base import Model
+from gzcli.models.nn import double
+
+VALIDATION = 2000  # images
+EVAL_BATCH = 100  # images
+
+
+def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
+    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None: there is none.
+
+    asked: `train.best`; "auto" is bpd where `log_prob` is exact or a bound, fd where the model says so
+      (GANs), and else the validation loss.
+    """
+    if asked == "none" or len(pack.images("val")) == 0:
+        return None
+    if asked != "auto":
+        return asked
+    if model.best != "auto":
+        return model.best
+    return "bpd" if model.likelihood in ("exact", "bound") else "loss"
+
+
+def validate(
+    trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None
+) -> dict[str, float]:
+    """The metric on the first 2,000 validation images, with figures that explain it; less is better.
+
+    A call of every rank; the metric is the same number however many there are.
+
+    metric: "bpd", "fd" or "loss".
+    pack: the images.
+    data: what the model sees of them: the images or their latents.
+    net: whose features `fd` compares, on rank 0.
+    """
+    if metric == "fd":
+        return distances(trained, pack, net)
+    return {metric: likelihood(trained, metric, data)}
+
+
+def likelihood(trained: Trained, metric: str, data: Pack) -> float:
+    """The mean loss of the first phase, or bits per dimension, over validation images.
+
+    Every rank has its share of the same batches.
+    """
+    model, info, device = trained.model, trained.info, trained.device
+    n = min(VALIDATION, len(data.images("val")))
+    firsts = range(ranks.rank() * EVAL_BATCH, n, ranks.world() * EVAL_BATCH)
+    index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
+    total = double(torch.zeros((), device=device))
+    phase = model.phases()[0].name
+    nats = torch.Size(info.shape).numel() * math.log(2)  # of one bit per dimension
+    batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
+    for batch in batches if index else ():
+        if metric == "bpd" and isinstance(model, HasLikelihood):
+            labels = batch.y if model.conditional else None
+            total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
+        else:
+            out = model.loss(with_prepared(model, batch), phase)
+            total += double(out["loss"] if isinstance(out, dict) else out) * len(batch)
+    return float(ranks.total(total)) / n
+
+
+def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
+    """The Fréchet distance of samples to as many validation images, and the share of their diversity.
+
+    net: on rank 0; the other ranks, which only draw samples, get 0.
+
+    Returns `fd`; `distance`, that of pairs of samples as a share of that of real images; and where the net
+    knows the classes of the set `classes`, the entropy of the samples' classes as such a share.
+    """
+    real = pack.images("val")[:VALIDATION]
+    images = sampler.draw(trained, len(real))
+    if net is None:
+        return {"fd": 0.0}
+    several = trained.info.multilabel
+    made, true = net.features(images), net.features(real)
+    seen, known = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
+    found = {
+        "fd": float(frechet_distance(true, made)),
+        "distance": collapse.diversity(made, seen, true, known),
+    }
+    if not net.rotations and not several:
+        found["classes"] = collapse.coverage(seen, known)
+    return found
+
+
+def collapsed(values: Mapping[str, float]) -> str | None:
+    """What to say of a generator whose `distances` are those of one that has collapsed; None: nothing."""
+    if "distance" not in values:
+        return None
+    return collapse.warning(values["distance"], values.get("classes"))

@@ -1,0 +1,79 @@
+"""Runs that an earlier gz trained are sampled and resumed as it would have done.
+
+`old_runs.tar.gz` was made with the code of commit 75c7b40, which kept `space` and `built_on` in the recipe:
+an MLP VAE, a VQ-VAE with its prior in stages, and flow matching on latents of the VAE. Each was trained for
+20 steps; its checkpoint of step 10 and its last weights are kept. `expected.npz` holds what that code drew
+from both, and with which torch on which kind of CPU: there, this test asks for the same bits.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import lines
+from safetensors.torch import load_file
+
+from gzcli.engine import sampler
+from gzcli.engine.__main__ import main
+from gzcli.engine.trained import load_trained
+from gzcli.store import runs
+from gzcli.store.paths import user_dir
+from gzcli.store.runs import Run
+
+NAMES = ("old-vae", "old-vqvae", "old-fm")
+
+
+@pytest.fixture
+def expected(home) -> Iterator[dict[str, np.ndarray]]:
+    """The runs are in the store; what was drawn from them, uint8 [4, 1, 16, 16], by `name/checkpoint`."""
+    with tarfile.open(Path(__file__).with_name("old_runs.tar.gz")) as archive:
+        archive.extractall(user_dir(), filter="data")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as then
+    yield dict(np.load(user_dir("expected.npz")))
+    torch.set_num_threads(threads)
+
+
+def same_machine(expected: dict[str, np.ndarray]) -> bool:
+    return expected["made_by"].tolist() == [torch.__version__, torch.backends.cpu.get_cpu_capability()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_sampled(name, expected):
+    for checkpoint in ("finished", "10"):
+        then = expected[f"{name}/{checkpoint}"]
+        now = sampler.draw(load_trained(runs.find(name), "cpu", checkpoint), len(then), seed=3)
+        if same_machine(expected):
+            assert np.array_equal(now, then)
+        assert np.abs(now.astype(int) - then).max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_resumed(name, expected):
+    run = runs.find(name)
+    parts = run.stages or [run]
+    then = [load_file(part.path / "model.safetensors") for part in parts]
+    logged = [figures(part) for part in parts]
+    for part in {run, *parts}:
+        part.update(state="interrupted")
+        (part.path / "model.safetensors").unlink(missing_ok=True)
+    assert main(run.path) == 0 and run.state == "finished"
+    for part, weights, before in zip(parts, then, logged, strict=True):
+        assert "resumed at step 10" in (part.path / "log.txt").read_text()
+        now = load_file(part.path / "model.safetensors")
+        assert now.keys() == weights.keys()
+        for key, value in weights.items():
+            torch.testing.assert_close(now[key], value)
+            assert torch.equal(now[key], value) or not same_machine(expected), key
+        assert figures(part) == [pytest.approx(line, rel=1e-4) for line in before]
+
+
+def figures(run: Run) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for what the clock said."""
+    return [{k: v for k, v in line.items() if k != "it_s"} for line in lines(run.path / "metrics.jsonl")]
