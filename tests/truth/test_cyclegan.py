@@ -18,10 +18,11 @@ from gzcli.data.batches import TrainBatches, to_uint8
 from gzcli.data.open import open_named
 from gzcli.engine import optim, state
 from gzcli.errors import UsageError
-from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, Translator
+from gzcli.models.gan.cyclegan import MEMORY, CycleGAN
 from gzcli.models.gan.pool import ImagePool
+from gzcli.models.gan.translator import Translator, TranslatorOptions
 from gzcli.models.nn import PatchGAN
-from gzcli.models.vae.ssim import gaussian_window, ssim_parts
+from gzcli.models.nn.ssim import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
@@ -44,7 +45,7 @@ def batch(a: torch.Tensor, b: torch.Tensor, step: int = 0) -> Batch:
 def model(info: DataInfo = INFO, **options) -> CycleGAN:
     """A small one with weights large enough for its translators to differ."""
     torch.manual_seed(0)
-    net = CycleGAN(info, **SMALL | options)
+    net = CycleGAN.of(info, **SMALL | options)
     for p in net.parameters():
         p.data = 0.3 * torch.randn_like(p)
     return net
@@ -173,7 +174,7 @@ def test_weights_of_another_run_come_with_an_empty_pool():
 
 def test_the_translator_against_plain_layers():
     torch.manual_seed(0)
-    net, x = Translator(3, 4, 2, 2), images(2, (3, 16, 16))
+    net, x = Translator(3, TranslatorOptions(4, 2, 2)), images(2, (3, 16, 16))
 
     def conv(i: int, o: int, kernel: int) -> list[nn.Module]:
         return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(i, o, kernel, bias=kernel == 7 and o == 3)]
@@ -213,7 +214,7 @@ def test_sizes_of_the_paper():
     tree = resolve("cyclegan", data="horse2zebra").tree()
     options = {k: v for k, v in tree["model"].items() if k != "name"}
     with torch.device("meta"):
-        net = CycleGAN(DataInfo((3, 256, 256), 256, ("A", "B")), **options)
+        net = CycleGAN.of(DataInfo((3, 256, 256), 256, ("A", "B")), **options)
     undone = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
     assert sum(p.numel() for p in net.a_to_b.parameters()) == 11_378_179 - undone
     assert sum(p.numel() for p in net.disc_b.parameters()) == 2_764_737 - (128 + 256 + 512)
@@ -234,7 +235,7 @@ def test_a_patch_has_70_pixels():
 @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 18, 27), (1, 9, 9)])
 def test_any_image_size_in_bf16(shape):
     net, a, b = (
-        CycleGAN(DataInfo(shape, 256, ("A", "B")), **SMALL | {"halvings": 2}),
+        CycleGAN.of(DataInfo(shape, 256, ("A", "B")), **SMALL | {"halvings": 2}),
         images(2, shape),
         images(2, shape, 1),
     )
@@ -252,7 +253,7 @@ def test_any_image_size_in_bf16(shape):
 
 def test_images_that_are_too_small():
     with pytest.raises(UsageError, match="3 halvings") as e:
-        CycleGAN(DataInfo((1, 8, 8), 256, ("A", "B")), **SMALL | {"halvings": 3})
+        CycleGAN.of(DataInfo((1, 8, 8), 256, ("A", "B")), **SMALL | {"halvings": 3})
     assert "model.halvings" in e.value.hint
 
 

@@ -30,7 +30,7 @@ STEP = partial(Step, components=3, hidden=8, blocks=1, heads=2, attention=64, dr
 
 def model_of(shape=(1, 4, 8), levels=256, classes=DIGITS, size=0.1, **options) -> FlowPP:
     torch.manual_seed(0)
-    return roughen(FlowPP(DataInfo(shape, levels, classes), **SMALL | options), size)
+    return roughen(FlowPP.of(DataInfo(shape, levels, classes), **SMALL | options), size)
 
 
 def mixture(n: int, K: int = 5, spread: float = 3.0, dtype=torch.float64, seed: int = 0) -> LogisticMixture:
@@ -312,10 +312,10 @@ def test_dropout_is_off_in_eval_mode():
 
 def test_what_does_not_divide_is_refused_with_what_to_do():
     with pytest.raises(UsageError, match="28×28") as error:
-        FlowPP(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 1))
+        FlowPP.of(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 1))
     assert "`data.size=32`" in error.value.hint
-    FlowPP(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 0))
+    FlowPP.of(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 0))
     with pytest.raises(UsageError, match=r"model\.channel"):
-        FlowPP(DataInfo((1, 28, 28)), channel=(1, 1), checkerboard=(1, 1))
+        FlowPP.of(DataInfo((1, 28, 28)), channel=(1, 1), checkerboard=(1, 1))
     with pytest.raises(UsageError, match=r"model\.heads=5"):
-        FlowPP(DataInfo((1, 28, 28)), heads=5)
+        FlowPP.of(DataInfo((1, 28, 28)), heads=5)
