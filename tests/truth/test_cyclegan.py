@@ -39,7 +39,9 @@ def images(n: int, shape: tuple[int, ...] = (1, 16, 16), seed: int = 0) -> torch
 
 
 def batch(a: torch.Tensor, b: torch.Tensor, step: int = 0) -> Batch:
-    return Batch(a, None, torch.arange(len(a)), BatchNoise(0, step, "main", total=len(a)), {"b": b})
+    return Batch(
+        a, None, torch.arange(len(a)), BatchNoise(0, step, "main", total=len(a)), {"second_domain": b}
+    )
 
 
 def model(info: DataInfo = INFO, **options) -> CycleGAN:
@@ -346,7 +348,15 @@ def folder(tmp_path):
 
 def batches(pack, **options) -> TrainBatches:
     return TrainBatches(
-        pack, **{"seed": 3, "batch_size": 4, "levels": 256, "device": "cpu", "needs": ("b",), **options}
+        pack,
+        **{
+            "seed": 3,
+            "batch_size": 4,
+            "levels": 256,
+            "device": "cpu",
+            "needs": ("second_domain",),
+            **options,
+        },
     )
 
 
@@ -359,7 +369,9 @@ def test_each_domain_has_epochs_of_its_own(folder):
     seen = [source.at(step) for step in range(steps)]
     assert all((part.y == 0).all() and (labels[part.index.numpy()] == 0).all() for part in seen)
     for known, x in zip(
-        every, (torch.cat([s.x for s in seen]), torch.cat([s.extra["b"] for s in seen])), strict=True
+        every,
+        (torch.cat([s.x for s in seen]), torch.cat([s.extra["second_domain"] for s in seen])),
+        strict=True,
     ):
         shown = [bytes(image) for image in to_uint8(x).numpy()]
         epochs = [shown[i : i + len(known)] for i in range(0, len(shown), len(known))]
@@ -372,7 +384,7 @@ def test_domains_are_not_paired():
     partners = {}
     for step in range(30):
         part = source.at(step)
-        for i, b in zip(part.index.tolist(), part.extra["b"], strict=True):
+        for i, b in zip(part.index.tolist(), part.extra["second_domain"], strict=True):
             partners.setdefault(i, set()).add(bytes(to_uint8(b).numpy()))
     assert np.mean([len(met) > 1 for met in partners.values()]) > 0.9
 
@@ -385,17 +397,28 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_the_processes(folder, l
     for step, whole in zip((30, 9, 1, 0), forward[::-1], strict=True):
         alone = batches(pack, **options).at(step)
         parts = [batches(pack, rank=rank, world=2, **options).at(step) for rank in (0, 1)]
-        assert torch.equal(whole.x, alone.x) and torch.equal(whole.extra["b"], alone.extra["b"])
+        assert torch.equal(whole.x, alone.x) and torch.equal(
+            whole.extra["second_domain"], alone.extra["second_domain"]
+        )
         assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
-        assert torch.equal(whole.extra["b"], torch.cat([part.extra["b"] for part in parts]))
-    assert torch.equal(whole.rows(slice(1, 3), whole.noise).extra["b"], whole.extra["b"][1:3])
-    assert not torch.equal(forward[0].extra["b"], batches(pack, seed=4, **options).at(0).extra["b"])
+        assert torch.equal(
+            whole.extra["second_domain"], torch.cat([part.extra["second_domain"] for part in parts])
+        )
+    assert torch.equal(
+        whole.rows(slice(1, 3), whole.noise).extra["second_domain"], whole.extra["second_domain"][1:3]
+    )
+    assert not torch.equal(
+        forward[0].extra["second_domain"], batches(pack, seed=4, **options).at(0).extra["second_domain"]
+    )
 
 
 def test_a_subset_is_of_each_domain(folder):
     source = batches(open_named(folder), n=3)
     seen = [source.at(step) for step in range(6)]
-    for x in (torch.cat([part.x for part in seen]), torch.cat([part.extra["b"] for part in seen])):
+    for x in (
+        torch.cat([part.x for part in seen]),
+        torch.cat([part.extra["second_domain"] for part in seen]),
+    ):
         assert len(x.unique(dim=0)) == 3
 
 
@@ -411,7 +434,7 @@ def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, m
         one, two = packed.at(step), lazy.at(step)
         assert (
             torch.equal(one.x, two.x)
-            and torch.equal(one.extra["b"], two.extra["b"])
+            and torch.equal(one.extra["second_domain"], two.extra["second_domain"])
             and torch.equal(one.y, two.y)
         )
     lazy.at(20)

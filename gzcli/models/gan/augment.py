@@ -1,7 +1,8 @@
 """Differentiable augmentation of what a discriminator sees — Zhao et al. 2020, arXiv:2006.10738, section 3.3.
 
-Real and generated images are changed at random alike, and the generator's gradient passes through the change. So
-a discriminator of few images cannot memorise them, and the generator does not learn the augmentation itself.
+Real and generated images are changed at random alike, and the generator's gradient passes through the change.
+So a discriminator of few images cannot memorise them, and the generator does not learn the augmentation
+itself.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from gzcli.types import Noise
 
 
 def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
-    """Images [B, C, H, W] under the augmentations named by `policy`, in the order of `POLICIES`. Each image has
-    draws of its own."""
+    """Images [B, C, H, W] under the augmentations named by `policy`, in the order of `POLICIES`. Each image
+    has draws of its own."""
     for name, augmented in POLICIES.items():
         if name in policy:
             x = augmented(x, noise.rand(len(x), 3))

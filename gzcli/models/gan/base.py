@@ -28,8 +28,8 @@ class AdversarialOptions:
 
     n_critic: discriminator updates per generator update
     penalty: weight λ of the gradient penalty between real and fake images (WGAN-GP, arXiv:1704.00028, eq. 3)
-    augment: differentiable augmentations of the images that the discriminator sees, for sets of few images, any
-      of `color`, `translation` and `cutout`
+    augment: differentiable augmentations of the images that the discriminator sees, for sets of few images,
+      any of `color`, `translation` and `cutout`
     """
 
     n_critic: int = 1
@@ -41,8 +41,8 @@ class AdversarialOptions:
 class GANOptions(AdversarialOptions):
     """The same with a choice of losses.
 
-    objective: the losses of both nets, `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017) or `wasserstein`
-      (Arjovsky 2017)
+    objective: the losses of both nets, `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017) or
+      `wasserstein` (Arjovsky 2017)
     r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9)
     r1_every: steps from one such penalty to the next, which is as many times as strong (Karras 2020,
       arXiv:1912.04958, appendix B)
@@ -172,7 +172,8 @@ class GAN(InvertibleGAN):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−f(x), as the critic gives real images large values; a conditional critic's mean over the classes."""
+        """−f(x), as the critic gives real images large values; a conditional critic's mean over the
+        classes."""
         if not self.conditional:
             return -self.critic(x)
         classes = spread_labels(None, len(self.data.classes), self.data, x.device)

@@ -1,10 +1,10 @@
 """CycleGAN — Zhu, Park, Isola & Efros 2017, "Unpaired Image-to-Image Translation using Cycle-Consistent
 Adversarial Networks", arXiv:1703.10593.
 
-    generator:     E (D_B(G(a)) − 1)² + E (D_A(F(b)) − 1)²                                     (eq. 1, section 4)
-                   + λ (E ‖F(G(a)) − a‖₁ + E ‖G(F(b)) − b‖₁)                                   (eq. 2)
-                   + λ·ι (E ‖G(b) − b‖₁ + E ‖F(a) − a‖₁)                                       (section 5.2)
-    discriminator: E (D(real) − 1)² / 2 + E D(fake)² / 2, of both domains                      (section 4)
+    generator:     E (D_B(G(a)) − 1)² + E (D_A(F(b)) − 1)²                          (eq. 1, section 4)
+                   + λ (E ‖F(G(a)) − a‖₁ + E ‖G(F(b)) − b‖₁)                        (eq. 2)
+                   + λ·ι (E ‖G(b) − b‖₁ + E ‖F(a) − a‖₁)                            (section 5.2)
+    discriminator: E (D(real) − 1)² / 2 + E D(fake)² / 2, of both domains           (section 4)
 
 G: A → B and F: B → A are learned from unpaired images a and b. All norms are means over the pixels.
 """
@@ -52,17 +52,17 @@ class DiscriminatorOptions:
 class CycleGAN(Model):
     """Two translators and two discriminators, for a set of two classes: A is the first, B the second.
 
-    A step takes a batch of each domain. The discriminators' fakes are made anew, by the generators that were just
-    updated. Raises UsageError for images that are too small.
+    A step takes a batch of each domain. The discriminators' fakes are made anew, by the generators that were
+    just updated. Raises UsageError for images that are too small.
 
     cycle: weight λ of the cycle's L1 error
-    identity: weight ι of the L1 change of images that are of the target domain already, as a share of λ; it keeps
-      colours
+    identity: weight ι of the L1 change of images that are of the target domain already, as a share of λ; it
+      keeps colours
     pool: number of earlier fakes of a domain that its discriminator may be shown again
     """
 
     paper = "Zhu et al. 2017, arXiv:1703.10593"
-    needs: ClassVar = ("b",)
+    needs: ClassVar = ("second_domain",)
     memory: Tensor  # the kept training images as bytes, [2, MEMORY, C, H, W]; 0 until the first step
 
     def __init__(
@@ -100,8 +100,9 @@ class CycleGAN(Model):
         ]
 
     def on_start(self, batch: Batch) -> None:
-        """Fills the memory with the first batch, repeated, unless it was loaded. The host waits for no result."""
-        first = self.seen(batch.x, batch.extra["b"])
+        """Fills the memory with the first batch, repeated, unless it was loaded. The host waits for no
+        result."""
+        first = self.seen(batch.x, batch.extra["second_domain"])
         over = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
         self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, over))
 
@@ -124,11 +125,11 @@ class CycleGAN(Model):
         return to_levels(torch.stack([ranks.rows(a, self), ranks.rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """The loss of a phase. Held-out images come as one batch of both domains, told apart by their labels; for
-        them it is the generators' cycle loss."""
-        if "b" not in batch.extra:
-            return {"loss": self.cycle * self.cycle_error(batch.x, batch.y == 0).mean()}
-        a, b = batch.x, batch.extra["b"]
+        """The loss of a phase. Held-out images come as one batch of both domains, told apart by their labels;
+        for them it is the generators' cycle loss."""
+        if "second_domain" not in batch.extra:
+            return {"loss": self.cycle * self.cycle_error(batch.x, self.of_a(batch.x, batch.y)).mean()}
+        a, b = batch.x, batch.extra["second_domain"]
         if phase == "discriminator":
             return self.discriminator_loss(a, b, batch.noise)
         if self.training:
@@ -152,8 +153,8 @@ class CycleGAN(Model):
     def translated(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Each image translated to the other domain, [B, C, H, W].
 
-        from_a: whether the images are of A, for all of them or for each [B]; for each, both nets translate every
-          image, since choosing rows would make the host wait for the device
+        from_a: whether the images are of A, for all of them or for each [B]; for each, both nets translate
+          every image, since choosing rows would make the host wait for the device
         """
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
@@ -168,8 +169,11 @@ class CycleGAN(Model):
         """Mean absolute difference of each image and its translation there and back, [B]."""
         return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
 
-    def looks_like_a(self, x: Tensor) -> Tensor:
-        """Whether each image is classified as one of A, [B]: the translator to A changes it less."""
+    def of_a(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Whether each image is of A, [B], by its label y. Without labels it is one where the translator to A
+        changes it less than the translator to B does."""
+        if y is not None:
+            return y.eq(0)
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))
         return to_a < to_b
 
@@ -194,7 +198,8 @@ class CycleGAN(Model):
         return x
 
     def remembered(self, n: int, noise: Noise, direction: OneWay) -> tuple[Tensor, Tensor]:
-        """The kept images that can be translated in a direction, as bytes, and the indices [n] of those drawn."""
+        """The kept images that can be translated in a direction, as bytes, and the indices [n] of those
+        drawn."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         known = self.memory[domains].flatten(0, 1)
         return known, noise.randint(len(known), n)
@@ -214,16 +219,18 @@ class CycleGAN(Model):
         progress: Progress,
         direction: Direction = "auto",
     ) -> Applied:
-        """Images translated to the other domain. Raises UsageError where none can be translated in the direction.
+        """Images translated to the other domain.
 
-        direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images where they
-          have no labels; `auto` translates all, each from its own domain, which without labels is the one whose
-          translator changes it less
+        Raises UsageError where none can be translated in the direction.
+
+        direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images where
+          they have no labels; `auto` translates all, each from its own domain, which without labels is the
+          one whose translator changes it less
         """
         rows, from_a = self.suited(x, direction, y)
         x = self.translated(x[rows], from_a)
         progress(1, 1, x)
-        labels = torch.zeros_like(rows) + from_a  # of B, where it came from A
+        labels = torch.zeros_like(rows) + from_a  # class 1, which is B, for an image of A
         return Applied(x, rows=("translation",), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     @torch.no_grad()
@@ -247,11 +254,11 @@ class CycleGAN(Model):
         return Applied(x, rows=("there and back",), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     def suited(self, x: Tensor, direction: Direction, y: Tensor | None) -> tuple[Tensor, Tensor | bool]:
-        """The indices of the images that can be translated in a direction, and whether they are of A, for all of
-        them or for each."""
+        """The indices of the images that can be translated in a direction, and whether they are of A, for all
+        of them or for each."""
         rows = torch.arange(len(x), device=x.device)
         if direction == "auto":
-            return rows, self.looks_like_a(x) if y is None else y == 0
+            return rows, self.of_a(x, y)
         from_a = direction == "AtoB"
         rows = rows if y is None else rows[(y == 0) == from_a]
         if not len(rows):
@@ -265,7 +272,7 @@ class CycleGAN(Model):
         sums, n = torch.zeros(3, dtype=torch.float64), 0
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
-            x, from_a = batch.x, batch.y == 0
+            x, from_a = batch.x, self.of_a(batch.x, batch.y)
             same = (self.translated(x, ~from_a) - x).abs()
             like = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
             found = (self.cycle_error(x, from_a) / 2, same.flatten(1).mean(1) / 2, like.mean(1))
@@ -276,7 +283,8 @@ class CycleGAN(Model):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−max(D_A(x), D_B(x)), each the mean over its patches: large where neither takes x for a real image."""
+        """−max(D_A(x), D_B(x)), each the mean over its patches: large where neither takes x for a real
+        image."""
         return -torch.maximum(*(net(x).flatten(1).mean(1) for net in (self.disc_a, self.disc_b)))
 
     def score_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
@@ -285,6 +293,7 @@ class CycleGAN(Model):
 
 
 def lsgan(disc: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss by least squares instead of log-likelihoods (Mao et al. 2016, arXiv:1611.04076)."""
+    """The discriminator's loss by least squares instead of log-likelihoods (Mao et al. 2016,
+    arXiv:1611.04076)."""
     on_real, on_fake = disc(torch.cat([real, fake])).chunk(2)
     return 0.5 * ((on_real - 1).square().mean() + on_fake.square().mean())

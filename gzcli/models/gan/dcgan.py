@@ -1,6 +1,6 @@
-"""DCGAN — Radford, Metz & Chintala 2015, arXiv:1511.06434: strided convolutions in both nets, without pooling, and
-without dense layers between them. Later means of stable training can be added: other objectives, spectral norm, R1,
-augmentation."""
+"""DCGAN — Radford, Metz & Chintala 2015, arXiv:1511.06434: strided convolutions in both nets, without
+pooling, and without dense layers between them. Later means of stable training can be added: other objectives,
+spectral norm, R1, augmentation."""
 
 from __future__ import annotations
 

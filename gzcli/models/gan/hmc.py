@@ -1,7 +1,8 @@
 """Hamiltonian Monte Carlo — Neal 2011, "MCMC using Hamiltonian dynamics", arXiv:1206.1901, section 3.
 
-Each chain moves (z, p), p its momentum, along H = U(z) + ‖p‖²/2, U = −log of its target, by leapfrog steps. It
-accepts the end with probability min(1, exp(H_start − H_end)), which corrects for the steps' error of O(ε²).
+Each chain moves (z, p), p its momentum, along H = U(z) + ‖p‖²/2, U = −log of its target, by leapfrog steps.
+It accepts the end with probability min(1, exp(H_start − H_end)), which corrects for the steps' error of
+O(ε²).
 """
 
 from __future__ import annotations

@@ -55,11 +55,11 @@ class InvertibleGAN(Model):
         """z [B, latent] near each image, its labels, and its distance [B], found by Adam from the best start.
 
         distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest
-        feature map. The best z of all steps counts. The images' sum is minimised and Adam works elementwise, so
-        that an image's z does not depend on its batch.
+        feature map. The best z of all steps counts. The images' sum is minimised and Adam works elementwise,
+        so that an image's z does not depend on its batch.
 
-        labels: those of x; without them a conditional model starts from every class (multi-label: from no class
-          and from each alone), and half-way chooses the labels of the least distance
+        labels: those of x; without them a conditional model starts from every class (multi-label: from no
+          class and from each alone), and half-way chooses the labels of the least distance
         """
         n, tries = len(x), self.first_labels(x, labels, search.starts)
         starts, feature = len(tries), search.feature
@@ -136,10 +136,11 @@ class InvertibleGAN(Model):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … along great circles of z, between the generator's nearest images.
+        """The way from image 0 to 1, 2 to 3, … along great circles of z, between the generator's nearest
+        images.
 
-        A conditional model changes the label half-way. Raises UsageError for fewer than two images or steps, or
-        for no search.
+        A conditional model changes the label half-way. Raises UsageError for fewer than two images or steps,
+        or for no search.
 
         steps: images of a way, both ends included
         search: gradient steps of the search for z
@@ -168,7 +169,8 @@ class InvertibleGAN(Model):
         span: float = 3.0,
         search: int = 100,
     ) -> Applied:
-        """The generator's nearest image to the first of x, changed along the coordinates of z that change it most.
+        """The generator's nearest image to the first of x, changed along the coordinates of z that change it
+        most.
 
         Raises UsageError for fewer than one of `dims`, `steps` or `search`.
 

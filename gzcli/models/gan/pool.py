@@ -14,9 +14,9 @@ from gzcli.types import Noise
 class ImagePool(nn.Module):
     """Up to `size` earlier fakes.
 
-    Until the pool is full, every image is stored and shown. From then on, an image is either shown itself, or it
-    replaces a stored one, which is shown. Each rank has its own pool, so it is extra state and no buffer: buffers
-    are equal on all ranks.
+    Until the pool is full, every image is stored and shown. From then on, an image is either shown itself, or
+    it replaces a stored one, which is shown. Each rank has its own pool, so it is extra state and no buffer:
+    buffers are equal on all ranks.
 
     size: number of images; a pool of 0 shows every image itself
     """

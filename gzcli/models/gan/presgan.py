@@ -1,11 +1,11 @@
 """Prescribed GAN — Dieng, Ruiz, Blei & Titsias 2019, "Prescribed Generative Adversarial Networks",
 arXiv:1910.04302.
 
-The generator's image has noise of its own, x = G(z) + σ ε, ε ~ N(0, I). So p(x | z) = N(G(z), σ²) is a density, and
-the entropy of p(x), which is small for a collapsed generator, can be raised:
+The generator's image has noise of its own, x = G(z) + σ ε, ε ~ N(0, I). So p(x | z) = N(G(z), σ²) is a
+density, and the entropy of p(x), which is small for a collapsed generator, can be raised:
 
-    min over G, σ:  E −log D(x)  −  λ H(p)                                                              (eq. 6)
-    ∇ H = −E[∇ₓ log p(x) · ∂x],    ∇ₓ log p(x) = −E over p(z' | x) of (x − G(z')) / σ²                  (eq. 9, 11)
+    min over G, σ:  E −log D(x)  −  λ H(p)                                                   (eq. 6)
+    ∇ H = −E[∇ₓ log p(x) · ∂x],    ∇ₓ log p(x) = −E over p(z' | x) of (x − G(z')) / σ²       (eq. 9, 11)
 
 z' ~ p(z | x) comes from Hamiltonian Monte Carlo through the generator, started at the z that made x.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,8 @@ class EntropyOptions:
 class PresGAN(GAN):
     """A DCGAN whose pixels have learned noise, trained with the entropy of its images.
 
-    The other keys are those of `dcgan`. The generator must not have batch norm: the likelihood of an image would
-    then depend on the others of its batch.
+    The other keys are those of `dcgan`. The generator must not have batch norm: the likelihood of an image
+    would then depend on the others of its batch.
 
     conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input
     """
@@ -90,8 +91,8 @@ class PresGAN(GAN):
 
     def phases(self) -> list[Phase]:
         # Adam moves log σ by as much a step as any weight, which would take it thousands of steps
-        noise = {"params": [self.log_sigma], "lr_scale": 5.0, "weight_decay": 0.0}
-        generator = {"params": list(self.generator.parameters())}
+        noise: dict[str, Any] = {"params": [self.log_sigma], "lr_scale": 5.0, "weight_decay": 0.0}
+        generator: dict[str, Any] = {"params": list(self.generator.parameters())}
         return [
             Phase("critic", list(self.critic.parameters())),
             Phase("generator", [generator, noise], every=self.options.n_critic),
@@ -104,8 +105,8 @@ class PresGAN(GAN):
     # ---- training
 
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        """The loss of images with noise. Real images get the noise of the fakes, so that it does not tell them
-        apart."""
+        """The loss of images with noise. Real images get the noise of the fakes, so that it does not tell
+        them apart."""
         sigma = self.sigma().detach()
         real, fake = (x + sigma * batch.noise.randn(*x.shape) for x in (real, fake))
         return super().critic_loss(batch, real, fake, y)

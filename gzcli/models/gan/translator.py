@@ -28,8 +28,8 @@ class TranslatorOptions:
 
 
 class Translator(nn.Module):
-    """Images [B, C, H, W] of one domain → of the other, in [-1, 1], fp32. Sides of any size; odd halves are rounded
-    up."""
+    """Images [B, C, H, W] of one domain → of the other, in [-1, 1], fp32. Sides of any size; odd halves are
+    rounded up."""
 
     def __init__(self, channels: int, options: TranslatorOptions):
         super().__init__()

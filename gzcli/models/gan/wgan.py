@@ -1,10 +1,10 @@
 """WGAN-GP — Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", arXiv:1704.00028.
 
-    critic:    max  E f(x) − E f(G(z)) − λ E (‖∇ f(x̂)‖ − 1)²,   x̂ uniform on the line from G(z) to x    (eq. 3)
+    critic:    max  E f(x) − E f(G(z)) − λ E (‖∇ f(x̂)‖ − 1)²                      (eq. 3)
     generator: max  E f(G(z))
 
-The critic's output is unbounded, so it has no sigmoid. It has no batch norm either, as the penalty is defined for
-each image by itself (section 4).
+with x̂ uniform on the line from G(z) to x. The critic's output is unbounded, so it has no sigmoid. It has no
+batch norm either, as the penalty is defined for each image by itself (section 4).
 """
 
 from __future__ import annotations

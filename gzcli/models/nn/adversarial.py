@@ -20,7 +20,7 @@ class AdversarialLoss(NamedTuple):
 
 
 OBJECTIVES: dict[Objective, AdversarialLoss] = {
-    # −log σ(f(x)) − log σ(−f(G(z))) and −log σ(f(G(z))): Goodfellow 2014, arXiv:1406.2661, eq. 1 and section 3
+    # −log σ(f(x)) − log σ(−f(G(z))) and −log σ(f(G(z))): Goodfellow 2014, arXiv:1406.2661, eq. 1, section 3
     "nonsaturating": AdversarialLoss(
         lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
         lambda fake: F.softplus(-fake).mean(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,19 @@ FLOAT64 = ("cpu", "cuda")  # types of devices that compute in float64; MPS has n
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
+class Modules(nn.ModuleList, Generic[Layer]):
+    """A list of modules of one type, which type checkers know."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Layer]: ...
+
+        def __reversed__(self) -> Iterator[Layer]: ...
+
+
 class ClassEmbedding(nn.Module):
-    """Embeds labels: [B] integers, [B, K] multi-hot, or None, which is the null label, the last row of the table.
+    """Embeds labels: [B] integers, [B, K] multi-hot, or None, which is the null label, the last row of the
+    table.
 
     Multi-hot labels are embedded as the sum of their classes' rows, so the zero vector stands for no class.
 
@@ -59,8 +70,8 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
 def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
     """Labels of a smaller distance than y, and that distance [B], by coordinate descent over the classes.
 
-    Each class in turn replaces the label of a row, or for multi-label data is added to or removed from its set,
-    and stays where that lowers the distance of the row.
+    Each class in turn replaces the label of a row, or for multi-label data is added to or removed from its
+    set, and stays where that lowers the distance of the row.
 
     distance: the distance [B] of labels
     y: the labels to start from, [B] or [B, K]
@@ -80,7 +91,8 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
 
 
 def at_least(least: int, **values: int | None) -> None:
-    """Raises UsageError for an option below `least`. A keyword names each option; None means that it is unset."""
+    """Raises UsageError for an option below `least`. A keyword names each option; None means that it is
+    unset."""
     for name, value in values.items():
         if value is not None and value < least:
             raise UsageError(f"`{name}` must be {least} or more, not {value}")
@@ -157,8 +169,8 @@ def fresh_statistics(model: nn.Module) -> Iterator[bool]:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """Inside, products are in full fp32: no autocast, no TF32. For maps that are inverted, and for results that
-    must not depend on the device."""
+    """Inside, products are in full fp32: no autocast, no TF32. For maps that are inverted, and for results
+    that must not depend on the device."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

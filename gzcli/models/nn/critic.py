@@ -28,7 +28,8 @@ class CriticOptions:
 
     disc_norm: normalisation after every convolution of the discriminator but the first
     kernel: side of its strided convolutions, in pixels
-    spectral: whether each of its weights is divided by its largest singular value (Miyato 2018, arXiv:1802.05957)
+    spectral: whether each of its weights is divided by its largest singular value (Miyato 2018,
+      arXiv:1802.05957)
     """
 
     disc_norm: Norm = "none"
@@ -51,8 +52,8 @@ def widths(width: int, scales: int) -> list[int]:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that shares its running statistics between ranks. In training each rank normalises by its own
-    images."""
+    """Batch norm that shares its running statistics between ranks. In training each rank normalises by its
+    own images."""
 
     running_mean: Tensor
     running_var: Tensor

@@ -38,8 +38,9 @@ class LogisticMixture:
     A component's mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need neither mixture nor scale:
     then P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).
 
-    `size` parameters describe a pixel: M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and raw
-    coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` uniform numbers a pixel.
+    `size` parameters describe a pixel: M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
+    raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` uniform numbers a
+    pixel.
 
     channels: channels C of a pixel
     levels: number of grey levels L
@@ -69,7 +70,8 @@ class LogisticMixture:
         return (logits.log_softmax(-1) + log_mass).logsumexp(-1)
 
     def draw(self, params: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """Pixels [..., C] in [-1, 1], drawn by inversion: the component by u[..., 0], then channel by channel.
+        """Pixels [..., C] in [-1, 1], drawn by inversion: the component by u[..., 0], then channel by
+        channel.
 
         u: uniform numbers on [0, 1), [..., C + 1]
         temperature: divides the logits and multiplies the scales

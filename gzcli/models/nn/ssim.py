@@ -44,9 +44,9 @@ def ssim_parts(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
 def ms_ssim(x: Tensor, y: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tensor:
     """MS-SSIM [B] of images x and y [B, C, H, W] in [-1, 1], computed in fp32; at most 1.
 
-    Images below 64 pixels get a window of at most 7, and only the scales that are as large as the window count,
-    their exponents divided by their sum. A negative contrast term is raised to 1e-4, since a negative number has
-    no fractional power.
+    Images below 64 pixels get a window of at most 7, and only the scales that are as large as the window
+    count, their exponents divided by their sum. A negative contrast term is raised to 1e-4, since a negative
+    number has no fractional power.
 
     size: side of the window in pixels
     sigma: standard deviation of the window of 11 pixels, in pixels; it shrinks with the window

@@ -1,10 +1,10 @@
 """Adversarial autoencoder — Makhzani et al. 2015, arXiv:1511.05644.
 
-Encoder and decoder lower the reconstruction error. A discriminator learns to distinguish codes from draws of the
-prior N(0, I), and the encoder learns to make its codes indistinguishable from them, so that they get the prior's
-distribution (section 2). The encoder has one update for both losses, where the paper has two.
-A variant has a discriminator of images as well (after Larsen 2015, arXiv:1512.09300), which trains the decoder on
-draws of the prior.
+Encoder and decoder lower the reconstruction error. A discriminator learns to distinguish codes from draws of
+the prior N(0, I), and the encoder learns to make its codes indistinguishable from them, so that they get the
+prior's distribution (section 2). The encoder has one update for both losses, where the paper has two. A
+variant has a discriminator of images as well (after Larsen 2015, arXiv:1512.09300), which trains the decoder
+on draws of the prior.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class AAEOptions:
     posterior: whether a code is a function of the image (`deterministic`), or a draw of a Gaussian
     disc_hidden: widths of the layers of the discriminator of codes
     code_weight: weight of the encoder's adversarial loss, beside the squared error summed over pixels
-    image_weight: weight of the decoder's adversarial loss by a discriminator of images; 0, as in the paper, has no
-      such discriminator
+    image_weight: weight of the decoder's adversarial loss by a discriminator of images; 0, as in the paper,
+      has no such discriminator
     image_width: channels of the finest scale of the discriminator of images
     """
 
@@ -79,7 +79,8 @@ class AAE(Model):
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Codes [B, latent].
 
-        eps: standard normal [B, latent], for a draw of a Gaussian posterior, whose mean is the code without it
+        eps: standard normal [B, latent], for a draw of a Gaussian posterior, whose mean is the code without
+          it
         """
         if self.options.posterior == "deterministic":
             return to_fp32(self.encoder(x))
@@ -87,8 +88,8 @@ class AAE(Model):
         return mu if eps is None else drawn(mu, logvar.clamp(*LOGVAR), eps)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]. Without labels y a conditional decoder is given the
-        mean of the classes' embeddings."""
+        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]. Without labels y a conditional decoder is
+        given the mean of the classes' embeddings."""
         if self.labels is None:
             return torch.tanh(to_fp32(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))

@@ -37,8 +37,8 @@ class LabelOptions:
 class HiddenLabelOptions(LabelOptions):
     """Labels that training hides now and then, so that images without labels have a likelihood.
 
-    label_dropout: share of training images, in [0, 1], whose label is replaced by the null label; the null label
-      stands for `labels=None` in likelihoods and scores
+    label_dropout: share of training images, in [0, 1], whose label is replaced by the null label; the null
+      label stands for `labels=None` in likelihoods and scores
     """
 
     label_dropout: float = 0.1

@@ -68,8 +68,8 @@ def small(conv: nn.Conv2d) -> nn.Conv2d:
 class SpectralNorms(nn.Module):
     """Σ s_l, where s_l is the largest singular value of convolution l's weight, as a matrix [out, the rest].
 
-    A call in training mode makes one step of the power method. Weights of one shape are multiplied in one batch.
-    The left singular vectors u are buffers, so that a resumed run continues with them.
+    A call in training mode makes one step of the power method. Weights of one shape are multiplied in one
+    batch. The left singular vectors u are buffers, so that a resumed run continues with them.
     """
 
     def __init__(self, net: nn.Module):

@@ -1,10 +1,11 @@
 """Conditional VAE — Sohn, Lee & Yan 2015, "Learning Structured Output Representation using Deep Conditional
 Generative Models":
 
-    log p(x | y) ≥ E_q(z|x,y) [log p(x | z, y)] − KL(q(z | x, y) ‖ p(z))                                 (eq. 4)
+    log p(x | y) ≥ E_q(z|x,y) [log p(x | z, y)] − KL(q(z | x, y) ‖ p(z))          (eq. 4)
 
-with x and y in the roles of the paper's output and input. p(z | y) = N(0, I): a learned Gaussian of each label, as
-in the paper, is no other model, for the decoder, which is given y, can make it from N(0, I) by an affine map.
+with x and y in the roles of the paper's output and input. p(z | y) = N(0, I): a learned Gaussian of each
+label, as in the paper, is no other model, for the decoder, which is given y, can make it from N(0, I) by an
+affine map.
 """
 
 from __future__ import annotations

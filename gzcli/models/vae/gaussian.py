@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
-# Bounds of a posterior's logvar. Learned posteriors are narrower than the prior, whose logvar is 0. Images unlike the
-# training images can raise the logvar without limit: at 20 their KL was 10^9 nats. The upper bound is log sigma ≤ 2,
-# as in the published code of soft actor-critic (Haarnoja 2018, arXiv:1812.05905).
+# Bounds of a posterior's logvar. Learned posteriors are narrower than the prior, whose logvar is 0. Images
+# unlike the training images can raise the logvar without limit: at 20 their KL was 10^9 nats. The upper bound
+# is log sigma ≤ 2, as in the published code of soft actor-critic (Haarnoja 2018, arXiv:1812.05905).
 LOGVAR = (-20.0, 4.0)
 
 

@@ -1,11 +1,11 @@
 """Hierarchical VAE — Vahdat & Kautz 2020, "NVAE: A Deep Hierarchical Variational Autoencoder",
 arXiv:2007.03898.
 
-    log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))           (eq. 1)
+    log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))    (eq. 1)
 
 over groups of latents z_1 … z_L on grids from coarse to fine. The posterior is given relative to the prior
-(`ladder.Group`, eq. 2). Unlike the paper's, the model has no batch norm (`cells`), and no normalizing flow in the
-posterior.
+(`ladder.Group`, eq. 2). Unlike the paper's, the model has no batch norm (`cells`), and no normalizing flow in
+the posterior.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ACTIVE = 0.05  # nats of KL from which on a group counts as active
 class HVAE(LabelledVAE):
     """A ladder of Gaussian latents, after NVAE.
 
-    pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto is bernoulli for 2
-      levels, gaussian for latents, mixture else
+    pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto is bernoulli
+      for 2 levels, gaussian for latents, mixture else
     mixture: discretised logistics of a pixel's mixture
     kl_warmup: steps over which the weight of the KL rises from 0; meanwhile the groups' weights are balanced
       (appendix A), so that every group is used
@@ -122,9 +122,9 @@ class HVAE(LabelledVAE):
     def kl_weights(self, kl: Tensor) -> Tensor | float:
         """The weight in the loss of each group's KL [groups]: 1, or during warm-up a balanced smaller one.
 
-        γ_l ∝ E[KL_l] / s_l with mean 1, where s_l is the latents of a group over the groups of its resolution. A
-        group with more KL than its share has a larger weight, and an unused one almost none, so that it becomes used.
-        E is over the batch, or over a micro-batch where `train.accumulate` has several.
+        γ_l ∝ E[KL_l] / s_l with mean 1, where s_l is the latents of a group over the groups of its
+        resolution. A group with more KL than its share has a larger weight, and an unused one almost none, so
+        that it becomes used. E is over the batch, or over a micro-batch where `train.accumulate` has several.
         """
         if not self.training or self.warm == 1:
             return 1.0
@@ -168,9 +168,10 @@ class HVAE(LabelledVAE):
     def score_llr(self, x: Tensor, *, noise: Noise, k: int = 1, samples: int = 1) -> Tensor:
         """LLR^(>k) = ELBO − ELBO^(>k): what the k groups nearest the data add to the bound of x.
 
-        ELBO^(>k) draws them from the prior given the groups above, which keep their posterior (Havtorn et al. 2021,
-        arXiv:2102.08248), with the same noise. The ratio is large where the groups above, which hold the semantics of
-        an image, do not predict its pixels. Raises UsageError for a k that is not 0 … groups.
+        ELBO^(>k) draws them from the prior given the groups above, which keep their posterior (Havtorn et al.
+        2021, arXiv:2102.08248), with the same noise. The ratio is large where the groups above, which hold
+        the semantics of an image, do not predict its pixels. Raises UsageError for a k that is not 0 …
+        groups.
 
         k: number of groups, from the finest on
         samples: draws of z of both bounds
@@ -182,11 +183,11 @@ class HVAE(LabelledVAE):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of held-out images: the KL of each group in nats (`kl_1` is the coarsest), `active_groups` of 0.05
-        nats or more, and `active_units`.
+        """Figures of held-out images: the KL of each group in nats (`kl_1` is the coarsest), `active_groups`
+        of 0.05 nats or more, and `active_units`.
 
-        A unit is active if its posterior mean, in standard deviations of the prior, varies with x (Burda 2015,
-        section 5.2).
+        A unit is active if its posterior mean, in standard deviations of the prior, varies with x (Burda
+        2015, section 5.2).
         """
         n = 0
         kl = torch.zeros(len(self.sizes), dtype=torch.float64)
@@ -247,8 +248,8 @@ class HVAE(LabelledVAE):
     ) -> Applied:
         """Each image encoded and decoded, at the posterior's mean.
 
-        keep: how many groups, from the coarsest on, are the image's own; the others are drawn from the prior given
-          those, which shows what the kept ones hold; 0 keeps all
+        keep: how many groups, from the coarsest on, are the image's own; the others are drawn from the prior
+          given those, which shows what the kept ones hold; 0 keeps all
         temperature: factor of the standard deviation of the groups that are drawn
         """
         features, keep = self.encoder(x), self.checked("keep", keep) or len(self.sizes)
@@ -264,8 +265,8 @@ class HVAE(LabelledVAE):
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
         """The way from image 0 to 1, 2 to 3, … along straight lines of latents.
 
-        Every group moves from one image's posterior mean to the other's, in units of the standard deviation of the
-        prior given the groups above. Raises UsageError for fewer than two images or steps.
+        Every group moves from one image's posterior mean to the other's, in units of the standard deviation
+        of the prior given the groups above. Raises UsageError for fewer than two images or steps.
 
         steps: images of a way, both ends included
         """

@@ -23,8 +23,8 @@ from gzcli.models.vae.nets import halvings
 
 @dataclass(frozen=True)
 class LadderOptions:
-    """The towers. Each of `channels`, `groups` and `cells` has one entry a resolution, from the image's own on,
-    halved each time.
+    """The towers. Each of `channels`, `groups` and `cells` has one entry a resolution, from the image's own
+    on, halved each time.
 
     channels: channels of the feature maps, one entry a resolution, the image's own first
     groups: groups of latents, one entry a resolution; the coarsest has one or more
@@ -42,7 +42,8 @@ class LadderOptions:
 
 
 class Code(NamedTuple):
-    """The posterior of one group's latents, t ~ N(mu, e^(2 log_sigma)), and a draw t of it; [B, latent·h·w] each."""
+    """The posterior of one group's latents, t ~ N(mu, e^(2 log_sigma)), and a draw t of it; [B, latent·h·w]
+    each."""
 
     t: Tensor
     mu: Tensor
@@ -122,10 +123,11 @@ class Group(nn.Module):
 
 
 class TopDown(nn.Module):
-    """A learned state, changed by the groups from the coarsest on → the parameters of the pixels [B, outputs, H, W].
+    """A learned state, changed by the groups from the coarsest on → the parameters of the pixels [B, outputs,
+    H, W].
 
-    A label is added to the state at the beginning of each resolution, so that all priors and posteriors depend on
-    it.
+    A label is added to the state at the beginning of each resolution, so that all priors and posteriors
+    depend on it.
 
     shape: of an image, (C, H, W)
     ladder: the groups and cells
@@ -161,7 +163,8 @@ class TopDown(nn.Module):
         """The parameters of the pixels, and the posteriors' draws of the groups that have features.
 
         eps: standard normal [B, latent, h, w] of every group, coarsest first
-        features: features of the first groups, of all, some or none; the other groups are drawn from the prior
+        features: features of the first groups, of all, some or none; the other groups are drawn from the
+          prior
         e: embeddings of the labels [B, E]
         """
         h = self.start.expand(len(eps[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)

@@ -23,8 +23,8 @@ class NetOptions:
     """Encoder and decoder.
 
     net: `conv`, a convolutional net, or `mlp`
-    hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null takes 512 and
-      512, or 32 and 64
+    hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null takes 512
+      and 512, or 32 and 64
     blocks: residual blocks a scale, of the convolutional net
     latent: dimensions of z
     """
@@ -95,7 +95,8 @@ class MLPDecoder(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block, with group norm, so that an image's result does not depend on its batch."""
+    """Pre-activation residual block, with group norm, so that an image's result does not depend on its
+    batch."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -137,8 +138,8 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The encoder's mirror: a linear map to the coarsest scale, then residual blocks and a stride-2 transposed
-    convolution at each scale."""
+    """The encoder's mirror: a linear map to the coarsest scale, then residual blocks and a stride-2
+    transposed convolution at each scale."""
 
     def __init__(
         self,

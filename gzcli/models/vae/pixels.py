@@ -1,5 +1,5 @@
-"""The distributions of pixels that a decoder parametrises, over discrete grey levels, so that −log p is in nats of
-the discrete image.
+"""The distributions of pixels that a decoder parametrises, over discrete grey levels, so that −log p is in
+nats of the discrete image.
 
 Grey level k of L lies at x = 2k/(L−1) − 1; its bin is x ± 1/(L−1), and the first and the last bin reach to ∓∞
 (Salimans 2017, PixelCNN++, arXiv:1701.05517, section 2.1). So the masses of the L levels sum to 1.

@@ -1,5 +1,5 @@
-"""Likelihood regret — Xiao et al. 2020, arXiv:2003.02977, eq. 5: what the ELBO gains when the posterior is fitted to
-one image."""
+"""Likelihood regret — Xiao et al. 2020, arXiv:2003.02977, eq. 5: what the ELBO gains when the posterior is
+fitted to one image."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Variational autoencoder — Kingma & Welling 2013, "Auto-Encoding Variational Bayes", arXiv:1312.6114.
 
-    log p(x) ≥ ELBO = E_q(z|x) [log p(x | z)] − KL(q(z | x) ‖ N(0, I))                                   (eq. 3)
+    log p(x) ≥ ELBO = E_q(z|x) [log p(x | z)] − KL(q(z | x) ‖ N(0, I))          (eq. 3)
 
 in nats per discrete image: the first term is a sum over pixels, never a mean.
 """
@@ -29,16 +29,18 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 @dataclass(frozen=True)
 class VAEOptions:
-    """The distribution of the pixels, and the bound that is trained. Likelihoods and scores are always those of the
-    bound with a KL of weight 1.
+    """The distribution of the pixels, and the bound that is trained. Likelihoods and scores are always those
+    of the bound with a KL of weight 1.
 
     pixels: the decoder's distribution over grey levels; auto is bernoulli for 2 levels, gaussian for latents,
       logistic else
-    recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean in its place, D the
-      number of pixels: the scales of gaussian and logistic pixels then stay untrained, and log_prob is a loose bound
+    recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean in its
+      place, D the number of pixels: the scales of gaussian and logistic pixels then stay untrained, and
+      log_prob is a loose bound
     beta: weight of the KL in the loss (Higgins 2017)
     kl_warmup: steps over which that weight rises from 0
-    iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the ELBO
+    iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the
+      ELBO
     """
 
     pixels: Literal["auto", "bernoulli", "gaussian", "logistic"] = "auto"
@@ -118,7 +120,8 @@ class VAE(LabelledVAE):
     def weights(
         self, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, e: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """log p(x | z) and log p(z) − log q(z | x), [B, k] each, at z = mu + sigma·eps; eps [B, k, latent]."""
+        """log p(x | z) and log p(z) − log q(z | x), [B, k] each, at z = mu + sigma·eps; eps [B, k,
+        latent]."""
         k = eps.shape[1]
         mu, logvar = mu.unsqueeze(1), logvar.unsqueeze(1)
         z = drawn(mu, logvar, eps)
@@ -158,9 +161,9 @@ class VAE(LabelledVAE):
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Figures of held-out images, in nats an image.
 
-        `recon` and `kl` are the terms of the ELBO, which is minus their sum. `active_units` counts the units whose
-        posterior mean has a variance above 0.01 (Burda 2015, section 5.2). `iwae100` is −IWAE-100 of the first 1,000
-        images.
+        `recon` and `kl` are the terms of the ELBO, which is minus their sum. `active_units` counts the units
+        whose posterior mean has a variance above 0.01 (Burda 2015, section 5.2). `iwae100` is −IWAE-100 of
+        the first 1,000 images.
         """
         sums: list[Tensor] = []
         means: list[Tensor] = []
