@@ -66,8 +66,8 @@ class TrainBatches:
     world: number of processes
     n: images of a fixed random subset; None: all
     prepared: arrays [N, …] whose rows come along in `extra`
-    needs: with `second_domain`, the images are those of class 0, and as many of class 1 come along in an order
-      of their own as `extra["second_domain"]`; `n` then counts each class
+    needs: with `second_domain`, the images are those of class 0, and as many of class 1 come along in an
+      order of their own as `extra["second_domain"]`; `n` then counts each class
 
     Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
     class.
