@@ -41,8 +41,8 @@ Direction = Literal["auto", "AtoB", "BtoA"]
 class DiscriminatorOptions:
     """The PatchGANs.
 
-    disc_width: channels of their first layer, doubled by each further one
-    disc_layers: number of their convolutions of stride 2
+    disc_width: channels of a discriminator's first layer, doubled by each further one
+    disc_layers: convolutions of stride 2 in a discriminator
     """
 
     disc_width: int = 32

@@ -203,7 +203,7 @@ class InvertibleGAN(Model):
         """The distance of x to the generator's nearest image (AnoGAN, eq. 4).
 
         steps: gradient steps of the search for z
-        lr: learning rate of Adam in that search
+        lr: learning rate of Adam in the search for z
         starts: draws of z, of which the nearest is the start
         feature: weight of the critic's features in the distance, in [0, 1]
         """

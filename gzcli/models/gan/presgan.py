@@ -33,8 +33,8 @@ class PixelNoiseOptions:
     """The noise of the pixels.
 
     sigma: standard deviation that the noise of every pixel starts at, for images in [-1, 1]
-    sigma_min: its least value
-    sigma_max: its largest value
+    sigma_min: least standard deviation of a pixel's noise
+    sigma_max: largest standard deviation of a pixel's noise
     """
 
     sigma: float = 0.1
@@ -50,7 +50,7 @@ class EntropyOptions:
     burn_in: moves of a chain that do not count yet
     draws: moves that count
     leapfrog: leapfrog steps of a move
-    accept: rate of acceptance, in [0, 1], that the size of these steps is adapted to
+    accept: rate of acceptance, in [0, 1], that the size of the leapfrog steps is adapted to
     """
 
     entropy: float = 1e-4
@@ -63,7 +63,7 @@ class EntropyOptions:
 class PresGAN(GAN):
     """A DCGAN whose pixels have learned noise, trained with the entropy of its images.
 
-    The other keys are those of `dcgan`. The generator must not have batch norm: the likelihood of an image
+    The other keys are those of `dcgan`. The generator should not have batch norm: the likelihood of an image
     would then depend on the others of its batch.
 
     conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input

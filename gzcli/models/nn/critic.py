@@ -27,8 +27,8 @@ class CriticOptions:
     """The net of the discriminator.
 
     disc_norm: normalisation after every convolution of the discriminator but the first
-    kernel: side of its strided convolutions, in pixels
-    spectral: whether each of its weights is divided by its largest singular value (Miyato 2018,
+    kernel: side of the discriminator's strided convolutions, in pixels
+    spectral: whether each weight of the discriminator is divided by its largest singular value (Miyato 2018,
       arXiv:1802.05957)
     """
 

@@ -156,8 +156,8 @@ class FlowPP(ImageFlow):
     Latents, which are continuous, have no dequantisation. Raises UsageError where the image cannot be halved
     so often.
 
-    channel: couplings over channels, one number for the image squeezed 0, 1, 2 … times, each
-    checkerboard: couplings over columns that follow them, as many numbers
+    channel: couplings over channels, a number for each size of the image, squeezed 0, 1, 2 … times
+    checkerboard: couplings over columns, which follow those over channels, a number for each size
     dequant_couplings: couplings of the dequantising flow
     dequant_blocks: blocks of a coupling's net in the dequantising flow
     """

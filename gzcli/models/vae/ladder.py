@@ -28,8 +28,8 @@ class LadderOptions:
 
     channels: channels of the feature maps, one entry a resolution, the image's own first
     groups: groups of latents, one entry a resolution; the coarsest has one or more
-    cells: residual cells of either tower before each group, one entry a resolution; the cells of a resolution
-      without groups
+    cells: residual cells before each group, in either tower, one entry a resolution; for a resolution without
+      groups, all its cells
     latent: channels of a group of latents
     expand: channels of the decoder's depthwise convolutions, as a multiple of `channels`
     """

@@ -38,7 +38,7 @@ class VAEOptions:
       place, D the number of pixels: the scales of gaussian and logistic pixels then stay untrained, and
       log_prob is a loose bound
     beta: weight of the KL in the loss (Higgins 2017)
-    kl_warmup: steps over which that weight rises from 0
+    kl_warmup: steps over which the weight of the KL rises from 0
     iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the
       ELBO
     """
