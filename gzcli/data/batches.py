@@ -68,8 +68,8 @@ class TrainBatches:
     world: number of processes
     n: images of a fixed random subset; None: all
     prepared: arrays [N, …] whose rows come along in `extra`
-    needs: with `b`, the images are those of class 0, and as many of class 1 come along in an order of their
-      own as `extra["b"]`; `n` then counts each class
+    needs: with `second_domain`, the images are those of class 0, and as many of class 1 come along in an
+      order of their own as `extra["second_domain"]`; `n` then counts each class
 
     Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
     class.
@@ -102,7 +102,7 @@ class TrainBatches:
         self.rows = _Rows(pack, "train", self.device)
         self.prepared = prepared or {}
         part = slice(self.start, self.start + size)
-        domains = _domains(pack) if "b" in needs else [None]
+        domains = _domains(pack) if "second_domain" in needs else [None]
         self.orders = orders = [
             _Order(pack.meta.counts["train"], n, seed, batch_size, part, among=rows, key=key)
             for rows, key in zip(domains, ("order", "order of b"), strict=False)
@@ -124,7 +124,7 @@ class TrainBatches:
         for key, values in self.prepared.items():
             extra[key] = moved(torch.from_numpy(values[index.numpy()]), self.device)
         for rows, u8 in zip(others, read[1:], strict=True):
-            extra["b"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")["x"]
+            extra["second_domain"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")["x"]
         return Batch(
             pictures.pop("x"), y, moved(index, self.device), self._noise(step, "main"), pictures | extra
         )

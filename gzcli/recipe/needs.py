@@ -33,7 +33,7 @@ def check_data(
         hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
         raise UsageError(f"`{card.name}` needs {in_words(lacking)}, and `{name}` has none", hint=hint)
     count = classes if isinstance(classes, int) else len(classes)
-    if "b" in card.needs and count != 2:
+    if "second_domain" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
         hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
         raise UsageError(

@@ -32,7 +32,7 @@ def kind_of_set(case: Case, kind: str) -> None:
     y = {"rgb": torch.arange(N) % 3, "multi-label": several}.get(kind)
     noise = BatchNoise(SEED, 0, "main", total=N)
     x = quantise(u8, info.levels, noise)
-    extra = {"b": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * N}
+    extra = {"second_domain": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * N}
     given = {key: extra[key] for key in model.needs if key in extra}
     batch = prepared(model, Batch(x, y, torch.arange(N), noise, given))
     with torch.no_grad():

@@ -42,11 +42,15 @@ def zoo(tmp_path, monkeypatch):
 
 
 def parameters(*functions) -> dict[str, tuple]:
-    """name → (type, default, required), as Python itself has them."""
+    """name → (type, default, required), as Python itself has them; of a dataclass of options its fields."""
     found = {}
     for function in functions:
         hints = typing.get_type_hints(function)
         for name, p in inspect.signature(function).parameters.items():
+            if dataclasses.is_dataclass(p.default):
+                kinds = typing.get_type_hints(type(p.default))
+                found |= {key: (kinds[key], value, False) for key, value in vars(p.default).items()}
+                continue
             required = p.default is p.empty
             if dataclasses.is_dataclass(p.default) and not isinstance(p.default, type):
                 types = typing.get_type_hints(type(p.default))

@@ -301,7 +301,7 @@ MEASURE = {
     "models/autoregressive/prior.py": "sums over the set, in float64 on the host",
     "models/autoregressive/tokenizer.py": "sums over the set, in float64 on the host",
     "models/gan/cyclegan.py": "sums over the set, in float64 on the host",
-    "models/vae/ssim.py": "the window of cyclegan's figure",
+    "models/nn/ssim.py": "the window of cyclegan's figure",
     "models/vae/hvae.py": "sums over the set, in float64 on the host",
     "models/vae/vae.py": "sums over the set, in float64 on the host",
 }

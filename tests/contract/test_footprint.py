@@ -62,7 +62,9 @@ def test_the_nearest_codes_are_found_part_by_part_in_full_precision(monkeypatch)
 def test_densities_of_all_classes_are_products_of_matrices():
     """Against each class's density, also far out and for sharp classes: to the rounding of fp32."""
     torch.manual_seed(0)
-    model = Glow(DataInfo((1, 16, 16), 256, tuple(map(str, range(50)))), depth=1, hidden=4, conditional=True)
+    model = Glow.of(
+        DataInfo((1, 16, 16), 256, tuple(map(str, range(50)))), depth=1, hidden=4, conditional=True
+    )
     with torch.no_grad():
         model.top.normal_(std=0.5)
         model.classes.table.weight.normal_(std=0.5)

@@ -229,7 +229,7 @@ def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch, 
 
 def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
     """A bank of the trial's 16 images has none."""
-    model = WGAN(trained.info, width=8, latent=4)
+    model = WGAN.of(trained.info, width=8, latent=4)
     fake_run(tmp_path, monkeypatch, ood, model=model, name="wgan")
     monkeypatch.setattr(ood, "affordable", lambda *known: 20)
     result = ood.run(

@@ -21,7 +21,7 @@ from gzcli.engine.stop import Stop
 from gzcli.engine.trained import load_trained
 from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
-from gzcli.models.gan.nets import BatchNorm as GanNorm
+from gzcli.models.nn.critic import BatchNorm as GanNorm
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
 from gzcli.recipe.parts import OptimSection
 

@@ -22,7 +22,10 @@ def batch(n: int = 16, step: int = 0) -> Batch:
 @pytest.mark.parametrize("posterior", ["deterministic", "gaussian"])
 def test_losses_are_the_papers(posterior):
     torch.manual_seed(0)
-    model, b = AAE(INFO, net="mlp", hidden=(32,), latent=4, posterior=posterior, disc_hidden=(16,)), batch()
+    model, b = (
+        AAE.of(INFO, net="mlp", hidden=(32,), latent=4, posterior=posterior, disc_hidden=(16,)),
+        batch(),
+    )
     eps, prior = b.noise.randn(16, 4), b.noise.randn(16, 4)
     b = batch()
     out = model.encoder(b.x)
@@ -37,7 +40,7 @@ def test_losses_are_the_papers(posterior):
 def test_the_discriminator_makes_codes_gaussian():
     """Of two clusters far from the origin, with an encoder free to move them."""
     torch.manual_seed(0)
-    model = AAE(INFO, net="mlp", hidden=(64,), latent=2, disc_hidden=(64, 64))
+    model = AAE.of(INFO, net="mlp", hidden=(64,), latent=2, disc_hidden=(64, 64))
     torch.nn.init.constant_(model.encoder.net[-1].bias, 4.0)
     optimizers = {p.name: torch.optim.Adam(p.parameters(), lr=2e-3, betas=(0.5, 0.9)) for p in model.phases()}
     source = torch.randn(256, *INFO.shape).sign()
@@ -53,7 +56,7 @@ def test_the_discriminator_makes_codes_gaussian():
 
 def test_the_score_of_a_conditional_one_is_that_of_its_best_class():
     torch.manual_seed(0)
-    model, b = AAE(INFO, net="mlp", hidden=(32,), latent=4, conditional=True).eval(), batch()
+    model, b = AAE.of(INFO, net="mlp", hidden=(32,), latent=4, conditional=True).eval(), batch()
     z = model.encode(b.x)
     each = torch.stack([model.distance(b.x, model.decode(z, torch.full((16,), k))) for k in range(10)], 1)
     torch.testing.assert_close(model.score_recon(b.x, noise=ImageNoise(0, range(16))), each.min(1).values)
@@ -62,7 +65,7 @@ def test_the_score_of_a_conditional_one_is_that_of_its_best_class():
 def test_label_in_label_out():
     """A cvae of ten different pictures, one a class, draws the class it is asked for."""
     torch.manual_seed(0)
-    model = CVAE(INFO, net="mlp", hidden=(64,), latent=2, label_dropout=0.0)
+    model = CVAE.of(INFO, net="mlp", hidden=(64,), latent=2, label_dropout=0.0)
     means = torch.rand(10, *INFO.shape, generator=torch.Generator().manual_seed(1)).round() * 0.9 + 0.05
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for step in range(150):
@@ -79,7 +82,7 @@ def test_label_in_label_out():
 
 def test_elbo_is_below_iwae_given_labels():
     torch.manual_seed(0)
-    model, b = CVAE(INFO, net="mlp", hidden=(32,), latent=4).eval(), batch()
+    model, b = CVAE.of(INFO, net="mlp", hidden=(32,), latent=4).eval(), batch()
     with torch.no_grad():
         bounds = [model.log_prob(b.x, b.y, noise=ImageNoise(0, range(16)), k=k).mean() for k in (1, 10, 100)]
     assert bounds[0] < bounds[1] < bounds[2]
@@ -87,7 +90,7 @@ def test_elbo_is_below_iwae_given_labels():
 
 def test_measure_says_recon_kl_units_and_bound():
     torch.manual_seed(0)
-    model = CVAE(INFO, net="mlp", hidden=(32,), latent=4).eval()
+    model = CVAE.of(INFO, net="mlp", hidden=(32,), latent=4).eval()
     with torch.no_grad():
         found = model.measure([batch(), batch(step=1)])
         mu, logvar = model.encode(batch().x, model.labels(batch().y, 16))

@@ -18,10 +18,11 @@ from gzcli.data.batches import TrainBatches, to_uint8
 from gzcli.data.open import open_named
 from gzcli.engine import optim, state
 from gzcli.errors import UsageError
-from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, Translator
+from gzcli.models.gan.cyclegan import MEMORY, CycleGAN
 from gzcli.models.gan.pool import ImagePool
+from gzcli.models.gan.translator import Translator, TranslatorOptions
 from gzcli.models.nn import PatchGAN
-from gzcli.models.vae.ssim import gaussian_window, ssim_parts
+from gzcli.models.nn.ssim import gaussian_window, ssim_parts
 from gzcli.recipe.parts import OptimSection
 from gzcli.recipe.resolve import resolve
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
@@ -39,13 +40,15 @@ def images(n: int, shape: tuple[int, ...] = (1, 16, 16), seed: int = 0) -> torch
 
 
 def batch(a: torch.Tensor, b: torch.Tensor, step: int = 0) -> Batch:
-    return Batch(a, None, torch.arange(len(a)), BatchNoise(0, step, "main", total=len(a)), {"b": b})
+    return Batch(
+        a, None, torch.arange(len(a)), BatchNoise(0, step, "main", total=len(a)), {"second_domain": b}
+    )
 
 
 def model(info: DataInfo = INFO, **options) -> CycleGAN:
     """A small one with weights large enough for its translators to differ."""
     torch.manual_seed(0)
-    net = CycleGAN(info, **SMALL | options)
+    net = CycleGAN.of(info, **SMALL | options)
     for p in net.parameters():
         p.data = 0.3 * torch.randn_like(p)
     return net
@@ -174,7 +177,7 @@ def test_weights_of_another_run_come_with_an_empty_pool():
 
 def test_the_translator_against_plain_layers():
     torch.manual_seed(0)
-    net, x = Translator(3, 4, 2, 2), images(2, (3, 16, 16))
+    net, x = Translator(3, TranslatorOptions(4, 2, 2)), images(2, (3, 16, 16))
 
     def conv(i: int, o: int, kernel: int) -> list[nn.Module]:
         return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(i, o, kernel, bias=kernel == 7 and o == 3)]
@@ -214,7 +217,7 @@ def test_sizes_of_the_paper():
     tree = resolve("cyclegan", data="horse2zebra").tree()
     options = {k: v for k, v in tree["model"].items() if k != "name"}
     with torch.device("meta"):
-        net = CycleGAN(DataInfo((3, 256, 256), 256, ("A", "B")), **options)
+        net = CycleGAN.of(DataInfo((3, 256, 256), 256, ("A", "B")), **options)
     undone = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
     assert sum(p.numel() for p in net.a_to_b.parameters()) == 11_378_179 - undone
     assert sum(p.numel() for p in net.disc_b.parameters()) == 2_764_737 - (128 + 256 + 512)
@@ -235,7 +238,7 @@ def test_a_patch_has_70_pixels():
 @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 18, 27), (1, 9, 9)])
 def test_any_image_size_in_bf16(shape):
     net, a, b = (
-        CycleGAN(DataInfo(shape, 256, ("A", "B")), **SMALL | {"halvings": 2}),
+        CycleGAN.of(DataInfo(shape, 256, ("A", "B")), **SMALL | {"halvings": 2}),
         images(2, shape),
         images(2, shape, 1),
     )
@@ -253,7 +256,7 @@ def test_any_image_size_in_bf16(shape):
 
 def test_images_that_are_too_small():
     with pytest.raises(UsageError, match="3 halvings") as e:
-        CycleGAN(DataInfo((1, 8, 8), 256, ("A", "B")), **SMALL | {"halvings": 3})
+        CycleGAN.of(DataInfo((1, 8, 8), 256, ("A", "B")), **SMALL | {"halvings": 3})
     assert "model.halvings" in e.value.hint
 
 
@@ -346,7 +349,15 @@ def folder(tmp_path):
 
 def batches(pack, **options) -> TrainBatches:
     return TrainBatches(
-        pack, **{"seed": 3, "batch_size": 4, "levels": 256, "device": "cpu", "needs": ("b",), **options}
+        pack,
+        **{
+            "seed": 3,
+            "batch_size": 4,
+            "levels": 256,
+            "device": "cpu",
+            "needs": ("second_domain",),
+            **options,
+        },
     )
 
 
@@ -359,7 +370,9 @@ def test_each_domain_has_epochs_of_its_own(folder):
     seen = [source.at(step) for step in range(steps)]
     assert all((part.y == 0).all() and (labels[part.index.numpy()] == 0).all() for part in seen)
     for known, x in zip(
-        every, (torch.cat([s.x for s in seen]), torch.cat([s.extra["b"] for s in seen])), strict=True
+        every,
+        (torch.cat([s.x for s in seen]), torch.cat([s.extra["second_domain"] for s in seen])),
+        strict=True,
     ):
         shown = [bytes(image) for image in to_uint8(x).numpy()]
         epochs = [shown[i : i + len(known)] for i in range(0, len(shown), len(known))]
@@ -372,7 +385,7 @@ def test_domains_are_not_paired():
     partners = {}
     for step in range(30):
         part = source.at(step)
-        for i, b in zip(part.index.tolist(), part.extra["b"], strict=True):
+        for i, b in zip(part.index.tolist(), part.extra["second_domain"], strict=True):
             partners.setdefault(i, set()).add(bytes(to_uint8(b).numpy()))
     assert np.mean([len(met) > 1 for met in partners.values()]) > 0.9
 
@@ -385,17 +398,28 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_the_processes(folder, l
     for step, whole in zip((30, 9, 1, 0), forward[::-1], strict=True):
         alone = batches(pack, **options).at(step)
         parts = [batches(pack, rank=rank, world=2, **options).at(step) for rank in (0, 1)]
-        assert torch.equal(whole.x, alone.x) and torch.equal(whole.extra["b"], alone.extra["b"])
+        assert torch.equal(whole.x, alone.x) and torch.equal(
+            whole.extra["second_domain"], alone.extra["second_domain"]
+        )
         assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
-        assert torch.equal(whole.extra["b"], torch.cat([part.extra["b"] for part in parts]))
-    assert torch.equal(whole.rows(slice(1, 3), whole.noise).extra["b"], whole.extra["b"][1:3])
-    assert not torch.equal(forward[0].extra["b"], batches(pack, seed=4, **options).at(0).extra["b"])
+        assert torch.equal(
+            whole.extra["second_domain"], torch.cat([part.extra["second_domain"] for part in parts])
+        )
+    assert torch.equal(
+        whole.rows(slice(1, 3), whole.noise).extra["second_domain"], whole.extra["second_domain"][1:3]
+    )
+    assert not torch.equal(
+        forward[0].extra["second_domain"], batches(pack, seed=4, **options).at(0).extra["second_domain"]
+    )
 
 
 def test_a_subset_is_of_each_domain(folder):
     source = batches(open_named(folder), n=3)
     seen = [source.at(step) for step in range(6)]
-    for x in (torch.cat([part.x for part in seen]), torch.cat([part.extra["b"] for part in seen])):
+    for x in (
+        torch.cat([part.x for part in seen]),
+        torch.cat([part.extra["second_domain"] for part in seen]),
+    ):
         assert len(x.unique(dim=0)) == 3
 
 
@@ -411,7 +435,7 @@ def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, m
         one, two = packed.at(step), lazy.at(step)
         assert (
             torch.equal(one.x, two.x)
-            and torch.equal(one.extra["b"], two.extra["b"])
+            and torch.equal(one.extra["second_domain"], two.extra["second_domain"])
             and torch.equal(one.y, two.y)
         )
     lazy.at(20)

@@ -31,7 +31,7 @@ from gzcli.types import BatchNoise, DataInfo, Noise
 def flow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=0.1, **options) -> Flow:
     torch.manual_seed(0)
     options = {"depth": 3, "hidden": 8, "blocks": 1, **options}
-    return roughen(Flow(DataInfo(shape, levels, classes, multilabel), **options), size)
+    return roughen(Flow.of(DataInfo(shape, levels, classes, multilabel), **options), size)
 
 
 class Given(Noise):
@@ -268,7 +268,7 @@ def test_edit_goes_to_each_class_in_turn_where_none_is_named():
 )
 def test_what_cannot_be_built_is_refused(info, options, message):
     with pytest.raises(UsageError, match=message):
-        Flow(info, **options)
+        Flow.of(info, **options)
 
 
 def test_latents_are_modelled_as_they_are():

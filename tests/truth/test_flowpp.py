@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from flows import DIGITS, batch, check_bijection, check_log_prob, images, log_de
 from gzcli.errors import UsageError
 from gzcli.models.nn.common import from_levels
 from gzcli.models.normalizing_flow import flowpp
-from gzcli.models.normalizing_flow.flowpp import CHANNELS, COLUMNS, Couplings, Dequantiser, FlowPP, Step
+from gzcli.models.normalizing_flow.flowpp import CHANNELS, COLUMNS, Couplings, Dequantiser, FlowPP
+from gzcli.models.normalizing_flow.gated import CouplingOptions
 from gzcli.models.normalizing_flow.logistic import LogisticMixture, MixLogisticCoupling
 from gzcli.types import BatchNoise, DataInfo, Noise, no_progress
 
@@ -25,12 +26,12 @@ SMALL = {
     "heads": 2,
     "dequant_blocks": 1,
 }
-STEP = partial(Step, components=3, hidden=8, blocks=1, heads=2, attention=64, dropout=0.0)
+STEP = CouplingOptions(components=3, hidden=8, blocks=1, heads=2, attention=64, dropout=0.0)
 
 
 def model_of(shape=(1, 4, 8), levels=256, classes=DIGITS, size=0.1, **options) -> FlowPP:
     torch.manual_seed(0)
-    return roughen(FlowPP(DataInfo(shape, levels, classes), **SMALL | options), size)
+    return roughen(FlowPP.of(DataInfo(shape, levels, classes), **SMALL | options), size)
 
 
 def mixture(n: int, K: int = 5, spread: float = 3.0, dtype=torch.float64, seed: int = 0) -> LogisticMixture:
@@ -147,8 +148,7 @@ def test_coupling_has_the_log_det_of_its_jacobian_and_inverts():
 @pytest.mark.parametrize("attention", [0, 64])
 def test_couplings_have_the_log_det_of_their_jacobian_and_invert(way, attention):
     torch.manual_seed(0)
-    step = partial(STEP, attention=attention, context=3)
-    flow = roughen(Couplings((4, 2, 4), way, 3, step), 0.1).double()
+    flow = roughen(Couplings((4, 2, 4), way, 3, replace(STEP, attention=attention), 3), 0.1).double()
     x, context = torch.randn(2, 4, 2, 4, dtype=torch.float64), torch.randn(2, 2, 4, 3, dtype=torch.float64)
     context = context[:, :, : 2 if way == COLUMNS else 4]
     y, log_det = flow(x, context)
@@ -312,10 +312,10 @@ def test_dropout_is_off_in_eval_mode():
 
 def test_what_does_not_divide_is_refused_with_what_to_do():
     with pytest.raises(UsageError, match="28×28") as error:
-        FlowPP(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 1))
+        FlowPP.of(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 1))
     assert "`data.size=32`" in error.value.hint
-    FlowPP(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 0))
+    FlowPP.of(DataInfo((1, 28, 28)), channel=(0, 1, 1), checkerboard=(1, 1, 0))
     with pytest.raises(UsageError, match=r"model\.channel"):
-        FlowPP(DataInfo((1, 28, 28)), channel=(1, 1), checkerboard=(1, 1))
+        FlowPP.of(DataInfo((1, 28, 28)), channel=(1, 1), checkerboard=(1, 1))
     with pytest.raises(UsageError, match=r"model\.heads=5"):
-        FlowPP(DataInfo((1, 28, 28)), heads=5)
+        FlowPP.of(DataInfo((1, 28, 28)), heads=5)

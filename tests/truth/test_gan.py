@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from gzcli.metrics import collapse
 from gzcli.models.gan.augment import diff_augment
 from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
-from gzcli.models.gan.losses import critic_loss, generator_loss, r1_penalty
-from gzcli.models.gan.nets import BatchNorm, Critic, Generator
+from gzcli.models.gan.generator import Generator, GeneratorOptions
+from gzcli.models.gan.inversion import Search
 from gzcli.models.nn import best_labels, traversal, ways
+from gzcli.models.nn.adversarial import OBJECTIVES, r1_penalty
+from gzcli.models.nn.critic import BatchNorm, Critic, CriticOptions
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
@@ -34,15 +37,15 @@ def test_objectives_are_the_papers():
     real, fake = torch.tensor([0.3, 2.0, -1.5]), torch.tensor([-0.4, 1.2, 3.0])
     p, q = real.sigmoid(), fake.sigmoid()
     torch.testing.assert_close(
-        critic_loss("nonsaturating", real, fake), -(p.log().mean() + (1 - q).log().mean())
+        OBJECTIVES["nonsaturating"].critic(real, fake), -(p.log().mean() + (1 - q).log().mean())
     )
-    torch.testing.assert_close(generator_loss("nonsaturating", fake), -q.log().mean())
+    torch.testing.assert_close(OBJECTIVES["nonsaturating"].generator(fake), -q.log().mean())
     hinge = -(
         torch.minimum(torch.zeros(3), real - 1).mean() + torch.minimum(torch.zeros(3), -fake - 1).mean()
     )
-    torch.testing.assert_close(critic_loss("hinge", real, fake), hinge)
-    torch.testing.assert_close(critic_loss("wasserstein", real, fake), fake.mean() - real.mean())
-    assert generator_loss("hinge", fake) == generator_loss("wasserstein", fake) == -fake.mean()
+    torch.testing.assert_close(OBJECTIVES["hinge"].critic(real, fake), hinge)
+    torch.testing.assert_close(OBJECTIVES["wasserstein"].critic(real, fake), fake.mean() - real.mean())
+    assert OBJECTIVES["hinge"].generator(fake) == OBJECTIVES["wasserstein"].generator(fake) == -fake.mean()
 
 
 def test_r1_against_finite_differences():
@@ -57,7 +60,7 @@ def test_r1_against_finite_differences():
 
 def test_r1_is_lazy_and_as_strong_on_the_whole():
     torch.manual_seed(0)
-    model = DCGAN(INFO, width=4, latent=4, norm="group", spectral=False, r1=2.0, r1_every=4)
+    model = DCGAN.of(INFO, width=4, latent=4, norm="group", spectral=False, r1=2.0, r1_every=4)
     plain, each = [], []
     for step in range(8):
         parts = model.loss(batch(step=step), "critic")
@@ -66,12 +69,12 @@ def test_r1_is_lazy_and_as_strong_on_the_whole():
             each.append((parts["loss"] - 4 * 2.0 * parts["r1"]).detach())
         model.on_step(step)
     assert plain == [True, False, False, False] * 2
-    model.r1 = 0.0
+    model.options = replace(model.options, r1=0.0)
     torch.testing.assert_close(model.loss(batch(), "critic")["loss"].detach(), each[0])
 
 
 def test_in_evaluation_no_gradient_is_penalised():
-    net = DCGAN(INFO, width=8, latent=4, r1=1.0, r1_every=1, penalty=10.0)
+    net = DCGAN.of(INFO, width=8, latent=4, r1=1.0, r1_every=1, penalty=10.0)
     assert {"penalty", "r1"} <= net.loss(batch(), "critic").keys()
     with torch.inference_mode():
         found = net.eval().loss(batch(), "critic")
@@ -80,7 +83,7 @@ def test_in_evaluation_no_gradient_is_penalised():
 
 def test_spectral_norm_is_the_largest_singular_value():
     torch.manual_seed(0)
-    critic = Critic((1, 16, 16), 8, 10, spectral=True)
+    critic = Critic((1, 16, 16), 8, 10, CriticOptions(spectral=True))
     for _ in range(200):
         critic(torch.randn(2, 1, 16, 16), torch.tensor([0, 1]))
     critic.eval()
@@ -94,11 +97,11 @@ def test_spectral_norm_is_the_largest_singular_value():
 @pytest.mark.parametrize("kernel", [3, 4, 5])
 @pytest.mark.parametrize("side", [16, 28, 31])
 def test_sides_are_halved_and_rounded_up(kernel, side):
-    critic = Critic((3, side, side), 4, kernel=kernel)
+    critic = Critic((3, side, side), 4, options=CriticOptions(kernel=kernel))
     h = critic.maps(torch.zeros(1, 3, side, side))
     assert h.shape[2:] == (4, 4) or side == 16
     assert h.flatten(1).shape[1] == critic.features
-    assert Generator((3, side, side), 4, 4)(torch.zeros(1, 4)).shape == (1, 3, side, side)
+    assert Generator((3, side, side), GeneratorOptions(4, 4))(torch.zeros(1, 4)).shape == (1, 3, side, side)
 
 
 def test_batch_norm_keeps_running_statistics_and_uses_them_in_eval():
@@ -113,7 +116,7 @@ def test_batch_norm_keeps_running_statistics_and_uses_them_in_eval():
 @pytest.mark.parametrize("label_as", ["projection", "channel"])
 def test_the_critic_hears_the_label(label_as):
     torch.manual_seed(0)
-    model = CGAN(INFO, width=4, latent=4, label_as=label_as, spectral=False).eval()
+    model = CGAN.of(INFO, width=4, latent=4, label_as=label_as, spectral=False).eval()
     x = batch().x
     one, other = model.critic(x, torch.zeros(8).long()), model.critic(x, torch.ones(8).long())
     assert not torch.allclose(one, other)
@@ -123,12 +126,12 @@ def test_the_critic_hears_the_label(label_as):
 
 def test_without_labels_a_conditional_one_is_refused():
     with pytest.raises(UsageError, match="needs a data set with labels"):
-        CGAN(DataInfo((1, 16, 16), 17))
+        CGAN.of(DataInfo((1, 16, 16), 17))
 
 
 def test_an_unknown_augmentation_is_refused():
     with pytest.raises(UsageError, match="does not know `colour`"):
-        DCGAN(INFO, augment=("colour",))
+        DCGAN.of(INFO, augment=("colour",))
 
 
 # ---- augmentation
@@ -179,7 +182,7 @@ def test_ways_and_traversals():
 
 def test_traverse_is_an_application():
     torch.manual_seed(0)
-    model = CGAN(INFO, width=4, latent=4).eval()
+    model = CGAN.of(INFO, width=4, latent=4).eval()
     x = batch().x
     out = model.traverse(
         x, noise=ImageNoise(0, range(len(x))), progress=no_progress, dims=3, steps=4, search=3
@@ -233,7 +236,7 @@ class Painter(torch.nn.Module):
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_inversion_tries_every_class_and_sets_of_them(multilabel):
     info = DataInfo((1, 8, 8), 256, tuple("0123456789"), multilabel)
-    model = CGAN(info, width=4, latent=2).eval()
+    model = CGAN.of(info, width=4, latent=2).eval()
     model.generator = Painter()
     y = torch.arange(10)
     if multilabel:
@@ -241,10 +244,12 @@ def test_inversion_tries_every_class_and_sets_of_them(multilabel):
         y[3:, 2], y[7] = 1, 0  # two labels, three for one image, one for two, and none
         y[9, 5] = 1
     x = model.generator(torch.ones(10, 2), y)
-    _, found, distance = model.invert(x, ImageNoise(0, range(10)), steps=20, feature=0.0)
+    _, found, distance = model.invert(x, ImageNoise(0, range(10)), Search(20, feature=0.0))
     assert torch.equal(found, y) and distance.max() < 0.1
     told = y.flip(0)
-    assert torch.equal(model.invert(x, ImageNoise(0, range(10)), labels=told, steps=4, feature=0.0)[1], told)
+    assert torch.equal(
+        model.invert(x, ImageNoise(0, range(10)), Search(4, feature=0.0), labels=told)[1], told
+    )
     again = model.reconstruct(
         x, labels=told, noise=ImageNoise(0, range(10)), progress=no_progress, steps=4
     ).images

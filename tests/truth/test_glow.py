@@ -43,7 +43,7 @@ class AffineNet(torch.nn.Module):
 def glow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=0.1, **options) -> Glow:
     torch.manual_seed(0)
     options = {"scales": 2, "depth": 2, "hidden": 8, **options}
-    return roughen(Glow(DataInfo(shape, levels, classes, multilabel), **options), size)
+    return roughen(Glow.of(DataInfo(shape, levels, classes, multilabel), **options), size)
 
 
 LAYERS = {
@@ -202,7 +202,7 @@ def test_initialisation_happens_once_and_survives_saving():
     model = glow(size=0.0)
     model.on_start(batch(images(16)))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    other = Glow(model.data, scales=2, depth=2, hidden=8)
+    other = Glow.of(model.data, scales=2, depth=2, hidden=8)
     other.load_state_dict(before)
     for m in (model, other):
         m.on_start(batch(images(16, seed=1)))
@@ -216,7 +216,7 @@ def test_initialisation_happens_once_and_survives_saving():
 def test_saving_keeps_permutations_and_with_them_the_density():
     a, b = glow(), glow()
     torch.manual_seed(7)
-    b = Glow(a.data, scales=2, depth=2, hidden=8)
+    b = Glow.of(a.data, scales=2, depth=2, hidden=8)
     assert any("permutation" in key for key in a.state_dict())
     x = images(2)
     assert not torch.allclose(a.log_prob(x, noise=noise(2)), b.log_prob(x, noise=noise(2)))
@@ -291,10 +291,10 @@ def test_interpolation_starts_and_ends_at_the_pair():
 
 def test_sizes_that_cannot_be_halved_are_refused_with_what_to_do():
     with pytest.raises(UsageError, match="28×28 is not divisible by 8") as error:
-        Glow(DataInfo((1, 28, 28)), scales=3)
+        Glow.of(DataInfo((1, 28, 28)), scales=3)
     assert error.value.hint == "set `model.scales=2`, or `data.size=32`"
     with pytest.raises(UsageError, match="at least 1"):
-        Glow(DataInfo((1, 28, 28)), scales=0)
+        Glow.of(DataInfo((1, 28, 28)), scales=0)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_sizes_that_cannot_be_halved_are_refused_with_what_to_do():
 )
 def test_the_papers_settings_have_its_size(shape, options, millions):
     with torch.device("meta"):
-        model = Glow(DataInfo(shape), **options)
+        model = Glow.of(DataInfo(shape), **options)
     assert isinstance(model, Model)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
 

@@ -56,7 +56,7 @@ def shaken(model: HVAE, size: float = 0.1) -> HVAE:
 @pytest.fixture(scope="module")
 def trained() -> HVAE:
     torch.manual_seed(0)
-    model, x = HVAE(INFO, **SMALL, kl_warmup=30), images(128)
+    model, x = HVAE.of(INFO, **SMALL, kl_warmup=30), images(128)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(100):
         optimizer.zero_grad()
@@ -92,7 +92,7 @@ def test_the_residual_normal_is_that_of_the_paper():
 def test_kl_is_the_mean_of_the_log_ratio(trained):
     x, n = images(1).expand(4000, -1, -1, -1), 4000
     with torch.no_grad():
-        _, codes = trained.decoder(trained.draw(n, noise(n), x.device), trained.encoder(x))
+        _, codes = trained.decoder(trained.draw(n, noise(n)), trained.encoder(x))
     sampled, kl = -torch.stack([code.log_ratio() for code in codes], 1), kl_of(codes)
     error = 5 * (sampled - kl).std(0) / math.sqrt(n)
     assert ((sampled - kl).mean(0).abs() < error).all()
@@ -114,7 +114,7 @@ def test_the_bound_reaches_the_marginal_of_a_ladder_of_gaussians():
     """With pixels that hear nothing of z, p(x) is theirs, whatever q: every ratio of densities must average
     to 1."""
     torch.manual_seed(0)
-    model, x = shaken(HVAE(INFO, **SMALL)), images(16)
+    model, x = shaken(HVAE.of(INFO, **SMALL)), images(16)
     nn.init.zeros_(model.decoder.head.weight)
     for group in (m for m in model.modules() if isinstance(m, Group)):
         group.residual.weight.data *= 0.07  # not so far from the prior that 200 draws miss it
@@ -133,7 +133,7 @@ def test_likelihood_ratio(trained):
     with torch.no_grad():
         none, one, every = (trained.score_llr(x, noise=noise(32), k=k) for k in (0, 1, groups))
         # ELBO^(>k) by hand: all z from the prior leave the pixels' term alone
-        out, codes = trained.decoder(trained.draw(32, noise(32), x.device), [])
+        out, codes = trained.decoder(trained.draw(32, noise(32)), [])
         elbo = trained.log_prob(x, noise=noise(32))
     assert not none.any() and one.abs().mean() > 0 and not codes
     torch.testing.assert_close(every, elbo - trained.pixels.log_prob(x, out))
@@ -146,7 +146,7 @@ def test_likelihood_ratio(trained):
 def test_scores_know_nothing_of_their_batch():
     torch.manual_seed(0)
     info = DataInfo((3, 10, 12), 16)
-    model = shaken(HVAE(info, **SMALL))
+    model = shaken(HVAE.of(info, **SMALL))
     x = images(5, info)
     for score in (
         model.log_prob,
@@ -169,7 +169,7 @@ def test_figures_of_each_group(trained):
     torch.testing.assert_close(parts["kl_2x2"] + parts["kl_4x4"], parts["kl"])
     assert found["active_groups"] == sum(found[f"kl_{i}"] >= 0.05 for i in (1, 2, 3)) >= 2
     assert 2 <= found["active_units"] <= sum(trained.sizes)
-    dead = HVAE(INFO, **SMALL).eval()
+    dead = HVAE.of(INFO, **SMALL).eval()
     for module in dead.modules():
         if isinstance(module, Group):
             nn.init.zeros_(module.residual.weight), nn.init.zeros_(module.residual.bias)
@@ -181,7 +181,7 @@ def test_figures_of_each_group(trained):
 
 def test_warm_up_and_spectral_norms_are_of_training_alone():
     torch.manual_seed(0)
-    model, x = HVAE(INFO, **SMALL, kl_warmup=10, spectral=0.5), images(8)
+    model, x = HVAE.of(INFO, **SMALL, kl_warmup=10, spectral=0.5), images(8)
     for step, weight in ((None, 0.0), (4, 0.5), (20, 1.0)):
         if step is not None:
             model.on_step(step)
@@ -197,7 +197,7 @@ def test_warm_up_and_spectral_norms_are_of_training_alone():
 
 
 def test_balanced_groups_pay_for_what_they_carry_by_their_size():
-    model = HVAE(INFO, **SMALL, kl_warmup=10)  # one group of 2·2·2 latents, then two of 2·4·4
+    model = HVAE.of(INFO, **SMALL, kl_warmup=10)  # one group of 2·2·2 latents, then two of 2·4·4
     model.on_step(4)
     even = model.kl_weights(torch.tensor([7.99, 15.99, 15.99]))  # 8 latents a resolution's share; 32 / 2 each
     torch.testing.assert_close(even, torch.full((3,), 0.5))
@@ -236,7 +236,7 @@ def test_spectral_norms_against_the_singular_values():
 
 def test_spectral_regularisation_lowers_them():
     torch.manual_seed(0)
-    model, x = HVAE(INFO, **SMALL, spectral=10.0), images(8)
+    model, x = HVAE.of(INFO, **SMALL, spectral=10.0), images(8)
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     total = lambda: sum(float(torch.linalg.svdvals(w.detach().flatten(1))[0]) for w in weights)  # noqa: E731
     optimizer, start = torch.optim.Adam(model.parameters(), lr=1e-3), total()
@@ -263,7 +263,7 @@ def test_spectral_regularisation_lowers_them():
 )
 def test_any_image_size_in_bf16(shape, levels, pixels):
     info = DataInfo(shape, levels, ("a", "b", "c"))
-    model = HVAE(info, **SMALL, pixels=pixels, mixture=2, conditional=True, kl_warmup=4)
+    model = HVAE.of(info, **SMALL, pixels=pixels, mixture=2, conditional=True, kl_warmup=4)
     x, y = images(4, DataInfo(shape, levels or 9)), torch.tensor([0, 1, 2, 0])
     with torch.autocast("cpu", torch.bfloat16):
         parts = model.loss(batch(x, y=y))
@@ -284,12 +284,12 @@ def test_mixture_shows_the_heaviest_component():
     total = pixels.log_prob(x, out.expand(levels, -1, -1, -1)).exp().sum().item()
     assert total == pytest.approx(1, abs=1e-4)
     with pytest.raises(UsageError, match="grey levels"):
-        HVAE(DataInfo((4, 8, 8), None), **SMALL, pixels="mixture")
+        HVAE.of(DataInfo((4, 8, 8), None), **SMALL, pixels="mixture")
 
 
 def test_labels_reach_priors_and_posteriors():
     torch.manual_seed(0)
-    model = shaken(HVAE(INFO, **SMALL, conditional=True))
+    model = shaken(HVAE.of(INFO, **SMALL, conditional=True))
     x, zero = images(4), torch.zeros(4).long()
     a, b, null = (model.log_prob(x, y, noise=noise(4)) for y in (zero, zero + 1, None))
     assert not torch.equal(a, b) and not torch.equal(a, null)
@@ -297,7 +297,7 @@ def test_labels_reach_priors_and_posteriors():
     still = [torch.zeros(4, *grid) for grid in model.grids]
     (_, first), (_, second) = (model.decoder(still, model.encoder(x), label) for label in e)
     assert all(not torch.equal(one.mu, two.mu) for one, two in zip(first, second, strict=True))
-    strict = HVAE(INFO, **SMALL, conditional=True, label_dropout=0.0)
+    strict = HVAE.of(INFO, **SMALL, conditional=True, label_dropout=0.0)
     with pytest.raises(UsageError, match="without a null label"):
         strict.log_prob(x, noise=noise(4))
 
@@ -336,8 +336,8 @@ def test_temperature_is_of_sampling_alone(trained):
 
 def test_towers_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="differ in length"):
-        HVAE(INFO, channels=(8, 8), groups=(0, 1, 1), cells=(0, 1))
+        HVAE.of(INFO, channels=(8, 8), groups=(0, 1, 1), cells=(0, 1))
     with pytest.raises(UsageError, match="coarsest"):
-        HVAE(INFO, channels=(8, 8), groups=(1, 0), cells=(1, 1))
+        HVAE.of(INFO, channels=(8, 8), groups=(1, 0), cells=(1, 1))
     with pytest.raises(UsageError, match="negative"):
-        HVAE(INFO, channels=(8, 8), groups=(-1, 1), cells=(1, 1))
+        HVAE.of(INFO, channels=(8, 8), groups=(-1, 1), cells=(1, 1))

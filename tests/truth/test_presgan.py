@@ -67,7 +67,7 @@ class Linear(nn.Module):
 
 def linear(scale: float, **options) -> PresGAN:
     torch.manual_seed(0)
-    model = PresGAN(DataInfo((1, 8, 8), None), latent=3, width=4, sigma=0.3, sigma_max=0.5, **options)
+    model = PresGAN.of(DataInfo((1, 8, 8), None), latent=3, width=4, sigma=0.3, sigma_max=0.5, **options)
     model.generator = Linear(scale * torch.randn(64, 3), 0.1 * torch.randn(64))
     return model
 
@@ -108,7 +108,7 @@ def test_the_entropy_rises_by_its_own_gradient():
 
 def test_the_step_size_finds_the_acceptance_asked_for():
     torch.manual_seed(0)
-    model, rates = PresGAN(INFO, width=4, latent=4, accept=0.7, burn_in=1, draws=1, leapfrog=3).train(), []
+    model, rates = PresGAN.of(INFO, width=4, latent=4, accept=0.7, burn_in=1, draws=1, leapfrog=3).train(), []
     x = torch.rand(16, *INFO.shape) * 2 - 1
     for step in range(220):
         batch = Batch(x, None, torch.arange(16), BatchNoise(0, step, "generator", total=16))
@@ -119,7 +119,7 @@ def test_the_step_size_finds_the_acceptance_asked_for():
 
 def test_sigma_stays_within_its_bounds_and_shows_on_request():
     torch.manual_seed(0)
-    model = PresGAN(INFO, width=4, latent=4, sigma_min=0.05, sigma_max=0.2).eval()
+    model = PresGAN.of(INFO, width=4, latent=4, sigma_min=0.05, sigma_max=0.2).eval()
     nn.init.uniform_(model.log_sigma, -9, 3)
     assert float(model.sigma().min()) == pytest.approx(0.05) and float(model.sigma().max()) == pytest.approx(
         0.2
@@ -131,7 +131,7 @@ def test_sigma_stays_within_its_bounds_and_shows_on_request():
 
 def test_critic_sees_equal_noise_on_both_sides():
     torch.manual_seed(0)
-    model, seen = PresGAN(INFO, width=4, latent=4, sigma=0.2, spectral=False), []
+    model, seen = PresGAN.of(INFO, width=4, latent=4, sigma=0.2, spectral=False), []
     model.critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     x = torch.zeros(64, *INFO.shape)
     nn.init.zeros_(model.generator.ups[-1].weight), nn.init.zeros_(model.generator.ups[-1].bias)

@@ -10,10 +10,11 @@ from torch.distributions import Normal, kl_divergence
 
 from gzcli.errors import UsageError
 from gzcli.models.nn import from_levels
+from gzcli.models.nn.ssim import gaussian_window, ms_ssim, ssim_parts
 from gzcli.models.vae.aae import AAE
+from gzcli.models.vae.gaussian import kl_normal, log_normal
 from gzcli.models.vae.pixels import Pixels
-from gzcli.models.vae.ssim import gaussian_window, ms_ssim, ssim_parts
-from gzcli.models.vae.vae import VAE, kl_normal, log_normal
+from gzcli.models.vae.vae import VAE
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 pytestmark = pytest.mark.xdist_group("vae")  # one worker makes what these tests share, once
@@ -45,7 +46,7 @@ def blobs(n: int, info: DataInfo = DIGITS) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def trained() -> VAE:
     torch.manual_seed(0)
-    model, x = VAE(DIGITS, net="mlp", hidden=(64,), latent=4), blobs(256)
+    model, x = VAE.of(DIGITS, net="mlp", hidden=(64,), latent=4), blobs(256)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(150):
         optimizer.zero_grad()
@@ -94,7 +95,7 @@ def test_bernoulli_is_the_default_of_two_levels_and_refused_for_more():
     expected = math.log(1 - torch.sigmoid(torch.tensor(0.3))) + math.log(torch.sigmoid(torch.tensor(-2.0)))
     assert Pixels("auto", 2).log_prob(x, out).item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(UsageError, match="2 grey levels") as caught:
-        VAE(DIGITS, pixels="bernoulli")
+        VAE.of(DIGITS, pixels="bernoulli")
     assert "data.levels=2" in caught.value.hint
 
 
@@ -134,7 +135,7 @@ def test_iwae_reaches_the_exact_marginal_of_a_linear_gaussian_model():
     posterior."""
     info = DataInfo((1, 2, 3), None)
     torch.manual_seed(0)
-    model = VAE(info, net="mlp", hidden=(4,), latent=2).eval()
+    model = VAE.of(info, net="mlp", hidden=(4,), latent=2).eval()
     w, b, log_s = torch.randn(6, 2), torch.randn(6), -0.4
     model.decoder = linear_decoder(w, b, log_s)
     x = torch.randn(32, 1, 2, 3)
@@ -185,7 +186,7 @@ def test_regret_is_never_negative_and_larger_off_the_data(trained):
 
 def test_warm_up_weighs_the_loss_in_training_alone():
     torch.manual_seed(0)
-    model, x = VAE(DIGITS, net="mlp", hidden=(16,), latent=4, kl_warmup=10, beta=2.0), blobs(8)
+    model, x = VAE.of(DIGITS, net="mlp", hidden=(16,), latent=4, kl_warmup=10, beta=2.0), blobs(8)
     for step, weight in ((None, 0.0), (4, 1.0), (20, 2.0)):
         if step is not None:
             model.on_step(step)
@@ -210,7 +211,7 @@ def test_reconstruction_is_a_sum_over_pixels(trained):
 
 def test_importance_weighted_loss_of_one_sample_is_an_elbo_estimate():
     torch.manual_seed(0)
-    model, x = VAE(DIGITS, net="mlp", hidden=(16,), latent=4, iwae=5), blobs(64)
+    model, x = VAE.of(DIGITS, net="mlp", hidden=(16,), latent=4, iwae=5), blobs(64)
     losses = torch.stack([model.loss(batch(x, step))["loss"] for step in range(30)]).mean()
     bound = torch.stack([model.iwae_bound(x, noise(64, seed), 5).mean() for seed in range(30)]).mean()
     torch.testing.assert_close(losses, -bound, rtol=5e-3, atol=0)
@@ -223,7 +224,7 @@ def test_importance_weighted_loss_of_one_sample_is_an_elbo_estimate():
 )
 def test_any_image_size_in_bf16(net, shape, levels):
     info = DataInfo(shape, levels, ("a", "b", "c"))
-    model = VAE(info, net=net, hidden=(16, 16), latent=4, conditional=True)
+    model = VAE.of(info, net=net, hidden=(16, 16), latent=4, conditional=True)
     y = torch.tensor([0, 1, 2, 0])
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.loss(batch(blobs(4, info), y=y))["loss"]
@@ -237,19 +238,19 @@ def test_any_image_size_in_bf16(net, shape, levels):
 
 
 def test_parameters_of_the_default_net():
-    model = VAE(DataInfo((1, 28, 28), 2), net="mlp", hidden=(400,), latent=20)
+    model = VAE.of(DataInfo((1, 28, 28), 2), net="mlp", hidden=(400,), latent=20)
     layers = (784 * 400 + 400) + (400 * 40 + 40) + (20 * 400 + 400) + (400 * 784 + 784)
     assert sum(p.numel() for p in model.parameters()) == layers
 
 
 def test_labels_reach_encoder_and_decoder():
     torch.manual_seed(0)
-    model = VAE(DIGITS, hidden=(16, 16), latent=4, conditional=True).eval()
+    model = VAE.of(DIGITS, hidden=(16, 16), latent=4, conditional=True).eval()
     x, zero, one = blobs(4), torch.zeros(4).long(), torch.ones(4).long()
     assert not torch.equal(model.encode(x, model.embed(zero, 4))[0], model.encode(x, model.embed(one, 4))[0])
     a, b, null = (model.log_prob(x, y, noise=noise(4)) for y in (zero, one, None))
     assert not torch.equal(a, b) and not torch.equal(a, null)
-    strict = VAE(DIGITS, net="mlp", hidden=(16,), conditional=True, label_dropout=0.0)
+    strict = VAE.of(DIGITS, net="mlp", hidden=(16,), conditional=True, label_dropout=0.0)
     with pytest.raises(UsageError, match="without a null label"):
         strict.log_prob(x, noise=noise(4))
 
@@ -308,7 +309,7 @@ def test_ms_ssim_of_any_size(size):
 
 def test_ms_ssim_trains_reconstructions():
     torch.manual_seed(0)
-    model, x = VAE(DIGITS, net="mlp", hidden=(64,), latent=8, recon="ms_ssim", beta=0.1), blobs(64)
+    model, x = VAE.of(DIGITS, net="mlp", hidden=(64,), latent=8, recon="ms_ssim", beta=0.1), blobs(64)
     optimizer, first = torch.optim.Adam(model.parameters(), lr=3e-3), None
     for _ in range(40):
         parts = model.loss(batch(x))
@@ -319,13 +320,13 @@ def test_ms_ssim_trains_reconstructions():
     assert parts["recon"] < 0.7 * first
     assert first <= 256  # D·(1 − MS-SSIM)
     with pytest.raises(UsageError, match="iwae"):
-        VAE(DIGITS, recon="ms_ssim", iwae=5)
+        VAE.of(DIGITS, recon="ms_ssim", iwae=5)
 
 
 def test_images_unlike_any_have_an_elbo_of_their_size_and_learned_ones_keep_theirs():
     """e^logvar at logvar 20 made the KL of a foreign image 10⁹ nats, and every histogram one bar."""
     info = DataInfo((1, 8, 8), 256)
-    model = VAE(info, latent=4, hidden=(8,)).eval()
+    model = VAE.of(info, latent=4, hidden=(8,)).eval()
     del model.encoder
     mu, learned = torch.randn(5, 4), torch.linspace(-19, 3.9, 20).view(5, 4)
     model.encoder = lambda x, e: torch.cat([mu, learned], 1)
@@ -333,7 +334,7 @@ def test_images_unlike_any_have_an_elbo_of_their_size_and_learned_ones_keep_thei
     model.encoder = lambda x, e: torch.cat([mu, torch.full_like(mu, 160.0)], 1)
     kl = model.score_kl(torch.zeros(5, 1, 8, 8), noise=None)
     assert (kl < 200).all() and (kl > 4 * 20).all(), "finite, and still far from the prior"
-    aae = AAE(info, latent=4, posterior="gaussian", hidden=(8,)).eval()
+    aae = AAE.of(info, latent=4, posterior="gaussian", hidden=(8,)).eval()
     del aae.encoder
     aae.encoder = lambda x: torch.cat([mu, torch.full_like(mu, 160.0)], 1)
     assert (aae.encode(torch.zeros(5, 1, 8, 8), torch.ones(5, 4)) - mu < 10).all()

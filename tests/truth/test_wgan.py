@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from gzcli.errors import UsageError
-from gzcli.models.gan.losses import gradient_penalty
-from gzcli.models.gan.nets import Critic, Generator, pyramid
+from gzcli.models.gan.generator import Generator, GeneratorOptions
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.nn import slerp
+from gzcli.models.nn.adversarial import gradient_penalty
+from gzcli.models.nn.critic import Critic, pyramid
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"))
@@ -31,7 +32,7 @@ def images(n: int, shape: tuple[int, ...] = (1, 16, 16), seed: int = 0) -> torch
 
 def model(**options) -> WGAN:
     torch.manual_seed(0)
-    return WGAN(DIGITS, **SMALL, **options)
+    return WGAN.of(DIGITS, **SMALL, **options)
 
 
 class Linear(nn.Module):
@@ -147,7 +148,7 @@ def test_the_critic_finds_the_wasserstein_distance_of_two_points():
 @pytest.mark.parametrize("norm", ["none", "group"])
 def test_any_image_size_in_bf16(shape, norm):
     info = DataInfo(shape, 256, ("a", "b", "c"))
-    net, y = WGAN(info, latent=4, width=4, norm=norm, conditional=True), torch.tensor([0, 1, 2])
+    net, y = WGAN.of(info, latent=4, width=4, norm=norm, conditional=True), torch.tensor([0, 1, 2])
     for name in ("critic", "generator"):
         only(net, name)
         with torch.autocast("cpu", torch.bfloat16):
@@ -226,7 +227,7 @@ def test_knn_is_the_kth_distance_in_critic_features():
 
 
 def test_generator_and_critic_have_their_mirrored_sizes():
-    generator, critic = Generator((1, 28, 28), 64, 32, "none"), Critic((1, 28, 28), 32)
+    generator, critic = Generator((1, 28, 28), GeneratorOptions(64, 32, "none")), Critic((1, 28, 28), 32)
     stem = 64 * 128 * 16 + 128 * 16
     ups = (128 * 64 + 64 * 32 + 32) * 16 + 64 + 32 + 1
     assert sum(p.numel() for p in generator.parameters()) == stem + ups

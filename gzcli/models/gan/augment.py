@@ -1,8 +1,8 @@
 """Differentiable augmentation of what a discriminator sees — Zhao et al. 2020, arXiv:2006.10738, section 3.3.
 
-Real and generated images alike are changed at random, and the generator learns through the change: a
-discriminator of few images then cannot learn them by heart, while the generator does not learn the
-augmentation.
+Real and generated images are changed at random alike, and the generator's gradient passes through the change.
+So a discriminator of few images cannot memorise them, and the generator does not learn the augmentation
+itself.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from torch import Tensor
 
 from gzcli.types import Noise
 
-POLICIES = ("color", "translation", "cutout")
-
 
 def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
-    """Images [B, C, H, W], each with its own draw of every augmentation of `policy`, in the order of
-    `POLICIES`."""
-    for name in POLICIES:
+    """Images [B, C, H, W] under the augmentations named by `policy`, in the order of `POLICIES`. Each image
+    has draws of its own."""
+    for name, augmented in POLICIES.items():
         if name in policy:
-            x = globals()[f"_{name}"](x, noise.rand(len(x), 3).to(x))
+            x = augmented(x, noise.rand(len(x), 3))
     return x
 
 
-def _color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness ± .5, saturation 0 … 2 and contrast .5 … 1.5, of a range of 2."""
+def color(x: Tensor, u: Tensor) -> Tensor:
+    """Brightness moved by up to ±0.5, saturation times 0 … 2, contrast times 0.5 … 1.5.
+
+    x: images [B, C, H, W] in [-1, 1]
+    u: uniform numbers on [0, 1), [B, 3]
+    """
     brightness, saturation, contrast = u[:, :, None, None, None].unbind(1)
     x = x + (brightness - 0.5)
     grey = x.mean(1, keepdim=True)
@@ -34,8 +36,8 @@ def _color(x: Tensor, u: Tensor) -> Tensor:
     return mean + (x - mean) * (contrast + 0.5)
 
 
-def _translation(x: Tensor, u: Tensor) -> Tensor:
-    """Moved by up to an eighth of each side; what comes in is -1, the colour of an empty background."""
+def translation(x: Tensor, u: Tensor) -> Tensor:
+    """Moved by up to an eighth of each side. What enters is -1, the colour of an empty background."""
     b, _, height, width = x.shape
     dy, dx = (((2 * u[:, i] - 1) * side / 8).round().long() for i, side in enumerate((height, width)))
     rows = torch.arange(height, device=x.device) + dy[:, None]  # [B, H]
@@ -48,11 +50,14 @@ def _translation(x: Tensor, u: Tensor) -> Tensor:
     return torch.where(inside[:, None], moved.permute(0, 3, 1, 2), -1.0)
 
 
-def _cutout(x: Tensor, u: Tensor) -> Tensor:
-    """A rectangle of half the sides, whose centre is anywhere in the image, is grey."""
+def cutout(x: Tensor, u: Tensor) -> Tensor:
+    """A rectangle of half the sides is set to 0 (grey). Its centre is uniform over the image."""
     height, width = x.shape[2:]
     hidden = [
         (torch.arange(side, device=x.device) + 0.5 - u[:, i, None] * side).abs() < side / 4
         for i, side in enumerate((height, width))
     ]
     return x * ~(hidden[0][:, None, :, None] & hidden[1][:, None, None, :])
+
+
+POLICIES = {"color": color, "translation": translation, "cutout": cutout}

@@ -1,21 +1,19 @@
 """CycleGAN — Zhu, Park, Isola & Efros 2017, "Unpaired Image-to-Image Translation using Cycle-Consistent
 Adversarial Networks", arXiv:1703.10593.
 
-    generator:     E (D_B(G(a)) − 1)² + E (D_A(F(b)) − 1)²
-                   + λ (E ‖F(G(a)) − a‖₁ + E ‖G(F(b)) − b‖₁) + λ·ι (E ‖G(b) − b‖₁ + E ‖F(a) − a‖₁)       (eq.
-                   1–3, section 5.2)
-    discriminator: E (D(real) − 1)² / 2 + E D(fake)² / 2, of both domains
-    (section 4)
+    generator:     E (D_B(G(a)) − 1)² + E (D_A(F(b)) − 1)²                          (eq. 1, section 4)
+                   + λ (E ‖F(G(a)) − a‖₁ + E ‖G(F(b)) − b‖₁)                        (eq. 2)
+                   + λ·ι (E ‖G(b) − b‖₁ + E ‖F(a) − a‖₁)                            (section 5.2)
+    discriminator: E (D(real) − 1)² / 2 + E D(fake)² / 2, of both domains           (section 4)
 
-G: A → B and F: B → A are learned from images a and b that have nothing to do with each other; all norms are
-means.
+G: A → B and F: B → A are learned from unpaired images a and b. All norms are means over the pixels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -26,108 +24,68 @@ from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.base import Model, Phase
 from gzcli.models.gan.pool import ImagePool
-from gzcli.models.nn import PatchGAN, from_levels, to_fp32, to_levels
-from gzcli.models.vae.ssim import gaussian_window, ssim_parts
+from gzcli.models.gan.translator import Translator, TranslatorOptions
+from gzcli.models.nn.common import from_levels, to_levels
+from gzcli.models.nn.patchgan import PatchGAN
+from gzcli.models.nn.ssim import gaussian_window, ssim_parts
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
-MEMORY = 32  # images of each domain that `sample` starts from
+MEMORY = 32  # training images of each domain that the model keeps, for `sample` to translate
+
+OneWay = Literal["both", "AtoB", "BtoA"]
 
 Direction = Literal["auto", "AtoB", "BtoA"]
 
 
-class ResBlock(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.net = nn.Sequential(
-            reflecting(width, width, 3),
-            nn.InstanceNorm2d(width),
-            nn.ReLU(),
-            reflecting(width, width, 3),
-            nn.InstanceNorm2d(width),
-        )
+@dataclass(frozen=True)
+class DiscriminatorOptions:
+    """The PatchGANs.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.net(x)
+    disc_width: channels of a discriminator's first layer, doubled by each further one
+    disc_layers: convolutions of stride 2 in a discriminator
+    """
 
-
-def reflecting(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the size. What instance norm follows needs no bias."""
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
-
-
-class Translator(nn.Module):
-    """Images [B, C, H, W] of one domain → of the other, in [-1, 1], fp32: the residual net of Johnson et al.
-    2016 (arXiv:1603.08155), with instance norm, so that no image sees its batch. Any size; halves are rounded
-    up."""
-
-    def __init__(self, channels: int, width: int, halvings: int, blocks: int):
-        super().__init__()
-        widths = [width * 2**i for i in range(halvings + 1)]
-        self.stem = nn.Sequential(reflecting(channels, width, 7), nn.InstanceNorm2d(width), nn.ReLU())
-        self.downs = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.InstanceNorm2d(o), nn.ReLU()
-            )
-            for i, o in pairwise(widths)
-        )
-        self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(blocks)))
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, bias=False)
-            for i, o in pairwise(reversed(widths))
-        )
-        self.head = reflecting(width, channels, 7, bias=True)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.normal_(m.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, sizes = self.stem(x), []
-        for down in self.downs:
-            sizes.append(h.shape[2:])
-            h = down(h)
-        h = self.blocks(h)
-        for up, size in zip(self.ups, reversed(sizes), strict=True):
-            h = F.relu(F.instance_norm(up(h, output_size=size)))
-        return torch.tanh(to_fp32(self.head(h)))
+    disc_width: int = 32
+    disc_layers: int = 2
 
 
 class CycleGAN(Model):
     """Two translators and two discriminators, for a set of two classes: A is the first, B the second.
 
-    width: channels of the translators' finest scale, doubled by each of `halvings`; blocks: residual blocks
-    of the coarsest.
-    disc_width, disc_layers: of the PatchGANs. cycle: λ; identity: ι, for colours that should stay. pool: how
-    many earlier fakes a discriminator may be shown again.
     A step takes a batch of each domain. The discriminators' fakes are made anew, by the generators that were
-    just updated.
+    just updated. Raises UsageError for images that are too small.
+
+    cycle: weight λ of the cycle's L1 error
+    identity: weight ι of the L1 change of images that are of the target domain already, as a share of λ; it
+      keeps colours
+    pool: number of earlier fakes of a domain that its discriminator may be shown again
     """
 
     paper = "Zhu et al. 2017, arXiv:1703.10593"
-    needs: ClassVar = ("b",)
+    needs: ClassVar = ("second_domain",)
+    memory: Tensor  # the kept training images as bytes, [2, MEMORY, C, H, W]; 0 until the first step
 
     def __init__(
         self,
         data: DataInfo,
         *,
-        width: int = 32,
-        halvings: int = 2,
-        blocks: int = 4,
-        disc_width: int = 32,
-        disc_layers: int = 2,
+        translator: TranslatorOptions = TranslatorOptions(),
+        discriminator: DiscriminatorOptions = DiscriminatorOptions(),
         cycle: float = 10.0,
         identity: float = 0.5,
         pool: int = 50,
     ):
         super().__init__(data)
         c, *sides = data.shape
-        if (
-            min(sides) < 4 or math.ceil(min(sides) / 2**halvings) < 2
-        ):  # the padding mirrors 3 pixels here, 1 there
+        halvings = translator.halvings
+        # reflection takes 3 pixels of the image itself, and 1 at the smallest size
+        if min(sides) < 4 or math.ceil(min(sides) / 2**halvings) < 2:
             small = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
             raise UsageError(small, hint="lower `model.halvings`")
-        self.a_to_b, self.b_to_a = (Translator(c, width, halvings, blocks) for _ in "AB")
+        self.a_to_b, self.b_to_a = (Translator(c, translator) for _ in "AB")
         self.disc_a, self.disc_b = (
-            PatchGAN(data.shape, disc_width, disc_layers, norm="instance") for _ in "AB"
+            PatchGAN(data.shape, discriminator.disc_width, discriminator.disc_layers, norm="instance")
+            for _ in "AB"
         )
         self.pool_a, self.pool_b = ImagePool(pool), ImagePool(pool)
         self.cycle, self.identity, self.step = cycle, identity, 0
@@ -142,8 +100,9 @@ class CycleGAN(Model):
         ]
 
     def on_start(self, batch: Batch) -> None:
-        """The memory is the first batch, over and over; after a resume what it was. No host sync."""
-        first = self.seen(batch.x, batch.extra["b"])
+        """Fills the memory with the first batch, repeated, unless it was loaded. The host waits for no
+        result."""
+        first = self.seen(batch.x, batch.extra["second_domain"])
         over = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
         self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, over))
 
@@ -153,8 +112,8 @@ class CycleGAN(Model):
     @torch.compiler.disable  # which would compile anew for every step
     @torch.no_grad()
     def remember(self, a: Tensor, b: Tensor) -> None:
-        """The memory is filled with the training images of the first steps, those of all ranks."""
-        if self.step >= MEMORY:  # it is full: a step brings one at least
+        """Replaces the memory by the training images of the first steps, of all ranks."""
+        if self.step >= MEMORY:  # every step adds one image at least, so it is full
             return
         images = self.seen(a, b)
         first = self.step * images.shape[1]
@@ -162,15 +121,15 @@ class CycleGAN(Model):
         place.copy_(images[:, : place.shape[1]])
 
     def seen(self, a: Tensor, b: Tensor) -> Tensor:
-        """Images of both domains, of all ranks, as bytes [2, B, C, H, W]."""
+        """Images of both domains from all ranks, as bytes [2, B, C, H, W]."""
         return to_levels(torch.stack([ranks.rows(a, self), ranks.rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """In evaluation, of images of either domain by their label, the generators' loss is that of the
-        cycle."""
-        if "b" not in batch.extra:
-            return {"loss": self.cycle * self.cycle_error(batch.x, batch.y == 0).mean()}
-        a, b = batch.x, batch.extra["b"]
+        """The loss of a phase. Held-out images come as one batch of both domains, told apart by their labels;
+        for them it is the generators' cycle loss."""
+        if "second_domain" not in batch.extra:
+            return {"loss": self.cycle * self.cycle_error(batch.x, self.of_a(batch.x, batch.y)).mean()}
+        a, b = batch.x, batch.extra["second_domain"]
         if phase == "discriminator":
             return self.discriminator_loss(a, b, batch.noise)
         if self.training:
@@ -192,23 +151,29 @@ class CycleGAN(Model):
     # ---- translation
 
     def translated(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
-        """Each image to the other domain; from_a: whether all are of A, or each [B], at the price of both
-        nets and without a host sync."""
+        """Each image translated to the other domain, [B, C, H, W].
+
+        from_a: whether the images are of A, for all of them or for each [B]; for each, both nets translate
+          every image, since choosing rows would make the host wait for the device
+        """
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
         return torch.where(from_a[:, None, None, None], self.a_to_b(x), self.b_to_a(x))
 
     def returned(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
-        """Each image to the other domain and back."""
+        """Each image translated to the other domain and back, [B, C, H, W]."""
         back = not from_a if isinstance(from_a, bool) else ~from_a
         return self.translated(self.translated(x, from_a), back)
 
     def cycle_error(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
-        """Mean absolute difference of each image and its return from the other domain, [B]."""
+        """Mean absolute difference of each image and its translation there and back, [B]."""
         return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
 
-    def looks_like_a(self, x: Tensor) -> Tensor:
-        """Whether each image [B] is taken for one of A: by which translator changes it less."""
+    def of_a(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Whether each image is of A, [B], by its label y. Without labels it is one where the translator to A
+        changes it less than the translator to B does."""
+        if y is not None:
+            return y.eq(0)
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))
         return to_a < to_b
 
@@ -220,25 +185,27 @@ class CycleGAN(Model):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress,
-        direction: Literal["both", "AtoB", "BtoA"] = "both",
+        direction: OneWay = "both",
     ) -> Tensor:
-        """Translations of training images, drawn from the few that the model remembers; `both`: of either
-        domain."""
+        """Translations of training images, drawn at random from those that the model keeps.
+
+        direction: `AtoB` and `BtoA` draw images of one domain, `both` of either
+        """
         known, pick = self.remembered(n, noise, direction)
         from_a = pick < MEMORY if direction == "both" else direction == "AtoB"
         x = self.translated(from_levels(known[pick], 256), from_a)
         progress(1, 1, x)
         return x
 
-    def remembered(self, n: int, noise: Noise, direction: str) -> tuple[Tensor, Tensor]:
-        """The memory's images that can go in a direction, as bytes, and which of them samples are made from
-        [n]."""
+    def remembered(self, n: int, noise: Noise, direction: OneWay) -> tuple[Tensor, Tensor]:
+        """The kept images that can be translated in a direction, as bytes, and the indices [n] of those
+        drawn."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         known = self.memory[domains].flatten(0, 1)
-        return known, noise.randint(len(known), n).to(known.device)
+        return known, noise.randint(len(known), n)
 
-    def sources(self, n: int, *, noise: Noise, direction: Literal["both", "AtoB", "BtoA"] = "both") -> Tensor:
-        """What `sample` translates, given the same noise: [n, C, H, W]."""
+    def sources(self, n: int, *, noise: Noise, direction: OneWay = "both") -> Tensor:
+        """The images [n, C, H, W] that `sample` translates, given the same noise."""
         known, pick = self.remembered(n, noise, direction)
         return from_levels(known[pick], 256)
 
@@ -252,14 +219,18 @@ class CycleGAN(Model):
         progress: Progress,
         direction: Direction = "auto",
     ) -> Applied:
-        """Each image to the other domain; in one direction those alone that are of its domain, where their
-        labels y [B] tell. With `auto` and without y an image is taken for one of the domain whose own
-        translator would change it less. Raises UsageError where there is none.
+        """Images translated to the other domain.
+
+        Raises UsageError where none can be translated in the direction.
+
+        direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images where
+          they have no labels; `auto` translates all, each from its own domain, which without labels is the
+          one whose translator changes it less
         """
         rows, from_a = self.suited(x, direction, y)
         x = self.translated(x[rows], from_a)
         progress(1, 1, x)
-        labels = torch.zeros_like(rows) + from_a  # of B, where it came from A
+        labels = torch.zeros_like(rows) + from_a  # class 1, which is B, for an image of A
         return Applied(x, rows=("translation",), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     @torch.no_grad()
@@ -272,7 +243,10 @@ class CycleGAN(Model):
         progress: Progress,
         direction: Direction = "auto",
     ) -> Applied:
-        """Each image to the other domain and back; which, as in `translate`."""
+        """Images translated to the other domain and back.
+
+        direction: which images and from which domain, as in `translate`
+        """
         rows, from_a = self.suited(x, direction, y)
         x = self.returned(x[rows], from_a)
         progress(1, 1, x)
@@ -280,11 +254,11 @@ class CycleGAN(Model):
         return Applied(x, rows=("there and back",), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     def suited(self, x: Tensor, direction: Direction, y: Tensor | None) -> tuple[Tensor, Tensor | bool]:
-        """The numbers of the images that can go in a direction, and whether all of them are of A, or each
-        is."""
+        """The indices of the images that can be translated in a direction, and whether they are of A, for all
+        of them or for each."""
         rows = torch.arange(len(x), device=x.device)
         if direction == "auto":
-            return rows, self.looks_like_a(x) if y is None else y == 0
+            return rows, self.of_a(x, y)
         from_a = direction == "AtoB"
         rows = rows if y is None else rows[(y == 0) == from_a]
         if not len(rows):
@@ -293,12 +267,12 @@ class CycleGAN(Model):
         return rows, from_a
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Of images of either domain by their label: the cycle's and the identity's L1 as shares of the
-        pixels' range, and the SSIM of images and their translations."""
+        """L1 of the cycle and of the identity as shares of the pixels' range, and SSIM of images and their
+        translations. The labels of the images tell their domains."""
         sums, n = torch.zeros(3, dtype=torch.float64), 0
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
-            x, from_a = batch.x, batch.y == 0
+            x, from_a = batch.x, self.of_a(batch.x, batch.y)
             same = (self.translated(x, ~from_a) - x).abs()
             like = ssim_parts((x + 1) / 2, (self.translated(x, from_a) + 1) / 2, window)[0]
             found = (self.cycle_error(x, from_a) / 2, same.flatten(1).mean(1) / 2, like.mean(1))
@@ -309,15 +283,17 @@ class CycleGAN(Model):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−max(D_A(x), D_B(x)), each the mean over its patches: neither takes x for its own."""
+        """−max(D_A(x), D_B(x)), each the mean over its patches: large where neither takes x for a real
+        image."""
         return -torch.maximum(*(net(x).flatten(1).mean(1) for net in (self.disc_a, self.disc_b)))
 
     def score_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """The error of the cycle, of the direction that suits x better."""
+        """The error of the cycle, in the direction where it is smaller."""
         return torch.minimum(*(self.cycle_error(x, from_a) for from_a in (True, False)))
 
 
 def lsgan(disc: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """Least squares instead of log-likelihoods (Mao et al. 2016, arXiv:1611.04076)."""
+    """The discriminator's loss by least squares instead of log-likelihoods (Mao et al. 2016,
+    arXiv:1611.04076)."""
     on_real, on_fake = disc(torch.cat([real, fake])).chunk(2)
     return 0.5 * ((on_real - 1).square().mean() + on_fake.square().mean())

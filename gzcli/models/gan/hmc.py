@@ -1,7 +1,8 @@
 """Hamiltonian Monte Carlo — Neal 2011, "MCMC using Hamiltonian dynamics", arXiv:1206.1901, section 3.
 
-Each chain moves (z, momentum) along H = U(z) + ‖p‖²/2, U = −log of its target, by leapfrog steps, and accepts
-the end with probability min(1, exp(H_start − H_end)), which makes up for the steps' error of O(ε²).
+Each chain moves (z, p), p its momentum, along H = U(z) + ‖p‖²/2, U = −log of its target, by leapfrog steps.
+It accepts the end with probability min(1, exp(H_start − H_end)), which corrects for the steps' error of
+O(ε²).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Potential = Callable[[Tensor], Tensor]  # z [B, D] → U [B], differentiable
 
 
 def gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
-    """U [B] and ∂U/∂z [B, D]; chains do not meet in U."""
+    """U [B] and ∂U/∂z [B, D], for a U of each chain that depends on its own z alone."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         u = potential(z)
@@ -41,9 +42,9 @@ def leapfrog(
 def hmc_step(
     potential: Potential, z: Tensor, eps: float | Tensor, steps: int, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """The chains' next states [B, D], and the probability [B] with which each one's proposal was accepted."""
-    p, u = noise.randn(*z.shape).to(z), noise.rand(len(z)).to(z)
+    """The chains' next states [B, D], and the probability [B] that each one's proposal was accepted with."""
+    p, u = noise.randn(*z.shape), noise.rand(len(z))
     proposal, _, before, after = leapfrog(potential, z, p, eps, steps)
-    # a diverged trajectory has a NaN or infinite energy: it is refused
+    # a diverged trajectory has a NaN or infinite energy: its probability is 0
     accept = (before - after).clamp(max=0).exp().nan_to_num(0.0)
     return torch.where((u < accept)[:, None], proposal, z), accept

@@ -12,20 +12,24 @@ from gzcli.types import Noise
 
 
 class ImagePool(nn.Module):
-    """Up to `size` fakes. The first ones are stored and shown; later, each image is either shown, or stored
-    in place of an older one, which is shown. Each rank has a pool of its own, kept by `get_extra_state`; size
-    0 shows all as they come."""
+    """Up to `size` earlier fakes.
+
+    Until the pool is full, every image is stored and shown. From then on, an image is either shown itself, or
+    it replaces a stored one, which is shown. Each rank has its own pool, so it is extra state and no buffer:
+    buffers are equal on all ranks.
+
+    size: number of images; a pool of 0 shows every image itself
+    """
 
     def __init__(self, size: int):
         super().__init__()
         self.size, self.count = size, 0
-        self.images: Tensor | None = None  # [size, C, H, W]; no buffer: those are equal on all ranks
+        self.images: Tensor | None = None  # [size, C, H, W]
 
     @torch.compiler.disable  # which would compile anew for every count
     @torch.no_grad()
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """What to show in place of images [B, C, H, W], one image after another, as many; without a host
-        sync."""
+        """What is shown in place of images [B, C, H, W], of the same shape. The host waits for no result."""
         if not self.size:
             return images
         n = len(images)

@@ -1,104 +1,101 @@
 """Prescribed GAN — Dieng, Ruiz, Blei & Titsias 2019, "Prescribed Generative Adversarial Networks",
 arXiv:1910.04302.
 
-The generator's image has noise of its own, x = G(z) + σ ε, ε ~ N(0, I), so that p(x | z) = N(G(z), σ²) is a
-density, and the entropy of p(x) can be raised, which a collapsed generator has little of:
+The generator's image has noise of its own, x = G(z) + σ ε, ε ~ N(0, I). So p(x | z) = N(G(z), σ²) is a
+density, and the entropy of p(x), which is small for a collapsed generator, can be raised:
 
-    min over G, σ:  E −log D(x)  −  λ H(p)                                                              (eq.
-    6)
-    ∇ H = −E[∇ₓ log p(x) · ∂x],    ∇ₓ log p(x) = −E over p(z' | x) of (x − G(z')) / σ²                  (eq.
-    9, 11)
+    min over G, σ:  E −log D(x)  −  λ H(p)                                                   (eq. 6)
+    ∇ H = −E[∇ₓ log p(x) · ∂x],    ∇ₓ log p(x) = −E over p(z' | x) of (x − G(z')) / σ²       (eq. 9, 11)
 
-z' ~ p(z | x) by Hamiltonian Monte Carlo through the generator, started at the z that made x.
+z' ~ p(z | x) comes from Hamiltonian Monte Carlo through the generator, started at the z that made x.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gzcli import ranks
 from gzcli.models.base import Phase
-from gzcli.models.gan.augment import diff_augment
-from gzcli.models.gan.base import GAN
+from gzcli.models.gan.base import GAN, GANOptions
+from gzcli.models.gan.generator import GeneratorOptions
 from gzcli.models.gan.hmc import Potential, hmc_step
-from gzcli.models.gan.losses import Objective, generator_loss
-from gzcli.models.gan.nets import Critic, Generator, Norm
+from gzcli.models.nn.critic import CriticOptions
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
 
-class PresGAN(GAN):
-    """A DCGAN whose pixels have learned noise, trained with the entropy of what it makes.
+@dataclass(frozen=True)
+class PixelNoiseOptions:
+    """The noise of the pixels.
 
-    sigma: where the noise of every pixel starts, for images in [-1, 1]; it stays within `sigma_min` and
-    `sigma_max`.
-    entropy: λ, a pixel. The chains over z take `burn_in` moves, then `draws` that count, of `leapfrog` steps
-    each; their step size is adapted to an acceptance of `accept`. The other keys are those of `dcgan`; there
-    is no batch norm in the generator, for the likelihood of one image would then depend on the others.
+    sigma: standard deviation that the noise of every pixel starts at, for images in [-1, 1]
+    sigma_min: least standard deviation of a pixel's noise
+    sigma_max: largest standard deviation of a pixel's noise
+    """
+
+    sigma: float = 0.1
+    sigma_min: float = 0.01
+    sigma_max: float = 0.3
+
+
+@dataclass(frozen=True)
+class EntropyOptions:
+    """The entropy of p(x), and the chains over z that estimate its gradient.
+
+    entropy: weight λ of the entropy, in nats
+    burn_in: moves of a chain that do not count yet
+    draws: moves that count
+    leapfrog: leapfrog steps of a move
+    accept: rate of acceptance, in [0, 1], that the size of the leapfrog steps is adapted to
+    """
+
+    entropy: float = 1e-4
+    burn_in: int = 2
+    draws: int = 2
+    leapfrog: int = 5
+    accept: float = 0.67
+
+
+class PresGAN(GAN):
+    """A DCGAN whose pixels have learned noise, trained with the entropy of its images.
+
+    The other keys are those of `dcgan`. The generator should not have batch norm: the likelihood of an image
+    would then depend on the others of its batch.
+
+    conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input
     """
 
     paper = "Dieng 2019, arXiv:1910.04302"
+    step_size: Tensor
 
     def __init__(
         self,
         data: DataInfo,
         *,
-        latent: int = 64,
-        width: int = 32,
-        norm: Norm = "group",
-        disc_norm: Norm = "none",
-        kernel: int = 4,
-        spectral: bool = True,
-        objective: Objective = "nonsaturating",
-        n_critic: int = 1,
-        r1: float = 0.0,
-        r1_every: int = 16,
-        augment: tuple[str, ...] = (),
-        sigma: float = 0.1,
-        sigma_min: float = 0.01,
-        sigma_max: float = 0.3,
-        entropy: float = 1e-4,
-        burn_in: int = 2,
-        draws: int = 2,
-        leapfrog: int = 5,
-        accept: float = 0.67,
+        generator: GeneratorOptions = GeneratorOptions(),
+        critic: CriticOptions = CriticOptions(kernel=4, spectral=True),
+        options: GANOptions = GANOptions(objective="nonsaturating"),
+        pixels: PixelNoiseOptions = PixelNoiseOptions(),
+        entropy: EntropyOptions = EntropyOptions(),
         conditional: bool = False,
     ):
-        classes = len(data.classes) if conditional else 0
-        super().__init__(
-            data,
-            Generator(data.shape, latent, width, norm, classes),
-            Critic(
-                data.shape, width, classes, kernel=kernel, norm=disc_norm, spectral=spectral, labels="channel"
-            ),
-            latent=latent,
-            conditional=conditional,
-            objective=objective,
-            n_critic=n_critic,
-            r1=r1,
-            r1_every=r1_every,
-            augment=augment,
-        )
-        self.bounds = math.log(sigma_min), math.log(sigma_max)
-        self.log_sigma = nn.Parameter(torch.full(data.shape, math.log(sigma)))
-        self.entropy, self.burn_in, self.draws, self.leapfrog, self.accept = (
-            entropy,
-            burn_in,
-            draws,
-            leapfrog,
-            accept,
-        )
+        super().__init__(data, generator, critic, options, conditional)
+        self.bounds = math.log(pixels.sigma_min), math.log(pixels.sigma_max)
+        self.log_sigma = nn.Parameter(torch.full(data.shape, math.log(pixels.sigma)))
+        self.entropy = entropy
         self.register_buffer("step_size", torch.tensor(0.02))
 
     def phases(self) -> list[Phase]:
-        # σ falls by the same relative step as a weight of size 1 moves: at its rate Adam would take thousands
-        # of steps
-        noise = {"params": [self.log_sigma], "lr_scale": 5.0, "weight_decay": 0.0}
+        # Adam moves log σ by as much a step as any weight, which would take it thousands of steps
+        noise: dict[str, Any] = {"params": [self.log_sigma], "lr_scale": 5.0, "weight_decay": 0.0}
+        generator: dict[str, Any] = {"params": list(self.generator.parameters())}
         return [
             Phase("critic", list(self.critic.parameters())),
-            Phase("generator", [{"params": list(self.generator.parameters())}, noise], every=self.n_critic),
+            Phase("generator", [generator, noise], every=self.options.n_critic),
         ]
 
     def sigma(self) -> Tensor:
@@ -108,26 +105,23 @@ class PresGAN(GAN):
     # ---- training
 
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        """Real images and means of the generator get equal noise: the critic must not tell them apart by
-        it."""
+        """The loss of images with noise. Real images get the noise of the fakes, so that it does not tell
+        them apart."""
         sigma = self.sigma().detach()
-        real, fake = (x + sigma * batch.noise.randn(*x.shape).to(x) for x in (real, fake))
+        real, fake = (x + sigma * batch.noise.randn(*x.shape) for x in (real, fake))
         return super().critic_loss(batch, real, fake, y)
 
     def generator_loss(self, batch: Batch, z: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         mean, sigma = self.generator(z, y), self.sigma()
-        x = mean + sigma * batch.noise.randn(*mean.shape).to(mean)
-        adversarial = generator_loss(
-            self.objective, self.critic(diff_augment(x, self.augment, batch.noise), y)
-        )
-        if not self.entropy:
+        x = mean + sigma * batch.noise.randn(*mean.shape)
+        adversarial = self.adversarial_loss(x, y, batch.noise)
+        if not self.entropy.entropy:
             return {"loss": adversarial, "sigma": sigma.detach().mean()}
         score, accept = self.density_gradient(x.detach(), z, y, batch.noise)
-        entropy = (
-            -(score * x).flatten(1).sum(1).mean()
-        )  # its gradient is that of the entropy, its value means nothing
+        # its gradient by the parameters is that of the entropy; its value is not the entropy
+        surrogate = -(score * x).flatten(1).sum(1).mean()
         return {
-            "loss": adversarial - self.entropy * entropy,
+            "loss": adversarial - self.entropy.entropy * surrogate,
             "adversarial": adversarial.detach(),
             "sigma": sigma.detach().mean(),
             "accept": accept,
@@ -135,20 +129,23 @@ class PresGAN(GAN):
         }
 
     def density_gradient(self, x: Tensor, z: Tensor, y: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
-        """∇ₓ log p(x) [B, C, H, W] by chains from z, and their mean acceptance; adapts the step size in
-        training."""
-        sigma, potential, accepted, score = self.sigma().detach(), self.potential(x, y), [], 0.0
+        """∇ₓ log p(x) [B, C, H, W] by chains from z [B, latent], and their mean acceptance.
+
+        In training, the step size of the chains is adapted to the acceptance.
+        """
+        options, sigma, potential = self.entropy, self.sigma().detach(), self.potential(x, y)
+        accepted, score = [], torch.zeros_like(x)
         with torch.autocast(x.device.type, enabled=False):
-            z = z.to(x)
-            for i in range(self.burn_in + self.draws):
-                z, accept = hmc_step(potential, z, self.step_size, self.leapfrog, noise)
+            for i in range(options.burn_in + options.draws):
+                z, accept = hmc_step(potential, z, self.step_size, options.leapfrog, noise)
                 accepted.append(accept.mean())
-                if i >= self.burn_in:
+                if i >= options.burn_in:
                     with torch.no_grad():
-                        score = score + (self.generator(z, y) - x) / sigma**2 / self.draws
+                        score = score + (self.generator(z, y) - x) / sigma**2 / options.draws
             rate = ranks.mean(torch.stack(accepted).mean(), self)
         if self.training:
-            self.step_size = (self.step_size * torch.where(rate > self.accept, 1.02, 0.98)).clamp(1e-4, 1.0)
+            factor = torch.where(rate > options.accept, 1.02, 0.98)
+            self.step_size = (self.step_size * factor).clamp(1e-4, 1.0)
         return score, rate
 
     def potential(self, x: Tensor, y: Tensor | None) -> Potential:
@@ -174,6 +171,10 @@ class PresGAN(GAN):
         temperature: float = 1.0,
         mean: bool = True,
     ) -> Tensor:
-        """G(z), z ~ N(0, temperature²); with the pixels' own noise unless `mean`."""
+        """G(z) for z ~ N(0, temperature²), and the noise of the pixels.
+
+        temperature: standard deviation of z
+        mean: whether the image is G(z) alone, without noise
+        """
         x = super().sample(n, labels=labels, noise=noise, progress=progress, temperature=temperature)
-        return x if mean else (x + self.sigma() * noise.randn(*x.shape).to(x)).clamp(-1, 1)
+        return x if mean else (x + self.sigma() * noise.randn(*x.shape)).clamp(-1, 1)

@@ -1,9 +1,10 @@
-"""Labels, grey levels, statistics over ranks: the small things every family needs."""
+"""Labels, grey levels, precision and normalisation: the small things that every family needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,29 @@ from torch import Tensor, nn
 from gzcli.errors import UsageError
 from gzcli.types import DataInfo
 
-FLOAT64 = ("cpu", "cuda")  # devices that surely compute in float64; MPS does not even hold it
+FLOAT64 = ("cpu", "cuda")  # types of devices that compute in float64; MPS has no such type
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Modules(nn.ModuleList, Generic[Layer]):
+    """A list of modules of one type, which type checkers know."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Layer]: ...
+
+        def __reversed__(self) -> Iterator[Layer]: ...
 
 
 class ClassEmbedding(nn.Module):
-    """The one door by which labels enter: [B] integers, [B, K] multi-hot, or None, the null label (row K).
+    """Embeds labels: [B] integers, [B, K] multi-hot, or None, which is the null label, the last row of the
+    table.
 
-    Multi-hot labels are embedded as the sum of their classes' rows; no class at all is the zero vector.
+    Multi-hot labels are embedded as the sum of their classes' rows, so the zero vector stands for no class.
+
+    classes: number of classes K
+    dim: size of the embedding
     """
 
     def __init__(self, classes: int, dim: int):
@@ -26,7 +43,11 @@ class ClassEmbedding(nn.Module):
         self.table = nn.Embedding(classes + 1, dim)
 
     def forward(self, y: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor:
-        """[n, dim]; rows where `drop` [n] is true get the null label (classifier-free guidance)."""
+        """The embeddings of n labels, [n, dim].
+
+        y: labels [n] or [n, K], or None for the null label
+        drop: boolean [n], true where the null label replaces the label (classifier-free guidance)
+        """
         null = self.table.weight[self.classes]
         if y is None:
             return null.expand(n, -1)
@@ -35,8 +56,10 @@ class ClassEmbedding(nn.Module):
 
 
 def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.device) -> Tensor:
-    """The labels of n samples of a conditional model: as asked, else i % K ([n] int64, or [n, K] one-hot if
-    multi-label)."""
+    """The labels of n samples of a conditional model: those given, else sample i has class i % K.
+
+    They are [n] int64, or [n, K] one-hot for multi-label data.
+    """
     if labels is not None:
         return labels.to(device)
     y = torch.arange(n, device=device) % len(data.classes)
@@ -45,8 +68,14 @@ def spread_labels(labels: Tensor | None, n: int, data: DataInfo, device: torch.d
 
 @torch.no_grad()
 def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
-    """The labels y [B] or [B, K], and their distance [B], after each class was tried in their place, row by
-    row, or, where there may be several, was added or taken away."""
+    """Labels of a smaller distance than y, and that distance [B], by coordinate descent over the classes.
+
+    Each class in turn replaces the label of a row, or for multi-label data is added to or removed from its
+    set, and stays where that lowers the distance of the row.
+
+    distance: the distance [B] of labels
+    y: the labels to start from, [B] or [B, K]
+    """
     y, best = y.clone(), distance(y)
     for k in range(len(data.classes)):
         other = y.clone()
@@ -62,8 +91,8 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
 
 
 def at_least(least: int, **values: int | None) -> None:
-    """Raises UsageError for an option, named by its keyword, that is smaller; None is one that was not
-    given."""
+    """Raises UsageError for an option below `least`. A keyword names each option; None means that it is
+    unset."""
     for name, value in values.items():
         if value is not None and value < least:
             raise UsageError(f"`{name}` must be {least} or more, not {value}")
@@ -85,41 +114,47 @@ def to_fp32(t: Tensor) -> Tensor:
 
 
 def double(t: Tensor) -> Tensor:
-    """float64 where the device has it, for sums over pixels and images: elsewhere, as on a Mac's GPU, at
-    least fp32.
+    """float64 where the device has it, else (MPS) at least fp32. For sums over pixels and images.
 
-    What is read on the host is better moved there first, `t.cpu().double()`, which loses nothing on any
-    device.
+    A value that is read on the host is exact on every device by `t.cpu().double()`.
     """
     return t.double() if t.device.type in FLOAT64 else to_fp32(t)
 
 
-def zero_init(module: nn.Module) -> nn.Module:
+def group_norm(width: int) -> nn.GroupNorm:
+    """Group norm over `width` channels, of the most groups among 8, 4, 2 and 1 that divide them."""
+    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
+
+
+def zero_init(module: Layer) -> Layer:
     """Sets every parameter of `module` to zero, so that its branch starts as the identity."""
     for p in module.parameters():
         nn.init.zeros_(p)
     return module
 
 
-def stacked(layer: nn.Module, matrices: int) -> nn.Module:
-    """The layer, marked for optimizers of whole matrices (Muon): its weight is so many matrices of equal
-    height, one above the other, such as 3 for the queries, keys and values of one linear layer; 0: none, as a
-    first or last layer, whose rows or columns are pixels, codes or classes with units of their own."""
-    layer.matrices = matrices
+def stacked(layer: Layer, matrices: int) -> Layer:
+    """The layer, marked for an optimizer of whole matrices (Muon).
+
+    matrices: how many matrices of equal height its weight stacks, as 3 for queries, keys and values; 0 keeps
+      the layer from such an optimizer, which suits first and last layers: their rows or columns are pixels,
+      codes or classes, with units of their own
+    """
+    layer.matrices = matrices  # type: ignore[assignment]  # torch declares tensors and modules alone
     return layer
 
 
 @contextmanager
 def fresh_statistics(model: nn.Module) -> Iterator[bool]:
-    """Inside, each batch norm of `model` is in training mode, and its running statistics become those of what
-    passes through it, every image alike. Yields whether there are any: modules with buffers and a
-    `momentum`."""
+    """Inside, batch norms are in training mode, and their running statistics become the means over all images
+    that pass. Yields whether there are any batch norms: modules with buffers and a `momentum`.
+    """
     norms = [m for m in model.modules() if hasattr(m, "momentum") and list(m.buffers(recurse=False))]
     before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
 
     def weigh(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows[module] += len(inputs[0])
-        module.momentum = len(inputs[0]) / rows[module]
+        module.momentum = len(inputs[0]) / rows[module]  # type: ignore[assignment]
 
     hooks = [m.train().register_forward_pre_hook(weigh) for m in norms]
     try:
@@ -134,7 +169,8 @@ def fresh_statistics(model: nn.Module) -> Iterator[bool]:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor TF32 (or bf16) products: for what is to be inverted, or the same everywhere."""
+    """Inside, products are in full fp32: no autocast, no TF32. For maps that are inverted, and for results
+    that must not depend on the device."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

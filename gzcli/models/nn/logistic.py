@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from gzcli.models.nn.common import from_levels, to_fp32, to_levels
 
-LOG_SCALE = (-7.0, 7.0)  # e^-7 is a quarter of a 256-level bin: sharper is all the same mass
+LOG_SCALE = (-7.0, 7.0)  # at e^-7, a quarter of a bin of 256 levels, nearly all mass is in one bin already
 
 
 def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    """log P(level of x) under a logistic (eq. 2), elementwise and exactly, in its tails too.
+    """log P(level of x) under a logistic (eq. 2), elementwise; no digits cancel in its tails.
 
     σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)), and the width a − b of a bin depends on the scale alone.
     """
@@ -38,8 +38,13 @@ class LogisticMixture:
     A component's mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need neither mixture nor scale:
     then P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).
 
-    size: parameters a pixel, that is M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
-    raw coefficients; of two levels means and coefficients alone. uniforms: numbers that one draw takes.
+    `size` parameters describe a pixel: M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
+    raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` uniform numbers a
+    pixel.
+
+    channels: channels C of a pixel
+    levels: number of grey levels L
+    components: number of components M
     """
 
     def __init__(self, channels: int, levels: int, components: int):
@@ -50,8 +55,7 @@ class LogisticMixture:
 
     @torch.no_grad()
     def start(self, bias: Tensor) -> None:
-        """Sets `bias` [size] to components side by side over the range of grey, so that they begin with
-        different tasks."""
+        """Sets `bias` [size] so that the components start spread evenly over the range of grey."""
         nn.init.zeros_(bias)
         if self.levels > 2:
             mean, log_scale, _ = bias[self.components :].view(-1, self.components).split(self.parts)
@@ -66,10 +70,11 @@ class LogisticMixture:
         return (logits.log_softmax(-1) + log_mass).logsumexp(-1)
 
     def draw(self, params: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """Pixels [..., C] in [-1, 1] by inversion at u [..., C + 1], uniform on [0, 1): component, then the
-        channels.
+        """Pixels [..., C] in [-1, 1], drawn by inversion: the component by u[..., 0], then channel by
+        channel.
 
-        temperature: divides the logits and multiplies the scales.
+        u: uniform numbers on [0, 1), [..., C + 1]
+        temperature: divides the logits and multiplies the scales
         """
         logits, mean, log_scale, coef = self._unpack(to_fp32(params))
         share = (logits / temperature).softmax(-1).cumsum(-1)[..., :-1]

@@ -1,23 +1,36 @@
-"""The PatchGAN discriminator — Isola et al. 2016, arXiv:1611.07004, section 3.2.2: every patch is judged by
-itself."""
+"""The PatchGAN discriminator, which classifies every patch of an image by itself (Isola et al. 2016,
+arXiv:1611.07004, section 3.2.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.nn.common import to_fp32
+from gzcli.models.nn.common import group_norm, to_fp32
+
+PatchNorm = Literal["none", "group", "instance"]
+
+# No layer may depend on the other images of the batch, so batch norm is not offered.
+NORMS: dict[PatchNorm, Callable[[int], nn.Module]] = {
+    "none": lambda width: nn.Identity(),
+    "group": group_norm,
+    "instance": lambda width: nn.GroupNorm(width, width, affine=False),  # each channel is a group of its own
+}
 
 
 class PatchGAN(nn.Module):
-    """Images [B, C, H, W] → a map of logits [B, 1, h', w'], fp32; with 3 layers and kernels of 4 a patch has
-    70 pixels.
+    """Images [B, C, H, W] → a map of logits [B, 1, h', w'], fp32. A patch of 3 layers has 70×70 pixels.
 
-    layers: halvings; width: channels of the first, doubled by each, at most 8-fold. norm: `instance` without,
-    `group` with scales; no layer looks at other images of the batch. Raises UsageError for images too small.
+    Raises UsageError for images that are too small.
+
+    shape: of an image, (C, H, W)
+    width: channels of the first layer, doubled by each further one, at most 8-fold
+    layers: number of convolutions of stride 2
+    norm: `group` has learned scales, `instance` has none
     """
 
     def __init__(
@@ -25,7 +38,7 @@ class PatchGAN(nn.Module):
         shape: tuple[int, ...],
         width: int = 64,
         layers: int = 3,
-        norm: Literal["none", "group", "instance"] = "group",
+        norm: PatchNorm = "group",
     ):
         super().__init__()
         side = min(shape[1:]) // 2**layers
@@ -41,7 +54,7 @@ class PatchGAN(nn.Module):
             for k, (i, o, s) in enumerate(zip(widths[:-1], widths[1:], strides, strict=True))
         )
         self.norms = nn.ModuleList(
-            nn.Identity() if k == 0 else make_norm(norm, o) for k, o in enumerate(widths[1:])
+            nn.Identity() if k == 0 else NORMS[norm](o) for k, o in enumerate(widths[1:])
         )
         self.head = nn.Conv2d(widths[-1], 1, 4, padding=1)
         for conv in (*self.convs, self.head):
@@ -51,11 +64,3 @@ class PatchGAN(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.leaky_relu(norm(conv(x)), 0.2)
         return to_fp32(self.head(x))
-
-
-def make_norm(norm: str, width: int) -> nn.Module:
-    if norm == "none":
-        return nn.Identity()
-    if norm == "instance":
-        return nn.GroupNorm(width, width, affine=False)  # each channel its own group: instance norm
-    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)

@@ -1,35 +1,40 @@
-"""Variational dequantisation (Ho et al. 2019, "Flow++", arXiv:1902.00275, §3.1): the noise on the grey levels
-is learned."""
+"""Variational dequantisation (Ho et al. 2019, "Flow++", arXiv:1902.00275, §3.1), which learns the noise on
+the grey levels."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gzcli.errors import UsageError
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.nets import ActNormConv, ConvNet
 from gzcli.types import DataInfo, Noise
 
-Dequant = Literal["uniform", "variational"]
 
-
-def dequantiser(kind: Dequant, data: DataInfo) -> nn.Module | None:
-    """What `model.dequant` names, as `ImageFlow` takes it."""
-    return None if kind == "uniform" else VariationalDequantiser(data)
+def grey_levels(data: DataInfo) -> int:
+    """The number of grey levels of images. Raises UsageError for latents, which have none."""
+    if data.levels is None:
+        raise UsageError(
+            "`model.dequant` is for grey levels, and latents have none", hint="set `model.dequant=uniform`"
+        )
+    return data.levels
 
 
 class VariationalDequantiser(nn.Module):
-    """u ~ q(u | x) on [0, 1)^D: logistic noise through coupling layers that see x, then a sigmoid.
+    """u ~ q(u | x) on [0, 1)^D: logistic noise through coupling layers that are given x, then a sigmoid.
 
     log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (eq. 12). It starts as uniform noise.
+
+    data: what the images are
+    depth: number of couplings
+    hidden: channels of their nets
     """
 
     def __init__(self, data: DataInfo, *, depth: int = 4, hidden: int = 32):
         super().__init__()
-        self.levels = data.levels
+        self.levels = grey_levels(data)
         channels = 4 * data.shape[0]  # squeezed
         kept = channels // 2
         self.context = ActNormConv(channels, hidden, 3)
@@ -41,7 +46,7 @@ class VariationalDequantiser(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W] in [-1, 1] → v = (k + u) / L, and log q(u | x) [B]."""
         tiny = torch.finfo(x.dtype).eps
-        base = noise.rand(*x.shape).to(x).clamp(tiny, 1 - tiny)
+        base = noise.rand(*x.shape).to(x.dtype).clamp(tiny, 1 - tiny)
         y = layers.squeeze(base.logit())
         log_q = log_logistic(y)
         context = F.relu(self.context(layers.squeeze(x)))

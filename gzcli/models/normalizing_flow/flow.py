@@ -1,8 +1,8 @@
 """A normalizing flow of checkerboard couplings (Rezende & Mohamed 2015, arXiv:1505.05770; couplings: Dinh
 2014, 2017).
 
-x → dequantise → depth × (ActNorm → coupling) → z: each coupling changes the squares of one colour given those
-of the other, so log p(x) = log p(z) + Σ log |det| (Rezende 2015, eq. 13) with triangular Jacobians. With
+x → dequantise → depth × (ActNorm → coupling) → z. Each coupling changes the squares of one colour given those
+of the other, so that log p(x) = log p(z) + Σ log |det| (Rezende 2015, eq. 13) with triangular Jacobians. With
 `scales` > 1 half of the channels leave the flow after each scale.
 """
 
@@ -11,24 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from torch import nn
-
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import ImageFlow
-from gzcli.models.normalizing_flow.dequantise import Dequant, dequantiser
+from gzcli.models.normalizing_flow.base import FlowOptions
+from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow
 from gzcli.models.normalizing_flow.nets import GatedNet
-from gzcli.models.normalizing_flow.norms import ActNorm
+from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
 from gzcli.types import DataInfo
 
 
-class Flow(ImageFlow):
+class Flow(MultiscaleFlow):
     """Checkerboard affine couplings with gated convolutional nets.
 
-    scales: how often the image is squeezed; depth: couplings a scale; hidden, blocks: channels and gated
-    layers of their nets; dequant: noise on the grey levels, uniform or a flow of its own; logit,
-    class_weight: see `ImageFlow`.
-
     Raises UsageError where height or width cannot be halved `scales` times.
+
+    scales: how often the image is squeezed
+    depth: couplings a scale
+    hidden: channels of a coupling's net
+    blocks: gated convolutions of a coupling's net
     """
 
     paper: ClassVar[str] = "arXiv:1505.05770"
@@ -41,17 +40,11 @@ class Flow(ImageFlow):
         depth: int = 8,
         hidden: int = 32,
         blocks: int = 2,
-        dequant: Dequant = "uniform",
-        logit: float = 0.0,
-        conditional: bool = False,
-        class_weight: float = 1.0,
+        options: FlowOptions = FlowOptions(),
     ):
-        noise = dequantiser(dequant, data)
-        super().__init__(
-            data, logit=logit, dequantiser=noise, conditional=conditional, class_weight=class_weight
-        )
+        super().__init__(data, options)
 
-        def steps(i: int, channels: int) -> Iterator[nn.Module]:
+        def steps(i: int, channels: int) -> Iterator[Bijection]:
             yield layers.Permute(layers.checkerboard(channels))
             for k in range(depth):
                 net = GatedNet(channels // 2, channels, hidden, blocks)

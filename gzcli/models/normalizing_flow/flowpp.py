@@ -8,23 +8,28 @@ gated convolutions and self-attention computes from the other half. No latent is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
+from gzcli.models.nn.common import Modules
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import ImageFlow
-from gzcli.models.normalizing_flow.gated import CouplingNet, GatedConv
+from gzcli.models.normalizing_flow.base import FlowOptions, ImageFlow
+from gzcli.models.normalizing_flow.dequantise import grey_levels
+from gzcli.models.normalizing_flow.gated import CouplingNet, CouplingOptions, GatedConv
 from gzcli.models.normalizing_flow.logistic import MixLogisticCoupling
 from gzcli.models.normalizing_flow.norms import ActNorm
 from gzcli.types import DataInfo, Noise, Progress, no_progress
 
-COLUMNS, CHANNELS = (3, 1), (1, 2)  # how an image is halved: dimension, and length of the runs that alternate
+Shape = tuple[int, int, int]  # (C, H, W)
+
+# the two ways to halve an image: the dimension, and the length of the alternating runs
+COLUMNS, CHANNELS = (3, 1), (1, 2)
 
 
 def split(x: Tensor, way: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -47,15 +52,18 @@ def join(x1: Tensor, x2: Tensor, way: tuple[int, int]) -> Tensor:
 class Step(nn.Module):
     """ActNorm and 1×1 convolution of each half, a coupling that changes the second, and the halves swapped.
 
-    shape: of a half; net: options of its `CouplingNet`.
+    shape: of a half, (C, H, W)
+    options: the coupling and its net
+    context: channels of what the net is given beside the first half, 0 for nothing
     """
 
-    def __init__(self, shape: tuple[int, int, int], components: int, **net: Any):
+    def __init__(self, shape: Shape, options: CouplingOptions, context: int = 0):
         super().__init__()
-        C, *size = shape
-        self.norms = nn.ModuleList(ActNorm(C) for _ in range(2))
-        self.convs = nn.ModuleList(layers.InvertibleConv1x1(C) for _ in range(2))
-        self.coupling = MixLogisticCoupling(CouplingNet(C, (2 + 3 * components) * C, size, **net), components)
+        C, H, W = shape
+        self.norms: Modules[ActNorm] = Modules(ActNorm(C) for _ in range(2))
+        self.convs: Modules[layers.InvertibleConv1x1] = Modules(layers.InvertibleConv1x1(C) for _ in range(2))
+        net = CouplingNet(C, (2 + 3 * options.components) * C, (H, W), options, context)
+        self.coupling = MixLogisticCoupling(net, options.components)
 
     def forward(self, x1: Tensor, x2: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The new halves, and the log-det [B]."""
@@ -74,16 +82,15 @@ class Step(nn.Module):
 
 
 class Couplings(nn.Module):
-    """An image split one way, `depth` steps over its halves, and the halves joined; `step` builds one from a
-    half's shape."""
+    """An image split one way, `depth` steps over its halves, and the halves joined."""
 
     def __init__(
-        self, shape: tuple[int, int, int], way: tuple[int, int], depth: int, step: Callable[..., Step]
+        self, shape: Shape, way: tuple[int, int], depth: int, options: CouplingOptions, context: int = 0
     ):
         super().__init__()
         self.way = way
-        half = tuple(n // 2 if dim == way[0] else n for dim, n in enumerate(shape, 1))
-        self.steps = nn.ModuleList(step(half) for _ in range(depth))
+        C, H, W = (n // 2 if dim == way[0] else n for dim, n in enumerate(shape, 1))
+        self.steps: Modules[Step] = Modules(Step((C, H, W), options, context) for _ in range(depth))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         (x1, x2), log_det = split(x, self.way), x.new_zeros(len(x))
@@ -100,24 +107,29 @@ class Couplings(nn.Module):
 
 
 class Dequantiser(nn.Module):
-    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that see features of x, then a
-    sigmoid.
+    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that are given features of x,
+    then a sigmoid.
 
-    log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (§3.1, eq. 12). Both work on the image
-    squeezed `squeezes` times; width: channels of the features.
+    log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (§3.1, eq. 12).
+
+    data: what the images are
+    squeezes: how often the image is squeezed, for the features and the couplings
+    width: channels of the features
+    depth: number of couplings
+    options: the couplings and their nets
     """
 
-    def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, step: Callable[..., Step]):
+    def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, options: CouplingOptions):
         super().__init__()
-        self.levels, self.squeezes = data.levels, squeezes
+        self.levels, self.squeezes = grey_levels(data), squeezes
         C, H, W = data.shape
         C, H, W = C * 4**squeezes, H >> squeezes, W >> squeezes
         self.first = nn.Conv2d(2 * C, width, 3, padding=1)
         self.features = nn.ModuleList(GatedConv(width, 3, 0, 0.0) for _ in range(3))
-        self.couplings = Couplings((C, H, W), COLUMNS, depth, partial(step, context=width))
+        self.couplings = Couplings((C, H, W), COLUMNS, depth, options, width)
 
     def context(self, x: Tensor) -> Tensor:
-        """What the couplings see of x, [B, height, width, channels] of a half."""
+        """The features of x that the couplings are given, [B, height, width, channels] of a half."""
         for _ in range(self.squeezes):
             x = layers.squeeze(x)
         h = self.first(torch.cat(split(x, COLUMNS), 1)).permute(0, 2, 3, 1)
@@ -127,7 +139,7 @@ class Dequantiser(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W] in [-1, 1] → v = (k + u) / L, and log q(u | x) [B]."""
-        eps = y = noise.randn(*x.shape).to(x)
+        eps = y = noise.randn(*x.shape).to(x.dtype)
         for _ in range(self.squeezes):
             y = layers.squeeze(y)
         y, log_det = self.couplings(y, self.context(x))
@@ -141,13 +153,13 @@ class Dequantiser(nn.Module):
 class FlowPP(ImageFlow):
     """Flow++, with a bound on the likelihood that variational dequantisation tightens.
 
-    channel, checkerboard: couplings over channels, then over columns, of the image squeezed 0, 1, 2 … times;
-    hidden, blocks,
-    heads, dropout: of a coupling's net; attention: on maps of so many positions at most, 0 = nowhere;
-    components: logistics of a mixture; dequant_couplings, dequant_blocks: of the dequantising flow; logit,
-    class_weight: see `ImageFlow`.
+    Latents, which are continuous, have no dequantisation. Raises UsageError where the image cannot be halved
+    so often.
 
-    Raises UsageError where the image cannot be halved so often.
+    channel: couplings over channels, a number for each size of the image, squeezed 0, 1, 2 … times
+    checkerboard: couplings over columns, which follow those over channels, a number for each size
+    dequant_couplings: couplings of the dequantising flow
+    dequant_blocks: blocks of a coupling's net in the dequantising flow
     """
 
     paper: ClassVar[str] = "arXiv:1902.00275"
@@ -158,46 +170,33 @@ class FlowPP(ImageFlow):
         *,
         channel: tuple[int, ...] = (0, 2),
         checkerboard: tuple[int, ...] = (4, 3),
-        hidden: int = 32,
-        blocks: int = 2,
-        components: int = 8,
-        heads: int = 4,
-        attention: int = 256,
-        dropout: float = 0.0,
-        dequant: Literal["variational", "uniform"] = "variational",
+        couplings: CouplingOptions = CouplingOptions(),
         dequant_couplings: int = 4,
         dequant_blocks: int = 2,
-        logit: float = 0.1,
-        conditional: bool = False,
-        class_weight: float = 1.0,
+        options: FlowOptions = FlowOptions(dequant="variational", logit=0.1),
     ):
-        check(data.shape, channel, checkerboard, hidden, heads)
-        step = partial(
-            Step, components=components, hidden=hidden, heads=heads, attention=attention, dropout=dropout
+        check(data.shape, channel, checkerboard, couplings)
+        depths = list(zip(channel, checkerboard, strict=True))
+        dequantiser = partial(
+            Dequantiser,
+            squeezes=next(i for i, counts in enumerate(depths) if any(counts)),
+            width=couplings.hidden // 3,
+            depth=dequant_couplings,
+            options=replace(couplings, blocks=dequant_blocks),
         )
-        dequantiser = None
-        if dequant == "variational" and data.levels is not None:  # latents are continuous already
-            squeezes = next(
-                i for i, depths in enumerate(zip(channel, checkerboard, strict=True)) if any(depths)
-            )
-            dequantiser = Dequantiser(
-                data, squeezes, hidden // 3, dequant_couplings, partial(step, blocks=dequant_blocks)
-            )
-        super().__init__(
-            data, logit=logit, dequantiser=dequantiser, conditional=conditional, class_weight=class_weight
-        )
+        if data.levels is None:
+            options = replace(options, dequant="uniform")
+        super().__init__(data, options, dequantiser)
         C, H, W = data.shape
-        self.scales = nn.ModuleList()
-        for i, depths in enumerate(zip(channel, checkerboard, strict=True)):
+        self.scales: Modules[Modules[Couplings]] = Modules()
+        for i, counts in enumerate(depths):
             shape = C * 4**i, H >> i, W >> i
-            ways = [(way, depth) for way, depth in zip((CHANNELS, COLUMNS), depths, strict=True) if depth]
-            self.scales.append(
-                nn.ModuleList(Couplings(shape, *way, partial(step, blocks=blocks)) for way in ways)
-            )
+            ways = [(way, count) for way, count in zip((CHANNELS, COLUMNS), counts, strict=True) if count]
+            self.scales.append(Modules(Couplings(shape, *way, couplings) for way in ways))
         self.build_top([shape])
 
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """v [B, C, H, W] in [0, 1) → its one latent, of shape `self.shapes[0]`, and log |det dz/dv| [B]."""
+        """v [B, C, H, W] in [0, 1) → the one latent, of shape `self.shapes[0]`, and log |det dz/dv| [B]."""
         h, log_det = self.preprocess(v)
         for i, scale in enumerate(self.scales):
             h = layers.squeeze(h) if i else h
@@ -209,26 +208,31 @@ class FlowPP(ImageFlow):
     def decode(self, z: list[Tensor], progress: Progress = no_progress) -> Tensor:
         """The inverse of `encode`."""
         [h] = z
-        for i in reversed(range(len(self.scales))):
-            for couplings in reversed(self.scales[i]):
+        for done, scale in enumerate(reversed(self.scales), 1):
+            for couplings in reversed(scale):
                 h = couplings.inverse(h)
-            h = layers.unsqueeze(h) if i else h
-            progress(len(self.scales) - i, len(self.scales))
+            h = layers.unsqueeze(h) if done < len(self.scales) else h
+            progress(done, len(self.scales))
         return self.postprocess(h)
 
 
 def check(
-    shape: tuple[int, ...], channel: tuple[int, ...], checkerboard: tuple[int, ...], hidden: int, heads: int
+    shape: tuple[int, ...],
+    channel: tuple[int, ...],
+    checkerboard: tuple[int, ...],
+    couplings: CouplingOptions,
 ) -> None:
-    """Raises UsageError unless sizes and numbers divide as the flow asks."""
+    """Raises UsageError unless the lists fit together, the heads the channels, and the scales the image."""
     if len(channel) != len(checkerboard) or not any(channel + checkerboard) or channel[0]:
         raise UsageError(
             "`model.channel` and `model.checkerboard` list the couplings of each scale, and "
             "`model.channel` begins with 0",
             hint="`model.channel: [0, 2]` and `model.checkerboard: [4, 3]` are the paper's",
         )
-    if hidden % heads:
-        raise UsageError(f"`model.hidden={hidden}` is not divisible by `model.heads={heads}`")
+    if couplings.hidden % couplings.heads:
+        raise UsageError(
+            f"`model.hidden={couplings.hidden}` is not divisible by `model.heads={couplings.heads}`"
+        )
     squeezes = len(channel) - 1
     _, height, width = shape
     tall, wide = 2**squeezes, 2 ** max(squeezes + bool(checkerboard[-1]), 1)

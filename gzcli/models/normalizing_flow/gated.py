@@ -1,17 +1,40 @@
 """The net inside a coupling of Flow++ (Ho et al. 2019, arXiv:1902.00275, §3.3): gated convolutions and
 self-attention.
 
-Features are [B, H, W, C] between the layers, as layer norm and attention want them and convolutions on a CPU
-like them.
+Features are [B, H, W, C] between the layers, the layout of layer norm and attention, in which convolutions
+are also faster on a CPU.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gzcli.models.nn.common import Layer
 from gzcli.models.nn.unet import softmax_attention
+
+
+@dataclass(frozen=True)
+class CouplingOptions:
+    """The couplings and their nets.
+
+    hidden: channels of a coupling's net
+    blocks: blocks of a gated convolution, and of attention, in a coupling's net
+    components: logistics of a coupling's mixture
+    heads: attention heads
+    attention: largest number of positions of a map that has attention; 0 is nowhere
+    dropout: probability of dropout in a coupling's net
+    """
+
+    hidden: int = 32
+    blocks: int = 2
+    components: int = 8
+    heads: int = 4
+    attention: int = 256
+    dropout: float = 0.0
 
 
 class GatedConv(nn.Module):
@@ -28,7 +51,7 @@ class GatedConv(nn.Module):
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         a = channels_last(self.conv, concat_elu(h))
-        if self.context is not None:
+        if self.context is not None and context is not None:
             a = a + self.context(concat_elu(context))
         return self.norm(h + F.glu(channels_last(self.out, self.dropout(concat_elu(a))), -1))
 
@@ -51,33 +74,30 @@ class GatedAttention(nn.Module):
 
 
 class CouplingNet(nn.Module):
-    """x₁ [B, channels, H, W] → [B, out, H, W]: blocks of a gated convolution and, on maps that are small
-    enough, attention.
+    """x₁ [B, channels, H, W] → [B, out, H, W], by blocks of a gated convolution and, on small maps,
+    attention.
 
-    The map of positions is added once, so that convolutions see where they are as well.
+    An embedding of the positions is added once, at the start, for convolutions as well as attention.
+
+    channels: channels of the input
+    out: channels of the output
+    size: (height, width)
+    options: the blocks
+    context: channels of what the net is given beside x₁, 0 for nothing
     """
 
     def __init__(
-        self,
-        channels: int,
-        out: int,
-        size: tuple[int, int],
-        *,
-        hidden: int,
-        blocks: int,
-        heads: int,
-        attention: int,
-        dropout: float,
-        context: int = 0,
+        self, channels: int, out: int, size: tuple[int, int], options: CouplingOptions, context: int = 0
     ):
         super().__init__()
-        attend = size[0] * size[1] <= attention
+        hidden, dropout = options.hidden, options.dropout
+        attend = size[0] * size[1] <= options.attention
         self.first = nn.Conv2d(channels, hidden, 3, padding=1)
         self.position = nn.Parameter(0.01 * torch.randn(*size, hidden))
         self.blocks = nn.ModuleList()
-        for _ in range(blocks):
+        for _ in range(options.blocks):
             self.blocks.append(GatedConv(hidden, 1, context, dropout))
-            self.blocks.extend([GatedAttention(hidden, heads, dropout)] if attend else [])
+            self.blocks.extend([GatedAttention(hidden, options.heads, dropout)] if attend else [])
         self.last = shrink(nn.Conv2d(hidden, out, 3, padding=1))
 
     def forward(self, x1: Tensor, context: Tensor | None) -> Tensor:
@@ -96,9 +116,9 @@ def concat_elu(h: Tensor) -> Tensor:
     return F.elu(torch.cat([h, -h], -1))
 
 
-def shrink(module: nn.Module) -> nn.Module:
-    """A tenth of its initial parameters, so that its branch starts near the identity (`init_scale` of the
-    paper's code)."""
+def shrink(module: Layer) -> Layer:
+    """The module with a tenth of its initial parameters, so that its branch starts near the identity
+    (`init_scale` of the paper's code)."""
     with torch.no_grad():
         for p in module.parameters():
             p.mul_(0.1)

@@ -1,37 +1,57 @@
 """Glow: Generative Flow with Invertible 1×1 Convolutions (Kingma & Dhariwal 2018, arXiv:1807.03039).
 
 x → dequantise → [squeeze → depth × (ActNorm → 1×1 convolution → coupling) → split] × scales → z, all
-invertible, so log p(x) = log p(z) + log |det dz/dx| exactly (eq. 3). The last scale keeps its channels; their
-prior is learned and may depend on the class.
+invertible, so that log p(x) = log p(z) + log |det dz/dx| exactly (eq. 3). The last scale keeps its channels;
+their prior is learned and may depend on the class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from gzcli.models.normalizing_flow import layers
-from gzcli.models.normalizing_flow.base import ImageFlow
-from gzcli.models.normalizing_flow.dequantise import Dequant, dequantiser
+from gzcli.models.normalizing_flow.base import FlowOptions
+from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow
 from gzcli.models.normalizing_flow.nets import ConvNet, ResidualNet
-from gzcli.models.normalizing_flow.norms import ActNorm
+from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
 from gzcli.types import DataInfo
 
+CouplingKind = Literal["affine", "additive"]
 
-class Step(nn.Module):
+NetKind = Literal["conv", "residual"]
+
+Net = Callable[[int, int, int], nn.Module]  # of input channels, output channels and hidden channels
+
+
+def affine(channels: int, hidden: int, net: Net) -> Bijection:
+    kept = channels // 2
+    return layers.AffineCoupling(channels, net(kept, 2 * (channels - kept), hidden))
+
+
+def additive(channels: int, hidden: int, net: Net) -> Bijection:
+    kept = channels // 2
+    return layers.AdditiveCoupling(net(kept, channels - kept, hidden))
+
+
+COUPLINGS: dict[CouplingKind, Callable[[int, int, Net], Bijection]] = {
+    "affine": affine,
+    "additive": additive,
+}
+NETS: dict[NetKind, Net] = {"conv": ConvNet, "residual": ResidualNet}
+
+
+class Step(Bijection):
     """One step of flow (fig. 2a): ActNorm, invertible 1×1 convolution, coupling."""
 
-    def __init__(self, channels: int, hidden: int, coupling: str, net: str):
+    def __init__(self, channels: int, hidden: int, coupling: CouplingKind, net: NetKind):
         super().__init__()
-        kept = channels // 2
-        changed = channels - kept
-        affine = coupling == "affine"
-        build = {"conv": ConvNet, "residual": ResidualNet}[net]
-        fn = build(kept, 2 * changed if affine else changed, hidden)
+        made = COUPLINGS[coupling](channels, hidden, NETS[net])
         self.norm = ActNorm(channels)
         self.conv = layers.InvertibleConv1x1(channels)
-        self.coupling = layers.AffineCoupling(channels, fn) if affine else layers.AdditiveCoupling(fn)
+        self.coupling = made
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h, log_det = self.conv(x, self.norm)
@@ -42,14 +62,16 @@ class Step(nn.Module):
         return self.norm.inverse(self.conv.inverse(self.coupling.inverse(y)))
 
 
-class Glow(ImageFlow):
+class Glow(MultiscaleFlow):
     """A multi-scale flow with exact likelihood of the dequantised image.
 
-    scales: how often the image is squeezed; depth: steps of flow a scale; hidden: channels of the coupling
-    nets;
-    dequant: noise on the grey levels, uniform or a flow of its own; logit, class_weight: see `ImageFlow`.
-
     Raises UsageError where height or width cannot be halved `scales` times.
+
+    scales: how often the image is squeezed
+    depth: steps of flow a scale
+    hidden: channels of a coupling's net
+    coupling: `affine`, or `additive`, which keeps volumes
+    net: a coupling's net, `conv` as in the paper, or `residual` with a larger receptive field
     """
 
     paper: ClassVar[str] = "arXiv:1807.03039"
@@ -61,15 +83,9 @@ class Glow(ImageFlow):
         scales: int = 2,
         depth: int = 8,
         hidden: int = 64,
-        coupling: Literal["affine", "additive"] = "affine",
-        net: Literal["conv", "residual"] = "conv",
-        dequant: Dequant = "uniform",
-        logit: float = 0.0,
-        conditional: bool = False,
-        class_weight: float = 1.0,
+        coupling: CouplingKind = "affine",
+        net: NetKind = "conv",
+        options: FlowOptions = FlowOptions(),
     ):
-        noise = dequantiser(dequant, data)
-        super().__init__(
-            data, logit=logit, dequantiser=noise, conditional=conditional, class_weight=class_weight
-        )
+        super().__init__(data, options)
         self.build(scales, lambda i, channels: (Step(channels, hidden, coupling, net) for _ in range(depth)))

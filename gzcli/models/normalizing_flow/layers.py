@@ -1,9 +1,8 @@
-"""The invertible layers that image flows share. Every one maps data to latent in `forward`, which also gives
-log |det|.
+"""The invertible layers that image flows share. `forward` goes from data to latents, and also gives log
+|det|.
 
-A layer has `forward(x) -> (y, log_det)`, with log_det [B] or a scalar that holds for each image, and
-`inverse(y) -> x`. Transforms and log-dets are computed in fp32 also under autocast; only the nets inside
-couplings run in low precision.
+Transforms and log-dets are computed in fp32 also under autocast. Only the nets inside couplings run in low
+precision.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.models.nn.common import from_levels, full_fp32, zero_init
-from gzcli.models.normalizing_flow.norms import ActNorm, per_channel
+from gzcli.models.normalizing_flow.norms import ActNorm, Bijection, per_channel
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
@@ -55,9 +54,9 @@ def gaussian_log_prob(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
-class Logit(nn.Module):
-    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1): the flow then never leaves the image
-    range."""
+class Logit(Bijection):
+    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1), whose inverse is close to the range
+    of images."""
 
     def __init__(self, alpha: float):
         super().__init__()
@@ -74,11 +73,11 @@ class Logit(nn.Module):
         return (y.sigmoid() - self.alpha / 2) / (1 - self.alpha)
 
 
-class InvertibleConv1x1(nn.Module):
+class InvertibleConv1x1(Bijection):
     """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11).
 
-    P is drawn once and belongs to the state; L has a unit diagonal, U a zero one. W starts as a random
-    rotation. In eval mode W⁻¹ is kept until a parameter is written to, moved or loaded.
+    P is drawn once and belongs to the state. L has a unit diagonal, U a zero one. W starts as a random
+    rotation. In eval mode W⁻¹ is cached until a parameter is written to, moved or loaded.
     """
 
     permutation: Tensor
@@ -94,7 +93,7 @@ class InvertibleConv1x1(nn.Module):
         self.lower = nn.Parameter(lower.tril(-1))
         self.upper = nn.Parameter(upper.triu(1))
         self.log_s = nn.Parameter(s.abs().log())
-        self._inverse: tuple[tuple, Tensor] | None = None
+        self._inverse: tuple[tuple[object, ...], Tensor] | None = None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """L and U + diag(s), both [C, C]."""
@@ -121,7 +120,7 @@ class InvertibleConv1x1(nn.Module):
         return inverse
 
     def forward(self, x: Tensor, norm: ActNorm | None = None) -> tuple[Tensor, Tensor]:
-        """W x, or W norm(x): ActNorm folded into W spares two passes over the pixels."""
+        """W x, or W norm(x), where the fold of ActNorm into W saves two passes over the pixels."""
         if norm is not None and norm.initialising:
             norm.initialise(x)
         with full_fp32(x.device):
@@ -141,8 +140,10 @@ class InvertibleConv1x1(nn.Module):
 
 
 class ZeroConv(nn.Conv2d):
-    """A 3×3 convolution that starts at zero, its output times exp(3 · log_scale), learned (Glow's
-    `Conv2dZeros`)."""
+    """A 3×3 convolution that starts at zero, with its output times exp(3 · log_scale), log_scale learned
+    (Glow's `Conv2dZeros`)."""
+
+    bias: Tensor
 
     def __init__(self, channels: int, out: int):
         super().__init__(channels, out, 3, padding=1)
@@ -154,13 +155,15 @@ class ZeroConv(nn.Conv2d):
         return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
 
 
-class AffineCoupling(nn.Module):
-    """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1); `net` maps x₁ to (t,
-    raw).
+class AffineCoupling(Bijection):
+    """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1).
 
-    s = a · tanh(raw) with a learned range a for each channel: bounded, so that training is stable, yet wide
-    enough for dequantised constant pixels, which ask for scales of 1e3. `flip`: the first half is changed,
-    not the second. What the net is to see beside x₁ is the `context`.
+    s = a · tanh(raw) has a learned range a for each channel. It is bounded, so that training is stable, and
+    can grow to scales of 1e3, which dequantised constant pixels need.
+
+    channels: channels of x
+    net: maps x₁, and the context beside it, to (t, raw)
+    flip: whether the first half is changed, and not the second
     """
 
     def __init__(self, channels: int, net: nn.Module, *, flip: bool = False):
@@ -191,7 +194,7 @@ class AffineCoupling(nn.Module):
         return self.join(y1, y2 * (-log_scale).exp() - shift)
 
 
-class AdditiveCoupling(nn.Module):
+class AdditiveCoupling(Bijection):
     """y₁ = x₁, y₂ = x₂ + t(x₁) (NICE, Dinh 2014): volume-preserving."""
 
     def __init__(self, net: nn.Module):
@@ -211,7 +214,7 @@ class SplitPrior(nn.Module):
     """Takes x₂, half of the channels, out of the flow as eps = (x₂ − mean(x₁)) / std(x₁) ~ N(0, 1) (Glow,
     §3.6).
 
-    forward(x) -> (x₁, eps, log |det d eps / d x₂|) · inverse(x₁, eps) -> x
+    forward(x) -> (x₁, eps, log |det d eps / d x₂|); inverse(x₁, eps) -> x
     """
 
     def __init__(self, channels: int):
@@ -228,8 +231,11 @@ class SplitPrior(nn.Module):
         return torch.cat([x1, mean + eps * log_std.exp()], 1)
 
 
-class Permute(nn.Module):
+class Permute(Bijection):
     """The channels of x in another order."""
+
+    order: Tensor
+    back: Tensor
 
     def __init__(self, order: Sequence[int]):
         super().__init__()
@@ -244,12 +250,12 @@ class Permute(nn.Module):
 
 
 def checkerboard(channels: int) -> list[int]:
-    """The order of squeezed channels in which the first half are the black squares of a board, the second the
+    """The order of squeezed channels whose first half are the black squares of a checkerboard, the second the
     white.
 
-    A 2×2 square (a b / c d) is squeezed to the channels a, b, c, d, of which a and d are black: a
-    checkerboard mask at full resolution (RealNVP, fig. 3) is then a split in halves, and no net computes what
-    a mask would throw away.
+    A 2×2 square (a b / c d) is squeezed to the channels a, b, c, d, of which a and d are black. A
+    checkerboard mask at full resolution (RealNVP, fig. 3) is then a split in halves, which saves the net the
+    masked half of its work.
     """
     return [i for i in range(channels) if i % 4 in (0, 3)] + [i for i in range(channels) if i % 4 in (1, 2)]
 
@@ -257,13 +263,13 @@ def checkerboard(channels: int) -> list[int]:
 def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """The first C // 2 channels and the rest, cast to `dtype`.
 
-    Cast one by one, the halves of a low-precision output come out dense, as fast elementwise kernels ask for.
+    The cast of each half makes it dense, which elementwise kernels are faster on.
     """
     first, second = x.split([x.shape[1] // 2, x.shape[1] - x.shape[1] // 2], 1)
     return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W]; one product where x is
+    """weight [C, C] and bias [C] applied at each pixel of x [B, C, H, W], in one product where x is
     channels-last."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from gzcli.models.nn.common import to_fp32
 
-MIN_LOG_SCALE = -7.0  # of a component, as in the paper's code
-# of the inverse: of 2,000 random mixtures of 32 logistics, scales from e^-7 up, none needs more than 32 in
-# fp64
+MIN_LOG_SCALE = -7.0  # the least log scale of a component, as in the paper's code
+# iterations of the inverse: no one of 2,000 random mixtures of 32 logistics of scales from e^-7 up takes over
+# 32 in fp64
 ITERATIONS = 40
 
 
@@ -33,8 +33,8 @@ class LogisticMixture:
         return cls(logits.log_softmax(1), mean, log_scale.clamp_min(MIN_LOG_SCALE))
 
     def logit_cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y = logit F(x) and log dy/dx = log f − log F − log (1 − F), with f = F' the mixture's density (eq.
-        14)."""
+        """y = logit F(x) and log dy/dx = log f − log F − log (1 − F), f = F' the density
+        (eq. 14)."""
         z = (x[:, None] - self.mean) * (-self.log_scale).exp()
         log_sigmoid = F.logsigmoid(z)
         below = self.log_pi + log_sigmoid  # log π_k σ(z_k)
@@ -47,9 +47,9 @@ class LogisticMixture:
         """x with logit F(x) = y, by Newton's method inside a bracket, which is bisected where a step leaves
         it.
 
-        One component alone would give x_k = μ_k + s_k y; the mixture's x lies between the least and the
-        largest of them. The number of iterations is fixed: nothing is read back from the device. The x that
-        came closest is taken.
+        One component alone would give x_k = μ_k + s_k y, and the mixture's x lies between the least and the
+        largest of them. The number of iterations is fixed, so that the host reads nothing from the device.
+        The x of the least error is taken.
         """
         each = self.mean + self.log_scale.exp() * y[:, None]
         low, high = each.amin(1), each.amax(1)
@@ -62,7 +62,7 @@ class LogisticMixture:
             best, least = torch.where(closer, x, best), torch.where(closer, error.abs(), least)
             low, high = torch.where(error < 0, x, low), torch.where(error > 0, x, high)
             newton = x - error * (-log_slope).exp()
-            # also bisected where Newton creeps: each step is at most half of the one before
+            # bisected too where Newton's step is more than half of the one before
             good = (newton > low) & (newton < high) & ((newton - x).abs() < step / 2)
             after = torch.where(good, newton, (low + high) / 2)
             x, step = after, (after - x).abs()
@@ -73,9 +73,11 @@ class MixLogisticCoupling(nn.Module):
     """y₁ = x₁, y₂ = logit F(x₂) · exp(a) + b with a, b and the mixture F of K = `components` from x₁ (eq.
     13–16).
 
-    `net` maps x₁ and a context to [B, (2 + 3K) · C₂, H, W]; a is bounded by tanh, as in the paper's code. The
-    means are counted from points spread over [−2, 2], so that a net near zero starts with components that
-    differ.
+    a is bounded by tanh, as in the paper's code. The means are relative to points spread over [−2, 2], so
+    that a net near zero starts with components that differ.
+
+    net: maps x₁ and a context to [B, (2 + 3K) · C₂, H, W]
+    components: number of logistics K
     """
 
     start: Tensor

@@ -1,5 +1,5 @@
-"""The nets inside couplings: images [B, channels, H, W] → [B, out, H, W], zero at the start. None normalises
-by its batch."""
+"""The nets inside couplings: images [B, channels, H, W] → [B, out, H, W], zero at the start. No net
+normalises by its batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli import ranks
-from gzcli.models.nn.common import to_fp32
+from gzcli.models.nn.common import Modules, to_fp32
 from gzcli.models.normalizing_flow.layers import ZeroConv
-from gzcli.models.normalizing_flow.norms import MIN_STD, ActNorm, per_channel
+from gzcli.models.normalizing_flow.norms import MIN_STD, ActNorm, Initialised, per_channel
 
 
 class ConvNet(nn.Module):
-    """Glow's: 3×3, 1×1, 3×3 convolutions; ActNorm and ReLU after two; the last starts at 0."""
+    """Glow's net: convolutions of 3×3, 1×1 and 3×3, the first two with ActNorm and ReLU."""
 
     def __init__(self, channels: int, out: int, hidden: int):
         super().__init__()
@@ -28,8 +28,8 @@ class ConvNet(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """A coupling net that sees further: Glow's with a residual 3×3 → 1×1 block in place of its 1×1
-    convolution."""
+    """Glow's net with a residual block of a 3×3 and a 1×1 convolution in place of the 1×1 convolution, for a
+    larger receptive field."""
 
     def __init__(self, channels: int, out: int, hidden: int):
         super().__init__()
@@ -45,7 +45,7 @@ class ResidualNet(nn.Module):
 
 
 class GatedNet(nn.Module):
-    """A residual net of `depth` gated convolutions: h + a · σ(b), with (a, b) a 3×3 convolution of
+    """A residual net of `depth` gated convolutions h + a · σ(b), where (a, b) is a 3×3 convolution of
     relu(h)."""
 
     def __init__(self, channels: int, out: int, hidden: int, depth: int):
@@ -62,14 +62,13 @@ class GatedNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """RealNVP's: `depth` residual blocks of two weight-normalised 3×3 convolutions (§3.2; He 2016)."""
+    """RealNVP's net: `depth` residual blocks of two weight-normalised 3×3 convolutions (§3.2; He 2016)."""
 
     def __init__(self, channels: int, out: int, hidden: int, depth: int):
         super().__init__()
         self.first = WeightNormConv(channels, hidden)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([WeightNormConv(hidden, hidden), WeightNormConv(hidden, hidden)])
-            for _ in range(depth)
+        self.blocks: Modules[Modules[WeightNormConv]] = Modules(
+            Modules([WeightNormConv(hidden, hidden), WeightNormConv(hidden, hidden)]) for _ in range(depth)
         )
         self.last = ZeroConv(hidden, out)
 
@@ -81,7 +80,7 @@ class ResNet(nn.Module):
 
 
 class ActNormConv(nn.Module):
-    """A convolution followed by ActNorm, folded into its weights: scale and bias then cost nothing per
+    """A convolution followed by ActNorm, whose scale is folded into the weights, where it costs nothing per
     pixel."""
 
     def __init__(self, channels: int, out: int, size: int):
@@ -101,14 +100,13 @@ class ActNormConv(nn.Module):
         )
 
 
-class WeightNormConv(nn.Module):
+class WeightNormConv(Initialised):
     """A 3×3 convolution with weights g · v / ‖v‖ for each output channel (Salimans & Kingma 2016,
     arXiv:1602.07868).
 
-    g and the bias start so that the outputs of the first batch have zero mean and unit variance (ibid., §3).
+    g and the bias are initialised so that the outputs of the first batch have zero mean and unit variance
+    (§3).
     """
-
-    initialized: Tensor
 
     def __init__(self, channels: int, out: int):
         super().__init__()
@@ -116,7 +114,6 @@ class WeightNormConv(nn.Module):
         self.g = nn.Parameter(torch.ones(out))
         self.bias = nn.Parameter(torch.zeros(out))
         self.register_buffer("initialized", torch.tensor(False))
-        self.initialising = False
 
     def forward(self, h: Tensor) -> Tensor:
         if self.initialising:
@@ -126,7 +123,7 @@ class WeightNormConv(nn.Module):
 
     @torch.no_grad()
     def initialise(self, h: Tensor) -> None:
-        """Fits g and the bias to the batch of all ranks, once; a constant channel keeps its scale."""
+        """Fits g and the bias to the batch of all ranks, once. A constant channel keeps its scale."""
         self.initialising = False
         y = to_fp32(self(h))
         mean = ranks.mean(y.mean((0, 2, 3)), self)

@@ -1,9 +1,11 @@
-"""Normalisation inside flows, invertible and with a log-det, and the data-dependent start of what has one."""
+"""Normalisation inside flows, invertible and with a log-det, and the data-dependent initialisation of
+layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +13,38 @@ from torch import Tensor, nn
 from gzcli import ranks
 from gzcli.models.nn.common import to_fp32
 
-MIN_STD = (
-    1e-4  # a channel that varies less is constant: it keeps its scale (dequantised 8-bit noise has 1.1e-3)
-)
+# a channel of a smaller standard deviation is constant and keeps its scale; dequantised 8-bit noise has
+# 1.1e-3
+MIN_STD = 1e-4
 
 
-class ActNorm(nn.Module):
-    """y = (x + bias) · exp(log_scale) for each channel, zero mean and unit variance on the first batch (Glow,
-    §3.1)."""
+class Bijection(nn.Module):
+    """An invertible layer.
 
-    initialized: Tensor
+    forward(x) -> (y, log_det), with log |det dy/dx| [B], or a scalar where it is the same for every image;
+    inverse(y) -> x
+    """
+
+    def inverse(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Initialised(nn.Module):
+    """A layer that is initialised by the first batch that passes while `initialising` is true."""
+
+    initialized: Tensor  # boolean scalar, a buffer
+    initialising: bool = False
+
+
+class ActNorm(Bijection, Initialised):
+    """y = (x + bias) · exp(log_scale) for each channel, with zero mean and unit variance on the first batch
+    (Glow, §3.1)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.register_buffer("initialized", torch.tensor(False))
-        self.initialising = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.initialising:
@@ -40,7 +57,7 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Fits scale and bias to the batch of all ranks, once; a constant channel is centred and keeps its
+        """Fits scale and bias to the batch of all ranks, once. A constant channel is centred and keeps its
         scale."""
         x = to_fp32(x)
         mean = ranks.mean(x.mean((0, 2, 3)), self)
@@ -50,18 +67,16 @@ class ActNorm(nn.Module):
         self.initialized.fill_(True)
 
 
-class BatchNorm(nn.Module):
-    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E); it inverts, and has a log-det,
-    as it stands.
+class BatchNorm(Bijection, Initialised):
+    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E).
 
-    In training m and v are those of the batch of all ranks, with their gradient: a scale that is to be undone
-    here gains nothing. In eval mode they are running averages, so that the density of an image does not
-    depend on its batch.
+    In training m and v are those of the batch of all ranks, with their gradient: without it, training would
+    scale activations up in vain. In eval mode they are running averages, so that the density of an image does
+    not depend on its batch.
     """
 
     mean: Tensor
     var: Tensor
-    initialized: Tensor
 
     def __init__(self, channels: int, momentum: float = 0.05, eps: float = 1e-6):
         super().__init__()
@@ -69,7 +84,6 @@ class BatchNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
         self.register_buffer("initialized", torch.tensor(False))
-        self.initialising = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, var = self.statistics(x) if self.training or self.initialising else (self.mean, self.var)
@@ -77,12 +91,12 @@ class BatchNorm(nn.Module):
         return (x - per_channel(mean)) * per_channel(log_scale.exp()), log_scale.sum() * x[0, 0].numel()
 
     def inverse(self, y: Tensor) -> Tensor:
-        """With the running averages; the statistics of a batch are not known from its outputs."""
+        """Uses the running averages, as the outputs of a batch do not tell its statistics."""
         return y * per_channel((self.var + self.eps).sqrt()) + per_channel(self.mean)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the batch, towards which the averages move; on the first batch they become
-        them."""
+        """Mean and variance of the batch. The running averages move towards them, and are set to them by the
+        first batch."""
         mean = AllMean.apply(x.mean((0, 2, 3)), self)
         var = AllMean.apply((x - per_channel(mean)).square().mean((0, 2, 3)), self)
         weight = 1.0 if self.initialising else self.momentum
@@ -94,27 +108,26 @@ class BatchNorm(nn.Module):
 
 
 class AllMean(torch.autograd.Function):
-    """`ranks.mean` with a gradient: the mean over the ranks of theirs, as each rank's loss depends on every
-    rank's input."""
+    """`ranks.mean` with a gradient, which is the mean of the ranks' gradients, as each rank's loss depends on
+    every rank's input."""
 
     @staticmethod
-    def forward(ctx, t: Tensor, module: nn.Module) -> Tensor:
+    def forward(ctx: Any, t: Tensor, module: nn.Module) -> Tensor:
         ctx.module = module
         return ranks.mean(t, module).clone()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ranks.mean(grad, ctx.module), None
 
 
 @contextmanager
 def initialising(model: nn.Module) -> Iterator[bool]:
-    """Inside, each layer with a data-dependent start, if it has not had it, fits itself to what passes
-    through it.
+    """Inside, layers that were not initialised yet are initialised by the first batch that passes.
 
     Yields whether there are any.
     """
-    fresh = [m for m in model.modules() if hasattr(m, "initialising") and not m.initialized]
+    fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
     for m in fresh:
         m.initialising = True
     try:

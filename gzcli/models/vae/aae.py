@@ -1,37 +1,56 @@
 """Adversarial autoencoder — Makhzani et al. 2015, arXiv:1511.05644.
 
-Encoder and decoder lower the reconstruction error; a discriminator learns to tell draws of the prior N(0, I)
-from codes; the encoder learns to deceive it, so that its codes get the prior's distribution (section 2). What
-the encoder learns of both is one update here, at one pass, where the paper has two.
-The variant with a discriminator of images as well (after Larsen 2015, arXiv:1512.09300) lets the decoder
-answer for what it makes of draws of the prior.
+Encoder and decoder lower the reconstruction error. A discriminator learns to distinguish codes from draws of
+the prior N(0, I), and the encoder learns to make its codes indistinguishable from them, so that they get the
+prior's distribution (section 2). The encoder has one update for both losses, where the paper has two. A
+variant has a discriminator of images as well (after Larsen 2015, arXiv:1512.09300), which trains the decoder
+on draws of the prior.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gzcli.models.base import Model, Phase
-from gzcli.models.gan.losses import critic_loss, generator_loss
-from gzcli.models.gan.nets import Critic
-from gzcli.models.nn import ClassEmbedding, as_ways, best_labels, spread_labels, to_fp32, traversal, ways
-from gzcli.models.vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, mlp
-from gzcli.models.vae.vae import LOGVAR
+from gzcli.models.nn.adversarial import OBJECTIVES
+from gzcli.models.nn.common import best_labels, spread_labels, to_fp32
+from gzcli.models.nn.critic import Critic, CriticOptions
+from gzcli.models.nn.latent import as_ways, traversal, ways
+from gzcli.models.vae.base import LabelOptions
+from gzcli.models.vae.gaussian import LOGVAR, drawn
+from gzcli.models.vae.nets import NetOptions, decoder, encoder, mlp
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
+
+LOSS = OBJECTIVES["nonsaturating"]
+
+
+@dataclass(frozen=True)
+class AAEOptions:
+    """The codes and the discriminators.
+
+    posterior: whether a code is a function of the image (`deterministic`), or a draw of a Gaussian
+    disc_hidden: widths of the layers of the discriminator of codes
+    code_weight: weight of the encoder's adversarial loss, beside the squared error summed over pixels
+    image_weight: weight of the decoder's adversarial loss by a discriminator of images; 0, as in the paper,
+      has no such discriminator
+    image_width: channels of the finest scale of the discriminator of images
+    """
+
+    posterior: Literal["deterministic", "gaussian"] = "deterministic"
+    disc_hidden: tuple[int, ...] = (256, 256)
+    code_weight: float = 10.0
+    image_weight: float = 0.0
+    image_width: int = 32
 
 
 class AAE(Model):
-    """An autoencoder whose codes are drawn to N(0, I) by a discriminator.
+    """An autoencoder whose codes get the distribution N(0, I) by a discriminator.
 
-    hidden: widths of the MLP's layers, or of the convolutional scales, finest first; blocks: residual blocks
-    of each.
-    posterior: codes are a function of the image, or Gaussian. disc_hidden: widths of the code discriminator.
-    code_weight: of the encoder's adversarial loss. image_weight: of the decoder's by a discriminator of
-    images of width `image_width`; 0 is the paper's model without one. conditional: the decoder is told the
-    label (section 4), and the code is left with the rest.
+    A conditional decoder is given the label (section 4), so the code need not hold it.
     """
 
     paper = "Makhzani 2015, arXiv:1511.05644"
@@ -41,42 +60,36 @@ class AAE(Model):
         self,
         data: DataInfo,
         *,
-        net: Literal["mlp", "conv"] = "conv",
-        hidden: tuple[int, ...] = (32, 64),
-        blocks: int = 0,
-        latent: int = 16,
-        posterior: Literal["deterministic", "gaussian"] = "deterministic",
-        disc_hidden: tuple[int, ...] = (256, 256),
-        code_weight: float = 10.0,
-        image_weight: float = 0.0,
-        image_width: int = 32,
-        conditional: bool = False,
-        label_dim: int = 32,
+        nets: NetOptions = NetOptions(hidden=(32, 64), latent=16),
+        options: AAEOptions = AAEOptions(),
+        labels: LabelOptions = LabelOptions(),
     ):
         super().__init__(data)
-        self.latent, self.posterior, self.conditional = latent, posterior, conditional
-        self.code_weight, self.image_weight = code_weight, image_weight
-        outputs, embed = latent * (2 if posterior == "gaussian" else 1), label_dim if conditional else 0
-        self.labels = ClassEmbedding(len(data.classes), label_dim) if conditional else None
-        if net == "mlp":
-            self.encoder = MLPEncoder(data.shape, hidden, outputs)
-            self.decoder = MLPDecoder(data.shape, hidden[::-1], latent, 1, embed)
-        else:
-            self.encoder = ConvEncoder(data.shape, hidden, outputs, 0, blocks)
-            self.decoder = ConvDecoder(data.shape, hidden, latent, 1, embed, blocks)
-        self.discriminator = mlp(latent, disc_hidden, 1)
-        self.critic = Critic(data.shape, image_width, spectral=True) if image_weight else None
+        self.latent, self.options, self.conditional = nets.latent, options, labels.conditional
+        self.labels = labels.embedding(data)
+        codes = nets.latent * (2 if options.posterior == "gaussian" else 1)
+        self.encoder = encoder(data.shape, nets, codes)
+        self.decoder = decoder(data.shape, nets, 1, labels.size)
+        self.discriminator = mlp(nets.latent, options.disc_hidden, 1)
+        spectral = CriticOptions(spectral=True)
+        self.critic = (
+            Critic(data.shape, options.image_width, options=spectral) if options.image_weight else None
+        )
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Codes [B, latent], of a Gaussian posterior its mean without eps [B, latent]."""
-        if self.posterior == "deterministic":
+        """Codes [B, latent].
+
+        eps: standard normal [B, latent], for a draw of a Gaussian posterior, whose mean is the code without
+          it
+        """
+        if self.options.posterior == "deterministic":
             return to_fp32(self.encoder(x))
         mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)
-        return mu if eps is None else mu + (0.5 * logvar.clamp(*LOGVAR)).exp() * eps
+        return mu if eps is None else drawn(mu, logvar.clamp(*LOGVAR), eps)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]; without labels those of the mean of all
-        classes."""
+        """Images [B, C, H, W] in [-1, 1] of codes [B, latent]. Without labels y a conditional decoder is
+        given the mean of the classes' embeddings."""
         if self.labels is None:
             return torch.tanh(to_fp32(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
@@ -85,10 +98,9 @@ class AAE(Model):
     # ---- training
 
     def phases(self) -> list[Phase]:
-        of = lambda *modules: [p for m in modules if m is not None for p in m.parameters()]  # noqa: E731
         return [
-            Phase("autoencoder", of(self.encoder, self.decoder, self.labels)),
-            Phase("discriminator", of(self.discriminator, self.critic)),
+            Phase("autoencoder", parameters_of(self.encoder, self.decoder, self.labels)),
+            Phase("discriminator", parameters_of(self.discriminator, self.critic)),
         ]
 
     def loss(self, batch: Batch, phase: str = "autoencoder") -> dict[str, Tensor]:
@@ -98,11 +110,14 @@ class AAE(Model):
             return self.discriminator_loss(x, y, eps, prior)
         z = self.encode(x, eps)
         recon = self.distance(x, self.decode(z, y)).mean()
-        code = generator_loss("nonsaturating", self.judge(z))
-        loss, parts = recon + self.code_weight * code, {"recon": recon.detach(), "code": code.detach()}
+        code = LOSS.generator(self.prior_logits(z))
+        loss, parts = (
+            recon + self.options.code_weight * code,
+            {"recon": recon.detach(), "code": code.detach()},
+        )
         if self.critic is not None:
-            image = generator_loss("nonsaturating", self.critic(self.decode(prior, y)))
-            loss, parts["image"] = loss + self.image_weight * image, image.detach()
+            image = LOSS.generator(self.critic(self.decode(prior, y)))
+            loss, parts["image"] = loss + self.options.image_weight * image, image.detach()
         return {"loss": loss, **parts}
 
     def discriminator_loss(
@@ -110,16 +125,17 @@ class AAE(Model):
     ) -> dict[str, Tensor]:
         with torch.no_grad():
             z = self.encode(x, eps)
-            fake = self.decode(prior, y) if self.critic is not None else None
-        code = loss = critic_loss("nonsaturating", *self.judge(torch.cat([prior.to(z), z])).chunk(2))
+        code = loss = LOSS.critic(*self.prior_logits(torch.cat([prior, z])).chunk(2))
         parts = {"code": code.detach()}
         if self.critic is not None:
-            image = critic_loss("nonsaturating", *self.critic(torch.cat([x, fake])).chunk(2))
+            with torch.no_grad():
+                fake = self.decode(prior, y)
+            image = LOSS.critic(*self.critic(torch.cat([x, fake])).chunk(2))
             loss, parts["image"] = code + image, image.detach()
         return {"loss": loss, **parts}
 
-    def judge(self, z: Tensor) -> Tensor:
-        """Logits [B] that codes are draws of the prior."""
+    def prior_logits(self, z: Tensor) -> Tensor:
+        """Logits [B] that codes [B, latent] are draws of the prior."""
         return to_fp32(self.discriminator(z)).squeeze(1)
 
     def distance(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -138,10 +154,13 @@ class AAE(Model):
         progress: Progress,
         temperature: float = 1.0,
     ) -> Tensor:
-        """z ~ N(0, temperature²) decoded."""
+        """Decodes z ~ N(0, temperature²).
+
+        temperature: standard deviation of z
+        """
         device = next(self.parameters()).device
         y = spread_labels(labels, n, self.data, device) if self.conditional else None
-        x = self.decode(temperature * noise.randn(n, self.latent).to(device), y)
+        x = self.decode(temperature * noise.randn(n, self.latent), y)
         progress(1, 1, x)
         return x
 
@@ -149,15 +168,19 @@ class AAE(Model):
     def reconstruct(
         self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress
     ) -> Applied:
-        """Each image through encoder and decoder."""
+        """Each image encoded and decoded."""
         x = self.decode(self.encode(x), labels)
         progress(1, 1, x)
         return Applied(x, rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … in latent space, ends included. Raises UsageError for fewer
-        than two images, or steps."""
+        """The way from image 0 to 1, 2 to 3, … along straight lines of codes.
+
+        Raises UsageError for fewer than two images or steps.
+
+        steps: images of a way, both ends included
+        """
         x = self.decode(ways(self.encode(x), steps))
         progress(1, 1, x)
         return as_ways(x, steps)
@@ -166,23 +189,29 @@ class AAE(Model):
     def traverse(
         self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0
     ) -> Applied:
-        """The first image's code, changed along the `dims` latent dimensions that change the picture most,
-        one a row, from −span to span."""
+        """The first image, changed along the dimensions of its code that change it most.
+
+        dims: number of dimensions, one a row
+        steps: images of a row
+        span: a dimension goes from −span to span, in standard deviations of the prior
+        """
         return traversal(self.decode, self.encode(x[:1]), dims, steps, span)
 
     # ---- out-of-distribution scores
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """‖x − x̂‖²; of a conditional model that of the best class, or, where there may be several, the best
-        set that adding and taking away one by one finds from none."""
-        z = self.encode(x)
+        """‖x − x̂‖², for a conditional model with the labels of the least such error."""
+        z, K = self.encode(x), len(self.data.classes)
         if not self.conditional:
             return self.distance(x, self.decode(z))
-        of = lambda y: self.distance(x, self.decode(z, y))  # noqa: E731
-        K = len(self.data.classes)
-        none = x.new_zeros(len(x), K) if self.data.multilabel else x.new_zeros(len(x), dtype=torch.long)
-        return best_labels(of, none, self.data)[1]
+        start = x.new_zeros(len(x), K) if self.data.multilabel else x.new_zeros(len(x), dtype=torch.long)
+        return best_labels(lambda y: self.distance(x, self.decode(z, y)), start, self.data)[1]
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
         """Minus the logit that the image's code is a draw of the prior."""
-        return -self.judge(self.encode(x))
+        return -self.prior_logits(self.encode(x))
+
+
+def parameters_of(*modules: nn.Module | None) -> list[nn.Parameter]:
+    """The parameters of those modules that the model has."""
+    return [p for module in modules if module is not None for p in module.parameters()]

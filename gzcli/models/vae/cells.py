@@ -1,8 +1,8 @@
 """NVAE's residual cells and spectral regularisation (Vahdat & Kautz 2020, arXiv:2007.03898, sections 3.1.1
 and 3.2).
 
-Where the paper has batch norm, a cell's input has group norm: an image's result must not depend on its batch.
-A cell's last convolution starts small, so that a deep net starts near the identity.
+Where the paper has batch norm, there is group norm, so that an image's result does not depend on its batch. A
+cell's last convolution starts small, so that a deep net starts near the identity.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn import to_fp32
-from gzcli.models.vae.nets import norm
+from gzcli.models.nn.common import group_norm, to_fp32
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate that sees every channel's mean (Hu 2018, arXiv:1709.01507)."""
+    """Scales each channel by a function of the means of all channels (Hu 2018, arXiv:1709.01507)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -35,7 +34,7 @@ class EncoderCell(nn.Module):
         last = small(nn.Conv2d(width, width, 3, padding=1))
         first = nn.Conv2d(width, width, 3, padding=1)
         self.net = nn.Sequential(
-            norm(width), nn.SiLU(), first, norm(width), nn.SiLU(), last, SqueezeExcite(width)
+            group_norm(width), nn.SiLU(), first, group_norm(width), nn.SiLU(), last, SqueezeExcite(width)
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -43,8 +42,8 @@ class EncoderCell(nn.Module):
 
 
 class DecoderCell(nn.Module):
-    """A depthwise 5×5 convolution on `expand` times the channels: a large field for few parameters (figure
-    3a)."""
+    """A depthwise 5×5 convolution on `expand` times the channels, which has a large receptive field for few
+    parameters (figure 3a)."""
 
     def __init__(self, width: int, expand: int):
         super().__init__()
@@ -52,7 +51,7 @@ class DecoderCell(nn.Module):
         depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
         first, last = nn.Conv2d(width, wide, 1), small(nn.Conv2d(wide, width, 1))
         self.net = nn.Sequential(
-            norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width)
+            group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width)
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -60,25 +59,26 @@ class DecoderCell(nn.Module):
 
 
 def small(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with a tenth of its initial weights."""
     with torch.no_grad():
         conv.weight.mul_(0.1)
     return conv
 
 
 class SpectralNorms(nn.Module):
-    """Σ s_l, s_l the largest singular value of convolution l's weight as a matrix [out, the rest].
+    """Σ s_l, where s_l is the largest singular value of convolution l's weight, as a matrix [out, the rest].
 
-    One step of the power method a call, in training mode only. Weights of one shape are multiplied together;
-    u, the left singular vectors, are buffers, so that a resumed run goes on as it was.
+    A call in training mode makes one step of the power method. Weights of one shape are multiplied in one
+    batch. The left singular vectors u are buffers, so that a resumed run continues with them.
     """
 
     def __init__(self, net: nn.Module):
         super().__init__()
-        by_shape: dict[torch.Size, list[nn.Module]] = {}
+        by_shape: dict[torch.Size, list[nn.Conv2d | nn.ConvTranspose2d]] = {}
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 by_shape.setdefault(layer.weight.shape, []).append(layer)
-        self.layers = list(by_shape.values())  # plain lists: their weights are the net's, not this module's
+        self.layers = list(by_shape.values())  # plain lists, as their parameters belong to the net
         for i, layers in enumerate(self.layers):
             self.register_buffer(
                 f"u{i}", F.normalize(torch.randn(len(layers), layers[0].weight.shape[0], 1), dim=1)

@@ -7,6 +7,7 @@ groups of latents are counted from the top, group 0 being the coarsest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,14 +15,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn import to_fp32
+from gzcli.models.nn.common import to_fp32
 from gzcli.models.vae.cells import DecoderCell, EncoderCell
+from gzcli.models.vae.gaussian import kl_normal, log_normal
 from gzcli.models.vae.nets import halvings
-from gzcli.models.vae.vae import kl_normal, log_normal
+
+
+@dataclass(frozen=True)
+class LadderOptions:
+    """The towers. Each of `channels`, `groups` and `cells` has one entry a resolution, from the image's own
+    on, halved each time.
+
+    channels: channels of the feature maps, one entry a resolution, the image's own first
+    groups: groups of latents, one entry a resolution; the coarsest has one or more
+    cells: residual cells before each group, in either tower, one entry a resolution; for a resolution without
+      groups, all its cells
+    latent: channels of a group of latents
+    expand: channels of the decoder's depthwise convolutions, as a multiple of `channels`
+    """
+
+    channels: tuple[int, ...] = (16, 32, 48, 64)
+    groups: tuple[int, ...] = (0, 1, 2, 2)
+    cells: tuple[int, ...] = (0, 1, 1, 1)
+    latent: int = 8
+    expand: int = 3
 
 
 class Code(NamedTuple):
-    """Where the posterior put one group's latents: t ~ N(mu, e^(2 log_sigma)) of each image, [B, latent·h·w]
+    """The posterior of one group's latents, t ~ N(mu, e^(2 log_sigma)), and a draw t of it; [B, latent·h·w]
     each."""
 
     t: Tensor
@@ -33,37 +54,35 @@ class Code(NamedTuple):
         return kl_normal(self.mu, 2 * self.log_sigma)
 
     def log_ratio(self) -> Tensor:
-        """log p − log q of the draw, [B]; the scale of the prior, in which t is counted, cancels."""
+        """log p − log q of the draw, [B]. The scale of the prior, which is the unit of t, cancels."""
         return log_normal(self.t) - log_normal(self.t, self.mu, 2 * self.log_sigma)
 
 
 def soft_clamp(h: Tensor) -> Tensor:
-    """Within ±5, smoothly: a bound on the KL of any image, learned or strange. fp32."""
+    """h within ±5, fp32. It bounds the KL of any image, also of one unlike the training images."""
     return 5 * torch.tanh(to_fp32(h) / 5)
 
 
 class BottomUp(nn.Module):
     """Images [B, C, H, W] → the features of each group, top first."""
 
-    def __init__(
-        self, image_channels: int, channels: tuple[int, ...], groups: tuple[int, ...], cells: tuple[int, ...]
-    ):
+    def __init__(self, image_channels: int, ladder: LadderOptions):
         super().__init__()
+        channels, self.groups = ladder.channels, ladder.groups
         self.stem = nn.Conv2d(image_channels, channels[0], 3, padding=1)
         self.downs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(channels))
-        # for each resolution, the cells before each of its groups; where there is no group, cells alone
+        # for each resolution, the cells before each of its groups; for one without groups, its cells alone
         self.scales = nn.ModuleList(
             nn.ModuleList(nn.Sequential(*(EncoderCell(w) for _ in range(c))) for _ in range(max(g, 1)))
-            for w, g, c in zip(channels, groups, cells, strict=True)
+            for w, g, c in zip(channels, self.groups, ladder.cells, strict=True)
         )
-        self.groups = groups
 
     def forward(self, x: Tensor) -> list[Tensor]:
         h, features = self.stem(x).contiguous(memory_format=torch.channels_last), []
-        for i, parts in enumerate(self.scales):
+        for i, scale in enumerate(self.scales):
             if i:
                 h = self.downs[i - 1](F.silu(h))
-            for part in parts:
+            for part in scale.children():
                 h = part(h)
                 if self.groups[i]:
                     features.append(h)
@@ -86,8 +105,12 @@ class Group(nn.Module):
         self.join = nn.Conv2d(latent, width, 1)
 
     def forward(self, h: Tensor, eps: Tensor, feature: Tensor | None) -> tuple[Tensor, Code | None]:
-        """The state after this group; t is drawn with eps [B, latent, h, w] from the posterior, or is eps
-        without a feature."""
+        """The state after this group, and the posterior's draw.
+
+        h: the state [B, width, h, w]
+        eps: standard normal [B, latent, h, w]
+        feature: of the image, [B, width, h, w]; without it, t is eps, a draw of the prior
+        """
         h = self.cells(h)
         mu, log_sigma = soft_clamp(self.prior(F.silu(h))).chunk(2, dim=1)
         t, code = eps, None
@@ -100,66 +123,61 @@ class Group(nn.Module):
 
 
 class TopDown(nn.Module):
-    """From a learned state, through the groups from the coarsest on, to the parameters of the pixels [B,
-    outputs, H, W].
+    """A learned state, changed by the groups from the coarsest on → the parameters of the pixels [B, outputs,
+    H, W].
 
-    A label is added to the state as each resolution begins; priors and posteriors all depend on it from
-    there.
+    A label is added to the state at the beginning of each resolution, so that all priors and posteriors
+    depend on it.
+
+    shape: of an image, (C, H, W)
+    ladder: the groups and cells
+    outputs: channels of the output
+    embed: size of a label's embedding, 0 for none
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        channels: tuple[int, ...],
-        groups: tuple[int, ...],
-        cells: tuple[int, ...],
-        *,
-        latent: int,
-        expand: int,
-        outputs: int,
-        embed: int,
-    ):
+    def __init__(self, shape: tuple[int, ...], ladder: LadderOptions, outputs: int, embed: int):
         super().__init__()
+        channels, groups, cells = ladder.channels[::-1], ladder.groups[::-1], ladder.cells[::-1]
         self.sizes = halvings(shape, len(channels) - 1)[::-1]
-        self.grids = [
-            size for size, g in zip(self.sizes, groups[::-1], strict=True) for _ in range(g)
-        ]  # of each group
-        channels, groups, cells = channels[::-1], groups[::-1], cells[::-1]
+        self.grids = [  # the size of each group
+            size for size, g in zip(self.sizes, groups, strict=True) for _ in range(g)
+        ]
         self.start = nn.Parameter(torch.randn(1, channels[0], *self.sizes[0]))
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in pairwise(channels)
         )
         self.labels = nn.ModuleList(nn.Linear(embed, w) for w in channels) if embed else None
-        self.scales = (
-            nn.ModuleList(  # groups that begin with their cells; where there is no group, cells alone
-                nn.ModuleList(
-                    [Group(w, latent, c, expand) for _ in range(g)]
-                    or [DecoderCell(w, expand) for _ in range(c)]
-                )
-                for w, g, c in zip(channels, groups, cells, strict=True)
+        # for each resolution, its groups, each with cells of its own; for one without groups, its cells alone
+        self.scales = nn.ModuleList(
+            nn.ModuleList(
+                [Group(w, ladder.latent, c, ladder.expand) for _ in range(g)]
+                or [DecoderCell(w, ladder.expand) for _ in range(c)]
             )
+            for w, g, c in zip(channels, groups, cells, strict=True)
         )
         self.head = nn.Conv2d(channels[-1], outputs, 3, padding=1)
 
     def forward(
         self, eps: Sequence[Tensor], features: Sequence[Tensor], e: Tensor | None = None
     ) -> tuple[Tensor, list[Code]]:
-        """The pixels' parameters and the codes of the groups that have `features`; the others' t is their
-        `eps`.
+        """The parameters of the pixels, and the posteriors' draws of the groups that have features.
 
-        eps: of every group, [B, latent, h, w]; features: of the top groups, all or some or none; e: label
-        embedding [B, E].
+        eps: standard normal [B, latent, h, w] of every group, coarsest first
+        features: features of the first groups, of all, some or none; the other groups are drawn from the
+          prior
+        e: embeddings of the labels [B, E]
         """
         h = self.start.expand(len(eps[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        eps, codes, seen = iter(eps), [], iter(features)
+        draws, seen = iter(eps), iter(features)
+        codes: list[Code] = []
         for i, (scale, (height, width)) in enumerate(zip(self.scales, self.sizes, strict=True)):
             if i:
                 h = self.ups[i - 1](F.silu(h))[:, :, :height, :width]  # odd sizes were rounded up
             if self.labels is not None:
                 h = h + self.labels[i](e)[:, :, None, None]
-            for part in scale:
+            for part in scale.children():
                 if isinstance(part, Group):
-                    h, code = part(h, next(eps), next(seen, None))
+                    h, code = part(h, next(draws), next(seen, None))
                     codes += [] if code is None else [code]
                 else:
                     h = part(h)

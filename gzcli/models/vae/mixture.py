@@ -1,4 +1,4 @@
-"""Mixtures of discretised logistics over whole pixels, with the face of `Pixels`."""
+"""Mixtures of discretised logistics over whole pixels, as the distribution of a decoder's pixels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from gzcli.errors import UsageError
 from gzcli.models.nn.logistic import LogisticMixture
 
 
-class MixturePixels(LogisticMixture):
-    """The distribution p(x | z) of pixels that a decoder's output [B, size, H, W] parametrises.
+class MixturePixels:
+    """The distribution p(x | z), whose parameters are a decoder's output [B, size, H, W].
 
-    Raises UsageError where there are no grey levels.
+    Raises UsageError for latents, which have no grey levels.
+
+    channels: channels C of an image
+    levels: number of grey levels
+    components: logistics of a pixel's mixture
     """
 
     def __init__(self, channels: int, levels: int | None, components: int):
@@ -20,18 +24,18 @@ class MixturePixels(LogisticMixture):
             raise UsageError(
                 "`model.pixels: mixture` needs grey levels, latents have none", hint="use `gaussian`"
             )
-        super().__init__(channels, levels, components)
+        self.mixture = LogisticMixture(channels, levels, components)
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         """log p(x | out) in nats, summed over pixels: x [B, C, H, W] → [B], fp32."""
-        return super().log_prob(out.movedim(1, -1), x.movedim(1, -1)).flatten(1).sum(1)
+        return self.mixture.log_prob(out.movedim(1, -1), x.movedim(1, -1)).flatten(1).sum(1)
 
     def draw(self, out: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """A picture drawn pixel by pixel, by inversion at u, uniform [B, C + 1, H, W]."""
-        return super().draw(out.movedim(1, -1), u.movedim(1, -1), temperature).movedim(-1, 1)
+        """Pixels [B, C, H, W] drawn by inversion at u, uniform [B, C + 1, H, W]."""
+        return self.mixture.draw(out.movedim(1, -1), u.movedim(1, -1), temperature).movedim(-1, 1)
 
     def mean(self, out: Tensor) -> Tensor:
-        """The picture to show: the location of each pixel's heaviest component, as a draw at temperature 0
-        is."""
-        middle = out.new_full((len(out), self.uniforms, *out.shape[2:]), 0.5, dtype=torch.float32)
-        return self.draw(out, middle, temperature=1e-4)
+        """The location of each pixel's heaviest component [B, C, H, W], which is its draw at temperature
+        0."""
+        shape = len(out), self.mixture.uniforms, *out.shape[2:]
+        return self.draw(out, out.new_full(shape, 0.5, dtype=torch.float32), temperature=1e-4)

@@ -1,14 +1,56 @@
 """Encoders and decoders of the VAE family: an MLP, and a convolutional net for any image size.
 
-An encoder is image [B, C, H, W] (and label embedding e [B, E] or None) → [B, outputs]; a decoder is
-z [B, latent] (and e) → [B, outputs·C, H, W]. No layer looks at the other images of the batch.
+An encoder maps images [B, C, H, W], and label embeddings e [B, E] or None, to [B, outputs]. A decoder maps
+z [B, latent], and e, to [B, outputs·C, H, W]. No layer depends on the other images of the batch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gzcli.models.nn.common import group_norm
+
+Shape = tuple[int, ...]  # (C, H, W) of an image
+
+
+@dataclass(frozen=True)
+class NetOptions:
+    """Encoder and decoder.
+
+    net: `conv`, a convolutional net, or `mlp`
+    hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null takes 512
+      and 512, or 32 and 64
+    blocks: residual blocks a scale, of the convolutional net
+    latent: dimensions of z
+    """
+
+    net: Literal["mlp", "conv"] = "conv"
+    hidden: tuple[int, ...] | None = None
+    blocks: int = 0
+    latent: int = 32
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """`hidden`, or the net's own default."""
+        return tuple(self.hidden or HIDDEN[self.net])
+
+
+HIDDEN: dict[str, tuple[int, ...]] = {"mlp": (512, 512), "conv": (32, 64)}
+
+
+def encoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:
+    """The encoder that the options describe, with so many outputs, given embeddings of `embed` numbers."""
+    return ENCODERS[options.net](shape, options.widths, outputs, embed, options.blocks)
+
+
+def decoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:
+    """The encoder's mirror, with so many outputs a pixel and channel."""
+    return DECODERS[options.net](shape, options.widths, options.latent, outputs, embed, options.blocks)
 
 
 def join(h: Tensor, e: Tensor | None) -> Tensor:
@@ -22,7 +64,7 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
 
 
 class MLPEncoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], hidden: tuple[int, ...], outputs: int, embed: int = 0):
+    def __init__(self, shape: Shape, hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
         c, h, w = shape
         self.net = mlp(c * h * w + embed, hidden, outputs)
@@ -32,24 +74,33 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
+    """The encoder's mirror: the last of `hidden` comes first."""
+
     def __init__(
-        self, shape: tuple[int, ...], hidden: tuple[int, ...], latent: int, outputs: int, embed: int = 0
+        self,
+        shape: Shape,
+        hidden: tuple[int, ...],
+        latent: int,
+        outputs: int,
+        embed: int = 0,
+        blocks: int = 0,
     ):
         super().__init__()
         c, h, w = shape
         self.shape = (outputs * c, h, w)
-        self.net = mlp(latent + embed, hidden, outputs * c * h * w)
+        self.net = mlp(latent + embed, hidden[::-1], outputs * c * h * w)
 
     def forward(self, z: Tensor, e: Tensor | None = None) -> Tensor:
         return self.net(join(z, e)).unflatten(1, self.shape)
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block; group norm, so that an image's result does not depend on its batch."""
+    """Pre-activation residual block, with group norm, so that an image's result does not depend on its
+    batch."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm1, self.norm2 = norm(width), norm(width)
+        self.norm1, self.norm2 = group_norm(width), group_norm(width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
@@ -58,11 +109,7 @@ class ResBlock(nn.Module):
         return h + self.conv2(F.gelu(self.norm2(r)))
 
 
-def norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
-
-
-def halvings(shape: tuple[int, ...], scales: int) -> list[tuple[int, int]]:
+def halvings(shape: Shape, scales: int) -> list[tuple[int, int]]:
     """The sizes of the feature maps: the image's, then halved (rounded up) `scales` times."""
     sizes = [(shape[1], shape[2])]
     for _ in range(scales):
@@ -72,19 +119,17 @@ def halvings(shape: tuple[int, ...], scales: int) -> list[tuple[int, int]]:
 
 
 class ConvEncoder(nn.Module):
-    """One stride-2 convolution and `blocks` residual blocks a scale, `hidden` = widths of the scales, finest
-    first."""
+    """A stride-2 convolution and `blocks` residual blocks at each scale of `hidden`, finest first."""
 
-    def __init__(
-        self, shape: tuple[int, ...], hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0
-    ):
+    def __init__(self, shape: Shape, hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
-        layers, width = [], shape[0]
+        layers: list[nn.Module] = []
+        width = shape[0]
         for w in hidden:
             layers += [nn.Conv2d(width, w, 3, stride=2, padding=1)]
             layers += [ResBlock(w) for _ in range(blocks)]
             width = w
-        self.net = nn.Sequential(*layers, norm(width), nn.GELU())
+        self.net = nn.Sequential(*layers, group_norm(width), nn.GELU())
         h, w = halvings(shape, len(hidden))[-1]
         self.head = nn.Linear(width * h * w + embed, outputs)
 
@@ -93,12 +138,12 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The encoder's mirror: a linear map to the coarsest scale, then blocks and a stride-2 transposed
-    convolution."""
+    """The encoder's mirror: a linear map to the coarsest scale, then residual blocks and a stride-2
+    transposed convolution at each scale."""
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: Shape,
         hidden: tuple[int, ...],
         latent: int,
         outputs: int,
@@ -112,10 +157,16 @@ class ConvDecoder(nn.Module):
         self.scales = nn.ModuleList()
         for w, out in zip(reversed(hidden), (*reversed(hidden[:-1]), outputs * shape[0]), strict=True):
             up = nn.ConvTranspose2d(w, out, 4, stride=2, padding=1)
-            self.scales.append(nn.Sequential(*(ResBlock(w) for _ in range(blocks)), norm(w), nn.GELU(), up))
+            self.scales.append(
+                nn.Sequential(*(ResBlock(w) for _ in range(blocks)), group_norm(w), nn.GELU(), up)
+            )
 
     def forward(self, z: Tensor, e: Tensor | None = None) -> Tensor:
         h = self.stem(join(z, e)).unflatten(1, self.start)
         for scale, (height, width) in zip(self.scales, reversed(self.targets), strict=True):
             h = scale(h)[:, :, :height, :width]  # odd sizes were rounded up
         return h
+
+
+ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder}
+DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder}

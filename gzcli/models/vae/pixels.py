@@ -1,4 +1,5 @@
-"""What a decoder says of the pixels: distributions over DISCRETE grey levels, so that −log p is honest bits.
+"""The distributions of pixels that a decoder parametrises, over discrete grey levels, so that −log p is in
+nats of the discrete image.
 
 Grey level k of L lies at x = 2k/(L−1) − 1; its bin is x ± 1/(L−1), and the first and the last bin reach to ∓∞
 (Salimans 2017, PixelCNN++, arXiv:1701.05517, section 2.1). So the masses of the L levels sum to 1.
@@ -7,25 +8,38 @@ Grey level k of L lies at x = 2k/(L−1) − 1; its bin is x ± 1/(L−1), and t
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.nn import from_levels, to_fp32, to_levels
+from gzcli.models.nn.common import from_levels, to_fp32, to_levels
 from gzcli.models.nn.logistic import logistic_log_mass
 
 Kind = Literal["bernoulli", "gaussian", "logistic"]
-LOG_SCALE = (-7.0, 3.0)  # e^-7 is a quarter of a 256-level bin: sharper is all the same mass
+LOG_SCALE = (-7.0, 3.0)  # at e^-7, a quarter of a bin of 256 levels, nearly all mass is in one bin already
+
+
+class PixelDistribution(Protocol):
+    """p(x | z), whose parameters are a decoder's output [B, outputs, H, W]."""
+
+    def log_prob(self, x: Tensor, out: Tensor) -> Tensor: ...
+
+    def mean(self, out: Tensor) -> Tensor: ...
+
+    def draw(self, out: Tensor, u: Tensor) -> Tensor: ...
 
 
 class Pixels:
-    """The distribution p(x | z) that a decoder's output parametrises, pixel by pixel.
+    """The distribution p(x | z) of independent pixels.
 
-    kind: `auto` is bernoulli for 2 levels, gaussian for latents (levels None), logistic else.
     Raises UsageError where `kind` does not fit the levels.
+
+    kind: `auto` is bernoulli for 2 levels, gaussian for latents (levels None), logistic else
+    levels: number of grey levels
     """
 
     def __init__(self, kind: Kind | Literal["auto"], levels: int | None):
@@ -46,8 +60,11 @@ class Pixels:
         self.outputs = 1 if kind == "bernoulli" else 2  # decoder channels per image channel
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
-        """log p(x | out) in nats, summed over pixels: x [B, C, H, W], out [B, outputs·C, H, W] → [B],
-        fp32."""
+        """log p(x | out) in nats, summed over pixels, [B], fp32.
+
+        x: images [B, C, H, W]
+        out: [B, outputs·C, H, W]
+        """
         out = to_fp32(out)
         if self.kind == "bernoulli":
             return -F.binary_cross_entropy_with_logits(out, (x + 1) / 2, reduction="none").flatten(1).sum(1)
@@ -56,8 +73,7 @@ class Pixels:
             eps = (x - mean) * torch.exp(-log_scale)
             log_p = -0.5 * (eps**2 + math.log(2 * math.pi)) - log_scale
         else:
-            mass = logistic_log_mass if self.kind == "logistic" else gaussian_log_mass
-            log_p = mass(x, mean, log_scale, self.levels)
+            log_p = LOCATION_SCALE[self.kind].log_mass(x, mean, log_scale, self.levels)
         return log_p.flatten(1).sum(1)
 
     def mean_scale(self, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +81,7 @@ class Pixels:
         return mean, log_scale.clamp(*LOG_SCALE)
 
     def mean(self, out: Tensor) -> Tensor:
-        """The picture to show: the pixels' location, [B, C, H, W] in [-1, 1] (latents: unbounded)."""
+        """The locations of the pixels, [B, C, H, W] in [-1, 1] (latents: unbounded)."""
         out = to_fp32(out)
         if self.kind == "bernoulli":
             return torch.tanh(out / 2)  # 2 sigmoid(out) − 1
@@ -73,21 +89,20 @@ class Pixels:
         return mean if self.levels is None else mean.clamp(-1, 1)
 
     def draw(self, out: Tensor, u: Tensor) -> Tensor:
-        """A picture drawn pixel by pixel, by the inverse distribution function at u, uniform [B, C, H, W]."""
+        """Pixels [B, C, H, W] drawn by the inverse distribution function at u, uniform [B, C, H, W]."""
         out = to_fp32(out)
         u = u.clamp(1e-6, 1 - 1e-6)
         if self.kind == "bernoulli":
             return (u < torch.sigmoid(out)).to(out.dtype) * 2 - 1
         mean, log_scale = self.mean_scale(out)
-        unit = torch.logit(u) if self.kind == "logistic" else torch.special.ndtri(u)
-        x = mean + unit * torch.exp(log_scale)
+        x = mean + LOCATION_SCALE[self.kind].quantile(u) * torch.exp(log_scale)
         return x if self.levels is None else from_levels(to_levels(x.clamp(-1, 1), self.levels), self.levels)
 
 
 def bin_edges(
     x: Tensor, mean: Tensor, log_scale: Tensor, levels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Standardised lower and upper edge of x's bin, and where that edge is really −∞ or +∞."""
+    """Standardised lower and upper edge of x's bin, and where the bin is the first or the last one."""
     half, inv_scale = 1 / (levels - 1), torch.exp(-log_scale)
     below, above = (x - mean - half) * inv_scale, (x - mean + half) * inv_scale
     return below, above, x < half - 1, x > 1 - half
@@ -108,3 +123,16 @@ def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
     lo = torch.where(right, torch.special.log_ndtr(-above), log_below)
     inner = hi + log1mexp(hi - lo)
     return torch.where(first, log_above, torch.where(last, torch.special.log_ndtr(-below), inner))
+
+
+class LocationScale(NamedTuple):
+    """A family of distributions with a location and a scale."""
+
+    log_mass: Callable[[Tensor, Tensor, Tensor, int], Tensor]  # of x's level, by mean, log scale and levels
+    quantile: Callable[[Tensor], Tensor]  # of the standard distribution
+
+
+LOCATION_SCALE: dict[str, LocationScale] = {
+    "gaussian": LocationScale(gaussian_log_mass, torch.special.ndtri),
+    "logistic": LocationScale(logistic_log_mass, torch.logit),
+}

@@ -1,5 +1,5 @@
-"""Multi-scale structural similarity (Wang 2003, "Multi-scale structural similarity for image quality
-assessment")."""
+"""Structural similarity of images, at one scale and at several (Wang et al. 2003, "Multi-scale structural
+similarity for image quality assessment")."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gzcli.models.nn import to_fp32
+from gzcli.models.nn.common import to_fp32
 from gzcli.types import moved
 
-WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first
-C1, C2 = 0.01**2, 0.03**2  # for a data range of 1
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the scales, finest first
+C1, C2 = 0.01**2, 0.03**2  # the constants that keep the quotients finite, for images in [0, 1]
 
 
 def gaussian_window(size: int, sigma: float) -> Tensor:
-    """[size], sums to 1, largest in the middle."""
+    """The weights of a Gaussian filter, [size], which sum to 1."""
     t = torch.arange(size) - (size - 1) / 2
     w = torch.exp(-(t**2) / (2 * sigma**2))
     return w / w.sum()
 
 
 def blur(x: Tensor, window: Tensor) -> Tensor:
-    """Separable filter of each channel, without padding."""
+    """Each channel of x [B, C, H, W] filtered along both sides, without padding."""
     c, k = x.shape[1], window.numel()
     w = window.to(x).expand(c, 1, k)
     return F.conv2d(F.conv2d(x, w.unsqueeze(2), groups=c), w.unsqueeze(3), groups=c)
 
 
 def ssim_parts(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean luminance·contrast·structure and mean contrast·structure: x, y [B, C, H, W] in [0, 1] → [B, C]
-    each."""
+    """The means over the pixels of luminance·contrast·structure, which is SSIM, and of contrast·structure.
+
+    Both are [B, C], of images x and y [B, C, H, W] in [0, 1].
+    """
     mu_x, mu_y = blur(x, window), blur(y, window)
     var_x, var_y = blur(x * x, window) - mu_x**2, blur(y * y, window) - mu_y**2
     cov = blur(x * y, window) - mu_x * mu_y
@@ -40,11 +42,14 @@ def ssim_parts(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ms_ssim(x: Tensor, y: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tensor:
-    """MS-SSIM of images [B, C, H, W] in [-1, 1], in fp32 → [B], at most 1.
+    """MS-SSIM [B] of images x and y [B, C, H, W] in [-1, 1], computed in fp32; at most 1.
 
-    Small images get a smaller window (7 below 64 px, at most the image) and only the scales that still hold
-    it; the weights of those left are divided by their sum. A negative contrast term, which has no fractional
-    power, counts as (almost) none.
+    Images below 64 pixels get a window of at most 7, and only the scales that are as large as the window
+    count, their exponents divided by their sum. A negative contrast term is raised to 1e-4, since a negative
+    number has no fractional power.
+
+    size: side of the window in pixels
+    sigma: standard deviation of the window of 11 pixels, in pixels; it shrinks with the window
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = (to_fp32(x) + 1) / 2, (to_fp32(y) + 1) / 2

@@ -1,0 +1,212 @@
+"""Inversion of a generator: the z whose image is nearest to a given one, and what is built on it.
+
+After AnoGAN (Schlegl et al. 2017, arXiv:1703.05921, section 2.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gzcli.models.base import Model
+from gzcli.models.gan.generator import Generator
+from gzcli.models.nn.common import at_least, best_labels, double, spread_labels
+from gzcli.models.nn.critic import Critic
+from gzcli.models.nn.latent import as_ways, pairs_of, slerp, traversal, ways
+from gzcli.types import Applied, Noise, Progress
+
+
+@dataclass(frozen=True)
+class Search:
+    """How z is searched for.
+
+    steps: gradient steps
+    lr: learning rate of Adam
+    starts: draws of z, of which the nearest is the start
+    feature: weight of the critic's features in the distance, in [0, 1]
+    """
+
+    steps: int
+    lr: float = 0.05
+    starts: int = 8
+    feature: float = 0.1
+
+
+class InvertibleGAN(Model):
+    """A generator and a critic: the applications and the score that search for z."""
+
+    costly = ("inversion",)
+
+    generator: Generator
+    critic: Critic
+    latent: int
+
+    def invert(
+        self,
+        x: Tensor,
+        noise: Noise,
+        search: Search,
+        *,
+        labels: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """z [B, latent] near each image, its labels, and its distance [B], found by Adam from the best start.
+
+        distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest
+        feature map. The best z of all steps counts. The images' sum is minimised and Adam works elementwise,
+        so that an image's z does not depend on its batch.
+
+        labels: those of x; without them a conditional model starts from every class (multi-label: from no
+          class and from each alone), and half-way chooses the labels of the least distance
+        """
+        n, tries = len(x), self.first_labels(x, labels, search.starts)
+        starts, feature = len(tries), search.feature
+        with torch.inference_mode(False), torch.enable_grad():
+            x, z = x.detach().clone(), noise.randn(n, starts * self.latent).clone()
+            target = self.critic.maps(x).detach() if feature else None
+
+            def distance(z: Tensor, y: Tensor | None) -> Tensor:
+                fake = self.generator(z, y)
+                d = (1 - feature) * double(x - fake).square().flatten(1).sum(1)
+                if target is not None:
+                    d = d + feature * double(target - self.critic.maps(fake)).square().flatten(1).sum(1)
+                return d
+
+            z = z.unflatten(1, (starts, self.latent))
+            with torch.no_grad():
+                first = torch.stack([distance(z[:, i], tries[i]) for i in range(starts)], dim=1).argmin(1)
+            rows = torch.arange(n, device=z.device)
+            y = None if tries[0] is None else torch.stack(tries, 1)[rows, first]
+            z = z[rows, first].requires_grad_()
+            adam = torch.optim.Adam([z], lr=search.lr, eps=1e-3)
+            best = double(torch.full((n,), torch.inf, device=x.device))
+            best_z = z.detach().clone()
+            for step in range(search.steps + 1):
+                if step and step == search.steps // 2 and y is not None and labels is None:
+                    z.data.copy_(best_z)
+                    y, best = best_labels(partial(distance, best_z), y, self.data)
+                d = distance(z, y)
+                better = d.detach() < best
+                best = torch.where(better, d.detach(), best)
+                best_z = torch.where(better[:, None], z.detach(), best_z)
+                if step < search.steps:
+                    (z.grad,) = torch.autograd.grad(d.sum(), z)
+                    adam.step()
+                    if progress is not None:
+                        progress(step + 1, search.steps)
+        return best_z, y, best.to(x.dtype)
+
+    def first_labels(self, x: Tensor, labels: Tensor | None, starts: int) -> list[Any]:
+        """Labels of x for each of at least `starts` draws of z: [B] or [B, K], or None without classes."""
+        if not self.conditional:
+            return [None] * starts
+        if labels is not None:
+            return [labels.to(x.device)] * starts
+        K = len(self.data.classes)
+        classes = spread_labels(None, K, self.data, x.device)
+        if self.data.multilabel:
+            classes = torch.cat([torch.zeros_like(classes[:1]), classes])
+        draws = range(max(starts, len(classes)))
+        return [classes[i % len(classes)].expand(len(x), *classes.shape[1:]) for i in draws]
+
+    # ---- applications
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress,
+        steps: int = 100,
+    ) -> Applied:
+        """The generator's nearest image to each x, of `labels`, or else of the labels that fit best.
+
+        Raises UsageError for no steps.
+
+        steps: gradient steps of the search for z
+        """
+        at_least(1, steps=steps)
+        z, y, _ = self.invert(x, noise, Search(steps), labels=labels, progress=progress)
+        with torch.no_grad():
+            return Applied(self.generator(z, y), rows=("nearest",), labels=y)
+
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100
+    ) -> Applied:
+        """The way from image 0 to 1, 2 to 3, … along great circles of z, between the generator's nearest
+        images.
+
+        A conditional model changes the label half-way. Raises UsageError for fewer than two images or steps,
+        or for no search.
+
+        steps: images of a way, both ends included
+        search: gradient steps of the search for z
+        """
+        at_least(2, steps=steps)
+        at_least(1, search=search)
+        x = pairs_of(x)
+        z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
+        z, pairs = ways(z, steps, slerp), len(x) // 2
+        if y is not None:  # an image of the way has the label of its nearer end
+            end = 2 * torch.arange(pairs, device=x.device)[:, None] + (
+                torch.arange(steps, device=x.device) * 2 >= steps
+            )
+            y = y[end.flatten()]
+        with torch.no_grad():
+            return replace(as_ways(self.generator(z, y), steps), labels=y)
+
+    def traverse(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress,
+        dims: int = 8,
+        steps: int = 8,
+        span: float = 3.0,
+        search: int = 100,
+    ) -> Applied:
+        """The generator's nearest image to the first of x, changed along the coordinates of z that change it
+        most.
+
+        Raises UsageError for fewer than one of `dims`, `steps` or `search`.
+
+        dims: number of coordinates, one a row
+        steps: images of a row
+        span: a coordinate goes from −span to span, in standard deviations of the prior
+        search: gradient steps of the search for z
+        """
+        at_least(1, dims=dims, steps=steps, search=search)
+        z, y, _ = self.invert(x[:1], noise.first(1), Search(search), progress=progress)
+
+        def decode(z: Tensor) -> Tensor:
+            return self.generator(z, None if y is None else y.expand(len(z), *y.shape[1:]))
+
+        with torch.no_grad():
+            return traversal(decode, z, dims, steps, span)
+
+    # ---- out-of-distribution score
+
+    def score_inversion(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        steps: int = 100,
+        lr: float = 0.05,
+        starts: int = 8,
+        feature: float = 0.1,
+    ) -> Tensor:
+        """The distance of x to the generator's nearest image (AnoGAN, eq. 4).
+
+        steps: gradient steps of the search for z
+        lr: learning rate of Adam in the search for z
+        starts: draws of z, of which the nearest is the start
+        feature: weight of the critic's features in the distance, in [0, 1]
+        """
+        return self.invert(x, noise, Search(steps, lr, starts, feature))[2]

@@ -1,0 +1,75 @@
+"""What the models with an ELBO share: labels that may be hidden, and a weight of the KL that rises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gzcli.errors import UsageError
+from gzcli.models.base import Model
+from gzcli.models.nn.common import ClassEmbedding
+from gzcli.types import DataInfo
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Labels.
+
+    conditional: whether the model is given labels
+    label_dim: size of a label's embedding
+    """
+
+    conditional: bool = False
+    label_dim: int = 32
+
+    def embedding(self, data: DataInfo) -> ClassEmbedding | None:
+        """The embedding of the labels of `data`, None for a model without labels."""
+        return ClassEmbedding(len(data.classes), self.label_dim) if self.conditional else None
+
+    @property
+    def size(self) -> int:
+        """Numbers that a net is given for a label: 0 for a model without labels."""
+        return self.label_dim if self.conditional else 0
+
+
+@dataclass(frozen=True)
+class HiddenLabelOptions(LabelOptions):
+    """Labels that training hides now and then, so that images without labels have a likelihood.
+
+    label_dropout: share of training images, in [0, 1], whose label is replaced by the null label; the null
+      label stands for `labels=None` in likelihoods and scores
+    """
+
+    label_dropout: float = 0.1
+
+
+class LabelledVAE(Model):
+    """A model with an ELBO, maybe conditional."""
+
+    def __init__(self, data: DataInfo, labels: HiddenLabelOptions, kl_warmup: int):
+        super().__init__(data)
+        self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
+        self.labels = labels.embedding(data)
+        self.kl_warmup, self.warm = kl_warmup, 0.0 if kl_warmup else 1.0
+
+    def embed(self, labels: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor | None:
+        """The embeddings of n labels, [n, label_dim], or None for a model without labels.
+
+        Raises UsageError for labels of None where training had no null label.
+
+        labels: [n] or [n, K], or None for the null label
+        drop: boolean [n], true where the null label replaces the label
+        """
+        if self.labels is None:
+            return None
+        if labels is None and not self.label_dropout:
+            raise UsageError(
+                "this model was trained without a null label, so it cannot do without labels",
+                hint="train it with `--set model.label_dropout=0.1`",
+            )
+        return self.labels(labels, n, drop)
+
+    def on_step(self, step: int) -> None:
+        if self.kl_warmup:
+            self.warm = min(1.0, (step + 1) / self.kl_warmup)
