@@ -177,6 +177,7 @@ def diffusion() -> None:
     from torch.nn import functional as F
 
     from gzcli.models import catalog
+    from gzcli.models.options import grouped
     from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
     n = 16
@@ -222,7 +223,8 @@ def diffusion() -> None:
     model.eval(), pipeline.unet.eval(), other.eval()
 
     def draw() -> torch.Tensor:
-        return model.sample(n, noise=ImageNoise(0, range(n)), sampler="ddim", steps=20, spacing="trailing")
+        options = grouped(model.sample, {"sampler": "ddim", "steps": 20, "spacing": "trailing"})
+        return model.sample(n, noise=ImageNoise(0, range(n)), **options)
 
     for name, theirs in (
         ("diffusers", lambda: pipeline(batch_size=n, num_inference_steps=20, output_type="np")),

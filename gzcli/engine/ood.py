@@ -26,7 +26,6 @@ from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.metrics import baselines
 from gzcli.metrics.features import lenet
-from gzcli.models.guided import Returning
 from gzcli.models.nn import LPIPS
 from gzcli.store import files
 from gzcli.store.runs import Run, find
@@ -126,10 +125,7 @@ def run(job: Mapping[str, Any], folder: Path, device: torch.device, log: Log) ->
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
     """Gives a model whose `recon` asks for it a distance of images beside that of pixels: LPIPS where its
     weights are at hand, else that of the features of a LeNet of the set. Returns which."""
-    if (
-        getattr(type(trained.model), "score_recon", None) is not Returning.score_recon
-        or trained.space is not None
-    ):
+    if not hasattr(trained.model, "perceptual") or trained.space is not None:
         return None
     try:
         trained.model.perceptual = LPIPS.from_files().to(trained.device).forward

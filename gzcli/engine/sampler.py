@@ -19,6 +19,7 @@ from gzcli.engine.pictures import PAPER
 from gzcli.engine.trained import Trained
 from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
+from gzcli.models.options import grouped
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
 
 BATCH = defaultdict(
@@ -67,9 +68,9 @@ def draw(
         try:
             with torch.inference_mode():
                 noise = ImageNoise(seed, rows, trained.device)
-                x = trained.model.sample(
-                    len(rows), labels=chunk, noise=noise, progress=report, **{**options, **own}
-                )
+                sample = trained.model.sample
+                asked = grouped(sample, {**options, **own})
+                x = sample(len(rows), labels=chunk, noise=noise, progress=report, **asked)
                 x = trained.shown(x)
         except torch.OutOfMemoryError as e:
             if size == 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.models.nn.unet import softmax_attention
+from gzcli.models.nn.attention import softmax_attention
 
 
 class GatedConv(nn.Module):
