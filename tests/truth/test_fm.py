@@ -229,7 +229,7 @@ def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
 @pytest.mark.parametrize("family", [CFM, SGM])
 def test_only_guided_times_take_two_passes(family):
     torch.manual_seed(0)
-    model = family(INFO, **SMALL, conditional=True).eval()
+    model = family.of(INFO, **SMALL, conditional=True).eval()
     nn.init.normal_(model.net.conv_out.weight, std=0.3)
     rows = []
     model.net.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
