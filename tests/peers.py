@@ -183,7 +183,7 @@ def diffusion() -> None:
     n = 16
     x = 2 * torch.rand(n, 1, 28, 28) - 1
     batch = Batch(x, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
-    model = catalog.load("ddpm")(DataInfo((1, 28, 28)), prediction="eps", schedule="linear")
+    model = catalog.load("ddpm").of(DataInfo((1, 28, 28)), prediction="eps", schedule="linear")
     for p in model.parameters():  # off the start at zero
         p.data += 0.02 * torch.randn_like(p)
     pipeline: DDPMPipeline = model.to_diffusers()
