@@ -216,7 +216,7 @@ class Paths:
         ):  # one pixel after another, of which `complete` does a row
             yield "sample", TRAINED, self.sample
         for key in {"sampler", "solver"} & set(self.card.sample) if self.whole else ():
-            for choice in typing.get_args(typing.get_type_hints(type(self.model).sample)[key]):
+            for choice in typing.get_args(eval(self.card.sample[key].annotation, vars(typing))):
                 yield (
                     f"sample {key}={choice}",
                     TRAINED,

@@ -13,12 +13,15 @@ from torch import nn
 from zoo import Case
 
 from gzcli.errors import UsageError
+from gzcli.models import catalog
 from gzcli.models.denoising.coupling import coupled
 from gzcli.models.denoising.flow import SCALE
 from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import CALLS
 from gzcli.models.score.sgm import SGM
+from gzcli.recipe import schema
+from gzcli.recipe.parts import part_of
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
@@ -271,3 +274,17 @@ def test_paths_of_strange_images_are_strange():
     inside = model.score_path(known[:50], noise=noise(50))
     outside = model.score_path(known[:50] + 0.7, noise=noise(50))
     assert outside.min() > inside.max()
+
+
+def test_recipes_and_runs_that_name_the_solver_of_images_are_read():
+    """`sample.sampler` of flows was `sample.solver`; score models have both keys."""
+    check = lambda model, sample: schema.check(  # noqa: E731
+        {"sample": sample}, schema.schema(catalog.card(model)), lambda *_: ""
+    )
+    for model in ("fm", "cfm", "rf", "reflow", "zigma"):
+        assert check(model, {"solver": "heun"}) == ({"sample": {"sampler": "heun"}}, [])
+        run = part_of({"model": {"name": model}, "sample": {"solver": "heun", "steps": 3}})
+        assert run.sample == {"sampler": "heun", "steps": 3}
+    both = {"sampler": "ode", "solver": "heun"}
+    assert check("sgm", both) == ({"sample": both}, [])
+    assert part_of({"model": {"name": "sgm"}, "sample": both}).sample == both
