@@ -38,7 +38,7 @@ from gzcli.types import no_progress
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
-    "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
+    "models/denoising/coupling.py": "the assignment is solved on the host, by scipy",
     "models/stable_diffusion/pretrained.py::Pretrained.embed": "without `cache` captions become tokens, on "
     "the host, at every step",
     "models/stable_diffusion/base.py::StableDiffusion.loss": "diffusers' schedule moves its table, at the "
@@ -72,11 +72,10 @@ TRAINED = {
     "engine/latent.py::_measure": "moments of latents, in float64 on the host",
     "engine/latent.py::LatentSpace.encode": "a number a channel",
     "engine/latent.py::LatentSpace.decode": "a number a channel",
-    "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
+    "models/denoising/coupling.py": "the assignment is solved on the host, by scipy",
     "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
-    "models/flow_matching/applications.py::Applications.fit_path": "a covariance, in float64 on the host",
-    "models/flow_matching/applications.py::Applications.score_path": "a Mahalanobis distance, in float64 "
-    "on the host",
+    "models/denoising/flow_applications.py::FlowApplications.fit_path": "a covariance, in float64",
+    "models/denoising/flow_applications.py::FlowApplications.score_path": "a distance, in float64",
     "models/nn/ode.py::solve_adaptive": "whether all images have arrived",
     "engine/ema.py::EMA._calibrate": "which statistics the averaged weights have changed",
     "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
