@@ -177,12 +177,13 @@ def diffusion() -> None:
     from torch.nn import functional as F
 
     from gzcli.models import catalog
+    from gzcli.models.options import grouped
     from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
     n = 16
     x = 2 * torch.rand(n, 1, 28, 28) - 1
     batch = Batch(x, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
-    model = catalog.load("ddpm")(DataInfo((1, 28, 28)), prediction="eps", schedule="linear")
+    model = catalog.load("ddpm").of(DataInfo((1, 28, 28)), prediction="eps", schedule="linear")
     for p in model.parameters():  # off the start at zero
         p.data += 0.02 * torch.randn_like(p)
     pipeline: DDPMPipeline = model.to_diffusers()
@@ -222,7 +223,8 @@ def diffusion() -> None:
     model.eval(), pipeline.unet.eval(), other.eval()
 
     def draw() -> torch.Tensor:
-        return model.sample(n, noise=ImageNoise(0, range(n)), sampler="ddim", steps=20, spacing="trailing")
+        options = grouped(model.sample, {"sampler": "ddim", "steps": 20, "spacing": "trailing"})
+        return model.sample(n, noise=ImageNoise(0, range(n)), **options)
 
     for name, theirs in (
         ("diffusers", lambda: pipeline(batch_size=n, num_inference_steps=20, output_type="np")),

@@ -183,15 +183,15 @@ def samplers() -> None:
     import torch
 
     from gzcli.models import catalog
+    from gzcli.models.options import grouped
     from gzcli.types import DataInfo, ImageNoise, no_progress
 
     model = catalog.load("ddpm")(DataInfo((1, 28, 28))).eval()
     with torch.inference_mode():
 
         def draw(sampler: str, steps: int):
-            return model.sample(
-                8, noise=ImageNoise(0, range(8)), progress=no_progress, sampler=sampler, steps=steps
-            )
+            options = grouped(model.sample, {"sampler": sampler, "steps": steps})
+            return model.sample(8, noise=ImageNoise(0, range(8)), progress=no_progress, **options)
 
         full = 20 * timed(lambda: draw("ancestral", 50))
         few = statistics.median(timed(lambda: draw("dpmpp", 20)) for _ in range(3))

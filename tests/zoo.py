@@ -174,7 +174,7 @@ CASES = [
         {"pair_steps": 4},
         lr=3e-3,
         batch=8,
-        sample={"steps": 2, "solver": "euler"},
+        sample={"steps": 2, "sampler": "euler"},
         stages={"teacher": RF},
     ),
     Case(

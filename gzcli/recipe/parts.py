@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
 
+# Keys of a section that had another name: recipes and runs from before are read by the new one.
+RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}}
+
 
 def _key(default: Any, range: str) -> Any:
     """A field whose numbers lie within a range of `schema.RANGES`."""
@@ -258,12 +261,19 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
         data=DataSection(**_known(DataSection, tree.get("data") or {})[0]),
         train=TrainSection(**_known(TrainSection, tree.get("train") or {})[0]),
         optim=OptimSection(**optim, phases=phases),
-        sample=dict(tree.get("sample") or {}),
+        sample=_renamed("sample", tree.get("sample") or {}),
         ood=OodSection(**ood, options=options),
         bench=BenchSection(**_known(BenchSection, tree.get("bench") or {})[0]),
         launch=LaunchSection(**_known(LaunchSection, tree.get("launch") or {})[0]),
         params=tree.get("params"),
     )
+
+
+def _renamed(section: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The section with its keys' present names. A key stays where one of the new name is beside it: then the
+    model has both."""
+    names = {old: new for old, new in RENAMED[section].items() if new not in tree}
+    return {names.get(key, key): value for key, value in tree.items()}
 
 
 def _known(section: type, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

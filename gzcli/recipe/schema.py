@@ -15,7 +15,7 @@ from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
 from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
-from gzcli.recipe.parts import SECTIONS, Part, keys_of
+from gzcli.recipe.parts import RENAMED, SECTIONS, Part, keys_of
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
@@ -188,7 +188,10 @@ def check(
 
     def walk(part: Mapping[str, Any], rules: Rules, path: Key) -> dict[str, Any]:
         clean = {}
+        before = RENAMED.get(path[-1], {}) if path else {}
         for key, value in part.items():
+            if key not in rules and before.get(key) in rules:
+                key = before[key]
             here = (*path, key)
             rule = rules[key] if key in rules else rules.get(ANY)
             holds_keys = value is None or isinstance(value, Mapping)

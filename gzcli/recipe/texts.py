@@ -64,7 +64,7 @@ def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WI
         if not text or line.endswith(":"):
             out.append(line)
             continue
-        first, *further = textwrap.wrap(text, max(LEAST, width - column - 2))
+        first, *further = textwrap.wrap(text, max(LEAST, width - column - 2), break_on_hyphens=False)
         if len(line) + 2 <= column:
             out.append(f"{line:<{column}}# {first}")
         else:

@@ -126,7 +126,7 @@ def test_the_plain_call_of_every_application(shop, case, do):
         return
     assert (result["n"], result["columns"], len(result["rows"])) == (FEW, None, 1)
     assert saved["labels"].shape == (FEW,) and saved["labels"].max() < len(gz.trained.info.classes)
-    between = do in GIVEN or (do in ("reconstruct", "edit") and hasattr(gz.trained.model, "there_and_back"))
+    between = do in GIVEN or (do in ("reconstruct", "edit") and hasattr(gz.trained.model, "round_trip"))
     binary = case.levels == 2
     marked = (grid.shape[0] - 2 * MARGIN) % (64 + GAP) == 21
     assert (grid.shape[0] - 2 * MARGIN - 21 * marked) // (64 + GAP) == 2 + between

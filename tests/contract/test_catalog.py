@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import textwrap
@@ -128,6 +129,23 @@ def test_a_model_has_a_recipe_a_zoo_line_and_a_paper(name):
         assert name in {canonical(path.stem) for path in recipes_dir().glob("*.yaml")}
     assert name in {canonical(case.model) for case in CASES}
     assert catalog.card(name).paper.strip()
+
+
+KEYS_OF = re.compile(r"keys are those of `([\w-]+)`")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_with_the_keys_of_another_has_them(name):
+    """What a docstring promises: "its keys are those of `ddpm`"."""
+    card = catalog.card(name)
+    for other in KEYS_OF.findall(" ".join((catalog.load(name).__doc__ or "").split())):
+        missing = catalog.card(other).params.keys() - card.params.keys()
+        assert not missing, f"`{name}` says that its keys are those of `{other}`"
+
+
+def test_the_models_that_have_the_keys_of_another_say_so():
+    said = {name: KEYS_OF.findall(catalog.load(name).__doc__ or "") for name in NAMES}
+    assert said["cddpm"] == ["ddpm"] and said["cfm"] == ["fm"]
 
 
 def test_no_model_escapes_the_catalogue():

@@ -39,7 +39,7 @@ from gzcli.types import no_progress
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
-    "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
+    "models/denoising/coupling.py": "the assignment is solved on the host, by scipy",
     "models/stable_diffusion/pretrained.py::Pretrained.embed": "without `cache` captions become tokens, on "
     "the host, at every step",
     "models/stable_diffusion/base.py::StableDiffusion.loss": "diffusers' schedule moves its table, at the "
@@ -73,11 +73,10 @@ TRAINED = {
     "engine/latent.py::_measure": "moments of latents, in float64 on the host",
     "engine/latent.py::LatentSpace.encode": "a number a channel",
     "engine/latent.py::LatentSpace.decode": "a number a channel",
-    "models/flow_matching/coupling.py": "the assignment is solved on the host, by scipy",
+    "models/denoising/coupling.py": "the assignment is solved on the host, by scipy",
     "models/autoregressive/layers.py::PixelCache.__init__": "the order of its weights, once a batch",
-    "models/flow_matching/applications.py::Applications.fit_path": "a covariance, in float64 on the host",
-    "models/flow_matching/applications.py::Applications.score_path": "a Mahalanobis distance, in float64 "
-    "on the host",
+    "models/denoising/flow_applications.py::FlowApplications.fit_path": "a covariance, in float64",
+    "models/denoising/flow_applications.py::FlowApplications.score_path": "a distance, in float64",
     "models/nn/ode.py::solve_adaptive": "whether all images have arrived",
     "engine/ema.py::EMA._calibrate": "which statistics the averaged weights have changed",
     "models/nn/latent.py::traversal": "the dimensions that change most, by which rows are named",
@@ -217,7 +216,7 @@ class Paths:
         ):  # one pixel after another, of which `complete` does a row
             yield "sample", TRAINED, self.sample
         for key in {"sampler", "solver"} & set(self.card.sample) if self.whole else ():
-            for choice in typing.get_args(typing.get_type_hints(type(self.model).sample)[key]):
+            for choice in typing.get_args(eval(self.card.sample[key].annotation, vars(typing))):
                 yield (
                     f"sample {key}={choice}",
                     TRAINED,

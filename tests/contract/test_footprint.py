@@ -11,7 +11,7 @@ from gzcli.data.batches import TrainBatches
 from gzcli.data.open import open_named
 from gzcli.models import catalog
 from gzcli.models.autoregressive import codebook
-from gzcli.models.flow_matching.coupling import coupled
+from gzcli.models.denoising.coupling import coupled
 from gzcli.models.normalizing_flow.base import top_log_prob
 from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.types import DataInfo

@@ -8,15 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from flat import flat
 from gaussian import GaussianField, check_moments
 from torch import Tensor, nn
 
 from gzcli.engine.checkpoint import with_zero_inputs
 from gzcli.errors import UsageError
-from gzcli.models.diffusion import samplers
+from gzcli.models.denoising import samplers
+from gzcli.models.denoising.schedule import Schedule
+from gzcli.models.diffusion.bound import discretised_gaussian, strata
 from gzcli.models.diffusion.ddpm import DDPM
-from gzcli.models.diffusion.process import discretised_gaussian, strata
-from gzcli.models.diffusion.schedule import Schedule
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 INFO = DataInfo((1, 8, 8), levels=17, classes=("a", "b", "c"), n=100)
@@ -27,7 +28,7 @@ SPACINGS = ("trailing", "leading", "linspace", "karras", "logsnr")
 def build(info=INFO, seed=0, **kw) -> DDPM:
     """A small untrained model off its zero start."""
     torch.manual_seed(seed)
-    model = DDPM(info, **{**SMALL, **kw}).eval()
+    model = DDPM.of(info, **{**SMALL, **kw}).eval()
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return model
@@ -325,7 +326,7 @@ def test_times_are_stratified_over_the_global_batch():
 
 @pytest.mark.parametrize("loss_type", ["l2", "l1", "huber"])
 def test_loss_types_differ_and_fall_by_training(loss_type):
-    model, batch = DDPM(INFO, **SMALL, loss_type=loss_type), batch_of()
+    model, batch = DDPM.of(INFO, **SMALL, loss_type=loss_type), batch_of()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
     for _ in range(30):
@@ -372,7 +373,7 @@ def test_guidance_doubles_the_batch_only_where_it_acts():
     torch.testing.assert_close(eps[3.0], eps[0.0] + 3 * (eps[1.0] - eps[0.0]), atol=1e-5, rtol=1e-5)
     model.net.rows = []
     options = {"sampler": "ddim", "steps": 10, "spacing": "trailing", "guidance": 2.0, "interval": (0.3, 0.7)}
-    model.sample(4, noise=ImageNoise(0, range(4)), **options)
+    flat(model.sample)(4, noise=ImageNoise(0, range(4)), **options)
     assert model.net.rows == [4, 4, 4, 8, 8, 8, 8, 4, 4, 4]
 
 
@@ -380,15 +381,15 @@ def test_labels_reach_samples_and_guidance_needs_dropout():
     model = build(conditional=True)
 
     def draw(labels, **options):
-        return model.sample(3, labels=labels, noise=ImageNoise(0, range(3)), steps=4, **options)
+        return flat(model.sample)(3, labels=labels, noise=ImageNoise(0, range(3)), steps=4, **options)
 
     zero, one = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
     assert not torch.equal(draw(zero), draw(one))
     assert torch.equal(draw(None), draw(torch.arange(3)))
     with pytest.raises(UsageError, match="label dropout"):
-        build(conditional=True, label_dropout=0.0).sample(1, noise=ImageNoise(0, [0]), guidance=2.0)
+        flat(build(conditional=True, label_dropout=0.0).sample)(1, noise=ImageNoise(0, [0]), guidance=2.0)
     with pytest.raises(UsageError, match="conditional"):
-        build().sample(1, noise=ImageNoise(0, [0]), guidance=2.0)
+        flat(build().sample)(1, noise=ImageNoise(0, [0]), guidance=2.0)
     with pytest.raises(UsageError, match="label dropout"):
         build(conditional=True, label_dropout=0.0).log_prob(batch_of(1).x, noise=ImageNoise(0, [0]))
 
@@ -398,7 +399,7 @@ def test_multilabel():
     batch = batch_of()
     batch.y = nn.functional.one_hot(batch.y, 3)
     assert torch.isfinite(model.loss(batch)["loss"])
-    x = model.sample(
+    x = flat(model.sample)(
         2, labels=torch.tensor([[1, 1, 0], [0, 0, 0]]), noise=ImageNoise(0, range(2)), steps=2, guidance=2.0
     )
     assert x.shape == (2, 1, 8, 8)
@@ -666,19 +667,19 @@ def test_scores_of_an_image_stand_alone():
 def test_sample(sampler, spacing):
     model, seen = build(), []
     options = {"sampler": sampler, "spacing": spacing, "steps": 7, "eta": 0.5}
-    x = model.sample(
+    x = flat(model.sample)(
         3, noise=ImageNoise(0, range(3)), progress=lambda i, n, x=None: seen.append((i, n)), **options
     )
     assert x.shape == (3, 1, 8, 8) and x.isfinite().all() and x.abs().max() <= 1
     assert seen == [(i + 1, 7) for i in range(7)]
-    alone = model.sample(1, noise=ImageNoise(0, [1]), **options)
+    alone = flat(model.sample)(1, noise=ImageNoise(0, [1]), **options)
     torch.testing.assert_close(alone[0], x[1], atol=2e-3, rtol=0)
 
 
 def test_paper_size():
     """The CIFAR-10 network of Ho 2020 has 35.7 million parameters (appendix B)."""
     with torch.device("meta"):
-        model = DDPM(
+        model = DDPM.of(
             DataInfo((3, 32, 32)),
             channels=128,
             mult=(1, 2, 2, 2),
@@ -697,7 +698,7 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     info = DataInfo((1, 16, 16))
-    model = DDPM(
+    model = DDPM.of(
         info, channels=8, mult=(1, 2), attention=(8,), timesteps=50, prediction=prediction, zero_snr=zero_snr
     ).eval()
     for p in model.parameters():
@@ -710,7 +711,7 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
     theirs = pipeline(batch_size=4, num_inference_steps=10, output_type="np").images
     options = {"sampler": "dpmpp", "steps": 10, "spacing": "trailing"}
     mine, loose = (
-        model.sample(4, noise=ImageNoise(0, range(4)), clip=clip, **options) for clip in (True, False)
+        flat(model.sample)(4, noise=ImageNoise(0, range(4)), clip=clip, **options) for clip in (True, False)
     )
     assert (mine - loose).abs().max() > 0.05
     theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 2 - 1
@@ -719,7 +720,7 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
     ddim = diffusers.DDIMPipeline.from_pretrained(tmp_path)(
         4, num_inference_steps=10, use_clipped_model_output=True, output_type="np"
     )
-    mine = model.sample(4, noise=ImageNoise(0, range(4)), sampler="ddim", steps=10, spacing="trailing")
+    mine = flat(model.sample)(4, noise=ImageNoise(0, range(4)), sampler="ddim", steps=10, spacing="trailing")
     torch.testing.assert_close(
         torch.from_numpy(ddim.images).permute(0, 3, 1, 2) * 2 - 1, mine, atol=close, rtol=0
     )
@@ -728,7 +729,9 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
 def test_inpainting_by_moments_draws_from_what_images_may_be():
     field, n = GaussianField(), 2000
     model = (
-        DDPM(DataInfo((1, 4, 4), None), channels=8, mult=(1,), attention=(), prediction="x0", timesteps=1000)
+        DDPM.of(
+            DataInfo((1, 4, 4), None), channels=8, mult=(1,), attention=(), prediction="x0", timesteps=1000
+        )
         .double()
         .eval()
     )
@@ -751,7 +754,7 @@ def test_inpainting_by_moments_draws_from_what_images_may_be():
 
 def test_what_diffusers_cannot_halve_is_not_exported():
     pytest.importorskip("diffusers")
-    model = DDPM(DataInfo((1, 14, 14)), channels=8, mult=(1, 1, 1), attention=(), timesteps=20)
+    model = DDPM.of(DataInfo((1, 14, 14)), channels=8, mult=(1, 1, 1), attention=(), timesteps=20)
     with pytest.raises(UsageError, match="cannot halve 14×14 images 2 times"):
         model.to_diffusers()
 
@@ -762,10 +765,10 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
     one."""
     info = DataInfo((1, 8, 8))
     keys = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 100}
-    plain, torch_seed = DDPM(info, **keys), torch.manual_seed(0)
+    plain, torch_seed = DDPM.of(info, **keys), torch.manual_seed(0)
     for p in plain.parameters():
         torch.nn.init.normal_(p, std=0.2, generator=torch_seed)
-    model = DDPM(info, **keys, factor=2)
+    model = DDPM.of(info, **keys, factor=2)
     weights, names = with_zero_inputs(plain.state_dict(), model.state_dict())
     assert names == ["net.conv_in.weight"]
     model.load_state_dict(weights)
@@ -786,7 +789,7 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
         )
 
     torch.manual_seed(0)
-    model = DDPM(info, **keys, factor=2)
+    model = DDPM.of(info, **keys, factor=2)
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(250):
         adam.zero_grad()
@@ -799,10 +802,10 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
     mine = model.eval().upscale(held, noise=ImageNoise(0, range(32))).images
     torch.testing.assert_close(nn.functional.avg_pool2d(mine, 2), small, atol=1e-3, rtol=0)
     assert (mine - held).square().mean() < 0.25 * (bicubic - held).square().mean()
-    assert model.sample(2, noise=ImageNoise(0, range(2)), steps=3).shape == (2, 1, 8, 8)
+    assert flat(model.sample)(2, noise=ImageNoise(0, range(2)), steps=3).shape == (2, 1, 8, 8)
     with pytest.raises(UsageError, match="trained to enlarge 2 times"):
         model.upscale(held, noise=ImageNoise(0, range(32)), factor=4)
     with pytest.raises(UsageError, match="no 3 times larger"):
-        DDPM(info, **keys, factor=3)
+        DDPM.of(info, **keys, factor=3)
     with pytest.raises(UsageError, match="no pipeline"):
         model.to_diffusers()

@@ -7,16 +7,17 @@ import math
 
 import pytest
 import torch
+from flat import flat
 from torch import nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.diffusion import samplers
+from gzcli.models.denoising import samplers
+from gzcli.models.denoising.schedule import Schedule
 from gzcli.models.diffusion.diffae import DiffAE
 from gzcli.models.diffusion.latent_prior import LatentPrior
-from gzcli.models.diffusion.schedule import Schedule
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
-from gzcli.models.nn import UNet
+from gzcli.models.nn.unet import UNet, UNetOptions
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 INFO = DataInfo((1, 8, 8), levels=17, classes=("across", "down"), n=100)
@@ -27,7 +28,7 @@ SMALL = {"latent": 4, "channels": 8, "mult": (1, 2), "encoder_mult": (1, 2), "at
 def build(info=INFO, seed=0, **kw) -> DiffAE:
     """A small untrained model off its zero start."""
     torch.manual_seed(seed)
-    model = DiffAE(info, **SMALL | kw).eval()
+    model = DiffAE.of(info, **SMALL | kw).eval()
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return model
@@ -56,7 +57,7 @@ def noise(n: int, seed: int = 0) -> ImageNoise:
 def trained() -> DiffAE:
     """A model that knows bars."""
     torch.manual_seed(0)
-    model = DiffAE(INFO, latent=8, channels=16, mult=(1, 2), encoder_mult=(1, 2, 4), attention=()).train()
+    model = DiffAE.of(INFO, latent=8, channels=16, mult=(1, 2), encoder_mult=(1, 2, 4), attention=()).train()
     main, classifier = (
         torch.optim.Adam(p.parameters(), lr=lr) for p, lr in zip(model.phases(), (6e-3, 2e-2), strict=True)
     )
@@ -186,7 +187,7 @@ def test_a_code_knows_nothing_of_its_batch(shape):
         "dropout": 0.0,
         "groups": 8,
     }
-    encoder = Encoder(DataInfo(shape), 5, **options)
+    encoder = Encoder(DataInfo(shape), 5, UNetOptions(**options))
     for p in encoder.parameters():
         p.data += 0.05 * torch.randn_like(p)
     x = torch.randn(4, *shape)
@@ -242,7 +243,7 @@ def test_sampled_codes_have_the_moments(monkeypatch):
     root = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     model.cov.copy_(root.mT @ root), model.mean.fill_(3)
     monkeypatch.setattr(model, "draw", lambda z, *args, **options: z)
-    z = model.sample(n, noise=BatchNoise("z", total=n))
+    z = flat(model.sample)(n, noise=BatchNoise("z", total=n))
     torch.testing.assert_close(z.mean(0), model.mean, atol=0.15, rtol=0)
     torch.testing.assert_close(z.mT.cov(), model.cov, atol=0.25, rtol=0.05)
     d = model.score_code  # its distance is χ² with 4 degrees of freedom
@@ -268,7 +269,7 @@ def test_a_step_is_the_likeliest_that_moves_the_logits_so():
     z, y = correlated(model), torch.arange(50) % 2
     seen = model.head(model.normalise(z)).argmax(1)
     assert 0 < seen.float().mean() < 1
-    new, other = model.moved(z, y, 1.5), seen != y
+    new, other = model.moved(z, y, 1.5, model.head), seen != y
     assert torch.equal(new[~other], z[~other])
     step = new[other] - z[other]
     length = (step * torch.linalg.solve(model.cov, step.mT).mT).sum(1).sqrt()
@@ -293,9 +294,9 @@ def test_several_labels_at_once_move_where_they_differ():
     seen = (logits > 0).long()
     asked = seen.clone()
     asked[:, 1] = 1 - asked[:, 1]
-    change = model.head(model.normalise(model.moved(z, asked, 1.0)))[:, 1] - logits[:, 1]
+    change = model.head(model.normalise(model.moved(z, asked, 1.0, model.head)))[:, 1] - logits[:, 1]
     assert (change.sign() == (2 * asked[:, 1] - 1)).all()
-    assert torch.equal(model.moved(z, seen, 1.0), z)
+    assert torch.equal(model.moved(z, seen, 1.0, model.head), z)
 
 
 def test_editing_changes_the_class_at_a_fixed_stochastic_code(trained):
@@ -360,7 +361,7 @@ class Exact(nn.Module):
 
 def prior_of(model: DiffAE, **kw) -> LatentPrior:
     torch.manual_seed(0)
-    return LatentPrior(INFO, autoencoder=model, **{"width": 32, "layers": 3} | kw).eval()
+    return LatentPrior.of(INFO, autoencoder=model, **{"width": 32, "layers": 3} | kw).eval()
 
 
 @pytest.mark.parametrize("loss_type", ["l2", "l1"])
@@ -385,7 +386,7 @@ def test_the_prior_samples_its_gaussian(monkeypatch):
     prior.diffusion.net = Exact(prior.diffusion.schedule, 0.5)
     model.mean.fill_(2), model.cov.copy_(9 * torch.eye(4))
     monkeypatch.setattr(model, "draw", lambda z, *args, **options: z)
-    z = prior.sample(n, noise=BatchNoise("z", total=n), code_steps=100)
+    z = flat(prior.sample)(n, noise=BatchNoise("z", total=n), code_steps=100)
     torch.testing.assert_close(z.mean(0), model.mean, atol=0.1, rtol=0)
     torch.testing.assert_close(z.std(0), torch.full((4,), 1.5), atol=0, rtol=0.06)
 
@@ -405,8 +406,8 @@ def test_the_prior_learns_the_codes_of_each_class(trained):
         optimizer.zero_grad()
     prior.eval()
     y = torch.arange(40) % 2
-    assert (is_down(prior.sample(40, labels=y, noise=noise(40))) == y).float().mean() > 0.8
-    assert (is_down(prior.sample(40, noise=noise(40), guidance=2.0)) == y).float().mean() > 0.8
+    assert (is_down(flat(prior.sample)(40, labels=y, noise=noise(40))) == y).float().mean() > 0.8
+    assert (is_down(flat(prior.sample)(40, noise=noise(40), guidance=2.0)) == y).float().mean() > 0.8
     outside = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     a, b = (prior.score_code(x, noise=noise(40)) for x in (bars(40, 999).x, outside))
     assert (a[:, None] < b).float().mean() > 0.8
@@ -425,4 +426,4 @@ def test_the_prior_does_what_its_autoencoder_can(trained):
         assert torch.equal(*(getattr(m, f"score_{name}")(x, noise=noise(4)) for m in (prior, trained)))
     assert not any(key.startswith("autoencoder") for key in prior.state_dict())
     with pytest.raises(UsageError, match="without labels"):
-        LatentPrior(DataInfo((1, 8, 8)), autoencoder=trained, conditional=True)
+        LatentPrior.of(DataInfo((1, 8, 8)), autoencoder=trained, conditional=True)

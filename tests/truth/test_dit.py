@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from flat import flat
 
 from gzcli.errors import UsageError
 from gzcli.models.diffusion.dit import DiT
-from gzcli.models.nn.dit import DiTNet, from_diffusers
+from gzcli.models.nn.dit import DiTNet, DiTOptions, from_diffusers
 from gzcli.types import DataInfo, ImageNoise
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
@@ -48,9 +49,8 @@ def test_agrees_with_diffusers(patch, heads, layers):
         _, emb, tail = key.partition(".norm1.emb.")
         state[key] = state[f"transformer_blocks.0{emb}{tail}"] if emb else state[key]
     other.load_state_dict(state)
-    ours = DiTNet(
-        (3, 8, 8), width=32, layers=layers, heads=heads, patch=patch, classes=5, freq_shift=1.0
-    ).eval()
+    sizes = DiTOptions(width=32, layers=layers, heads=heads, patch=patch)
+    ours = DiTNet((3, 8, 8), sizes, classes=5, freq_shift=1.0).eval()
     ours.load_state_dict(
         from_diffusers(state)
     )  # strict: every parameter has its counterpart, of the same shape
@@ -71,14 +71,14 @@ def test_sizes_are_the_papers(size):
     """Table 1 and section 5, with patches of 2 of latents 4×32×32 and a thousand classes."""
     width, layers, heads, params = SIZES[size]
     with torch.device("meta"):
-        net = DiTNet((4, 32, 32), width=width, layers=layers, heads=heads, patch=2, classes=1000)
+        net = DiTNet((4, 32, 32), DiTOptions(width, layers, heads, patch=2), classes=1000)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(params, rel=0.02)
 
 
 def test_a_patch_comes_out_where_it_went_in():
     """While blocks are the identity a pixel of the output depends on the pixels of its own patch, and on no
     others."""
-    net = DiTNet((2, 4, 8), **SMALL)
+    net = DiTNet((2, 4, 8), DiTOptions(**SMALL))
     torch.nn.init.normal_(net.out.weight)
     x = torch.randn(1, 2, 4, 8)
     jacobian = (
@@ -92,7 +92,7 @@ def test_a_patch_comes_out_where_it_went_in():
 
 
 def test_positions_tell_rows_from_columns():
-    net = DiTNet((1, 6, 8), **SMALL)
+    net = DiTNet((1, 6, 8), DiTOptions(**SMALL))
     assert net.position.shape == (12, 32) and len(net.position.unique(dim=0)) == 12
     awake(net)
     x = torch.randn(1, 1, 6, 8)
@@ -103,7 +103,7 @@ def test_positions_tell_rows_from_columns():
 
 
 def test_starts_at_zero_and_every_parameter_gets_a_gradient():
-    net = DiTNet((1, 8, 8), **SMALL, classes=4)
+    net = DiTNet((1, 8, 8), DiTOptions(**SMALL), classes=4)
     x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
     assert not net(x, t, y).any()
     awake(net)(x, t, y, torch.arange(6) == 5).square().sum().backward()
@@ -111,14 +111,14 @@ def test_starts_at_zero_and_every_parameter_gets_a_gradient():
 
 
 def test_an_image_knows_nothing_of_its_batch():
-    net = awake(DiTNet((1, 8, 8), **SMALL)).eval()
+    net = awake(DiTNet((1, 8, 8), DiTOptions(**SMALL))).eval()
     x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
     with torch.no_grad():
         torch.testing.assert_close(net(x, t)[3:4], net(x[3:4], t[3:4]), atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision():
-    net = awake(DiTNet((1, 28, 28), **SMALL | {"patch": 4}), 0.1).eval()
+    net = awake(DiTNet((1, 28, 28), DiTOptions(**SMALL | {"patch": 4})), 0.1).eval()
     x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
     with torch.no_grad():
         want = net(x, t)
@@ -133,28 +133,28 @@ def test_half_precision():
 def test_sizes_that_do_not_fit_are_refused():
     info = DataInfo((1, 28, 28), 256, tuple("abc"))
     for patch in (2, 4, 7):
-        DiT(info, **SMALL | {"patch": patch})
+        DiT.of(info, **SMALL | {"patch": patch})
     with pytest.raises(UsageError, match="28×28 do not divide into patches of 3") as e:
-        DiT(info, **SMALL | {"patch": 3})
+        DiT.of(info, **SMALL | {"patch": 3})
     assert e.value.hint == "set `model.patch` to one of 1, 2, 4, 7, 14"
     with pytest.raises(UsageError, match=r"`model\.width` is 30") as e:
-        DiT(info, width=30, heads=4)
+        DiT.of(info, width=30, heads=4)
     assert e.value.hint == "set `model.width` to 32"
     with pytest.raises(UsageError, match="data without labels"):
-        DiT(DataInfo((1, 28, 28)), **SMALL)
+        DiT.of(DataInfo((1, 28, 28)), **SMALL)
 
 
 @pytest.mark.parametrize("conditional", [True, False])
 def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     info = DataInfo((1, 8, 8), classes=("cat", "dog", "owl"))
-    model = DiT(info, **SMALL, timesteps=50, conditional=conditional).eval()
+    model = DiT.of(info, **SMALL, timesteps=50, conditional=conditional).eval()
     awake(model, std=0.1)
     model.to_diffusers().save_pretrained(tmp_path)
     pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path, vae=None)
     labels = torch.tensor([0, 2, 1, 2])
     asked = labels if conditional else None
-    mine = model.sample(
+    mine = flat(model.sample)(
         4, labels=asked, noise=ImageNoise(0, range(4)), sampler="dpmpp", steps=10, spacing="trailing"
     )
     x = ImageNoise(0, range(4)).randn(4, 1, 8, 8)

@@ -13,12 +13,15 @@ from torch import nn
 from zoo import Case
 
 from gzcli.errors import UsageError
+from gzcli.models import catalog
+from gzcli.models.denoising.coupling import coupled
+from gzcli.models.denoising.flow import SCALE
 from gzcli.models.flow_matching.cfm import CFM
-from gzcli.models.flow_matching.coupling import coupled
-from gzcli.models.flow_matching.flow import SCALE
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import CALLS
 from gzcli.models.score.sgm import SGM
+from gzcli.recipe import schema
+from gzcli.recipe.parts import part_of
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
@@ -51,7 +54,7 @@ class Exact(nn.Module):
 
 
 def exact(std: float = 0.3) -> FM:
-    model = FM(INFO, **SMALL).double().eval()
+    model = FM.of(INFO, **SMALL).double().eval()
     model.net = Exact(0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double(), std)
     return model
 
@@ -61,7 +64,7 @@ def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
     torch.set_default_dtype(torch.float64)
     try:
         model, steps = exact(), 40
-        x = model.sample(4000, noise=noise(4000), progress=no_progress, solver=solver, steps=steps)
+        x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler=solver, steps=steps)
     finally:
         torch.set_default_dtype(torch.float32)
     assert solver == "adaptive" or len(model.net.times) == CALLS[solver] * steps
@@ -92,7 +95,7 @@ def test_the_likelihood_of_a_gaussian_is_exact(solver):
 def test_the_likelihood_is_true_by_default(std, options):
     """Within .02 nats a dimension, of broad and of narrow Gaussians, image by image, whatever the shape."""
     for info in (INFO, DataInfo((1, 2, 2), 256)):
-        model = FM(info, **SMALL).double().eval()
+        model = FM.of(info, **SMALL).double().eval()
         mean = 0.2 * torch.randn(info.shape, generator=torch.Generator().manual_seed(2)).double()
         model.net, n = Exact(mean, std), 64
         x = mean + std * torch.randn(n, *info.shape, generator=torch.Generator().manual_seed(3)).double()
@@ -110,7 +113,7 @@ def test_the_loss_is_that_of_torchcfm():
     peer = pytest.importorskip("torchcfm.conditional_flow_matching")
     torch.manual_seed(0)
     for sigma in (0.0, 0.1):
-        model, b = FM(INFO, **SMALL, sigma_min=sigma, time_sampling="uniform").train(), batch()
+        model, b = FM.of(INFO, **SMALL, sigma_min=sigma, time_sampling="uniform").train(), batch()
         nn.init.normal_(model.net.conv_out.weight, std=0.1)
         t, x0 = b.noise.rand(8), b.noise.randn(*b.x.shape)
         matcher = peer.TargetConditionalFlowMatcher(sigma) if sigma else peer.ConditionalFlowMatcher(0.0)
@@ -156,7 +159,7 @@ def test_a_coupled_step_does_not_depend_on_its_parts(model):
 
 
 def test_logit_normal_times_have_their_density():
-    model = FM(INFO, **SMALL)
+    model = FM.of(INFO, **SMALL)
     t = model.draw_times(BatchNoise(0, total=20000), 20000)
     z = t.logit()
     assert abs(float(z.mean())) < 0.01 and float(z.std()) == pytest.approx(1, abs=0.01)
@@ -172,7 +175,7 @@ def test_halfway_noised_images_go_the_other_half():
 
 def test_inpainting_keeps_what_is_known():
     torch.manual_seed(0)
-    model, x = FM(INFO, **SMALL).eval(), batch().x
+    model, x = FM.of(INFO, **SMALL).eval(), batch().x
     mask = torch.zeros(8, 1, 4, 4)
     mask[:, :, :2] = 1
     out = model.inpaint(x, mask=mask, noise=noise(8), steps=3).images
@@ -185,7 +188,7 @@ def test_inpainting_draws_from_what_images_may_be():
     """Mean and covariance of the hidden half of a correlated Gaussian given the other, at the default
     steps."""
     field, n = GaussianField(), 3000
-    model = FM(DataInfo((1, 4, 4), None), **SMALL).double().eval()  # latents: nothing is clipped
+    model = FM.of(DataInfo((1, 4, 4), None), **SMALL).double().eval()  # latents: nothing is clipped
     model.net = field.velocity_net()
     x, mask, mean, covariance = field.halved()
     with torch.no_grad():
@@ -203,7 +206,7 @@ def test_interpolation_has_the_images_at_its_ends():
 
 def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
     torch.manual_seed(0)
-    model = CFM(INFO, **SMALL).eval()
+    model = CFM.of(INFO, **SMALL).eval()
     nn.init.normal_(model.net.conv_out.weight, std=0.3)
     nn.init.normal_(model.net.label.table.weight)
     sizes = []
@@ -223,13 +226,13 @@ def test_guidance_is_the_extrapolation_and_costs_no_more_at_scale_one():
             f(x, torch.full((8,), 0.5)), model.guided(x, torch.full((8,), 500.0), y, 2.5)
         )
     with pytest.raises(UsageError, match="needs a conditional model"):
-        FM(INFO, **SMALL).velocity(None, 2.0)
+        FM.of(INFO, **SMALL).velocity(None, 2.0)
 
 
 @pytest.mark.parametrize("family", [CFM, SGM])
 def test_only_guided_times_take_two_passes(family):
     torch.manual_seed(0)
-    model = family(INFO, **SMALL, conditional=True).eval()
+    model = family.of(INFO, **SMALL, conditional=True).eval()
     nn.init.normal_(model.net.conv_out.weight, std=0.3)
     rows = []
     model.net.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
@@ -246,7 +249,7 @@ def test_only_guided_times_take_two_passes(family):
 
 def test_a_classifier_of_velocities_knows_constant_classes():
     """Class k is the constant image of k: the velocity given the right class has no error."""
-    model = CFM(INFO, **SMALL).eval()
+    model = CFM.of(INFO, **SMALL).eval()
     values = torch.tensor([-0.8, 0.0, 0.8])
 
     class Net(nn.Module):
@@ -271,3 +274,17 @@ def test_paths_of_strange_images_are_strange():
     inside = model.score_path(known[:50], noise=noise(50))
     outside = model.score_path(known[:50] + 0.7, noise=noise(50))
     assert outside.min() > inside.max()
+
+
+def test_recipes_and_runs_that_name_the_solver_of_images_are_read():
+    """`sample.sampler` of flows was `sample.solver`; score models have both keys."""
+    check = lambda model, sample: schema.check(  # noqa: E731
+        {"sample": sample}, schema.schema(catalog.card(model)), lambda *_: ""
+    )
+    for model in ("fm", "cfm", "rf", "reflow", "zigma"):
+        assert check(model, {"solver": "heun"}) == ({"sample": {"sampler": "heun"}}, [])
+        run = part_of({"model": {"name": model}, "sample": {"solver": "heun", "steps": 3}})
+        assert run.sample == {"sampler": "heun", "steps": 3}
+    both = {"sampler": "ode", "solver": "heun"}
+    assert check("sgm", both) == ({"sample": both}, [])
+    assert part_of({"model": {"name": "sgm"}, "sample": both}).sample == both

@@ -11,7 +11,7 @@ from gzcli.engine import optim
 from gzcli.engine.muon import Muon, matrices_of, orthogonalised
 from gzcli.models.base import Phase
 from gzcli.models.nn import UNet, stacked
-from gzcli.models.nn.dit import DiTNet
+from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.recipe.parts import OptimSection
 
 CONF = OptimSection(name="muon", lr=3e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
@@ -152,7 +152,7 @@ def left_to_adamw(model: nn.Module) -> set[str]:
 
 
 def test_first_and_last_layers_and_tables_are_left_to_adamw():
-    dit = DiTNet((4, 16, 16), width=64, layers=1, heads=2, patch=4, classes=40)
+    dit = DiTNet((4, 16, 16), DiTOptions(width=64, layers=1, heads=2, patch=4), classes=40)
     assert left_to_adamw(dit) == {"embed.weight", "out.weight", "label.table.weight"}
     net = copy.deepcopy(
         UNet(4, 4, channels=(32, 64), attention=(False, True), classes=40)

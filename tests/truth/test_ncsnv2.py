@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from flat import flat
 from torch import nn
 
 from gzcli.errors import UsageError
 from gzcli.models.score.ncsnv2 import NCSNv2, overlapping, steady_step
-from gzcli.models.score.refinenet import InstanceNormPlus, RefineNet
+from gzcli.models.score.refinenet import InstanceNormPlus, RefineNet, RefineNetOptions
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
@@ -36,7 +37,7 @@ class Exact(nn.Module):
 
 
 def exact(std: float = 0.2, **options) -> NCSNv2:
-    model = NCSNv2(INFO, **SMALL | options).eval()
+    model = NCSNv2.of(INFO, **SMALL | options).eval()
     model.net = Exact(model, std)
     return model
 
@@ -67,7 +68,7 @@ def test_no_other_length_keeps_the_variance_better(gamma, repeats):
 def test_langevin_dynamics_recover_a_gaussian_at_the_cost_that_they_state():
     model = exact(levels=150)
     draw = BatchNoise(0, total=2000)
-    x = model.sample(2000, noise=draw, progress=no_progress, sampler="langevin", repeats=5, clip=False)
+    x = flat(model.sample)(2000, noise=draw, progress=no_progress, sampler="langevin", repeats=5, clip=False)
     assert model.net.calls == 150 * 5 + 1
     assert x.dtype == torch.float32
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
@@ -77,21 +78,23 @@ def test_langevin_dynamics_recover_a_gaussian_at_the_cost_that_they_state():
 def test_the_last_step_denoises():
     """Of data that is one image nothing but the image is left."""
     model = exact(std=1e-4, levels=40)
-    x = model.sample(8, noise=noise(8), progress=no_progress, sampler="langevin", repeats=5)
+    x = flat(model.sample)(8, noise=noise(8), progress=no_progress, sampler="langevin", repeats=5)
     torch.testing.assert_close(x, model.net.mean.detach().expand_as(x), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("sampler, calls", [("dpmpp", 20), ("heun", 39), ("ode", None)])
 def test_few_steps_of_the_ode_suffice(sampler, calls):
     model = exact()
-    x = model.sample(2000, noise=noise(2000), progress=no_progress, sampler=sampler, steps=20, clip=False)
+    x = flat(model.sample)(
+        2000, noise=noise(2000), progress=no_progress, sampler=sampler, steps=20, clip=False
+    )
     assert calls is None or model.net.calls == calls
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.03, rtol=0)
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.2), atol=0.02, rtol=0)
 
 
 def test_it_stays_in_single_precision_and_learns_on_its_ladder():
-    model = NCSNv2(INFO, **SMALL, levels=7)
+    model = NCSNv2.of(INFO, **SMALL, levels=7)
     assert {t.dtype for t in (*model.parameters(), *model.buffers())} == {torch.float32}
     t = model.draw_times(BatchNoise(0, total=500), 500)
     assert t.dtype == torch.float32
@@ -101,7 +104,7 @@ def test_it_stays_in_single_precision_and_learns_on_its_ladder():
 
 def test_the_network_is_told_no_noise_level():
     torch.manual_seed(0)
-    model, x = NCSNv2(INFO, **SMALL).eval(), torch.randn(2, *INFO.shape)
+    model, x = NCSNv2.of(INFO, **SMALL).eval(), torch.randn(2, *INFO.shape)
     at = lambda t: model.split(x, torch.full((2,), t), None)[1]  # noqa: E731
     with torch.no_grad():
         assert torch.equal(at(0.1), at(0.9))
@@ -128,7 +131,7 @@ def test_the_norm_is_that_of_the_paper():
 
 @pytest.mark.parametrize("side", [7, 28, 30])
 def test_any_size_of_image(side):
-    net = RefineNet(1, width=4, mult=(1, 2, 2), dilation=(1, 1, 2), classes=0)
+    net = RefineNet(1, RefineNetOptions(width=4, mult=(1, 2, 2), dilation=(1, 1, 2)), classes=0)
     assert net(torch.randn(2, 1, side, side), None).shape == (2, 1, side, side)
 
 
@@ -137,7 +140,7 @@ def test_a_ladder_that_is_too_short_is_told():
     x[::2] = -1
     batch = Batch(x, None, torch.arange(4), BatchNoise(0, total=4))
     for sigma_max, said in ((10.0, ()), (5.0, ("images are up to 8 apart",))):
-        model = NCSNv2(INFO, **SMALL | {"sigma_max": sigma_max})
+        model = NCSNv2.of(INFO, **SMALL | {"sigma_max": sigma_max})
         model.on_start(batch)
         assert len(model.warnings) == len(said) and all(
             a in b for a, b in zip(said, model.warnings, strict=True)
@@ -149,5 +152,5 @@ def test_a_ladder_that_is_too_short_is_told():
 )
 def test_impossible_ladders_and_nets_are_refused(options):
     with pytest.raises(UsageError) as error:
-        NCSNv2(INFO, **SMALL | options)
+        NCSNv2.of(INFO, **SMALL | options)
     assert "model." in error.value.hint

@@ -150,7 +150,7 @@ def test_the_error_of_the_density_counts_apart():
 
 def test_the_gap_to_twice_the_steps_is_told():
     """Of an exact net it is nil; of a field that no such steps resolve it is said to be too large."""
-    model = FM(DataInfo((1, 2, 2), 256), channels=8, mult=(1,), attention=(), groups=4).eval()
+    model = FM.of(DataInfo((1, 2, 2), 256), channels=8, mult=(1,), attention=(), groups=4).eval()
     x, index = torch.rand(12, 1, 2, 2) * 2 - 1, torch.arange(12)
     batch, trained = (
         Batch(x, None, index, ImageNoise(0, range(12))),

@@ -11,7 +11,7 @@ from gzcli.data.open import open_named
 from gzcli.engine.prepared import TrainImages
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.flow_matching.flow import SCALE
+from gzcli.models.denoising.flow import SCALE
 from gzcli.models.flow_matching.reflow import Reflow
 from gzcli.models.flow_matching.rf import RF
 from gzcli.recipe.resolve import resolve
@@ -33,11 +33,11 @@ class Straight(Exact):
 
 def gaussian(**options) -> Reflow:
     """Of an exact teacher, of data N(m, .3²), whose ODE takes z to m + .3 z."""
-    teacher = RF(INFO, **SMALL).double().eval()
+    teacher = RF.of(INFO, **SMALL).double().eval()
     teacher.net = Exact(
         0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double(), 0.3
     )
-    return Reflow(INFO, teacher=teacher, **options)
+    return Reflow.of(INFO, teacher=teacher, **options)
 
 
 def with_pairs(model: Reflow, b: Batch) -> Batch:
@@ -52,7 +52,7 @@ def doubled(b: Batch) -> Batch:
 
 def test_the_loss_by_hand():
     torch.manual_seed(0)
-    model, b = RF(INFO, **SMALL), batch()
+    model, b = RF.of(INFO, **SMALL), batch()
     torch.nn.init.normal_(model.net.out.weight)
     u = (b.noise.rand(8) + torch.arange(8)) / 8  # a stratum of (0, 1) for each
     t, z = torch.distributions.Normal(0, 1).icdf(u).sigmoid(), b.noise.randn(*b.x.shape)
@@ -78,8 +78,8 @@ def test_straight_lines_have_no_loss_and_curved_ones_have():
     model.net = Straight(model.teacher.net.mean, 0.3)
     straight = model.loss(b)["loss"]
     assert straight < 1e-6 < 1e-2 < curved
-    one = model.sample(16, noise=noise(16), progress=no_progress, solver="euler", steps=1)
-    two = model.sample(16, noise=noise(16), progress=no_progress, solver="euler", steps=2)
+    one = model.sample(16, noise=noise(16), progress=no_progress, sampler="euler", steps=1)
+    two = model.sample(16, noise=noise(16), progress=no_progress, sampler="euler", steps=2)
     torch.testing.assert_close(one, two)
 
 
@@ -105,7 +105,7 @@ def trained(model: Model, steps: int) -> Model:
 
 def test_several_pairs_an_image():
     """Each is of noise of its own, and a step takes one of them, another one from step to step."""
-    model = Reflow(INFO, teacher=RF(INFO, width=16, layers=1, heads=2, patch=2), pairs=3, pair_steps=2)
+    model = Reflow.of(INFO, teacher=RF.of(INFO, width=16, layers=1, heads=2, patch=2), pairs=3, pair_steps=2)
     b = batch()
     made = model.prepare(b)
     assert made["noise"].shape == made["image"].shape == (len(b), 3, *INFO.shape)
@@ -123,14 +123,14 @@ def test_several_pairs_an_image():
             seen.add(k)
     assert seen == {0, 1, 2}
     with pytest.raises(UsageError, match=r"model\.pairs"):
-        Reflow(INFO, teacher=model.teacher, pairs=0)
+        Reflow.of(INFO, teacher=model.teacher, pairs=0)
 
 
 def test_one_step_is_nearer_to_the_ode_after_reflow():
     torch.manual_seed(0)
-    teacher = trained(RF(INFO, **SMALL), 300).requires_grad_(False)
+    teacher = trained(RF.of(INFO, **SMALL), 300).requires_grad_(False)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    student = trained(Reflow(INFO, teacher=teacher, pair_steps=8), 150)
+    student = trained(Reflow.of(INFO, teacher=teacher, pair_steps=8), 150)
     z = noise(200).randn(200, *INFO.shape)
 
     def error(model: Model, steps: int) -> float:
@@ -144,16 +144,16 @@ def test_one_step_is_nearer_to_the_ode_after_reflow():
 
 
 def test_a_student_starts_as_its_teacher_and_learns_alone():
-    teacher = RF(INFO, **SMALL, conditional=True).eval().requires_grad_(False)
+    teacher = RF.of(INFO, **SMALL, conditional=True).eval().requires_grad_(False)
     torch.nn.init.normal_(teacher.net.out.weight)
-    student, b = Reflow(INFO, teacher=teacher, conditional=True), batch()
+    student, b = Reflow.of(INFO, teacher=teacher, conditional=True), batch()
     torch.testing.assert_close(student.net(b.x, torch.ones(8), b.y), teacher.net(b.x, torch.ones(8), b.y))
     student.loss(with_pairs(student, b))["loss"].backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     assert not any(key.startswith("teacher") for key in student.state_dict())
     with pytest.raises(UsageError, match=r"the teacher's `model\.conditional` is true"):
-        Reflow(INFO, teacher=teacher)
+        Reflow.of(INFO, teacher=teacher)
 
 
 def test_pairs_have_noise_of_their_own():

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from flat import flat
 from gaussian import GaussianField, check_moments
 from torch import nn
 
@@ -57,7 +58,7 @@ class Exact(nn.Module):
 
 
 def exact(std: float = 0.3, mixture: bool = False, bias: float = 0.0, **options) -> SGM:
-    model = SGM(INFO, **SMALL, **options).double().eval()
+    model = SGM.of(INFO, **SMALL, **options).double().eval()
     mean = 0.2 * torch.randn(INFO.shape, generator=torch.Generator().manual_seed(2)).double()
     model.net = Exact(model, mean, std, mixture, bias)
     return model
@@ -121,7 +122,7 @@ def test_samplers_recover_a_mixture_at_the_cost_that_they_state(name, sampler):
         {"steps": 300, "spacing": "uniform", "corrector": 2} if sampler in ("em", "pc") else {"steps": 50}
     )
     steps = options["steps"]
-    x = model.sample(
+    x = flat(model.sample)(
         2000, noise=BatchNoise(0, total=2000), progress=no_progress, sampler=sampler, clip=False, **options
     )
     mean = model.net.mean.detach()
@@ -148,7 +149,7 @@ def test_the_error_of_samplers_falls_with_the_square_of_their_steps(sampler):
     at_first = std(first) / std(top) * (top.sigma * noise(100).randn(100, *INFO.shape) - top.alpha * mean)
     known = (mean + first.alpha * 0.3**2 / std(first) ** 2 * at_first).clamp(-1, 1)
     for steps in (20, 40, 80):
-        x = model.sample(
+        x = flat(model.sample)(
             100,
             noise=noise(100),
             progress=no_progress,
@@ -174,7 +175,9 @@ def test_the_error_of_ode_solvers_falls_at_their_order(solver, calls, order):
     )
     for steps in (41, 81):
         model.net.calls = 0
-        x = model.sample(50, noise=noise(50), sampler="ode", solver=solver, steps=steps, spacing="logsnr")
+        x = flat(model.sample)(
+            50, noise=noise(50), sampler="ode", solver=solver, steps=steps, spacing="logsnr"
+        )
         assert model.net.calls == calls * (steps - 1)
         errors.append(float((x - known.clamp(-1, 1)).square().mean().sqrt()))
     assert errors[1] < 1.4 * 0.5**order * errors[0]
@@ -185,7 +188,7 @@ def test_the_error_of_the_sde_falls_with_its_steps():
     model, errors = exact(), []
     for steps in (20, 80):
         draw = BatchNoise(0, total=4000)
-        x = model.sample(
+        x = flat(model.sample)(
             4000, noise=draw, progress=no_progress, sampler="em", steps=steps, spacing="uniform", clip=False
         )
         errors.append(abs(float((x - model.net.mean).std()) - 0.3))
@@ -269,7 +272,7 @@ def test_weightings_say_the_same_of_either_prediction(name):
 
 def test_cosine_times_are_uniform_in_the_angle():
     for name in SDES:
-        model = SGM(INFO, **SMALL, sde=name)
+        model = SGM.of(INFO, **SMALL, sde=name)
         alpha, sigma, _ = model.at(model.draw_times(BatchNoise(0, total=4000), 4000))
         angle = torch.atan2(sigma, alpha).flatten()
         spread = (angle - angle.min()) / (angle.max() - angle.min())
@@ -309,7 +312,7 @@ def test_inpainting_keeps_what_is_known_and_follows_it():
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_inpainting_by_moments_draws_from_what_images_may_be(name):
     field, n = GaussianField(), 3000
-    model = SGM(DataInfo((1, 4, 4), None), **SMALL, sde=name).eval()
+    model = SGM.of(DataInfo((1, 4, 4), None), **SMALL, sde=name).eval()
     model.split = lambda x, t, y, guidance: denoised(field, model, x, float(t[0]))
     x, mask, mean, covariance = field.halved()
     keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
@@ -325,7 +328,7 @@ def denoised(field, model, x, t):
 
 def test_guidance_within_an_interval():
     torch.manual_seed(0)
-    model = SGM(INFO, **SMALL, conditional=True).eval()
+    model = SGM.of(INFO, **SMALL, conditional=True).eval()
     nn.init.normal_(model.net.conv_out.weight, std=0.3)
     nn.init.normal_(model.net.label.table.weight)
     x, y = images(), torch.arange(8) % 3
@@ -335,11 +338,11 @@ def test_guidance_within_an_interval():
         torch.testing.assert_close(f(x, t)[::2], g(x, t)[::2], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(f(x, t)[1::2], plain(x, t)[1::2], atol=1e-4, rtol=1e-4)
     with pytest.raises(UsageError, match="needs a conditional model"):
-        SGM(INFO, **SMALL).velocity(None, 2.0)
+        SGM.of(INFO, **SMALL).velocity(None, 2.0)
 
 
 @pytest.mark.parametrize("options", [{"sde": "ve", "sigma_min": 0.0}, {"beta_min": 30.0}, {"t_min": 0.0}])
 def test_impossible_processes_are_refused(options):
     with pytest.raises(UsageError) as error:
-        SGM(INFO, **SMALL, **options)
+        SGM.of(INFO, **SMALL, **options)
     assert "model." in error.value.hint

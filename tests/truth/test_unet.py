@@ -7,7 +7,8 @@ import torch
 
 from gzcli.errors import UsageError
 from gzcli.models.nn import UNet
-from gzcli.models.nn.unet import from_diffusers, time_embedding
+from gzcli.models.nn.diffusers_names import UNET, renamed
+from gzcli.models.nn.unet import time_embedding
 
 A, D = True, False
 CASES = {
@@ -37,7 +38,7 @@ def test_agrees_with_diffusers(case):
     for p in ours.parameters():
         torch.nn.init.normal_(p, std=0.2)
     other = ours.to_diffusers((12, 12))
-    names = {from_diffusers(key) for key in other.state_dict()}
+    names = {renamed(key, UNET) for key in other.state_dict()}
     assert names == set(ours.state_dict()), "every parameter has its counterpart"
     x, t = torch.randn(3, 3, 12, 12), torch.tensor([0, 17, 999])
     y = torch.tensor([0, 2, kw["classes"]]) if "classes" in kw else None

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.diffusion.zigma import ZigMa
-from gzcli.models.diffusion.zigzag import Block, Mamba, ZigzagNet, zigzags
+from gzcli.models.diffusion.zigzag import Block, Mamba, ZigzagNet, ZigzagOptions, zigzags
 from gzcli.models.nn import selective_scan as scans
 from gzcli.models.nn.ode import with_divergence
 from gzcli.models.nn.selective_scan import selective_scan
@@ -151,7 +151,11 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
     assert scans.fused(torch.device("cpu")) is None
     scans.fused.cache_clear()
 
-    net, x, t = awake(ZigzagNet((1, 8, 8), **SMALL), 0.1), torch.randn(2, 1, 8, 8), torch.tensor([3.0, 400.0])
+    net, x, t = (
+        awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1),
+        torch.randn(2, 1, 8, 8),
+        torch.tensor([3.0, 400.0]),
+    )
     want = net(x, t)
     gradients = torch.autograd.grad(want.sum(), list(net.parameters()))
     assert not calls
@@ -226,7 +230,7 @@ def test_a_block_reads_in_its_order(order):
 
 
 def test_blocks_take_turns_in_the_orders():
-    net = ZigzagNet((1, 8, 8), **SMALL | {"layers": 10})
+    net = ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL | {"layers": 10}))
     orders = zigzags(4, 4)
     for i, block in enumerate(net.blocks):
         assert torch.equal(block.order, orders[i % 8]) and torch.equal(
@@ -239,7 +243,7 @@ def test_blocks_take_turns_in_the_orders():
 
 
 def test_starts_at_zero_and_every_parameter_gets_a_gradient():
-    net = ZigzagNet((1, 8, 8), **SMALL, classes=4)
+    net = ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL), classes=4)
     x, t, y = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6) % 4
     assert not net(x, t, y).any()
     awake(net)(x, t, y, torch.arange(6) == 5).square().sum().backward()
@@ -247,7 +251,7 @@ def test_starts_at_zero_and_every_parameter_gets_a_gradient():
 
 
 def test_an_image_knows_nothing_of_its_batch(monkeypatch):
-    net = awake(ZigzagNet((1, 8, 8), **SMALL), 0.1).eval()
+    net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1).eval()
     x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
     with torch.no_grad():
         want = net(x, t)
@@ -257,7 +261,7 @@ def test_an_image_knows_nothing_of_its_batch(monkeypatch):
 
 
 def test_half_precision():
-    net = awake(ZigzagNet((1, 28, 28), **SMALL | {"patch": 4}), 0.1).eval()
+    net = awake(ZigzagNet((1, 28, 28), ZigzagOptions(**SMALL | {"patch": 4})), 0.1).eval()
     x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 400])
     want = net(x, t).detach()
     with torch.autocast("cpu", torch.bfloat16):
@@ -266,7 +270,7 @@ def test_half_precision():
 
 
 def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
-    model = ZigMa(DataInfo((1, 4, 4)), **SMALL).double().eval()
+    model = ZigMa.of(DataInfo((1, 4, 4)), **SMALL).double().eval()
     awake(model.net, 0.1).time.register_forward_pre_hook(lambda module, given: (given[0].double(),))
     f, t = model.velocity(None), torch.tensor([0.3], dtype=torch.float64)
     x, v = torch.randn(1, 16, dtype=torch.float64), torch.randint(2, (1, 16)).double() * 2 - 1
@@ -283,16 +287,16 @@ def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
 def test_the_papers_size():
     """The settings of the authors' code for latents 4×32×32: 24 blocks of 768, patches of 1."""
     with torch.device("meta"):
-        net = ZigzagNet((4, 32, 32), width=768, layers=24, patch=1)
+        net = ZigzagNet((4, 32, 32), ZigzagOptions(width=768, layers=24, patch=1))
     assert len(net.position) == 1024 and sum(p.numel() for p in net.parameters()) == 134_999_812
 
 
 def test_sizes_that_do_not_fit_are_refused():
     info = DataInfo((1, 28, 28), 256, tuple("abc"))
     with pytest.raises(UsageError, match="28×28 do not divide into patches of 3"):
-        ZigMa(info, **SMALL | {"patch": 3})
+        ZigMa.of(info, **SMALL | {"patch": 3})
     with pytest.raises(UsageError, match=r"`model\.width` is 30, which must divide by 4") as e:
-        ZigMa(info, width=30)
+        ZigMa.of(info, width=30)
     assert e.value.hint == "set `model.width` to 32"
     with pytest.raises(UsageError, match="data without labels"):
-        ZigMa(DataInfo((1, 28, 28)), **SMALL, conditional=True)
+        ZigMa.of(DataInfo((1, 28, 28)), **SMALL, conditional=True)

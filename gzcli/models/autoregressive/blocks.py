@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.nn.unet import softmax_attention
+from gzcli.models.nn.attention import softmax_attention
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn.unet import Attention, Down, Up
+from gzcli.models.nn.attention import Attention
+from gzcli.models.nn.unet import Down, Up
 
 EPS = 1e-6  # of the group norms
 

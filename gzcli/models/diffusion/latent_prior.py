@@ -8,15 +8,17 @@ the noised code again; its samples are decoded from x_T ~ N(0, I).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.models.base import Model
-from gzcli.models.diffusion.applications import Applications
+from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.diffusion.applications import DiffusionApplications
+from gzcli.models.diffusion.diffae import DiffAE
+from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.nn import ClassEmbedding
 from gzcli.models.nn.unet import time_embedding
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
@@ -24,12 +26,26 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 TIME = 64  # sinusoids of the time
 
 
-class SkipMLP(nn.Module):
-    """z [B, D, 1, 1], t [B], labels → [B, D, 1, 1] (appendix A): each but the last of `layers` linear layers
-    is scaled by time and label, normalised, and through SiLU; the input stands beside what each but the first
-    is given."""
+@dataclass(frozen=True)
+class SkipMLPOptions:
+    """The sizes of the MLP, as keys of a recipe.
 
-    def __init__(self, size: int, *, width: int, layers: int, dropout: float, classes: int):
+    width: of a layer, in features.
+    layers: linear layers.
+    dropout: share of activations that each layer drops in training, 0 … 1.
+    """
+
+    width: int = 256
+    layers: int = 6
+    dropout: float = 0.0
+
+
+class SkipMLP(nn.Module):
+    """z [B, D, 1, 1], t [B], labels → [B, D, 1, 1] (appendix A): each of the linear layers but the last is
+    scaled by time and label, normalised, and goes through SiLU; each but the first also sees the input."""
+
+    def __init__(self, size: int, options: SkipMLPOptions, *, classes: int):
+        width, layers, dropout = options.width, options.layers, options.dropout
         super().__init__()
         self.time = nn.Sequential(nn.Linear(TIME, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
@@ -52,57 +68,33 @@ class SkipMLP(nn.Module):
 
 
 class LatentPrior(Model):
-    """A diffusion of the z_sem of `autoencoder`, a trained `diffae`, of `layers` layers of `width`; a second
-    stage.
+    """A diffusion of the z_sem of `autoencoder`, a trained `diffae`; a second stage.
 
-    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["code"]`. The keys of
-    the process are those of `ddpm`; conditional: labels may be asked for. Raises UsageError for a conditional
-    model of data without labels.
+    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["code"]`. Raises
+    UsageError for a conditional model of data without labels.
     """
 
     paper = "Preechakul et al. 2022, arXiv:2111.15640"
     best = "loss"
     labels_for = ("edit",)
+    autoencoder: DiffAE
 
     def __init__(
         self,
         data: DataInfo,
         *,
         autoencoder: Model,
-        width: int = 256,
-        layers: int = 6,
-        dropout: float = 0.0,
-        timesteps: int = 1000,
-        schedule: Literal["linear", "cosine"] = "linear",
-        prediction: Literal["eps", "x0", "v"] = "eps",
-        loss_type: Literal["l2", "l1", "huber"] = "l1",
-        min_snr: float | None = None,
-        time_sampling: Literal["uniform", "stratified"] = "stratified",
-        conditional: bool = False,
-        label_dropout: float = 0.1,
+        mlp: SkipMLPOptions = SkipMLPOptions(),
+        process: DiffusionOptions = DiffusionOptions(schedule="linear", prediction="eps", loss_type="l1"),
+        labels: LabelOptions = LabelOptions(),
     ):
         super().__init__(data)
         self.attach("autoencoder", autoencoder)
-        self.conditional = conditional
-        self.diffusion = Applications(
-            replace(data, shape=(autoencoder.latent, 1, 1), levels=None),
-            SkipMLP(
-                autoencoder.latent,
-                width=width,
-                layers=layers,
-                dropout=dropout,
-                classes=len(data.classes) if conditional else 0,
-            ),
-            timesteps=timesteps,
-            schedule=schedule,
-            zero_snr=False,
-            prediction=prediction,
-            loss_type=loss_type,
-            min_snr=min_snr,
-            time_sampling=time_sampling,
-            conditional=conditional,
-            label_dropout=label_dropout,
-        )
+        self.conditional = labels.conditional
+        latent = self.autoencoder.latent
+        net = SkipMLP(latent, mlp, classes=len(data.classes) if labels.conditional else 0)
+        codes = replace(data, shape=(latent, 1, 1), levels=None)
+        self.diffusion = DiffusionApplications(codes, net, process, labels)
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
@@ -120,41 +112,42 @@ class LatentPrior(Model):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        sampler: Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"] = "dpmpp",
-        steps: int = 20,
-        spacing: Literal["trailing", "leading", "linspace", "karras", "logsnr"] = "karras",
+        path: PathOptions = PathOptions(),
         code_steps: int = 50,
         guidance: float = 1.0,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1]: z_sem by `code_steps` DDIM steps of the prior, and by `guidance`
-        towards `labels`; the image by `steps` steps of `sampler`, along the levels of `spacing`."""
-        z = self.diffusion.sample(
-            n,
-            labels=labels,
-            noise=noise,
-            sampler="ddim",
-            steps=code_steps,
-            spacing="trailing",
-            guidance=guidance,
-        )
-        z = self.autoencoder.denormalise(z.flatten(1))
-        return self.autoencoder.draw(z, noise, progress, sampler=sampler, steps=steps, spacing=spacing)
+        """n images [n, C, H, W] in [-1, 1]: z_sem by DDIM of the prior, then the image of it.
 
-    # ---- scores, and what the autoencoder can
+        code_steps: DDIM steps of z_sem, evenly in t.
+        guidance: strength of the labels on z_sem; 1: as trained, 0: without them, more: sharper.
+        """
+        options = SamplingOptions("ddim", code_steps, "trailing", guidance=guidance)
+        z = self.diffusion.sample(n, labels=labels, noise=noise, options=options)
+        return self.autoencoder.draw(self.autoencoder.denormalise(z.flatten(1)), noise, progress, path)
+
+    # ---- scores, and applications of the autoencoder
 
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise, times: int = 50) -> Tensor:
-        """[B]: how badly the prior denoises z_sem: the mean squared error of its ε over `times` noise
-        levels."""
+        """[B]: mean squared error of the prior's ε for z_sem.
+
+        times: evenly spaced noise levels that the error is averaged over.
+        """
         z = self.autoencoder.normalise(self.autoencoder.encode(x))
         return self.diffusion.score_denoise(z[..., None, None], noise=noise, times=times)
 
     def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """The autoencoder's: [B], mean squared error of images rebuilt from z_sem alone."""
+        """The autoencoder's: [B], mean squared error of images rebuilt from z_sem alone.
+
+        steps: network calls.
+        """
         return self.autoencoder.score_recon(x, noise=noise, steps=steps)
 
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """The autoencoder's: [B], mean squared error of ε given z_sem."""
+        """The autoencoder's: [B], mean squared error of ε given z_sem.
+
+        times: evenly spaced noise levels that the error is averaged over.
+        """
         return self.autoencoder.score_denoise(x, noise=noise, times=times)
 
     def reconstruct(
@@ -166,7 +159,11 @@ class LatentPrior(Model):
         steps: int = 50,
         stochastic: bool = True,
     ) -> Applied:
-        """As `diffae` does."""
+        """As `diffae` does.
+
+        steps: network calls each way.
+        stochastic: whether x_T is the image's own, or from `noise`.
+        """
         return self.autoencoder.reconstruct(
             x, noise=noise, progress=progress, steps=steps, stochastic=stochastic
         )
@@ -174,7 +171,11 @@ class LatentPrior(Model):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
     ) -> Applied:
-        """As `diffae` does."""
+        """As `diffae` does.
+
+        frames: images of a way.
+        steps: network calls each way.
+        """
         return self.autoencoder.interpolate(x, noise=noise, progress=progress, frames=frames, steps=steps)
 
     def edit(
@@ -187,7 +188,11 @@ class LatentPrior(Model):
         strength: float = 3.0,
         steps: int = 50,
     ) -> Applied:
-        """As `diffae` does."""
+        """As `diffae` does.
+
+        strength: length of the step in standard deviations of the codes along it.
+        steps: network calls each way.
+        """
         return self.autoencoder.edit(
             x, labels=labels, noise=noise, progress=progress, strength=strength, steps=steps
         )

@@ -5,13 +5,14 @@ attention.
     time and label
 
 A state-space model reads tokens one after another, so that an order is a view of the image. Each block has
-another of the eight continuous ones ("heterogeneous layerwise scan"): together they see every direction, at
+another of the eight continuous orders ("heterogeneous layerwise scan"): together they see every direction, at
 the cost of one.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,48 +20,62 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.nn import stacked, to_fp32, zero_init
-from gzcli.models.nn.dit import DiTNet, modulated
+from gzcli.models.nn.dit import DiTNet, DiTOptions, modulated
 from gzcli.models.nn.selective_scan import selective_scan
 
 KERNEL = 4  # tokens that the convolution sees, itself included
 DELTA = (1e-3, 1e-1)  # the range of Δ at the start
 
 
-class ZigzagNet(DiTNet):
-    """x [B, C, H, W], t [B] → [B, C, H, W], as `DiTNet`, by `layers` blocks of state-space models.
+@dataclass(frozen=True)
+class ZigzagOptions:
+    """The sizes of the network, as keys of a recipe.
 
-    expand: channels of a block's inside over `width`; state: of each channel. Raises UsageError where sizes
-    do not fit.
+    width: of a token, in features; must divide by 4.
+    layers: blocks.
+    patch: side of the patch of which a token is made, in pixels; must divide the image's sides.
+    expand: inner channels of a block in units of `width`.
+    state: numbers of memory of each inner channel.
     """
 
-    to_diffusers = None  # which has no such blocks
+    width: int = 128
+    layers: int = 8
+    patch: int = 2
+    expand: int = 2
+    state: int = 16
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        *,
-        width: int,
-        layers: int,
-        patch: int,
-        expand: int = 2,
-        state: int = 16,
-        classes: int = 0,
-    ):
+
+class ZigzagNet(DiTNet):
+    """x [B, C, H, W], t [B] → [B, C, H, W], as `DiTNet`, by blocks of state-space models. Raises UsageError
+    where sizes do not fit.
+
+    classes: K > 0 adds a table of K + 1 labels to the time embedding.
+    """
+
+    def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, *, classes: int = 0):
+        width, expand, state = options.width, options.expand, options.state
         if width % 4:
             raise UsageError(
                 f"`model.width` is {width}, which must divide by 4",
                 hint=f"set `model.width` to {width // 4 * 4 + 4}",
             )
-        super().__init__(shape, width=width, layers=0, heads=1, patch=patch, classes=classes)
+        empty = DiTOptions(width=width, layers=0, heads=1, patch=options.patch)
+        super().__init__(shape, empty, classes=classes)
         orders = zigzags(*self.grid)
         self.blocks = nn.ModuleList(
-            Block(width, expand, state, orders[i % len(orders)]) for i in range(layers)
+            Block(width, expand, state, orders[i % len(orders)]) for i in range(options.layers)
         )
+
+    def to_diffusers(self) -> nn.Module:
+        raise UsageError("diffusers has no blocks of state-space models")
 
 
 class Block(nn.Module):
     """The state-space model of h [B, T, width], in the `order` [T] of its tokens, scaled, shifted and gated
     by c [B, width]."""
+
+    order: Tensor  # [T]
+    back: Tensor  # [T], its inverse
 
     def __init__(self, width: int, expand: int, state: int, order: Tensor):
         super().__init__()
@@ -106,34 +121,32 @@ class Mamba(nn.Module):
         return self.out_proj(y * F.silu(z))
 
     def convolved(self, x: Tensor) -> Tensor:
-        """Each channel with the tokens before: as a sum, since PyTorch's convolution by channels is slow in
-        bf16 on a CPU."""
+        """The causal convolution of each channel of x [B, T, D], as a sum: PyTorch's depthwise convolution is
+        slow in bf16 on a CPU."""
         before = F.pad(x, (0, 0, KERNEL - 1, 0))
-        taps = (before[:, k : k + x.shape[1]] * self.conv1d.weight[:, 0, k] for k in range(KERNEL))
-        return sum(taps, self.conv1d.bias)
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        out = x.new_zeros(()) if bias is None else bias
+        for k in range(KERNEL):
+            out = out + before[:, k : k + x.shape[1]] * weight[:, 0, k]
+        return out
 
 
 def zigzags(rows: int, columns: int) -> list[Tensor]:
-    """The eight orders [rows · columns] that go through a grid's tokens by neighbours: from each corner, by
-    rows and by columns.
+    """The eight orders [rows · columns] in which a token follows its neighbour: from each corner, by rows and
+    by columns.
 
     Of any four in a row no two start from the same corner, so that also a network of four blocks sees every
     direction.
     """
     grid = torch.arange(rows * columns).view(rows, columns)
-    corners = [
-        (),
-        (0, 1),
-        (1,),
-        (0,),
-    ]  # what is flipped to start there: each corner comes after the opposite one
+    corners = [(), (0, 1), (1,), (0,)]  # axes to flip to start there: each corner follows the opposite one
     turned = [grid.flip(dims) for dims in corners]
     by_columns = [False, False, True, True, True, True, False, False]
     return [snake(g.T if columns else g) for g, columns in zip(turned * 2, by_columns, strict=True)]
 
 
 def snake(grid: Tensor) -> Tensor:
-    """A grid's entries row by row, to the right and back in turn."""
+    """A grid's entries row by row, every second row from right to left."""
     grid = grid.clone()
     grid[1::2] = grid[1::2].flip(1)
     return grid.flatten()

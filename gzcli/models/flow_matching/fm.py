@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from gzcli.models.flow_matching.applications import Applications
-from gzcli.models.flow_matching.flow import Times
-from gzcli.models.nn import UNet
+from gzcli.models.denoising.flow import FlowOptions
+from gzcli.models.denoising.flow_applications import FlowApplications
+from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.nn.unet import UNet, UNetOptions
 from gzcli.types import DataInfo
 
 
-class FM(Applications):
-    """A U-Net that tells the velocity, see flow.py for `sigma_min`, `time_sampling` and `coupling`.
+class FM(FlowApplications):
+    """A U-Net that tells the velocity, as denoising/flow.py describes.
 
-    channels × mult: width of each level, of `layers` residual blocks; attention: the resolutions, in pixels,
-    that have it beside the middle, with heads of `head_dim` channels (None: one head).
+    sigma_min: deviation of the noise that is left at t = 1, for images in [-1, 1].
     """
 
     paper = "Lipman et al. 2022, arXiv:2210.02747"
@@ -24,36 +22,10 @@ class FM(Applications):
         self,
         data: DataInfo,
         *,
-        channels: int = 32,
-        mult: tuple[int, ...] = (1, 2, 2),
-        layers: int = 1,
-        attention: tuple[int, ...] = (7, 8),
-        head_dim: int | None = None,
-        dropout: float = 0.0,
-        groups: int = 8,
+        unet: UNetOptions = UNetOptions(),
         sigma_min: float = 0.0,
-        time_sampling: Times = "logit_normal",
-        coupling: Literal["independent", "ot"] = "independent",
-        conditional: bool = False,
-        label_dropout: float = 0.1,
+        flow: FlowOptions = FlowOptions(),
+        labels: LabelOptions = LabelOptions(),
     ):
-        net = UNet.of(
-            data,
-            channels=channels,
-            mult=mult,
-            attention=attention,
-            conditional=conditional,
-            layers=layers,
-            head_dim=head_dim,
-            dropout=dropout,
-            groups=groups,
-        )
-        super().__init__(
-            data,
-            net,
-            sigma_min=sigma_min,
-            time_sampling=time_sampling,
-            coupling=coupling,
-            conditional=conditional,
-            label_dropout=label_dropout,
-        )
+        net = UNet.of(data, unet, conditional=labels.conditional)
+        super().__init__(data, net, flow, labels, sigma_min=sigma_min)

@@ -10,23 +10,30 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.flow_matching.applications import Applications
-from gzcli.models.flow_matching.flow import Solver, Times
+from gzcli.models.denoising.flow import FlowMatching, FlowOptions, TimeSampling
+from gzcli.models.denoising.flow_applications import FlowApplications
+from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.nn.ode import Solver
 from gzcli.types import Batch, DataInfo
 
 
-class Reflow(Applications):
+class Reflow(FlowApplications):
     """A flow that starts as the trained `teacher`, of any flow-matching model, and learns straight lines
-    between its pairs.
+    between its pairs, which are made once (`prepare`) and arrive as `batch.extra`.
 
-    Of the pairs there are `pairs` for each training image, of its label, of which a step takes one at random;
-    they are made once (`prepare`), by pair_steps of pair_solver with pair_guidance, and arrive as
-    `batch.extra`. A set of few images wants more than one, or the student learns its few pairs by heart (Liu
-    2022 draws 4 million for CIFAR-10: 80 an image). conditional: as the teacher is, else UsageError.
-    time_sampling: see flow.py.
+    Raises UsageError if one of teacher and student is conditional and the other is not.
+
+    pairs: pairs of noise and image made for each training image, of its label, of which a step takes one at
+      random. A set of few images wants more than one, or the student learns its few pairs by heart (Liu 2022
+      draws 4 million for CIFAR-10: 80 an image).
+    pair_solver: solver of the teacher's ODE, as in `sample`.
+    pair_steps: its steps.
+    pair_guidance: guidance of the pairs towards their labels; 1: as trained.
+    time_sampling: times of a batch: uniform, stratified or logit_normal, as in `rf`.
     """
 
     paper = "Liu et al. 2022, arXiv:2209.03003"
+    teacher: FlowMatching
 
     def __init__(
         self,
@@ -37,42 +44,34 @@ class Reflow(Applications):
         pair_solver: Solver = "midpoint",
         pair_steps: int = 20,
         pair_guidance: float = 1.0,
-        time_sampling: Times = "stratified",
-        conditional: bool = False,
-        label_dropout: float = 0.1,
+        time_sampling: TimeSampling = "stratified",
+        labels: LabelOptions = LabelOptions(),
     ):
         if pairs < 1:
             raise UsageError("`model.pairs` is the number of pairs a training image, 1 or more")
-        if conditional != teacher.conditional:
+        if labels.conditional != teacher.conditional:
             said = str(teacher.conditional).lower()
             raise UsageError(
                 f"the teacher's `model.conditional` is {said}, and the student's is not",
                 hint="set both alike",
             )
-        super().__init__(
-            data,
-            copy.deepcopy(teacher.net).requires_grad_(True),
-            sigma_min=0.0,
-            time_sampling=time_sampling,
-            coupling="independent",
-            conditional=conditional,
-            label_dropout=label_dropout,
-        )
+        net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
+        super().__init__(data, net, FlowOptions(time_sampling=time_sampling), labels)
         self.attach("teacher", teacher)
         self.pairs_each = pairs
         self.pair_solver, self.pair_steps, self.pair_guidance = pair_solver, pair_steps, pair_guidance
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """Noise, and the image that the teacher makes of it, given the label of each image of a batch: [B, C,
-        H, W], or [B, pairs, C, H, W] of several.
+        """Noise, and the image that the teacher makes of it given the label of each image of a batch, both
+        [B, C, H, W], or [B, pairs, C, H, W] of several pairs.
 
-        In half precision: an error of 1/2000 beside grey levels of 1/128, at half the room on disk.
+        In half precision: its error is 1/2000, beside grey levels of 1/128, at half the room on disk.
         """
         f = self.teacher.velocity(batch.y if self.conditional else None, self.pair_guidance)
         made = []
         for _ in range(self.pairs_each):
-            x0 = batch.noise.randn(*batch.x.shape).to(batch.x).half()
+            x0 = batch.noise.randn(*batch.x.shape).half()
             x1 = self.flow(f, x0.to(batch.x), 0.0, 1.0, solver=self.pair_solver, steps=self.pair_steps)
             made.append((x0, x1.half()))
         noise, image = (
@@ -81,9 +80,9 @@ class Reflow(Applications):
         return {"noise": noise, "image": image}
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        both = batch.extra["noise"], batch.extra["image"]
+        noise, image = batch.extra["noise"], batch.extra["image"]
         if self.pairs_each > 1:
-            rows, which = torch.arange(len(batch)), batch.noise.randint(self.pairs_each, len(batch))
-            both = [each[rows.to(each.device), which.to(each.device)] for each in both]
-        noise, image = (each.to(batch.x) for each in both)
-        return noise, image
+            rows = torch.arange(len(batch), device=batch.x.device)
+            which = batch.noise.randint(self.pairs_each, len(batch))
+            noise, image = noise[rows, which], image[rows, which]
+        return noise.to(batch.x), image.to(batch.x)

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from gzcli.models.flow_matching.applications import Applications
-from gzcli.models.flow_matching.flow import Times
-from gzcli.models.nn.dit import DiTNet
+from gzcli.models.denoising.flow import FlowOptions
+from gzcli.models.denoising.flow_applications import FlowApplications
+from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.types import DataInfo
 
 
-class RF(Applications):
-    """A transformer over patches that tells the velocity, see flow.py for `time_sampling` and `coupling`.
+class RF(FlowApplications):
+    """A transformer over patches that tells the velocity, as denoising/flow.py describes.
 
-    patch: side in pixels, a divisor of the image's; width: of `layers` blocks of `heads` attention heads.
     Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
     """
 
@@ -24,29 +22,9 @@ class RF(Applications):
         self,
         data: DataInfo,
         *,
-        width: int = 128,
-        layers: int = 4,
-        heads: int = 4,
-        patch: int = 2,
-        time_sampling: Times = "logit_normal",
-        coupling: Literal["independent", "ot"] = "independent",
-        conditional: bool = False,
-        label_dropout: float = 0.1,
+        dit: DiTOptions = DiTOptions(),
+        flow: FlowOptions = FlowOptions(),
+        labels: LabelOptions = LabelOptions(),
     ):
-        net = DiTNet(
-            data.shape,
-            width=width,
-            layers=layers,
-            heads=heads,
-            patch=patch,
-            classes=len(data.classes) if conditional else 0,
-        )
-        super().__init__(
-            data,
-            net,
-            sigma_min=0.0,
-            time_sampling=time_sampling,
-            coupling=coupling,
-            conditional=conditional,
-            label_dropout=label_dropout,
-        )
+        net = DiTNet(data.shape, dit, classes=len(data.classes) if labels.conditional else 0)
+        super().__init__(data, net, flow, labels)

@@ -6,37 +6,59 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
+from gzcli.models.nn.attention import softmax_attention
 from gzcli.models.nn.common import ClassEmbedding, stacked, zero_init
-from gzcli.models.nn.unet import softmax_attention, time_embedding
+from gzcli.models.nn.diffusers_names import DIT, renamed
+from gzcli.models.nn.unet import time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
 
 
-class DiTNet(nn.Module):
-    """x [B, C, H, W], t [B] → [B, C, H, W], by the tokens of patches of `patch` × `patch` pixels.
+@dataclass(frozen=True)
+class DiTOptions:
+    """The sizes of the transformer, as keys of a recipe.
 
-    width: of its `layers` blocks of `heads` attention heads. classes: K > 0 adds a table of K + 1 labels to
-    the time embedding. freq_shift: a convention of diffusers, whose time embedding has 1. Raises UsageError
-    where sizes do not fit.
+    width: of a token, in features; must divide by `heads` and by 4.
+    layers: transformer blocks.
+    heads: attention heads of each block.
+    patch: side of the patch of which a token is made, in pixels; must divide the image's sides.
     """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    patch: int = 2
+
+
+class DiTNet(nn.Module):
+    """x [B, C, H, W], t [B] → [B, C, H, W], by the tokens of patches.
+
+    Raises UsageError where sizes do not fit.
+
+    shape: (C, H, W).
+    classes: K > 0 adds a table of K + 1 labels to the time embedding.
+    freq_shift: a convention of the time embedding, 1 in diffusers.
+    """
+
+    position: Tensor  # [T, width]
 
     def __init__(
         self,
         shape: tuple[int, ...],
+        options: DiTOptions,
         *,
-        width: int,
-        layers: int,
-        heads: int,
-        patch: int,
         classes: int = 0,
         freq_shift: float = 0.0,
     ):
+        width, layers, heads, patch = options.width, options.layers, options.heads, options.patch
         super().__init__()
         c, h, w = shape
         if h % patch or w % patch:
@@ -51,7 +73,7 @@ class DiTNet(nn.Module):
                 hint=f"set `model.width` to {max(1, round(width / math.lcm(heads, 4))) * math.lcm(heads, 4)}",
             )
         self.patch, self.grid, self.freq_shift = patch, (h // patch, w // patch), freq_shift
-        self.config = {
+        self.config: dict[str, Any] = {
             "in_channels": c,
             "out_channels": c,
             "num_layers": layers,
@@ -62,7 +84,7 @@ class DiTNet(nn.Module):
             "num_embeds_ada_norm": classes or 1,
         }
         self.embed = stacked(nn.Conv2d(c, width, patch, stride=patch), 0)
-        self.register_buffer("position", sincos(self.grid, width), persistent=False)  # [T, width]
+        self.register_buffer("position", sincos(self.grid, width), persistent=False)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -76,11 +98,16 @@ class DiTNet(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(layer.weight.flatten(1))
-                nn.init.zeros_(layer.bias)
-        for layer in (self.time[0], self.time[2], *([self.label.table] if self.label else [])):
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (*(block.modulation for block in self.blocks), self.modulation, self.out):
-            zero_init(layer)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        for part in (self.time, *([self.label] if self.label else [])):
+            for name, weight in part.named_parameters():
+                if name.endswith("weight"):
+                    nn.init.normal_(weight, std=0.02)
+        for block in self.blocks:
+            zero_init(block.get_submodule("modulation"))
+        for last in (self.modulation, self.out):
+            zero_init(last)
 
     def to_diffusers(self) -> nn.Module:
         """A `DiTTransformer2DModel` of the same weights; without labels it has one, which says nothing.
@@ -90,18 +117,20 @@ class DiTNet(nn.Module):
         rows, columns = self.grid
         if rows != columns or self.freq_shift != 1:
             raise UsageError("diffusers' DiT is for square images and has a time embedding of its own")
-        other = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config).to(self.position.device)
+        other: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
         own = self.state_dict()
         own.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
         theirs = other.state_dict()
         for key in theirs:
-            name = renamed(re.sub(r"^transformer_blocks\.\d+(\.norm1\.emb)", r"transformer_blocks.0\1", key))
+            name = renamed(
+                re.sub(r"^transformer_blocks\.\d+(\.norm1\.emb)", r"transformer_blocks.0\1", key), DIT
+            )
             if part := re.search(r"\.attn1\.to_([qkv])\.", name):
                 theirs[key] = own[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
             elif name in own:  # what is not there are tables of positions
                 theirs[key] = own[name]
         other.load_state_dict(theirs)
-        return other.eval()
+        return other.to(self.position.device).eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null
@@ -160,21 +189,6 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     )
 
 
-DIFFUSERS = [
-    (r"^pos_embed\.proj", "embed"),
-    (r"^proj_out_1", "modulation"),
-    (r"^proj_out_2", "out"),
-    (r"^transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_1", "time.0"),
-    (r"^transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_2", "time.2"),
-    (r"^transformer_blocks\.0\.norm1\.emb\.class_embedder\.embedding_table", "label.table"),
-    (r"^transformer_blocks", "blocks"),
-    (r"\.norm1\.linear", ".modulation"),
-    (r"\.attn1\.to_out\.0", ".out"),
-    (r"\.ff\.net\.0\.proj", ".mlp.0"),
-    (r"\.ff\.net\.2", ".mlp.2"),
-]
-
-
 def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights here of diffusers' `DiTTransformer2DModel`, whose blocks each hold a copy of the
     embeddings."""
@@ -184,14 +198,9 @@ def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = key.replace("transformer_blocks", "blocks").replace("attn1.to_q", "qkv")
             ours[name] = torch.cat([value, *(state[key.replace("to_q", part)] for part in ("to_k", "to_v"))])
         elif (
-            ".attn1.to_k." not in key and ".attn1.to_v." not in key and ".emb." not in (name := renamed(key))
+            ".attn1.to_k." not in key
+            and ".attn1.to_v." not in key
+            and ".emb." not in (name := renamed(key, DIT))
         ):
             ours[name] = value
     return ours
-
-
-def renamed(key: str) -> str:
-    """The name here of a weight there."""
-    for pattern, name in DIFFUSERS:
-        key = re.sub(pattern, name, key)
-    return key

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from gzcli.errors import DivergedError, UsageError
 from gzcli.models.nn.common import double
 from gzcli.types import Noise, Progress, no_progress
 
+Solver = Literal["euler", "midpoint", "heun", "rk4", "adaptive"]  # a name of `TABLEAUX`, or adaptive
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]  # [B, …] → [B]
 
@@ -59,7 +61,8 @@ def solve(
     `TABLEAUX`."""
     c, a, b = TABLEAUX[method]
     for i, (start, end) in enumerate(pairwise(times)):
-        h, stages = end - start, []
+        h = end - start
+        stages: list[Tensor] = []
         for node, row in zip(c, a, strict=True):
             t = x.new_full((len(x),), start + node * h)
             stages.append(f(_moved(x, h, row, stages), t))
@@ -113,6 +116,25 @@ def solve_adaptive(
     )
 
 
+def solve_by(
+    solver: Solver,
+    f: Velocity,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    tolerance: float,
+    norm: Norm | None = None,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """x carried from times[0] to the last time: by one step of a method between each two times, or by the
+    adaptive solver, which chooses its own times and keeps the `norm` of the error to `tolerance`."""
+    if solver == "adaptive":
+        return solve_adaptive(
+            f, x, times[0], times[-1], rtol=tolerance, atol=tolerance, norm=norm, progress=progress
+        )
+    return solve(f, x, times, solver, progress)
+
+
 def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
     """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests,
     and dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019, FFJORD, arXiv:1810.01367,
@@ -136,11 +158,15 @@ def density_norm(error: Tensor) -> Tensor:
     return torch.maximum(_rms(error[:, : error.shape[1] // 2]), error[:, -1].abs())
 
 
-def dequantised(levels: int | None) -> float:
-    """The deviation of grey levels dequantised uniformly. Raises UsageError for latents, which have no
-    `levels`."""
+def grey_levels(levels: int | None) -> int:
+    """The number of grey levels. Raises UsageError for latents, which have none."""
     if levels is None:
         raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
+    return levels
+
+
+def dequantised(levels: int) -> float:
+    """The deviation of grey levels dequantised uniformly."""
     return 1 / (levels - 1) / math.sqrt(3)
 
 
@@ -158,11 +184,14 @@ def log_density(
     """[B] nats of discrete images by the change of density along the flow of f to N(0, std²) (Song 2021,
     arXiv:2011.13456, eq. 39).
 
-    `carry(g, state)` solves dstate/dt = g from a time at which images are α x + σ ε to noise. Grey levels are
-    dequantised uniformly, which makes of it a bound, and stand for such images: σ/α is to be their
-    `dequantised` deviation, or as near as the model comes. Less noise than that a model of spikes at the grey
-    levels finds less likely than it should, more hides how flat a flat part is. The divergence is by
-    Hutchinson's estimate of `probes` Rademacher vectors, so that the value is right on average.
+    Grey levels are dequantised uniformly, which makes the value a bound, and take the place of images α x +
+    σ ε: σ/α should be their `dequantised` deviation, or as near as the model comes. With less noise a model
+    that has spikes at the grey levels finds images less likely than it should; more noise hides how flat a
+    flat part is. The divergence is Hutchinson's estimate, so that the value is right on average.
+
+    carry: carry(g, state) solves dstate/dt = g from the time of those images to noise.
+    alpha: α at that time.
+    probes: Rademacher vectors of the estimate.
     """
     n, size, width = len(x), x[0].numel(), 2 / (levels - 1)  # of a grey level
     whole = with_divergence(f, x.shape[1:])
@@ -172,10 +201,10 @@ def log_density(
         out = whole(state, t)
         return torch.cat([out[:, :-1], out[:, -1:] / size], 1)
 
-    x = alpha * (x + width * (noise.rand(*x.shape).to(x) - 0.5))
-    total = 0.0
+    x = alpha * (x + width * (noise.rand(*x.shape) - 0.5))
+    total = x.new_zeros(())
     for _ in range(probes):
-        v = 2.0 * noise.randint(2, n, size).to(x) - 1
+        v = 2 * noise.randint(2, n, size).to(x.dtype) - 1
         state = carry(g, torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1))
         z, gained = double(state[:, :size]) / std, size * double(state[:, -1])
         # along the way from data to noise log p changes by `gained`, and ends as the density of noise

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class Scan(Function):
     contiguous."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         delta, B, C, A = (t.transpose(0, 1).contiguous() for t in (delta, B, C, A))  # [T, batch, ·], A [N, D]
         u = delta * x.transpose(0, 1)  # [T, batch, D]
         y, h, carried = torch.empty_like(u), u.new_zeros(u.shape[1], *A.shape), []
@@ -69,7 +70,7 @@ class Scan(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         x, delta, A, B, C, u, *carried = ctx.saved_tensors
         dy = dy.transpose(0, 1).contiguous()
         du, ddelta, dA, dB, dC = map(torch.empty_like, (u, delta, A, B, C))

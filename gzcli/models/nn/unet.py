@@ -3,30 +3,62 @@
 from __future__ import annotations
 
 import math
-import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
+from gzcli.models.nn.attention import Attention
 from gzcli.models.nn.common import ClassEmbedding, stacked, zero_init
+from gzcli.models.nn.diffusers_names import UNET, renamed
 from gzcli.types import DataInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    """The sizes of a U-Net, as keys of a recipe.
+
+    channels: width of the first level, in feature maps.
+    mult: width of each level in units of `channels`; every level halves the resolution of the one before.
+    layers: residual blocks a level; there is one more a level on the way up.
+    attention: sides in pixels at which a level has self-attention; the lowest level always has it.
+    head_dim: channels of an attention head; null: one head.
+    dropout: share of activations that each residual block drops in training, 0 … 1.
+    groups: groups of each group normalisation; must divide the width of every level.
+    """
+
+    channels: int = 32
+    mult: tuple[int, ...] = (1, 2, 2)
+    layers: int = 1
+    attention: tuple[int, ...] = (7, 8)
+    head_dim: int | None = None
+    dropout: float = 0.0
+    groups: int = 8
 
 
 class UNet(nn.Module):
     """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; any H and W, odd ones included.
 
-    channels: width of each level, halving the resolution between levels; `layers` residual blocks a level
-    (one more on the way up). attention[i]: self-attention after the blocks of level i; the middle always has
-    it.
-    head_dim: channels of an attention head, None = one head. classes: K > 0 adds a table of K + 1 labels to
-    the time embedding. scale_shift: the time embedding scales and shifts the second norm instead of being
-    added before it.
-    flip, freq_shift, down_padding: conventions of checkpoints from elsewhere (Ho's own: False, 1, 0).
-    Output convolution and the last layer of each branch start at zero. Raises UsageError where sizes do not
-    fit.
+    The last convolution of each residual branch and the output start at zero, so that a new network returns
+    zero. Raises UsageError where sizes do not fit.
+
+    channels: width of each level.
+    layers, head_dim, dropout, groups: as in `UNetOptions`.
+    attention: whether each level has self-attention after its blocks.
+    eps: added to the variance in group normalisation.
+    classes: K > 0 adds a table of K + 1 labels to the time embedding.
+    scale_shift: the time embedding scales and shifts the second norm, and is not added before it.
+    flip, freq_shift, down_padding: conventions of other checkpoints (those of Ho 2020: False, 1, 0).
     """
+
+    down: nn.ModuleList  # of `Stage`
+    up: nn.ModuleList  # of `UpStage`
 
     def __init__(
         self,
@@ -47,7 +79,7 @@ class UNet(nn.Module):
         down_padding: int = 1,
     ):
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": out_channels,
             "block_out_channels": channels,
@@ -74,30 +106,30 @@ class UNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = ClassEmbedding(classes, dim) if classes else None
 
-        def stage(
-            widths: list[tuple[int, int]], attend: list[bool], resample: nn.Module | None = None
-        ) -> Stage:
+        def parts(
+            widths: list[tuple[int, int]], attend: list[bool]
+        ) -> tuple[list[ResBlock], list[Attention | None]]:
             blocks = [ResBlock(i, o, dim, groups, eps, dropout, scale_shift) for i, o in widths]
             attentions = [
                 Attention(o, head_dim or o, groups, eps) if a else None
                 for (_, o), a in zip(widths, attend, strict=True)
             ]
-            return Stage(blocks, attentions, resample)
+            return blocks, attentions
 
         c, skips, last = channels[0], [channels[0]], len(channels) - 1
         self.conv_in = stacked(nn.Conv2d(in_channels, c, 3, padding=1), 0)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, o in enumerate(channels):
             widths = [(c if j == 0 else o, o) for j in range(layers)]
-            self.down.append(
-                stage(widths, [attention[i]] * layers, Down(o, down_padding) if i < last else None)
-            )
+            half = Down(o, down_padding) if i < last else None
+            self.down.append(Stage(*parts(widths, [attention[i]] * layers), half))
             skips += [o] * (layers + (i < last))
             c = o
-        self.mid = stage([(c, c), (c, c)], [True, False])
+        self.mid = Stage(*parts([(c, c), (c, c)], [True, False]))
         for i, o in reversed(list(enumerate(channels))):
             widths = [((c if j == 0 else o) + skips.pop(), o) for j in range(layers + 1)]
-            self.up.append(stage(widths, [attention[i]] * (layers + 1), Up(o) if i else None))
+            double = Up(o) if i else None
+            self.up.append(UpStage(*parts(widths, [attention[i]] * (layers + 1)), double))
             c = o
         self.norm_out = nn.GroupNorm(groups, c, eps)
         self.conv_out = stacked(zero_init(nn.Conv2d(c, out_channels, 3, padding=1)), 0)
@@ -106,26 +138,27 @@ class UNet(nn.Module):
     def of(
         cls,
         data: DataInfo,
+        options: UNetOptions,
         *,
-        channels: int,
-        mult: tuple[int, ...],
-        attention: tuple[int, ...],
-        conditional: bool,
+        conditional: bool = False,
         guides: int = 0,
-        **options,
-    ) -> UNet:
-        """The net of images like `data`: levels of width channels × mult, with attention where a side has so
-        many pixels. It sees `guides` channels more than it returns."""
-        return cls(
-            data.shape[0] + guides,
-            data.shape[0],
-            channels=tuple(channels * m for m in mult),
-            attention=attended(data, len(mult), attention),
-            classes=len(data.classes) if conditional else 0,
-            **options,
-        )
+        **conventions: Any,
+    ) -> Self:
+        """The network of images like `data`.
 
-    def to_diffusers(self, size: tuple[int, int]) -> nn.Module:
+        conditional: whether it is told the label.
+        guides: channels that it sees beside those that it returns.
+        conventions: other keywords of the class.
+        """
+        sizes = asdict(options)
+        mult = sizes.pop("mult")
+        sizes["channels"] = tuple(options.channels * m for m in mult)
+        sizes["attention"] = attended(data, len(mult), options.attention)
+        classes = len(data.classes) if conditional else 0
+        c = data.shape[0]
+        return cls(c + guides, c, classes=classes, **sizes, **conventions)
+
+    def to_diffusers(self, size: tuple[int, ...]) -> nn.Module:
         """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where that one
         cannot be built."""
         from diffusers import UNet2DModel
@@ -136,10 +169,10 @@ class UNet(nn.Module):
                 f"diffusers cannot halve {size[0]}×{size[1]} images {halvings} times",
                 hint=f"train with a `data.size` that {2**halvings} divides, or a shorter `model.mult`",
             )
-        other = UNet2DModel(sample_size=size, **self.config).to(next(self.parameters()).device)
+        other: Any = UNet2DModel(sample_size=size, **self.config)
         own = self.state_dict()
-        other.load_state_dict({key: own[from_diffusers(key)] for key in other.state_dict()})
-        return other.eval()
+        other.load_state_dict({key: own[renamed(key, UNET)] for key in other.state_dict()})
+        return other.to(next(self.parameters()).device).eval()
 
     def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
         """What every block is told of time and label: [B, 4 C]."""
@@ -150,22 +183,12 @@ class UNet(nn.Module):
         """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null
         label."""
         emb = F.silu(self.embedding(t, y, drop))
-        h = self.conv_in(x)
-        skips = [h]
+        skips = [self.conv_in(x)]
         for stage in self.down:
-            for block, attend in stage.pairs():
-                h = attend(block(h, emb))
-                skips.append(h)
-            if stage.resample is not None:
-                h = stage.resample(h)
-                skips.append(h)
-        for block, attend in self.mid.pairs():
-            h = attend(block(h, emb))
+            skips += stage(skips[-1], emb)
+        h = self.mid(skips[-1], emb)[-1]
         for stage in self.up:
-            for block, attend in stage.pairs():
-                h = attend(block(torch.cat([h, skips.pop()], 1), emb))
-            if stage.resample is not None:
-                h = stage.resample(h, skips[-1].shape[-2:])
+            h = stage(h, emb, skips)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -182,15 +205,33 @@ class Stage(nn.Module):
     follows."""
 
     def __init__(
-        self, blocks: list[ResBlock], attentions: list[Attention | None], resample: nn.Module | None
+        self,
+        blocks: list[ResBlock],
+        attentions: list[Attention | None],
+        resample: nn.Module | None = None,
     ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attentions = nn.ModuleList(a or nn.Identity() for a in attentions)
         self.resample = resample
 
-    def pairs(self):
-        return zip(self.blocks, self.attentions, strict=True)
+    def forward(self, h: Tensor, emb: Tensor | None = None) -> list[Tensor]:
+        """What each block, and the change of resolution, makes of h [B, C, H, W], in order."""
+        made = []
+        for block, attend in zip(self.blocks, self.attentions, strict=True):
+            h = attend(block(h, emb))
+            made.append(h)
+        return made if self.resample is None else [*made, self.resample(h)]
+
+
+class UpStage(Stage):
+    """A stage of the way up, whose blocks see the outputs of the way down at their resolution."""
+
+    def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
+        """skips: outputs of the way down; each block takes the last one off the list."""
+        for block, attend in zip(self.blocks, self.attentions, strict=True):
+            h = attend(block(torch.cat([h, skips.pop()], 1), emb))
+        return h if self.resample is None else self.resample(h, skips[-1].shape[-2:])
 
 
 class ResBlock(nn.Module):
@@ -204,7 +245,9 @@ class ResBlock(nn.Module):
         self.scale_shift = scale_shift
         self.norm1 = nn.GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.emb = stacked(nn.Linear(dim, c_out * (1 + scale_shift)), 1 + scale_shift) if dim else None
+        self.emb: nn.Module | None = None
+        if dim:
+            self.emb = stacked(nn.Linear(dim, c_out * (1 + scale_shift)), 1 + scale_shift)
         self.norm2 = nn.GroupNorm(groups, c_out, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
@@ -212,43 +255,14 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        e = 0 if self.emb is None else self.emb(emb)[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = e.chunk(2, 1)
+        if self.emb is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = self.emb(emb)[:, :, None, None].chunk(2, 1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
-            h = self.norm2(h + e)
+            h = self.norm2(h + self.emb(emb)[:, :, None, None])
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
-
-
-class Attention(nn.Module):
-    """Self-attention over the positions of x [B, C, H, W], with a residual connection."""
-
-    def __init__(self, c: int, head_dim: int, groups: int, eps: float):
-        super().__init__()
-        self.head_dim = head_dim
-        self.norm = nn.GroupNorm(groups, c, eps)
-        self.q, self.k, self.v = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
-        self.out = zero_init(nn.Linear(c, c))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x).flatten(2).mT  # [B, HW, C]
-        q, k, v = (f(h).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        h = softmax_attention(q, k, v).transpose(1, 2).flatten(2)  # [B, HW, C]
-        return x + self.out(h).mT.unflatten(2, x.shape[2:])
-
-
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """Softmax attention of q, k, v [B, heads, N, D]; causal: no position sees a later one."""
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
-        # The fused kernel's backward takes three times as long as this on a CPU (49 positions, AMX).
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        if causal:
-            scores = scores.masked_fill(
-                scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf
-            )
-        return scores.softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
 class Down(nn.Module):
@@ -282,27 +296,3 @@ def time_embedding(t: Tensor, dim: int, *, flip: bool = True, freq_shift: float 
     freq = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - freq_shift)))
     angle = t.float()[:, None] * freq
     return torch.cat([angle.cos(), angle.sin()] if flip else [angle.sin(), angle.cos()], 1)
-
-
-DIFFUSERS = [
-    (r"^time_embedding\.linear_1", "time.0"),
-    (r"^time_embedding\.linear_2", "time.2"),
-    (r"^class_embedding", "label.table"),
-    (r"^conv_norm_out", "norm_out"),
-    (r"^(down|up|mid)_blocks?\b", r"\1"),
-    (r"\.resnets\.", ".blocks."),
-    (r"\.time_emb_proj", ".emb"),
-    (r"\.conv_shortcut", ".skip"),
-    (r"\.group_norm", ".norm"),
-    (r"\.to_([qkv])", r".\1"),
-    (r"\.to_out\.0", ".out"),
-    (r"\.(down|up)samplers\.0", ".resample"),
-]
-
-
-def from_diffusers(key: str) -> str:
-    """The name here of a parameter of diffusers' `UNet2DModel` with sinusoidal time and convolutional
-    resampling."""
-    for pattern, name in DIFFUSERS:
-        key = re.sub(pattern, name, key)
-    return key

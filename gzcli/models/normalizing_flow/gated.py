@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gzcli.models.nn.attention import softmax_attention
 from gzcli.models.nn.common import Layer
-from gzcli.models.nn.unet import softmax_attention
 
 
 @dataclass(frozen=True)

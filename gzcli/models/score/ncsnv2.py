@@ -1,8 +1,7 @@
 """NCSNv2 — Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models",
 arXiv:2006.09011.
 
-    score(x, σ) = −net(x) / σ,   E ½ ‖net(x + σ ε) − ε‖² over a ladder σ_1 > … > σ_L                (eq. 1
-    with λ = σ²)
+    score(x, σ) = −net(x) / σ,   E ½ ‖net(x + σ ε) − ε‖² over a ladder σ_1 > … > σ_L   (eq. 1 with λ = σ²)
 
 The network is told no noise level: it is in the image (technique 3). Sampling is Langevin dynamics down the
 ladder, or, as the ladder is that of the VE SDE at t = 0, 1/(L − 1), …, 1, any sampler of score.py in a few
@@ -12,6 +11,7 @@ steps.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,20 +20,49 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.score.applications import Applications
-from gzcli.models.score.refinenet import RefineNet
+from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.samplers import Randn
+from gzcli.models.denoising.schedule import clean
+from gzcli.models.nn import at_least
+from gzcli.models.score.applications import ScoreApplications
+from gzcli.models.score.options import SamplingOptions, ScoreOptions
+from gzcli.models.score.refinenet import RefineNet, RefineNetOptions
 from gzcli.models.score.samplers import annealed_langevin
-from gzcli.models.score.score import CLEAN, Solver
+from gzcli.models.score.sampling import SAMPLERS, drawn
+from gzcli.models.score.score import ScoreModel
 from gzcli.models.score.sde import VE, Spacing
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 
-class NCSNv2(Applications):
-    """A RefineNet that tells the score, see refinenet.py for `width`, `mult` and `dilation`.
+@dataclass(frozen=True)
+class NCSNSampling(SamplingOptions):
+    """As `SamplingOptions`, and of the paper's Langevin dynamics.
 
-    sigma_max, sigma_min: the ends of the ladder, for images in [-1, 1], that is twice those of the paper,
-    whose images are in [0, 1]; the first should reach the largest distance between two images (technique 1),
-    which the start of a training checks. levels: L, None = as many as let neighbours overlap (technique 2).
+    A network that is told no noise level takes the noise that is left for that of the level, which the
+    solvers of the ODE never correct; em renews it, and needs few steps.
+
+    sampler: langevin, the paper's, which takes repeats · levels + 1 network calls; em, pc, solvers of the
+      SDE; dpmpp, heun, ode, solvers of the ODE.
+    repeats: Langevin steps at each of the model's levels.
+    step: length of a Langevin step in units of σ²; null: the length that keeps the spread of samples at that
+      of their level (technique 4).
+    """
+
+    sampler: Literal["langevin", "dpmpp", "heun", "em", "pc", "ode"] = "em"
+    steps: int = 50
+    spacing: Spacing = "logsnr"
+    repeats: int = 5
+    step: float | None = None
+
+
+class NCSNv2(ScoreApplications):
+    """A RefineNet that tells the score.
+
+    sigma_max: σ at the top of the ladder, for images in [-1, 1], which is twice that of the paper, whose
+      images are in [0, 1]. It should reach the largest distance between two images (technique 1), which the
+      start of a training checks.
+    sigma_min: σ at its foot; above 0.
+    levels: L, the number of rungs; null: as many as let neighbours overlap (technique 2).
     """
 
     paper = "Song & Ermon 2020, arXiv:2006.09011"
@@ -42,40 +71,22 @@ class NCSNv2(Applications):
         self,
         data: DataInfo,
         *,
-        width: int = 32,
-        mult: tuple[int, ...] = (1, 2, 2),
-        dilation: tuple[int, ...] = (1, 1, 2),
+        refinenet: RefineNetOptions = RefineNetOptions(),
         sigma_max: float = 50.0,
         sigma_min: float = 0.02,
         levels: int | None = None,
-        conditional: bool = False,
-        label_dropout: float = 0.1,
+        labels: LabelOptions = LabelOptions(),
     ):
-        net = RefineNet(
-            data.shape[0],
-            width=width,
-            mult=mult,
-            dilation=dilation,
-            classes=len(data.classes) if conditional else 0,
-        )
-        super().__init__(
-            data,
-            net,
-            VE(1e-3, sigma_min, sigma_max),
-            prediction="eps",
-            weighting="score",
-            time_sampling="uniform",
-            rescale=False,
-            conditional=conditional,
-            label_dropout=label_dropout,
-        )
+        net = RefineNet(data.shape[0], refinenet, classes=len(data.classes) if labels.conditional else 0)
+        score = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform")
+        ladder = VE(1e-3, sigma_min, sigma_max)
+        super().__init__(data, net, ladder, score, labels, rescale=False)
         if levels is not None and levels < 2:
             raise UsageError(
                 "a ladder of fewer than two noise levels", hint="set `model.levels` to 2 or more, or to null"
             )
-        self.levels = levels or 1 + math.ceil(
-            self.sde.log_ratio / math.log(overlapping(math.prod(data.shape)))
-        )
+        size = math.prod(data.shape)
+        self.rungs = levels or 1 + math.ceil(ladder.log_ratio / math.log(overlapping(size)))
 
     def on_start(self, batch: Batch) -> None:
         widest = float(torch.cdist(batch.x.flatten(1).float(), batch.x.flatten(1).float()).max())
@@ -86,9 +97,8 @@ class NCSNv2(Applications):
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
         """[B]: rungs of the ladder."""
-        return noise.randint(self.levels, n) / (self.levels - 1)
+        return noise.randint(self.rungs, n) / (self.rungs - 1)
 
-    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -96,60 +106,35 @@ class NCSNv2(Applications):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
-        sampler: Literal["langevin", "dpmpp", "heun", "em", "pc", "ode"] = "em",
-        steps: int = 50,
-        spacing: Spacing = "logsnr",
-        repeats: int = 5,
-        step: float | None = None,
-        corrector: int = 1,
-        snr: float = 0.16,
-        solver: Solver = "adaptive",
-        tolerance: float = 1e-4,
-        guidance: float = 1.0,
-        interval: tuple[float, float] = (0.0, 1.0),
-        clip: bool = True,
+        options: NCSNSampling = NCSNSampling(),
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] from noise.
+        """n images [n, C, H, W] in [-1, 1] from noise."""
 
-        langevin, the paper's: `repeats` steps of length `step` · σ² at each of the model's levels and one
-        that denoises, repeats · levels + 1 network calls; None: the length that keeps the spread of samples
-        at that of their level (technique 4). For the others and their options see score.py. A network that is
-        told no noise level takes what noise is left for that of the level, which the solvers of the ODE never
-        make good: em renews it, and needs few steps.
-        """
-        if sampler != "langevin":
-            return super().sample(
-                n,
-                labels=labels,
-                noise=noise,
-                progress=progress,
-                sampler=sampler,
-                steps=steps,
-                spacing=spacing,
-                corrector=corrector,
-                snr=snr,
-                solver=solver,
-                tolerance=tolerance,
-                guidance=guidance,
-                interval=interval,
-                clip=clip,
+        def langevin(
+            model: ScoreModel,
+            x: Tensor,
+            y: Tensor | None,
+            _: SamplingOptions,
+            randn: Randn,
+            progress: Progress,
+        ) -> Tensor:
+            repeats = options.repeats
+            at_least(1, repeats=repeats)
+            guide, interval = options.guidance, options.interval
+            denoise = model.denoiser(y, guidance=guide, interval=interval, clip=options.clip)
+            path = [*map(model.level, np.linspace(1, 0, self.rungs).tolist()), clean(0.0)]
+            step = options.step or steady_step(path[0].sigma / path[1].sigma, repeats)
+            return annealed_langevin(
+                denoise, x, path, repeats=repeats, step=step, randn=randn, progress=progress
             )
-        if repeats < 1:
-            raise UsageError("`repeats` must be 1 or more")
-        x = self.prior_std * noise.randn(n, *self.data.shape).to(self.device)
-        denoise = self.denoiser(self.asked_labels(labels, n), guidance=guidance, interval=interval, clip=clip)
-        path = [*(self.sde.level(t) for t in np.linspace(1, 0, self.levels).tolist()), CLEAN]
-        step = step or steady_step(path[0].sigma / path[1].sigma, repeats)
-        randn = self.fresh(noise, x)
-        return self.into_range(
-            annealed_langevin(denoise, x, path, repeats=repeats, step=step, randn=randn, progress=progress)
-        )
+
+        return drawn(self, n, labels, noise, progress, options, {**SAMPLERS, "langevin": langevin})
 
 
 def overlapping(size: int, overlap: float = 0.5) -> float:
-    """The ratio γ of neighbouring σ at which of images of `size` numbers noised by one, of radius N(√D σ,
-    σ²/2), the share
-    `overlap` is within three deviations of the other's (technique 2), by bisection."""
+    """The ratio γ of neighbouring σ at which the share `overlap` of one level's images lies within three
+    deviations of the other level's mean radius (technique 2), by bisection; images of D = `size` numbers have
+    the radius N(√D σ, σ²/2)."""
     root, low, high = math.sqrt(2 * size), 1.0, 1e3
 
     def shared(gamma: float) -> float:
@@ -162,9 +147,9 @@ def overlapping(size: int, overlap: float = 0.5) -> float:
 
 
 def steady_step(gamma: float, repeats: int) -> float:
-    """The step ε/σ² after `repeats` of which samples of the level γ σ have the variance of the level σ (eq.
-    7, technique 4), or come closest to it."""
+    """The step ε/σ² such that `repeats` steps take the variance of samples from the level γ σ to the level σ,
+    or closest to it (eq. 7, technique 4)."""
     eta = np.geomspace(1e-4, 1, 100_000)[:-1]
-    rest = 2 * eta / (1 - (1 - eta) ** 2)  # what it tends to, in units of σ²
+    rest = 2 * eta / (1 - (1 - eta) ** 2)  # the variance after many steps, in units of σ²
     ratio = (1 - eta) ** (2 * repeats) * (gamma**2 - rest) + rest
     return float(eta[np.abs(ratio - 1).argmin()])

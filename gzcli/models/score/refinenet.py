@@ -3,6 +3,8 @@ noise level."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,17 +13,28 @@ from gzcli.errors import UsageError
 from gzcli.models.nn import ClassEmbedding, stacked, to_fp32
 
 
-class RefineNet(nn.Module):
-    """x [B, C, H, W] → [B, C, H, W]; times are not looked at.
+@dataclass(frozen=True)
+class RefineNetOptions:
+    """The sizes of a RefineNet, as keys of a recipe.
 
-    width × mult: channels of each stage of two residual blocks. dilation: of each stage's convolutions; 1
-    halves the resolution between stages, more keeps it. Raises UsageError where the two are not of one
-    length.
+    width: of the first stage, in feature maps.
+    mult: width of each stage of two residual blocks in units of `width`.
+    dilation: of each stage's convolutions, the first 1; a stage of 1 halves the resolution, more keeps it.
     """
 
-    def __init__(
-        self, channels: int, *, width: int, mult: tuple[int, ...], dilation: tuple[int, ...], classes: int
-    ):
+    width: int = 32
+    mult: tuple[int, ...] = (1, 2, 2)
+    dilation: tuple[int, ...] = (1, 1, 2)
+
+
+class RefineNet(nn.Module):
+    """x [B, C, H, W] → [B, C, H, W]; the network ignores times.
+
+    Raises UsageError where `mult` and `dilation` are not of one length.
+    """
+
+    def __init__(self, channels: int, options: RefineNetOptions, *, classes: int):
+        width, mult, dilation = options.width, options.mult, options.dilation
         super().__init__()
         if len(mult) != len(dilation) or dilation[0] != 1:
             raise UsageError(
@@ -33,7 +46,7 @@ class RefineNet(nn.Module):
         self.stages, self.refine, c = nn.ModuleList(), nn.ModuleList(), width
         for i, (o, d) in enumerate(zip(widths, dilation, strict=True)):
             blocks = [ResBlock(c, o, classes, d, first=i > 0), ResBlock(o, o, classes, d)]
-            self.stages.append(nn.ModuleList(blocks))
+            self.stages.append(Stage(blocks))
             c = o
         for i in reversed(range(len(widths))):
             coarsest = i == len(widths) - 1
@@ -49,13 +62,21 @@ class RefineNet(nn.Module):
         """Labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
         h, seen = self.conv_in(x), []
         for stage in self.stages:
-            for block in stage:
-                h = block(h, y, drop)
+            h = stage(h, y, drop)
             seen.append(h)
         h = self.refine[0]([seen.pop()])
         for refine in self.refine[1:]:
             h = refine([seen.pop(), h])
         return self.conv_out(F.elu(self.norm_out(h, y, drop)))
+
+
+class Stage(nn.ModuleList):
+    """The residual blocks of one resolution, one after another."""
+
+    def forward(self, h: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        for block in self:
+            h = block(h, y, drop)
+        return h
 
 
 class InstanceNormPlus(nn.Module):
@@ -121,7 +142,9 @@ class RefineBlock(nn.Module):
         if self.fuse is not None:
             size = h.shape[2:]
             parts = (conv(x) for conv, x in zip(self.fuse, xs, strict=True))
-            h = sum(F.interpolate(part, size=size, mode="bilinear", align_corners=True) for part in parts)
+            h, *others = [F.interpolate(p, size=size, mode="bilinear", align_corners=True) for p in parts]
+            for other in others:
+                h = h + other
         h = path = F.elu(h)
         for conv in self.chain:
             path = conv(F.max_pool2d(path, 5, stride=1, padding=2))

@@ -1,5 +1,5 @@
 """Stochastic samplers of a learned score as pure functions; the deterministic ones are those of
-diffusion/samplers.py.
+denoising/samplers.py.
 
 `denoise(x, t)` returns estimates (x_0, ε), one network call; the score is −ε/σ. `randn()` draws noise of x's
 shape. Paths end at the clean level, where the last step goes by Tweedie's formula to the estimate of x_0.
@@ -14,8 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gzcli.models.diffusion.samplers import Denoise, Randn, transition
-from gzcli.models.diffusion.schedule import Level
+from gzcli.models.denoising.samplers import Denoise, Randn, transition
+from gzcli.models.denoising.schedule import Level
 from gzcli.models.score.sde import SDE
 from gzcli.types import Progress, no_progress
 
@@ -24,8 +24,8 @@ def euler_maruyama(
     denoise: Denoise,
     x: Tensor,
     path: Sequence[Level],
-    sde: SDE,
     *,
+    sde: SDE,
     randn: Randn,
     progress: Progress = no_progress,
 ) -> Tensor:
@@ -55,8 +55,9 @@ def predictor_corrector(
     """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
     the new level.
 
-    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as it is of pure noise. Norms of what is
-    drawn would tie images to their batch, or, taken one by one, favour images far out, whose score is long.
+    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, its value for pure noise. The norms of
+    the draws themselves would make an image depend on its batch or, taken image by image, favour outlying
+    images, whose score is long.
     """
     for i, (s, u) in enumerate(pairwise(path)):
         x0, eps = denoise(x, s.t)
@@ -83,8 +84,7 @@ def annealed_langevin(
     progress: Progress = no_progress,
 ) -> Tensor:
     """Song & Ermon 2020, algorithm 1: at every level σ but the clean one `repeats` Langevin steps of length
-    step · σ², then
-    denoising: repeats · levels + 1 network calls."""
+    step · σ², then one that denoises: repeats · levels + 1 network calls."""
     levels = path[:-1]
     for i, level in enumerate(levels):
         for _ in range(repeats):

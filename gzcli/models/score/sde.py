@@ -7,6 +7,8 @@ The conditional law is known, x_t = α(t) x_0 + σ(t) ε, and so the score of x_
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,18 +16,40 @@ import torch
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.diffusion.schedule import Level
+from gzcli.models.denoising.schedule import Level
+from gzcli.models.nn import at_least
 
 Spacing = Literal["uniform", "karras", "logsnr"]
 
-STOP = (
-    1e-3  # where samplers stop, for Tweedie's formula: what noise is left is less than they see (appendix C)
-)
+STOP = 1e-3  # the time where samplers stop and Tweedie's formula takes away the rest (appendix C)
+
+
+@dataclass(frozen=True)
+class SDEOptions:
+    """The stochastic differential equation, as keys of a recipe.
+
+    sde: variance preserving (vp), sub-VP (subvp) or variance exploding (ve).
+    beta_min: β at t = 0, of vp and subvp; above 0.
+    beta_max: β at t = 1.
+    sigma_min: σ at t = 0, of ve, for images in [-1, 1]; above 0.
+    sigma_max: σ at t = 1.
+    t_min: the least time that is trained, and at which a likelihood may begin, 0 … 1. A likelihood knows a
+      flat pixel no better than the noise there: with 256 levels σ = .01 costs it 1.2 nats, .002 costs .2.
+    """
+
+    sde: Literal["vp", "subvp", "ve"] = "vp"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = 1e-5
 
 
 class SDE:
-    """start: the least time that is trained, and at which a likelihood may begin, as the score has no limit
-    at t = 0."""
+    """An SDE whose conditional law is known. Raises UsageError for a least time outside 0 … 1.
+
+    start: the least time that is trained; at t = 0 the score has no limit.
+    """
 
     def __init__(self, start: float):
         if not 0 < start < 1:
@@ -47,7 +71,7 @@ class SDE:
         return Level(t, float(alpha), float(sigma))
 
     def times(self, log_ratio: np.ndarray) -> np.ndarray:
-        """The times at which log σ/α is so large, within the range of times."""
+        """The times at which log σ/α has these values, clamped to the range of times."""
         t = np.geomspace(self.start, 1, 4001)
         alpha, sigma = self.marginal(torch.from_numpy(t))
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
@@ -55,8 +79,7 @@ class SDE:
     def spaced(self, steps: int, spacing: Spacing = "karras", strength: float = 1.0) -> list[Level]:
         """`steps` levels from the time `strength` down to where samplers stop; uniform: in t, karras: in the
         7th root of σ/α (Karras 2022, eq. 5), logsnr: in its logarithm. Raises UsageError for no steps."""
-        if steps < 1:
-            raise UsageError("`steps` must be 1 or more")
+        at_least(1, steps=steps)
         ramp, top = np.linspace(0, 1, steps), max(strength, self.stop)
         if spacing == "uniform":
             times = top + ramp * (self.stop - top)
@@ -73,8 +96,7 @@ class SDE:
     def rising(self, ratio: float, steps: int) -> list[Level]:
         """The ends of `steps` steps, equal in log σ/α, from where σ/α is `ratio`, or from the least time, up
         to t = 1. Raises UsageError for no steps."""
-        if steps < 1:
-            raise UsageError("`steps` must be 1 or more")
+        at_least(1, steps=steps)
         low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)
         return [self.level(float(t)) for t in self.times(np.linspace(low, high, steps + 1))]
 
@@ -96,10 +118,10 @@ class VE(SDE):
             )
         self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
 
-    def marginal(self, t):
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), self.sigma_min * (self.log_ratio * t).exp()
 
-    def rates(self, t):
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), 2 * self.log_ratio * self.marginal(t)[1] ** 2
 
 
@@ -122,18 +144,25 @@ class VP(SDE):
         """−∫β from 0 to t, which is log α²."""
         return -(0.5 * (self.beta_max - self.beta_min) * t + self.beta_min) * t
 
-    def marginal(self, t):
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return (0.5 * self.decay(t)).exp(), (-torch.expm1(self.decay(t))).sqrt()
 
-    def rates(self, t):
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return -0.5 * self.beta(t), self.beta(t)
 
 
 class SubVP(VP):
     """Less noise than VP at every time, with the same mean: σ = 1 − α² (appendix B, eq. 29)."""
 
-    def marginal(self, t):
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return (0.5 * self.decay(t)).exp(), -torch.expm1(self.decay(t))
 
-    def rates(self, t):
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return -0.5 * self.beta(t), -self.beta(t) * torch.expm1(2 * self.decay(t))
+
+
+SDES: dict[str, Callable[[SDEOptions], SDE]] = {
+    "vp": lambda options: VP(options.t_min, options.beta_min, options.beta_max),
+    "subvp": lambda options: SubVP(options.t_min, options.beta_min, options.beta_max),
+    "ve": lambda options: VE(options.t_min, options.sigma_min, options.sigma_max),
+}

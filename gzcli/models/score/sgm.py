@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from gzcli.models.nn import UNet
-from gzcli.models.nn.ode import Velocity, density_norm, dequantised, log_density, solve, solve_adaptive
-from gzcli.models.score.applications import Applications
-from gzcli.models.score.score import Prediction, Solver, Times, Weighting
-from gzcli.models.score.sde import VE, VP, SubVP
-from gzcli.types import DataInfo, Noise
+from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.nn.ode import (
+    Solver,
+    Velocity,
+    density_norm,
+    dequantised,
+    grey_levels,
+    log_density,
+    solve_by,
+)
+from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.score.applications import ScoreApplications
+from gzcli.models.score.options import SamplingOptions, ScoreOptions
+from gzcli.models.score.sampling import drawn
+from gzcli.models.score.sde import SDES, SDEOptions
+from gzcli.types import DataInfo, Noise, Progress, no_progress
 
 
-class SGM(Applications):
-    """A U-Net that tells the score, see score.py for `prediction`, `weighting` and `time_sampling`.
+@dataclass(frozen=True)
+class SGMSampling(SamplingOptions):
+    """As `SamplingOptions`."""
 
-    sde: variance preserving (vp) or sub-VP (subvp), of `beta_min` and `beta_max`, or exploding (ve), of
-    `sigma_min` and `sigma_max` in the unit of images in [-1, 1]. t_min: the least time, which is trained and
-    at which a likelihood may begin. A likelihood knows a flat pixel no better than its least noise: with 256
-    levels σ = .01 costs it 1.2 nats, .002 costs .2. channels × mult: width of each level, of `layers`
-    residual blocks; attention: the resolutions, in pixels, that have it beside the middle, with heads of
-    `head_dim` channels (None: one head).
-    """
+    sampler: Literal["dpmpp", "heun", "em", "pc", "ode"] = "dpmpp"
+
+
+class SGM(ScoreApplications):
+    """A U-Net that tells the score, as score.py describes."""
 
     paper = "Song et al. 2021, arXiv:2011.13456"
     likelihood = "ode"
@@ -32,52 +42,25 @@ class SGM(Applications):
         self,
         data: DataInfo,
         *,
-        channels: int = 32,
-        mult: tuple[int, ...] = (1, 2, 2),
-        layers: int = 1,
-        attention: tuple[int, ...] = (7, 8),
-        head_dim: int | None = None,
-        dropout: float = 0.0,
-        groups: int = 8,
-        sde: Literal["vp", "subvp", "ve"] = "vp",
-        beta_min: float = 0.1,
-        beta_max: float = 20.0,
-        sigma_min: float = 0.01,
-        sigma_max: float = 50.0,
-        t_min: float = 1e-5,
-        prediction: Prediction = "v",
-        weighting: Weighting = "even",
-        time_sampling: Times = "cosine",
-        conditional: bool = False,
-        label_dropout: float = 0.1,
+        unet: UNetOptions = UNetOptions(),
+        sde: SDEOptions = SDEOptions(),
+        score: ScoreOptions = ScoreOptions(),
+        labels: LabelOptions = LabelOptions(),
     ):
-        net = UNet.of(
-            data,
-            channels=channels,
-            mult=mult,
-            attention=attention,
-            conditional=conditional,
-            layers=layers,
-            head_dim=head_dim,
-            dropout=dropout,
-            groups=groups,
-        )
-        law = (
-            VE(t_min, sigma_min, sigma_max)
-            if sde == "ve"
-            else {"vp": VP, "subvp": SubVP}[sde](t_min, beta_min, beta_max)
-        )
-        super().__init__(
-            data,
-            net,
-            law,
-            prediction=prediction,
-            weighting=weighting,
-            time_sampling=time_sampling,
-            rescale=True,
-            conditional=conditional,
-            label_dropout=label_dropout,
-        )
+        net = UNet.of(data, unet, conditional=labels.conditional)
+        super().__init__(data, net, SDES[sde.sde](sde), score, labels, rescale=True)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        options: SGMSampling = SGMSampling(),
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1] from noise."""
+        return drawn(self, n, labels, noise, progress, options)
 
     def log_prob(
         self,
@@ -93,20 +76,18 @@ class SGM(Applications):
         """[B] nats of the discrete image by the ODE from data to noise, see nn/ode.py. Raises UsageError for
         latents.
 
-        `steps`, of four network calls and gradients by default, are uniform in log σ/α; adaptive ones keep
-        the error of x and of the nats a dimension each to `tolerance`.
+        solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
+          (rk4), or with steps of six that fit the image (adaptive).
+        steps: of the solvers with fixed steps, uniform in log σ/α.
+        tolerance: largest error of an adaptive step, of x and of the nats a dimension.
+        probes: Rademacher vectors that estimate the divergence.
         """
-        levels = self.data.levels
+        levels = grey_levels(self.data.levels)
         path = self.sde.rising(dequantised(levels), steps)
+        times, alpha = [level.t for level in path], path[0].alpha
 
         def carry(g: Velocity, state: Tensor) -> Tensor:
-            if solver == "adaptive":
-                return solve_adaptive(
-                    g, state, path[0].t, 1.0, rtol=tolerance, atol=tolerance, norm=density_norm
-                )
-            return solve(g, state, [level.t for level in path], solver)
+            return solve_by(solver, g, state, times, tolerance=tolerance, norm=density_norm)
 
-        f, alpha = self.velocity(self.known_labels(labels)), path[0].alpha
-        return log_density(
-            f, carry, x, levels=levels, alpha=alpha, noise=noise, probes=probes, std=self.prior_std
-        )
+        f, std = self.velocity(self.known_labels(labels)), self.prior_std
+        return log_density(f, carry, x, levels=levels, alpha=alpha, noise=noise, probes=probes, std=std)

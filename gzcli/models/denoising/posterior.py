@@ -16,10 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gzcli.models.diffusion.samplers import Denoise
-from gzcli.models.diffusion.schedule import Level
+from gzcli.models.denoising.samplers import Denoise
+from gzcli.models.denoising.schedule import Level
 
-UNSURE = 0.05  # σ_y: what a network's error of a pixel that it is certain of may be
+UNSURE = 0.05  # σ_y: the error that a network may make of a pixel that it is certain of
 
 
 def given(
@@ -33,8 +33,12 @@ def given(
 ) -> Denoise:
     """The denoiser of images whose pixels are `known` [B, C, H, W] where mask [B, 1, H, W] is 1.
 
-    denoise: without clipping, which has no gradient. The inverse by `iterations` of conjugate gradients, each
-    image's own; a call costs one of the network and iterations + 1 of its gradient.
+    A call takes one of the network and iterations + 1 of its gradient.
+
+    denoise: the denoiser of images nothing is known of, without clipping, which has no gradient.
+    level: α and σ at a time.
+    iterations: of conjugate gradients for the inverse, which is each image's own.
+    into_range: clamps estimates of x_0.
     """
 
     def conditioned(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -59,7 +63,7 @@ def given(
 
 def solved(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
     """The x of matrix(x) = b for each row of the batch, by conjugate gradients from 0 (Hestenes & Stiefel
-    1952). A row stays where its matrix is not positive, as that of a network may turn out."""
+    1952). A row takes no step where its matrix is not positive, as that of a network need not be."""
     x, r, p = torch.zeros_like(b), b, b
     rr = _dot(r, r)
     for _ in range(iterations):

@@ -17,21 +17,21 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
     """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared
     distance.
 
-    Pairs are sought among the rows of equal labels y, [B] or [B, K], alone: else the noise of a class would
-    be that which lies near it and no more N(0, I), from which samples of the class start (Cheng & Schwing
-    2025, arXiv:2503.10636). Over the rows of all ranks while `module` trains: which noise an image gets does
-    not depend on how many processes share the batch.
+    Pairs have equal labels y, [B] or [B, K]: else the noise of a class would be the noise near that class,
+    and not N(0, I), from which samples of the class start (Cheng & Schwing 2025, arXiv:2503.10636). While
+    `module` trains, pairs are sought over the rows of all ranks, so that the noise of an image does not
+    depend on how many processes share the batch.
 
     The assignment is exact, on the CPU: a step waits for its device once, and then for 10 ms at 256 images of
     MNIST, 50 at 512, 3 and 8 with its ten labels.
     """
     from scipy.optimize import linear_sum_assignment
 
-    noise, data, labels = (None if t is None else ranks.rows(t, module) for t in (x0, x1, y))
+    noise, data = ranks.rows(x0, module), ranks.rows(x1, module)
     with full_fp32(x0.device):  # ‖x1‖² and ‖x0‖² are the same in every order
-        cost = -(to_fp32(data).flatten(1) @ to_fp32(noise).flatten(1).mT)
-    cost, order = cost.cpu().numpy(), np.arange(len(noise))
-    for rows in alike(labels, len(noise)):
+        product = to_fp32(data).flatten(1) @ to_fp32(noise).flatten(1).mT
+    cost, order = -product.cpu().numpy(), np.arange(len(noise))
+    for rows in alike(None if y is None else ranks.rows(y, module), len(noise)):
         order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
     rank = ranks.rank() if len(noise) > len(x0) else 0
     own = order[rank * len(x0) : (rank + 1) * len(x0)]
@@ -39,7 +39,7 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
 
 
 def alike(labels: Tensor | None, n: int) -> list[np.ndarray]:
-    """The positions of the rows of each label, or set of labels, that there is; of all n without labels."""
+    """The positions of the rows of each label, or set of labels; without labels those of all n rows."""
     if labels is None:
         return [np.arange(n)]
     which = np.unique(labels.cpu().numpy(), axis=0, return_inverse=True)[1].reshape(n)

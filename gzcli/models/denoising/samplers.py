@@ -1,9 +1,11 @@
 """Samplers as pure functions: from noise x at path[0] along the levels of `path` to the clean image at its
 end.
 
-`denoise(x, t)`, at one time t for the whole batch, returns estimates (x_0, ε), each [B, C, H, W]: one call a
-step, two for Heun.
-`randn()` draws standard normal noise of x's shape; `progress(i, n, x)` is told of each step.
+    denoise(x, t)        estimates (x_0, ε), each [B, C, H, W], at one time t for the whole batch
+    randn()              standard normal noise of x's shape; deterministic samplers draw none
+    progress(i, n, x)    is called after each step
+
+A step takes one call of `denoise`, and two in Heun's method.
 """
 
 from __future__ import annotations
@@ -11,14 +13,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 from torch import Tensor
 
-from gzcli.models.diffusion.schedule import SIGMA_MAX, Level
-from gzcli.types import Progress, no_progress
+from gzcli.models.denoising.schedule import SIGMA_MAX, Level
+from gzcli.types import Noise, Progress, no_progress
 
 Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 Randn = Callable[[], Tensor]
+
+
+class Sampler(Protocol):
+    """What every sampler of this kind takes beside options of its own."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        path: Sequence[Level],
+        *,
+        randn: Randn,
+        progress: Progress = no_progress,
+    ) -> Tensor: ...
+
+
+def draws_like(noise: Noise, x: Tensor) -> Randn:
+    """Draws of `noise` of the shape of x."""
+    return lambda: noise.randn(*x.shape)
+
+
+def none_drawn() -> Tensor:
+    """The `randn` of samplers that draw nothing."""
+    raise ValueError("a sampler that draws noise needs `randn`")
 
 
 def ancestral(
@@ -48,7 +75,7 @@ def ddim(
     x: Tensor,
     path: Sequence[Level],
     *,
-    randn: Randn | None = None,
+    randn: Randn = none_drawn,
     eta: float = 0.0,
     progress: Progress = no_progress,
 ) -> Tensor:
@@ -68,21 +95,24 @@ def dpmpp(
     x: Tensor,
     path: Sequence[Level],
     *,
-    randn: Randn | None = None,
+    randn: Randn = none_drawn,
     noisy: bool = False,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): second order in λ = log α/σ from the previous step's x_0.
+    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): of second order in λ = log α/σ, by the x_0 of the step
+    before.
 
-    noisy: the solver of the reverse SDE instead, SDE-DPM-Solver++(2M) (ibid., eq. 19).
+    noisy: solve the reverse SDE in place of the ODE: SDE-DPM-Solver++(2M) (ibid., eq. 19).
     """
-    before, h_before = None, 0.0
+    before: Tensor | None = None
+    h_before = 0.0
     for i, (s, u) in enumerate(pairwise(path)):
         x0, _ = denoise(x, s.t)
         shrink = falls_by(s, u)
         h = -math.log(shrink) if shrink > 0 else math.inf
-        second = before is not None and u.sigma > 0  # the last step is of first order: x_0 itself
-        d = x0 + (h / (2 * h_before)) * (x0 - before) if second else x0
+        d = x0
+        if before is not None and u.sigma > 0:  # the last step is of first order: to x_0 itself
+            d = x0 + (h / (2 * h_before)) * (x0 - before)
         if noisy:
             x = (u.sigma / s.sigma * shrink) * x + u.alpha * (1 - shrink**2) * d
             x = x + u.sigma * math.sqrt(1 - shrink**2) * randn() if u.sigma > 0 else x
@@ -93,10 +123,19 @@ def dpmpp(
     return x
 
 
-def unipc(denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress) -> Tensor:
+def unipc(
+    denoise: Denoise,
+    x: Tensor,
+    path: Sequence[Level],
+    *,
+    randn: Randn = none_drawn,
+    progress: Progress = no_progress,
+) -> Tensor:
     """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0):
     DPM-Solver++(2M), each of whose steps is corrected by the next one's network call."""
-    known: list[tuple[Level, Tensor]] = []  # where the network was called, and its x_0, the last two
+    known: list[
+        tuple[Level, Tensor]
+    ] = []  # the last two levels at which the network was called, with its x_0
     start = x
     for i, (s, u) in enumerate(pairwise(path)):
         x0, _ = denoise(x, s.t)
@@ -119,7 +158,7 @@ def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
 
 
 def _corrected(x: Tensor, known: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
-    """The step from x at known[-1] to u over again, now that x_0 is known there (UniC)."""
+    """The step from x at known[-1] to u, taken again with the x_0 that the network finds at u (UniC)."""
     s, m = known[-1]
     hh = _lambda(s) - _lambda(u)  # −h
     phi_1 = math.expm1(hh)
@@ -140,7 +179,7 @@ def _lambda(level: Level) -> float:
 
 
 def falls_by(s: Level, u: Level) -> float:
-    """By how much σ/α falls from s to u, e^−h; 0 at the clean end and from zero SNR."""
+    """The ratio of σ/α at u to that at s, e^−h; 0 if u is clean, or s is of zero SNR."""
     return s.alpha * u.sigma / (s.sigma * u.alpha)
 
 
@@ -149,21 +188,23 @@ def heun(
     x: Tensor,
     path: Sequence[Level],
     *,
-    randn: Randn | None = None,
+    randn: Randn = none_drawn,
     churn: float = 0.0,
     level: Callable[[float], Level] | None = None,
     progress: Progress = no_progress,
 ) -> Tensor:
     """Karras 2022, algorithm 1 and 2: trapezoidal steps of d(x/α)/d(σ/α) = ε; at most 2 N − 1 calls.
 
-    Steps from above σ/α = 80, where EDM starts, are Euler's: ε hardly turns there, but σ/α may fall by
+    Steps from above σ/α = 80, where EDM starts, are Euler's: there ε hardly changes, but σ/α may fall by
     thousands.
-    churn: new noise, before each step as much more of it as N such steps would double (S_churn); `level`
-    tells the level of a noise-to-signal ratio σ/α.
+    churn: S_churn; before each of N steps noise grows by the factor 1 + churn / N, at most by √2.
+    level: the level at which σ/α has a given value, for churn. Raises ValueError for churn without it.
     """
+    if churn and level is None:
+        raise ValueError("churn needs `level`")
     more = min(churn / (len(path) - 1), math.sqrt(2) - 1)
     for i, (s, u) in enumerate(pairwise(path)):
-        if more and s.sigma <= SIGMA_MAX * s.alpha:
+        if level is not None and more and s.sigma <= SIGMA_MAX * s.alpha:
             ratio, r = s.sigma / s.alpha, level((1 + more) * s.sigma / s.alpha)
             extra = math.sqrt(max((r.sigma / r.alpha) ** 2 - ratio**2, 0.0))
             x, s = r.alpha * (x / s.alpha + extra * randn()), r
@@ -191,9 +232,11 @@ def repaint(
     """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels are replaced by
     noised truth.
 
-    `known` [B, C, H, W], `mask` [B, 1, H, W] 1 = keep. To make the parts agree, every `jump` steps the walk
-    goes back
-    `jump` levels by the forward process, `resample` times in all.
+    So that both parts agree, every `jump` steps the walk goes back `jump` levels by the forward process,
+    until it has gone over each stretch `resample` times.
+
+    known: images [B, C, H, W].
+    mask: [B, 1, H, W], 1 where a pixel is known.
     """
     walk = list(pairwise(repaint_walk(len(path) - 1, resample, jump)))
     for i, (a, b) in enumerate(walk):
@@ -211,8 +254,8 @@ def repaint(
 
 
 def repaint_walk(steps: int, resample: int, jump: int) -> list[int]:
-    """Positions on the path 0 … steps: `jump` ahead, back and ahead again, `resample` times ahead over each
-    stretch."""
+    """Positions on the path 0 … steps: over each stretch of `jump` steps `resample` times, back in
+    between."""
     walk = [0]
     for start in range(0, steps, jump):
         stretch = list(range(start + 1, min(start + jump, steps) + 1))

@@ -14,6 +14,9 @@ import numpy as np
 
 from gzcli.errors import UsageError
 
+ScheduleName = Literal["linear", "cosine"]
+Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
+
 SIGMA_MAX = 80.0  # the noise-to-signal ratio σ/α at which EDM starts (Karras 2022, table 1)
 
 
@@ -25,13 +28,15 @@ class Level(NamedTuple):
     sigma: float
 
 
-CLEAN = Level(-1.0, 1.0, 0.0)
+def clean(t: float) -> Level:
+    """The end of a path, the image itself, at the time that a family of models gives to it."""
+    return Level(t, 1.0, 0.0)
 
 
 class Schedule:
-    """alpha, sigma: float64 [T]. Raises UsageError for a schedule that makes no sense."""
+    """The tables alpha and sigma, float64 [T]. Raises UsageError for fewer than two timesteps."""
 
-    def __init__(self, name: Literal["linear", "cosine"], timesteps: int, *, zero_snr: bool = False):
+    def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False):
         if timesteps < 2:
             raise UsageError(f"a diffusion of {timesteps} timesteps: at least 2 are needed")
         alpha_bar = np.cumprod(1 - BETAS[name](timesteps))
@@ -61,24 +66,24 @@ class Schedule:
             return pull / (2 * beta), 0.5 * (ratio - 1 - np.log(ratio))
 
     def level(self, t: float) -> Level:
-        """The level of a real time, real ones on the chord between neighbours, put back on the circle α² + σ²
-        = 1."""
+        """The level of a real time: α and σ on the chord between their neighbours in the table, scaled so
+        that α² + σ² = 1."""
         alpha, sigma = (np.interp(t, np.arange(self.timesteps), a) for a in (self.alpha, self.sigma))
         norm = np.hypot(alpha, sigma)
         return Level(float(t), float(alpha / norm), float(sigma / norm))
 
     def at_ratio(self, ratio: float) -> Level:
-        """The level whose noise-to-signal ratio σ/α is `ratio`, or the last one below."""
+        """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest finite one."""
         with np.errstate(divide="ignore"):
             known = np.log(self.sigma) - np.log(self.alpha)
         finite = np.isfinite(known)
         return self.level(float(np.interp(math.log(ratio), known[finite], np.arange(self.timesteps)[finite])))
 
     def path(self, times: Sequence[float]) -> list[Level]:
-        """The levels of falling times, then the clean image: what a sampler walks along."""
-        return [*(self.level(t) for t in times), CLEAN]
+        """A sampler's path: the levels of falling times, then the clean image."""
+        return [*(self.level(t) for t in times), clean(-1.0)]
 
-    def spaced(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
+    def spaced(self, steps: int, spacing: Spacing = "trailing", start: float = 1.0) -> list[Level]:
         """A path of `steps` steps from the noise level at the fraction `start` of T, any number up to its
         timesteps.
 

@@ -1,0 +1,146 @@
+"""What a trained flow can do beside sampling: round trips, ways between images, completions, and an
+out-of-distribution score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gzcli.errors import UsageError
+from gzcli.models.denoising.flow import FlowMatching, FlowOptions
+from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.inpainting import by_moments, completed, to_complete
+from gzcli.models.denoising.interpolation import through_noise
+from gzcli.models.denoising.round_trip import check_strength
+from gzcli.models.denoising.schedule import clean
+from gzcli.models.nn import at_least
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
+
+FIRST, LEAST = 80.0, 0.02  # σ/α at the ends of inpainting: pure noise, and less noise than images show
+
+
+class FlowApplications(FlowMatching):
+    """Applications and scores of a `FlowMatching`, by its `velocity` alone."""
+
+    def __init__(
+        self,
+        data: DataInfo,
+        net: nn.Module,
+        flow: FlowOptions,
+        labels: LabelOptions,
+        *,
+        sigma_min: float = 0.0,
+    ):
+        super().__init__(data, net, flow, labels, sigma_min=sigma_min)
+        self.path_mean: Tensor | None = None  # [3], by fit_path; float64, so they stay on the host
+        self.path_precision: Tensor | None = None  # [3, 3]
+
+    def round_trip(
+        self,
+        x: Tensor,
+        noise: Noise,
+        strength: float,
+        steps: int,
+        *,
+        y: Tensor | None = None,
+        guidance: float = 1.0,
+        progress: Progress = no_progress,
+    ) -> tuple[Tensor, Tensor]:
+        """x mixed with noise at t = 1 − strength, and carried from there to t = 1 by `steps` midpoint
+        steps."""
+        check_strength(strength)
+        x_t = self.between(noise.randn(*x.shape), x, 1 - strength)
+        f = self.velocity(self.known_labels(y), guidance)
+        back = self.flow(f, x_t, 1 - strength, 1.0, solver="midpoint", steps=steps, progress=progress)
+        return x_t, self.into_range(back)
+
+    @torch.no_grad()
+    def interpolate(
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 20
+    ) -> Applied:
+        """The way from image 0 to 1, 2 to 3, … through the noises that the flow makes of them, ends included.
+
+        Raises UsageError for fewer than two images, or frames.
+
+        frames: images of a way.
+        steps: midpoint steps each way, of two network calls.
+        """
+        at_least(1, steps=steps)
+        f = self.velocity(self.known_labels(None))
+
+        def carried(x: Tensor, start: float, end: float) -> Tensor:
+            return self.flow(f, x, start, end, solver="midpoint", steps=steps, progress=progress)
+
+        return through_noise(
+            x,
+            frames,
+            to_noise=lambda x: carried(x, 1.0, 0.0),
+            to_images=lambda z: self.into_range(carried(z, 0.0, 1.0)),
+        )
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        steps: int = 25,
+        iterations: int = 4,
+        guidance: float = 1.0,
+    ) -> Applied:
+        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0: the ODE given the known pixels, by the
+        first two moments of images given x_t (posterior.py); exact for Gaussian data. Without a mask the
+        middle is hidden, half as high and wide as the image.
+
+        steps: even in log σ/α, each of a network call and iterations + 1 of its gradient.
+        iterations: of conjugate gradients in each step.
+        guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
+        """
+        at_least(1, steps=steps, iterations=iterations)
+        mask, y = to_complete(self, x, mask, labels)
+        ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
+        times = (1 / (ratios + 1 - self.sigma_min)).tolist()
+        path = [*map(self.level, times), clean(1.0)]
+        denoise, start = self.denoiser(y, guidance=guidance), noise.randn(*x.shape)
+        found = by_moments(self, denoise, self.level, start, path, x, mask, iterations, progress)
+        return completed(self, x, found, mask, y)
+
+    # ---- out-of-distribution scores
+
+    def path_statistics(self, x: Tensor, steps: int) -> Tensor:
+        """[B, 3], of an image's way to noise: the logarithms of the mean squares of its velocity, of the
+        change of its velocity, and of its end."""
+        f, before = self.velocity(self.known_labels(None)), None
+        speed, turns = x.new_zeros(len(x)), x.new_zeros(len(x))
+        for i in range(steps):
+            v = f(x, x.new_full((len(x),), 1 - i / steps))
+            speed = speed + v.square().flatten(1).mean(1) / steps
+            if before is not None:
+                turns = turns + (v - before).square().flatten(1).mean(1) * steps
+            x, before = x - v / steps, v
+        return torch.stack([speed, turns, x.square().flatten(1).mean(1)], 1).clamp(min=1e-12).log()
+
+    @torch.no_grad()
+    def fit_path(self, batches: Iterable[Batch], *, steps: int = 10) -> None:
+        """Mean and precision of the statistics over held-out in-distribution batches."""
+        seen = torch.cat([self.path_statistics(batch.x, steps) for batch in batches]).cpu().double()
+        covariance = torch.cov(seen.T) + 1e-6 * torch.eye(3, dtype=torch.float64)
+        self.path_mean, self.path_precision = seen.mean(0), torch.linalg.inv(covariance)
+
+    @torch.no_grad()
+    def score_path(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
+        """[B]: the squared Mahalanobis distance of the statistics of an image's way to noise (after DiffPath,
+        Heng 2024, arXiv:2405.15342). Raises UsageError before `fit_path`.
+
+        steps: Euler steps of the way.
+        """
+        if self.path_mean is None or self.path_precision is None:
+            raise UsageError("the `path` score needs in-distribution statistics", hint="fit it first")
+        gap = self.path_statistics(x, steps).cpu().double() - self.path_mean
+        return ((gap @ self.path_precision) * gap).sum(1).to(x)

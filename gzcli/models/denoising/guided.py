@@ -1,0 +1,137 @@
+"""Models that are a network net(x, t, y, drop) of a noised image, its time and its label, with
+classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+
+x [B, C, H, W]; t [B]; y: labels [B] or [B, K], or None where they are unknown; drop [B]: rows whose label is
+hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gzcli.errors import UsageError
+from gzcli.models.base import Model
+from gzcli.models.nn import spread_labels, to_fp32
+from gzcli.types import Batch, DataInfo, Noise
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Whether and how a model is told labels, as keys of a recipe.
+
+    conditional: whether the network is told the label of an image.
+    label_dropout: share of labels that training hides, 0 … 1; guidance, and scores of images whose label is
+      unknown, need some.
+    """
+
+    conditional: bool = False
+    label_dropout: float = 0.1
+
+
+class Guided(Model):
+    """A network that may be told labels. Raises UsageError for a conditional model of data without labels."""
+
+    latents = True
+    net: nn.Module
+
+    def __init__(self, data: DataInfo, net: nn.Module, labels: LabelOptions):
+        super().__init__(data)
+        if labels.conditional and not data.classes:
+            raise UsageError(
+                "a conditional model of data without labels", hint="set `model.conditional` to `false`"
+            )
+        self.net, self.conditional, self.label_dropout = net, labels.conditional, labels.label_dropout
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """The labels of a batch, and the rows [B] where they are hidden."""
+        if not self.conditional:
+            return None, None
+        return batch.y, batch.noise.rand(len(batch)) < self.label_dropout
+
+    def asked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
+        """The labels of n samples: as asked, else spread over the classes; None for an unconditional
+        model."""
+        return spread_labels(labels, n, self.data, self.device) if self.conditional else None
+
+    def known_labels(self, labels: Tensor | None) -> Tensor | None:
+        """The labels of given images; None where they are unknown.
+
+        Raises UsageError for unknown labels if training never hid any.
+        """
+        if self.conditional and labels is None and not self.label_dropout:
+            raise UsageError(
+                "a model trained without label dropout needs labels", hint="set `model.label_dropout`"
+            )
+        return labels if self.conditional else None
+
+    def check_guidance(self, guidance: float, y: Tensor | None) -> None:
+        """Raises UsageError for guidance of a model that cannot be guided, or without labels."""
+        if guidance != 1 and not (self.conditional and self.label_dropout):
+            raise UsageError(
+                f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
+                hint="set `model.conditional` to `true` and train, or `guidance` to 1",
+            )
+        if guidance != 1 and y is None:
+            raise UsageError("guidance needs labels to go towards", hint="name them with `--label`")
+
+    def guided(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
+        """The network's output u + scale · (c − u) in fp32, where c is given the labels and u is not (eq. 6,
+        whose w is scale − 1).
+
+        It takes one pass of a doubled batch; at scales 1 and 0 one pass of the batch.
+        """
+        if y is None or scale in (0, 1):
+            return to_fp32(self.net(x, t, y if scale else None))
+        n = len(x)
+        hidden = torch.arange(2 * n, device=x.device) >= n
+        both = to_fp32(self.net(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y, y]), hidden))
+        return torch.lerp(both[n:], both[:n], scale)
+
+    def guided_within(
+        self,
+        predict: Callable[[Tensor, Tensor, Tensor | None, float], Tensor],
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        scale: float,
+        interval: Sequence[float],
+    ) -> Tensor:
+        """predict(x, t, y, scale) for rows whose time t [B] is in the `interval`, predict(x, t, y, 1) for the
+        others, which take one pass of the network and not two (Kynkäänniemi 2024, arXiv:2404.07724).
+
+        Rows may be at different times, as in the adaptive solver.
+        """
+        low, high = interval
+        inside = (low <= t) & (t <= high)
+        if scale == 1 or bool(inside.all()):
+            return predict(x, t, y, scale)
+        if not bool(inside.any()):
+            return predict(x, t, y, 1.0)
+        out = torch.empty_like(x)
+        for rows, strength in ((inside, scale), (~inside, 1.0)):
+            out[rows] = predict(x[rows], t[rows], None if y is None else y[rows], strength)
+        return out
+
+    def into_range(self, x: Tensor) -> Tensor:
+        """Images clamped to [-1, 1]; latents, which have no range, as they are."""
+        return x if self.data.levels is None else x.clamp(-1, 1)
+
+
+def stratified(u: Tensor, noise: Noise) -> Tensor:
+    """Uniform draws u [B], moved so that each of the equal shares of [0, 1) has one (Kingma 2021,
+    arXiv:2107.00630, appendix I.1).
+
+    There are as many shares as the global batch has rows; a `noise` without a global batch leaves u as it is.
+    """
+    total, start = getattr(noise, "total", None), getattr(noise, "start", 0)
+    if not total:
+        return u
+    return (u + torch.arange(start, start + len(u), device=u.device)) / total

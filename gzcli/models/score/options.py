@@ -1,0 +1,61 @@
+"""What a recipe says of a score model: how it is trained, and how images are drawn from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gzcli.models.nn.ode import Solver
+from gzcli.models.score.sde import Spacing
+
+Prediction = Literal["v", "eps"]
+Weighting = Literal["even", "score", "likelihood"]
+TimeSampling = Literal["uniform", "cosine"]
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The training loss.
+
+    prediction: what the network tells: the noise (eps), or v = (α ε − σ x_0) / √(α² + σ²).
+    weighting: λ(t) of the loss: σ², the plain error of ε (score); g², a bound of the likelihood (likelihood;
+      Song 2021b, arXiv:2101.09258); or the plain error of what is predicted (even).
+    time_sampling: times of a batch, one from each of its equal shares: uniform in t, or in the angle of (α,
+      σ), as in the cosine schedule (cosine).
+    """
+
+    prediction: Prediction = "v"
+    weighting: Weighting = "even"
+    time_sampling: TimeSampling = "cosine"
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """By which steps, given what, an image is drawn.
+
+    sampler: a solver of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), or
+      ode, by a general `solver`; or of the SDE, which wants hundreds of uniform steps: em (Euler–Maruyama),
+      `steps` calls, and pc (predictor–corrector), steps + corrector · (steps − 1) calls.
+    steps: between noise levels, 1 or more.
+    spacing: where they lie: uniform: evenly in t; karras: in the 7th root of σ/α (Karras 2022, eq. 5);
+      logsnr: in log σ/α.
+    corrector: Langevin steps that pc takes at each level.
+    snr: signal-to-noise ratio of these steps.
+    solver: of ode: adaptive to `tolerance`, or steps − 1 steps of one network call (euler), two (midpoint,
+      heun) or four (rk4).
+    tolerance: largest error of an adaptive step, for images in [-1, 1].
+    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper.
+    interval: times t between which guidance acts.
+    clip: whether estimates of x_0 are clamped to [-1, 1]; ode never clamps.
+    """
+
+    sampler: str = "dpmpp"
+    steps: int = 25
+    spacing: Spacing = "karras"
+    corrector: int = 1
+    snr: float = 0.16
+    solver: Solver = "adaptive"
+    tolerance: float = 1e-4
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    clip: bool = True
