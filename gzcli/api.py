@@ -314,12 +314,10 @@ def train(
         "launch.cpu": cpu or None,
         "launch.processes": processes,
     }
-    flags = {key: value for key, value in given.items() if value is not None}
-    sets: Iterable[str] = ()
+    flags: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if isinstance(set, Mapping):
         flags |= {key: list(v) if isinstance(v, tuple) else v for key, v in set.items()}
-    else:
-        sets = set
+    sets = [] if isinstance(set, Mapping) else set
     asked = planning.ask(what, None if data is None else str(data), sets, flags)
     run = asked.to_resume(extend=steps is not None) if resume else None
     plan = launch.plan(asked.recipe.launch, every_gpu=True)

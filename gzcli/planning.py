@@ -74,7 +74,13 @@ def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, An
 
 
 def ready(
-    asked: Asked, run: Run | None, steps: int | None, processes: int, *, say: Say, progress: Report
+    asked: Asked,
+    run: Run | None,
+    steps: int | None,
+    processes: int,
+    *,
+    say: Say = lambda text: None,
+    progress: Report = lambda done, total: None,
 ) -> Recipe:
     """The recipe that is trained: of a run that goes on its own, with what its data tell filled in.
 

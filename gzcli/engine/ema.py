@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gzcli.engine.capabilities import Calibrates
 from gzcli.types import Batch
 
 
@@ -32,7 +31,8 @@ class EMA:
         named = dict(model.named_parameters()) if decay else {}
         self.names, self.params = list(named), [p.detach() for p in named.values()]
         self.shadow = [p.clone() for p in self.params]
-        self.images, self.calibrated = images, model if isinstance(model, Calibrates) else None
+        self.images = images
+        self.calibrate: Callable[[Iterable[Batch]], None] | None = getattr(model, "calibrate", None)
         self.found: dict[str, Tensor] | None = None  # buffers that fit the average; None: not known yet
 
     def restart(self) -> None:
@@ -53,7 +53,7 @@ class EMA:
     def swapped(self) -> Iterator[None]:
         """Inside, the model has the averaged weights, and buffers that fit them. A call of every rank."""
         self._swap()
-        own = {} if self.calibrated is None else {name: b.clone() for name, b in self.model.named_buffers()}
+        own = {} if self.calibrate is None else {name: b.clone() for name, b in self.model.named_buffers()}
         try:
             self._calibrate(own)
             yield
@@ -74,21 +74,21 @@ class EMA:
 
     def statistics(self) -> dict[str, Tensor]:
         """The buffers that `calibrate` changes for the average, by name. A call of every rank."""
-        if self.calibrated is not None and self.found is None:
+        if self.calibrate is not None and self.found is None:
             with self.swapped():
                 pass
         return self.found or {}
 
     def _calibrate(self, own: dict[str, Tensor]) -> None:
         """Gives the model the buffers of its averaged weights; `own` are those of the trained ones."""
-        if self.calibrated is None:
+        if self.calibrate is None:
             return
         if self.found is not None:
             return self._fill(self.found)
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            self.calibrated.calibrate(self.images())
+            self.calibrate(self.images())
         self.model.train(training)
         now = self.model.named_buffers()
         self.found = {name: b.clone() for name, b in now if not torch.equal(b, own[name])}

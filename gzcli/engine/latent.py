@@ -13,8 +13,9 @@ have the mode.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
 from gzcli.engine.build import load_model
-from gzcli.engine.capabilities import Autoencoder
 from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
@@ -36,6 +36,16 @@ from gzcli.types import DataInfo, Noise
 
 MEASURED = 2000  # training images whose latents tell mean and deviation
 MEASURE_BATCH = 64
+
+
+class Autoencoder(Protocol):
+    """Turns images [B, C, H, W] into latents [B, c, h, w] and back."""
+
+    def to_latent(self, x: Tensor) -> Tensor: ...
+
+    def from_latent(self, z: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class LatentSpace:
@@ -194,7 +204,7 @@ def _find(name: str, device: torch.device | str) -> tuple[Autoencoder, DataInfo 
         for stage in run.stages or [run]:
             if "latent" in catalog.card_of(stage, part_of(stage.tree()).model).can:
                 model, saved = load_model(stage, device)
-                if isinstance(model, Autoencoder):
+                if hasattr(model, "to_latent"):
                     return model, saved.info, checksum(stage.path / "model.safetensors")
         raise UsageError(
             f"`data.latent`: `{run.id}` has no latents of images", hint="gz list models --can latent"

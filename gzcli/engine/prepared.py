@@ -19,7 +19,6 @@ from torch import Tensor
 from gzcli import ranks
 from gzcli.data.batches import TrainBatches, scan
 from gzcli.data.pack import Pack
-from gzcli.engine.capabilities import Prepares
 from gzcli.engine.latent import DiffusersVAE, LatentSpace, new_space
 from gzcli.engine.log import Log
 from gzcli.engine.maps import write_maps
@@ -113,7 +112,7 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
     They are read from `RUN/prepared/<key>.npy`, and made first by all ranks where they are not there.
     """
     folder = run.path / "prepared"
-    if not isinstance(model, Prepares):
+    if not hasattr(model, "prepare"):
         return {}
     if not folder.exists():
 
@@ -137,7 +136,7 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
 
 def with_prepared(model: Model, batch: Batch) -> Batch:
     """A batch of held-out images with what the model prepares of them, made on the fly."""
-    if isinstance(model, Prepares):
+    if hasattr(model, "prepare"):
         batch.extra |= model.prepare(batch)
     return batch
 

@@ -67,7 +67,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     if job.npz:
         result["npz"] = str(folder / "samples.npz")
         arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
-        np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]  # numpy's stubs
+        np.savez_compressed(folder / "samples.npz", **arrays)
     return result
 
 

@@ -18,7 +18,6 @@ from gzcli.data.pack import Pack
 from gzcli.engine import devices, optim, pictures, sampler, state
 from gzcli.engine.build import build_model, built_on, stages_for
 from gzcli.engine.cadence import KINDS, Cadence
-from gzcli.engine.capabilities import SeesBatch
 from gzcli.engine.ema import EMA
 from gzcli.engine.history import History, wandb_run
 from gzcli.engine.log import Log
@@ -128,7 +127,7 @@ class Trainer:
         """One fresh batch, shared by the phases that are due. Returns what is to be logged, detached."""
         self.seed_global(step)
         batch = self.batches.at(step)
-        if isinstance(self.model, SeesBatch):
+        if hasattr(self.model, "on_batch"):
             whole = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
             batch.extra |= self.model.on_batch(whole)
         losses: dict[str, Tensor] = {}

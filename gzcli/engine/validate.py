@@ -12,7 +12,6 @@ from gzcli import ranks
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
 from gzcli.engine import sampler
-from gzcli.engine.capabilities import HasLikelihood
 from gzcli.engine.prepared import with_prepared
 from gzcli.engine.trained import Trained
 from gzcli.metrics import collapse
@@ -71,7 +70,7 @@ def likelihood(trained: Trained, metric: str, data: Pack) -> float:
     nats = torch.Size(info.shape).numel() * math.log(2)  # of one bit per dimension
     batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
     for batch in batches if index else ():
-        if metric == "bpd" and isinstance(model, HasLikelihood):
+        if metric == "bpd" and hasattr(model, "log_prob"):
             labels = batch.y if model.conditional else None
             total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from gzcli.models.options import grouped
-from gzcli.types import Batch, DataInfo, Noise, Progress
+from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +33,7 @@ class Phase:
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameters as optimizer groups."""
-        params = list(self.params)
+        params: list[Any] = list(self.params)  # it may be an iterator, which can be read once
         grouped = bool(params) and isinstance(params[0], dict)
         self.params = params = [{**g, "params": list(g["params"])} for g in params] if grouped else params
         return params if grouped else [{"params": params}]
@@ -65,35 +65,33 @@ class Model(nn.Module):
     """
 
     paper: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()
-    labels_for: ClassVar[
-        tuple[str, ...]
-    ] = ()  # applications that may be told labels though the model is not conditional
-    likelihood: ClassVar[str | None] = None  # "exact" | "bound" | "ode": what log_prob is
-    latents: ClassVar[bool] = (
-        False  # whether it can live on latents (`data.latent`), which have no grey levels
-    )
-    costly: ClassVar[tuple[str, ...]] = ()  # scores that take an optimisation an image: only when named
-    fitted_on_train: ClassVar[
-        tuple[str, ...]
-    ] = ()  # scores whose fit takes training images, not held-out ones
-    perceptual_scores: ClassVar[
-        tuple[str, ...]
-    ] = ()  # those that compare images by `perceptual` too, if set,
-    # and unless their option `pixels` is true
-    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None  # distance [B] of two batches, by `gz ood`
+    needs: ClassVar[tuple[str, ...]] = ()  # what must come with each image, as a caption or a second domain
     conditional: bool = False  # an instance's own, where it was built to take labels
+    # applications that take labels though the model is not conditional
+    labels_for: ClassVar[tuple[str, ...]] = ()
+    latents: ClassVar[bool] = False  # whether it can live on latents (`data.latent`)
+    likelihood: ClassVar[str | None] = None  # what log_prob is: "exact" | "bound" | "ode"
+    # the best checkpoint is by "bpd" | "fd" | "loss"; auto is bpd where log_prob is cheap, else loss
+    best: ClassVar[str] = "auto"
+    costly: ClassVar[tuple[str, ...]] = ()  # scores that take an optimisation an image: only when named
+    fitted_on_train: ClassVar[tuple[str, ...]] = ()  # scores whose fit takes training images
+    # scores that compare images by `perceptual` too, unless their option `pixels` is true
+    perceptual_scores: ClassVar[tuple[str, ...]] = ()
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None  # distance [B] of two batches, by `gz ood`
     warnings: tuple[str, ...] = ()  # what `on_start` has to say to whoever trains it
-    best: ClassVar[str] = (
-        "auto"  # the best checkpoint is by "bpd" | "fd" | "loss"; auto = bpd where log_prob is cheap
-    )
 
     if TYPE_CHECKING:  # the optional methods that the engine calls; `hasattr` tells whether a model has one
+        calibrate: Callable[..., None]
+        from_latent: Callable[[Tensor], Tensor]
         log_prob: Callable[..., Tensor]
         measure: Callable[..., dict[str, float]]
+        on_batch: Callable[[Batch], dict[str, Tensor]]
+        prepare: Callable[[Batch], dict[str, Tensor]]
+        reconstruct: Callable[..., Applied]
         score_nll: Callable[..., Tensor]
         sources: Callable[..., Tensor]
         to_diffusers: Callable[[], Any]
+        to_latent: Callable[[Tensor], Tensor]
 
     def __init__(self, data: DataInfo):
         super().__init__()
@@ -131,7 +129,7 @@ class Model(nn.Module):
         self.__dict__.setdefault("attached", {})[name] = module
         self.__dict__[name] = module  # past nn.Module.__setattr__, which would register it
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for module in self.__dict__.get("attached", {}).values():
             module._apply(fn)
         return super()._apply(fn, recurse)

@@ -187,18 +187,19 @@ def phases(model: ModelCard) -> tuple[str, ...] | None:
     """
     for cls in lineage_of(model.path, model.cls):
         if "phases" in cls.methods:
-            names = [_phase_name(node) for node in ast.walk(method_of(cls, "phases")) if _is_phase(node)]
+            nodes = ast.walk(method_of(cls, "phases"))
+            names = [_phase_name(node) for node in nodes if isinstance(node, ast.Call) and _is_phase(node)]
             return tuple(dict.fromkeys(filter(None, names))) if names and None not in names else None
     return ("main",)
 
 
-def _is_phase(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Phase"
+def _is_phase(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id == "Phase"
 
 
 def _phase_name(call: ast.Call) -> str | None:
     node = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "name"), None)
-    return node.value if isinstance(node, ast.Constant) else None
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 # ---------------------------------------------------------------------------- a card from a file

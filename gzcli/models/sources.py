@@ -116,8 +116,8 @@ def lineage_of(path: Path, name: str) -> list[Class]:
         if isinstance(base, ast.Name):
             line += lineage_of(path, base.id)
         elif isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):  # vae.Vae
-            source = module.imports.get(base.value.id)
-            if source and (file := _module_path(".".join(filter(None, source)))):
+            origin = module.imports.get(base.value.id)
+            if origin and (file := _module_path(".".join(filter(None, origin)))):
                 line += lineage_of(file, base.attr)
     # A base that two branches share comes after both, as in Python's own order.
     return [cls for i, cls in enumerate(line) if all(cls.node is not later.node for later in line[i + 1 :])]
@@ -148,7 +148,7 @@ def _module(path: Path) -> _Module:
     except SyntaxError:
         tree = ast.parse(text, str(path))
     package = ["gzcli", *path.parent.relative_to(ROOT.parent).parts] if ROOT.parent in path.parents else []
-    imports = {}
+    imports: dict[str, tuple[str, str]] = {}
     for node in _top(tree):
         if isinstance(node, ast.ImportFrom):
             origin = package[: len(package) - node.level + 1] if node.level else []
@@ -158,7 +158,7 @@ def _module(path: Path) -> _Module:
         elif isinstance(node, ast.Import):  # `import gzcli`, then `gzcli.Model`
             imports |= {a.asname or "gzcli": ("gzcli", "") for a in node.names if a.name == "gzcli"}
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    aliases = {
+    aliases: dict[str, ast.expr] = {
         node.targets[0].id: node.value
         for node in tree.body
         if isinstance(node, ast.Assign)
@@ -194,7 +194,7 @@ def _outline(text: str) -> str:
     for line in text.split("\n"):
         start = _DEF.match(line)
         if open_brackets or (start and (body is None or len(start[1]) <= body)):
-            indent = indent if open_brackets else len(start[1])
+            indent = len(start[1]) if start and not open_brackets else indent
             code = line.partition("#")[0].rstrip()
             open_brackets += sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
             ends = not open_brackets and code.endswith(":")

@@ -35,9 +35,8 @@ def texts(recipe: Recipe) -> dict[str, str]:
     shared = dict(found)
     for part in recipe.parts:
         below: Key = ("stages", part.stage) if part.stage else ()
-        own = {**shared, **_of_model(catalog.card(part.model), part)}
+        own = {**shared, **_of_model(catalog.card(part.model), part), ("model", "name"): of_part["model"]}
         found |= {(*below, *key): text for key, text in own.items()}
-        found[(*below, "model", "name")] = of_part["model"]
     return {".".join(key): text for key, text in found.items()}
 
 
