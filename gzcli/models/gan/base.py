@@ -13,7 +13,7 @@ from gzcli.errors import UsageError
 from gzcli.models.base import Phase
 from gzcli.models.gan.augment import POLICIES, diff_augment
 from gzcli.models.gan.generator import Generator, GeneratorOptions
-from gzcli.models.gan.inversion import InvertibleGAN
+from gzcli.models.gan.inversion import InvertibleGAN, Search
 from gzcli.models.nn.adversarial import OBJECTIVES, Objective, gradient_penalty, r1_penalty
 from gzcli.models.nn.common import fresh_statistics, spread_labels, to_fp32
 from gzcli.models.nn.critic import Critic, CriticOptions, LabelAs
@@ -180,6 +180,25 @@ class GAN(InvertibleGAN):
             return -self.critic(x)
         classes = spread_labels(None, len(self.data.classes), self.data, x.device)
         return -torch.stack([self.critic(x, y.expand(len(x), *y.shape)) for y in classes]).mean(0)
+
+    def score_inversion(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        steps: int = 100,
+        lr: float = 0.05,
+        starts: int = 8,
+        feature: float = 0.1,
+    ) -> Tensor:
+        """The distance of x to the generator's nearest image (AnoGAN, eq. 4).
+
+        steps: gradient steps of the search for z
+        lr: learning rate of Adam in the search for z
+        starts: draws of z, of which the nearest is the start
+        feature: weight of the critic's features in the distance, in [0, 1]
+        """
+        return self.invert(x, noise, Search(steps, lr, starts, feature))[2]
 
     def unit_features(self, x: Tensor) -> Tensor:
         """The critic's features on a 2×2 grid, of norm 1: [B, 4·C']."""

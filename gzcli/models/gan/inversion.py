@@ -37,7 +37,7 @@ class Search:
 
 
 class InvertibleGAN(Model):
-    """A generator and a critic: the applications and the score that search for z."""
+    """A generator and a critic, with the search for z and the applications that need it."""
 
     costly = ("inversion",)
 
@@ -189,24 +189,3 @@ class InvertibleGAN(Model):
 
         with torch.no_grad():
             return traversal(decode, z, dims, steps, span)
-
-    # ---- out-of-distribution score
-
-    def score_inversion(
-        self,
-        x: Tensor,
-        *,
-        noise: Noise,
-        steps: int = 100,
-        lr: float = 0.05,
-        starts: int = 8,
-        feature: float = 0.1,
-    ) -> Tensor:
-        """The distance of x to the generator's nearest image (AnoGAN, eq. 4).
-
-        steps: gradient steps of the search for z
-        lr: learning rate of Adam in the search for z
-        starts: draws of z, of which the nearest is the start
-        feature: weight of the critic's features in the distance, in [0, 1]
-        """
-        return self.invert(x, noise, Search(steps, lr, starts, feature))[2]

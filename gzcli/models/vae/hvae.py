@@ -23,7 +23,7 @@ from gzcli.models.nn.common import spread_labels
 from gzcli.models.nn.latent import as_ways, ways
 from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE
 from gzcli.models.vae.cells import SpectralNorms
-from gzcli.models.vae.ladder import BottomUp, Code, LadderOptions, TopDown
+from gzcli.models.vae.ladder import BottomUp, Code, LadderOptions, TopDown, check
 from gzcli.models.vae.mixture import MixturePixels
 from gzcli.models.vae.pixels import PixelDistribution, Pixels
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
@@ -281,22 +281,3 @@ class HVAE(LabelledVAE):
 def kl_of(codes: list[Code]) -> Tensor:
     """KL(q ‖ p) of each group, [B, groups]."""
     return torch.stack([code.kl() for code in codes], dim=1)
-
-
-def check(ladder: LadderOptions, mixture: int) -> None:
-    """Raises UsageError unless the options describe two towers."""
-    channels, groups, cells = ladder.channels, ladder.groups, ladder.cells
-    if not len(channels) == len(groups) == len(cells):
-        raise UsageError(
-            "`model.channels`, `model.groups` and `model.cells` differ in length",
-            hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
-        )
-    if not groups or groups[-1] < 1:
-        raise UsageError(
-            "`model.groups` has no group at the coarsest resolution",
-            hint="its last number must be 1 or more",
-        )
-    if min(*groups, *cells) < 0 or min(*channels, ladder.latent, ladder.expand, mixture) < 1:
-        raise UsageError(
-            "`model.groups` and `model.cells` must not be negative, the other sizes of `model` be 1 or more"
-        )

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli.errors import UsageError
 from gzcli.models.nn.common import to_fp32
 from gzcli.models.vae.cells import DecoderCell, EncoderCell
 from gzcli.models.vae.gaussian import kl_normal, log_normal
@@ -39,6 +40,25 @@ class LadderOptions:
     cells: tuple[int, ...] = (0, 1, 1, 1)
     latent: int = 8
     expand: int = 3
+
+
+def check(ladder: LadderOptions, mixture: int) -> None:
+    """Raises UsageError unless the options, and the components of a mixture, describe two towers."""
+    channels, groups, cells = ladder.channels, ladder.groups, ladder.cells
+    if not len(channels) == len(groups) == len(cells):
+        raise UsageError(
+            "`model.channels`, `model.groups` and `model.cells` differ in length",
+            hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
+        )
+    if not groups or groups[-1] < 1:
+        raise UsageError(
+            "`model.groups` has no group at the coarsest resolution",
+            hint="its last number must be 1 or more",
+        )
+    if min(*groups, *cells) < 0 or min(*channels, ladder.latent, ladder.expand, mixture) < 1:
+        raise UsageError(
+            "`model.groups` and `model.cells` must not be negative, the other sizes of `model` be 1 or more"
+        )
 
 
 class Code(NamedTuple):
