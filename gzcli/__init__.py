@@ -17,17 +17,18 @@ from gzcli.version import __version__
 
 if TYPE_CHECKING:
     from gzcli import models
-    from gzcli.api import Data, Run, datasets, load, open_data, train
+    from gzcli.api import datasets, load, open_data, train
+    from gzcli.handles import Data, Run
     from gzcli.models.base import Model, Phase
     from gzcli.types import Batch, DataInfo
 
 _MODULES = {
     "Batch": "gzcli.types",
-    "Data": "gzcli.api",
+    "Data": "gzcli.handles",
     "DataInfo": "gzcli.types",
     "Model": "gzcli.models.base",
     "Phase": "gzcli.models.base",
-    "Run": "gzcli.api",
+    "Run": "gzcli.handles",
     "datasets": "gzcli.api",
     "load": "gzcli.api",
     "open_data": "gzcli.api",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gzcli.models.catalog import ModelCard
+from gzcli.models.catalog import ModelCard, cards
 
 
 class _Zoo(ModuleType):
@@ -15,8 +13,6 @@ class _Zoo(ModuleType):
 
     def __call__(self) -> dict[str, ModelCard]:
         """The card of every model by name: the zoo, and what `GZ_MODELS` and installed packages add."""
-        from gzcli.models.catalog import cards
-
         return cards()
 
 

@@ -179,7 +179,7 @@ def trainer_of(case: Case, monkeypatch) -> trainer.Trainer:
         "precision": "fp32",
         "best": "auto",
     }
-    monkeypatch.setattr(trainer, "build_model", lambda tree, info, stages: case.build(info))
+    monkeypatch.setattr(trainer, "build_model", lambda part, info, stages, card: case.build(info))
     monkeypatch.setattr(trainer, "stages_for", lambda *_: {})  # `case` builds them
     monkeypatch.setattr(trainer, "built_on", lambda *_: {})
     run = runs.create(case.model, case.data)

@@ -1,0 +1,261 @@
+"""What gz gives a Python program to hold: a trained model, and a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.data.batches import quantise, to_uint8
+from gzcli.data.open import open_named
+from gzcli.data.pack import Pack
+from gzcli.engine import sampler
+from gzcli.engine.images import Images
+from gzcli.engine.scores import Scorer, choose
+from gzcli.engine.trained import Trained
+from gzcli.errors import UsageError
+from gzcli.models.base import Model
+from gzcli.models.options import defaults, grouped
+from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
+
+BATCH = 100  # images that are scored together
+FITTED_ON = 500  # validation images that a score is fitted on, as `gz ood` does
+BANK = 10_000  # training images, for the scores that are fitted on these
+
+
+class Data:
+    """A packed data set.
+
+    pack: its arrays and what is known of them.
+    """
+
+    def __init__(self, pack: Pack):
+        self.pack = pack
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return self.pack.meta.name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.pack.meta.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes; () where it has no labels."""
+        return self.pack.meta.classes
+
+    def images(self, split: str = "train") -> Any:
+        """uint8 [N, C, H, W] of "train", "val" or "test": a memory-map, or, of a streamed set, what decodes
+        the rows that are asked for."""
+        return self.pack.images(split)
+
+    def labels(self, split: str = "train") -> np.ndarray | None:
+        """int64 [N], uint8 [N, K] where several classes hold at once, or None."""
+        return self.pack.labels(split)
+
+    def __repr__(self) -> str:
+        return f"<gzcli.Data {self.name}: {self.pack.meta.words}>"
+
+
+class Run:
+    """A trained model, on its device, with its averaged weights.
+
+    trained: what the engine knows of it.
+    """
+
+    def __init__(self, trained: Trained):
+        self.trained = trained
+        self._data: Data | None = None
+
+    @property
+    def id(self) -> str:
+        """What `gz` calls it."""
+        return self.trained.run.owner.id
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.trained.run.owner.path
+
+    @property
+    def model(self) -> Model:
+        """The torch module, in eval mode, without gradients."""
+        return self.trained.model
+
+    @property
+    def info(self) -> DataInfo:
+        """Shape, grey levels and classes of its images."""
+        return self.trained.images
+
+    @property
+    def data(self) -> Data:
+        """The data set that it was trained on, in the size that it was trained in."""
+        if self._data is None:
+            section = self.trained.part.data
+            self._data = Data(open_named(section.name, size=section.size, channels=section.channels))
+        return self._data
+
+    def sample(
+        self,
+        n: int = 16,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | np.ndarray | None = None,
+        prompts: Sequence[str] = (),
+        **options: Any,
+    ) -> np.ndarray:
+        """n images, uint8 [n, C, H, W].
+
+        n: how many.
+        seed: of the noise; image i is a function of (seed, i).
+        labels: classes [m] by number, or [m, K], that the images take in turn; None: each class in turn.
+        prompts: texts that the images take in turn.
+        options: keywords of the model's `sample`, as `steps=20`; they go before those of the recipe.
+
+        Raises UsageError for an option that the model does not have, or labels where it takes none.
+        """
+        y = None if labels is None else self._labels(labels, n)
+        given = {"prompt": list(prompts)} if prompts else {}
+        keywords = self._known("sample", options)
+        return sampler.draw(self.trained, n, seed=seed, labels=y, given=given, options=keywords)
+
+    def log_prob(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int] | np.ndarray | None = None,
+        *,
+        seed: int = 0,
+        **options: Any,
+    ) -> np.ndarray:
+        """The log-likelihood of each image, float64 [N] nats of the discrete image.
+
+        images: uint8 [N, C, H, W].
+        labels: the class of each image [N] by number, or [N, K]; None: without labels.
+        seed: of the noise.
+        options: keywords of the model's `log_prob`, as `steps=100`.
+
+        Raises UsageError where the model has no likelihood of images.
+        """
+        if self.trained.space is not None or not hasattr(self.model, "log_prob"):
+            raise UsageError(
+                f"`{self.trained.name}` has no likelihood of images", hint="gz list models --can log_prob"
+            )
+        keywords = grouped(self.model.log_prob, self._known("log_prob", options))
+        y = None if labels is None else self._labels(labels, len(images))
+        found = [np.zeros(0)]
+        for batch in self._batches(images, seed):
+            own = None if y is None else y[batch.index.cpu()].to(self.trained.device)
+            with torch.no_grad():
+                value = self.model.log_prob(batch.x, own, noise=batch.noise, **keywords)
+            found.append(value.cpu().double().numpy())
+        return np.concatenate(found)
+
+    def score(self, images: np.ndarray, name: str, *, seed: int = 0, **options: Any) -> np.ndarray:
+        """An out-of-distribution score of each image, float64 [N]; higher is more out-of-distribution.
+
+        images: uint8 [N, C, H, W].
+        name: of the score, as `gz ood --score` has it.
+        seed: of the noise.
+        options: keywords of the score.
+
+        Raises UsageError for a score, or an option of it, that the model does not have.
+        """
+        (known,) = choose(self.trained, [name.replace("-", "_")])
+        scorer = Scorer(self.trained, [known], options=options, seed=seed)
+        if scorer.unused:
+            raise UsageError(f"the score `{known}` does not take `{scorer.unused[0]}`")
+        if scorer.is_fitted():
+            scorer.fit(self._split("val", FITTED_ON, seed), self._split("train", BANK, seed))
+        return np.concatenate([np.zeros(0), *(scorer(batch)[known] for batch in self._batches(images, seed))])
+
+    def do(
+        self,
+        application: str,
+        images: np.ndarray,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """What an application makes of images, uint8 [M, C, H, W], in the order of `gz sample --do`.
+
+        application: "reconstruct", "inpaint", … as `gz list models` tells.
+        images: uint8 [N, C, H, W].
+        seed: of the noise.
+        labels: classes [m] by number that the images take in turn.
+        mask: 0/1 [H, W], 1 where the images are kept.
+        options: keywords of the application.
+
+        Raises UsageError for an application that the model does not have.
+        """
+        method = getattr(self.model, application, None)
+        if method is None:
+            raise UsageError(f"`{self.trained.name}` does not {application}", hint="gz list models")
+        x = self._seen(images, range(len(images)), seed)
+        keywords = dict(self._known(application, options))
+        if labels is not None:
+            keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
+        if mask is not None:
+            kept = torch.from_numpy(np.asarray(mask, np.float32)).to(self.trained.device)
+            keywords["mask"] = kept.expand(len(images), 1, *kept.shape[-2:])
+        noise = ImageNoise(seed, range(len(images)), self.trained.device)
+        made = method(x, noise=noise, progress=no_progress, **grouped(method, keywords))
+        return to_uint8(self.trained.shown(made.images)).cpu().numpy()
+
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.info.shape))
+        return f"<gzcli.Run {self.id}: {self.trained.part.model}, {size}, step {self.trained.step:,}>"
+
+    # ------------------------------------------------------------------------------------------ helpers
+
+    def _known(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options. Raises UsageError for one that the method does not have."""
+        known = defaults(getattr(self.model, method))
+        for name in options:
+            if name not in known:
+                raise UsageError(f"`{method}` of `{self.trained.name}` takes no `{name}`")
+        return options
+
+    def _labels(self, labels: Sequence[int] | np.ndarray, n: int) -> Tensor:
+        """[n] int64, or float [n, K], of the m labels that are taken in turn."""
+        y = torch.as_tensor(np.asarray(labels))
+        if y.ndim == 1 and self.info.multilabel:
+            y = torch.nn.functional.one_hot(y.long(), len(self.info.classes))
+        y = y[torch.arange(n) % len(y)]
+        return y.long() if y.ndim == 1 else y.float()
+
+    def _pixels(self, images: np.ndarray, index: range, seed: int) -> Tensor:
+        """Images of these numbers as the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
+        u8 = torch.from_numpy(np.ascontiguousarray(images))
+        if u8.dtype != torch.uint8 or tuple(u8.shape[1:]) != self.info.shape:
+            raise UsageError(
+                f"images must be uint8 [N, {', '.join(map(str, self.info.shape))}], not {u8.dtype} "
+                f"{list(u8.shape)}"
+            )
+        x = quantise(u8[index.start : index.stop], self.info.levels, ImageNoise(seed, index))
+        return x.to(self.trained.device)
+
+    def _seen(self, images: np.ndarray, index: range, seed: int) -> Tensor:
+        x = self._pixels(images, index, seed)
+        return x if self.trained.space is None else self.trained.space.encode(x)
+
+    def _batches(self, images: np.ndarray, seed: int) -> Iterator[Batch]:
+        device = self.trained.device
+        for start in range(0, len(images), BATCH):
+            index = range(start, min(start + BATCH, len(images)))
+            x = self._pixels(images, index, seed)
+            positions = torch.arange(index.start, index.stop, device=device)
+            yield Batch(x, None, positions, ImageNoise(seed, index, device))
+
+    def _split(self, split: str, most: int, seed: int) -> Images:
+        pack = self.data.pack
+        index = np.sort(np.random.default_rng(0).permutation(pack.meta.counts[split])[:most])
+        return Images.of(self.trained, pack, split, index, size=BATCH, seed=seed)
