@@ -70,7 +70,7 @@ def likelihood(trained: Trained, metric: str, data: Pack) -> float:
     nats = torch.Size(info.shape).numel() * math.log(2)  # of one bit per dimension
     batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
     for batch in batches if index else ():
-        if metric == "bpd" and hasattr(model, "log_prob"):
+        if metric == "bpd":
             labels = batch.y if model.conditional else None
             total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
         else:

@@ -146,7 +146,7 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
         assert ((mean - true_mean).abs() / true_var.sqrt()).max() < 0.1
         assert ((true_var / var).log().abs()).max() < 0.2
     plain = trainer(recipe(which, steps=20, sets=sets))
-    plain.ema.calibrated = None
+    plain.ema.calibrate = None
     plain.fit()
     weights = "checkpoints/00000020/model.safetensors"
     ours, theirs = (load_file(r.run.path / weights) for r in (t, plain))
