@@ -121,6 +121,8 @@ class Run:
 
         Raises UsageError for an option that the model does not have, or labels where it takes none.
         """
+        if labels is not None and not self.model.conditional:
+            raise UsageError(f"`{self.trained.name}` was not trained with labels")
         y = None if labels is None else self._labels(labels, n)
         given = {"prompt": list(prompts)} if prompts else {}
         keywords = self._known("sample", options)

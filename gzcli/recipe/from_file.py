@@ -9,7 +9,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import MissingError
+from gzcli.errors import MissingError, UsageError
+from gzcli.models import catalog
 from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import cache_dir
@@ -47,6 +48,13 @@ def run_of(file: Path) -> Run:
             f"`{file}` is built on the weights of {named}, which lie in its run",
             hint="name the run, or its folder",
         )
+    try:
+        catalog.card(tree["model"]["name"])
+    except UsageError as e:
+        raise MissingError(
+            f"`{file}` is of a model from outside, `{tree['model']['name']}`, whose file is not at hand",
+            hint="put the model's file into a folder that `GZ_MODELS` names",
+        ) from e
     folder = cache_dir("files", f"{file.stem}-{files.checksum(file)[:12]}")
     if not folder.exists():
         with files.new_dir(folder) as part:

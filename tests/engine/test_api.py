@@ -1,0 +1,136 @@
+"""gz from Python, a weights file by itself, and a model from outside that is trained, sampled, scored and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import gz
+
+import gzcli
+from gzcli import testing
+from gzcli.errors import MissingError, UsageError
+from gzcli.models.vae.vae import VAE
+from gzcli.store import outside, runs
+
+pytestmark = pytest.mark.xdist_group("api")
+TEMPLATE = Path(testing.__file__).parent / "template.py"
+SMALL = {"model.net": "mlp", "model.hidden": (16,), "model.latent": 2, "train.best": "none"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _home(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("api")))
+    patch.setattr(outside, "_typed", {})
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def run(_home) -> gzcli.Run:
+    return gzcli.train("vae", data="digits", steps=20, seed=3, name="mine", cpu=True, set=SMALL, quiet=True)
+
+
+def test_a_run_is_what_was_asked_for(run):
+    part = run.trained.part
+    assert (part.seed, part.train.steps, part.data.name) == (3, 20, "digits")
+    assert part.options["hidden"] == (16,) and isinstance(run.model, VAE) and not run.model.training
+    assert run.id == runs.by_name("mine").id and run.path.is_dir()
+    assert run.info.shape == (1, 16, 16) and "vae, 1×16×16, step 20" in repr(run)
+
+
+def test_images_are_those_of_the_command_line(run, tmp_path):
+    images = run.sample(6, seed=5, temperature=0.5)
+    assert images.shape == (6, 1, 16, 16) and images.dtype == np.uint8
+    assert np.array_equal(images[:2], run.sample(2, seed=5, temperature=0.5))
+    assert not np.array_equal(images, run.sample(6, seed=6, temperature=0.5))
+    words = ("sample", "mine", "-n", "6", "--seed", "5", "--temperature", "0.5", "--npz", "--cpu", "--json")
+    made = json.loads(gz(*words, "--out", str(tmp_path / "out")).stdout)
+    assert np.array_equal(np.load(made["npz"])["samples"], images.transpose(0, 2, 3, 1))
+
+
+def test_likelihoods_and_scores_are_the_models(run):
+    images = np.array(run.data.images("test")[:150])
+    found = run.log_prob(images, seed=1)
+    assert found.shape == (150,) and found.dtype == np.float64
+    np.testing.assert_allclose(run.log_prob(images[:3], seed=1), found[:3], rtol=1e-6)
+    np.testing.assert_allclose(run.score(images, "nll", seed=1), -found, rtol=1e-6)
+    assert run.score(images, "recon").shape == (150,)
+    assert run.score(images[:20], "typicality").shape == (20,), "which is fitted on validation images first"
+    rebuilt = run.do("reconstruct", images[:4])
+    assert rebuilt.shape == (4, 1, 16, 16) and rebuilt.dtype == np.uint8
+
+
+def test_what_does_not_fit_is_told(run):
+    images = np.array(run.data.images("test")[:2])
+    for call, told in (
+        (lambda: run.sample(2, stepz=3), "takes no `stepz`"),
+        (lambda: run.sample(2, labels=[1]), "labels"),
+        (lambda: run.score(images, "nonsense"), "no score `nonsense`"),
+        (lambda: run.score(images, "recon", stepz=3), "does not take `stepz`"),
+        (lambda: run.log_prob(images[:, :, :8]), "images must be uint8"),
+        (lambda: run.log_prob(images / 255.0), "images must be uint8"),
+        (lambda: run.do("inpaint", images), "does not inpaint"),
+        (lambda: gzcli.train("vae", steps=3, minutes=1), "exclude each other"),
+        (lambda: gzcli.load("nothing"), "no model or run"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            call()
+
+
+def test_data_by_name_and_of_a_run(run):
+    data = gzcli.open_data("digits")
+    assert (data.name, data.shape, len(data.classes)) == ("digits", (1, 16, 16), 10)
+    assert np.array_equal(data.images("val"), run.data.images("val")) and len(data.labels("val")) == 144
+    assert "digits" in [row["name"] for row in gzcli.datasets()]
+    assert gzcli.models()["vae"].family == "vae"
+
+
+def test_a_weights_file_samples_by_itself(run, tmp_path):
+    file = tmp_path / "w.safetensors"
+    shutil.copy(run.path / "model.safetensors", file)
+    assert np.array_equal(gzcli.load(file).sample(4), run.sample(4))
+    assert gzcli.load(run.path / "model.safetensors").id == run.id, "in its folder it is that run's"
+    made = json.loads(
+        gz("sample", str(file), "-n", "4", "--npz", "--cpu", "--json", "--out", str(tmp_path / "o")).stdout
+    )
+    assert np.array_equal(np.load(made["npz"])["samples"].transpose(0, 3, 1, 2), run.sample(4))
+    (tmp_path / "other.safetensors").write_bytes(b"12345678{}")
+    with pytest.raises(MissingError, match="no safetensors file|does not say which model"):
+        gzcli.load(tmp_path / "other.safetensors")
+
+
+def test_a_model_from_outside_is_a_model_like_any_other(tmp_path, monkeypatch):
+    file = tmp_path / "house.py"
+    file.write_text(TEMPLATE.read_text().replace("hidden: int = 32", "hidden: int = 4"))
+    (tmp_path / "house.yaml").write_text("train: {steps: 15, batch_size: 16, best: none}\n")
+    run = gzcli.train(str(file), cpu=True, quiet=True, set=["train.log_every=5"])
+    assert (run.trained.part.train.steps, run.trained.part.options["hidden"]) == (15, 4)
+    kept = run.path / "models" / "house.py"
+    (noted,) = json.loads((run.path / "env.json").read_text())["models"]
+    assert kept.read_text() == file.read_text() and noted["name"] == "house" and len(noted["sha256"]) == 64
+    images = run.sample(2)
+    file.write_text("nothing of it is left")
+    monkeypatch.setattr(outside, "_typed", {})
+    again = gzcli.load("house")
+    assert np.array_equal(again.sample(2), images), "the run goes by its own copy"
+    assert gz("sample", "house", "-n", "2", "--cpu", "-q").stdout.strip().endswith("grid.png")
+    shutil.copy(run.path / "model.safetensors", tmp_path / "alone.safetensors")
+    with pytest.raises(MissingError, match="`house`"):
+        gzcli.load(tmp_path / "alone.safetensors")
+    monkeypatch.setenv("GZ_MODELS", str(kept.parent))
+    assert np.array_equal(gzcli.load(tmp_path / "alone.safetensors").sample(2), images)
+    assert "house" in gz("list", "models").stdout
+
+
+def test_importing_gzcli_loads_next_to_nothing():
+    code = "import sys, time; t = time.process_time(); import gzcli; took = time.process_time() - t; gzcli.models(); "
+    code += "print(took, *sorted({'torch', 'numpy', 'typer', 'yaml', 'rich'} & set(sys.modules)))"
+    took, *heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    assert heavy == [] and float(took) < 0.03
