@@ -1,4 +1,4 @@
-"""gz from Python, a weights file by itself, and a model from outside that is trained, sampled, scored and kept."""
+"""gz from Python, a weights file by itself, and a model from outside that is trained, sampled and kept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(_home) -> gzcli.Run:
 def test_a_run_is_what_was_asked_for(run):
     part = run.trained.part
     assert (part.seed, part.train.steps, part.data.name) == (3, 20, "digits")
-    assert part.options["hidden"] == (16,) and isinstance(run.model, VAE) and not run.model.training
+    assert part.options["hidden"] == [16] and isinstance(run.model, VAE) and not run.model.training
     assert run.id == runs.by_name("mine").id and run.path.is_dir()
     assert run.info.shape == (1, 16, 16) and "vae, 1×16×16, step 20" in repr(run)
 
@@ -102,7 +102,7 @@ def test_a_weights_file_samples_by_itself(run, tmp_path):
     )
     assert np.array_equal(np.load(made["npz"])["samples"].transpose(0, 3, 1, 2), run.sample(4))
     (tmp_path / "other.safetensors").write_bytes(b"12345678{}")
-    with pytest.raises(MissingError, match="no safetensors file|does not say which model"):
+    with pytest.raises(MissingError, match=r"no safetensors file|does not say which model"):
         gzcli.load(tmp_path / "other.safetensors")
 
 
@@ -130,7 +130,9 @@ def test_a_model_from_outside_is_a_model_like_any_other(tmp_path, monkeypatch):
 
 
 def test_importing_gzcli_loads_next_to_nothing():
-    code = "import sys, time; t = time.process_time(); import gzcli; took = time.process_time() - t; gzcli.models(); "
-    code += "print(took, *sorted({'torch', 'numpy', 'typer', 'yaml', 'rich'} & set(sys.modules)))"
+    code = "import sys, time; t = time.process_time(); import gzcli; took = time.process_time() - t; "
+    code += (
+        "gzcli.models(); print(took, *sorted({'torch', 'numpy', 'typer', 'yaml', 'rich'} & set(sys.modules)))"
+    )
     took, *heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
     assert heavy == [] and float(took) < 0.03
