@@ -71,13 +71,7 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in out.splitlines())
 
 
-def plan(
-    section: LaunchSection,
-    *,
-    every_gpu: bool,
-    check: bool = True,
-    extra: Sequence[str] = (),
-) -> Plan:
+def plan(section: LaunchSection, *, every_gpu: bool, check: bool = True, extra: Sequence[str] = ()) -> Plan:
     """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
 
     Raises DeviceError where a GPU is asked for that is not there, unless not `check`.

@@ -47,8 +47,7 @@ def _one_or_three(channels: int | None) -> int | None:
 
 
 _Channels = Annotated[
-    int | None,
-    typer.Option(metavar="C", min=1, max=3, callback=_one_or_three, help="1 for grey, 3 for RGB."),
+    int | None, typer.Option(metavar="C", min=1, max=3, callback=_one_or_three, help="1 for grey, 3 for RGB.")
 ]
 
 

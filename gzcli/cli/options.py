@@ -236,8 +236,7 @@ Cpu = Annotated[
     bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.", rich_help_panel=_DEVICE)
 ]
 Processes = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="CPU processes, with `--cpu`.", rich_help_panel=_DEVICE),
+    int | None, typer.Option(metavar="N", min=1, help="CPU processes, with `--cpu`.", rich_help_panel=_DEVICE)
 ]
 Extra = Annotated[
     list[str] | None,

@@ -15,7 +15,7 @@ from gzcli.store.weights import offline
 def addresses(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
     """Where to look for a file, in order: paths or http(s) URLs.
 
-    source: the folder, file or URL of `--from`, which alone is then looked at
+    source: the folder, file or URL of `--from`, which alone is then looked at.
 
     Raises MissingError where all of them are on a network that the user forbids, or the source is not there.
     """

@@ -33,8 +33,8 @@ _ODD = {
 class Members(Protocol):
     """The wanted files of a folder or an archive.
 
-    names: POSIX, relative, in the order of reading
-    notes: what was left out, and why
+    names: POSIX, relative, in the order of reading.
+    notes: what was left out, and why.
     """
 
     names: list[str]

@@ -63,12 +63,12 @@ def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
 class Augmentation(NamedTuple):
     """An augmentation that recipes may name.
 
-    step: (uint8 [B, C, H, W], noise, number) → uint8 [B, C, H, W]
-    default: the number, where a recipe gives none
-    most: the greatest number that is allowed; the least is 0
-    what: what the number is, for messages
-    whole: whether it is a whole number
-    moves: whether pixels only change their places: then maps (`conditions.MAPS`) go with their images
+    step: (uint8 [B, C, H, W], noise, number) → uint8 [B, C, H, W].
+    default: the number, where a recipe gives none.
+    most: the greatest number that is allowed; the least is 0.
+    what: what the number is, for messages.
+    whole: whether it is a whole number.
+    moves: whether pixels only change their places: then maps (`conditions.MAPS`) go with their images.
     """
 
     step: Callable[[Tensor, Noise, float], Tensor]

@@ -25,9 +25,9 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
     where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: a
     likelihood of binary images is of such draws (Salakhutdinov & Murray 2008).
 
-    u8: bytes, of any shape
-    levels: grey levels L, 2 … 256; None for latents, which keep their values
-    noise: of the draw, with 2 levels
+    u8: bytes, of any shape.
+    levels: grey levels L, 2 … 256; None for latents, which keep their values.
+    noise: of the draw, with 2 levels.
     """
     if levels is None:
         return u8.to(torch.get_default_dtype())
@@ -58,18 +58,18 @@ class TrainBatches:
     the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it. The
     noise of a batch draws on the device.
 
-    pack: the set
-    seed: of the order, of augmentation and of the batches' noise
-    batch_size: images of the global batch, B
-    levels: grey levels, 2 … 256
-    device: where the batches are
-    augment: names of `AUGMENTS`, each with a number if need be (`mutate=0.2`)
-    rank: number of this process
-    world: number of processes
-    n: images of a fixed random subset; None: all
-    prepared: arrays [N, …] whose rows come along in `extra`
+    pack: the set.
+    seed: of the order, of augmentation and of the batches' noise.
+    batch_size: images of the global batch, B.
+    levels: grey levels, 2 … 256.
+    device: where the batches are.
+    augment: names of `AUGMENTS`, each with a number if need be (`mutate=0.2`).
+    rank: number of this process.
+    world: number of processes.
+    n: images of a fixed random subset; None: all.
+    prepared: arrays [N, …] whose rows come along in `extra`.
     needs: with `second_domain`, the images are those of class 0, and as many of class 1 come along in an
-      order of their own as `extra["second_domain"]`; `n` then counts each class
+      order of their own as `extra["second_domain"]`; `n` then counts each class.
 
     Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
     class.
@@ -161,13 +161,13 @@ def _domains(pack: Pack) -> list[Tensor]:
 class _Order:
     """Which images this rank's rows of the global batch of a step are.
 
-    count: images of the split
-    n: images of a fixed random subset; None: all
-    seed: of the shuffles, one an epoch
-    total: images of the global batch
-    part: this rank's rows of it
-    among: positions in the split to which the images are confined; None: all
-    key: makes orders of one seed differ
+    count: images of the split.
+    n: images of a fixed random subset; None: all.
+    seed: of the shuffles, one an epoch.
+    total: images of the global batch.
+    part: this rank's rows of it.
+    among: positions in the split to which the images are confined; None: all.
+    key: makes orders of one seed differ.
     """
 
     def __init__(
@@ -218,14 +218,14 @@ def scan(
     CPU, so that its bits do not depend on the device, and comes on the batch's device. Binary images are one
     draw, whatever the seed.
 
-    pack: the set
-    split: "train", "val" or "test"
-    batch_size: images
-    levels: grey levels, 2 … 256; None for latents
-    device: where the batches are
-    index: positions of the images in the split; None: all
-    seed: of the noise
-    augment: names of `AUGMENTS`, each with a number if need be
+    pack: the set.
+    split: "train", "val" or "test".
+    batch_size: images.
+    levels: grey levels, 2 … 256; None for latents.
+    device: where the batches are.
+    index: positions of the images in the split; None: all.
+    seed: of the noise.
+    augment: names of `AUGMENTS`, each with a number if need be.
     """
     device, change = torch.device(device), augment_alike(augment)
     rows = _Rows(pack, split, device, whole=False)
@@ -254,10 +254,10 @@ class _Rows:
     """Rows of a split, gathered as bytes: on a GPU where the split fits there, else from the memory-map
     through pinned memory. Images of a streamed split are read by others and handed in.
 
-    pack: the set
-    split: "train", "val" or "test"
-    device: where the rows go
-    whole: whether the split may be kept there
+    pack: the set.
+    split: "train", "val" or "test".
+    device: where the rows go.
+    whole: whether the split may be kept there.
     """
 
     def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True):
@@ -284,8 +284,8 @@ class _Rows:
         """The images `x` and further pictures of them by kind, uint8 [B, C, H, W]; labels; and the captions
         in `extra`.
 
-        index: positions [B] in the split, on the CPU
-        u8: the images' bytes, where they were read ahead
+        index: positions [B] in the split, on the CPU.
+        u8: the images' bytes, where they were read ahead.
         """
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         if self.whole:

@@ -11,12 +11,12 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 class Benchmark:
     """The sets of a published benchmark.
 
-    name: what `--benchmark` takes
-    inside: the in-distribution set
-    near: foreign sets that resemble it
-    far: foreign sets that do not
-    absent: foreign sets that gz does not know
-    version: of OpenOOD, whose evaluator prints another FPR95 in each (`fpr`)
+    name: what `--benchmark` takes.
+    inside: the in-distribution set.
+    near: foreign sets that resemble it.
+    far: foreign sets that do not.
+    absent: foreign sets that gz does not know.
+    version: of OpenOOD, whose evaluator prints another FPR95 in each (`fpr`).
     """
 
     name: str

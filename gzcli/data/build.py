@@ -41,10 +41,10 @@ def build(
     """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json, SPLIT_names.json, SPLIT_<kind>.npy of further
     pictures, and meta.json into `folder`. Pictures that were left out are listed in meta.json.
 
-    extra: further keys of meta.json
+    extra: further keys of meta.json.
     limit: bytes beyond which only an index of where the pictures lie is written (`stream.py`), which are then
-      decoded as they are needed; None: no limit
-    progress: takes images done and in all
+      decoded as they are needed; None: no limit.
+    progress: takes images done and in all.
 
     Raises UsageError for mixed sizes without a size asked for, and for further pictures that are too many to
     be packed or of another shape than their image; MissingError that names the pictures that do not decode.

@@ -26,8 +26,8 @@ MOST_CLASSES = 10_000  # of a column of numbers
 class Columns(Protocol):
     """The rows of a split.
 
-    kinds: what each column holds: "image", "class" (class labels), "int", "text" or "" (anything else)
-    classes: names of the classes of each column of class labels
+    kinds: what each column holds: "image", "class" (class labels), "int", "text" or "" (anything else).
+    classes: names of the classes of each column of class labels.
     """
 
     kinds: dict[str, str]

@@ -43,13 +43,13 @@ def fetch(
     """Every file of a set, into the cache; files that are there already are not fetched again. Returns their
     folder. Those of a `linked` set stay where they are.
 
-    what: the set or its name
+    what: the set or its name.
     source: a folder, a file or a URL to take the files from (`--from`). Without it `GZ_MIRROR`, a folder or
       base URL that holds NAME/FILE, is asked first, then the publisher. Under `GZ_OFFLINE=1` only local files
       are taken.
-    pack_size: bytes that will be needed beside the files
-    progress: takes bytes done and in all
-    say: takes a line about what is done
+    pack_size: bytes that will be needed beside the files.
+    progress: takes bytes done and in all.
+    say: takes a line about what is done.
 
     Raises MissingError: offline, not found, not what it should be, no space. What came so far is kept for a
     resume unless it was wrong.
@@ -113,8 +113,8 @@ def _tell_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: i
 def _reporter(progress: Report, before: int, file: DataFile, after: int) -> http.Report:
     """A report on one file, (bytes done, its size or None), that becomes progress over the whole set.
 
-    before: bytes of the files before it
-    after: bytes of the files after it
+    before: bytes of the files before it.
+    after: bytes of the files after it.
     """
     return lambda n, size: progress(before + n, before + max(n, size or file.size) + after)
 

@@ -18,12 +18,12 @@ from gzcli.errors import MissingError, UsageError
 class Fitted(NamedTuple):
     """A block in the shape in which it is packed.
 
-    split: official split
-    start: number of the first image in it
-    images: uint8 [n, C, H, W], or why there is none
-    resized: whether its size was changed
-    sides: (width, height) that it had, in pixels; (0, 0) where they were not measured
-    name: file that held it, for messages
+    split: official split.
+    start: number of the first image in it.
+    images: uint8 [n, C, H, W], or why there is none.
+    resized: whether its size was changed.
+    sides: (width, height) that it had, in pixels; (0, 0) where they were not measured.
+    name: file that held it, for messages.
     """
 
     split: str
@@ -38,11 +38,11 @@ class Fitted(NamedTuple):
 class Fit:
     """The function block → Fitted, which can be pickled.
 
-    title: what messages call the set
-    shape: (C, H, W) that is wanted
-    how: how encoded pictures are decoded
-    hint: what to do about pictures of mixed sizes
-    measured: whether the sides that a picture had are measured
+    title: what messages call the set.
+    shape: (C, H, W) that is wanted.
+    how: how encoded pictures are decoded.
+    hint: what to do about pictures of mixed sizes.
+    measured: whether the sides that a picture had are measured.
     """
 
     title: str
@@ -84,7 +84,7 @@ def alike(fitted: Iterator[Fitted], sides: Sides) -> Iterator[Fitted]:
     """Passes blocks of further pictures on, which must have the shape of their images: pictures of another
     shape would be cropped to another place.
 
-    sides: those of the images
+    sides: those of the images.
 
     Raises UsageError.
     """

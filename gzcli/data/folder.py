@@ -30,8 +30,8 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     - `NAME.txt`, a caption
     - `NAME.cls`, a label in the place of what the folders say
 
-    title: what messages call the set
-    form: the layout, and whether the images are scored only
+    title: what messages call the set.
+    form: the layout, and whether the images are scored only.
 
     Raises UsageError for what is ambiguous or incomplete, MissingError where there are no pictures.
     """
@@ -77,7 +77,7 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
 def _numbered(labels: set[str | None], given: bool) -> tuple[tuple[str, ...], dict[str | None, int | None]]:
     """The classes that labels make, and the number of each label (None of None).
 
-    given: whether the labels stand in files: then numbers of up to five digits mean themselves
+    given: whether the labels stand in files: then numbers of up to five digits mean themselves.
     """
     texts = {label for label in labels if label is not None}
     if given and all(label.isdecimal() and len(label) < 6 for label in texts):
@@ -118,9 +118,9 @@ def _annotated(members: Members) -> dict[str, str]:
 class _Line(NamedTuple):
     """A line of `metadata.jsonl`.
 
-    picture: name of the image
-    caption: its text
-    further: names of its further pictures by their kind
+    picture: name of the image.
+    caption: its text.
+    further: names of its further pictures by their kind.
     """
 
     picture: str
@@ -191,10 +191,10 @@ def _metadata_line(line: str, where: str) -> _Line:
 def read_pictures(path: Path, *, size: int, channels: int, limit: int | None) -> np.ndarray:
     """Pictures that are no data set, in order of their names: uint8 [n, C, size, size].
 
-    path: a picture, or a folder, zip or tar of pictures
-    size: pixels a side
-    channels: 1 (grey) or 3 (RGB)
-    limit: pictures at most; None: all
+    path: a picture, or a folder, zip or tar of pictures.
+    size: pixels a side.
+    channels: 1 (grey) or 3 (RGB).
+    limit: pictures at most; None: all.
 
     Raises MissingError where there are none, or one does not decode.
     """

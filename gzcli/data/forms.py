@@ -21,11 +21,11 @@ def unreported(done: int, total: int) -> None:
 class Form:
     """How the images of a set are read and packed.
 
-    size: pixels a side to which the images are resized; None: as they are
-    channels: 1 (grey) or 3 (RGB) to which they are converted; None: as they are
-    skip_bad: whether pictures that do not decode are left out; if not, they are an error
-    layout: what the folders of pictures mean, of `layout.LAYOUTS`; None: what their names say
-    foreign: whether the images are scored only: one split `test`, in whatever folders, without classes
+    size: pixels a side to which the images are resized; None: as they are.
+    channels: 1 (grey) or 3 (RGB) to which they are converted; None: as they are.
+    skip_bad: whether pictures that do not decode are left out; if not, they are an error.
+    layout: what the folders of pictures mean, of `layout.LAYOUTS`; None: what their names say.
+    foreign: whether the images are scored only: one split `test`, in whatever folders, without classes.
     """
 
     size: int | None = None
@@ -43,11 +43,11 @@ class Form:
 class Decoding:
     """How an encoded picture becomes an array uint8 [channels, size, size].
 
-    size: pixels a side; None: the picture keeps its height and width
-    channels: 1 (grey) or 3 (RGB)
-    grey_only: whether a picture with colour is an error
+    size: pixels a side; None: the picture keeps its height and width.
+    channels: 1 (grey) or 3 (RGB).
+    grey_only: whether a picture with colour is an error.
     rule: "lanczos" crops the middle to a square and resizes it; "adm" is ImageNet's in the diffusion
-      literature (`pictures.adm`)
+      literature (`pictures.adm`).
     """
 
     size: int | None

@@ -42,10 +42,10 @@ class _Stopped(Exception):
 class _Piece:
     """A range of a file on its way.
 
-    path: where its bytes go
-    start: bytes of the file before it
-    end: bytes of the file up to its end; None where the server does not say
-    total: bytes of the file; None where the server does not say
+    path: where its bytes go.
+    start: bytes of the file before it.
+    end: bytes of the file up to its end; None where the server does not say.
+    total: bytes of the file; None where the server does not say.
     """
 
     path: Path
@@ -77,12 +77,12 @@ class _Piece:
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
     """A file into `part`, from where an earlier try ended.
 
-    url: the file's address
-    part: the file on its way; pieces lie beside it
-    size: bytes of the file
-    exact: whether `size` is exact; if not, the server's word counts
-    report: takes bytes so far and in all
-    say: takes a line about each new attempt
+    url: the file's address.
+    part: the file on its way; pieces lie beside it.
+    size: bytes of the file.
+    exact: whether `size` is exact; if not, the server's word counts.
+    report: takes bytes so far and in all.
+    say: takes a line about each new attempt.
 
     Raises Refused; what came is kept.
     """

@@ -24,8 +24,8 @@ _MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|label
 class Placed:
     """Where each picture belongs.
 
-    places: (split, class or None) of each picture by its name
-    notes: what was left out of the set, and why
+    places: (split, class or None) of each picture by its name.
+    notes: what was left out of the set, and why.
     """
 
     places: dict[str, tuple[str, str | None]] = field(default_factory=dict)
@@ -55,10 +55,10 @@ def placed(
 ) -> Placed:
     """The splits and classes of pictures by their folders.
 
-    title: what messages call the set
-    names: of the pictures, relative to the set
-    layout: what the folders mean, of LAYOUTS; None: what their names say
-    told: classes of pictures that a list beside them names (TinyImageNet's `val_annotations.txt`)
+    title: what messages call the set.
+    names: of the pictures, relative to the set.
+    layout: what the folders mean, of LAYOUTS; None: what their names say.
+    told: classes of pictures that a list beside them names (TinyImageNet's `val_annotations.txt`).
 
     Raises UsageError that names a folder which is ambiguous.
     """
@@ -214,9 +214,9 @@ def _place_split(
     """Places of one split's pictures: its classes are among those of train, or it has none where train has
     none.
 
-    head: the split's folder
-    rows: the folders inside it of each picture, by name
-    train: the classes of train; None among them for pictures outside of class folders
+    head: the split's folder.
+    rows: the folders inside it of each picture, by name.
+    train: the classes of train; None among them for pictures outside of class folders.
     """
     classes = {name: told.get(name, f[0] if f else None) for name, f in rows.items()}
     found = set(classes.values())

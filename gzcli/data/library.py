@@ -24,17 +24,17 @@ LOCK = ".data.lock"  # in the user's folder: held while the register is written
 def listing() -> list[dict[str, Any]]:
     """A row for each set, known sets first, as dicts with these keys.
 
-    name, title: as `--data` takes it, and what it shows or its path
-    classes: how many
-    channels, size: of an image; None for an imported set that is not packed
-    larger: sizes that the publisher offers beside `size`
-    cached: whether it can be used without the network
-    n_train, n_val, n_test: images; n_val 0: validation is carved from train
-    licence, citation, page: the publisher's terms, the paper, and where a browser gets the files
-    download: bytes
-    multilabel, embedded: as in `DataSpec`
-    extras: what comes with each image
-    path, lost: of an imported set, and whether nothing is there any more
+    name, title: as `--data` takes it, and what it shows or its path.
+    classes: how many.
+    channels, size: of an image; None for an imported set that is not packed.
+    larger: sizes that the publisher offers beside `size`.
+    cached: whether it can be used without the network.
+    n_train, n_val, n_test: images; n_val 0: validation is carved from train.
+    licence, citation, page: the publisher's terms, the paper, and where a browser gets the files.
+    download: bytes.
+    multilabel, embedded: as in `DataSpec`.
+    extras: what comes with each image.
+    path, lost: of an imported set, and whether nothing is there any more.
 
     None of the files of an imported set is looked at: there may be millions.
     """
@@ -98,8 +98,8 @@ def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
 def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[str, Any]:
     """Registers images as `name`, after a look at their layout. Returns name, path, classes, counts.
 
-    what: the path of a folder, zip, tar, npz or dataset folder
-    form: how the images are read and packed from now on
+    what: the path of a folder, zip, tar, npz or dataset folder.
+    form: how the images are read and packed from now on.
 
     Raises UsageError for a name that is taken or malformed, MissingError for a path without images.
     """

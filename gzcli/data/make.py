@@ -26,9 +26,9 @@ FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz d
 def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progress: Report) -> None:
     """Packs a set into `folder`, which appears there whole or not at all.
 
-    form: how the images are read and packed, with the set's own size and channels filled in
-    fetch: whether the files of a known set may be downloaded
-    progress: takes images done and in all
+    form: how the images are read and packed, with the set's own size and channels filled in.
+    fetch: whether the files of a known set may be downloaded.
+    progress: takes images done and in all.
 
     Raises UsageError and MissingError.
     """

@@ -21,16 +21,12 @@ _TISSUE = listed(
 
 
 def _set(
-    name: str,
-    title: str,
-    classes: tuple[str, ...],
-    counts: tuple[int, int, int],
-    *rows: tuple[int, str],
+    name: str, title: str, classes: tuple[str, ...], counts: tuple[int, int, int], *rows: tuple[int, str]
 ) -> DataSpec:
     """A set of grey images.
 
-    counts: images of train, val and test
-    rows: (about how many bytes, md5) of the file of each size, 28 first
+    counts: images of train, val and test.
+    rows: (about how many bytes, md5) of the file of each size, 28 first.
     """
     sized = []
     for side, (about, md5) in zip(SIDES, rows, strict=True):

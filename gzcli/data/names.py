@@ -24,9 +24,9 @@ ENDINGS = (".zip", ".npz", ".tar", ".tgz", ".gz", ".zst", ".parquet")  # of what
 class OwnSet:
     """The user's own images.
 
-    path: where they lie, absolute
-    name: what they were imported as; None for a path that was given as it is
-    form: how they are packed unless asked otherwise, as an import said
+    path: where they lie, absolute.
+    name: what they were imported as; None for a path that was given as it is.
+    form: how they are packed unless asked otherwise, as an import said.
     """
 
     path: Path

@@ -27,11 +27,11 @@ HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H,
 class Header(NamedTuple):
     """What is known of an array of images.
 
-    n: how many
-    shape: (C, H, W) of an image
-    first: whether channels come first
-    fortran: whether it lies column by column
-    dtype: uint8 or uint16
+    n: how many.
+    shape: (C, H, W) of an image.
+    first: whether channels come first.
+    fortran: whether it lies column by column.
+    dtype: uint8 or uint16.
     """
 
     n: int

@@ -22,9 +22,9 @@ def peek(
     """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other
     files.
 
-    what: the set, or its name or path
-    size: pixels a side; None: the set's own
-    channels: 1 or 3; None: the set's own
+    what: the set, or its name or path.
+    size: pixels a side; None: the set's own.
+    channels: 1 or 3; None: the set's own.
     """
     found = locate(what).sized(size)
     packed = find_pack(found, found.form.asked(size, channels))
@@ -50,12 +50,12 @@ def open_pack(
     set that would be larger than `GZ_PACK_LIMIT` is not packed but streamed. Several processes may call it at
     once.
 
-    size: pixels a side of the images, 4 … 1024; None: the set's own
-    channels: 1 or 3; None: the set's own
-    fetch: whether a known set may be downloaded
-    foreign: the user's own set is scored only: its `test` split is its own or, where it has none, all images
-    say: takes a line about what is done
-    progress: takes images done and in all
+    size: pixels a side of the images, 4 … 1024; None: the set's own.
+    channels: 1 or 3; None: the set's own.
+    fetch: whether a known set may be downloaded.
+    foreign: the user's own set is scored only: its `test` split is its own or, where it has none, all images.
+    say: takes a line about what is done.
+    progress: takes images done and in all.
 
     Raises UsageError (mixed sizes, size out of range) and MissingError (files not there, not readable).
     """

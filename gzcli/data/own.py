@@ -19,7 +19,7 @@ from gzcli.errors import MissingError, UsageError
 def open_path(path: Path, form: Form | None = None) -> RawImages:
     """The images at a path: folder, zip, tar, npz or dataset folder.
 
-    form: what the folders of pictures mean, and whether the images are scored only
+    form: what the folders of pictures mean, and whether the images are scored only.
 
     Raises UsageError or MissingError for what is not a set.
     """

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 class PackMeta:
     """What a pack holds.
 
-    name: the set's key
-    title: what it shows, or the path of the user's own
-    shape: (C, H, W) of an image
-    classes: names of the classes; () without labels
-    multilabel: whether an image may have any number of the classes
-    counts: images of "train", "val" and "test"
-    levels: grey levels of the source, 2 … 256
-    resized: whether any image was resized
-    digest: hash of the content
-    streamed: whether the pack holds no pixels, only where the pictures lie
-    skipped: messages of pictures that do not decode
-    source_channels: channels of the source, which may differ from those of `shape`
-    extras: what comes with each image, of `conditions.EXTRAS`
-    notes: what else was left out of the set, and why
+    name: the set's key.
+    title: what it shows, or the path of the user's own.
+    shape: (C, H, W) of an image.
+    classes: names of the classes; () without labels.
+    multilabel: whether an image may have any number of the classes.
+    counts: images of "train", "val" and "test".
+    levels: grey levels of the source, 2 … 256.
+    resized: whether any image was resized.
+    digest: hash of the content.
+    streamed: whether the pack holds no pixels, only where the pictures lie.
+    skipped: messages of pictures that do not decode.
+    source_channels: channels of the source, which may differ from those of `shape`.
+    extras: what comes with each image, of `conditions.EXTRAS`.
+    notes: what else was left out of the set, and why.
     """
 
     name: str
@@ -69,9 +69,9 @@ class PackMeta:
 class Pack:
     """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes.
 
-    folder: where it lies
-    meta: what it holds
-    how: how the pictures of a streamed set are decoded, as they are asked for; None for any other
+    folder: where it lies.
+    meta: what it holds.
+    how: how the pictures of a streamed set are decoded, as they are asked for; None for any other.
     """
 
     def __init__(self, folder: Path, meta: PackMeta, how: Decoding | None = None):
@@ -106,8 +106,8 @@ class Pack:
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
         """What a model may know of the data.
 
-        levels: grey levels, 2 … 256; None: those of the source
-        steps: length of the run
+        levels: grey levels, 2 … 256; None: those of the source.
+        steps: length of the run.
         """
         meta = self.meta
         return DataInfo(

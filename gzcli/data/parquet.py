@@ -68,7 +68,7 @@ def _found(path: Path, depth: int) -> list[Path]:
 class Parquet:
     """The rows of parquet files, as `dataset_folder.Columns`.
 
-    paths: the files, in order
+    paths: the files, in order.
 
     Raises MissingError for a file that is no parquet, and without pyarrow.
     """

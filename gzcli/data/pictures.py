@@ -28,9 +28,9 @@ def decode(data: bytes, name: str, how: Decoding) -> tuple[np.ndarray, bool]:
     EXIF rotation is applied; transparency is laid over white; palettes become RGB; 16-bit grey is divided by
     257; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
 
-    data: the file's bytes
-    name: what messages call it
-    how: size, channels and the rule of resizing
+    data: the file's bytes.
+    name: what messages call it.
+    how: size, channels and the rule of resizing.
 
     Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
     """

@@ -12,10 +12,10 @@ import numpy as np
 class Block(NamedTuple):
     """Some images that follow one another in an official split.
 
-    split: "train", "val" or "test"
-    start: number of the first image in the split
-    data: uint8 [n, C, H, W], or one encoded picture
-    name: file that held it, for messages
+    split: "train", "val" or "test".
+    start: number of the first image in the split.
+    data: uint8 [n, C, H, W], or one encoded picture.
+    name: file that held it, for messages.
     """
 
     split: str
@@ -27,10 +27,10 @@ class Block(NamedTuple):
 class Span(NamedTuple):
     """Where the bytes of an encoded picture lie, to be read without opening the archive.
 
-    path: absolute, of the file that holds them
-    offset: bytes before them
-    length: bytes as they lie there
-    deflated: whether they are a raw deflate stream
+    path: absolute, of the file that holds them.
+    offset: bytes before them.
+    length: bytes as they lie there.
+    deflated: whether they are a raw deflate stream.
     """
 
     path: str
@@ -46,21 +46,22 @@ Blocks = Callable[[], Iterator[Block]]
 class RawImages:
     """The images of a set: labels and counts at once, pixels as blocks one after another.
 
-    title: what messages call it
-    classes: names of the classes; () without labels
-    counts: images of the official splits: train, and val and test where there are
-    labels: by split, int64 [N], or uint8 [N, K] where an image may have any number of the classes; {} without
-    blocks: the images, each once
-    shape: (C, H, W) where every block is an array of it; None where they are encoded pictures
+    title: what messages call it.
+    classes: names of the classes; () without labels.
+    counts: images of the official splits: train, and val and test where there are.
+    labels: by split, int64 [N], or uint8 [N, K] where an image may have any number of the classes; {}
+      without.
+    blocks: the images, each once.
+    shape: (C, H, W) where every block is an array of it; None where they are encoded pictures.
     probe: a few encoded pictures (name, bytes) that tell size and channels; without it and `shape` these must
-      be asked for
-    spans: by split, where each encoded picture lies; without it the set cannot be streamed
-    levels: grey levels, 2 … 256
-    captions: by split, a text for each image; {} without
-    names: by split, what each of the user's pictures is called at its path; {} without
-    further: other pictures of each image by their kind (`conditions.FURTHER`), as blocks in the same places
-    rule: how pictures are resized, as in `forms.Decoding`
-    notes: what was left out of the set, and why
+      be asked for.
+    spans: by split, where each encoded picture lies; without it the set cannot be streamed.
+    levels: grey levels, 2 … 256.
+    captions: by split, a text for each image; {} without.
+    names: by split, what each of the user's pictures is called at its path; {} without.
+    further: other pictures of each image by their kind (`conditions.FURTHER`), as blocks in the same places.
+    rule: how pictures are resized, as in `forms.Decoding`.
+    notes: what was left out of the set, and why.
     """
 
     title: str

@@ -25,7 +25,7 @@ class Refused(Exception):
 class Again(Exception):
     """A fault that may pass: stalled, cut off, 5xx.
 
-    wait: seconds that the server asks for
+    wait: seconds that the server asks for.
     """
 
     def __init__(self, reason: str, wait: float = 0.0):
@@ -55,7 +55,7 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
 def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
     """The answer to a request. Faults become Refused or Again, also those that come while it is read.
 
-    asked: the range of bytes, as the header `Range` has it; None: all
+    asked: the range of bytes, as the header `Range` has it; None: all.
     """
     wanted = request(url)
     wanted.add_header("Accept-Encoding", "identity")

@@ -12,9 +12,9 @@ class Rows:
     """A file of rows that are written in any order. They are written, not mapped: so resident memory does not
     grow with the file.
 
-    path: the file
-    n: rows
-    shape: of a row
+    path: the file.
+    n: rows.
+    shape: of a row.
     """
 
     def __init__(self, path: Path, n: int, shape: tuple[int, ...]):

@@ -12,12 +12,12 @@ from gzcli.data.forms import Form
 class DataFile:
     """A file as its publisher serves it.
 
-    name: its name there and in the cache
-    urls: addresses, tried in order; () where the publisher asks for a log-in
-    size: bytes; an estimate where the publisher states none
-    md5: checksum in hexadecimal digits, where the publisher states this one
-    sha256: checksum in hexadecimal digits, where the publisher states this one
-    exact: whether `size` is exact; if not, the checksum alone decides
+    name: its name there and in the cache.
+    urls: addresses, tried in order; () where the publisher asks for a log-in.
+    size: bytes; an estimate where the publisher states none.
+    md5: checksum in hexadecimal digits, where the publisher states this one.
+    sha256: checksum in hexadecimal digits, where the publisher states this one.
+    exact: whether `size` is exact; if not, the checksum alone decides.
     """
 
     name: str
@@ -32,24 +32,24 @@ class DataFile:
 class DataSpec:
     """A data set that gz knows by name: images [channels, size, size].
 
-    name: what `--data` takes
-    title: what it shows, in a line
-    classes: names of the classes, or how many there are where the files tell the names; () without labels
-    channels: 1 (grey) or 3 (RGB)
-    size: pixels a side; pictures of many sizes are packed to it unless `data.size` asks for another
-    n_train: images of the official training split
-    n_test: images of the official test split
-    licence: the publisher's terms, in a line
-    citation: the paper, or the page
-    n_val: images of the official validation split; 0: validation is carved from train
-    levels: grey levels, 2 … 256
-    multilabel: whether an image may have any number of the classes
-    files: what is downloaded
-    larger: (size, files) of the sizes that the publisher offers beside `size`, ascending
-    extras: what comes with each image, of `conditions.EXTRAS`
-    embedded: whether it is made from an installed package, without a download
-    page: where a browser gets the files, if their host may refuse a program
-    linked: whether the user's own files are used where they lie; `--from` then makes links, no copies
+    name: what `--data` takes.
+    title: what it shows, in a line.
+    classes: names of the classes, or how many there are where the files tell the names; () without labels.
+    channels: 1 (grey) or 3 (RGB).
+    size: pixels a side; pictures of many sizes are packed to it unless `data.size` asks for another.
+    n_train: images of the official training split.
+    n_test: images of the official test split.
+    licence: the publisher's terms, in a line.
+    citation: the paper, or the page.
+    n_val: images of the official validation split; 0: validation is carved from train.
+    levels: grey levels, 2 … 256.
+    multilabel: whether an image may have any number of the classes.
+    files: what is downloaded.
+    larger: (size, files) of the sizes that the publisher offers beside `size`, ascending.
+    extras: what comes with each image, of `conditions.EXTRAS`.
+    embedded: whether it is made from an installed package, without a download.
+    page: where a browser gets the files, if their host may refuse a program.
+    linked: whether the user's own files are used where they lie; `--from` then makes links, no copies.
     """
 
     name: str

@@ -25,8 +25,8 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
     become it, and where there is no test split, 10 %: by a fixed seed, in their order. RandomState's stream
     is frozen, so that this choice never changes.
 
-    title: what messages call the set
-    counts: images of its official splits
+    title: what messages call the set.
+    counts: images of its official splits.
 
     Raises MissingError for too few images.
     """

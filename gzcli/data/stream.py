@@ -47,10 +47,10 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
 class Pictures:
     """The images of a split as an array uint8 [N, C, H, W], each read and decoded when it is asked for.
 
-    folder: that of the pack, with its index
-    split: "train", "val" or "test"
-    shape: (C, H, W) of an image
-    how: how the pictures are decoded
+    folder: that of the pack, with its index.
+    split: "train", "val" or "test".
+    shape: (C, H, W) of an image.
+    how: how the pictures are decoded.
 
     A row raises MissingError where its picture cannot be read or decoded, UsageError where it has another
     size than `shape` and none was asked for.
@@ -121,10 +121,10 @@ def worker_count() -> int:
 class Prefetch:
     """Batches of pictures, decoded ahead by worker processes that end with this object, or with the process.
 
-    pictures: the images of a split
-    index_of: the rows of a batch by its step; called in this process
-    workers: processes; 0: all is done in this process
-    steps: batches in all, where they have an end
+    pictures: the images of a split.
+    index_of: the rows of a batch by its step; called in this process.
+    workers: processes; 0: all is done in this process.
+    steps: batches in all, where they have an end.
 
     The workers come from a fork server. Like spawned processes they are safe beside threads and a GPU, but
     torch is imported once and not by each of them (first batch from 8 workers on 2 cores: 3 s, spawned 15 s),

@@ -27,8 +27,8 @@ CHUNKS_AHEAD = 3  # chunks in flight for each worker
 def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
     """f(block) of each block, in their order; at most a few chunks are in memory.
 
-    f: a function that can be pickled
-    work: images in all that `f` must work on; few are done in this process
+    f: a function that can be pickled.
+    work: images in all that `f` must work on; few are done in this process.
 
     Raises DeviceError where a worker dies.
     """

@@ -93,11 +93,7 @@ def given(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
 
 
 def drawn(
-    found: Applied,
-    images: np.ndarray,
-    x: np.ndarray,
-    given: np.ndarray | None,
-    classes: Sequence[str],
+    found: Applied, images: np.ndarray, x: np.ndarray, given: np.ndarray | None, classes: Sequence[str]
 ) -> np.ndarray:
     """The sheet [H, W, C] of outputs and inputs.
 
@@ -157,10 +153,7 @@ def to_bytes(x: Tensor) -> np.ndarray:
 
 
 def read_inputs(
-    trained: Trained,
-    path: str | None,
-    n: int | None,
-    side: int | None = None,
+    trained: Trained, path: str | None, n: int | None, side: int | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """At most n images uint8 [≤ n, C, H, W], and their labels where there are any.
 

@@ -39,13 +39,7 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
         log.info(f"then {usage}")
     files.write_atomic(Path(job.out) / "README.md", readme(trained, loaded_by, usage))
     kind = type(pipeline).__name__
-    return {
-        "run": trained.run.owner.id,
-        "to": job.to,
-        "path": job.out,
-        "pipeline": kind,
-        "usage": usage,
-    }
+    return {"run": trained.run.owner.id, "to": job.to, "path": job.out, "pipeline": kind, "usage": usage}
 
 
 def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:

@@ -132,6 +132,5 @@ def wandb_run(run: Run, config: Mapping[str, Any]) -> Any:
     except wandb.Error as e:  # no key, a wrong one, no network
         said = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
         raise MissingError(
-            f"`--wandb`: {said}",
-            hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later",
+            f"`--wandb`: {said}", hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later"
         ) from e

@@ -58,12 +58,7 @@ class LatentSpace:
     """
 
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        images: DataInfo,
-        digest: str,
-        shift: list[float],
-        scale: list[float],
+        self, autoencoder: Autoencoder, images: DataInfo, digest: str, shift: list[float], scale: list[float]
     ):
         self.autoencoder, self.images, self.digest = autoencoder, images, digest
         self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (shift, scale))  # [c, 1, 1]

@@ -29,11 +29,7 @@ Table = Mapping[str, Any]  # of one set: `index` [N], `names` (a list or None), 
 
 
 def compare(
-    tables: Mapping[str, Table],
-    packs: Mapping[str, Pack],
-    names: Sequence[str],
-    *,
-    trapezoid: bool = False,
+    tables: Mapping[str, Table], packs: Mapping[str, Pack], names: Sequence[str], *, trapezoid: bool = False
 ) -> list[dict[str, Any]]:
     """A row for each foreign set and score. Its `beats_baselines` tells whether the AUROC is above that of
     every baseline, whose direction is chosen in its favour.

@@ -13,11 +13,7 @@ from gzcli.recipe.parts import Part
 
 
 def check_data(
-    part: Part,
-    card: ModelCard,
-    classes: tuple[str, ...] | int,
-    name: str,
-    extras: Collection[str] = (),
+    part: Part, card: ModelCard, classes: tuple[str, ...] | int, name: str, extras: Collection[str] = ()
 ) -> None:
     """Holds a part of a recipe against a data set. Raises UsageError that names sets which have what is
     lacking.

@@ -59,11 +59,7 @@ class Resolved(Recipe):
 
 
 def resolve(
-    what: str,
-    *,
-    data: str | None = None,
-    sets: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
+    what: str, *, data: str | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Resolved:
     """The recipe of a model, or of a file, for a data set.
 
