@@ -57,7 +57,7 @@ def train(
     """
     if steps and minutes:
         raise UsageError("`steps` and `minutes` exclude each other")
-    given = {
+    flags: dict[str, Any] = {
         "train.steps": steps,
         "train.minutes": minutes,
         "seed": seed,
@@ -65,7 +65,6 @@ def train(
         "launch.cpu": cpu or None,
         "launch.processes": processes,
     }
-    flags: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if isinstance(set, Mapping):
         flags |= {key: list(v) if isinstance(v, tuple) else v for key, v in set.items()}
     sets = [] if isinstance(set, Mapping) else set

@@ -34,9 +34,8 @@ class GzError(Exception):
 
     code = 1  # the exit code of `gz`
     kind = "bug"  # the name of the class in JSON
-    event: str | None = (
-        None  # the `event` of the line in which a verb that prints JSON lines reports the error
-    )
+    # the key `event` of the error's line, for a verb that prints a line of JSON for each event
+    event: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None):
         self.message = redacted(message)
@@ -81,6 +80,11 @@ class Interrupted(GzError):
 def canonical(name: str) -> str:
     """The form in which names are compared: `SD-LoRA` and `sd_lora` are one name."""
     return name.strip().lower().replace("-", "_")
+
+
+def matching(text: str, names: Iterable[str]) -> str | None:
+    """The one of the names that the text means, as it is spelt there; None where it means none."""
+    return next((name for name in names if canonical(name) == canonical(text)), None)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:

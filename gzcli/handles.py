@@ -1,4 +1,4 @@
-"""What gz gives a Python program to hold: a trained model, and a data set."""
+"""The objects of gz in Python: `Run`, a trained model, and `Data`, a packed data set."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.open import open_named
 from gzcli.data.pack import Pack
+from gzcli.data.stream import Pictures
 from gzcli.engine import sampler
-from gzcli.engine.images import Images
+from gzcli.engine.images import fitting_images
 from gzcli.engine.scores import Scorer, choose
 from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
+from gzcli.units import sides
 
 BATCH = 100  # images that are scored together
-FITTED_ON = 500  # validation images that a score is fitted on, as `gz ood` does
-BANK = 10_000  # training images, for the scores that are fitted on these
 
 
 class Data:
     """A packed data set.
 
-    pack: its arrays and what is known of them.
+    pack: its arrays and metadata.
     """
 
     def __init__(self, pack: Pack):
@@ -38,7 +38,7 @@ class Data:
 
     @property
     def name(self) -> str:
-        """How it is called."""
+        """Its name in ids of runs."""
         return self.pack.meta.name
 
     @property
@@ -51,9 +51,11 @@ class Data:
         """The names of its classes; () where it has no labels."""
         return self.pack.meta.classes
 
-    def images(self, split: str = "train") -> Any:
-        """uint8 [N, C, H, W] of "train", "val" or "test": a memory-map, or, of a streamed set, what decodes
-        the rows that are asked for."""
+    def images(self, split: str = "train") -> np.ndarray | Pictures:
+        """The images of "train", "val" or "test", uint8 [N, C, H, W].
+
+        They are a memory-map. Those of a streamed set are decoded as rows of them are asked for.
+        """
         return self.pack.images(split)
 
     def labels(self, split: str = "train") -> np.ndarray | None:
@@ -67,7 +69,7 @@ class Data:
 class Run:
     """A trained model, on its device, with its averaged weights.
 
-    trained: what the engine knows of it.
+    trained: the model with its recipe and device.
     """
 
     def __init__(self, trained: Trained):
@@ -76,7 +78,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """What `gz` calls it."""
+        """Its id, as `gz runs list` shows it."""
         return self.trained.run.owner.id
 
     @property
@@ -96,7 +98,7 @@ class Run:
 
     @property
     def data(self) -> Data:
-        """The data set that it was trained on, in the size that it was trained in."""
+        """The data set that it was trained on, at the size of its training."""
         if self._data is None:
             section = self.trained.part.data
             self._data = Data(open_named(section.name, size=section.size, channels=section.channels))
@@ -117,7 +119,7 @@ class Run:
         seed: of the noise; image i is a function of (seed, i).
         labels: classes [m] by number, or [m, K], that the images take in turn; None: each class in turn.
         prompts: texts that the images take in turn.
-        options: keywords of the model's `sample`, as `steps=20`; they go before those of the recipe.
+        options: keywords of the model's `sample`, as `steps=20`; they replace those of the recipe.
 
         Raises UsageError for an option that the model does not have, or labels where it takes none.
         """
@@ -174,7 +176,7 @@ class Run:
         if scorer.unused:
             raise UsageError(f"the score `{known}` does not take `{scorer.unused[0]}`")
         if scorer.is_fitted():
-            scorer.fit(self._split("val", FITTED_ON, seed), self._split("train", BANK, seed))
+            scorer.fit(*fitting_images(self.trained, self.data.pack, size=BATCH, seed=seed))
         return np.concatenate([np.zeros(0), *(scorer(batch)[known] for batch in self._batches(images, seed))])
 
     def do(
@@ -187,9 +189,9 @@ class Run:
         mask: np.ndarray | None = None,
         **options: Any,
     ) -> np.ndarray:
-        """What an application makes of images, uint8 [M, C, H, W], in the order of `gz sample --do`.
+        """The outputs of an application for some images, uint8 [M, C, H, W], as `gz sample --do` orders them.
 
-        application: "reconstruct", "inpaint", … as `gz list models` tells.
+        application: "reconstruct", "inpaint", …, of those that `gz list models` shows.
         images: uint8 [N, C, H, W].
         seed: of the noise.
         labels: classes [m] by number that the images take in turn.
@@ -213,8 +215,8 @@ class Run:
         return to_uint8(self.trained.shown(made.images)).cpu().numpy()
 
     def __repr__(self) -> str:
-        size = "×".join(map(str, self.info.shape))
-        return f"<gzcli.Run {self.id}: {self.trained.part.model}, {size}, step {self.trained.step:,}>"
+        trained = self.trained
+        return f"<gzcli.Run {self.id}: {trained.part.model}, {sides(self.info.shape)}, step {trained.step:,}>"
 
     # ------------------------------------------------------------------------------------------ helpers
 
@@ -235,7 +237,7 @@ class Run:
         return y.long() if y.ndim == 1 else y.float()
 
     def _pixels(self, images: np.ndarray, index: range, seed: int) -> Tensor:
-        """Images of these numbers as the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
+        """The images of these numbers at the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
         u8 = torch.from_numpy(np.ascontiguousarray(images))
         if u8.dtype != torch.uint8 or tuple(u8.shape[1:]) != self.info.shape:
             raise UsageError(
@@ -246,18 +248,15 @@ class Run:
         return x.to(self.trained.device)
 
     def _seen(self, images: np.ndarray, index: range, seed: int) -> Tensor:
+        """The images of these numbers as the model sees them: pixels, or their latents."""
         x = self._pixels(images, index, seed)
         return x if self.trained.space is None else self.trained.space.encode(x)
 
     def _batches(self, images: np.ndarray, seed: int) -> Iterator[Batch]:
+        """The images in batches on the device, without labels."""
         device = self.trained.device
         for start in range(0, len(images), BATCH):
             index = range(start, min(start + BATCH, len(images)))
             x = self._pixels(images, index, seed)
             positions = torch.arange(index.start, index.stop, device=device)
             yield Batch(x, None, positions, ImageNoise(seed, index, device))
-
-    def _split(self, split: str, most: int, seed: int) -> Images:
-        pack = self.data.pack
-        index = np.sort(np.random.default_rng(0).permutation(pack.meta.counts[split])[:most])
-        return Images.of(self.trained, pack, split, index, size=BATCH, seed=seed)

@@ -96,8 +96,7 @@ def plan(section: LaunchSection, *, every_gpu: bool, check: bool = True, extra: 
         raise DeviceError(f"`--gpus {asked}`: there {have} here", hint=fewer)
     machines = section.machines or int(os.environ.get("SLURM_NNODES", 1))
     here = gpus or section.processes or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = section.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // here)
+    threads = section.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, start.cores() // here)
     rank = section.machine_rank
     return Plan(
         processes=here * machines,

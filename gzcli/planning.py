@@ -62,7 +62,7 @@ def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, An
     what: name of a model, path of a recipe, or a run's id, alias or path.
     data: name or path of the data set; None: that of the recipe.
     sets: what was given to `--set`.
-    flags: values of other options by dotted key.
+    flags: values of other options by dotted key; None where an option was not given.
     """
     earlier = runs.by_name(what)
     if earlier:
@@ -114,7 +114,7 @@ def with_data(
     )
     meta = pack.meta
     if run is not None:
-        same.hold(run.path, meta)
+        same.check(run.path, meta)
     for part in recipe.parts:
         check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
     found_out: dict[str, Any] = {"channels": meta.shape[0], "size": meta.shape[1]}

@@ -7,7 +7,7 @@ Of one process every function is the identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,16 +35,16 @@ def wait() -> None:
         torch.distributed.barrier()
 
 
-def everyone(value: Any) -> list[Any]:
+def everyone(value: T) -> list[T]:
     """The values of all ranks, in their order, on every rank."""
-    parts: list[Any] = [value] * world()
+    parts = [value] * world()
     if len(parts) > 1:
         torch.distributed.all_gather_object(parts, value)
     return parts
 
 
-def agree(value: Any) -> Any:
-    """Rank 0's value on every rank: what a clock or a look at the disk told it."""
+def agree(value: T) -> T:
+    """Rank 0's value on every rank, for values that may differ: a clock's, or whether a file exists."""
     return everyone(value)[0]
 
 

@@ -38,6 +38,11 @@ def safe_children() -> None:
             util._args_from_interpreter_flags = isolated  # type: ignore[attr-defined]
 
 
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def launch(words: list[str]) -> int:
     """Runs accelerate's launcher and returns its exit code, 128 + N for signal N.
 

@@ -1,8 +1,14 @@
-"""Numbers as people read them: bytes, durations, points in time."""
+"""Numbers as people read them: shapes, bytes, durations, points in time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
+
+
+def sides(shape: Iterable[int]) -> str:
+    """A shape: (1, 16, 16) as 1×16×16."""
+    return "×".join(map(str, shape))
 
 
 def size(count: float) -> str:

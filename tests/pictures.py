@@ -8,8 +8,11 @@ import zipfile
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
+from gzcli.data.augment import augmenter
 from gzcli.store.paths import cache_dir
+from gzcli.types import Noise
 
 SPLITS = ("train", "val", "test")
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (10, 40, 220)
@@ -76,3 +79,8 @@ LAYOUTS = {
         ("A", "B"),
     ),
 }
+
+
+def augmented(names: list[str], u8: Tensor, noise: Noise) -> Tensor:
+    """Images without further pictures, uint8 [B, C, H, W], after the augmentations of these names."""
+    return augmenter(names)({"x": u8}, noise)["x"]

@@ -15,6 +15,7 @@ from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet
 from gzcli.errors import MissingError, redacted
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
+from gzcli.store.weights import INCEPTION, hub_home
 from gzcli.version import __version__
 
 
@@ -122,7 +123,7 @@ def settings() -> Iterator[Check]:
         problem = unreachable(mirror)
         fix = "correct or unset `GZ_MIRROR`" if problem else None
         yield Check("mirror", "bad" if problem else "ok", problem or "reachable", fix)
-    config = _accelerate_config()
+    config = hub_home() / "accelerate" / "default_config.yaml"
     if config.exists():
         yield Check("accelerate", "ok", f"{config} is there; gz ignores it and uses its own")
 
@@ -157,8 +158,6 @@ def optional() -> Iterator[Check]:
     for package, purpose in _OPTIONAL.items():
         version = _version(package)
         yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")
-    from gzcli.store.weights import INCEPTION
-
     file = cache_dir("weights", INCEPTION)
     missing = f"missing: FID, KID and IS need `{file}`"
     yield Check("inception", "ok", str(file)) if file.exists() else Check("inception", "note", missing)
@@ -183,10 +182,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _accelerate_config() -> Path:
-    """Where accelerate keeps a user's defaults: below HF_HOME, XDG_CACHE_HOME or ~/.cache, in this order."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(home).expanduser() / "accelerate" / "default_config.yaml"

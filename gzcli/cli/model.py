@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,18 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help="The model's file, a
 _Data = Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="The set that it is checked on.")]
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a check of a model found.
+
+    check: name of the check.
+    fault: what is wrong, in a sentence; None: nothing.
+    """
+
+    check: str
+    fault: str | None
+
+
 @app.command()
 def new(
     name: _Name,
@@ -26,10 +39,11 @@ def new(
     quiet: Quiet = False,
 ) -> None:
     """Write NAME.py: a whole model, of 60 lines, that trains and passes `gz model check`."""
-    from importlib.util import find_spec
+    from importlib.resources import files
 
     from gzcli.models.catalog import cards
-    from gzcli.store import files, outside
+    from gzcli.store import outside
+    from gzcli.store.files import write_atomic
 
     stem = canonical(name.removesuffix(".py"))
     if not outside.can_be_named(stem):
@@ -39,17 +53,10 @@ def new(
     target = Path(f"{stem}.py")
     if target.exists() and not force:
         raise UsageError(f"`{target}` is there already", hint="`--force` writes over it")
-    spec = find_spec("gzcli.testing")
-    source = (
-        Path(spec.submodule_search_locations[0]) / "template.py"
-        if spec and spec.submodule_search_locations
-        else None
-    )
-    if source is None:
-        raise UsageError("the template of a model is not installed", hint="install gz again")
-    text = source.read_text(encoding="utf-8")
+    template = files("gzcli") / "testing" / "template.py"  # `gzcli.testing` itself would import torch
+    text = template.read_text(encoding="utf-8")
     title = "".join(part.capitalize() for part in stem.split("_"))
-    files.write_atomic(target, text.replace("Template", title).replace("template", stem))
+    write_atomic(target, text.replace("Template", title).replace("template", stem))
     out.text(str(target))
     out.hint(f"`gz model check ./{target}`, then `gz train ./{target}`")
     out.data({"path": target})
@@ -61,20 +68,18 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
 
     It is trained, sampled, saved and scored on the CPU with the defaults of its signature.
     """
+    from gzcli.recipe.mistakes import mistakes
     from gzcli.store import outside
 
     name = outside.add(file)
-    results: list[dict[str, str | None]] = []
-    if wrong := _mistakes(file.expanduser().absolute()):
-        results = [{"check": "file", "fault": text} for text in wrong]
-    else:
-        results = _contract(name, data)
-    faults = [row for row in results if row["fault"]]
-    for row in results:
-        out.text(f"{'fault' if row['fault'] else 'ok':<6} {(row['check'] or '').replace('_', ' ')}")
-        if row["fault"]:
-            out.text(f"       {row['fault']}")
-    out.data({"model": name, "checks": results})
+    wrong = mistakes(file.expanduser().absolute())
+    results = [Result("file", text) for text in wrong] or _contract(name, data)
+    faults = [result for result in results if result.fault]
+    for result in results:
+        out.text(f"{'fault' if result.fault else 'ok':<6} {result.check.replace('_', ' ')}")
+        if result.fault:
+            out.text(f"       {result.fault}")
+    out.data({"model": name, "checks": [asdict(result) for result in results]})
     if faults:
         count = f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}"
         raise UsageError(
@@ -82,22 +87,16 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
         )
 
 
-def _mistakes(file: Path) -> list[str]:
-    from gzcli.recipe.mistakes import mistakes
-
-    return mistakes(file)
-
-
-def _contract(name: str, data: str) -> list[dict[str, str | None]]:
-    """The result of each check: its name and, where it fails, what is wrong."""
+def _contract(name: str, data: str) -> list[Result]:
+    """The results of all checks of the contract."""
     from gzcli.recipe.resolve import resolve
     from gzcli.testing import CHECKS, Case, fault_of
 
     part = resolve(name, data=data).parts[0]
     case = Case(name, part.options, lr=max(part.optim.lr, 1e-3), data=part.data.name, levels=part.data.levels)
-    results: list[dict[str, str | None]] = []
+    results = []
     with out.progress("checks", unit="checks") as report:
         for i, (title, check) in enumerate(CHECKS.items()):
-            results.append({"check": title, "fault": fault_of(check, case)})
+            results.append(Result(title, fault_of(check, case)))
             report(i + 1, len(CHECKS))
     return results

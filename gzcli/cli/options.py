@@ -6,13 +6,13 @@ Completion runs at every TAB: it reads names from disk and imports little.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gzcli.cli import out
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.errors import UsageError, canonical, did_you_mean, matching
 from gzcli.store.paths import recipe_names
 
 if TYPE_CHECKING:
@@ -107,11 +107,10 @@ def choose(what: str, name: str, options: Iterable[str]) -> str:
     Raises UsageError that hints at the nearest option, or at all.
     """
     options = list(options)
-    by_form = {canonical(option): option for option in options}
-    if canonical(name) not in by_form:
-        every = "it is one of " + ", ".join(f"`{option}`" for option in options)
-        raise UsageError(f"no {what} is called `{name}`", hint=did_you_mean(name, options) or every)
-    return by_form[canonical(name)]
+    if found := matching(name, options):
+        return found
+    every = "it is one of " + ", ".join(f"`{option}`" for option in options)
+    raise UsageError(f"no {what} is called `{name}`", hint=did_you_mean(name, options) or every)
 
 
 def parse_gpus(text: str | None) -> int | Literal["all"] | None:
@@ -132,14 +131,9 @@ def parse_checkpoint(text: str) -> str:
     return text
 
 
-def split(values: Iterable[str] | str | None) -> list[str]:
-    """`a,b` or ["a,b", "c"] as ["a", "b", "c"]."""
-    return list(_split([values] if isinstance(values, str) else values or ()))
-
-
-def _split(values: Iterable[str]) -> Iterator[str]:
-    for value in values:
-        yield from filter(None, (part.strip() for part in value.split(",")))
+def split(text: str | None) -> list[str]:
+    """The items of a comma-separated list: `a, b` as ["a", "b"]; [] of None."""
+    return [item for item in map(str.strip, (text or "").split(",")) if item]
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:

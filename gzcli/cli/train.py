@@ -100,7 +100,7 @@ def train(
     out.configure(lenient=True)  # a lost reader never stops a training
     if steps and minutes:
         raise UsageError("`--steps` and `--minutes` exclude each other")
-    given = {
+    flags = {
         "train.steps": steps,
         "train.minutes": minutes,
         "seed": seed,
@@ -113,7 +113,6 @@ def train(
         "launch.main_port": main_process_port,
         "launch.wandb": wandb or None,
     }
-    flags = {key: value for key, value in given.items() if value is not None}
     asked = planning.ask(what, data, sets or (), flags)
     model, run = asked.recipe.card.name, None
     if resume or requeue:

@@ -12,8 +12,6 @@ from gzcli.types import Noise
 if TYPE_CHECKING:
     from torch import Tensor
 
-Augment = Callable[["Tensor", "Noise"], "Tensor"]
-
 
 def hflip(u8: Tensor, noise: Noise, rate: float) -> Tensor:
     """Mirrors each image [B, C, H, W] left to right with probability `rate`."""
@@ -111,18 +109,13 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
     return tuple(parsed)
 
 
-def augmenter(names: Sequence[str]) -> Augment | None:
-    """The named augmentations in order, as a function of (uint8 [B, C, H, W], noise); None for none."""
-    change = augment_alike(names)
-    return (lambda u8, noise: change({"x": u8}, noise)["x"]) if change else None
-
-
-def augment_alike(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
+def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
     """The named augmentations in order, as a function of (pictures, noise); None for none.
 
     Pictures are images and further pictures of them by kind, uint8 [B, C, H, W], all of one shape. Each kind
     is changed by the same draws, so that a flipped image has a flipped map. Augmentations that change colours
-    leave maps as they are."""
+    leave maps as they are.
+    """
     steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:

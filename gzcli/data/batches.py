@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.data.augment import ReplayedNoise, augment_alike
+from gzcli.data.augment import ReplayedNoise, augmenter
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures, Prefetch, worker_count
 from gzcli.errors import UsageError
@@ -98,7 +98,7 @@ class TrainBatches:
         self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
         size = batch_size // world
         self.start = rank * size
-        self.augment = augment_alike(augment or ())
+        self.augment = augmenter(augment or ())
         self.rows = _Rows(pack, "train", self.device)
         self.prepared = prepared or {}
         part = slice(self.start, self.start + size)
@@ -227,7 +227,7 @@ def scan(
     seed: of the noise.
     augment: names of `AUGMENTS`, each with a number if need be.
     """
-    device, change = torch.device(device), augment_alike(augment)
+    device, change = torch.device(device), augmenter(augment)
     rows = _Rows(pack, split, device, whole=False)
     order = (
         torch.arange(pack.meta.counts[split])

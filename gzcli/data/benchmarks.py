@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.errors import UsageError, did_you_mean, matching
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ BENCHMARKS = {
 
 def find(name: str) -> Benchmark:
     """The benchmark of this name, `-` and `_` alike. Raises UsageError with the nearest."""
-    for benchmark in BENCHMARKS.values():
-        if canonical(benchmark.name) == canonical(name):
-            return benchmark
+    if known := matching(name, BENCHMARKS):
+        return BENCHMARKS[known]
     hint = did_you_mean(name, BENCHMARKS) or f"there are: {', '.join(BENCHMARKS)}"
     raise UsageError(f"there is no benchmark `{name}`", hint=hint)

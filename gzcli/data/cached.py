@@ -10,12 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.forms import Decoding, Form
+from gzcli.data.forms import Decoding, Form, number
 from gzcli.data.names import DataSet
 from gzcli.data.pack import Pack, PackMeta
 from gzcli.data.specs import DataSpec
 from gzcli.data.walk import walk
-from gzcli.errors import MissingError, UsageError
+from gzcli.errors import MissingError
 from gzcli.store.files import read_json
 from gzcli.store.paths import cache_dir
 
@@ -62,10 +62,8 @@ def pack_dir(found: DataSet, form: Form) -> Path:
 
 def pack_limit() -> int:
     """Bytes beyond which a set is streamed. Raises UsageError."""
-    text = os.environ.get("GZ_PACK_LIMIT", "")
-    if text and not text.isdigit():
-        raise UsageError(f"`GZ_PACK_LIMIT` is a number of bytes, not `{text}`")
-    return int(text) if text else PACK_LIMIT
+    limit = number("GZ_PACK_LIMIT", "bytes")
+    return PACK_LIMIT if limit is None else limit
 
 
 def fingerprint(found: DataSet) -> str | None:

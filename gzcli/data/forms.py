@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+from gzcli.errors import UsageError
 
 Say = Callable[[str], None]  # say(text): a line for the user
 Report = Callable[[int, int], None]  # report(done, in all), of images or bytes
@@ -15,6 +18,17 @@ def silent(text: str) -> None:
 
 def unreported(done: int, total: int) -> None:
     """The `report` that shows nothing."""
+
+
+def number(variable: str, unit: str) -> int | None:
+    """The whole number in an environment variable; None where it is not set. Raises UsageError for a text.
+
+    unit: of the number, for the message.
+    """
+    text = os.environ.get(variable, "")
+    if text and not text.isdigit():
+        raise UsageError(f"`{variable}` is a number of {unit}, not `{text}`")
+    return int(text) if text else None
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ def placed(
             if len(f) < 2 or not (found := split_of(f[1])):
                 raise UsageError(f"`{title}` has `{name}`, which is in no split of a class", hint=ASK)
             out.places[name] = found[0], f[0]
-        return _checked(title, out, folders)
-    return _without_one_class(_checked(title, _by_split(title, folders, told or {}, out), folders))
+        return _checked(title, out)
+    return _without_one_class(_checked(title, _by_split(title, folders, told or {}, out)))
 
 
 def scored(names: Iterable[str]) -> Placed:
@@ -253,7 +253,7 @@ def _class(title: str, name: str, folders: tuple[str, ...]) -> str:
     return folders[0]
 
 
-def _checked(title: str, out: Placed, folders: Mapping[str, tuple[str, ...]]) -> Placed:
+def _checked(title: str, out: Placed) -> Placed:
     """`out`, which has a split train. Raises UsageError where it has none."""
     if not any(split == "train" for split, _ in out.places.values()):
         raise UsageError(f"`{title}` has no `train` folder beside its splits", hint=f"{HINT}; {ASK}")

@@ -10,11 +10,11 @@ from typing import Any
 
 from gzcli.data.cached import find_pack, packs_of
 from gzcli.data.forms import Form, Say, silent
-from gzcli.data.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set, spelling
+from gzcli.data.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.raw import is_fetched, is_there, raw_dir
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
-from gzcli.errors import MissingError, UsageError
+from gzcli.errors import MissingError, UsageError, matching
 from gzcli.store.files import checksum, lock, read_json, write_json
 from gzcli.store.paths import user_dir
 
@@ -109,7 +109,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         raise UsageError(
             f"`{name}` cannot be a data set's name", hint="use letters, digits, `-` and `_`, as `my-photos`"
         )
-    if spelling(name, SPECS):
+    if matching(name, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
     path, form = local(str(what)), form or Form()
     if not path.exists():
@@ -127,7 +127,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
     }
     with lock(user_dir(LOCK)):
         imported = imports()
-        if name not in imported and spelling(name, imported):
+        if name not in imported and matching(name, imported):
             raise UsageError(f"`{name}` is taken", hint=f"`gz data remove {name}` frees it")
         if name in imported and imported[name]["path"] != str(path):
             raise UsageError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from gzcli.data.forms import Form
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
-from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.errors import MissingError, UsageError, did_you_mean, matching
 from gzcli.store.files import read_json
 from gzcli.store.paths import user_dir
 
@@ -85,10 +84,10 @@ def locate(what: DataSet | str | Path) -> DataSet:
     if isinstance(what, DataSet):
         return what
     text = str(what)
-    if name := spelling(text, SPECS):
+    if name := matching(text, SPECS):
         return SPECS[name]
     imported = imports()
-    if name := spelling(text, imported):
+    if name := matching(text, imported):
         return own_set(name, imported[name])
     path = local(text)
     if path.exists():
@@ -124,12 +123,6 @@ def data_key(what: str | Path) -> str:
 def names() -> list[str]:
     """Every name that `--data` takes: known sets first, then imported ones."""
     return [*SPECS, *imports()]
-
-
-def spelling(text: str, names: Iterable[str]) -> str | None:
-    """The one of some names that a text means, or None. `-` and `_` are alike, and small and large
-    letters."""
-    return next((name for name in names if canonical(name) == canonical(text)), None)
 
 
 def imports() -> dict[str, dict[str, Any]]:

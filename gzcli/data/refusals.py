@@ -3,11 +3,11 @@ read."""
 
 from __future__ import annotations
 
-import os
 import re
 import tarfile
 from pathlib import Path
 
+from gzcli.data.forms import number
 from gzcli.errors import MissingError, UsageError
 
 RATIO = 200  # unpacked bytes for a packed one: beyond it an archive is taken for a bomb
@@ -24,11 +24,9 @@ _FOREIGN = {
 
 
 def max_archive() -> int:
-    """The limit on an archive's unpacked bytes."""
-    text = os.environ.get("GZ_MAX_ARCHIVE", "")
-    if text and not text.isdigit():
-        raise UsageError(f"`GZ_MAX_ARCHIVE` is a number of bytes, not `{text}`")
-    return int(text) if text else MAX_ARCHIVE
+    """The limit on an archive's unpacked bytes. Raises UsageError where `GZ_MAX_ARCHIVE` is no number."""
+    limit = number("GZ_MAX_ARCHIVE", "bytes")
+    return MAX_ARCHIVE if limit is None else limit
 
 
 def refuse_foreign(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from gzcli.data.pack import PackMeta
 from gzcli.errors import MissingError
 from gzcli.store.files import read_json, write_json
+from gzcli.units import sides
 
 FILE = "env.json"  # of a run, whose key `data` holds the record
 NAMED = 5  # classes that a message names at most
@@ -33,7 +34,7 @@ def remember(folder: Path, meta: PackMeta) -> None:
         write_json(folder / FILE, env | {"data": record(meta)})
 
 
-def hold(folder: Path, meta: PackMeta) -> None:
+def check(folder: Path, meta: PackMeta) -> None:
     """Compares a set with the record of the run in `folder`, if they have one name. Raises MissingError that
     says what has changed."""
     then, now = (read_json(folder / FILE) or {}).get("data"), record(meta)
@@ -60,11 +61,9 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if then["counts"][split] != now["counts"][split]:
             found.append(f"{now['counts'][split]:,} {split} images instead of {then['counts'][split]:,}")
     if then["shape"] != now["shape"]:
-        old, new = ("×".join(map(str, shape[::-1])) for shape in (then["shape"], now["shape"]))
+        old, new = (sides(shape[::-1]) for shape in (then["shape"], now["shape"]))
         found.append(f"images of {new} instead of {old}")
     if then["extras"] != now["extras"]:
-        found.append(
-            f"with {', '.join(now['extras']) or 'nothing'} to each instead of "
-            f"{', '.join(then['extras']) or 'nothing'}"
-        )
+        old, new = (", ".join(extras) or "nothing" for extras in (then["extras"], now["extras"]))
+        found.append(f"with {new} to each instead of {old}")
     return found or ["other pixels, labels or texts"]

@@ -9,14 +9,13 @@ from __future__ import annotations
 from gzcli.data.installed import INSTALLED
 from gzcli.data.medmnist import MEDMNIST
 from gzcli.data.specs import DataFile, DataSpec, listed
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.errors import UsageError, did_you_mean, matching
 
 
 def find(name: str) -> DataSpec:
     """The set of this name, `-` and `_` alike. Raises UsageError with the nearest name."""
-    for spec in SPECS.values():
-        if canonical(spec.name) == canonical(name):
-            return spec
+    if known := matching(name, SPECS):
+        return SPECS[known]
     raise UsageError(
         f"there is no data set `{name}`",
         hint=did_you_mean(name, SPECS) or "`gz data list` shows the names; a path works too",

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gzcli import start
 from gzcli.data import workers as processes
 from gzcli.data.archives import read_span
-from gzcli.data.forms import Decoding
+from gzcli.data.forms import Decoding, number
 from gzcli.data.pictures import decode
 from gzcli.data.raw_images import Span
 from gzcli.errors import DeviceError, GzError, UsageError
@@ -108,14 +109,10 @@ class Pictures:
 def worker_count() -> int:
     """Worker processes for this one: its share of the cores, from 1 to 8, or what `GZ_WORKERS` says (0:
     none). Raises UsageError."""
-    text = os.environ.get("GZ_WORKERS", "")
-    if text and not text.isdigit():
-        raise UsageError(f"`GZ_WORKERS` is a number of processes, not `{text}`")
-    if text:
-        return int(text)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (count := number("GZ_WORKERS", "processes")) is not None:
+        return count
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
-    return max(1, min(MOST_WORKERS, cores // ranks))
+    return max(1, min(MOST_WORKERS, start.cores() // ranks))
 
 
 class Prefetch:

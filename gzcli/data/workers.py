@@ -61,7 +61,7 @@ def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Itera
 
 def cores() -> int:
     """Worker processes that packing starts: the cores that this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(8, start.cores())
 
 
 def can_start() -> bool:

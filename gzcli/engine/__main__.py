@@ -145,7 +145,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     prepare_torch(part)
     accelerator = accelerate(part)
     pack = open_named(part.data.name, size=part.data.size, channels=part.data.channels, say=log.info)
-    same.hold(run.owner.path, pack.meta)
+    same.check(run.owner.path, pack.meta)
     if log.main:
         same.remember(run.owner.path, pack.meta)
     if part.train.minutes and not (run.path / "checkpoints").exists():

@@ -164,7 +164,7 @@ def read_inputs(
     if path is None:
         data = trained.part.data
         pack = open_named(data.name, size=data.size, channels=data.channels)
-        same.hold(trained.run.owner.path, pack.meta)
+        same.check(trained.run.owner.path, pack.meta)
         labels = pack.labels("test")
         return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
     return read_pictures(Path(path), size=side or height, channels=channels, limit=n), None

@@ -30,6 +30,7 @@ from gzcli.errors import UsageError, did_you_mean
 from gzcli.jobs import BenchJob
 from gzcli.store import files
 from gzcli.store.runs import Run
+from gzcli.units import sides
 
 METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed", "fid", "kid", "is")
 DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed")
@@ -53,7 +54,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     shape = same_shape(models)
     pack = open_named(job.data, size=shape[1], channels=shape[0], say=log.info)
     for trained in models:
-        same.hold(trained.run.owner.path, pack.meta)
+        same.check(trained.run.owner.path, pack.meta)
     quality = Quality(pack, metrics, job.n, device=device, weights=job.weights, say=log.info)
     rows, pictures = [], []
     for trained in models:
@@ -103,7 +104,7 @@ def notes(models: list[Trained], rows: list[dict[str, Any]], pack: Pack) -> list
 
 
 def choose(asked: Sequence[str] | None) -> list[str]:
-    """The metrics to compute; `nats` means `bpd`. Raises UsageError for one that there is not."""
+    """The metrics to compute; `nats` means `bpd`. Raises UsageError for an unknown one."""
     wanted = ["bpd" if name == "nats" else name for name in asked or DEFAULT]
     for name in wanted:
         if name not in METRICS:
@@ -120,16 +121,11 @@ def same_shape(models: list[Trained]) -> tuple[int, ...]:
     for other in models:
         if other.images.shape != first.images.shape:
             raise UsageError(
-                f"`{other.run.id}` has images of {by(other.images.shape)}, `{first.run.id}` of "
-                f"{by(first.images.shape)}: their figures are not comparable",
+                f"`{other.run.id}` has images of {sides(other.images.shape)}, `{first.run.id}` of "
+                f"{sides(first.images.shape)}: their figures are not comparable",
                 hint="run `gz bench` once for each size",
             )
     return first.images.shape
-
-
-def by(shape: tuple[int, ...]) -> str:
-    """A shape as `1×16×16`."""
-    return "×".join(map(str, shape))
 
 
 def measure(
@@ -153,7 +149,7 @@ def measure(
         row["likelihood"] = likelihood(trained, pack, job.seed, log)
     if ranks.rank():
         return row, samples
-    mark = "" if levels in (None, pack.meta.levels) else f"@{levels}"
+    mark = quality.mark(levels)
     if levels == 2:
         found = quality.classes(samples, labels, levels)
     else:
@@ -177,7 +173,7 @@ def measure(
 def likelihood_columns(value: dict[str, Any], mark: str, *, binary: bool) -> dict[str, float]:
     """The columns of a likelihood: that of log p(x | y) ends in `|y`, that of log p(x) is named by the unit.
 
-    mark: of other grey levels than the data set's.
+    mark: what `Quality.mark` appends.
     """
     unit, mark = ("nats", "") if binary else ("bpd", mark)
     if not value["given_labels"]:

@@ -19,6 +19,8 @@ from gzcli.engine.trained import Trained
 from gzcli.types import Batch
 
 FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
+FIT = FEWEST  # held-out images that scores are fitted on: as many as the smallest budget pays for
+BANK = 10_000  # training images that scores are fitted on, or among which neighbours are looked for, at most
 
 
 def subset(total: int, n: int) -> np.ndarray:
@@ -74,6 +76,23 @@ class Images:
             index=self.index,
             seed=self.seed,
         )
+
+
+def held_out_split(pack: Pack) -> str:
+    """The split that scores are fitted on: validation, or training where a tiny set has no validation."""
+    return "val" if pack.meta.counts["val"] else "train"
+
+
+def fitting_images(run: Trained, pack: Pack, *, size: int, seed: int) -> tuple[Images, Images]:
+    """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on.
+
+    size: images of a batch.
+    seed: of the batches' noise.
+    """
+    held_out, counts = held_out_split(pack), pack.meta.counts
+    some = ((held_out, subset(counts[held_out], FIT)), ("train", subset(counts["train"], BANK)))
+    first, second = (Images.of(run, pack, split, index, size=size, seed=seed) for split, index in some)
+    return first, second
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:

@@ -33,6 +33,7 @@ from gzcli.store.files import checksum
 from gzcli.store.paths import recipe_names
 from gzcli.store.weights import repository
 from gzcli.types import DataInfo, Noise
+from gzcli.units import sides
 
 MEASURED = 2000  # training images whose latents tell mean and deviation
 MEASURE_BATCH = 64
@@ -160,11 +161,10 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
     if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
         channels, size, _ = trained_on.shape
         raise UsageError(
-            f"`data.latent`: `{name}` was trained on images of {_times(trained_on.shape)} with "
-            f"{trained_on.levels} levels, these are "
-            f"of {_times(images.shape)} with {images.levels}",
-            hint=f"`--set data.size={size} --set data.channels={channels} --set "
-            f"data.levels={trained_on.levels}`",
+            f"`data.latent`: `{name}` was trained on images of {sides(trained_on.shape)} with "
+            f"{trained_on.levels} levels, these are of {sides(images.shape)} with {images.levels}",
+            hint=f"`--set data.size={size} --set data.channels={channels} "
+            f"--set data.levels={trained_on.levels}`",
         )
     if isinstance(autoencoder, DiffusersVAE):
         if images.shape[0] != autoencoder.channels:
@@ -219,8 +219,3 @@ def _measure(
         parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
     z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
     return z.mean(1).tolist(), (1 / z.std(1).clamp(min=1e-3)).tolist()
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    """(1, 16, 16) as 1×16×16."""
-    return "×".join(map(str, shape))

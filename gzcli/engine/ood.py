@@ -17,7 +17,16 @@ from gzcli.data.benchmarks import find as find_benchmark
 from gzcli.data.open import open_named
 from gzcli.data.pack import Pack
 from gzcli.engine.converged import gap_line, solver_gap
-from gzcli.engine.images import Images, affordable, subset, timed
+from gzcli.engine.images import (
+    BANK,
+    FIT,
+    Images,
+    affordable,
+    fitting_images,
+    held_out_split,
+    subset,
+    timed,
+)
 from gzcli.engine.log import Log
 from gzcli.engine.ood_table import compare, notes, short_names, with_group_means, write_scores
 from gzcli.engine.pictures import histograms
@@ -35,8 +44,6 @@ from gzcli.types import Batch
 
 BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
 TRIAL = 16  # images on which the scores are timed
-FIT = 500  # held-out images that statistics are of, whatever `-n`: as many as the smallest budget pays for
-BANK = 10_000  # training images among which neighbours are looked for, at most
 
 
 def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -109,7 +116,7 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     """
     channels, size, _ = trained.images.shape
     home = open_named(job.ins, size=size, channels=channels, say=log.info)
-    same.hold(trained.run.owner.path, home.meta)
+    same.check(trained.run.owner.path, home.meta)
     packs = {
         name: open_named(name, size=size, channels=channels, foreign=True, say=log.info) for name in job.outs
     }
@@ -159,10 +166,8 @@ def fit(scorer: Scorer, home: Pack, job: OodJob, sets: int, log: Log) -> int | N
     Returns how many images of each of `sets` sets are to be scored: the job's n; None: all of them. Where the
     job says neither, as many as the rest of the recipe's budget pays for.
     """
-    since, trained, counts = time.perf_counter(), scorer.trained, home.meta.counts
-    size, split = BATCH_SIZE[trained.device.type], held_out_split(home)
-    held_out = Images.of(trained, home, split, subset(counts[split], FIT), size=size, seed=job.seed)
-    train = Images.of(trained, home, "train", subset(counts["train"], BANK), size=size, seed=job.seed)
+    since, trained = time.perf_counter(), scorer.trained
+    held_out, train = fitting_images(trained, home, size=BATCH_SIZE[trained.device.type], seed=job.seed)
     if scorer.is_fitted():
         on_train = set(trained.model.fitted_on_train)
         kinds = [train if name in on_train else held_out for name in scorer.fits()] or [held_out]
@@ -173,11 +178,6 @@ def fit(scorer: Scorer, home: Pack, job: OodJob, sets: int, log: Log) -> int | N
         return job.n
     left = trained.part.ood.budget - (time.perf_counter() - since)
     return ranks.agree(afford(scorer, trial_batch(trained, home, job.seed), left, sets, log))
-
-
-def held_out_split(home: Pack) -> str:
-    """The split that statistics are of: validation, or training where a tiny set has no validation."""
-    return "val" if home.meta.counts["val"] else "train"
 
 
 def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:

@@ -13,12 +13,8 @@ import numpy as np
 
 CELL = 64  # approximate side in pixels of an image on a sheet: small images are enlarged by whole numbers
 PAPER = 224  # grey level of the background, against which white images have an edge
-GAP, BETWEEN, MARGIN, FONT = (
-    3,
-    14,
-    8,
-    13,
-)  # pixels between images, between blocks, around all; height of letters
+GAP, BETWEEN, MARGIN = 3, 14, 8  # pixels between images, between blocks of rows, around all
+FONT = 13  # height of letters in pixels
 APART = 12  # where ranges of scores differ by a larger factor, the axis is logarithmic far from the median
 
 
@@ -138,7 +134,7 @@ def histograms(
     rows = -(-len(scores) // columns)
     height = 2.6 + 0.17 * len(tables)
     shape = {"figsize": (4 * columns, height * rows), "squeeze": False, "layout": "constrained"}
-    figure, axes = _pyplot().subplots(rows, columns, **shape)
+    figure, axes = pyplot().subplots(rows, columns, **shape)
     for ax, score in zip(axes.flat, scores, strict=False):
         sides = {name: np.asarray(table[score], np.float64) for name, table in tables.items()}
         bins, scale = score_bins(list(sides.values()))
@@ -156,7 +152,7 @@ def histograms(
         ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     for ax in axes.flat[len(scores) :]:
         ax.set_axis_off()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
@@ -206,7 +202,7 @@ def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarr
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     """Writes a figure of rows (title, images uint8 [N, C, H, W]), of which the first 16 are shown."""
     shown = 16
-    figure, axes = _pyplot().subplots(
+    figure, axes = pyplot().subplots(
         len(rows), 1, figsize=(0.6 * shown, 0.95 * len(rows)), squeeze=False, layout="constrained"
     )
     for ax, (title, images) in zip(axes.flat, rows, strict=True):
@@ -217,21 +213,23 @@ def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
         ax.imshow(strip.repeat(3, 2) if strip.shape[2] == 1 else strip, interpolation="nearest")
         ax.set_title(title, fontsize=8, loc="left")
         ax.set_axis_off()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib's pyplot, for figures that are written to files alone."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as found
 
-    return pyplot
+    return found
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
+    """Writes a figure as a PNG, whole or not at all, and closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part.png")
-    figure.savefig(part, dpi=110)
-    _pyplot().close(figure)
+    figure.savefig(part, dpi=dpi)
+    pyplot().close(figure)
     part.replace(path)

@@ -175,7 +175,7 @@ class Quality:
         found: dict[str, float] = {}
         first, *others = self._draws(len(train))
         for levels in list(self.used):
-            mark = "" if levels in (None, self.pack.meta.levels) else f"@{levels}"
+            mark = self.mark(levels)
             made = self(self.real.at(train[first], levels), None, levels)
             if self.lenet and (key := "fd" + self.lenet.tail) in made:
                 draws = (self.real.at(train[rows], levels) for rows in others)
@@ -184,6 +184,10 @@ class Quality:
                 made[key] = float(np.mean(of_draws))
             found |= {key + mark: value for key, value in made.items()}
         return found
+
+    def mark(self, levels: int | None) -> str:
+        """The ending of figures at other grey levels than the data set has, as `@32`."""
+        return "" if levels in (None, self.pack.meta.levels) else f"@{levels}"
 
     def _draws(self, total: int) -> list[np.ndarray]:
         """Rows of up to five disjoint random draws of n images; the first is `subset(total, n)`."""

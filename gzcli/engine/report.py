@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gzcli.engine.pictures import pyplot, save_figure
+
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; one that a kill has cut short is left out."""
@@ -19,18 +21,12 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
 
 def loss_curve(folder: Path) -> None:
     """Draws loss.png from metrics.jsonl: losses by the left axis, validation as dots by the right one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    lines = metric_lines(folder)
     curves: dict[str, list[tuple[int, float]]] = {}
-    for line in lines:
+    for line in metric_lines(folder):
         for key, value in line.items():
             if key.rsplit(".", 1)[-1] == "loss" or key.startswith("val_"):
                 curves.setdefault(key, []).append((line["step"], value))
-    figure, left = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    figure, left = pyplot().subplots(figsize=(7, 4), constrained_layout=True)
     right = None
     for i, (name, points) in enumerate(curves.items()):
         if name.startswith("val_"):
@@ -42,7 +38,4 @@ def loss_curve(folder: Path) -> None:
     left.set_xlabel("step")
     left.set_ylabel("loss")
     figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=left.transAxes)
-    part = folder / ".loss.part.png"
-    figure.savefig(part, dpi=100)
-    plt.close(figure)
-    part.replace(folder / "loss.png")
+    save_figure(figure, folder / "loss.png", dpi=100)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -58,10 +56,7 @@ def run_of(file: Path) -> Run:
     folder = cache_dir("files", f"{file.stem}-{files.checksum(file)[:12]}")
     if not folder.exists():
         with files.new_dir(folder) as part:
-            try:
-                os.link(file, part / "model.safetensors")
-            except OSError:  # another disk, or one without links
-                shutil.copyfile(file, part / "model.safetensors")
+            files.link_or_copy(file, part / "model.safetensors")
             (part / "run.yaml").write_text(dump(tree))
             facts = {"model": tree["model"]["name"], "data": tree["data"]["name"], "size": info["shape"][-1]}
             files.write_json(part / "status.json", {"state": "finished", "step": int(told["step"]), **facts})

@@ -47,6 +47,14 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`, or a copy of it where links do not work."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copyfile(source, target)
+
+
 @contextmanager
 def new_dir(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `path` when the block ends, and removed when it raises."""

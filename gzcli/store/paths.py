@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import UsageError, canonical
+from gzcli.errors import UsageError, canonical, matching
 
 _NAME = re.compile(r"[a-z0-9_-]+")
 
@@ -39,7 +39,7 @@ def recipe_names() -> list[str]:
 
 def spelling(model: str) -> str:
     """A model's name in the spelling of its recipe: `sd-lora` for `sd_lora`; unchanged without a recipe."""
-    return next((name for name in recipe_names() if canonical(name) == canonical(model)), model)
+    return matching(model, recipe_names()) or model
 
 
 def trained_in(model: str) -> tuple[str, str] | None:

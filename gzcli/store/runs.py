@@ -7,9 +7,7 @@ see `choose`.
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -215,10 +213,7 @@ def copy_weights(run: Run, target: Run) -> None:
     """Makes `target` a finished run with the recipe and weights of `run`, by hard links where possible."""
     with files.new_dir(target.path) as part:
         for name in ("run.yaml", "model.safetensors"):
-            try:
-                os.link(run.path / name, part / name)
-            except OSError:  # another disk, or a file system without hard links
-                shutil.copyfile(run.path / name, part / name)
+            files.link_or_copy(run.path / name, part / name)
         files.write_json(part / "status.json", run.status() | {"state": "finished", "copy_of": run.id})
 
 

@@ -75,11 +75,16 @@ def is_id(name: str) -> bool:
 
 def at_hand(name: str) -> bool:
     """Whether a model repository is a folder or lies in the hub's cache, without the hub's library."""
-    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
     return Path(name).expanduser().is_dir() or any(
         cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")
     )
+
+
+def hub_home() -> Path:
+    """The folder of Hugging Face's libraries: HF_HOME, else below XDG_CACHE_HOME, else below ~/.cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
 
 
 def offline() -> bool:

@@ -10,14 +10,17 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gzcli.engine.checkpoint import weights_of
+from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import ClassEmbedding
 from gzcli.testing.case import Case
 from gzcli.testing.kinds import every_kind_of_set
-from gzcli.testing.tools import Broken, draw, fixed_noise, held_out, hold, loss_of, only, prepared, started
+from gzcli.testing.tools import Broken, draw, fixed_noise, held_out, loss_of, only, require, started
 from gzcli.types import Batch, ImageNoise, no_progress
 
 FALL = 0.10  # of a phase's loss on one batch, at the least
@@ -31,22 +34,22 @@ def each_phase_learns_alone(case: Case) -> None:
     for phase in fresh.phases():
         model = copy.deepcopy(fresh)
         params = only(model, next(p for p in model.phases() if p.name == phase.name))
-        hold(params, f"phase `{phase.name}` has no parameters")
+        require(params, f"phase `{phase.name}` has no parameters")
         optimizer, losses = torch.optim.Adam(params, lr=case.lr), []
         for _ in range(STEPS + 1):
             loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
-            hold(
+            require(
                 loss.ndim == 0,
                 f"`loss` of phase `{phase.name}` is of shape {tuple(loss.shape)}, not a scalar",
             )
-            hold(loss.requires_grad, f"`loss` of phase `{phase.name}` has no gradient")
+            require(loss.requires_grad, f"`loss` of phase `{phase.name}` has no gradient")
             losses.append(float(loss.detach()))
             loss.backward()
             _check_gradients(model, phase.name, solved=losses[-1] == 0, params=params)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         fall = (losses[0] - losses[-1]) / abs(losses[0])
-        hold(
+        require(
             fall >= FALL,
             f"phase `{phase.name}` does not learn: on one batch, with fixed noise, its loss went from "
             f"{losses[0]:.4g} to {losses[-1]:.4g} in {STEPS} steps of Adam at {case.lr:g}",
@@ -56,15 +59,15 @@ def each_phase_learns_alone(case: Case) -> None:
 def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[torch.nn.Parameter]) -> None:
     for name, p in model.named_parameters():
         if p.grad is not None:
-            hold(
+            require(
                 p.requires_grad,
                 f"phase `{phase}` gives a gradient to `{name}`, which is not among its parameters",
             )
-            hold(
+            require(
                 torch.isfinite(p.grad).all(), f"phase `{phase}` gives `{name}` a gradient that is not finite"
             )
     moved = solved or any(p.grad is not None and p.grad.any() for p in params)
-    hold(moved, f"phase `{phase}` gives none of its parameters a gradient")
+    require(moved, f"phase `{phase}` gives none of its parameters a gradient")
 
 
 def the_loss_is_a_mean(case: Case) -> None:
@@ -82,11 +85,10 @@ def the_loss_is_a_mean(case: Case) -> None:
         once, twice = (
             sum(_value(model, b, phase.name, step) for step in range(4)) / 4 for b in (batch, again)
         )
-        hold(
+        require(
             abs(twice - once) <= abs(twice - 2 * once) or abs(once) < 1e-3,
             f"the loss of phase `{phase.name}` is a sum over the batch and not a mean: {len(batch)} images "
-            "give "
-            f"{once:.4g}, the same images twice {twice:.4g}; divide by `len(batch)`",
+            f"give {once:.4g}, the same images twice {twice:.4g}; divide by `len(batch)`",
         )
 
 
@@ -99,14 +101,16 @@ def the_loss_depends_on_the_batch_alone(case: Case) -> None:
         for state in (1, 2):
             torch.manual_seed(state)
             values.append(_value(model, batch, phase.name))
-        hold(
+        require(
             values[0] == values[1],
             f"the loss of phase `{phase.name}` changes with torch's global generator ({values[0]:.6g}, "
             f"{values[1]:.6g}); draw from `batch.noise`",
         )
         other = _value(model, batch, phase.name, step=1)
         quiet = case.quiet or (model.likelihood == "exact" and model.data.levels is not None)
-        hold(other != values[0] or quiet, f"`batch.noise` has no effect on the loss of phase `{phase.name}`")
+        require(
+            other != values[0] or quiet, f"`batch.noise` has no effect on the loss of phase `{phase.name}`"
+        )
 
 
 def _value(model: Model, batch: Batch, phase: str, step: int = 0) -> float:
@@ -121,32 +125,30 @@ def samples_are_images(case: Case) -> None:
         p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
     model.eval()
     x, shape = draw(model, case), (4, *case.pack().info().shape)
-    hold(tuple(x.shape) == shape, f"`sample(4)` returns {tuple(x.shape)}, not {shape}")
-    hold(torch.isfinite(x).all(), "`sample` returns values that are not finite")
-    hold(
+    require(tuple(x.shape) == shape, f"`sample(4)` returns {tuple(x.shape)}, not {shape}")
+    require(torch.isfinite(x).all(), "`sample` returns values that are not finite")
+    require(
         x.min() >= -1 and x.max() <= 1,
         f"`sample` leaves [-1, 1]: {float(x.min()):.3g} … {float(x.max()):.3g}",
     )
-    hold(
+    require(
         torch.equal(x, draw(model, case)),
         "`sample` draws other images with the same noise; use `noise` alone",
     )
-    hold(not torch.equal(x, draw(model, case, seed=1)), "`sample` draws the same images with other noise")
+    require(not torch.equal(x, draw(model, case, seed=1)), "`sample` draws the same images with other noise")
     few = draw(model, case, n=2)
-    hold(torch.allclose(x[:2], few, atol=2 / 255), "image i depends on how many images are drawn beside it")
+    require(
+        torch.allclose(x[:2], few, atol=2 / 255), "image i depends on how many images are drawn beside it"
+    )
     if model.conditional:
         for table in (m.table for m in model.modules() if isinstance(m, ClassEmbedding)):
             torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
         one, other = (draw(model, case, labels=torch.full((4,), y)) for y in (0, 1))
-        hold(not torch.equal(one, other), "`sample` draws the same images with other labels")
+        require(not torch.equal(one, other), "`sample` draws the same images with other labels")
 
 
 def weights_come_back(case: Case) -> None:
     """What is saved and loaded into a new model draws the same images."""
-    from safetensors.torch import load_file, save_file
-
-    from gzcli.engine.checkpoint import weights_of
-
     model = started(case)[0]
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights_of(model.state_dict()), Path(folder) / "w.safetensors")
@@ -155,9 +157,9 @@ def weights_come_back(case: Case) -> None:
     vars(other).update({name: vars(model)[name] for name in case.stages})  # a stage has a file of its own
     missing, unexpected = other.load_state_dict(weights, strict=False)
     lost = [key for key in missing if not key.endswith("_extra_state")]
-    hold(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")
+    require(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")
     same = torch.equal(draw(model.eval(), case), draw(other.eval(), case))
-    hold(
+    require(
         same,
         "a loaded model draws other images: something that `sample` uses is neither parameter nor buffer",
     )
@@ -166,14 +168,14 @@ def weights_come_back(case: Case) -> None:
 def capabilities_tell_the_truth(case: Case) -> None:
     """What the file says of the model without an import is what the class has."""
     card, model = catalog.card(case.model), case.fresh()
-    hold(type(model) is catalog.load(case.model), f"the catalogue takes `{card.cls}` for the model")
-    hold(card.paper and card.paper == model.paper, "`paper` is empty")
+    require(type(model) is catalog.load(case.model), f"the catalogue takes `{card.cls}` for the model")
+    require(card.paper and card.paper == model.paper, "`paper` is empty")
     for name in (*card.do, *(f"score_{score}" for score in card.scores)):
-        hold(callable(getattr(model, name, None)), f"`{name}` is no method")
+        require(callable(getattr(model, name, None)), f"`{name}` is no method")
     told = hasattr(model, "log_prob") == (model.likelihood is not None)
-    hold(told, '`log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode") go together')
-    hold(("log_prob" in card.can) == hasattr(model, "log_prob"), "the catalogue does not see `log_prob`")
-    hold(
+    require(told, '`log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode") go together')
+    require(("log_prob" in card.can) == hasattr(model, "log_prob"), "the catalogue does not see `log_prob`")
+    require(
         model.conditional == case.conditional,
         "`self.conditional` is not what the option says; set it in `__init__`",
     )
@@ -189,7 +191,7 @@ def training_helps(case: Case) -> None:
     before = goodness(untrained, batch)
     optimizers = {phase.name: torch.optim.Adam(phase.parameters(), lr=case.lr) for phase in model.phases()}
     for step in range(TRIALS[-1]):
-        train_batch = prepared(model, source.at(step))
+        train_batch = with_prepared(model, source.at(step))
         for phase in model.phases():
             if phase.due(step):
                 only(model, phase)
@@ -212,7 +214,7 @@ def goodness(model: Model, batch: Batch) -> float:
     noise = ImageNoise(0, batch.index.tolist())
     with torch.inference_mode():
         if hasattr(model, "prepare"):  # a later stage: its images are an earlier one's
-            return -float(loss_of(model, prepared(model, fixed_noise(batch, "main")), "main"))
+            return -float(loss_of(model, with_prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
             return float(model.log_prob(batch.x, noise=noise).mean())
         again = model.reconstruct(batch.x, noise=noise, progress=no_progress).images
@@ -233,10 +235,12 @@ def scores_know_nothing_of_their_batch(case: Case) -> None:
         with torch.no_grad():
             together = method(batch.x, noise=ImageNoise(0, index))
             alone = method(batch.x[2:3], noise=ImageNoise(0, index[2:3]))
-        hold(tuple(together.shape) == (4,), f"`{name}` of 4 images returns {tuple(together.shape)}, not (4,)")
-        hold(torch.isfinite(together).all(), f"`{name}` is not finite")
+        require(
+            tuple(together.shape) == (4,), f"`{name}` of 4 images returns {tuple(together.shape)}, not (4,)"
+        )
+        require(torch.isfinite(together).all(), f"`{name}` is not finite")
         same = torch.allclose(alone[0], together[2], rtol=1e-5, atol=1e-4)
-        hold(
+        require(
             same,
             f"`{name}` of an image is {float(together[2]):.6g} in a batch and {float(alone[0]):.6g} alone",
         )
@@ -246,7 +250,7 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
     """Ranks have unequal shares of held-out images: a model that met its partner there would hang."""
     model = started(case)[0].eval()
     met: list[str] = []
-    batch = prepared(model, next(held_out(case.pack(), model, "val", 3)))
+    batch = with_prepared(model, next(held_out(case.pack(), model, "val", 3)))
     several = {
         "is_initialized": lambda: True,
         "get_world_size": lambda: 2,
@@ -262,7 +266,7 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
         if model.best != "fd":  # such a model is validated by its samples alone
             model.loss(batch, model.phases()[0].name)
         draw(model, case, n=2)
-    hold(
+    require(
         not met,
         f"in eval mode the model calls `torch.distributed.{met[0] if met else ''}`; see `gzcli.ranks`",
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from gzcli.data.batches import quantise
+from gzcli.engine.prepared import with_prepared
 from gzcli.testing.case import SEED, Case
-from gzcli.testing.tools import draw, fixed_noise, hold, loss_of, only, prepared
+from gzcli.testing.tools import draw, fixed_noise, loss_of, only, require
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 KINDS = ("rgb", "multi-label", "label-free")
@@ -34,7 +35,7 @@ def kind_of_set(case: Case, kind: str) -> None:
     x = quantise(u8, info.levels, noise)
     extra = {"second_domain": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * N}
     given = {key: extra[key] for key in model.needs if key in extra}
-    batch = prepared(model, Batch(x, y, torch.arange(N), noise, given))
+    batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, given))
     with torch.no_grad():
         model.on_start(batch)
     for phase in model.phases():
@@ -42,19 +43,19 @@ def kind_of_set(case: Case, kind: str) -> None:
         loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
         loss.backward()
         finite = all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-        hold(
+        require(
             torch.isfinite(loss) and finite,
             f"{on} the loss of phase `{phase.name}`, or a gradient, is not finite",
         )
     model.eval()
     found = tuple(draw(model, case, n=3).shape)
-    hold(found == (3, *shape), f"{on} `sample(3)` returns {found}, not {(3, *shape)}")
+    require(found == (3, *shape), f"{on} `sample(3)` returns {found}, not {(3, *shape)}")
     if case.conditional and kind == "multi-label":
         found = tuple(draw(model, case, n=3, labels=several[:3].float()).shape)
-        hold(found == (3, *shape), f"{on} `sample(3)` with labels returns {found}")
+        require(found == (3, *shape), f"{on} `sample(3)` with labels returns {found}")
     if hasattr(model, "log_prob"):
         with torch.no_grad():
             value = model.log_prob(batch.x, y if case.conditional else None, noise=ImageNoise(SEED, range(N)))
-        hold(
+        require(
             value.shape == (N,) and torch.isfinite(value).all(), f"{on} `log_prob` is not {N} finite numbers"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
+from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase
 from gzcli.models.options import grouped
@@ -21,9 +22,9 @@ class Broken(AssertionError):
     """A model does not keep the contract; the message is a sentence for whoever wrote it."""
 
 
-def hold(true: object, sentence: str) -> None:
+def require(condition: object, sentence: str) -> None:
     """Raises Broken with the sentence unless the condition is true."""
-    if not true:
+    if not condition:
         raise Broken(sentence)
 
 
@@ -40,17 +41,10 @@ def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
     return None
 
 
-def prepared(model: Model, batch: Batch) -> Batch:
-    """The batch with what a later stage makes of its images."""
-    if hasattr(model, "prepare"):
-        batch.extra |= model.prepare(batch)
-    return batch
-
-
 def started(case: Case) -> tuple[Model, Batch]:
     """The model after its data-dependent start, and the first batch."""
     model = case.fresh()
-    batch = prepared(model, case.batches().at(0))
+    batch = with_prepared(model, case.batches().at(0))
     with torch.no_grad():
         model.on_start(batch)
     return model, batch

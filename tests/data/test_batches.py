@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from pictures import augmented
 
 from gzcli.data.augment import augmenter, parse_augment
 from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
@@ -179,11 +180,11 @@ def test_augmentations_against_numpy():
     )
     noise = BatchNoise(0, total=500)
 
-    flipped = augmenter(["hflip"])(u8, noise)
+    flipped = augmented(["hflip"], u8, noise)
     mirrored = (flipped == u8.flip(-1)).flatten(1).all(1)
     assert (mirrored | (flipped == u8).flatten(1).all(1)).all() and 200 < mirrored.sum() < 300
 
-    cropped = augmenter(["crop=2"])(u8, noise).numpy()
+    cropped = augmented(["crop=2"], u8, noise).numpy()
     padded = np.pad(u8.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
     found = np.zeros((500, 5, 5), bool)
     for y in range(5):
@@ -191,7 +192,7 @@ def test_augmentations_against_numpy():
             found[:, y, x] = (padded[:, :, y : y + 12, x : x + 12] == cropped).all((1, 2, 3))
     assert (found.sum((1, 2)) == 1).all() and (found.sum(0) > 5).all()  # each is one crop; every shift occurs
 
-    mutated = augmenter(["mutate=0.2"])(u8, noise)
+    mutated = augmented(["mutate=0.2"], u8, noise)
     changed = (mutated != u8).float().mean().item()
     assert abs(changed - 0.2 * 255 / 256) < 0.005
     assert np.histogram(mutated[mutated != u8], 16, (0, 256))[0].std() < 150  # uniform, of about 2,600 a bin
@@ -208,7 +209,7 @@ def test_jitter_is_that_of_torchvision(channels):
         0, 256, (60, channels, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     u8[30:] = u8[30:] // 4 + 90  # little contrast: nothing is clamped
-    changed = augmenter(["jitter=0.5"])(u8, BatchNoise(0, total=60))
+    changed = augmented(["jitter=0.5"], u8, BatchNoise(0, total=60))
     factors = 0.5 + BatchNoise(0, total=60).rand(60, 3)
     for image, ours, (brightness, contrast, saturation) in zip(u8, changed, factors.tolist(), strict=True):
         x = tv.adjust_contrast(tv.adjust_brightness(image / 255, brightness), contrast)
@@ -222,10 +223,10 @@ def test_jitter_is_that_of_torchvision(channels):
 
 def test_jitter_of_an_image_does_not_depend_on_its_batch():
     u8 = torch.randint(0, 256, (64, 3, 33, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = augmenter(["jitter"])(u8, BatchNoise(0, total=64))
-    parts = [augmenter(["jitter"])(u8[i : i + 4], BatchNoise(0, total=64, start=i)) for i in range(0, 64, 4)]
+    whole = augmented(["jitter"], u8, BatchNoise(0, total=64))
+    parts = [augmented(["jitter"], u8[i : i + 4], BatchNoise(0, total=64, start=i)) for i in range(0, 64, 4)]
     assert torch.equal(whole, torch.cat(parts))
-    assert torch.equal(augmenter(["jitter=0"])(u8, BatchNoise(0, total=64)), u8)
+    assert torch.equal(augmented(["jitter=0"], u8, BatchNoise(0, total=64)), u8)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import RED, SPLITS, as_tar, as_zip, nothing_half_written, png, write
+from pictures import RED, SPLITS, as_tar, as_zip, augmented, nothing_half_written, png, write
 from PIL import Image
 
 from gzcli.data import cached, workers
-from gzcli.data.augment import ReplayedNoise, augment_alike, augmenter
+from gzcli.data.augment import ReplayedNoise, augmenter
 from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
 from gzcli.data.forms import Form
 from gzcli.data.library import import_set, listing
@@ -454,7 +454,7 @@ def test_a_batch_has_them(followed):
 def test_a_flipped_image_has_a_flipped_map(followed, levels):
     """Moves by one draw; colours change alike in `before` and not in `control`. In training and in a scan."""
     for augment in (("hflip",), ("crop=3", "hflip"), ("jitter=0.4", "hflip", "mutate=0.3", "crop=2")):
-        plain = augmenter([name for name in augment if name.split("=")[0] in ("hflip", "crop")])
+        plain = [name for name in augment if name.split("=")[0] in ("hflip", "crop")]
         several = batches(followed, augment=augment, levels=levels)
         scanned = scan(followed, "train", batch_size=8, levels=levels, device="cpu", augment=augment, seed=5)
         moved = 0
@@ -471,7 +471,7 @@ def test_a_flipped_image_has_a_flipped_map(followed, levels):
             index = several.at(1).index
             noise = BatchNoise(3, 1, "data", total=8)
             u8 = torch.from_numpy(followed.further("train")["control"][index])
-            assert torch.equal(several.at(1).extra["control"], quantise(plain(u8, noise), 256))
+            assert torch.equal(several.at(1).extra["control"], quantise(augmented(plain, u8, noise), 256))
 
 
 def test_images_are_augmented_as_ever(followed):
@@ -479,8 +479,8 @@ def test_images_are_augmented_as_ever(followed):
     names = ("jitter=0.4", "hflip", "mutate=0.3", "crop=2")
     u8 = torch.from_numpy(followed.images("train")[:8])
     for noise in (lambda: BatchNoise(1, total=8), lambda: ImageNoise(1, range(8))):
-        lone = augmenter(names)(u8, noise())
-        both = augment_alike(names)({"x": u8, "control": u8, "before": u8}, noise())
+        lone = augmented(names, u8, noise())
+        both = augmenter(names)({"x": u8, "control": u8, "before": u8}, noise())
         assert (
             torch.equal(lone, both["x"])
             and torch.equal(lone, both["before"])

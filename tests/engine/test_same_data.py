@@ -113,9 +113,9 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
     assert run.state == "finished" and run.tree()["train"]["steps"] == 5  # it is what it was
     classes(photos, "cat")
     with pytest.raises(MissingError) as e:
-        same.hold(run.path, replace(open_named(photos).meta, digest="x"))
+        same.check(run.path, replace(open_named(photos).meta, digest="x"))
     assert e.value.message.endswith("other pixels, labels or texts")
-    same.hold(run.path, open_named(photos).meta)  # put back as they were
+    same.check(run.path, open_named(photos).meta)  # put back as they were
 
 
 def test_what_has_changed_is_named():
@@ -146,10 +146,10 @@ def test_another_set_is_no_change(home):
     run = runs.create("vae", "digits")
     digits = open_named("digits").meta
     other = replace(digits, name="patches", digest="x")
-    same.hold(run.path, digits)  # an older run, which recorded nothing
+    same.check(run.path, digits)  # an older run, which recorded nothing
     same.remember(run.path, digits)
     same.remember(run.path, other)  # once
-    same.hold(run.path, other)  # `gz ood --in patches`
+    same.check(run.path, other)  # `gz ood --in patches`
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
 
 
