@@ -40,18 +40,18 @@ def train(
 ) -> Run:
     """Trains a model in processes of its own, as `gz train` does, and loads what came out.
 
-    what: a model, a recipe's path, a model's file, or a run to repeat.
-    data: the set, a name or path; None: that of the recipe.
-    steps: how many; None: as the recipe says.
-    minutes: as many steps as fit in this time.
-    seed: of weights and noise.
+    what: name of a model, path of a recipe or of a model's file, or a run to repeat.
+    data: name or path of the data set; None: that of the recipe.
+    steps: number of training steps; None: that of the recipe.
+    minutes: time to train, in minutes; None: the recipe's number of steps.
+    seed: seed of weights and noise; None: that of the recipe.
     name: an alias of the run.
-    resume: go on with the newest unfinished run, or the run that `what` names.
-    gpus: how many, or "all"; None: every visible one.
-    cpu: leave GPUs alone.
-    processes: of a CPU.
-    set: keys of the recipe, {"model.hidden": 16} or ["model.hidden=16"].
-    quiet: print nothing meanwhile.
+    resume: whether the newest unfinished run goes on, or the run that `what` names.
+    gpus: number of GPUs, or "all"; None: every visible one.
+    cpu: whether the CPU is used though there are GPUs.
+    processes: number of processes on a CPU.
+    set: keys of the recipe with other values, {"model.hidden": 16} or ["model.hidden=16"].
+    quiet: whether nothing is printed meanwhile.
 
     Raises the errors of `gzcli.errors`: UsageError, MissingError, DeviceError, DivergedError, Interrupted.
     """
@@ -94,7 +94,7 @@ def load(
 
 
 def datasets() -> list[dict[str, Any]]:
-    """What is known of each data set, as `gz list data --json` has it: name, title, classes, cached, …"""
+    """Each data set as a dict of name, title, classes, cached, …, as `gz list data --json` prints it."""
     return listing()
 
 

@@ -1,7 +1,7 @@
 """From a folder to processes and back: accelerate's configuration, the child, signals, `status.json`, the
 exit code.
 
-What is launched is always `python -m gzcli.engine FOLDER`; everything it needs to know stands in the folder.
+What is launched is always `python -m gzcli.engine FOLDER`; all that the engine needs is in the folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from gzcli.store import files
 from gzcli.store.runs import Run
 
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
-# What a CPU's step costs besides its arithmetic; what the user has set stays. glibc returns large blocks to
-# the system at every free and faults them in again at the next step: keeping them saves 13–23 % of a
-# convolutional net's step. OpenMP's threads wait for each other by spinning: on a busy machine that made a
-# step of 16 ms one of 700.
+# Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
+# large blocks to the system at every free and faults them in again at the next step: keeping them saves
+# 13–23 % of the step of a convolutional net. OpenMP's threads wait for each other by spinning: on a busy
+# machine that made a step of 16 ms one of 700 ms.
 TUNING = {
     "OMP_WAIT_POLICY": "passive",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -40,7 +40,17 @@ TUNING = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Which processes are started, on what."""
+    """The processes that are started.
+
+    processes: number of processes on all machines.
+    gpus: GPUs of this machine; 0: the processes run on the CPU.
+    threads: threads of each process.
+    machines: number of machines.
+    machine_rank: index of this machine, from 0.
+    main_ip: address of machine 0; None: this machine.
+    main_port: port of machine 0; None: one is chosen.
+    extra: options that are passed on to `accelerate launch`.
+    """
 
     processes: int = 1
     gpus: int = 0
@@ -49,7 +59,7 @@ class Plan:
     machine_rank: int = 0
     main_ip: str | None = None
     main_port: int | None = None
-    extra: tuple[str, ...] = field(default=())
+    extra: tuple[str, ...] = ()
 
     @property
     def distributed(self) -> bool:
@@ -74,11 +84,13 @@ def count_gpus() -> int:
 def plan(section: LaunchSection, *, every_gpu: bool, check: bool = True, extra: Sequence[str] = ()) -> Plan:
     """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
 
-    Raises DeviceError where a GPU is asked for that is not there, unless not `check`.
+    section: the section.
+    every_gpu: whether all GPUs are used where no number is asked for; if not, one is.
+    check: whether GPUs that are asked for must be there.
+    extra: the words after `--` on the command line, checked by `cli/accelerate.py`. They never come from a
+      recipe or a run, which may be a stranger's.
 
-    every_gpu: what no `--gpus` means.
-    extra: what stood after `--` on the command line, checked by `cli/accelerate.py`; never from a recipe or a
-      run, which may be a stranger's.
+    Raises DeviceError where a GPU is asked for that is not there, UsageError for a contradiction.
     """
     there, asked, fewer = count_gpus(), section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
     if section.cpu and asked:
@@ -123,7 +135,7 @@ def _slurm_host() -> str | None:
 
 
 def config(p: Plan) -> str:
-    """accelerate's configuration file; the user's own default must not leak in."""
+    """accelerate's configuration file, given in full: the user's own default must have no effect."""
     # MULTI_GPU without GPUs is how accelerate runs several gloo processes
     kind = "MULTI_GPU" if p.distributed else "'NO'"
     lines = [
@@ -143,7 +155,10 @@ def config(p: Plan) -> str:
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
-    """The command line; any run can be started again by hand with it."""
+    """The command line of the engine; any run can be started again by hand with it.
+
+    launcher: whether accelerate's launcher starts the engine.
+    """
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
@@ -157,30 +172,27 @@ def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
 
 
 def show(folder: Path, p: Plan) -> str:
+    """The command line of accelerate, as it could be typed."""
     return shlex.join(["accelerate", "launch", *command(folder, p, launcher=True)[3:]])
 
 
 def environment(p: Plan, mode: str) -> dict[str, str]:
-    """The child's variables; accelerate's own are removed, so that nothing but its configuration file
-    counts."""
-    env = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith("ACCELERATE_") and k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
+    """The child's environment variables. Those of accelerate are removed: only its configuration file counts.
+
+    mode: what the engine prints, "human", "quiet" or "json".
+    """
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_") and k not in ranks}
     env |= {
         "GZ_OUTPUT": mode,
         "GZ_PARENT": str(os.getpid()),
         "OMP_NUM_THREADS": str(p.threads),
         "PYTHONUNBUFFERED": "1",
     }
-    # the working folder is on nobody's path: an empty entry, as `:/opt/lib` has, means it too
+    # the working folder is left out of the path; an empty entry, as in `:/opt/lib`, means it too
     here, package = os.path.realpath(os.curdir), str(Path(__file__).resolve().parent.parent)
-    others = [
-        entry
-        for entry in env.get("PYTHONPATH", "").split(os.pathsep)
-        if entry and os.path.realpath(entry) != here
-    ]
+    entries = env.get("PYTHONPATH", "").split(os.pathsep)
+    others = [entry for entry in entries if entry and os.path.realpath(entry) != here]
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
     for key, value in TUNING.items():
         env.setdefault(key, value)
@@ -190,11 +202,16 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """Starts the engine on `folder`, passes signals on, waits; returns its status.
+    """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status.
 
-    A training engine is told of a signal by a stop file and given time for a checkpoint, whatever the signal
-    has done to the launcher between; a job has nothing to save. Only as a last resort (a second Ctrl-C, or no
-    end in time) they are killed. Raises the engine's own error.
+    A signal becomes a stop file, and a training engine gets time for a checkpoint, even where the signal has
+    ended the launcher between. A job has nothing to save. The processes are killed only after a second
+    Ctrl-C, or where they do not end in time.
+
+    launcher: whether accelerate's launcher starts the engine, as it must for several processes.
+    mode: what the engine prints, "human", "quiet" or "json".
+
+    Raises the engine's own error.
     """
     target = Run(folder)
     launcher, grace = launcher or p.distributed, 0.0 if (folder / "job.json").exists() else GRACE

@@ -1,4 +1,7 @@
-"""From what was asked for to a run that can start. It prints nothing: `say` and `progress` are handed in."""
+"""From what was asked for to a run that can start.
+
+Nothing is printed here: lines go to `say`, and progress to `progress`, which the caller gives.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ MARKS = ("status.json", "config.json", "model_index.json")
 class Asked:
     """What was asked for.
 
-    recipe: as it resolves, its paths absolute.
-    earlier: the run whose recipe it is; None where a model or a file was named.
+    recipe: the resolved recipe, with absolute paths.
+    earlier: the run that the recipe was taken from; None where a model or a file was named.
     """
 
     recipe: Resolved
@@ -79,14 +82,19 @@ def ready(
     steps: int | None,
     processes: int,
     *,
-    say: Say = lambda text: None,
-    progress: Report = lambda done, total: None,
+    say: Say = silent,
+    progress: Report = unreported,
 ) -> Recipe:
-    """The recipe that is trained: of a run that goes on its own, with what its data tell filled in.
+    """The recipe that is trained, with size, channels and levels of its data filled in.
 
-    run: the run that goes on; None: a new one is made.
-    steps: what was given to `--steps`.
-    processes: how many share a batch.
+    asked: what was asked for.
+    run: the run that goes on, with its own recipe; None: a new run is made.
+    steps: value of `--steps`.
+    processes: number of processes that share a batch.
+    say: takes a line about what is done.
+    progress: takes images packed and in all.
+
+    Raises UsageError and MissingError of `continued`, `check_batch` and `with_data`.
     """
     recipe = continued(run, asked.recipe, steps) if run else asked.recipe
     for part in recipe.parts:
@@ -102,11 +110,13 @@ def with_data(
     say: Say = silent,
     progress: Report = unreported,
 ) -> R:
-    """The recipe with what only its data can tell: channels, size and levels. Fetches and packs them if need
-    be.
+    """The recipe with channels, size and levels of its data set, which is fetched and packed if need be.
 
-    Raises UsageError where a model needs what the set has not, MissingError where the set is not there, or
-    where `run`, which is to go on, was trained on other images.
+    found: the set; None: it is looked up by the recipe's name.
+    run: the run that goes on.
+
+    Raises UsageError where a model needs what the set does not have, MissingError where the set is not there
+    or is not the one that `run` was trained on.
     """
     data = recipe.data
     pack = open_pack(
@@ -135,9 +145,9 @@ def check_batch(part: Part, processes: int) -> None:
 
 
 def continued(run: Run, asked: Resolved, steps: int | None) -> Recipe:
-    """The run's own recipe, with more steps if asked, on the devices of now.
+    """The run's own recipe, with more steps and other processes where these were asked for.
 
-    Raises UsageError that lists what was asked for and differs from it.
+    Raises UsageError that lists the keys that were asked for with other values than the run has.
     """
     if run.state == "running":
         raise UsageError(f"`{run.id}` is being trained by process {run.status().get('pid')}")
@@ -163,15 +173,19 @@ def continued(run: Run, asked: Resolved, steps: int | None) -> Recipe:
 
 
 def parts_to_train(run: Run) -> list[Run]:
-    """What a new `--steps` is for: the run, or its unfinished stages; the last where all are finished, as
-    those before it must stay what it was trained with."""
+    """The parts of a run that a new `--steps` lengthens: the run itself, or its unfinished stages.
+
+    Where all stages are finished it is the last one: the earlier ones must stay as it was trained with them.
+    """
     stages = [stage for stage in run.stages if stage.state != "finished"]
     return stages or [run.serving]
 
 
 def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
-    """Notes in a new run what its recipe calls done; one that repeats another takes over what was noted
-    there."""
+    """Notes in the status of a new run how many steps and which image size its recipe plans.
+
+    A run that repeats another one takes over the notes of that run.
+    """
     whole, earlier = asked.recipe.whole, asked.earlier
     steps, size = dict(whole.steps), whole.size
     if earlier:
@@ -194,14 +208,18 @@ def start(
     alias: str | None = None,
     mode: str = "quiet",
     announce: Callable[[Run], None] = lambda run: None,
-    say: Say = lambda text: None,
+    say: Say = silent,
 ) -> Run:
     """Trains in processes of their own, and waits for them. Returns the run.
 
+    asked: what was asked for.
+    recipe: what is trained, as `ready` returned it.
+    plan: the processes.
     run: the run that goes on; None: a new one is made, and removed again where nothing was trained.
     alias: a second name of a new run.
     mode: what the engine prints: "human", "quiet" or "json" lines.
-    announce: is called with the run before it is launched.
+    announce: called with the run before it is launched.
+    say: takes a line about what is done.
 
     Raises the engine's own error.
     """
@@ -226,8 +244,11 @@ def start(
 
 
 def anchored(recipe: R, found: DataSet | None) -> R:
-    """The recipe with absolute paths, as `run.yaml` is read again from other folders. Names of sets, runs and
-    stages stay."""
+    """The recipe with absolute paths, as `run.yaml` is read from other folders too. Names of sets, runs and
+    stages stay.
+
+    found: the data set, if it is known.
+    """
     name = found.reference if found else recipe.data.name
     latent = recipe.data.latent and _absolute(recipe.data.latent)
     data = replace(recipe.data, name=name, latent=latent)
@@ -252,7 +273,7 @@ def _anchored(part: Part) -> Part:
 
 
 def _absolute(name: str) -> str:
-    """A path to a file, a run or a model of diffusers made absolute; any other text as it is."""
+    """The absolute path of a file, a run or a model of diffusers; any other text unchanged."""
     path = Path(name).expanduser()
     is_path = path.is_file() or any((path / mark).is_file() for mark in MARKS)
     return str(path.absolute()) if is_path else name

@@ -1,7 +1,7 @@
-"""The processes of a run or a verb, each a rank: this file alone touches `torch.distributed`.
+"""The processes of a run or a verb, each a rank. This file alone touches `torch.distributed`.
 
-What is called here by one rank is called by all, in the same order, or they wait for each other for ever.
-Of one process every function is the identity.
+All ranks must call these functions in the same order, or they wait for each other for ever. In a run of one
+process every function returns what it was given.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Sliceable(Protocol[T_co]):
 
 
 def over(batches: Sliceable[T], work: Callable[[T], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What `work` makes of the batches, arrays [N, …] by name, on every rank, of which each did its share.
+    """The results of `work` for all batches, arrays [N, …] by name, on every rank; each rank does a share.
 
-    batches: all of them; each rank iterates over a slice.
-    work: batch of n → arrays [n, …].
+    batches: all batches; each rank iterates over a slice.
+    work: (batch of n images) → arrays [n, …] by name.
 
-    Raises on every rank the error of the first rank that has one, so that none waits for one that has gone.
+    Raises on every rank the error of the first rank that has one, so that no rank waits for one that ended.
     """
     start, end = (len(batches) * r // world() for r in (rank(), rank() + 1))
     made, problem = [], None
@@ -106,8 +106,8 @@ def maximum(t: Tensor) -> Tensor:
 def sharing(module: nn.Module) -> int:
     """How many ranks have the statistics of `module` in common: all while it trains, on equal batches.
 
-    In eval mode it is one, whatever the launch: there ranks have unequal shares, and one that waited for a
-    partner's batch that never comes would hang. This is the only place that decides it.
+    In eval mode it is one rank: there the ranks have unequal shares of the images, and a rank that waited for
+    a batch of another would hang.
     """
     return world() if module.training else 1
 
@@ -119,7 +119,7 @@ def mean(t: Tensor, module: nn.Module) -> Tensor:
 
 
 def rows(t: Tensor, module: nn.Module) -> Tensor:
-    """The rows of the ranks that share the statistics of `module`, in their order; `t` itself of one."""
+    """The rows of all ranks that share the statistics of `module`, in the order of the ranks."""
     count = sharing(module)
     if count == 1:
         return t

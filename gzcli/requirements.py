@@ -1,5 +1,7 @@
-"""What a run will take, told before it starts: its data, memory, weights and earlier runs. Nothing is opened
-and no torch is loaded."""
+"""What a run needs before it starts: its data, memory, weights and earlier runs.
+
+No data set is opened and no torch is loaded.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +29,17 @@ from gzcli.units import size
 
 @dataclass(frozen=True)
 class DataFacts:
-    """A data set as far as it can be known without opening it.
+    """A data set as far as it is known without opening it.
 
-    name: as the recipe has it.
+    name: its name in the recipe.
     key: its name in ids of runs.
-    title: for people.
-    cached: whether its files are here.
-    packed: whether its pack is here.
-    download: bytes to fetch.
+    title: its name and what it shows.
+    cached: whether its files are on this machine.
+    packed: whether its pack is on this machine.
+    download: bytes to download.
     size: side of its images in pixels; None: not known.
     channels: 1 or 3; None: not known.
-    levels: grey levels; None: not known.
+    levels: number of grey levels; None: not known.
     """
 
     name: str
@@ -52,9 +54,9 @@ class DataFacts:
 
 
 def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
-    """What is known of the data set, and what of it is missing.
+    """What is known of the recipe's data set, and what has to be done before it can be used.
 
-    Raises UsageError where its pack tells that it lacks what a model needs.
+    Raises UsageError where its pack shows that it lacks something that a model needs.
     """
     data = recipe.data
     facts = DataFacts(
@@ -89,11 +91,11 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the training of one model takes in each process.
+    """The memory that the training of one model takes in each process.
 
     model: name of the model.
-    bytes: in all.
-    parts: what takes how many bytes.
+    bytes: bytes in all.
+    parts: names of its parts, with the bytes of each.
     """
 
     model: str
@@ -103,11 +105,11 @@ class Memory:
 
 @dataclass
 class MemoryPlan:
-    """What training takes of memory, as far as it can be told.
+    """The memory that a training takes, as far as it can be computed.
 
-    models: of each model whose family can tell.
-    hint: what to do where that is more than there is.
-    lacking: what is not at hand that it would take to tell.
+    models: the memory of each model whose family computes it.
+    hint: what to do where a model needs more memory than there is.
+    lacking: messages about models whose memory cannot be computed, as their files are not at hand.
     """
 
     models: list[Memory] = field(default_factory=list)
@@ -116,7 +118,7 @@ class MemoryPlan:
 
 
 def of_memory(recipe: Recipe, plan: Plan) -> MemoryPlan:
-    """What the models that are trained take of memory."""
+    """The memory plan of the models that a recipe trains."""
     found = MemoryPlan()
     for part in recipe.parts:
         model = catalog.card(part.model)
@@ -142,7 +144,7 @@ def of_memory(recipe: Recipe, plan: Plan) -> MemoryPlan:
 
 
 def gpu_memory() -> int | None:
-    """Bytes of the smallest visible GPU, without importing torch; None where nvidia-smi does not tell."""
+    """Bytes of the smallest visible GPU, without importing torch; None where nvidia-smi does not say."""
     query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
@@ -168,8 +170,7 @@ def host_memory() -> int:
 
 
 def ways_to_save(part: Part, plan: Plan) -> list[str]:
-    """The keys of this recipe that make a training step smaller, as they would be typed, those that cost the
-    least first."""
+    """The options that make a training step of this recipe take less memory, the cheapest first."""
     cheaper = {"cache": (False, "true"), "checkpointing": (False, "true"), "dtype": ("fp32", "bf16")}
     ways = [f"`--set model.{key}={to}`" for key, (now, to) in cheaper.items() if part.options.get(key) == now]
     if plan.gpus and part.optim.name in ("adam", "adamw"):
@@ -181,15 +182,15 @@ def ways_to_save(part: Part, plan: Plan) -> list[str]:
 
 
 def absent_weights(recipe: Recipe) -> list[str]:
-    """How to fetch what is not here of the models that this one begins with: `model.base` and `data.latent`,
-    ids of the hub."""
+    """The commands that download the models of the hub that a recipe begins with (`model.base`,
+    `data.latent`) and that are not on this machine."""
     bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
     ids = {name for name in bases if isinstance(name, str) and is_id(name)}
     return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]
 
 
 def absent_runs(recipe: Recipe) -> list[str]:
-    """What is not here of the runs and files that this recipe is built on, by key."""
+    """Messages about the runs and files that a recipe is built on and that are not there, with their keys."""
     found = []
     for key, name in _built_on(recipe):
         if name in recipe.stages or Path(name).exists():
@@ -202,7 +203,7 @@ def absent_runs(recipe: Recipe) -> list[str]:
 
 
 def _built_on(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The keys that name a run or a file; an id of the hub is `absent_weights`' matter."""
+    """(key, name) of each run or file that a recipe is built on, but for ids of the hub."""
     for part in recipe.parts:
         if part.data.latent and not is_id(part.data.latent):
             yield "data.latent", part.data.latent

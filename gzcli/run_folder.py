@@ -17,10 +17,13 @@ from gzcli.store.runs import Run
 
 
 def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
-    """`run.yaml`, the whole recipe, and `env.json`: by these two the run can be repeated. Each stage gets a
-    folder alike.
+    """Writes `run.yaml`, the whole recipe, and `env.json`, the machine: by these two the run can be repeated.
+    Each stage gets a folder of the same form.
 
-    Where processes meet is of this start and not of the run: `env.json` has it, in the words that were typed.
+    The address at which processes meet belongs to this start and not to the run: `run.yaml` leaves it out,
+    and `env.json` has it in the command line.
+
+    p: the processes that are started.
     """
     from importlib.metadata import version
 
@@ -38,7 +41,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "threads": p.threads,
         "gpus": p.gpus,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "data": before.get("data"),  # a resume is held against it
+        "data": before.get("data"),  # a resume compares its data with this record
         "models": before.get("models") or _kept_models(target, recipe),
     }
     files.write_json(target.path / "env.json", env)
@@ -71,9 +74,6 @@ def git_state() -> dict[str, Any] | None:
             return None
         return out.stdout.strip() if out.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
-    return (
-        None
-        if commit is None
-        else {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    )
+    if (commit := git("rev-parse", "HEAD")) is None:
+        return None
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}

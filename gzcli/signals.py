@@ -10,7 +10,7 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
-    """Installs handler(number, frame) for each signal of ENDING; returns the handlers before, for `restore`.
+    """Installs handler(number, frame) for each signal of ENDING; returns the previous ones, for `restore`.
 
     A signal that is ignored stays ignored, as `nohup` and a shell's `&` want it.
     """

@@ -14,9 +14,7 @@ from gzcli.errors import MissingError
 PROBES = 16  # pictures that tell size and channels of a set
 
 Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each class (multi-label), or None
-PlacedMembers = tuple[
-    Members, Mapping[str, Place]
-]  # an archive, and the places of those of its members in the set
+PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place of each member that is used
 
 
 def encoded(title: str, classes: Sequence[str], parts: Sequence[PlacedMembers]) -> RawImages:

@@ -25,7 +25,7 @@ from gzcli.store.paths import cache_dir
 
 # Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
 LARGE = 200_000_000
-BLOCK_BYTES = 1 << 20  # that are read at a time
+BLOCK_BYTES = 1 << 20  # bytes that are read at a time
 
 
 class _Wrong(Refused):
@@ -149,9 +149,7 @@ def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: S
             http.drop(part)
             if not kept:
                 raise
-            kept = (
-                0  # bytes of an earlier try, perhaps of another file, were among them: once more, from zero
-            )
+            kept = 0  # it held bytes of an earlier try, perhaps of another file: once more, from zero
     fsync(part)
     os.replace(part, path)
     http.drop(part)

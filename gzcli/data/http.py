@@ -109,11 +109,13 @@ def held(part: Path) -> int:
 
 
 def drop(part: Path) -> None:
+    """Removes what came so far, in all pieces."""
     for piece in part.parent.glob(f"{part.name}*"):
         piece.unlink()
 
 
 def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
@@ -199,9 +201,8 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
             while thread.is_alive():
                 thread.join(0.1)
                 report(sum(piece.got for piece in pieces), pieces[0].total)
-    except (
-        BaseException
-    ):  # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again
+    except BaseException:
+        # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again.
         stop.set()
         for thread in filter(threading.Thread.is_alive, threads):
             thread.join(0.25)

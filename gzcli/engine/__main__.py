@@ -1,7 +1,7 @@
 """`python -m gzcli.engine FOLDER`: trains the run, or does the job, that the folder describes.
 
-A folder with `job.json` is a job of `gz sample`, `gz ood` or `gz bench`, which writes `result.json`; one with
-`run.yaml` is a run to be trained. Either way `status.json` tells how it ended, for whoever started it.
+A folder with `job.json` is a job of `gz sample`, `gz ood`, `gz bench` or `gz runs export`, which writes
+`result.json`. One with `run.yaml` is a run to be trained. `status.json` then says how it ended.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 
 
 def main(folder: Path) -> int:
+    """Trains the run, or does the job, in a folder. Returns the exit code."""
     run = Run(folder.absolute())
     rank = int(os.environ.get("RANK", "0"))
-    # All ranks stop alike for the errors of STATES, and the `gz` that started us reads them in `status.json`:
-    # an exit code would only make the launcher print its own traceback.
-    told = "GZ_PARENT" in os.environ
+    # All ranks stop alike for the errors of STATES, and the `gz` that started this process reads them in
+    # `status.json`: an exit code would only make the launcher print its own traceback.
+    started_by_gz = "GZ_PARENT" in os.environ
     log = Log(run.path, rank=rank)
     with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as got:
         if not got:
@@ -56,7 +57,7 @@ def main(folder: Path) -> int:
         except BaseException as e:
             if os.environ.get("GZ_DEBUG"):
                 traceback.print_exc()
-            return 0 if told and type(explain(e)) in STATES else explain(e).code
+            return 0 if started_by_gz and type(explain(e)) in STATES else explain(e).code
         finally:
             (run.path / "stop").unlink(missing_ok=True)
     return 0
@@ -64,9 +65,9 @@ def main(folder: Path) -> int:
 
 @contextlib.contextmanager
 def recorded(run: Run, log: Log) -> Iterator[None]:
-    """`status.json` tells that the block runs, then how it ended."""
+    """Records in `status.json` that the block runs, then how it ended."""
     if log.main:
-        now = {"started": time.time(), "ended": None, "seconds": run.seconds}  # those of earlier sittings
+        now = {"started": time.time(), "ended": None, "seconds": run.seconds}  # `seconds`: of earlier starts
         parent = int(os.environ.get("GZ_PARENT", "0"))
         run.update(state="running", pid=os.getpid(), parent=parent, **now, error=None, code=None)
     try:
@@ -88,7 +89,7 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
 
 
 def explain(e: BaseException) -> GzError:
-    """The error as it is told to a person."""
+    """The error that is shown for an exception."""
     if isinstance(e, GzError):
         return e
     if isinstance(e, KeyboardInterrupt):
@@ -125,7 +126,7 @@ def train(run: Run, log: Log) -> None:
 
 
 def made(run: Run) -> dict[str, Any]:
-    """What came out of a finished run: last picture, last and best validation, as far as there are."""
+    """The results of a finished run: last picture, last and best validation; None for each that is missing."""
     pictures = sorted((run.path / "samples").glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
     return {
@@ -137,7 +138,7 @@ def made(run: Run) -> dict[str, Any]:
 
 def train_one(run: Run, log: Log) -> Accelerator:
     """Trains one model, from its newest checkpoint if it has one."""
-    # imported here, as no verb should wait for it
+    # imported here, as the other verbs need not wait for it
     from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
 

@@ -29,12 +29,12 @@ HIDDEN = 127  # grey level of pixels that a model did not see
 
 @dataclass
 class Output:
-    """What an application gives to be written.
+    """The outputs of an application, as they are written.
 
-    images: its outputs alone, in order, uint8 [n, C, H, W].
-    labels: of the outputs, [n] or [n, K]; None without.
-    sheet: the outputs beside their inputs, [H, W, C].
-    applied: as the model returned it.
+    images: the outputs in order, uint8 [n, C, H, W].
+    labels: labels of the outputs, [n] or [n, K]; None without labels.
+    sheet: picture of the outputs beside their inputs, uint8 [H, W, C].
+    applied: what the model returned.
     """
 
     images: np.ndarray
@@ -44,14 +44,16 @@ class Output:
 
 
 def apply(trained: Trained, do: str, job: SampleJob, progress: Progress) -> Output:
-    """The application `do` on the job's input; without one on the first test images of the run's data set.
+    """Applies a model to the job's input or, without one, to the first test images of the run's data set.
+
+    do: name of the application.
 
     Raises UsageError where it returns images of another shape.
     """
     method = getattr(trained.model, do)
     inputs, own = read_inputs(trained, job.input, job.n)
     n, device = len(inputs), trained.device
-    # a binary model sees one draw of its inputs, as it does in training
+    # inputs of a binary model are binarised by one draw, as in training
     x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
     seen = x if trained.space is None else trained.space.encode(x)
     options = dict(job.options)
@@ -81,8 +83,10 @@ def inputs_of(applied: Applied) -> Sequence[tuple[int, ...]]:
 
 
 def given(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
-    """What the model was shown in place of each input, uint8 [n, C, H, W] at the size of x; None where it was
-    shown the input itself."""
+    """The pictures that the model was given in place of its inputs x, uint8 [n, C, H, W] at the size of x.
+
+    None where it was given the inputs themselves.
+    """
     if found.given is not None:
         enlarged = F.interpolate(found.given, size=trained.info.shape[1:], mode="nearest")
         return to_bytes(trained.shown(enlarged))

@@ -23,10 +23,10 @@ from gzcli.types import DataInfo
 def build_model(
     part: Part, info: DataInfo, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None
 ) -> Model:
-    """The model of a recipe on the CPU. Its weights are a function of the seed, whatever the device will be.
+    """The model of a recipe on the CPU: so its weights are a function of the seed on every device.
 
     stages: the trained models of earlier stages that it is built on, by stage.
-    card: of the model, where a run holds the model's file; None: by the name in the recipe.
+    card: card of the model, where a run holds the model's file; None: that of the name in the recipe.
     """
     cls = catalog.load_class(card or catalog.card(part.model))
     torch.manual_seed(part.seed)
@@ -41,7 +41,7 @@ def stages_for(run: Run, name: str, device: torch.device | str) -> dict[str, Mod
 
 
 def built_on(run: Run, name: str) -> dict[str, str]:
-    """The sha256 of the weights of each of those stages."""
+    """The sha256 of the weights of each stage that a model called `name` is built on, by stage."""
     return {
         stage: checksum(run.owner.stage(stage).path / "model.safetensors")
         for stage in catalog.card_of(run, name).stages
@@ -55,8 +55,8 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
     checkpoint: "last", "best", "finished" or a step. "finished" is `model.safetensors`, which does not change
       any more, for what is trained on top of it; "last" is the newest checkpoint while the run is trained.
 
-    Raises MissingError where there is no such checkpoint, where it is damaged, or where an earlier stage is
-    another one than the model was trained with.
+    Raises MissingError where there is no such checkpoint, where it is damaged, or where an earlier stage has
+    other weights than the model was trained with.
     """
     run = run.serving
     saved = checkpoints.read_weights(_weights(run, checkpoint))
@@ -89,6 +89,7 @@ def _weights(run: Run, checkpoint: str) -> Path:
 
 
 def _best(folder: Path) -> int:
+    """The step of the best checkpoint. Raises MissingError where there is none."""
     path = folder / "best.json"
     if not path.exists():
         raise MissingError(

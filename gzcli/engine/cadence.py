@@ -15,9 +15,9 @@ from gzcli.recipe.parts import TrainSection
 
 FIRST = 60.0  # seconds until the first pause at the latest
 LONGEST = 600.0  # seconds from one pause to the next, as far as its share of the time allows
-SHARE = 0.05  # of the time, for pauses of one kind
-QUICK = 10.0  # seconds of a pause that a signal to end waits for
-UNTIMED = 2  # the first steps compile, and choose kernels
+SHARE = 0.05  # share of the time for pauses of one kind
+QUICK = 10.0  # seconds that a pause may take before a signal to end is heard
+UNTIMED = 2  # first steps that are not timed: they compile and choose kernels
 AGREE_EVERY = 10  # steps between readings of rank 0's clock, which cost a collective
 
 # kind → key of `train`
@@ -28,10 +28,10 @@ KINDS = frozenset(KEYS)
 class Cadence:
     """The steps between two pauses of each kind, 0 for never.
 
-    train: what the recipe says; None: to be found.
-    steps: of the whole run.
-    agree: gives rank 0's numbers to every rank.
-    clock: seconds, after the device has done what it was asked for.
+    train: section of the recipe; a None in it is chosen here.
+    steps: number of steps of the whole run.
+    agree: returns rank 0's numbers on every rank.
+    clock: returns seconds, after the device has finished its queued work.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Cadence:
 
     @contextmanager
     def timed(self, kind: str | None = None) -> Iterator[None]:
-        """Times the pause inside; the first one of a kind tells how often it can be.
+        """Times the pause inside; the first one of a kind decides how often that kind comes.
 
-        kind: None for what is made ready once, whose time counts neither for a kind nor for steps.
+        kind: kind of the pause; None for work done once, whose time counts neither for a kind nor for steps.
         """
         since, (step, start, paused) = self.clock(), self.mark
         each = (since - start - (self.paused - paused)) / max(self.steps - step, 1)  # seconds a step
@@ -86,9 +86,9 @@ class Cadence:
             self.every[kind] = max(wanted, math.ceil(self.took[kind] / (SHARE * each)))
 
     def slow(self, kinds: Set[str]) -> bool:
-        """Whether pauses of these kinds may take longer than who sends SIGTERM waits before SIGKILL."""
+        """Whether pauses of these kinds may take longer than schedulers wait between SIGTERM and SIGKILL."""
         return any(self.took.get(kind, math.inf) > QUICK for kind in kinds)
 
     def found(self) -> dict[str, int]:
-        """What is known so far, as keys of a recipe's `train` section."""
+        """The numbers of steps known so far, as keys of a recipe's `train` section."""
         return {KEYS[kind]: every for kind, every in self.every.items() if every is not None}

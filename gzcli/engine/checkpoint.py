@@ -4,7 +4,7 @@
   model.safetensors   the weights that are trained
   ema.safetensors     the averaged weights, which are sampled, with recipe and data's description as metadata
   train.pt            optimizers, scaler, counters, each rank's extra state and losses not yet logged
-  meta.json           step, processes, threads, version of torch, device, and the sums of these files
+  meta.json           step, processes, threads, version of torch, device, and checksums of these files
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a state dict that each rank has of its own."""
+    """The entries of a state dict that differ between ranks."""
     return {k: v for k, v in state.items() if k.endswith(EXTRA)}
 
 
@@ -47,10 +47,10 @@ class SpaceRecord:
     """The latent space that a run was trained in, as JSON has it.
 
     digest: sha256 of the autoencoder's weights.
-    shape: of the images, [C, H, W].
+    shape: shape of the images, [C, H, W].
     levels: grey levels of the images.
-    shift: subtracted from each of the c channels of a latent.
-    scale: by which each channel is multiplied then.
+    shift: number that is subtracted from each of the c channels of a latent, [c].
+    scale: number by which each channel is multiplied then, [c].
     """
 
     digest: str
@@ -62,11 +62,12 @@ class SpaceRecord:
 
 @dataclass
 class Saved:
-    """Weights that sample by themselves, as their file says what they were trained by, and on.
+    """Weights with all that is needed to sample from them; one safetensors file holds it.
 
-    part: the recipe.
-    info: what the model was told of its data.
-    step: how many steps they were trained for.
+    weights: tensors of the model's state dict, by name.
+    part: the recipe that they were trained by.
+    info: description of the data that the model was built for.
+    step: number of steps that they were trained for.
     built_on: sha256 of the weights of each stage that the model is built on, by the stage's name.
     space: the latent space that the model lives in; None: pixels.
     """
@@ -80,7 +81,7 @@ class Saved:
 
 
 def save_weights(path: Path, saved: Saved) -> None:
-    """Writes a safetensors file with all else in its metadata."""
+    """Writes a safetensors file: tensors of the weights, all else as JSON in its metadata."""
     metadata = {
         "gz": __version__,
         "recipe": json.dumps(saved.part.tree()),
@@ -121,12 +122,12 @@ def read_weights(path: Path) -> Saved:
 
 @dataclass
 class Checkpoint:
-    """What training goes on from.
+    """The state that a training goes on from.
 
-    weights: of the model as it is trained.
-    averaged: what is sampled.
+    weights: weights that are trained.
+    averaged: averaged weights, which are sampled.
     train: optimizers, scaler, counters, and each rank's extra state, as `torch.save` takes them.
-    meta: the step, and the world, threads, torch and device that it was made with.
+    meta: the step, and the number of ranks, threads, version of torch and device that it was made with.
     """
 
     weights: dict[str, Tensor]
@@ -153,7 +154,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """A checkpoint's folder that `damage` finds nothing wrong with."""
+    """The checkpoint in a folder, which must be whole (`damage`)."""
     return Checkpoint(
         weights=load_file(path / "model.safetensors"),
         averaged=read_weights(path / "ema.safetensors"),
@@ -165,11 +166,11 @@ def load(path: Path) -> Checkpoint:
 def with_zero_inputs(
     weights: dict[str, Tensor], own: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights with zeros for further input channels that the convolutions of a model have, and their names.
+    """Weights that fit convolutions with more input channels, which start at zero, and the names of these.
 
     So a model that sees a condition beside the image begins as the model without it.
 
-    weights: of the model with fewer inputs.
+    weights: weights of the model with fewer input channels.
     own: state dict of the model that gets them.
     """
     found = {}
@@ -201,7 +202,7 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint; `warn` is told of those that are damaged."""
+    """The newest undamaged checkpoint; `warn` gets a line about each damaged one."""
     for step in reversed(steps_of(folder)):
         path = folder / f"{step:08d}"
         if (fault := damage(path)) is None:

@@ -1,4 +1,4 @@
-"""Whether the solver's steps are enough for the likelihood by an ODE: the same images in twice as many."""
+"""Whether an ODE solver takes enough steps for a likelihood: twice as many must give the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a recipe asks of the machine to torch: device, threads, precision, and accelerate over them."""
+"""Device, threads, precision and accelerate, as a recipe asks for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pick_device(launch: LaunchSection) -> torch.device:
 
 
 def prepare_torch(part: Part) -> None:
-    """Threads as recorded, so that a resume computes the same; deterministic kernels if asked, else TF32."""
+    """Sets the recipe's number of threads, so that a resume computes the same; deterministic kernels or TF32."""
     if part.launch.threads:
         torch.set_num_threads(part.launch.threads)
     if part.train.deterministic:
@@ -80,7 +80,7 @@ def accelerate(part: Part) -> Accelerator:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits for the device, so that a clock read after it means something."""
+    """Waits until the device has finished its queued work, as a clock must before it is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -88,7 +88,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, after the device has done what it was asked for."""
+    """Seconds, after the device has finished its queued work."""
     synchronise(device)
     return time.monotonic()
 

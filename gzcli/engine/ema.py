@@ -22,7 +22,8 @@ class EMA:
     Every rank does so on the same images, at most once a step, and the trained weights get their own buffers
     back.
 
-    decay: of the average, a step.
+    model: the model that is trained.
+    decay: decay of the average at each step.
     images: makes the batches that `calibrate` sees.
     """
 

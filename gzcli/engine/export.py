@@ -38,8 +38,8 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
     if usage:
         log.info(f"then {usage}")
     files.write_atomic(Path(job.out) / "README.md", readme(trained, loaded_by, usage))
-    kind = type(pipeline).__name__
-    return {"run": trained.run.owner.id, "to": job.to, "path": job.out, "pipeline": kind, "usage": usage}
+    facts = {"run": trained.run.owner.id, "to": job.to, "path": job.out}
+    return facts | {"pipeline": type(pipeline).__name__, "usage": usage}
 
 
 def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What a run records of itself: losses and figures, in `metrics.jsonl`, as events and in a tracker."""
+"""The losses and figures of a run, which are recorded in `metrics.jsonl`, as events, and in a tracker."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ PATIENCE = 5  # steps in a row with a loss that is not finite, before the run is
 
 
 class History:
-    """The losses of a run, summed on the device until they are logged, and all figures of it.
+    """The losses of a run, summed on the device until they are logged, and its other figures.
 
-    device: of the losses.
+    run: run that is trained.
+    log: where events go.
+    device: device of the losses.
     tracker: a run of Weights & Biases, which gets the figures too; None: no tracker, or not on this rank.
     """
 
@@ -35,7 +37,7 @@ class History:
         self.bad = torch.zeros((), device=device)  # steps in a row whose loss was not finite
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """After every step. The sums stay on the device: nothing waits for it."""
+        """Adds the losses of one step. The sums stay on the device, so that nothing waits for it."""
         for name, value in losses.items():
             if name in self.sums:
                 self.sums[name] += value
@@ -46,15 +48,15 @@ class History:
                 self.bad = torch.where(torch.isfinite(value), 0.0, self.bad + 1)
 
     def not_finite(self) -> int:
-        """Steps in a row whose loss was not finite, on the worst rank; a call of every rank."""
+        """How many of the last steps in a row had no finite loss, on the worst rank; a call of every rank."""
         return int(ranks.maximum(self.bad))
 
     def check_finite(self, step: int, steps: int) -> None:
-        """Raises DivergedError where the losses have not been finite for a while, at the last step for one.
+        """Raises DivergedError where the loss was not finite at this and the steps before, `PATIENCE` in all.
 
-        A call of every rank.
+        At the last step, that step alone counts. A call of every rank.
 
-        steps: of the whole run.
+        steps: number of steps of the whole run.
         """
         if self.not_finite() < (1 if step == steps else PATIENCE):
             return
@@ -68,8 +70,8 @@ class History:
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
         """Logs the mean of each loss since the last call, over all ranks; a call of every rank.
 
-        model: that is trained, whose losses they are.
-        lr: learning rate, where all phases have the same.
+        model: the model that is trained.
+        lr: learning rate; None where phases have different ones.
         """
         own = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
         values = dict(zip(self.sums, ranks.mean(own, model).tolist(), strict=True))
@@ -80,7 +82,7 @@ class History:
         self.record("step", step, values | {"it_s": round(rate, 3)})
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
-        """Figures of a step, as a line of `metrics.jsonl`, an event, and in the tracker."""
+        """Writes figures of a step into `metrics.jsonl`, as an event, and to the tracker."""
         self.log.metrics(step, **values)
         self.log.event(event, step=step, **values)
         if self.tracker:
@@ -92,14 +94,14 @@ class History:
         return any(key.startswith("val_") for line in lines for key in line)
 
     def show_picture(self, step: int, path: Path) -> None:
-        """A picture of a step, in the tracker."""
+        """Sends the picture of a step to the tracker."""
         if self.tracker:
             import wandb
 
             self.tracker.log({"samples": wandb.Image(str(path))}, step=step)
 
     def pending(self) -> dict[str, Any]:
-        """What is summed up for the next line, for a checkpoint between two lines."""
+        """The sums for the next line of losses, which a checkpoint between two lines must keep."""
         return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "counts": dict(self.counts)}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:

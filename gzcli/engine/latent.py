@@ -1,14 +1,14 @@
-"""`data.latent`: the model lives on the latents of a trained autoencoder (Rombach et al. 2022,
+"""`data.latent`: the model is trained on latents of an autoencoder in place of pixels (Rombach et al. 2022,
 arXiv:2112.10752).
 
-They are made once of every image (`prepared.py`) and handed to the model in place of pixels; what it samples
-is decoded. No model knows of it. The autoencoder is a run whose model has `to_latent` and `from_latent`, or
-an `AutoencoderKL` of diffusers, by folder or id. vqvae and vqgan give the vectors before the codebook, which
+Each image is encoded once (`prepared.py`), and what the model samples is decoded. The model itself is the
+same as on pixels. The autoencoder is a run whose model has `to_latent` and `from_latent`, or an
+`AutoencoderKL` of diffusers, by folder or id. vqvae and vqgan give the vectors before the codebook, which
 quantises them when they are decoded.
 
 A latent of an `AutoencoderKL` is the mode of its posterior. With `data.latent_draw: sample`, as DiT trains,
-training and validation images have one draw each instead; images that come later, as those of a score, always
-have the mode.
+each training and validation image has one draw of the posterior instead. Other images, as those that are
+scored, always have the mode.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from gzcli.store.weights import repository
 from gzcli.types import DataInfo, Noise
 from gzcli.units import sides
 
-MEASURED = 2000  # training images whose latents tell mean and deviation
-MEASURE_BATCH = 64
+MEASURED = 2000  # training images by whose latents mean and deviation are measured
+MEASURE_BATCH = 64  # images that are encoded together for it
 
 
 class Autoencoder(Protocol):
@@ -50,12 +50,13 @@ class Autoencoder(Protocol):
 
 
 class LatentSpace:
-    """The latents (to_latent(x) − shift) · scale of images, of about unit deviation in each channel.
+    """The latents (to_latent(x) − shift) · scale of images x, of about unit deviation in each channel.
 
+    autoencoder: encodes and decodes.
     images: shape and levels of the images.
     digest: sha256 of the autoencoder's weights.
-    shift: a number for each of the c channels.
-    scale: a number for each of the c channels.
+    shift: a number for each of the c channels, [c].
+    scale: a number for each of the c channels, [c].
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class LatentSpace:
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Latents [B, c, h, w] of images x [B, C, H, W].
 
-        noise: with it they are drawn from the posterior of an `AutoencoderKL`.
+        noise: draws the latents from the posterior of an `AutoencoderKL`; None: the latents are its mode.
 
         Raises TypeError for noise with any other autoencoder.
         """
@@ -86,13 +87,13 @@ class LatentSpace:
         return self.autoencoder.from_latent(z / self.scale.to(z) + self.shift.to(z)).clamp(-1, 1)
 
     def info(self, data: DataInfo) -> DataInfo:
-        """What a model on the latents of such images may know."""
+        """The description of such data for a model on latents: their shape in place of the images'."""
         device = next(self.autoencoder.parameters()).device
         shape = tuple(self.encode(torch.zeros(1, *self.images.shape, device=device)).shape[1:])
         return replace(data, shape=shape, levels=None)
 
     def record(self) -> SpaceRecord:
-        """What a run keeps of it."""
+        """The description of the space that is saved with the weights of a run."""
         shift, scale = self.shift.flatten().tolist(), self.scale.flatten().tolist()
         return SpaceRecord(self.digest, list(self.images.shape), self.images.levels, shift, scale)
 
@@ -106,9 +107,11 @@ class DiffusersVAE(nn.Module):
 
     @classmethod
     def load(cls, name: str, device: torch.device | str) -> tuple[DiffusersVAE, str]:
-        """That of a folder or repository, at its top or in its `vae`, and the sha256 of its weights.
+        """The autoencoder of a folder or a repository of the hub, and the sha256 of its weights.
 
-        Raises MissingError.
+        name: folder or id; the autoencoder lies at its top or in its folder `vae`.
+
+        Raises MissingError where there is none.
         """
         from diffusers import AutoencoderKL
 
@@ -129,7 +132,7 @@ class DiffusersVAE(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Of its images."""
+        """The number of channels of its images."""
         return self.vae.config.in_channels
 
     def scaling(self) -> tuple[list[float], list[float]]:
@@ -141,7 +144,7 @@ class DiffusersVAE(nn.Module):
         return self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode().float()
 
     def drawn(self, x: Tensor, noise: Noise) -> Tensor:
-        """A draw of the posterior of each image."""
+        """One draw of the posterior of each image, [B, c, h, w]."""
         posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
         return mean + std * noise.randn(*mean.shape)
@@ -151,7 +154,11 @@ class DiffusersVAE(nn.Module):
 
 
 def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | None) -> LatentSpace:
-    """The latent space of a run or an `AutoencoderKL` for the images of `pack` at so many grey levels.
+    """The latent space of an autoencoder for the images of a data set.
+
+    name: a run, a model or an `AutoencoderKL`.
+    pack: the data set.
+    levels: grey levels of the images; None: those of the set.
 
     Raises MissingError where it is not at hand; UsageError for a run whose model has no latents, or images of
     another size or other grey levels than it was trained on.
@@ -180,7 +187,8 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
 def open_space(name: str, device: torch.device | str, record: SpaceRecord) -> LatentSpace:
     """The latent space of a trained run.
 
-    record: what the run keeps of it.
+    name: the autoencoder's run, model, folder or id.
+    record: the description that the run was saved with.
 
     Raises MissingError where the autoencoder is not at hand, or has other weights than were recorded.
     """

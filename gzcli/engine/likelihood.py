@@ -20,8 +20,8 @@ from gzcli.models.base import Model
 from gzcli.types import Batch, ImageNoise
 
 BATCH_SIZE = defaultdict(lambda: 100, cpu=50, cuda=200)  # test images that are read together, by device
-MOST = 10_000  # test images of a likelihood
-MOST_BY_ODE = 500  # of one by an ODE, which takes hundreds of network calls an image
+MOST = 10_000  # test images that a likelihood is computed of
+MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls for each image
 
 
 def images_of_test(trained: Trained, pack: Pack, n: int, seed: int) -> Images:
@@ -84,8 +84,8 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
 
 
 def class_frequencies(model: Model, pack: Pack) -> Tensor | None:
-    """[K] of a conditional model's classes among training images; None without labels or with several of an
-    image."""
+    """The frequencies [K] of a conditional model's classes in training; None without labels, and where an
+    image may have several."""
     labels = pack.labels("train")
     if labels is None or not model.conditional or pack.meta.multilabel:
         return None

@@ -1,4 +1,4 @@
-"""What the engine shows and records: one bar on rank 0, lines for a pipe, JSON events for scripts,
+"""The output of the engine: a bar on a terminal, lines for a pipe, JSON events for scripts; `log.txt` and
 `metrics.jsonl`."""
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a termin
 class Log:
     """The one sink of an engine process; silent on ranks other than 0. `GZ_OUTPUT` is human | quiet | json.
 
-    folder: of `log.txt` and `metrics.jsonl`; None: neither is written.
-    rank: of this process.
-    stage: the stage of a run that this is the log of; its name stands in every event.
+    folder: folder of `log.txt` and `metrics.jsonl`; None: neither is written.
+    rank: rank of this process.
+    stage: name of the stage of a run, which every event then has; None: no stage.
     """
 
     def __init__(self, folder: Path | None = None, *, rank: int = 0, stage: str | None = None):
@@ -37,11 +37,13 @@ class Log:
         self._bar: Any = None
 
     def info(self, text: str) -> None:
+        """A line for people, in `log.txt` too."""
         self.record(text)
         if self.main and self.mode == "human":
             self.say(text)
 
     def warn(self, text: str) -> None:
+        """A warning, which scripts that read JSON see on stderr too."""
         self.record(f"warning: {text}")
         if self.main and self.mode != "quiet":
             self.say(f"warning: {text}")
@@ -110,11 +112,12 @@ class Log:
 
 
 class TrainBar:
-    """Steps of a training run, as a bar or as a line per `log_every`.
+    """The progress of a training run, as a bar or as a line every `log_every` steps.
 
-    bar: of rich; None: there is no terminal.
-    start: steps that were done before.
-    steps: of the whole run.
+    log: where lines go.
+    bar: progress bar of rich; None: there is no terminal.
+    start: number of steps that were done before.
+    steps: number of steps of the whole run.
     """
 
     def __init__(self, log: Log, bar: Any, start: int, steps: int):
@@ -133,13 +136,10 @@ class TrainBar:
         rate = (step - self.at) / max(now - self.since, 1e-9)
         self.since, self.at = now, step
         losses = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        if self.bar:  # what fits in a line beside the bar
-            shown = [
-                f"{key} {value:.4g}"
-                for key, value in values.items()
-                if key.rsplit(".")[-1] in ("loss", "bpd")
-            ]
-            self.bar.update(self.task, note=f"{rate:.1f} it/s  {'  '.join(shown)}")
+        if self.bar:  # only these fit in a line beside the bar
+            few = {key: value for key, value in values.items() if key.rsplit(".")[-1] in ("loss", "bpd")}
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in few.items())
+            self.bar.update(self.task, note=f"{rate:.1f} it/s  {shown}")
         elif self.log.main and self.log.mode == "human":
             left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
             self.log.say(f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}")

@@ -28,11 +28,12 @@ def write_maps(
     Each rank fills its rows of shared files, which are renamed to `folder` when all are done.
 
     folder: of the maps; not there yet.
-    counts: images N of each split.
-    rows: gives the images of a split.
-    make: gives the rows of the maps.
-    key: tells this run from others that may write the same folder at the same time.
-    title: of the progress bar.
+    counts: number of images N of each split.
+    rows: reads the images of a split.
+    make: makes the rows of the maps from a batch of images.
+    key: a name of this run alone, as another may write the same folder at the same time.
+    log: shows the progress.
+    title: title of the progress bar.
     """
     part = folder.with_name(f"{folder.name}.{key}.part")
     if ranks.rank() == 0:

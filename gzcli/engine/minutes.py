@@ -1,4 +1,4 @@
-"""`--minutes`: how many steps of a training fit in some minutes."""
+"""`--minutes`: how many training steps fit in a given time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from gzcli.models.base import Phase
 
 
 def count_steps(step: Callable[[int], object], phases: Sequence[Phase], minutes: float, began: float) -> int:
-    """How many steps fit in `minutes` from `began`, of which a tenth is kept for pictures and validation.
+    """How many steps fit in the time, of which a tenth is kept for pictures and validation.
 
-    50 steps are timed after 5, for a tenth of the time at most. Where phases start later, as many are timed
-    from there on too.
+    5 steps warm up, then 50 are timed, for a tenth of the time at most. Where a phase starts at a later step,
+    as many are timed from there on too.
 
-    step: does one; what it trains is lost.
-    phases: of the model.
-    began: seconds, as of `time.time`.
+    step: does the step of a number; what it trains is lost.
+    phases: the phases of the model.
+    minutes: the time in minutes.
+    began: when the time began, in seconds as of `time.time`.
     """
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
@@ -29,9 +30,11 @@ def count_steps(step: Callable[[int], object], phases: Sequence[Phase], minutes:
 
 
 def _seconds(step: Callable[[int], object], first: int, limit: float, cycle: int) -> float:
-    """Of a step from step `first` on, timed for `limit` seconds at most.
+    """The seconds of one step, as an average.
 
-    cycle: steps after which every phase has run.
+    first: number of the first step.
+    limit: seconds after which no step is timed any more.
+    cycle: number of steps after which every phase has run.
     """
     until, times = time.monotonic() + limit, []
     for i in range(first, first + 55):

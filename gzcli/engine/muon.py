@@ -1,9 +1,9 @@
 """Muon — Jordan 2024, kellerjordan.github.io/posts/muon: the momentum of each matrix is made orthogonal
 before it is applied.
 
-Every direction of a weight matrix is then learnt as fast as the strongest one, which takes transformers and
-U-Nets further in as many steps. Scaled as in Liu 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982,
-an `lr` means what it means to AdamW.
+Every direction of a weight matrix is then learnt as fast as the strongest one: transformers and U-Nets reach
+a lower loss in as many steps. The update is scaled as in Liu 2025, "Muon is Scalable for LLM Training",
+arXiv:2502.16982, so that an `lr` means the same as for AdamW.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.optim.adamw import adamw
 NARROW = 32  # matrices of fewer rows or columns are left to AdamW
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and keeps singular values between .5 and 1.5
-STEPS = 5
-RMS = 0.2  # of an update by AdamW, roughly (Liu 2025, section 2.2)
+STEPS = 5  # of the Newton–Schulz iteration
+RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 2.2)
 
 
 class Muon(Optimizer):
@@ -31,10 +31,10 @@ class Muon(Optimizer):
     decoupled in both.
 
     groups: parameters as `torch.optim` takes them.
-    betas: of AdamW.
-    eps: of AdamW.
-    model: whose layers tell which parameters are matrices (`matrices_of`); None: each parameter of two
-      dimensions or more is one.
+    betas: betas of AdamW.
+    eps: eps of AdamW.
+    model: model whose linear layers and convolutions hold the matrices (`matrices_of`); None: each parameter
+      of two dimensions or more is a matrix.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Muon(Optimizer):
         super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody calls it with one
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is supported
         for group in self.param_groups:
             pairs = [(p, p.grad) for p in group["params"] if p.grad is not None]
             if pairs:
@@ -95,14 +95,11 @@ class Muon(Optimizer):
         )
 
     def kept(self, p: Tensor, name: str) -> Tensor:
-        """A moment of p, or the number of its steps: zero at first."""
+        """A moving average of p's gradients, or the number of its steps; zero at first."""
         state = self.state[p]
         if name not in state:
-            state[name] = (
-                torch.zeros((), device=p.device if self.defaults["fused"] else "cpu")
-                if name == "step"
-                else torch.zeros_like(p)
-            )
+            scalar = torch.zeros((), device=p.device if self.defaults["fused"] else "cpu")
+            state[name] = scalar if name == "step" else torch.zeros_like(p)
         return state[name]
 
 

@@ -45,7 +45,10 @@ class RecipeFile:
 
 
 def find(what: str) -> Path:
-    """The file of a shipped recipe by name, or of a path; of a model from outside its recipe, else itself.
+    """The file of a recipe.
+
+    what: name of a shipped recipe, path of a recipe, or name or path of a model from outside. The recipe of
+      such a model is the YAML file beside it, else the model's file itself.
 
     Raises UsageError with the nearest name.
     """
@@ -68,18 +71,15 @@ def find(what: str) -> Path:
         message = f"`{what}` is no model of its own: it is trained as the stage `{stage}` of `{recipe}`"
         raise UsageError(message, hint=hint)
     if canonical(what) not in shipped:
-        hint = (
-            did_you_mean(what, recipes())
-            or "`gz list models` shows the names; a recipe of yours is given as a path"
-        )
-        raise UsageError(f"there is no model `{what}`", hint=hint)
+        names = "`gz list models` shows the names; a recipe of yours is given as a path"
+        raise UsageError(f"there is no model `{what}`", hint=did_you_mean(what, recipes()) or names)
     return shipped[canonical(what)]
 
 
 def _added(file: str) -> str:
-    """The name of the model in that file, which is known from now on.
+    """Makes the model of a file known to this process. Returns its name.
 
-    Raises UsageError where the file holds no model, or one that is called as a model of gz is.
+    Raises UsageError where the file holds no model, or one with the name of a model of gz.
     """
     name = outside.add(file)
     if canonical(name) in map(canonical, recipes()) or trained_in(name):
@@ -92,8 +92,10 @@ def _added(file: str) -> str:
 
 
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
-    """The recipe's files, first what it extends, last itself. Raises UsageError where one is not there or not
-    YAML."""
+    """The recipe's files, those that it extends first, and the mistakes in them.
+
+    Raises UsageError where one is not there or not YAML.
+    """
     chain: list[RecipeFile] = []
     problems: list[Problem] = []
     path = find(what)
@@ -123,7 +125,7 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
         where = document.where(("extends",), value=True)
         if not isinstance(base, str):
             return chain, [*problems, Problem(where, "`extends` must be a recipe's name or path")]
-        # A path is meant from the file that holds it.
+        # a path is relative to the file that holds it
         near = base if "/" not in base and not base.endswith((".yaml", ".yml")) else str(path.parent / base)
         try:
             path = find(near)

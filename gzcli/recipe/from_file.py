@@ -1,11 +1,10 @@
-"""A `model.safetensors` by itself: a run is made of it in the cache, so that every verb takes it."""
+"""A single `model.safetensors`: it becomes a run in the cache, which every verb takes."""
 
 from __future__ import annotations
 
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
@@ -18,9 +17,12 @@ SUFFIX = ".safetensors"
 
 
 def find_run(ref: str, *, data: str | None = None) -> Run:
-    """The run that `ref` means (`runs.find`), or that is made of the weights file at that path.
+    """The run that a text means, as `runs.find` has it, or the run of the weights file at that path.
 
-    Raises UsageError, MissingError.
+    ref: id, alias or path of a run, name of a model, or path of a weights file.
+    data: key of the data set of a model's run; None: any.
+
+    Raises UsageError and MissingError.
     """
     return run_of(Path(ref).expanduser()) if is_weights(ref) else runs.find(ref, data=data)
 
@@ -38,9 +40,9 @@ def run_of(file: Path) -> Run:
     file = file.resolve()
     if (file.parent / "run.yaml").is_file() and (file.parent / "status.json").is_file():
         return Run(file.parent)
-    told = metadata(file)
-    tree, info = json.loads(told["recipe"]), json.loads(told["data"])
-    if stages := json.loads(told.get("built_on") or "{}") or tree.get("built_on"):
+    texts = metadata(file)
+    tree, info = json.loads(texts["recipe"]), json.loads(texts["data"])
+    if stages := json.loads(texts.get("built_on") or "{}") or tree.get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
         raise MissingError(
             f"`{file}` is built on the weights of {named}, which lie in its run",
@@ -59,21 +61,21 @@ def run_of(file: Path) -> Run:
             files.link_or_copy(file, part / "model.safetensors")
             (part / "run.yaml").write_text(dump(tree))
             facts = {"model": tree["model"]["name"], "data": tree["data"]["name"], "size": info["shape"][-1]}
-            files.write_json(part / "status.json", {"state": "finished", "step": int(told["step"]), **facts})
+            files.write_json(part / "status.json", {"state": "finished", "step": int(texts["step"]), **facts})
     return Run(folder)
 
 
-def metadata(file: Path) -> dict[str, Any]:
-    """The texts in a safetensors file, read without its library. Raises MissingError without a recipe."""
+def metadata(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, read without its library. Raises MissingError without a recipe."""
     try:
         with file.open("rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
-            told = json.loads(f.read(min(length, 100_000_000))).get("__metadata__", {})
+            texts = json.loads(f.read(min(length, 100_000_000))).get("__metadata__", {})
     except (OSError, struct.error, ValueError) as e:
         raise MissingError(f"`{file}` is no safetensors file") from e
-    if "recipe" not in told or "data" not in told:
+    if "recipe" not in texts or "data" not in texts:
         raise MissingError(
             f"`{file}` does not say which model it is of",
             hint="gz reads the `model.safetensors` of its own runs",
         )
-    return told
+    return texts

@@ -1,6 +1,6 @@
-"""Types by their source text: what a signature's annotation, or a `Rule`, asks of a value.
+"""Types by their source text: what an annotation of a signature, or of a `Rule`, asks of a value.
 
-Known are int, float, bool, str, None, Any, Literal[…], tuple[…], list[…] and unions of them by `|`.
+Known types are int, float, bool, str, None, Any, Literal[…], tuple[…], list[…] and unions of them by `|`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gzcli.recipe.load import scalar
 
 @cache
 def parse(annotation: str) -> ast.expr:
+    """The syntax tree of a type; of an empty text that of Any."""
     return ast.parse(annotation or "Any", mode="eval").body
 
 
@@ -27,14 +28,14 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
 
 
 def _arguments(node: ast.AST) -> list[ast.expr]:
-    """What stands in the brackets of a type."""
+    """The types or values in the brackets of a type."""
     if not isinstance(node, ast.Subscript):
         return []
     return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 
 def _head(node: ast.expr) -> str:
-    """int, float, bool, str, None, Literal, tuple, list, …"""
+    """The name of a type without its brackets: int, None, Literal, tuple, …"""
     if isinstance(node, ast.Subscript):
         return _head(node.value)
     if isinstance(node, ast.Name):
@@ -102,6 +103,7 @@ def numbers(value: Any) -> Iterable[float]:
 
 
 def _choices(node: ast.expr) -> list[Any]:
+    """The values of every Literal in a type."""
     return [ast.literal_eval(c) for n in ast.walk(node) if _is_literal(n) for c in _arguments(n)]
 
 
@@ -110,15 +112,9 @@ def _is_literal(node: ast.AST) -> bool:
 
 
 _ONE = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
-_MANY = {
-    "int": "integers",
-    "float": "numbers",
-    "bool": "true or false",
-    "str": "texts",
-    "tuple": "lists",
-    "list": "lists",
-}
-_TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1, not any more in 1.2
+_MANY = {"int": "integers", "float": "numbers", "bool": "true or false", "str": "texts"}
+_MANY |= {"tuple": "lists", "list": "lists"}
+_TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; texts in YAML 1.2
 
 
 def words(node: ast.expr) -> str:
@@ -132,15 +128,15 @@ def words(node: ast.expr) -> str:
             items = _item_kinds(option, 1)
             count = f"{len(items)} " if kind == "tuple" and len(items) > 1 else ""
             choices = ", ".join(f"`{choice}`" for choice in _choices(items[0]))
-            found.append(
-                f"a list out of {choices}" if choices else f"a list of {count}{_MANY[_head(items[0])]}"
-            )
+            of_items = f"out of {choices}" if choices else f"of {count}{_MANY[_head(items[0])]}"
+            found.append(f"a list {of_items}")
         else:
             found.append(_ONE.get(kind, kind))
     return " or ".join([", ".join(found[:-1]), found[-1]] if found[:-1] else found)
 
 
 def shown(value: Any) -> str:
+    """A value as messages show it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -151,7 +147,7 @@ def shown(value: Any) -> str:
 
 
 def advice(node: ast.expr, value: Any) -> str | None:
-    """What to write instead, where that can be guessed."""
+    """A hint at what to write instead; None where it cannot be guessed."""
     if isinstance(value, float) and value.is_integer() and convert(node, int(value))[0]:
         return f"write {int(value)}"
     if isinstance(value, str):

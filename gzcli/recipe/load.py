@@ -19,7 +19,7 @@ import yaml
 from gzcli.errors import UsageError
 
 Key = tuple[Any, ...]  # ("train", "steps"), ("optim", "betas", 0)
-WRONG = object()  # stands in a tree for a value of which a problem is told already
+WRONG = object()  # stands in a tree for a value whose problem is already recorded
 
 _TAG = "tag:yaml.org,2002:"
 _NULL = {"null", "Null", "NULL", "~", ""}
@@ -39,7 +39,12 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it is (`my.yaml:3:7`, `--steps`), what it is, and a hint."""
+    """A mistake in a recipe.
+
+    where: its place, as `my.yaml:3:7` or `--steps`.
+    message: what is wrong.
+    hint: what to do.
+    """
 
     where: str
     message: str
@@ -47,7 +52,7 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """Without the hint."""
+        """The place and the message, without the hint."""
         return f"{self.where}: {self.message}" if self.where else self.message
 
     def __str__(self) -> str:
@@ -56,7 +61,14 @@ class Problem:
 
 @dataclass
 class Document:
-    """A parsed text: its `tree`, where each key and value stands, and what is wrong with it so far."""
+    """A parsed YAML text.
+
+    name: what messages call it.
+    tree: its content.
+    keys: the place of each key.
+    values: the place of each value.
+    problems: the mistakes in it so far.
+    """
 
     name: str
     tree: Any = None
@@ -78,8 +90,9 @@ class Document:
 
 
 def read_text(text: str, name: str) -> Document:
-    """Parses one YAML document; `name` is the file's in messages. Mistakes of content are collected in
-    `problems`.
+    """Parses one YAML document. Mistakes in its content are collected in its `problems`.
+
+    name: what messages call it.
 
     Raises UsageError with `file:line:column` where the text is not YAML.
     """
@@ -95,8 +108,8 @@ def read_text(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as e:
         at = e.problem_mark or e.context_mark or yaml.Mark(name, 0, 0, 0, None, 0)
         here = text.splitlines()[at.line : at.line + 1]
-        told = TAB if here and here[0][at.column : at.column + 1] == "\t" else _in_words(e.problem)
-        message = f"{name}:{at.line + 1}:{at.column + 1}: {told}"
+        is_tab = here and here[0][at.column : at.column + 1] == "\t"
+        message = f"{name}:{at.line + 1}:{at.column + 1}: {TAB if is_tab else _in_words(e.problem)}"
         raise UsageError(message, hint=_syntax_hint(e.problem)) from None
     if node is not None:
         document.tree = _Reader(document).read(node, ())
@@ -136,7 +149,7 @@ def in_order(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def refusal(problems: Iterable[Problem]) -> UsageError:
-    """One error that tells all the problems."""
+    """One error that lists all the problems."""
     problems = in_order(problems)
     if len(problems) == 1:
         return UsageError(problems[0].text, hint=problems[0].hint)
@@ -144,7 +157,7 @@ def refusal(problems: Iterable[Problem]) -> UsageError:
 
 
 def refuse(problems: list[Problem]) -> None:
-    """Raises one UsageError that tells all the problems, if there are any."""
+    """Raises one UsageError that lists all the problems, if there are any."""
     if problems:
         raise refusal(problems)
 
@@ -172,11 +185,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:
         """Plain scalars get a tag of their own: `scalar` decides what they are, and an explicit `!!str` is
         kept."""
-        return (
-            f"{_TAG}plain"
-            if kind is yaml.ScalarNode and implicit[0]
-            else super().resolve(kind, value, implicit)
-        )
+        plain = kind is yaml.ScalarNode and implicit[0]
+        return f"{_TAG}plain" if plain else super().resolve(kind, value, implicit)
 
 
 class _Reader:
@@ -194,9 +204,8 @@ class _Reader:
         self.seen.add(id(node))
         self.document.values[path] = mark = _mark(node)
         if node.tag.removeprefix(_TAG) not in ("map", "seq", "str", "plain"):
-            return self._problem(
-                mark, f"the tag `{node.tag.replace(_TAG, '!!')}` is not supported", "leave it out"
-            )
+            message = f"the tag `{node.tag.replace(_TAG, '!!')}` is not supported"
+            return self._problem(mark, message, "leave it out")
         if isinstance(node, yaml.MappingNode):
             return self._map(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -215,9 +224,8 @@ class _Reader:
                 self._problem(mark, "merge keys are not supported", "write the values out")
             elif key in found:
                 first = self.document.keys[here].line
-                self._problem(
-                    mark, f"the key `{key}` stands in line {first} already", "leave one of them out"
-                )
+                message = f"the key `{key}` stands in line {first} already"
+                self._problem(mark, message, "leave one of them out")
             else:
                 self.document.keys[here] = mark
                 found[key] = self.read(value_node, here)
@@ -232,9 +240,8 @@ class _Reader:
         return scalar(text)
 
     def _problem(self, mark: Mark, message: str, hint: str | None = None) -> object:
-        self.document.problems.append(
-            Problem(f"{self.document.name}:{mark.line}:{mark.column}", message, hint)
-        )
+        where = f"{self.document.name}:{mark.line}:{mark.column}"
+        self.document.problems.append(Problem(where, message, hint))
         return WRONG
 
 
@@ -248,12 +255,9 @@ _WORDS = {
     r"found a tab character.*": TAB,
     r"found character (that|'.' that) cannot start any token": "a value cannot begin with this sign",
     r"mapping values are not allowed.*": "a colon where none may stand",
-    r"did not find expected ',' or '\]'|expected ',' or "
-    r"'\]'.*": "a list that is not closed: `]` or `,` is missing",
-    r"did not find expected ',' or '\}'|expected ',' or "
-    r"'\}'.*": "a map that is not closed: `}` or `,` is missing",
-    r"did not find expected key|expected <block "
-    r"end>.*": "a line that is indented otherwise than those around it",
+    r"(did not find )?expected ',' or '\].*": "a list that is not closed: `]` or `,` is missing",
+    r"(did not find )?expected ',' or '\}.*": "a map that is not closed: `}` or `,` is missing",
+    r".*expected (key|<block end>.*)": "a line that is indented otherwise than those around it",
     r"did not find expected '-' indicator": "an item of a list without its `-`",
     r"(could|did) not find expected ':'": "a key without its colon",
     r"found unexpected end of stream": "a quote that is not closed",
@@ -261,8 +265,7 @@ _WORDS = {
     r"did not find expected node content|expected the node content.*": "a value is missing",
     r"found undefined alias.*": "an alias, `*`, of nothing",
     r"(but )?found another document": "a second document",
-    r"did not find expected <document start>|expected .<document "
-    r"start>.*": "something behind the end of the recipe",
+    r".*expected .?<document start>.*": "something behind the end of the recipe",
     r"found unknown escape character.*": "a `\\` that means nothing between double quotes",
     r"did not find expected alphabetic or numeric character.*": "a name is missing behind `*`, `&` or `!`",
 }

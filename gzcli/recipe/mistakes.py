@@ -1,4 +1,4 @@
-"""What is wrong with a model's file as it is written, each with its line; nothing is imported."""
+"""The mistakes in the source of a model's file, each with its line; nothing is imported."""
 
 from __future__ import annotations
 
@@ -46,10 +46,8 @@ def _lineage(path: Path) -> list[Class] | None:
 def _no_model(path: Path, tree: ast.Module) -> str:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and any(cls.is_model for cls in lineage_of(path, node.name)):
-            return (
-                f'{path}:{node.lineno}: class `{node.name}` needs a line `paper = "…"`, which names its '
-                "source"
-            )
+            lacking = 'needs a line `paper = "…"`, which names its source'
+            return f"{path}:{node.lineno}: class `{node.name}` {lacking}"
     return f"{path}: no class here derives from `gzcli.Model`"
 
 
@@ -58,11 +56,8 @@ def _of_methods(lineage: list[Class], path: Path) -> Iterator[str]:
     own = [cls for cls in lineage if cls.path == path]
     for cls in own:
         for name, method in cls.methods.items():
-            if (
-                name == "__init__"
-                or name in ("sample", *catalog.APPLICATIONS)
-                or name.startswith(("score_", "fit_"))
-            ):
+            known = ("__init__", "sample", *catalog.APPLICATIONS)
+            if name in known or name.startswith(("score_", "fit_")):
                 yield from _of_signature(name, method, path)
 
 
@@ -97,6 +92,5 @@ def _of_type(name: str, param: Param, at: str) -> Iterator[str]:
     if not given and not known(parse(param.annotation)):
         yield (
             f"{at}: option `{param.name}` of `{name}` is a `{param.annotation}`, which no recipe can hold; "
-            "known are "
-            "int, float, bool, str, None, Literal[…], tuple[…], list[…] and unions of these by `|`"
+            "known are int, float, bool, str, None, Literal[…], tuple[…], list[…] and unions of these by `|`"
         )

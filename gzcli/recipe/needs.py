@@ -1,4 +1,4 @@
-"""What a model needs of its data: labels, two domains, captions, further pictures, or latents."""
+"""Whether a data set has what a model needs: labels, two domains, captions, further pictures, or latents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from gzcli.recipe.parts import Part
 def check_data(
     part: Part, card: ModelCard, classes: tuple[str, ...] | int, name: str, extras: Collection[str] = ()
 ) -> None:
-    """Holds a part of a recipe against a data set. Raises UsageError that names sets which have what is
-    lacking.
+    """Raises UsageError where a data set lacks what a part of a recipe needs; its hint names sets that fit.
 
-    card: of the part's model.
-    classes: of the set, their names or how many.
-    name: of the set, in messages.
+    card: card of the part's model.
+    classes: names of the set's classes, or their number.
+    name: name of the set, for messages.
     extras: what comes with each image of the set, as `caption`.
     """
     wanted = [extra for extra in EXTRAS if extra in card.needs]

@@ -11,8 +11,8 @@ from gzcli.recipe.parts import BenchSection, DataSection, LaunchSection, Part, l
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SHARED = ("about", "seed", "data", "bench", "launch")  # what all parts have alike
-OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # what stands below `stages`
+SHARED = ("about", "seed", "data", "bench", "launch")  # keys that all parts share
+OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Recipe:
 
     parts: one for each model that is trained, in order of training.
     about: what the recipe is for, in one line.
-    seed: of all parts.
-    data: of all parts, but for their `own_data`.
-    bench: of all parts.
-    launch: of all parts.
+    seed: seed of all parts.
+    data: data of all parts; a stage replaces the keys of its `own_data`.
+    bench: what is measured of all parts.
+    launch: processes of all parts.
     stages: names of all stages in order, trained or not; () of a recipe without stages.
     reused: the run that is used in the place of a stage, by the stage's name.
     own_data: keys of `data` that a stage has for itself, by the stage's name.
@@ -41,25 +41,23 @@ class Recipe:
     own_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def on(self, data: DataSection) -> Self:
-        """The recipe for other data; a stage keeps what of it is its own."""
-        parts = [
-            replace(part, data=replace(data, **self.own_data.get(part.stage, {}))) for part in self.parts
-        ]
+        """The recipe for other data; a stage keeps its `own_data`."""
+        own = self.own_data
+        parts = [replace(part, data=replace(data, **own.get(part.stage, {}))) for part in self.parts]
         return replace(self, data=data, parts=tuple(parts))
 
     def launched(self, launch: LaunchSection) -> Self:
-        """The recipe in other processes."""
+        """The recipe with other processes."""
         parts = [replace(part, launch=launch) for part in self.parts]
         return replace(self, launch=launch, parts=tuple(parts))
 
     def lengthened(self, steps: int, stages: Collection[str]) -> Self:
         """The recipe with another number of steps for these stages, "" of a recipe without stages."""
-        parts = [
-            replace(part, train=replace(part.train, steps=steps, minutes=None))
-            if part.stage in stages
-            else part
-            for part in self.parts
-        ]
+
+        def longer(part: Part) -> Part:
+            return replace(part, train=replace(part.train, steps=steps, minutes=None))
+
+        parts = (longer(part) if part.stage in stages else part for part in self.parts)
         return replace(self, parts=tuple(parts))
 
     def value(self, key: str) -> Any:

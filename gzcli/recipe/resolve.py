@@ -1,8 +1,8 @@
 """A recipe as it will run: every key of every section, and where each value comes from.
 
-Order, the later wins: defaults of the signatures and sections < the recipe < its `for.<data>` < the user's
-own recipe that `extends` it < its own `for.<data>` < flags < `--set`. Of a recipe in stages each layer gives
-a stage what all stages share, then what is its own.
+The layers, of which a later one wins: defaults of the signatures and sections < the recipe < its `for.<data>`
+< the user's own recipe that `extends` it < its own `for.<data>` < flags < `--set`. In a recipe with stages
+each layer gives a stage first the values that all stages share, then those of the stage itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Resolved(Recipe):
     cards: the models of the stages, by the stages' names.
     source: the file.
     found: the data set; None where it is not there yet.
-    whole: what the files call done.
+    whole: how long the files plan to train, and on which size of images.
     """
 
     origin: Mapping[str, str]
@@ -155,11 +155,8 @@ def _resolve(
     if not cards:
         if canonical(tree["model"]["name"]) != canonical(card.name):
             other = tree["model"]["name"]
-            problems.append(
-                Problem(
-                    f"`{origin['model.name']}`", f"this is a recipe of `{card.name}`", f"gz train {other}"
-                )
-            )
+            message = f"this is a recipe of `{card.name}`"
+            problems.append(Problem(f"`{origin['model.name']}`", message, f"gz train {other}"))
         tree["model"]["name"] = card.name
     tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
     if not problems:
@@ -202,7 +199,7 @@ def compose(
 
 
 def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
-    """The model that the files are for: all of the same, named by one at least."""
+    """The model of the files: one of them at least names it, and none names another."""
     card = None
     for file in chain:
         model = file.own.get("model") or {}
@@ -225,7 +222,7 @@ def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
 
 
 def _data_name(trees: Iterable[Mapping[str, Any]]) -> str:
-    """The data set, which decides on the `for` sections: the last one named."""
+    """The name of the data set, which decides which sections of `for` apply: the last one given."""
     name = DataSection().name
     for tree in trees:
         section = tree.get("data")
@@ -235,7 +232,7 @@ def _data_name(trees: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
-    """The layer with its values converted and what is wrong with it left out and told."""
+    """The layer with its values converted. What is wrong is left out, and added to `problems`."""
     if not isinstance(layer.tree, Mapping):
         problems.append(
             Problem(layer.where((), True), "a section of `for` must hold what changes, as `{train: {…}}`")
@@ -272,12 +269,12 @@ def _located(
 
 
 def _misspelt_set(name: str) -> tuple[str, str] | None:
-    """A name that is all but that of a data set: its section would never apply. Names of sets yet to come may
-    stand."""
+    """The mistake, with its hint, of a name that nearly is that of a data set: its section would never apply.
+
+    Other unknown names may be of sets that are imported later.
+    """
     known = {canonical(known): known for known in names()}
-    near = (
-        []
-        if canonical(name) in known
-        else difflib.get_close_matches(canonical(name), known, n=1, cutoff=0.75)
-    )
+    if canonical(name) in known:
+        return None
+    near = difflib.get_close_matches(canonical(name), known, n=1, cutoff=0.75)
     return (f"there is no data set `{name}`", f"did you mean `{known[near[0]]}`?") if near else None

@@ -203,13 +203,10 @@ def check(
                 if holds_keys:
                     clean[key] = walk(value or {}, rule, here)
                 else:
-                    hint = (
-                        f"did you mean `{'.'.join(here)}.name`?"
-                        if "name" in rule and len(here) == 1
-                        else None
-                    )
+                    named = "name" in rule and len(here) == 1
+                    hint = f"did you mean `{here[0]}.name`?" if named else f"its keys: {_list(rule)}"
                     message = f"`{'.'.join(here)}` must hold keys, not {shown(value)}"
-                    problems.append(Problem(where(here, True), message, hint or f"its keys: {_list(rule)}"))
+                    problems.append(Problem(where(here, True), message, hint))
             elif key in rules:
                 node = parse(rule.annotation)
                 ok, converted = convert(node, value)
@@ -245,14 +242,10 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
     known = {canonical(score): score for score in score_names(card)}
     for name in names:
         if canonical(name) not in known:
-            every = (
-                f"it has: {', '.join(known.values())}"
-                if known
-                else "`gz list models --can ood` shows models that have"
-            )
-            raise UsageError(
-                f"`{card.name}` has no score `{name}`", hint=did_you_mean(name, known.values()) or every
-            )
+            hint = "`gz list models --can ood` shows models that have"
+            if known:
+                hint = did_you_mean(name, known.values()) or f"it has: {', '.join(known.values())}"
+            raise UsageError(f"`{card.name}` has no score `{name}`", hint=hint)
     return [known[canonical(name)] for name in names]
 
 

@@ -43,12 +43,8 @@ def cards_of(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, Mode
         given = layer.tree.get("stages") if isinstance(layer.tree, Mapping) else None
         staged |= given is not None
         if given is not None and not isinstance(given, Mapping):
-            problems.append(
-                Problem(
-                    layer.where(("stages",), True),
-                    "`stages` must hold stages, as `stages: {prior: {model: …}}`",
-                )
-            )
+            message = "`stages` must hold stages, as `stages: {prior: {model: …}}`"
+            problems.append(Problem(layer.where(("stages",), True), message))
             continue
         for stage, part in (given or {}).items():
             if not is_name(stage):  # it is a folder of the run
@@ -141,13 +137,8 @@ def compose(
             continue
         shown[stage], of = _stage(layers, stage, card)
         origin |= {f"stages.{stage}.{key}": value for key, value in of.items()}
-    return {
-        "about": tree.pop("about"),
-        "seed": tree.pop("seed"),
-        "data": tree.pop("data"),
-        "stages": shown,
-        **tree,
-    }, origin
+    first = {key: tree.pop(key) for key in ("about", "seed", "data")}
+    return {**first, "stages": shown, **tree}, origin
 
 
 def reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What each key of a recipe means, and a recipe as YAML with that text beside every key."""
+"""The text of each key of a recipe, from the docstrings, and a recipe as YAML with its texts as comments."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What a recipe calls done: it tells a run that was cut short (`--steps 10`, `--minutes 1`) from a whole
-one."""
+"""How many steps and which image size a recipe plans, whatever was typed.
+
+By these a run that was cut short (`--steps 10`, `--minutes 1`) is told from a complete one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from gzcli.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Whole:
-    """How much the files of a recipe ask for, whatever was typed.
+    """A complete run of a recipe, as its files plan it.
 
     steps: of each stage, "" of a recipe without stages; None where the recipe gives a time.
     size: side of the images in pixels in the recipe that gz ships; None where it leaves it to the set.
@@ -23,10 +25,9 @@ class Whole:
 
 
 def whole(layers: Iterable[Layer], compose: Callable[[list[Layer]], Recipe]) -> Whole:
-    """What the files among the layers call done.
+    """The complete run that the files among the layers plan.
 
-    A size that the user's own file gives does not count: runs of that size stand back behind those of the
-    size that the set has.
+    A size that the user's own file gives does not count: a run of the set's own size is preferred to it.
 
     layers: those that apply.
     compose: makes a recipe of layers.

@@ -12,17 +12,8 @@ from gzcli.recipe.load import Key, scalar
 
 # Words that need no quotes in any place of any YAML: no sign, no colon, no comma, no bracket.
 _PLAIN = re.compile(r"[A-Za-z_/]([A-Za-z0-9_./+ -]*[A-Za-z0-9_./+-])?")
-_BOOL_1_1 = {
-    "y",
-    "n",
-    "yes",
-    "no",
-    "on",
-    "off",
-    "true",
-    "false",
-    "null",
-}  # in the specification, if not in PyYAML
+# Words that the specification of YAML 1.1 takes for other values; PyYAML takes some of them for texts.
+_BOOL_1_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 _RESOLVER_1_1 = yaml.resolver.Resolver()
 
 

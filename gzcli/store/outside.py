@@ -1,7 +1,7 @@
-"""Model files from outside the package: of `GZ_MODELS`, of installed packages, named by a path, kept by a
-run.
+"""Model files from outside the package: in folders of `GZ_MODELS`, in installed packages, named by a path,
+and the copies in a run.
 
-A model is called as its file is. No file is imported here.
+A model has the name of its file. No file is imported here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the mo
 FOLDER = "models"  # of a run, with copies of the files that it was trained by
 _PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_typed: dict[str, Path] = {}  # what this command line named by a path
+_typed: dict[str, Path] = {}  # the files that this process was given by a path, by the model's name
 
 
 def is_file(what: str) -> bool:
-    """Whether the text means a model file, there or not."""
+    """Whether the text is the path of a model file, which need not exist."""
     return what.endswith(".py")
 
 
@@ -43,22 +43,25 @@ def add(file: str | Path) -> str:
 
 
 def can_be_named(name: str) -> bool:
-    """Whether a model may be called so."""
+    """Whether the text may be the name of a model."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_typed(name: str) -> bool:
-    """Whether a path named the model of that name."""
+    """Whether this process was given the model of that name by a path."""
     return canonical(name) in _typed
 
 
 def model_files() -> dict[str, Path]:
-    """The model files from outside by name: those named by a path, of `GZ_MODELS`, of installed packages."""
+    """The model files from outside by the model's name.
+
+    A file named by a path goes before one of `GZ_MODELS`, and that before one of an installed package.
+    """
     return {**_installed(), **_of_folders(os.environ.get("GZ_MODELS", "")), **_typed}
 
 
 def find(name: str) -> Path | None:
-    """The file of that model, `-` and `_` alike; None where none from outside is called so."""
+    """The file of the model of that name, `-` and `_` alike; None where no model from outside has it."""
     if canonical(name) in _typed:
         return _typed[canonical(name)]
     return {canonical(known): path for known, path in model_files().items()}.get(canonical(name))
@@ -84,14 +87,14 @@ def kept_files(run: Path) -> list[Path]:
 
 
 def kept(run: Path, name: str) -> Path | None:
-    """The run's copy of the file of that model; None where the model is gz's own."""
+    """The run's copy of a model's file; None where the model is gz's own."""
     path = run / FOLDER / f"{canonical(name)}.py"
     return path if path.is_file() else None
 
 
 @cache
 def _of_folders(folders: str) -> dict[str, Path]:
-    """The models in the folders of `GZ_MODELS`. Raises MissingError where one is not there."""
+    """The models in the folders of `GZ_MODELS`. Raises MissingError for a folder that is not there."""
     found: dict[str, Path] = {}
     for entry in filter(None, folders.split(os.pathsep)):
         folder = Path(entry).expanduser()
@@ -103,7 +106,7 @@ def _of_folders(folders: str) -> dict[str, Path]:
 
 @cache
 def _installed() -> dict[str, Path]:
-    """The models of installed packages, by their entry points; what is not there any more is left out."""
+    """The models of installed packages, by their entry points; files that are gone are left out."""
     from importlib.metadata import entry_points
     from importlib.util import find_spec
 

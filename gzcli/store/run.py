@@ -74,18 +74,22 @@ class Run:
 
     @property
     def model(self) -> str:
+        """The name of its model; "?" where it is not recorded."""
         return self.status().get("model", "?")
 
     @property
     def data(self) -> str:
+        """The key of its data set; "?" where it is not recorded."""
         return self.status().get("data", "?")
 
     @property
     def alias(self) -> str | None:
+        """Its second name; None where it has none."""
         return self.status().get("alias")
 
     @property
     def lock(self) -> Path:
+        """The file of the lock that its training holds."""
         return self.path / ".lock"
 
     @property
@@ -125,7 +129,7 @@ class Run:
 
     @property
     def shortfalls(self) -> list[str]:
-        """In what the run falls short of its recipe, in words: `60 of 700 steps`; empty for a complete run.
+        """What the run lacks of what its recipe plans, as `60 of 700 steps`; empty for a complete run.
 
         The run is compared with what was noted at its start (`note_recipe`), so it does not matter whether
         `--steps`, `--minutes` or `--set` cut it short.

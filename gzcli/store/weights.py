@@ -18,8 +18,8 @@ INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 def weights(name: str, *, path: str | Path | None = None, use: str, source: str) -> Path:
     """The path of a file of weights.
 
-    name: of the file in the cache.
-    path: of the user's own file; None: that of the cache.
+    name: name of the file in the cache.
+    path: path of the user's own file; None: the file of the cache.
     use: what needs the weights, for the message.
     source: who publishes them, for the message.
 

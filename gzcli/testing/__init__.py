@@ -1,5 +1,4 @@
-"""The contract that every model keeps, of the zoo or from outside: `gz model check FILE` runs it, as pytest
-can.
+"""The contract that every model keeps, of gz or from outside. `gz model check FILE` runs it, or pytest does:
 
 from gzcli.testing import CHECKS, Case
 

@@ -23,14 +23,14 @@ CPU = torch.device("cpu")
 class Case:
     """A model with hyperparameters that train in a second or two.
 
-    model: its name.
-    options: hyperparameters, flat.
-    lr: of Adam, which each check trains by.
-    batch: images of a step.
-    levels: grey levels; None: the set's own.
-    sample: options of `sample` that make it cheap.
-    quiet: whether the loss draws nothing that shows at once.
-    data: the set.
+    model: name of the model.
+    options: hyperparameters, flat, as `Model.of` takes them.
+    lr: learning rate of Adam, by which every check trains.
+    batch: images of one step.
+    levels: grey levels; None: those of the data set.
+    sample: options of `sample`, to draw few or quick steps.
+    quiet: whether the loss of a new model may be the same for any `batch.noise`.
+    data: name of the data set.
     stages: the models that it is built on, by the names of its parameters.
     """
 
@@ -45,35 +45,30 @@ class Case:
     stages: Mapping[str, Case] = field(default_factory=dict)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The hyperparameters that the model is built with."""
-        return dict(self.options)
-
-    @property
     def conditional(self) -> bool:
-        """Whether it takes labels: as its options say, else by its default."""
+        """Whether it takes labels, by its options or by its default."""
         default = catalog.card(self.model).params.get("conditional")
         return bool(self.options.get("conditional", default.default if default else False))
 
     def build(self, info: DataInfo, seed: int = SEED) -> Model:
-        """The model as its seed initialises it, over stages of the same seed."""
+        """The model with the weights that a seed gives, built on stages of the same seed."""
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
         torch.manual_seed(seed)
         for p in (p for stage in stages.values() for p in stage.parameters()):
             p.data += 0.1 * torch.randn_like(p)  # a layer that starts at zero would hide what the stage does
         torch.manual_seed(seed)
-        return catalog.load(self.model).of(info, **self.settings, **stages)
+        return catalog.load(self.model).of(info, **self.options, **stages)
 
     def pack(self) -> Pack:
-        """The set."""
+        """The data set."""
         return open_named(self.data)
 
     def fresh(self) -> Model:
-        """The model for its set, in training mode."""
+        """The model for its data set, in training mode."""
         return self.build(self.pack().info(levels=self.levels, steps=1000)).train()
 
     def batches(self) -> TrainBatches:
-        """Training batches of its set on the CPU."""
+        """Training batches of its data set on the CPU."""
         pack = self.pack()
         return TrainBatches(
             pack,

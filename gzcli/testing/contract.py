@@ -1,4 +1,4 @@
-"""What every model owes, as checks of a case; each raises Broken with a sentence that says what is wrong."""
+"""The checks of the contract. Each takes a case and raises Broken with a sentence that says what is wrong."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from gzcli.testing.kinds import every_kind_of_set
 from gzcli.testing.tools import Broken, draw, fixed_noise, held_out, loss_of, only, require, started
 from gzcli.types import Batch, ImageNoise, no_progress
 
-FALL = 0.10  # of a phase's loss on one batch, at the least
-STEPS = 30  # in which it falls
-TRIALS = (25, 75, 200)  # steps after which a trained copy is held against an untrained one
+FALL = 0.10  # share by which a phase's loss on one batch must fall
+STEPS = 30  # steps in which it must fall so far
+TRIALS = (25, 75, 200)  # steps after which a trained copy is compared with an untrained one
 
 
 def each_phase_learns_alone(case: Case) -> None:
@@ -57,6 +57,10 @@ def each_phase_learns_alone(case: Case) -> None:
 
 
 def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[torch.nn.Parameter]) -> None:
+    """Requires finite gradients, of the phase's own parameters alone, and of one of these at least.
+
+    solved: whether the loss is 0, so that no gradient is due.
+    """
     for name, p in model.named_parameters():
         if p.grad is not None:
             require(
@@ -166,14 +170,14 @@ def weights_come_back(case: Case) -> None:
 
 
 def capabilities_tell_the_truth(case: Case) -> None:
-    """What the file says of the model without an import is what the class has."""
+    """What the catalogue reads from the file without an import is what the class has."""
     card, model = catalog.card(case.model), case.fresh()
     require(type(model) is catalog.load(case.model), f"the catalogue takes `{card.cls}` for the model")
     require(card.paper and card.paper == model.paper, "`paper` is empty")
     for name in (*card.do, *(f"score_{score}" for score in card.scores)):
         require(callable(getattr(model, name, None)), f"`{name}` is no method")
-    told = hasattr(model, "log_prob") == (model.likelihood is not None)
-    require(told, '`log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode") go together')
+    alike = hasattr(model, "log_prob") == (model.likelihood is not None)
+    require(alike, '`log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode") go together')
     require(("log_prob" in card.can) == hasattr(model, "log_prob"), "the catalogue does not see `log_prob`")
     require(
         model.conditional == case.conditional,
@@ -213,7 +217,7 @@ def goodness(model: Model, batch: Batch) -> float:
     """The mean log-likelihood of test images, else minus the error of their reconstruction."""
     noise = ImageNoise(0, batch.index.tolist())
     with torch.inference_mode():
-        if hasattr(model, "prepare"):  # a later stage: its images are an earlier one's
+        if hasattr(model, "prepare"):  # a later stage models what an earlier one makes of the images
             return -float(loss_of(model, with_prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
             return float(model.log_prob(batch.x, noise=noise).mean())
@@ -247,7 +251,7 @@ def scores_know_nothing_of_their_batch(case: Case) -> None:
 
 
 def evaluation_waits_for_no_other_process(case: Case) -> None:
-    """Ranks have unequal shares of held-out images: a model that met its partner there would hang."""
+    """In eval mode a model calls no collective: as ranks have unequal shares, one would wait for ever."""
     model = started(case)[0].eval()
     met: list[str] = []
     batch = with_prepared(model, next(held_out(case.pack(), model, "val", 3)))

@@ -1,4 +1,4 @@
-"""The kinds of sets that a model may meet: grey or RGB images, one label, several at once, none."""
+"""The kinds of data sets that a model must take: grey or RGB images; one label, several at once, or none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N = 6  # images
 
 
 def every_kind_of_set(case: Case) -> None:
-    """RGB images, several labels at once, none at all."""
+    """The model takes RGB images, several labels at once, and none."""
     for kind in KINDS:
         if kind != "label-free" or not case.conditional:  # a conditional model is refused such a set
             kind_of_set(case, kind)

@@ -1,4 +1,4 @@
-"""What the checks of a model are written with."""
+"""The steps that the checks of a model share: a batch, a loss, samples, a failed requirement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require(condition: object, sentence: str) -> None:
 
 
 def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
-    """What a check finds, in a sentence; None where the model passes it."""
+    """The fault that a check finds, in a sentence; None where the model passes."""
     try:
         check(case)
     except Broken as e:
@@ -56,13 +56,13 @@ def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
 
 
 def loss_of(model: Model, batch: Batch, phase: str) -> Tensor:
-    """The loss, a scalar."""
+    """The loss of a phase, a scalar."""
     out = model.loss(batch, phase)
     return out["loss"] if isinstance(out, dict) else out
 
 
 def only(model: Model, phase: Phase) -> list[nn.Parameter]:
-    """The parameters of the phase, which alone require grad now."""
+    """Makes the parameters of a phase alone require grad, and returns them."""
     model.requires_grad_(False)
     params = phase.parameters()
     for p in params:
@@ -71,7 +71,7 @@ def only(model: Model, phase: Phase) -> list[nn.Parameter]:
 
 
 def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | None = None) -> Tensor:
-    """n samples with the case's options."""
+    """n samples [n, C, H, W], with the case's options of `sample`."""
     with torch.inference_mode():
         options = grouped(model.sample, case.sample)
         return model.sample(
