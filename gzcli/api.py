@@ -14,7 +14,7 @@ import torch
 
 from gzcli import launch, planning
 from gzcli.data.library import listing
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine.devices import pick_device
 from gzcli.engine.trained import load_trained
 from gzcli.errors import UsageError
@@ -107,4 +107,4 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
 
     Raises UsageError for an unknown name, MissingError where its files are not there.
     """
-    return Data(open_named(name, size=size, channels=channels))
+    return Data(open_pack(name, size=size, channels=channels))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gzcli.data.batches import quantise, to_uint8
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures
 from gzcli.engine import sampler
@@ -101,7 +101,7 @@ class Run:
         """The data set that it was trained on, at the size of its training."""
         if self._data is None:
             section = self.trained.part.data
-            self._data = Data(open_named(section.name, size=section.size, channels=section.channels))
+            self._data = Data(open_pack(section.name, size=section.size, channels=section.channels))
         return self._data
 
     def sample(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from gzcli import launch
 from gzcli.data import same
 from gzcli.data.forms import Report, Say, silent, unreported
-from gzcli.data.names import DataSet, locate
+from gzcli.data.names import DataSet
 from gzcli.data.open import open_pack
 from gzcli.errors import UsageError
 from gzcli.launch import Plan
@@ -119,9 +119,7 @@ def with_data(
     or is not the one that `run` was trained on.
     """
     data = recipe.data
-    pack = open_pack(
-        found or locate(data.name), size=data.size, channels=data.channels, say=say, progress=progress
-    )
+    pack = open_pack(found or data.name, size=data.size, channels=data.channels, say=say, progress=progress)
     meta = pack.meta
     if run is not None:
         same.check(run.path, meta)

@@ -26,7 +26,7 @@ def no_progress(i: float, n: float, x: Tensor | None = None) -> None:
 
 @dataclass
 class DataInfo:
-    """What a model is told about its data when it is built.
+    """The description of the data that a model is built for.
 
     shape: (C, H, W) of an image or of a latent.
     levels: number of grey levels, 2 … 256; None for latents.
@@ -90,7 +90,7 @@ class Applied:
     of: for each output, or with `columns` for each row, the indices of its input images in x; empty where
       output i is made from image i.
     given: pictures [n, C, h, w] that the model was conditioned on in place of its input images.
-    how: a word for `given`, shown beside it.
+    how: name of `given`, shown beside it.
     known: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 where it did not.
     labels: [n] or [n, K], the labels that the outputs were conditioned on.
 
@@ -138,7 +138,7 @@ class Noise:
         return self._draw("random_", shape, high)
 
     def first(self, n: int) -> Noise:
-        """The noise of the first n images alone."""
+        """The noise of the first n images of the batch."""
         return self
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:

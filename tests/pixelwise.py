@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine.trained import Trained
 from gzcli.models.base import Model
 from gzcli.models.nn.common import from_levels, to_levels
@@ -57,7 +57,7 @@ class Pixelwise(Model):
 
 def fitted(levels=17, conditional=False, size=None):
     """The maximum-likelihood tables of the digits' training images, one pseudo-count a level."""
-    pack = open_named("digits", size=size)
+    pack = open_pack("digits", size=size)
     k = (np.asarray(pack.images("train")).astype(int) * levels) >> 8
     k, y = k.reshape(len(k), -1), np.asarray(pack.labels("train"))
     groups = [k[y == c] for c in range(10)] if conditional else [k]

@@ -121,9 +121,9 @@ def batches() -> None:
     from PIL import Image
 
     from gzcli.data.batches import TrainBatches
-    from gzcli.data.open import open_named
+    from gzcli.data.open import open_pack
 
-    pack = open_named("digits")
+    pack = open_pack("digits")
     images = np.asarray(pack.images("train"))
     folder = Path(tempfile.mkdtemp())
     for i, image in enumerate(images):

@@ -1,9 +1,8 @@
-"""What may stand after `--`: the options of `accelerate launch` that steer how processes find each other and
-what they log.
+"""The options of `accelerate launch` that may stand after `--`: how processes find each other, what they log.
 
-A list of what is allowed, each in full: others name another program (`--no_python`, `--module`,
-`--config_file`), start processes elsewhere (`--tpu`, `--mpirun_hostfile`), or are gz's own under another
-name.
+Only the options of a list are allowed, each written in full. Others name another program (`--no_python`,
+`--module`, `--config_file`), start processes elsewhere (`--tpu`, `--mpirun_hostfile`), or are options of gz
+under another name.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ALLOWED = {  # option → whether a value follows
     "--same_network": False,
     "--tee": True,
 }
-OURS = {  # what gz has its own word for
+OURS = {  # option of accelerate → the option of gz for the same
     "--cpu": "--cpu",
     "--num_processes": "--gpus N`, `--cpu --processes N",
     "--multi_gpu": "--gpus all",
@@ -43,8 +42,8 @@ OURS = {  # what gz has its own word for
     "--gradient_accumulation_steps": "--set train.accumulate=N",
     "--gradient_clipping": "--set train.clip=1.0",
 }
-# The trainer builds its optimizers from the parameters of the whole model, before accelerate wraps it; these
-# cut it in pieces.
+# Options that cut the model into pieces. The trainer builds its optimizers from the parameters of the whole
+# model, before accelerate wraps it.
 SHARDED = (
     "--use_fsdp",
     "--fsdp_",
@@ -59,8 +58,11 @@ SHARDED = (
 
 
 def check(words: list[str]) -> list[str]:
-    """The words as accelerate gets them. Raises UsageError for an option that is not allowed, and for a word
-    that is none: accelerate would take it for the program to start."""
+    """The words as accelerate gets them.
+
+    Raises UsageError for an option that is not allowed, and for a word that is no option: accelerate would
+    take it for the program to start.
+    """
     checked, rest = [], iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
@@ -79,8 +81,8 @@ def check(words: list[str]) -> list[str]:
     return checked
 
 
-def told_before(run: Run) -> list[str]:
-    """What stood after `--` when this run was started last, as `env.json` has it."""
+def previous_words(run: Run) -> list[str]:
+    """The words after `--` when this run was last started, as `env.json` records them."""
     words = (files.read_json(run.path / "env.json") or {}).get("command", [])
     return words[words.index("--") + 1 :] if "--" in words else []
 

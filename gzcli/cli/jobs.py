@@ -1,4 +1,4 @@
-"""What the verbs that run a trained model share: they write a job, start the engine, read the result."""
+"""The common part of the verbs that use a trained model: write a job, start the engine, read the result."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def new(
 
 @app.command()
 def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet = False) -> None:
-    """Hold a model's file against the contract of the zoo, a minute or less for a small model.
+    """Check a model's file against the contract of the zoo, a minute or less for a small model.
 
     It is trained, sampled, saved and scored on the CPU with the defaults of its signature.
     """

@@ -1,5 +1,7 @@
-"""`gz train --dry-run`: everything that would happen, with the origin of each value; nothing is created, no
-torch. And the memory plan, which a real start shows too."""
+"""`gz train --dry-run`: prints everything that would happen, with the origin of each value.
+
+Nothing is created, and torch is not loaded. The memory plan is printed by a real start too.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,21 @@ if TYPE_CHECKING:
 
 
 def show_plan(recipe: Resolved, plan: Plan, run: Run | None) -> None:
-    """The resolved recipe with origins, the data set, what is needed, memory, the run directory, the launch
-    line.
+    """Prints the resolved recipe with origins, the data set, what is missing, memory, the run's folder and
+    the launch line.
 
-    Raises UsageError where the set, as far as it is known, lacks what the model needs.
+    recipe: the recipe.
+    plan: the processes.
+    run: the run that goes on; None: a new one would be made.
+
+    Raises UsageError where the set, as far as it is known, lacks what a model needs.
     """
     from gzcli import requirements
     from gzcli.launch import count_gpus, show
     from gzcli.store.paths import user_dir
 
     data, needs = requirements.of_data(recipe)
-    # as the start will have them
+    # a real start fills these in from the data set
     now = {key: getattr(data, key) for key in ("size", "channels", "levels")}
     found = {key: v for key, v in now.items() if getattr(recipe.data, key) is None and v is not None}
     tree = recipe.on(replace(recipe.data, **found)).tree()
@@ -86,7 +92,7 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None) -> None:
 
 
 def show_memory(recipe: Recipe, plan: Plan) -> None:
-    """The memory plan of a run that starts, on stderr."""
+    """Prints the memory plan of a run that starts, on stderr."""
     from gzcli import requirements
 
     memory = requirements.of_memory(recipe, plan)
@@ -97,6 +103,7 @@ def show_memory(recipe: Recipe, plan: Plan) -> None:
 
 
 def in_words(row: Memory) -> str:
+    """The memory of a model and of its parts, as a line."""
     parts = " + ".join(f"{what} {size(count)}" for what, count in row.parts)
     return f"{row.model}: {size(row.bytes)} a process = {parts}"
 
@@ -105,7 +112,6 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """(dotted key, value) of everything in the tree that is not a map."""
     found = []
     for key, value in tree.items():
-        found += (
-            leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(prefix + key, value)]
-        )
+        is_map = isinstance(value, dict) and value
+        found += leaves(value, f"{prefix}{key}.") if is_map else [(prefix + key, value)]
     return found

@@ -1,4 +1,4 @@
-"""What `gz list runs` and `gz runs` tell of a run."""
+"""A run as `gz list runs` and `gz runs` print it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`gz train`: a recipe, resolved and checked, becomes a run directory; the run is launched; a picture comes
-out."""
+"""`gz train`: makes a run of a recipe, launches its training, and prints the path of a picture of samples."""
 
 from __future__ import annotations
 
@@ -92,7 +91,7 @@ def train(
     Without `--data` it trains on the embedded digits: `gz train vae` works offline and takes about a minute.
     """
     from gzcli import launch, planning
-    from gzcli.cli.accelerate import told_before
+    from gzcli.cli.accelerate import previous_words
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import show_memory, show_plan
     from gzcli.store import runs
@@ -130,7 +129,7 @@ def train(
         return
     with out.progress("packing", unit="images") as report:
         recipe = planning.ready(asked, run, steps, plan.processes, say=out.info, progress=report)
-    if run and (before := told_before(run)):
+    if run and (before := previous_words(run)):
         out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
 
     def announce(run: Run) -> None:

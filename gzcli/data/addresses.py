@@ -1,4 +1,4 @@
-"""Where the files of a set are looked for: the user's own place, a mirror, the publisher."""
+"""The addresses at which the files of a set are looked for: the user's own place, a mirror, the publisher."""
 
 from __future__ import annotations
 
@@ -67,11 +67,12 @@ def has_local_mirror() -> bool:
 
 
 def is_url(address: str) -> bool:
+    """Whether an address is of http or https."""
     return address.startswith(("http://", "https://"))
 
 
 def local_path(address: str) -> str:
-    """A `file://` URL as a path; anything else as it is."""
+    """The path of a `file://` URL; anything else unchanged, but for `~`."""
     if not address.startswith("file://"):
         return os.path.expanduser(address)
     return urllib.request.url2pathname(urllib.parse.urlsplit(address).path)

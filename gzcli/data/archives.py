@@ -22,7 +22,7 @@ from gzcli.errors import MissingError, UsageError
 
 LOCAL_HEADER = 30  # bytes before a zip member's name
 
-# What `walk` finds beside files → how notes call it: its name, and what stands behind the name.
+# What `walk` finds beside files → its name in notes, and the words that follow the name.
 _ODD = {
     "broken": ("broken link", ""),
     "special": ("pipe or device file", ""),
@@ -49,15 +49,19 @@ class Members(Protocol):
 
 
 class Folder:
-    """The regular files below a folder. `notes` tell of what is no regular file."""
+    """The wanted regular files below a folder. `notes` count what is no regular file.
+
+    path: the folder.
+    wanted: chooses files by name.
+    """
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path
         files, odd = walk(path)
         self.names = [name for name in files if wanted(name)]
-        told = ((*_ODD[kind], names) for kind, names in odd.items())
+        rows = ((*_ODD[kind], names) for kind, names in odd.items())
         self.notes = [
-            f"{counted(len(names), what)}{more} skipped (`{names[0]}`)" for what, more, names in told
+            f"{counted(len(names), what)}{more} skipped (`{names[0]}`)" for what, more, names in rows
         ]
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
@@ -77,7 +81,14 @@ class Folder:
 
 
 class Zip:
-    """A zip's members. Raises MissingError for one that escapes, links, explodes or is damaged."""
+    """The wanted members of a zip.
+
+    path: the zip.
+    wanted: chooses members by name.
+
+    Raises MissingError for a zip that is damaged or encrypted, unpacks to too much, or has links or members
+    outside of its folder.
+    """
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path
@@ -135,7 +146,13 @@ class Zip:
 
 
 class Tar:
-    """A tar's members (any compression), read from front to back, the order in which they lie."""
+    """The wanted members of a tar with any compression, read from its front to its end.
+
+    path: the tar.
+    wanted: chooses members by name.
+
+    Raises MissingError as `Zip` does.
+    """
 
     def __init__(self, path: Path, wanted: Callable[[str], bool]):
         self.path = path

@@ -61,12 +61,12 @@ def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
 class Augmentation(NamedTuple):
     """An augmentation that recipes may name.
 
-    step: (uint8 [B, C, H, W], noise, number) → uint8 [B, C, H, W].
-    default: the number, where a recipe gives none.
+    step: (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W].
+    default: the number where a recipe gives none.
     most: the greatest number that is allowed; the least is 0.
     what: what the number is, for messages.
-    whole: whether it is a whole number.
-    moves: whether pixels only change their places: then maps (`conditions.MAPS`) go with their images.
+    whole: whether the number is whole.
+    moves: whether pixels only change their places; then maps (`conditions.MAPS`) are changed as their images.
     """
 
     step: Callable[[Tensor, Noise, float], Tensor]
@@ -132,13 +132,17 @@ def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict
 
 
 class ReplayedNoise(Noise):
-    """The draws of another noise, which are kept: after `replay()` they come again from the first."""
+    """Keeps the draws of another noise and repeats them from the first after each `replay()`.
+
+    noise: the other noise.
+    """
 
     def __init__(self, noise: Noise):
         self.noise, self.at = noise, 0
         self.draws: list[Tensor] = []
 
     def replay(self) -> ReplayedNoise:
+        """This noise, from its first draw again."""
         self.at = 0
         return self
 
@@ -162,6 +166,7 @@ def _luma(x: Tensor) -> Tensor:
 
 
 def _rounded(x: Tensor) -> Tensor:
+    """Values rounded to bytes."""
     import torch
 
     return x.round().clamp(0, 255).to(torch.uint8)

@@ -16,7 +16,7 @@ from gzcli.errors import UsageError
 from gzcli.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
-FEW = 4  # batches of a streamed split, up to which starting workers would take longer than decoding here
+FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes
 BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
 
 
@@ -27,7 +27,7 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
 
     u8: bytes, of any shape.
     levels: grey levels L, 2 … 256; None for latents, which keep their values.
-    noise: of the draw, with 2 levels.
+    noise: noise of the draw, with 2 levels.
     """
     if levels is None:
         return u8.to(torch.get_default_dtype())
@@ -58,18 +58,18 @@ class TrainBatches:
     the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it. The
     noise of a batch draws on the device.
 
-    pack: the set.
-    seed: of the order, of augmentation and of the batches' noise.
-    batch_size: images of the global batch, B.
-    levels: grey levels, 2 … 256.
-    device: where the batches are.
+    pack: the data set.
+    seed: seed of the order, of augmentation and of the batches' noise.
+    batch_size: number of images B of the global batch.
+    levels: number of grey levels, 2 … 256; None: latents.
+    device: device of the batches.
     augment: names of `AUGMENTS`, each with a number if need be (`mutate=0.2`).
     rank: number of this process.
     world: number of processes.
-    n: images of a fixed random subset; None: all.
-    prepared: arrays [N, …] whose rows come along in `extra`.
-    needs: with `second_domain`, the images are those of class 0, and as many of class 1 come along in an
-      order of their own as `extra["second_domain"]`; `n` then counts each class.
+    n: number of images of a fixed random subset; None: all.
+    prepared: arrays [N, …] by name; the rows of a batch's images are its `extra`.
+    needs: what the model needs. With `second_domain` the images are those of class 0; as many of class 1, in
+      an order of their own, are `extra["second_domain"]`. `n` then counts each class.
 
     Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
     class.
@@ -115,8 +115,10 @@ class TrainBatches:
             )
 
     def at(self, step: int) -> Batch:
-        """This rank's rows of the global batch of `step`: x [B / world, C, H, W]. A streamed set is read
-        ahead: ask for one step after another."""
+        """This rank's rows of the global batch of `step`: x [B / world, C, H, W].
+
+        A streamed set is read ahead, so steps should follow one another.
+        """
         index, *others = (order.at(step) for order in self.orders)
         read = self.ahead.at(step).split(len(index)) if self.ahead else [None] * len(self.orders)
         pictures, y, extra = self.rows.take(index, read[0])
@@ -130,7 +132,7 @@ class TrainBatches:
         )
 
     def positions(self) -> np.ndarray:
-        """Positions [n] in the split of the images that are trained on; with two domains, of the first."""
+        """Positions [n] in the split of the images that are trained on; of the first of two domains."""
         order = self.orders[0]
         return np.arange(order.n) if order.subset is None else order.subset.numpy()
 
@@ -159,15 +161,15 @@ def _domains(pack: Pack) -> list[Tensor]:
 
 
 class _Order:
-    """Which images this rank's rows of the global batch of a step are.
+    """The order in which images are trained on, of which each rank has some rows.
 
-    count: images of the split.
-    n: images of a fixed random subset; None: all.
-    seed: of the shuffles, one an epoch.
-    total: images of the global batch.
-    part: this rank's rows of it.
-    among: positions in the split to which the images are confined; None: all.
-    key: makes orders of one seed differ.
+    count: number of images of the split.
+    n: number of images of a fixed random subset; None: all.
+    seed: seed of the shuffles, one for each epoch.
+    total: number of images of the global batch.
+    part: this rank's rows of the global batch.
+    among: positions in the split of the images to choose from; None: all.
+    key: a word that makes orders of one seed differ.
     """
 
     def __init__(
@@ -214,17 +216,17 @@ def scan(
     """The images of a split in order; the last batch may be smaller. A streamed split is read ahead by
     workers.
 
-    The noise of image i depends on (seed, i) alone, and so does its draw of `augment`. It is drawn on the
-    CPU, so that its bits do not depend on the device, and comes on the batch's device. Binary images are one
-    draw, whatever the seed.
+    The noise of image i depends on (seed, i) alone, and so does its augmentation. It is drawn on the CPU, so
+    that its bits do not depend on the device, and moved to the batch's device. Binary images are the same
+    draw for every seed.
 
-    pack: the set.
+    pack: the data set.
     split: "train", "val" or "test".
-    batch_size: images.
-    levels: grey levels, 2 … 256; None for latents.
-    device: where the batches are.
+    batch_size: number of images of a batch.
+    levels: number of grey levels, 2 … 256; None: latents.
+    device: device of the batches.
     index: positions of the images in the split; None: all.
-    seed: of the noise.
+    seed: seed of the noise.
     augment: names of `AUGMENTS`, each with a number if need be.
     """
     device, change = torch.device(device), augmenter(augment)
@@ -251,13 +253,13 @@ def scan(
 
 
 class _Rows:
-    """Rows of a split, gathered as bytes: on a GPU where the split fits there, else from the memory-map
-    through pinned memory. Images of a streamed split are read by others and handed in.
+    """Rows of a split as bytes. A split that fits is kept on the GPU; rows of others are read from the
+    memory-map and moved through pinned memory. Those of a streamed split are read elsewhere and handed in.
 
-    pack: the set.
+    pack: the data set.
     split: "train", "val" or "test".
-    device: where the rows go.
-    whole: whether the split may be kept there.
+    device: device of the rows.
+    whole: whether the split may be kept on the device.
     """
 
     def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True):

@@ -1,5 +1,5 @@
-"""Packing: the images of a set, in one pass, into a uint8 `.npy` file a split. A few blocks are in memory at
-a time."""
+"""Packs a set: writes its images, in one pass, into a uint8 `.npy` file for each split. Only a few blocks are
+in memory at a time."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ def build(
     """Writes SPLIT.npy, SPLIT_labels.npy, SPLIT_captions.json, SPLIT_names.json, SPLIT_<kind>.npy of further
     pictures, and meta.json into `folder`. Pictures that were left out are listed in meta.json.
 
+    images: the images.
+    folder: the pack's folder.
+    form: the form in which they are packed.
     extra: further keys of meta.json.
-    limit: bytes beyond which only an index of where the pictures lie is written (`stream.py`), which are then
-      decoded as they are needed; None: no limit.
+    limit: bytes beyond which no pixels are written but an index of the places of the pictures (`stream.py`),
+      which are decoded as they are needed; None: no limit.
     progress: takes images done and in all.
 
     Raises UsageError for mixed sizes without a size asked for, and for further pictures that are too many to
@@ -99,8 +102,8 @@ def _scored(images: RawImages, plan: Plan) -> RawImages:
 
 
 def _native(images: RawImages, form: Form) -> Shape:
-    """The shape of the images as they are, by a few of them: the size of the first one; three channels if any
-    of them has colour. That of the form where the images cannot be looked at."""
+    """The shape of the images before packing, by a few of them: the size of the first one, and three channels
+    if any has colour. Where none can be looked at it is the form's."""
     if images.shape:
         return images.shape
     if images.probe is None:
@@ -148,7 +151,7 @@ def _pack(
     """Writes the images, then their further pictures by the same crop. Returns those that did not decode, and
     whether any image was resized."""
     each = sum(images.counts.values())
-    work = each if images.shape != fit.shape else 0  # images that are more than copied
+    work = each if images.shape != fit.shape else 0  # number of images that are decoded or resized
     sides: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
     rows = rows_of(plan)
 
@@ -200,8 +203,10 @@ def _write(
 
 
 def _left_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, folder: Path) -> list[str]:
-    """Takes pictures that did not decode out of the plan and the files; returns their messages. Raises
-    MissingError that names them unless they may be skipped."""
+    """Removes pictures that did not decode from the plan and the files. Returns their messages.
+
+    Raises MissingError that names them unless `skip_bad`.
+    """
     messages = [e.message for e in bad.values()]
     if not skip_bad:
         shown = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
@@ -221,7 +226,7 @@ def _left_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, folder: P
 
 
 def _index(images: RawImages, plan: Plan, folder: Path) -> None:
-    """Writes where the pictures lie instead of their pixels. Raises UsageError where that cannot be."""
+    """Writes the places of the pictures instead of pixels. Raises UsageError where there are none."""
     large = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
     if images.further:
         hint = "set `GZ_PACK_LIMIT` to more bytes, or `data.size` to fewer pixels"

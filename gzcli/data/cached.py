@@ -1,5 +1,5 @@
-"""The packs in the cache: where they lie, of which files they were made, and which one a form asks for. No
-heavy import."""
+"""The packs in the cache: their folders, the files that they were made of, and the one that a form asks for.
+No heavy import."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from gzcli.errors import MissingError
 from gzcli.store.files import read_json
 from gzcli.store.paths import cache_dir
 
-RULE = 2  # raised when packing changes what a pack holds: older packs are made anew
+RULE = 2  # version of the packing: packs of an older one are made anew
 OWN_RULE = 5  # the same for the user's own images
 PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
 
 
 def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
-    """The pack of this form, if there is one of the files as they are now.
+    """The pack of a form, if there is one that was made of the present files.
 
-    A pack that was made without a size or channels asked for is also found by a form that asks for the very
-    size and channels that the pack has.
+    A pack that was made without asking for a size or channels is also found by a form that asks for those
+    that it has.
     """
     form = form or found.form
     pairs = product(dict.fromkeys((form.size, found.size)), dict.fromkeys((form.channels, found.channels)))
@@ -67,10 +67,10 @@ def pack_limit() -> int:
 
 
 def fingerprint(found: DataSet) -> str | None:
-    """What a pack was made of, as a hash: the packing rule, and the checksums of a known set's files, or the
-    names, sizes and times of the user's own files and the layout given for them.
+    """A hash of what a pack is made of: the version of the packing, and the checksums of a known set's files,
+    or the names, sizes and times of the user's own files and their layout.
 
-    None where the path of an imported set is gone: then its pack is all there is.
+    None where the path of an imported set is gone: then its pack is used as it is.
     """
     digest = hashlib.sha256(str(RULE if isinstance(found, DataSpec) else OWN_RULE).encode())
     if isinstance(found, DataSpec):

@@ -1,4 +1,4 @@
-"""What may come with each image beside its label: a caption, and further pictures of the same size. No heavy
+"""What may belong to an image beside its label: a caption, and further pictures of the same size. No heavy
 import.
 
 `control` is a map that the image follows (edges, depth, a pose). `before` is the image that an instruction,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Names of keys in `metadata.jsonl`, or of columns. Of several in one set, the first counts.
+# Names of keys in `metadata.jsonl`, or of columns. Where a set has several, the first one counts.
 CAPTIONS = ("text", "caption", "edit_prompt", "instruction")
 FURTHER = {
     "control": ("control", "conditioning_image", "conditioning"),

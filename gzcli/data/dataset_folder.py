@@ -17,14 +17,14 @@ from gzcli.data.raw_images import Block, Blocks, RawImages
 from gzcli.data.walk import is_regular, read_regular
 from gzcli.errors import MissingError, UsageError
 
-MARKS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
-# Columns that hold labels as plain numbers or texts; the first that is there counts.
+MARKS = ("dataset_dict.json", "state.json")  # files by which a folder of `save_to_disk` is known
+# Columns that may hold labels as plain numbers or texts; the first that is there counts.
 LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")
-MOST_CLASSES = 10_000  # of a column of numbers
+MOST_CLASSES = 10_000  # classes of a column of numbers, at most
 
 
 class Columns(Protocol):
-    """The rows of a split.
+    """The rows of a split of a data set of the hub.
 
     kinds: what each column holds: "image", "class" (class labels), "int", "text" or "" (anything else).
     classes: names of the classes of each column of class labels.
@@ -119,8 +119,8 @@ def _labels(
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
     """The classes, the labels int64 [N] of each split, and what was left out."""
     kinds = splits["train"].kinds
-    told = next((name for name, kind in kinds.items() if kind == "class"), None)
-    column = told or next((name for name in LABELS if kinds.get(name) in ("int", "text")), None)
+    named = next((name for name, kind in kinds.items() if kind == "class"), None)
+    column = named or next((name for name in LABELS if kinds.get(name) in ("int", "text")), None)
     if column is None:
         return (), {}, []
     values = {split: data.values(column) for split, data in splits.items()}
@@ -141,11 +141,8 @@ def _labels(
         number = {label: i for i, label in enumerate(classes)}
         values = {split: [number[label] for label in rows] for split, rows in values.items()}
     else:
-        classes = (
-            splits["train"].classes[column]
-            if told
-            else tuple(map(str, range(min(max(every, default=0) + 1, MOST_CLASSES))))
-        )
+        numbers = range(min(max(every, default=0) + 1, MOST_CLASSES))
+        classes = splits["train"].classes[column] if named else tuple(map(str, numbers))
     labels = {split: np.asarray(rows, np.int64) for split, rows in values.items()}
     if any(len(y) and (y.min() < 0 or y.max() >= len(classes)) for y in labels.values()):
         raise UsageError(
@@ -185,7 +182,11 @@ def _saved(path: Path) -> dict[str, Columns]:
 
 
 class Saved:
-    """The `Columns` of a split that the `datasets` library reads."""
+    """The `Columns` of a split that the `datasets` library reads.
+
+    path: the folder.
+    data: the library's own object.
+    """
 
     def __init__(self, path: Path, data: Any):
         self.path, self.data = path, data

@@ -1,4 +1,4 @@
-"""Sets of encoded pictures: the members of archives, and what is known of each."""
+"""Sets of encoded pictures: the members of archives, with the split and label of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place
 
 
 def encoded(title: str, classes: Sequence[str], parts: Sequence[PlacedMembers]) -> RawImages:
-    """The pictures of `parts` that have a place, whose size and channels must be asked for.
+    """The pictures of `parts` that have a place. Their size and channels must be asked for.
+
+    title: what messages call the set.
+    classes: names of the classes; empty without labels.
+    parts: archives with the places of their members.
 
     Raises MissingError where a picture with a place is not among the members.
     """
@@ -29,6 +33,9 @@ def encoded(title: str, classes: Sequence[str], parts: Sequence[PlacedMembers]) 
 
 class Encoded:
     """The pictures of `parts` that have a place, numbered in each split in the order of part and name.
+
+    title: what messages call the set.
+    parts: archives with the places of their members.
 
     Raises MissingError where a picture with a place is not among the members.
     """
@@ -72,7 +79,10 @@ class Encoded:
         return {split: [by_name.get(name, "") for name in names] for split, names in self.names().items()}
 
     def blocks(self, other: Mapping[str, str] | None = None) -> Blocks:
-        """The pictures themselves, or in the place of each one the `other` picture that its name leads to."""
+        """The pictures as blocks.
+
+        other: names of other pictures by those of the images, which are then read in their place.
+        """
 
         def blocks() -> Iterator[Block]:
             for (members, _), row in zip(self.parts, self.rows, strict=True):
@@ -85,7 +95,7 @@ class Encoded:
         return blocks
 
     def spans(self) -> dict[str, list[Span]]:
-        """By split, where the pictures lie."""
+        """By split, the places of the pictures' bytes."""
         found: dict[str, list[Any]] = {split: [None] * n for split, n in self.counts.items()}
         for (members, _), row in zip(self.parts, self.rows, strict=True):
             where = members.spans()

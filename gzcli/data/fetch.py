@@ -1,5 +1,5 @@
-"""Downloads that are whole or not there: from a mirror or the publisher, checked, locked, renamed into
-place."""
+"""Downloads from a mirror or the publisher, under a lock. A file appears when it is whole and its checksum is
+right."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ def fetch(
     progress: Report = unreported,
     say: Say = silent,
 ) -> Path:
-    """Every file of a set, into the cache; files that are there already are not fetched again. Returns their
-    folder. Those of a `linked` set stay where they are.
+    """Fetches the missing files of a set into the cache. Returns their folder.
 
-    what: the set or its name.
+    The files of a `linked` set stay where they are: the cache holds links to them.
+
+    what: the set, or its name.
     source: a folder, a file or a URL to take the files from (`--from`). Without it `GZ_MIRROR`, a folder or
       base URL that holds NAME/FILE, is asked first, then the publisher. Under `GZ_OFFLINE=1` only local files
       are taken.
-    pack_size: bytes that will be needed beside the files.
+    pack_size: bytes that the pack will need beside the files.
     progress: takes bytes done and in all.
     say: takes a line about what is done.
 
-    Raises MissingError: offline, not found, not what it should be, no space. What came so far is kept for a
-    resume unless it was wrong.
+    Raises MissingError where a file cannot be fetched, has a wrong checksum, or does not fit on the disk.
+    What came so far is kept for a resume unless it was wrong.
     """
     spec = find(what) if isinstance(what, str) else what
     folder = raw_dir(spec)
@@ -76,7 +77,7 @@ def _fetch_missing(
     places = {file.name: addresses(spec, file, source) for file in missing}
     if linked or any(places.values()):
         copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
-        _tell_need(spec, folder, copied, pack_size, say)
+        _say_need(spec, folder, copied, pack_size, say)
     folder.mkdir(parents=True, exist_ok=True)
     done = sum(size_of(folder / file.name) for file in spec.files if file not in missing)
     refused: dict[str, str] = {}
@@ -96,9 +97,8 @@ def _fetch_missing(
     progress(done, done)
 
 
-def _tell_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
-    """Says what is to be fetched and how much disk that takes, if it is much. Raises MissingError if it is
-    not free."""
+def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
+    """Says what is fetched and how much disk it takes, if much. Raises MissingError without the space."""
     need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free

@@ -1,5 +1,5 @@
-"""Blocks of images brought to the shape in which they are packed. Workers import it, so it imports no
-torch."""
+"""Brings blocks of images to the shape in which they are packed. Worker processes import this module, so it
+does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a folder, zip or tar: their splits and classes, and what files beside them tell."""
+"""Pictures of a folder, zip or tar: their splits and classes, and the captions and labels beside them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gzcli.errors import MissingError, UsageError
 def pictures(title: str, members: Members, form: Form) -> RawImages:
     """The encoded pictures among the members of a folder or an archive, in one of the layouts of `layout.py`.
 
-    What a picture shows may be told beside it:
+    Files beside a picture may describe it:
     - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, whose names are relative to it. It may name
       further pictures ("control": …, "before": …), which then are no images of the set themselves.
     - `NAME.txt`, a caption
@@ -38,7 +38,7 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     names = [name for name in members.names if is_picture(name)]
     if not names:
         raise MissingError(f"`{title}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
-    lines, captions = _told(title, members, names)
+    lines, captions = _descriptions(title, members, names)
     captions |= {name: line.caption for name, line in lines.items()}
     further: dict[str, dict[str, str]] = {kind: {} for line in lines.values() for kind in line.further}
     for kind, given in further.items():
@@ -128,9 +128,9 @@ class _Line(NamedTuple):
     further: dict[str, str]
 
 
-def _told(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
-    """The lines of `metadata.jsonl`, and the captions of text files beside pictures, both by picture. Names
-    are those of members."""
+def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
+    """The lines of `metadata.jsonl`, and the captions of text files beside pictures, both by the picture's
+    name."""
     beside = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
     wanted = [name for name in members.names if name in beside or PurePosixPath(name).name == METADATA]
     lines: dict[str, _Line] = {}

@@ -1,4 +1,4 @@
-"""How the images of a set are read, packed and decoded: options that travel as one value. No heavy import."""
+"""Options of how the images of a set are read, packed and decoded, and callbacks. No heavy import."""
 
 from __future__ import annotations
 

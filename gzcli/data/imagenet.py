@@ -89,7 +89,10 @@ def _ground_truth(kit: Path) -> list[str]:
 
 
 class Nested:
-    """The members of the tars in a tar, under names OUTER/INNER, read in place. No tar may be compressed."""
+    """The members of the tars in a tar, under names OUTER/INNER, read in place. No tar may be compressed.
+
+    path: the outer tar.
+    """
 
     notes: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The sets that need no download: made of scikit-learn's digits and photographs. Metadata only."""
+"""The sets that need no download, made of scikit-learn's digits and photographs. Metadata only."""
 
 from __future__ import annotations
 

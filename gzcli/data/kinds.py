@@ -1,4 +1,4 @@
-"""Which files are pictures, and which of Pillow's readers may open them. No heavy import."""
+"""The kinds of files that are pictures, and the readers of Pillow that may open them. No heavy import."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ def is_hidden(name: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
+    """Whether a file is a picture, by its name."""
     return may_be_picture(name) and not is_hidden(name)
 
 
 def may_be_picture(value: str) -> bool:
-    """Whether a text may be the name of a picture here."""
+    """Whether a text may be the name of a picture, and no URL."""
     return PurePosixPath(value).suffix.lower() in SUFFIXES and "://" not in value
 
 
 def is_text(name: str) -> bool:
-    """Whether a file may say something of pictures: a caption, a label, lines of metadata."""
+    """Whether a file may describe pictures: a caption, a label, lines of metadata."""
     path = PurePosixPath(name)
     return path.name == METADATA or path.suffix in (".txt", LABEL)
 
 
 class Wanted:
-    """Chooses pictures and files that say something of them, and counts the kinds of all other files."""
+    """Chooses pictures and files that describe them, and counts the kinds of all other files."""
 
     def __init__(self) -> None:
         self.others: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Which classes `--label` means. No heavy import."""
+"""The classes that `--label` names. No heavy import."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 
 def chosen(text: str, classes: Sequence[str]) -> list[int]:
     """The numbers of the classes that a text names: `cat`, `3`, or a list `cat,dog`. A name that holds a
-    comma is quoted, as in CSV: `"x,y",dog`. A word is taken for the name that is spelt so; else for a name
-    that differs in capitals, `-` and `_` alone; else for a number.
+    comma is quoted, as in CSV: `"x,y",dog`. A word means the class of exactly that name; else one whose name
+    differs in capitals, `-` and `_` alone; else a number.
 
-    Raises UsageError for a word that means no class, or may mean two.
+    text: the value of `--label`.
+    classes: names of the classes.
+
+    Raises UsageError for a word that names no class, or may name two.
     """
     if not classes:
         raise UsageError("`--label` needs a data set with classes")

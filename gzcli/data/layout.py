@@ -1,5 +1,5 @@
-"""What the folders around pictures mean: splits and classes. Folders that can be meant in two ways are
-refused, with a message that names them."""
+"""The splits and classes that the folders around pictures mean. Ambiguous folders are refused, with a message
+that names them."""
 
 from __future__ import annotations
 
@@ -41,24 +41,22 @@ def split_of(folder: str | None) -> tuple[str, str] | None:
         return pair[1], pair[2]
     word = re.sub(r"[\s._-]", "", folder.lower())
     found = _SPLIT.fullmatch(word)
-    if (
-        not found
-        or (found[2] == "ing" and found[1] == "val")
-        or (found[2] in ("id", "idation") and found[1] != "val")
-    ):
+    if not found:
         return None
-    return (found[1] or "val"), ""
+    split, ending = found[1], found[2]
+    odd = ending == "ing" if split == "val" else ending in ("id", "idation")  # `valing`, `trainid`
+    return None if odd else (split or "val", "")
 
 
 def placed(
-    title: str, names: Iterable[str], layout: str | None = None, told: Mapping[str, str] | None = None
+    title: str, names: Iterable[str], layout: str | None = None, annotated: Mapping[str, str] | None = None
 ) -> Placed:
     """The splits and classes of pictures by their folders.
 
     title: what messages call the set.
     names: of the pictures, relative to the set.
     layout: what the folders mean, of LAYOUTS; None: what their names say.
-    told: classes of pictures that a list beside them names (TinyImageNet's `val_annotations.txt`).
+    annotated: classes of pictures by a list beside them (TinyImageNet's `val_annotations.txt`).
 
     Raises UsageError that names a folder which is ambiguous.
     """
@@ -77,13 +75,15 @@ def placed(
                 raise UsageError(f"`{title}` has `{name}`, which is in no split of a class", hint=ASK)
             out.places[name] = found[0], f[0]
         return _checked(title, out)
-    return _without_one_class(_checked(title, _by_split(title, folders, told or {}, out)))
+    return _without_one_class(_checked(title, _by_split(title, folders, annotated or {}, out)))
 
 
 def scored(names: Iterable[str]) -> Placed:
-    """The splits of pictures that are scored only, in whatever layout and without classes: their own where
-    all of them lie in folders of splits, apart from pictures that mark others (masks); else all are of
-    one."""
+    """The splits of pictures that are only scored, in any layout and without classes.
+
+    They are those of their folders where all pictures, but for masks, lie in folders of splits; else all
+    pictures are of one split.
+    """
     folders = _without_lone(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
     splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
@@ -94,8 +94,7 @@ def scored(names: Iterable[str]) -> Placed:
 
 
 def _without_lone(names: Iterable[str], layout: str | None) -> dict[str, tuple[str, ...]]:
-    """The folders in which each picture lies, by its name, without those that hold all pictures and so mean
-    nothing."""
+    """The folders in which each picture lies, by its name, without outer folders that hold all pictures."""
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}
     while True:
         heads = {f[0] if f else None for f in folders.values()}
@@ -111,7 +110,7 @@ def _without_lone(names: Iterable[str], layout: str | None) -> dict[str, tuple[s
 
 
 def _layout(title: str, folders: Mapping[str, tuple[str, ...]]) -> str:
-    """How the folders are meant. Raises UsageError where that is not clear."""
+    """The layout of the folders. Raises UsageError where it is ambiguous."""
     heads = sorted({f[0] for f in folders.values() if f})
     splits = [head for head in heads if split_of(head)]
     loose = sorted(name for name, f in folders.items() if not f)
@@ -147,10 +146,10 @@ def _layout(title: str, folders: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def _by_split(
-    title: str, folders: Mapping[str, tuple[str, ...]], told: Mapping[str, str], out: Placed
+    title: str, folders: Mapping[str, tuple[str, ...]], annotated: Mapping[str, str], out: Placed
 ) -> Placed:
-    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…; folders that mark pictures (`ground_truth`)
-    are left out."""
+    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…; folders of masks (`ground_truth`) are left
+    out."""
     inside: dict[str, dict[str, tuple[str, ...]]] = {}  # split folder → name → folders in it
     for name, f in folders.items():
         if f and split_of(f[0]):
@@ -177,15 +176,16 @@ def _by_split(
         if domain:
             out.places |= dict.fromkeys(rows, (split, domain))
         else:
-            _place_split(title, head, split, rows, train, told, out)
+            _place_split(title, head, split, rows, train, annotated, out)
     return out
 
 
 def _without_lone_inside(
     inside: dict[str, dict[str, tuple[str, ...]]],
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """The same without two kinds of folders that mean nothing: one of one name that holds all of every split
-    (`train/images test/images`), and that of a split inside itself (`training_set/training_set`)."""
+    """Folders by split and picture without two kinds that mean nothing: one of the same name in every split
+    that holds all pictures (`train/images test/images`), and a split's own name inside it
+    (`training_set/training_set`)."""
     while True:
         heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
         lone = {
@@ -208,17 +208,18 @@ def _place_split(
     split: str,
     rows: Mapping[str, tuple[str, ...]],
     train: set[str | None],
-    told: Mapping[str, str],
+    annotated: Mapping[str, str],
     out: Placed,
 ) -> None:
-    """Places of one split's pictures: its classes are among those of train, or it has none where train has
-    none.
+    """Adds the places of one split's pictures to `out`. Its classes must be among those of train.
 
     head: the split's folder.
+    split: the split.
     rows: the folders inside it of each picture, by name.
     train: the classes of train; None among them for pictures outside of class folders.
+    annotated: classes of pictures by a list beside them.
     """
-    classes = {name: told.get(name, f[0] if f else None) for name, f in rows.items()}
+    classes = {name: annotated.get(name, f[0] if f else None) for name, f in rows.items()}
     found = set(classes.values())
     if None in found and len(found) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)
@@ -226,11 +227,8 @@ def _place_split(
             f"`{title}` has images beside its class folders, as `{loose}`", hint=f"{HINT}; {ASK}"
         )
     images = {label for label in found if label and _IMAGES.fullmatch(label.lower())}
-    if (
-        split != "train"
-        and None not in train
-        and (found == {None} or (found <= images and not found & train))
-    ):
+    unlabelled = found == {None} or (found <= images and not found & train)
+    if split != "train" and None not in train and unlabelled:
         out.notes.append(f"{counted(len(rows), 'picture')} of `{head}` skipped: they have no labels")
         return
     unknown = sorted(label for label in found - train if label is not None)

@@ -1,4 +1,4 @@
-"""The sets at hand: listed, imported under a name, checked, removed. No heavy import at the top."""
+"""Lists data sets, imports the user's own, checks and removes them. No heavy import at the top."""
 
 from __future__ import annotations
 
@@ -96,9 +96,10 @@ def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[str, Any]:
-    """Registers images as `name`, after a look at their layout. Returns name, path, classes, counts.
+    """Registers images under a name, after a look at their layout. Returns name, path, classes and counts.
 
     what: the path of a folder, zip, tar, npz or dataset folder.
+    name: the name.
     form: how the images are read and packed from now on.
 
     Raises UsageError for a name that is taken or malformed, MissingError for a path without images.

@@ -1,5 +1,5 @@
-"""Makes packs: a set's files, fetched if they may be, are read and packed into a folder of the cache. No
-heavy import at the top."""
+"""Makes packs: fetches a set's files if that is allowed, and packs them into a folder of the cache. No heavy
+import at the top."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz d
 def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progress: Report) -> None:
     """Packs a set into `folder`, which appears there whole or not at all.
 
+    found: the set.
+    folder: the pack's folder.
     form: how the images are read and packed, with the set's own size and channels filled in.
     fetch: whether the files of a known set may be downloaded.
+    say: takes a line about what is done.
     progress: takes images done and in all.
 
     Raises UsageError and MissingError.
@@ -45,6 +48,7 @@ def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progre
 
 
 def _read_own(found: OwnSet, form: Form) -> RawImages:
+    """The user's own images. Raises MissingError where they are gone."""
     from gzcli.data.own import open_path
 
     if not found.path.exists():
@@ -54,6 +58,7 @@ def _read_own(found: OwnSet, form: Form) -> RawImages:
 
 
 def _read_known(spec: DataSpec) -> RawImages:
+    """The images of a known set. Raises MissingError where its files cannot be read."""
     if spec.embedded:
         from gzcli.data.embedded import MAKERS
 

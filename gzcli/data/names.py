@@ -1,4 +1,4 @@
-"""From a name or a path to one data set, which then travels in its place. No heavy import."""
+"""Finds the data set that a name or a path means, as one object that then travels. No heavy import."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gzcli.store.files import read_json
 from gzcli.store.paths import user_dir
 
 REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
-ENDINGS = (".zip", ".npz", ".tar", ".tgz", ".gz", ".zst", ".parquet")  # of what can only be meant as a path
+ENDINGS = (".zip", ".npz", ".tar", ".tgz", ".gz", ".zst", ".parquet")  # by which a text is taken for a path
 
 
 @dataclass(frozen=True)
 class OwnSet:
     """The user's own images.
 
-    path: where they lie, absolute.
-    name: what they were imported as; None for a path that was given as it is.
-    form: how they are packed unless asked otherwise, as an import said.
+    path: their absolute path.
+    name: the name that they were imported under; None for a path.
+    form: how they are packed unless asked otherwise, as given at their import.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class OwnSet:
 
     @property
     def size(self) -> int | None:
-        """Pixels a side, if an import said so."""
+        """Pixels a side, as given at their import; None: not given."""
         return self.form.size
 
     @property

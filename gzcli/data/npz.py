@@ -1,4 +1,4 @@
-"""Arrays of images in an `.npz`, read in blocks from the zip that it is; never unpickled."""
+"""Arrays of images in an `.npz`, which is a zip: they are read in blocks and never unpickled."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H,
 class Header(NamedTuple):
     """What is known of an array of images.
 
-    n: how many.
+    n: number of images.
     shape: (C, H, W) of an image.
     first: whether channels come first.
-    fortran: whether it lies column by column.
+    fortran: whether the array lies in Fortran's order, column by column.
     dtype: uint8 or uint16.
     """
 
@@ -53,10 +53,8 @@ def npz(path: Path) -> RawImages:
     archive = _Npz(path)
     images, labels = _named(archive)
     if "train" not in images:
-        hint = (
-            "it needs `train_images` (and `train_labels`, `test_images`, …), `x_train` (and `y_train`, "
-            "…), or `images`"
-        )
+        keras = "`x_train` (and `y_train`, …)"
+        hint = f"it needs `train_images` (and `train_labels`, `test_images`, …), {keras}, or `images`"
         raise UsageError(f"`{path}` has no images: its arrays are {', '.join(archive) or 'none'}", hint=hint)
     if labels and len(labels) < len(images):
         raise UsageError(f"`{path}` has labels for some splits only", hint="give them for all, or for none")
@@ -78,11 +76,9 @@ def npz(path: Path) -> RawImages:
                 yield Block(split, start, rows, name)
 
     unread = [name for name in archive if name not in {*images.values(), *labels.values(), names}]
-    notes = (
-        [f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})"]
-        if unread
-        else []
-    )
+    notes = []
+    if unread:
+        notes.append(f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})")
     shape = headers["train"].shape
     return RawImages(str(path), classes, counts, y, blocks, shape=shape, notes=notes)
 
@@ -109,7 +105,10 @@ def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
 
 
 class _Npz:
-    """The arrays of an npz, which is a zip of `.npy` files."""
+    """The arrays of an npz, which is a zip of `.npy` files.
+
+    path: the npz.
+    """
 
     def __init__(self, path: Path):
         self.path = path

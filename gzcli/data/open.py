@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from gzcli.data.cached import find_pack, pack_dir
 from gzcli.data.forms import Report, Say, silent, unreported
@@ -31,13 +30,8 @@ def peek(
     return packed.meta if packed else None
 
 
-def open_named(what: str | Path, **how: Any) -> Pack:
-    """The pack of the set that a name or path means; `how` as in `open_pack`."""
-    return open_pack(locate(what), **how)
-
-
 def open_pack(
-    found: DataSet,
+    what: DataSet | str | Path,
     *,
     size: int | None = None,
     channels: int | None = None,
@@ -50,6 +44,7 @@ def open_pack(
     set that would be larger than `GZ_PACK_LIMIT` is not packed but streamed. Several processes may call it at
     once.
 
+    what: the set, or its name or path.
     size: pixels a side of the images, 4 … 1024; None: the set's own.
     channels: 1 or 3; None: the set's own.
     fetch: whether a known set may be downloaded.
@@ -63,7 +58,7 @@ def open_pack(
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
     if size is not None and not 4 <= size <= 1024:
         raise UsageError(f"`data.size` is between 4 and 1024 pixels, not {size}")
-    found = found.sized(size)
+    found = locate(what).sized(size)
     form = replace(found.form.asked(size, channels), foreign=foreign and isinstance(found, OwnSet))
     if packed := find_pack(found, form):
         return packed

@@ -1,4 +1,4 @@
-"""The user's own images at a path: which reader takes them."""
+"""Reads the user's own images at a path by the reader of their kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gzcli.errors import MissingError, UsageError
 def open_path(path: Path, form: Form | None = None) -> RawImages:
     """The images at a path: folder, zip, tar, npz or dataset folder.
 
-    form: what the folders of pictures mean, and whether the images are scored only.
+    path: the path.
+    form: what the folders of pictures mean, and whether the images are only scored; None: the defaults.
 
     Raises UsageError or MissingError for what is not a set.
     """

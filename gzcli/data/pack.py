@@ -35,7 +35,7 @@ class PackMeta:
     streamed: whether the pack holds no pixels, only where the pictures lie.
     skipped: messages of pictures that do not decode.
     source_channels: channels of the source, which may differ from those of `shape`.
-    extras: what comes with each image, of `conditions.EXTRAS`.
+    extras: what belongs to each image, of `conditions.EXTRAS`.
     notes: what else was left out of the set, and why.
     """
 
@@ -69,9 +69,9 @@ class PackMeta:
 class Pack:
     """A packed set. Splits are "train", "val" and "test"; arrays are memory-maps, shared by all processes.
 
-    folder: where it lies.
+    folder: its folder.
     meta: what it holds.
-    how: how the pictures of a streamed set are decoded, as they are asked for; None for any other.
+    how: how the pictures of a streamed set are decoded; None: the set is not streamed.
     """
 
     def __init__(self, folder: Path, meta: PackMeta, how: Decoding | None = None):
@@ -104,7 +104,7 @@ class Pack:
         return {kind: self._load(f"{split}_{kind}") for kind in self.meta.extras if kind in FURTHER}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
-        """What a model may know of the data.
+        """The description of the data that a model is built for.
 
         levels: grey levels, 2 … 256; None: those of the source.
         steps: length of the run.

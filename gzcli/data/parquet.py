@@ -14,8 +14,8 @@ from gzcli.data.layout import split_of
 from gzcli.data.walk import read_regular
 from gzcli.errors import MissingError, UsageError
 
-BATCH_ROWS = 64  # that are read at a time
-MOST_FOLDERS = 30  # in a folder: one that holds more is a folder of classes
+BATCH_ROWS = 64  # rows that are read at a time
+MOST_FOLDERS = 30  # folders in a folder, beyond which it is taken for one of classes
 NAMED_AS_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 
 
@@ -47,9 +47,8 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
             f"`{path}` holds several sets: {names}", hint=f"give one of them, as `{path / min(chosen)}`"
         )
     files = next(iter(chosen.values()), {})
-    return {split: paths for split, paths in files.items() if split} or (
-        {"train": files[""]} if files else {}
-    )
+    with_split = {split: paths for split, paths in files.items() if split}
+    return with_split or ({"train": files[""]} if files else {})
 
 
 def _found(path: Path, depth: int) -> list[Path]:
@@ -57,12 +56,9 @@ def _found(path: Path, depth: int) -> list[Path]:
     names = sorted(name for name in os.listdir(path) if not name.startswith("."))
     found = [path / name for name in names if name.endswith(".parquet") and (path / name).is_file()]
     folders = [path / name for name in names if "." not in name and (path / name).is_dir()] if depth else []
-    below = (
-        [file for folder in folders for file in _found(folder, depth - 1)]
-        if len(folders) <= MOST_FOLDERS
-        else []
-    )
-    return found + below
+    if len(folders) > MOST_FOLDERS:
+        return found
+    return found + [file for folder in folders for file in _found(folder, depth - 1)]
 
 
 class Parquet:
@@ -131,9 +127,8 @@ class Parquet:
         few = groups[:: max(1, len(groups) // n)][:n]
         for first, number, group in few:
             batch = next(self._batches(column, [number], [group]), None)
-            for i, cell in enumerate(
-                batch.column(0).to_pylist()[: max(1, n // len(few))] if batch is not None else ()
-            ):
+            cells = [] if batch is None else batch.column(0).to_pylist()[: max(1, n // len(few))]
+            for i, cell in enumerate(cells):
                 yield first + i, self._picture(number, cell)
 
     def _batches(
@@ -145,8 +140,6 @@ class Parquet:
     def _picture(self, file: int, cell: Any) -> bytes | None:
         if cell is None or isinstance(cell, bytes):
             return cell
-        return (
-            cell["bytes"]
-            if cell["bytes"] is not None
-            else read_regular(self.paths[file].parent / cell["path"])
-        )
+        if cell["bytes"] is not None:
+            return cell["bytes"]
+        return read_regular(self.paths[file].parent / cell["path"])

@@ -1,5 +1,5 @@
-"""Readers of the publishers' own files: one function a layout, one line in PARSERS a set. Images come in
-blocks."""
+"""Readers of the publishers' own files: a function for each layout, a line in PARSERS for each set. They give
+images in blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError
 
-BLOCK_IMAGES = 256  # that are read at a time
+BLOCK_IMAGES = 256  # images that are read at a time
 
 
 def idx(spec: DataSpec, folder: Path) -> RawImages:

@@ -1,4 +1,4 @@
-"""How an encoded picture becomes bytes [C, H, W]: one rule for every set and every path."""
+"""Decodes pictures to uint8 [C, H, W], by the same rules for every set."""
 
 from __future__ import annotations
 
@@ -115,6 +115,7 @@ def is_colour(image: Any) -> bool:
 
 
 def undecodable(name: str, e: Exception) -> MissingError:
+    """The error for a picture that does not decode."""
     what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
     return MissingError(
         f"`{name}` does not decode: {what or type(e).__name__}", hint="replace it or take it out"

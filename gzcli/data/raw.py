@@ -7,7 +7,7 @@ from pathlib import Path
 from gzcli.data.specs import DataFile, DataSpec
 from gzcli.store.paths import cache_dir
 
-SPLIT_FOLDERS = ("train", "val")  # what `raw_dir` of a linked set may hold instead of its files
+SPLIT_FOLDERS = ("train", "val")  # folders that `raw_dir` of a linked set may hold instead of its files
 
 
 def raw_dir(spec: DataSpec) -> Path:

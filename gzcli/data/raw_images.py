@@ -1,4 +1,4 @@
-"""The images of a set as its files hold them, before they are packed: what readers give and `build` takes."""
+"""The images of a set before they are packed: readers return them, and `build` packs them."""
 
 from __future__ import annotations
 

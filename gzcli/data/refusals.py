@@ -1,5 +1,5 @@
-"""Archives that are refused: those that explode, write outside of their folder, or are of a kind that is not
-read."""
+"""Archives that are refused: those that unpack to too much, have members outside of their folder, or are of a
+kind that is not read."""
 
 from __future__ import annotations
 

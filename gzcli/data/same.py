@@ -1,5 +1,4 @@
-"""Whether a set is still the one that a run was trained on: the user's own may have changed under its
-name."""
+"""Checks that a data set is still the one that a run was trained on: the user's files may have changed."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ NAMED = 5  # classes that a message names at most
 
 
 def record(meta: PackMeta) -> dict[str, Any]:
-    """What a run keeps of its data: a hash of the content, and what a person would recognise it by."""
+    """The record of a run's data: a hash of the content, and facts for a message where it has changed."""
     return {
         "name": meta.name,
         "digest": meta.digest,
@@ -35,8 +34,10 @@ def remember(folder: Path, meta: PackMeta) -> None:
 
 
 def check(folder: Path, meta: PackMeta) -> None:
-    """Compares a set with the record of the run in `folder`, if they have one name. Raises MissingError that
-    says what has changed."""
+    """Compares a set with the record of the run in `folder`, if both have the same name.
+
+    Raises MissingError that says what has changed.
+    """
     then, now = (read_json(folder / FILE) or {}).get("data"), record(meta)
     if then is None or then["name"] != now["name"] or then["digest"] == now["digest"]:
         return

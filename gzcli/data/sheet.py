@@ -1,5 +1,4 @@
-"""A contact sheet of a set: a row for each class with its name, which shows whether labels and pictures
-fit."""
+"""A contact sheet of a set: a row for each class, which shows whether pictures and labels fit."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gzcli.data.pack import Pack
 
-COLUMNS, ROWS = 10, 30  # pictures a row, and at most so many rows
-SIDE = 64  # pixels a side at least: smaller pictures are enlarged by a whole factor
+COLUMNS, ROWS = 10, 30  # pictures of a row, and rows at most
+SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
 PAD, TEXT = 3, 14  # pixels between pictures, and of a line of text
-LETTERS = 26  # of a name at most
+LETTERS = 26  # letters of a name, at most
 
 Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C, H, W]
 
@@ -31,7 +30,7 @@ def draw(pack: Pack, path: Path) -> Path:
     scale = max(1, round(SIDE / side))
     cell = side * scale + PAD
     font = _font()
-    margin = int(max(font.getlength(text) for name, told, _ in rows for text in (name, told))) + 4 * PAD
+    margin = int(max(font.getlength(text) for name, remark, _ in rows for text in (name, remark))) + 4 * PAD
     width = margin + COLUMNS * cell
     letters = int(width / font.getlength("n"))
     titles = textwrap.wrap(f"{Path(pack.meta.title).name}: {pack.meta.words}", letters)
@@ -43,10 +42,10 @@ def draw(pack: Pack, path: Path) -> Path:
     pen = ImageDraw.Draw(sheet)
     for i, title in enumerate(titles):
         pen.text((2 * PAD, PAD + i * (TEXT + PAD)), title, "black", font)
-    for i, (name, told, images) in enumerate(rows):
+    for i, (name, remark, images) in enumerate(rows):
         y = top + i * height
         pen.text((2 * PAD, y), name, "black", font)
-        pen.text((2 * PAD, y + TEXT + PAD), told, "gray", font)
+        pen.text((2 * PAD, y + TEXT + PAD), remark, "gray", font)
         for j, image in enumerate(images):
             picture = Image.fromarray(
                 image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
@@ -89,11 +88,9 @@ def _rows(pack: Pack) -> Iterator[Row]:
 
 def _spread(rows: np.ndarray) -> np.ndarray:
     """As many of some rows as the sheet has columns, evenly apart."""
-    return (
-        rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]
-        if len(rows)
-        else rows
-    )
+    if not len(rows):
+        return rows
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]
 
 
 def _some(pack: Pack, split: str, rows: np.ndarray) -> np.ndarray:

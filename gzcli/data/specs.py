@@ -1,5 +1,4 @@
-"""What is known of a data set before it is opened: shape, classes, files with checksums, licence. No heavy
-import."""
+"""The description of a known data set: shape, classes, files with checksums, licence. No heavy import."""
 
 from __future__ import annotations
 
@@ -93,7 +92,7 @@ class DataSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an image: (C, H, W)."""
+        """The shape (C, H, W) of an image."""
         return self.channels, self.size, self.size
 
     @property
@@ -124,5 +123,5 @@ class DataSpec:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """Names that a text has apart by semicolons."""
+    """The names in a text, which semicolons separate."""
     return tuple(name.strip() for name in text.split(";"))

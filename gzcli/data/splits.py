@@ -1,4 +1,4 @@
-"""Which image goes to which split of a pack, and to which row there."""
+"""The plan of a pack: the split of each image, and its row there."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Sets too large to pack: an index of where the pictures lie, and worker processes that decode them ahead of
-need."""
+"""Sets too large to pack: an index of the places of their pictures, and worker processes that decode these
+before they are needed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 Rows = Sequence[int] | np.ndarray
 
 MOST_WORKERS = 8  # of one process
-BATCHES_AHEAD = 2  # that each worker may have decoded before they are asked for
-# What workers need, imported once for all.
+BATCHES_AHEAD = 2  # batches that each worker may decode before they are asked for
+# Modules that workers need, which are imported once for all of them.
 PRELOADED = ["torch", "torch.utils.data", "PIL.Image", "gzcli.data.stream"]
 
 
@@ -179,10 +179,8 @@ class Prefetch:
         except (RuntimeError, OSError, EOFError) as e:  # OSError, EOFError: killed in the middle of a batch
             if isinstance(e, RuntimeError) and "DataLoader worker (pid" not in str(e):
                 raise
-            hint = (
-                "is the memory full, or the shared memory (`docker run --ipc=host`)? `GZ_WORKERS` "
-                "lowers their number"
-            )
+            full = "is the memory full, or the shared memory (`docker run --ipc=host`)?"
+            hint = f"{full} `GZ_WORKERS` lowers their number"
             raise DeviceError("a worker process that decodes pictures was killed", hint=hint) from e
 
     def close(self) -> None:

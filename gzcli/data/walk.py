@@ -1,5 +1,5 @@
-"""The files below a folder, and what is no file there: broken links, pipes, devices. Nothing here waits for a
-pipe or follows a circle of links."""
+"""The files below a folder, and what else is there: broken links, pipes, devices. No pipe is waited for, no
+circle of links is followed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A function over many blocks by worker processes, in order. Threads would not do: decoding small pictures
-holds the interpreter's lock."""
+"""Applies a function to many blocks in worker processes, in order. Threads would be no faster: decoding small
+pictures holds the interpreter's lock."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ import torch
 
 from gzcli import jobs, ranks
 from gzcli.data import same
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine import stop
 from gzcli.engine.devices import accelerate, pick_device, prepare_torch
 from gzcli.engine.log import Log
@@ -126,7 +126,7 @@ def train(run: Run, log: Log) -> None:
 
 
 def made(run: Run) -> dict[str, Any]:
-    """The results of a finished run: last picture, last and best validation; None for each that is missing."""
+    """The results of a finished run: last picture, last and best validation; None for what is missing."""
     pictures = sorted((run.path / "samples").glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
     return {
@@ -145,7 +145,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     began, part = time.time(), part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
-    pack = open_named(part.data.name, size=part.data.size, channels=part.data.channels, say=log.info)
+    pack = open_pack(part.data.name, size=part.data.size, channels=part.data.channels, say=log.info)
     same.check(run.owner.path, pack.meta)
     if log.main:
         same.remember(run.owner.path, pack.meta)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gzcli.data import same
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.folder import read_pictures
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine import sampler
 from gzcli.engine.pictures import Row, sheet
 from gzcli.engine.trained import Trained
@@ -167,7 +167,7 @@ def read_inputs(
     channels, height, _ = trained.images.shape
     if path is None:
         data = trained.part.data
-        pack = open_named(data.name, size=data.size, channels=data.channels)
+        pack = open_pack(data.name, size=data.size, channels=data.channels)
         same.check(trained.run.owner.path, pack.meta)
         labels = pack.labels("test")
         return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])

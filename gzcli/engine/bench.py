@@ -16,7 +16,7 @@ import torch
 
 from gzcli import ranks
 from gzcli.data import same
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.engine.devices import synchronise
 from gzcli.engine.images import subset, treatment
@@ -34,25 +34,24 @@ from gzcli.units import sides
 
 METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed", "fid", "kid", "is")
 DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed")
-MEASURED = 10_000  # test images that a model's own figures are of, at most
+MEASURED = 10_000  # test images at most of which a model's own figures are computed
 
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`. Returns the JSON of `gz
-    bench`.
+    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`.
 
-    `job.n` samples of each model are compared with the whole test split, and so is the floor: n training
-    images. All runs must have images of one size. A run with other grey levels than the data set has columns
-    of its own (`bpd@32`); one of binary images has `nats` and no `fd`. The likelihood of an image given its
-    label stands in `bpd|y`. Each process draws samples and computes likelihoods for its share; rank 0 alone
-    compares, the others return nothing.
+    `job.n` samples of each model are compared with the whole test split. As a floor, n training images are
+    compared with it too. All runs must have images of one size. A run with other grey levels than the data
+    set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`. The likelihood of an
+    image given its label is the column `bpd|y`. Each process draws its share of the samples and of the
+    likelihoods. Rank 0 alone compares: it returns the JSON of `gz bench`, the others return {}.
 
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     metrics = choose(job.metrics)
     models = [load_trained(Run(Path(path)), device, job.checkpoint) for path in job.runs]
     shape = same_shape(models)
-    pack = open_named(job.data, size=shape[1], channels=shape[0], say=log.info)
+    pack = open_pack(job.data, size=shape[1], channels=shape[0], say=log.info)
     for trained in models:
         same.check(trained.run.owner.path, pack.meta)
     quality = Quality(pack, metrics, job.n, device=device, weights=job.weights, say=log.info)
@@ -88,7 +87,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def notes(models: list[Trained], rows: list[dict[str, Any]], pack: Pack) -> list[str]:
-    """Notes that the figures need to be read rightly."""
+    """Notes without which the figures could be misread."""
     binary = any(trained.images.levels == 2 for trained in models)
     lines = treatment({pack.meta.name: pack}, 2 if binary else None)
     likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
@@ -183,7 +182,7 @@ def likelihood_columns(value: dict[str, Any], mark: str, *, binary: bool) -> dic
 
 
 def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
-    """Labels to ask a conditional model for: those of n training images, so that classes are as frequent."""
+    """The labels of n training images, by which a conditional model samples; None for other models."""
     labels = pack.labels("train")
     if labels is None or not trained.model.conditional:
         return None
@@ -195,8 +194,10 @@ def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
 def sample(
     trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
 ) -> tuple[np.ndarray, float]:
-    """n samples and the seconds they took. They are kept in `folder`, under a name made of what they depend
-    on."""
+    """n samples uint8 [n, C, H, W], and the seconds that they took.
+
+    They are kept in `folder`, in a file whose name is a hash of all that they depend on.
+    """
     weights = trained.run.path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
     options = dict(trained.part.sample)
@@ -226,7 +227,7 @@ def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
 
 
 def provenance(pack: Pack, quality: Quality, job: BenchJob) -> dict[str, Any]:
-    """What the figures depend on beside what stands in the rows."""
+    """What the figures depend on, beside the facts of each row."""
     return {
         "n_real": len(pack.images("test")),
         "n_fake": job.n,

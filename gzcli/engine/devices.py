@@ -30,7 +30,7 @@ def pick_device(launch: LaunchSection) -> torch.device:
 
 
 def prepare_torch(part: Part) -> None:
-    """Sets the recipe's number of threads, so that a resume computes the same; deterministic kernels or TF32."""
+    """Sets threads as the recipe records them, so that a resume repeats it; deterministic kernels or TF32."""
     if part.launch.threads:
         torch.set_num_threads(part.launch.threads)
     if part.train.deterministic:

@@ -1,4 +1,4 @@
-"""Which images of a split a verb takes, how many of them its time allows, and what was done to them."""
+"""The images of a split that a verb reads: which, how many in a given time, and how they were changed."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Images:
 
     pack: the data set.
     split: "train", "val" or "test".
-    index: positions in the split [N].
-    size: images of a batch.
-    levels: grey levels; None: latents.
-    device: where the batches are.
-    seed: of the batches' noise.
+    index: positions in the split, [N].
+    size: number of images of a batch.
+    levels: number of grey levels; None: latents.
+    device: device of the batches.
+    seed: seed of the batches' noise.
     """
 
     pack: Pack
@@ -96,11 +96,11 @@ def fitting_images(run: Trained, pack: Pack, *, size: int, seed: int) -> tuple[I
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on figures that are of other images than the sets hold: resized, made grey or RGB, binarised.
+    """Notes on how the images of a figure differ from those of the set: resized, made grey or RGB, binarised.
 
-    packs: the sets by the names that the notes call them.
+    packs: the sets, by the names that the notes use.
     levels: grey levels of the model.
-    but: which figures of a binary model are of the sets' own bytes all the same.
+    but: remark on figures of a binary model that are computed of the sets' own bytes all the same.
     """
     lines = []
     for name, pack in packs.items():
@@ -117,15 +117,17 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
 
 
 def affordable(seconds: float, budget: float, sets: int) -> int:
-    """How many images of each of `sets` splits `budget` seconds pay for: 500 … 10,000, in steps of 100.
+    """How many images of each split a budget pays for: 500 … 10,000, in steps of 100.
 
-    seconds: what one image takes.
+    seconds: time that one image takes.
+    budget: seconds for all splits.
+    sets: number of splits.
     """
     return int(np.clip(budget / max(seconds * sets, 1e-9) // 100 * 100, FEWEST, MOST))
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that a second call takes; the first one warms up."""
+    """The seconds of a call, after one that warms up."""
     function()
     synchronise(device)
     since = time.perf_counter()

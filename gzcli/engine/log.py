@@ -43,7 +43,7 @@ class Log:
             self.say(text)
 
     def warn(self, text: str) -> None:
-        """A warning, which scripts that read JSON see on stderr too."""
+        """A warning, in `log.txt` too; it is shown on stderr unless the mode is quiet."""
         self.record(f"warning: {text}")
         if self.main and self.mode != "quiet":
             self.say(f"warning: {text}")

@@ -14,7 +14,7 @@ import torch
 from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.benchmarks import find as find_benchmark
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.engine.converged import gap_line, solver_gap
 from gzcli.engine.images import (
@@ -43,16 +43,16 @@ from gzcli.store.runs import Run, find
 from gzcli.types import Batch
 
 BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
-TRIAL = 16  # images on which the scores are timed
+TRIAL = 16  # held-out images on which the scores are timed
 
 
 def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Does the job and writes `scores.csv`, `histograms.png` and `ood.json` into `folder`.
 
     The in-distribution images are the test split of `job.ins`. The foreign ones are the test splits of known
-    sets, and of the user's own sets the test split or all images. Both are brought to the run's size,
-    channels and grey levels. Each process scores its share. Returns the JSON of `gz ood`, on ranks other than
-    0 nothing.
+    sets, and the test split or all images of the user's own sets. Both are brought to the run's size,
+    channels and grey levels. Each process scores its share. Returns the JSON of `gz ood` on rank 0, and {} on
+    others.
 
     Raises DivergedError for scores that are not finite.
     """
@@ -115,10 +115,10 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     Raises UsageError where one set is on both sides, or the in-distribution one has no test images.
     """
     channels, size, _ = trained.images.shape
-    home = open_named(job.ins, size=size, channels=channels, say=log.info)
+    home = open_pack(job.ins, size=size, channels=channels, say=log.info)
     same.check(trained.run.owner.path, home.meta)
     packs = {
-        name: open_named(name, size=size, channels=channels, foreign=True, say=log.info) for name in job.outs
+        name: open_pack(name, size=size, channels=channels, foreign=True, say=log.info) for name in job.outs
     }
     for name, pack in packs.items():
         if pack.meta.digest == home.meta.digest or pack.meta.title == home.meta.title:
@@ -131,14 +131,16 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
 
 
 def make_scorer(trained: Trained, job: OodJob, device: torch.device) -> Scorer:
-    """The scorer of the scores that the job names, else of the recipe's. Raises UsageError for an option of
-    the job that none of them takes."""
+    """The scorer of the job's scores, else of the recipe's.
+
+    Raises UsageError for an option of the job that no score takes.
+    """
     section = trained.part.ood
     names = choose(trained, job.scores)
     reference = job.background or section.background
-    background = (
-        load_trained(find(reference), device) if reference and read(names, "background_nll") else None
-    )
+    background = None
+    if reference and read(names, "background_nll"):
+        background = load_trained(find(reference), device)
     options = {**section.options, **job.options}
     scorer = Scorer(trained, names, background=background, options=options, seed=job.seed)
     if wrong := sorted(set(job.options) & set(scorer.unused)):
@@ -147,8 +149,10 @@ def make_scorer(trained: Trained, job: OodJob, device: torch.device) -> Scorer:
 
 
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
-    """Gives a model whose scores compare images a perceptual distance: LPIPS where its weights are at hand,
-    else the distance of the features of a LeNet of the set. Returns which, None for other models."""
+    """Gives a model whose scores compare images a perceptual distance, and returns its name, else None.
+
+    It is LPIPS where its weights are at hand, else the distance between features of the set's LeNet.
+    """
     if not trained.model.perceptual_scores or trained.space is not None:
         return None
     try:
@@ -163,8 +167,12 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
 def fit(scorer: Scorer, home: Pack, job: OodJob, sets: int, log: Log) -> int | None:
     """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images.
 
-    Returns how many images of each of `sets` sets are to be scored: the job's n; None: all of them. Where the
-    job says neither, as many as the rest of the recipe's budget pays for.
+    Returns how many images of each set are to be scored: the job's n; None for all; else as many as the rest
+    of the recipe's budget pays for.
+
+    scorer: the scores.
+    home: the in-distribution set.
+    sets: number of all sets.
     """
     since, trained = time.perf_counter(), scorer.trained
     held_out, train = fitting_images(trained, home, size=BATCH_SIZE[trained.device.type], seed=job.seed)
@@ -188,8 +196,12 @@ def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
 
 
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
-    """How many images of each of `sets` sets `budget` seconds pay for, with all processes, by the time that
-    the batch `trial` takes."""
+    """How many images of each set can be scored within a budget, by all processes together.
+
+    trial: a batch, whose scores are timed.
+    budget: seconds for all sets.
+    sets: number of all sets.
+    """
     seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
     n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:
@@ -200,8 +212,10 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
 
 
 def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, Any]:
-    """The scores of n test images, None: of all: `index` [N], `names` of all files of the split or None, and
-    float64 [N] of each score."""
+    """The table of a set: `index` [N], `names` of the split's files or None, and float64 [N] of each score.
+
+    n: number of test images; None: all.
+    """
     trained, total = scorer.trained, pack.meta.counts["test"]
     size = BATCH_SIZE[trained.device.type]
     images = Images.of(trained, pack, "test", subset(total, n or total), size=size, seed=scorer.seed)
@@ -222,7 +236,7 @@ def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, 
 
 
 def add_baselines(tables: Mapping[str, dict[str, Any]], home: Pack, packs: Mapping[str, Pack]) -> None:
-    """Puts PNG size, pixel mean and k-NN distance beside the scores. They are of each set's own bytes,
+    """Adds PNG size, pixel mean and k-NN distance to the tables. They are computed of each set's own bytes,
     whatever grey levels the model has."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)

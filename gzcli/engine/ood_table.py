@@ -18,7 +18,7 @@ from gzcli.metrics.detection import detection
 from gzcli.store import files
 
 FIGURES = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
-BASELINES = ("png", "mean", "knn_pixels")
+BASELINES = ("png", "mean", "knn_pixels")  # scores that use no model
 PLAIN = ("nll", "elbo")  # the likelihood itself, or its bound
 FPR = {
     "fpr95": "the share of in-distribution images that is flagged when 95 % of the foreign ones are found",
@@ -34,9 +34,9 @@ def compare(
     """A row for each foreign set and score. Its `beats_baselines` tells whether the AUROC is above that of
     every baseline, whose direction is chosen in its favour.
 
-    tables: of every set, the in-distribution one first.
+    tables: the table of every set, the in-distribution one first.
     packs: the foreign sets.
-    names: of the model's scores.
+    names: names of the model's scores.
     trapezoid: as in `detection`.
     """
     inside, *outside = tables
@@ -75,12 +75,12 @@ def notes(
     levels: int | None,
     benchmark: Benchmark | None = None,
 ) -> list[str]:
-    """Notes that the figures need to be read rightly.
+    """Notes without which the figures could be misread.
 
-    results: the rows, with the names of sets that are shown.
-    packs: all sets by these names.
+    results: the rows, with short names of the sets.
+    packs: all sets, by their short names.
     levels: grey levels of the model.
-    benchmark: whose sets and conventions they are.
+    benchmark: the benchmark whose sets and conventions were used; None: none.
     """
     lines = []
     if benchmark:

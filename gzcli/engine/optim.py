@@ -16,9 +16,9 @@ from gzcli.recipe.parts import OptimSection
 
 
 def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:
-    """Each phase's settings: those of the section, with what stands under the phase's name over them.
+    """The settings of each phase: those of the section, some replaced by the keys under the phase's name.
 
-    Raises UsageError where a name is that of no phase.
+    Raises UsageError for the name of no phase.
     """
     names = [phase.name for phase in phases]
     for name in section.phases:
@@ -29,11 +29,13 @@ def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSecti
 
 
 def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> Optimizer:
-    """The phase's optimizer; multi-tensor or fused: a step of 1,000 parameters costs what one of 10 does.
+    """The phase's optimizer, multi-tensor or fused: a step of 1,000 parameters costs as much as one of 10.
 
-    model: what the phase is a part of, whose layers tell Muon which parameters are matrices.
+    phase: the phase.
+    conf: its settings.
+    model: the model of the phase, by whose layers Muon knows the parameters that are matrices.
 
-    Raises UsageError for a name that is none, MissingError where its package is missing.
+    Raises UsageError for an unknown name, MissingError where its package is missing.
     """
     groups = []
     for group in phase.groups():
@@ -76,9 +78,9 @@ def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: flo
 
 
 def factor(conf: OptimSection, step: int, steps: int) -> float:
-    """What the learning rate is multiplied by at `step` of `steps`: linear warm-up, then the schedule.
+    """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule.
 
-    The warm-up is at most a fifth of the run: a run of 27 steps would have nothing but one of 200.
+    The warm-up is at most a fifth of the run: a run of 27 steps would never reach the end of one of 200.
     """
     warmup = min(conf.warmup, steps // 5)
     if step < warmup:

@@ -15,12 +15,16 @@ CELL = 64  # approximate side in pixels of an image on a sheet: small images are
 PAPER = 224  # grey level of the background, against which white images have an edge
 GAP, BETWEEN, MARGIN = 3, 14, 8  # pixels between images, between blocks of rows, around all
 FONT = 13  # height of letters in pixels
-APART = 12  # where ranges of scores differ by a larger factor, the axis is logarithmic far from the median
+APART = 12  # factor between ranges of scores from which an axis is logarithmic far from the median
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a sheet: its name and its images, uint8 [C, H, W] each."""
+    """A row of a sheet.
+
+    name: the text on its left.
+    images: its images, uint8 [C, H, W] each.
+    """
 
     name: str
     images: Sequence[np.ndarray]
@@ -190,7 +194,7 @@ def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray
 
 
 def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarray) -> list[float]:
-    """Those of the ticks whose labels do not overlap on an axis over the bins; earlier ones come first."""
+    """The ticks whose labels do not overlap on an axis over the bins; of two that do, the first stays."""
     kept: list[float] = []
     least = 0.18 * (forward(bins[-1]) - forward(bins[0]))
     for tick in (*ticks, bins[0], bins[-1]):

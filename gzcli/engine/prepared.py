@@ -1,8 +1,8 @@
-"""What is made once of every image, so that frozen models run once and not in every epoch.
+"""What frozen models make of every image, computed once and not in every epoch.
 
-Two things are. The latents of `data.latent` take the place of the images; they lie in the cache.
-What a stage's model makes of each training image (`Model.prepare`: codes, latents, embeddings) arrives in
-`batch.extra`; it lies in the run.
+The latents of `data.latent` take the place of the images; they are kept in the cache. What the model of a
+stage makes of each training image (`Model.prepare`: codes, latents, embeddings) comes in `batch.extra`; it is
+kept in the run.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ ENCODE_BATCH = 64  # images that an autoencoder encodes at a time
 
 @dataclass(frozen=True)
 class TrainImages:
-    """The training images of a run as they are trained on.
+    """The training images of a run, as its model sees them.
 
     pack: the images, or their latents.
-    levels: grey levels; None: latents.
-    seed: of the run.
-    augment: what is done to each at random.
+    levels: number of grey levels; None: latents.
+    device: device of the batches.
+    seed: seed of the run.
+    augment: names of the augmentations.
     """
 
     pack: Pack
@@ -71,10 +72,13 @@ class TrainImages:
     def scan(
         self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
     ) -> Iterator[Batch]:
-        """The images at `index` once, in batches, augmented by one draw; those of other splits are not.
+        """Images in batches, each once. Training images are augmented, by one draw.
 
-        purpose: their noise is a function of it and of the run's seed. So it is neither that of samples nor
-          that of held-out images of the same number.
+        index: positions in the split.
+        purpose: a word that, with the run's seed, decides the noise: so it is neither that of samples nor
+          that of other scans.
+        batch_size: number of images of a batch.
+        split: "train" or "val".
         """
         return scan(
             self.pack,
@@ -91,9 +95,9 @@ class TrainImages:
 def train_images(
     part: Part, pack: Pack, device: torch.device, run: Run, log: Log
 ) -> tuple[TrainImages, DataInfo, LatentSpace | None]:
-    """The training images of a recipe, what its model may know of them, and their latent space.
+    """The training images of a recipe, their description for the model, and their latent space.
 
-    With `data.latent` they are latents; without, the space is None.
+    Without `data.latent` the space is None.
 
     pack: the images.
     """
@@ -107,9 +111,9 @@ def train_images(
 
 
 def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, np.ndarray]:
-    """What a model prepares of training images: maps {key: [N, …]}, {} where it prepares nothing.
+    """What a model prepares of training images: memory-maps {key: [N, …]}; {} where it prepares nothing.
 
-    They are read from `RUN/prepared/<key>.npy`, and made first by all ranks where they are not there.
+    They lie in `RUN/prepared/<key>.npy`. All ranks make them now where they are not there.
     """
     folder = run.path / "prepared"
     if not hasattr(model, "prepare"):
@@ -120,7 +124,7 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
             return images.scan(index, purpose="prepare", batch_size=PREPARE_BATCH)
 
         model.eval()
-        with full_fp32(images.device):  # codes that are nearly tied are those that the verbs will find
+        with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
             write_maps(
                 folder,
                 {"train": images.pack.meta.counts["train"]},
@@ -135,7 +139,7 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
 
 
 def with_prepared(model: Model, batch: Batch) -> Batch:
-    """A batch of held-out images with what the model prepares of them, made on the fly."""
+    """The batch with what the model prepares of its images, which is made now."""
     if hasattr(model, "prepare"):
         batch.extra |= model.prepare(batch)
     return batch
@@ -144,7 +148,7 @@ def with_prepared(model: Model, batch: Batch) -> Batch:
 class LatentPack(Pack):
     """A pack whose images are latents, float16 [N, c, h, w]; labels and captions are those of `pixels`.
 
-    It has no test images, which are encoded as they come.
+    It has no test images: these are encoded as they are read.
     """
 
     def __init__(self, pixels: Pack, folder: Path):
@@ -161,7 +165,7 @@ class LatentPack(Pack):
 def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, log: Log) -> LatentPack:
     """The latents of the training and validation images, made now by all ranks where they are not cached.
 
-    Where training images are augmented, each is by one draw.
+    A training image is augmented by one draw before it is encoded.
 
     draw: whether each latent is a draw of the posterior, in place of its mode.
 

@@ -20,14 +20,17 @@ from gzcli.metrics.frechet import frechet_distance
 
 OF_LENET = ("fd", "kid_lenet", "prc_lenet", "classes")
 OF_INCEPTION = {"fid": "fid", "kid": "kid", "is": "isc"}  # ours → torch-fidelity's
-DRAWS = 5  # of training images, for the floor of the Fréchet distance
-SUBSETS = 20  # of LeNet features: enough for the mean of KID, whose spread is not printed
-SMALL = 10_000  # FID is biased upwards below so many images
+DRAWS = 5  # draws of training images over which the floor of the Fréchet distance is averaged
+SUBSETS = 20  # subsets of LeNet features for KID: enough for its mean, as its spread is not printed
+SMALL = 10_000  # number of images below which FID is biased upwards
 
 
 @dataclass
 class RealImages:
-    """The images of a data set at the grey levels of the samples that they are compared with."""
+    """The images of a data set at the grey levels of the samples that they are compared with.
+
+    pack: the data set.
+    """
 
     pack: Pack
     _test: dict[int | None, np.ndarray] = field(default_factory=dict, repr=False)
@@ -48,9 +51,11 @@ class RealImages:
 class LeNetQuality:
     """Figures in the features of the set's LeNet.
 
-    The names of the figures end in `_rot` where that LeNet tells four rotations apart, as it does of a set
-    without labels. Precision and recall (k = 3) depend on the numbers of real images and samples: they are of
-    equally many.
+    The LeNet of a set without labels is trained to tell four rotations apart; names of its figures end in
+    `_rot`. Precision and recall (k = 3) depend on the numbers of real images and samples: both are equal.
+
+    real: the images of the data set.
+    net: the LeNet of the data set.
     """
 
     def __init__(self, real: RealImages, net: LeNetFeatures):
@@ -62,7 +67,7 @@ class LeNetQuality:
     def __call__(
         self, images: np.ndarray, labels: Tensor | None, levels: int | None, metrics: set[str]
     ) -> dict[str, float]:
-        """Those of the `metrics` that are of a LeNet. The other parameters are those of `Quality`."""
+        """The figures of those `metrics` that use a LeNet. The other parameters are those of `Quality`."""
         found: dict[str, float] = {}
         if "fd" in metrics:
             found["fd" + self.tail] = self.frechet_distance(images, levels)
@@ -83,6 +88,7 @@ class LeNetQuality:
         return found
 
     def frechet_distance(self, images: np.ndarray, levels: int | None) -> float:
+        """The Fréchet distance of images uint8 [N, C, H, W] to the test split at these grey levels."""
         if levels not in self.features:
             self.features[levels] = self.net.features(self.real.test(levels))
         return frechet_distance(self.net.features(images), self.features[levels])
@@ -91,8 +97,10 @@ class LeNetQuality:
 class InceptionQuality:
     """Figures in the features of Inception. Raises MissingError for absent weights.
 
-    metrics: of `OF_INCEPTION`.
-    weights: the file of Inception's weights; None: that of the cache.
+    real: the images of the data set.
+    metrics: names, of `OF_INCEPTION`.
+    device: device of the network.
+    weights: path of the file of Inception's weights; None: the file in the cache.
     """
 
     def __init__(self, real: RealImages, metrics: Sequence[str], device: torch.device, weights: str | None):
@@ -116,11 +124,11 @@ class Quality:
     """The quality of samples by the chosen metrics: made once for a data set, called for each model.
 
     pack: the data set.
-    metrics: of `OF_LENET` and `OF_INCEPTION`; others are left to the caller.
-    n: samples of each model.
-    device: of the networks.
-    weights: the file of Inception's weights; None: that of the cache.
-    say: is told what takes long.
+    metrics: names, of `OF_LENET` and `OF_INCEPTION`; others have no effect.
+    n: number of samples of each model.
+    device: device of the networks.
+    weights: path of the file of Inception's weights; None: the file in the cache.
+    say: takes a line about work that takes long.
 
     Raises MissingError for absent weights.
     """
@@ -154,7 +162,7 @@ class Quality:
         """The figures of samples against the test split at equal grey levels.
 
         images: uint8 [N, C, H, W].
-        labels: that the samples were asked for by, [N] or [N, K]; None: by none.
+        labels: labels by which the images were sampled, [N] or [N, K]; None: no labels.
         levels: grey levels of the model.
         """
         self.used.add(levels)
@@ -162,14 +170,14 @@ class Quality:
         return found | (self.inception(images, levels) if self.inception else {})
 
     def classes(self, images: np.ndarray, labels: Tensor | None, levels: int | None) -> dict[str, float]:
-        """Of the figures only those of classes, if they are among the metrics."""
+        """The figures of classes alone, if `classes` is among the metrics."""
         return self.lenet(images, labels, levels, self.metrics & {"classes"}) if self.lenet else {}
 
     def floor(self) -> dict[str, float]:
         """The same figures of n real training images, at all grey levels of the models so far.
 
-        One draw of 2,000 digits may have twice the Fréchet distance of another: that of the floor is a mean
-        over draws.
+        One draw of 2,000 digits may have twice the Fréchet distance of another, so the floor's is a mean over
+        draws.
         """
         train = self.pack.images("train")
         found: dict[str, float] = {}

@@ -24,13 +24,15 @@ from gzcli.models.options import defaults, grouped
 from gzcli.store.runs import Run
 from gzcli.types import ImageNoise, Progress
 
-PNG_LIMIT = 256  # single PNGs are written of at most so many images, or on request
+PNG_LIMIT = 256  # number of images up to which single PNGs are written without being asked for
 
 
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes into `folder`: `grid.png`, and as the job says single PNGs of the images,
-    `animation.gif`, and `samples.npz` with `samples` uint8 [N, H, W, C] and, where there are any, `labels`
-    [N] or [N, K]. Returns the JSON of `gz sample`."""
+    """Does the job and writes its files into `folder`. Returns the JSON of `gz sample`.
+
+    `grid.png` is always written. The job may ask for single PNGs, for `animation.gif`, and for `samples.npz`
+    with `samples` uint8 [N, H, W, C] and, where there are any, `labels` [N] or [N, K].
+    """
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
     since = time.monotonic()
     frames = Frames(trained.shown) if job.animate else None
@@ -98,7 +100,10 @@ def picture_of(
 ) -> np.ndarray:
     """The sheet [H, W, C] of samples: below the picture that each was made from, or in columns of one class.
 
-    given, inputs: what `given_to_sample` returned.
+    images: the samples, uint8 [n, C, H, W].
+    labels: the labels that they were sampled by; None: no labels.
+    given: what `given_to_sample` returned first.
+    inputs: what `given_to_sample` returned second.
     """
     n = len(images)
     if hasattr(trained.model, "sources"):
@@ -139,7 +144,7 @@ def given_to_sample(trained: Trained, job: SampleJob) -> tuple[dict[str, Any], n
 class Frames:
     """The states of the first images while they are sampled, for `--animate`.
 
-    shown: what the model made → images [B, C, H, W] in [-1, 1].
+    shown: turns what the model made into images [B, C, H, W] in [-1, 1].
     """
 
     FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame

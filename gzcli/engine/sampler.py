@@ -22,8 +22,8 @@ from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
 
-BATCH_SIZE = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of up to VALUES that are drawn together
-VALUES = 3 * 64 * 64  # of an image; of larger images proportionally fewer are drawn together
+BATCH_SIZE = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of VALUES values that are drawn together
+VALUES = 3 * 64 * 64  # values of an image up to which a batch is full; it holds fewer of larger images
 
 
 def draw(
@@ -39,12 +39,12 @@ def draw(
     """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share.
 
     n: number of images.
-    seed: of the noise.
-    labels: [n] int64 or [n, K]; None: the classes in turn, if the model is conditional.
-    given: keywords of `sample` that are lists of prompts or batches of pictures [m, …]; image i gets the
-      (i % m)th. A `prompt` among the options is treated so too.
-    options: keywords of `sample`, before those of the recipe.
-    progress: is told of every step.
+    seed: seed of the noise.
+    labels: labels of the images, [n] int64 or [n, K]; None: the classes in turn, if the model is conditional.
+    given: keywords of `sample` that are lists of prompts or batches of pictures [m, …]; image i gets element
+      i % m. A `prompt` among the options is treated in the same way.
+    options: keywords of `sample`; they replace those of the recipe.
+    progress: called at every step.
 
     Raises DeviceError where not even one image fits into memory.
     """
@@ -88,8 +88,11 @@ def _of_all(
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
-    """How many images a first batch has. A `size` among the options is the side of the images, for a model
-    that draws other sizes than it was trained on."""
+    """The number of images of a first batch.
+
+    options: keywords of `sample`. A `size` among them is the side of the images, for a model that draws other
+      sizes than it was trained on.
+    """
     channels, height, width = trained.images.shape
     values = channels * ((options.get("size") or 0) ** 2 or height * width)
     most = BATCH_SIZE[trained.device.type]
@@ -97,7 +100,7 @@ def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
 
 
 def cycled(values: Any, rows: range, device: torch.device) -> Any:
-    """The elements i % m, for the images i in `rows`, of a list or a tensor [m, …]."""
+    """The elements i % m of a list or a tensor [m, …], for the images i in `rows`."""
     if isinstance(values, Tensor):
         return values[torch.arange(rows.start, rows.stop) % len(values)].to(device)
     return [values[i % len(values)] for i in rows]

@@ -1,7 +1,7 @@
-"""Out-of-distribution scores of a trained model: its own `score_<name>`, and those made of any likelihood.
+"""Out-of-distribution scores of a trained model: its own `score_<name>`, and those made of a likelihood.
 
-Higher is more out-of-distribution. A score depends on (model, image, seed, index) alone, not on the batch.
-The nll of a model without a density of pixels is its own `score_nll`, as that of the codes of its tokenizer.
+A higher score is more out-of-distribution. It depends on (model, image, seed, index) alone, not on the batch.
+A model without a density of pixels may have a `score_nll` of its own, as that of the codes of its tokenizer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def own_scores(model: Model) -> list[str]:
 
 
 def cheap_scores(model: Model) -> list[str]:
-    """Those of them that are not `costly`."""
+    """The names of the model's own scores that are not `costly`."""
     return [score for score in own_scores(model) if score not in model.costly]
 
 
@@ -75,13 +75,13 @@ def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
 class Scorer:
     """Computes scores of batches. `fit` must see in-distribution batches first, all of them on every rank.
 
-    trained: the model that is scored by.
-    names: of the scores.
-    background: the model whose likelihood `ratio` divides by.
-    options: keywords of `score_<name>` and `fit_<name>`; every score that has one of that name takes it.
-    seed: of the noise.
+    trained: the model that scores.
+    names: names of the scores.
+    background: the model whose likelihood `ratio` divides by; None: no score needs one.
+    options: keywords of `score_<name>` and `fit_<name>`; every method that has a keyword takes it.
+    seed: seed of the noise.
 
-    Raises MissingError where `ratio` has no background model, UsageError where that one is for other images.
+    Raises MissingError where `ratio` has no background model, UsageError where it is for other images.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Scorer:
     ):
         self.trained, self.model, self.names, self.seed = trained, trained.model, list(names), seed
         self.background, self.options = background, dict(options or {})
-        self.fitted: dict[str, Any] = {}  # by the name of a likelihood score what its fit returned
+        self.fitted: dict[str, Any] = {}  # what the fit of a likelihood score returned, by its name
         if read(self.names, "background_nll"):
             checked_background(trained, background)
         taken = [self._keywords(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
@@ -108,16 +108,19 @@ class Scorer:
         return [name for name in names if hasattr(self.model, f"score_{name}")]
 
     def fits(self) -> list[str]:
-        """Those of the model's own scores that have a fit."""
+        """The model's own scores that have a fit."""
         return [name for name in self.own() if hasattr(self.model, f"fit_{name}")]
 
     def is_fitted(self) -> bool:
-        """Whether a score has a fit at all."""
+        """Whether any score has a fit."""
         return bool(self.fits() or [name for name in self.names if name in SCORES and SCORES[name].gather])
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
-        """What scores need of in-distribution images: held-out ones, or, for those that say so, training
-        images."""
+        """Fits the scores that have a fit.
+
+        held_out: held-out images, on which most scores are fitted.
+        train: training images, for the scores in the model's `fitted_on_train`.
+        """
         for name in self.fits():
             batches = _Seen(self.trained, train if name in self.model.fitted_on_train else held_out)
             method = f"fit_{name}"
@@ -156,19 +159,18 @@ class Scorer:
         return score.detach().cpu().double().numpy()
 
     def _keywords(self, method: str) -> set[str]:
-        """The options of a method of the model; {} where it has no such method."""
+        """The names of a method's options; empty where the model has no such method."""
         function = getattr(self.model, method, None)
         return set(defaults(function)) - {"x", "noise", "batches"} if function else set()
 
     def _taken(self, method: str) -> dict[str, Any]:
-        """Those of the options that a method of the model takes, as its keywords."""
+        """The given options that a method of the model takes, as its keywords."""
         taken = {key: self.options[key] for key in self._keywords(method) & set(self.options)}
         return grouped(getattr(self.model, method), taken)
 
 
 class BatchFacts:
-    """What likelihood scores read of a batch, as `likelihood_scores.Facts` declares it; each fact is computed
-    once."""
+    """What likelihood scores read of a batch (`likelihood_scores.Facts`); each fact is computed once."""
 
     def __init__(self, scorer: Scorer, batch: Batch):
         self.scorer, self.batch = scorer, batch
@@ -223,7 +225,11 @@ class BatchFacts:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Batches as the model sees them. A fit can read them several times."""
+    """Batches as the model sees them, which a fit may read several times.
+
+    trained: the model.
+    batches: batches of images.
+    """
 
     trained: Trained
     batches: Iterable[Batch]
@@ -233,7 +239,7 @@ class _Seen:
 
 
 def log_prob(model: Model, batch: Batch, seed: int) -> Tensor:
-    """[B] nats; of a model of codes that of the image's code."""
+    """The log-likelihood of each image, [B] nats; of a model of codes that of the image's codes."""
     noise = fresh_noise(seed, batch)
     if hasattr(model, "log_prob"):
         return model.log_prob(batch.x, noise=noise)
@@ -241,8 +247,7 @@ def log_prob(model: Model, batch: Batch, seed: int) -> Tensor:
 
 
 def fresh_noise(seed: int, batch: Batch) -> ImageNoise:
-    """The noise of a batch's images from its start: so a score does not depend on which others are
-    computed."""
+    """The noise of a batch's images from its first draw on, so that no score depends on another one."""
     return ImageNoise(seed, batch.index.tolist(), batch.x.device)
 
 

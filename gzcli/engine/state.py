@@ -1,4 +1,4 @@
-"""What a training goes on from: it is saved in checkpoints, read by a resume, begun from other weights."""
+"""The state of a training: it is saved in checkpoints, restored by a resume, or begun from other weights."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from gzcli.store.runs import Run
 class State:
     """Everything of a training that is not a function of its recipe, its data and the step.
 
-    trained: the model as it is trained, with its run, recipe and latent space.
+    trained: the model with its run, recipe and latent space.
     ema: its averaged weights.
-    optimizers: by phase.
-    scaler: of the losses under fp16; None: it is not used.
-    history: losses that are not logged yet.
+    optimizers: the optimizer of each phase.
+    scaler: scaler of the losses under fp16; None: it is not used.
+    history: holds the losses that are not logged yet.
     built_on: sha256 of the weights of each stage that the model is built on.
     saved: step of the newest checkpoint; 0: there is none.
     """
@@ -49,11 +49,12 @@ class State:
 
     @property
     def folder(self) -> Path:
-        """Of the checkpoints."""
+        """The folder of the checkpoints."""
         return self.trained.run.path / "checkpoints"
 
     @property
     def log(self) -> Log:
+        """Where lines and events go."""
         return self.history.log
 
     @property
@@ -63,7 +64,7 @@ class State:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What a resume must have alike to go on bit for bit."""
+        """What must be the same at a resume, so that it goes on bit for bit."""
         return {
             "world": ranks.world(),
             "threads": torch.get_num_threads(),
@@ -73,7 +74,7 @@ class State:
 
 
 def save(state: State, step: int) -> None:
-    """A checkpoint of `step` steps, where there is none yet; a call of every rank, rank 0 writes."""
+    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
     if step == state.saved:
         return
     state.saved, trained = step, state.trained
@@ -99,9 +100,12 @@ def save(state: State, step: int) -> None:
 
 
 def save_best(state: State, step: int, metric: str, value: float) -> None:
-    """A checkpoint of `step` that is kept as the best, where `value` is less than that of all before.
+    """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones.
 
     A call of every rank; the value of rank 0 counts.
+
+    metric: name of the figure.
+    value: the figure at this step.
     """
     path = state.folder / "best.json"
     best = files.read_json(path)
@@ -113,7 +117,8 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
 
 
 def resume(state: State) -> int:
-    """Enters the newest whole checkpoint and returns its step; without one `train.init`, and returns 0.
+    """Restores the newest whole checkpoint and returns its step. Without one the training begins, from
+    `train.init` if the recipe has it, and 0 is returned.
 
     Raises MissingError or UsageError of `init_from`.
     """
@@ -126,7 +131,7 @@ def resume(state: State) -> int:
         return 0
     found = checkpoints.load(path)
     train, meta = found.train, found.meta
-    # a rank that was not there when it was saved keeps the extra state that it begins with
+    # a rank that did not exist when the checkpoint was saved keeps the extra state that it begins with
     new = ranks.rank() >= len(train["extra"])
     extra = checkpoints.extra_of(model.state_dict()) if new else train["extra"][ranks.rank()]
     model.load_state_dict({**found.weights, **extra})
@@ -149,9 +154,9 @@ def resume(state: State) -> int:
 def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
     """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file.
 
-    source: the stage, the run or the file.
+    source: name of the stage or of the run, or path of the file.
 
-    Raises MissingError, or UsageError where they do not fit.
+    Raises MissingError where there are no weights, UsageError where they do not fit.
     """
     file = Path(source).expanduser()
     if not file.is_file():
@@ -174,7 +179,7 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
 
 
 def finish(run: Run) -> None:
-    """Makes the averaged weights of the last checkpoint the run's `model.safetensors`; rank 0 does."""
+    """Copies the averaged weights of the last checkpoint to the run's `model.safetensors`, on rank 0."""
     if ranks.rank() == 0:
         folder = run.path / "checkpoints"
         last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"
@@ -184,7 +189,7 @@ def finish(run: Run) -> None:
 
 
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:
-    """Writes keys of `train` that the engine has found into `run.yaml`, of a stage also of the whole run."""
+    """Writes keys of `train` that the engine chose into `run.yaml`; of a stage into that of its run too."""
     tree = run.tree()
     files.write_atomic(run.path / "run.yaml", dump(tree | {"train": {**tree["train"], **changes}}))
     if run.owner is not run:

@@ -16,11 +16,11 @@ from gzcli import ranks, signals
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
 LOOK_EVERY = 1.0  # seconds between looks at the parent
-_heard: list[int] = []  # signals that this process got
+_heard: list[int] = []  # signals that this process has received
 
 
 def listen() -> None:
-    """From now on a signal does not end the process: it is remembered until the next step, of any stage."""
+    """From now on a signal does not end the process: it is kept until the next step, of any stage."""
     signals.hear(lambda number, frame: _heard.append(number))
 
 

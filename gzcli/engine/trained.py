@@ -19,12 +19,16 @@ from gzcli.types import Batch, DataInfo
 class Trained:
     """A model that samples and scores, with its recipe, on its device.
 
-    `load_trained` gives it in eval mode with its averaged weights. That of the trainer is so only while it
+    `load_trained` returns it in eval mode with its averaged weights. The trainer's own is so only while it
     validates and draws (`EMA.evaluating`).
 
-    info: what the model was told of its data; of latents where it lives on them.
-    step: how many steps it was trained for; 0 where it is being trained.
-    space: the latent space that the model lives in; None: pixels.
+    run: the run, or the stage of a run, of the model.
+    model: the model.
+    info: description of the data that the model was built for: of images, or of latents.
+    part: the recipe of the model.
+    device: device of the model.
+    step: number of steps that it was trained for; 0 while it is being trained.
+    space: the latent space that the model is trained in; None: pixels.
     """
 
     run: Run
@@ -37,7 +41,7 @@ class Trained:
 
     @property
     def images(self) -> DataInfo:
-        """Shape and levels of the images: those that the model was told, or those of the autoencoder."""
+        """The description of the images, in a latent space too."""
         if self.space is None:
             return self.info
         return replace(self.info, shape=self.space.images.shape, levels=self.space.images.levels)
@@ -47,12 +51,12 @@ class Trained:
         return batch if self.space is None else replace(batch, x=self.space.encode(batch.x))
 
     def shown(self, x: Tensor) -> Tensor:
-        """What the model made, as images [B, C, H, W] in [-1, 1]."""
+        """The images [B, C, H, W] in [-1, 1] of what the model made: latents are decoded."""
         return x if self.space is None else self.space.decode(x)
 
     @property
     def name(self) -> str:
-        """The name of the model, of a last stage that of the whole run."""
+        """The name of the model; of a stage the name of the whole run's model."""
         return self.run.owner.status().get("model") or self.part.model
 
 

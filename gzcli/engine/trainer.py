@@ -38,8 +38,8 @@ from gzcli.types import Batch, BatchNoise, mix
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-GRID, LAST_GRID = 36, 64  # samples of a picture during training, and of the last one
-CALIBRATION, LAST_CALIBRATION = 1_000, 10_000  # images that `EMA` calibrates on meanwhile, and at the end
+GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
+CALIBRATION, LAST_CALIBRATION = 1_000, 10_000  # images that `EMA` calibrates on during training, at its end
 
 
 class Step(nn.Module):
@@ -55,7 +55,14 @@ class Step(nn.Module):
 
 
 class Trainer:
-    """Trains the model of `part` on `pack`, in the processes of `accelerator`, into `run`."""
+    """Trains a model.
+
+    run: the run, or the stage of a run, that is trained.
+    part: its recipe.
+    pack: the images.
+    accelerator: accelerate's state of this process.
+    log: where lines and events go.
+    """
 
     def __init__(self, run: Run, part: Part, pack: Pack, accelerator: Accelerator, log: Log):
         self.run, self.part, self.pack, self.log = run, part, pack, log
@@ -124,7 +131,7 @@ class Trainer:
                     self.pause(done, due)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """One fresh batch, shared by the phases that are due. Returns what is to be logged, detached."""
+        """Trains on one batch, which all phases that are due share. Returns the losses by name, detached."""
         self.seed_global(step)
         batch = self.batches.at(step)
         if hasattr(self.model, "on_batch"):
@@ -162,12 +169,15 @@ class Trainer:
         return losses
 
     def noise(self, step: int, key: str, start: int) -> BatchNoise:
-        """The global batch's draws for `step` and `key`, from its row `start` on."""
+        """The noise of the rows of a global batch from `start` on.
+
+        key: name of the phase, or "batch".
+        """
         total = self.train.batch_size
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
-        """One optimizer step; afterwards no gradient is left anywhere."""
+        """Takes one optimizer step, and clears all gradients."""
         optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
         optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
         if scaler is not None:
@@ -183,7 +193,7 @@ class Trainer:
         return {} if norm is None else {"grad_norm": norm}
 
     def only(self, phase: Phase) -> None:
-        """Exactly the phase's parameters require grad."""
+        """Makes the phase's parameters alone require grad."""
         if len(self.phases) > 1:
             for p in self.trainable:
                 p.requires_grad_(False)
@@ -195,7 +205,7 @@ class Trainer:
         devices.seed(self.device, mix(self.part.seed, self.rank, step))
 
     def begin(self) -> None:
-        """Data-dependent initialisation with the first batch; after a resume, annealing as at its step."""
+        """Initialises the model with the first batch; after a resume, sets what anneals to its step."""
         self.seed_global(self.start)
         with torch.no_grad():
             self.model.on_start(self.batches.at(self.start))
@@ -207,15 +217,18 @@ class Trainer:
             self.ema.restart()  # the average starts from the initialised model
 
     def learning_rate(self) -> float | None:
-        """Of the next lines of losses; None where phases have different ones."""
+        """The learning rate for the log; None where there are several phases."""
         optimizers = list(self.optimizers.values())
         return optimizers[0].param_groups[0]["lr"] if len(optimizers) == 1 else None
 
     def pause(self, done: int, due: Set[str]) -> None:
-        """Validates, saves and draws, as far as it is due after `done` steps; each is timed."""
+        """Validates, saves and draws, as far as it is due after `done` steps. Each is timed.
+
+        due: kinds of pauses, of `cadence.KINDS`.
+        """
         last, known = done == self.steps, self.cadence.found()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
-            state.save(self.state, done)  # were it killed while it validates or draws, no step would be lost
+            state.save(self.state, done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
             with self.cadence.timed():
                 self.get_net()
@@ -235,7 +248,7 @@ class Trainer:
             loss_curve(self.run.path)
 
     def catch_up(self) -> None:
-        """What was due at the step that a run was stopped at, which did not wait for it."""
+        """Does what was due at the step at which the run was stopped, and was left out then."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
         validated, drawn = ranks.agree((self.history.validated(start), self.picture_path(start).exists()))
@@ -246,23 +259,23 @@ class Trainer:
             self.picture(start, self.train.samples or GRID)
 
     def evaluate(self, done: int, metric: str) -> None:
-        """The metric of the best checkpoint on validation images; the best so far is saved and remembered."""
+        """Validates, records the figures, and saves a checkpoint if it is the best so far."""
         with self.ema.evaluating():
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
-        if 4 * done >= self.steps and (text := collapsed(values)):  # before, it has not spread out yet
+        if 4 * done >= self.steps and (text := collapsed(values)):  # earlier, samples have not spread out yet
             self.log.warn(text)
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
-        told = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.log.info(f"step {done}  validation {told}")
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.log.info(f"step {done}  validation {figures}")
         state.save_best(self.state, done, metric, values[metric])
 
     def get_net(self) -> None:
-        """The net of `fd`, which is trained once a set: that takes longer than all later validations."""
+        """Gets the net of `fd`, which is trained once for each data set: longer than a validation takes."""
         if self.metric == "fd" and self.net is None and self.rank == 0:
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
-        """samples/<done>.png of n samples, of the same noise each time; every rank draws its share."""
+        """Writes samples/<done>.png of n samples, always with the same noise; every rank draws its share."""
         with self.ema.evaluating():
             images = sampler.draw(self.trained, n)
         if self.rank == 0:
@@ -271,10 +284,11 @@ class Trainer:
             self.history.show_picture(done, path)
 
     def picture_path(self, done: int) -> Path:
+        """The path of the picture of samples after `done` steps."""
         return self.run.path / "samples" / f"{done:08d}.png"
 
     def calibration_images(self) -> Iterator[Batch]:
-        """Training images in one random order, each augmented by one draw: more of them at the end."""
+        """A random subset of the training images, each augmented by one draw; a larger one at the end."""
         positions = self.batches.positions()
         most = LAST_CALIBRATION if self.done == self.steps else CALIBRATION
         index = positions[np.random.default_rng(0).permutation(len(positions))[:most]]

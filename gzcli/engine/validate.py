@@ -1,4 +1,4 @@
-"""Figures of a model on validation images, of which one chooses the best checkpoint."""
+"""Figures of a model on validation images. One of them chooses the best checkpoint."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gzcli.metrics.frechet import frechet_distance
 from gzcli.models.base import Model
 from gzcli.models.nn import double
 
-VALIDATION = 2000  # images
-EVAL_BATCH = 100  # images
+VALIDATION = 2000  # validation images that figures are computed of, at most
+EVAL_BATCH = 100  # images of a batch
 
 
 def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
-    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None: there is none.
+    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does.
 
-    asked: `train.best`; "auto" is bpd where `log_prob` is exact or a bound, fd where the model says so
-      (GANs), and else the validation loss.
+    asked: value of `train.best`. "auto" means bpd where `log_prob` is exact or a bound, fd where the model
+      says so (GANs), and else the validation loss.
     """
     if asked == "none" or len(pack.images("val")) == 0:
         return None
@@ -53,13 +53,16 @@ def validate(
     """
     if metric == "fd":
         return distances(trained, pack, net)
-    return {metric: likelihood(trained, metric, data)}
+    return {metric: mean(trained, metric, data)}
 
 
-def likelihood(trained: Trained, metric: str, data: Pack) -> float:
-    """The mean loss of the first phase, or bits per dimension, over validation images.
+def mean(trained: Trained, metric: str, data: Pack) -> float:
+    """The mean over validation images of the bits per dimension, or of the loss of the first phase.
 
     Every rank has its share of the same batches.
+
+    metric: "bpd" or "loss".
+    data: the images or their latents.
     """
     model, info, device = trained.model, trained.info, trained.device
     n = min(VALIDATION, len(data.images("val")))
@@ -67,7 +70,7 @@ def likelihood(trained: Trained, metric: str, data: Pack) -> float:
     index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
     total = double(torch.zeros((), device=device))
     phase = model.phases()[0].name
-    nats = torch.Size(info.shape).numel() * math.log(2)  # of one bit per dimension
+    nats = torch.Size(info.shape).numel() * math.log(2)  # nats of one bit per dimension
     batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
     for batch in batches if index else ():
         if metric == "bpd":
@@ -80,12 +83,13 @@ def likelihood(trained: Trained, metric: str, data: Pack) -> float:
 
 
 def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
-    """The Fréchet distance of samples to as many validation images, and the share of their diversity.
+    """Figures of samples against as many validation images.
 
-    net: on rank 0; the other ranks, which only draw samples, get 0.
+    They are `fd`, the Fréchet distance; `distance`, the distance of pairs of samples as a share of that of
+    pairs of real images; and, where the net knows the classes of the set, `classes`, the entropy of the
+    samples' classes as a share of that of real images.
 
-    Returns `fd`; `distance`, that of pairs of samples as a share of that of real images; and where the net
-    knows the classes of the set `classes`, the entropy of the samples' classes as such a share.
+    net: the set's LeNet on rank 0; None on the other ranks, which only draw samples and return `fd` 0.
     """
     real = pack.images("val")[:VALIDATION]
     images = sampler.draw(trained, len(real))
@@ -104,7 +108,7 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
 
 
 def collapsed(values: Mapping[str, float]) -> str | None:
-    """What to say of a generator whose `distances` are those of one that has collapsed; None: nothing."""
+    """A warning where `distances` show that a generator has collapsed; None where they do not."""
     if "distance" not in values:
         return None
     return collapse.warning(values["distance"], values.get("classes"))

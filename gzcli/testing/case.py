@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gzcli.data.batches import TrainBatches
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.models import catalog
 from gzcli.models.base import Model
@@ -61,7 +61,7 @@ class Case:
 
     def pack(self) -> Pack:
         """The data set."""
-        return open_named(self.data)
+        return open_pack(self.data)
 
     def fresh(self) -> Model:
         """The model for its data set, in training mode."""

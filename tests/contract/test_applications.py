@@ -15,7 +15,7 @@ from zoo import CASES, Case
 
 from gzcli import jobs
 from gzcli.cli import app
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine import sample
 from gzcli.engine.apply import HIDDEN, by_class
 from gzcli.engine.log import Log
@@ -68,7 +68,7 @@ def shop(capsys, monkeypatch):
     """shop(case): a model of the zoo behind the command line."""
 
     def open_shop(case: Case, n: int | None = FEW) -> Shop:
-        pack = open_named(case.data)
+        pack = open_pack(case.data)
         run = runs.create(case.model, case.data)
         run.update(state="finished")
         conditional = "true" if case.conditional else "false"
@@ -105,7 +105,7 @@ def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) 
 def test_the_plain_call_of_every_application(shop, case, do):
     """No options, the set's own test images: the outputs alone are written, and the sheet shows what each is
     of."""
-    gz, test = shop(case), open_named(case.data).images("test")
+    gz, test = shop(case), open_pack(case.data).images("test")
     if do == "edit" and case.model in ("glow", "flow", "realnvp", "flowpp") and not case.conditional:
         assert "conditional=true" in gz("--do", do, code=2)["hint"]
         return
@@ -218,12 +218,12 @@ def test_columns_of_one_class():
 def test_cyclegan_takes_each_image_to_the_other_domain(shop):
     """By the set's own labels, whatever its untrained translators would make of it."""
     case = next(case for case in CASES if case.model == "cyclegan")
-    gz, labels = shop(case, n=6), open_named(case.data).labels("test")
+    gz, labels = shop(case, n=6), open_pack(case.data).labels("test")
     assert 0 < labels[:6].sum() < 6, "a test of both domains"
     saved = np.load(gz("--do", "translate", "--npz")["npz"])
     assert (saved["labels"] == 1 - labels[:6]).all()
     net = gz.trained.model
-    x = torch.from_numpy(open_named(case.data).images("test")[:6]) / 127.5 - 1
+    x = torch.from_numpy(open_pack(case.data).images("test")[:6]) / 127.5 - 1
     both = torch.where(torch.from_numpy(labels[:6] == 0)[:, None, None, None], net.a_to_b(x), net.b_to_a(x))
     assert np.abs((saved["samples"][..., 0] / 127.5 - 1) - both[:, 0].numpy()).max() < 0.02
     assert gz("--do", "translate", "--direction", "AtoB")["n"] == (labels[:6] == 0).sum()

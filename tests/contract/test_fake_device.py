@@ -20,7 +20,7 @@ from helpers import recipe
 from zoo import CASES, Case
 
 from gzcli.data.batches import TrainBatches
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.engine import bench, latent, ood, optim, sampler, trainer, validate
 from gzcli.engine.apply import apply
@@ -155,7 +155,7 @@ def base() -> dict[str, Any]:
 
 def few(name: str) -> Pack:
     """A set with few images to prepare."""
-    pack = open_named(name)
+    pack = open_pack(name)
     pack.meta = replace(pack.meta, counts=pack.meta.counts | {"train": 16})
     return pack
 
@@ -260,7 +260,7 @@ class Paths:
     def validate(self) -> None:
         if self.t.metric and self.t.metric != "fd":
             with self.t.ema.evaluating():
-                validate.likelihood(self.trained, self.t.metric, self.t.images.pack)
+                validate.mean(self.trained, self.t.metric, self.t.images.pack)
 
     def sample(self, **options: Any) -> None:
         sampler.draw(self.trained, 2, given=self.given, options=options)
@@ -421,7 +421,7 @@ def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeyp
         monkeypatch.setattr("gzcli.data.batches.ON_DEVICE", 0)
     codes = {"codes": torch.zeros(1797, 4).numpy()}
     source = TrainBatches(
-        open_named("digits"),
+        open_pack("digits"),
         seed=0,
         batch_size=4,
         levels=levels,

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import CASES
 
 from gzcli.data.batches import TrainBatches
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.autoregressive import codebook
 from gzcli.models.denoising.coupling import coupled
@@ -87,7 +87,7 @@ def test_noise_is_coupled_in_full_precision():
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.model in ("vqvae", "cyclegan")], ids=str)
 def test_a_start_and_a_step_wait_for_no_number_of_the_device(case):
-    pack = open_named(case.data)
+    pack = open_pack(case.data)
     info, needs = pack.info(levels=case.levels, steps=10), catalog.card(case.model).needs
     model = case.build(info).train()
     batch = TrainBatches(pack, seed=0, batch_size=4, levels=info.levels, device="cpu", needs=needs).at(0)

@@ -12,7 +12,7 @@ from pictures import augmented
 
 from gzcli.data.augment import augmenter, parse_augment
 from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.errors import UsageError
 from gzcli.models.nn.common import from_levels, to_levels
 from gzcli.types import BatchNoise, ImageNoise
@@ -20,7 +20,7 @@ from gzcli.types import BatchNoise, ImageNoise
 
 @pytest.fixture(scope="module")
 def pack():
-    return open_named("digits")
+    return open_pack("digits")
 
 
 def batches(pack, **options) -> TrainBatches:
@@ -159,13 +159,13 @@ def test_sets_without_labels_and_with_several_and_with_captions(tmp_path):
     many = np.random.default_rng(1).integers(0, 2, (40, 5))
     np.savez(tmp_path / "none.npz", images=images)
     np.savez(tmp_path / "many.npz", images=images, labels=many)
-    assert batches(open_named(tmp_path / "none.npz")).at(0).y is None
-    batch = batches(open_named(tmp_path / "many.npz")).at(0)
+    assert batches(open_pack(tmp_path / "none.npz")).at(0).y is None
+    batch = batches(open_pack(tmp_path / "many.npz")).at(0)
     assert (
         batch.y.shape == (32, 5)
-        and (batch.y.numpy() == open_named(tmp_path / "many.npz").labels("train")[batch.index]).all()
+        and (batch.y.numpy() == open_pack(tmp_path / "many.npz").labels("train")[batch.index]).all()
     )
-    captioned = batches(open_named("digits-captioned")).at(0)
+    captioned = batches(open_pack("digits-captioned")).at(0)
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     assert captioned.extra["caption"] == [f"a handwritten {words[y]}" for y in captioned.y]
     assert captioned.rows(slice(2, 4), captioned.noise).extra["caption"] == captioned.extra["caption"][2:4]
@@ -264,7 +264,7 @@ def test_speed_against_a_dataloader_over_pngs(tmp_path):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    source = batches(open_named(tmp_path / "a.npz"), batch_size=64, levels=256)
+    source = batches(open_pack(tmp_path / "a.npz"), batch_size=64, levels=256)
     ours, theirs = [], {0: [], 2: []}
     for turn in range(7):  # interleaved, for the machine may be busy
         start = time.perf_counter()

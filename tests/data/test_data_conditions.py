@@ -18,7 +18,7 @@ from gzcli.data.augment import ReplayedNoise, augmenter
 from gzcli.data.batches import TrainBatches, quantise, scan, to_uint8
 from gzcli.data.forms import Form
 from gzcli.data.library import import_set, listing
-from gzcli.data.open import open_named, peek
+from gzcli.data.open import open_pack, peek
 from gzcli.errors import MissingError, UsageError
 from gzcli.types import BatchNoise, ImageNoise
 
@@ -83,7 +83,7 @@ def test_conditioning_maps(tmp_path, form, keys):
         {"file_name": f"images/{i:02}.png", text: f"picture {i}", control: f"maps/{i:02}.png"}
         for i in range(N)
     ]
-    check(open_named(made(tmp_path / form, {**WITH_MAPS, "metadata.jsonl": lines(*rows)})), control=100)
+    check(open_pack(made(tmp_path / form, {**WITH_MAPS, "metadata.jsonl": lines(*rows)})), control=100)
 
 
 @pytest.mark.parametrize("form", ["set", "set.zip", "set.tar"])
@@ -100,7 +100,7 @@ def test_conditioning_maps(tmp_path, form, keys):
 def test_triples(tmp_path, form, keys):
     before, after, text = keys
     rows = [{before: f"{i}_in.png", text: f"picture {i}", after: f"{i}_out.png"} for i in range(N)]
-    check(open_named(made(tmp_path / form, {**TRIPLES, "metadata.jsonl": lines(*rows)})), before=200)
+    check(open_pack(made(tmp_path / form, {**TRIPLES, "metadata.jsonl": lines(*rows)})), before=200)
 
 
 def test_names_are_relative_to_the_lines_in_each_split(tmp_path):
@@ -115,7 +115,7 @@ def test_names_are_relative_to_the_lines_in_each_split(tmp_path):
             {"file_name": f"{i}.png", "text": f"picture {i}", "control": f"../maps/{i}.png"} for i in part
         ]
         files[f"{split}/metadata.jsonl"] = lines(*rows)
-    opened = open_named(write(tmp_path / "set", files))
+    opened = open_pack(write(tmp_path / "set", files))
     check(opened, control=100)
     assert opened.meta.counts["test"] == 5
 
@@ -135,7 +135,7 @@ def test_both_at_once_and_pictures_that_several_images_share(tmp_path):
         for name, data in TRIPLES.items()
         if not name.endswith("_in.png") or int(name.split("_")[0]) % 2 == 0
     }
-    opened = open_named(
+    opened = open_pack(
         as_tar(tmp_path / "set.tar", {**files, "all.png": png((77, 0, 9)), "metadata.jsonl": lines(*rows)})
     )
     assert opened.meta.extras[0] == "caption" and set(opened.meta.extras) == {"caption", "before", "control"}
@@ -150,7 +150,7 @@ def test_an_image_that_is_also_before_another_stays_one(tmp_path):
     rows = [{"before": f"{i}_out.png", "after": f"{i + 1}_out.png", "text": "on"} for i in range(N - 1)]
     rows.append({"before": "0_in.png", "after": "0_out.png", "text": "on"})
     files = {name: data for name, data in TRIPLES.items() if "_out" in name or name == "0_in.png"}
-    opened = open_named(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)}))
+    opened = open_pack(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)}))
     assert sum(opened.meta.counts.values()) == N
     for split in SPLITS:
         red, before = (
@@ -171,7 +171,7 @@ def test_a_word_that_names_no_picture_is_not_taken_for_one(tmp_path):
         for i in range(N)
     ]
     files = {name: data for name, data in TRIPLES.items() if "_out" in name}
-    check(open_named(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)})))
+    check(open_pack(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)})))
 
 
 A = {"file_name": "0_out.png", "text": "a", "before": "0_in.png"}
@@ -204,7 +204,7 @@ def test_bad_sets(tmp_path, rows, files, error, named):
     others = {} if len(rows) > 1 else {f"{i}_in.png": None for i in range(1, N)}
     content = {name: data for name, data in {**TRIPLES, **files}.items() if name not in others}
     with pytest.raises(error, match=named) as e:
-        open_named(write(tmp_path / "set", {**content, "metadata.jsonl": lines(*rows)}))
+        open_pack(write(tmp_path / "set", {**content, "metadata.jsonl": lines(*rows)}))
     assert nothing_half_written() and (e.value.hint or "names" in named)
 
 
@@ -215,9 +215,9 @@ def test_colour_in_a_map_of_grey_images_is_not_dropped_unasked(tmp_path):
     rows = [{"file_name": f"{i}.png", "text": "a", "control": f"m/{i}.png"} for i in range(N)]
     folder = write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)})
     with pytest.raises(UsageError, match=r"`m/0.png` has colour, the first images have none") as e:
-        open_named(folder)
+        open_pack(folder)
     assert "data.channels=3" in e.value.hint
-    opened = open_named(folder, channels=3)
+    opened = open_pack(folder, channels=3)
     assert (opened.further("train")["control"][:, 1] == 90).all() and opened.images("train").shape[1] == 3
 
 
@@ -230,10 +230,10 @@ def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch, 
     bad = {"3_in.png": b"x", "5_out.png": b"y", "7_in.png": b"z", "7_out.png": b"z"}
     folder = write(tmp_path / "set", {**TRIPLES, **bad, "metadata.jsonl": lines(*rows)})
     with pytest.raises(MissingError, match=r"3 pictures of .* do not decode") as e:
-        open_named(folder)
+        open_pack(folder)
     assert "--skip-bad" in e.value.hint and nothing_half_written()
     import_set(folder, "good", Form(skip_bad=True))
-    opened = open_named("good")
+    opened = open_pack("good")
     assert len(opened.meta.skipped) == 3 and sum(opened.meta.counts.values()) == N - 3
     seen = []
     for split in SPLITS:
@@ -262,7 +262,7 @@ def test_a_map_is_cropped_as_its_image(tmp_path):
         files[f"{i}.png"], files[f"m{i}.png"] = encoded(image), encoded(image[::2, ::2])
         rows.append({"file_name": f"{i}.png", "text": "a", "control": f"m{i}.png"})
     folder = write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)})
-    opened = open_named(folder, size=16)
+    opened = open_pack(folder, size=16)
     for split in SPLITS:
         for image, control in zip(opened.images(split), opened.further(split)["control"], strict=True):
             assert np.abs(image.astype(int) - control).mean() < 12 and image[:, 2:14, 2:14].max() > 200
@@ -271,7 +271,7 @@ def test_a_map_is_cropped_as_its_image(tmp_path):
                 min(sides) < 60 and max(sides) > 200
             )  # aspect kept: one pair of sides was cut off, the other is the frame
     with pytest.raises(UsageError, match="not square"):
-        open_named(folder)
+        open_pack(folder)
 
 
 def test_a_turned_photograph_and_its_upright_map(tmp_path):
@@ -281,12 +281,12 @@ def test_a_turned_photograph_and_its_upright_map(tmp_path):
     files = {f"{i}.jpg": png(RED, (16, 24), format="JPEG", exif=exif.tobytes()) for i in range(4)}
     files |= {f"m{i}.png": png(RED, (24, 16)) for i in range(4)}
     rows = [{"file_name": f"{i}.jpg", "text": "a", "control": f"m{i}.png"} for i in range(4)]
-    assert open_named(
+    assert open_pack(
         write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)}), size=8
     ).meta.shape == (3, 8, 8)
     files["m2.png"] = png(RED, (16, 24))
     with pytest.raises(UsageError, match=r"`m2.png` is 16×24, and its image 24×16"):
-        open_named(write(tmp_path / "other", {**files, "metadata.jsonl": lines(*rows)}), size=8)
+        open_pack(write(tmp_path / "other", {**files, "metadata.jsonl": lines(*rows)}), size=8)
 
 
 # --- dataset folders ---
@@ -324,7 +324,7 @@ def test_dataset_folders(tmp_path, form, columns, plus):
     else:
         folder.mkdir()
         data.to_parquet(str(folder / "train.parquet"))
-    opened = open_named(folder)
+    opened = open_pack(folder)
     check(opened, **{kind: plus[kind] for kind in opened.meta.extras[1:]})
     assert set(opened.meta.extras) == {"caption", *plus}
 
@@ -336,7 +336,7 @@ def test_a_dataset_folder_with_a_hole(tmp_path):
     features = datasets.Features({name: datasets.Image() for name in rows})
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(UsageError, match=r"no picture in `train.conditioning_image\[4\]`"):
-        open_named(tmp_path / "set")
+        open_pack(tmp_path / "set")
 
 
 # --- embedded ---
@@ -346,7 +346,7 @@ def test_digits_edited():
     """The instruction, carried out anew on `before`, gives the image."""
     from scipy import ndimage
 
-    opened, digits = open_named("digits-edited"), open_named("digits")
+    opened, digits = open_pack("digits-edited"), open_pack("digits")
     cross = ndimage.generate_binary_structure(2, 1)
     edits = {
         "invert the colours": lambda x: 255 - x,
@@ -374,14 +374,14 @@ def test_extras_are_told_by_json_alone(tmp_path):
     assert (
         peek("digits-edited") is None and next(r for r in listing() if r["name"] == "digits-edited")["extras"]
     )
-    open_named("digits-edited")
-    assert peek("digits-edited").extras == ("caption", "before") and open_named("digits").meta.extras == ()
+    open_pack("digits-edited")
+    assert peek("digits-edited").extras == ("caption", "before") and open_pack("digits").meta.extras == ()
 
 
 def test_packs_of_older_versions(tmp_path):
     """They say nothing of extras: captions are told by their file. Those of the user's own images are made
     anew."""
-    opened = open_named("digits-captioned")
+    opened = open_pack("digits-captioned")
     meta = opened.folder / "meta.json"
     raw = json.loads(meta.read_text())
     assert raw.pop("extras") == ["caption"]
@@ -391,7 +391,7 @@ def test_packs_of_older_versions(tmp_path):
         and peek("digits-captioned").digest == opened.meta.digest
     )
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(N)})
-    open_named(folder)
+    open_pack(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cached, "OWN_RULE", 2)
         assert peek(folder) is None
@@ -405,10 +405,10 @@ def test_too_large_to_pack_is_refused_and_not_streamed(tmp_path, monkeypatch):
     with pytest.raises(
         UsageError, match="larger than `GZ_PACK_LIMIT` allows to pack, and `before` pictures are not streamed"
     ) as e:
-        open_named(folder)
+        open_pack(folder)
     assert "GZ_PACK_LIMIT" in e.value.hint and nothing_half_written()
     monkeypatch.setenv("GZ_PACK_LIMIT", str(2 * N * 3 * 64))
-    assert open_named(folder).meta.extras == ("caption", "before")
+    assert open_pack(folder).meta.extras == ("caption", "before")
 
 
 # --- batches ---
@@ -425,7 +425,7 @@ def followed(tmp_path):
         rows.append(
             {"file_name": f"{i}.png", "text": f"picture {i}", "control": f"c{i}.png", "before": f"b/{i}.png"}
         )
-    return open_named(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)}))
+    return open_pack(write(tmp_path / "set", {**files, "metadata.jsonl": lines(*rows)}))
 
 
 def batches(pack, **options) -> TrainBatches:

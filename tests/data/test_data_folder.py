@@ -31,7 +31,7 @@ from gzcli.data import workers
 from gzcli.data.folder import read_pictures
 from gzcli.data.forms import Form
 from gzcli.data.library import import_set
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.raw_images import Block
 from gzcli.errors import DeviceError, MissingError, UsageError
 
@@ -53,7 +53,7 @@ def test_layouts(tmp_path, layout, form):
         files = {f"outer/{name}": data for name, data in files.items()}
     path = tmp_path / f"set.{form.split()[-1]}"
     path = write(path, files) if form == "folder" else (as_tar if "tar" in form else as_zip)(path, files)
-    opened = open_named(str(path))
+    opened = open_pack(str(path))
     assert opened.meta.classes == classes and opened.meta.shape == (3, 8, 8) and not opened.meta.resized
     n = sum(name.endswith(".png") and "/." not in name and not name.startswith(".") for name in files)
     assert sum(opened.meta.counts.values()) == n
@@ -102,7 +102,7 @@ def files_colour(layout):
 def test_bad_folders(tmp_path, files, error, named):
     (tmp_path / "p").mkdir()
     with pytest.raises(error, match=named) as e:
-        open_named(write(tmp_path / "p", files))
+        open_pack(write(tmp_path / "p", files))
     assert e.value.hint and nothing_half_written()
 
 
@@ -110,10 +110,10 @@ def test_colour_that_comes_late_is_not_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr("gzcli.data.encoded.PROBES", 2)
     folder = write(tmp_path / "p", {f"{i}.png": png(90, mode="L") for i in range(9)} | {"7.png": png(RED)})
     with pytest.raises(UsageError, match=r"`7.png` has colour") as e:
-        open_named(folder)
+        open_pack(folder)
     assert "data.channels=3" in e.value.hint
-    assert open_named(folder, channels=3).meta.shape == (3, 8, 8)
-    assert open_named(folder, channels=1).meta.shape == (1, 8, 8)
+    assert open_pack(folder, channels=3).meta.shape == (3, 8, 8)
+    assert open_pack(folder, channels=1).meta.shape == (1, 8, 8)
 
 
 def test_pictures_for_a_method(tmp_path):
@@ -144,7 +144,7 @@ def test_captions(tmp_path, form):
     }
     path = tmp_path / f"set.{form}"
     path = write(path, files) if form == "folder" else (as_tar if form == "tar" else as_zip)(path, files)
-    opened = open_named(path)
+    opened = open_pack(path)
     for split in ("train", "val"):
         assert opened.captions(split) == [f"picture {image[0, 0, 0]}" for image in opened.images(split)]
     assert opened.captions("test") == ["beside 0", "beside 1", "beside 2", ""] and opened.meta.classes == ()
@@ -164,7 +164,7 @@ def test_bad_captions(tmp_path, line, named):
     text = '{"file_name": "0.png", "text": "a"}\n' + line
     files = {f"{i}.png": png(RED) for i in range(4)} | {"metadata.jsonl": text.encode("latin-1")}
     with pytest.raises((MissingError, UsageError), match=named):
-        open_named(write(tmp_path / "p", files))
+        open_pack(write(tmp_path / "p", files))
 
 
 # --- dataset folders ---
@@ -199,7 +199,7 @@ def test_dataset_folders(tmp_path, form):
         root.mkdir(parents=True)
         for split, n in (("train", 20), ("test", 6)):
             made(n).to_parquet(str(root / f"{split}-00000-of-00001.parquet"))
-    opened = open_named(folder)
+    opened = open_pack(folder)
     assert opened.meta.classes == ("red", "blue") and opened.meta.shape == (3, 8, 8)
     assert opened.meta.counts == {
         "saved": {"train": 16, "val": 2, "test": 2},
@@ -220,11 +220,11 @@ def test_a_dataset_folder_without_the_package_or_images(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "text"))
     with pytest.raises(UsageError, match="no column of images") as e:
-        open_named(tmp_path / "text")
+        open_pack(tmp_path / "text")
     assert "`text`" in e.value.hint
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingError, match="takes the package `datasets`") as e:
-        open_named(tmp_path / "text")
+        open_pack(tmp_path / "text")
     assert "pip install 'gzcli[datasets]'" in e.value.hint
 
 
@@ -247,12 +247,12 @@ def places(n):
 def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
     folder = bad_set(tmp_path / "p")
     with pytest.raises(MissingError, match=r"4 pictures of .* do not decode") as e:
-        open_named(folder)
+        open_pack(folder)
     for name in ("train/a/000.png", "train/b/007.png", "test/b/029.png", "train/b/015.png"):
         assert f"`{name}`" in e.value.message
     assert "--skip-bad" in e.value.hint and nothing_half_written()
     import_set(folder, "good", Form(skip_bad=True))
-    opened = open_named("good")
+    opened = open_pack("good")
     assert len(opened.meta.skipped) == 4 and sum(opened.meta.counts.values()) == 26
     seen = []
     for split in SPLITS:
@@ -265,14 +265,14 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
     assert sorted(seen) == sorted(set(range(30)) - {0, 7, 15, 29})
     import_set(folder, "good")  # without the flag: refused again
     with pytest.raises(MissingError, match="4 pictures"):
-        open_named("good")
+        open_pack("good")
 
 
 def test_a_set_of_nothing_but_bad_pictures(tmp_path):
     folder = write(tmp_path / "p", {f"{i}.png": b"x" for i in range(9)})
     import_set(folder, "bad", Form(skip_bad=True))
     with pytest.raises(MissingError, match="none of the pictures"):
-        open_named("bad")
+        open_pack("bad")
     assert nothing_half_written()
 
 
@@ -280,17 +280,17 @@ def test_worker_processes_pack_the_same(tmp_path, monkeypatch):
     folder = bad_set(tmp_path / "p", 300)
     import_set(folder, "one", Form(skip_bad=True))
     import_set(folder, "many", Form(skip_bad=True))
-    one = open_named("one")
+    one = open_pack("one")
     monkeypatch.setattr(workers, "FEW", 10)
     monkeypatch.setattr(workers, "cores", lambda: 2)
     started = []
     monkeypatch.setattr(
         workers, "ProcessPoolExecutor", lambda *a, **k: started.append(a) or ProcessPoolExecutor(*a, **k)
     )
-    many = open_named("many")
+    many = open_pack("many")
     assert started and many.meta.digest == one.meta.digest and many.meta.skipped == one.meta.skipped
     with pytest.raises(UsageError, match="mixed sizes"):  # an error in a worker is the same error
-        open_named(write(tmp_path / "q", {f"{i}.png": png(RED, (8 + (i == 40), 8)) for i in range(60)}))
+        open_pack(write(tmp_path / "q", {f"{i}.png": png(RED, (8 + (i == 40), 8)) for i in range(60)}))
 
 
 def die(block):
@@ -309,21 +309,21 @@ def test_a_worker_that_is_killed(monkeypatch):
 def test_arrays_follow_the_same_rules(tmp_path):
     images = np.zeros((10, 16, 16, 3), np.uint8) + np.array(RED, np.uint8)
     np.savez(tmp_path / "a.npz", images=images)
-    one = open_named(tmp_path / "a.npz", size=8, channels=1)
+    one = open_pack(tmp_path / "a.npz", size=8, channels=1)
     assert one.meta.shape == (1, 8, 8) and one.meta.resized and one.meta.classes == ()
     assert (one.images("train") == round(0.299 * RED[0] + 0.587 * RED[1] + 0.114 * RED[2])).all()
     np.savez(
         tmp_path / "b.npz", images=np.full((10, 8, 8), 65535, np.uint16), labels=np.arange(10)[:, None] % 2
     )
-    two = open_named(tmp_path / "b.npz")
+    two = open_pack(tmp_path / "b.npz")
     assert (
         (two.images("train") == 255).all()
         and two.labels("train").ndim == 1
         and two.meta.classes == ("0", "1")
     )
-    assert open_named("digits", size=8).meta.shape == (1, 8, 8) and open_named("digits", size=8).meta.resized
-    assert open_named("digits", channels=3).meta.shape == (3, 16, 16)
-    assert open_named("digits", size=16).folder == open_named("digits").folder
+    assert open_pack("digits", size=8).meta.shape == (1, 8, 8) and open_pack("digits", size=8).meta.resized
+    assert open_pack("digits", channels=3).meta.shape == (3, 16, 16)
+    assert open_pack("digits", size=16).folder == open_pack("digits").folder
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_arrays_follow_the_same_rules(tmp_path):
 def test_bad_npz(tmp_path, arrays, named):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises((UsageError, MissingError), match=named):
-        open_named(tmp_path / "a.npz")
+        open_pack(tmp_path / "a.npz")
     assert nothing_half_written()
 
 
@@ -399,7 +399,7 @@ def bomb(path: Path) -> Path:
 def test_archives_that_escape_or_explode(tmp_path, make, named):
     path = make(tmp_path)
     with pytest.raises(MissingError, match=named) as e:
-        open_named(path)
+        open_pack(path)
     assert str(path) in e.value.message and e.value.hint
     assert nothing_half_written() and {p.name for p in tmp_path.iterdir()} <= {path.name, "home"}
 
@@ -408,9 +408,9 @@ def test_limit_on_unpacked_bytes(tmp_path, monkeypatch):
     path = as_zip(tmp_path / "a.zip", LAYOUTS["flat"][0])
     monkeypatch.setenv("GZ_MAX_ARCHIVE", "1000")
     with pytest.raises(MissingError, match="unpacks to more than") as e:
-        open_named(path)
+        open_pack(path)
     monkeypatch.setenv("GZ_MAX_ARCHIVE", e.value.hint.split("=")[1].split("`")[0])
-    open_named(path)
+    open_pack(path)
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tar", "a.npz"])
@@ -429,5 +429,5 @@ def test_damaged_archives(tmp_path, name):
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises((MissingError, UsageError)):
-            open_named(tmp_path / name)
+            open_pack(tmp_path / name)
         assert nothing_half_written()

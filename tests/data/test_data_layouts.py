@@ -17,7 +17,7 @@ from gzcli.data.folder import read_pictures
 from gzcli.data.forms import Decoding, Form
 from gzcli.data.kinds import FORMATS
 from gzcli.data.library import import_set
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.own import open_path
 from gzcli.data.pictures import decode
 from gzcli.data.walk import walk
@@ -129,9 +129,9 @@ def test_a_class_called_train(tmp_path):
     assert classes == ("car", "plane", "train") and set(found) == {"train"}
     path = tmp_path / "set"
     import_set(path, "vehicles", Form(layout="classes"))
-    assert open_named("vehicles").meta.classes == ("car", "plane", "train")
+    assert open_pack("vehicles").meta.classes == ("car", "plane", "train")
     import_set(path, "vehicles", Form(layout="flat"))  # said otherwise: packed anew
-    assert open_named("vehicles").meta.classes == ()
+    assert open_pack("vehicles").meta.classes == ()
     with pytest.raises(UsageError, match="in no split of a class"):
         open_path(path, Form(layout="class-splits"))
 
@@ -155,13 +155,13 @@ def test_skipped_files_are_told_when_a_set_is_opened_first(tmp_path):
     }
     said: list[str] = []
     path = write(tmp_path / "set", files)
-    opened = open_named(path, say=said.append)
+    opened = open_pack(path, say=said.append)
     assert said[-1].endswith(
         ": 36 train, 4 val, 3 test; 4 classes airplane … truck; 3 files of unknown kinds skipped (.heic .csv)"
     )
     assert opened.meta.notes == ("3 files of unknown kinds skipped (.heic .csv)",)
     said.clear()
-    open_named(path, say=said.append)
+    open_pack(path, say=said.append)
     assert said == []
 
 
@@ -176,7 +176,7 @@ def test_pictures_of_further_kinds(tmp_path):
 
     if features.check("avif"):
         files |= {"a.avif": png(RED, format="AVIF")}
-    assert sum(open_named(write(tmp_path / "set", files)).meta.counts.values()) == len(files)
+    assert sum(open_pack(write(tmp_path / "set", files)).meta.counts.values()) == len(files)
 
 
 def test_a_folder_of_archives_is_told(tmp_path):
@@ -205,7 +205,7 @@ def test_no_reader_starts_another_program(tmp_path, monkeypatch):
         tmp_path / "set", {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": EPS, "zz.eps": EPS}
     )
     with pytest.raises(MissingError, match=r"`zz\.png` does not decode"):
-        open_named(folder)
+        open_pack(folder)
 
 
 def test_pipes_devices_and_dead_links_are_left_out_and_told(tmp_path):
@@ -222,7 +222,7 @@ def test_pipes_devices_and_dead_links_are_left_out_and_told(tmp_path):
         "2 broken links skipped (`dead.png`)",
         "3 pipe or device files skipped (`pipe.png`)",
     ]
-    assert sum(open_named(folder).meta.counts.values()) == 9
+    assert sum(open_pack(folder).meta.counts.values()) == 9
     assert len(read_pictures(folder, size=8, channels=3, limit=None)) == 9
     for path in (folder / "pipe.png", Path("/dev/zero"), folder / "zero.png"):
         for reading in (
@@ -241,7 +241,7 @@ def test_circles_of_links_end(tmp_path):
             (tmp_path / "set" / name / f"to_{other}").symlink_to(tmp_path / "set" / other)
     files, odd = walk(tmp_path / "set")
     assert len(files) == 8 and len(odd["repeated"]) == 64
-    assert sum(open_named(tmp_path / "set").meta.counts.values()) == 8
+    assert sum(open_pack(tmp_path / "set").meta.counts.values()) == 8
 
 
 def test_a_link_to_a_folder_is_followed(tmp_path):
@@ -256,7 +256,7 @@ def test_a_file_that_grows_without_end_is_not_read(tmp_path):
     with (folder / "huge.png").open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of holes
     with pytest.raises(MissingError, match=r"`.*huge\.png` is larger than any picture"):
-        open_named(folder)
+        open_pack(folder)
 
 
 # --- archives ---
@@ -269,7 +269,7 @@ def test_backslashes_in_a_zip(tmp_path):
                 info = zipfile.ZipInfo("x")
                 info.filename = f"set\\{c}\\{i}.png"  # as programs of Windows write it
                 archive.writestr(info, png(colour))
-    opened = open_named(tmp_path / "a.zip")
+    opened = open_pack(tmp_path / "a.zip")
     assert opened.meta.classes == ("cats", "dogs")
     for image, label in zip(opened.images("train"), opened.labels("train"), strict=True):
         assert image[:, 0, 0].tolist() == list((RED, BLUE)[label])
@@ -284,7 +284,7 @@ def test_labels_of_webdataset(tmp_path, form):
     }
     path = tmp_path / f"a.{form}"
     path = write(path, files) if form == "folder" else (as_tar if form == "tar" else as_zip)(path, files)
-    opened = open_named(path)
+    opened = open_pack(path)
     assert opened.meta.classes == tuple("01234567")
     for image, label in zip(opened.images("train"), opened.labels("train"), strict=True):
         assert image[:, 0, 0].tolist() == list({0: RED, 3: GREEN, 7: BLUE}[int(label)])
@@ -377,7 +377,7 @@ def parquet(path: Path, n: int, label: str = "int64") -> None:
 @pytest.mark.parametrize("label", ["int64", "string"])
 def test_labels_that_are_plain_numbers_or_texts(tmp_path, label):
     parquet(tmp_path / "one.parquet", 20, label)
-    opened = open_named(tmp_path / "one.parquet")
+    opened = open_pack(tmp_path / "one.parquet")
     assert opened.meta.classes == (("0", "1") if label == "int64" else ("blue", "red"))
     red = 0 if label == "int64" else 1
     for image, y in zip(opened.images("train"), opened.labels("train"), strict=True):
@@ -409,5 +409,5 @@ def test_several_sets_in_a_folder_of_parquet(tmp_path):
 
 def test_parquet_leaves_no_cache_and_shows_no_bars(tmp_path, home, capfd):
     parquet(tmp_path / "set" / "train.parquet", 20)
-    open_named(tmp_path / "set")
+    open_pack(tmp_path / "set")
     assert capfd.readouterr() == ("", "") and not (home / "datasets").exists()

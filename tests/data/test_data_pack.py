@@ -23,7 +23,7 @@ from gzcli.data import build, make
 from gzcli.data.forms import Form
 from gzcli.data.library import data_path, import_set, listing, remove, verify
 from gzcli.data.names import data_key, names
-from gzcli.data.open import open_named, peek
+from gzcli.data.open import open_pack, peek
 from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.sets import SPECS, find
 from gzcli.errors import MissingError, UsageError
@@ -39,7 +39,7 @@ def _fresh(home):
 
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.embedded])
 def test_embedded(name):
-    spec, opened = SPECS[name], open_named(name)
+    spec, opened = SPECS[name], open_pack(name)
     meta = opened.meta
     assert (meta.shape, meta.classes, meta.levels) == (spec.shape, spec.classes, spec.levels)
     assert (meta.counts["train"] + meta.counts["val"], meta.counts["test"]) == (spec.n_train, spec.n_test)
@@ -53,7 +53,7 @@ def test_embedded(name):
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    opened, truth = open_named("digits"), load_digits()
+    opened, truth = open_pack("digits"), load_digits()
     found = {}
     for split in SPLITS:
         levels = opened.images(split)[:, 0, ::2, ::2].astype(int) * 17 >> 8
@@ -68,7 +68,7 @@ def test_digits_are_scikit_learns():
 
 
 def test_digits_captioned_and_ab():
-    captioned, ab = open_named("digits-captioned"), open_named("digits_ab")
+    captioned, ab = open_pack("digits-captioned"), open_pack("digits_ab")
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     for split in SPLITS:
         assert captioned.captions(split) == [f"a handwritten {words[y]}" for y in captioned.labels(split)]
@@ -77,7 +77,7 @@ def test_digits_captioned_and_ab():
 
 
 def test_patches_share_no_pixel_between_splits():
-    opened = open_named("patches")
+    opened = open_pack("patches")
     rows = {
         split: {row.tobytes() for image in opened.images(split) for row in image[0]}
         for split in ("train", "test")
@@ -87,14 +87,14 @@ def test_patches_share_no_pixel_between_splits():
 
 def test_not_fetched_when_it_must_not_be(monkeypatch):
     with pytest.raises(MissingError, match="GZ_OFFLINE") as e:
-        open_named("mnist")
+        open_pack("mnist")
     assert e.value.hint.startswith("`gz data download mnist`")
     monkeypatch.delenv("GZ_OFFLINE")
     with pytest.raises(MissingError, match="not in the cache"):
-        open_named("mnist", fetch=False)
+        open_pack("mnist", fetch=False)
     monkeypatch.setattr(make, "FETCHED_UNASKED", 1000)
     with pytest.raises(MissingError, match="large"):
-        open_named("mnist")
+        open_pack("mnist")
 
 
 # --- splits ---
@@ -103,7 +103,7 @@ def test_not_fetched_when_it_must_not_be(monkeypatch):
 def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
     images = np.arange(50, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(50) % 5)
-    opened = open_named(tmp_path / "a.npz")
+    opened = open_pack(tmp_path / "a.npz")
     assert opened.meta.counts == {"train": 40, "val": 5, "test": 5}
     ids = {split: opened.images(split)[:, 0, 0, 0].tolist() for split in SPLITS}
     assert sorted(i for rows in ids.values() for i in rows) == list(range(50)) and all(
@@ -123,7 +123,7 @@ def test_splits_given_are_kept(tmp_path):
         for s, n in (("train", 9), ("val", 4), ("test", 5))
     }
     np.savez_compressed(tmp_path / "m.npz", **data)
-    opened = open_named(tmp_path / "m.npz")
+    opened = open_pack(tmp_path / "m.npz")
     assert opened.meta.counts == {"train": 9, "val": 4, "test": 5} and opened.meta.multilabel
     assert opened.labels("val").shape == (4, 3) and opened.labels("val").dtype == np.uint8
     assert (opened.images("test") == 5).all()
@@ -132,7 +132,7 @@ def test_splits_given_are_kept(tmp_path):
 @pytest.mark.parametrize("n", [1, 2])
 def test_too_few_images(tmp_path, n):
     with pytest.raises(MissingError, match="too few images"):
-        open_named(write(tmp_path / "p", {f"{i}.png": png(RED) for i in range(n)}))
+        open_pack(write(tmp_path / "p", {f"{i}.png": png(RED) for i in range(n)}))
     assert nothing_half_written()
 
 
@@ -142,21 +142,21 @@ def test_too_few_images(tmp_path, n):
 def test_repacked_when_the_files_change(tmp_path):
     folder = write(tmp_path / "p", LAYOUTS["flat"][0])
     said = []
-    first = open_named(folder, say=said.append)
-    assert len(said) == 2 and open_named(folder, say=said.append).meta == first.meta and len(said) == 2
+    first = open_pack(folder, say=said.append)
+    assert len(said) == 2 and open_pack(folder, say=said.append).meta == first.meta and len(said) == 2
     write(folder, {"new.png": png(BLUE)})
     assert peek(folder) is None
-    assert sum(open_named(folder).meta.counts.values()) == 21
-    assert open_named(folder).meta.digest != first.meta.digest
+    assert sum(open_pack(folder).meta.counts.values()) == 21
+    assert open_pack(folder).meta.digest != first.meta.digest
     write(folder, {name: png(BLUE, (4, 4)) for name in [*LAYOUTS["flat"][0], "new.png"]})
-    assert open_named(folder, size=8).meta.resized and open_named(folder).meta.shape == (3, 4, 4)
+    assert open_pack(folder, size=8).meta.resized and open_pack(folder).meta.shape == (3, 4, 4)
 
 
 def test_keys(tmp_path, monkeypatch):
     for parent in ("a", "b"):
         write(tmp_path / parent / "My Photos", LAYOUTS["flat"][0])
-    opened = open_named(tmp_path / "a" / "My Photos")  # asked for by what it is, it is not packed again
-    assert open_named(tmp_path / "a" / "My Photos", size=8, channels=3).folder == opened.folder
+    opened = open_pack(tmp_path / "a" / "My Photos")  # asked for by what it is, it is not packed again
+    assert open_pack(tmp_path / "a" / "My Photos", size=8, channels=3).folder == opened.folder
     keys = {data_key(tmp_path / parent / "My Photos") for parent in "ab"}
     assert len(keys) == 2 and all(key.startswith("my-photos-") for key in keys)
     monkeypatch.chdir(tmp_path / "a")
@@ -169,16 +169,16 @@ def test_keys(tmp_path, monkeypatch):
 
 def test_names_that_are_not_there():
     with pytest.raises(UsageError, match="no data set `mnits`") as e:
-        open_named("mnits")
+        open_pack("mnits")
     assert "`mnist`" in e.value.hint
     with pytest.raises(UsageError):
         find("mnits")
     with pytest.raises(MissingError, match="there is no"):
-        open_named("./nowhere/photos.zip")
+        open_pack("./nowhere/photos.zip")
     with pytest.raises(UsageError, match="between 4 and 1024"):
-        open_named("digits", size=2)
+        open_pack("digits", size=2)
     with pytest.raises(UsageError, match=r"1 \(grey\) or 3"):
-        open_named("digits", channels=2)
+        open_pack("digits", channels=2)
 
 
 def test_import_list_verify_remove(tmp_path):
@@ -186,7 +186,7 @@ def test_import_list_verify_remove(tmp_path):
     assert import_set(path, "my-set")["classes"] == ["blue", "green", "red"]
     row = next(row for row in listing() if row["name"] == "my-set")
     assert row["classes"] == 3 and not row["cached"] and "my-set" in names()
-    opened = open_named("my_set")
+    opened = open_pack("my_set")
     assert opened.meta.name == data_key("my-set") == "my-set" and data_path("my-set") == opened.folder
     row = next(row for row in listing() if row["name"] == "my-set")
     assert (row["cached"], row["size"], row["channels"], row["n_train"] + row["n_test"]) == (True, 8, 3, 24)
@@ -209,11 +209,11 @@ def test_an_imported_set_outlives_its_files(tmp_path):
     path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
     import_set(path, "kept")
     import_set(path, "lost")
-    open_named("kept")
+    open_pack("kept")
     path.unlink()
-    assert open_named("kept").meta.counts["train"] and listing()
+    assert open_pack("kept").meta.counts["train"] and listing()
     with pytest.raises(MissingError, match="is gone"):
-        open_named("lost")
+        open_pack("lost")
 
 
 def test_a_size_is_packed_once_whether_channels_are_asked_for_or_told(tmp_path):
@@ -223,12 +223,12 @@ def test_a_size_is_packed_once_whether_channels_are_asked_for_or_told(tmp_path):
         (write(tmp_path / "colour", LAYOUTS["flat"][0]), 3),
         (write(tmp_path / "grey", grey), 1),
     ):
-        first = open_named(folder, size=6)
-        assert open_named(folder, size=6, channels=channels).folder == first.folder and peek(
+        first = open_pack(folder, size=6)
+        assert open_pack(folder, size=6, channels=channels).folder == first.folder and peek(
             folder, size=6, channels=channels
         )
-        other = open_named(folder, size=6, channels=4 - channels)
-        assert other.folder != first.folder and open_named(folder, size=6).meta.shape[0] == channels
+        other = open_pack(folder, size=6, channels=4 - channels)
+        assert other.folder != first.folder and open_pack(folder, size=6).meta.shape[0] == channels
         assert peek(folder) is None and peek(folder, size=7) is None
         assert len(list(first.folder.parent.glob("*/meta.json"))) == 2
 
@@ -238,7 +238,7 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
     (folder / "red" / "dead.png").symlink_to(tmp_path / "nowhere.png")
     for name in ("kept", "lost"):
         assert run(["data", "import", str(folder), "--name", name, "-q"]) == 0
-    remove_tree(open_named("lost").folder)
+    remove_tree(open_pack("lost").folder)
     capsys.readouterr()
     monkeypatch.setattr("gzcli.data.cached.walk", lambda *_: pytest.fail("the files of a set are looked at"))
     assert run(["data", "list"]) == run(["data", "verify"]) == run(["train", "vae", "--dry-run"]) == 0
@@ -266,13 +266,13 @@ def test_read_only_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", refused)
     with pytest.raises(MissingError, match="No space left"):
-        open_named(folder)
+        open_pack(folder)
     assert nothing_half_written()
 
 
 def test_two_processes_pack_once(tmp_path):
     path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
-    code = f"from gzcli.data.open import open_named; open_named({str(path)!r}, say=print)"
+    code = f"from gzcli.data.open import open_pack; open_pack({str(path)!r}, say=print)"
     two = [
         subprocess.Popen(
             [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
@@ -287,7 +287,7 @@ def test_two_processes_pack_once(tmp_path):
 
 
 def test_looking_at_metadata_imports_nothing_heavy():
-    open_named("digits")
+    open_pack("digits")
     code = (
         "import sys; from gzcli.data.library import listing; from gzcli.data.open import peek; "
         "from gzcli.data.names import data_key; "
@@ -323,7 +323,7 @@ def test_memory_is_bounded(tmp_path):
 )
 def test_real_sets(shared_data, name):
     path = next((shared_data / "sets").glob(f"{name}.*"))
-    opened = open_named(path)
+    opened = open_pack(path)
     assert opened.images("train").std() > 20 and len(opened.meta.classes) in (2, 10)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:

@@ -22,7 +22,7 @@ from server import serve
 
 from gzcli.data import parsers
 from gzcli.data.library import listing, verify
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.sets import SPECS
 from gzcli.errors import MissingError
 from gzcli.store.paths import cache_dir
@@ -365,7 +365,7 @@ def test_by_name(name, tmp_path, monkeypatch):
         monkeypatch.setattr("gzcli.data.http.BACKOFF", 0.01)
         monkeypatch.setenv("GZ_MIRROR", server.url)
         fetch(name)
-    check(open_named(name), spec, labels, classes, spec.size)
+    check(open_pack(name), spec, labels, classes, spec.size)
     assert len(verify(name)["files"]) == len(spec.files)
     assert next(row for row in listing() if row["name"] == name)["cached"]
 
@@ -378,7 +378,7 @@ def test_medmnist_comes_in_four_sizes(asked, side, tmp_path, monkeypatch):
     spec, labels, classes = publish("pneumoniamnist", tmp_path, monkeypatch, asked)
     assert spec.size == side
     monkeypatch.setenv("GZ_MIRROR", str(tmp_path))
-    check(open_named("pneumoniamnist", size=asked), spec, labels, classes, asked)
+    check(open_pack("pneumoniamnist", size=asked), spec, labels, classes, asked)
 
 
 @pytest.mark.parametrize("name", ["places365", "celeba", "tinyimagenet", "imagenet"])
@@ -389,20 +389,20 @@ def test_large_sets_stream(name, tmp_path, monkeypatch):
     from gzcli.data.fetch import fetch
 
     fetch(name)
-    packed = open_named(name)
+    packed = open_pack(name)
     every = {split: packed.images(split)[:].copy() for split in SPLITS}
     rows = {split: packed.labels(split).copy() for split in SPLITS}
     for folder in cache_dir("packs", name).iterdir():
         if folder.is_dir():
             (folder / "meta.json").unlink()
     monkeypatch.setenv("GZ_PACK_LIMIT", "1000")
-    streamed = open_named(name)
+    streamed = open_pack(name)
     assert streamed.meta.streamed and not (streamed.folder / "train.npy").exists()
     assert all(
         (streamed.images(s)[:] == every[s]).all() and (streamed.labels(s) == rows[s]).all() for s in SPLITS
     )
     monkeypatch.delenv("GZ_PACK_LIMIT")
-    assert not open_named(name).meta.streamed  # the limit was raised: it is packed now
+    assert not open_pack(name).meta.streamed  # the limit was raised: it is packed now
 
 
 @pytest.mark.parametrize("way", ["archives", "folders"])
@@ -423,7 +423,7 @@ def test_imagenet_from_the_users_own_copy(way, tmp_path, monkeypatch):
         labels = {split: sorted(y) for split, y in labels.items()}
     fetch("imagenet", source=str(own))
     assert all(path.is_symlink() for path in raw_dir(spec).iterdir() if not path.name.startswith("."))
-    check(open_named("imagenet", size=32), spec, labels, WNIDS, 32)
+    check(open_pack("imagenet", size=32), spec, labels, WNIDS, 32)
     before = sorted(str(path) for path in own.rglob("*"))
     remove("imagenet")
     assert sorted(str(path) for path in own.rglob("*")) == before
@@ -525,7 +525,7 @@ def test_files_cut_off_after_they_were_fetched(name, file, named, tmp_path, monk
         half + bytes(len(data) - len(half)) if name != "celeba" else half.ljust(len(data), b"\n")
     )
     with pytest.raises(MissingError, match=named) as e:
-        open_named(name)
+        open_pack(name)
     assert e.value.hint
     packs = cache_dir("packs")
     assert not packs.exists() or not [
@@ -547,7 +547,7 @@ def test_mnist_from_the_official_files(shared_data, monkeypatch):
     from torchvision.datasets import MNIST  # its parser, for the same files
 
     monkeypatch.setenv("GZ_MIRROR", f"{shared_data}/mirror")
-    opened = open_named("mnist")
+    opened = open_pack("mnist")
     assert opened.meta.counts == {"train": 58000, "val": 2000, "test": 10000}
     raw = cache_dir("raw", "mnist")
     folder = raw.parent / "MNIST" / "raw"

@@ -10,7 +10,7 @@ from pictures import BLUE, GREEN, RED, png, write
 from PIL import Image
 
 from gzcli.data.forms import Decoding
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.pictures import decode
 
 
@@ -62,10 +62,10 @@ def test_resize_is_antialiased_and_cropped_to_the_centre(tmp_path):
         out = io.BytesIO()
         Image.fromarray(stripes).save(out, "PNG")
         files[f"{i}.png"] = out.getvalue()
-    opened = open_named(write(tmp_path / "p", files), size=16)
+    opened = open_pack(write(tmp_path / "p", files), size=16)
     assert opened.meta.shape == (3, 16, 16) and opened.meta.resized
     assert np.abs(opened.images("train").astype(int) - 127).max() < 12
-    mixed = open_named(
+    mixed = open_pack(
         write(tmp_path / "q", {"a.png": png(RED), "b.png": png(RED, (20, 9)), "c.png": png(RED)}), size=8
     )
     assert mixed.meta.resized and mixed.meta.shape == (3, 8, 8)

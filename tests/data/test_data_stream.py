@@ -23,7 +23,7 @@ from PIL import Image
 from gzcli.data import stream
 from gzcli.data.batches import TrainBatches, scan
 from gzcli.data.forms import Decoding
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.data.raw_images import Span
 from gzcli.data.stream import Pictures, Prefetch, worker_count, write_index
@@ -60,14 +60,14 @@ def _in_this_process(home, monkeypatch):
 def streamed(path: Path, monkeypatch, **options) -> Pack:
     with monkeypatch.context() as patch:
         patch.setenv("GZ_PACK_LIMIT", "1")
-        pack = open_named(path, **options)
+        pack = open_pack(path, **options)
     assert pack.meta.streamed and isinstance(pack.images("train"), Pictures)
     return pack
 
 
 def both(path: Path, monkeypatch) -> tuple[Pack, Pack]:
     """The same files packed and streamed."""
-    packed = open_named(path)
+    packed = open_pack(path)
     monkeypatch.setenv("GZ_HOME", str(path.parent / "other home"))
     return packed, streamed(path, monkeypatch)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pixelwise import fake_run, fitted
 
 from gzcli.data.batches import scan
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine import bench, likelihood
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, MissingError, UsageError
@@ -56,7 +56,7 @@ def test_two_models_side_by_side(load, tmp_path):
         result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
         and len(made["floor_draws"]["fd"]) == 5
     )
-    assert made["features"] == lenet(open_named("digits")).hash and made["versions"]["torch-fidelity"]
+    assert made["features"] == lenet(open_pack("digits")).hash and made["versions"]["torch-fidelity"]
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     assert min(Image.open(tmp_path / "bench.png").size) > 100
 
@@ -74,7 +74,7 @@ def test_figures_follow_from_the_kept_samples(load, tmp_path):
     (path,) = (tmp_path / "samples").glob("plain-*.npz")
     samples = np.load(path)["samples"]
     assert samples.shape == (200, 16, 16, 1) and samples.dtype == np.uint8
-    pack = open_named("digits")
+    pack = open_pack("digits")
     net = lenet(pack)
     fd = frechet_distance(net.features(samples.transpose(0, 3, 1, 2)), net.features(pack.images("test")))
     assert row["metrics"]["fd"] == pytest.approx(fd, rel=1e-9)
@@ -93,7 +93,7 @@ def test_kept_samples_are_used_again_and_another_seed_makes_others(load, tmp_pat
 def test_bpd_is_the_mean_code_length_of_the_test_split(load, tmp_path):
     trained = load("plain")
     row = run(tmp_path, "plain", metrics=("bpd",))["rows"][0]
-    k = (np.asarray(open_named("digits").images("test")).astype(int) * 17) >> 8
+    k = (np.asarray(open_pack("digits").images("test")).astype(int) * 17) >> 8
     logp = np.log(trained.model.table.numpy())
     nll = -np.take_along_axis(logp[None], k.reshape(355, -1)[..., None], 2).sum((1, 2))
     assert row["metrics"] == {"bpd": pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)}
@@ -110,7 +110,7 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     plain, classes = result["rows"]
     assert set(plain["metrics"]) == {"bpd"} and set(classes["metrics"]) == {"bpd", "bpd|y"}
     assert any("not to be compared" in note for note in result["notes"])
-    pack = open_named("digits")
+    pack = open_pack("digits")
     k = (np.asarray(pack.images("test")).astype(int) * 17) >> 8
     logp = np.log(trained.model.table.numpy()).astype(float)  # [classes, pixels, levels]
     of_class = np.stack(
@@ -154,7 +154,7 @@ def test_binary_models_have_nats_and_no_fd(load, tmp_path):
     result = run(tmp_path, "binary")
     metrics = result["rows"][0]["metrics"]
     assert set(metrics) == {"tv", "nats", "samples_per_s"} and result["floor"] == {}
-    pack, total = open_named("digits"), 0.0
+    pack, total = open_pack("digits"), 0.0
     for batch in scan(pack, "test", batch_size=355, levels=2, device="cpu"):
         total -= float(trained.model.log_prob(batch.x, noise=None).sum())
     assert metrics["nats"] == pytest.approx(total / 355, rel=1e-5)

@@ -9,7 +9,7 @@ from helpers import gz, recipe, trainer
 from zoo import Case
 
 from gzcli.data.batches import quantise, scan
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine import sampler
 from gzcli.engine.latent import MEASURED, new_space
 from gzcli.engine.scores import Scorer
@@ -91,7 +91,7 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
     assert images.shape == (5, 1, 16, 16) and images.std() > 10
     again = sampler.draw(found, 2, seed=1)
     assert np.abs(images[:2].astype(int) - again).max() <= 1
-    pack = open_named("digits")
+    pack = open_pack("digits")
     scorer = Scorer(found, ["recon", "path"], options={"starts": 2})
     few = list(scan(pack, "test", batch_size=8, levels=17, device="cpu", index=range(16)))
     scorer.fit(few, few)
@@ -134,7 +134,7 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(f"{kl}/vae")
-    pack = open_named("digits")
+    pack = open_pack("digits")
     space = new_space(kl, "cpu", pack, 17)
     x = quantise(torch.from_numpy(np.asarray(pack.images("test")[:4])), 17)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from gzcli.cli import out
 from gzcli.data import benchmarks
 from gzcli.data.batches import scan, to_uint8
 from gzcli.data.benchmarks import Benchmark
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine import ood, ood_table
 from gzcli.engine.images import affordable, subset
 from gzcli.engine.log import Log
@@ -89,7 +89,7 @@ def test_result_files_and_figures_agree(trained, tmp_path):
 def test_nll_typicality_and_complexity_are_what_they_say(trained, tmp_path):
     ood.run(job(n=60), tmp_path, torch.device("cpu"), Log())
     rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "in"]
-    pack = open_named("digits")
+    pack = open_pack("digits")
 
     def nll(images):
         k = (np.asarray(images).astype(int) * 17) >> 8
@@ -120,7 +120,7 @@ def test_nll_typicality_and_complexity_are_what_they_say(trained, tmp_path):
 
 
 def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):
-    pack = open_named("digits")
+    pack = open_pack("digits")
     batches = list(scan(pack, "test", batch_size=10, levels=17, device="cpu", index=np.arange(20)))
     singles = list(scan(pack, "test", batch_size=1, levels=17, device="cpu", index=np.arange(20)))
     for names in (["nll", "gradnorm", "noisy"], ["noisy"]):
@@ -142,7 +142,7 @@ def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):
 
 def test_gradnorm_is_the_norm_of_the_gradient_of_all_parameters(trained):
     """For independent softmax pixels ∂ log p(x) / ∂ logits = onehot(x) − p."""
-    pack = open_named("digits")
+    pack = open_pack("digits")
     batch = next(scan(pack, "test", batch_size=6, levels=17, device="cpu"))
     found = Scorer(trained, ["gradnorm"])(batch)["gradnorm"]
     k = (np.asarray(pack.images("test")[:6]).astype(int) * 17) >> 8
@@ -155,7 +155,7 @@ def test_the_ensemble_is_the_sum_of_log_densities_among_validation_images(traine
     """Against scikit-learn's kernel densities at the same bandwidth (Scott's rule)."""
     from sklearn.neighbors import KernelDensity
 
-    pack = open_named("digits")
+    pack = open_pack("digits")
     val, test = (next(scan(pack, split, batch_size=60, levels=17, device="cpu")) for split in ("val", "test"))
     scorer = Scorer(trained, ["ensemble", "nll", "far", "noisy"])
     scorer.fit([val], [])
@@ -175,7 +175,7 @@ def test_the_ensemble_is_the_sum_of_log_densities_among_validation_images(traine
 def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatch):
     flat = Pixelwise(trained.info, table=torch.full_like(trained.model.table, 1 / 17))
     other = fake_run(tmp_path, monkeypatch, ood, model=flat, name="flat")
-    batch = next(scan(open_named("digits"), "test", batch_size=6, levels=17, device="cpu"))
+    batch = next(scan(open_pack("digits"), "test", batch_size=6, levels=17, device="cpu"))
     scorer = Scorer(trained, ["nll", "ratio"], background=other)
     found = scorer(batch)
     assert np.allclose(found["ratio"], found["nll"] - 256 * math.log(17), rtol=1e-5)
@@ -185,7 +185,7 @@ def test_ratio_is_the_difference_to_the_background(trained, tmp_path, monkeypatc
 
 
 def test_options_reach_the_scores_that_take_them(trained, tmp_path):
-    batch = next(scan(open_named("digits"), "test", batch_size=9, levels=17, device="cpu"))
+    batch = next(scan(open_pack("digits"), "test", batch_size=9, levels=17, device="cpu"))
     plain, squared = Scorer(trained, ["far"]), Scorer(trained, ["far"], options={"power": 2.0, "other": 1})
     plain.fit([batch], [])
     assert np.allclose(plain(batch)["far"] ** 2, squared(batch)["far"], rtol=1e-5)
@@ -205,7 +205,7 @@ def test_options_of_a_score_may_be_a_dataclass(trained, monkeypatch):
         return torch.full((len(x),), far.scale * 2.0**far.power + shift)
 
     monkeypatch.setattr(Pixelwise, "score_far", score_far)
-    batch = next(scan(open_named("digits"), "test", batch_size=2, levels=17, device="cpu"))
+    batch = next(scan(open_pack("digits"), "test", batch_size=2, levels=17, device="cpu"))
     for options, value in (({}, 40), ({"power": 2.0}, 20), ({"scale": 1.0, "shift": 7.0}, 15)):
         scorer = Scorer(trained, ["far"], options=options)
         assert scorer(batch)["far"].tolist() == [value] * 2 and scorer.unused == []
@@ -222,7 +222,7 @@ def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch, 
     monkeypatch.setattr(Pixelwise, "fitted_on_train", ("knn",))
     for score, split in (("far", "val"), ("knn", "train")):
         ood.run(job(scores=(score,), n=n), tmp_path, torch.device("cpu"), Log())
-        images = open_named("digits").images(split)
+        images = open_pack("digits").images(split)
         seen = torch.cat([batch.x for batch in trained.model.fitted])
         assert torch.allclose(seen, ((torch.from_numpy(np.array(images)).long() * 17) >> 8) / 8 - 1)
 
@@ -236,8 +236,7 @@ def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
         job(run="wgan", scores=("knn",), n=None, options={"k": 20}), tmp_path, torch.device("cpu"), Log()
     )
     assert (
-        len(model.bank) == len(open_named("digits").images("train"))
-        and result["results"][0]["score"] == "knn"
+        len(model.bank) == len(open_pack("digits").images("train")) and result["results"][0]["score"] == "knn"
     )
 
 
@@ -285,7 +284,7 @@ def test_a_benchmark_has_groups_with_means_and_names_what_is_missing(trained, tm
     mean = next(row for row in found if row["out"] == "mean of far" and row["score"] == "nll")
     single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
     assert mean["auroc"] == single["auroc"] and mean["group"] == "far"
-    said = ood_table.notes(rows, {name: open_named(name) for name in ("digits-ab",)}, 17, toy)
+    said = ood_table.notes(rows, {name: open_pack(name) for name in ("digits-ab",)}, 17, toy)
     assert said[0].startswith("left out of `toy`: svhn, patches, notmnist")
 
 
@@ -312,7 +311,7 @@ def test_baselines_of_a_binary_run_are_of_the_sets_own_bytes(trained, tmp_path, 
     assert any("binarised" in note and "own bytes" in note for note in result["notes"])
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     for role, name in (("in", "digits"), ("out", "digits-ab")):
-        images = open_named(name).images("test")[subset(355, 40)]
+        images = open_pack(name).images("test")[subset(355, 40)]
         found = [row for row in rows if row["role"] == role]
         assert np.allclose([float(row["png"]) for row in found], png_size(images))
         assert np.allclose([float(row["mean"]) for row in found], pixel_mean(images))

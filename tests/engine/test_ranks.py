@@ -14,7 +14,7 @@ import torch
 from pixelwise import Pixelwise, fake_run, fitted
 
 import gzcli.ranks as of_one
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine import bench, ood
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, GzError
@@ -127,7 +127,7 @@ def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
 
 def test_two_ranks_compare_as_one_does(ranks, tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, bench, model=fitted(conditional=True))
-    lenet(open_named("digits"))
+    lenet(open_pack("digits"))
     folders = [tmp_path / name for name in ("one", "rank0", "rank1")]
     [folder.mkdir() for folder in folders]
     one = bench.run(BENCH, folders[0], torch.device("cpu"), Log())

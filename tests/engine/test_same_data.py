@@ -14,7 +14,7 @@ from gzcli import launch
 from gzcli.cli import app
 from gzcli.data import same
 from gzcli.data.names import locate
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.errors import MissingError
 from gzcli.planning import anchored
 from gzcli.recipe.recipe import recipe_of
@@ -102,7 +102,7 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
     photos = classes(tmp_path / "photos", "cat", "dog", "eel")
     assert gz("train", "vae", "--data", str(photos), "--steps", "5")[0] == 0
     (run,) = runs.all_runs()
-    same.remember(run.path, open_named(photos).meta)  # as the engine does
+    same.remember(run.path, open_pack(photos).meta)  # as the engine does
     assert gz("train", run.id, "--resume")[0] == 0
     run.update(state="finished", code=0)
     shutil.rmtree(photos / "cat")
@@ -113,9 +113,9 @@ def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
     assert run.state == "finished" and run.tree()["train"]["steps"] == 5  # it is what it was
     classes(photos, "cat")
     with pytest.raises(MissingError) as e:
-        same.check(run.path, replace(open_named(photos).meta, digest="x"))
+        same.check(run.path, replace(open_pack(photos).meta, digest="x"))
     assert e.value.message.endswith("other pixels, labels or texts")
-    same.check(run.path, open_named(photos).meta)  # put back as they were
+    same.check(run.path, open_pack(photos).meta)  # put back as they were
 
 
 def test_what_has_changed_is_named():
@@ -144,7 +144,7 @@ def test_what_has_changed_is_named():
 
 def test_another_set_is_no_change(home):
     run = runs.create("vae", "digits")
-    digits = open_named("digits").meta
+    digits = open_pack("digits").meta
     other = replace(digits, name="patches", digest="x")
     same.check(run.path, digits)  # an older run, which recorded nothing
     same.remember(run.path, digits)

@@ -168,10 +168,10 @@ def test_each_stage_is_a_whole_run(trained):
 
 def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
     from gzcli.data.batches import scan
-    from gzcli.data.open import open_named
+    from gzcli.data.open import open_pack
 
     codes = np.load(trained.stage("prior").path / "prepared" / "codes.npy")
-    pack, tokenizer = open_named("digits"), load_trained(trained.stage("tokenizer"), "cpu").model
+    pack, tokenizer = open_pack("digits"), load_trained(trained.stage("tokenizer"), "cpu").model
     index = [0, 7, 1000, len(codes) - 1]
     batch = next(scan(pack, "train", batch_size=4, levels=17, device="cpu", index=index))
     assert np.array_equal(codes[index], tokenizer.encode(batch.x).flatten(1).numpy())

@@ -15,7 +15,7 @@ from torch import nn
 from zoo import CASES
 
 from gzcli.data.batches import TrainBatches, to_uint8
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine import optim, state
 from gzcli.errors import UsageError
 from gzcli.models.gan.cyclegan import MEMORY, CycleGAN
@@ -362,7 +362,7 @@ def batches(pack, **options) -> TrainBatches:
 
 
 def test_each_domain_has_epochs_of_its_own(folder):
-    pack = open_named(folder)
+    pack = open_pack(folder)
     labels, source = pack.labels("train"), batches(pack)
     every = [{bytes(image) for image in pack.images("train")[labels == k]} for k in (0, 1)]
     assert [len(known) for known in every] != [30, 20], "some are held out"
@@ -381,7 +381,7 @@ def test_each_domain_has_epochs_of_its_own(folder):
 
 def test_domains_are_not_paired():
     """digits-ab has equally many of each: partners change from epoch to epoch."""
-    source = batches(open_named("digits-ab"), levels=17, batch_size=72)
+    source = batches(open_pack("digits-ab"), levels=17, batch_size=72)
     partners = {}
     for step in range(30):
         part = source.at(step)
@@ -392,7 +392,7 @@ def test_domains_are_not_paired():
 
 @pytest.mark.parametrize(("levels", "augment"), [(256, ()), (2, ("hflip", "crop=2"))])
 def test_a_batch_is_a_function_of_seed_and_step_whatever_the_processes(folder, levels, augment):
-    pack, options = open_named(folder), {"levels": levels, "augment": augment}
+    pack, options = open_pack(folder), {"levels": levels, "augment": augment}
     source = batches(pack, **options)
     forward = [source.at(step) for step in (0, 1, 9, 30)]
     for step, whole in zip((30, 9, 1, 0), forward[::-1], strict=True):
@@ -414,7 +414,7 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_the_processes(folder, l
 
 
 def test_a_subset_is_of_each_domain(folder):
-    source = batches(open_named(folder), n=3)
+    source = batches(open_pack(folder), n=3)
     seen = [source.at(step) for step in range(6)]
     for x in (
         torch.cat([part.x for part in seen]),
@@ -425,10 +425,10 @@ def test_a_subset_is_of_each_domain(folder):
 
 def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, monkeypatch):
     monkeypatch.setenv("GZ_WORKERS", "0")
-    packed = batches(open_named(folder), augment=("crop=2",))
+    packed = batches(open_pack(folder), augment=("crop=2",))
     monkeypatch.setenv("GZ_HOME", str(home / "other"))
     monkeypatch.setenv("GZ_PACK_LIMIT", "1")
-    lazy = batches(open_named(folder), augment=("crop=2",))
+    lazy = batches(open_pack(folder), augment=("crop=2",))
     lazy.at(0)
     reader = lazy.ahead._open["batches"]
     for step in range(20):
@@ -453,5 +453,5 @@ def test_sets_without_two_domains(folder):
         path.rename(folder / "trainA" / path.name)
     (folder / "trainB").rmdir()
     with pytest.raises(UsageError, match="two domains") as e:
-        batches(open_named(folder))
+        batches(open_pack(folder))
     assert "trainA" in e.value.hint

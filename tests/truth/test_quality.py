@@ -13,7 +13,7 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine.quality import total_variation
 from gzcli.errors import MissingError, UsageError
 from gzcli.metrics import features
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("quality")  # one worker makes what these t
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_named("digits")
+    return open_pack("digits")
 
 
 @pytest.fixture(scope="module")

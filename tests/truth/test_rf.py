@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_fm import Exact, batch, noise
 
-from gzcli.data.open import open_named
+from gzcli.data.open import open_pack
 from gzcli.engine.prepared import TrainImages
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
@@ -158,7 +158,7 @@ def test_a_student_starts_as_its_teacher_and_learns_alone():
 
 def test_pairs_have_noise_of_their_own():
     """Samples from the noise of training pairs would be those pairs, and so would held-out losses."""
-    images = TrainImages(open_named("digits"), 17, torch.device("cpu"), 0, ())
+    images = TrainImages(open_pack("digits"), 17, torch.device("cpu"), 0, ())
     drawn = next(images.scan(range(4), purpose="prepare", batch_size=4)).noise.randn(4, 8)
     assert not torch.isclose(drawn, ImageNoise(0, range(4)).randn(4, 8)).any()
 
