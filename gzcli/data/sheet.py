@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def draw(pack: Pack, path: Path) -> Path:
     side, channels = pack.meta.shape[1], pack.meta.shape[0]
     scale = max(1, round(SIDE / side))
     cell = side * scale + PAD
-    font = _font()
+    font = font_of(TEXT - 2)
     margin = int(max(font.getlength(text) for name, remark, _ in rows for text in (name, remark))) + 4 * PAD
     width = margin + COLUMNS * cell
     letters = int(width / font.getlength("n"))
@@ -101,10 +102,12 @@ def _short(name: str) -> str:
     return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
-def _font() -> Any:
-    """Matplotlib's own, which has the letters of most languages."""
+@cache
+def font_of(height: int) -> ImageFont.FreeTypeFont:
+    """The font of matplotlib's figures, which has the letters of most languages.
+
+    height: height of its letters in pixels.
+    """
     import matplotlib
 
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT - 2
-    )
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), height)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gzcli.data.sheet import font_of
 
 CELL = 64  # approximate side in pixels of an image on a sheet: small images are enlarged by whole numbers
 PAPER = 224  # grey level of the background, against which white images have an edge
@@ -75,7 +76,8 @@ def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndar
     channels, height, width = rows[0].images[0].shape
     scale = max(1, CELL // width)
     high, wide = height * scale + GAP, width * scale + GAP
-    names = max(round(_font().getlength(row.name)) for row in rows)
+    font = font_of(FONT)
+    names = max(round(font.getlength(row.name)) for row in rows)
     left = MARGIN + (names + MARGIN if names else 0)
     top = MARGIN + (FONT + MARGIN if marks else 0)
     size = (
@@ -86,11 +88,11 @@ def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndar
     draw = ImageDraw.Draw(canvas)
     for j, mark in enumerate(marks):
         middle = left + j * wide + (wide - GAP) // 2
-        draw.text((middle, top - MARGIN // 2), fitting(mark, wide - GAP), "black", _font(), "ms")
+        draw.text((middle, top - MARGIN // 2), fitting(mark, wide - GAP), "black", font, "ms")
     y = top
     for block in blocks:
         for row in block:
-            draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", _font(), "rm")
+            draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", font, "rm")
             for j, image in enumerate(row.images):
                 pixels = image.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
                 pixels = pixels.squeeze(2) if channels == 1 else pixels
@@ -103,19 +105,11 @@ def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndar
 
 def fitting(text: str, width: int) -> str:
     """The text, cut short with `…` where it is wider than `width` pixels."""
-    if _font().getlength(text) <= width:
+    length = font_of(FONT).getlength
+    if length(text) <= width:
         return text
-    kept = next((k for k in range(len(text) - 1, 0, -1) if _font().getlength(text[:k] + "…") <= width), 1)
+    kept = next((k for k in range(len(text) - 1, 0, -1) if length(text[:k] + "…") <= width), 1)
     return text[:kept] + "…"
-
-
-@cache
-def _font() -> Any:
-    """The font of matplotlib's figures, which has more characters than Pillow's own."""
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT)
 
 
 def histograms(

@@ -63,9 +63,8 @@ def test_a_folder_that_holds_anything_is_never_written_into(call, run, engine, t
     assert call("sample", "mine", "--out", str(run.path))[0] == 2 and run.status() == status
     assert call("sample", "mine", "--out", str(run.path / "run.yaml"))[0] == 2
     assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 0
-    assert (
-        call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 2
-    )  # two runs' files would be mixed
+    # files of two jobs would be mixed
+    assert call("sample", "mine", "--out", str(tmp_path / "new" / "one"))[0] == 2
     (tmp_path / "empty").mkdir()
     assert call("sample", "mine", "--out", str(tmp_path / "empty"))[0] == 0
     assert (

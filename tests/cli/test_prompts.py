@@ -305,11 +305,10 @@ def test_the_card_tells_of_prompts_and_pictures(tmp_path, monkeypatch):
     (root / "sd").mkdir(parents=True)
     (root / "base.py").write_text("class Model:\n    def sample(self, n): ...\n")
     (root / "sd" / "lora.py").write_text(
-        "from gzcli.models.base import Model\nclass Lora(Model):\n    paper = 'x'\n    needs = ('caption', "
-        "'before')\n"
-        "    def sample(self, n, *, labels: Tensor | None = None, noise: Noise, progress: Progress, "
-        "prompt: str | None = None,\n"
-        "               before: Tensor | None = None, scale: float = 1.0): ...\n"
+        "from gzcli.models.base import Model\n"
+        "class Lora(Model):\n    paper = 'x'\n    needs = ('caption', 'before')\n"
+        "    def sample(self, n, *, labels: Tensor | None = None, noise: Noise, progress: Progress,\n"
+        "               prompt: str | None = None, before: Tensor | None = None, scale: float = 1.0): ...\n"
     )
     for module in (sources, catalog):
         monkeypatch.setattr(module, "ROOT", root)

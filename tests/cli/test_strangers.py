@@ -33,9 +33,8 @@ def test_a_recipe_starts_no_program(call, tmp_path, monkeypatch):
     for words in (("train", run.id), ("train", run.id, "--resume"), ("train", "vae", "--resume")):
         call(*words)
         assert all(plan.extra == () for plan in started[1:])
-    (run.path / "run.yaml").write_text(
-        text.replace("[--no_python, touch, X]", "[]")
-    )  # of a run made before today
+    # older runs have the key, without a value
+    (run.path / "run.yaml").write_text(text.replace("[--no_python, touch, X]", "[]"))
     assert resolve(str(run.path / "run.yaml")).card.name == "vae"
     env = {"command": ["gz", "train", "vae", "--", "--debug"]}
     (run.path / "env.json").write_text(json.dumps(env))

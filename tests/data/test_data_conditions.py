@@ -267,9 +267,8 @@ def test_a_map_is_cropped_as_its_image(tmp_path):
         for image, control in zip(opened.images(split), opened.further(split)["control"], strict=True):
             assert np.abs(image.astype(int) - control).mean() < 12 and image[:, 2:14, 2:14].max() > 200
             sides = image[0, 3:13, 0].mean(), image[0, 0, 3:13].mean()
-            assert (
-                min(sides) < 60 and max(sides) > 200
-            )  # aspect kept: one pair of sides was cut off, the other is the frame
+            # aspect kept: one pair of sides was cut off, the other is the frame
+            assert min(sides) < 60 and max(sides) > 200
     with pytest.raises(UsageError, match="not square"):
         open_pack(folder)
 

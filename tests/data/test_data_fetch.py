@@ -569,9 +569,8 @@ def test_by_hand_what_a_program_is_refused(site, tmp_path, monkeypatch):
         )
         assert e.value.hint == by_hand
         server.faults.extend(["html"] * 2)
-        with pytest.raises(
-            MissingError, match=r"^`a\.bin` of `toy`"
-        ):  # no page to get the rest at: no use to go on
+        # without a page for a browser there is no use in fetching the other files
+        with pytest.raises(MissingError, match=r"^`a\.bin` of `toy`"):
             fetch(replace(spec, page=""))
         server.requests.clear()
         fetch(spec, source=str(site))

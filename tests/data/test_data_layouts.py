@@ -67,9 +67,8 @@ def test_splits_below_classes(tmp_path):
 def test_a_lone_folder_in_each_split_means_nothing(tmp_path):
     classes, found, _ = read(tmp_path, images("train/images", "test/images"))
     assert classes == () and found == {"train": Counter({None: 4}), "test": Counter({None: 4})}
-    twice = images(
-        "training_set/training_set/cat", "training_set/training_set/dog", "test_set/test_set/cat"
-    )  # Kaggle's cats and dogs
+    kaggle = ("training_set/training_set/cat", "training_set/training_set/dog", "test_set/test_set/cat")
+    twice = images(*kaggle)
     (tmp_path / "b").mkdir()
     assert read(tmp_path / "b", twice)[1] == {"train": CATS, "test": Counter(cat=4)}
 

@@ -290,8 +290,8 @@ def test_looking_at_metadata_imports_nothing_heavy():
     open_pack("digits")
     code = (
         "import sys; from gzcli.data.library import listing; from gzcli.data.open import peek; "
-        "from gzcli.data.names import data_key; "
-        "from gzcli.data.augment import parse_augment; listing(); assert peek('digits').levels == 17; "
+        "from gzcli.data.names import data_key; from gzcli.data.augment import parse_augment; listing(); "
+        "assert peek('digits').levels == 17; "
         "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn', 'urllib.request') if m in sys.modules])"
     )
     out = subprocess.run(

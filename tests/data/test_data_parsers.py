@@ -67,9 +67,8 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-Made = tuple[
-    dict[str, bytes], dict[str, "np.ndarray | list"], tuple[str, ...]
-]  # files, labels of each split, classes
+# files, labels of each split, classes
+Made = tuple[dict[str, bytes], dict[str, "np.ndarray | list"], tuple[str, ...]]
 
 
 def make_idx(spec) -> Made:

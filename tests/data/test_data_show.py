@@ -37,14 +37,9 @@ def test_classes_are_counted_and_drawn_under_their_names(gz, tmp_path):
     sheet = np.asarray(Image.open(path))
     bottom = len(sheet)
     seen = [colours_in_row(sheet, bottom - 67 * (2 - i) - 40) for i in range(3)]
-    assert seen == [
-        {COLOURS["blue"]},
-        {COLOURS["green"]},
-        {COLOURS["red"]},
-    ]  # a row a class, in the table's order
-    assert all(
-        (sheet[bottom - 67 * (3 - i) : bottom - 67 * (2 - i), :40] < 128).any() for i in range(3)
-    )  # with its name
+    # a row for each class, in the table's order, with its name
+    assert seen == [{COLOURS[name]} for name in ("blue", "green", "red")]
+    assert all((sheet[bottom - 67 * (3 - i) : bottom - 67 * (2 - i), :40] < 128).any() for i in range(3))
     code, stdout, _ = gz("show", str(folder), "--json")
     told = json.loads(stdout)
     assert told["counts"] == {"train": 17, "val": 1, "test": 18} and told["sheet"] == path

@@ -121,12 +121,10 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     assert classes["metrics"]["bpd|y"] == pytest.approx(-known.mean() / unit, rel=1e-5)
     marginal = np.logaddexp.reduce(of_class + np.log(prior)[:, None], 0)
     assert classes["metrics"]["bpd"] == pytest.approx(-marginal.mean() / unit, rel=1e-5)
-    assert classes["likelihood"]["given_labels"] and classes["likelihood"]["marginal"][
-        "nats"
-    ] == pytest.approx(-marginal.mean())
-    trained.part = replace(
-        trained.part, ood=replace(trained.part.ood, budget=1e-9)
-    )  # not even one class in turn
+    value = classes["likelihood"]
+    assert value["given_labels"] and value["marginal"]["nats"] == pytest.approx(-marginal.mean())
+    # a budget that does not pay for every class in turn
+    trained.part = replace(trained.part, ood=replace(trained.part.ood, budget=1e-9))
     monkeypatch.setattr(likelihood, "affordable", lambda *known: 355)
     (dear,) = run(tmp_path, "classes", metrics=("bpd",))["rows"]
     assert set(dear["metrics"]) == {"bpd|y"}

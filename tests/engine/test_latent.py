@@ -152,9 +152,8 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
     z = (draws - modes) / std  # standard normal, another one for each image
     assert abs(float(z.mean())) < 0.02 and float(z.std()) == pytest.approx(1, abs=0.02)
     assert float((z[0] - z[1]).abs().max()) > 0.1
-    torch.testing.assert_close(
-        drawn.space.encode(x[:2]), t.space.encode(x[:2])
-    )  # what comes later is by the mode
+    # images that are encoded later have the mode
+    torch.testing.assert_close(drawn.space.encode(x[:2]), t.space.encode(x[:2]))
 
 
 def test_a_second_run_finds_the_latents_packed(tokenizer, on_latents, monkeypatch):

@@ -114,9 +114,8 @@ def test_nll_typicality_and_complexity_are_what_they_say(trained, tmp_path):
         assert float(row["png"]) == pytest.approx(buffer.tell()) and float(row["mean"]) == pytest.approx(
             image.mean()
         )
-        assert (
-            value / math.log(2) - length <= float(row["complexity"]) + 0.1
-        )  # other coders can only shorten L(x)
+        # other coders can only shorten L(x)
+        assert value / math.log(2) - length <= float(row["complexity"]) + 0.1
 
 
 def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):

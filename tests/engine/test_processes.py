@@ -201,9 +201,8 @@ def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, whom, more, h
     assert "checkpoint saved" in err and "--resume" in err
     assert run.state == "interrupted"
     (saved,) = (run.path / "checkpoints").glob("0*")
-    assert (
-        int(saved.name) == run.status()["step"] == lines(run.path / "metrics.jsonl")[-1]["step"]
-    )  # no step is lost
+    # no step is lost
+    assert int(saved.name) == run.status()["step"] == lines(run.path / "metrics.jsonl")[-1]["step"]
     assert not any(alive(process.pid) for process in everyone)
 
 

@@ -181,9 +181,8 @@ def test_a_dry_run_knows_the_set(gz, tmp_path):
     words = ("train", "vae", "--data", str(photos), "--dry-run")
     assert "(here, to be packed)" in gz(*words)[1]
     found = json.loads(gz("train", "vae", "--dry-run", "--json")[1])
-    assert (
-        not found["data"]["packed"] and found["data"]["cached"]
-    )  # an embedded set, known before it is packed
+    # an embedded set is known before it is packed
+    assert not found["data"]["packed"] and found["data"]["cached"]
     assert [found["recipe"]["data"][key] for key in ("size", "channels", "levels")] == [16, 1, 17]
     assert found["origin"]["data.levels"] == "the set"
     gz("train", "vae", "--data", str(photos), "--steps", "1")
