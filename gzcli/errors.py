@@ -83,7 +83,7 @@ def canonical(name: str) -> str:
 
 
 def matching(text: str, names: Iterable[str]) -> str | None:
-    """The one of the names that the text means, as it is spelt there; None where it means none."""
+    """The first of the names that equals the text in its canonical form; None where there is none."""
     return next((name for name in names if canonical(name) == canonical(text)), None)
 
 

@@ -197,15 +197,15 @@ def show(
         out.info(f"left out: {message}")
     sheet = draw(pack, pack.folder / "sheet.png")
     out.text(str(sheet))
-    told = {
+    facts = {
         "name": meta.name,
         "title": meta.title,
         "shape": meta.shape,
         "levels": meta.levels,
         "counts": meta.counts,
     }
-    told |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
-    out.data({**told, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
+    facts |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
+    out.data({**facts, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
 
 
 @app.command("list")

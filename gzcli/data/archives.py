@@ -129,7 +129,7 @@ class Zip:
                 header = file.read(LOCAL_HEADER)
                 if len(header) < LOCAL_HEADER or not header.startswith(b"PK\3\4"):
                     raise zipfile.BadZipFile(f"`{name}` has no header")
-                # The lengths of name and extra field are this header's: those of the directory may differ.
+                # the directory of the zip may have other lengths of name and extra field than this header
                 offset = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
                 found[name] = Span(
                     path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED

@@ -95,7 +95,7 @@ def _meta(found: DataSet, meta: dict[str, Any]) -> PackMeta:
     """What a pack's `meta.json` says; older packs do not have all of its keys."""
     content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
     captioned = ("caption",) if "train_captions.json" in meta["sha256"] else ()
-    told = meta.get("source_channels", meta["shape"][0])
+    channels = meta.get("source_channels", meta["shape"][0])
     return PackMeta(
         found.key,
         meta["title"],
@@ -108,7 +108,7 @@ def _meta(found: DataSet, meta: dict[str, Any]) -> PackMeta:
         digest=hashlib.sha256(repr(content).encode()).hexdigest()[:16],
         streamed=bool(meta.get("streamed")),
         skipped=tuple(meta.get("skipped", ())),
-        source_channels=found.channels if isinstance(found, DataSpec) else told,
+        source_channels=found.channels if isinstance(found, DataSpec) else channels,
         extras=tuple(meta.get("extras", captioned)),
         notes=tuple(meta.get("notes", ())),
     )

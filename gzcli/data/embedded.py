@@ -54,16 +54,16 @@ def _neighbours(x: np.ndarray) -> np.ndarray:
 
 
 def digits_edited(spec: DataSpec) -> RawImages:
-    """Digits changed as their caption tells, each by one instruction in turn; `before` are the digits
-    themselves."""
+    """Digits that are changed as their captions say, by the instructions in turn; `before` are the unchanged
+    digits."""
     before, labels = _digits()
     edits = list(_EDITS.items())
-    told = {split: [edits[i % len(edits)] for i in range(len(x))] for split, x in before.items()}
+    chosen = {split: [edits[i % len(edits)] for i in range(len(x))] for split, x in before.items()}
     after = {
-        split: np.stack([edit(x) for x, (_, edit) in zip(before[split], told[split], strict=True)])
+        split: np.stack([edit(x) for x, (_, edit) in zip(before[split], chosen[split], strict=True)])
         for split in before
     }
-    captions = {split: [words for words, _ in rows] for split, rows in told.items()}
+    captions = {split: [words for words, _ in rows] for split, rows in chosen.items()}
     further = {"before": _raw(spec, before, labels).blocks}
     return replace(_raw(spec, after, labels), captions=captions, further=further)
 

@@ -11,7 +11,7 @@ from gzcli.data.archives import Members
 from gzcli.data.raw_images import Block, Blocks, RawImages, Span
 from gzcli.errors import MissingError
 
-PROBES = 16  # pictures that tell size and channels of a set
+PROBES = 16  # pictures by which size and channels of a set are found
 
 Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each class (multi-label), or None
 PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place of each member that is used

@@ -13,11 +13,11 @@ Report = Callable[[int, int], None]  # report(done, in all), of images or bytes
 
 
 def silent(text: str) -> None:
-    """The `say` that tells nothing."""
+    """A `say` that prints nothing."""
 
 
 def unreported(done: int, total: int) -> None:
-    """The `report` that shows nothing."""
+    """A `report` that shows nothing."""
 
 
 def number(variable: str, unit: str) -> int | None:

@@ -37,7 +37,7 @@ def open_path(path: Path, form: Form | None = None) -> RawImages:
 
 
 def _pictures(path: Path, form: Form) -> RawImages:
-    """Encoded pictures in a folder or an archive; notes tell of files of other kinds."""
+    """Encoded pictures in a folder or an archive; `notes` count files of other kinds."""
     wanted = Wanted()
     members = open_members(path, wanted)
     archives = [kind for kind in (".tar", ".zip", ".npz") if kind in wanted.others]

@@ -87,10 +87,14 @@ def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
 
 
 def content_range(found: http.client.HTTPResponse) -> tuple[int | None, int | None]:
-    """The first byte and the bytes in all that the header `Content-Range` tells: `bytes 100-999/1000` → 100,
-    1000; None where it does not."""
-    told = re.match(r"bytes (\d+)-\d+/(\d+|\*)", found.headers.get("Content-Range", ""))
-    return (int(told[1]), None if told[2] == "*" else int(told[2])) if told else (None, None)
+    """The first byte and the total bytes in the header `Content-Range`: `bytes 100-999/1000` → 100, 1000.
+
+    None stands for what it does not say.
+    """
+    range_ = re.match(r"bytes (\d+)-\d+/(\d+|\*)", found.headers.get("Content-Range", ""))
+    if not range_:
+        return None, None
+    return int(range_[1]), None if range_[2] == "*" else int(range_[2])
 
 
 def joined(base: str, *parts: str) -> str:

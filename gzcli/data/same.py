@@ -10,7 +10,7 @@ from gzcli.errors import MissingError
 from gzcli.store.files import read_json, write_json
 from gzcli.units import sides
 
-FILE = "env.json"  # of a run, whose key `data` holds the record
+FILE = "env.json"  # file of a run that holds the record, under the key `data`
 NAMED = 5  # classes that a message names at most
 
 

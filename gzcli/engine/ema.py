@@ -37,7 +37,7 @@ class EMA:
         self.found: dict[str, Tensor] | None = None  # buffers that fit the average; None: not known yet
 
     def restart(self) -> None:
-        """The average is the model as it is now."""
+        """Sets the average to the present weights of the model."""
         for shadow, p in zip(self.shadow, self.params, strict=True):
             shadow.copy_(p)
 

@@ -31,8 +31,8 @@ Table = Mapping[str, Any]  # of one set: `index` [N], `names` (a list or None), 
 def compare(
     tables: Mapping[str, Table], packs: Mapping[str, Pack], names: Sequence[str], *, trapezoid: bool = False
 ) -> list[dict[str, Any]]:
-    """A row for each foreign set and score. Its `beats_baselines` tells whether the AUROC is above that of
-    every baseline, whose direction is chosen in its favour.
+    """A row for each foreign set and score. Its `beats_baselines` says whether its AUROC is above that of
+    every baseline, each in its better direction.
 
     tables: the table of every set, the in-distribution one first.
     packs: the foreign sets.
@@ -116,7 +116,7 @@ def notes(
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The name of each set in a table: of a path its last parts, as many as tell it from every other path."""
+    """The name of each set in a table: of a path its last parts, as many as no other path ends in."""
     parts = {name: Path(name).parts for name in names}
     short = {}
     for name, own in parts.items():

@@ -88,7 +88,7 @@ class Trainer:
         based_on, scaler = built_on(run, part.model), accelerator.scaler
         self.state = State(self.trained, self.ema, self.optimizers, scaler, self.history, based_on)
         self.metric = best_metric(self.model, self.train.best, pack)
-        self.net: LeNetFeatures | None = None  # whose features the metric `fd` compares
+        self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
         self.start = self.done = 0  # steps that were done before this process, and by now
 
     def fit(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
 
-# Keys of a section that had another name: recipes and runs from before are read by the new one.
+# Old name → new name of a key, by section: older recipes and runs are read by the new name.
 RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}}
 
 
@@ -22,7 +22,7 @@ def _key(default: Any, range: str) -> Any:
 
 
 def _further() -> Any:
-    """A field for keys of the section that no dataclass declares, as the model decides which there are."""
+    """A field for keys that the model decides on, so that no dataclass declares them."""
     return field(default_factory=dict, metadata={"further": True})
 
 
@@ -248,7 +248,7 @@ class Part:
 
 
 def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
-    """The part that the tree of a run, or of a stage, tells; a key that is not there has its default."""
+    """The part that the tree of a run or of a stage describes; a key that is not there has its default."""
     model = dict(tree["model"])
     optim, phases = _known(OptimSection, tree.get("optim") or {})
     ood, options = _known(OodSection, tree.get("ood") or {})
@@ -270,8 +270,8 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
 
 
 def _renamed(section: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The section with its keys' present names. A key stays where one of the new name is beside it: then the
-    model has both."""
+    """The section with new names of keys in place of old ones. A key stays where the new one is there too:
+    then the model has both."""
     names = {old: new for old, new in RENAMED[section].items() if new not in tree}
     return {names.get(key, key): value for key, value in tree.items()}
 

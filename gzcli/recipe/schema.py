@@ -64,7 +64,7 @@ PART = rules_of(Part)
 def schema(card: ModelCard | None) -> Rules:
     """The rules of a recipe without stages, sections in order.
 
-    card: of the model; None: any key is let through in the sections whose keys the model decides.
+    card: card of the model; None: any key is allowed in the sections whose keys the model decides.
     """
     return {
         "about": PART["about"],
@@ -128,7 +128,7 @@ def _given_only(rules: Rules) -> Rules:
 
 
 def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
-    # A required parameter has no default: `resolve` tells that it is missing.
+    # a required parameter has no default: `missing` finds where it is not given
     return {name: Rule(p.annotation, ABSENT if p.required else p.default) for name, p in params.items()}
 
 
@@ -138,8 +138,8 @@ def score_options(card: ModelCard) -> dict[str, Rule]:
 
 
 def _shared(signatures: Iterable[Mapping[str, Param]]) -> dict[str, Rule]:
-    """The keywords of all scores. A key goes to every score that has it; where their defaults differ it has
-    none, and each score keeps its own."""
+    """The keywords of all scores. A keyword is passed to every score that has it. Where their defaults differ
+    it has none here, and each score keeps its own."""
     rules: dict[str, Rule] = {}
     for options in signatures:
         for name, rule in _rules(options).items():
@@ -154,8 +154,7 @@ def _scores(card: ModelCard | None) -> str:
 
 
 def score_names(card: ModelCard) -> list[str]:
-    """The scores that can be asked for: the model's own, and those that the engine makes of its
-    likelihood."""
+    """The scores of a model: its own, and those that the engine makes of its likelihood."""
     made = likelihood_scores(log_prob="log_prob" in card.can, own=card.scores)
     return list(dict.fromkeys((*card.scores, *made)))
 
