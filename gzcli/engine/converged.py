@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -11,18 +11,40 @@ from gzcli.engine.trained import Trained
 from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch, ImageNoise
 
-IMAGES = 8
+IMAGES = 8  # images of a batch on which the solver is checked, at most
 NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
+
+
+@dataclass(frozen=True)
+class SolverGap:
+    """How much the likelihood of some images changes with twice as many steps of the solver.
+
+    steps: number of steps.
+    mean: mean change in bits per dimension, above 0 where the likelihood is too high.
+    worst: largest absolute change in bits per dimension.
+    n: number of images.
+    """
+
+    steps: int
+    mean: float
+    worst: float
+    n: int
+
+    def __str__(self) -> str:
+        line = (
+            f"likelihood by the ODE: {self.steps} steps read {self.mean:+.4f} bpd against {2 * self.steps}, "
+            f"{self.worst:.4f} at most, on {self.n} images"
+        )
+        return line if self.worst < NOTABLE else f"{line}: too few steps for the second decimal"
 
 
 def solver_gap(
     trained: Trained, batch: Batch, labels: torch.Tensor | None = None, seed: int = 0
-) -> dict[str, Any] | None:
-    """By how much `log_prob` of a batch's first images changes in twice the steps: {steps, mean, worst, n}.
+) -> SolverGap | None:
+    """The gap of a batch's first images; None where the likelihood is not by an ODE in fixed steps.
 
-    mean, worst: in bits a dimension, above 0 where the likelihood is too high.
-
-    None for a model whose likelihood is not by an ODE in fixed steps.
+    labels: labels of the images; None: log p(x) without labels.
+    seed: seed of the noise.
     """
     model, n = trained.model, min(IMAGES, len(batch))
     if model.likelihood != "ode" or trained.space is not None:
@@ -40,13 +62,4 @@ def solver_gap(
             return model.log_prob(x, y, noise=noise, **keywords).cpu().double()
 
     gap = (nats(steps) - nats(2 * steps)) / (x[0].numel() * math.log(2))
-    return {"steps": steps, "mean": float(gap.mean()), "worst": float(gap.abs().max()), "n": n}
-
-
-def gap_line(gap: dict[str, Any]) -> str:
-    """The gap in words."""
-    line = (
-        f"likelihood by the ODE: {gap['steps']} steps read {gap['mean']:+.4f} bpd against "
-        f"{2 * gap['steps']}, {gap['worst']:.4f} at most, on {gap['n']} images"
-    )
-    return line if gap["worst"] < NOTABLE else f"{line}: too few steps for the second decimal"
+    return SolverGap(steps, float(gap.mean()), float(gap.abs().max()), n)

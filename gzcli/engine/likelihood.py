@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.pack import Pack
-from gzcli.engine.converged import gap_line, solver_gap
+from gzcli.engine.converged import solver_gap
 from gzcli.engine.images import Images, affordable, subset, timed
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
@@ -73,13 +74,13 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
         nats, se = float(v.mean()), float(v.std() / np.sqrt(n))
         figures[name] = {"nats": nats, "bpd": nats / (dims * np.log(2)), "se": se}
     if gap := solver_gap(trained, trial, trial.y if given else None, seed):
-        log.info(gap_line(gap))
+        log.info(str(gap))
     return {
         "kind": model.likelihood,
         "n": n,
         "given_labels": given,
         "marginal": figures.get("marginal"),
-        "solver_gap": gap,
+        "solver_gap": gap and asdict(gap),
     } | figures["nats"]
 
 

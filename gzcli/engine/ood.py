@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gzcli.data import same
 from gzcli.data.benchmarks import find as find_benchmark
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
-from gzcli.engine.converged import gap_line, solver_gap
+from gzcli.engine.converged import solver_gap
 from gzcli.engine.images import (
     BANK,
     FIT,
@@ -28,7 +29,7 @@ from gzcli.engine.images import (
     timed,
 )
 from gzcli.engine.log import Log
-from gzcli.engine.ood_table import compare, notes, short_names, with_group_means, write_scores
+from gzcli.engine.ood_table import ScoreTable, compare, notes, short_names, with_group_means, write_scores
 from gzcli.engine.pictures import histograms
 from gzcli.engine.scores import Scorer, choose
 from gzcli.engine.trained import Trained, load_trained
@@ -65,13 +66,12 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     n = fit(scorer, home, job, 1 + len(packs), log)
     gap = solver_gap(trained, trial_batch(trained, home, job.seed)) if read(scorer.names, "nll") else None
     if gap:
-        log.info(gap_line(gap))
-    tables: dict[str, dict[str, Any]] = {}
-    for name, pack in [(job.ins, home), *packs.items()]:
-        tables[name] = score_set(scorer, pack, n, log)
+        log.info(str(gap))
+    sets = {job.ins: home, **packs}
+    tables = {name: score_set(scorer, pack, n, log) for name, pack in sets.items()}
     if ranks.rank():
         return {}
-    add_baselines(tables, home, packs)
+    add_baselines(tables, sets, home)
 
     benchmark = find_benchmark(job.benchmark) if job.benchmark else None
     results = compare(tables, packs, scorer.names, trapezoid=benchmark is not None)
@@ -79,9 +79,9 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         results = with_group_means(results, benchmark)
     short = short_names(list(tables))
     shown = [row | {"out": short.get(row["out"], row["out"])} for row in results]
-    named = {short[name]: pack for name, pack in {job.ins: home, **packs}.items()}
+    named = {short[name]: pack for name, pack in sets.items()}
     write_scores(folder / "scores.csv", tables, job.ins)
-    of_short = {short[name]: table for name, table in tables.items()}
+    of_short = {short[name]: table.scores for name, table in tables.items()}
     histograms(folder / "histograms.png", of_short, short[job.ins], shown)
     result = {
         "run": trained.run.owner.id,
@@ -100,7 +100,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         "perceptual": distance,
         "likelihood": trained.model.likelihood,
         "background": scorer.background and scorer.background.run.owner.id,
-        "solver_gap": gap,
+        "solver_gap": gap and asdict(gap),
         "coders": sorted(baselines.coders()),
         "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
@@ -211,8 +211,8 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
     return n
 
 
-def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, Any]:
-    """The table of a set: `index` [N], `names` of the split's files or None, and float64 [N] of each score.
+def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> ScoreTable:
+    """The scores of a set's test images.
 
     n: number of test images; None: all.
     """
@@ -232,16 +232,16 @@ def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> dict[str, 
             progress(done, share)
             return found
 
-        return {"index": images.index, "names": pack.names("test")} | ranks.over(images, work)
+        return ScoreTable(images.index, pack.names("test"), ranks.over(images, work))
 
 
-def add_baselines(tables: Mapping[str, dict[str, Any]], home: Pack, packs: Mapping[str, Pack]) -> None:
+def add_baselines(tables: Mapping[str, ScoreTable], sets: Mapping[str, Pack], home: Pack) -> None:
     """Adds PNG size, pixel mean and k-NN distance to the tables. They are computed of each set's own bytes,
     whatever grey levels the model has."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
-    sides = zip(tables.values(), [home, *packs.values()], strict=True)
-    images = [pack.images("test")[table["index"]] for table, pack in sides]
+    images = [sets[name].images("test")[table.index] for name, table in tables.items()]
     distances = baselines.knn_pca(train[index], images)
     for table, seen, distance in zip(tables.values(), images, distances, strict=True):
-        table |= {"png": baselines.png_size(seen), "mean": baselines.pixel_mean(seen), "knn_pixels": distance}
+        table.scores |= {"png": baselines.png_size(seen), "mean": baselines.pixel_mean(seen)}
+        table.scores["knn_pixels"] = distance

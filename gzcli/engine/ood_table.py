@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,27 @@ FPR = {
     "fpr95_id": "the share of foreign images that is accepted when 95 % of the in-distribution ones are",
 }
 
-Table = Mapping[str, Any]  # of one set: `index` [N], `names` (a list or None), and float64 [N] of each score
+
+@dataclass
+class ScoreTable:
+    """The scores of a set's test images.
+
+    index: positions of the images in the split, [N].
+    names: names of all files of the split; None where they have none.
+    scores: float64 [N] of each score, by its name.
+    """
+
+    index: np.ndarray
+    names: list[str] | None
+    scores: dict[str, np.ndarray]
 
 
 def compare(
-    tables: Mapping[str, Table], packs: Mapping[str, Pack], names: Sequence[str], *, trapezoid: bool = False
+    tables: Mapping[str, ScoreTable],
+    packs: Mapping[str, Pack],
+    names: Sequence[str],
+    *,
+    trapezoid: bool = False,
 ) -> list[dict[str, Any]]:
     """A row for each foreign set and score. Its `beats_baselines` says whether its AUROC is above that of
     every baseline, each in its better direction.
@@ -44,7 +61,8 @@ def compare(
     for out in outside:
         measured = {}
         for score in (*names, *BASELINES):
-            measured[score] = detection(tables[inside][score], tables[out][score], trapezoid=trapezoid)
+            values = (tables[name].scores[score] for name in (inside, out))
+            measured[score] = detection(*values, trapezoid=trapezoid)
         bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in BASELINES)
         for score, found in measured.items():
             known = {"out": out, "score": score, "baseline": score in BASELINES}
@@ -127,17 +145,17 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def write_scores(path: Path, tables: Mapping[str, Table], inside: str) -> None:
+def write_scores(path: Path, tables: Mapping[str, ScoreTable], inside: str) -> None:
     """Writes a CSV with the columns set, role (in | out), index in the split, file (of the user's own
     pictures), and one for each score."""
-    columns = [key for key in tables[inside] if key not in ("index", "names")]
+    columns = list(tables[inside].scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["set", "role", "index", "file", *columns])
     for name, table in tables.items():
         role = "in" if name == inside else "out"
-        for i, row in enumerate(zip(*(table[key] for key in columns), strict=True)):
-            at = int(table["index"][i])
-            file = table["names"][at] if table["names"] else ""
+        rows = zip(*(table.scores[key] for key in columns), strict=True)
+        for at, row in zip(map(int, table.index), rows, strict=True):
+            file = table.names[at] if table.names else ""
             writer.writerow([name, role, at, file, *map(repr, map(float, row))])
     files.write_atomic(path, text.getvalue())

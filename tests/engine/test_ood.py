@@ -241,7 +241,7 @@ def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
 
 def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tmp_path, monkeypatch):
     """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""
-    monkeypatch.setattr(ood, "FIT", 12)
+    monkeypatch.setattr("gzcli.engine.images.FIT", 12)
     model = DDPM.of(trained.info, channels=8, mult=(1,), attention=(), timesteps=20)
     fake_run(tmp_path, monkeypatch, ood, model=model, name="ddpm")
     asked = [job(run="ddpm", scores=("recon",), n=12, options={"pixels": pixels}) for pixels in (False, True)]
