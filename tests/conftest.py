@@ -1,6 +1,7 @@
 """Every test lives in a temporary GZ_HOME, offline, whatever the user's environment says."""
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,17 @@ def _home(tmp_path_factory):
     patch.setenv("HF_HUB_OFFLINE", "1")
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """A shell's `&` and `nohup` start what they start with Ctrl-C ignored, and every child inherits that: the
+    tests of signals, and `gz` as they start it, must hear it all the same."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

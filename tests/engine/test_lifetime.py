@@ -100,8 +100,10 @@ def test_what_is_ignored_stays_ignored(monkeypatch):
 
 @pytest.fixture
 def heard(monkeypatch):
-    """Signals are heard as an engine hears them, until the test is over."""
+    """Signals are heard as an engine hears them, until the test is over; also what `nohup` ignores."""
     before = {signum: signal.getsignal(signum) for signum in signals.ENDING}
+    for signum in signals.ENDING:
+        signal.signal(signum, signal.SIG_DFL)
     monkeypatch.setattr(stop, "_heard", [])
     yield stop._heard
     signals.restore(before)

@@ -33,25 +33,42 @@ LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set",
 
 
 GROUPS = 4  # of zoo lines, which share their processes: a start costs more than many a training
+STEPS, DIFFUSERS_STEPS = 20, 6  # of a training; one of Stable Diffusion takes .4 seconds in float64
+LONG_STEPS, LONG_DIFFUSERS_STEPS = 60, 12
 BATCH_NORM = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
 POOL = Case("cyclegan", CYCLEGAN | {"pool": 8}, lr=3e-3, batch=4, quiet=True, data="digits-ab")
 
 
-def in_groups(cases: Iterable[Case]) -> list[Any]:
-    """The parameters of a test, in groups that share their processes."""
-    group = lambda i: pytest.mark.xdist_group(f"ranks{i % GROUPS}")  # noqa: E731
-    return [pytest.param(case, id=str(case), marks=group(i)) for i, case in enumerate(cases)]
+def uses_diffusers(case: Case) -> bool:
+    return catalog.card(case.model).family == "stable_diffusion"
 
 
-def steps_of(case: Case) -> int:
-    """Of a training; one of Stable Diffusion takes .4 seconds in float64."""
-    return 12 if catalog.card(case.model).family == "stable_diffusion" else 60
+def in_groups(cases: Iterable[Case], long: bool = False) -> list[Any]:
+    """The parameters of a test, in groups that share their processes. What loads diffusers, which takes five
+    seconds, is a group by itself."""
+    mark = [pytest.mark.slow] if long else []
+    plain = iter(range(1000))
+
+    def group(case: Case) -> str:
+        number = 0 if uses_diffusers(case) else 1 + next(plain) % (GROUPS - 1)
+        return f"{'long' if long else ''}ranks{number}"
+
+    return [
+        pytest.param(case, long, id=str(case), marks=[pytest.mark.xdist_group(group(case)), *mark])
+        for case in cases
+    ]
 
 
-def planned(case: Case) -> Run:
+def steps_of(case: Case, long: bool) -> int:
+    if uses_diffusers(case):
+        return LONG_DIFFUSERS_STEPS if long else DIFFUSERS_STEPS
+    return LONG_STEPS if long else STEPS
+
+
+def planned(case: Case, long: bool) -> Run:
     """A run of a zoo line, with validation but for the GANs, whose figures need a classifier."""
     auto = catalog.load(case.model).best != "fd"
-    steps = steps_of(case)
+    steps = steps_of(case, long)
     tree = recipe(
         case, steps=steps, sets=("train.best=auto", f"train.eval_every={steps // 2}") if auto else ()
     )
@@ -88,38 +105,34 @@ def launch_ranks(planned: Iterable[Run], world: int) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(request):
-    """ranks(item, case, world): losses, figures of validation, and the largest difference between the ranks'
-    states. The first of a group that asks has all lines of the group trained which are to be tested."""
-    found: dict[tuple[str, int], dict] = {}
+    """ranks(item, world): of the case of a test its losses, figures of validation, and the largest difference
+    between the ranks' states. The first of a group that asks has all lines of the group trained which are to
+    be tested."""
+    found: dict[tuple[str, str, int], dict] = {}
 
-    def trained(item: pytest.Item, case: Case, world: int) -> dict:
-        if (str(case), world) not in found:
-            group = item.get_closest_marker("xdist_group")
-            same = [
-                other for other in request.session.items if other.get_closest_marker("xdist_group") == group
-            ]
-            cases = {str(other.callspec.params["case"]): other.callspec.params["case"] for other in same}
-            started = {name: planned(each) for name, each in cases.items()}
+    def trained(item: pytest.Item, world: int) -> dict:
+        group = item.get_closest_marker("xdist_group")
+        key = group.args[0], str(item.callspec.params["case"]), world
+        if key not in found:
+            same = [x for x in request.session.items if x.get_closest_marker("xdist_group") == group]
+            asked = [(x.callspec.params["case"], x.callspec.params["long"]) for x in same]
+            started = {(group.args[0], str(case), world): planned(case, long) for case, long in asked}
             launch_ranks(started.values(), world)
-            found.update(
-                {
-                    (name, world): json.loads((run.path / "out.json").read_text())
-                    for name, run in started.items()
-                }
-            )
-        return found[str(case), world]
+            found.update({k: json.loads((run.path / "out.json").read_text()) for k, run in started.items()})
+        return found[key]
 
     return trained
 
 
+FIRST = {case.model: case for case in reversed(CASES) if not case.stages}.values()
+
+
 @pytest.mark.launch
-@pytest.mark.parametrize(
-    "case", in_groups({case.model: case for case in reversed(CASES) if not case.stages}.values())
-)
-def test_two_processes_are_one(case, ranks, request):
-    one, two = (ranks(request.node, case, world) for world in (1, 2))
+@pytest.mark.parametrize(("case", "long"), [*in_groups(FIRST), *in_groups(FIRST, long=True)])
+def test_two_processes_are_one(case, long, ranks, request):
+    one, two = (ranks(request.node, world) for world in (1, 2))
     assert two["gap"] == 0
-    assert len(one["losses"]) == len(two["losses"]) == steps_of(case)
+    assert len(one["losses"]) == len(two["losses"]) == steps_of(case, long)
     for a, b in zip(one["losses"], two["losses"], strict=True):
         assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
     assert two["held_out"] == pytest.approx(one["held_out"], rel=1e-9, abs=1e-9)
@@ -128,14 +141,14 @@ def test_two_processes_are_one(case, ranks, request):
 
 @pytest.mark.launch
 @pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=pytest.mark.xdist_group("own")) for case in (BATCH_NORM, POOL)],
+    ("case", "long"),
+    [pytest.param(case, False, marks=pytest.mark.xdist_group("own")) for case in (BATCH_NORM, POOL)],
     ids=["batch norm", "image pool"],
 )
-def test_what_each_process_has_of_its_own_leaves_them_equal(case, ranks, request):
+def test_what_each_process_has_of_its_own_leaves_them_equal(case, long, ranks, request):
     """Batch norm sees a rank's images, a pool keeps them: two processes are not one, but their weights and
     buffers agree."""
-    assert ranks(request.node, case, 2)["gap"] == 0
+    assert ranks(request.node, 2)["gap"] == 0
 
 
 def start(*words: str) -> subprocess.Popen:
