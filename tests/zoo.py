@@ -109,8 +109,20 @@ CASES = [
     ),
     Case("cgan", {"width": 8, "latent": 16, "norm": "group"}, lr=2e-3),
     Case("cgan", {"width": 8, "latent": 16, "label_as": "projection"}, lr=2e-3),
-    Case("presgan", {"width": 8, "latent": 16}, lr=2e-3),
-    Case("presgan", {"width": 8, "latent": 16, "objective": "hinge", "conditional": True}, lr=2e-3),
+    Case("presgan", {"width": 8, "latent": 16, "draws": 1, "leapfrog": 3}, lr=2e-3),
+    Case(
+        "presgan",
+        {
+            "width": 8,
+            "latent": 16,
+            "objective": "hinge",
+            "conditional": True,
+            "burn_in": 1,
+            "draws": 1,
+            "leapfrog": 2,
+        },
+        lr=2e-3,
+    ),
     Case(
         "cyclegan", CYCLEGAN | {"pool": 0}, lr=3e-3, batch=4, quiet=True, data="digits-ab"
     ),  # two ranks have two pools
@@ -153,7 +165,7 @@ CASES = [
     Case("zigma", ZIGMA, lr=3e-3, batch=8, sample={"steps": 3}),
     Case(
         "zigma",
-        ZIGMA | {"conditional": True, "patch": 2},
+        ZIGMA | {"conditional": True, "patch": 2, "layers": 2},
         lr=3e-3,
         batch=8,
         sample={"steps": 3, "guidance": 2.0},

@@ -216,11 +216,12 @@ class Paths:
         ):  # one pixel after another, of which `complete` does a row
             yield "sample", TRAINED, self.sample
         for key in {"sampler", "solver"} & set(self.card.sample) if self.whole else ():
+            few = {"steps": 2} | ({"repeats": 1} if "repeats" in self.card.sample else {})
             for choice in typing.get_args(eval(self.card.sample[key].annotation, vars(typing))):
                 yield (
                     f"sample {key}={choice}",
                     TRAINED,
-                    lambda key=key, choice=choice: self.sample(**{key: choice, "steps": 2}),
+                    lambda key=key, choice=choice, few=few: self.sample(**{key: choice}, **few),
                 )
         if self.first:
             yield from self.of_scores()

@@ -108,8 +108,9 @@ def test_the_entropy_rises_by_its_own_gradient():
 
 def test_the_step_size_finds_the_acceptance_asked_for():
     torch.manual_seed(0)
-    model, rates = PresGAN.of(INFO, width=4, latent=4, accept=0.7, burn_in=1, draws=1, leapfrog=3).train(), []
-    x = torch.rand(16, *INFO.shape) * 2 - 1
+    info = DataInfo((1, 8, 8), 17)
+    model, rates = PresGAN.of(info, width=4, latent=4, accept=0.7, burn_in=1, draws=1, leapfrog=3).train(), []
+    x = torch.rand(16, *info.shape) * 2 - 1
     for step in range(220):
         batch = Batch(x, None, torch.arange(16), BatchNoise(0, step, "generator", total=16))
         with torch.no_grad():

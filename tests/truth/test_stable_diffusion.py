@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,14 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 # ---------------------------------------------------------------------------- training
 
 
-@pytest.fixture(scope="module", params=["sd_lora", "controlnet", "instructpix2pix"])
+def of_one_worker(model: str) -> Any:
+    """A parameter of a fixture that is trained once."""
+    return pytest.param(model, marks=pytest.mark.xdist_group(model))
+
+
+@pytest.fixture(
+    scope="module", params=[of_one_worker(m) for m in ("sd_lora", "controlnet", "instructpix2pix")]
+)
 def trained(request):
     """A run of 60 steps on four images, and the base's weights before it."""
     case = next(c for c in CASES if c.model == request.param)
