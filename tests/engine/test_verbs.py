@@ -10,9 +10,13 @@ import pytest
 from helpers import gz
 from PIL import Image
 
-from gzcli import jobs
+from gzcli import jobs, launch
 from gzcli.cli import app
 from gzcli.cli.jobs import as_options
+from gzcli.engine.__main__ import main
+from gzcli.planning import with_data
+from gzcli.recipe.resolve import resolve
+from gzcli.run_folder import write_run
 from gzcli.store import runs
 
 pytestmark = pytest.mark.xdist_group("verbs")  # one worker makes what these tests share, once
@@ -27,10 +31,19 @@ def home(tmp_path_factory):
     patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("verbs")))
     done = gz("train", "vae", "--steps", "60", "--name", "first", *SHORT)
     assert Path(done.stdout.strip()).exists() and done.stdout.strip().endswith("00000060.png")
-    gz("train", "vae", "--steps", "20", "--name", "labelled", "--set", "model.conditional=true", *SHORT)
-    gz("train", "vae", "--steps", "20", "--name", "binary", "--set", "data.levels=2", *SHORT)
+    trained("labelled", "model.conditional=true")
+    trained("binary", "data.levels=2")
     yield
     patch.undo()
+
+
+def trained(name: str, *sets: str) -> None:
+    """A run of 20 steps, planned and trained in this process: the one that is called `first` is a user's."""
+    recipe = resolve("vae", sets=(*SHORT[1:-1:2], *sets), flags={"train.steps": 20, "launch.cpu": True})
+    recipe = with_data(recipe, recipe.found)
+    run = runs.create("vae", "digits", alias=name)
+    write_run(run, recipe, launch.plan(recipe.launch, every_gpu=True))
+    assert main(run.path) == 0
 
 
 def call(capsys, *words: str) -> tuple[int, str, str]:
