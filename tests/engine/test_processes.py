@@ -55,7 +55,12 @@ def in_groups(cases: Iterable[Case], long: bool = False) -> list[Any]:
         return f"{'long' if long else ''}ranks{number}"
 
     return [
-        pytest.param(case, long, id=str(case), marks=[pytest.mark.xdist_group(group(case)), *mark])
+        pytest.param(
+            case,
+            long,
+            id=f"{case}-long" if long else str(case),
+            marks=[pytest.mark.xdist_group(group(case)), *mark],
+        )
         for case in cases
     ]
 
@@ -70,9 +75,8 @@ def planned(case: Case, long: bool) -> Run:
     """A run of a zoo line, with validation but for the GANs, whose figures need a classifier."""
     auto = catalog.load(case.model).best != "fd"
     steps = steps_of(case, long)
-    tree = recipe(
-        case, steps=steps, sets=("train.best=auto", f"train.eval_every={steps // 2}") if auto else ()
-    )
+    sets = ("train.best=auto", f"train.eval_every={steps // 2}") if auto else ()
+    tree = recipe(case, steps=steps, sets=(*sets, "data.size=16") if uses_diffusers(case) else sets)
     run = runs.create(case.model, case.data)
     files.write_atomic(run.path / "run.yaml", dump(tree))
     return run
