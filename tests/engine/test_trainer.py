@@ -38,7 +38,8 @@ def break_at(monkeypatch):
 
 @pytest.mark.parametrize("which", [c for c in CASES if not c.stages], ids=str)
 def test_resume_is_the_unbroken_run_bit_for_bit(which, break_at, monkeypatch):
-    tree = recipe(which, steps=6, sets=("train.ema=0.9", "train.log_every=3"))  # stopped between two lines
+    sets = ("train.ema=0.9", "train.log_every=3", "data.size=16")  # it is stopped between two lines
+    tree = recipe(which, steps=6, sets=sets)
     break_at(-1)
     whole = trainer(tree)
     whole.fit()
