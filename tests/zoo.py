@@ -46,7 +46,7 @@ DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 REFINENET = {"width": 8, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
 
 DIT = {"width": 32, "layers": 2, "heads": 2, "patch": 4}
-ZIGMA = {"width": 32, "layers": 4, "patch": 4, "state": 4}
+ZIGMA = {"width": 32, "layers": 2, "patch": 4, "state": 4}
 RF = Case("rf", DIT, lr=3e-3, batch=8, sample={"steps": 3})
 RF_LABELS = Case("rf", DIT | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0})
 
@@ -165,7 +165,7 @@ CASES = [
     Case("zigma", ZIGMA, lr=3e-3, batch=8, sample={"steps": 3}),
     Case(
         "zigma",
-        ZIGMA | {"conditional": True, "patch": 2, "layers": 2},
+        ZIGMA | {"conditional": True, "patch": 2},
         lr=3e-3,
         batch=8,
         sample={"steps": 3, "guidance": 2.0},

@@ -364,7 +364,8 @@ def test_weights_and_biases_offline(monkeypatch):
 
 def test_export_to_diffusers(capsys, tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    gz("train", "ddpm", "--steps", "2", "--name", "noisy", *SHORT)
+    small = ("--set", "model.channels=8", "--set", "sample.steps=2")
+    gz("train", "ddpm", "--steps", "2", "--name", "noisy", *small, *SHORT)
     gz("runs", "export", "noisy", "--out", str(tmp_path / "it"))
     assert diffusers.DDIMPipeline.from_pretrained(tmp_path / "it").unet.config.sample_size == [16, 16]
     code, _, err = call(capsys, "runs", "export", "first", "--quiet")
