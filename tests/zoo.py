@@ -41,7 +41,7 @@ FLOWPP = {
     "components": 4,
     "dequant_couplings": 2,
 }
-FM = {"channels": 8, "mult": (1, 2), "attention": ()}
+FM = {"channels": 4, "groups": 4, "mult": (1, 2), "attention": ()}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 REFINENET = {"width": 8, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
 
@@ -170,15 +170,15 @@ CASES = [
         batch=8,
         sample={"steps": 3, "guidance": 2.0},
     ),
-    Case("fm", FM, lr=3e-3, batch=8, sample={"steps": 3}),
+    Case("fm", FM, lr=5e-3, batch=8, sample={"steps": 3}),
     Case(
         "fm",
         FM | {"conditional": True, "time_sampling": "uniform", "sigma_min": 0.01},
-        lr=3e-3,
+        lr=5e-3,
         batch=8,
         sample={"steps": 3},
     ),
-    Case("cfm", FM | {"coupling": "ot"}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
+    Case("cfm", FM | {"coupling": "ot"}, lr=5e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
     RF,
     RF_LABELS,
     Case(
@@ -197,18 +197,18 @@ CASES = [
         sample={"steps": 2, "guidance": 2.0},
         stages={"teacher": RF_LABELS},
     ),
-    Case("sgm", FM, lr=3e-3, batch=8, sample={"steps": 4}),
+    Case("sgm", FM, lr=5e-3, batch=8, sample={"steps": 4}),
     Case(
         "sgm",
         FM | {"sde": "subvp", "prediction": "eps", "weighting": "likelihood", "conditional": True},
-        lr=3e-3,
+        lr=5e-3,
         batch=8,
         sample={"steps": 4, "guidance": 2.0},
     ),
     Case(
         "sgm",
         FM | {"sde": "ve", "time_sampling": "uniform"},
-        lr=3e-3,
+        lr=5e-3,
         batch=8,
         sample={"sampler": "pc", "steps": 4},
     ),
