@@ -191,7 +191,7 @@ def training_helps(case: Case) -> None:
     if not hasattr(model, "log_prob") and not hasattr(model, "reconstruct"):
         return
     untrained = copy.deepcopy(model).eval()
-    batch = next(held_out(case.pack(), model, "test", 32))
+    batch = next(held_out(case.pack(), model, "test", 16))
     before = goodness(untrained, batch)
     optimizers = {phase.name: torch.optim.Adam(phase.parameters(), lr=case.lr) for phase in model.phases()}
     for step in range(TRIALS[-1]):
