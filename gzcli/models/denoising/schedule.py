@@ -87,7 +87,7 @@ class Schedule:
         """A path of `steps` steps from the noise level at the fraction `start` of T, any number up to its
         timesteps.
 
-        trailing: every T/steps-th counted from the noisy end, leading: from the clean end, linspace: both
+        trailing: every T/steps-th counted from the noisy end, leading: from the clean end, linspace: both.
         ends (Lin 2023, table 2); karras: σ/α spaced by its 7th root (Karras 2022, eq. 5); logsnr: by its
         logarithm. Raises UsageError for no steps or more than there are timesteps.
         """

@@ -25,8 +25,8 @@ def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
 def color(x: Tensor, u: Tensor) -> Tensor:
     """Brightness moved by up to ±0.5, saturation times 0 … 2, contrast times 0.5 … 1.5.
 
-    x: images [B, C, H, W] in [-1, 1]
-    u: uniform numbers on [0, 1), [B, 3]
+    x: images [B, C, H, W] in [-1, 1].
+    u: uniform numbers on [0, 1), [B, 3].
     """
     brightness, saturation, contrast = u[:, :, None, None, None].unbind(1)
     x = x + (brightness - 0.5)

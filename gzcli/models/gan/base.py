@@ -26,10 +26,10 @@ CALIBRATION = 20  # batches that the statistics of batch norm are computed from
 class AdversarialOptions:
     """How generator and discriminator are trained against each other.
 
-    n_critic: discriminator updates per generator update
-    penalty: weight λ of the gradient penalty between real and fake images (WGAN-GP, arXiv:1704.00028, eq. 3)
+    n_critic: discriminator updates per generator update.
+    penalty: weight λ of the gradient penalty between real and fake images (WGAN-GP, arXiv:1704.00028, eq. 3).
     augment: differentiable augmentations of the images that the discriminator sees, for sets of few images,
-      any of `color`, `translation` and `cutout`
+      any of `color`, `translation` and `cutout`.
     """
 
     n_critic: int = 1
@@ -42,10 +42,10 @@ class GANOptions(AdversarialOptions):
     """The same with a choice of losses.
 
     objective: the losses of both nets, `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017) or
-      `wasserstein` (Arjovsky 2017)
-    r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9)
+      `wasserstein` (Arjovsky 2017).
+    r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9).
     r1_every: steps from one such penalty to the next, which is as many times as strong (Karras 2020,
-      arXiv:1912.04958, appendix B)
+      arXiv:1912.04958, appendix B).
     """
 
     objective: Objective = "hinge"
@@ -163,7 +163,7 @@ class GAN(InvertibleGAN):
     ) -> Tensor:
         """G(z) for z ~ N(0, temperature²).
 
-        temperature: standard deviation of z
+        temperature: standard deviation of z.
         """
         device = next(self.parameters()).device
         y = spread_labels(labels, n, self.data, device) if self.conditional else None
@@ -193,10 +193,10 @@ class GAN(InvertibleGAN):
     ) -> Tensor:
         """The distance of x to the generator's nearest image (AnoGAN, eq. 4).
 
-        steps: gradient steps of the search for z
-        lr: learning rate of Adam in the search for z
-        starts: draws of z, of which the nearest is the start
-        feature: weight of the critic's features in the distance, in [0, 1]
+        steps: gradient steps of the search for z.
+        lr: learning rate of Adam in the search for z.
+        starts: draws of z, of which the nearest is the start.
+        feature: weight of the critic's features in the distance, in [0, 1].
         """
         return self.invert(x, noise, Search(steps, lr, starts, feature))[2]
 
@@ -215,7 +215,7 @@ class GAN(InvertibleGAN):
 
         Raises UsageError before `fit_knn`, or where it saw fewer than k images.
 
-        k: which neighbour, counted from the nearest, 1
+        k: which neighbour, counted from the nearest, 1.
         """
         if self.bank is None or len(self.bank) < k:
             raise UsageError(

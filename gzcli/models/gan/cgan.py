@@ -13,8 +13,8 @@ class CGAN(GAN):
     """A convolutional GAN that makes images of a given class. The other keys are those of `dcgan`.
 
     label_as: how the discriminator is given the label, as a `channel` of its input (after the paper) or by
-      `projection` (Miyato 2018, arXiv:1802.05637); the generator has an embedding beside z
-    conditional: whether both nets are given labels
+      `projection` (Miyato 2018, arXiv:1802.05637); the generator has an embedding beside z.
+    conditional: whether both nets are given labels.
     """
 
     paper = "Mirza & Osindero 2014, arXiv:1411.1784"

@@ -41,8 +41,8 @@ Direction = Literal["auto", "AtoB", "BtoA"]
 class DiscriminatorOptions:
     """The PatchGANs.
 
-    disc_width: channels of a discriminator's first layer, doubled by each further one
-    disc_layers: convolutions of stride 2 in a discriminator
+    disc_width: channels of a discriminator's first layer, doubled by each further one.
+    disc_layers: convolutions of stride 2 in a discriminator.
     """
 
     disc_width: int = 32
@@ -55,10 +55,10 @@ class CycleGAN(Model):
     A step takes a batch of each domain. The discriminators' fakes are made anew, by the generators that were
     just updated. Raises UsageError for images that are too small.
 
-    cycle: weight λ of the cycle's L1 error
+    cycle: weight λ of the cycle's L1 error.
     identity: weight ι of the L1 change of images that are of the target domain already, as a share of λ; it
-      keeps colours
-    pool: number of earlier fakes of a domain that its discriminator may be shown again
+      keeps colours.
+    pool: number of earlier fakes of a domain that its discriminator may be shown again.
     """
 
     paper = "Zhu et al. 2017, arXiv:1703.10593"
@@ -154,7 +154,7 @@ class CycleGAN(Model):
         """Each image translated to the other domain, [B, C, H, W].
 
         from_a: whether the images are of A, for all of them or for each [B]; for each, both nets translate
-          every image, since choosing rows would make the host wait for the device
+          every image, since choosing rows would make the host wait for the device.
         """
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
@@ -189,7 +189,7 @@ class CycleGAN(Model):
     ) -> Tensor:
         """Translations of training images, drawn at random from those that the model keeps.
 
-        direction: `AtoB` and `BtoA` draw images of one domain, `both` of either
+        direction: `AtoB` and `BtoA` draw images of one domain, `both` of either.
         """
         known, pick = self.remembered(n, noise, direction)
         from_a = pick < MEMORY if direction == "both" else direction == "AtoB"
@@ -225,7 +225,7 @@ class CycleGAN(Model):
 
         direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images where
           they have no labels; `auto` translates all, each from its own domain, which without labels is the
-          one whose translator changes it less
+          one whose translator changes it less.
         """
         rows, from_a = self.suited(x, direction, y)
         x = self.translated(x[rows], from_a)
@@ -245,7 +245,7 @@ class CycleGAN(Model):
     ) -> Applied:
         """Images translated to the other domain and back.
 
-        direction: which images and from which domain, as in `translate`
+        direction: which images and from which domain, as in `translate`.
         """
         rows, from_a = self.suited(x, direction, y)
         x = self.returned(x[rows], from_a)

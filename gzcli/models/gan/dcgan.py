@@ -13,7 +13,7 @@ from gzcli.types import DataInfo
 class DCGAN(GAN):
     """A convolutional GAN; the paper's own has `norm` and `disc_norm` batch, `spectral` false, `kernel` 4.
 
-    conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input
+    conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input.
     """
 
     paper = "Radford 2015, arXiv:1511.06434"

@@ -16,9 +16,9 @@ from gzcli.models.nn.critic import NORMS, Norm, pyramid, widths
 class GeneratorOptions:
     """The net of the generator.
 
-    latent: dimensions of z
-    width: channels of the finest scale of both nets, doubled at each coarser one, at most 8-fold
-    norm: normalisation in the generator
+    latent: dimensions of z.
+    width: channels of the finest scale of both nets, doubled at each coarser one, at most 8-fold.
+    norm: normalisation in the generator.
     """
 
     latent: int = 64

@@ -24,10 +24,10 @@ from gzcli.types import Applied, Noise, Progress
 class Search:
     """How z is searched for.
 
-    steps: gradient steps
-    lr: learning rate of Adam
-    starts: draws of z, of which the nearest is the start
-    feature: weight of the critic's features in the distance, in [0, 1]
+    steps: gradient steps.
+    lr: learning rate of Adam.
+    starts: draws of z, of which the nearest is the start.
+    feature: weight of the critic's features in the distance, in [0, 1].
     """
 
     steps: int
@@ -61,7 +61,7 @@ class InvertibleGAN(Model):
         so that an image's z does not depend on its batch.
 
         labels: those of x; without them a conditional model starts from every class (multi-label: from no
-          class and from each alone), and half-way chooses the labels of the least distance
+          class and from each alone), and half-way chooses the labels of the least distance.
         """
         n, tries = len(x), self.first_labels(x, labels, search.starts)
         starts, feature = len(tries), search.feature
@@ -128,7 +128,7 @@ class InvertibleGAN(Model):
 
         Raises UsageError for no steps.
 
-        steps: gradient steps of the search for z
+        steps: gradient steps of the search for z.
         """
         at_least(1, steps=steps)
         z, y, _ = self.invert(x, noise, Search(steps), labels=labels, progress=progress)
@@ -144,8 +144,8 @@ class InvertibleGAN(Model):
         A conditional model changes the label half-way. Raises UsageError for fewer than two images or steps,
         or for no search.
 
-        steps: images of a way, both ends included
-        search: gradient steps of the search for z
+        steps: images of a way, both ends included.
+        search: gradient steps of the search for z.
         """
         at_least(2, steps=steps)
         at_least(1, search=search)
@@ -176,10 +176,10 @@ class InvertibleGAN(Model):
 
         Raises UsageError for fewer than one of `dims`, `steps` or `search`.
 
-        dims: number of coordinates, one a row
-        steps: images of a row
-        span: a coordinate goes from −span to span, in standard deviations of the prior
-        search: gradient steps of the search for z
+        dims: number of coordinates, one a row.
+        steps: images of a row.
+        span: a coordinate goes from −span to span, in standard deviations of the prior.
+        search: gradient steps of the search for z.
         """
         at_least(1, dims=dims, steps=steps, search=search)
         z, y, _ = self.invert(x[:1], noise.first(1), Search(search), progress=progress)

@@ -18,7 +18,7 @@ class ImagePool(nn.Module):
     it replaces a stored one, which is shown. Each rank has its own pool, so it is extra state and no buffer:
     buffers are equal on all ranks.
 
-    size: number of images; a pool of 0 shows every image itself
+    size: number of images; a pool of 0 shows every image itself.
     """
 
     def __init__(self, size: int):

@@ -32,9 +32,9 @@ from gzcli.types import Batch, DataInfo, Noise, Progress
 class PixelNoiseOptions:
     """The noise of the pixels.
 
-    sigma: standard deviation that the noise of every pixel starts at, for images in [-1, 1]
-    sigma_min: least standard deviation of a pixel's noise
-    sigma_max: largest standard deviation of a pixel's noise
+    sigma: standard deviation that the noise of every pixel starts at, for images in [-1, 1].
+    sigma_min: least standard deviation of a pixel's noise.
+    sigma_max: largest standard deviation of a pixel's noise.
     """
 
     sigma: float = 0.1
@@ -46,11 +46,11 @@ class PixelNoiseOptions:
 class EntropyOptions:
     """The entropy of p(x), and the chains over z that estimate its gradient.
 
-    entropy: weight λ of the entropy, in nats
-    burn_in: moves of a chain that do not count yet
-    draws: moves that count
-    leapfrog: leapfrog steps of a move
-    accept: rate of acceptance, in [0, 1], that the size of the leapfrog steps is adapted to
+    entropy: weight λ of the entropy, in nats.
+    burn_in: moves of a chain that do not count yet.
+    draws: moves that count.
+    leapfrog: leapfrog steps of a move.
+    accept: rate of acceptance, in [0, 1], that the size of the leapfrog steps is adapted to.
     """
 
     entropy: float = 1e-4
@@ -66,7 +66,7 @@ class PresGAN(GAN):
     The other keys are those of `dcgan`. The generator should not have batch norm: the likelihood of an image
     would then depend on the others of its batch.
 
-    conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input
+    conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input.
     """
 
     paper = "Dieng 2019, arXiv:1910.04302"
@@ -173,8 +173,8 @@ class PresGAN(GAN):
     ) -> Tensor:
         """G(z) for z ~ N(0, temperature²), and the noise of the pixels.
 
-        temperature: standard deviation of z
-        mean: whether the image is G(z) alone, without noise
+        temperature: standard deviation of z.
+        mean: whether the image is G(z) alone, without noise.
         """
         x = super().sample(n, labels=labels, noise=noise, progress=progress, temperature=temperature)
         return x if mean else (x + self.sigma() * noise.randn(*x.shape)).clamp(-1, 1)

@@ -17,9 +17,9 @@ from gzcli.models.nn.common import to_fp32
 class TranslatorOptions:
     """The nets that translate images from one domain to the other.
 
-    width: channels at the image's own size, doubled by each halving
-    halvings: how often the sides of the image are halved
-    blocks: residual blocks at the smallest size
+    width: channels at the image's own size, doubled by each halving.
+    halvings: how often the sides of the image are halved.
+    blocks: residual blocks at the smallest size.
     """
 
     width: int = 32

@@ -18,7 +18,7 @@ from gzcli.types import DataInfo
 class WGAN(GAN):
     """A convolutional WGAN-GP.
 
-    conditional: whether labels enter the generator beside z, and the critic by projection
+    conditional: whether labels enter the generator beside z, and the critic by projection.
     """
 
     paper = "Gulrajani 2017, arXiv:1704.00028"

@@ -40,7 +40,7 @@ def gradient_penalty(
     """(‖∇ f(x̂)‖₂ − 1)² of each sample, [B], in fp32 also under autocast (Gulrajani 2017, arXiv:1704.00028,
     eq. 3).
 
-    alpha: uniform on [0, 1), [B]; x̂ = fake + alpha · (real − fake)
+    alpha: uniform on [0, 1), [B]; x̂ = fake + alpha · (real − fake).
     """
     x_hat = torch.lerp(fake.detach().clone(), real.detach().clone(), alpha.clone().view(-1, 1, 1, 1))
     return (_gradient(critic, x_hat, y).norm(dim=1) - 1) ** 2

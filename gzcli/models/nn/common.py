@@ -33,8 +33,8 @@ class ClassEmbedding(nn.Module):
 
     Multi-hot labels are embedded as the sum of their classes' rows, so the zero vector stands for no class.
 
-    classes: number of classes K
-    dim: size of the embedding
+    classes: number of classes K.
+    dim: size of the embedding.
     """
 
     def __init__(self, classes: int, dim: int):
@@ -45,8 +45,8 @@ class ClassEmbedding(nn.Module):
     def forward(self, y: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor:
         """The embeddings of n labels, [n, dim].
 
-        y: labels [n] or [n, K], or None for the null label
-        drop: boolean [n], true where the null label replaces the label (classifier-free guidance)
+        y: labels [n] or [n, K], or None for the null label.
+        drop: boolean [n], true where the null label replaces the label (classifier-free guidance).
         """
         null = self.table.weight[self.classes]
         if y is None:
@@ -73,8 +73,8 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
     Each class in turn replaces the label of a row, or for multi-label data is added to or removed from its
     set, and stays where that lowers the distance of the row.
 
-    distance: the distance [B] of labels
-    y: the labels to start from, [B] or [B, K]
+    distance: the distance [B] of labels.
+    y: the labels to start from, [B] or [B, K].
     """
     y, best = y.clone(), distance(y)
     for k in range(len(data.classes)):
@@ -138,7 +138,7 @@ def stacked(layer: Layer, matrices: int) -> Layer:
 
     matrices: how many matrices of equal height its weight stacks, as 3 for queries, keys and values; 0 keeps
       the layer from such an optimizer, which suits first and last layers: their rows or columns are pixels,
-      codes or classes, with units of their own
+      codes or classes, with units of their own.
     """
     layer.matrices = matrices  # type: ignore[assignment]  # torch declares tensors and modules alone
     return layer

@@ -26,10 +26,10 @@ LabelAs = Literal["channel", "projection"]
 class CriticOptions:
     """The net of the discriminator.
 
-    disc_norm: normalisation after every convolution of the discriminator but the first
-    kernel: side of the discriminator's strided convolutions, in pixels
+    disc_norm: normalisation after every convolution of the discriminator but the first.
+    kernel: side of the discriminator's strided convolutions, in pixels.
     spectral: whether each weight of the discriminator is divided by its largest singular value (Miyato 2018,
-      arXiv:1802.05957)
+      arXiv:1802.05957).
     """
 
     disc_norm: Norm = "none"
@@ -75,12 +75,12 @@ NORMS: dict[Norm, Callable[[int], nn.Module]] = {
 class Critic(nn.Module):
     """Images → one unbounded number each, [B], fp32.
 
-    shape: of an image, (C, H, W)
-    width: channels of the finest scale, doubled at each coarser one, at most 8-fold
-    classes: number of classes that it is told, 0 for none
-    options: the layers
+    shape: of an image, (C, H, W).
+    width: channels of the finest scale, doubled at each coarser one, at most 8-fold.
+    classes: number of classes that it is told, 0 for none.
+    options: the layers.
     label_as: `projection` of the features on the label's embedding (Miyato 2018, arXiv:1802.05637, eq. 3), or
-      `channel`, an embedding of the size of the image beside it (after Mirza 2014)
+      `channel`, an embedding of the size of the image beside it (after Mirza 2014).
     """
 
     def __init__(

@@ -42,9 +42,9 @@ class LogisticMixture:
     raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` uniform numbers a
     pixel.
 
-    channels: channels C of a pixel
-    levels: number of grey levels L
-    components: number of components M
+    channels: channels C of a pixel.
+    levels: number of grey levels L.
+    components: number of components M.
     """
 
     def __init__(self, channels: int, levels: int, components: int):
@@ -73,8 +73,8 @@ class LogisticMixture:
         """Pixels [..., C] in [-1, 1], drawn by inversion: the component by u[..., 0], then channel by
         channel.
 
-        u: uniform numbers on [0, 1), [..., C + 1]
-        temperature: divides the logits and multiplies the scales
+        u: uniform numbers on [0, 1), [..., C + 1].
+        temperature: divides the logits and multiplies the scales.
         """
         logits, mean, log_scale, coef = self._unpack(to_fp32(params))
         share = (logits / temperature).softmax(-1).cumsum(-1)[..., :-1]

@@ -27,10 +27,10 @@ class PatchGAN(nn.Module):
 
     Raises UsageError for images that are too small.
 
-    shape: of an image, (C, H, W)
-    width: channels of the first layer, doubled by each further one, at most 8-fold
-    layers: number of convolutions of stride 2
-    norm: `group` has learned scales, `instance` has none
+    shape: of an image, (C, H, W).
+    width: channels of the first layer, doubled by each further one, at most 8-fold.
+    layers: number of convolutions of stride 2.
+    norm: `group` has learned scales, `instance` has none.
     """
 
     def __init__(

@@ -48,8 +48,8 @@ def ms_ssim(x: Tensor, y: Tensor, *, size: int = 11, sigma: float = 1.5) -> Tens
     count, their exponents divided by their sum. A negative contrast term is raised to 1e-4, since a negative
     number has no fractional power.
 
-    size: side of the window in pixels
-    sigma: standard deviation of the window of 11 pixels, in pixels; it shrinks with the window
+    size: side of the window in pixels.
+    sigma: standard deviation of the window of 11 pixels, in pixels; it shrinks with the window.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = (to_fp32(x) + 1) / 2, (to_fp32(y) + 1) / 2

@@ -34,10 +34,10 @@ LABEL_DROP = 0.1
 class FlowOptions:
     """What stands before the bijection, and labels.
 
-    dequant: noise that is added to the grey levels, `uniform`, or a learned flow of its own (`variational`)
-    logit: alpha of the map logit(alpha/2 + (1 − alpha) v) before the flow, in [0, 1); 0 is v − 1/2
-    conditional: whether the prior of the top latent depends on the class
-    class_weight: weight of −log p(y | x), in nats, beside −log p(x | y) in the loss of a conditional flow
+    dequant: noise that is added to the grey levels, `uniform`, or a learned flow of its own (`variational`).
+    logit: alpha of the map logit(alpha/2 + (1 − alpha) v) before the flow, in [0, 1); 0 is v − 1/2.
+    conditional: whether the prior of the top latent depends on the class.
+    class_weight: weight of −log p(y | x), in nats, beside −log p(x | y) in the loss of a conditional flow.
     """
 
     dequant: Literal["uniform", "variational"] = "uniform"
@@ -52,10 +52,10 @@ class ImageFlow(Model):
 
     Raises UsageError for options that do not fit the data.
 
-    data: what the images are
-    options: dequantisation, logit and labels
+    data: what the images are.
+    options: dequantisation, logit and labels.
     dequantiser: builds the module of variational dequantisation, forward(x, noise) -> (v [B, C, H, W] in [0,
-      1), log q(u | x) [B])
+      1), log q(u | x) [B]).
     """
 
     likelihood: ClassVar[str] = "bound"
@@ -163,7 +163,7 @@ class ImageFlow(Model):
         A conditional model without labels gives the marginal over equally likely classes (multi-label: the
         null label).
 
-        samples: draws of the noise, over which the density is averaged
+        samples: draws of the noise, over which the density is averaged.
         """
         marginal = self.classes is not None and labels is None and not self.data.multilabel
         draws = torch.stack([self.log_joint(x, labels, noise, each_class=marginal) for _ in range(samples)])
@@ -211,7 +211,7 @@ class ImageFlow(Model):
     ) -> Tensor:
         """n images.
 
-        temperature: factor of the standard deviation of every latent (Glow, §6)
+        temperature: factor of the standard deviation of every latent (Glow, §6).
         """
         if self.classes is not None:
             labels = spread_labels(labels, n, self.data, self.top.device)
@@ -233,7 +233,7 @@ class ImageFlow(Model):
 
         Raises UsageError for fewer than two images or steps.
 
-        steps: images of a way, both ends included
+        steps: images of a way, both ends included.
         """
         x = pairs_of(x)
         z, _ = self.encode(self.to_unit(x, noise.first(len(x)))[0])
@@ -256,7 +256,7 @@ class ImageFlow(Model):
         The own class is the most probable one (multi-label: no class, so that attributes are added). Raises
         UsageError for an unconditional model.
 
-        strength: share of the way from one prior to the other; a negative one removes attributes
+        strength: share of the way from one prior to the other; a negative one removes attributes.
         """
         if self.classes is None:
             raise UsageError(

@@ -27,9 +27,9 @@ class VariationalDequantiser(nn.Module):
 
     log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (eq. 12). It starts as uniform noise.
 
-    data: what the images are
-    depth: number of couplings
-    hidden: channels of their nets
+    data: what the images are.
+    depth: number of couplings.
+    hidden: channels of their nets.
     """
 
     def __init__(self, data: DataInfo, *, depth: int = 4, hidden: int = 32):

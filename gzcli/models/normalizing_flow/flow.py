@@ -24,10 +24,10 @@ class Flow(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed
-    depth: couplings a scale
-    hidden: channels of a coupling's net
-    blocks: gated convolutions of a coupling's net
+    scales: how often the image is squeezed.
+    depth: couplings a scale.
+    hidden: channels of a coupling's net.
+    blocks: gated convolutions of a coupling's net.
     """
 
     paper: ClassVar[str] = "arXiv:1505.05770"

@@ -52,9 +52,9 @@ def join(x1: Tensor, x2: Tensor, way: tuple[int, int]) -> Tensor:
 class Step(nn.Module):
     """ActNorm and 1×1 convolution of each half, a coupling that changes the second, and the halves swapped.
 
-    shape: of a half, (C, H, W)
-    options: the coupling and its net
-    context: channels of what the net is given beside the first half, 0 for nothing
+    shape: of a half, (C, H, W).
+    options: the coupling and its net.
+    context: channels of what the net is given beside the first half, 0 for nothing.
     """
 
     def __init__(self, shape: Shape, options: CouplingOptions, context: int = 0):
@@ -112,11 +112,11 @@ class Dequantiser(nn.Module):
 
     log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (§3.1, eq. 12).
 
-    data: what the images are
-    squeezes: how often the image is squeezed, for the features and the couplings
-    width: channels of the features
-    depth: number of couplings
-    options: the couplings and their nets
+    data: what the images are.
+    squeezes: how often the image is squeezed, for the features and the couplings.
+    width: channels of the features.
+    depth: number of couplings.
+    options: the couplings and their nets.
     """
 
     def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, options: CouplingOptions):
@@ -156,10 +156,10 @@ class FlowPP(ImageFlow):
     Latents, which are continuous, have no dequantisation. Raises UsageError where the image cannot be halved
     so often.
 
-    channel: couplings over channels, a number for each size of the image, squeezed 0, 1, 2 … times
-    checkerboard: couplings over columns, which follow those over channels, a number for each size
-    dequant_couplings: couplings of the dequantising flow
-    dequant_blocks: blocks of a coupling's net in the dequantising flow
+    channel: couplings over channels, a number for each size of the image, squeezed 0, 1, 2 … times.
+    checkerboard: couplings over columns, which follow those over channels, a number for each size.
+    dequant_couplings: couplings of the dequantising flow.
+    dequant_blocks: blocks of a coupling's net in the dequantising flow.
     """
 
     paper: ClassVar[str] = "arXiv:1902.00275"

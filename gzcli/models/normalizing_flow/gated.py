@@ -21,12 +21,12 @@ from gzcli.models.nn.common import Layer
 class CouplingOptions:
     """The couplings and their nets.
 
-    hidden: channels of a coupling's net
-    blocks: blocks of a gated convolution, and of attention, in a coupling's net
-    components: logistics of a coupling's mixture
-    heads: attention heads
-    attention: largest number of positions of a map that has attention; 0 is nowhere
-    dropout: probability of dropout in a coupling's net
+    hidden: channels of a coupling's net.
+    blocks: blocks of a gated convolution, and of attention, in a coupling's net.
+    components: logistics of a coupling's mixture.
+    heads: attention heads.
+    attention: largest number of positions of a map that has attention; 0 is nowhere.
+    dropout: probability of dropout in a coupling's net.
     """
 
     hidden: int = 32
@@ -79,11 +79,11 @@ class CouplingNet(nn.Module):
 
     An embedding of the positions is added once, at the start, for convolutions as well as attention.
 
-    channels: channels of the input
-    out: channels of the output
-    size: (height, width)
-    options: the blocks
-    context: channels of what the net is given beside x₁, 0 for nothing
+    channels: channels of the input.
+    out: channels of the output.
+    size: (height, width).
+    options: the blocks.
+    context: channels of what the net is given beside x₁, 0 for nothing.
     """
 
     def __init__(

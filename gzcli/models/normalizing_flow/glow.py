@@ -67,11 +67,11 @@ class Glow(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed
-    depth: steps of flow a scale
-    hidden: channels of a coupling's net
-    coupling: `affine`, or `additive`, which keeps volumes
-    net: a coupling's net, `conv` as in the paper, or `residual` with a larger receptive field
+    scales: how often the image is squeezed.
+    depth: steps of flow a scale.
+    hidden: channels of a coupling's net.
+    coupling: `affine`, or `additive`, which keeps volumes.
+    net: a coupling's net, `conv` as in the paper, or `residual` with a larger receptive field.
     """
 
     paper: ClassVar[str] = "arXiv:1807.03039"

@@ -161,9 +161,9 @@ class AffineCoupling(Bijection):
     s = a · tanh(raw) has a learned range a for each channel. It is bounded, so that training is stable, and
     can grow to scales of 1e3, which dequantised constant pixels need.
 
-    channels: channels of x
-    net: maps x₁, and the context beside it, to (t, raw)
-    flip: whether the first half is changed, and not the second
+    channels: channels of x.
+    net: maps x₁, and the context beside it, to (t, raw).
+    flip: whether the first half is changed, and not the second.
     """
 
     def __init__(self, channels: int, net: nn.Module, *, flip: bool = False):

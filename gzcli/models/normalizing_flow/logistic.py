@@ -76,8 +76,8 @@ class MixLogisticCoupling(nn.Module):
     a is bounded by tanh, as in the paper's code. The means are relative to points spread over [−2, 2], so
     that a net near zero starts with components that differ.
 
-    net: maps x₁ and a context to [B, (2 + 3K) · C₂, H, W]
-    components: number of logistics K
+    net: maps x₁ and a context to [B, (2 + 3K) · C₂, H, W].
+    components: number of logistics K.
     """
 
     start: Tensor

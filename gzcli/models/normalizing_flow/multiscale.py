@@ -27,8 +27,8 @@ class MultiscaleFlow(ImageFlow):
     def build(self, scales: int, steps: Callable[[int, int], Iterable[Bijection]]) -> None:
         """Builds the scales. Raises UsageError where the image cannot be halved so often.
 
-        scales: how often the image is squeezed
-        steps: steps(i, channels), the layers of scale i, on squeezed images of that many channels
+        scales: how often the image is squeezed.
+        steps: steps(i, channels), the layers of scale i, on squeezed images of that many channels.
         """
         check_size(self.data.shape, scales)
         self.flow: Modules[Modules[Bijection]] = Modules()

@@ -29,11 +29,11 @@ class Realnvp(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed
-    couplings: couplings of each kind of mask a scale; the last scale has checkerboards alone, and one more
-    hidden: channels of a coupling's net
-    blocks: residual blocks of a coupling's net
-    batch_norm: whether batch norm follows each coupling
+    scales: how often the image is squeezed.
+    couplings: couplings of each kind of mask a scale; the last scale has checkerboards alone, and one more.
+    hidden: channels of a coupling's net.
+    blocks: residual blocks of a coupling's net.
+    batch_norm: whether batch norm follows each coupling.
     """
 
     paper: ClassVar[str] = "arXiv:1605.08803"

@@ -32,12 +32,12 @@ LOSS = OBJECTIVES["nonsaturating"]
 class AAEOptions:
     """The codes and the discriminators.
 
-    posterior: whether a code is a function of the image (`deterministic`), or a draw of a Gaussian
-    disc_hidden: widths of the layers of the discriminator of codes
-    code_weight: weight of the encoder's adversarial loss, beside the squared error summed over pixels
+    posterior: whether a code is a function of the image (`deterministic`), or a draw of a Gaussian.
+    disc_hidden: widths of the layers of the discriminator of codes.
+    code_weight: weight of the encoder's adversarial loss, beside the squared error summed over pixels.
     image_weight: weight of the decoder's adversarial loss by a discriminator of images; 0, as in the paper,
-      has no such discriminator
-    image_width: channels of the finest scale of the discriminator of images
+      has no such discriminator.
+    image_width: channels of the finest scale of the discriminator of images.
     """
 
     posterior: Literal["deterministic", "gaussian"] = "deterministic"
@@ -80,7 +80,7 @@ class AAE(Model):
         """Codes [B, latent].
 
         eps: standard normal [B, latent], for a draw of a Gaussian posterior, whose mean is the code without
-          it
+          it.
         """
         if self.options.posterior == "deterministic":
             return to_fp32(self.encoder(x))
@@ -156,7 +156,7 @@ class AAE(Model):
     ) -> Tensor:
         """Decodes z ~ N(0, temperature²).
 
-        temperature: standard deviation of z
+        temperature: standard deviation of z.
         """
         device = next(self.parameters()).device
         y = spread_labels(labels, n, self.data, device) if self.conditional else None
@@ -179,7 +179,7 @@ class AAE(Model):
 
         Raises UsageError for fewer than two images or steps.
 
-        steps: images of a way, both ends included
+        steps: images of a way, both ends included.
         """
         x = self.decode(ways(self.encode(x), steps))
         progress(1, 1, x)
@@ -191,9 +191,9 @@ class AAE(Model):
     ) -> Applied:
         """The first image, changed along the dimensions of its code that change it most.
 
-        dims: number of dimensions, one a row
-        steps: images of a row
-        span: a dimension goes from −span to span, in standard deviations of the prior
+        dims: number of dimensions, one a row.
+        steps: images of a row.
+        span: a dimension goes from −span to span, in standard deviations of the prior.
         """
         return traversal(self.decode, self.encode(x[:1]), dims, steps, span)
 

@@ -16,8 +16,8 @@ from gzcli.types import DataInfo
 class LabelOptions:
     """Labels.
 
-    conditional: whether the model is given labels
-    label_dim: size of a label's embedding
+    conditional: whether the model is given labels.
+    label_dim: size of a label's embedding.
     """
 
     conditional: bool = False
@@ -38,7 +38,7 @@ class HiddenLabelOptions(LabelOptions):
     """Labels that training hides now and then, so that images without labels have a likelihood.
 
     label_dropout: share of training images, in [0, 1], whose label is replaced by the null label; the null
-      label stands for `labels=None` in likelihoods and scores
+      label stands for `labels=None` in likelihoods and scores.
     """
 
     label_dropout: float = 0.1
@@ -58,8 +58,8 @@ class LabelledVAE(Model):
 
         Raises UsageError for labels of None where training had no null label.
 
-        labels: [n] or [n, K], or None for the null label
-        drop: boolean [n], true where the null label replaces the label
+        labels: [n] or [n, K], or None for the null label.
+        drop: boolean [n], true where the null label replaces the label.
         """
         if self.labels is None:
             return None

@@ -35,11 +35,11 @@ class HVAE(LabelledVAE):
     """A ladder of Gaussian latents, after NVAE.
 
     pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto is bernoulli
-      for 2 levels, gaussian for latents, mixture else
-    mixture: discretised logistics of a pixel's mixture
+      for 2 levels, gaussian for latents, mixture else.
+    mixture: discretised logistics of a pixel's mixture.
     kl_warmup: steps over which the weight of the KL rises from 0; meanwhile the groups' weights are balanced
-      (appendix A), so that every group is used
-    spectral: weight λ of the sum of all convolutions' largest singular values
+      (appendix A), so that every group is used.
+    spectral: weight λ of the sum of all convolutions' largest singular values.
     """
 
     paper = "Vahdat & Kautz 2020, arXiv:2007.03898"
@@ -136,7 +136,7 @@ class HVAE(LabelledVAE):
     def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, samples: int = 1) -> Tensor:
         """A lower bound of log p(x), [B] nats. A conditional model without labels takes the null label.
 
-        samples: draws of z, of the ELBO for 1 and of the importance-weighted bound for more
+        samples: draws of z, of the ELBO for 1 and of the importance-weighted bound for more.
         """
         e = self.embed(labels, len(x))
         return self.bound(x, self.encoder(x), e, [self.draw(len(x), noise) for _ in range(samples)])
@@ -146,9 +146,9 @@ class HVAE(LabelledVAE):
     ) -> Tensor:
         """The bound of log p(x), [B].
 
-        features: of the first groups; the groups without features are drawn from the prior
-        e: embeddings of the labels [B, E]
-        draws: standard normal eps of every group, once for each sample of z
+        features: of the first groups; the groups without features are drawn from the prior.
+        e: embeddings of the labels [B, E].
+        draws: standard normal eps of every group, once for each sample of z.
         """
         log_w = []
         for eps in draws:
@@ -161,7 +161,7 @@ class HVAE(LabelledVAE):
     def score_elbo(self, x: Tensor, *, noise: Noise, samples: int = 1) -> Tensor:
         """Minus the bound of log p(x).
 
-        samples: draws of z, of the ELBO for 1 and of the importance-weighted bound for more
+        samples: draws of z, of the ELBO for 1 and of the importance-weighted bound for more.
         """
         return -self.log_prob(x, noise=noise, samples=samples)
 
@@ -173,8 +173,8 @@ class HVAE(LabelledVAE):
         the semantics of an image, do not predict its pixels. Raises UsageError for a k that is not 0 …
         groups.
 
-        k: number of groups, from the finest on
-        samples: draws of z of both bounds
+        k: number of groups, from the finest on.
+        samples: draws of z of both bounds.
         """
         keep = len(self.sizes) - self.checked("k", k)
         e, features = self.embed(None, len(x)), self.encoder(x)
@@ -222,8 +222,8 @@ class HVAE(LabelledVAE):
     ) -> Tensor:
         """Draws the groups from the prior, the coarsest first, and then the pixels.
 
-        temperature: factor of every group's standard deviation
-        mean: whether each pixel is its location, or else a draw of its distribution
+        temperature: factor of every group's standard deviation.
+        mean: whether each pixel is its location, or else a draw of its distribution.
         """
         device = self.decoder.start.device
         e = None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
@@ -249,8 +249,8 @@ class HVAE(LabelledVAE):
         """Each image encoded and decoded, at the posterior's mean.
 
         keep: how many groups, from the coarsest on, are the image's own; the others are drawn from the prior
-          given those, which shows what the kept ones hold; 0 keeps all
-        temperature: factor of the standard deviation of the groups that are drawn
+          given those, which shows what the kept ones hold; 0 keeps all.
+        temperature: factor of the standard deviation of the groups that are drawn.
         """
         features, keep = self.encoder(x), self.checked("keep", keep) or len(self.sizes)
         eps = [
@@ -268,7 +268,7 @@ class HVAE(LabelledVAE):
         Every group moves from one image's posterior mean to the other's, in units of the standard deviation
         of the prior given the groups above. Raises UsageError for fewer than two images or steps.
 
-        steps: images of a way, both ends included
+        steps: images of a way, both ends included.
         """
         still = [x.new_zeros(len(x), *grid) for grid in self.grids]
         _, codes = self.decoder(still, self.encoder(x), self.embed(None, len(x)))

@@ -27,12 +27,12 @@ class LadderOptions:
     """The towers. Each of `channels`, `groups` and `cells` has one entry a resolution, from the image's own
     on, halved each time.
 
-    channels: channels of the feature maps, one entry a resolution, the image's own first
-    groups: groups of latents, one entry a resolution; the coarsest has one or more
+    channels: channels of the feature maps, one entry a resolution, the image's own first.
+    groups: groups of latents, one entry a resolution; the coarsest has one or more.
     cells: residual cells before each group, in either tower, one entry a resolution; for a resolution without
-      groups, all its cells
-    latent: channels of a group of latents
-    expand: channels of the decoder's depthwise convolutions, as a multiple of `channels`
+      groups, all its cells.
+    latent: channels of a group of latents.
+    expand: channels of the decoder's depthwise convolutions, as a multiple of `channels`.
     """
 
     channels: tuple[int, ...] = (16, 32, 48, 64)
@@ -127,9 +127,9 @@ class Group(nn.Module):
     def forward(self, h: Tensor, eps: Tensor, feature: Tensor | None) -> tuple[Tensor, Code | None]:
         """The state after this group, and the posterior's draw.
 
-        h: the state [B, width, h, w]
-        eps: standard normal [B, latent, h, w]
-        feature: of the image, [B, width, h, w]; without it, t is eps, a draw of the prior
+        h: the state [B, width, h, w].
+        eps: standard normal [B, latent, h, w].
+        feature: of the image, [B, width, h, w]; without it, t is eps, a draw of the prior.
         """
         h = self.cells(h)
         mu, log_sigma = soft_clamp(self.prior(F.silu(h))).chunk(2, dim=1)
@@ -149,10 +149,10 @@ class TopDown(nn.Module):
     A label is added to the state at the beginning of each resolution, so that all priors and posteriors
     depend on it.
 
-    shape: of an image, (C, H, W)
-    ladder: the groups and cells
-    outputs: channels of the output
-    embed: size of a label's embedding, 0 for none
+    shape: of an image, (C, H, W).
+    ladder: the groups and cells.
+    outputs: channels of the output.
+    embed: size of a label's embedding, 0 for none.
     """
 
     def __init__(self, shape: tuple[int, ...], ladder: LadderOptions, outputs: int, embed: int):
@@ -182,10 +182,10 @@ class TopDown(nn.Module):
     ) -> tuple[Tensor, list[Code]]:
         """The parameters of the pixels, and the posteriors' draws of the groups that have features.
 
-        eps: standard normal [B, latent, h, w] of every group, coarsest first
+        eps: standard normal [B, latent, h, w] of every group, coarsest first.
         features: features of the first groups, of all, some or none; the other groups are drawn from the
-          prior
-        e: embeddings of the labels [B, E]
+          prior.
+        e: embeddings of the labels [B, E].
         """
         h = self.start.expand(len(eps[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         draws, seen = iter(eps), iter(features)

@@ -14,9 +14,9 @@ class MixturePixels:
 
     Raises UsageError for latents, which have no grey levels.
 
-    channels: channels C of an image
-    levels: number of grey levels
-    components: logistics of a pixel's mixture
+    channels: channels C of an image.
+    levels: number of grey levels.
+    components: logistics of a pixel's mixture.
     """
 
     def __init__(self, channels: int, levels: int | None, components: int):

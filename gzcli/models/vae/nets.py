@@ -22,11 +22,11 @@ Shape = tuple[int, ...]  # (C, H, W) of an image
 class NetOptions:
     """Encoder and decoder.
 
-    net: `conv`, a convolutional net, or `mlp`
+    net: `conv`, a convolutional net, or `mlp`.
     hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null takes 512
-      and 512, or 32 and 64
-    blocks: residual blocks a scale, of the convolutional net
-    latent: dimensions of z
+      and 512, or 32 and 64.
+    blocks: residual blocks a scale, of the convolutional net.
+    latent: dimensions of z.
     """
 
     net: Literal["mlp", "conv"] = "conv"

@@ -38,8 +38,8 @@ class Pixels:
 
     Raises UsageError where `kind` does not fit the levels.
 
-    kind: `auto` is bernoulli for 2 levels, gaussian for latents (levels None), logistic else
-    levels: number of grey levels
+    kind: `auto` is bernoulli for 2 levels, gaussian for latents (levels None), logistic else.
+    levels: number of grey levels.
     """
 
     def __init__(self, kind: Kind | Literal["auto"], levels: int | None):
@@ -62,8 +62,8 @@ class Pixels:
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         """log p(x | out) in nats, summed over pixels, [B], fp32.
 
-        x: images [B, C, H, W]
-        out: [B, outputs·C, H, W]
+        x: images [B, C, H, W].
+        out: [B, outputs·C, H, W].
         """
         out = to_fp32(out)
         if self.kind == "bernoulli":

@@ -16,11 +16,11 @@ def likelihood_regret(
 
     The images' sum is maximised and Adam works elementwise, so that a score does not depend on the batch.
 
-    elbo: ELBO [B] of a posterior's mu and logvar, [B, latent] each
-    mu: the encoder's mean, where the search starts
-    logvar: the encoder's log variance
-    steps: steps of Adam
-    lr: learning rate of Adam
+    elbo: ELBO [B] of a posterior's mu and logvar, [B, latent] each.
+    mu: the encoder's mean, where the search starts.
+    logvar: the encoder's log variance.
+    steps: steps of Adam.
+    lr: learning rate of Adam.
     """
     with torch.inference_mode(False), torch.enable_grad():
         mu, logvar = (t.detach().clone().requires_grad_() for t in (mu, logvar))

@@ -33,14 +33,14 @@ class VAEOptions:
     of the bound with a KL of weight 1.
 
     pixels: the decoder's distribution over grey levels; auto is bernoulli for 2 levels, gaussian for latents,
-      logistic else
+      logistic else.
     recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean in its
       place, D the number of pixels: the scales of gaussian and logistic pixels then stay untrained, and
-      log_prob is a loose bound
-    beta: weight of the KL in the loss (Higgins 2017)
-    kl_warmup: steps over which the weight of the KL rises from 0
+      log_prob is a loose bound.
+    beta: weight of the KL in the loss (Higgins 2017).
+    kl_warmup: steps over which the weight of the KL rises from 0.
     iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the
-      ELBO
+      ELBO.
     """
 
     pixels: Literal["auto", "bernoulli", "gaussian", "logistic"] = "auto"
@@ -136,7 +136,7 @@ class VAE(LabelledVAE):
     def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, k: int = 1) -> Tensor:
         """A lower bound of log p(x), [B] nats. A conditional model without labels takes the null label.
 
-        k: samples of z, of the ELBO for 1 and of the importance-weighted bound for more
+        k: samples of z, of the ELBO for 1 and of the importance-weighted bound for more.
         """
         if k > 1:
             return self.iwae_bound(x, noise, k, labels)
@@ -203,7 +203,7 @@ class VAE(LabelledVAE):
     def score_iwae(self, x: Tensor, *, noise: Noise, k: int = 100) -> Tensor:
         """−IWAE-k.
 
-        k: samples of z of the importance-weighted bound
+        k: samples of z of the importance-weighted bound.
         """
         return -self.iwae_bound(x, noise, k)
 
@@ -212,9 +212,9 @@ class VAE(LabelledVAE):
     ) -> Tensor:
         """Likelihood regret (Xiao 2020, arXiv:2003.02977, eq. 5), of the ELBO over fixed draws of z.
 
-        steps: steps of Adam on the posterior's mu and logvar, from the encoder's
-        samples: draws of z of the ELBO
-        lr: learning rate of Adam
+        steps: steps of Adam on the posterior's mu and logvar, from the encoder's.
+        samples: draws of z of the ELBO.
+        lr: learning rate of Adam.
         """
         e = self.embed(None, len(x))
         e = None if e is None else e.detach()
@@ -243,8 +243,8 @@ class VAE(LabelledVAE):
     ) -> Tensor:
         """Decodes z ~ N(0, temperature²).
 
-        mean: whether each pixel is its location, or else a draw of its distribution
-        temperature: standard deviation of z
+        mean: whether each pixel is its location, or else a draw of its distribution.
+        temperature: standard deviation of z.
         """
         device = next(self.parameters()).device
         e = None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
@@ -269,7 +269,7 @@ class VAE(LabelledVAE):
 
         Raises UsageError for fewer than two images or steps.
 
-        steps: images of a way, both ends included
+        steps: images of a way, both ends included.
         """
         mu = self.encode(x, self.embed(None, len(x)))[0]
         z = ways(mu, steps)
@@ -283,9 +283,9 @@ class VAE(LabelledVAE):
     ) -> Applied:
         """The first image, changed along the dimensions of z that change it most.
 
-        dims: number of dimensions, one a row
-        steps: images of a row
-        span: a dimension goes from −span to span, in standard deviations of the prior
+        dims: number of dimensions, one a row.
+        steps: images of a row.
+        span: a dimension goes from −span to span, in standard deviations of the prior.
         """
         mu = self.encode(x[:1], self.embed(None, 1))[0]
         return traversal(
