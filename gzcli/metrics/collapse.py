@@ -50,13 +50,9 @@ def warning(distance: float, classes: float | None) -> str | None:
     classes: what `coverage` returned; None without classes.
     """
     if classes is not None and classes < FEW_CLASSES:
-        return (
-            f"the generator may have collapsed: the entropy of its classes is {classes:.0%} of the real "
-            "images'"
-        )
-    if distance < CLOSE:
-        return (
-            f"the generator may have collapsed: the distance between its images is {distance:.0%} of "
-            "that of real ones"
-        )
-    return None
+        found = f"the entropy of its classes is {classes:.0%} of the real images'"
+    elif distance < CLOSE:
+        found = f"the distance between its images is {distance:.0%} of that of real ones"
+    else:
+        return None
+    return f"the generator may have collapsed: {found}"

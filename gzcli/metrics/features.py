@@ -150,9 +150,8 @@ def _train(pack: Pack, path: Path) -> None:
         optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         for step, rows in enumerate(_batches(len(images), steps)):
             for group in optimizer.param_groups:
-                group["lr"] = (
-                    LR * min(1, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-                )
+                warm = min(1, (step + 1) / (WARMUP * steps))
+                group["lr"] = LR * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
             x = _to_input(images[rows])
             x, y = _rotated(x, step) if labels is None else (x, torch.from_numpy(np.asarray(labels[rows])))
             loss = _criterion(net(x), y)

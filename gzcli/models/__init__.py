@@ -1,4 +1,4 @@
-"""The zoo, a folder a family, a file a model; called, as `gzcli.models()`, it tells what there is."""
+"""The model zoo: a folder for each family, a file for each model. `gzcli.models()` lists the models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from gzcli.models.catalog import ModelCard, cards
 
 
 class _Zoo(ModuleType):
-    """This package, which can be called."""
+    """A package that can be called."""
 
     def __call__(self) -> dict[str, ModelCard]:
-        """The card of every model by name: the zoo, and what `GZ_MODELS` and installed packages add."""
+        """The card of every model by name, those of `GZ_MODELS` and of installed packages included."""
         return cards()
 
 

@@ -1,4 +1,4 @@
-"""The protocol of a model: what the one trainer, the sampler and the scorers ask of it."""
+"""The protocol of a model: the attributes and methods that trainer, sampler and scorers use."""
 
 from __future__ import annotations
 
@@ -17,70 +17,81 @@ if TYPE_CHECKING:
 
 @dataclass
 class Phase:
-    """One optimizer's update; phases run in the listed order, at steps where (step + 1) % every == 0, from
-    `start` on."""
+    """One optimizer's update. Phases run in the listed order, at steps from `start` on with
+    (step + 1) % every == 0.
+
+    name: of the phase, as `loss` is given it.
+    params: parameters, or optimizer groups, which may have `weight_decay` and `lr_scale`.
+    every: steps from one update to the next.
+    start: the first step at which the phase runs.
+    """
 
     name: str
-    params: Iterable[nn.Parameter] | list[dict[str, Any]]  # or groups with weight_decay / lr_scale
+    params: Iterable[nn.Parameter] | list[dict[str, Any]]
     every: int = 1
     start: int = 0
 
     def due(self, step: int) -> bool:
+        """Whether the phase runs at a step."""
         return step >= self.start and (step + 1) % self.every == 0
 
     def parameters(self) -> list[nn.Parameter]:
+        """The parameters of all groups."""
         return [p for group in self.groups() for p in group["params"]]
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameters as optimizer groups."""
         params: list[Any] = list(self.params)  # it may be an iterator, which can be read once
-        grouped = bool(params) and isinstance(params[0], dict)
-        self.params = params = [{**g, "params": list(g["params"])} for g in params] if grouped else params
-        return params if grouped else [{"params": params}]
+        has_groups = bool(params) and isinstance(params[0], dict)
+        self.params = params = [{**g, "params": list(g["params"])} for g in params] if has_groups else params
+        return params if has_groups else [{"params": params}]
 
 
 class Model(nn.Module):
-    """Base of every model. Its typed keyword-only `__init__` IS its recipe's schema.
+    """Base of every model. The typed keyword-only `__init__` is the schema of its recipe.
 
-    Optional methods are capabilities; defining one is what `gz list --can` shows:
-      log_prob(x, labels=None, *, noise)   [B] nats of the discrete image; with the class attribute
-      `likelihood`
+    A model may define optional methods. Each one is a capability, which `gz list --can` shows:
+
+      log_prob(x, labels=None, *, noise)   [B] nats of the discrete image; see the attribute `likelihood`
       score_<name>(x, *, noise, …)         [B], higher = more out-of-distribution
-      fit_<name>(batches)                  in-distribution statistics that a score needs
-      measure(batches)                     {name: figure} of its own on held-out images, shown by `gz bench`
-      prepare(batch)                       {key: rows}, made once of every training image, in `batch.extra`
-      from then on
-      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit    applications,
-      called by
-                                           `--do`: (x, *, noise, progress, …) → `Applied`; some may be told
-                                           `labels`, a
-                                           `mask`, or y, the labels of x where the set has them
-      sources(n, *, noise, …)              [n, C, H, W] that `sample` makes its images of, given the same
-      noise
+      fit_<name>(batches)                  computes in-distribution statistics for a score
+      measure(batches)                     {name: figure} of held-out images, shown by `gz bench`
+      prepare(batch)                       {key: rows}, computed once for every training image; from then on
+                                           in `batch.extra`
+      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit
+                                           applications, run by `--do`: (x, *, noise, progress, …) →
+                                           `Applied`; some take `labels`, a `mask`, or y, the labels of x
+                                           where the set has them
+      sources(n, *, noise, …)              [n, C, H, W], the images that `sample` transforms, given the same
+                                           noise
       to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
       to_diffusers()                       a pipeline of diffusers with the same weights, for `gz runs export`
-      on_start(batch) · on_step(step)      data-dependent start · annealing; called after a resume too
-      on_batch(batch)                      {key: rows} of a step's whole batch, in `batch.extra` of its parts
-      calibrate(batches)                   what buffers keep of training images, anew of the averaged weights
+      on_batch(batch)                      {key: rows} of a step's whole batch, in `batch.extra` of its
+                                           micro-batches
+      calibrate(batches)                   recomputes statistics of training images in buffers, for averaged
+                                           weights
     """
 
     paper: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()  # what must come with each image, as a caption or a second domain
-    conditional: bool = False  # an instance's own, where it was built to take labels
+    conditional: bool = False  # whether this instance was built to take labels
     # applications that take labels though the model is not conditional
     labels_for: ClassVar[tuple[str, ...]] = ()
-    latents: ClassVar[bool] = False  # whether it can live on latents (`data.latent`)
+    latents: ClassVar[bool] = False  # whether it can be trained on latents (`data.latent`)
     likelihood: ClassVar[str | None] = None  # what log_prob is: "exact" | "bound" | "ode"
-    # the best checkpoint is by "bpd" | "fd" | "loss"; auto is bpd where log_prob is cheap, else loss
+    # the metric of the best checkpoint: "bpd" | "fd" | "loss"; auto: bpd where log_prob is cheap, else loss
     best: ClassVar[str] = "auto"
-    costly: ClassVar[tuple[str, ...]] = ()  # scores that take an optimisation an image: only when named
+    # scores that take an optimisation for each image, computed only when named
+    costly: ClassVar[tuple[str, ...]] = ()
     fitted_on_train: ClassVar[tuple[str, ...]] = ()  # scores whose fit takes training images
     # scores that compare images by `perceptual` too, unless their option `pixels` is true
     perceptual_scores: ClassVar[tuple[str, ...]] = ()
-    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None  # distance [B] of two batches, by `gz ood`
-    warnings: tuple[str, ...] = ()  # what `on_start` has to say to whoever trains it
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = (
+        None  # distance [B] of two batches, set by `gz ood`
+    )
+    warnings: tuple[str, ...] = ()  # warnings of `on_start` for the log
 
-    if TYPE_CHECKING:  # the optional methods that the engine calls; `hasattr` tells whether a model has one
+    if TYPE_CHECKING:  # the optional methods that the engine calls; `hasattr` finds whether a model has one
         calibrate: Callable[..., None]
         from_latent: Callable[[Tensor], Tensor]
         log_prob: Callable[..., Tensor]
@@ -99,32 +110,35 @@ class Model(nn.Module):
 
     @classmethod
     def of(cls, data: DataInfo, **options: Any) -> Self:
-        """The model of options as a recipe has them: flat, lists for tuples."""
+        """The model that has these options, given as in a recipe: flat, with lists for tuples."""
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
         return cls(data, **grouped(cls, values))
 
     def phases(self) -> list[Phase]:
+        """The updates of a step; by default one, of all trainable parameters."""
         return [Phase("main", [p for p in self.parameters() if p.requires_grad])]
 
     def loss(self, batch: Batch, phase: str = "main") -> Tensor | dict[str, Tensor]:
-        """The mean over the batch's samples of `phase`'s loss; a dict holds "loss", the rest is logged."""
+        """The loss of a phase, a mean over the batch; or a dict with it as "loss" and other values to log."""
         raise NotImplementedError
 
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1]; `labels` [n] int64 or [n, K]; None when conditional means i %
-        K."""
+        """n images [n, C, H, W] in [-1, 1].
+
+        labels: [n] int64 or [n, K]; None: image i of a conditional model has class i % K.
+        """
         raise NotImplementedError
 
     def on_start(self, batch: Batch) -> None:
-        """Before the first step, with its batch; for data-dependent initialisation. Must be idempotent
-        (resume)."""
+        """Called with the first batch before the first step, for data-dependent initialisation. It is called
+        after a resume too, and then must change nothing."""
 
     def on_step(self, step: int) -> None:
-        """After step `step`; for annealing that is a function of the step. Called after a resume too."""
+        """Called after each step, and after a resume, for annealing as a function of the step."""
 
     def attach(self, name: str, module: nn.Module) -> None:
-        """Hold a frozen helper: moved with the model, in eval mode, outside parameters, state dict, EMA and
-        DDP."""
+        """Attaches a frozen module: it moves with the model and stays in eval mode, but belongs to neither
+        parameters, state dict, average of the weights nor DDP."""
         module.eval().requires_grad_(False)
         self.__dict__.setdefault("attached", {})[name] = module
         self.__dict__[name] = module  # past nn.Module.__setattr__, which would register it

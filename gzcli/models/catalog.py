@@ -1,10 +1,8 @@
 """What each model is and can do, read from its file with `ast`, so that neither listing nor resolving imports
 torch.
 
-A model file is `models/<family>/<name>.py` and holds a class deriving from `Model`, directly or not, that
-names its
-`paper`; files that only help (nets, layers, samplers) hold none. There is no registry: the folder is the
-registry.
+A model file is `models/<family>/<name>.py`. It holds a class that derives from `Model`, directly or not, and
+names its `paper`; files of nets, layers or samplers hold none. The folder is the registry.
 """
 
 from __future__ import annotations
@@ -63,22 +61,20 @@ class ModelCard:
     best: str
     latents: bool  # whether it can live on latents
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
-    stages: tuple[
-        str, ...
-    ]  # what it is given beside them: the names of earlier stages of the recipe, trained models
+    stages: tuple[str, ...]  # earlier stages of the recipe, whose trained models `__init__` takes
     sample: dict[str, Param]  # options of `sample`
-    inputs: tuple[str, ...]  # pictures that `sample` may be given beside them: "control", "before"
+    inputs: tuple[str, ...]  # pictures that `sample` may take: "control", "before"
     scores: dict[str, dict[str, Param]]  # score → options of `score_<name>` and `fit_<name>`
     fits: tuple[str, ...]  # the scores that have a `fit_<name>`
     do: dict[str, dict[str, Param]]  # application → its options
-    labelled: tuple[str, ...]  # the applications that may be told labels
-    masked: tuple[str, ...]  # those that may be given a mask
-    labels_for: tuple[str, ...]  # those that may be told labels though the model is not conditional
+    labelled: tuple[str, ...]  # the applications that take labels
+    masked: tuple[str, ...]  # the applications that take a mask
+    labels_for: tuple[str, ...]  # the applications that take labels though the model is not conditional
     can: tuple[str, ...]  # sample, conditional, prompt, log_prob, ood, latent, export and the applications
 
 
 def cards() -> dict[str, ModelCard]:
-    """Every model by name: the zoo in order of family and name, then those from outside."""
+    """Every model by name: the zoo in order of family and name, then models from outside the package."""
     found: dict[str, ModelCard] = {}
     for path in (*_zoo(), *outside.model_files().values()):
         if card := _read_card(path):
@@ -87,10 +83,10 @@ def cards() -> dict[str, ModelCard]:
 
 
 def card(name: str) -> ModelCard:
-    """The card of one model, reading its file (and its bases') alone; `-` and `_` are alike.
+    """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike.
 
-    A file that was named by its path comes first, then the zoo, then what else is from outside. Raises
-    UsageError with the nearest name where there is no such model.
+    A file that was named by its path comes first, then the zoo, then other files from outside the package.
+    Raises UsageError with the nearest name where there is no such model.
     """
     own = [path for path in _zoo() if path.stem == canonical(name)]
     other = outside.find(name)
@@ -102,8 +98,8 @@ def card(name: str) -> ModelCard:
 
 
 def card_of(run: Run, name: str) -> ModelCard:
-    """The card of a model that a run, or a stage of it, was trained by; of one from outside by the run's copy
-    of its file."""
+    """The card of the model that a run, or a stage of it, has trained. For a model from outside the package,
+    it is read from the run's copy of the file."""
     kept = outside.kept(run.owner.path, name)
     return card_at(kept) if kept else card(name)
 
@@ -118,11 +114,11 @@ def card_at(path: Path) -> ModelCard:
 
 
 def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
-    """The out-of-distribution scores that the engine makes of a model's likelihood.
+    """The out-of-distribution scores that the engine computes from a model's likelihood.
 
     log_prob: whether the model has `log_prob`, the likelihood of pixels.
-    own: the names of its own scores; `nll` among them may be the likelihood of codes, which is not compared
-      with the length of a code of the pixels.
+    own: the names of the model's own scores; its `nll` may be the likelihood of codes, which is not compared
+      with the length of a lossless code of the pixels.
     """
     if log_prob:
         return tuple(SCORES)
@@ -150,25 +146,19 @@ def load_class(found: ModelCard) -> type[Model]:
             del sys.modules[found.module]
             if not isinstance(e, Exception):
                 raise
-            where = next(
-                (
-                    f.lineno
-                    for f in reversed(traceback.extract_tb(e.__traceback__))
-                    if f.filename == str(found.path)
-                ),
-                None,
-            )
-            place = f"{found.path}:{where}" if where else str(found.path)
+            frames = traceback.extract_tb(e.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == str(found.path)]
+            place = f"{found.path}:{lines[-1]}" if lines and lines[-1] else str(found.path)
             raise UsageError(f"`{place}` cannot be imported: {type(e).__name__}: {e}") from e
     return getattr(module, found.cls)
 
 
 def memory_plan(model: ModelCard, part: Part) -> list[tuple[str, int]]:
-    """What training a part of a recipe takes of a device's memory: (what, bytes), the sum last; [] where the
-    model's family cannot tell.
+    """The device memory that training a part of a recipe takes: (what, bytes), the sum last; [] where the
+    model's family has no estimate.
 
-    A family that can tell, without torch, has a `plan.py` with a function of this name. Raises what that
-    raises.
+    A family with an estimate has a `plan.py` with a function of this name, which imports no torch. What it
+    raises is raised.
     """
     import importlib
 
@@ -183,7 +173,7 @@ def memory_plan(model: ModelCard, part: Part) -> list[tuple[str, int]]:
 def phases(model: ModelCard) -> tuple[str, ...] | None:
     """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`.
 
-    None where they cannot be read off: then only the trainer knows them.
+    None where the calls do not name them by literals: then only the trainer knows them.
     """
     for cls in lineage_of(model.path, model.cls):
         if "phases" in cls.methods:
@@ -275,17 +265,17 @@ def _read_card(path: Path) -> ModelCard | None:
 
 
 def _module_name(path: Path) -> str:
-    """Of a file from outside one for each of its states: two runs may hold two of one file."""
+    """The name that a file is imported by. A file from outside has one for each of its states, because two
+    runs may hold two versions of it."""
     if ROOT in path.parents:
         return f"{__package__}.{path.parent.name}.{path.stem}"
     return f"gzcli_outside_{hashlib.sha256(f'{path}:{stamp(path)}'.encode()).hexdigest()[:12]}_{path.stem}"
 
 
 def _model_class(path: Path) -> list[Class] | None:
-    """The lineage of the file's model class: the one named like the file if several qualify, else the
-    last."""
+    """The lineage of the file's model class: of several, the one named like the file, else the last."""
     if not _PAPER.search(text_of(path)):
-        return None  # helpers are told so, without the cost of parsing them
+        return None  # a file of helpers, recognised without the cost of parsing it
     found = []
     for name in classes_of(path):
         lineage = lineage_of(path, name)
@@ -300,5 +290,5 @@ def _is_input(param: Param) -> bool:
 
 
 def _words(param: Param) -> set[str]:
-    """The names in its annotation."""
+    """The names in the annotation of a parameter."""
     return set("".join(c if c.isalnum() or c == "_" else " " for c in param.annotation).split())

@@ -1,7 +1,7 @@
-"""What the options of a model mean, from the docstrings of its file: one option a line, `name: text`.
+"""The documentation of a model's options, read from the docstrings of its file: a line `name: text` each.
 
-The text of a class documents its `__init__`, that of a dataclass of options its fields, that of a method its
-keywords. Lines that go on are indented. No file is imported.
+The docstring of a class documents the parameters of `__init__`, the docstring of a dataclass of options its
+fields, the docstring of a method its keywords. Continuation lines are indented. No file is imported.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 
 from gzcli.models.catalog import ModelCard
 from gzcli.models.signatures import Param
-from gzcli.models.sources import Class, class_with_bodies, lineage_of, told
+from gzcli.models.sources import Class, class_with_bodies, documented, lineage_of
 
 Texts = Mapping[str, str]
 
 
 def options(card: ModelCard) -> dict[str, Texts]:
-    """The text of each option of a model: `model`, `sample`, `ood` and, by its name, each application.
+    """The text of each option, by the section of a recipe: `model`, `sample`, `ood` and each application.
 
-    An option that a method does not document means what it means in `sample`, else in the class.
+    For an option that a method does not document, it is the text in `sample`, else in the class.
     """
     lineage = [class_with_bodies(cls) for cls in lineage_of(card.path, card.cls)]
     model = _merged(_of_class(cls) for cls in lineage)
@@ -40,19 +40,18 @@ def options(card: ModelCard) -> dict[str, Texts]:
 
 
 def _known(params: Mapping[str, Param], *sources: Texts) -> dict[str, str]:
+    """The text of each parameter: its own, else that of the first source that has one."""
     found = {}
     for name, param in params.items():
-        text = next(
-            (texts[name] for texts in ({name: param.doc} if param.doc else {}, *sources) if name in texts),
-            None,
-        )
-        if text:
-            found[name] = text
+        own = {name: param.doc} if param.doc else {}
+        texts = [source[name] for source in (own, *sources) if name in source]
+        if texts:
+            found[name] = texts[0]
     return found
 
 
 def _merged(parts: Iterable[Texts]) -> dict[str, str]:
-    """All texts; of two of one option the first."""
+    """All texts; for an option that occurs twice, the first text."""
     found: dict[str, str] = {}
     for part in parts:
         found = {**part, **found}
@@ -69,4 +68,4 @@ def _of_method(lineage: Iterable[Class], name: str) -> dict[str, str]:
 
 
 def _of(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
-    return told(ast.get_docstring(node) or "")
+    return documented(ast.get_docstring(node) or "")

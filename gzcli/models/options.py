@@ -1,4 +1,4 @@
-"""Options of a model as its recipe has them, flat, and as its signature has them, in dataclasses."""
+"""Options between the two forms that they have: flat in a recipe, in dataclasses in a signature."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def grouped(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat options as the keywords of `function`; fields of a dataclass go into the parameter that has it.
+    """Flat options as keywords of `function`: those that are fields of a dataclass are grouped in it.
 
-    A parameter is such a group where its default is an instance of a dataclass, as in
-    `unet: UNetOptions = UNetOptions(channels=32)`; what is not given keeps the value that it has there.
+    A parameter is a group where its default is an instance of a dataclass, as in
+    `unet: UNetOptions = UNetOptions(channels=32)`. Fields without an option keep the value of that default.
     """
     rest, keywords = dict(options), {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -24,8 +24,8 @@ def grouped(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[st
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters of `function` with their defaults, flat: in the place of a dataclass of options its
-    fields. A parameter that must be given has `inspect.Parameter.empty`."""
+    """The parameters of `function` with their defaults, flat: a dataclass of options is replaced by its
+    fields. The default of a required parameter is `inspect.Parameter.empty`."""
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default

@@ -1,4 +1,4 @@
-"""What a method's signature asks of a recipe: names, types and defaults, read from the syntax tree."""
+"""The parameters of a method's signature: names, types and defaults, read from the syntax tree."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.errors import UsageError
-from gzcli.models.sources import Class, annotation_of, lineage_of, told
+from gzcli.models.sources import Class, annotation_of, documented, lineage_of
 
-# What the engine hands to a method; all else in its signature is an option that a user can set.
+# Arguments that the engine hands to a method; every other parameter is an option that a user can set.
 GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
 
 _ARITHMETIC = {
@@ -29,8 +29,8 @@ class Param:
     """A parameter of a signature, or a field of a dataclass of options in it.
 
     annotation: its source text.
-    default: None where one is `required`.
-    doc: what the dataclass tells of its field.
+    default: None where a value is `required`.
+    doc: text of the field in the docstring of its dataclass.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Param:
 
 
 def params_of(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
-    """The parameters of a signature; in the place of a dataclass of options its fields."""
+    """The parameters of a signature; a dataclass of options is replaced by its fields."""
     a = function.args
     positional = [*a.posonlyargs, *a.args]
     defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
@@ -68,7 +68,7 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
     found: dict[str, Param] = {}
     texts: dict[str, str] = {}
     for cls in reversed(group):
-        texts |= told(ast.get_docstring(cls.node) or "")
+        texts |= documented(ast.get_docstring(cls.node) or "")
         for line in cls.fields:
             name = line.target.id if isinstance(line.target, ast.Name) else ""
             value = None if line.value is None else value_of(line.value, cls.path)
@@ -79,6 +79,8 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
 
 
 def value_of(node: ast.expr, path: Path) -> Any:
+    """The value of a literal, or of arithmetic on numbers. Raises UsageError, with its place, for any other
+    expression."""
     try:
         return node.value if isinstance(node, ast.Constant) else _computed(node)
     except (ValueError, ArithmeticError):
@@ -90,7 +92,8 @@ def value_of(node: ast.expr, path: Path) -> Any:
 
 
 def _computed(node: ast.expr) -> Any:
-    """The value of a literal, or of arithmetic on numbers such as `4 * 64`. Raises ValueError else."""
+    """The value of a literal, or of arithmetic on numbers such as `4 * 64`. Raises ValueError for any
+    other expression."""
     if isinstance(node, ast.Tuple):
         return tuple(map(_computed, node.elts))
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:

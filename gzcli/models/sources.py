@@ -1,5 +1,4 @@
-"""Classes of gzcli.models as their files write them, with bases and types over several files. No file is
-imported."""
+"""Classes of models as their files declare them, with their bases in other files, without an import."""
 
 from __future__ import annotations
 
@@ -12,20 +11,9 @@ from typing import Generic, TypeVar
 
 ROOT = Path(__file__).resolve().parent
 
-_BUILTIN = {
-    "int",
-    "float",
-    "bool",
-    "str",
-    "None",
-    "Any",
-    "Literal",
-    "tuple",
-    "list",
-    "Tensor",
-    "Noise",
-    "Progress",
-}
+# frequent names of types that are no aliases
+_NO_ALIAS = {"int", "float", "bool", "str", "None", "Any", "Literal", "tuple", "list"}
+_NO_ALIAS |= {"Tensor", "Noise", "Progress"}
 _DEF = re.compile(r"( *)def ")
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
 
@@ -33,12 +21,13 @@ T = TypeVar("T")
 
 
 def stamp(path: Path) -> int:
-    """What changes with a file from outside the package, which may be edited meanwhile; 0 of one inside."""
+    """The time of change of a file from outside the package, which may be edited while gz runs; 0 for a file
+    inside."""
     return 0 if ROOT in path.parents else path.stat().st_mtime_ns
 
 
 class by_file(Generic[T]):  # noqa: N801
-    """A decorator: remembers what a function makes of a file until the file changes."""
+    """A decorator that caches a function of a file until the file changes."""
 
     def __init__(self, function: Callable[[Path], T]):
         self.function = function
@@ -68,18 +57,18 @@ class Class:
 
     @property
     def methods(self) -> dict[str, ast.FunctionDef]:
-        """Methods by name; those of `Model` itself are the protocol's, not a capability."""
+        """Methods by name; none for `Model` itself, whose methods are the protocol and no capability."""
         return {} if self.is_model else {m.name: m for m in self.node.body if isinstance(m, ast.FunctionDef)}
 
     @property
     def is_dataclass(self) -> bool:
-        """Whether it is one of options."""
+        """Whether it is decorated as a dataclass."""
         names = (node.func if isinstance(node, ast.Call) else node for node in self.node.decorator_list)
         return any(isinstance(node, ast.Name) and node.id == "dataclass" for node in names)
 
     @property
     def fields(self) -> list[ast.AnnAssign]:
-        """The annotated attributes, of a dataclass its fields."""
+        """The annotated attributes, which are the fields of a dataclass."""
         return [line for line in self.node.body if isinstance(line, ast.AnnAssign)]
 
     @property
@@ -102,7 +91,8 @@ class _Module:
 
 
 def lineage_of(path: Path, name: str) -> list[Class]:
-    """The class and its bases of gzcli.models, nearest first: the order in which Python looks up a method."""
+    """The class and its bases, nearest first, in the order in which Python looks up a method; without bases
+    from outside gzcli."""
     module = _module(path)
     if name not in module.classes:
         if name not in module.imports:
@@ -187,7 +177,8 @@ def _alias(path: Path, name: str) -> ast.expr | None:
 def _outline(text: str) -> str:
     """The text without the bodies of its functions, line numbers kept: parsed in a fifth of the time.
 
-    Where a string that spans lines misleads it, what comes out does not parse, and the whole text is taken.
+    A string that spans lines may mislead it. Then the result does not parse, and the caller parses the whole
+    text.
     """
     kept, open_brackets, indent = [], 0, 0
     body = None  # the indentation of the function whose body is left out
@@ -214,24 +205,23 @@ def text_of(path: Path) -> str:
 
 
 def _module_path(module: str) -> Path | None:
-    """The file of a module of gzcli; None of any other."""
+    """The file of a module of gzcli; None where there is none."""
     file = ROOT.parent.joinpath(*module.split(".")[1:])
     return next((p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()), None)
 
 
 def annotation_of(node: ast.expr | None, path: Path) -> str:
-    """The annotation's text; a name that stands for another type (`Spacing = Literal[…]`) is written out."""
+    """The annotation's text, with aliases of types (`Spacing = Literal[…]`) replaced by the types."""
     if node is None:
         return ""
-    if isinstance(node, ast.Name) and node.id in _BUILTIN:
+    if isinstance(node, ast.Name) and node.id in _NO_ALIAS:
         return node.id
-    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - _BUILTIN
+    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - _NO_ALIAS
     if any(_alias(path, name) for name in names):
-        return ast.unparse(_Written(path).visit(node))
+        return ast.unparse(_Unaliased(path).visit(node))
     line = _lines(path)[node.lineno - 1]
-    if (
-        node.lineno == node.end_lineno and line.isascii()
-    ):  # else the columns, which count bytes, would mislead
+    # columns count bytes, so they are those of the text in ASCII alone
+    if node.lineno == node.end_lineno and line.isascii():
         return line[node.col_offset : node.end_col_offset]
     return ast.unparse(node)
 
@@ -241,8 +231,8 @@ def _lines(path: Path) -> list[str]:
     return text_of(path).split("\n")
 
 
-class _Written(ast.NodeTransformer):
-    """Puts the types in the place of the names that stand for them."""
+class _Unaliased(ast.NodeTransformer):
+    """Replaces the aliases in an annotation by their types."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -251,7 +241,7 @@ class _Written(ast.NodeTransformer):
         return _alias(self.path, node.id) or node
 
 
-def told(docstring: str) -> dict[str, str]:
+def documented(docstring: str) -> dict[str, str]:
     """The parameters that a cleaned docstring documents, each with its text in one line."""
     found: dict[str, str] = {}
     name = None

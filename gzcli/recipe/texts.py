@@ -9,7 +9,7 @@ from typing import Any
 
 from gzcli.models import catalog, docs
 from gzcli.models.catalog import ModelCard
-from gzcli.models.sources import told
+from gzcli.models.sources import documented
 from gzcli.recipe.load import Key
 from gzcli.recipe.parts import SECTIONS, OptimSection, Part, keys_of
 from gzcli.recipe.recipe import Recipe
@@ -22,7 +22,7 @@ LEAST = 24  # columns that a text has at least, however far a section is indente
 
 def section_texts(section: type) -> dict[str, str]:
     """The text of each key that a section declares, from its docstring."""
-    texts = told(inspect.getdoc(section) or "")
+    texts = documented(inspect.getdoc(section) or "")
     return {f.name: texts[f.name] for f in keys_of(section) if f.name in texts}
 
 

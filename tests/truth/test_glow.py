@@ -298,8 +298,7 @@ def test_sizes_that_cannot_be_halved_are_refused_with_what_to_do():
 
 
 @pytest.mark.parametrize(
-    ("shape", "options", "millions"),
-    [((3, 32, 32), {"scales": 3, "depth": 32, "hidden": 512}, 44.0)],
+    ("shape", "options", "millions"), [((3, 32, 32), {"scales": 3, "depth": 32, "hidden": 512}, 44.0)]
 )
 def test_the_papers_settings_have_its_size(shape, options, millions):
     with torch.device("meta"):

@@ -67,12 +67,7 @@ def test_probabilities_of_all_images_sum_to_one(shape, levels, classes):
             assert torch.allclose(each.exp().mean(0), log_prob.exp())
 
 
-CASES = [
-    ((1, 7, 6), 2, ()),
-    ((1, 7, 6), 17, CLASSES),
-    ((3, 5, 6), 256, ()),
-    ((3, 5, 6), 8, CLASSES),
-]
+CASES = [((1, 7, 6), 2, ()), ((1, 7, 6), 17, CLASSES), ((3, 5, 6), 256, ()), ((3, 5, 6), 8, CLASSES)]
 
 
 @pytest.mark.parametrize(("shape", "levels", "classes"), CASES)

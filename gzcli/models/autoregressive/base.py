@@ -180,8 +180,7 @@ def grey_levels(data: DataInfo) -> int:
     """The grey levels of the images. Raises UsageError for latents, which have none."""
     if data.levels is None:
         raise UsageError(
-            "this model is of pixels with grey levels, and latents have none",
-            hint="leave `data.latent` out",
+            "this model is of pixels with grey levels, and latents have none", hint="leave `data.latent` out"
         )
     return data.levels
 

@@ -77,9 +77,8 @@ class Block(nn.Module):
         if self.near is not None and self.grid is not None:  # the first token is the label, not a code
             codes = h[:, 1:].mT.unflatten(2, self.grid)
             h = torch.cat([h[:, :1], h[:, 1:] + self.near(codes).flatten(2).mT], 1)
-        q, k, v = (
-            self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # [B, heads, T, D]
+        qkv = self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
         if cache is not None:
             k, v = cache.add(k, v)
         a = softmax_attention(q, k, v, causal).transpose(1, 2).flatten(2)

@@ -120,10 +120,8 @@ class RowCache:
     """Computes a `VerticalConv` row by row: takes its input as rows [n, C, W], returns rows of its output."""
 
     def __init__(self, conv: VerticalConv, n: int, width: int):
-        self.conv, self.weight = (
-            conv,
-            conv.weight.detach(),
-        )  # read once: weight_norm computes it anew each time
+        # the weight is read once: `weight_norm` computes it at every reading
+        self.conv, self.weight = conv, conv.weight.detach()
         zero = self.weight.new_zeros(n, conv.in_channels, width + 2 * conv.side)
         self.rows = deque([zero] * conv.above, maxlen=conv.above + 1)
         self.i = -1

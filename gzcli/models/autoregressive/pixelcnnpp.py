@@ -50,8 +50,8 @@ class PixelCNNpp(PixelModel):
     ):
         if not blocks or min(blocks) < 0 or mixture < 1:
             raise UsageError(
-                "`model.blocks` must name a number of blocks for one scale or more, `model.mixture` be 1 "
-                "or more"
+                "`model.blocks` must name a number of blocks for one scale or more, "
+                "`model.mixture` be 1 or more"
             )
         channels, height, width = data.shape
         pixels = LogisticMixture(channels, grey_levels(data), mixture)

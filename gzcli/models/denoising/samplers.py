@@ -133,9 +133,7 @@ def unipc(
 ) -> Tensor:
     """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0):
     DPM-Solver++(2M), each of whose steps is corrected by the next one's network call."""
-    known: list[
-        tuple[Level, Tensor]
-    ] = []  # the last two levels at which the network was called, with its x_0
+    known: list[tuple[Level, Tensor]] = []  # the last two levels of a network call, with its x_0
     start = x
     for i, (s, u) in enumerate(pairwise(path)):
         x0, _ = denoise(x, s.t)

@@ -48,12 +48,14 @@ class DDPM(DiffusionApplications):
         pipeline: Any = DDPMPipeline(
             unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler()
         )
-        pipeline.usage = (
-            "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows no "
-            "labels"
-            if self.conditional
-            else "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with "
-            "`sample.sampler=dpmpp`, "
-            "`sample.spacing=trailing` and as many `sample.steps`"
-        )
+        if self.conditional:
+            pipeline.usage = (
+                "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
+                "no labels"
+            )
+        else:
+            pipeline.usage = (
+                "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with "
+                "`sample.sampler=dpmpp`, `sample.spacing=trailing` and as many `sample.steps`"
+            )
         return pipeline

@@ -43,7 +43,6 @@ class DiT(DiffusionApplications):
         )
         pipeline.usage = (
             "`pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`: without an "
-            "autoencoder the pipeline "
-            "itself draws no pictures"
+            "autoencoder the pipeline itself draws no pictures"
         )
         return pipeline

@@ -26,9 +26,8 @@ from gzcli.models.nn import to_fp32
 from gzcli.types import Batch, DataInfo, Noise, Progress, moved, no_progress
 
 HIDDEN = 0.1  # share of small images that the training of an enlarging model hides
-LEAST_ALPHA_BAR = (
-    2.0**-24
-)  # ᾱ of an exported schedule at zero SNR, as diffusers has it: its solver takes logs
+# ᾱ of an exported schedule at zero SNR, as in diffusers, whose solver takes its logarithm
+LEAST_ALPHA_BAR = 2.0**-24
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
@@ -241,9 +240,8 @@ class Diffusion(Inpainting):
         total = total - prior.flatten(1).sum(1)
         edges = strata(self.timesteps, terms)
         u = noise.rand(n, len(edges) - 1)
-        scale, offset = (
-            moved(torch.as_tensor(a, dtype=torch.float32), x.device) for a in self.schedule.kl(variance)
-        )
+        tables = (torch.as_tensor(table, dtype=torch.float32) for table in self.schedule.kl(variance))
+        scale, offset = (moved(table, x.device) for table in tables)
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
             x0 = self.estimate(self.noised(x, t, noise), t, y)

@@ -100,9 +100,8 @@ class Mamba(nn.Module):
         inner, self.rank, self.state = expand * width, math.ceil(width / 16), state
         self.in_proj = stacked(nn.Linear(width, 2 * inner, bias=False), 2)
         self.conv1d = nn.Conv1d(inner, inner, KERNEL, groups=inner)
-        self.x_proj = stacked(
-            nn.Linear(inner, self.rank + 2 * state, bias=False), 0
-        )  # three of unequal heights
+        # it stacks three matrices of unequal heights
+        self.x_proj = stacked(nn.Linear(inner, self.rank + 2 * state, bias=False), 0)
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))  # [D, N], A = −1 … −N
         self.D = nn.Parameter(torch.ones(inner))

@@ -62,7 +62,6 @@ class GAN(InvertibleGAN):
 
     best = "fd"
     fitted_on_train = ("knn",)
-
     bank: Tensor | None
 
     def __init__(

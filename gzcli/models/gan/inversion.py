@@ -116,13 +116,7 @@ class InvertibleGAN(Model):
     # ---- applications
 
     def reconstruct(
-        self,
-        x: Tensor,
-        *,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress,
-        steps: int = 100,
+        self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress, steps: int = 100
     ) -> Applied:
         """The generator's nearest image to each x, of `labels`, or else of the labels that fit best.
 

@@ -34,9 +34,8 @@ class ImagePool(nn.Module):
             return images
         n = len(images)
         old, slot = noise.rand(n) < 0.5, noise.randint(self.size, n)
-        self.images = (
-            images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images.to(images)
-        )
+        kept = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images
+        self.images = kept.to(images)
         shown = images.clone()
         for i in range(n):
             if self.count < self.size:

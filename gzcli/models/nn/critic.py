@@ -96,9 +96,8 @@ class Critic(nn.Module):
         channels = widths(width, len(sizes) - 1)
         self.kernel, norm = options.kernel, options.disc_norm
         self.independent = norm != "batch"  # whether an output depends on its own image alone in training too
-        self.channel = (
-            ClassEmbedding(classes, shape[1] * shape[2]) if classes and label_as == "channel" else None
-        )
+        as_channel = classes and label_as == "channel"
+        self.channel = ClassEmbedding(classes, shape[1] * shape[2]) if as_channel else None
         inputs = (shape[0] + (self.channel is not None), *channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, self.kernel, stride=2, padding=(self.kernel - 1) // 2)

@@ -51,12 +51,7 @@ class DiTNet(nn.Module):
     position: Tensor  # [T, width]
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        options: DiTOptions,
-        *,
-        classes: int = 0,
-        freq_shift: float = 0.0,
+        self, shape: tuple[int, ...], options: DiTOptions, *, classes: int = 0, freq_shift: float = 0.0
     ):
         width, layers, heads, patch = options.width, options.layers, options.heads, options.patch
         super().__init__()
@@ -144,9 +139,8 @@ class DiTNet(nn.Module):
             h = block(h, c)
         shift, scale = self.modulation(c)[:, None].chunk(2, -1)
         h = self.out(modulated(self.norm(h), shift, scale))
-        h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(
-            1, self.grid
-        )  # [B, rows, columns, p, q, C]
+        # [B, rows, columns, p, q, C]
+        h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, self.grid)
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
@@ -178,15 +172,10 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     """[rows · columns, width]: a quarter each of sines and cosines of the column, then of the row (MAE, He
     2022)."""
     freq = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
-    rows, columns = (
-        torch.cat([angle.sin(), angle.cos()], 1) for angle in (rows, columns)
-    )  # [side, width / 2]
-    return (
-        torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2)
-        .flatten(0, 1)
-        .float()
-    )
+    angles = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
+    rows, columns = (torch.cat([angle.sin(), angle.cos()], 1) for angle in angles)  # [side, width / 2]
+    both = torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2)
+    return both.flatten(0, 1).float()
 
 
 def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

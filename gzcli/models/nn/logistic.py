@@ -82,10 +82,8 @@ class LogisticMixture:
         mean, log_scale, coef = (p.gather(-1, m.expand(*p.shape[:-1], 1)) for p in (mean, log_scale, coef))
         x = torch.zeros_like(u[..., 1:])
         for c in range(x.shape[-1]):
-            value = (
-                self._mean(c, mean, coef, x)
-                + temperature * log_scale[..., c, :].exp() * u[..., c + 1, None].logit()
-            )
+            noise = u[..., c + 1, None].logit()  # a standard logistic draw
+            value = self._mean(c, mean, coef, x) + temperature * log_scale[..., c, :].exp() * noise
             x[..., c] = from_levels(to_levels(value[..., 0], self.levels), self.levels)
         return x
 

@@ -43,15 +43,8 @@ DOPRI_A = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-DOPRI_E = (
-    71 / 57600,
-    0,
-    -71 / 16695,
-    71 / 1920,
-    -17253 / 339200,
-    22 / 525,
-    -1 / 40,
-)  # of fifth minus fourth order
+# the weights of the fifth order minus those of the fourth, for the error
+DOPRI_E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
 def solve(
@@ -228,14 +221,7 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _first_step(
-    f: Velocity,
-    x: Tensor,
-    t: Tensor,
-    first: Tensor,
-    way: float,
-    atol: float,
-    rtol: float,
-    norm: Norm,
+    f: Velocity, x: Tensor, t: Tensor, first: Tensor, way: float, atol: float, rtol: float, norm: Norm
 ) -> Tensor:
     """[B], after Hairer, Nørsett & Wanner 1993, II.4, p. 169; never beyond the end of the `way`, where f may
     not be defined."""

@@ -33,13 +33,7 @@ class PatchGAN(nn.Module):
     norm: `group` has learned scales, `instance` has none.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        width: int = 64,
-        layers: int = 3,
-        norm: PatchNorm = "group",
-    ):
+    def __init__(self, shape: tuple[int, ...], width: int = 64, layers: int = 3, norm: PatchNorm = "group"):
         super().__init__()
         side = min(shape[1:]) // 2**layers
         if side < 3:  # two convolutions of stride 1 take a pixel each

@@ -205,10 +205,7 @@ class Stage(nn.Module):
     follows."""
 
     def __init__(
-        self,
-        blocks: list[ResBlock],
-        attentions: list[Attention | None],
-        resample: nn.Module | None = None,
+        self, blocks: list[ResBlock], attentions: list[Attention | None], resample: nn.Module | None = None
     ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)

@@ -80,9 +80,8 @@ class ImageFlow(Model):
         """The prior of the top latent, the last of `shapes`; the others are N(0, 1)."""
         self.shapes = shapes
         self.top = nn.Parameter(torch.zeros(2, *shapes[-1]))  # mean and log std
-        self.classes = (
-            zero_init(ClassEmbedding(len(self.data.classes), self.top.numel())) if self.conditional else None
-        )
+        classes, size = len(self.data.classes), self.top.numel()
+        self.classes = zero_init(ClassEmbedding(classes, size)) if self.conditional else None
 
     # ------------------------------------------------------------------------ the bijection
 

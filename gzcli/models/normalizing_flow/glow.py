@@ -36,10 +36,7 @@ def additive(channels: int, hidden: int, net: Net) -> Bijection:
     return layers.AdditiveCoupling(net(kept, channels - kept, hidden))
 
 
-COUPLINGS: dict[CouplingKind, Callable[[int, int, Net], Bijection]] = {
-    "affine": affine,
-    "additive": additive,
-}
+COUPLINGS: dict[CouplingKind, Callable[[int, int, Net], Bijection]] = {"affine": affine, "additive": additive}
 NETS: dict[NetKind, Net] = {"conv": ConvNet, "residual": ResidualNet}
 
 

@@ -39,12 +39,7 @@ def by_denoiser(sampler: Callable[[ScoreModel, SamplingOptions], Sampler]) -> Dr
 
 
 def by_ode(
-    model: ScoreModel,
-    x: Tensor,
-    y: Tensor | None,
-    options: SamplingOptions,
-    randn: Randn,
-    progress: Progress,
+    model: ScoreModel, x: Tensor, y: Tensor | None, options: SamplingOptions, randn: Randn, progress: Progress
 ) -> Tensor:
     """The drawing by a general solver of the probability-flow ODE."""
     f = model.velocity(y, options.guidance, options.interval)

@@ -96,11 +96,8 @@ def _read(folder: Path, name: str) -> Any:
         )
     except (OSError, ValueError, SafetensorError) as e:
         first = str(e).splitlines()[0]
-        hint = (
-            f"`hf download {name}`"
-            if not Path(name).expanduser().is_dir()
-            else "save it by `pipeline.save_pretrained`"
-        )
+        is_folder = Path(name).expanduser().is_dir()
+        hint = "save it by `pipeline.save_pretrained`" if is_folder else f"`hf download {name}`"
         raise MissingError(
             f"`model.base`: `{folder}` is not whole: {first}", hint=f"{hint}, as safetensors"
         ) from e

@@ -71,10 +71,9 @@ class AAE(Model):
         self.encoder = encoder(data.shape, nets, codes)
         self.decoder = decoder(data.shape, nets, 1, labels.size)
         self.discriminator = mlp(nets.latent, options.disc_hidden, 1)
-        spectral = CriticOptions(spectral=True)
-        self.critic = (
-            Critic(data.shape, options.image_width, options=spectral) if options.image_weight else None
-        )
+        self.critic: Critic | None = None
+        if options.image_weight:
+            self.critic = Critic(data.shape, options.image_width, options=CriticOptions(spectral=True))
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Codes [B, latent].
@@ -111,10 +110,8 @@ class AAE(Model):
         z = self.encode(x, eps)
         recon = self.distance(x, self.decode(z, y)).mean()
         code = LOSS.generator(self.prior_logits(z))
-        loss, parts = (
-            recon + self.options.code_weight * code,
-            {"recon": recon.detach(), "code": code.detach()},
-        )
+        loss = recon + self.options.code_weight * code
+        parts = {"recon": recon.detach(), "code": code.detach()}
         if self.critic is not None:
             image = LOSS.generator(self.critic(self.decode(prior, y)))
             loss, parts["image"] = loss + self.options.image_weight * image, image.detach()

@@ -52,8 +52,7 @@ def check(ladder: LadderOptions, mixture: int) -> None:
         )
     if not groups or groups[-1] < 1:
         raise UsageError(
-            "`model.groups` has no group at the coarsest resolution",
-            hint="its last number must be 1 or more",
+            "`model.groups` has no group at the coarsest resolution", hint="its last number must be 1 or more"
         )
     if min(*groups, *cells) < 0 or min(*channels, ladder.latent, ladder.expand, mixture) < 1:
         raise UsageError(
@@ -159,9 +158,8 @@ class TopDown(nn.Module):
         super().__init__()
         channels, groups, cells = ladder.channels[::-1], ladder.groups[::-1], ladder.cells[::-1]
         self.sizes = halvings(shape, len(channels) - 1)[::-1]
-        self.grids = [  # the size of each group
-            size for size, g in zip(self.sizes, groups, strict=True) for _ in range(g)
-        ]
+        # the size of each group
+        self.grids = [size for size, g in zip(self.sizes, groups, strict=True) for _ in range(g)]
         self.start = nn.Parameter(torch.randn(1, channels[0], *self.sizes[0]))
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in pairwise(channels)
