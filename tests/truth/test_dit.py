@@ -3,13 +3,16 @@ patches go."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from flat import flat
 
 from gzcli.errors import UsageError
 from gzcli.models.diffusion.dit import DiT
-from gzcli.models.nn.dit import DiTNet, DiTOptions, from_diffusers
+from gzcli.models.nn.diffusers_names import DIT, renamed
+from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.types import DataInfo, ImageNoise
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
@@ -27,6 +30,19 @@ def awake(net: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
     for p in net.parameters():
         torch.nn.init.normal_(p, std=std, generator=generator)
     return net
+
+
+def from_diffusers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of diffusers' `DiTTransformer2DModel`, whose blocks each hold a copy of the embeddings, by
+    the names of `DiTNet`."""
+    ours = {}
+    for key, value in state.items():
+        if ".attn1.to_q." in key:
+            name = key.replace("transformer_blocks", "blocks").replace("attn1.to_q", "qkv")
+            ours[name] = torch.cat([value, *(state[key.replace("to_q", part)] for part in ("to_k", "to_v"))])
+        elif not re.search(r"\.attn1\.to_[kv]\.", key) and ".emb." not in (name := renamed(key, DIT)):
+            ours[name] = value
+    return ours
 
 
 @pytest.mark.parametrize(("patch", "heads", "layers"), [(2, 4, 2), (4, 2, 1), (1, 8, 1)])
@@ -51,9 +67,7 @@ def test_agrees_with_diffusers(patch, heads, layers):
     other.load_state_dict(state)
     sizes = DiTOptions(width=32, layers=layers, heads=heads, patch=patch)
     ours = DiTNet((3, 8, 8), sizes, classes=5, freq_shift=1.0).eval()
-    ours.load_state_dict(
-        from_diffusers(state)
-    )  # strict: every parameter has its counterpart, of the same shape
+    ours.load_state_dict(from_diffusers(state))  # strict: every parameter has a counterpart of its shape
     t = torch.tensor([0.0, 0.5, 3.0, 17.0])  # the angles of late times differ in their last bits
     x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 2, 4, 5])
     with torch.no_grad():

@@ -17,7 +17,7 @@ from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
 from gzcli.models.gan.generator import Generator, GeneratorOptions
 from gzcli.models.gan.inversion import Search
-from gzcli.models.nn import best_labels, traversal, ways
+from gzcli.models.nn import best_labels, interpolated, traversal
 from gzcli.models.nn.adversarial import OBJECTIVES, r1_penalty
 from gzcli.models.nn.critic import BatchNorm, Critic, CriticOptions
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
@@ -165,11 +165,11 @@ def test_the_generator_learns_through_the_augmentation():
 
 def test_ways_and_traversals():
     z = torch.randn(5, 3)
-    way = ways(z, 4)
+    way = interpolated(z, 4)
     assert way.shape == (8, 3)
     torch.testing.assert_close(way[[0, 3, 4, 7]], z[:4])
     with pytest.raises(UsageError, match="pairs"):
-        ways(z[:1], 4)
+        interpolated(z[:1], 4)
     scale = torch.tensor([0.1, 3.0, 1.0])
     found = traversal(lambda z: (z * scale)[:, :, None, None], z[:1], 2, 5, 2.0)
     assert found.rows == ("z 1", "z 2") and found.marks == ("-2.0", "-1.0", "+0.0", "+1.0", "+2.0")

@@ -116,16 +116,6 @@ class Figures:
         return {"mse": self.error / self.pixels, "perplexity": math.exp(self.entropy)}
 
 
-def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
-    """(height, width) of the feature maps: of images of `shape` (C, H, W), then halved `times` times, rounded
-    up."""
-    sizes = [(shape[1], shape[2])]
-    for _ in range(times):
-        h, w = sizes[-1]
-        sizes.append(((h + 1) // 2, (w + 1) // 2))
-    return sizes
-
-
 def draw(weights: Tensor, u: Tensor) -> Tensor:
     """Indices [...] by inversion of the distributions proportional to weights [..., K]; u [...] uniform on
     [0, 1).

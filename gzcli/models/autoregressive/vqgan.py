@@ -20,9 +20,9 @@ from gzcli import ranks
 from gzcli.errors import MissingError
 from gzcli.models.autoregressive.codebook import Codebook, CodebookOptions
 from gzcli.models.autoregressive.nets import ConvOptions, Decoder, Encoder
-from gzcli.models.autoregressive.tokenizer import Tokenizer, halvings
+from gzcli.models.autoregressive.tokenizer import Tokenizer
 from gzcli.models.base import Phase
-from gzcli.models.nn import LPIPS, PatchGAN, to_fp32
+from gzcli.models.nn import LPIPS, PatchGAN, halvings, to_fp32
 from gzcli.types import Batch, DataInfo, Noise
 
 

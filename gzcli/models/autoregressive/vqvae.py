@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.models.autoregressive.codebook import Codebook, CodebookOptions
-from gzcli.models.autoregressive.tokenizer import Tokenizer, halvings
-from gzcli.models.nn import to_fp32
+from gzcli.models.autoregressive.tokenizer import Tokenizer
+from gzcli.models.nn import halvings, to_fp32
 from gzcli.types import Batch, DataInfo
 
 

@@ -17,13 +17,13 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
     """The noises x0 [B, …] in the order that pairs them with the data x1 [B, …] at the least total squared
     distance.
 
-    Pairs have equal labels y, [B] or [B, K]: else the noise of a class would be the noise near that class,
-    and not N(0, I), from which samples of the class start (Cheng & Schwing 2025, arXiv:2503.10636). While
-    `module` trains, pairs are sought over the rows of all ranks, so that the noise of an image does not
-    depend on how many processes share the batch.
+    Noises are paired within the images of each label y, [B] or [B, K]. Otherwise the noise of a class would
+    be the noise near that class, and not N(0, I), from which its samples start (Cheng & Schwing 2025,
+    arXiv:2503.10636). While `module` trains, the rows of all ranks are paired, so that the noise of an image
+    does not depend on the number of processes.
 
-    The assignment is exact, on the CPU: a step waits for its device once, and then for 10 ms at 256 images of
-    MNIST, 50 at 512, 3 and 8 with its ten labels.
+    The assignment is exact and runs on the CPU. A step waits for the device once, and then takes 10 ms for
+    256 images of MNIST and 50 ms for 512; with ten labels 3 and 8 ms.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -31,15 +31,15 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
     with full_fp32(x0.device):  # ‖x1‖² and ‖x0‖² are the same in every order
         product = to_fp32(data).flatten(1) @ to_fp32(noise).flatten(1).mT
     cost, order = -product.cpu().numpy(), np.arange(len(noise))
-    for rows in alike(None if y is None else ranks.rows(y, module), len(noise)):
+    for rows in rows_by_label(None if y is None else ranks.rows(y, module), len(noise)):
         order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
     rank = ranks.rank() if len(noise) > len(x0) else 0
     own = order[rank * len(x0) : (rank + 1) * len(x0)]
     return noise[torch.from_numpy(own).to(x0.device)]
 
 
-def alike(labels: Tensor | None, n: int) -> list[np.ndarray]:
-    """The positions of the rows of each label, or set of labels; without labels those of all n rows."""
+def rows_by_label(labels: Tensor | None, n: int) -> list[np.ndarray]:
+    """The positions of the rows of each label, or set of labels; without labels, of all n rows."""
     if labels is None:
         return [np.arange(n)]
     which = np.unique(labels.cpu().numpy(), axis=0, return_inverse=True)[1].reshape(n)

@@ -46,10 +46,10 @@ class FlowOptions:
     """How a flow is trained.
 
     time_sampling: times of a batch: uniform; one from each of its equal shares of [0, 1) (stratified); or
-      logit-normal, which has more in the middle, where the velocity is hard to tell (Esser 2024,
+      logit-normal, which has more in the middle, where the velocity is hard to predict (Esser 2024,
       arXiv:2403.03206, section 3.1).
-    coupling: how noise and images of a batch are paired: independent, or by the cheapest transport between
-      them (ot; Tong 2023, arXiv:2302.00482), within a class if the model is told labels.
+    coupling: how noise and images of a batch are paired: independent, or by optimal transport between them
+      (ot; Tong 2023, arXiv:2302.00482), within a class if the model is conditional.
     """
 
     time_sampling: TimeSampling = "logit_normal"
@@ -57,9 +57,9 @@ class FlowOptions:
 
 
 class FlowMatching(RoundTrip):
-    """A network that tells the velocity v(x [B, C, H, W], t [B]) at which noise becomes data.
+    """A network that predicts the velocity v(x [B, C, H, W], t [B]) from noise to data.
 
-    sigma_min: σ, the deviation of the noise that is left at t = 1, for images in [-1, 1].
+    sigma_min: σ, standard deviation of the noise that is left at t = 1, for images in [-1, 1].
     """
 
     likelihood = "ode"
@@ -88,8 +88,8 @@ class FlowMatching(RoundTrip):
         return {"loss": (v - (x1 - (1 - self.sigma_min) * x0)).square().mean()}
 
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """With `coupling` ot the noises of a step, paired over its whole batch before micro-batches are
-        cut."""
+        """With `coupling` ot, the noises of a step, paired over its whole batch before it is cut into
+        micro-batches."""
         return {"x0": self.pairs(batch)[0]} if self.coupling == "ot" else {}
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class FlowMatching(RoundTrip):
         return x0, batch.x
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """[B] in (0, 1)."""
+        """The times of a batch, [B] in (0, 1)."""
         if self.time_sampling == "uniform":
             return noise.rand(n)
         u = stratified(noise.rand(n), noise)
@@ -120,8 +120,12 @@ class FlowMatching(RoundTrip):
     def velocity(
         self, y: Tensor | None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)
     ) -> Velocity:
-        """v(x, t) as solvers call it, guided within the `interval` of t. Raises UsageError for guidance
-        without labels."""
+        """The velocity v(x, t) for solvers. Raises UsageError for guidance without labels.
+
+        y: labels that it is conditioned on.
+        guidance: strength of the labels.
+        interval: times t between which guidance acts.
+        """
         self.check_guidance(guidance, y)
 
         def predict(x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
@@ -132,7 +136,7 @@ class FlowMatching(RoundTrip):
         return lambda x, t: self.guided_within(predict, x, t, y, guidance, interval)
 
     def denoiser(self, y: Tensor | None = None, *, guidance: float = 1.0) -> Denoise:
-        """Estimates (x_1, x_0) of data and noise at one time, as samplers of diffusions ask for them."""
+        """The function of a diffusion's samplers that estimates (x_1, x_0), data and noise, at one time."""
         f = self.velocity(y, guidance)
 
         def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -156,7 +160,7 @@ class FlowMatching(RoundTrip):
         tolerance: float = 1e-4,
         progress: Progress = no_progress,
     ) -> Tensor:
-        """x carried from the time `start` to `end`, by as many equal `steps`, or by the adaptive solver."""
+        """The solution at the time `end` from x at `start`, by equal `steps` or by the adaptive solver."""
         at_least(1, steps=steps)
         times = [start + (end - start) * i / steps for i in range(steps + 1)]
         return solve_by(solver, f, x, times, tolerance=tolerance, progress=progress)
@@ -175,7 +179,7 @@ class FlowMatching(RoundTrip):
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1]: noise carried from t = 0 to 1.
+        """n images [n, C, H, W] in [-1, 1], by solving the ODE from noise at t = 0 to data at t = 1.
 
         sampler: the solver of the ODE: with equal steps of one network call (euler), two (midpoint, heun) or
           four (rk4), or with steps of six that fit the image (adaptive).
@@ -207,8 +211,8 @@ class FlowMatching(RoundTrip):
 
         solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
           (rk4), or with steps of six that fit the image (adaptive).
-        steps: of the solvers with fixed steps, even in log σ/α, since what there is to learn of data is
-          spread over its noise levels.
+        steps: of the solvers with fixed steps, even in log σ/α, as the details of data are spread over its
+          noise levels.
         tolerance: largest error of an adaptive step, of x and of the nats a dimension.
         probes: Rademacher vectors that estimate the divergence.
         """
@@ -216,7 +220,7 @@ class FlowMatching(RoundTrip):
         levels = grey_levels(self.data.levels)
         least = max(dequantised(levels), self.sigma_min)
         ratios = least * (LAST / least) ** (np.arange(steps) / max(steps - 1, 1))
-        times = [*(1 / (ratios + 1 - self.sigma_min)).tolist(), 0.0]  # t where σ/α is so large
+        times = [*(1 / (ratios + 1 - self.sigma_min)).tolist(), 0.0]  # the times of these σ/α
 
         def carry(g: Velocity, state: Tensor) -> Tensor:
             return solve_by(solver, g, state, times, tolerance=tolerance, norm=density_norm)

@@ -1,5 +1,5 @@
-"""What a trained flow can do beside sampling: round trips, ways between images, completions, and an
-out-of-distribution score."""
+"""Applications of a trained flow: round trips, interpolation and inpainting, and an out-of-distribution
+score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from gzcli.models.denoising.schedule import clean
 from gzcli.models.nn import at_least
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
-FIRST, LEAST = 80.0, 0.02  # σ/α at the ends of inpainting: pure noise, and less noise than images show
+FIRST, LEAST = (
+    80.0,
+    0.02,
+)  # σ/α at the start and the end of inpainting: nearly pure noise, and invisible noise
 
 
 class FlowApplications(FlowMatching):
@@ -35,7 +38,7 @@ class FlowApplications(FlowMatching):
         sigma_min: float = 0.0,
     ):
         super().__init__(data, net, flow, labels, sigma_min=sigma_min)
-        self.path_mean: Tensor | None = None  # [3], by fit_path; float64, so they stay on the host
+        self.path_mean: Tensor | None = None  # [3], set by `fit_path`; float64 on the CPU
         self.path_precision: Tensor | None = None  # [3, 3]
 
     def round_trip(
@@ -49,8 +52,7 @@ class FlowApplications(FlowMatching):
         guidance: float = 1.0,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
-        """x mixed with noise at t = 1 − strength, and carried from there to t = 1 by `steps` midpoint
-        steps."""
+        """x mixed with noise at t = 1 − strength, and the solution at t = 1 by `steps` midpoint steps."""
         check_strength(strength)
         x_t = self.between(noise.randn(*x.shape), x, 1 - strength)
         f = self.velocity(self.known_labels(y), guidance)
@@ -61,12 +63,12 @@ class FlowApplications(FlowMatching):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 20
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … through the noises that the flow makes of them, ends included.
+        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the flow maps them to.
 
         Raises UsageError for fewer than two images, or frames.
 
-        frames: images of a way.
-        steps: midpoint steps each way, of two network calls.
+        frames: images of an interpolation, both ends included.
+        steps: midpoint steps from image to noise, and from noise to image, each of two network calls.
         """
         at_least(1, steps=steps)
         f = self.velocity(self.known_labels(None))
@@ -114,8 +116,8 @@ class FlowApplications(FlowMatching):
     # ---- out-of-distribution scores
 
     def path_statistics(self, x: Tensor, steps: int) -> Tensor:
-        """[B, 3], of an image's way to noise: the logarithms of the mean squares of its velocity, of the
-        change of its velocity, and of its end."""
+        """Statistics [B, 3] of an image's path to noise: the logarithms of the mean squares of its velocity,
+        of the change of its velocity, and of its end."""
         f, before = self.velocity(self.known_labels(None)), None
         speed, turns = x.new_zeros(len(x)), x.new_zeros(len(x))
         for i in range(steps):
@@ -135,10 +137,10 @@ class FlowApplications(FlowMatching):
 
     @torch.no_grad()
     def score_path(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """[B]: the squared Mahalanobis distance of the statistics of an image's way to noise (after DiffPath,
-        Heng 2024, arXiv:2405.15342). Raises UsageError before `fit_path`.
+        """[B]: the squared Mahalanobis distance of the statistics of an image's path to noise (after
+        DiffPath, Heng 2024, arXiv:2405.15342). Raises UsageError before `fit_path`.
 
-        steps: Euler steps of the way.
+        steps: Euler steps of the path.
         """
         if self.path_mean is None or self.path_precision is None:
             raise UsageError("the `path` score needs in-distribution statistics", hint="fit it first")

@@ -1,5 +1,5 @@
-"""Models that are a network net(x, t, y, drop) of a noised image, its time and its label, with
-classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+"""Networks net(x, t, y, drop) of a noised image, its time and its label, with classifier-free guidance (Ho &
+Salimans 2022, arXiv:2207.12598).
 
 x [B, C, H, W]; t [B]; y: labels [B] or [B, K], or None where they are unknown; drop [B]: rows whose label is
 hidden.
@@ -21,11 +21,11 @@ from gzcli.types import Batch, DataInfo, Noise
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """Whether and how a model is told labels, as keys of a recipe.
+    """How a model is conditioned on labels.
 
-    conditional: whether the network is told the label of an image.
-    label_dropout: share of labels that training hides, 0 … 1; guidance, and scores of images whose label is
-      unknown, need some.
+    conditional: whether the model is conditioned on the label of an image.
+    label_dropout: share of labels that training hides, 0 … 1; guidance, and images without labels, need it
+      above 0.
     """
 
     conditional: bool = False
@@ -33,7 +33,8 @@ class LabelOptions:
 
 
 class Guided(Model):
-    """A network that may be told labels. Raises UsageError for a conditional model of data without labels."""
+    """A model that may be conditioned on labels. Raises UsageError for a conditional model of data without
+    labels."""
 
     latents = True
     net: nn.Module
@@ -57,8 +58,7 @@ class Guided(Model):
         return batch.y, batch.noise.rand(len(batch)) < self.label_dropout
 
     def asked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
-        """The labels of n samples: as asked, else spread over the classes; None for an unconditional
-        model."""
+        """The labels of n samples, by default spread over the classes; None for an unconditional model."""
         return spread_labels(labels, n, self.data, self.device) if self.conditional else None
 
     def known_labels(self, labels: Tensor | None) -> Tensor | None:
@@ -83,8 +83,8 @@ class Guided(Model):
             raise UsageError("guidance needs labels to go towards", hint="name them with `--label`")
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
-        """The network's output u + scale · (c − u) in fp32, where c is given the labels and u is not (eq. 6,
-        whose w is scale − 1).
+        """The guided output u + scale · (c − u) in fp32, of the outputs c with labels and u without (eq. 6,
+        where w = scale − 1).
 
         It takes one pass of a doubled batch; at scales 1 and 0 one pass of the batch.
         """
@@ -104,8 +104,9 @@ class Guided(Model):
         scale: float,
         interval: Sequence[float],
     ) -> Tensor:
-        """predict(x, t, y, scale) for rows whose time t [B] is in the `interval`, predict(x, t, y, 1) for the
-        others, which take one pass of the network and not two (Kynkäänniemi 2024, arXiv:2404.07724).
+        """Guidance within an interval of times (Kynkäänniemi 2024, arXiv:2404.07724): predict(x, t, y, scale)
+        for rows whose time t [B] is in the interval, and predict(x, t, y, 1), which takes half the passes of
+        the network, outside.
 
         Rows may be at different times, as in the adaptive solver.
         """
@@ -121,7 +122,7 @@ class Guided(Model):
         return out
 
     def into_range(self, x: Tensor) -> Tensor:
-        """Images clamped to [-1, 1]; latents, which have no range, as they are."""
+        """Images clamped to [-1, 1]; latents unchanged."""
         return x if self.data.levels is None else x.clamp(-1, 1)
 
 
@@ -129,7 +130,8 @@ def stratified(u: Tensor, noise: Noise) -> Tensor:
     """Uniform draws u [B], moved so that each of the equal shares of [0, 1) has one (Kingma 2021,
     arXiv:2107.00630, appendix I.1).
 
-    There are as many shares as the global batch has rows; a `noise` without a global batch leaves u as it is.
+    There are as many shares as the global batch has rows; a `noise` without a global batch leaves u
+    unchanged.
     """
     total, start = getattr(noise, "total", None), getattr(noise, "start", 0)
     if not total:

@@ -1,4 +1,4 @@
-"""Images completed by a trained denoiser, which was not trained for it: by RePaint, or by moments."""
+"""Inpainting by a denoiser that was not trained for it: by RePaint, or by the first two moments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gzcli.models.denoising.guided import Guided
-from gzcli.models.denoising.posterior import given
+from gzcli.models.denoising.posterior import conditioned
 from gzcli.models.denoising.round_trip import RoundTrip, check_strength
 from gzcli.models.denoising.samplers import Denoise, Sampler, dpmpp, draws_like, repaint
 from gzcli.models.denoising.schedule import Level
@@ -18,7 +18,7 @@ from gzcli.types import Applied, Noise, Progress, no_progress
 
 
 class Inpainting(RoundTrip):
-    """Round trips and completions of a model that walks along levels of noise by its `denoiser`.
+    """Round trips and inpainting by the `denoiser` of a model with discrete levels of noise.
 
     walk_back: the sampler of round trips.
     """
@@ -31,7 +31,12 @@ class Inpainting(RoundTrip):
         return 1.0
 
     def denoiser(self, y: Tensor | None, *, guidance: float = 1.0, clip: bool = True) -> Denoise:
-        """The estimates (x_0, ε) that samplers ask for, given labels y; clip: x_0 into [-1, 1]."""
+        """The function of samplers that estimates (x_0, ε).
+
+        y: labels that the estimates are conditioned on.
+        guidance: strength of the labels.
+        clip: whether x_0 is clamped to [-1, 1].
+        """
         raise NotImplementedError
 
     def level(self, t: float) -> Level:
@@ -39,8 +44,11 @@ class Inpainting(RoundTrip):
         raise NotImplementedError
 
     def levels(self, steps: int, *, strength: float = 1.0, even_logsnr: bool = False) -> list[Level]:
-        """The path of at most `steps` steps from the share `strength` of the way to pure noise to the clean
-        image; even_logsnr: of equal steps in log σ/α, in place of the family's own spacing."""
+        """A sampler's path to the clean image, of at most `steps` steps.
+
+        strength: the first noise level, as a share of the way to pure noise.
+        even_logsnr: whether steps are equal in log σ/α, in place of the family's own spacing.
+        """
         raise NotImplementedError
 
     def round_trip(
@@ -81,9 +89,10 @@ class Inpainting(RoundTrip):
         half as high and wide as the image.
 
         RePaint (Lugmayr 2022, arXiv:2201.09865; for scores Song 2021, appendix I.2) replaces the known pixels
-        at each level by noised ones, which is not quite the law of the rest given them: of a Gaussian whose
-        pixels are correlated its mean is off by .14 of a deviation of .37 at the default, by .10 with 1,000
-        calls, and its variance by a sixth. Moments (posterior.py) is off by .01 in 25 steps.
+        at each level by noised ones, which is not exactly the distribution of the hidden pixels given the
+        known ones. For a Gaussian with correlated pixels of deviation .37 its mean is off by .14 at the
+        default, by .10 with 1,000 calls, and its variance by a sixth. The method `moments` (posterior.py) is
+        off by .01 in 25 steps.
 
         steps: levels of noise.
         resample: times that RePaint walks each stretch; it takes at most steps × resample network calls.
@@ -134,19 +143,22 @@ def by_moments(
     iterations: int,
     progress: Progress,
 ) -> Tensor:
-    """`start` denoised along `path` given the pixels of x that mask shows; denoise: without clipping."""
-    told = given(denoise, level, x, mask, iterations=iterations, into_range=model.into_range)
-    return dpmpp(told, start, path, progress=progress)
+    """`start` denoised along `path` given the pixels of x where the mask is 1, by `posterior.conditioned`.
+
+    denoise: the denoiser without clipping.
+    """
+    given_x = conditioned(denoise, level, x, mask, iterations=iterations, into_range=model.into_range)
+    return dpmpp(given_x, start, path, progress=progress)
 
 
 def completed(model: Guided, x: Tensor, found: Tensor, mask: Tensor, y: Tensor | None) -> Applied:
-    """The known pixels of x, and the others as they were found."""
+    """The known pixels of x, and the hidden ones of `found`."""
     done = torch.lerp(model.into_range(found), x, mask)
     return Applied(done, rows=("inpainted",), known=mask, how="masked", labels=y)
 
 
 def middle_hidden(x: Tensor) -> Tensor:
-    """The mask [B, 1, H, W] that hides the middle quarter of x: 0 there, 1 elsewhere."""
+    """The mask [B, 1, H, W] that hides the middle quarter of x: 0 in the middle, 1 elsewhere."""
     n, _, h, w = x.shape
     mask = x.new_ones(n, 1, h, w)
     mask[:, :, h // 4 : h - h // 4, w // 4 : w - w // 4] = 0

@@ -1,12 +1,11 @@
-"""Denoising given some of the pixels: E[x_0 | x_t, known pixels] by Tweedie's first two moments, for any
-sampler.
+"""Denoising given some pixels: E[x_0 | x_t, known pixels] by the first two moments of x_0 given x_t.
 
     Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
-    x̂_0 + Cov Mᵀ (M Cov Mᵀ + σ_y² I)⁻¹ (y − M x̂_0),   M the rows of the known pixels y
+    x̂_0 + Cov Mᵀ (M Cov Mᵀ + σ_y² I)⁻¹ (y − M x̂_0),   M selects the known pixels y
 
 Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization",
-arXiv:2405.13712, section 4: exact for Gaussian data, where putting known pixels in place of estimated ones
-(RePaint) is not.
+arXiv:2405.13712, section 4. It is exact for Gaussian data; RePaint, which replaces estimated pixels by known
+ones, is not.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from torch import Tensor
 from gzcli.models.denoising.samplers import Denoise
 from gzcli.models.denoising.schedule import Level
 
-UNSURE = 0.05  # σ_y: the error that a network may make of a pixel that it is certain of
+SIGMA_Y = 0.05  # σ_y: the error of the network's estimates, in place of noise of the known pixels
 
 
-def given(
+def conditioned(
     denoise: Denoise,
     level: Callable[[float], Level],
     known: Tensor,
@@ -31,17 +30,19 @@ def given(
     iterations: int,
     into_range: Callable[[Tensor], Tensor],
 ) -> Denoise:
-    """The denoiser of images whose pixels are `known` [B, C, H, W] where mask [B, 1, H, W] is 1.
+    """The denoiser of images some of whose pixels are known.
 
-    A call takes one of the network and iterations + 1 of its gradient.
+    It calls the network once and its gradient iterations + 1 times.
 
-    denoise: the denoiser of images nothing is known of, without clipping, which has no gradient.
+    denoise: the unconditioned denoiser, without clipping, which has no gradient.
     level: α and σ at a time.
-    iterations: of conjugate gradients for the inverse, which is each image's own.
+    known: images [B, C, H, W] with the known pixels.
+    mask: [B, 1, H, W], 1 where a pixel is known.
+    iterations: of conjugate gradients, for each image's inverse.
     into_range: clamps estimates of x_0.
     """
 
-    def conditioned(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def estimates(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         _, alpha, sigma = level(t)
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
@@ -52,18 +53,20 @@ def given(
 
             found = x0.detach()
             error = mask * (known - found)
-            found = found + covariance(
-                solved(lambda v: mask * covariance(v) + UNSURE**2 * v, error, iterations)
-            )
+            scaled = conjugate_gradients(lambda v: mask * covariance(v) + SIGMA_Y**2 * v, error, iterations)
+            found = found + covariance(scaled)
         x, x0 = x.detach(), torch.lerp(into_range(found), known, mask)
         return x0, (x - alpha * x0) / sigma
 
-    return conditioned
+    return estimates
 
 
-def solved(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """The x of matrix(x) = b for each row of the batch, by conjugate gradients from 0 (Hestenes & Stiefel
-    1952). A row takes no step where its matrix is not positive, as that of a network need not be."""
+def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """The solution x of matrix(x) = b for each row of the batch, from 0 (Hestenes & Stiefel 1952).
+
+    A network's matrix need not be positive definite; a row takes no step in a direction of negative
+    curvature.
+    """
     x, r, p = torch.zeros_like(b), b, b
     rr = _dot(r, r)
     for _ in range(iterations):
@@ -77,5 +80,5 @@ def solved(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Te
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
-    """[B, 1, 1, 1]."""
+    """The dot product of each row, [B, 1, 1, 1]."""
     return (u * v).sum((1, 2, 3), keepdim=True)

@@ -1,5 +1,5 @@
-"""What a denoising model can do by noising images part of the way and denoising them again, as SDEdit does
-(Meng 2022, arXiv:2108.01073)."""
+"""Applications and a score that noise images in part and denoise them again, as SDEdit does (Meng 2022,
+arXiv:2108.01073)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,10 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
 class RoundTrip(Guided):
-    """The score `recon`, reconstructions and edits, by the `round_trip` that a family defines.
-
-    perceptual: a distance [B] of two batches of images, for the score `recon` beside the distance of pixels;
-      `gz ood` sets it.
-    """
+    """The score `recon`, reconstructions and edits, by the `round_trip` that a family defines."""
 
     perceptual_scores = ("recon",)
-    recon_mean: Tensor | None  # [errors of an image], by fit_recon
+    recon_mean: Tensor | None  # of each error of an image, set by `fit_recon`
     recon_std: Tensor | None
 
     def __init__(self, data: DataInfo, net: nn.Module, labels: LabelOptions):
@@ -41,13 +37,15 @@ class RoundTrip(Guided):
         guidance: float = 1.0,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
-        """Images x noised to the share `strength` of the way to pure noise, and these denoised, both
-        [B, C, H, W].
+        """The noised images, and these denoised, both [B, C, H, W].
 
         Raises UsageError for a strength outside 0 … 1.
 
-        steps: of the way back, at most.
-        y: labels [B] or [B, K] of the way back; None: unknown.
+        x: images [B, C, H, W].
+        strength: noise level as a share of the way to pure noise, 0 … 1.
+        steps: denoising steps, at most.
+        y: labels [B] or [B, K] for denoising; None: unknown.
+        guidance: strength of the labels.
         """
         raise NotImplementedError
 
@@ -57,11 +55,11 @@ class RoundTrip(Guided):
     ) -> Tensor:
         """[B]: the mean error of images rebuilt from several noise levels (Graham 2023, arXiv:2211.07740).
 
-        `fit_recon` makes each error a z-score before the mean is taken; without it errors are averaged as
-        they are. Raises UsageError where it was fitted to another number of errors.
+        After `fit_recon` it is the mean of the errors' z-scores. Raises UsageError where the fit had another
+        number of errors.
 
         starts: noise levels from which images are rebuilt.
-        steps: of each way back, at most.
+        steps: denoising steps from each noise level, at most.
         pixels: leave out the perceptual distance, and take the error of pixels alone.
         """
         errors = self.recon_errors(x, noise, starts, steps, pixels)
@@ -101,10 +99,10 @@ class RoundTrip(Guided):
         strength: float = 0.4,
         steps: int = 20,
     ) -> Applied:
-        """Images [B, C, H, W] noised part of the way and denoised: what the score `recon` compares with x.
+        """Images [B, C, H, W] noised and denoised, as the score `recon` compares them with x.
 
-        strength: share of the way to pure noise, 0 … 1.
-        steps: of the way back, at most.
+        strength: noise level as a share of the way to pure noise, 0 … 1.
+        steps: denoising steps, at most.
         """
         at_least(1, steps=steps)
         x_t, back = self.round_trip(x, noise, strength, steps, progress=progress)
@@ -122,11 +120,10 @@ class RoundTrip(Guided):
         steps: int = 50,
         guidance: float = 1.0,
     ) -> Applied:
-        """SDEdit: images [B, C, H, W] noised part of the way, and denoised given `labels` if the model is
-        conditional.
+        """SDEdit: images [B, C, H, W] noised, and denoised given `labels` if the model is conditional.
 
-        strength: share of the way to pure noise, 0 … 1; more changes more.
-        steps: of the way back, at most.
+        strength: noise level as a share of the way to pure noise, 0 … 1; more changes more.
+        steps: denoising steps, at most.
         guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
         """
         at_least(1, steps=steps)

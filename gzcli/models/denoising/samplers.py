@@ -25,7 +25,7 @@ Randn = Callable[[], Tensor]
 
 
 class Sampler(Protocol):
-    """What every sampler of this kind takes beside options of its own."""
+    """The arguments of every sampler, beside options of its own."""
 
     def __call__(
         self,
@@ -39,12 +39,12 @@ class Sampler(Protocol):
 
 
 def draws_like(noise: Noise, x: Tensor) -> Randn:
-    """Draws of `noise` of the shape of x."""
+    """A function that draws standard normal numbers of x's shape from `noise`."""
     return lambda: noise.randn(*x.shape)
 
 
 def none_drawn() -> Tensor:
-    """The `randn` of samplers that draw nothing."""
+    """The default `randn` of samplers that are deterministic unless asked otherwise."""
     raise ValueError("a sampler that draws noise needs `randn`")
 
 
@@ -132,7 +132,7 @@ def unipc(
     progress: Progress = no_progress,
 ) -> Tensor:
     """UniPC of second order, with B(h) = e^h − 1 (Zhao 2023, arXiv:2302.04867, algorithms 5 and 6, of x_0):
-    DPM-Solver++(2M), each of whose steps is corrected by the next one's network call."""
+    DPM-Solver++(2M), with each step corrected by the network call of the next one."""
     known: list[tuple[Level, Tensor]] = []  # the last two levels of a network call, with its x_0
     start = x
     for i, (s, u) in enumerate(pairwise(path)):
@@ -151,12 +151,12 @@ def unipc(
 
 
 def _euler(x: Tensor, s: Level, u: Level, x0: Tensor) -> Tensor:
-    """DDIM's step, as λ sees it."""
+    """DDIM's step, written in λ."""
     return (u.sigma / s.sigma) * x + u.alpha * (1 - falls_by(s, u)) * x0
 
 
 def _corrected(x: Tensor, known: list[tuple[Level, Tensor]], u: Level, x0: Tensor) -> Tensor:
-    """The step from x at known[-1] to u, taken again with the x_0 that the network finds at u (UniC)."""
+    """The step from x at known[-1] to u, corrected by the network's estimate x0 at u (UniC)."""
     s, m = known[-1]
     hh = _lambda(s) - _lambda(u)  # −h
     phi_1 = math.expm1(hh)
@@ -195,6 +195,7 @@ def heun(
 
     Steps from above σ/α = 80, where EDM starts, are Euler's: there ε hardly changes, but σ/α may fall by
     thousands.
+
     churn: S_churn; before each of N steps noise grows by the factor 1 + churn / N, at most by √2.
     level: the level at which σ/α has a given value, for churn. Raises ValueError for churn without it.
     """
@@ -227,11 +228,11 @@ def repaint(
     jump: int = 5,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels are replaced by
-    noised truth.
+    """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `known` replace
+    the generated ones, with noise of that level.
 
-    So that both parts agree, every `jump` steps the walk goes back `jump` levels by the forward process,
-    until it has gone over each stretch `resample` times.
+    So that both agree, the sampler goes over each stretch of `jump` levels `resample` times; the forward
+    process takes it back to the start of the stretch.
 
     known: images [B, C, H, W].
     mask: [B, 1, H, W], 1 where a pixel is known.
@@ -262,8 +263,8 @@ def repaint_walk(steps: int, resample: int, jump: int) -> list[int]:
 
 
 def transition(s: Level, u: Level) -> tuple[float, float]:
-    """α_{s|u} and the variance β of q(x_s | x_u), u less noisy than s; from the clean level it is q(x_s |
-    x_0)."""
+    """α_{s|u} and the variance β of q(x_s | x_u), where u is less noisy than s; for the clean level u it is
+    q(x_s | x_0)."""
     scale = s.alpha / u.alpha
     return scale, s.sigma**2 - (scale * u.sigma) ** 2
 

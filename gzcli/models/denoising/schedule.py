@@ -29,7 +29,7 @@ class Level(NamedTuple):
 
 
 def clean(t: float) -> Level:
-    """The end of a path, the image itself, at the time that a family of models gives to it."""
+    """The end of a path, the image without noise, at the time t that a family of models gives it."""
     return Level(t, 1.0, 0.0)
 
 
@@ -59,7 +59,7 @@ class Schedule:
         alpha, sigma = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])  # at t − 1
         beta = self.sigma**2 - (self.alpha / alpha * sigma) ** 2
         ratio = (sigma / self.sigma) ** 2  # β̃ / β
-        pull = (alpha * beta / self.sigma**2) ** 2  # of x_0 on the mean, squared
+        pull = (alpha * beta / self.sigma**2) ** 2  # the squared factor of x_0 in the mean
         with np.errstate(divide="ignore", invalid="ignore"):  # t = 0 has no such term
             if variance == "small":
                 return pull / (2 * beta * ratio), np.zeros_like(beta)
@@ -87,9 +87,11 @@ class Schedule:
         """A path of `steps` steps from the noise level at the fraction `start` of T, any number up to its
         timesteps.
 
-        trailing: every T/steps-th counted from the noisy end, leading: from the clean end, linspace: both.
-        ends (Lin 2023, table 2); karras: σ/α spaced by its 7th root (Karras 2022, eq. 5); logsnr: by its
-        logarithm. Raises UsageError for no steps or more than there are timesteps.
+        Raises UsageError for no steps, or for more steps than timesteps.
+
+        spacing: where the levels lie: trailing: every T/steps-th from the noisiest on; leading: from the
+          cleanest on; linspace: between both (Lin 2023, table 2); karras: even in the 7th root of σ/α (Karras
+          2022, eq. 5); logsnr: even in its logarithm.
         """
         top = max(1, round(start * self.timesteps))  # times 0 … top − 1
         if not 1 <= steps <= top:

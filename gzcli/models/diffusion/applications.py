@@ -11,7 +11,7 @@ from gzcli.errors import UsageError
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.round_trip import check_strength
 from gzcli.models.diffusion.process import Diffusion, at
-from gzcli.models.nn import as_ways, at_least, pairs_of, to_fp32
+from gzcli.models.nn import as_interpolations, at_least, pairs_of, to_fp32
 from gzcli.types import Applied, Noise, Progress, no_progress
 
 
@@ -49,15 +49,15 @@ class DiffusionApplications(Diffusion):
         strength: float = 0.5,
         steps: int = 20,
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho 2020,
-        figure 8).
+        """Interpolations from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho
+        2020, figure 8).
 
         The noises are mixed on the sphere, which keeps their variance. Raises UsageError for fewer than two
         images, or frames.
 
-        frames: images of a way.
+        frames: images of an interpolation, both ends included.
         strength: share of the way to pure noise at which images are mixed, 0 … 1.
-        steps: of the way back, at most.
+        steps: denoising steps, at most.
         """
         at_least(2, frames=frames)
         at_least(1, steps=steps)
@@ -70,7 +70,7 @@ class DiffusionApplications(Diffusion):
         eps = angle.cos() * eps[0::2, None] + angle.sin() * eps[1::2, None]
         x_t = (path[0].alpha * mixed + path[0].sigma * eps).flatten(0, 1)
         found = samplers.ddim(self.denoiser(self.known_labels(None)), x_t, path, progress=progress)
-        return as_ways(self.into_range(found), frames)
+        return as_interpolations(self.into_range(found), frames)
 
     @torch.no_grad()
     def upscale(

@@ -25,7 +25,7 @@ from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.codes import SemanticCodes
 from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
-from gzcli.models.nn import at_least, pairs_of, spread_labels, ways
+from gzcli.models.nn import at_least, interpolated, pairs_of, spread_labels
 from gzcli.models.nn.unet import UNetOptions
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
@@ -121,7 +121,7 @@ class DiffAE(SemanticCodes):
     ) -> Applied:
         """Images through their codes.
 
-        steps: network calls each way.
+        steps: network calls from image to noise, and from noise to image.
         stochastic: whether x_T is the image's own; otherwise it is from `noise`, which shows what z_sem alone
           holds.
         """
@@ -135,18 +135,18 @@ class DiffAE(SemanticCodes):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, …, ends included: z_sem on a line, x_T on the sphere (section
-        5.2).
+        """Interpolations from image 0 to 1, 2 to 3, …, ends included: z_sem on a line, x_T on the sphere
+        (section 5.2).
 
         Raises UsageError for fewer than two images, or frames.
 
-        frames: images of a way.
-        steps: network calls each way.
+        frames: images of an interpolation, both ends included.
+        steps: network calls from image to noise, and from noise to image.
         """
         at_least(2, frames=frames)
         at_least(1, steps=steps)
         z = self.encode(pairs_of(x))
-        between = ways(z, frames)
+        between = interpolated(z, frames)
         return through_noise(
             x,
             frames,
@@ -174,7 +174,7 @@ class DiffAE(SemanticCodes):
         doi:10.1016/j.neuroimage.2013.10.067). Raises UsageError for a model of data without labels.
 
         strength: length of the step in standard deviations of the codes along it.
-        steps: network calls each way.
+        steps: network calls from image to noise, and from noise to image.
         """
         if self.head is None:
             raise UsageError("`edit` needs a model of data with labels", hint="gz list data")

@@ -161,7 +161,7 @@ class LatentPrior(Model):
     ) -> Applied:
         """As `diffae` does.
 
-        steps: network calls each way.
+        steps: network calls from image to noise, and from noise to image.
         stochastic: whether x_T is the image's own, or from `noise`.
         """
         return self.autoencoder.reconstruct(
@@ -173,8 +173,8 @@ class LatentPrior(Model):
     ) -> Applied:
         """As `diffae` does.
 
-        frames: images of a way.
-        steps: network calls each way.
+        frames: images of an interpolation, both ends included.
+        steps: network calls from image to noise, and from noise to image.
         """
         return self.autoencoder.interpolate(x, noise=noise, progress=progress, frames=frames, steps=steps)
 
@@ -191,7 +191,7 @@ class LatentPrior(Model):
         """As `diffae` does.
 
         strength: length of the step in standard deviations of the codes along it.
-        steps: network calls each way.
+        steps: network calls from image to noise, and from noise to image.
         """
         return self.autoencoder.edit(
             x, labels=labels, noise=noise, progress=progress, strength=strength, steps=steps

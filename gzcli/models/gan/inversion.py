@@ -16,7 +16,7 @@ from gzcli.models.base import Model
 from gzcli.models.gan.generator import Generator
 from gzcli.models.nn.common import at_least, best_labels, double, spread_labels
 from gzcli.models.nn.critic import Critic
-from gzcli.models.nn.latent import as_ways, pairs_of, slerp, traversal, ways
+from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of, slerp, traversal
 from gzcli.types import Applied, Noise, Progress
 
 
@@ -132,27 +132,27 @@ class InvertibleGAN(Model):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … along great circles of z, between the generator's nearest
-        images.
+        """Interpolations from image 0 to 1, 2 to 3, … along great circles of z, between the generator's
+        nearest images.
 
         A conditional model changes the label half-way. Raises UsageError for fewer than two images or steps,
         or for no search.
 
-        steps: images of a way, both ends included.
+        steps: images of an interpolation, both ends included.
         search: gradient steps of the search for z.
         """
         at_least(2, steps=steps)
         at_least(1, search=search)
         x = pairs_of(x)
         z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
-        z, pairs = ways(z, steps, slerp), len(x) // 2
+        z, pairs = interpolated(z, steps, slerp), len(x) // 2
         if y is not None:  # an image of the way has the label of its nearer end
             end = 2 * torch.arange(pairs, device=x.device)[:, None] + (
                 torch.arange(steps, device=x.device) * 2 >= steps
             )
             y = y[end.flatten()]
         with torch.no_grad():
-            return replace(as_ways(self.generator(z, y), steps), labels=y)
+            return replace(as_interpolations(self.generator(z, y), steps), labels=y)
 
     def traverse(
         self,

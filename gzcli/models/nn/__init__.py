@@ -8,13 +8,14 @@ from gzcli.models.nn.common import (
     fresh_statistics,
     from_levels,
     full_fp32,
+    halvings,
     spread_labels,
     stacked,
     to_fp32,
     to_levels,
     zero_init,
 )
-from gzcli.models.nn.latent import as_ways, pairs_of, slerp, traversal, ways
+from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of, slerp, traversal
 from gzcli.models.nn.lpips import LPIPS
 from gzcli.models.nn.patchgan import PatchGAN
 from gzcli.models.nn.unet import UNet
@@ -24,13 +25,15 @@ __all__ = [
     "ClassEmbedding",
     "PatchGAN",
     "UNet",
-    "as_ways",
+    "as_interpolations",
     "at_least",
     "best_labels",
     "double",
     "fresh_statistics",
     "from_levels",
     "full_fp32",
+    "halvings",
+    "interpolated",
     "pairs_of",
     "slerp",
     "spread_labels",
@@ -38,6 +41,5 @@ __all__ = [
     "to_fp32",
     "to_levels",
     "traversal",
-    "ways",
     "zero_init",
 ]

@@ -13,10 +13,14 @@ Objective = Literal["nonsaturating", "hinge", "wasserstein"]
 
 
 class AdversarialLoss(NamedTuple):
-    """Two losses of the discriminator's outputs f [B]; σ(f) is the probability that an image is real."""
+    """The losses of both networks as functions of the discriminator's outputs f [B].
 
-    critic: Callable[[Tensor, Tensor], Tensor]  # of f(x) for real images x, and f(G(z))
-    generator: Callable[[Tensor], Tensor]  # of f(G(z))
+    critic: of f(x) for real images x, and f(G(z)).
+    generator: of f(G(z)).
+    """
+
+    critic: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
 
 
 OBJECTIVES: dict[Objective, AdversarialLoss] = {

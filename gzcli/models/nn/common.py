@@ -1,4 +1,4 @@
-"""Labels, grey levels, precision and normalisation: the small things that every family needs."""
+"""Labels, sizes, grey levels, precision and normalisation, for every family of models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Modules(nn.ModuleList, Generic[Layer]):
-    """A list of modules of one type, which type checkers know."""
+    """A list of modules of one type, for type checkers."""
 
     if TYPE_CHECKING:
 
@@ -90,9 +90,18 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
     return y, best
 
 
+def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+    """(height, width) of the feature maps of images (C, H, W): the image's own, then halved `times` times,
+    rounded up."""
+    sizes = [(shape[1], shape[2])]
+    for _ in range(times):
+        h, w = sizes[-1]
+        sizes.append(((h + 1) // 2, (w + 1) // 2))
+    return sizes
+
+
 def at_least(least: int, **values: int | None) -> None:
-    """Raises UsageError for an option below `least`. A keyword names each option; None means that it is
-    unset."""
+    """Raises UsageError for an option below `least`. Each keyword is an option; None: it is not set."""
     for name, value in values.items():
         if value is not None and value < least:
             raise UsageError(f"`{name}` must be {least} or more, not {value}")
@@ -136,9 +145,9 @@ def zero_init(module: Layer) -> Layer:
 def stacked(layer: Layer, matrices: int) -> Layer:
     """The layer, marked for an optimizer of whole matrices (Muon).
 
-    matrices: how many matrices of equal height its weight stacks, as 3 for queries, keys and values; 0 keeps
-      the layer from such an optimizer, which suits first and last layers: their rows or columns are pixels,
-      codes or classes, with units of their own.
+    matrices: how many matrices of equal height its weight stacks, as 3 for queries, keys and values; 0
+      excludes the layer from such an optimizer, as suits first and last layers, whose rows or columns are
+      pixels, codes or classes, with units of their own.
     """
     layer.matrices = matrices  # type: ignore[assignment]  # torch declares tensors and modules alone
     return layer
@@ -146,8 +155,9 @@ def stacked(layer: Layer, matrices: int) -> Layer:
 
 @contextmanager
 def fresh_statistics(model: nn.Module) -> Iterator[bool]:
-    """Inside, batch norms are in training mode, and their running statistics become the means over all images
-    that pass. Yields whether there are any batch norms: modules with buffers and a `momentum`.
+    """A context in which batch norms are in training mode, and their running statistics become the means over
+    all images of the forward passes. Yields whether there are batch norms: modules with buffers and a
+    `momentum`.
     """
     norms = [m for m in model.modules() if hasattr(m, "momentum") and list(m.buffers(recurse=False))]
     before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
@@ -169,8 +179,8 @@ def fresh_statistics(model: nn.Module) -> Iterator[bool]:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """Inside, products are in full fp32: no autocast, no TF32. For maps that are inverted, and for results
-    that must not depend on the device."""
+    """A context in which products are in full fp32: no autocast, no TF32. For maps that are inverted, and for
+    results that must not depend on the device."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

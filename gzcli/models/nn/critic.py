@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gzcli import ranks
-from gzcli.models.nn.common import ClassEmbedding, group_norm, to_fp32
+from gzcli.models.nn.common import ClassEmbedding, group_norm, halvings, to_fp32
 
 Norm = Literal["none", "group", "batch"]
 
@@ -24,7 +24,7 @@ LabelAs = Literal["channel", "projection"]
 
 @dataclass(frozen=True)
 class CriticOptions:
-    """The net of the discriminator.
+    """The network of the discriminator.
 
     disc_norm: normalisation after every convolution of the discriminator but the first.
     kernel: side of the discriminator's strided convolutions, in pixels.
@@ -38,12 +38,11 @@ class CriticOptions:
 
 
 def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
-    """The sizes (height, width) of the feature maps of images (C, H, W), from the image's own size down."""
-    sizes = [(shape[1], shape[2])]
-    while max(sizes[-1]) > coarsest:
-        h, w = sizes[-1]
-        sizes.append(((h + 1) // 2, (w + 1) // 2))
-    return sizes
+    """(height, width) of the feature maps of images (C, H, W), halved until no side is above `coarsest`."""
+    times = 0
+    while max(halvings(shape, times)[-1]) > coarsest:
+        times += 1
+    return halvings(shape, times)
 
 
 def widths(width: int, scales: int) -> list[int]:
@@ -73,12 +72,12 @@ NORMS: dict[Norm, Callable[[int], nn.Module]] = {
 
 
 class Critic(nn.Module):
-    """Images → one unbounded number each, [B], fp32.
+    """Images [B, C, H, W] → an unbounded number for each, [B], fp32.
 
     shape: of an image, (C, H, W).
     width: channels of the finest scale, doubled at each coarser one, at most 8-fold.
-    classes: number of classes that it is told, 0 for none.
-    options: the layers.
+    classes: number of classes that the critic is conditioned on, 0 for none.
+    options: normalisation, kernel and spectral norm of the layers.
     label_as: `projection` of the features on the label's embedding (Miyato 2018, arXiv:1802.05637, eq. 3), or
       `channel`, an embedding of the size of the image beside it (after Mirza 2014).
     """
@@ -108,7 +107,7 @@ class Critic(nn.Module):
         self.features = channels[-1] * h * w
         self.head = nn.Linear(self.features, 1)
         self.embed = ClassEmbedding(classes, self.features) if classes and label_as == "projection" else None
-        # spectral norm makes the embedding one of norm 1; without it, its norm is about √features
+        # spectral norm gives the embedding the norm 1; without it, its norm is about √features
         self.scale = 1.0 if options.spectral else self.features**-0.5
         if options.spectral:
             for layer in (*self.convs, self.head, *([self.embed.table] if self.embed else [])):

@@ -1,4 +1,4 @@
-"""The names that weights of diffusers' networks have here."""
+"""The names of diffusers' weights in the networks of this package."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DIT = (  # of `DiTTransformer2DModel`
 
 
 def renamed(key: str, patterns: Patterns) -> str:
-    """The name here of the weight that diffusers calls `key`."""
+    """The name in this package of the weight that diffusers calls `key`."""
     for pattern, name in patterns:
         key = re.sub(pattern, name, key)
     return key

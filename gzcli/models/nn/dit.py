@@ -1,11 +1,10 @@
-"""The transformer of DiT — Peebles & Xie 2023, arXiv:2212.09748: patches of a noised image, told time and
-label by adaLN-zero."""
+"""The transformer of DiT — Peebles & Xie 2023, arXiv:2212.09748: over patches of a noised image, conditioned
+on time and label by adaLN-zero."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +25,10 @@ FREQUENCIES = 256  # sinusoids of the time
 class DiTOptions:
     """The sizes of the transformer, as keys of a recipe.
 
-    width: of a token, in features; must divide by `heads` and by 4.
+    width: features of a token, a multiple of `heads` and of 4.
     layers: transformer blocks.
     heads: attention heads of each block.
-    patch: side of the patch of which a token is made, in pixels; must divide the image's sides.
+    patch: side in pixels of the patch that a token stands for; must divide the image's sides.
     """
 
     width: int = 128
@@ -39,12 +38,13 @@ class DiTOptions:
 
 
 class DiTNet(nn.Module):
-    """x [B, C, H, W], t [B] → [B, C, H, W], by the tokens of patches.
+    """x [B, C, H, W], t [B] → [B, C, H, W], by a token for each patch.
 
     Raises UsageError where sizes do not fit.
 
     shape: (C, H, W).
-    classes: K > 0 adds a table of K + 1 labels to the time embedding.
+    classes: number of classes K; above 0, the embedding of K labels and a null label is added to that of
+      the time.
     freq_shift: a convention of the time embedding, 1 in diffusers.
     """
 
@@ -105,8 +105,8 @@ class DiTNet(nn.Module):
             zero_init(last)
 
     def to_diffusers(self) -> nn.Module:
-        """A `DiTTransformer2DModel` of the same weights; without labels it has one, which says nothing.
-        Raises UsageError where that one cannot be built."""
+        """A `DiTTransformer2DModel` of the same weights; without labels, the embedding of its one label is
+        zero. Raises UsageError where it cannot be built."""
         from diffusers import DiTTransformer2DModel
 
         rows, columns = self.grid
@@ -122,14 +122,18 @@ class DiTNet(nn.Module):
             )
             if part := re.search(r"\.attn1\.to_([qkv])\.", name):
                 theirs[key] = own[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
-            elif name in own:  # what is not there are tables of positions
+            elif name in own:  # only tables of positions are not
                 theirs[key] = own[name]
         other.load_state_dict(theirs)
         return other.to(self.position.device).eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null
-        label."""
+        """The output [B, C, H, W].
+
+        t: times [B], real or integer.
+        y: labels as in `ClassEmbedding`; None: the null label.
+        drop: boolean [B], true where the null label replaces the label.
+        """
         c = self.time(time_embedding(t, FREQUENCIES, freq_shift=self.freq_shift))  # [B, width]
         if self.label is not None:
             c = c + self.label(y, len(x), drop)
@@ -145,8 +149,8 @@ class DiTNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP of h [B, T, width], whose norms c [B, width] scales and shifts, and whose
-    outputs it gates."""
+    """Self-attention and an MLP of h [B, T, width]. The condition c [B, width] scales and shifts their
+    normalised inputs, and gates their outputs."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -165,31 +169,15 @@ class Block(nn.Module):
 
 
 def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """h scaled, by `scale` more than 1, and shifted."""
     return h * (1 + scale) + shift
 
 
 def sincos(grid: tuple[int, int], width: int) -> Tensor:
-    """[rows · columns, width]: a quarter each of sines and cosines of the column, then of the row (MAE, He
-    2022)."""
+    """The embedding of positions, [rows · columns, width]: sines and cosines of the column, then of the row,
+    a quarter of the width each (MAE, He 2022)."""
     freq = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
     rows, columns = (torch.cat([angle.sin(), angle.cos()], 1) for angle in angles)  # [side, width / 2]
     both = torch.cat([columns.expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)], 2)
     return both.flatten(0, 1).float()
-
-
-def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights here of diffusers' `DiTTransformer2DModel`, whose blocks each hold a copy of the
-    embeddings."""
-    ours = {}
-    for key, value in state.items():
-        if ".attn1.to_q." in key:
-            name = key.replace("transformer_blocks", "blocks").replace("attn1.to_q", "qkv")
-            ours[name] = torch.cat([value, *(state[key.replace("to_q", part)] for part in ("to_k", "to_v"))])
-        elif (
-            ".attn1.to_k." not in key
-            and ".attn1.to_v." not in key
-            and ".emb." not in (name := renamed(key, DIT))
-        ):
-            ours[name] = value
-    return ours

@@ -1,4 +1,4 @@
-"""Ways through a latent space: between two codes, and along single coordinates."""
+"""Interpolation between two latent codes, and traversal along single coordinates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gzcli.types import Applied
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Along the great circle from a to b [..., D], which keeps the norm that a generator of N(0, I) knows."""
+    """Spherical interpolation from a to b [..., D], which keeps the norm of draws from N(0, I)."""
     cos = nn.functional.cosine_similarity(a, b, dim=-1).clamp(-0.9995, 0.9995).unsqueeze(-1)
     omega = torch.acos(cos)
     return (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / torch.sin(omega)
 
 
 def pairs_of(x: Tensor) -> Tensor:
-    """Images 0 and 1, 2 and 3, … that ways lead between: all of x [n, …] but an odd last.
+    """The pairs of images 0 and 1, 2 and 3, … to interpolate between: x [n, …] without an odd last one.
 
     Raises UsageError for fewer than two.
     """
@@ -31,27 +31,38 @@ def pairs_of(x: Tensor) -> Tensor:
     return x[: len(x) // 2 * 2]
 
 
-def ways(z: Tensor, steps: int, mix: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.lerp) -> Tensor:
-    """From code 0 to 1, 2 to 3, … of z [n, D], ends included: [n // 2 · steps, D], pair by pair.
+def interpolated(
+    z: Tensor, steps: int, mix: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.lerp
+) -> Tensor:
+    """Codes from code 0 to 1, 2 to 3, … of z [n, D], ends included: [n // 2 · steps, D], pair by pair.
 
     Raises UsageError for fewer than two codes, or steps.
+
+    steps: codes of each interpolation.
+    mix: mix(a, b, t), the code between a at t = 0 and b at t = 1.
     """
     at_least(2, steps=steps)
     a, b = pairs_of(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
     return mix(a, b, torch.linspace(0, 1, steps, device=z.device)[:, None]).flatten(0, 1)
 
 
-def as_ways(images: Tensor, steps: int) -> Applied:
-    """The images [pairs · steps, C, H, W] of such ways, a row for each."""
+def as_interpolations(images: Tensor, steps: int) -> Applied:
+    """The images [pairs · steps, C, H, W] of interpolated codes, a row for each pair."""
     ends = tuple((2 * i, 2 * i + 1) for i in range(len(images) // steps))
     marks = tuple(f"{i / (steps - 1):.2f}" for i in range(steps))
     return Applied(images, rows=tuple(f"{a} → {b}" for a, b in ends), columns=steps, marks=marks, of=ends)
 
 
 def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, steps: int, span: float) -> Applied:
-    """decode(z) [steps images a row] with one coordinate of z [1, D] moved from −span to span, a row for each
-    of the `dims` coordinates whose ends differ most, the first most. Raises UsageError for fewer than one of
-    either."""
+    """Images of z [1, D] with one coordinate moved from −span to span, a row for each coordinate.
+
+    The coordinates are those that change the image most between −span and span, in falling order. Raises
+    UsageError for fewer than one coordinate or step.
+
+    decode: the images [n, C, H, W] of codes [n, D].
+    dims: number of coordinates.
+    steps: images of a row.
+    """
     at_least(1, dims=dims, steps=steps)
     size, dims = z.shape[1], min(dims, z.shape[1])
     t = torch.linspace(-span, span, steps, device=z.device)

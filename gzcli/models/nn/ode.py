@@ -1,8 +1,7 @@
-"""Solvers of dx/dt = f(x, t) as pure functions, and the density that the flow of such an equation carries
-along.
+"""Solvers of dx/dt = f(x, t) as pure functions, and the change of density along the flow of the equation.
 
 f(x [B, …], t [B]) → [B, …]. Every image has its own time, and in the adaptive solver its own steps, so that
-its way does not depend on the batch that it is in.
+its solution does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ TABLEAUX = {
     "heun": ((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
     "rk4": ((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
-CALLS = {name: len(b) for name, (_, _, b) in TABLEAUX.items()}  # of f, each step
+CALLS = {name: len(b) for name, (_, _, b) in TABLEAUX.items()}  # calls of f in a step
 
 # Dormand & Prince 1980, RK5(4)7M, whose seventh stage is the first of the next step
 DOPRI_C = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
@@ -50,8 +49,10 @@ DOPRI_E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 def solve(
     f: Velocity, x: Tensor, times: Sequence[float], method: str, progress: Progress = no_progress
 ) -> Tensor:
-    """x carried from times[0] through every time to the last by one step each of `method`, a name of
-    `TABLEAUX`."""
+    """The solution at the last time from x at times[0], by one step of `method` between neighbouring times.
+
+    method: a name of `TABLEAUX`.
+    """
     c, a, b = TABLEAUX[method]
     for i, (start, end) in enumerate(pairwise(times)):
         h = end - start
@@ -76,11 +77,16 @@ def solve_adaptive(
     norm: Norm | None = None,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """x carried from `start` to `end` by the Dormand–Prince pair; an image's step is such that the `norm`, by
-    default the root mean square, of its error over atol + rtol·|x| stays below 1 (Hairer, Nørsett & Wanner
-    1993, II.4).
+    """The solution at `end` from x at `start`, by the Dormand–Prince pair (Hairer, Nørsett & Wanner 1993,
+    II.4).
 
-    Raises DivergedError where `limit` steps do not reach the end.
+    An image's step is chosen so that the norm of its error over atol + rtol·|x| stays below 1. Raises
+    DivergedError where `limit` steps do not reach the end.
+
+    rtol: tolerance relative to |x|.
+    atol: absolute tolerance.
+    limit: largest number of steps.
+    norm: of the errors [B, …] of the images, [B]; None: the root mean square.
     """
     sign, norm = 1.0 if end > start else -1.0, norm or _rms
     t = x.new_full((len(x),), start)
@@ -119,8 +125,13 @@ def solve_by(
     norm: Norm | None = None,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """x carried from times[0] to the last time: by one step of a method between each two times, or by the
-    adaptive solver, which chooses its own times and keeps the `norm` of the error to `tolerance`."""
+    """The solution at the last time from x at times[0].
+
+    solver: a method that takes one step between neighbouring times, or the adaptive solver, which chooses its
+      own times.
+    tolerance: relative and absolute tolerance of the adaptive solver.
+    norm: of the errors in the adaptive solver, as in `solve_adaptive`.
+    """
     if solver == "adaptive":
         return solve_adaptive(
             f, x, times[0], times[-1], rtol=tolerance, atol=tolerance, norm=norm, progress=progress
@@ -129,9 +140,13 @@ def solve_by(
 
 
 def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
-    """The equation of rows [x, v, ℓ], [B, 2 D + 1], x of that `shape` [D elements]: v is a probe that rests,
-    and dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019, FFJORD, arXiv:1810.01367,
-    eq. 7)."""
+    """The equation of states [x, v, ℓ], [B, 2 D + 1], of images x with D elements.
+
+    The probe v is constant, and dℓ/dt = −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019,
+    FFJORD, arXiv:1810.01367, eq. 7).
+
+    shape: of an image x.
+    """
 
     def g(state: Tensor, t: Tensor) -> Tensor:
         size = state.shape[1] // 2
@@ -145,9 +160,11 @@ def with_divergence(f: Velocity, shape: Sequence[int]) -> Velocity:
 
 
 def density_norm(error: Tensor) -> Tensor:
-    """[B], of the errors of rows [x, v, ℓ]: the larger one of x and of the density a dimension. In one mean
-    over all elements the density would count as one pixel of many, and the probes, which are exact, as half
-    of them."""
+    """The norm [B] of errors of states [x, v, ℓ]: the larger one of the errors of x and of ℓ.
+
+    In one mean over all elements ℓ would count as one pixel of many, and the probes, which are exact, as half
+    of the pixels.
+    """
     return torch.maximum(_rms(error[:, : error.shape[1] // 2]), error[:, -1].abs())
 
 
@@ -159,7 +176,7 @@ def grey_levels(levels: int | None) -> int:
 
 
 def dequantised(levels: int) -> float:
-    """The deviation of grey levels dequantised uniformly."""
+    """The standard deviation of the noise that dequantises grey levels uniformly, for images in [-1, 1]."""
     return 1 / (levels - 1) / math.sqrt(3)
 
 
@@ -174,17 +191,18 @@ def log_density(
     probes: int = 1,
     std: float = 1.0,
 ) -> Tensor:
-    """[B] nats of discrete images by the change of density along the flow of f to N(0, std²) (Song 2021,
-    arXiv:2011.13456, eq. 39).
+    """log p(x) [B], in nats, of discrete images by the change of density along the flow of f to N(0, std²)
+    (Song 2021, arXiv:2011.13456, eq. 39).
 
-    Grey levels are dequantised uniformly, which makes the value a bound, and take the place of images α x +
-    σ ε: σ/α should be their `dequantised` deviation, or as near as the model comes. With less noise a model
-    that has spikes at the grey levels finds images less likely than it should; more noise hides how flat a
-    flat part is. The divergence is Hutchinson's estimate, so that the value is right on average.
+    Grey levels are dequantised uniformly, which makes the value a bound. The dequantised images replace the
+    noised images α x + σ ε at the first time, where σ/α should be the deviation `dequantised`, or as near as
+    the model comes. With less noise a model with spikes at the grey levels underestimates the likelihood;
+    more noise hides how flat a flat part is. The divergence is Hutchinson's estimate, which is unbiased.
 
-    carry: carry(g, state) solves dstate/dt = g from the time of those images to noise.
-    alpha: α at that time.
+    carry: carry(g, state) solves dstate/dt = g from the first time to noise.
+    alpha: α at the first time.
     probes: Rademacher vectors of the estimate.
+    std: standard deviation of the noise.
     """
     n, size, width = len(x), x[0].numel(), 2 / (levels - 1)  # of a grey level
     whole = with_divergence(f, x.shape[1:])
@@ -200,7 +218,7 @@ def log_density(
         v = 2 * noise.randint(2, n, size).to(x.dtype) - 1
         state = carry(g, torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1))
         z, gained = double(state[:, :size]) / std, size * double(state[:, -1])
-        # along the way from data to noise log p changes by `gained`, and ends as the density of noise
+        # from data to noise log p changes by `gained`, to the log density of the noise
         total = total - 0.5 * z.square().sum(1) - size * math.log(std * math.sqrt(2 * math.pi)) - gained
     return (total / probes + size * math.log(alpha * width)).to(x)
 
@@ -221,13 +239,18 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _first_step(
-    f: Velocity, x: Tensor, t: Tensor, first: Tensor, way: float, atol: float, rtol: float, norm: Norm
+    f: Velocity, x: Tensor, t: Tensor, first: Tensor, span: float, atol: float, rtol: float, norm: Norm
 ) -> Tensor:
-    """[B], after Hairer, Nørsett & Wanner 1993, II.4, p. 169; never beyond the end of the `way`, where f may
-    not be defined."""
-    scale, sign = atol + rtol * x.abs(), math.copysign(1.0, way)
+    """The length [B] of the first step, after Hairer, Nørsett & Wanner 1993, II.4, p. 169.
+
+    It is at most |span|, as f may not be defined beyond the end.
+
+    first: f(x, t).
+    span: end − start.
+    """
+    scale, sign = atol + rtol * x.abs(), math.copysign(1.0, span)
     d0, d1 = norm(x / scale), norm(first / scale)
-    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(way))
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(span))
     ahead = f(x + _as(sign * h0, x) * first, t + sign * h0)
     d2 = norm((ahead - first) / scale) / h0
     top = torch.maximum(d1, d2)

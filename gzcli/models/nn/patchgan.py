@@ -14,7 +14,7 @@ from gzcli.models.nn.common import group_norm, to_fp32
 
 PatchNorm = Literal["none", "group", "instance"]
 
-# No layer may depend on the other images of the batch, so batch norm is not offered.
+# There is no batch norm: no layer may depend on other images of the batch.
 NORMS: dict[PatchNorm, Callable[[int], nn.Module]] = {
     "none": lambda width: nn.Identity(),
     "group": group_norm,

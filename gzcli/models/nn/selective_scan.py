@@ -3,11 +3,11 @@ linear in tokens.
 
     h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t x_t,   y_t = C_t h_t          (A < 0 diagonal, so that no state grows)
 
-Run as it is written, one fused multiply-add a token: a quotient of cumulative products would overflow beyond
-short sequences. All that does not depend on the state before is made for a chunk of about √T tokens at once,
-on a CPU of as few images as keep it in the cache. The backward pass has the states between chunks and makes
-the others again, as the authors' kernel does. That kernel, of the package `mamba-ssm`, is used where it is
-installed and on a GPU.
+The recurrence runs token by token, with one fused multiply-add each: a quotient of cumulative products would
+overflow beyond short sequences. Terms that do not depend on the state are computed for a chunk of about √T
+tokens at once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the states
+between chunks, and the backward pass recomputes the states inside them, as the authors' kernel does. That
+kernel, of the package `mamba-ssm`, is used on a GPU where it is installed.
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ class Scan(Function):
 
 
 def chunks(u: Tensor) -> Iterator[slice]:
-    """The tokens of u [T, batch, D]: as many chunks as there are tokens in one, which is the least to keep of
-    both."""
+    """The tokens of u [T, batch, D] in about √T chunks of √T tokens, which keeps the fewest states."""
     size = math.isqrt(len(u))
     return (slice(i, min(i + size, len(u))) for i in range(0, len(u), size))
 

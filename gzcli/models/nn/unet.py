@@ -26,7 +26,7 @@ class UNetOptions:
 
     channels: width of the first level, in feature maps.
     mult: width of each level in units of `channels`; every level halves the resolution of the one before.
-    layers: residual blocks a level; there is one more a level on the way up.
+    layers: residual blocks of each level of the encoder; the decoder has one more.
     attention: sides in pixels at which a level has self-attention; the lowest level always has it.
     head_dim: channels of an attention head; null: one head.
     dropout: share of activations that each residual block drops in training, 0 … 1.
@@ -52,8 +52,10 @@ class UNet(nn.Module):
     layers, head_dim, dropout, groups: as in `UNetOptions`.
     attention: whether each level has self-attention after its blocks.
     eps: added to the variance in group normalisation.
-    classes: K > 0 adds a table of K + 1 labels to the time embedding.
-    scale_shift: the time embedding scales and shifts the second norm, and is not added before it.
+    classes: number of classes K; above 0, the embedding of K labels and a null label is added to that of
+      the time.
+    scale_shift: whether the time embedding scales and shifts the second norm, in place of being added before
+      it.
     flip, freq_shift, down_padding: conventions of other checkpoints (those of Ho 2020: False, 1, 0).
     """
 
@@ -146,8 +148,8 @@ class UNet(nn.Module):
     ) -> Self:
         """The network of images like `data`.
 
-        conditional: whether it is told the label.
-        guides: channels that it sees beside those that it returns.
+        conditional: whether the network is conditioned on the label.
+        guides: channels of the input beside those of the output.
         conventions: other keywords of the class.
         """
         sizes = asdict(options)
@@ -159,8 +161,8 @@ class UNet(nn.Module):
         return cls(c + guides, c, classes=classes, **sizes, **conventions)
 
     def to_diffusers(self, size: tuple[int, ...]) -> nn.Module:
-        """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where that one
-        cannot be built."""
+        """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where it cannot be
+        built."""
         from diffusers import UNet2DModel
 
         halvings = len(self.config["block_out_channels"]) - 1
@@ -175,13 +177,17 @@ class UNet(nn.Module):
         return other.to(next(self.parameters()).device).eval()
 
     def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
-        """What every block is told of time and label: [B, 4 C]."""
+        """The embedding of time and label that every block is conditioned on: [B, 4 C]."""
         emb = self.time(time_embedding(t, self.dim, flip=self.flip, freq_shift=self.freq_shift))
         return emb if self.label is None else emb + self.label(y, len(t), drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """t [B], real or integer; labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null
-        label."""
+        """The output [B, out_channels, H, W].
+
+        t: times [B], real or integer.
+        y: labels as in `ClassEmbedding`; None: the null label.
+        drop: boolean [B], true where the null label replaces the label.
+        """
         emb = F.silu(self.embedding(t, y, drop))
         skips = [self.conv_in(x)]
         for stage in self.down:
@@ -193,7 +199,11 @@ class UNet(nn.Module):
 
 
 def attended(data: DataInfo, levels: int, attention: tuple[int, ...]) -> tuple[bool, ...]:
-    """Which of the levels have a side, of `attention`, at which there is self-attention."""
+    """For each level whether its side is among those with self-attention.
+
+    levels: number of levels.
+    attention: sides in pixels that have self-attention.
+    """
     sides = [min(data.shape[1:])]
     for _ in range(levels - 1):
         sides.append((sides[-1] + 1) // 2)
@@ -213,7 +223,7 @@ class Stage(nn.Module):
         self.resample = resample
 
     def forward(self, h: Tensor, emb: Tensor | None = None) -> list[Tensor]:
-        """What each block, and the change of resolution, makes of h [B, C, H, W], in order."""
+        """The outputs of each block, and of the change of resolution, in order, from h [B, C, H, W]."""
         made = []
         for block, attend in zip(self.blocks, self.attentions, strict=True):
             h = attend(block(h, emb))
@@ -222,10 +232,13 @@ class Stage(nn.Module):
 
 
 class UpStage(Stage):
-    """A stage of the way up, whose blocks see the outputs of the way down at their resolution."""
+    """A stage of the decoder, whose blocks also see the outputs of the encoder at their resolution."""
 
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
-        """skips: outputs of the way down; each block takes the last one off the list."""
+        """The output of the stage, [B, C, H, W].
+
+        skips: outputs of the encoder; each block takes the last one off the list.
+        """
         for block, attend in zip(self.blocks, self.attentions, strict=True):
             h = attend(block(torch.cat([h, skips.pop()], 1), emb))
         return h if self.resample is None else self.resample(h, skips[-1].shape[-2:])
@@ -263,7 +276,7 @@ class ResBlock(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the resolution by a strided convolution; padding 0 pads right and below only, as TensorFlow's
+    """Halves the resolution by a strided convolution; padding 0 pads right and below only, as TensorFlow's
     `SAME`."""
 
     def __init__(self, c: int, padding: int):
@@ -276,7 +289,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Nearest-neighbour enlargement to the size of the skip connection it will meet, then a convolution."""
+    """Nearest-neighbour enlargement to the size of the next skip connection, then a convolution."""
 
     def __init__(self, c: int):
         super().__init__()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn.common import ClassEmbedding, full_fp32, spread_labels, to_fp32, zero_init
-from gzcli.models.nn.latent import as_ways, pairs_of, ways
+from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.dequantise import VariationalDequantiser
 from gzcli.models.normalizing_flow.norms import initialising
@@ -228,16 +228,16 @@ class ImageFlow(Model):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 8
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … along straight lines of latents (Glow, fig. 5).
+        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents (Glow, fig. 5).
 
         Raises UsageError for fewer than two images or steps.
 
-        steps: images of a way, both ends included.
+        steps: images of an interpolation, both ends included.
         """
         x = pairs_of(x)
         z, _ = self.encode(self.to_unit(x, noise.first(len(x)))[0])
-        between = [ways(e.flatten(1), steps).unflatten(1, e.shape[1:]) for e in z]
-        return as_ways(self.to_image(self.decode(between, progress)), steps)
+        between = [interpolated(e.flatten(1), steps).unflatten(1, e.shape[1:]) for e in z]
+        return as_interpolations(self.to_image(self.decode(between, progress)), steps)
 
     @torch.no_grad()
     def edit(

@@ -18,11 +18,12 @@ class ScoreApplications(ScoreModel):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 10
     ) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … through the noises that the ODE makes of them, ends included.
+        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE makes of them, ends
+        included.
 
         Raises UsageError for fewer than two images, or frames.
 
-        frames: images of a way.
+        frames: images of an interpolation, both ends included.
         steps: Runge–Kutta steps each way, of four network calls.
         """
         at_least(1, steps=steps)

@@ -19,7 +19,7 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.nn.adversarial import OBJECTIVES
 from gzcli.models.nn.common import best_labels, spread_labels, to_fp32
 from gzcli.models.nn.critic import Critic, CriticOptions
-from gzcli.models.nn.latent import as_ways, traversal, ways
+from gzcli.models.nn.latent import as_interpolations, interpolated, traversal
 from gzcli.models.vae.base import LabelOptions
 from gzcli.models.vae.gaussian import LOGVAR, drawn
 from gzcli.models.vae.nets import NetOptions, decoder, encoder, mlp
@@ -172,15 +172,15 @@ class AAE(Model):
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … along straight lines of codes.
+        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of codes.
 
         Raises UsageError for fewer than two images or steps.
 
-        steps: images of a way, both ends included.
+        steps: images of an interpolation, both ends included.
         """
-        x = self.decode(ways(self.encode(x), steps))
+        x = self.decode(interpolated(self.encode(x), steps))
         progress(1, 1, x)
-        return as_ways(x, steps)
+        return as_interpolations(x, steps)
 
     @torch.no_grad()
     def traverse(

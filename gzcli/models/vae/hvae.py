@@ -20,7 +20,7 @@ from torch import Tensor
 from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.nn.common import spread_labels
-from gzcli.models.nn.latent import as_ways, ways
+from gzcli.models.nn.latent import as_interpolations, interpolated
 from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE
 from gzcli.models.vae.cells import SpectralNorms
 from gzcli.models.vae.ladder import BottomUp, Code, LadderOptions, TopDown, check
@@ -263,19 +263,22 @@ class HVAE(LabelledVAE):
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … along straight lines of latents.
+        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents.
 
         Every group moves from one image's posterior mean to the other's, in units of the standard deviation
         of the prior given the groups above. Raises UsageError for fewer than two images or steps.
 
-        steps: images of a way, both ends included.
+        steps: images of an interpolation, both ends included.
         """
         still = [x.new_zeros(len(x), *grid) for grid in self.grids]
         _, codes = self.decoder(still, self.encoder(x), self.embed(None, len(x)))
-        ts = [ways(code.mu, steps).unflatten(1, grid) for code, grid in zip(codes, self.grids, strict=True)]
+        ts = [
+            interpolated(code.mu, steps).unflatten(1, grid)
+            for code, grid in zip(codes, self.grids, strict=True)
+        ]
         x = self.pixels.mean(self.decoder(ts, [], self.embed(None, len(ts[0])))[0])
         progress(1, 1, x)
-        return as_ways(x, steps)
+        return as_interpolations(x, steps)
 
 
 def kl_of(codes: list[Code]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.models.nn.common import group_norm
+from gzcli.models.nn.common import group_norm, halvings
 
 Shape = tuple[int, ...]  # (C, H, W) of an image
 
@@ -107,15 +107,6 @@ class ResBlock(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         r = self.conv1(F.gelu(self.norm1(h)))
         return h + self.conv2(F.gelu(self.norm2(r)))
-
-
-def halvings(shape: Shape, scales: int) -> list[tuple[int, int]]:
-    """The sizes of the feature maps: the image's, then halved (rounded up) `scales` times."""
-    sizes = [(shape[1], shape[2])]
-    for _ in range(scales):
-        h, w = sizes[-1]
-        sizes.append(((h + 1) // 2, (w + 1) // 2))
-    return sizes
 
 
 class ConvEncoder(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.nn.common import double, spread_labels, to_fp32
-from gzcli.models.nn.latent import as_ways, traversal, ways
+from gzcli.models.nn.latent import as_interpolations, interpolated, traversal
 from gzcli.models.nn.ssim import ms_ssim
 from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE
 from gzcli.models.vae.gaussian import LOGVAR, drawn, kl_normal, log_normal
@@ -265,17 +265,17 @@ class VAE(LabelledVAE):
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
-        """The way from image 0 to 1, 2 to 3, … along straight lines of z.
+        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of z.
 
         Raises UsageError for fewer than two images or steps.
 
-        steps: images of a way, both ends included.
+        steps: images of an interpolation, both ends included.
         """
         mu = self.encode(x, self.embed(None, len(x)))[0]
-        z = ways(mu, steps)
+        z = interpolated(mu, steps)
         x = self.pixels.mean(self.decoder(z, self.embed(None, len(z))))
         progress(1, 1, x)
-        return as_ways(x, steps)
+        return as_interpolations(x, steps)
 
     @torch.no_grad()
     def traverse(
