@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Trunk, initial_std
-from gzcli.models.autoregressive.prior import LabelOptions, Prior
+from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
+from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.inpainting import middle_hidden
 from gzcli.models.nn import ClassEmbedding, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
@@ -169,11 +171,7 @@ class MaskGIT(Prior):
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without
         labels uses its null label. Raises UsageError where it was trained without that label.
         """
-        if mask is None:
-            height, width = x.shape[2:]
-            mask = torch.ones_like(x[:, :1])
-            mask[:, :, height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
-        hidden = mask.to(x) < 0.5
+        hidden = (middle_hidden(x) if mask is None else mask.to(x)) < 0.5
         if how.guidance != 1 or labels is not None:
             labels = self.asked_labels(labels, len(x), x.device, how.guidance)
         else:

@@ -7,8 +7,6 @@ levels.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from gzcli import ranks
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.base import PixelModel
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv, gate
-from gzcli.models.nn.common import ClassEmbedding, from_levels, to_fp32, to_levels
+from gzcli.models.nn.common import ClassEmbedding, Modules, from_levels, to_fp32, to_levels
 from gzcli.types import Batch, DataInfo
 
 
@@ -81,7 +79,7 @@ class PixelCNN(PixelModel):
         self.first_vertical = VerticalConv(channels, hidden, (half, first), strict=True)
         self.first_horizontal = HorizontalConv(channels, hidden, half, groups=channels, strict=True)
         self.position = nn.Parameter(torch.zeros(hidden, height, width))
-        self.blocks = nn.ModuleList(GatedBlock(hidden, kernel, d, channels) for d in dilations)
+        self.blocks: Modules[GatedBlock] = Modules(GatedBlock(hidden, kernel, d, channels) for d in dilations)
         self.head = HorizontalConv(hidden, head, 0, groups=channels)
         self.logits = HorizontalConv(head, channels * self.outputs, 0, groups=channels)
         self.label = ClassEmbedding(len(data.classes), len(dilations) * 4 * hidden) if conditional else None
@@ -159,7 +157,7 @@ class IncrementalPixelCNN:
         width = net.data.shape[2]
         self.net, self.n, self.i = net, n, 0
         self.bias = net._bias(labels, n)
-        self.layers = cast("list[GatedBlock]", list(net.blocks))
+        self.layers = list(net.blocks)
         self.first_vertical = RowCache(net.first_vertical, n, width)
         self.vertical = [RowCache(b.vertical, n, width) for b in self.layers]
         self.first = PixelCache(net.first_horizontal, n, width)

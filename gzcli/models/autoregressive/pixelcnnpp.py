@@ -6,8 +6,6 @@ and a causal U-net of gated ResNet blocks in two streams computes its parameters
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from gzcli.models.autoregressive.base import PixelModel, grey_levels
 from gzcli.models.autoregressive.layers import HorizontalConv, PixelCache, RowCache, VerticalConv
 from gzcli.models.autoregressive.resnet import Scale, feature, u_net
 from gzcli.models.autoregressive.resnet_incremental import IncrementalScale
-from gzcli.models.nn.common import to_fp32
+from gzcli.models.nn.common import Modules, to_fp32
 from gzcli.models.nn.logistic import LogisticMixture
 from gzcli.types import DataInfo
 
@@ -62,7 +60,7 @@ class PixelCNNpp(PixelModel):
         self.first_left = HorizontalConv(channels, hidden, 1, strict=True)
         self.position = nn.Parameter(torch.zeros(hidden, height, width))
         classes = len(data.classes) if conditional else 0
-        self.scales = nn.ModuleList(
+        self.scales: Modules[Scale] = Modules(
             Scale(hidden, n, coarsest=i == len(blocks) - 1, classes=classes, dropout=dropout)
             for i, n in enumerate(blocks)
         )
@@ -112,10 +110,7 @@ class IncrementalPixelCNNpp:
         self.vertical = RowCache(net.first_vertical, n, width)
         self.above = RowCache(net.first_above, n, width)
         self.left = PixelCache(net.first_left, n, width)
-        scales = [
-            IncrementalScale(scale, n, -(-width // 2**s), labels)
-            for s, scale in enumerate(cast("list[Scale]", list(net.scales)))
-        ]
+        scales = [IncrementalScale(scale, n, -(-width // 2**s), labels) for s, scale in enumerate(net.scales)]
         self.rows, self.pixels = [s.rows for s in scales], [s.pixels for s in scales]
 
     def row(self, above: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,21 +12,9 @@ from torch import Tensor
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.tokenizer import Figures, Tokenizer
 from gzcli.models.base import Model, Phase
+from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.nn import spread_labels
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
-
-
-@dataclass(frozen=True)
-class LabelOptions:
-    """How labels condition the codes.
-
-    conditional: whether the label comes before the codes; else the null label does.
-    label_dropout: share of the training images whose label is hidden; guidance, and images without labels,
-      need some.
-    """
-
-    conditional: bool = False
-    label_dropout: float = 0.0
 
 
 class Prior(Model):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.models.autoregressive.layers import VerticalConv
-from gzcli.models.nn.common import ClassEmbedding
+from gzcli.models.nn.common import ClassEmbedding, Modules
 
 Feature = tuple[Tensor, Tensor]
 Conv = TypeVar("Conv", bound=nn.Conv2d)
@@ -70,7 +70,9 @@ class Block(nn.Module, Generic[Conv]):
     ):
         super().__init__()
         self.conv_in = conv(2 * hidden, hidden)
-        self.sides = nn.ModuleList(nn.Conv2d(2 * hidden, hidden, 1, bias=False) for _ in range(sides))
+        self.sides: Modules[nn.Conv2d] = Modules(
+            nn.Conv2d(2 * hidden, hidden, 1, bias=False) for _ in range(sides)
+        )
         self.dropout = nn.Dropout(dropout)
         self.conv_out = conv(2 * hidden, 2 * hidden)
         self.label = ClassEmbedding(classes, 2 * hidden) if classes else None
@@ -144,8 +146,8 @@ class Scale(nn.Module):
     def __init__(self, hidden: int, blocks: int, *, coarsest: bool, classes: int, dropout: float):
         super().__init__()
         back = blocks if coarsest else blocks + 1
-        self.up = nn.ModuleList(Pair(hidden, False, classes, dropout) for _ in range(blocks))
-        self.down = nn.ModuleList(Pair(hidden, True, classes, dropout) for _ in range(back))
+        self.up: Modules[Pair] = Modules(Pair(hidden, False, classes, dropout) for _ in range(blocks))
+        self.down: Modules[Pair] = Modules(Pair(hidden, True, classes, dropout) for _ in range(back))
         self.shrink = None if coarsest else Shrink(hidden)
         self.grow = None if coarsest else Grow(hidden)
 

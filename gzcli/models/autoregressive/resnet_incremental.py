@@ -3,12 +3,12 @@ resnet.py from caches of what it has seen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gzcli.models.autoregressive.layers import RowCache
 from gzcli.models.autoregressive.resnet import (
@@ -75,9 +75,8 @@ class IncrementalPair:
         v, h = pair.vertical, pair.corner
         self.v_in, self.v_out = RowCache(v.conv_in, n, width), RowCache(v.conv_out, n, width)
         self.h_in, self.h_out = CornerCache(h.conv_in, n, width), CornerCache(h.conv_out, n, width)
-        v_sides, h_sides = (cast("Iterable[nn.Conv2d]", sides) for sides in (v.sides, h.sides))
-        self.v_sides = [conv.weight[..., 0] for conv in v_sides]
-        self.across, *self.h_sides = (conv.weight[:, :, 0, 0].T.contiguous() for conv in h_sides)
+        self.v_sides = [conv.weight[..., 0] for conv in v.sides]
+        self.across, *self.h_sides = (conv.weight[:, :, 0, 0].T.contiguous() for conv in h.sides)
         self.v_label = v.label(labels, n)[:, :, None] if v.label else 0.0  # [n, 2 · hidden, 1]
         self.h_label = h.label(labels, n)[:, None] if h.label else 0.0  # [n, 1, 2 · hidden]
 
@@ -162,8 +161,7 @@ class IncrementalScale:
 
     def __init__(self, scale: Scale, n: int, width: int, labels: Tensor | None):
         up, down = (
-            [IncrementalPair(pair, n, width, labels) for pair in cast("Iterable[Pair]", pairs)]
-            for pairs in (scale.up, scale.down)
+            [IncrementalPair(pair, n, width, labels) for pair in pairs] for pairs in (scale.up, scale.down)
         )
         shrink = IncrementalShrink(scale.shrink, n, width) if scale.shrink else None
         grow = IncrementalGrow(scale.grow) if scale.grow else None

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from gzcli.errors import UsageError
 from gzcli.models.autoregressive.base import first_rows
 from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Trunk, initial_std
-from gzcli.models.autoregressive.prior import LabelOptions, Prior
+from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
+from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.nn import ClassEmbedding, spread_labels, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
@@ -52,7 +53,7 @@ class Transformer(Prior):
         *,
         tokenizer: Model,
         net: TransformerOptions = TransformerOptions(),
-        condition: LabelOptions = LabelOptions(),
+        condition: LabelOptions = LabelOptions(label_dropout=0.0),
     ):
         super().__init__(data, tokenizer, condition)
         self.label = ClassEmbedding(len(data.classes) if self.conditional else 0, net.width)

@@ -1,8 +1,7 @@
-"""The latent diffusion of the diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640, section 4:
-ω(z_{sem,t}, t).
+"""The latent diffusion of the diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640, section 4.
 
-A diffusion of the normalised semantic codes z_sem of the training images, by an MLP whose every layer sees
-the noised code again; its samples are decoded from x_T ~ N(0, I).
+It is a diffusion of the normalised semantic codes z_sem of the training images. Its network is an MLP with
+the noised code as an input of every layer. Sampled codes are decoded from x_T ~ N(0, I).
 """
 
 from __future__ import annotations
@@ -17,21 +16,23 @@ from torch.nn import functional as F
 from gzcli.models.base import Model
 from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
+from gzcli.models.diffusion.code_applications import CodeApplications
+from gzcli.models.diffusion.codes import SemanticCodes
 from gzcli.models.diffusion.diffae import DiffAE
 from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.nn import ClassEmbedding
 from gzcli.models.nn.unet import time_embedding
-from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 TIME = 64  # sinusoids of the time
 
 
 @dataclass(frozen=True)
 class SkipMLPOptions:
-    """The sizes of the MLP, as keys of a recipe.
+    """The sizes of the MLP.
 
-    width: of a layer, in features.
-    layers: linear layers.
+    width: features of a layer.
+    layers: number of linear layers.
     dropout: share of activations that each layer drops in training, 0 … 1.
     """
 
@@ -41,8 +42,8 @@ class SkipMLPOptions:
 
 
 class SkipMLP(nn.Module):
-    """z [B, D, 1, 1], t [B], labels → [B, D, 1, 1] (appendix A): each of the linear layers but the last is
-    scaled by time and label, normalised, and goes through SiLU; each but the first also sees the input."""
+    """z [B, D, 1, 1], t [B], labels → [B, D, 1, 1] (appendix A). Each linear layer but the last is scaled by
+    time and label, normalised and followed by SiLU; each but the first also has the input z."""
 
     def __init__(self, size: int, options: SkipMLPOptions, *, classes: int):
         width, layers, dropout = options.width, options.layers, options.dropout
@@ -67,16 +68,15 @@ class SkipMLP(nn.Module):
         return self.out(h)[..., None, None]
 
 
-class LatentPrior(Model):
+class LatentPrior(CodeApplications):
     """A diffusion of the z_sem of `autoencoder`, a trained `diffae`; a second stage.
 
-    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["code"]`. Raises
+    The codes of the training set are computed once (`prepare`) and arrive as `batch.extra["code"]`. Raises
     UsageError for a conditional model of data without labels.
     """
 
     paper = "Preechakul et al. 2022, arXiv:2111.15640"
     best = "loss"
-    labels_for = ("edit",)
     autoencoder: DiffAE
 
     def __init__(
@@ -95,6 +95,10 @@ class LatentPrior(Model):
         net = SkipMLP(latent, mlp, classes=len(data.classes) if labels.conditional else 0)
         codes = replace(data, shape=(latent, 1, 1), levels=None)
         self.diffusion = DiffusionApplications(codes, net, process, labels)
+
+    @property
+    def coder(self) -> SemanticCodes:
+        return self.autoencoder
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
@@ -116,7 +120,7 @@ class LatentPrior(Model):
         code_steps: int = 50,
         guidance: float = 1.0,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1]: z_sem by DDIM of the prior, then the image of it.
+        """n images [n, C, H, W] in [-1, 1]: z_sem by DDIM of the prior, decoded by the autoencoder.
 
         code_steps: DDIM steps of z_sem, evenly in t.
         guidance: strength of the labels on z_sem; 1: as trained, 0: without them, more: sharper.
@@ -125,7 +129,7 @@ class LatentPrior(Model):
         z = self.diffusion.sample(n, labels=labels, noise=noise, options=options)
         return self.autoencoder.draw(self.autoencoder.denormalise(z.flatten(1)), noise, progress, path)
 
-    # ---- scores, and applications of the autoencoder
+    # ---- scores and figures
 
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise, times: int = 50) -> Tensor:
@@ -149,53 +153,6 @@ class LatentPrior(Model):
         times: evenly spaced noise levels that the error is averaged over.
         """
         return self.autoencoder.score_denoise(x, noise=noise, times=times)
-
-    def reconstruct(
-        self,
-        x: Tensor,
-        *,
-        noise: Noise,
-        progress: Progress = no_progress,
-        steps: int = 50,
-        stochastic: bool = True,
-    ) -> Applied:
-        """As `diffae` does.
-
-        steps: network calls from image to noise, and from noise to image.
-        stochastic: whether x_T is the image's own, or from `noise`.
-        """
-        return self.autoencoder.reconstruct(
-            x, noise=noise, progress=progress, steps=steps, stochastic=stochastic
-        )
-
-    def interpolate(
-        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
-    ) -> Applied:
-        """As `diffae` does.
-
-        frames: images of an interpolation, both ends included.
-        steps: network calls from image to noise, and from noise to image.
-        """
-        return self.autoencoder.interpolate(x, noise=noise, progress=progress, frames=frames, steps=steps)
-
-    def edit(
-        self,
-        x: Tensor,
-        *,
-        labels: Tensor | None = None,
-        noise: Noise,
-        progress: Progress = no_progress,
-        strength: float = 3.0,
-        steps: int = 50,
-    ) -> Applied:
-        """As `diffae` does.
-
-        strength: length of the step in standard deviations of the codes along it.
-        steps: network calls from image to noise, and from noise to image.
-        """
-        return self.autoencoder.edit(
-            x, labels=labels, noise=noise, progress=progress, strength=strength, steps=steps
-        )
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The autoencoder's figures."""

@@ -23,6 +23,7 @@ from gzcli.models.denoising.schedule import Level, Schedule, Spacing
 from gzcli.models.diffusion.bound import discretised_gaussian, strata
 from gzcli.models.diffusion.options import SAMPLERS, DiffusionOptions, LossType, SamplingOptions, Variance
 from gzcli.models.nn import to_fp32
+from gzcli.models.nn.ode import grey_levels
 from gzcli.types import Batch, DataInfo, Noise, Progress, moved, no_progress
 
 HIDDEN = 0.1  # share of small images that the training of an enlarging model hides
@@ -228,15 +229,13 @@ class Diffusion(Inpainting):
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
           even from much noise; or β (large), for data that are smooth at the scale of one grey level.
         """
-        if self.data.levels is None:
-            raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
-        n, y = len(x), self.known_labels(labels)
+        levels, n, y = grey_levels(self.data.levels), len(x), self.known_labels(labels)
         alpha_T, sigma_T = self.schedule.alpha[-1], self.schedule.sigma[-1]
         # KL(q(x_T | x_0) ‖ N(0, 1))
         prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))
         t = torch.zeros(n, dtype=torch.long, device=x.device)
         x0 = self.estimate(self.noised(x, t, noise), t, y)
-        total = discretised_gaussian(x, x0, float(self.schedule.sigma[0]), self.data.levels).flatten(1).sum(1)
+        total = discretised_gaussian(x, x0, float(self.schedule.sigma[0]), levels).flatten(1).sum(1)
         total = total - prior.flatten(1).sum(1)
         edges = strata(self.timesteps, terms)
         u = noise.rand(n, len(edges) - 1)

@@ -19,8 +19,6 @@ from gzcli.models.nn.common import fresh_statistics, spread_labels, to_fp32
 from gzcli.models.nn.critic import Critic, CriticOptions, LabelAs
 from gzcli.types import Batch, DataInfo, Noise, Progress
 
-CALIBRATION = 20  # batches that the statistics of batch norm are computed from
-
 
 @dataclass(frozen=True)
 class AdversarialOptions:
@@ -139,9 +137,9 @@ class GAN(InvertibleGAN):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Computes the statistics of batch norm, where there is any, anew for the weights as they are."""
-        with fresh_statistics(self) as norms:
-            for batch in islice(batches, CALIBRATION if norms else 0):
+        """Recomputes the statistics of batch norm, if there is any, for the present weights."""
+        with fresh_statistics(self) as count:
+            for batch in islice(batches, count):
                 y = batch.y if self.conditional else None
                 fake = self.generator(batch.noise.randn(len(batch), self.latent), y)
                 if not self.critic.independent:

@@ -14,6 +14,8 @@ from gzcli.types import DataInfo
 
 FLOAT64 = ("cpu", "cuda")  # types of devices that compute in float64; MPS has no such type
 
+CALIBRATION = 20  # batches from which the statistics of batch norm are computed
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -154,10 +156,10 @@ def stacked(layer: Layer, matrices: int) -> Layer:
 
 
 @contextmanager
-def fresh_statistics(model: nn.Module) -> Iterator[bool]:
+def fresh_statistics(model: nn.Module) -> Iterator[int]:
     """A context in which batch norms are in training mode, and their running statistics become the means over
-    all images of the forward passes. Yields whether there are batch norms: modules with buffers and a
-    `momentum`.
+    all images of the forward passes. Yields how many batches to pass, 0 without batch norms, which are
+    modules with buffers and a `momentum`.
     """
     norms = [m for m in model.modules() if hasattr(m, "momentum") and list(m.buffers(recurse=False))]
     before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
@@ -168,7 +170,7 @@ def fresh_statistics(model: nn.Module) -> Iterator[bool]:
 
     hooks = [m.train().register_forward_pre_hook(weigh) for m in norms]
     try:
-        yield bool(norms)
+        yield CALIBRATION if norms else 0
     finally:
         for hook in hooks:
             hook.remove()

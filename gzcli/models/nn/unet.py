@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.nn.attention import Attention
-from gzcli.models.nn.common import ClassEmbedding, stacked, zero_init
+from gzcli.models.nn.common import ClassEmbedding, Modules, stacked, zero_init
 from gzcli.models.nn.diffusers_names import UNET, renamed
 from gzcli.types import DataInfo
 
@@ -58,9 +58,6 @@ class UNet(nn.Module):
       it.
     flip, freq_shift, down_padding: conventions of other checkpoints (those of Ho 2020: False, 1, 0).
     """
-
-    down: nn.ModuleList  # of `Stage`
-    up: nn.ModuleList  # of `UpStage`
 
     def __init__(
         self,
@@ -120,7 +117,8 @@ class UNet(nn.Module):
 
         c, skips, last = channels[0], [channels[0]], len(channels) - 1
         self.conv_in = stacked(nn.Conv2d(in_channels, c, 3, padding=1), 0)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down: Modules[Stage] = Modules()
+        self.up: Modules[UpStage] = Modules()
         for i, o in enumerate(channels):
             widths = [(c if j == 0 else o, o) for j in range(layers)]
             half = Down(o, down_padding) if i < last else None

@@ -21,8 +21,6 @@ from gzcli.models.normalizing_flow.nets import ResNet
 from gzcli.models.normalizing_flow.norms import BatchNorm, Bijection
 from gzcli.types import Batch, DataInfo
 
-CALIBRATION = 20  # batches that the statistics of batch norm are computed from
-
 
 class Realnvp(MultiscaleFlow):
     """Multi-scale affine couplings with residual nets and batch normalisation.
@@ -71,10 +69,10 @@ class Realnvp(MultiscaleFlow):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Computes the statistics of batch norm anew, for the weights as they are.
+        """Recomputes the statistics of batch norm for the present weights.
 
         The density is exact with any statistics, but those of other weights would not normalise the images.
         """
-        with fresh_statistics(self) as norms:
-            for batch in islice(batches, CALIBRATION if norms else 0):
+        with fresh_statistics(self) as count:
+            for batch in islice(batches, count):
                 self.encode(self.to_unit(batch.x, batch.noise)[0])

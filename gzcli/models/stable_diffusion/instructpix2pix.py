@@ -108,17 +108,12 @@ class InstructPix2Pix(StableDiffusion):
 
 def widen(unet: Any, channels: int) -> None:
     """Gives the first convolution of diffusers' U-Net `channels` more inputs, whose weights are zero."""
-    old: nn.Conv2d = unet.conv_in
-    new = nn.Conv2d(
-        old.in_channels + channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]  # two numbers, of a convolution of images
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-    )
+    old = unet.conv_in
+    inputs = old.in_channels + channels
+    new = nn.Conv2d(inputs, old.out_channels, old.kernel_size, old.stride, old.padding)
     weight, bias = new.get_parameter("weight"), new.get_parameter("bias")
     with torch.no_grad():
         weight.zero_()[:, : old.in_channels] = old.weight
-        bias.copy_(old.get_parameter("bias"))
+        bias.copy_(old.bias)
     unet.conv_in = new
     unet.register_to_config(in_channels=new.in_channels)
