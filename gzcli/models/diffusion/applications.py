@@ -1,5 +1,4 @@
-"""What a trained diffusion can do beside sampling: out-of-distribution scores, ways between images,
-upscaling."""
+"""An out-of-distribution score and applications of a trained diffusion: interpolation and upscaling."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ class DiffusionApplications(Diffusion):
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """[B]: mean squared error of the network's ε.
+        """[B]: mean squared error of the network's estimate of ε.
 
         times: evenly spaced noise levels that the error is averaged over.
         """
@@ -56,7 +55,7 @@ class DiffusionApplications(Diffusion):
         images, or frames.
 
         frames: images of an interpolation, both ends included.
-        strength: share of the way to pure noise at which images are mixed, 0 … 1.
+        strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
         """
         at_least(2, frames=frames)
@@ -83,17 +82,16 @@ class DiffusionApplications(Diffusion):
         steps: int | None = None,
         eta: float | None = None,
     ) -> Applied:
-        """Images [B, C, H, W] whose block means are the small images x, by DDNM (Wang 2022,
-        arXiv:2212.00490), which takes no training for it. A model with a `factor` of its own is told x as
-        well.
+        """Images [B, C, H, W] with the block means x, by DDNM (Wang 2022, arXiv:2212.00490), which needs no
+        training. A model trained with a `factor` is also conditioned on x.
 
-        x [B, C, h, w], with h a part of H; or of full size, which is first reduced. Raises UsageError for
-        sizes that do not fit.
+        Raises UsageError for sizes that do not fit.
 
+        x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
         factor: by how much images of full size are first reduced; null: the model's own, else 2.
-        steps: of DDIM; null: 50, or 4 if the model is told x, since few steps stay near the mean.
+        steps: of DDIM; null: 50, or 4 if the model is conditioned on x, since few steps stay near the mean.
         eta: noise of DDIM as a share of that of the ancestral sampler, 0 … 1; null: .85, or 0 if the model is
-          told x.
+          conditioned on x.
         """
         at_least(1, factor=factor, steps=steps)
         full = self.data.shape[1:]

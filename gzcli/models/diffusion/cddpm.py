@@ -10,7 +10,7 @@ from gzcli.types import DataInfo
 
 
 class CDDPM(DDPM):
-    """`ddpm` that is told the label; its keys are those of `ddpm`."""
+    """`ddpm` conditioned on the label. The keys are those of `ddpm`."""
 
     paper = "Ho & Salimans 2022, arXiv:2207.12598"
 

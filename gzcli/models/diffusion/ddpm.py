@@ -13,12 +13,12 @@ from gzcli.types import DataInfo
 
 
 class DDPM(DiffusionApplications):
-    """The U-Net of Ho 2020, appendix B, in the process that process.py describes.
+    """The U-Net of Ho 2020, appendix B, in the diffusion process of process.py.
 
     Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
 
-    factor: how many times `--do upscale` enlarges images, which the network then sees; null: it sees none.
-      `train.init` may be a run without it.
+    factor: how many times `--do upscale` enlarges small images, on which the network is then conditioned;
+      null: on none. `train.init` may be a run without it.
     """
 
     paper = "Ho et al. 2020, arXiv:2006.11239"
@@ -38,9 +38,8 @@ class DDPM(DiffusionApplications):
         super().__init__(data, net, process, labels, factor=factor)
 
     def to_diffusers(self) -> Any:
-        """A `DDPMPipeline` of the same weights and schedule, which draws the images that `sample` draws by
-        dpmpp on trailing steps. Of a conditional model its parts can be used; the pipeline itself knows no
-        labels."""
+        """A `DDPMPipeline` of the same weights and schedule, which draws the images of `sample` by dpmpp on
+        trailing steps. It takes no labels; for a conditional model only its parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:

@@ -12,8 +12,8 @@ from gzcli.types import DataInfo
 
 
 class DiT(DiffusionApplications):
-    """A transformer over patches, in the process that process.py describes. Its variances are fixed, where
-    the paper learns them.
+    """A transformer over patches in the diffusion process of process.py. The variances are fixed; the paper
+    learns them.
 
     Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
     """
@@ -30,12 +30,12 @@ class DiT(DiffusionApplications):
         labels: LabelOptions = LabelOptions(conditional=True),
     ):
         classes = len(data.classes) if labels.conditional else 0
-        net = DiTNet(data.shape, dit, classes=classes, freq_shift=1.0)  # as diffusers has it
+        net = DiTNet(data.shape, dit, classes=classes, freq_shift=1.0)  # as in diffusers
         super().__init__(data, net, process, labels)
 
     def to_diffusers(self) -> Any:
-        """A `DiTPipeline` of the same weights and schedule, whose parts can be used: without an autoencoder
-        it draws no images itself."""
+        """A `DiTPipeline` of the same weights and schedule. Without an autoencoder only its parts can be
+        used."""
         from diffusers import DiTPipeline
 
         pipeline: Any = DiTPipeline(

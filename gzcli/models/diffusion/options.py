@@ -1,4 +1,4 @@
-"""What a recipe says of a diffusion: the process that is trained, and how images are drawn from it."""
+"""Options of a diffusion: of the process that is trained, and of sampling; and the table of samplers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DiffusionOptions:
     timesteps: T, the number of noise levels; 2 or more.
     schedule: how noise grows with t: linear β (Ho 2020), or cosine ᾱ (Nichol 2021).
     zero_snr: whether the last level is pure noise (Lin 2023); not with prediction eps.
-    prediction: what the network tells: the noise eps, the image x0, or v = α ε − σ x_0 (Salimans 2022).
+    prediction: what the network predicts: the noise eps, the image x0, or v = α ε − σ x_0 (Salimans 2022).
     loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
     min_snr: γ of min-SNR-γ weights (Hang 2023); null: the plain error of the prediction (Ho 2020, eq. 14).
     time_sampling: how a batch draws its times: each on its own (uniform), or one from each of its equal
@@ -43,9 +43,9 @@ class DiffusionOptions:
 
 @dataclass(frozen=True)
 class PathOptions:
-    """By which steps noise becomes an image.
+    """The sampler and its steps.
 
-    sampler: a solver of the ODE (ddim, dpmpp, unipc, heun) or of the SDE (ancestral, dpmpp_sde).
+    sampler: a solver of the ODE (ddim, dpmpp, unipc, heun), or of the SDE (ancestral, dpmpp_sde).
     steps: network calls, 1 … T; heun takes 2 steps − 1.
     spacing: where the steps lie: trailing, leading, linspace: evenly in t (Lin 2023, table 2); karras: in the
       7th root of σ/α (Karras 2022, eq. 5); logsnr: in log σ/α.
@@ -58,7 +58,7 @@ class PathOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions(PathOptions):
-    """By which steps, given what, an image is drawn.
+    """The sampler, its steps and guidance.
 
     eta: noise of ddim as a share of that of the ancestral sampler, 0 … 1.
     churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.

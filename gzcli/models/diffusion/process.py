@@ -26,20 +26,20 @@ from gzcli.models.nn import to_fp32
 from gzcli.models.nn.ode import grey_levels
 from gzcli.types import Batch, DataInfo, Noise, Progress, moved, no_progress
 
-HIDDEN = 0.1  # share of small images that the training of an enlarging model hides
+HIDDEN = 0.1  # share of the small images that training with a `factor` hides
 # ᾱ of an exported schedule at zero SNR, as in diffusers, whose solver takes its logarithm
 LEAST_ALPHA_BAR = 2.0**-24
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 class Diffusion(Inpainting):
-    """A network that tells noise (eps), image (x0) or v = α ε − σ x_0 from a noised image.
+    """A network that predicts the noise (eps), the image (x0) or v = α ε − σ x_0 from a noised image.
 
     net(x [B, C, H, W], t [B], y, drop) → [B, C, H, W], as denoising/guided.py says. Raises UsageError for
     settings that contradict each other.
 
-    factor: the network sees, beside the noised image, a small one that it is to enlarge so many times (as
-      SR3, Saharia 2021, arXiv:2104.07636); in a share HIDDEN of training it does not, so that it can do
+    factor: the network is also conditioned on a small image, which it enlarges so many times (as SR3, Saharia
+      2021, arXiv:2104.07636); training hides a share HIDDEN of the small images, so that the network can do
       without.
     """
 
@@ -97,21 +97,24 @@ class Diffusion(Inpainting):
         if self.min_snr is None:
             return {"loss": error.mean()}
         snr = self.snr[t]
-        # the weight that the error of the prediction gives to the error of x_0
+        # the weight of the error of x_0 in the error of the prediction
         plain = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
         weight = snr.clamp(max=self.min_snr) / plain
         return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """[n] int64, uniform over 0 … T − 1; stratified over the rows of the global batch if so asked."""
+        """The times of a batch, [n] int64, uniform over 0 … T − 1; stratified over the global batch if
+        `time_sampling` says so."""
         u = noise.rand(n)
         if self.time_sampling == "stratified":
             u = stratified(u, noise)
         return (u * self.timesteps).long().clamp_(max=self.timesteps - 1)
 
     def beside(self, x: Tensor, small: Tensor | None = None) -> Tensor:
-        """The network's input: x, or in a model with a `factor` x beside the enlarged `small` [B, C, h, w];
-        zeros stand for None."""
+        """The input of the network: x, and for a model with a `factor` also the enlarged small images.
+
+        small: [B, C, h, w]; None: hidden, which is an input of zeros.
+        """
         if not self.factor:
             return x
         if small is None:
@@ -147,7 +150,7 @@ class Diffusion(Inpainting):
     ) -> samplers.Denoise:
         """The `denoise(x, t)` that samplers call; options as in `SamplingOptions`.
 
-        small: the images [B, C, h, w] that a model with a `factor` is to enlarge.
+        small: the images [B, C, h, w] that a model with a `factor` enlarges.
         """
         self.check_guidance(guidance, y)
 
@@ -165,8 +168,8 @@ class Diffusion(Inpainting):
         return denoise
 
     def into_range(self, x0: Tensor, dynamic: float | None = None) -> Tensor:
-        """Images into [-1, 1], by clamping or thresholding at the quantile `dynamic` of |x_0| (Saharia 2022);
-        latents as they are."""
+        """Images clamped to [-1, 1], or thresholded at the quantile `dynamic` of |x_0| (Saharia 2022);
+        latents unchanged."""
         if self.data.levels is None:
             return x0
         if dynamic is None:
@@ -221,11 +224,11 @@ class Diffusion(Inpainting):
     ) -> Tensor:
         """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls.
 
-        L_T and L_0 are whole. Of the T − 1 terms between, one is drawn from each of `terms` strata and
-        weighted by its stratum's width, which is unbiased; strata widen with t, as terms shrink. Raises
-        UsageError for latents, which have no grey levels.
+        L_T and L_0 are exact. Of the T − 1 other terms, one is drawn from each of `terms` strata and weighted
+        by the stratum's width, which is unbiased; strata widen with t, as terms shrink. Raises UsageError for
+        latents, which have no grey levels.
 
-        terms: strata; T − 1 or more: the whole sum.
+        terms: number of strata; T − 1 or more: the whole sum.
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for digits, whose flat parts are known
           even from much noise; or β (large), for data that are smooth at the scale of one grey level.
         """
@@ -249,11 +252,11 @@ class Diffusion(Inpainting):
         return total
 
     def to_scheduler(self) -> Any:
-        """The scheduler of diffusers with this schedule: DPM-Solver++(2M), as `sample` has it with `sampler`
+        """The scheduler of diffusers with this schedule: DPM-Solver++(2M), as in `sample` with `sampler`
         dpmpp and `spacing` trailing.
 
-        Its thresholding at 1 clips x_0. diffusers' DDIM clips too, but by default keeps the ε of the x_0
-        before the clipping, which `sample` does not.
+        Its thresholding at 1 clips x_0. diffusers' DDIM clips too, but by default keeps the ε from before the
+        clipping; `sample` recomputes ε.
         """
         from diffusers import DPMSolverMultistepScheduler
 

@@ -1,4 +1,4 @@
-"""Parts of the diffusion autoencoder: the encoder of the semantic code, the U-Net that is told it, and DDIM
+"""Parts of the diffusion autoencoder: the encoder of the semantic code, the U-Net conditioned on it, and DDIM
 run backwards."""
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ EPS = 1e-5
 
 
 class Encoder(nn.Module):
-    """x [B, C, H, W] → z_sem [B, latent]: the way down of a U-Net that is told no time, averaged over
-    positions."""
+    """x [B, C, H, W] → z_sem [B, latent]: the encoder of a U-Net without time, averaged over positions."""
 
     def __init__(self, data: DataInfo, latent: int, options: UNetOptions):
         super().__init__()
@@ -55,8 +54,7 @@ class Encoder(nn.Module):
 
 
 class CodedUNet(UNet):
-    """The U-Net, whose blocks are told a code [B, latent] beside the time; it takes the place of the
-    label."""
+    """A U-Net with blocks conditioned on time and a code [B, latent], given in place of the label."""
 
     def __init__(self, *args: Any, latent: int, **options: Any):
         super().__init__(*args, scale_shift=True, **options)
@@ -92,11 +90,14 @@ class Modulation(nn.Module):
 def ddim_inverse(
     denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress
 ) -> Tensor:
-    """The noise at path[0] from which DDIM walks along `path` to x (Preechakul 2022, eq. 8): DDIM's steps
-    backwards. Each takes the ε of its start in place of its end, an error of first order in its length."""
+    """The noise at path[0] from which DDIM along `path` generates x (Preechakul 2022, eq. 8).
+
+    It takes DDIM's steps backwards, each with the ε at its start in place of its end, an error of first order
+    in the length of the step.
+    """
     back = list(pairwise(reversed(path)))
     for i, (u, s) in enumerate(back):
-        x0, eps = denoise(x, max(u.t, 0.0))  # the clean image has no time: take that of least noise
+        x0, eps = denoise(x, max(u.t, 0.0))  # the clean image has no time and takes that of least noise
         x = s.alpha * x0 + s.sigma * eps
         progress(i + 1, len(back), x)
     return x

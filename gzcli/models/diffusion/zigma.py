@@ -1,6 +1,8 @@
-"""ZigMa, a DiT-style zigzag Mamba diffusion model — Hu et al. 2024, arXiv:2403.13802 — trained as the paper
-does, by a stochastic interpolant with the linear path from noise to data: the velocity of
-denoising/flow.py."""
+"""ZigMa, a DiT-style zigzag Mamba diffusion model — Hu et al. 2024, arXiv:2403.13802.
+
+As in the paper it is trained by a stochastic interpolant with the linear path from noise to data, which is
+the flow matching of denoising/flow.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from gzcli.types import DataInfo
 
 
 class ZigMa(FlowApplications):
-    """State-space blocks over patches that tell the velocity, at a cost linear in the number of patches.
+    """State-space blocks over patches that predict the velocity, at a cost linear in the number of patches.
 
     Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
     """

@@ -1,12 +1,10 @@
-"""The network of ZigMa — Hu et al. 2024, arXiv:2403.13802: that of DiT, whose blocks are Mamba's in place of
-attention.
+"""The network of ZigMa — Hu et al. 2024, arXiv:2403.13802: DiT with Mamba blocks in place of attention.
 
-    h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the order of the block]        shift, scale, gate of
-    time and label
+    h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the block's order]
 
-A state-space model reads tokens one after another, so that an order is a view of the image. Each block has
-another of the eight continuous orders ("heterogeneous layerwise scan"): together they see every direction, at
-the cost of one.
+Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another, in
+an order. The blocks take turns with the eight continuous orders of the image ("heterogeneous layerwise
+scan"). Together they cover every direction, at the cost of one order.
 """
 
 from __future__ import annotations
@@ -29,13 +27,13 @@ DELTA = (1e-3, 1e-1)  # the range of Δ at the start
 
 @dataclass(frozen=True)
 class ZigzagOptions:
-    """The sizes of the network, as keys of a recipe.
+    """The sizes of the network.
 
-    width: of a token, in features; must divide by 4.
-    layers: blocks.
-    patch: side of the patch of which a token is made, in pixels; must divide the image's sides.
+    width: features of a token, a multiple of 4.
+    layers: number of blocks.
+    patch: side in pixels of the patch that a token stands for; must divide the image's sides.
     expand: inner channels of a block in units of `width`.
-    state: numbers of memory of each inner channel.
+    state: size of the state of each inner channel.
     """
 
     width: int = 128
@@ -46,11 +44,7 @@ class ZigzagOptions:
 
 
 class ZigzagNet(DiTNet):
-    """x [B, C, H, W], t [B] → [B, C, H, W], as `DiTNet`, by blocks of state-space models. Raises UsageError
-    where sizes do not fit.
-
-    classes: K > 0 adds a table of K + 1 labels to the time embedding.
-    """
+    """`DiTNet` with blocks of state-space models. Raises UsageError where sizes do not fit."""
 
     def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, *, classes: int = 0):
         width, expand, state = options.width, options.expand, options.state
@@ -71,8 +65,8 @@ class ZigzagNet(DiTNet):
 
 
 class Block(nn.Module):
-    """The state-space model of h [B, T, width], in the `order` [T] of its tokens, scaled, shifted and gated
-    by c [B, width]."""
+    """A state-space model over h [B, T, width] in an order of its tokens. The condition c [B, width] scales
+    and shifts its normalised input, and gates its output."""
 
     order: Tensor  # [T]
     back: Tensor  # [T], its inverse
@@ -92,8 +86,8 @@ class Block(nn.Module):
 
 
 class Mamba(nn.Module):
-    """h [B, T, width] → the same, each token by those before it (Gu & Dao 2023, arXiv:2312.00752, section
-    3.4), with the names and the initial weights of its authors' code."""
+    """h [B, T, width] → [B, T, width], each token a function of itself and those before it (Gu & Dao 2023,
+    arXiv:2312.00752, section 3.4), with the names and the initial weights of the authors' code."""
 
     def __init__(self, width: int, expand: int, state: int):
         super().__init__()
@@ -131,11 +125,11 @@ class Mamba(nn.Module):
 
 
 def zigzags(rows: int, columns: int) -> list[Tensor]:
-    """The eight orders [rows · columns] in which a token follows its neighbour: from each corner, by rows and
-    by columns.
+    """The eight orders [rows · columns] in which each token follows a neighbour: from each corner, by rows
+    and by columns.
 
-    Of any four in a row no two start from the same corner, so that also a network of four blocks sees every
-    direction.
+    Of any four consecutive orders no two start at the same corner, so that a network of four blocks covers
+    every direction too.
     """
     grid = torch.arange(rows * columns).view(rows, columns)
     corners = [(), (0, 1), (1,), (0,)]  # axes to flip to start there: each corner follows the opposite one
@@ -145,7 +139,7 @@ def zigzags(rows: int, columns: int) -> list[Tensor]:
 
 
 def snake(grid: Tensor) -> Tensor:
-    """A grid's entries row by row, every second row from right to left."""
+    """The entries of a grid row by row, every second row from right to left."""
     grid = grid.clone()
     grid[1::2] = grid[1::2].flip(1)
     return grid.flatten()

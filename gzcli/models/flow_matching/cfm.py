@@ -1,5 +1,5 @@
 """Conditional flow matching — Tong et al. 2023, "Improving and generalizing flow-based generative models with
-minibatch optimal transport", arXiv:2302.00482 — told the class, with classifier-free guidance."""
+minibatch optimal transport", arXiv:2302.00482 — given the class, with classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEW = 200  # images that `measure` classifies
 
 
 class CFM(FM):
-    """`fm` that is told the label; its keys are those of `fm`. `coupling: ot` is the paper's OT-CFM."""
+    """`fm` conditioned on the label. The keys are those of `fm`; `coupling: ot` is the paper's OT-CFM."""
 
     paper = "Tong et al. 2023, arXiv:2302.00482"
 
@@ -36,9 +36,9 @@ class CFM(FM):
 
     @torch.no_grad()
     def class_errors(self, x: Tensor, noise: Noise, times: int = 4) -> Tensor:
-        """[B, K]: the velocity's error given each class, at `times` times and with the same noise for every
-        class, by which the model classifies (Li 2023, "Your Diffusion Model is Secretly a Zero-Shot
-        Classifier", arXiv:2303.16203)."""
+        """[B, K]: the error of the velocity given each class, at `times` times and with the same noise for
+        every class. The class of the least error is the model's classification (Li 2023, "Your Diffusion
+        Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
         classes = spread_labels(None, len(self.data.classes), self.data, x.device)
         errors = x.new_zeros(len(x), len(classes))
         for i in range(times):
@@ -51,8 +51,8 @@ class CFM(FM):
         return errors
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The `accuracy` of its classification of the first 200 images; none for data without labels, or with
-        several an image."""
+        """The `accuracy` of the model as a classifier of the first 200 images; nothing for an unconditional
+        model and for multi-label data."""
         if not self.conditional or self.data.multilabel:
             return {}
         right, n = 0, 0

@@ -11,9 +11,9 @@ from gzcli.types import DataInfo
 
 
 class FM(FlowApplications):
-    """A U-Net that tells the velocity, as denoising/flow.py describes.
+    """A U-Net that predicts the velocity of denoising/flow.py.
 
-    sigma_min: deviation of the noise that is left at t = 1, for images in [-1, 1].
+    sigma_min: standard deviation of the noise that is left at t = 1, for images in [-1, 1].
     """
 
     paper = "Lipman et al. 2022, arXiv:2210.02747"

@@ -1,5 +1,8 @@
-"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2: a flow trained anew on the pairs of noise and
-image that another one makes is straighter, and so needs few steps."""
+"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2.
+
+A flow trained on the pairs of noise and image that a teacher generates is straighter than the teacher, and
+needs fewer steps.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,17 @@ from gzcli.types import Batch, DataInfo
 
 
 class Reflow(FlowApplications):
-    """A flow that starts as the trained `teacher`, of any flow-matching model, and learns straight lines
-    between its pairs, which are made once (`prepare`) and arrive as `batch.extra`.
+    """A flow that starts with the weights of a trained `teacher`, any flow-matching model, and learns
+    straight paths between the teacher's pairs. These are generated once (`prepare`) and arrive as
+    `batch.extra`.
 
-    Raises UsageError if one of teacher and student is conditional and the other is not.
+    Raises UsageError if only one of teacher and student is conditional.
 
-    pairs: pairs of noise and image made for each training image, of its label, of which a step takes one at
-      random. A set of few images wants more than one, or the student learns its few pairs by heart (Liu 2022
-      draws 4 million for CIFAR-10: 80 an image).
+    pairs: pairs of noise and image generated for each training image, given its label, of which a step takes
+      one at random. With few images one pair each is memorised (Liu 2022 draws 4 million for CIFAR-10: 80 an
+      image).
     pair_solver: solver of the teacher's ODE, as in `sample`.
-    pair_steps: its steps.
+    pair_steps: steps of that solver.
     pair_guidance: guidance of the pairs towards their labels; 1: as trained.
     time_sampling: times of a batch: uniform, stratified or logit_normal, as in `rf`.
     """
@@ -63,10 +67,10 @@ class Reflow(FlowApplications):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """Noise, and the image that the teacher makes of it given the label of each image of a batch, both
-        [B, C, H, W], or [B, pairs, C, H, W] of several pairs.
+        """Noise, and the images that the teacher generates from it given the labels of the batch, both
+        [B, C, H, W], or [B, pairs, C, H, W] for several pairs.
 
-        In half precision: its error is 1/2000, beside grey levels of 1/128, at half the room on disk.
+        Half precision, with an error of 1/2000 where grey levels are 1/128 apart, halves the size on disk.
         """
         f = self.teacher.velocity(batch.y if self.conditional else None, self.pair_guidance)
         made = []

@@ -1,5 +1,5 @@
 """Rectified flow — Liu et al. 2022, arXiv:2209.03003 — with the transformer and the times of Esser et al.
-2024 (Stable Diffusion 3), arXiv:2403.03206. Its straightening is the second stage, reflow.py."""
+2024 (Stable Diffusion 3), arXiv:2403.03206. A second stage, reflow.py, straightens the flow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gzcli.types import DataInfo
 
 
 class RF(FlowApplications):
-    """A transformer over patches that tells the velocity, as denoising/flow.py describes.
+    """A transformer over patches that predicts the velocity of denoising/flow.py.
 
     Raises UsageError for sizes that do not fit, and for a conditional model of data without labels.
     """

@@ -1,8 +1,8 @@
 """Differentiable augmentation of what a discriminator sees — Zhao et al. 2020, arXiv:2006.10738, section 3.3.
 
-Real and generated images are changed at random alike, and the generator's gradient passes through the change.
-So a discriminator of few images cannot memorise them, and the generator does not learn the augmentation
-itself.
+Real and generated images are augmented at random alike, and the generator's gradient passes through the
+augmentation. So the discriminator cannot memorise a small training set, and the generator does not learn the
+augmentation itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def translation(x: Tensor, u: Tensor) -> Tensor:
-    """Moved by up to an eighth of each side. What enters is -1, the colour of an empty background."""
+    """Images moved by up to an eighth of each side; uncovered pixels are -1, the colour of an empty
+    background."""
     b, _, height, width = x.shape
     dy, dx = (((2 * u[:, i] - 1) * side / 8).round().long() for i, side in enumerate((height, width)))
     rows = torch.arange(height, device=x.device) + dy[:, None]  # [B, H]
@@ -51,7 +52,7 @@ def translation(x: Tensor, u: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
-    """A rectangle of half the sides is set to 0 (grey). Its centre is uniform over the image."""
+    """Images with a rectangle of half the sides set to 0 (grey), with its centre uniform over the image."""
     height, width = x.shape[2:]
     hidden = [
         (torch.arange(side, device=x.device) + 0.5 - u[:, i, None] * side).abs() < side / 4

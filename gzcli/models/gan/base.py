@@ -1,4 +1,4 @@
-"""What all GANs share: the two nets, their training and sampling, and scores by the critic."""
+"""The base of all GANs: two networks, their training and sampling, and scores by the critic."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class AdversarialOptions:
 
 @dataclass(frozen=True)
 class GANOptions(AdversarialOptions):
-    """The same with a choice of losses.
+    """The same, with the losses.
 
-    objective: the losses of both nets, `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017) or
+    objective: the losses of both networks: `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017) or
       `wasserstein` (Arjovsky 2017).
     r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9).
-    r1_every: steps from one such penalty to the next, which is as many times as strong (Karras 2020,
+    r1_every: steps from one such penalty to the next; its weight is multiplied by as many (Karras 2020,
       arXiv:1912.04958, appendix B).
     """
 
@@ -110,7 +110,7 @@ class GAN(InvertibleGAN):
         return diff_augment(x, self.options.augment, noise)
 
     def adversarial_loss(self, fake: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        """The generator's loss by what the critic says of its images."""
+        """The generator's loss by the critic's outputs for its images."""
         return OBJECTIVES[self.options.objective].generator(self.critic(self.augmented(fake, noise), y))
 
     def generator_loss(self, batch: Batch, z: Tensor, y: Tensor | None) -> dict[str, Tensor]:
@@ -171,8 +171,7 @@ class GAN(InvertibleGAN):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−f(x), as the critic gives real images large values; a conditional critic's mean over the
-        classes."""
+        """−f(x), since f is large for real images; for a conditional critic the mean over the classes."""
         if not self.conditional:
             return -self.critic(x)
         classes = spread_labels(None, len(self.data.classes), self.data, x.device)
@@ -192,7 +191,7 @@ class GAN(InvertibleGAN):
 
         steps: gradient steps of the search for z.
         lr: learning rate of Adam in the search for z.
-        starts: draws of z, of which the nearest is the start.
+        starts: draws of z; the search starts at the nearest one.
         feature: weight of the critic's features in the distance, in [0, 1].
         """
         return self.invert(x, noise, Search(steps, lr, starts, feature))[2]
@@ -212,7 +211,7 @@ class GAN(InvertibleGAN):
 
         Raises UsageError before `fit_knn`, or where it saw fewer than k images.
 
-        k: which neighbour, counted from the nearest, 1.
+        k: rank of the neighbour; 1: the nearest.
         """
         if self.bank is None or len(self.bank) < k:
             raise UsageError(

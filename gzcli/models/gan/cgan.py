@@ -1,5 +1,5 @@
-"""Conditional GAN — Mirza & Osindero 2014, arXiv:1411.1784, eq. 2: generator and discriminator are given the
-label."""
+"""Conditional GAN — Mirza & Osindero 2014, arXiv:1411.1784, eq. 2: generator and discriminator are
+conditioned on the label."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gzcli.types import DataInfo
 
 
 class CGAN(GAN):
-    """A convolutional GAN that makes images of a given class. The other keys are those of `dcgan`.
+    """A convolutional GAN that generates images of a given class. The other keys are those of `dcgan`.
 
     label_as: how the discriminator is given the label, as a `channel` of its input (after the paper) or by
       `projection` (Miyato 2018, arXiv:1802.05637); the generator has an embedding beside z.
-    conditional: whether both nets are given labels.
+    conditional: whether both networks are given labels.
     """
 
     paper = "Mirza & Osindero 2014, arXiv:1411.1784"

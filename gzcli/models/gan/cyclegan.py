@@ -32,8 +32,7 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 MEMORY = 32  # training images of each domain that the model keeps, for `sample` to translate
 
-OneWay = Literal["both", "AtoB", "BtoA"]
-
+SampleDirection = Literal["both", "AtoB", "BtoA"]
 Direction = Literal["auto", "AtoB", "BtoA"]
 
 
@@ -52,13 +51,13 @@ class DiscriminatorOptions:
 class CycleGAN(Model):
     """Two translators and two discriminators, for a set of two classes: A is the first, B the second.
 
-    A step takes a batch of each domain. The discriminators' fakes are made anew, by the generators that were
-    just updated. Raises UsageError for images that are too small.
+    A step takes a batch of each domain. The generators that were just updated generate the discriminators'
+    fakes. Raises UsageError for images that are too small.
 
-    cycle: weight λ of the cycle's L1 error.
-    identity: weight ι of the L1 change of images that are of the target domain already, as a share of λ; it
+    cycle: weight λ of the L1 error of the cycle.
+    identity: weight ι, as a share of λ, of the L1 change of images that are of the target domain already; it
       keeps colours.
-    pool: number of earlier fakes of a domain that its discriminator may be shown again.
+    pool: number of earlier fakes of a domain that its discriminator may see again.
     """
 
     paper = "Zhu et al. 2017, arXiv:1703.10593"
@@ -100,8 +99,8 @@ class CycleGAN(Model):
         ]
 
     def on_start(self, batch: Batch) -> None:
-        """Fills the memory with the first batch, repeated, unless it was loaded. The host waits for no
-        result."""
+        """Fills the memory with the first batch, repeated, unless it was loaded. The host never waits for the
+        device."""
         first = self.seen(batch.x, batch.extra["second_domain"])
         over = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
         self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, over))
@@ -125,8 +124,8 @@ class CycleGAN(Model):
         return to_levels(torch.stack([ranks.rows(a, self), ranks.rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """The loss of a phase. Held-out images come as one batch of both domains, told apart by their labels;
-        for them it is the generators' cycle loss."""
+        """The loss of a phase. For held-out images, which come as one batch of both domains with labels, it
+        is the generators' cycle loss."""
         if "second_domain" not in batch.extra:
             return {"loss": self.cycle * self.cycle_error(batch.x, self.of_a(batch.x, batch.y)).mean()}
         a, b = batch.x, batch.extra["second_domain"]
@@ -153,8 +152,8 @@ class CycleGAN(Model):
     def translated(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Each image translated to the other domain, [B, C, H, W].
 
-        from_a: whether the images are of A, for all of them or for each [B]; for each, both nets translate
-          every image, since choosing rows would make the host wait for the device.
+        from_a: whether the images are of A, for all of them or for each, [B]. For each, both networks
+          translate every image, since a choice of rows would make the host wait for the device.
         """
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
@@ -170,8 +169,8 @@ class CycleGAN(Model):
         return (self.returned(x, from_a) - x).abs().flatten(1).mean(1)
 
     def of_a(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Whether each image is of A, [B], by its label y. Without labels it is one where the translator to A
-        changes it less than the translator to B does."""
+        """Whether each image is of A, [B], by its label y. Without labels, an image is of A if the translator
+        to A changes it less than the translator to B."""
         if y is not None:
             return y.eq(0)
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))
@@ -185,11 +184,11 @@ class CycleGAN(Model):
         labels: Tensor | None = None,
         noise: Noise,
         progress: Progress,
-        direction: OneWay = "both",
+        direction: SampleDirection = "both",
     ) -> Tensor:
         """Translations of training images, drawn at random from those that the model keeps.
 
-        direction: `AtoB` and `BtoA` draw images of one domain, `both` of either.
+        direction: `AtoB` and `BtoA` translate images of one domain, `both` of either.
         """
         known, pick = self.remembered(n, noise, direction)
         from_a = pick < MEMORY if direction == "both" else direction == "AtoB"
@@ -197,14 +196,14 @@ class CycleGAN(Model):
         progress(1, 1, x)
         return x
 
-    def remembered(self, n: int, noise: Noise, direction: OneWay) -> tuple[Tensor, Tensor]:
+    def remembered(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor]:
         """The kept images that can be translated in a direction, as bytes, and the indices [n] of those
         drawn."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         known = self.memory[domains].flatten(0, 1)
         return known, noise.randint(len(known), n)
 
-    def sources(self, n: int, *, noise: Noise, direction: OneWay = "both") -> Tensor:
+    def sources(self, n: int, *, noise: Noise, direction: SampleDirection = "both") -> Tensor:
         """The images [n, C, H, W] that `sample` translates, given the same noise."""
         known, pick = self.remembered(n, noise, direction)
         return from_levels(known[pick], 256)
@@ -223,9 +222,9 @@ class CycleGAN(Model):
 
         Raises UsageError where none can be translated in the direction.
 
-        direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images where
-          they have no labels; `auto` translates all, each from its own domain, which without labels is the
-          one whose translator changes it less.
+        direction: `AtoB` and `BtoA` translate the images of one domain, by their labels, or all images
+          without labels; `auto` translates every image from its domain, which without labels is that of the
+          translator that changes it less.
         """
         rows, from_a = self.suited(x, direction, y)
         x = self.translated(x[rows], from_a)
@@ -267,8 +266,8 @@ class CycleGAN(Model):
         return rows, from_a
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """L1 of the cycle and of the identity as shares of the pixels' range, and SSIM of images and their
-        translations. The labels of the images tell their domains."""
+        """L1 errors of cycle and identity as shares of the pixels' range, and SSIM of images and their
+        translations. The domain of an image is its label."""
         sums, n = torch.zeros(3, dtype=torch.float64), 0
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
@@ -283,8 +282,7 @@ class CycleGAN(Model):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−max(D_A(x), D_B(x)), each the mean over its patches: large where neither takes x for a real
-        image."""
+        """−max(D_A(x), D_B(x)), each a mean over patches: large where both discriminators judge x a fake."""
         return -torch.maximum(*(net(x).flatten(1).mean(1) for net in (self.disc_a, self.disc_b)))
 
     def score_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:

@@ -1,6 +1,8 @@
-"""DCGAN — Radford, Metz & Chintala 2015, arXiv:1511.06434: strided convolutions in both nets, without
-pooling, and without dense layers between them. Later means of stable training can be added: other objectives,
-spectral norm, R1, augmentation."""
+"""DCGAN — Radford, Metz & Chintala 2015, arXiv:1511.06434.
+
+Both networks have strided convolutions, without pooling and without dense hidden layers. Options add later
+means of stable training: other objectives, spectral norm, R1, augmentation.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from gzcli.types import DataInfo
 
 
 class DCGAN(GAN):
-    """A convolutional GAN; the paper's own has `norm` and `disc_norm` batch, `spectral` false, `kernel` 4.
+    """A convolutional GAN. The paper has `norm` and `disc_norm` batch, `spectral` false and `kernel` 4.
 
     conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input.
     """

@@ -14,10 +14,10 @@ from gzcli.models.nn.critic import NORMS, Norm, pyramid, widths
 
 @dataclass(frozen=True)
 class GeneratorOptions:
-    """The net of the generator.
+    """The network of the generator.
 
     latent: dimensions of z.
-    width: channels of the finest scale of both nets, doubled at each coarser one, at most 8-fold.
+    width: channels of the finest scale of both networks, doubled at each coarser one, at most 8-fold.
     norm: normalisation in the generator.
     """
 
@@ -27,9 +27,9 @@ class GeneratorOptions:
 
 
 class Generator(nn.Module):
-    """z [B, latent] and labels, embedded beside z → images [B, C, H, W] in [-1, 1], fp32.
+    """z [B, latent] and the embedding of labels → images [B, C, H, W] in [-1, 1], fp32.
 
-    Its feature maps have the sizes of the critic's, coarsest first.
+    The feature maps have the sizes of the critic's, coarsest first.
     """
 
     def __init__(self, shape: tuple[int, ...], options: GeneratorOptions, classes: int = 0):
@@ -38,7 +38,7 @@ class Generator(nn.Module):
         channels, latent = widths(options.width, len(self.targets)), options.latent
         self.embed = ClassEmbedding(classes, latent) if classes else None
         if self.embed is not None:
-            # smaller than z: else the label would decide the image, and each class would have one image alone
+            # smaller than z: otherwise the label would determine the image, one for each class
             nn.init.normal_(self.embed.table.weight, std=0.25)
         self.start = (channels[-1], *start)
         self.stem = nn.Linear(latent * (2 if classes else 1), channels[-1] * start[0] * start[1])

@@ -18,7 +18,7 @@ Potential = Callable[[Tensor], Tensor]  # z [B, D] → U [B], differentiable
 
 
 def gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
-    """U [B] and ∂U/∂z [B, D], for a U of each chain that depends on its own z alone."""
+    """U [B] and ∂U/∂z [B, D], where the U of each chain depends on its own z alone."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         u = potential(z)
@@ -42,7 +42,7 @@ def leapfrog(
 def hmc_step(
     potential: Potential, z: Tensor, eps: float | Tensor, steps: int, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """The chains' next states [B, D], and the probability [B] that each one's proposal was accepted with."""
+    """The next states [B, D] of the chains, and the acceptance probabilities [B] of their proposals."""
     p, u = noise.randn(*z.shape), noise.rand(len(z))
     proposal, _, before, after = leapfrog(potential, z, p, eps, steps)
     # a diverged trajectory has a NaN or infinite energy: its probability is 0

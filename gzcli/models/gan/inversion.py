@@ -1,4 +1,4 @@
-"""Inversion of a generator: the z whose image is nearest to a given one, and what is built on it.
+"""Inversion of a generator, the search for the z of an image, and applications of it.
 
 After AnoGAN (Schlegl et al. 2017, arXiv:1703.05921, section 2.2).
 """
@@ -22,11 +22,11 @@ from gzcli.types import Applied, Noise, Progress
 
 @dataclass(frozen=True)
 class Search:
-    """How z is searched for.
+    """Options of the search for z.
 
     steps: gradient steps.
     lr: learning rate of Adam.
-    starts: draws of z, of which the nearest is the start.
+    starts: draws of z; the search starts at the nearest one.
     feature: weight of the critic's features in the distance, in [0, 1].
     """
 
@@ -57,11 +57,11 @@ class InvertibleGAN(Model):
         """z [B, latent] near each image, its labels, and its distance [B], found by Adam from the best start.
 
         distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest
-        feature map. The best z of all steps counts. The images' sum is minimised and Adam works elementwise,
-        so that an image's z does not depend on its batch.
+        feature map. The z of the least distance of all steps is returned. The sum over the images is
+        minimised and Adam works elementwise, so that an image's z does not depend on its batch.
 
-        labels: those of x; without them a conditional model starts from every class (multi-label: from no
-          class and from each alone), and half-way chooses the labels of the least distance.
+        labels: of x; None: a conditional model starts from every class (multi-label: from no class and from
+          each class alone), and at half the steps takes the labels of the least distance.
         """
         n, tries = len(x), self.first_labels(x, labels, search.starts)
         starts, feature = len(tries), search.feature
@@ -118,7 +118,7 @@ class InvertibleGAN(Model):
     def reconstruct(
         self, x: Tensor, *, labels: Tensor | None = None, noise: Noise, progress: Progress, steps: int = 100
     ) -> Applied:
-        """The generator's nearest image to each x, of `labels`, or else of the labels that fit best.
+        """The generator's nearest image to each x, given `labels`, or without them the best-fitting labels.
 
         Raises UsageError for no steps.
 
@@ -135,8 +135,8 @@ class InvertibleGAN(Model):
         """Interpolations from image 0 to 1, 2 to 3, … along great circles of z, between the generator's
         nearest images.
 
-        A conditional model changes the label half-way. Raises UsageError for fewer than two images or steps,
-        or for no search.
+        A conditional model changes the label in the middle. Raises UsageError for fewer than two images or
+        steps, or for no search.
 
         steps: images of an interpolation, both ends included.
         search: gradient steps of the search for z.
@@ -146,7 +146,7 @@ class InvertibleGAN(Model):
         x = pairs_of(x)
         z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
         z, pairs = interpolated(z, steps, slerp), len(x) // 2
-        if y is not None:  # an image of the way has the label of its nearer end
+        if y is not None:  # an image has the label of the nearer end
             end = 2 * torch.arange(pairs, device=x.device)[:, None] + (
                 torch.arange(steps, device=x.device) * 2 >= steps
             )

@@ -1,5 +1,5 @@
-"""The image pool — Shrivastava et al. 2016, arXiv:1612.07828, section 2.3: a discriminator also sees earlier
-fakes."""
+"""The image pool — Shrivastava et al. 2016, arXiv:1612.07828, section 2.3: earlier fakes are shown to the
+discriminator again."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gzcli.types import Noise
 class ImagePool(nn.Module):
     """Up to `size` earlier fakes.
 
-    Until the pool is full, every image is stored and shown. From then on, an image is either shown itself, or
-    it replaces a stored one, which is shown. Each rank has its own pool, so it is extra state and no buffer:
-    buffers are equal on all ranks.
+    Until the pool is full, every image is stored and shown. From then on an image is either shown, or it
+    replaces a stored image, which is shown. Each rank has a pool of its own, so the pool is extra state and
+    no buffer: buffers are equal on all ranks.
 
-    size: number of images; a pool of 0 shows every image itself.
+    size: number of images; 0: every image is shown, and none stored.
     """
 
     def __init__(self, size: int):
@@ -29,7 +29,7 @@ class ImagePool(nn.Module):
     @torch.compiler.disable  # which would compile anew for every count
     @torch.no_grad()
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """What is shown in place of images [B, C, H, W], of the same shape. The host waits for no result."""
+        """The images that are shown in place of images [B, C, H, W]. The host never waits for the device."""
         if not self.size:
             return images
         n = len(images)

@@ -32,7 +32,7 @@ from gzcli.types import Batch, DataInfo, Noise, Progress
 class PixelNoiseOptions:
     """The noise of the pixels.
 
-    sigma: standard deviation that the noise of every pixel starts at, for images in [-1, 1].
+    sigma: initial standard deviation of every pixel's noise, for images in [-1, 1].
     sigma_min: least standard deviation of a pixel's noise.
     sigma_max: largest standard deviation of a pixel's noise.
     """
@@ -47,10 +47,10 @@ class EntropyOptions:
     """The entropy of p(x), and the chains over z that estimate its gradient.
 
     entropy: weight λ of the entropy, in nats.
-    burn_in: moves of a chain that do not count yet.
-    draws: moves that count.
+    burn_in: moves of a chain before the first draw.
+    draws: moves of a chain that are averaged.
     leapfrog: leapfrog steps of a move.
-    accept: rate of acceptance, in [0, 1], that the size of the leapfrog steps is adapted to.
+    accept: target rate of acceptance, in [0, 1], of the adaptive size of leapfrog steps.
     """
 
     entropy: float = 1e-4
@@ -63,8 +63,8 @@ class EntropyOptions:
 class PresGAN(GAN):
     """A DCGAN whose pixels have learned noise, trained with the entropy of its images.
 
-    The other keys are those of `dcgan`. The generator should not have batch norm: the likelihood of an image
-    would then depend on the others of its batch.
+    The other keys are those of `dcgan`. The generator should not have batch norm, with which the likelihood
+    of an image would depend on its batch.
 
     conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input.
     """
@@ -90,7 +90,7 @@ class PresGAN(GAN):
         self.register_buffer("step_size", torch.tensor(0.02))
 
     def phases(self) -> list[Phase]:
-        # Adam moves log σ by as much a step as any weight, which would take it thousands of steps
+        # Adam moves log σ as far in a step as any weight; at that rate it would take thousands of steps
         noise: dict[str, Any] = {"params": [self.log_sigma], "lr_scale": 5.0, "weight_decay": 0.0}
         generator: dict[str, Any] = {"params": list(self.generator.parameters())}
         return [
@@ -99,14 +99,14 @@ class PresGAN(GAN):
         ]
 
     def sigma(self) -> Tensor:
-        """[C, H, W], within its bounds."""
+        """σ [C, H, W], within its bounds."""
         return self.log_sigma.clamp(*self.bounds).exp()
 
     # ---- training
 
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        """The loss of images with noise. Real images get the noise of the fakes, so that it does not tell
-        them apart."""
+        """The loss of images with noise. Real images get noise as fakes do, so that noise does not give fakes
+        away."""
         sigma = self.sigma().detach()
         real, fake = (x + sigma * batch.noise.randn(*x.shape) for x in (real, fake))
         return super().critic_loss(batch, real, fake, y)
@@ -118,7 +118,7 @@ class PresGAN(GAN):
         if not self.entropy.entropy:
             return {"loss": adversarial, "sigma": sigma.detach().mean()}
         score, accept = self.density_gradient(x.detach(), z, y, batch.noise)
-        # its gradient by the parameters is that of the entropy; its value is not the entropy
+        # its gradient is that of the entropy, its value is not
         surrogate = -(score * x).flatten(1).sum(1).mean()
         return {
             "loss": adversarial - self.entropy.entropy * surrogate,

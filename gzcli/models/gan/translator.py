@@ -15,9 +15,9 @@ from gzcli.models.nn.common import to_fp32
 
 @dataclass(frozen=True)
 class TranslatorOptions:
-    """The nets that translate images from one domain to the other.
+    """The networks that translate images from one domain to the other.
 
-    width: channels at the image's own size, doubled by each halving.
+    width: channels at the image's own size, doubled at each halving.
     halvings: how often the sides of the image are halved.
     blocks: residual blocks at the smallest size.
     """
@@ -65,6 +65,8 @@ class Translator(nn.Module):
 
 
 class ResBlock(nn.Module):
+    """Two convolutions with instance norm beside an identity."""
+
     def __init__(self, width: int):
         super().__init__()
         self.net = nn.Sequential(
@@ -80,6 +82,6 @@ class ResBlock(nn.Module):
 
 
 def reflecting(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the size, by reflection at the borders. Instance norm after it makes a bias
-    needless."""
+    """A convolution that keeps the size, with reflection at the borders. Before instance norm it needs no
+    bias."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)

@@ -23,7 +23,7 @@ FREQUENCIES = 256  # sinusoids of the time
 
 @dataclass(frozen=True)
 class DiTOptions:
-    """The sizes of the transformer, as keys of a recipe.
+    """The sizes of the transformer.
 
     width: features of a token, a multiple of `heads` and of 4.
     layers: transformer blocks.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UNetOptions:
-    """The sizes of a U-Net, as keys of a recipe.
+    """The sizes of a U-Net.
 
     channels: width of the first level, in feature maps.
     mult: width of each level in units of `channels`; every level halves the resolution of the one before.

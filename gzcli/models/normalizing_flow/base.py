@@ -1,9 +1,9 @@
-"""What every image flow shares: x → dequantise → v → bijection → z, so that log p(x) = log p(z) + log |det
+"""The base of all image flows: x → dequantise → v → bijection → z, so that log p(x) = log p(z) + log |det
 dz/dv| minus the log density of the noise.
 
-A flow is one of two kinds. A `multiscale.MultiscaleFlow` says in its `__init__` what the steps of a scale
-are. Any other bijection overrides `encode` and `decode`, begins and ends them with `preprocess` and
-`postprocess`, and calls `build_top(shapes)` with the shapes (C, H, W) of its latents, the top one last.
+There are two kinds of flows. A `multiscale.MultiscaleFlow` defines the steps of each scale in its `__init__`.
+Any other bijection overrides `encode` and `decode`, begins and ends them with `preprocess` and `postprocess`,
+and calls `build_top(shapes)` with the shapes (C, H, W) of its latents, the top one last.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ LABEL_DROP = 0.1
 
 @dataclass(frozen=True)
 class FlowOptions:
-    """What stands before the bijection, and labels.
+    """Dequantisation, logit and labels.
 
-    dequant: noise that is added to the grey levels, `uniform`, or a learned flow of its own (`variational`).
+    dequant: noise that is added to the grey levels: `uniform`, or by a flow that is learned (`variational`).
     logit: alpha of the map logit(alpha/2 + (1 − alpha) v) before the flow, in [0, 1); 0 is v − 1/2.
     conditional: whether the prior of the top latent depends on the class.
     class_weight: weight of −log p(y | x), in nats, beside −log p(x | y) in the loss of a conditional flow.
@@ -52,7 +52,6 @@ class ImageFlow(Model):
 
     Raises UsageError for options that do not fit the data.
 
-    data: what the images are.
     options: dequantisation, logit and labels.
     dequantiser: builds the module of variational dequantisation, forward(x, noise) -> (v [B, C, H, W] in [0,
       1), log q(u | x) [B]).
@@ -77,7 +76,7 @@ class ImageFlow(Model):
         self.dequantiser = dequantiser(data) if options.dequant == "variational" else None
 
     def build_top(self, shapes: list[tuple[int, int, int]]) -> None:
-        """The prior of the top latent, the last of `shapes`; the others are N(0, 1)."""
+        """Builds the prior of the top latent, the last of `shapes`; that of the other latents is N(0, 1)."""
         self.shapes = shapes
         self.top = nn.Parameter(torch.zeros(2, *shapes[-1]))  # mean and log std
         classes, size = len(self.data.classes), self.top.numel()
@@ -103,8 +102,8 @@ class ImageFlow(Model):
         raise NotImplementedError
 
     def to_unit(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor | float]:
-        """x in [-1, 1], dequantised where it has grey levels, and what this adds to log p, −D log L − log q(u
-        | x)."""
+        """x in [-1, 1], dequantised where it has grey levels, and the term −D log L − log q(u | x) of log
+        p(x)."""
         if self.data.levels is None:
             return x, 0.0
         if self.dequantiser is None:
@@ -126,7 +125,7 @@ class ImageFlow(Model):
         return (self.top + of_class).unbind(1)
 
     def class_log_probs(self, top: Tensor) -> Tensor:
-        """log p(top | y) of every class y, [B, K], by products of matrices, without a tensor [B, K, C, H, W].
+        """log p(top | y) of every class y, [B, K], by matrix products, without a tensor [B, K, C, H, W].
 
         Let t = (top − m) / s, where m and s are the mean and std that the classes share, and let class y have
         mean m + s d and log std log s + e. Then Σ (t − d)² exp(−2e) = t² · exp(−2e) − 2 t · d exp(−2e) + d² ·
@@ -162,7 +161,7 @@ class ImageFlow(Model):
         A conditional model without labels gives the marginal over equally likely classes (multi-label: the
         null label).
 
-        samples: draws of the noise, over which the density is averaged.
+        samples: draws of the noise over which the density is averaged.
         """
         marginal = self.classes is not None and labels is None and not self.data.multilabel
         draws = torch.stack([self.log_joint(x, labels, noise, each_class=marginal) for _ in range(samples)])
@@ -188,6 +187,7 @@ class ImageFlow(Model):
         return batch.y * keep[:, None]
 
     def bpd(self, nll: Tensor) -> Tensor:
+        """Nats of an image as bits per dimension, without a gradient."""
         return nll.detach() / (math.prod(self.data.shape) * math.log(2))
 
     def on_start(self, batch: Batch) -> None:
@@ -220,7 +220,7 @@ class ImageFlow(Model):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Applied:
-        """x encoded and decoded, which is x up to rounding where the flow is well conditioned."""
+        """x encoded and decoded, which gives x up to rounding where the flow is well conditioned."""
         back = self.to_image(self.decode(self.encode(self.to_unit(x, noise)[0])[0], progress))
         return Applied(back, rows=("reconstruction",))
 
@@ -255,7 +255,7 @@ class ImageFlow(Model):
         The own class is the most probable one (multi-label: no class, so that attributes are added). Raises
         UsageError for an unconditional model.
 
-        strength: share of the way from one prior to the other; a negative one removes attributes.
+        strength: how far the latent is moved, 1: to the prior of the labels; below 0: away from it.
         """
         if self.classes is None:
             raise UsageError(
@@ -274,6 +274,6 @@ class ImageFlow(Model):
 
 
 def top_log_prob(top: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """log N(top; mean, std) summed over the last three dimensions, [C, H, W]; the others are broadcast."""
+    """log N(top; mean, std) summed over the last three dimensions, [C, H, W]; earlier ones are broadcast."""
     standard = (top - mean) * (-log_std).exp()
     return (-0.5 * (standard.square() + math.log(2 * math.pi)) - log_std).flatten(-3).sum(-1)

@@ -23,13 +23,12 @@ def grey_levels(data: DataInfo) -> int:
 
 
 class VariationalDequantiser(nn.Module):
-    """u ~ q(u | x) on [0, 1)^D: logistic noise through coupling layers that are given x, then a sigmoid.
+    """u ~ q(u | x) on [0, 1)^D: logistic noise through couplings conditioned on x, then a sigmoid.
 
     log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (eq. 12). It starts as uniform noise.
 
-    data: what the images are.
     depth: number of couplings.
-    hidden: channels of their nets.
+    hidden: channels of the couplings' networks.
     """
 
     def __init__(self, data: DataInfo, *, depth: int = 4, hidden: int = 32):

@@ -20,14 +20,14 @@ from gzcli.types import DataInfo
 
 
 class Flow(MultiscaleFlow):
-    """Checkerboard affine couplings with gated convolutional nets.
+    """Checkerboard affine couplings with gated convolutional networks.
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
     scales: how often the image is squeezed.
     depth: couplings a scale.
-    hidden: channels of a coupling's net.
-    blocks: gated convolutions of a coupling's net.
+    hidden: channels of a coupling's network.
+    blocks: gated convolutions of a coupling's network.
     """
 
     paper: ClassVar[str] = "arXiv:1505.05770"

@@ -2,8 +2,8 @@
 Architecture Design", arXiv:1902.00275).
 
 x → u ~ q(u | x) → logit → [squeeze → couplings over channels → couplings over columns] × scales → z. A
-coupling transforms one half of the values by the CDF of a mixture of logistics, whose parameters a net of
-gated convolutions and self-attention computes from the other half. No latent is split off on the way.
+coupling transforms one half of the values by the CDF of a mixture of logistics. A network of gated
+convolutions and self-attention computes its parameters from the other half. No latents are split off.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Step(nn.Module):
     """ActNorm and 1×1 convolution of each half, a coupling that changes the second, and the halves swapped.
 
     shape: of a half, (C, H, W).
-    options: the coupling and its net.
-    context: channels of what the net is given beside the first half, 0 for nothing.
+    options: the coupling and its network.
+    context: channels of the context that the network is given beside the first half, 0 for none.
     """
 
     def __init__(self, shape: Shape, options: CouplingOptions, context: int = 0):
@@ -107,16 +107,15 @@ class Couplings(nn.Module):
 
 
 class Dequantiser(nn.Module):
-    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that are given features of x,
-    then a sigmoid.
+    """u ~ q(u | x) on [0, 1)^D: normal noise through couplings over columns that are conditioned on features
+    of x, then a sigmoid.
 
     log P(x) ≥ E_q[log p((k + u) / L) − log q(u | x)] − D log L (§3.1, eq. 12).
 
-    data: what the images are.
     squeezes: how often the image is squeezed, for the features and the couplings.
     width: channels of the features.
     depth: number of couplings.
-    options: the couplings and their nets.
+    options: the couplings and their networks.
     """
 
     def __init__(self, data: DataInfo, squeezes: int, width: int, depth: int, options: CouplingOptions):
@@ -129,7 +128,7 @@ class Dequantiser(nn.Module):
         self.couplings = Couplings((C, H, W), COLUMNS, depth, options, width)
 
     def context(self, x: Tensor) -> Tensor:
-        """The features of x that the couplings are given, [B, height, width, channels] of a half."""
+        """The features of x for the couplings, [B, height, width, channels], of the size of a half."""
         for _ in range(self.squeezes):
             x = layers.squeeze(x)
         h = self.first(torch.cat(split(x, COLUMNS), 1)).permute(0, 2, 3, 1)
@@ -153,13 +152,13 @@ class Dequantiser(nn.Module):
 class FlowPP(ImageFlow):
     """Flow++, with a bound on the likelihood that variational dequantisation tightens.
 
-    Latents, which are continuous, have no dequantisation. Raises UsageError where the image cannot be halved
-    so often.
+    Latents are continuous and are not dequantised. Raises UsageError where the image cannot be halved so
+    often.
 
-    channel: couplings over channels, a number for each size of the image, squeezed 0, 1, 2 … times.
-    checkerboard: couplings over columns, which follow those over channels, a number for each size.
+    channel: number of couplings over channels at each size of the image, squeezed 0, 1, 2 … times.
+    checkerboard: number of couplings over columns at each size, which follow those over channels.
     dequant_couplings: couplings of the dequantising flow.
-    dequant_blocks: blocks of a coupling's net in the dequantising flow.
+    dequant_blocks: blocks of a coupling's network in the dequantising flow.
     """
 
     paper: ClassVar[str] = "arXiv:1902.00275"

@@ -1,8 +1,8 @@
-"""The net inside a coupling of Flow++ (Ho et al. 2019, arXiv:1902.00275, §3.3): gated convolutions and
+"""The network inside a coupling of Flow++ (Ho et al. 2019, arXiv:1902.00275, §3.3): gated convolutions and
 self-attention.
 
-Features are [B, H, W, C] between the layers, the layout of layer norm and attention, in which convolutions
-are also faster on a CPU.
+Features between the layers are [B, H, W, C], the layout of layer norm and attention. In this layout
+convolutions are faster on a CPU too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from gzcli.models.nn.common import Layer
 
 @dataclass(frozen=True)
 class CouplingOptions:
-    """The couplings and their nets.
+    """The couplings and their networks.
 
-    hidden: channels of a coupling's net.
-    blocks: blocks of a gated convolution, and of attention, in a coupling's net.
+    hidden: channels of a coupling's network.
+    blocks: blocks of a coupling's network, each of a gated convolution and attention.
     components: logistics of a coupling's mixture.
     heads: attention heads.
-    attention: largest number of positions of a map that has attention; 0 is nowhere.
-    dropout: probability of dropout in a coupling's net.
+    attention: largest number of positions of a feature map with attention; 0: no attention.
+    dropout: probability of dropout in a coupling's network.
     """
 
     hidden: int = 32
@@ -77,13 +77,13 @@ class CouplingNet(nn.Module):
     """x₁ [B, channels, H, W] → [B, out, H, W], by blocks of a gated convolution and, on small maps,
     attention.
 
-    An embedding of the positions is added once, at the start, for convolutions as well as attention.
+    An embedding of positions is added once, at the start, for both convolutions and attention.
 
     channels: channels of the input.
     out: channels of the output.
     size: (height, width).
     options: the blocks.
-    context: channels of what the net is given beside x₁, 0 for nothing.
+    context: channels of the context, 0 for none.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ def channels_last(conv: nn.Conv2d, h: Tensor) -> Tensor:
 
 
 def concat_elu(h: Tensor) -> Tensor:
+    """[elu(h), elu(−h)] along the channels of h [B, H, W, C]."""
     return F.elu(torch.cat([h, -h], -1))
 
 

@@ -20,18 +20,18 @@ from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
 from gzcli.types import DataInfo
 
 CouplingKind = Literal["affine", "additive"]
-
 NetKind = Literal["conv", "residual"]
-
-Net = Callable[[int, int, int], nn.Module]  # of input channels, output channels and hidden channels
+Net = Callable[[int, int, int], nn.Module]  # (input, output, hidden channels) → a coupling's network
 
 
 def affine(channels: int, hidden: int, net: Net) -> Bijection:
+    """A coupling that scales and shifts."""
     kept = channels // 2
     return layers.AffineCoupling(channels, net(kept, 2 * (channels - kept), hidden))
 
 
 def additive(channels: int, hidden: int, net: Net) -> Bijection:
+    """A coupling that shifts."""
     kept = channels // 2
     return layers.AdditiveCoupling(net(kept, channels - kept, hidden))
 
@@ -45,7 +45,7 @@ class Step(Bijection):
 
     def __init__(self, channels: int, hidden: int, coupling: CouplingKind, net: NetKind):
         super().__init__()
-        made = COUPLINGS[coupling](channels, hidden, NETS[net])
+        made = COUPLINGS[coupling](channels, hidden, NETS[net])  # first, for the order of random numbers
         self.norm = ActNorm(channels)
         self.conv = layers.InvertibleConv1x1(channels)
         self.coupling = made
@@ -66,9 +66,9 @@ class Glow(MultiscaleFlow):
 
     scales: how often the image is squeezed.
     depth: steps of flow a scale.
-    hidden: channels of a coupling's net.
-    coupling: `affine`, or `additive`, which keeps volumes.
-    net: a coupling's net, `conv` as in the paper, or `residual` with a larger receptive field.
+    hidden: channels of a coupling's network.
+    coupling: `affine`, or `additive`, which preserves volumes.
+    net: a coupling's network, `conv` as in the paper, or `residual` with a larger receptive field.
     """
 
     paper: ClassVar[str] = "arXiv:1807.03039"

@@ -1,8 +1,7 @@
-"""The invertible layers that image flows share. `forward` goes from data to latents, and also gives log
-|det|.
+"""The invertible layers of image flows. `forward` maps data to latents, and also returns log |det|.
 
-Transforms and log-dets are computed in fp32 also under autocast. Only the nets inside couplings run in low
-precision.
+Transforms and log-dets are computed in fp32 also under autocast. Only the networks inside couplings run in
+low precision.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def quantise(v: Tensor, levels: int) -> Tensor:
 
 
 def squeeze(x: Tensor) -> Tensor:
-    """[B, C, H, W] → [B, 4C, H/2, W/2]: each 2×2 square becomes channels (Dinh 2017, §3.6). Gives
+    """[B, C, H, W] → [B, 4C, H/2, W/2]: each 2×2 square becomes channels (Dinh 2017, §3.6). The memory is
     channels-last."""
     B, C, H, W = x.shape
     squares = x.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5)  # [B, H/2, W/2, C, 2, 2]
@@ -55,8 +54,8 @@ def gaussian_log_prob(z: Tensor) -> Tensor:
 
 
 class Logit(Bijection):
-    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1), whose inverse is close to the range
-    of images."""
+    """logit(alpha/2 + (1 − alpha) v) for v in [0, 1] (Dinh 2017, §4.1). The inverse exceeds [0, 1] a little
+    at most."""
 
     def __init__(self, alpha: float):
         super().__init__()
@@ -76,7 +75,7 @@ class Logit(Bijection):
 class InvertibleConv1x1(Bijection):
     """y = W x at each pixel with W = P L (U + diag(s)): log |det W| = Σ log |s| (Glow, §3.2, eq. 10–11).
 
-    P is drawn once and belongs to the state. L has a unit diagonal, U a zero one. W starts as a random
+    P is drawn once and is part of the state. L has a diagonal of ones, U of zeros. W starts as a random
     rotation. In eval mode W⁻¹ is cached until a parameter is written to, moved or loaded.
     """
 
@@ -120,7 +119,7 @@ class InvertibleConv1x1(Bijection):
         return inverse
 
     def forward(self, x: Tensor, norm: ActNorm | None = None) -> tuple[Tensor, Tensor]:
-        """W x, or W norm(x), where the fold of ActNorm into W saves two passes over the pixels."""
+        """W x, or W norm(x), with ActNorm folded into W, which saves two passes over the pixels."""
         if norm is not None and norm.initialising:
             norm.initialise(x)
         with full_fp32(x.device):
@@ -140,7 +139,7 @@ class InvertibleConv1x1(Bijection):
 
 
 class ZeroConv(nn.Conv2d):
-    """A 3×3 convolution that starts at zero, with its output times exp(3 · log_scale), log_scale learned
+    """A 3×3 convolution that starts at zero, with outputs scaled by exp(3 · log_scale), log_scale learned
     (Glow's `Conv2dZeros`)."""
 
     bias: Tensor
@@ -151,19 +150,19 @@ class ZeroConv(nn.Conv2d):
         self.log_scale = nn.Parameter(torch.zeros(out))
 
     def forward(self, h: Tensor) -> Tensor:
-        scale = (3 * self.log_scale).exp()  # on the weights, where it costs nothing per pixel
+        scale = (3 * self.log_scale).exp()  # applied to the weights, which costs nothing per pixel
         return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
 
 
 class AffineCoupling(Bijection):
     """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1).
 
-    s = a · tanh(raw) has a learned range a for each channel. It is bounded, so that training is stable, and
-    can grow to scales of 1e3, which dequantised constant pixels need.
+    s = a · tanh(raw) has a learned range a for each channel. The bound makes training stable; the range can
+    grow to the scales of 1e3 that dequantised constant pixels need.
 
     channels: channels of x.
-    net: maps x₁, and the context beside it, to (t, raw).
-    flip: whether the first half is changed, and not the second.
+    net: maps x₁ and the context to (t, raw).
+    flip: whether the first half is changed in place of the second.
     """
 
     def __init__(self, channels: int, net: nn.Module, *, flip: bool = False):
@@ -173,6 +172,7 @@ class AffineCoupling(Bijection):
         self.log_range = nn.Parameter(torch.full((changed,), math.log(2.0)))
 
     def shift_and_log_scale(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """t(x₁) and s(x₁)."""
         shift, raw = halves(self.net(x1 if context is None else torch.cat([x1, context], 1)), x1.dtype)
         return shift, per_channel(self.log_range.exp()) * raw.tanh()
 
@@ -232,7 +232,7 @@ class SplitPrior(nn.Module):
 
 
 class Permute(Bijection):
-    """The channels of x in another order."""
+    """The channels of x permuted."""
 
     order: Tensor
     back: Tensor
@@ -250,21 +250,19 @@ class Permute(Bijection):
 
 
 def checkerboard(channels: int) -> list[int]:
-    """The order of squeezed channels whose first half are the black squares of a checkerboard, the second the
-    white.
+    """The order of squeezed channels with the black squares of a checkerboard in the first half, and the
+    white ones in the second.
 
-    A 2×2 square (a b / c d) is squeezed to the channels a, b, c, d, of which a and d are black. A
-    checkerboard mask at full resolution (RealNVP, fig. 3) is then a split in halves, which saves the net the
-    masked half of its work.
+    A 2×2 square (a b / c d) is squeezed to the channels a, b, c, d, of which a and d are black. In this order
+    a checkerboard mask at full resolution (RealNVP, fig. 3) is a split in halves, which halves the network's
+    work.
     """
     return [i for i in range(channels) if i % 4 in (0, 3)] + [i for i in range(channels) if i % 4 in (1, 2)]
 
 
 def halves(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """The first C // 2 channels and the rest, cast to `dtype`.
-
-    The cast of each half makes it dense, which elementwise kernels are faster on.
-    """
+    """The first C // 2 channels and the rest, cast to `dtype`. A cast half is dense, on which elementwise
+    kernels are faster."""
     first, second = x.split([x.shape[1] // 2, x.shape[1] - x.shape[1] // 2], 1)
     return (first, second) if dtype is None else (first.to(dtype), second.to(dtype))
 

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from gzcli.models.nn.common import to_fp32
 
 MIN_LOG_SCALE = -7.0  # the least log scale of a component, as in the paper's code
-# iterations of the inverse: no one of 2,000 random mixtures of 32 logistics of scales from e^-7 up takes over
-# 32 in fp64
+# iterations of the inverse; 2,000 random mixtures of 32 logistics, scales from e^-7 on, took at most 32 in fp64
 ITERATIONS = 40
 
 
@@ -44,12 +43,11 @@ class LogisticMixture:
         return log_cdf - log_tail, density.logsumexp(1) - log_cdf - log_tail
 
     def inverse_logit_cdf(self, y: Tensor) -> Tensor:
-        """x with logit F(x) = y, by Newton's method inside a bracket, which is bisected where a step leaves
-        it.
+        """x with logit F(x) = y, by Newton's method inside a bracket, with bisection where a step leaves it.
 
-        One component alone would give x_k = μ_k + s_k y, and the mixture's x lies between the least and the
-        largest of them. The number of iterations is fixed, so that the host reads nothing from the device.
-        The x of the least error is taken.
+        The solution for component k alone is x_k = μ_k + s_k y; that of the mixture lies between the least
+        and the largest x_k. The number of iterations is fixed, so that the host reads nothing from the
+        device. The x of the least error is returned.
         """
         each = self.mean + self.log_scale.exp() * y[:, None]
         low, high = each.amin(1), each.amax(1)
@@ -62,7 +60,7 @@ class LogisticMixture:
             best, least = torch.where(closer, x, best), torch.where(closer, error.abs(), least)
             low, high = torch.where(error < 0, x, low), torch.where(error > 0, x, high)
             newton = x - error * (-log_slope).exp()
-            # bisected too where Newton's step is more than half of the one before
+            # bisection also where Newton's step is more than half of the previous one
             good = (newton > low) & (newton < high) & ((newton - x).abs() < step / 2)
             after = torch.where(good, newton, (low + high) / 2)
             x, step = after, (after - x).abs()
@@ -74,7 +72,7 @@ class MixLogisticCoupling(nn.Module):
     13–16).
 
     a is bounded by tanh, as in the paper's code. The means are relative to points spread over [−2, 2], so
-    that a net near zero starts with components that differ.
+    that the components of a network near zero differ.
 
     net: maps x₁ and a context to [B, (2 + 3K) · C₂, H, W].
     components: number of logistics K.

@@ -16,9 +16,9 @@ from gzcli.types import Progress, no_progress
 
 
 class MultiscaleFlow(ImageFlow):
-    """[squeeze → steps → split] × scales, where the last scale keeps its channels for the top latent.
+    """[squeeze → steps → split] × scales; the last scale keeps all its channels as the top latent.
 
-    A flow says in its `__init__` what the steps are:
+    A flow defines its steps in `__init__`:
 
         super().__init__(data, options)
         self.build(scales, steps)

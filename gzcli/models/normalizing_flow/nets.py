@@ -1,4 +1,4 @@
-"""The nets inside couplings: images [B, channels, H, W] → [B, out, H, W], zero at the start. No net
+"""The networks inside couplings: images [B, channels, H, W] → [B, out, H, W], zero at the start. None
 normalises by its batch."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gzcli.models.normalizing_flow.norms import MIN_STD, ActNorm, Initialised, p
 
 
 class ConvNet(nn.Module):
-    """Glow's net: convolutions of 3×3, 1×1 and 3×3, the first two with ActNorm and ReLU."""
+    """Glow's network: convolutions of 3×3, 1×1 and 3×3, the first two with ActNorm and ReLU."""
 
     def __init__(self, channels: int, out: int, hidden: int):
         super().__init__()
@@ -28,8 +28,8 @@ class ConvNet(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """Glow's net with a residual block of a 3×3 and a 1×1 convolution in place of the 1×1 convolution, for a
-    larger receptive field."""
+    """Glow's network with a residual block, of a 3×3 and a 1×1 convolution, in place of the 1×1 convolution,
+    for a larger receptive field."""
 
     def __init__(self, channels: int, out: int, hidden: int):
         super().__init__()
@@ -45,7 +45,7 @@ class ResidualNet(nn.Module):
 
 
 class GatedNet(nn.Module):
-    """A residual net of `depth` gated convolutions h + a · σ(b), where (a, b) is a 3×3 convolution of
+    """A residual network of `depth` gated convolutions h + a · σ(b), where (a, b) is a 3×3 convolution of
     relu(h)."""
 
     def __init__(self, channels: int, out: int, hidden: int, depth: int):
@@ -62,7 +62,7 @@ class GatedNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """RealNVP's net: `depth` residual blocks of two weight-normalised 3×3 convolutions (§3.2; He 2016)."""
+    """RealNVP's network: `depth` residual blocks of two weight-normalised 3×3 convolutions (§3.2)."""
 
     def __init__(self, channels: int, out: int, hidden: int, depth: int):
         super().__init__()
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
 
 
 class ActNormConv(nn.Module):
-    """A convolution followed by ActNorm, whose scale is folded into the weights, where it costs nothing per
+    """A convolution followed by ActNorm, with its scale folded into the weights, which costs nothing per
     pixel."""
 
     def __init__(self, channels: int, out: int, size: int):
@@ -92,12 +92,8 @@ class ActNormConv(nn.Module):
         if self.norm.initialising:
             self.norm.initialise(self.conv(h))
         scale = self.norm.log_scale.exp()
-        return F.conv2d(
-            h,
-            self.conv.weight * scale[:, None, None, None],
-            self.norm.bias * scale,
-            padding=self.conv.padding,
-        )
+        weight, bias = self.conv.weight * scale[:, None, None, None], self.norm.bias * scale
+        return F.conv2d(h, weight, bias, padding=self.conv.padding)
 
 
 class WeightNormConv(Initialised):

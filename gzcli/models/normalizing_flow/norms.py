@@ -1,5 +1,4 @@
-"""Normalisation inside flows, invertible and with a log-det, and the data-dependent initialisation of
-layers."""
+"""Invertible normalisation with a log-det, and the data-dependent initialisation of layers."""
 
 from __future__ import annotations
 
@@ -70,9 +69,9 @@ class ActNorm(Bijection, Initialised):
 class BatchNorm(Bijection, Initialised):
     """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E).
 
-    In training m and v are those of the batch of all ranks, with their gradient: without it, training would
-    scale activations up in vain. In eval mode they are running averages, so that the density of an image does
-    not depend on its batch.
+    In training m and v are those of the batch of all ranks, with a gradient: without it, training would scale
+    activations up without effect. In eval mode they are running averages, so that the density of an image
+    does not depend on its batch.
     """
 
     mean: Tensor
@@ -91,12 +90,11 @@ class BatchNorm(Bijection, Initialised):
         return (x - per_channel(mean)) * per_channel(log_scale.exp()), log_scale.sum() * x[0, 0].numel()
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Uses the running averages, as the outputs of a batch do not tell its statistics."""
+        """The inverse by the running averages, as outputs do not determine the statistics of their batch."""
         return y * per_channel((self.var + self.eps).sqrt()) + per_channel(self.mean)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the batch. The running averages move towards them, and are set to them by the
-        first batch."""
+        """Mean and variance of the batch. The first batch sets the running averages, later ones move them."""
         mean = AllMean.apply(x.mean((0, 2, 3)), self)
         var = AllMean.apply((x - per_channel(mean)).square().mean((0, 2, 3)), self)
         weight = 1.0 if self.initialising else self.momentum
@@ -108,8 +106,8 @@ class BatchNorm(Bijection, Initialised):
 
 
 class AllMean(torch.autograd.Function):
-    """`ranks.mean` with a gradient, which is the mean of the ranks' gradients, as each rank's loss depends on
-    every rank's input."""
+    """`ranks.mean` with a gradient: the mean of all ranks' gradients, since the loss of each rank depends on
+    the inputs of all."""
 
     @staticmethod
     def forward(ctx: Any, t: Tensor, module: nn.Module) -> Tensor:
@@ -123,10 +121,8 @@ class AllMean(torch.autograd.Function):
 
 @contextmanager
 def initialising(model: nn.Module) -> Iterator[bool]:
-    """Inside, layers that were not initialised yet are initialised by the first batch that passes.
-
-    Yields whether there are any.
-    """
+    """A context in which the first batch initialises the layers that are not initialised yet. Yields whether
+    there are any."""
     fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
     for m in fresh:
         m.initialising = True

@@ -23,14 +23,15 @@ from gzcli.types import Batch, DataInfo
 
 
 class Realnvp(MultiscaleFlow):
-    """Multi-scale affine couplings with residual nets and batch normalisation.
+    """Multi-scale affine couplings with residual networks and batch normalisation.
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
     scales: how often the image is squeezed.
-    couplings: couplings of each kind of mask a scale; the last scale has checkerboards alone, and one more.
-    hidden: channels of a coupling's net.
-    blocks: residual blocks of a coupling's net.
+    couplings: couplings for each of the two masks of a scale; the last scale has checkerboard masks alone,
+      and one coupling more.
+    hidden: channels of a coupling's network.
+    blocks: residual blocks of a coupling's network.
     batch_norm: whether batch norm follows each coupling.
     """
 

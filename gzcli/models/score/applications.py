@@ -1,4 +1,4 @@
-"""What a learned score can do beside sampling: ways between images, and an out-of-distribution score."""
+"""Interpolation and an out-of-distribution score by a learned score."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ class ScoreApplications(ScoreModel):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 10
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE makes of them, ends
-        included.
+        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to.
 
         Raises UsageError for fewer than two images, or frames.
 
         frames: images of an interpolation, both ends included.
-        steps: Runge–Kutta steps each way, of four network calls.
+        steps: Runge–Kutta steps from image to noise, and from noise to image, each of four network calls.
         """
         at_least(1, steps=steps)
         f = self.velocity(self.known_labels(None))

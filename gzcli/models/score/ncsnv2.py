@@ -3,9 +3,9 @@ arXiv:2006.09011.
 
     score(x, σ) = −net(x) / σ,   E ½ ‖net(x + σ ε) − ε‖² over a ladder σ_1 > … > σ_L   (eq. 1 with λ = σ²)
 
-The network is told no noise level: it is in the image (technique 3). Sampling is Langevin dynamics down the
-ladder, or, as the ladder is that of the VE SDE at t = 0, 1/(L − 1), …, 1, any sampler of score.py in a few
-steps.
+The network is not conditioned on the noise level, which the image shows (technique 3). The ladder is that of
+the VE SDE at t = 0, 1/(L − 1), …, 1. So sampling is by Langevin dynamics down the ladder, or in a few steps
+by any sampler of score models.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 @dataclass(frozen=True)
 class NCSNSampling(SamplingOptions):
-    """As `SamplingOptions`, and of the paper's Langevin dynamics.
+    """The same, with the paper's Langevin dynamics.
 
-    A network that is told no noise level takes the noise that is left for that of the level, which the
-    solvers of the ODE never correct; em renews it, and needs few steps.
+    A network without the noise level denoises by the noise that it sees. Where that differs from the level's,
+    solvers of the ODE never correct it; em renews the noise, and needs few steps.
 
-    sampler: langevin, the paper's, which takes repeats · levels + 1 network calls; em, pc, solvers of the
-      SDE; dpmpp, heun, ode, solvers of the ODE.
+    sampler: langevin, the paper's, with repeats · levels + 1 network calls; em or pc, solvers of the SDE;
+      dpmpp, heun or ode, solvers of the ODE.
     repeats: Langevin steps at each of the model's levels.
-    step: length of a Langevin step in units of σ²; null: the length that keeps the spread of samples at that
-      of their level (technique 4).
+    step: length of a Langevin step in units of σ²; null: the length that keeps the variance of samples at
+      that of their level (technique 4).
     """
 
     sampler: Literal["langevin", "dpmpp", "heun", "em", "pc", "ode"] = "em"
@@ -56,13 +56,13 @@ class NCSNSampling(SamplingOptions):
 
 
 class NCSNv2(ScoreApplications):
-    """A RefineNet that tells the score.
+    """A RefineNet that predicts the score.
 
-    sigma_max: σ at the top of the ladder, for images in [-1, 1], which is twice that of the paper, whose
-      images are in [0, 1]. It should reach the largest distance between two images (technique 1), which the
-      start of a training checks.
-    sigma_min: σ at its foot; above 0.
-    levels: L, the number of rungs; null: as many as let neighbours overlap (technique 2).
+    sigma_max: largest σ of the ladder, for images in [-1, 1]; twice that of the paper, where images are in
+      [0, 1]. It should be at least the largest distance between two images (technique 1), which the start of
+      training checks.
+    sigma_min: smallest σ of the ladder; above 0.
+    levels: L, the number of noise levels; null: as many as let neighbours overlap (technique 2).
     """
 
     paper = "Song & Ermon 2020, arXiv:2006.09011"
@@ -96,7 +96,7 @@ class NCSNv2(ScoreApplications):
             )
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """[B]: rungs of the ladder."""
+        """The times of a batch, [B]: those of levels of the ladder."""
         return noise.randint(self.rungs, n) / (self.rungs - 1)
 
     def sample(
@@ -132,9 +132,11 @@ class NCSNv2(ScoreApplications):
 
 
 def overlapping(size: int, overlap: float = 0.5) -> float:
-    """The ratio γ of neighbouring σ at which the share `overlap` of one level's images lies within three
-    deviations of the other level's mean radius (technique 2), by bisection; images of D = `size` numbers have
-    the radius N(√D σ, σ²/2)."""
+    """The ratio γ of neighbouring σ (technique 2), by bisection: a share `overlap` of one level's images lies
+    within three deviations of the other level's mean radius.
+
+    size: D, the elements of an image, whose radius is distributed as N(√D σ, σ²/2).
+    """
     root, low, high = math.sqrt(2 * size), 1.0, 1e3
 
     def shared(gamma: float) -> float:
@@ -147,8 +149,8 @@ def overlapping(size: int, overlap: float = 0.5) -> float:
 
 
 def steady_step(gamma: float, repeats: int) -> float:
-    """The step ε/σ² such that `repeats` steps take the variance of samples from the level γ σ to the level σ,
-    or closest to it (eq. 7, technique 4)."""
+    """The step ε/σ² for which `repeats` steps bring the variance of samples closest from that of the level γ
+    σ to that of the level σ (eq. 7, technique 4)."""
     eta = np.geomspace(1e-4, 1, 100_000)[:-1]
     rest = 2 * eta / (1 - (1 - eta) ** 2)  # the variance after many steps, in units of σ²
     ratio = (1 - eta) ** (2 * repeats) * (gamma**2 - rest) + rest

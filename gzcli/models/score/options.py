@@ -1,4 +1,4 @@
-"""What a recipe says of a score model: how it is trained, and how images are drawn from it."""
+"""Options of a score model: of the training loss, and of sampling."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TimeSampling = Literal["uniform", "cosine"]
 class ScoreOptions:
     """The training loss.
 
-    prediction: what the network tells: the noise (eps), or v = (α ε − σ x_0) / √(α² + σ²).
+    prediction: what the network predicts: the noise (eps), or v = (α ε − σ x_0) / √(α² + σ²).
     weighting: λ(t) of the loss: σ², the plain error of ε (score); g², a bound of the likelihood (likelihood;
-      Song 2021b, arXiv:2101.09258); or the plain error of what is predicted (even).
+      Song 2021b, arXiv:2101.09258); or the plain error of the prediction (even).
     time_sampling: times of a batch, one from each of its equal shares: uniform in t, or in the angle of (α,
       σ), as in the cosine schedule (cosine).
     """
@@ -31,16 +31,16 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """By which steps, given what, an image is drawn.
+    """The sampler, its steps and guidance.
 
     sampler: a solver of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), or
       ode, by a general `solver`; or of the SDE, which wants hundreds of uniform steps: em (Euler–Maruyama),
       `steps` calls, and pc (predictor–corrector), steps + corrector · (steps − 1) calls.
-    steps: between noise levels, 1 or more.
-    spacing: where they lie: uniform: evenly in t; karras: in the 7th root of σ/α (Karras 2022, eq. 5);
-      logsnr: in log σ/α.
+    steps: number of noise levels, 1 or more.
+    spacing: where the noise levels lie: uniform: evenly in t; karras: in the 7th root of σ/α (Karras 2022,
+      eq. 5); logsnr: in log σ/α.
     corrector: Langevin steps that pc takes at each level.
-    snr: signal-to-noise ratio of these steps.
+    snr: signal-to-noise ratio of the Langevin steps.
     solver: of ode: adaptive to `tolerance`, or steps − 1 steps of one network call (euler), two (midpoint,
       heun) or four (rk4).
     tolerance: largest error of an adaptive step, for images in [-1, 1].

@@ -1,5 +1,5 @@
-"""The RefineNet of NCSNv2 (Song & Ermon 2020, appendix A, after Lin 2017, arXiv:1611.06612), which is told no
-noise level."""
+"""The RefineNet of NCSNv2 (Song & Ermon 2020, appendix A, after Lin 2017, arXiv:1611.06612), which is not
+conditioned on the noise level."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from gzcli.models.nn import ClassEmbedding, stacked, to_fp32
 
 @dataclass(frozen=True)
 class RefineNetOptions:
-    """The sizes of a RefineNet, as keys of a recipe.
+    """The sizes of a RefineNet.
 
-    width: of the first stage, in feature maps.
-    mult: width of each stage of two residual blocks in units of `width`.
-    dilation: of each stage's convolutions, the first 1; a stage of 1 halves the resolution, more keeps it.
+    width: feature maps of the first stage.
+    mult: feature maps of each stage, of two residual blocks, in units of `width`.
+    dilation: dilation of each stage's convolutions, the first 1; a later stage halves the resolution if it is
+      1, and keeps it if it is more.
     """
 
     width: int = 32
@@ -59,7 +60,12 @@ class RefineNet(nn.Module):
         self.conv_out = stacked(nn.Conv2d(c, channels, 3, padding=1), 0)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """Labels y as `ClassEmbedding` takes them, None or `drop` [B] = the null label."""
+        """The output [B, C, H, W].
+
+        t: not used.
+        y: labels as in `ClassEmbedding`; None: the null label.
+        drop: boolean [B], true where the null label replaces the label.
+        """
         h, seen = self.conv_in(x), []
         for stage in self.stages:
             h = stage(h, y, drop)
@@ -80,9 +86,9 @@ class Stage(nn.ModuleList):
 
 
 class InstanceNormPlus(nn.Module):
-    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): gives back, normalised over the channels, the means
-    that instance normalisation takes away, without which scores shift colours. With labels their rows are
-    added to γ, α and β."""
+    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): adds, normalised over the channels, the means that
+    instance normalisation removes, without which scores shift colours. The embedding of a label is added to
+    γ, α and β."""
 
     def __init__(self, c: int, classes: int):
         super().__init__()
@@ -104,8 +110,8 @@ class InstanceNormPlus(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two pre-activated convolutions beside a shortcut; the `first` one of a stage that is not dilated halves
-    the resolution by averages, odd sides rounded up."""
+    """Two pre-activated convolutions beside a shortcut. The `first` block of a stage without dilation halves
+    the resolution by average pooling, odd sides rounded up."""
 
     def __init__(self, c_in: int, c_out: int, classes: int, dilation: int, first: bool = False):
         super().__init__()
@@ -126,8 +132,8 @@ class ResBlock(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Adapts its inputs, sums them at the resolution of the first, pools the sum over ever larger windows and
-    adapts it."""
+    """Residual units on each input, their sum at the resolution of the first, chained pooling of the sum, and
+    residual units."""
 
     def __init__(self, inputs: list[int], c: int, end: int):
         super().__init__()
@@ -153,7 +159,7 @@ class RefineBlock(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """x + two convolutions of it, each after its activation."""
+    """x + two pre-activated convolutions of x."""
 
     def __init__(self, c: int):
         super().__init__()

@@ -2,7 +2,7 @@
 denoising/samplers.py.
 
 `denoise(x, t)` returns estimates (x_0, ε), one network call; the score is −ε/σ. `randn()` draws noise of x's
-shape. Paths end at the clean level, where the last step goes by Tweedie's formula to the estimate of x_0.
+shape. Paths end at the clean level; the last step is Tweedie's formula, the estimate of x_0.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def predictor_corrector(
     """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
     the new level.
 
-    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, its value for pure noise. The norms of
-    the draws themselves would make an image depend on its batch or, taken image by image, favour outlying
-    images, whose score is long.
+    Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, the value for pure noise. With the norms
+    of the actual draws an image would depend on its batch; with norms of each image, images with a long score
+    would get short steps.
     """
     for i, (s, u) in enumerate(pairwise(path)):
         x0, eps = denoise(x, s.t)

@@ -1,4 +1,4 @@
-"""Images from a score model, by a sampler that its options name."""
+"""Sampling from a score model, and the table of its samplers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Drawing = Callable[[ScoreModel, Tensor, "Tensor | None", SamplingOptions, Randn,
 
 
 def by_denoiser(sampler: Callable[[ScoreModel, SamplingOptions], Sampler]) -> Drawing:
-    """The drawing by a sampler that walks along levels of noise."""
+    """Sampling by a sampler of discrete noise levels."""
 
     def draw(
         model: ScoreModel,
@@ -41,7 +41,7 @@ def by_denoiser(sampler: Callable[[ScoreModel, SamplingOptions], Sampler]) -> Dr
 def by_ode(
     model: ScoreModel, x: Tensor, y: Tensor | None, options: SamplingOptions, randn: Randn, progress: Progress
 ) -> Tensor:
-    """The drawing by a general solver of the probability-flow ODE."""
+    """Sampling by a general solver of the probability-flow ODE."""
     f = model.velocity(y, options.guidance, options.interval)
     times = [level.t for level in model.sde.spaced(options.steps, options.spacing)]
     return solve_by(options.solver, f, x, times, tolerance=options.tolerance, progress=progress)

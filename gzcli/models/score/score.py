@@ -31,15 +31,16 @@ SCALE = 1000.0  # the networks were designed for times 0 … 1000
 
 
 class ScoreModel(Inpainting):
-    """A network that tells the noise ε in x_t (eps) or, with r² = α² + σ², v = (α ε − σ x_0) / r: between the
-    two, of the same size at every time, and for VP that of Salimans 2022.
+    """A network that predicts the noise ε in x_t (eps) or, with r² = α² + σ², v = (α ε − σ x_0) / r.
+
+    v has the same variance at every time; for VP it is that of Salimans 2022.
 
     rescale: whether the network sees x / r in place of x.
     """
 
     best = "loss"
     walk_back = staticmethod(dpmpp)
-    quantiles: Tensor  # of the times
+    quantiles: Tensor  # of the distribution of times, [4097]
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class ScoreModel(Inpainting):
         return {"loss": (weight * error).mean()}
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """[B] in [t_min, 1]."""
+        """The times of a batch, [B] in [t_min, 1]."""
         u = stratified(noise.rand(n), noise).to(self.quantiles.dtype)
         place = u * (len(self.quantiles) - 1)
         k = place.long().clamp_(max=len(self.quantiles) - 2)
@@ -97,6 +98,7 @@ class ScoreModel(Inpainting):
         return alpha, sigma, (alpha**2 + sigma**2).sqrt()
 
     def inputs(self, x: Tensor, r: Tensor) -> Tensor:
+        """The input of the network."""
         return x / r if self.rescale else x
 
     def split(self, x: Tensor, t: Tensor, y: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -132,7 +134,12 @@ class ScoreModel(Inpainting):
     def velocity(
         self, y: Tensor | None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)
     ) -> Velocity:
-        """The right-hand side of the probability-flow ODE (eq. 13), guided within the `interval` of t."""
+        """The right-hand side of the probability-flow ODE (eq. 13).
+
+        y: labels that it is conditioned on.
+        guidance: strength of the labels.
+        interval: times t between which guidance acts.
+        """
         self.check_guidance(guidance, y)
 
         def predict(x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
@@ -170,7 +177,7 @@ class ScoreModel(Inpainting):
     def flow(
         self, f: Velocity, x: Tensor, *, steps: int, backwards: bool = False, progress: Progress = no_progress
     ) -> Tensor:
-        """x carried from data to noise by `steps` Runge–Kutta steps of f, four network calls each; or
-        `backwards`, from noise to data."""
+        """The noise of data x, or `backwards` the data of noise x, by `steps` Runge–Kutta steps of f, of four
+        network calls each."""
         times = [level.t for level in self.sde.spaced(steps + 1)]
         return solve(f, x, times if backwards else times[::-1], "rk4", progress)

@@ -21,20 +21,20 @@ from gzcli.models.nn import at_least
 
 Spacing = Literal["uniform", "karras", "logsnr"]
 
-STOP = 1e-3  # the time where samplers stop and Tweedie's formula takes away the rest (appendix C)
+STOP = 1e-3  # the time at which samplers stop; Tweedie's formula removes the remaining noise (appendix C)
 
 
 @dataclass(frozen=True)
 class SDEOptions:
-    """The stochastic differential equation, as keys of a recipe.
+    """The stochastic differential equation.
 
     sde: variance preserving (vp), sub-VP (subvp) or variance exploding (ve).
     beta_min: β at t = 0, of vp and subvp; above 0.
     beta_max: β at t = 1.
     sigma_min: σ at t = 0, of ve, for images in [-1, 1]; above 0.
     sigma_max: σ at t = 1.
-    t_min: the least time that is trained, and at which a likelihood may begin, 0 … 1. A likelihood knows a
-      flat pixel no better than the noise there: with 256 levels σ = .01 costs it 1.2 nats, .002 costs .2.
+    t_min: the least time of training and of likelihoods, 0 … 1. The noise at that time limits the likelihood
+      of a constant pixel: with 256 levels σ = .01 costs 1.2 nats, .002 costs .2.
     """
 
     sde: Literal["vp", "subvp", "ve"] = "vp"
@@ -48,7 +48,7 @@ class SDEOptions:
 class SDE:
     """An SDE whose conditional law is known. Raises UsageError for a least time outside 0 … 1.
 
-    start: the least time that is trained; at t = 0 the score has no limit.
+    start: the least time of training; at t = 0 the score has no limit.
     """
 
     def __init__(self, start: float):
@@ -77,8 +77,12 @@ class SDE:
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
     def spaced(self, steps: int, spacing: Spacing = "karras", strength: float = 1.0) -> list[Level]:
-        """`steps` levels from the time `strength` down to where samplers stop; uniform: in t, karras: in the
-        7th root of σ/α (Karras 2022, eq. 5), logsnr: in its logarithm. Raises UsageError for no steps."""
+        """`steps` levels from the time `strength` down to the time at which samplers stop. Raises UsageError
+        for no steps.
+
+        spacing: uniform: even in t; karras: in the 7th root of σ/α (Karras 2022, eq. 5); logsnr: in its
+          logarithm.
+        """
         at_least(1, steps=steps)
         ramp, top = np.linspace(0, 1, steps), max(strength, self.stop)
         if spacing == "uniform":
@@ -94,8 +98,10 @@ class SDE:
         return [self.level(float(t)) for t in times]
 
     def rising(self, ratio: float, steps: int) -> list[Level]:
-        """The ends of `steps` steps, equal in log σ/α, from where σ/α is `ratio`, or from the least time, up
-        to t = 1. Raises UsageError for no steps."""
+        """The levels of `steps` steps, equal in log σ/α, up to t = 1. Raises UsageError for no steps.
+
+        ratio: σ/α of the first level, which is not below that of the least time.
+        """
         at_least(1, steps=steps)
         low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)
         return [self.level(float(t)) for t in self.times(np.linspace(low, high, steps + 1))]

@@ -27,13 +27,13 @@ from gzcli.types import DataInfo, Noise, Progress, no_progress
 
 @dataclass(frozen=True)
 class SGMSampling(SamplingOptions):
-    """As `SamplingOptions`."""
+    """The same, with the samplers of `sgm`."""
 
     sampler: Literal["dpmpp", "heun", "em", "pc", "ode"] = "dpmpp"
 
 
 class SGM(ScoreApplications):
-    """A U-Net that tells the score, as score.py describes."""
+    """A U-Net that predicts the score, as in score.py."""
 
     paper = "Song et al. 2021, arXiv:2011.13456"
     likelihood = "ode"
