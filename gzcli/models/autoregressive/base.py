@@ -84,7 +84,7 @@ class PixelModel(Model):
         return self.part_log_prob(self(x, labels), x)
 
     def _class_log_prob(self, x: Tensor, rows: int) -> Tensor:
-        """log p(the first `rows` rows | class) for every class, [B, K]."""
+        """log p(first `rows` rows of x | class) for every class, [B, K]."""
         every = spread_labels(None, len(self.data.classes), self.data, x.device)
         scores = [
             self._pixels_log_prob(x, y.expand(len(x), *y.shape))[:, :, :rows].flatten(1).sum(1) for y in every
@@ -104,9 +104,9 @@ class PixelModel(Model):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], pixel by pixel.
 
-        temperature: of every factor, above 0; 1 samples the model itself, less stays nearer to its mode.
-        naive: one pass of the whole net for every value in place of the incremental net; slow, the reference
-          of the tests.
+        temperature: of every factor, above 0; 1: as trained, less: nearer to the mode.
+        naive: whether every value takes a pass of the whole network, in place of the incremental one; slow, a
+          reference for tests.
         """
         x = next(self.parameters()).new_zeros(n, *self.data.shape)
         if self.conditional:
@@ -191,8 +191,8 @@ def first_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class WholeNet:
-    """`Incremental` without caches: every output is a pass of the whole net over x, into which the values
-    drawn so far are written."""
+    """`Incremental` without caches: every output is a pass of the whole network over x, which holds the
+    values drawn so far."""
 
     def __init__(self, net: PixelModel, x: Tensor, labels: Tensor | None):
         self.net, self.x, self.labels, self.i = net, x, labels, -1

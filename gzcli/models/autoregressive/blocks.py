@@ -30,8 +30,8 @@ class TransformerOptions:
 
 
 def initial_std(width: int) -> float:
-    """The standard deviation of initial weights: GPT-2's .02 at its width of 768, and more for narrower nets,
-    which then learn faster."""
+    """The standard deviation of initial weights: GPT-2's .02 at its width of 768, and more at smaller widths,
+    which speeds up learning."""
     return 0.02 * math.sqrt(768 / width)
 
 
@@ -71,8 +71,8 @@ class Block(nn.Module):
     def forward(self, h: Tensor, *, causal: bool = False, cache: KVCache | None = None) -> Tensor:
         """h [B, T, width]; causal: no position attends to a later one.
 
-        With a cache, h holds the positions that follow those in the cache, and attends to both. The first
-        call with a cache may pass many positions, if it is causal; each later call passes one.
+        With a cache, h holds the positions after those in the cache, and attends to both. The first call with
+        a cache may have many positions if it is causal; each later call has one.
         """
         if self.near is not None and self.grid is not None:  # the first token is the label, not a code
             codes = h[:, 1:].mT.unflatten(2, self.grid)
@@ -87,8 +87,8 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The blocks of a transformer and a final norm. Raises UsageError for a width that the heads cannot
-    share."""
+    """The blocks of a transformer and a final norm. Raises UsageError for a width that the heads do not
+    divide."""
 
     def __init__(self, options: TransformerOptions, grid: tuple[int, int] | None = None):
         super().__init__()

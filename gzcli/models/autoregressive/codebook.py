@@ -33,9 +33,10 @@ class CodebookOptions:
 
     codes: size of the codebook.
     dim: numbers in a code's vector.
-    codebook: how codes learn: `ema`, as the mean of the encoder's vectors that they replace, or `gradient`.
+    codebook: how codes are learned: `ema`, as the mean of the encoder's vectors that they replace, or
+      `gradient`.
     beta: weight β of the commitment loss, which draws the encoder to its codes.
-    decay: of the averages behind `ema` and `restart`, a step.
+    decay: decay of a step, of the running averages for `ema` and `restart`.
     restart: whether dead codes are moved to vectors drawn from the batch.
     cosine: whether vectors and codes lie on the unit sphere, which keeps more codes in use (Yu 2021,
       arXiv:2110.04627, section 3.2).
@@ -51,12 +52,12 @@ class CodebookOptions:
 
 
 class Codebook(nn.Module):
-    """Replaces each vector of z [B, dim, h, w] by the nearest of the codebook's.
+    """Replaces each vector of z [B, dim, h, w] by the nearest vector of the codebook.
 
     embedding: the codes' vectors [codes, dim], a buffer of `ema` codebooks, a parameter of `gradient` ones.
-    total: running average of the sum of each code's vectors over the batch's number of vectors [codes, dim].
+    total: running average of the sum of each code's vectors, divided by the number of vectors [codes, dim].
     usage: running average of the share of vectors that take each code [codes].
-    started: whether the codes lie at vectors of a first batch.
+    started: whether the codes were moved to vectors of the first batch.
     """
 
     embedding: Tensor
@@ -78,8 +79,8 @@ class Codebook(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_q, whose gradient passes straight through to z, and the loss with figures to log; in training the
-        codes move."""
+        """z_q, with a straight-through gradient to z, and the loss with values to log. In training it also
+        updates the codes."""
         z, codes, e = self.nearest(z)
         share = ranks.mean(self._count(codes), self)
         loss = self.options.beta * F.mse_loss(z, e.detach())
@@ -95,10 +96,10 @@ class Codebook(nn.Module):
         }
 
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z [B, dim, h, w] as it is compared, its codes [B, h, w] int64, and their vectors [B, dim, h, w], in
-        full precision."""
+        """z [B, dim, h, w], normalised where `cosine` says so, its codes [B, h, w] int64 and their vectors
+        [B, dim, h, w], in full precision."""
         z = self._normal(to_fp32(z), dim=1)
-        with full_fp32(z.device):  # TF32 would decide a near tie otherwise than the pass that reads the codes
+        with full_fp32(z.device):  # TF32 could decide a near tie differently in another pass
             places = z.detach().movedim(1, -1)  # [B, h, w, dim]
             e = self._normal(self.embedding.detach())  # [codes, dim]
             square, parts = e.square().sum(1), places.flatten(0, -2).split(max(1, DISTANCES // len(e)))
@@ -113,10 +114,8 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, z: Tensor, noise: Noise) -> None:
-        """Moves all codes to vectors of the first batch; only once, so that a resume changes nothing.
-
-        The host does not wait for the device.
-        """
+        """Moves all codes to vectors of the first batch, once, so that a resume changes nothing. The host
+        does not wait for the device."""
         self._restart(~self.started.expand_as(self.usage), self._normal(to_fp32(z), dim=1), noise)
         self.started.fill_(True)
 

@@ -1,11 +1,10 @@
-"""Causal convolutions of the PixelCNN family, and caches by which they are computed row by row or pixel by
-pixel.
+"""Causal convolutions of the PixelCNN family, and caches that compute them row by row or pixel by pixel.
 
 Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i
 sees rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row
 and channels < c of its pixel (masks A in the first layer and B above it: van den Oord 2016,
-arXiv:1601.06759). Kernels hold the unmasked taps only, and padding shifts their input, so that nothing is
-multiplied by zero; the only mask left is that between channel groups at the current pixel.
+arXiv:1601.06759). Kernels hold the unmasked taps alone, and padding shifts their input, so that nothing is
+multiplied by zero; only the channel groups of the current pixel need a mask.
 """
 
 from __future__ import annotations
@@ -28,10 +27,13 @@ def gate(y: Tensor, dim: int = 1) -> Tensor:
 
 
 def group_mask(n_out: int, n_in: int, groups: int, *, parts: int = 1, strict: bool = False) -> Tensor | None:
-    """0/1 [n_out, n_in]: 1 where output o may see input i of the same pixel; None where every output may.
+    """0/1 [n_out, n_in]: 1 where output o sees input i of the same pixel; None where all outputs see all
+    inputs.
 
-    Channels are split into `groups` equal runs, the outputs within each of `parts` (the two halves of a gated
-    unit). Group c sees groups ≤ c (mask B), or < c if `strict` (mask A).
+    Group c sees groups ≤ c (mask B), or < c if `strict` (mask A).
+
+    groups: number of equal runs of channels.
+    parts: number of parts of the outputs that have all groups, as the two halves of a gated unit.
     """
     if groups == 1 and not strict:
         return None
@@ -49,7 +51,7 @@ def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
 class VerticalConv(nn.Conv2d):
     """A convolution over the rows up to the current one.
 
-    strict: over the rows up to the one above, for the first layer, whose input is the image.
+    strict: whether the current row is excluded, as in the first layer, where the input is the image.
     """
 
     bias: Tensor
@@ -75,11 +77,14 @@ class VerticalConv(nn.Conv2d):
 
 
 class HorizontalConv(nn.Module):
-    """A 1 × (left + 1) convolution over the pixels up to the current one, whose channels are masked by group.
+    """A 1 × (left + 1) convolution over the pixels up to the current one, masked by channel group at the
+    current one.
 
-    strict: for the first layer (mask A): group c of the current pixel sees groups < c only; with one group
-      the current pixel has no tap.
-    parts: 2 where the outputs go through `gate`.
+    left: number of pixels left of the current one.
+    groups: number of channel groups of a pixel.
+    strict: whether group c sees only groups < c of the current pixel (mask A, of the first layer); with one
+      group the current pixel then has no tap.
+    parts: 2 where `gate` follows.
     """
 
     weight: Tensor
@@ -102,7 +107,7 @@ class HorizontalConv(nn.Module):
         self.groups, self.parts, self.strict = groups, parts, strict
         self.current = not (strict and groups == 1)  # whether the current pixel has a tap
         for name, p in nn.Conv2d(n_in, n_out, (1, left + self.current)).named_parameters():
-            self.register_parameter(name, p)  # a convolution's, for their initial values
+            self.register_parameter(name, p)  # with the initial values of a convolution
         mask = group_mask(n_out, n_in, groups, parts=parts, strict=strict) if self.current else None
         if mask is not None:
             taps = torch.ones(n_out, n_in, left, device=mask.device)
@@ -117,7 +122,7 @@ class HorizontalConv(nn.Module):
 
 
 class RowCache:
-    """Computes a `VerticalConv` row by row: takes its input as rows [n, C, W], returns rows of its output."""
+    """Computes a `VerticalConv` row by row, from rows [n, C, W] of its input."""
 
     def __init__(self, conv: VerticalConv, n: int, width: int):
         # the weight is read once: `weight_norm` computes it at every reading
@@ -127,7 +132,8 @@ class RowCache:
         self.i = -1
 
     def __call__(self, row: Tensor) -> Tensor:
-        """Output row i [n, n_out, W] from input row i; of a strict one from row i − 1, zeros for i = 0."""
+        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, zeros for i =
+        0."""
         self.push(row)
         return self.output()
 
@@ -149,8 +155,8 @@ class RowCache:
 
 
 class PixelCache:
-    """Computes a `HorizontalConv` pixel by pixel within one row: keeps its inputs, and its weights cropped by
-    tap and group.
+    """Computes a `HorizontalConv` pixel by pixel within a row. It keeps the inputs, and the weights by tap
+    and group.
 
     Outputs come in group-major order: group c is columns c·w … (c + 1)·w, w = n_out / groups, each
     [parts, w / parts].

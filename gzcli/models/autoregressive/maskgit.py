@@ -1,8 +1,8 @@
 """MaskGIT — Chang et al. 2022, "Masked Generative Image Transformer", arXiv:2202.04200.
 
-Training hides the share cos(πr/2) of the codes, r uniform, and predicts them from the others (section 3.3).
-Sampling begins with all codes hidden; each pass keeps the most confident predictions, as many as the same
-schedule says (section 3.2).
+Training masks the share cos(πr/2) of the codes, r uniform, and predicts them from the rest (section 3.3).
+Sampling begins with all codes masked. Each pass keeps the most confident predictions, as many as the same
+schedule gives (section 3.2).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 class FillOptions:
     """How hidden codes are filled in.
 
-    steps: passes of the net.
-    temperature: divides the logits of the codes; above 0, 1 samples the predictions as they are.
-    choice: scale of the Gumbel noise in the choice of the codes that a pass keeps; it falls to 0 at the last
-      step; 0: always the most confident ones.
-    guidance: scale of the logits with the label against those without; 1: the labels as trained; more:
-      sharper, at twice the cost.
+    steps: passes of the network.
+    temperature: divides the logits of the codes; above 0; 1: as trained.
+    choice: scale of the Gumbel noise in the choice of the codes that a pass keeps, which falls to 0 at the
+      last step; 0: always the most confident codes.
+    guidance: scale of the logits with the label against those without; 1: as trained, more: sharper, at twice
+      the cost.
     """
 
     steps: int = 10
@@ -49,8 +49,8 @@ class MaskGIT(Prior):
     Raises UsageError for sizes that do not fit.
 
     near: whether each block begins with a depthwise 3×3 convolution over the grid (Chu 2021,
-      arXiv:2102.10882); the paper has none, but a small net learns to look beyond the masks several times
-      faster with it.
+      arXiv:2102.10882), which the paper does not have; with it a small network learns to use codes beyond the
+      masked ones several times faster.
     smoothing: label smoothing of the training targets, a share of the probability.
     """
 
@@ -129,8 +129,8 @@ class MaskGIT(Prior):
     def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
         """A lower bound of log p(codes | class) for every class, [B, K].
 
-        All classes are scored by the same masks. Masks of its own for each class would let the mixture over
-        the classes favour the luckiest one, and then it bounds nothing.
+        All classes have the same masks. With different masks the mixture over the classes would favour the
+        class with the luckiest masks, and be no bound.
         """
         masks = self.masks(codes, noise)
         return -torch.stack([self.bound(codes, y, masks) for y in self.each_class(codes)], 1)
@@ -166,7 +166,7 @@ class MaskGIT(Prior):
         how: FillOptions = FillOptions(),
     ) -> Applied:
         """Images x [B, C, H, W] completed where mask [B, 1, H, W] is 0: codes with a hidden pixel are drawn
-        given the others.
+        given the remaining codes.
 
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without
         labels uses its null label. Raises UsageError where it was trained without that label.
@@ -195,7 +195,7 @@ class MaskGIT(Prior):
         progress: Progress,
         how: FillOptions,
     ) -> Tensor:
-        """codes [n, T] with those that are `masked` drawn given the others (algorithm of section 3.2)."""
+        """codes [n, T], where the masked ones are drawn given the rest (algorithm of section 3.2)."""
         steps = how.steps
         if how.temperature <= 0 or steps < 1:
             raise UsageError("`temperature` must be above 0, `steps` 1 or more")

@@ -17,12 +17,12 @@ EPS = 1e-6  # of the group norms
 class ConvOptions:
     """The size of encoder and decoder.
 
-    channels: of the finest level; a multiple of `groups`.
-    mult: what `channels` is multiplied by at each level, the finest first; the resolution is halved between
+    channels: channels of the finest level; a multiple of `groups`.
+    mult: channels of each level in units of `channels`, the finest first; the resolution is halved between
       two levels.
     blocks: residual blocks of each level of the encoder; the decoder has one more.
     attention: whether the coarsest level has self-attention.
-    groups: of the group norms.
+    groups: groups of each group norm.
     """
 
     channels: int = 32
@@ -97,7 +97,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [B, dim, h, w] → [B, channels, H, W], the encoder's mirror with one block more a level.
+    """z [B, dim, h, w] → [B, channels, H, W], the mirror image of the encoder with one block more at each
+    level.
 
     sizes: (height, width) of the feature maps, the image's first.
     """

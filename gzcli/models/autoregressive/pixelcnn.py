@@ -20,8 +20,8 @@ from gzcli.types import Batch, DataInfo
 
 
 class GatedBlock(nn.Module):
-    """One layer of both stacks (paper, figure 2), both residual; the horizontal stack also sees the vertical
-    one, never the reverse."""
+    """One residual layer of both stacks (paper, figure 2). The horizontal stack also sees the vertical one,
+    not the reverse."""
 
     def __init__(self, hidden: int, kernel: int, dilation: int, groups: int):
         super().__init__()
@@ -44,13 +44,13 @@ class GatedBlock(nn.Module):
 class PixelCNN(PixelModel):
     """Gated PixelCNN with exact likelihood.
 
-    Each channel of the image has an equal part of `hidden` and of `head`, which are rounded up to that. RGB
-    is generated in the order R → G → B, each channel conditioned on those before it. Images of two levels
-    have one Bernoulli logit a channel. The vertical stack also gets a learned map of positions: it costs no
-    time and shows where the border is.
+    Each channel of the image has an equal part of `hidden` and of `head`, which are rounded up to multiples
+    of the channels. RGB is generated in the order R → G → B, each channel conditioned on those before it.
+    Images of two levels have one Bernoulli logit a channel. The vertical stack has a learned map of
+    positions, which costs no time and shows the border.
 
     hidden: channels of each stack; a multiple of 32 is fast in bf16.
-    dilations: of the layers' kernels, one layer for each number.
+    dilations: dilation of the kernel of each layer.
     kernel: width of the layers' kernels in pixels; odd.
     first: width of the first layer's kernel in pixels; odd, 3 or more.
     head: channels before the softmax.
@@ -89,11 +89,8 @@ class PixelCNN(PixelModel):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        """Sets the softmax to the marginal distribution of grey levels in the first batch, which saves the
-        steps of learning it.
-
-        A bias that is no longer zero, as after a resume, stays.
-        """
+        """Sets the bias of the softmax to the distribution of grey levels in the first batch, which saves the
+        steps of learning it. A bias that is not zero, as after a resume, stays."""
         if self.logits.bias.any():
             return
         levels = self.levels
@@ -109,7 +106,7 @@ class PixelCNN(PixelModel):
         of level 1 where there are two levels."""
         bias = self._bias(labels, x.shape[0])
         v, h = self.first_vertical(x), self.first_horizontal(x)
-        # channels_last is faster on a CPU; an image of one channel has no memory format that would carry over
+        # channels_last is faster on a CPU; it is set here, as images of one channel do not pass it on
         v = (v + self.position.to(v.dtype)).contiguous(memory_format=torch.channels_last)
         h = h.contiguous(memory_format=torch.channels_last)
         for block, b in zip(self.blocks, bias, strict=True):
@@ -181,8 +178,8 @@ class IncrementalPixelCNN:
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
-        """Needs nothing: the horizontal stack sees its own row alone, and `row` passes this one to the
-        vertical stack."""
+        """Does nothing: the horizontal stack sees its own row alone, and the vertical stack gets this row by
+        the next call of `row`."""
 
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""

@@ -28,8 +28,8 @@ class PixelCNNpp(PixelModel):
     positions; the paper's channel of ones shows the border only.
 
     hidden: channels of each stream; a multiple of 32 is fast in bf16.
-    blocks: gated ResNet blocks of each scale on the way to coarser ones, from the images' own resolution on,
-      which is halved between two scales; on the way back each scale but the coarsest has one more.
+    blocks: gated ResNet blocks of each scale of the encoder, from the images' own resolution on, which is
+      halved between two scales; in the decoder each scale but the coarsest has one more.
     mixture: logistics in the mixture of a pixel.
     dropout: share of the activations inside the blocks that training sets to zero.
     """
@@ -77,10 +77,10 @@ class PixelCNNpp(PixelModel):
         """The parameters of every pixel's distribution given those before it, [B, 1, H, W, size]."""
         v, h = self.first_vertical(x), self.first_above(x) + self.first_left(x)
         v = v + self.position.to(v.dtype)
-        # channels_last is faster on a CPU; an image of one channel has no memory format that would carry over
+        # channels_last is faster on a CPU; it is set here, as images of one channel do not pass it on
         v, h = (feature(s.contiguous(memory_format=torch.channels_last)) for s in (v, h))
         _, (h, _) = u_net((v, h), self.scales, labels if self.conditional else None)
-        # in full precision: a mean with bf16's 8 bits of mantissa is coarser than a grey level
+        # in full precision: the 8 bits of bf16 are coarser than a grey level
         with torch.autocast(x.device.type, enabled=False):
             return self.head(to_fp32(F.elu(h))).permute(0, 2, 3, 1)[:, None]
 
@@ -99,8 +99,8 @@ class IncrementalPixelCNNpp:
     """The net for n images: the vertical stream row by row, the corner one pixel by pixel, see
     `base.Incremental`.
 
-    A coarser scale is computed at every second row and column of the finer one, so that a pixel costs a third
-    more than at one scale, whatever the size of the image.
+    A coarser scale is computed at every second row and column of the finer one. So a pixel costs a third more
+    than with one scale, at any size of the image.
     """
 
     def __init__(self, net: PixelCNNpp, n: int, labels: Tensor | None):

@@ -1,4 +1,4 @@
-"""What the second stages share: a distribution over the codes of a trained tokenizer."""
+"""The base of second stages: a distribution over the codes of a trained tokenizer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 class Prior(Model):
     """A distribution over the codes [B, T] that `tokenizer` gives to images, in raster order of its grid.
 
-    The codes of the training set are made once (`prepare`) and arrive as `batch.extra["codes"]`. The label is
-    a token before the codes. Raises UsageError for a stage `tokenizer` that makes no codes.
+    The codes of the training set are computed once (`prepare`) and arrive as `batch.extra["codes"]`. The
+    label is a token before the codes. Raises UsageError for a stage `tokenizer` that makes no codes.
     """
 
     best = "loss"
@@ -38,7 +38,7 @@ class Prior(Model):
         self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
 
     def phases(self) -> list[Phase]:
-        """Only matrices have weight decay."""
+        """One phase, with weight decay for matrices alone."""
         matrices = [p for p in self.parameters() if p.ndim > 1]
         rest = [p for p in self.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
@@ -57,8 +57,6 @@ class Prior(Model):
         dropout = self.label_dropout if self.training else 0.0
         return batch.y, batch.noise.rand(len(batch)) < dropout
 
-    # ---- what a prior defines
-
     def nll(self, codes: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """−log p(codes | labels) [B] in nats, or an upper bound of it."""
         raise NotImplementedError
@@ -72,8 +70,8 @@ class Prior(Model):
     def asked_labels(
         self, labels: Tensor | None, n: int, device: torch.device, guidance: float
     ) -> Tensor | None:
-        """The labels of n samples, None of an unconditional model. Raises UsageError for guidance that the
-        model was not trained for."""
+        """The labels of n samples, by default spread over the classes; None for an unconditional model.
+        Raises UsageError for guidance that the model was not trained for."""
         if guidance != 1 and not (self.conditional and self.label_dropout):
             raise UsageError(
                 f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
@@ -82,8 +80,8 @@ class Prior(Model):
         return spread_labels(labels, n, self.data, device) if self.conditional else None
 
     def known_labels(self, labels: Tensor | None) -> Tensor | None:
-        """The labels of given images, None where unknown. Raises UsageError for unknown labels where training
-        never hid any."""
+        """The labels of given images; None where they are unknown. Raises UsageError for unknown labels if
+        training never hid any."""
         if self.conditional and labels is None and not self.label_dropout:
             hint = "name them with `--label`, or set `model.label_dropout` and train"
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
@@ -105,17 +103,17 @@ class Prior(Model):
         return -torch.stack([self.nll(codes, y, noise) for y in self.each_class(codes)], 1)
 
     def each_class(self, codes: Tensor) -> list[Tensor]:
-        """For every class the labels that give it to all rows of codes [B, T]."""
+        """For every class its labels for all rows of codes [B, T]."""
         classes = spread_labels(None, len(self.data.classes), self.data, codes.device)
         return [y.expand(len(codes), *y.shape) for y in classes]
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """‖x − x̂‖² [B], the part of each image that its codes lose."""
+        """‖x − x̂‖² [B], the error of reconstructions."""
         return self.tokenizer.score_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's figures, and in nats a code: `entropy`, that of a single code, and `nats` under the
-        prior, given the labels if it is conditional."""
+        """The tokenizer's figures, and in nats for each code: `entropy` of a single code, and `nats` under
+        the prior, given the labels if it is conditional."""
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:
             codes = figures.add(batch.x).flatten(1)

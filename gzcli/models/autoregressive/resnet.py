@@ -4,7 +4,8 @@ The vertical stream at row i sees the image's rows < i, the corner stream at (i,
 i: a corner convolution has 2×2 taps of which the last is the current position. Each coarser scale has every
 second row and column of the next finer one, and sees what position (2i, 2j) there sees.
 
-A stream's feature is a pair (h, e) with e = [elu(h), elu(−h)], because several convolutions take the same e.
+A feature of a stream is a pair (h, e) with e = [elu(h), elu(−h)], because several convolutions take the same
+e.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
 def feature(h: Tensor) -> Feature:
+    """The pair (h, e)."""
     return h, concat_elu(h)
 
 
 def concat_elu(h: Tensor) -> Tensor:
+    """[elu(h), elu(−h)] along the channels of h [B, C, …]."""
     return F.elu(torch.cat([h, -h], 1))
 
 
@@ -62,7 +65,7 @@ class Block(nn.Module, Generic[Conv]):
         h + a σ(b),  [a, b] = conv_out([elu(y), elu(−y)]) + label bias,  y = conv_in(e) + Σ 1×1(side)
 
     conv: makes a causal convolution of (inputs, outputs).
-    sides: how many features `forward` takes beside the stream's own.
+    sides: number of features of other streams that `forward` takes.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """The gated ResNet of PixelCNN++ row by row and pixel by pixel, for sampling: each class computes a module of
-resnet.py from caches of what it has seen."""
+resnet.py from caches of its earlier inputs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CornerCache:
         self.i = self.j = -1
 
     def row(self, more: Tensor | float = 0.0) -> None:
-        """Begins the next row, to whose outputs `more` [n, W, n_out] is added."""
+        """Begins the next row; `more` [n, W, n_out] is added to its outputs."""
         self.i, self.j = self.i + 1, -1
         if self.i % self.stride == 0:
             taps = self.input.unfold(1, 2 * self.n_in, self.stride * self.n_in)  # [n, W, 2 · n_in]
@@ -116,8 +116,8 @@ class IncrementalShrink:
 
 
 class IncrementalGrow:
-    """Computes a `Grow` position by position: keeps the last row of the coarser vertical stream, and a row of
-    pixels of the coarser corner stream."""
+    """Computes a `Grow` position by position. It keeps the last row of the coarser vertical stream, and a row
+    of pixels of the coarser corner stream."""
 
     v: Tensor  # [n, hidden, W of the coarser scale]
 
@@ -145,7 +145,7 @@ class IncrementalGrow:
 
 
 class Walk(NamedTuple):
-    """A scale as `u_net` passes through it: functions of rows, or functions of pixels."""
+    """The functions of a scale, of rows or of pixels, that `u_net` calls."""
 
     up: list[Callable[..., Feature]]
     down: list[Callable[..., Feature]]
@@ -156,7 +156,8 @@ class Walk(NamedTuple):
 class IncrementalScale:
     """Computes a `Scale` with rows of `width` pixels position by position.
 
-    rows, pixels: its functions of rows and of pixels, which `u_net` passes through.
+    rows: the functions of rows that `u_net` calls.
+    pixels: the functions of pixels that `u_net` calls.
     """
 
     def __init__(self, scale: Scale, n: int, width: int, labels: Tensor | None):

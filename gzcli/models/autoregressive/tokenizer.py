@@ -1,4 +1,4 @@
-"""What the VQ models share: an image becomes a coarse grid of codes, and codes become an image."""
+"""The base of VQ models, which map an image to a coarse grid of codes and back."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
 
-    A tokenizer is the first stage of a prior (`transformer`, `maskgit`), which learns how codes go together.
-    By itself it samples every code independently, by how often training used it, so its samples have colours
-    and strokes but no composition. An `ema` codebook is an average already: the decoder must fit it, and
-    averaged weights (`train.ema`) whose memory is longer than that of the codebook's `decay` do not.
+    A tokenizer is the first stage of a prior (`transformer`, `maskgit`), which learns the joint distribution
+    of codes. By itself it draws every code independently by its frequency in training, so that samples have
+    colours and strokes but no composition. An `ema` codebook is an average already. Averaged weights
+    (`train.ema`) with a longer memory than the codebook's `decay` do not fit it.
     """
 
     best = "loss"
@@ -74,7 +74,7 @@ class Tokenizer(Model):
         return Applied(x, rows=("reconstruction",))
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """‖x − x̂‖² [B], the part of each image that its codes lose."""
+        """‖x − x̂‖² [B], the error of reconstructions."""
         return (x - self.decode(self.encode(x))).square().flatten(1).sum(1)
 
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
@@ -83,7 +83,7 @@ class Tokenizer(Model):
         return (z - e).square().flatten(1).sum(1)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """`mse` of reconstructions, of images in [0, 1], and `perplexity` of the codes."""
+        """The `mse` of reconstructions, for images in [0, 1], and the `perplexity` of the codes."""
         figures = Figures(self)
         for batch in batches:
             figures.add(batch.x)

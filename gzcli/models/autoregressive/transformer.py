@@ -1,7 +1,5 @@
-"""The GPT over codes of VQGAN — Esser, Rombach & Ommer 2021, arXiv:2012.09841, section 3.2.
-
-p(s) = Π p(s_i | s_<i)
-"""
+"""The GPT over codes of VQGAN — Esser, Rombach & Ommer 2021, arXiv:2012.09841, section 3.2: p(s) = Π p(s_i |
+s_<i)."""
 
 from __future__ import annotations
 
@@ -27,10 +25,10 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 class DrawOptions:
     """How a code is drawn from its distribution.
 
-    temperature: divides the logits; above 0, 1 samples the model itself.
-    top_k: codes to draw from, the likeliest; null: all.
-    top_p: draw from the fewest likeliest codes whose probabilities sum to this much (Holtzman 2019,
-      arXiv:1904.09751); above 0, 1: from all.
+    temperature: divides the logits; above 0; 1: as trained.
+    top_k: number of most likely codes to draw from; null: all.
+    top_p: draw from the fewest most likely codes with this total probability (Holtzman 2019,
+      arXiv:1904.09751); above 0; 1: from all.
     """
 
     temperature: float = 1.0
@@ -101,8 +99,8 @@ class Transformer(Prior):
     ) -> Tensor:
         """n images [n, C, H, W], code by code; keys and values of earlier codes are cached.
 
-        guidance: scale of the logits with the label against those without (Ho 2022, arXiv:2207.12598); 1: the
-          labels as trained; more: sharper, at twice the cost.
+        guidance: scale of the logits with the label against those without (Ho 2022, arXiv:2207.12598); 1: as
+          trained, more: sharper, at twice the cost.
         """
         device = self.head.weight.device
         labels = self.asked_labels(labels, n, device, guidance)
@@ -155,12 +153,12 @@ class Transformer(Prior):
         how: DrawOptions,
         guidance: float,
     ) -> Tensor:
-        """Codes [n, T] that begin with `codes` [n, kept]; the others are drawn in order."""
+        """Codes [n, T]: the given `codes` [n, kept], and the rest drawn in order."""
         n, kept = codes.shape
         u = noise.rand(n, self.length)
         codes = torch.cat([codes, codes.new_zeros(n, self.length - kept)], 1)
         passes, drop = 1, None
-        if guidance != 1 and labels is not None:  # a second copy of the rows, with hidden labels
+        if guidance != 1 and labels is not None:  # with a second copy of the rows, whose labels are hidden
             passes, labels = 2, torch.cat([labels, labels])
             drop = torch.arange(2 * n, device=codes.device) >= n
         caches, position = self.trunk.caches(passes * n, self.length), self.position()

@@ -27,7 +27,7 @@ from gzcli.types import Batch, DataInfo, Noise
 
 
 def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Conv2d | nn.Linear) -> Tensor:
-    """λ of eq. 7, a number without gradient.
+    """λ of eq. 7, without a gradient.
 
     The gradients are means over the global batch, so that all ranks have the same λ.
     """
@@ -42,11 +42,11 @@ class VQGAN(Tokenizer):
     Raises UsageError for sizes that do not fit.
 
     pixels: distance of the pixels, the mean of |x − x̂| or of its square.
-    perceptual: `lpips` adds LPIPS to L_rec; `auto` does so where the weights of LPIPS are at hand, `none`
-      never.
-    perceptual_weight: what LPIPS is multiplied by.
-    disc_start: the step from which on the discriminator is trained, and the generator against it.
-    disc_weight: what λ is multiplied by.
+    perceptual: whether LPIPS is part of L_rec: `lpips`, yes; `auto`, where its weights are in the cache;
+      `none`, no.
+    perceptual_weight: factor of LPIPS.
+    disc_start: first step of the training of the discriminator, and of the generator against it.
+    disc_weight: factor of λ.
     disc_width: channels of the discriminator's first layer.
     disc_layers: how often the discriminator halves the resolution.
     """

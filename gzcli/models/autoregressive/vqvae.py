@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z_q [B, dim, h, w] → x [B, C, H, W], the encoder's mirror.
+    """z_q [B, dim, h, w] → x [B, C, H, W], the mirror image of the encoder.
 
     sizes: (height, width) of the feature maps, the image's first.
     """
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
 
 
 class VQVAE(Tokenizer):
-    """The paper's net (section 4.1) with its codebook; a first stage, see `Tokenizer`.
+    """The paper's network (section 4.1) with a codebook; a first stage, see `Tokenizer`.
 
     hidden: channels of encoder and decoder.
     residual: channels inside a residual block.

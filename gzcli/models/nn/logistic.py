@@ -1,7 +1,7 @@
 """Discretised logistics (Salimans et al. 2017, PixelCNN++, arXiv:1701.05517, sections 2.1 and 2.2).
 
 Grey level k of L lies at x = 2k / (L − 1) − 1; its bin is x ± 1 / (L − 1), and the first and the last bin
-reach to ∓∞, so that the masses of the L levels sum to 1.
+extend to ∓∞, so that the masses of the L levels sum to 1.
 """
 
 from __future__ import annotations

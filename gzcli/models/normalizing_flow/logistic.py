@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gzcli.models.nn.common import to_fp32
 
 MIN_LOG_SCALE = -7.0  # the least log scale of a component, as in the paper's code
-# iterations of the inverse; 2,000 random mixtures of 32 logistics, scales from e^-7 on, took at most 32 in fp64
+# iterations of the inverse; 2,000 random mixtures of 32 logistics, of scales from e^-7 on, took 32 at most
 ITERATIONS = 40
 
 

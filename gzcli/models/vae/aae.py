@@ -32,11 +32,12 @@ LOSS = OBJECTIVES["nonsaturating"]
 class AAEOptions:
     """The codes and the discriminators.
 
-    posterior: whether a code is a function of the image (`deterministic`), or a draw of a Gaussian.
+    posterior: whether a code is a function of the image (`deterministic`) or a draw of a Gaussian
+      (`gaussian`).
     disc_hidden: widths of the layers of the discriminator of codes.
     code_weight: weight of the encoder's adversarial loss, beside the squared error summed over pixels.
-    image_weight: weight of the decoder's adversarial loss by a discriminator of images; 0, as in the paper,
-      has no such discriminator.
+    image_weight: weight of the decoder's adversarial loss by a discriminator of images; 0, as in the paper:
+      no such discriminator.
     image_width: channels of the finest scale of the discriminator of images.
     """
 
@@ -50,7 +51,7 @@ class AAEOptions:
 class AAE(Model):
     """An autoencoder whose codes get the distribution N(0, I) by a discriminator.
 
-    A conditional decoder is given the label (section 4), so the code need not hold it.
+    A conditional decoder is given the label (section 4), so that the code need not encode it.
     """
 
     paper = "Makhzani 2015, arXiv:1511.05644"
@@ -78,8 +79,7 @@ class AAE(Model):
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Codes [B, latent].
 
-        eps: standard normal [B, latent], for a draw of a Gaussian posterior, whose mean is the code without
-          it.
+        eps: standard normal [B, latent], for a draw of a Gaussian posterior; None: its mean.
         """
         if self.options.posterior == "deterministic":
             return to_fp32(self.encoder(x))
@@ -188,7 +188,7 @@ class AAE(Model):
     ) -> Applied:
         """The first image, changed along the dimensions of its code that change it most.
 
-        dims: number of dimensions, one a row.
+        dims: number of dimensions, a row for each.
         steps: images of a row.
         span: a dimension goes from −span to span, in standard deviations of the prior.
         """
@@ -197,7 +197,7 @@ class AAE(Model):
     # ---- out-of-distribution scores
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """‖x − x̂‖², for a conditional model with the labels of the least such error."""
+        """‖x − x̂‖², for a conditional model with the labels that minimise it."""
         z, K = self.encode(x), len(self.data.classes)
         if not self.conditional:
             return self.distance(x, self.decode(z))

@@ -1,4 +1,4 @@
-"""What the models with an ELBO share: labels that may be hidden, and a weight of the KL that rises."""
+"""The base of models with an ELBO: labels that training may hide, and the warm-up of the KL's weight."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gzcli.types import DataInfo
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """Labels.
+    """How a model is conditioned on labels.
 
-    conditional: whether the model is given labels.
+    conditional: whether the model is conditioned on labels.
     label_dim: size of a label's embedding.
     """
 
@@ -29,23 +29,26 @@ class LabelOptions:
 
     @property
     def size(self) -> int:
-        """Numbers that a net is given for a label: 0 for a model without labels."""
+        """The size of a label's embedding, 0 for a model without labels."""
         return self.label_dim if self.conditional else 0
 
 
 @dataclass(frozen=True)
 class HiddenLabelOptions(LabelOptions):
-    """Labels that training hides now and then, so that images without labels have a likelihood.
+    """The same with labels that training hides at random, so that images without labels have a likelihood.
 
-    label_dropout: share of training images, in [0, 1], whose label is replaced by the null label; the null
-      label stands for `labels=None` in likelihoods and scores.
+    label_dropout: share of the labels that training replaces by the null label, 0 … 1; likelihoods and scores
+      without labels use the null label.
     """
 
     label_dropout: float = 0.1
 
 
 class LabelledVAE(Model):
-    """A model with an ELBO, maybe conditional."""
+    """A model with an ELBO that may be conditioned on labels.
+
+    kl_warmup: steps over which the weight of the KL rises from 0 to 1.
+    """
 
     def __init__(self, data: DataInfo, labels: HiddenLabelOptions, kl_warmup: int):
         super().__init__(data)

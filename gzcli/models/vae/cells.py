@@ -1,8 +1,8 @@
 """NVAE's residual cells and spectral regularisation (Vahdat & Kautz 2020, arXiv:2007.03898, sections 3.1.1
 and 3.2).
 
-Where the paper has batch norm, there is group norm, so that an image's result does not depend on its batch. A
-cell's last convolution starts small, so that a deep net starts near the identity.
+Group norm takes the place of the paper's batch norm, so that the result for an image does not depend on its
+batch. The last convolution of a cell starts small, so that a deep network starts near the identity.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class EncoderCell(nn.Module):
 
 
 class DecoderCell(nn.Module):
-    """A depthwise 5×5 convolution on `expand` times the channels, which has a large receptive field for few
+    """A depthwise 5×5 convolution on `expand` times the channels, for a large receptive field with few
     parameters (figure 3a)."""
 
     def __init__(self, width: int, expand: int):
@@ -66,9 +66,9 @@ def small(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class SpectralNorms(nn.Module):
-    """Σ s_l, where s_l is the largest singular value of convolution l's weight, as a matrix [out, the rest].
+    """Σ s_l, where s_l is the largest singular value of the weight of convolution l as a matrix [out, other].
 
-    A call in training mode makes one step of the power method. Weights of one shape are multiplied in one
+    A call in training mode makes one step of the power method. Weights of equal shape are multiplied in one
     batch. The left singular vectors u are buffers, so that a resumed run continues with them.
     """
 
@@ -78,7 +78,7 @@ class SpectralNorms(nn.Module):
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 by_shape.setdefault(layer.weight.shape, []).append(layer)
-        self.layers = list(by_shape.values())  # plain lists, as their parameters belong to the net
+        self.layers = list(by_shape.values())  # plain lists, as the parameters belong to the network
         for i, layers in enumerate(self.layers):
             self.register_buffer(
                 f"u{i}", F.normalize(torch.randn(len(layers), layers[0].weight.shape[0], 1), dim=1)

@@ -3,9 +3,8 @@ Generative Models":
 
     log p(x | y) ≥ E_q(z|x,y) [log p(x | z, y)] − KL(q(z | x, y) ‖ p(z))          (eq. 4)
 
-with x and y in the roles of the paper's output and input. p(z | y) = N(0, I): a learned Gaussian of each
-label, as in the paper, is no other model, for the decoder, which is given y, can make it from N(0, I) by an
-affine map.
+with x and y as the paper's output and input. p(z | y) is N(0, I). The paper's learned Gaussian for each label
+is the same model, since the decoder, which is given y, can map N(0, I) to it by an affine map.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from gzcli.types import DataInfo
 
 
 class CVAE(VAE):
-    """A VAE whose encoder and decoder are given the label. The keys are those of `vae`."""
+    """A VAE with encoder and decoder conditioned on the label. The keys are those of `vae`."""
 
     paper = "Sohn 2015, NeurIPS 28"
 

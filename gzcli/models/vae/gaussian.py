@@ -1,4 +1,4 @@
-"""Gaussians with diagonal covariance, as the posteriors of VAEs are."""
+"""Gaussians with diagonal covariance, such as the posteriors of VAEs."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def log_normal(z: Tensor, mu: Tensor | float = 0.0, logvar: Tensor | float = 0.0
 
 
 def drawn(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
-    """Draws of N(mu, e^logvar), a function of standard normal eps."""
+    """Draws of N(mu, e^logvar) from standard normal eps."""
     return mu + (0.5 * logvar).exp() * eps

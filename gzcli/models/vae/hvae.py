@@ -3,9 +3,9 @@ arXiv:2007.03898.
 
     log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))    (eq. 1)
 
-over groups of latents z_1 … z_L on grids from coarse to fine. The posterior is given relative to the prior
-(`ladder.Group`, eq. 2). Unlike the paper's, the model has no batch norm (`cells`), and no normalizing flow in
-the posterior.
+over groups of latents z_1 … z_L on grids from coarse to fine. The posterior is relative to the prior
+(`ladder.Group`, eq. 2). Unlike the paper, there is no batch norm (`cells`), and no normalizing flow in the
+posterior.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ACTIVE = 0.05  # nats of KL from which on a group counts as active
 class HVAE(LabelledVAE):
     """A ladder of Gaussian latents, after NVAE.
 
-    pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto is bernoulli
-      for 2 levels, gaussian for latents, mixture else.
+    pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
+      for 2 levels, gaussian for latents, otherwise mixture.
     mixture: discretised logistics of a pixel's mixture.
-    kl_warmup: steps over which the weight of the KL rises from 0; meanwhile the groups' weights are balanced
-      (appendix A), so that every group is used.
-    spectral: weight λ of the sum of all convolutions' largest singular values.
+    kl_warmup: steps over which the weight of the KL rises from 0. During these steps the weights of the
+      groups are balanced (appendix A), so that every group is used.
+    spectral: weight λ of the sum of the largest singular values of all convolutions.
     """
 
     paper = "Vahdat & Kautz 2020, arXiv:2007.03898"
@@ -89,7 +89,7 @@ class HVAE(LabelledVAE):
         return [part.unflatten(1, grid) for part, grid in zip(eps, self.grids, strict=True)]
 
     def checked(self, name: str, count: int) -> int:
-        """The option `name`, a number of groups. Raises UsageError where the model has fewer."""
+        """The number of groups `count` of the option `name`. Raises UsageError where the model has fewer."""
         if not 0 <= count <= len(self.sizes):
             raise UsageError(
                 f"`{name}` is {count}, the model has {len(self.sizes)} groups",
@@ -122,9 +122,10 @@ class HVAE(LabelledVAE):
     def kl_weights(self, kl: Tensor) -> Tensor | float:
         """The weight in the loss of each group's KL [groups]: 1, or during warm-up a balanced smaller one.
 
-        γ_l ∝ E[KL_l] / s_l with mean 1, where s_l is the latents of a group over the groups of its
-        resolution. A group with more KL than its share has a larger weight, and an unused one almost none, so
-        that it becomes used. E is over the batch, or over a micro-batch where `train.accumulate` has several.
+        γ_l ∝ E[KL_l] / s_l with mean 1, where s_l is the number of latents of the group, divided by the
+        number of groups of its resolution. A group with more KL than its share gets a larger weight, and an
+        unused group almost none, so that it becomes used. E is over the batch, or over a micro-batch where
+        `train.accumulate` is above 1.
         """
         if not self.training or self.warm == 1:
             return 1.0
@@ -134,9 +135,9 @@ class HVAE(LabelledVAE):
     # ---- likelihood and out-of-distribution scores
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, samples: int = 1) -> Tensor:
-        """A lower bound of log p(x), [B] nats. A conditional model without labels takes the null label.
+        """A lower bound of log p(x), [B] nats. Without labels a conditional model uses the null label.
 
-        samples: draws of z, of the ELBO for 1 and of the importance-weighted bound for more.
+        samples: draws of z; 1: the ELBO, more: the importance-weighted bound.
         """
         e = self.embed(labels, len(x))
         return self.bound(x, self.encoder(x), e, [self.draw(len(x), noise) for _ in range(samples)])
@@ -146,9 +147,9 @@ class HVAE(LabelledVAE):
     ) -> Tensor:
         """The bound of log p(x), [B].
 
-        features: of the first groups; the groups without features are drawn from the prior.
+        features: of the coarsest groups; groups without features are drawn from the prior.
         e: embeddings of the labels [B, E].
-        draws: standard normal eps of every group, once for each sample of z.
+        draws: for each sample of z, standard normal eps of every group.
         """
         log_w = []
         for eps in draws:
@@ -161,20 +162,20 @@ class HVAE(LabelledVAE):
     def score_elbo(self, x: Tensor, *, noise: Noise, samples: int = 1) -> Tensor:
         """Minus the bound of log p(x).
 
-        samples: draws of z, of the ELBO for 1 and of the importance-weighted bound for more.
+        samples: draws of z; 1: the ELBO, more: the importance-weighted bound.
         """
         return -self.log_prob(x, noise=noise, samples=samples)
 
     def score_llr(self, x: Tensor, *, noise: Noise, k: int = 1, samples: int = 1) -> Tensor:
-        """LLR^(>k) = ELBO − ELBO^(>k): what the k groups nearest the data add to the bound of x.
+        """LLR^(>k) = ELBO − ELBO^(>k): what the k finest groups add to the bound of log p(x).
 
-        ELBO^(>k) draws them from the prior given the groups above, which keep their posterior (Havtorn et al.
-        2021, arXiv:2102.08248), with the same noise. The ratio is large where the groups above, which hold
-        the semantics of an image, do not predict its pixels. Raises UsageError for a k that is not 0 …
-        groups.
+        In ELBO^(>k) the k finest groups are drawn, with the same noise, from the prior given the coarser
+        groups, which keep their posterior (Havtorn et al. 2021, arXiv:2102.08248). The ratio is large where
+        the coarser groups, which hold the semantics of an image, do not predict its pixels. Raises UsageError
+        for a k that is not 0 … groups.
 
         k: number of groups, from the finest on.
-        samples: draws of z of both bounds.
+        samples: draws of z in both bounds.
         """
         keep = len(self.sizes) - self.checked("k", k)
         e, features = self.embed(None, len(x)), self.encoder(x)
@@ -183,8 +184,8 @@ class HVAE(LabelledVAE):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of held-out images: the KL of each group in nats (`kl_1` is the coarsest), `active_groups`
-        of 0.05 nats or more, and `active_units`.
+        """Figures of held-out images: the KL of each group in nats (`kl_1` is the coarsest); `active_groups`,
+        the number of groups with 0.05 nats or more; and `active_units`.
 
         A unit is active if its posterior mean, in standard deviations of the prior, varies with x (Burda
         2015, section 5.2).
@@ -223,7 +224,7 @@ class HVAE(LabelledVAE):
         """Draws the groups from the prior, the coarsest first, and then the pixels.
 
         temperature: factor of every group's standard deviation.
-        mean: whether each pixel is its location, or else a draw of its distribution.
+        mean: whether each pixel is the location of its distribution; otherwise it is a draw.
         """
         device = self.decoder.start.device
         e = None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
@@ -248,8 +249,8 @@ class HVAE(LabelledVAE):
     ) -> Applied:
         """Each image encoded and decoded, at the posterior's mean.
 
-        keep: how many groups, from the coarsest on, are the image's own; the others are drawn from the prior
-          given those, which shows what the kept ones hold; 0 keeps all.
+        keep: number of groups, from the coarsest on, that are the image's own; finer groups are drawn from
+          the prior given these, which shows what these hold; 0: all groups.
         temperature: factor of the standard deviation of the groups that are drawn.
         """
         features, keep = self.encoder(x), self.checked("keep", keep) or len(self.sizes)
@@ -265,8 +266,8 @@ class HVAE(LabelledVAE):
     def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents.
 
-        Every group moves from one image's posterior mean to the other's, in units of the standard deviation
-        of the prior given the groups above. Raises UsageError for fewer than two images or steps.
+        Every group moves from the posterior mean of one image to that of the other, in units of the prior's
+        standard deviation given the coarser groups. Raises UsageError for fewer than two images or steps.
 
         steps: images of an interpolation, both ends included.
         """

@@ -23,13 +23,13 @@ from gzcli.models.vae.gaussian import kl_normal, log_normal
 
 @dataclass(frozen=True)
 class LadderOptions:
-    """The towers. Each of `channels`, `groups` and `cells` has one entry a resolution, from the image's own
+    """The towers. `channels`, `groups` and `cells` have an entry for each resolution, from the image's own
     on, halved each time.
 
-    channels: channels of the feature maps, one entry a resolution, the image's own first.
-    groups: groups of latents, one entry a resolution; the coarsest has one or more.
-    cells: residual cells before each group, in either tower, one entry a resolution; for a resolution without
-      groups, all its cells.
+    channels: channels of the feature maps at each resolution, the image's own first.
+    groups: groups of latents at each resolution; the coarsest has one or more.
+    cells: residual cells before each group of a resolution, in either tower; for a resolution without groups,
+      all its cells.
     latent: channels of a group of latents.
     expand: channels of the decoder's depthwise convolutions, as a multiple of `channels`.
     """
@@ -42,7 +42,7 @@ class LadderOptions:
 
 
 def check(ladder: LadderOptions, mixture: int) -> None:
-    """Raises UsageError unless the options, and the components of a mixture, describe two towers."""
+    """Raises UsageError unless the options, and the components of a mixture, are those of two towers."""
     channels, groups, cells = ladder.channels, ladder.groups, ladder.cells
     if not len(channels) == len(groups) == len(cells):
         raise UsageError(
@@ -77,7 +77,7 @@ class Code(NamedTuple):
 
 
 def soft_clamp(h: Tensor) -> Tensor:
-    """h within ±5, fp32. It bounds the KL of any image, also of one unlike the training images."""
+    """h within ±5, fp32. It bounds the KL of any image, also of images unlike the training images."""
     return 5 * torch.tanh(to_fp32(h) / 5)
 
 
@@ -127,7 +127,7 @@ class Group(nn.Module):
 
         h: the state [B, width, h, w].
         eps: standard normal [B, latent, h, w].
-        feature: of the image, [B, width, h, w]; without it, t is eps, a draw of the prior.
+        feature: of the image, [B, width, h, w]; None: t is eps, a draw of the prior.
         """
         h = self.cells(h)
         mu, log_sigma = soft_clamp(self.prior(F.silu(h))).chunk(2, dim=1)
@@ -141,8 +141,8 @@ class Group(nn.Module):
 
 
 class TopDown(nn.Module):
-    """A learned state, changed by the groups from the coarsest on → the parameters of the pixels [B, outputs,
-    H, W].
+    """The parameters of the pixels [B, outputs, H, W], from a learned state that the groups change, the
+    coarsest first.
 
     A label is added to the state at the beginning of each resolution, so that all priors and posteriors
     depend on it.
@@ -180,7 +180,7 @@ class TopDown(nn.Module):
         """The parameters of the pixels, and the posteriors' draws of the groups that have features.
 
         eps: standard normal [B, latent, h, w] of every group, coarsest first.
-        features: features of the first groups, of all, some or none; the other groups are drawn from the
+        features: features of the coarsest groups, of all, some or none; the finer groups are drawn from the
           prior.
         e: embeddings of the labels [B, E].
         """

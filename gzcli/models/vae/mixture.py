@@ -1,4 +1,4 @@
-"""Mixtures of discretised logistics over whole pixels, as the distribution of a decoder's pixels."""
+"""Mixtures of discretised logistics over whole pixels, as the distribution p(x | z) of a decoder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ class MixturePixels:
         return self.mixture.draw(out.movedim(1, -1), u.movedim(1, -1), temperature).movedim(-1, 1)
 
     def mean(self, out: Tensor) -> Tensor:
-        """The location of each pixel's heaviest component [B, C, H, W], which is its draw at temperature
-        0."""
+        """The location of each pixel's heaviest component [B, C, H, W]: a draw at temperature 0."""
         shape = len(out), self.mixture.uniforms, *out.shape[2:]
         return self.draw(out, out.new_full(shape, 0.5, dtype=torch.float32), temperature=1e-4)

@@ -1,4 +1,4 @@
-"""Encoders and decoders of the VAE family: an MLP, and a convolutional net for any image size.
+"""Encoders and decoders of the VAE family: an MLP, and a convolutional network for any image size.
 
 An encoder maps images [B, C, H, W], and label embeddings e [B, E] or None, to [B, outputs]. A decoder maps
 z [B, latent], and e, to [B, outputs·C, H, W]. No layer depends on the other images of the batch.
@@ -22,10 +22,10 @@ Shape = tuple[int, ...]  # (C, H, W) of an image
 class NetOptions:
     """Encoder and decoder.
 
-    net: `conv`, a convolutional net, or `mlp`.
-    hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null takes 512
-      and 512, or 32 and 64.
-    blocks: residual blocks a scale, of the convolutional net.
+    net: `conv`, a convolutional network, or `mlp`.
+    hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null: 512 and
+      512, or 32 and 64.
+    blocks: residual blocks of each scale of the convolutional network.
     latent: dimensions of z.
     """
 
@@ -36,7 +36,7 @@ class NetOptions:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """`hidden`, or the net's own default."""
+        """`hidden`, or the default of the network."""
         return tuple(self.hidden or HIDDEN[self.net])
 
 
@@ -44,26 +44,38 @@ HIDDEN: dict[str, tuple[int, ...]] = {"mlp": (512, 512), "conv": (32, 64)}
 
 
 def encoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:
-    """The encoder that the options describe, with so many outputs, given embeddings of `embed` numbers."""
+    """The encoder of the options.
+
+    outputs: number of outputs.
+    embed: size of the embeddings of labels, 0 for none.
+    """
     return ENCODERS[options.net](shape, options.widths, outputs, embed, options.blocks)
 
 
 def decoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:
-    """The encoder's mirror, with so many outputs a pixel and channel."""
+    """The decoder of the options, the mirror image of the encoder.
+
+    outputs: outputs for each pixel and channel.
+    embed: size of the embeddings of labels, 0 for none.
+    """
     return DECODERS[options.net](shape, options.widths, options.latent, outputs, embed, options.blocks)
 
 
 def join(h: Tensor, e: Tensor | None) -> Tensor:
+    """h [B, D] with the embeddings e [B, E] appended, if there are any."""
     return h if e is None else torch.cat([h, e], dim=1)
 
 
 def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
+    """Linear layers with GELU between them; hidden: widths of the layers."""
     widths = (inputs, *hidden)
     layers = [m for i, o in zip(widths, hidden, strict=False) for m in (nn.Linear(i, o), nn.GELU())]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 
 class MLPEncoder(nn.Module):
+    """An MLP of the pixels; without residual blocks."""
+
     def __init__(self, shape: Shape, hidden: tuple[int, ...], outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
         c, h, w = shape
@@ -74,7 +86,7 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """The encoder's mirror: the last of `hidden` comes first."""
+    """The mirror image of the encoder: the last of `hidden` comes first."""
 
     def __init__(
         self,
@@ -95,7 +107,7 @@ class MLPDecoder(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block, with group norm, so that an image's result does not depend on its
+    """A pre-activation residual block with group norm, so that the result for an image does not depend on its
     batch."""
 
     def __init__(self, width: int):
@@ -129,8 +141,8 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The encoder's mirror: a linear map to the coarsest scale, then residual blocks and a stride-2
-    transposed convolution at each scale."""
+    """The mirror image of the encoder: a linear map to the coarsest scale, then residual blocks and a
+    stride-2 transposed convolution at each scale."""
 
     def __init__(
         self,

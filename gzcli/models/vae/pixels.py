@@ -1,8 +1,8 @@
-"""The distributions of pixels that a decoder parametrises, over discrete grey levels, so that −log p is in
-nats of the discrete image.
+"""Distributions of pixels over discrete grey levels, with a decoder's outputs as parameters, so that −log p
+is in nats of the discrete image.
 
-Grey level k of L lies at x = 2k/(L−1) − 1; its bin is x ± 1/(L−1), and the first and the last bin reach to ∓∞
-(Salimans 2017, PixelCNN++, arXiv:1701.05517, section 2.1). So the masses of the L levels sum to 1.
+Grey level k of L lies at x = 2k/(L−1) − 1; its bin is x ± 1/(L−1), and the first and the last bin extend to
+∓∞ (Salimans 2017, PixelCNN++, arXiv:1701.05517, section 2.1). So the masses of the L levels sum to 1.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Pixels:
 
     Raises UsageError where `kind` does not fit the levels.
 
-    kind: `auto` is bernoulli for 2 levels, gaussian for latents (levels None), logistic else.
-    levels: number of grey levels.
+    kind: the distribution; auto: bernoulli for 2 levels, gaussian for latents, otherwise logistic.
+    levels: number of grey levels; None for latents.
     """
 
     def __init__(self, kind: Kind | Literal["auto"], levels: int | None):
@@ -77,6 +77,7 @@ class Pixels:
         return log_p.flatten(1).sum(1)
 
     def mean_scale(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Locations and log scales, [B, C, H, W] each."""
         mean, log_scale = out.chunk(2, dim=1)
         return mean, log_scale.clamp(*LOG_SCALE)
 

@@ -1,4 +1,4 @@
-"""Likelihood regret — Xiao et al. 2020, arXiv:2003.02977, eq. 5: what the ELBO gains when the posterior is
+"""Likelihood regret — Xiao et al. 2020, arXiv:2003.02977, eq. 5: the gain of the ELBO when the posterior is
 fitted to one image."""
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ def likelihood_regret(
 ) -> Tensor:
     """The largest ELBO of `steps` steps of Adam, minus the first, [B]. It is never negative.
 
-    The images' sum is maximised and Adam works elementwise, so that a score does not depend on the batch.
+    The sum over the images is maximised and Adam works elementwise, so that a score does not depend on the
+    batch.
 
     elbo: ELBO [B] of a posterior's mu and logvar, [B, latent] each.
     mu: the encoder's mean, where the search starts.

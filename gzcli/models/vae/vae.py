@@ -29,14 +29,14 @@ from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 @dataclass(frozen=True)
 class VAEOptions:
-    """The distribution of the pixels, and the bound that is trained. Likelihoods and scores are always those
-    of the bound with a KL of weight 1.
+    """The distribution of the pixels, and the bound that is trained. Likelihoods and scores always use the
+    bound with a KL of weight 1.
 
-    pixels: the decoder's distribution over grey levels; auto is bernoulli for 2 levels, gaussian for latents,
-      logistic else.
-    recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean in its
-      place, D the number of pixels: the scales of gaussian and logistic pixels then stay untrained, and
-      log_prob is a loose bound.
+    pixels: the decoder's distribution over grey levels; auto: bernoulli for 2 levels, gaussian for latents,
+      otherwise logistic.
+    recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean, where D
+      is the number of pixels. The scales of gaussian and logistic pixels are then not trained, and log_prob
+      is a loose bound.
     beta: weight of the KL in the loss (Higgins 2017).
     kl_warmup: steps over which the weight of the KL rises from 0.
     iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the
@@ -81,11 +81,11 @@ class VAE(LabelledVAE):
         return mu, logvar.clamp(*LOGVAR)
 
     def to_latent(self, x: Tensor) -> Tensor:
-        """The posterior's mean as an image of one pixel, [B, latent, 1, 1]."""
+        """The posterior's mean as an image of a single pixel, [B, latent, 1, 1]."""
         return self.encode(x, self.embed(None, len(x)))[0][:, :, None, None]
 
     def from_latent(self, z: Tensor) -> Tensor:
-        """The pixels' locations, [B, C, H, W], for z [B, latent, 1, 1]."""
+        """The locations of the pixels [B, C, H, W] for z [B, latent, 1, 1]."""
         return self.pixels.mean(self.decoder(z.flatten(1), self.embed(None, len(z))))
 
     # ---- training
@@ -134,9 +134,9 @@ class VAE(LabelledVAE):
     # ---- likelihood
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None, *, noise: Noise, k: int = 1) -> Tensor:
-        """A lower bound of log p(x), [B] nats. A conditional model without labels takes the null label.
+        """A lower bound of log p(x), [B] nats. Without labels a conditional model uses the null label.
 
-        k: samples of z, of the ELBO for 1 and of the importance-weighted bound for more.
+        k: samples of z; 1: the ELBO, more: the importance-weighted bound.
         """
         if k > 1:
             return self.iwae_bound(x, noise, k, labels)
@@ -203,23 +203,23 @@ class VAE(LabelledVAE):
     def score_iwae(self, x: Tensor, *, noise: Noise, k: int = 100) -> Tensor:
         """−IWAE-k.
 
-        k: samples of z of the importance-weighted bound.
+        k: samples of z in the importance-weighted bound.
         """
         return -self.iwae_bound(x, noise, k)
 
     def score_regret(
         self, x: Tensor, *, noise: Noise, steps: int = 100, samples: int = 4, lr: float = 0.05
     ) -> Tensor:
-        """Likelihood regret (Xiao 2020, arXiv:2003.02977, eq. 5), of the ELBO over fixed draws of z.
+        """Likelihood regret (Xiao 2020, arXiv:2003.02977, eq. 5) of the ELBO with fixed draws of z.
 
-        steps: steps of Adam on the posterior's mu and logvar, from the encoder's.
-        samples: draws of z of the ELBO.
+        steps: steps of Adam on the posterior's mu and logvar, which start at the encoder's.
+        samples: draws of z in the ELBO.
         lr: learning rate of Adam.
         """
         e = self.embed(None, len(x))
         e = None if e is None else e.detach()
         eps = noise.randn(len(x), samples * self.latent).unflatten(1, (samples, self.latent))
-        with torch.inference_mode(False):  # a gradient needs copies that are no inference tensors
+        with torch.inference_mode(False):  # inference tensors take no part in gradients, their copies do
             images, eps = x.detach().clone(), eps.clone()
 
         def elbo(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class VAE(LabelledVAE):
     ) -> Tensor:
         """Decodes z ~ N(0, temperature²).
 
-        mean: whether each pixel is its location, or else a draw of its distribution.
+        mean: whether each pixel is the location of its distribution; otherwise it is a draw.
         temperature: standard deviation of z.
         """
         device = next(self.parameters()).device
@@ -283,7 +283,7 @@ class VAE(LabelledVAE):
     ) -> Applied:
         """The first image, changed along the dimensions of z that change it most.
 
-        dims: number of dimensions, one a row.
+        dims: number of dimensions, a row for each.
         steps: images of a row.
         span: a dimension goes from −span to span, in standard deviations of the prior.
         """
