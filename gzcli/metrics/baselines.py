@@ -1,8 +1,8 @@
-"""Out-of-distribution scores without any model: the size of a PNG, the mean pixel, the distance to neighbours
+"""Out-of-distribution scores without a model: the size of a PNG, the mean pixel, the distance to neighbours
 in principal components of pixels.
 
-A model's score that does not beat them is no evidence for the model. Images are uint8 [N, C, H, W]; scores
-are float64 [N].
+The score of a model must beat these baselines to be evidence for the model. Images are uint8 [N, C, H, W];
+scores are float64 [N].
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
 
 
 def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
-    """For each array of `images` the distances to the k-th neighbour in `train`, in the first principal
+    """For each array of `images`, the distances to the k-th neighbour in `train`, in the first principal
     components of `train`.
 
+    k: rank of the neighbour; 1: the nearest.
     dims: number of components.
     """
     from sklearn.decomposition import PCA
@@ -96,7 +97,7 @@ def _picture(image: np.ndarray) -> Image.Image:
 
 
 def _encoded(picture: Image.Image, **how: Any) -> int:
-    """Bytes of the encoded picture; `how` as of `Image.save`."""
+    """Bytes of the encoded picture; `how` are options of `Image.save`."""
     buffer = io.BytesIO()
     picture.save(buffer, **how)
     return buffer.tell()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-FEW_CLASSES = 0.7  # a smaller share of the entropy of classes is a collapse, as five classes of ten are
-CLOSE = 0.5  # and so is a smaller share of the distance between images
+FEW_CLASSES = 0.7  # a smaller share of the entropy of classes is a collapse; five of ten classes have 0.7
+CLOSE = 0.5  # a smaller share of the distance between images is a collapse
 
 
 def entropy(classes: np.ndarray) -> float:
@@ -15,7 +15,8 @@ def entropy(classes: np.ndarray) -> float:
 
 
 def spread(features: np.ndarray, classes: np.ndarray) -> float:
-    """The root mean square distance of two rows of one class: √(2 tr Cov) within a class, averaged over rows.
+    """The root mean square distance of two rows of one class: √(2 tr Cov), with the covariance of each class
+    averaged over rows.
 
     features: [N, D].
     classes: integers [N].
@@ -27,27 +28,29 @@ def spread(features: np.ndarray, classes: np.ndarray) -> float:
 
 
 def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_classes: np.ndarray) -> float:
-    """The distance of pairs of generated images as a share of that of real ones.
+    """The distance between generated images as a share of that between real images.
 
-    Pairs are of one class: a conditional generator may have collapsed to one picture of each.
+    Distances are between images of one class, because a conditional generator may have collapsed to one
+    picture for each class.
 
-    features, real: of generated and real images, [N, D] and [M, D].
-    classes, real_classes: that a classifier sees in them, [N] and [M].
+    features: of generated images, [N, D].
+    classes: of generated images, predicted by a classifier, [N].
+    real: features of real images, [M, D].
+    real_classes: predicted classes of real images, [M].
     """
     return spread(features, classes) / max(spread(real, real_classes), 1e-12)
 
 
 def coverage(classes: np.ndarray, real: np.ndarray) -> float:
-    """The entropy of the classes [N] that a classifier sees in generated images, as a share of the entropy of
-    those that it sees in real images [M]."""
+    """The entropy of the predicted classes [N] of generated images as a share of that of real images [M]."""
     return entropy(classes) / max(entropy(real), 1e-12)
 
 
 def warning(distance: float, classes: float | None) -> str | None:
-    """A warning that the generator may have collapsed; None if nothing says so.
+    """A warning that the generator may have collapsed; None if neither share is small.
 
-    distance: what `diversity` returned.
-    classes: what `coverage` returned; None without classes.
+    distance: the result of `diversity`.
+    classes: the result of `coverage`; None without classes.
     """
     if classes is not None and classes < FEW_CLASSES:
         found = f"the entropy of its classes is {classes:.0%} of the real images'"

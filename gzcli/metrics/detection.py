@@ -21,13 +21,14 @@ def detection(
     """AUROC, AUPR with either class as positive, FPR95 by either convention, and `ci`: 95 % percentile
     intervals of `auroc` and `fpr95`.
 
-    s_in, s_out: scores of in- and out-of-distribution images, [N_in] and [N_out].
-    trapezoid: AUPR as the area under the interpolated curve, as OpenOOD computes it, which is too favourable;
-      else it is the average precision.
-    bootstrap: resamples of both sides that the intervals are of; 0: `ci` is None.
-    seed: of the resamples.
-
     Raises UsageError for an empty side, DivergedError for scores that are not finite.
+
+    s_in: scores of in-distribution images, [N_in].
+    s_out: scores of out-of-distribution images, [N_out].
+    trapezoid: whether AUPR is the area under the interpolated curve, as in OpenOOD, which is too favourable;
+      otherwise it is the average precision.
+    bootstrap: number of resamples of both sides for the intervals; 0: `ci` is None.
+    seed: of the resamples.
     """
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
@@ -66,8 +67,8 @@ def detection(
 def _intervals(
     rank_in: np.ndarray, rank_out: np.ndarray, resamples: int, seed: int
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap over ranks [N_in] and [N_out]. A resample is a count of each rank: none has to be
-    sorted."""
+    """Percentile bootstrap over ranks [N_in] and [N_out]. A resample is a count of each rank, which needs no
+    sorting."""
     rng, bins = np.random.default_rng(seed), int(max(rank_in.max(), rank_out.max())) + 1
     n_in, n_out = len(rank_in), len(rank_out)
     values = np.empty((resamples, 2))

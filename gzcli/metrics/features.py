@@ -1,8 +1,8 @@
-"""The feature space of `fd`: a small classifier of the data set itself, trained by one recipe and cached.
+"""The feature space of the metric `fd`: a small classifier of the data set itself, trained once and cached.
 
-The features of an ImageNet network say little of grey 28×28 digits, and its weights have to be fetched. The
+Features of an ImageNet network say little about grey 28×28 digits, and its weights must be downloaded. The
 features here are the 64 penultimate activations before the ReLU, which would lower their rank. For a set
-without labels the same net is trained to classify four rotations (Gidaris et al. 2018, arXiv:1803.07728).
+without labels the same network is trained to classify four rotations (Gidaris et al. 2018, arXiv:1803.07728).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gzcli.errors import UsageError
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-RECIPE = "lenet-1"  # part of the cache's key: to be raised when a change below changes the weights
+RECIPE = "lenet-1"  # part of the cache's key; to be changed with any change that changes the weights
 WIDTHS = (16, 32, 64, 64)
 FEATURES = 64
 STEPS, EPOCHS, BATCH = 1500, 30, 128  # 1500 steps, or 30 epochs of a small set
@@ -35,11 +35,11 @@ LR, WARMUP, WEIGHT_DECAY = 3e-3, 0.07, 1e-2  # the warm-up is a share of the ste
 class LeNet(nn.Module):
     """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head.
 
+    Raises UsageError for images below 8 pixels.
+
     channels: of the images.
     size: side of the images in pixels.
     outputs: number of classes.
-
-    Raises UsageError for images below 8 pixels.
     """
 
     def __init__(self, channels: int, size: int, outputs: int):
@@ -67,12 +67,13 @@ class LeNet(nn.Module):
 
 @dataclass
 class LeNetFeatures:
-    """A trained LeNet. Figures in the features of another one are not comparable.
+    """A trained LeNet. Figures in the features of different networks are not comparable.
 
     hash: of the weights; it names the feature space.
     accuracy: on the test split, of the classes or of the four rotations.
     rotations: whether it classifies rotations.
-    batch: images that are passed through it together.
+    device: where it computes.
+    batch: number of images in a forward pass.
     """
 
     net: LeNet
@@ -87,7 +88,7 @@ class LeNetFeatures:
         return self._map(self.net.features, images).double().numpy()
 
     def predict(self, images: np.ndarray | Pictures) -> np.ndarray:
-        """int64 [N]: the class (or the rotation) that the classifier sees in uint8 [N, C, H, W]."""
+        """int64 [N]: the predicted classes (or rotations) of uint8 [N, C, H, W]."""
         return self._map(lambda x: self.net(x).argmax(1), images).numpy()
 
     def logits(self, images: np.ndarray | Pictures) -> np.ndarray:
@@ -114,12 +115,11 @@ def lenet(
 ) -> LeNetFeatures:
     """The feature network of a data set, from the cache, or trained in about a minute and kept there.
 
-    It is trained on one CPU thread whatever the device, so that equal machines get equal weights, hence equal
-    hashes.
+    Training is always on one CPU thread, so that equal machines get equal weights, and so equal hashes.
 
     pack: the data set.
     device: where it computes features.
-    say: is told of what takes long.
+    say: called with a message before work that takes long.
     """
     c, size, _ = pack.meta.shape
     key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]

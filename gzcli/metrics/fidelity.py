@@ -37,13 +37,14 @@ def fidelity(
 ) -> dict[str, float]:
     """Figures under torch-fidelity's own names.
 
-    fake, real: images uint8 [N, C, H, W].
+    fake: generated images, uint8 [N, C, H, W].
+    real: real images, uint8 [M, C, H, W].
     extractor: "inception-v3-compat", for which grey images get three channels, or a name from `register`.
-    metrics: of isc, fid, kid, prc.
+    metrics: keys of `KEYS`.
     weights: the file of Inception's weights.
-    cache: the name under which the features of `real` are kept in the user's cache; None: they are not.
+    cache: the name of the features of `real` in the user's cache; None: they are not cached.
     device: where Inception computes.
-    subsets: of min(1000, N) images each, that KID is averaged over.
+    subsets: number of subsets, of at most 1000 images, over which KID is averaged.
     """
     from torch_fidelity import calculate_metrics
 
@@ -70,8 +71,8 @@ def fidelity(
 
 
 def register(lenet: LeNetFeatures) -> str:
-    """Registers a LeNet as a feature extractor of torch-fidelity and returns its name. Its inception score is
-    that of its own classes."""
+    """Registers a LeNet as a feature extractor of torch-fidelity and returns its name. Its inception score
+    uses its own classes."""
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
@@ -107,9 +108,10 @@ def register(lenet: LeNetFeatures) -> str:
 def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
     """The file of Inception's weights and its sha256.
 
-    path: the file; None: that of the user's cache.
+    Raises MissingError with the name and the folder of a missing file, UsageError for a file with other
+    content.
 
-    Raises MissingError that says which file to put where, UsageError for a file of something else.
+    path: the file; None: the one in the user's cache.
     """
     use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"
     file = find_weights(INCEPTION, path=path, use=use, source=source)

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores that are made of a likelihood, whatever model has it. A new one is a line of
+"""Out-of-distribution scores that are computed from the likelihood of any model. A new score is an entry of
 `SCORES`.
 
   nll         −log p(x), nats
@@ -14,7 +14,7 @@
               densities being kernel estimates on held-out images
               Morningstar et al. 2021, arXiv:2006.09273
 
-A higher score is more out-of-distribution. Importing this imports no numpy: the command line reads the names.
+A higher score is more out-of-distribution. This module imports no numpy, as the command line reads the names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Fact = Literal["nll", "background_nll", "code_length", "gradient_norm", "statist
 
 
 class Facts(Protocol):
-    """What is known of each of B images, float64 [B]. A fact is computed when it is first read."""
+    """Facts about B images, float64 [B] each. A fact is computed when it is first read."""
 
     @property
     def nll(self) -> np.ndarray:
@@ -40,7 +40,7 @@ class Facts(Protocol):
 
     @property
     def background_nll(self) -> np.ndarray:
-        """That of the background model."""
+        """−log p(x) under the background model, nats."""
 
     @property
     def code_length(self) -> np.ndarray:
@@ -59,11 +59,11 @@ class Facts(Protocol):
 class LikelihoodScore:
     """A score as a function of facts.
 
-    compute: facts of B images, and what `fit` returned → float64 [B].
-    reads: the facts that it reads; that says for which models there is the score.
+    compute: facts of B images, and the result of `fit` → scores, float64 [B].
+    reads: the facts that it reads, which decide for which models the score exists.
     gather: facts of B held-out images → arrays [B] by name; None: the score has no fit.
-    fit: those arrays of all N held-out images, [N] → whatever `score` needs of them.
-    default: whether it is computed where no score is named.
+    fit: those arrays of all N held-out images, [N] → the fitted value for `compute`.
+    default: whether the score is computed if no score is named.
     """
 
     compute: Callable[[Facts, Any], np.ndarray]
@@ -74,6 +74,7 @@ class LikelihoodScore:
 
 
 def mean_nll(held_out: Arrays) -> float:
+    """The mean of −log p over held-out images."""
     return float(held_out["nll"].mean())
 
 
@@ -111,5 +112,5 @@ SCORES: dict[str, LikelihoodScore] = {
 
 
 def read(names: Iterable[str], fact: Fact) -> bool:
-    """Whether one of the scores reads the fact; scores that are not of `SCORES` read none."""
+    """Whether one of the scores reads the fact; names that are not in `SCORES` read none."""
     return any(fact in SCORES[name].reads for name in names if name in SCORES)

@@ -1,4 +1,4 @@
-"""Latent diffusion with text — Rombach et al. 2022, arXiv:2112.10752 — tuned on captioned images (x, c).
+"""Latent diffusion with text — Rombach et al. 2022, arXiv:2112.10752 — fine-tuned on captioned images (x, c).
 
     z_0 = s · E(x),  z_t = α_t z_0 + σ_t ε,  E_t w_t ‖v̂(z_t, t, τ(c)) − v‖²
 
@@ -33,11 +33,11 @@ CAPTION = 300  # bytes of a remembered caption
 class StableDiffusion(Pretrained):
     """The loss, examples remembered from training, and sampling by a pipeline of diffusers.
 
-    caption_dropout: share of the training images whose caption is hidden, which guidance builds on.
+    caption_dropout: share of the training images whose caption is hidden, which guidance needs.
     """
 
     best: ClassVar[str] = "loss"
-    condition: ClassVar[str] = ""  # the key of the picture that it takes beside the text; "": none
+    condition: ClassVar[str] = ""  # the key of the picture that the model takes beside the text; "": none
     captions: Tensor  # uint8 [EXAMPLES, CAPTION]
     pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], where there is a condition
 
@@ -49,10 +49,10 @@ class StableDiffusion(Pretrained):
             self.register_buffer("pictures", torch.zeros(EXAMPLES, 3, *data.shape[1:], dtype=torch.uint8))
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """What the frozen parts make of each image, once: the distribution of its latent, of which each step
-        takes a fresh draw, and the embedding of its caption.
+        """The outputs of the frozen parts for each image, computed once: the distribution of its latent, of
+        which each step takes a new draw, and the embedding of its caption.
 
-        In half precision, which moves a latent by less than a hundredth of its deviation.
+        Half precision moves a latent by less than a hundredth of its deviation.
         """
         if not self.tuning.cache:
             return {}
@@ -64,11 +64,11 @@ class StableDiffusion(Pretrained):
     # ---- training
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """What `denoise` is told of each image: `text` and, of XL, `pooled`."""
+        """The conditions of each image for `denoise`: `text` and, for XL, `pooled`."""
         return self.texts(batch, batch.noise.rand(len(batch)) < self.caption_dropout)
 
     def texts(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
-        """The embeddings of the captions, in the rows `hidden` [B] those of no text."""
+        """The embeddings of the captions; in the rows `hidden` [B], those of no text."""
         known = {key: batch.extra[key].to(batch.x) for key in ("text", "pooled") if key in batch.extra}
         found = known or self.embed(batch.extra["caption"])
         none = self.embed_nothing()
@@ -89,7 +89,8 @@ class StableDiffusion(Pretrained):
         return (mean + std * batch.noise.randn(*mean.shape)) * self.vae.config.scaling_factor
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The mean of w_t ‖v̂ − v‖² a latent's element; with min-SNR weights logs `mse`, the same without."""
+        """The mean of w_t (v̂ − v)² over the elements of latents. With min-SNR weights it also logs `mse`,
+        the mean without weights."""
         n, noise = len(batch), batch.noise
         z = self.draw_latents(batch)
         eps = noise.randn(*z.shape)
@@ -121,7 +122,7 @@ class StableDiffusion(Pretrained):
     # ---- examples
 
     def on_start(self, batch: Batch) -> None:
-        """Remembers captions and conditions of the first batch, of all ranks, repeated if they are few."""
+        """Stores captions and conditions of the first batch of all ranks, repeated if they are few."""
         if self.captions.any():
             return
         known = torch.stack([to_bytes(caption) for caption in batch.extra["caption"]]).to(self.device)
@@ -139,7 +140,7 @@ class StableDiffusion(Pretrained):
     def examples(self, n: int, noise: Noise, prompt: str | list[str] | None) -> tuple[list[str], list[int]]:
         """n prompts, and n indices of remembered examples.
 
-        Without a prompt they are drawn from the option `prompts`, else from the remembered captions.
+        Without a prompt, prompts are drawn from the option `prompts`, or else from the remembered captions.
         """
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
@@ -152,7 +153,7 @@ class StableDiffusion(Pretrained):
     def examples_with_pictures(
         self, n: int, noise: Noise, prompt: str | list[str] | None, given: Tensor | None
     ) -> tuple[list[str], Tensor]:
-        """n prompts, see `examples`, and n pictures [n, 3, H, W]: as given, else remembered ones."""
+        """n prompts, see `examples`, and n pictures [n, 3, H, W], the given ones or else remembered ones."""
         prompts, pick = self.examples(n, noise, prompt)
         pictures = from_levels(self.pictures[pick], 256) if given is None else given
         return prompts, colours(pictures).to(self.device)
@@ -160,11 +161,12 @@ class StableDiffusion(Pretrained):
     # ---- sampling
 
     def start(self, n: int, noise: Noise, size: int | None) -> tuple[Tensor, tuple[int, int]]:
-        """Latents of pure noise [n, c, h, w], and the (H, W) of their images: squares of side `size`, else as
-        in training.
+        """Latents of pure noise [n, c, h, w], and the size (H, W) of their images.
 
-        This is the first draw of a seed, so that the same seed starts from the same latents whatever else is
-        given. Raises UsageError for a size that the latents cannot have.
+        This must be the first draw, so that a seed has the same latents under all options. Raises UsageError
+        for a size that the latents cannot have.
+
+        size: side of square images in pixels; None: the size of the training images.
         """
         height, width = (size, size) if size else self.data.shape[1:]
         self.check_size(height, width, key="size")
@@ -183,13 +185,13 @@ class StableDiffusion(Pretrained):
         pictures: Mapping[str, Tensor],
         **options: Any,
     ) -> Tensor:
-        """Images [n, C, H, W] that a pipeline of diffusers makes of the noise z [n, c, h, w] and n prompts, a
-        few at a time.
+        """Images [n, C, H, W] by a pipeline of diffusers from the noise z [n, c, h, w] and n prompts, a few
+        at a time.
 
         Raises UsageError for less than one step.
 
         pictures: keywords of the pipeline with a row for each image.
-        options: its other keywords.
+        options: other keywords of the pipeline.
         """
         if how.steps < 1:
             raise UsageError(f"{how.steps} sampling steps", hint="set `steps` to 1 or more")
@@ -227,5 +229,5 @@ def to_bytes(caption: str) -> Tensor:
 
 
 def to_text(row: Tensor) -> str:
-    """The caption of a row that `to_bytes` made, without a last letter that was cut."""
+    """The caption of a row of `to_bytes`, without a last letter that was cut."""
     return bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore").removesuffix("\n")

@@ -26,8 +26,8 @@ from gzcli.models.stable_diffusion.known import configs
 from gzcli.store.weights import repository
 
 WEIGHTS = "diffusion_pytorch_model"
-# What is taken of a repository: no half-precision variants, and no safety checker, which is larger than the
-# rest of SD 1.5.
+# The files of a repository that are used: no half-precision variants, and no safety checker, which is larger
+# than the rest of SD 1.5.
 FILES = (
     "model_index.json",
     "*/*config.json",
@@ -47,10 +47,10 @@ FILES = (
 
 
 def load_base(name: str) -> Any:
-    """The pipeline of a base model, in the default dtype on the CPU; without values while the default device
+    """The pipeline of a base model in the default dtype, on the CPU, or without values if the default device
     is meta.
 
-    Raises MissingError where its weights are not at hand, UsageError for a model of another kind.
+    Raises MissingError where its weights are missing, UsageError for a model of another kind.
     """
     if torch.get_default_device().type == "meta":
         pipe = _shapes(name)
@@ -70,11 +70,12 @@ def load_base(name: str) -> Any:
 
 
 def is_xl(pipe: Any) -> bool:
+    """Whether the pipeline is of Stable Diffusion XL."""
     return isinstance(pipe, StableDiffusionXLPipeline)
 
 
 def _read(folder: Path, name: str) -> Any:
-    """The pipeline in a folder. Only safetensors are read: loading other formats may run code in them."""
+    """The pipeline in a folder, from safetensors alone: other formats may run code when they are loaded."""
     known = configs(str(folder))
     if known is None:
         raise MissingError(
@@ -108,8 +109,8 @@ def _read(folder: Path, name: str) -> Any:
 
 
 def _shapes(name: str) -> Any:
-    """The pipeline without weights and tokenizers, made of its configs. Raises MissingError for a base whose
-    configs are not known."""
+    """The pipeline built from its configs, without weights and tokenizers. Raises MissingError for a base
+    without known configs."""
     known = configs(name)
     if known is None:
         raise MissingError(f"`model.base`: the shape of `{name}` is not known", hint="name a folder")

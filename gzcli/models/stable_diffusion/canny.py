@@ -1,4 +1,4 @@
-"""Canny edges, the maps that ControlNet follows where a set has none of its own (Zhang 2023, section 4)."""
+"""Canny edges, ControlNet's maps for sets without maps (Zhang 2023, section 4)."""
 
 from __future__ import annotations
 

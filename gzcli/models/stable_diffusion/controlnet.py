@@ -26,10 +26,10 @@ WIDTHS = (16, 32, 96, 256)  # channels of e; the resolution is halved between tw
 
 
 class ControlNet(StableDiffusion):
-    """A ControlNet of Stable Diffusion 1.x, 2.x or XL, for the maps of a set (`control`), else for the Canny
-    edges of its images.
+    """A ControlNet of Stable Diffusion 1.x, 2.x or XL, for the maps of a set (`control`), or else for the
+    Canny edges of its images.
 
-    edge_sigma: of the Gaussian that smooths an image before its edges are found, in pixels.
+    edge_sigma: standard deviation in pixels of the Gaussian that smooths an image before its edges are found.
     """
 
     paper = "Zhang et al. 2023, arXiv:2302.05543"
@@ -55,14 +55,14 @@ class ControlNet(StableDiffusion):
             self.controlnet.enable_gradient_checkpointing()
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The map too, as bytes of one channel, where it is made of the image's edges."""
+        """As in `StableDiffusion`, and edges, as bytes of one channel, if they are the maps."""
         found = super().prepare(batch)
         if found and "control" not in batch.extra:
             found["edges"] = self.picture(batch)[:, :1].gt(0).byte()
         return found
 
     def picture(self, batch: Batch) -> Tensor:
-        """Maps [B, C, H, W] in [-1, 1]: the set's own, else edges."""
+        """Maps [B, C, H, W] in [-1, 1]: those of the set, or else edges."""
         if "control" in batch.extra:
             return batch.extra["control"]
         if "edges" in batch.extra:
@@ -70,7 +70,7 @@ class ControlNet(StableDiffusion):
         return canny(batch.x, self.edge_sigma)
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """The texts, and `control`, the maps in [0, 1], as diffusers has them."""
+        """The texts, and the maps `control` in [0, 1], as in diffusers."""
         return super().conditions(batch) | {"control": (colours(self.picture(batch)) + 1) / 2}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -105,11 +105,11 @@ class ControlNet(StableDiffusion):
         control_scale: float = 1.0,
         edges: bool = False,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] of the prompts along the maps `control` [n, C, H, W] in [-1, 1],
-        of remembered maps without.
+        """n images [n, C, H, W] in [-1, 1] of the prompts that follow the maps `control` [n, C, H, W] in [-1,
+        1], by default remembered maps.
 
-        control_scale: what the ControlNet's share is multiplied by; 0: the base alone.
-        edges: whether `control` are photographs, whose edges are the maps.
+        control_scale: factor of the ControlNet's outputs; 0: the base alone.
+        edges: whether `control` are photographs; the maps are then their edges.
         """
         z, sides = self.start(n, noise, how.size)
         prompts, maps = self.maps(n, noise, sides, control, edges, how.prompt)
@@ -127,7 +127,8 @@ class ControlNet(StableDiffusion):
         edges: bool,
         prompt: str | list[str] | None = None,
     ) -> tuple[list[str], Tensor]:
-        """The prompts, and the maps [n, 3, *sides] that images follow; `start` must have drawn before."""
+        """The prompts, and the maps [n, 3, *sides] of the images; to be called after `start`, for the order
+        of draws."""
         if edges and control is not None:
             control = canny(resized(control, sides), self.edge_sigma)
         prompts, maps = self.examples_with_pictures(n, noise, prompt, control)

@@ -1,4 +1,4 @@
-"""Images and latents cut into parts, resized, and in as many channels as the base has."""
+"""Images and latents: cut into parts of a batch, resized, and with three channels."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def slices(x: Tensor, positions: int) -> list[slice]:
 
 
 def parts_of(x: Tensor, positions: int) -> list[Tensor]:
-    """The parts of x [B, C, H, W] that `slices` names."""
+    """The parts of x [B, C, H, W] by `slices`."""
     return [x[part] for part in slices(x, positions)]
 
 
 def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images in [-1, 1] at this size, [B, C, *size]."""
+    """Images in [-1, 1] resized to (height, width), [B, C, *size]."""
     return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
 
 
 def rows(mask: Tensor, like: Tensor) -> Tensor:
-    """mask [B] in the shape [B, 1, …] of as many dimensions as `like`."""
+    """mask [B] in the shape [B, 1, …], with as many dimensions as `like`."""
     return mask.view(-1, *[1] * (like.ndim - 1))

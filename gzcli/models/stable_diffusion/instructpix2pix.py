@@ -1,4 +1,4 @@
-"""InstructPix2Pix — Brooks, Holynski & Efros 2023, arXiv:2211.09800: edits an image as an instruction says.
+"""InstructPix2Pix — Brooks, Holynski & Efros 2023, arXiv:2211.09800: edits images by instructions.
 
     ε̂(z_t, t, c, y) = U-Net([z_t, E(y)], t, c)
     ε̃ = ε̂(z_t, ∅, ∅) + s_y (ε̂(z_t, ∅, y) − ε̂(z_t, ∅, ∅)) + s_c (ε̂(z_t, c, y) − ε̂(z_t, ∅, y))          (eq. 3)
@@ -27,8 +27,8 @@ from gzcli.types import Batch, DataInfo, Noise, Progress
 class InstructPix2Pix(StableDiffusion):
     """An editor made of Stable Diffusion 1.x or 2.x. Raises UsageError for XL.
 
-    dropout: share of the cases without the instruction, of those without the image, and of those without
-      both.
+    dropout: share of training cases without the instruction; as many are without the image, and as many
+      without both.
     """
 
     paper = "Brooks et al. 2023, arXiv:2211.09800"
@@ -47,7 +47,7 @@ class InstructPix2Pix(StableDiffusion):
         widen(self.unet, self.vae.config.latent_channels)
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The latent of the image before too."""
+        """As in `StableDiffusion`, and the latent of the image before."""
         found = super().prepare(batch)
         if found:
             found["before_latent"] = self.encode(batch.extra["before"])[0].half()
@@ -81,7 +81,7 @@ class InstructPix2Pix(StableDiffusion):
         how: PromptOptions = PromptOptions(),
         image_guidance: float = 1.5,
     ) -> Tensor:
-        """The images `before` [n, C, H, W] in [-1, 1] edited as the prompts say, remembered ones without.
+        """The images `before` [n, C, H, W] in [-1, 1], by default remembered ones, edited by the prompts.
 
         `guidance` is s_c of eq. 3.
 

@@ -1,5 +1,4 @@
-"""What is known of a base before it is loaded: the configs of its parts and their numbers of parameters. No
-torch here."""
+"""Configs and numbers of parameters of a base's parts, before it is loaded. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -115,8 +114,8 @@ _KNOWN = {
 
 
 def configs(base: str) -> Config | None:
-    """The configs of a base's parts, from its folder, or by an id on the hub that is listed here; None of any
-    other."""
+    """The configs of a base's parts, from its folder, or from `_KNOWN` by its id on the hub; None for any
+    other base."""
     folder = Path(base).expanduser()
     if not (folder / "model_index.json").is_file():
         return _CONFIGS[_KNOWN[base]] if base in _KNOWN else None
@@ -128,11 +127,11 @@ def configs(base: str) -> Config | None:
 
 
 def counts(base: str) -> dict[str, int] | None:
-    """The number of parameters of each part of a base, and of a ControlNet made of it; None of a base that is
-    neither a folder nor listed here.
+    """The number of parameters of each part of a base, and of its ControlNet; None for a base that is neither
+    a folder nor in `_KNOWN`.
 
-    In a folder they are read from the headers of its safetensors. Raises MissingError for a file of that name
-    that is none.
+    For a folder they are read from the headers of its safetensors. Raises MissingError for a file with this
+    ending that holds no safetensors.
     """
     folder = Path(base).expanduser()
     if not (folder / "model_index.json").is_file():

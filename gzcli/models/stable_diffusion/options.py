@@ -1,4 +1,5 @@
-"""Options of the models that tune Stable Diffusion. No torch here: the memory plan reads them too."""
+"""Options of the models that fine-tune Stable Diffusion. This module imports no torch, as the memory plan
+uses it."""
 
 from __future__ import annotations
 
@@ -8,22 +9,22 @@ from typing import Any, Literal, TypeVar
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
-PIXELS = 2 * 512**2  # of images that the VAE is given at once, or one image that has more
+PIXELS = 2 * 512**2  # most pixels that pass the VAE at once, unless a single image has more
 
 
 @dataclass(frozen=True)
 class TuningOptions:
-    """How a base is tuned.
+    """How a base is fine-tuned.
 
     base: the pretrained model, a folder in diffusers' format or an id on the hub.
-    dtype: precision of the parts that are not trained; the VAE stays in fp32, because XL's overflows in fp16.
-    cache: whether latents and text embeddings are made once, and not at every step.
-    checkpointing: whether activations are computed again in the backward pass, which saves memory.
-    min_snr: γ, the largest signal-to-noise ratio in the weight of a noise level, often 5; null: all levels
-      weigh 1.
-    noise_offset: scale of noise that is the same at all pixels; 0.05 … 0.1 makes very dark and very bright
+    dtype: precision of the frozen parts; the VAE stays in fp32, because XL's overflows in fp16.
+    cache: whether latents and text embeddings are computed once, in place of at every step.
+    checkpointing: whether activations are recomputed in the backward pass, which saves memory.
+    min_snr: γ, the largest signal-to-noise ratio in the weight of a noise level, often 5; null: all weights
+      are 1.
+    noise_offset: scale of noise that is equal at all pixels; 0.05 … 0.1 makes very dark and very bright
       images possible.
-    prompts: texts of the pictures that training shows; none: captions of the first batch.
+    prompts: texts of the pictures that training shows; empty: captions of the first batch.
     """
 
     base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -37,10 +38,10 @@ class TuningOptions:
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """Which layers a LoRA adapts, and by how much.
+    """The adapted layers of a LoRA, and the size of the adapter.
 
-    rank: r, of the matrices B A that are added to a layer's weights.
-    alpha: α; what is added is multiplied by α / r; null: r.
+    rank: rank r of the product B A that is added to a layer's weights.
+    alpha: α; the product is scaled by α / r; null: r.
     targets: the adapted layers of the U-Net, by the ends of their names.
     text_lora: whether the attention of the text encoders is adapted too.
     """
@@ -53,12 +54,12 @@ class LoRAOptions:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What is sampled.
+    """The text of images, and the sampling steps.
 
-    prompt: texts of the images, which are cycled through; null: captions remembered from training.
-    negative: text of what the images should not show.
+    prompt: texts of the images, used in turn; null: captions remembered from training.
+    negative: text that the images should not show.
     guidance: scale of classifier-free guidance towards the text; 1: none.
-    steps: of the base's own scheduler.
+    steps: steps of the base's own scheduler.
     size: side of the images in pixels; null: as in training.
     """
 

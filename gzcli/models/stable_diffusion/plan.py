@@ -1,12 +1,12 @@
-"""The memory that a fine-tuning takes, estimated from the base's configs before anything is loaded. No torch
-here.
+"""An estimate of the memory of fine-tuning, from the base's configs, before anything is loaded. This module
+imports no torch.
 
-A frozen weight takes the bytes of its dtype; a trained one 4 for itself, 4 for its gradient, 4 for its
-average and 8 for Adam's moments (2 in 8 bits). The activations of a batch of b take
+A frozen weight takes the bytes of its dtype; a trained weight takes 4 bytes, 4 for its gradient, 4 for its
+average and 8 for Adam's moments (2 in 8 bits). The activations of a batch of b images take
 
     b · bytes · (Σ_resnets a · C · h · w + Σ_transformer layers a' · C · h · w)
 
-with a (RESNET) and a' (LAYER) as measured of diffusers' U-Nets.
+with a (RESNET) and a' (LAYER) measured on diffusers' U-Nets.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from gzcli.recipe.parts import Part
 # trained (True) and where they are frozen. Fitted by least squares over U-Nets of several shapes, whose saved
 # tensors the hooks of torch.autograd.graph counted; within 7 %.
 RESNET, LAYER = {True: 8.5, False: 6.0}, {True: 32.0, False: 28.0}
-CHECKPOINTED = 5.5  # what a resnet keeps with checkpointing, which computes all else again
+CHECKPOINTED = 5.5  # tensors that a resnet keeps with checkpointing, which recomputes all others
 AUTOCAST = 0.6  # share of the activations that autocast to 16 bits leaves; norms stay in 32
-VAE = 4 * 4 * 128  # bytes a pixel that the VAE takes for a moment
+VAE = 4 * 4 * 128  # bytes that the VAE takes for each pixel while it encodes
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def memory_plan(part: Part) -> list[tuple[str, int]]:
     """(what, bytes) of one process that trains a part of a recipe, the sum last.
 
-    Activations are an estimate, to a third or so. Neither the device's own context is in it nor what sampling
-    takes beyond training. Raises MissingError for a base that is neither a folder nor known by its id.
+    Activations are estimated to about a third. The device's own context and the additional memory of sampling
+    are not included. Raises MissingError for a base that is neither a folder nor known by its id.
     """
     tuning = taken(TuningOptions, part.options)
     sizes, known = counts(tuning.base), configs(tuning.base)
@@ -106,7 +106,7 @@ def _transformers(unet: Mapping[str, Any]) -> Iterator[tuple[int, int, int]]:
 
 
 def _halved(part: Part) -> bool:
-    """Whether autocast to 16 bits is on; `auto` is taken for 16 bits on GPUs and for fp32 on a CPU."""
+    """Whether autocast to 16 bits is on; `auto` counts as 16 bits on GPUs and as fp32 on a CPU."""
     precision = part.train.precision
     return precision in ("bf16", "fp16") or (precision == "auto" and bool(part.launch.gpus))
 
@@ -117,11 +117,11 @@ def _pixels(part: Part) -> int:
 
 
 def activations(part: Part, known: Config) -> int:
-    """Bytes that a step keeps for its gradient."""
+    """Bytes of the activations that a step keeps for its gradient."""
     train, checkpointing = part.train, taken(TuningOptions, part.options).checkpointing
     batch = train.batch_size // max(1, part.launch.processes or 1) // train.accumulate
     latent = _pixels(part) / 4 ** (len(known["vae"]["block_out_channels"]) - 1)
-    # a ControlNet is a trained encoder: beside it only the frozen U-Net's decoder has gradients
+    # a ControlNet is a trained encoder, and the decoder of the frozen U-Net has gradients
     encoder, decoder = part.model != "sd_lora", part.model == "instructpix2pix"
     kept = largest = 0.0
     for width, halvings, blocks, layers in _levels(known["unet"]):
@@ -135,6 +135,6 @@ def activations(part: Part, known: Config) -> int:
 
 
 def encoding(part: Part) -> int:
-    """Bytes that the VAE takes for a moment, when there is nothing else."""
+    """Bytes that the VAE takes while it encodes, when there are no activations."""
     image = _pixels(part)
     return VAE * max(image, min(part.train.batch_size * image, PIXELS))

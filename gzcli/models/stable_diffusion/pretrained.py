@@ -1,4 +1,4 @@
-"""The parts of a pretrained base and what they compute: latents of images, embeddings of texts."""
+"""The parts of a pretrained base, which compute latents of images and embeddings of texts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Pretrained(Model):
-    """A pipeline of diffusers whose parts are attached, so that no checkpoint holds them.
+    """A pipeline of diffusers. Its frozen parts are attached, so that no checkpoint holds them.
 
-    Raises UsageError for a base that predicts neither the noise nor v, or for images whose size it cannot
-    have.
+    Raises UsageError for a base that predicts neither the noise nor v, or for a size of images that it does
+    not support.
     """
 
-    trains_unet: ClassVar[bool] = False  # whether the U-Net is trained, and so a part of the checkpoints
+    trains_unet: ClassVar[bool] = False  # whether the U-Net is trained and saved in checkpoints
 
-    # diffusers adds the parts of a pipeline at run time, so that their types are not known
+    # the types are not known: diffusers adds the parts of a pipeline at run time
     pipe: Any
     vae: Any
     unet: Any
@@ -38,7 +38,7 @@ class Pretrained(Model):
         self.pipe = load_base(tuning.base)
         self.xl, self.dtype = is_xl(self.pipe), tuning.dtype
         self.text_trains = False  # whether a text encoder has weights that are trained
-        self.no_text: dict[str, Tensor] | None = None  # the embedding of no text, once it is known
+        self.no_text: dict[str, Tensor] | None = None  # the cached embedding of no text
         self.schedule: Any = DDPMScheduler.from_config(self.pipe.scheduler.config)
         if (kind := self.schedule.config.prediction_type) not in ("epsilon", "v_prediction"):
             raise UsageError(
@@ -57,11 +57,11 @@ class Pretrained(Model):
             self.unet.enable_gradient_checkpointing()
 
     def lowered(self, part: nn.Module) -> nn.Module:
-        """A part that is not trained, in its dtype; diffusers' own `to` would warn without need."""
+        """A frozen part in its dtype; diffusers' own `to` would warn without need."""
         return nn.Module.to(part, DTYPES.get(self.dtype))
 
     def check_size(self, height: int, width: int, key: str) -> None:
-        """Raises UsageError, which names the `key`, for sides that the latents cannot have."""
+        """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
         step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines want 8 at least
         if height % step or width % step:
             near = max(1, round(height / step)) * step
@@ -83,7 +83,7 @@ class Pretrained(Model):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W] in [-1, 1], not yet
+        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W] in [-1, 1], not
         scaled."""
         with torch.autocast(x.device.type, enabled=False):
             images = parts_of(colours(x).to(self.vae.dtype), PIXELS)
@@ -102,7 +102,7 @@ class Pretrained(Model):
     # ---- texts
 
     def embed(self, captions: list[str]) -> dict[str, Tensor]:
-        """`text` [B, L, D] and, of XL, `pooled` [B, P]; with a gradient where a text encoder is trained."""
+        """`text` [B, L, D] and, for XL, `pooled` [B, P]; with a gradient where a text encoder is trained."""
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
             text, _, *more = self.pipe.encode_prompt(
                 prompt=captions,
@@ -126,8 +126,8 @@ class Pretrained(Model):
         return found
 
     def added(self, z_t: Tensor, pooled: Tensor | None) -> dict[str, Tensor] | None:
-        """What XL's U-Net is told besides the text: the pooled text, and that the image was neither resized
-        nor cropped."""
+        """The conditions of XL's U-Net beside the text: the pooled text, and the sizes of an image that was
+        neither resized nor cropped."""
         if pooled is None:
             return None
         height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
@@ -137,10 +137,8 @@ class Pretrained(Model):
     # ---- pipelines
 
     def pipeline(self, cls: Any, **parts: Any) -> Any:
-        """A pipeline of the class `cls` with the base's parts and `parts`.
-
-        It has no safety checker, which knows photographs only.
-        """
+        """A pipeline of the class `cls` from the parts of the base and `parts`. It has no safety checker,
+        which is for photographs alone."""
         if self.xl:
             options = {"force_zeros_for_empty_prompt": self.pipe.config.force_zeros_for_empty_prompt}
         else:

@@ -3,7 +3,7 @@ arXiv:2106.09685.
 
     W x + (α / r) · B A x,   A [r, in] ~ N(0, 1/r²),  B [out, r] = 0 at first
 
-W are the frozen linear maps of the U-Net's attention and, if asked, of that of the text encoder(s). A
+W are the frozen linear maps in the attention of the U-Net and, with `text_lora`, of the text encoders. A
 checkpoint holds A and B alone; `gz runs export` writes the file that `load_lora_weights` of diffusers reads.
 """
 
@@ -78,7 +78,7 @@ class SDLoRA(StableDiffusion):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] of the prompts.
 
-        lora_scale: what the adapter's share is multiplied by; 0: the base alone.
+        lora_scale: factor of the adapter's output; 0: the base alone.
         """
         z, (height, width) = self.start(n, noise, how.size)
         prompts, _ = self.examples(n, noise, how.prompt)
@@ -93,7 +93,7 @@ class SDLoRA(StableDiffusion):
 class Adapter:
     """The adapter of a model, saved in diffusers' format.
 
-    α / r is multiplied into B: without a factor beside it, every version of diffusers and peft reads the file
+    B is multiplied by α / r. Without a factor of its own, every version of diffusers and peft reads the file
     alike.
     """
 
