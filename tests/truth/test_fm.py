@@ -18,7 +18,7 @@ from gzcli.models.denoising.coupling import coupled
 from gzcli.models.denoising.flow import SCALE
 from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.fm import FM
-from gzcli.models.nn.ode import CALLS
+from gzcli.models.nn.ode import CALLS, LikelihoodOptions
 from gzcli.models.score.sgm import SGM
 from gzcli.recipe import schema
 from gzcli.recipe.parts import part_of
@@ -83,7 +83,7 @@ def test_the_likelihood_of_a_gaussian_is_exact(solver):
     """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
     dequantisation."""
     model, x = exact(0.5), batch(16).x.double()
-    value = model.log_prob(x, noise=noise(16), solver=solver, steps=60, tolerance=1e-7)
+    value = model.log_prob(x, noise=noise(16), ode=LikelihoodOptions(solver, 60, 1e-7))
     least = 1 / 255 / 3**0.5
     law = torch.distributions.Normal(model.net.mean, math.hypot(0.5, least))
     log_p = law.log_prob(x + dequantisation(16)).flatten(1).sum(1) + 16 * math.log(2 / 255)
@@ -100,7 +100,7 @@ def test_the_likelihood_is_true_by_default(std, options):
         model.net, n = Exact(mean, std), 64
         x = mean + std * torch.randn(n, *info.shape, generator=torch.Generator().manual_seed(3)).double()
         with torch.no_grad():
-            value = model.log_prob(x, noise=noise(n), **options)
+            value = model.log_prob(x, noise=noise(n), ode=LikelihoodOptions(**options))
         y = x + 2 / 255 * (noise(n).rand(n, *info.shape).double() - 0.5)
         log_p = torch.distributions.Normal(mean, std).log_prob(y).flatten(1).mean(1) + math.log(2 / 255)
         gap = value / mean.numel() - log_p

@@ -14,6 +14,7 @@ from gaussian import GaussianField, check_moments
 from torch import nn
 
 from gzcli.errors import UsageError
+from gzcli.models.nn.ode import LikelihoodOptions
 from gzcli.models.score.score import SCALE
 from gzcli.models.score.sde import VE, VP, SubVP
 from gzcli.models.score.sgm import SGM
@@ -205,7 +206,7 @@ def test_the_likelihood_of_a_gaussian_is_exact(name, solver):
     assert first.sigma / first.alpha == pytest.approx(
         max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0), rel=1e-3
     )
-    value = model.log_prob(x, noise=noise(16), solver=solver, steps=60, tolerance=1e-7)
+    value = model.log_prob(x, noise=noise(16), ode=LikelihoodOptions(solver, 60, 1e-7))
     width = 2 / 255
     y = first.alpha * (x + width * (noise(16).rand(16, *INFO.shape) - 0.5))
     mean, std = model.net.mean, lambda e: math.hypot(e.alpha * 0.5, e.sigma)
@@ -226,7 +227,7 @@ def test_the_likelihood_is_true_by_default(name, options):
         mean = model.net.mean.detach()
         x = mean + std * torch.randn(n, *INFO.shape, generator=torch.Generator().manual_seed(3)).double()
         with torch.no_grad():
-            value = model.log_prob(x, noise=noise(n), **options)
+            value = model.log_prob(x, noise=noise(n), ode=LikelihoodOptions(**options))
         y = x + 2 / 255 * (noise(n).rand(n, *INFO.shape).double() - 0.5)
         log_p = torch.distributions.Normal(mean, std).log_prob(y).flatten(1).mean(1) + math.log(2 / 255)
         gap = value / mean.numel() - log_p

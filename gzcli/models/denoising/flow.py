@@ -24,9 +24,9 @@ from gzcli.models.denoising.samplers import Denoise
 from gzcli.models.denoising.schedule import Level
 from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.ode import (
+    LikelihoodOptions,
     Solver,
     Velocity,
-    density_norm,
     dequantised,
     grey_levels,
     log_density,
@@ -201,29 +201,14 @@ class FlowMatching(RoundTrip):
         labels: Tensor | None = None,
         *,
         noise: Noise,
-        solver: Solver = "rk4",
-        steps: int = 24,
-        tolerance: float = 1e-4,
-        probes: int = 1,
+        ode: LikelihoodOptions = LikelihoodOptions(),
     ) -> Tensor:
         """[B] nats of the discrete image by the flow from data to noise (appendix C), see nn/ode.py. Raises
-        UsageError for latents.
-
-        solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
-          (rk4), or with steps of six that fit the image (adaptive).
-        steps: of the solvers with fixed steps, even in log σ/α, as the details of data are spread over its
-          noise levels.
-        tolerance: largest error of an adaptive step, of x and of the nats a dimension.
-        probes: Rademacher vectors that estimate the divergence.
-        """
-        at_least(1, steps=steps)
+        UsageError for latents."""
+        at_least(1, steps=ode.steps)
         levels = grey_levels(self.data.levels)
         least = max(dequantised(levels), self.sigma_min)
-        ratios = least * (LAST / least) ** (np.arange(steps) / max(steps - 1, 1))
+        ratios = least * (LAST / least) ** (np.arange(ode.steps) / max(ode.steps - 1, 1))
         times = [*(1 / (ratios + 1 - self.sigma_min)).tolist(), 0.0]  # the times of these σ/α
-
-        def carry(g: Velocity, state: Tensor) -> Tensor:
-            return solve_by(solver, g, state, times, tolerance=tolerance, norm=density_norm)
-
         f = self.velocity(self.known_labels(labels))
-        return log_density(f, carry, x, levels=levels, alpha=times[0], noise=noise, probes=probes)
+        return log_density(f, x, times, ode, levels=levels, alpha=times[0], noise=noise)

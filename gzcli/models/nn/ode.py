@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -168,6 +169,24 @@ def density_norm(error: Tensor) -> Tensor:
     return torch.maximum(_rms(error[:, : error.shape[1] // 2]), error[:, -1].abs())
 
 
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """The solution of the ODE from data to noise that gives a likelihood.
+
+    solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
+      (rk4), or with steps of six that fit the image (adaptive).
+    steps: of the solvers with fixed steps, even in log σ/α, as the details of data are spread over its noise
+      levels.
+    tolerance: largest error of an adaptive step, of x and of the nats a dimension.
+    probes: Rademacher vectors that estimate the divergence.
+    """
+
+    solver: Solver = "rk4"
+    steps: int = 24
+    tolerance: float = 1e-4
+    probes: int = 1
+
+
 def grey_levels(levels: int | None) -> int:
     """The number of grey levels. Raises UsageError for latents, which have none."""
     if levels is None:
@@ -182,13 +201,13 @@ def dequantised(levels: int) -> float:
 
 def log_density(
     f: Velocity,
-    carry: Callable[[Velocity, Tensor], Tensor],
     x: Tensor,
+    times: Sequence[float],
+    options: LikelihoodOptions,
     *,
     levels: int,
     alpha: float,
     noise: Noise,
-    probes: int = 1,
     std: float = 1.0,
 ) -> Tensor:
     """log p(x) [B], in nats, of discrete images by the change of density along the flow of f to N(0, std²)
@@ -199,9 +218,8 @@ def log_density(
     the model comes. With less noise a model with spikes at the grey levels underestimates the likelihood;
     more noise hides how flat a flat part is. The divergence is Hutchinson's estimate, which is unbiased.
 
-    carry: carry(g, state) solves dstate/dt = g from the first time to noise.
+    times: from data to noise, for solvers with fixed steps.
     alpha: α at the first time.
-    probes: Rademacher vectors of the estimate.
     std: standard deviation of the noise.
     """
     n, size, width = len(x), x[0].numel(), 2 / (levels - 1)  # of a grey level
@@ -214,13 +232,14 @@ def log_density(
 
     x = alpha * (x + width * (noise.rand(*x.shape) - 0.5))
     total = x.new_zeros(())
-    for _ in range(probes):
+    for _ in range(options.probes):
         v = 2 * noise.randint(2, n, size).to(x.dtype) - 1
-        state = carry(g, torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1))
+        state = torch.cat([x.flatten(1), v, x.new_zeros(n, 1)], 1)
+        state = solve_by(options.solver, g, state, times, tolerance=options.tolerance, norm=density_norm)
         z, gained = double(state[:, :size]) / std, size * double(state[:, -1])
         # from data to noise log p changes by `gained`, to the log density of the noise
         total = total - 0.5 * z.square().sum(1) - size * math.log(std * math.sqrt(2 * math.pi)) - gained
-    return (total / probes + size * math.log(alpha * width)).to(x)
+    return (total / options.probes + size * math.log(alpha * width)).to(x)
 
 
 def _moved(x: Tensor, h: float | Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:

@@ -8,15 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from gzcli.models.denoising.guided import LabelOptions
-from gzcli.models.nn.ode import (
-    Solver,
-    Velocity,
-    density_norm,
-    dequantised,
-    grey_levels,
-    log_density,
-    solve_by,
-)
+from gzcli.models.nn.ode import LikelihoodOptions, dequantised, grey_levels, log_density
 from gzcli.models.nn.unet import UNet, UNetOptions
 from gzcli.models.score.applications import ScoreApplications
 from gzcli.models.score.options import SamplingOptions, ScoreOptions
@@ -68,26 +60,12 @@ class SGM(ScoreApplications):
         labels: Tensor | None = None,
         *,
         noise: Noise,
-        solver: Solver = "rk4",
-        steps: int = 24,
-        tolerance: float = 1e-4,
-        probes: int = 1,
+        ode: LikelihoodOptions = LikelihoodOptions(),
     ) -> Tensor:
         """[B] nats of the discrete image by the ODE from data to noise, see nn/ode.py. Raises UsageError for
-        latents.
-
-        solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
-          (rk4), or with steps of six that fit the image (adaptive).
-        steps: of the solvers with fixed steps, uniform in log σ/α.
-        tolerance: largest error of an adaptive step, of x and of the nats a dimension.
-        probes: Rademacher vectors that estimate the divergence.
-        """
+        latents."""
         levels = grey_levels(self.data.levels)
-        path = self.sde.rising(dequantised(levels), steps)
+        path = self.sde.rising(dequantised(levels), ode.steps)
         times, alpha = [level.t for level in path], path[0].alpha
-
-        def carry(g: Velocity, state: Tensor) -> Tensor:
-            return solve_by(solver, g, state, times, tolerance=tolerance, norm=density_norm)
-
         f, std = self.velocity(self.known_labels(labels)), self.prior_std
-        return log_density(f, carry, x, levels=levels, alpha=alpha, noise=noise, probes=probes, std=std)
+        return log_density(f, x, times, ode, levels=levels, alpha=alpha, noise=noise, std=std)
