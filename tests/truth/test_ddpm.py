@@ -284,7 +284,7 @@ def test_samplers_recover_a_mixture(sampler, zero_snr):
 
 
 class Knows(nn.Module):
-    """A network that always sees the image `guess`, told in the model's own parametrisation."""
+    """A network that always predicts the image `guess`, in the model's own parametrisation."""
 
     def __init__(self, model, guess):
         super().__init__()
@@ -693,7 +693,7 @@ def test_paper_size():
 
 @pytest.mark.parametrize(("prediction", "zero_snr"), [("eps", False), ("v", False), ("v", True)])
 def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_path, monkeypatch):
-    """By diffusers' own call, told nothing but the number of steps, of a network whose estimates leave the
+    """By diffusers' own call, given nothing but the number of steps, of a network whose estimates leave the
     range of images."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)

@@ -21,15 +21,15 @@ from flows import (
 from gzcli.errors import UsageError
 from gzcli.models.normalizing_flow.nets import ResNet, WeightNormConv
 from gzcli.models.normalizing_flow.norms import BatchNorm, initialising
-from gzcli.models.normalizing_flow.realnvp import Realnvp
+from gzcli.models.normalizing_flow.realnvp import RealNVP
 from gzcli.types import DataInfo, no_progress
 
 
-def realnvp(shape=(1, 8, 8), levels=256, classes=DIGITS, size=0.05, **options) -> Realnvp:
+def realnvp(shape=(1, 8, 8), levels=256, classes=DIGITS, size=0.05, **options) -> RealNVP:
     """In eval mode, its averages moved towards those of a batch."""
     torch.manual_seed(0)
     options = {"couplings": 2, "hidden": 8, "blocks": 1, **options}
-    model, x = Realnvp.of(DataInfo(shape, levels, classes), **options), images(16, shape, levels)
+    model, x = RealNVP.of(DataInfo(shape, levels, classes), **options), images(16, shape, levels)
     model.on_start(batch(x))
     roughen(model, size).log_prob(x, noise=noise(16))
     return model.eval()
@@ -111,7 +111,7 @@ def test_batch_statistics_pass_their_gradient_on():
 
 
 def test_averages_start_at_the_first_batch_follow_training_and_rest_in_eval():
-    model = Realnvp.of(DataInfo((1, 8, 8)), couplings=1, hidden=8, blocks=1)
+    model = RealNVP.of(DataInfo((1, 8, 8)), couplings=1, hidden=8, blocks=1)
     model.on_start(batch(images(16)))
     norm = next(m for m in model.modules() if isinstance(m, BatchNorm))
     start = norm.mean.clone()
@@ -179,5 +179,5 @@ def test_interpolation_and_edit_come_with_the_family():
 
 def test_sizes_that_cannot_be_halved_are_refused_with_what_to_do():
     with pytest.raises(UsageError, match="28×28 is not divisible by 8") as error:
-        Realnvp.of(DataInfo((1, 28, 28)), scales=3)
+        RealNVP.of(DataInfo((1, 28, 28)), scales=3)
     assert error.value.hint == "set `model.scales=2`, or `data.size=32`"

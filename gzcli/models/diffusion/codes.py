@@ -78,7 +78,7 @@ class SemanticCodes(Model):
         return to_fp32(self.encoder(x))
 
     def invert(self, x: Tensor, z: Tensor, steps: int, progress: Progress = no_progress) -> Tensor:
-        """The stochastic code x_T of images x whose semantic code is z."""
+        """The stochastic code x_T of images x with semantic codes z."""
         return ddim_inverse(self.diffusion.denoiser(z, clip=False), x, self.path(steps), progress=progress)
 
     def decode(self, z: Tensor, x_T: Tensor, steps: int, progress: Progress = no_progress) -> Tensor:

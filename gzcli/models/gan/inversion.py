@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +79,8 @@ class InvertibleGAN(Model):
             with torch.no_grad():
                 first = torch.stack([distance(z[:, i], tries[i]) for i in range(starts)], dim=1).argmin(1)
             rows = torch.arange(n, device=z.device)
-            y = None if tries[0] is None else torch.stack(tries, 1)[rows, first]
+            known = [y for y in tries if y is not None]
+            y = torch.stack(known, 1)[rows, first] if known else None
             z = z[rows, first].requires_grad_()
             adam = torch.optim.Adam([z], lr=search.lr, eps=1e-3)
             best = double(torch.full((n,), torch.inf, device=x.device))
@@ -100,8 +100,8 @@ class InvertibleGAN(Model):
                         progress(step + 1, search.steps)
         return best_z, y, best.to(x.dtype)
 
-    def first_labels(self, x: Tensor, labels: Tensor | None, starts: int) -> list[Any]:
-        """Labels of x for each of at least `starts` draws of z: [B] or [B, K], or None without classes."""
+    def first_labels(self, x: Tensor, labels: Tensor | None, starts: int) -> list[Tensor | None]:
+        """Labels of x for each of at least `starts` draws of z: [B] or [B, K], None without classes."""
         if not self.conditional:
             return [None] * starts
         if labels is not None:

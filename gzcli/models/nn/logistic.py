@@ -32,8 +32,8 @@ def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 
 class LogisticMixture:
-    """A mixture over whole pixels, whose components are discretised logistics: R, G given R, B given R and G
-    (eq. 3).
+    """A mixture over whole pixels. Its components are discretised logistics of R, of G given R, and of B
+    given R and G (eq. 3).
 
     A component's mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Two levels need neither mixture nor scale:
     then P(x_c = 1) = σ(μ_c + Σ_{d<c} coef_cd x_d).

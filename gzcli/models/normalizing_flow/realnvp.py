@@ -22,7 +22,7 @@ from gzcli.models.normalizing_flow.norms import BatchNorm, Bijection
 from gzcli.types import Batch, DataInfo
 
 
-class Realnvp(MultiscaleFlow):
+class RealNVP(MultiscaleFlow):
     """Multi-scale affine couplings with residual networks and batch normalisation.
 
     Raises UsageError where height or width cannot be halved `scales` times.
