@@ -131,8 +131,6 @@ class FlowMatching(RoundTrip):
         def predict(x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
             return self.guided(x, SCALE * t, y, scale)
 
-        if guidance == 1 or (interval[0] <= 0 and interval[1] >= 1):
-            return lambda x, t: predict(x, t, y, guidance)
         return lambda x, t: self.guided_within(predict, x, t, y, guidance, interval)
 
     def denoiser(self, y: Tensor | None = None, *, guidance: float = 1.0) -> Denoise:

@@ -108,11 +108,13 @@ class Guided(Model):
         for rows whose time t [B] is in the interval, and predict(x, t, y, 1), which takes half the passes of
         the network, outside.
 
-        Rows may be at different times, as in the adaptive solver.
+        Rows may be at different times of [0, 1], as in the adaptive solver.
         """
         low, high = interval
+        if scale == 1 or (low <= 0 and high >= 1):
+            return predict(x, t, y, scale)
         inside = (low <= t) & (t <= high)
-        if scale == 1 or bool(inside.all()):
+        if bool(inside.all()):
             return predict(x, t, y, scale)
         if not bool(inside.any()):
             return predict(x, t, y, 1.0)

@@ -145,13 +145,8 @@ class ScoreModel(Inpainting):
         def predict(x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
             return self.split(x, t, y, scale)[1]
 
-        whole = guidance == 1 or (interval[0] <= 0 and interval[1] >= 1)
-
         def f(x: Tensor, t: Tensor) -> Tensor:
-            if whole:
-                eps = predict(x, t, y, guidance)
-            else:
-                eps = self.guided_within(predict, x, t, y, guidance, interval)
+            eps = self.guided_within(predict, x, t, y, guidance, interval)
             drift, g2 = self.sde.rates(t[:, None, None, None])
             return drift * x + 0.5 * g2 / self.at(t)[1] * eps
 
