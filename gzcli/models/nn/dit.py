@@ -128,12 +128,7 @@ class DiTNet(nn.Module):
         return other.to(self.position.device).eval()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The output [B, C, H, W].
-
-        t: times [B], real or integer.
-        y: labels as in `ClassEmbedding`; None: the null label.
-        drop: boolean [B], true where the null label replaces the label.
-        """
+        """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
         c = self.time(time_embedding(t, FREQUENCIES, freq_shift=self.freq_shift))  # [B, width]
         if self.label is not None:
             c = c + self.label(y, len(x), drop)

@@ -180,12 +180,7 @@ class UNet(nn.Module):
         return emb if self.label is None else emb + self.label(y, len(t), drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The output [B, out_channels, H, W].
-
-        t: times [B], real or integer.
-        y: labels as in `ClassEmbedding`; None: the null label.
-        drop: boolean [B], true where the null label replaces the label.
-        """
+        """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
         emb = F.silu(self.embedding(t, y, drop))
         skips = [self.conv_in(x)]
         for stage in self.down:
@@ -233,10 +228,7 @@ class UpStage(Stage):
     """A stage of the decoder, whose blocks also see the outputs of the encoder at their resolution."""
 
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
-        """The output of the stage, [B, C, H, W].
-
-        skips: outputs of the encoder; each block takes the last one off the list.
-        """
+        """The output of the stage; each block takes an output of the encoder off the end of `skips`."""
         for block, attend in zip(self.blocks, self.attentions, strict=True):
             h = attend(block(torch.cat([h, skips.pop()], 1), emb))
         return h if self.resample is None else self.resample(h, skips[-1].shape[-2:])
