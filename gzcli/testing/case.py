@@ -50,6 +50,11 @@ class Case:
         default = catalog.card(self.model).params.get("conditional")
         return bool(self.options.get("conditional", default.default if default else False))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that the model is built with; a test may add a folder, as the base of a fine-tuning."""
+        return dict(self.options)
+
     def build(self, info: DataInfo, seed: int = SEED) -> Model:
         """The model with the weights that a seed gives, built on stages of the same seed."""
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
@@ -57,7 +62,7 @@ class Case:
         for p in (p for stage in stages.values() for p in stage.parameters()):
             p.data += 0.1 * torch.randn_like(p)  # a layer that starts at zero would hide what the stage does
         torch.manual_seed(seed)
-        return catalog.load(self.model).of(info, **self.options, **stages)
+        return catalog.load(self.model).of(info, **self.settings, **stages)
 
     def pack(self) -> Pack:
         """The data set."""
