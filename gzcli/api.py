@@ -19,8 +19,8 @@ from gzcli.engine.devices import pick_device
 from gzcli.engine.trained import load_trained
 from gzcli.errors import UsageError
 from gzcli.handles import Data, Run
+from gzcli.parts import LaunchSection
 from gzcli.recipe.from_file import find_run
-from gzcli.recipe.parts import LaunchSection
 
 
 def train(

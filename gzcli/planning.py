@@ -18,8 +18,8 @@ from gzcli.data.open import open_pack
 from gzcli.errors import UsageError
 from gzcli.launch import Plan
 from gzcli.models import catalog
+from gzcli.parts import LaunchSection, Part
 from gzcli.recipe.needs import check_data
-from gzcli.recipe.parts import LaunchSection, Part
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
 from gzcli.run_folder import write_run

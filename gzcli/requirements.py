@@ -18,8 +18,8 @@ from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError
 from gzcli.launch import Plan
 from gzcli.models import catalog
+from gzcli.parts import Part
 from gzcli.recipe.needs import check_data
-from gzcli.recipe.parts import Part
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs

@@ -60,7 +60,7 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     """A trainer in this process."""
     from gzcli.data.open import open_pack
     from gzcli.engine.devices import accelerate
-    from gzcli.recipe.parts import part_of
+    from gzcli.parts import part_of
     from gzcli.recipe.write import dump
     from gzcli.store import files
 

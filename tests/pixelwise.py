@@ -11,7 +11,7 @@ from gzcli.data.open import open_pack
 from gzcli.engine.trained import Trained
 from gzcli.models.base import Model
 from gzcli.models.nn.common import from_levels, to_levels
-from gzcli.recipe.parts import OodSection, Part
+from gzcli.parts import OodSection, Part
 from gzcli.store.runs import Run
 
 

@@ -54,7 +54,7 @@ def trainer() -> None:
     from zoo import Case
 
     from gzcli.engine.build import build_model
-    from gzcli.recipe.parts import part_of
+    from gzcli.parts import part_of
     from gzcli.types import BatchNoise
 
     for model, options, batch, block in (("vae", {}, 64, 100), ("ddpm", {}, 32, 10), ("glow", {}, 32, 10)):

@@ -15,7 +15,7 @@ from gzcli.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from gzcli.jobs import Job
     from gzcli.models.signatures import Param
-    from gzcli.recipe.parts import LaunchSection
+    from gzcli.parts import LaunchSection
     from gzcli.recipe.schema import Rule
     from gzcli.store.runs import Run
 
@@ -43,7 +43,7 @@ def do_job(folder: Path, job: Job) -> dict[str, Any]:
 def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSection:
     """The processes that `--gpus`, `--cpu` and `--processes` ask for. Raises UsageError."""
     from gzcli.cli.options import parse_gpus
-    from gzcli.recipe.parts import LaunchSection
+    from gzcli.parts import LaunchSection
 
     return LaunchSection(parse_gpus(gpus), cpu, processes)
 

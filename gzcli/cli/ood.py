@@ -28,7 +28,7 @@ from gzcli.errors import MissingError, UsageError
 if TYPE_CHECKING:
     from gzcli.data.benchmarks import Benchmark
     from gzcli.data.names import DataSet
-    from gzcli.recipe.parts import DataSection
+    from gzcli.parts import DataSection
 
 _In = Annotated[
     str | None,
@@ -114,8 +114,8 @@ def ood(
     from gzcli.data.names import locate, slug
     from gzcli.jobs import OodJob
     from gzcli.models.catalog import card_of
+    from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
-    from gzcli.recipe.parts import part_of
     from gzcli.recipe.schema import check_scores, score_options
 
     asked = inside_of(benchmark, in_, out_) if benchmark else None

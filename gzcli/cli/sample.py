@@ -127,8 +127,8 @@ def sample(
     from gzcli.data.names import data_key
     from gzcli.jobs import SampleJob
     from gzcli.models.catalog import card_of
+    from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
-    from gzcli.recipe.parts import part_of
 
     key = data_key(data) if data else None
     run = find_run(model, data=key)

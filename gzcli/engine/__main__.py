@@ -29,7 +29,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
 from gzcli.engine.report import metric_lines
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
-from gzcli.recipe.parts import part_of
+from gzcli.parts import part_of
 from gzcli.store import files
 from gzcli.store.runs import Run
 

@@ -14,7 +14,7 @@ from gzcli.errors import MissingError
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
-from gzcli.recipe.parts import Part
+from gzcli.parts import Part
 from gzcli.store.files import checksum
 from gzcli.store.runs import Run
 from gzcli.types import DataInfo

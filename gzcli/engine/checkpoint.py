@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gzcli.errors import MissingError
-from gzcli.recipe.parts import Part, part_of
+from gzcli.parts import Part, part_of
 from gzcli.store import files
 from gzcli.types import DataInfo
 from gzcli.version import __version__

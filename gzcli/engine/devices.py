@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gzcli.errors import DeviceError, UsageError
-from gzcli.recipe.parts import LaunchSection, Part
+from gzcli.parts import LaunchSection, Part
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -27,7 +27,7 @@ from gzcli.engine.build import load_model
 from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
-from gzcli.recipe.parts import part_of
+from gzcli.parts import part_of
 from gzcli.store import runs
 from gzcli.store.files import checksum
 from gzcli.store.paths import recipe_names

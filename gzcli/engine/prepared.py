@@ -25,7 +25,7 @@ from gzcli.engine.maps import write_maps
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
-from gzcli.recipe.parts import Part
+from gzcli.parts import Part
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo, mix

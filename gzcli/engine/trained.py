@@ -10,7 +10,7 @@ from torch import Tensor
 from gzcli.engine.build import load_model
 from gzcli.engine.latent import LatentSpace, open_space
 from gzcli.models.base import Model
-from gzcli.recipe.parts import Part
+from gzcli.parts import Part
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo
 

@@ -31,7 +31,7 @@ from gzcli.errors import Interrupted
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Model, Phase
 from gzcli.models.catalog import card_of
-from gzcli.recipe.parts import Part
+from gzcli.parts import Part
 from gzcli.store.runs import Run
 from gzcli.types import Batch, BatchNoise, mix
 

@@ -26,7 +26,7 @@ from gzcli.store.run import Run
 
 if TYPE_CHECKING:
     from gzcli.models.base import Model
-    from gzcli.recipe.parts import Part
+    from gzcli.parts import Part
 
 APPLICATIONS = (
     "reconstruct",

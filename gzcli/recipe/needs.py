@@ -9,7 +9,7 @@ from gzcli.data.sets import SPECS
 from gzcli.errors import UsageError
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
-from gzcli.recipe.parts import Part
+from gzcli.parts import Part
 
 
 def check_data(

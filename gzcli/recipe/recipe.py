@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gzcli.recipe.parts import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
+from gzcli.parts import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -18,13 +18,13 @@ from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
+from gzcli.parts import DataSection
 from gzcli.recipe import schema, stages
 from gzcli.recipe.files import RecipeFile, read_chain
 from gzcli.recipe.layers import Layer, dotted, lay, without_meeting
 from gzcli.recipe.load import Key, Problem, in_order, refusal
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.override import Override, flags_of, parse_set
-from gzcli.recipe.parts import DataSection
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.whole import Whole, whole
 from gzcli.recipe.write import dump

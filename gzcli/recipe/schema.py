@@ -13,9 +13,9 @@ from typing import Any
 from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
+from gzcli.parts import RENAMED, SECTIONS, Part, keys_of
 from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
-from gzcli.recipe.parts import RENAMED, SECTIONS, Part, keys_of
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known

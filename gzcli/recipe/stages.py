@@ -19,10 +19,10 @@ from typing import Any
 from gzcli.errors import GzError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
+from gzcli.parts import part_of
 from gzcli.recipe import schema
 from gzcli.recipe.layers import Layer, changes_model, dotted, lay
 from gzcli.recipe.load import Key, Problem
-from gzcli.recipe.parts import part_of
 from gzcli.recipe.recipe import SHARED
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names

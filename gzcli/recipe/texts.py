@@ -10,8 +10,8 @@ from typing import Any
 from gzcli.models import catalog, docs
 from gzcli.models.catalog import ModelCard
 from gzcli.models.sources import documented
+from gzcli.parts import SECTIONS, OptimSection, Part, keys_of
 from gzcli.recipe.load import Key
-from gzcli.recipe.parts import SECTIONS, OptimSection, Part, keys_of
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import lines
 

@@ -15,12 +15,12 @@ import yaml
 from gzcli.data.sets import SPECS, find
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, docs
+from gzcli.parts import SECTIONS, Part, keys_of
 from gzcli.recipe import schema
 from gzcli.recipe.files import recipes, show
 from gzcli.recipe.load import Mark, load, read_text, refuse
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.override import parse_set
-from gzcli.recipe.parts import SECTIONS, Part, keys_of
 from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import check, resolve
 from gzcli.recipe.texts import annotated, section_texts, texts

@@ -23,7 +23,7 @@ from zoo import CASES, CYCLEGAN, Case
 from gzcli import launch
 from gzcli.errors import DeviceError
 from gzcli.models import catalog
-from gzcli.recipe.parts import LaunchSection
+from gzcli.parts import LaunchSection
 from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.runs import Run

@@ -23,7 +23,7 @@ from gzcli.models.gan.pool import ImagePool
 from gzcli.models.gan.translator import Translator, TranslatorOptions
 from gzcli.models.nn import PatchGAN
 from gzcli.models.nn.ssim import gaussian_window, ssim_parts
-from gzcli.recipe.parts import OptimSection
+from gzcli.parts import OptimSection
 from gzcli.recipe.resolve import resolve
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 

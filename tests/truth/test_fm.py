@@ -20,8 +20,8 @@ from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import CALLS, LikelihoodOptions
 from gzcli.models.score.sgm import SGM
+from gzcli.parts import part_of
 from gzcli.recipe import schema
-from gzcli.recipe.parts import part_of
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))

@@ -17,7 +17,7 @@ from typing import Any
 from gzcli.errors import MissingError
 from gzcli.models.stable_diffusion.known import Config, configs, counts
 from gzcli.models.stable_diffusion.options import PIXELS, LoRAOptions, TuningOptions, taken
-from gzcli.recipe.parts import Part
+from gzcli.parts import Part
 
 # Tensors of C · h · w that a resnet and a transformer layer keep for the gradient, where their weights are
 # trained (True) and where they are frozen. Fitted by least squares over U-Nets of several shapes, whose saved
