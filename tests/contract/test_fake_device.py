@@ -57,7 +57,7 @@ START = {
     "models/normalizing_flow/norms.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
-    "engine/validate.py::likelihood": "the figure",
+    "engine/validate.py::mean": "the figure",
     "models/stable_diffusion/pretrained.py::Pretrained.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
