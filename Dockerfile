@@ -3,7 +3,7 @@ FROM pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime
 
 RUN useradd --create-home gz && mkdir /cache /data && chown gz /cache /data
 WORKDIR /opt/gz
-COPY pyproject.toml setup.py README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY gzcli gzcli
 COPY recipes recipes
 RUN pip install --no-cache-dir .
