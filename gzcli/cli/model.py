@@ -72,6 +72,7 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
     from gzcli.store import outside
 
     name = outside.add(file)
+    outside.trust(file.expanduser())
     wrong = mistakes(file.expanduser().absolute())
     results = [Result("file", text) for text in wrong] or _contract(name, data)
     faults = [result for result in results if result.fault]

@@ -13,9 +13,11 @@ from functools import cache
 from pathlib import Path
 
 from gzcli.errors import MissingError, UsageError, canonical
-from gzcli.store.files import checksum
+from gzcli.store.files import checksum, lock, read_json, write_json
+from gzcli.store.paths import user_dir
 
 GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the module of a model
+TRUSTED = "trusted_models.json"  # of the user's folder, with the sha256 of model files
 FOLDER = "models"  # of a run, with copies of the files that it was trained by
 _PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -78,18 +80,40 @@ def keep(run: Path, file: Path) -> dict[str, str]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.resolve() != target.resolve():
         shutil.copyfile(file, target)
+    trust(target)
     return {"name": file.stem, "file": str(file), "sha256": checksum(target)}
 
 
 def kept_files(run: Path) -> list[Path]:
-    """The run's copies of model files."""
-    return sorted((run / FOLDER).glob("*.py"))
+    """The run's copies of model files. Raises UsageError for one that is not trusted."""
+    return [_trusted(path) for path in sorted((run / FOLDER).glob("*.py"))]
 
 
 def kept(run: Path, name: str) -> Path | None:
-    """The run's copy of a model's file; None where the model is gz's own."""
+    """The run's copy of a model's file; None where the model is gz's own.
+
+    Raises UsageError for a file that is not trusted.
+    """
     path = run / FOLDER / f"{canonical(name)}.py"
-    return path if path.is_file() else None
+    return _trusted(path) if path.is_file() else None
+
+
+def trust(file: Path) -> None:
+    """Remembers by its sha256 that the user lets gz run this file: one that they named, or trained with."""
+    with lock(user_dir(".trusted.lock")):
+        known = read_json(user_dir(TRUSTED)) or []
+        if (digest := checksum(file)) not in known:
+            write_json(user_dir(TRUSTED), [*known, digest])
+
+
+def _trusted(file: Path) -> Path:
+    """The file. Raises UsageError for one that came with a run from elsewhere: it is a program, a run is data."""
+    if checksum(file) not in (read_json(user_dir(TRUSTED)) or []):
+        raise UsageError(
+            f"this run brings a program of its own, `{file}`, which gz does not run unasked",
+            hint=f"read it; `gz model check {file}` runs it, and from then on gz trusts it",
+        )
+    return file
 
 
 @cache

@@ -120,6 +120,11 @@ def test_a_model_from_outside_is_a_model_like_any_other(tmp_path, monkeypatch):
     monkeypatch.setattr(outside, "_typed", {})
     again = gzcli.load("house")
     assert np.array_equal(again.sample(2), images), "the run goes by its own copy"
+    elsewhere = shutil.copytree(run.path, tmp_path / "elsewhere")
+    (elsewhere / "models" / "house.py").write_text(kept.read_text() + "\nraise SystemExit('a stranger')\n")
+    for call in (lambda: gzcli.load(elsewhere), lambda: gzcli.train(str(elsewhere), cpu=True)):
+        with pytest.raises(UsageError, match="brings a program of its own"):
+            call()
     assert gz("sample", "house", "-n", "2", "--cpu", "-q").stdout.strip().endswith("grid.png")
     shutil.copy(run.path / "model.safetensors", tmp_path / "alone.safetensors")
     with pytest.raises(MissingError, match="`house`"):
