@@ -107,7 +107,7 @@ def trust(file: Path) -> None:
 
 
 def _trusted(file: Path) -> Path:
-    """The file. Raises UsageError for one that came with a run from elsewhere: it is a program, a run is data."""
+    """The file. Raises UsageError for one that came with a run from elsewhere: a file of code, not data."""
     if checksum(file) not in (read_json(user_dir(TRUSTED)) or []):
         raise UsageError(
             f"this run brings a program of its own, `{file}`, which gz does not run unasked",
