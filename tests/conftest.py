@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # as `gz` starts its engine; read when torch is first imported
+from gzcli.cli import out
+
+# as `gz` starts its engine; read when torch is first imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,6 +37,13 @@ def _interruptible():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def _plain_output():
+    """A command in this process leaves its `--json` or `-q` behind: the next test starts without."""
+    yield
+    out.configure(json=False, quiet=False, lenient=False)
 
 
 @pytest.fixture
