@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.launch import Plan
+from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import dump
 from gzcli.store import files, outside, runs
@@ -60,8 +61,8 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 
 def _kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
     """Copies the files of models from outside into the run. Returns their names, places and hashes."""
-    found = {part.model: outside.find(part.model) for part in recipe.parts}
-    return [outside.keep(target.path, file) for file in found.values() if file]
+    cards = {part.model: catalog.card(part.model) for part in recipe.parts}
+    return [outside.keep(target.path, card.path) for card in cards.values() if card.family == catalog.OUTSIDE]
 
 
 def git_state() -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from gzcli.engine.trained import Trained
 from gzcli.engine.validate import best_metric, collapsed, validate
 from gzcli.errors import Interrupted
 from gzcli.metrics.features import LeNetFeatures, lenet
-from gzcli.models.base import Model, Phase
+from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.catalog import card_of
 from gzcli.parts import Part
 from gzcli.store.runs import Run
@@ -50,8 +50,7 @@ class Step(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
-        out = self.model.loss(batch, phase)
-        return out if isinstance(out, dict) else {"loss": out}
+        return named_losses(self.model, batch, phase)
 
 
 class Trainer:

@@ -17,7 +17,7 @@ from gzcli.engine.trained import Trained
 from gzcli.metrics import collapse
 from gzcli.metrics.features import LeNetFeatures
 from gzcli.metrics.frechet import frechet_distance
-from gzcli.models.base import Model
+from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double
 
 VALIDATION = 2000  # validation images that figures are computed of, at most
@@ -77,8 +77,7 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
             labels = batch.y if model.conditional else None
             total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
         else:
-            out = model.loss(with_prepared(model, batch), phase)
-            total += double(out["loss"] if isinstance(out, dict) else out) * len(batch)
+            total += double(named_losses(model, with_prepared(model, batch), phase)["loss"]) * len(batch)
     return float(ranks.total(total)) / n
 
 

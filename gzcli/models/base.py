@@ -147,3 +147,9 @@ class Model(nn.Module):
         for module in self.__dict__.get("attached", {}).values():
             module._apply(fn)
         return super()._apply(fn, recurse)
+
+
+def named_losses(model: Model, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+    """The losses of a phase by name, scalars: "loss", and what else `Model.loss` returns for the log."""
+    out = model.loss(batch, phase)
+    return out if isinstance(out, dict) else {"loss": out}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,6 @@ APPLICATIONS = (
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 
 OUTSIDE = "outside"  # the family of models from outside the package
-
-_PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,18 @@ def card(name: str) -> ModelCard:
     A file that was named by its path comes first, then the zoo, then other files from outside the package.
     Raises UsageError with the nearest name where there is no such model.
     """
-    own = [path for path in _zoo() if path.stem == canonical(name)]
-    other = outside.find(name)
-    for path in [*([other] if other and outside.is_typed(name) else own), *([other] if other else [])]:
+    zoo = (path for path in _zoo() if path.stem == canonical(name))
+    # installed packages are searched last: that takes longer than all else
+    for path in chain(filter(None, [outside.typed(name)]), zoo, _elsewhere(name)):
         if found := _read_card(path):
             return found
     hint = did_you_mean(name, cards()) or "`gz list models` names them all"
     raise UsageError(f"no model is called `{name}`", hint=hint)
+
+
+def _elsewhere(name: str) -> Iterator[Path]:
+    if path := outside.find(name):
+        yield path
 
 
 def card_of(run: Run, name: str) -> ModelCard:
@@ -132,7 +135,7 @@ def load(name: str) -> type[Model]:
 
 def load_class(found: ModelCard) -> type[Model]:
     """The class that a card describes. Raises UsageError where a file from outside cannot be imported."""
-    import importlib
+    import importlib.util
 
     if found.family != OUTSIDE:
         return getattr(importlib.import_module(found.module), found.cls)
@@ -204,7 +207,7 @@ def _zoo() -> list[Path]:
 
 @by_file
 def _read_card(path: Path) -> ModelCard | None:
-    lineage = _model_class(path)
+    lineage = model_class(path)
     if lineage is None:
         return None
     first = lineage[0]
@@ -272,9 +275,9 @@ def _module_name(path: Path) -> str:
     return f"gzcli_outside_{hashlib.sha256(f'{path}:{stamp(path)}'.encode()).hexdigest()[:12]}_{path.stem}"
 
 
-def _model_class(path: Path) -> list[Class] | None:
+def model_class(path: Path) -> list[Class] | None:
     """The lineage of the file's model class: of several, the one named like the file, else the last."""
-    if not _PAPER.search(text_of(path)):
+    if not outside.names_paper(text_of(path)):
         return None  # a file of helpers, recognised without the cost of parsing it
     found = []
     for name in classes_of(path):

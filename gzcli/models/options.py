@@ -17,10 +17,15 @@ def grouped(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[st
     rest, keywords = dict(options), {}
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+        if _is_group(default):
             own = {f.name: rest.pop(f.name) for f in dataclasses.fields(default) if f.name in rest}
             keywords[name] = dataclasses.replace(default, **own)
     return keywords | rest
+
+
+def _is_group(default: Any) -> bool:
+    """Whether a parameter with this default is a group of options."""
+    return dataclasses.is_dataclass(default) and not isinstance(default, type)
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+        if _is_group(default):
             found |= {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
         else:
             found[name] = default

@@ -54,9 +54,8 @@ def find(what: str) -> Path:
     """
     if outside.is_file(what):
         what = _added(what)
-    if model := outside.find(what):
-        beside = model.with_suffix(".yaml")
-        return beside if beside.is_file() else model
+    if model := outside.typed(what):
+        return _recipe_of(model)
     if what.endswith((".yaml", ".yml")) or "/" in what:
         path = Path(what).expanduser()
         if not path.is_file():
@@ -65,15 +64,23 @@ def find(what: str) -> Path:
             raise UsageError(f"there is no recipe `{what}`", hint=hint)
         return path
     shipped = {canonical(name): path for name, path in recipes().items()}
-    if canonical(what) not in shipped and (place := trained_in(what)):
+    if canonical(what) in shipped:
+        return shipped[canonical(what)]
+    if place := trained_in(what):
         recipe, stage = place
         hint = f"gz train {recipe} --set stages.{stage}.model.name={canonical(what)}"
         message = f"`{what}` is no model of its own: it is trained as the stage `{stage}` of `{recipe}`"
         raise UsageError(message, hint=hint)
-    if canonical(what) not in shipped:
-        names = "`gz list models` shows the names; a recipe of yours is given as a path"
-        raise UsageError(f"there is no model `{what}`", hint=did_you_mean(what, recipes()) or names)
-    return shipped[canonical(what)]
+    if model := outside.find(what):
+        return _recipe_of(model)
+    names = "`gz list models` shows the names; a recipe of yours is given as a path"
+    raise UsageError(f"there is no model `{what}`", hint=did_you_mean(what, recipes()) or names)
+
+
+def _recipe_of(model: Path) -> Path:
+    """The recipe beside a model's file, else the file itself."""
+    beside = model.with_suffix(".yaml")
+    return beside if beside.is_file() else model
 
 
 def _added(file: str) -> str:
@@ -110,7 +117,8 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
             message = "a recipe is a map of sections, as `model: {name: vae}`"
             return chain, [*problems, Problem(document.where(()), message)]
         file.own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
-        if outside.find(path.stem) in (path.absolute(), path.absolute().with_suffix(".py")):
+        model = path.absolute().with_suffix(".py")
+        if not shipped and model.is_file() and outside.find(path.stem) == model:
             file.own["model"] = {"name": path.stem, **(file.own.get("model") or {})}
         sections = tree.get("for") or {}
         if isinstance(sections, dict):

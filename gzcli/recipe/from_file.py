@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 from gzcli.errors import MissingError, UsageError
@@ -12,6 +11,7 @@ from gzcli.recipe.write import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import cache_dir
 from gzcli.store.run import Run
+from gzcli.store.weights import safetensors_header
 
 SUFFIX = ".safetensors"
 
@@ -68,10 +68,8 @@ def run_of(file: Path) -> Run:
 def metadata(file: Path) -> dict[str, str]:
     """The metadata of a safetensors file, read without its library. Raises MissingError without a recipe."""
     try:
-        with file.open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            texts = json.loads(f.read(min(length, 100_000_000))).get("__metadata__", {})
-    except (OSError, struct.error, ValueError) as e:
+        texts = safetensors_header(file).get("__metadata__", {})
+    except (OSError, ValueError) as e:
         raise MissingError(f"`{file}` is no safetensors file") from e
     if "recipe" not in texts or "data" not in texts:
         raise MissingError(

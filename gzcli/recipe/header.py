@@ -12,24 +12,28 @@ from pathlib import Path
 
 from gzcli.errors import UsageError
 from gzcli.recipe.load import Document, read_text
+from gzcli.recipe.schema import schema
 
-SECTIONS = "about|seed|model|data|train|optim|sample|ood|bench|launch|stages|for|params"
-_FIRST = re.compile(rf" +({SECTIONS}):")
+_FIRST = re.compile(rf" +({'|'.join([*schema(None), 'stages', 'for', 'extends'])}):")
 
 
 def read_header(path: Path) -> Document:
-    """The recipe of a model's file, its marks those of the file. Raises UsageError where it is not YAML."""
+    """The recipe of a model's file, with the places of the file. Raises UsageError where it is not YAML."""
     text = path.read_text(encoding="utf-8-sig")
     try:
         body = ast.parse(text, str(path)).body
     except SyntaxError as e:
         raise UsageError(f"{path}:{e.lineno}: {e.msg}") from None
-    lines = [""] * len(text.splitlines())
-    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-        first, last = body[0].lineno - 1, body[0].end_lineno or body[0].lineno
+    kept: list[str] = []
+    first = body[0] if body else None
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
         inside = False
-        for i, line in enumerate(text.splitlines()[first:last], first):
+        kept = [""] * (first.lineno - 1)
+        for line in first.value.value.splitlines():
             inside = bool(_FIRST.match(line)) or (inside and (not line.strip() or line.startswith(" ")))
-            if inside and not line.strip().startswith(('"""', "'''")):
-                lines[i] = line
-    return read_text("\n".join(lines), str(path))
+            kept.append(line if inside else "")
+    return read_text("\n".join(kept), str(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from gzcli.errors import UsageError
 from gzcli.models import catalog
 from gzcli.models.signatures import GIVEN, Param, params_of
-from gzcli.models.sources import Class, classes_of, lineage_of, text_of
+from gzcli.models.sources import Class, lineage_of, text_of
 from gzcli.recipe.kinds import known, parse
 
 RESERVED = {"name"}  # the key of a recipe's `model` that names the model
@@ -21,7 +21,7 @@ def mistakes(path: Path) -> list[str]:
         tree = ast.parse(text_of(path), str(path))
     except SyntaxError as e:
         return [f"{path}:{e.lineno}: {e.msg}"]
-    found = _lineage(path)
+    found = catalog.model_class(path)
     if found is None:
         return [_no_model(path, tree)]
     wrong = list(_of_methods(found, path))
@@ -32,15 +32,6 @@ def mistakes(path: Path) -> list[str]:
     except UsageError as e:
         return [e.message]
     return []
-
-
-def _lineage(path: Path) -> list[Class] | None:
-    """The classes of the model, its own first; None where none derives from `Model` and names its paper."""
-    for name in reversed(classes_of(path)):
-        lineage = lineage_of(path, name)
-        if any(cls.is_model for cls in lineage) and any("paper" in cls.attributes for cls in lineage):
-            return lineage
-    return None
 
 
 def _no_model(path: Path, tree: ast.Module) -> str:

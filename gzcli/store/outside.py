@@ -19,7 +19,7 @@ from gzcli.store.paths import user_dir
 GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the module of a model
 TRUSTED = "trusted_models.json"  # of the user's folder, with the sha256 of model files
 FOLDER = "models"  # of a run, with copies of the files that it was trained by
-_PAPER = re.compile(r"^    paper\b[^=\n]*=", re.MULTILINE)
+_PAPER = re.compile(r"^[ \t]+paper\b[^=\n]*=", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _typed: dict[str, Path] = {}  # the files that this process was given by a path, by the model's name
 
@@ -49,9 +49,9 @@ def can_be_named(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def is_typed(name: str) -> bool:
-    """Whether this process was given the model of that name by a path."""
-    return canonical(name) in _typed
+def typed(name: str) -> Path | None:
+    """The file of the model of that name that this process was given by a path; None without."""
+    return _typed.get(canonical(name))
 
 
 def model_files() -> dict[str, Path]:
@@ -64,14 +64,12 @@ def model_files() -> dict[str, Path]:
 
 def find(name: str) -> Path | None:
     """The file of the model of that name, `-` and `_` alike; None where no model from outside has it."""
-    if canonical(name) in _typed:
-        return _typed[canonical(name)]
-    return {canonical(known): path for known, path in model_files().items()}.get(canonical(name))
+    return typed(name) or {canonical(known): p for known, p in model_files().items()}.get(canonical(name))
 
 
-def holds_model(path: Path) -> bool:
-    """Whether a class in the file names its paper, as models do."""
-    return bool(_PAPER.search(path.read_text(encoding="utf-8", errors="replace")))
+def names_paper(text: str) -> bool:
+    """Whether a class in a file of this text may name its paper, as models do."""
+    return bool(_PAPER.search(text))
 
 
 def keep(run: Path, file: Path) -> dict[str, str]:
@@ -124,7 +122,11 @@ def _of_folders(folders: str) -> dict[str, Path]:
         folder = Path(entry).expanduser()
         if not folder.is_dir():
             raise MissingError(f"`GZ_MODELS` names `{entry}`, and there is no such folder")
-        found |= {p.stem: p.absolute() for p in sorted(folder.glob("*.py")) if holds_model(p)}
+        found |= {
+            p.stem: p.absolute()
+            for p in sorted(folder.glob("*.py"))
+            if names_paper(p.read_text("utf-8", "replace"))
+        }
     return found
 
 

@@ -4,9 +4,11 @@ Hugging Face hub.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gzcli.errors import MissingError
 from gzcli.store.paths import cache_dir
@@ -90,3 +92,16 @@ def hub_home() -> Path:
 def offline() -> bool:
     """Whether the user forbids the network."""
     return os.environ.get("GZ_OFFLINE", "") not in ("", "0")
+
+
+def safetensors_header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: dtype and shape of each tensor by its name, and `__metadata__`.
+
+    Such a file begins with the length of its header, in 8 bytes, and the header, in JSON. Raises ValueError
+    for any other file.
+    """
+    with file.open("rb") as f:
+        head = json.loads(f.read(min(int.from_bytes(f.read(8), "little"), file.stat().st_size)))
+    if not isinstance(head, dict):
+        raise ValueError(f"{file}: the header is no map")
+    return head

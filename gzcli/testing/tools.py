@@ -12,7 +12,7 @@ from gzcli.data.batches import scan
 from gzcli.data.pack import Pack
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
-from gzcli.models.base import Model, Phase
+from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.options import grouped
 from gzcli.testing.case import CPU, SEED, Case
 from gzcli.types import Batch, BatchNoise, ImageNoise, no_progress
@@ -57,8 +57,7 @@ def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
 
 def loss_of(model: Model, batch: Batch, phase: str) -> Tensor:
     """The loss of a phase, a scalar."""
-    out = model.loss(batch, phase)
-    return out["loss"] if isinstance(out, dict) else out
+    return named_losses(model, batch, phase)["loss"]
 
 
 def only(model: Model, phase: Phase) -> list[nn.Parameter]:

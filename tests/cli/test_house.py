@@ -25,7 +25,7 @@ MAY = {
     "handles": {"engine", "models", "data"},
     "requirements": {"planning", "launch", "recipe", "models", "data"},
     "planning": {"run_folder", "launch", "recipe", "models", "data"},
-    "run_folder": {"launch", "recipe"},
+    "run_folder": {"launch", "recipe", "models"},
     "launch": {"recipe", "ending"},
     "jobs": set(),
     "recipe": {"models", "data"},

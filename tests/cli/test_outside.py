@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gzcli import testing
+from gzcli import run_folder, testing
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog, docs
 from gzcli.recipe.mistakes import mistakes
+from gzcli.recipe.resolve import resolve
 from gzcli.store import outside
 from gzcli.testing import CHECKS, Case, fault_of
 
@@ -176,6 +177,14 @@ def test_folders_and_packages_add_models(write, tmp_path, monkeypatch):
         assert catalog.card("iaf").path == package / "shapes" / "iaf.py"
     finally:
         outside._installed.cache_clear()
+
+
+def test_a_file_with_the_name_of_a_model_of_gz_changes_nothing(write, monkeypatch):
+    """Neither what the name means, nor the recipe, nor what a run keeps."""
+    monkeypatch.setenv("GZ_MODELS", str(write("vae").parent))
+    assert catalog.card("vae").family == "vae" and catalog.cards()["vae"].family == "vae"
+    assert resolve("vae").source.name == "vae.yaml" and "beta" in resolve("vae").parts[0].options
+    assert run_folder._kept_models(None, resolve("vae")) == []
 
 
 def test_new_writes_a_file_that_check_passes(call, monkeypatch):

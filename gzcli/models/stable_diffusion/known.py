@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.errors import MissingError
+from gzcli.store.weights import safetensors_header
 
 Config = dict[str, dict[str, Any]]  # part → its config.json
 
@@ -145,15 +146,11 @@ def counts(base: str) -> dict[str, int] | None:
 
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, number of elements) of each tensor in a folder's safetensors.
-
-    Such a file begins with the length of its header, in 8 bytes, and the header, in JSON.
-    """
+    """(name, number of elements) of each tensor in a folder's safetensors."""
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            try:
-                head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size)))
-            except ValueError as e:
-                message = f"`model.base`: `{path}` holds no safetensors"
-                raise MissingError(message, hint="if it was cloned: `git lfs pull`") from e
+        try:
+            head = safetensors_header(path)
+        except ValueError as e:
+            message = f"`model.base`: `{path}` holds no safetensors"
+            raise MissingError(message, hint="if it was cloned: `git lfs pull`") from e
         yield from ((name, prod(tensor["shape"])) for name, tensor in head.items() if name != "__metadata__")
