@@ -19,14 +19,15 @@ from gzcli.engine.devices import pick_device
 from gzcli.engine.trained import load_trained
 from gzcli.errors import UsageError
 from gzcli.handles import Data, Run
-from gzcli.parts import LaunchSection
 from gzcli.recipe.from_file import find_run
+from gzcli.sections import LaunchSection
 
 
 def train(
     what: str,
     *,
     data: str | Path | None = None,
+    scale: str | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     seed: int | None = None,
@@ -42,6 +43,7 @@ def train(
 
     what: name of a model, path of a recipe or of a model's file, or a run to repeat.
     data: name or path of the data set; None: that of the recipe.
+    scale: "small", "full" or "paper"; None: full where GPUs are used, small elsewhere.
     steps: number of training steps; None: that of the recipe.
     minutes: time to train, in minutes; None: the recipe's number of steps.
     seed: seed of weights and noise; None: that of the recipe.
@@ -58,6 +60,7 @@ def train(
     if steps and minutes:
         raise UsageError("`steps` and `minutes` exclude each other")
     flags: dict[str, Any] = {
+        "scale": scale,
         "train.steps": steps,
         "train.minutes": minutes,
         "seed": seed,

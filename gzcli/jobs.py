@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from gzcli.parts import LaunchSection
+from gzcli.sections import LaunchSection
 from gzcli.store import files
 
 FILE = "job.json"

@@ -20,7 +20,7 @@ from typing import Any
 from gzcli import signals, start
 from gzcli.ending import end_all, left_behind, outcome
 from gzcli.errors import DeviceError, UsageError
-from gzcli.parts import LaunchSection
+from gzcli.sections import LaunchSection
 from gzcli.store import files
 from gzcli.store.runs import Run
 

@@ -1,198 +1,26 @@
-"""A recipe as typed values: what is resolved from YAML, and what a run's `run.yaml` is read back as.
-
-A recipe without stages has one part, one in stages a part for each stage. The sections are declared here and
-nowhere else: their fields are the keys, with types, defaults and ranges, that `schema.py` checks.
+"""What one model is trained by, as typed values: what is resolved from YAML, and what a run's `run.yaml` is
+read back as. A recipe without stages has one part, one in stages a part for each stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
-
-# Old name → new name of a key, by section: older recipes and runs are read by the new name.
-RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}}
-
-
-def _key(default: Any, range: str) -> Any:
-    """A field whose numbers lie within a range of `schema.RANGES`."""
-    return field(default=default, metadata={"range": range})
-
-
-def _further() -> Any:
-    """A field for keys that the model decides on, so that no dataclass declares them."""
-    return field(default_factory=dict, metadata={"further": True})
-
-
-def keys_of(section: type) -> tuple[Field[Any], ...]:
-    """The keys that a section declares itself, in order."""
-    return tuple(f for f in fields(section) if not f.metadata.get("further"))
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """Which images, in which form.
-
-    name: name of a known or imported data set, or the path of one.
-    size: side of the images in pixels; null: that of the set.
-    channels: 1 (grey) or 3 (RGB); null: those of the set.
-    levels: grey levels, 2 … 256; null: those of the set; 2: binary images.
-    latent: run, or `AutoencoderKL` of diffusers, whose latents are modelled in place of pixels.
-    latent_draw: latent of an `AutoencoderKL`'s posterior that is trained on: its mode, or a sample.
-    augment: random changes of training images, applied in this order.
-    n: number of training images, the first of the set; null: all.
-    """
-
-    name: str = "digits"
-    size: int | None = _key(None, "1 or more")
-    channels: Literal[1, 3] | None = None
-    levels: int | None = _key(None, "2 … 256")
-    latent: str | None = None
-    latent_draw: Literal["mode", "sample"] = "mode"
-    augment: tuple[str, ...] = ()
-    n: int | None = _key(None, "1 or more")
-
-
-@dataclass(frozen=True)
-class TrainSection:
-    """How long, in which batches and precision; how often losses, samples and checkpoints are written.
-
-    steps: number of training steps.
-    minutes: time to train, in minutes; `steps` becomes the number of steps that fit in it.
-    batch_size: images of one step, over all processes together.
-    accumulate: parts in which each process computes its share of a batch; the result is the same.
-    precision: of the arithmetic of a step; auto: bf16 where the device gains from it.
-    ema: decay of the averaged weights at each step; 0: no average.
-    clip: largest norm of the gradient of a phase; null: no limit.
-    compile: whether the model is compiled by `torch.compile`.
-    deterministic: whether only kernels are used that give the same bits every time.
-    log_every: steps between two lines of losses.
-    sample_every: steps between two grids of samples; 0: no grids; null: chosen by the time that one takes.
-    samples: images of a grid; null: 36, and 64 at the end.
-    eval_every: steps between two validations; 0: none; null: chosen by the time that one takes.
-    checkpoint_every: steps between two checkpoints; 0: only the last; null: chosen by the time that one
-      takes.
-    keep: number of newest checkpoints that are kept, beside the best one.
-    best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
-    init: stage, run or safetensors file whose weights the training starts from.
-    """
-
-    steps: int = _key(10_000, "1 or more")
-    minutes: float | None = _key(None, "greater than 0")
-    batch_size: int = _key(64, "1 or more")
-    accumulate: int = _key(1, "1 or more")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    ema: float = _key(0.0, "in [0, 1)")
-    clip: float | None = _key(None, "greater than 0")
-    compile: bool = False
-    deterministic: bool = False
-    log_every: int = _key(50, "1 or more")
-    sample_every: int | None = _key(None, "0 or more")
-    samples: int | None = _key(None, "1 or more")
-    eval_every: int | None = _key(None, "0 or more")
-    checkpoint_every: int | None = _key(None, "0 or more")
-    keep: int = _key(2, "1 or more")
-    best: Literal["auto", "bpd", "fd", "loss", "none"] = "auto"
-    init: str | None = None
-
-
-@dataclass(frozen=True)
-class OptimSection:
-    """The optimizer of every phase.
-
-    name: name of the optimizer.
-    lr: learning rate after the warm-up.
-    betas: decay at each step of the averages of the gradient and of its square.
-    eps: number added to the root of the average square.
-    weight_decay: decoupled weight decay, in multiples of lr at each step.
-    warmup: steps over which lr rises from 0.
-    schedule: how lr falls until the last step.
-    phases: keys with another value for one phase, by the phase's name.
-    """
-
-    name: Literal["adam", "adamw", "adamw8bit", "muon", "adamax", "sgd", "rmsprop"] = "adamw"
-    lr: float = _key(2e-4, "greater than 0")
-    betas: tuple[float, float] = _key((0.9, 0.999), "in [0, 1)")
-    eps: float = _key(1e-8, "greater than 0")
-    weight_decay: float = _key(0.0, "0 or more")
-    warmup: int = _key(0, "0 or more")
-    schedule: Literal["constant", "cosine", "linear", "late_linear"] = "constant"
-    phases: Mapping[str, Mapping[str, Any]] = _further()
-
-    def of(self, phase: str) -> OptimSection:
-        """The section with what is a phase's own."""
-        return replace(self, phases={}, **self.phases.get(phase, {}))
-
-
-@dataclass(frozen=True)
-class OodSection:
-    """How images are scored as out-of-distribution.
-
-    scores: names of the scores; null: those that cost little.
-    budget: seconds that the scores of one call may take.
-    background: run whose likelihood the score `ratio` divides by.
-    options: options of the model's own scores.
-    """
-
-    scores: tuple[str, ...] | None = None
-    budget: float = _key(300.0, "greater than 0")
-    background: str | None = None
-    options: Mapping[str, Any] = _further()
-
-
-@dataclass(frozen=True)
-class BenchSection:
-    """What `gz bench` measures.
-
-    metrics: names of the metrics; null: those whose weights are at hand.
-    n: number of samples of each model; null: that of the command.
-    """
-
-    metrics: tuple[str, ...] | None = None
-    n: int | None = _key(None, "1 or more")
-
-
-@dataclass(frozen=True)
-class LaunchSection:
-    """Which processes are started.
-
-    gpus: number of GPUs, or `all`; null: all for training, one for other commands.
-    cpu: whether the CPU is used though there are GPUs.
-    processes: number of processes on a CPU.
-    threads: threads of each process; null: its share of the cores.
-    machines: number of machines.
-    machine_rank: index of this machine, from 0.
-    main_ip: address of machine 0.
-    main_port: port of machine 0.
-    wandb: whether metrics are sent to Weights & Biases too.
-    """
-
-    gpus: int | Literal["all"] | None = _key(None, "0 or more")
-    cpu: bool = False
-    processes: int | None = _key(None, "1 or more")
-    threads: int | None = _key(None, "1 or more")
-    machines: int | None = _key(None, "1 or more")
-    machine_rank: int | None = _key(None, "0 or more")
-    main_ip: str | None = None
-    main_port: int | None = _key(None, "0 or more")
-    wandb: bool = False
-
-    def alone(self) -> LaunchSection:
-        """The section without where processes of several machines meet."""
-        nowhere: dict[str, Any] = dict.fromkeys(MEETING)
-        return replace(self, **nowhere)
-
-
-SECTIONS: Mapping[str, type] = {
-    "data": DataSection,
-    "train": TrainSection,
-    "optim": OptimSection,
-    "ood": OodSection,
-    "bench": BenchSection,
-    "launch": LaunchSection,
-}
+from gzcli.sections import (
+    RENAMED,
+    BenchSection,
+    DataSection,
+    LaunchSection,
+    OodSection,
+    OptimSection,
+    TrainSection,
+    keys_of,
+    plain,
+    ranged,
+    tuples,
+)
 
 
 @dataclass(frozen=True)
@@ -203,6 +31,7 @@ class Part:
     options: hyperparameters of the model, flat, as `Model.of` takes them.
     stage: name of the stage; "" of a recipe without stages.
     about: the recipe in one line.
+    scale: the size that the recipe was chosen in, one of `SCALES`; null: the recipe has no scales.
     seed: seed of the first weights, of the order of the images and of all noise.
     data: which images.
     train: how long, and in which batches.
@@ -218,15 +47,16 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
     stage: str = ""
     about: str = ""
-    seed: int = _key(0, "0 or more")
-    data: DataSection = DataSection()
-    train: TrainSection = TrainSection()
-    optim: OptimSection = OptimSection()
+    scale: Literal["small", "full", "paper"] | None = None
+    seed: int = ranged(0, "0 or more")
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    optim: OptimSection = field(default_factory=OptimSection)
     sample: Mapping[str, Any] = field(default_factory=dict)
     ood: OodSection = field(default_factory=OodSection)
-    bench: BenchSection = BenchSection()
-    launch: LaunchSection = LaunchSection()
-    params: int | str | None = _key(None, "1 or more")
+    bench: BenchSection = field(default_factory=BenchSection)
+    launch: LaunchSection = field(default_factory=LaunchSection)
+    params: int | str | None = ranged(None, "1 or more")
 
     def tree(self) -> dict[str, Any]:
         """The part as YAML and JSON have it; `part_of` reads it back."""
@@ -234,6 +64,7 @@ class Part:
         phases, options = optim.pop("phases"), ood.pop("options")
         return {
             "about": self.about,
+            "scale": self.scale,
             "seed": self.seed,
             "model": {"name": self.model, **self.options},
             "data": plain(self.data),
@@ -257,6 +88,7 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
         options=model,
         stage=stage,
         about=tree.get("about", ""),
+        scale=tree.get("scale"),
         seed=tree.get("seed", 0),
         data=DataSection(**_known(DataSection, tree.get("data") or {})[0]),
         train=TrainSection(**_known(TrainSection, tree.get("train") or {})[0]),
@@ -280,18 +112,3 @@ def _known(section: type, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     """The section's own keys, lists as tuples, and all others."""
     own = {f.name for f in keys_of(section)}
     return tuples({k: tree[k] for k in tree if k in own}), {k: tree[k] for k in tree if k not in own}
-
-
-def plain(section: Any) -> dict[str, Any]:
-    """The section as YAML and JSON have it."""
-    return lists(asdict(section))
-
-
-def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as a section holds them: lists as tuples."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-
-
-def lists(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as YAML and JSON have them: tuples as lists."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

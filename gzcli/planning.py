@@ -12,17 +12,18 @@ from typing import Any, TypeVar
 
 from gzcli import launch
 from gzcli.data import same
-from gzcli.data.forms import Report, Say, silent, unreported
+from gzcli.data.forms import Report, Say, as_size, silent, unreported
 from gzcli.data.names import DataSet
 from gzcli.data.open import open_pack
 from gzcli.errors import UsageError
 from gzcli.launch import Plan
 from gzcli.models import catalog
-from gzcli.parts import LaunchSection, Part
+from gzcli.parts import Part
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
 from gzcli.run_folder import write_run
+from gzcli.sections import LaunchSection
 from gzcli.store import outside, runs
 from gzcli.store.runs import Run
 
@@ -72,7 +73,7 @@ def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, An
         for file in outside.kept_files(earlier.path):
             outside.add(file)
         what, data = str(earlier.path / "run.yaml"), data or recipe_of(earlier.tree()).data.name
-    recipe = resolve(what, data=data, sets=sets, flags=flags)
+    recipe = resolve(what, data=data, sets=sets, flags=flags, gpus=launch.count_gpus())
     return Asked(anchored(recipe, recipe.found), earlier)
 
 
@@ -125,7 +126,8 @@ def with_data(
         same.check(run.path, meta)
     for part in recipe.parts:
         check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
-    found_out: dict[str, Any] = {"channels": meta.shape[0], "size": meta.shape[1]}
+    channels, *sides = meta.shape
+    found_out: dict[str, Any] = {"channels": channels, "size": as_size(*sides)}
     return recipe.on(replace(data, **found_out, levels=data.levels or meta.levels))
 
 

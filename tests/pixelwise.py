@@ -11,7 +11,8 @@ from gzcli.data.open import open_pack
 from gzcli.engine.trained import Trained
 from gzcli.models.base import Model
 from gzcli.models.nn.common import from_levels, to_levels
-from gzcli.parts import OodSection, Part
+from gzcli.parts import Part
+from gzcli.sections import OodSection
 from gzcli.store.runs import Run
 
 

@@ -15,8 +15,8 @@ from gzcli.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from gzcli.jobs import Job
     from gzcli.models.signatures import Param
-    from gzcli.parts import LaunchSection
     from gzcli.recipe.schema import Rule
+    from gzcli.sections import LaunchSection
     from gzcli.store.runs import Run
 
 # settings of a verb that passes options on to the model's methods
@@ -43,7 +43,7 @@ def do_job(folder: Path, job: Job) -> dict[str, Any]:
 def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSection:
     """The processes that `--gpus`, `--cpu` and `--processes` ask for. Raises UsageError."""
     from gzcli.cli.options import parse_gpus
-    from gzcli.parts import LaunchSection
+    from gzcli.sections import LaunchSection
 
     return LaunchSection(parse_gpus(gpus), cpu, processes)
 

@@ -28,7 +28,7 @@ from gzcli.errors import MissingError, UsageError
 if TYPE_CHECKING:
     from gzcli.data.benchmarks import Benchmark
     from gzcli.data.names import DataSet
-    from gzcli.parts import DataSection
+    from gzcli.sections import DataSection
 
 _In = Annotated[
     str | None,

@@ -13,6 +13,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.errors import UsageError, canonical, did_you_mean, matching
+from gzcli.sections import SCALES
 from gzcli.store.paths import recipe_names
 
 if TYPE_CHECKING:
@@ -207,6 +208,15 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data", metavar="NAME|PATH", help="A data set, or your own images.", autocompletion=complete_data
+    ),
+]
+Scale = Annotated[
+    str | None,
+    typer.Option(
+        "--scale",
+        metavar="small|full|paper",
+        help="Size of net and training; full on GPUs, else small.",
+        autocompletion=lambda: list(SCALES),
     ),
 ]
 _SEED = typer.Option("--seed", metavar="S", min=0, help="Seed of all randomness.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import Json, Quiet, Sets, complete_data, complete_model
+from gzcli.cli.options import Json, Quiet, Scale, Sets, complete_data, complete_model
 from gzcli.errors import UsageError
 
 app = typer.Typer(help="Show, copy and check recipes.")
@@ -24,21 +24,23 @@ _Data = Annotated[
 def show(
     recipe: _What,
     data: _Data = None,
+    scale: Scale = None,
     sets: Sets = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Show every key, not the file.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
+    from gzcli.launch import count_gpus
     from gzcli.recipe.files import show as text_of
     from gzcli.recipe.resolve import resolve
     from gzcli.recipe.texts import WIDTH, annotated, texts
 
-    as_file = not (data or sets or resolved or out.is_json())
+    as_file = not (data or scale or sets or resolved or out.is_json())
     if as_file:
         out.text(text_of(recipe).rstrip())
     try:
-        found = resolve(recipe, data=data, sets=sets or ())
+        found = resolve(recipe, data=data, sets=sets or (), flags={"scale": scale}, gpus=count_gpus())
     except UsageError:
         if as_file:  # `gz recipe check` tells what is wrong with it
             return

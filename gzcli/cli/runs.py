@@ -92,7 +92,7 @@ def export(
     """Write a run's weights in the format of another library."""
     from gzcli.cli.jobs import announce, do_job, stamp
     from gzcli.jobs import ExportJob
-    from gzcli.parts import LaunchSection
+    from gzcli.sections import LaunchSection
     from gzcli.store.owned import check_empty
 
     found = _find(run)

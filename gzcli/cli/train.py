@@ -15,6 +15,7 @@ from gzcli.cli.options import (
     Json,
     Processes,
     Quiet,
+    Scale,
     Seed,
     Sets,
     complete_model_or_run,
@@ -66,6 +67,7 @@ _Port = Annotated[
 def train(
     what: _What,
     data: Data = None,
+    scale: Scale = None,
     gpus: Gpus = None,
     steps: _Steps = None,
     minutes: _Minutes = None,
@@ -100,6 +102,7 @@ def train(
     if steps and minutes:
         raise UsageError("`--steps` and `--minutes` exclude each other")
     flags = {
+        "scale": scale,
         "train.steps": steps,
         "train.minutes": minutes,
         "seed": seed,

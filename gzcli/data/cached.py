@@ -20,7 +20,7 @@ from gzcli.store.files import read_json
 from gzcli.store.paths import cache_dir
 
 RULE = 2  # version of the packing: packs of an older one are made anew
-OWN_RULE = 5  # the same for the user's own images
+OWN_RULE = 6  # the same for the user's own images
 PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
 
 

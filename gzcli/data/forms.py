@@ -31,6 +31,27 @@ def number(variable: str, unit: str) -> int | None:
     return int(text) if text else None
 
 
+def sides(size: int | str) -> tuple[int, int]:
+    """Height and width in pixels of a size: `64`, or `48x32`, width first as programs for pictures have it.
+
+    Raises UsageError for another text.
+    """
+    if isinstance(size, int):
+        return size, size
+    width, x, height = size.lower().partition("x")
+    if not (x and width.isdigit() and height.isdigit()):
+        raise UsageError(
+            f"`data.size` is a number of pixels, or width and height as `48x32`, not `{size}`",
+            hint="--set data.size=48x32",
+        )
+    return int(height), int(width)
+
+
+def as_size(height: int, width: int) -> int | str:
+    """The size of these sides, as `data.size` has it; `sides` reads it back."""
+    return height if height == width else f"{width}x{height}"
+
+
 @dataclass(frozen=True)
 class Form:
     """How the images of a set are read and packed.

@@ -4,10 +4,12 @@ import at the top."""
 from __future__ import annotations
 
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gzcli.data.cached import RULE, fingerprint, pack_limit
+from gzcli.data.facts import measure
 from gzcli.data.forms import Form, Report, Say
 from gzcli.data.names import DataSet, OwnSet
 from gzcli.data.raw import is_fetched, raw_dir
@@ -41,9 +43,10 @@ def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progre
         _have_files(found, fetch, say)
     made_of = fingerprint(found)
     images = _read_own(found, form) if isinstance(found, OwnSet) else _read_known(found)
+    facts = measure(images) if isinstance(found, OwnSet) and not form.foreign else None
     say(f"packing `{images.title}`: {sum(images.counts.values()):,} images")
     with new_dir(folder) as part:
-        extra = {"fingerprint": made_of, "rule": RULE}
+        extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
 
 

@@ -49,6 +49,7 @@ class DataSpec:
     embedded: whether it is made from an installed package, without a download.
     page: where a browser gets the files, if their host may refuse a program.
     linked: whether the user's own files are used where they lie; `--from` then makes links, no copies.
+    flat, binary, grey: what the pixels are like, as in `facts.Facts`.
     """
 
     name: str
@@ -69,6 +70,9 @@ class DataSpec:
     embedded: bool = False
     page: str = ""
     linked: bool = False
+    flat: bool = False
+    binary: bool = False
+    grey: bool = False
 
     @property
     def key(self) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 
-from gzcli.parts import TrainSection
+from gzcli.sections import TrainSection
 
 FIRST = 60.0  # seconds until the first pause at the latest
 LONGEST = 600.0  # seconds from one pause to the next, as far as its share of the time allows

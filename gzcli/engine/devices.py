@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from gzcli.errors import DeviceError, UsageError
-from gzcli.parts import LaunchSection, Part
+from gzcli.parts import Part
+from gzcli.sections import LaunchSection
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

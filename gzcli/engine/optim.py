@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 from gzcli.engine.muon import Muon
 from gzcli.errors import MissingError, UsageError, did_you_mean
 from gzcli.models.base import Phase
-from gzcli.parts import OptimSection
+from gzcli.sections import OptimSection
 
 
 def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:

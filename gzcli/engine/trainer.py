@@ -80,7 +80,7 @@ class Trainer:
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
         step = Step(self.model)
-        self.wrapped = accelerator.prepare(torch.compile(step) if self.train.compile else step)
+        self.wrapped = accelerator.prepare(torch.compile(step) if self.train.compile is True else step)
         self.ema = EMA(self.model, self.train.ema, self.calibration_images)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, self.model, self.info, part, self.device, 0, self.space)

@@ -10,6 +10,7 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.recipe.header import read_header
 from gzcli.recipe.load import Document, Problem, read_file
 from gzcli.recipe.mistakes import mistakes
+from gzcli.sections import SCALES
 from gzcli.store import outside
 from gzcli.store.paths import recipes_dir, trained_in
 
@@ -33,7 +34,7 @@ class RecipeFile:
     document: its content with the place of each key.
     shipped: whether it is gz's own.
     own: its values without `for` and `extends`.
-    sections: its values for single data sets, those of `for`.
+    sections: its values for data sets, shape classes, traits and scales, by the keys below `for`.
     """
 
     path: Path
@@ -41,7 +42,7 @@ class RecipeFile:
     document: Document
     shipped: bool = False
     own: dict[str, Any] = field(default_factory=dict)
-    sections: dict[str, Any] = field(default_factory=dict)
+    sections: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
 
 def find(what: str) -> Path:
@@ -120,13 +121,7 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
         model = path.absolute().with_suffix(".py")
         if not shipped and model.is_file() and outside.find(path.stem) == model:
             file.own["model"] = {"name": path.stem, **(file.own.get("model") or {})}
-        sections = tree.get("for") or {}
-        if isinstance(sections, dict):
-            file.sections = sections
-        else:
-            problems.append(
-                Problem(document.where(("for",)), "`for` must hold data sets, as `for: {mnist: {…}}`")
-            )
+        file.sections = _sections(document, tree.get("for") or {}, problems)
         base = tree.get("extends")
         if base is None:
             return chain, problems
@@ -141,3 +136,21 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
             return chain, [*problems, Problem(where, e.message, e.hint)]
         if any(path.resolve() == other.path.resolve() for other in chain):
             return chain, [*problems, Problem(where, f"`{base}` extends this recipe in its turn")]
+
+
+def _sections(document: Document, tree: Any, problems: list[Problem]) -> dict[tuple[str, ...], Any]:
+    """The sections of `for`, by the keys that lead to each."""
+    found: dict[tuple[str, ...], Any] = {}
+    if not isinstance(tree, dict):
+        message = "`for` must hold data sets, as `for: {mnist: {…}}`"
+        problems.append(Problem(document.where(("for",)), message))
+        return found
+    for name, section in tree.items():
+        if name not in SCALES:
+            found[(name,)] = section
+        elif isinstance(section, dict):
+            found |= {(name, inner): tree for inner, tree in section.items()}
+        else:
+            message = f"`for.{name}` is a scale: it must hold sections, as `{name}: {{colour: {{…}}}}`"
+            problems.append(Problem(document.where(("for", name)), message))
+    return found

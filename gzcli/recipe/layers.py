@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gzcli.parts import MEETING
 from gzcli.recipe.load import Key, Problem
+from gzcli.sections import MEETING
 
 _TYPED = {
     "extra": "options of `accelerate launch` after `--`",

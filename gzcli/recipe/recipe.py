@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gzcli.parts import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
+from gzcli.parts import Part, part_of
+from gzcli.sections import BenchSection, DataSection, LaunchSection, lists, plain, tuples
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SHARED = ("about", "seed", "data", "bench", "launch")  # keys that all parts share
+SHARED = ("about", "scale", "seed", "data", "bench", "launch")  # keys that all parts share
 OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage
 
 
@@ -21,6 +22,7 @@ class Recipe:
 
     parts: one for each model that is trained, in order of training.
     about: what the recipe is for, in one line.
+    scale: of all parts; None: the recipe has no scales.
     seed: seed of all parts.
     data: data of all parts; a stage replaces the keys of its `own_data`.
     bench: what is measured of all parts.
@@ -32,6 +34,7 @@ class Recipe:
 
     parts: tuple[Part, ...]
     about: str
+    scale: str | None
     seed: int
     data: DataSection
     bench: BenchSection
@@ -77,6 +80,7 @@ class Recipe:
             stages[part.stage] = {key: tree[key] for key in OF_STAGE}
         return {
             "about": self.about,
+            "scale": self.scale,
             "seed": self.seed,
             "data": plain(self.data),
             "stages": {name: stages[name] for name in self.stages},

@@ -1,25 +1,26 @@
 """A recipe as it will run: every key of every section, and where each value comes from.
 
-The layers, of which a later one wins: defaults of the signatures and sections < the recipe < its `for.<data>`
-< the user's own recipe that `extends` it < its own `for.<data>` < flags < `--set`. In a recipe with stages
-each layer gives a stage first the values that all stages share, then those of the stage itself.
+The layers, of which a later one wins: defaults of the signatures and sections < the recipe < its sections of
+`for` that apply (`choice.py`) < the user's own recipe that `extends` it < its own sections < flags < `--set`.
+In a recipe with stages each layer gives a stage first the values that all stages share, then those of the
+stage itself.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gzcli.data.facts import SHAPES, TRAITS
 from gzcli.data.names import DataSet, data_key, locate, names
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
-from gzcli.parts import DataSection
 from gzcli.recipe import schema, stages
+from gzcli.recipe.choice import Choice, choice_of, misspelt
 from gzcli.recipe.files import RecipeFile, read_chain
 from gzcli.recipe.layers import Layer, dotted, lay, without_meeting
 from gzcli.recipe.load import Key, Problem, in_order, refusal
@@ -28,6 +29,7 @@ from gzcli.recipe.override import Override, flags_of, parse_set
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.whole import Whole, whole
 from gzcli.recipe.write import dump
+from gzcli.sections import DataSection
 
 __all__ = ["Resolved", "check", "dump", "resolve"]
 
@@ -43,6 +45,7 @@ class Resolved(Recipe):
     source: the file.
     found: the data set; None where it is not there yet.
     whole: how long the files plan to train, and on which size of images.
+    choice: the scale, with its reason, and what is known of the set.
     """
 
     origin: Mapping[str, str]
@@ -51,6 +54,7 @@ class Resolved(Recipe):
     source: Path
     found: DataSet | None
     whole: Whole
+    choice: Choice
 
     @property
     def key(self) -> str:
@@ -59,7 +63,12 @@ class Resolved(Recipe):
 
 
 def resolve(
-    what: str, *, data: str | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+    what: str,
+    *,
+    data: str | None = None,
+    sets: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    gpus: int = 0,
 ) -> Resolved:
     """The recipe of a model, or of a file, for a data set.
 
@@ -69,8 +78,9 @@ def resolve(
     data: name of a data set, with which the sections of `for` are compared, or its path; None: the recipe's.
     sets: texts `a.b=v`, as `--set` gets them.
     flags: values of other options, by dotted key.
+    gpus: number of GPUs that are there, by which the scale is chosen where none is asked for.
     """
-    recipe, problems = _resolve(what, data, sets, flags or {})
+    recipe, problems = _resolve(what, data, sets, flags or {}, gpus=gpus)
     if recipe is None or problems:
         raise refusal(problems)
     return recipe
@@ -82,23 +92,26 @@ def check(path: str | Path) -> list[str]:
         chain, problems = read_chain(str(path))
     except UsageError as e:
         return [e.message]
-    sets = dict.fromkeys(name for file in chain for name in file.sections)
-    problems += [p for name in (None, *sets) for p in _resolve(str(path), name, (), {})[1]]
-    for name in sets:
-        if problem := _misspelt_set(name):
-            file = next(file for file in chain if name in file.sections)
-            problems.append(Problem(file.document.where(("for", name)), *problem))
+    paths = dict.fromkeys(path for file in chain for path in file.sections)
+    problems += _resolve(str(path), None, (), {})[1]
+    for at in paths:
+        forced = Choice(at[0] if at[1:] else None, "", (at[-1],), at[0] if at[1:] else None, None)
+        is_set = at[-1] not in (*SHAPES, *TRAITS)
+        problems += _resolve(str(path), at[-1] if is_set else None, (), {}, forced=forced)[1]
+        if problem := misspelt(at, names()):
+            file = next(file for file in chain if at in file.sections)
+            problems.append(Problem(file.document.where(("for", *at)), *problem))
     return [str(problem) for problem in in_order(problems)]
 
 
 # ---------------------------------------------------------------------------- layers
 
 
-def _layer(file: RecipeFile, name: str | None = None, *, applies: bool = True) -> Layer:
-    """A file's own values, or those for one data set."""
-    at: Key = () if name is None else ("for", name)
-    tree = file.own if name is None else (file.sections[name] or {})
-    prefix = "" if name is None else f"for.{name} "
+def _layer(file: RecipeFile, section: Key = (), *, applies: bool = True) -> Layer:
+    """A file's own values, or those of a section of `for`."""
+    at: Key = ("for", *section) if section else ()
+    tree = (file.sections[section] or {}) if section else file.own
+    prefix = f"{'.'.join(at)} " if section else ""
 
     def where(path: Key, value: bool) -> str:
         return file.document.where((*at, *path), value=value)
@@ -107,7 +120,7 @@ def _layer(file: RecipeFile, name: str | None = None, *, applies: bool = True) -
         return f"{prefix}{file.label}:{file.document.mark((*at, *path)).line}"
 
     source = "shipped" if file.shipped else "file"
-    return Layer(tree, where, origin, inside=name is not None, applies=applies, source=source)
+    return Layer(tree, where, origin, inside=bool(section), applies=applies, source=source)
 
 
 def _given(override: Override) -> Layer:
@@ -115,7 +128,13 @@ def _given(override: Override) -> Layer:
 
 
 def _resolve(
-    what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any]
+    what: str,
+    data: str | None,
+    sets: Iterable[str],
+    flags: Mapping[str, Any],
+    *,
+    gpus: int = 0,
+    forced: Choice | None = None,
 ) -> tuple[Resolved | None, list[Problem]]:
     chain, problems = read_chain(what)
     typed = [_given(override) for override in flags_of({"data.name": data, **flags})]
@@ -124,9 +143,11 @@ def _resolve(
         problems += wrong
         if override:
             typed.append(_given(override))
-    name = _data_name([*(file.own for file in chain), *(layer.tree for layer in typed)])
-    layers = [layer for file in chain for layer in _layers(file, name)] + typed
-    found = _located(name, layers, {section for file in chain for section in file.sections}, problems)
+    own = [*(_layer(file) for file in chain), *typed]
+    name = _data_name([layer.tree for layer in own])
+    found = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
+    choice = forced or choice_of(chain, own, found, name, gpus, problems)
+    layers = [layer for file in chain for layer in _layers(file, choice)] + typed
     staged = stages.cards_of(layers, problems)
     cards, reused = staged or {}, stages.reused_runs(layers)
     if staged is None:
@@ -159,6 +180,9 @@ def _resolve(
             problems.append(Problem(f"`{origin['model.name']}`", message, f"gz train {other}"))
         tree["model"]["name"] = card.name
     tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
+    if choice.scale:
+        tree["scale"] = choice.scale
+        origin["scale"] = choice.why
     if not problems:
         problems += [
             Problem(chain[-1].label, f"`{key}` must be given") for key in schema.missing(tree, rules)
@@ -172,18 +196,26 @@ def _resolve(
                 problems.append(Problem("", e.message, e.hint))
     done = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
     resolved = Resolved(
-        **vars(recipe), origin=origin, card=card, cards=cards, source=chain[-1].path, found=found, whole=done
+        **vars(recipe),
+        origin=origin,
+        card=card,
+        cards=cards,
+        source=chain[-1].path,
+        found=found,
+        whole=done,
+        choice=choice,
     )
     return resolved, problems
 
 
-def _layers(file: RecipeFile, data: str) -> list[Layer]:
-    """A file's own values, then its sections of `for`, of which those of another data set are only
-    checked."""
-    sections = [
-        _layer(file, section, applies=canonical(section) == canonical(data)) for section in file.sections
-    ]
-    return [_layer(file), *sections]
+def _layers(file: RecipeFile, choice: Choice) -> list[Layer]:
+    """A file's own values, then its sections of `for`: those that apply in their order, the others, which are
+    only checked, after them."""
+    ranks = {at: choice.rank(at) for at in file.sections}
+    applying = sorted((rank, at) for at, rank in ranks.items() if rank)
+    chosen = [_layer(file, at) for _, at in applying]
+    others = [_layer(file, at, applies=False) for at, rank in ranks.items() if not rank]
+    return [_layer(file), *chosen, *others]
 
 
 def compose(
@@ -266,15 +298,3 @@ def _located(
     except MissingError:
         pass
     return None
-
-
-def _misspelt_set(name: str) -> tuple[str, str] | None:
-    """The mistake, with its hint, of a name that nearly is that of a data set: its section would never apply.
-
-    Other unknown names may be of sets that are imported later.
-    """
-    known = {canonical(known): known for known in names()}
-    if canonical(name) in known:
-        return None
-    near = difflib.get_close_matches(canonical(name), known, n=1, cutoff=0.75)
-    return (f"there is no data set `{name}`", f"did you mean `{known[near[0]]}`?") if near else None

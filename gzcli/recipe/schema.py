@@ -13,9 +13,10 @@ from typing import Any
 from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
-from gzcli.parts import RENAMED, SECTIONS, Part, keys_of
+from gzcli.parts import Part
 from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
+from gzcli.sections import RENAMED, SECTIONS, keys_of
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
@@ -68,6 +69,7 @@ def schema(card: ModelCard | None) -> Rules:
     """
     return {
         "about": PART["about"],
+        "scale": PART["scale"],
         "seed": PART["seed"],
         "model": {},
         "data": DATA,
@@ -97,6 +99,7 @@ def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
     shared = _given_only({"train": TRAIN, "optim": OPTIM})
     return {
         "about": PART["about"],
+        "scale": PART["scale"],
         "seed": PART["seed"],
         "data": DATA,
         **shared,

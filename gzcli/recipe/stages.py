@@ -137,7 +137,7 @@ def compose(
             continue
         shown[stage], of = _stage(layers, stage, card)
         origin |= {f"stages.{stage}.{key}": value for key, value in of.items()}
-    first = {key: tree.pop(key) for key in ("about", "seed", "data")}
+    first = {key: tree.pop(key) for key in ("about", "scale", "seed", "data")}
     return {**first, "stages": shown, **tree}, origin
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from gzcli.models import catalog, docs
 from gzcli.models.catalog import ModelCard
 from gzcli.models.sources import documented
-from gzcli.parts import SECTIONS, OptimSection, Part, keys_of
+from gzcli.parts import Part
 from gzcli.recipe.load import Key
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import lines
+from gzcli.sections import SECTIONS, OptimSection, keys_of
 
 WIDTH = 80  # columns of a terminal
 COLUMN = 31  # where texts begin, unless all values of a section are shorter
@@ -29,7 +30,7 @@ def section_texts(section: type) -> dict[str, str]:
 def texts(recipe: Recipe) -> dict[str, str]:
     """The text of each key of a recipe, by dotted key, as far as there is one."""
     of_part = section_texts(Part)
-    found: dict[Key, str] = {(key,): of_part[key] for key in ("about", "seed", "params")}
+    found: dict[Key, str] = {(key,): of_part[key] for key in ("about", "scale", "seed", "params")}
     for name, section in SECTIONS.items():
         found |= {(name, key): text for key, text in section_texts(section).items()}
     shared = dict(found)

@@ -16,7 +16,19 @@ FAMILIES = sorted(
 HEAVY = {"torch", "numpy", "accelerate", "PIL", "torchvision", "diffusers", "transformers", "peft", "sklearn"}
 HEAVY |= {"scipy", "wandb", "rich", "pydantic", "matplotlib", "safetensors", "huggingface_hub"}
 # part → the parts that it may import, besides itself; a part is a folder or file right below gzcli
-LEAVES = {"errors", "types", "store", "signals", "streams", "start", "version", "units", "ranks", "parts"}
+LEAVES = {
+    "errors",
+    "types",
+    "store",
+    "signals",
+    "streams",
+    "start",
+    "version",
+    "units",
+    "ranks",
+    "parts",
+    "sections",
+}
 MAY = {
     "__main__": {"cli"},
     "__init__": {"api", "handles", "models"},

@@ -8,7 +8,7 @@ import pytest
 
 from gzcli import jobs
 from gzcli.jobs import BenchJob, ExportJob, OodJob, SampleJob
-from gzcli.parts import LaunchSection
+from gzcli.sections import LaunchSection
 from gzcli.store import runs
 from gzcli.store.run import Run
 

@@ -15,9 +15,10 @@ from gzcli import launch, models, requirements
 from gzcli.cli import app
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
-from gzcli.parts import OptimSection, Part, TrainSection
+from gzcli.parts import Part
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.resolve import resolve
+from gzcli.sections import OptimSection, TrainSection
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names
 

@@ -20,8 +20,9 @@ from gzcli.jobs import SampleJob
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.signatures import Param
-from gzcli.parts import DataSection, Part
+from gzcli.parts import Part
 from gzcli.ranks import gather, joined
+from gzcli.sections import DataSection
 from gzcli.store import runs
 from gzcli.types import Applied, DataInfo
 

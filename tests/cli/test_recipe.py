@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gzcli.data.facts import SHAPES, TRAITS
 from gzcli.data.sets import SPECS, find
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, docs
-from gzcli.parts import SECTIONS, Part, keys_of
+from gzcli.parts import Part
 from gzcli.recipe import schema
-from gzcli.recipe.files import recipes, show
+from gzcli.recipe.files import read_chain, recipes, show
 from gzcli.recipe.load import Mark, load, read_text, refuse
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.override import parse_set
@@ -25,6 +26,7 @@ from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import check, resolve
 from gzcli.recipe.texts import annotated, section_texts, texts
 from gzcli.recipe.write import dump
+from gzcli.sections import SECTIONS, keys_of
 from gzcli.types import DataInfo
 
 
@@ -238,7 +240,7 @@ def test_a_wrong_name_of_a_data_set_is_among_them(write, tmp_path):
         ("{name: glow}\ntrain: {steps: }", "2:16: `train.steps` must be an integer, not null"),
         (
             "{name: glow}\ntrain: {compile: yes}",
-            "2:18: `train.compile` must be true or false, not the text `yes` (write true)",
+            "2:18: `train.compile` must be true or false or `auto`, not the text `yes` (write true)",
         ),
         ("{name: glow}\ntrain: {ema: 1}", "2:14: `train.ema` must be in [0, 1), not `1`"),
         ("{name: glow}\noptim: {lr: .nan}", "2:13: `optim.lr` must be a number, not `nan`"),
@@ -442,6 +444,7 @@ def test_a_tree_has_every_key(write):
     tree = resolve(write("my.yaml", "model: {name: wgan}\noptim: {critic: {lr: 1}}")).tree()
     assert list(tree) == [
         "about",
+        "scale",
         "seed",
         "model",
         "data",
@@ -464,6 +467,7 @@ def test_a_tree_has_every_key(write):
     assert list(tree["data"]) == [
         "name",
         "size",
+        "fit",
         "channels",
         "levels",
         "latent",
@@ -671,8 +675,13 @@ def test_the_form_of_what_is_written():
 
 # ---------------------------------------------------------------------------- what is shipped
 
-SHIPPED = {name: list(load(path).get("for") or {}) for name, path in recipes().items()}
-PAIRS = [(name, data) for name, sets in SHIPPED.items() for data in (None, *sets)]
+SHIPPED = {name: read_chain(name)[0][-1].sections for name in recipes()}
+PAIRS = [
+    (name, at[0] if at[1:] else None, at[-1])
+    for name, sections in SHIPPED.items()
+    for at in sections
+    if at[-1] not in (*SHAPES, *TRAITS)
+]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -683,23 +692,23 @@ def test_a_shipped_recipe_is_right(name):
         "it begins with its paper and lines to type"
     )
     recipe = resolve(name)
-    assert recipe.tree()["data"]["name"] in SHIPPED[name], "it must train in a minute without a download"
+    assert (recipe.tree()["data"]["name"],) in SHIPPED[name], "it must train in a minute without a download"
     assert canonical(recipe.card.name) == canonical(name) and recipe.tree()["about"]
     assert find(recipe.tree()["data"]["name"]).embedded
 
 
-@pytest.mark.parametrize(("name", "data"), PAIRS)
-def test_a_shipped_recipe_resolves_for_each_set_that_it_names(name, data):
-    tree = resolve(name, data=data).tree()
+@pytest.mark.parametrize(("name", "scale", "data"), PAIRS)
+def test_a_shipped_recipe_resolves_for_each_set_that_it_names(name, scale, data):
+    tree = resolve(name, data=data, flags={"scale": scale}).tree()
     assert same(read_text(dump(tree), "r.yaml").tree, tree)
     assert same(recipe_of(tree).tree(), tree), "it is read back as it was written"
 
 
-@pytest.mark.parametrize(("name", "data"), PAIRS)
-def test_parameters_are_as_many_as_the_recipe_says(name, data):
+@pytest.mark.parametrize(("name", "scale", "data"), PAIRS)
+def test_parameters_are_as_many_as_the_recipe_says(name, scale, data):
     """Built on the meta device: shapes alone, no memory. A later stage is built on the earlier ones."""
     built = {}
-    for part in resolve(name, data=data).parts:
+    for part in resolve(name, data=data, flags={"scale": scale}).parts:
         built[part.stage] = check_parameters(part, built)
 
 

@@ -23,7 +23,8 @@ from gzcli.engine.pictures import BETWEEN, GAP, MARGIN, Row, fitting, sheet
 from gzcli.engine.trained import Trained
 from gzcli.jobs import SampleJob
 from gzcli.models import catalog
-from gzcli.parts import DataSection, Part
+from gzcli.parts import Part
+from gzcli.sections import DataSection
 from gzcli.store import runs
 from gzcli.types import Applied, ImageNoise
 

@@ -33,7 +33,8 @@ from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.models.nn import double
-from gzcli.parts import LaunchSection, OptimSection, Part, part_of
+from gzcli.parts import Part, part_of
+from gzcli.sections import LaunchSection, OptimSection
 from gzcli.store import runs
 from gzcli.types import no_progress
 

@@ -17,7 +17,7 @@ from gzcli.engine.cadence import KEYS, SHARE, Cadence
 from gzcli.engine.stop import Stop
 from gzcli.errors import Interrupted, MissingError
 from gzcli.metrics import collapse
-from gzcli.parts import OptimSection, TrainSection
+from gzcli.sections import OptimSection, TrainSection
 
 OPEN = TrainSection()  # whose numbers of steps are to be found
 

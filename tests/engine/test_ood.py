@@ -35,7 +35,7 @@ from gzcli.models import catalog
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.options import defaults
-from gzcli.parts import DataSection
+from gzcli.sections import DataSection
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from zoo import CASES, CYCLEGAN, Case
 from gzcli import launch
 from gzcli.errors import DeviceError
 from gzcli.models import catalog
-from gzcli.parts import LaunchSection
 from gzcli.recipe.write import dump
+from gzcli.sections import LaunchSection
 from gzcli.store import files, runs
 from gzcli.store.runs import Run
 

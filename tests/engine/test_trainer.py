@@ -23,7 +23,7 @@ from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
 from gzcli.models.nn.critic import BatchNorm as GanNorm
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
-from gzcli.parts import OptimSection
+from gzcli.sections import OptimSection
 
 
 def case(model: str):

@@ -23,8 +23,8 @@ from gzcli.models.gan.pool import ImagePool
 from gzcli.models.gan.translator import Translator, TranslatorOptions
 from gzcli.models.nn import PatchGAN
 from gzcli.models.nn.ssim import gaussian_window, ssim_parts
-from gzcli.parts import OptimSection
 from gzcli.recipe.resolve import resolve
+from gzcli.sections import OptimSection
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, ("A", "B"))

@@ -44,7 +44,8 @@ from gzcli.models.stable_diffusion.controlnet import ControlNet
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
 from gzcli.models.stable_diffusion.options import PromptOptions
 from gzcli.models.stable_diffusion.sd_lora import SDLoRA
-from gzcli.parts import DataSection, OptimSection, Part, TrainSection
+from gzcli.parts import Part
+from gzcli.sections import DataSection, OptimSection, TrainSection
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((3, 16, 16), 256, n=64)
