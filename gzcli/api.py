@@ -20,7 +20,7 @@ from gzcli.engine.trained import load_trained
 from gzcli.errors import UsageError
 from gzcli.handles import Data, Run
 from gzcli.recipe.from_file import find_run
-from gzcli.sections import LaunchSection
+from gzcli.sections import Fit, LaunchSection, Size
 
 
 def train(
@@ -101,13 +101,16 @@ def datasets() -> list[dict[str, Any]]:
     return listing()
 
 
-def open_data(name: str | Path, *, size: int | None = None, channels: int | None = None) -> Data:
+def open_data(
+    name: str | Path, *, size: Size | None = None, channels: int | None = None, fit: Fit = "crop"
+) -> Data:
     """A data set, fetched (up to 200 MB) and packed now if need be.
 
     name: a known set, an imported one, or a path.
-    size: side of the images in pixels; None: as the set has it.
+    size: side of the images in pixels, or width and height as "48x32"; None: as the set has it.
     channels: 1 or 3; None: as the set has it.
+    fit: how pictures of another shape come to the size: "crop", "pad" or "stretch".
 
     Raises UsageError for an unknown name, MissingError where its files are not there.
     """
-    return Data(open_pack(name, size=size, channels=channels))
+    return Data(open_pack(name, size=size, channels=channels, fit=fit))

@@ -100,8 +100,7 @@ class Run:
     def data(self) -> Data:
         """The data set that it was trained on, at the size of its training."""
         if self._data is None:
-            section = self.trained.part.data
-            self._data = Data(open_pack(section.name, size=section.size, channels=section.channels))
+            self._data = Data(open_pack(self.trained.part.data.name, **self.trained.wanted))
         return self._data
 
     def sample(

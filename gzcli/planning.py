@@ -15,6 +15,7 @@ from gzcli.data import same
 from gzcli.data.forms import Report, Say, as_size, silent, unreported
 from gzcli.data.names import DataSet
 from gzcli.data.open import open_pack
+from gzcli.data.wanted import wanted
 from gzcli.errors import UsageError
 from gzcli.launch import Plan
 from gzcli.models import catalog
@@ -120,7 +121,7 @@ def with_data(
     or is not the one that `run` was trained on.
     """
     data = recipe.data
-    pack = open_pack(found or data.name, size=data.size, channels=data.channels, say=say, progress=progress)
+    pack = open_pack(found or data.name, **wanted(data), say=say, progress=progress)
     meta = pack.meta
     if run is not None:
         same.check(run.path, meta)
@@ -187,7 +188,8 @@ def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
     A run that repeats another one takes over the notes of that run.
     """
     whole, earlier = asked.recipe.whole, asked.earlier
-    steps, size = dict(whole.steps), whole.size
+    steps: dict[str, int | None] = dict(whole.steps)
+    size = whole.size
     if earlier:
         for name in steps:
             noted = (earlier.stage(name) if name else earlier).status().get("recipe") or {}

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from gzcli.data.forms import as_size
 from gzcli.data.library import listing
 from gzcli.data.names import locate
 from gzcli.data.open import peek
 from gzcli.data.specs import DataSpec
+from gzcli.data.wanted import wanted
 from gzcli.errors import GzError
 from gzcli.launch import Plan
 from gzcli.models import catalog
@@ -22,6 +24,7 @@ from gzcli.parts import Part
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
+from gzcli.sections import Size
 from gzcli.store import runs
 from gzcli.store.weights import at_hand, is_id
 from gzcli.units import size
@@ -37,7 +40,7 @@ class DataFacts:
     cached: whether its files are on this machine.
     packed: whether its pack is on this machine.
     download: bytes to download.
-    size: side of its images in pixels; None: not known.
+    size: of its images, as `data.size` has it; None: not known.
     channels: 1 or 3; None: not known.
     levels: number of grey levels; None: not known.
     """
@@ -48,7 +51,7 @@ class DataFacts:
     cached: bool = False
     packed: bool = False
     download: int = 0
-    size: int | None = None
+    size: Size | None = None
     channels: int | None = None
     levels: int | None = None
 
@@ -64,15 +67,15 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     )
     try:
         found = recipe.found or locate(data.name)
-        meta = peek(found, size=data.size, channels=data.channels)
+        meta = peek(found, **wanted(data))
     except GzError as error:
         return facts, [error.message]
     if meta:
         for part in recipe.parts:
             check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
-        channels, side, _ = meta.shape
+        channels, *sides = meta.shape
         levels = data.levels or meta.levels
-        facts = replace(facts, packed=True, channels=channels, size=side, levels=levels)
+        facts = replace(facts, packed=True, channels=channels, size=as_size(*sides), levels=levels)
     elif isinstance(found, DataSpec):
         facts = replace(
             facts,

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+Size: TypeAlias = int | str  # of images, in pixels: a side, or width and height as `48x32`
+Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 
 SCALES = ("small", "full", "paper")  # from what a CPU trains in an hour to what the paper trained
 
@@ -37,7 +40,8 @@ class DataSection:
 
     name: name of a known or imported data set, or the path of one.
     size: side of the images in pixels, or width and height as `48x32`; null: that of the set.
-    fit: how pictures of another shape come to the size: cut to it, padded, or stretched.
+    fit: how pictures of another shape come to the size: cut to it, padded with the mean colour of their
+      border, or stretched.
     channels: 1 (grey) or 3 (RGB); null: those of the set.
     levels: grey levels, 2 … 256; null: those of the set; 2: binary images.
     latent: run, or `AutoencoderKL` of diffusers, whose latents are modelled in place of pixels.
@@ -47,8 +51,8 @@ class DataSection:
     """
 
     name: str = "digits"
-    size: int | str | None = ranged(None, "1 or more")
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    size: Size | None = field(default=None, metadata={"range": "1 or more"})
+    fit: Fit = "crop"
     channels: Literal[1, 3] | None = None
     levels: int | None = ranged(None, "2 … 256")
     latent: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from gzcli.cli import out
 from gzcli.cli.list import list_data
 from gzcli.cli.options import Json, Quiet, Yes, choose, complete_data, confirmed
 from gzcli.errors import MissingError, UsageError
+from gzcli.sections import Size
 
 if TYPE_CHECKING:
     from gzcli.data.names import DataSet
@@ -28,13 +30,23 @@ _From = Annotated[
         "--from", metavar="DIR|URL", help="Where to take the files from, in place of the publisher."
     ),
 ]
+
+
+def _size(text: str | None) -> Size | None:
+    """The value of `--size`. Raises UsageError for what is no size."""
+    from gzcli.data.forms import canonical_size
+
+    with _own_flags():
+        return text and canonical_size(text)
+
+
 _Size = Annotated[
-    int | None,
+    str | None,  # in the functions below, what `_size` made of it
     typer.Option(
-        metavar="S",
-        min=4,
-        max=1024,
-        help="Height and width that images are resized to; MedMNIST comes in 28, 64, 128 and 224.",
+        metavar="S|WxH",
+        callback=_size,
+        help="Size that images are brought to: a side, or width and height as 48x32; MedMNIST comes in 28, "
+        "64, 128 and 224.",
     ),
 ]
 
@@ -61,7 +73,7 @@ def _own_flags() -> Iterator[None]:
         raise
 
 
-def _opened(found: DataSet, size: int | None, channels: int | None) -> Pack:
+def _opened(found: DataSet, size: Size | None, channels: int | None) -> Pack:
     """The pack of a data set, with a progress bar while it is made."""
     from gzcli.data.open import open_pack
 
@@ -85,13 +97,14 @@ def download(
     """
     from gzcli.data.cached import pack_limit
     from gzcli.data.fetch import fetch
+    from gzcli.data.forms import sides
     from gzcli.data.open import peek
     from gzcli.data.sets import find
 
     lines, rows = [], []
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
         if not spec.embedded:
-            pixels = (channels or spec.channels) * (size or spec.size) ** 2
+            pixels = (channels or spec.channels) * prod(sides(size or spec.size))
             pack_size = pixels * (spec.n_train + spec.n_val + spec.n_test)
             packed = peek(spec, size=size, channels=channels)
             if packed or pack_size > pack_limit():  # a set beyond the limit is streamed
@@ -151,7 +164,7 @@ def import_(
         raise
     except UsageError as error:  # as for pictures of several sizes, which a recipe may still resize
         row |= {"shape": None, "skipped": [], "notes": [], "extras": []}
-        found = re.search(r"`--(size|channels) (\d+)`", error.hint or "")
+        found = re.search(r"`--(size|channels) (\w+)`", error.hint or "")
         more = f" --set data.{found[1]}={found[2]}" if found else ""
         out.info(f"not packed yet: {error.message}")
         out.hint(

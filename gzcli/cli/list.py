@@ -116,7 +116,12 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _images(row: dict[str, Any]) -> str | None:
-    return f"{row['size']}×{row['size']}×{row['channels']}" if row["size"] and row["channels"] else None
+    from gzcli.data.forms import sides
+
+    if not (row["size"] and row["channels"]):
+        return None
+    height, width = sides(row["size"])
+    return f"{width}×{height}×{row['channels']}"
 
 
 def _data_block(row: dict[str, Any]) -> list[str]:

@@ -212,18 +212,19 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
     """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out.
 
     benchmark: whose sets.
-    data: size and channels of the run's images, in which the sets are packed.
+    data: form of the run's images, in which the sets are packed.
 
     Raises MissingError where there is none.
     """
     from gzcli.data.names import locate
     from gzcli.data.open import open_pack
+    from gzcli.data.wanted import wanted
 
     found = []
     for name in (*benchmark.near, *benchmark.far):
         foreign = locate(name)
         try:
-            open_pack(foreign, size=data.size, channels=data.channels, say=out.info)
+            open_pack(foreign, **wanted(data), say=out.info)
             found.append(foreign)
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")

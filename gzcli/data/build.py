@@ -12,7 +12,7 @@ import numpy as np
 
 from gzcli.data.conditions import in_words
 from gzcli.data.fitted import Fit, Fitted, Sides, alike, measured
-from gzcli.data.forms import Decoding, Form, Report, unreported
+from gzcli.data.forms import Decoding, Form, Report, as_size, sides, unreported
 from gzcli.data.pictures import look
 from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.rows import Rows, keep
@@ -80,6 +80,7 @@ def build(
         "counts": rows,
         "levels": images.levels,
         "resized": resized,
+        "fit": form.fit,
         "streamed": asdict(how) if streamed else None,
         "skipped": skipped,
         "notes": images.notes,
@@ -109,7 +110,7 @@ def _native(images: RawImages, form: Form) -> Shape:
     if images.probe is None:
         if form.size is None or form.channels is None:
             raise ValueError(f"`{images.title}` is packed in a size and channels that must be asked for")
-        return form.channels, form.size, form.size
+        return form.channels, *sides(form.size)
     seen, problem = [], None
     for name, data in images.probe():
         try:
@@ -127,22 +128,18 @@ def _native(images: RawImages, form: Form) -> Shape:
 def _target(images: RawImages, native: Shape, form: Form) -> tuple[Shape, Decoding]:
     """The packed shape, and the decoding that leads to it. Raises UsageError where a size must be given."""
     c, h, w = native
-    if not form.size and h != w:
-        raise UsageError(
-            f"the images of `{images.title}` are not square ({w}×{h} pixels)", hint=_crop_hint(native)
-        )
     if not form.size and max(h, w) > LARGEST:
         hint = "`--set data.size=64` resizes them once, when they are packed"
         raise UsageError(f"the images of `{images.title}` are large ({w}×{h} pixels)", hint=hint)
-    shape = (form.channels or c, form.size or h, form.size or w)
+    shape = (form.channels or c, *(sides(form.size) if form.size else (h, w)))
     grey_only = form.channels is None and shape[0] == 1
-    return shape, Decoding(form.size, shape[0], grey_only, images.rule)
+    return shape, Decoding(form.size, shape[0], grey_only, images.rule, form.fit)
 
 
 def _crop_hint(native: Shape) -> str:
     """Proposes a usual size that these images fill."""
     size = next((s for s in (64, 32) if s <= min(native[1:])), 16)
-    return f"`--set data.size={size}` crops them to squares and resizes them"
+    return f"`--set data.size={size}` resizes them, cropped to squares"
 
 
 def _pack(
@@ -152,7 +149,7 @@ def _pack(
     whether any image was resized."""
     each = sum(images.counts.values())
     work = each if images.shape != fit.shape else 0  # number of images that are decoded or resized
-    sides: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
+    had: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
     rows = rows_of(plan)
 
     def written(kind: str, fitted: Iterator[Fitted], done: int) -> tuple[Bad, bool]:
@@ -165,10 +162,12 @@ def _pack(
         return found
 
     fitted = mapped(fit, images.blocks(), work)
-    bad, resized = written("", measured(fitted, sides) if fit.measured else fitted, 0)
-    fit = replace(fit, how=replace(fit.how, size=fit.shape[1]))  # a map may be smaller than its image
+    bad, resized = written("", measured(fitted, had) if fit.measured else fitted, 0)
+    fit = replace(
+        fit, how=replace(fit.how, size=as_size(*fit.shape[1:]))
+    )  # a map may be smaller than its image
     for i, (kind, blocks) in enumerate(images.further.items(), 1):
-        worse, _ = written(kind, alike(mapped(fit, blocks(), work), sides), i * each)
+        worse, _ = written(kind, alike(mapped(fit, blocks(), work), had), i * each)
         bad |= {place: e for place, e in worse.items() if place not in bad}
     return bad, resized
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.forms import Decoding, Form, number
+from gzcli.data.forms import Decoding, Form, as_size, number
 from gzcli.data.names import DataSet
 from gzcli.data.pack import Pack, PackMeta
 from gzcli.data.specs import DataSpec
 from gzcli.data.walk import walk
 from gzcli.errors import MissingError
+from gzcli.sections import Fit, Size
 from gzcli.store.files import read_json
 from gzcli.store.paths import cache_dir
 
@@ -28,11 +30,17 @@ def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
     """The pack of a form, if there is one that was made of the present files.
 
     A pack that was made without asking for a size or channels is also found by a form that asks for those
-    that it has.
+    that it has, and one whose images were not resized whatever the fit.
     """
     form = form or found.form
-    pairs = product(dict.fromkeys((form.size, found.size)), dict.fromkeys((form.channels, found.channels)))
-    folders = (pack_dir(found, replace(form, size=size, channels=channels)) for size, channels in pairs)
+    ways: Iterable[tuple[Size | None, int | None, Fit]] = product(
+        dict.fromkeys((form.size, found.size)),
+        dict.fromkeys((form.channels, found.channels)),
+        dict.fromkeys((form.fit, "crop")),
+    )
+    folders = dict.fromkeys(
+        pack_dir(found, replace(form, size=size, channels=channels, fit=fit)) for size, channels, fit in ways
+    )
     metas = [(folder, meta) for folder in folders if (meta := read_json(folder / "meta.json"))]
     now = fingerprint(found) if metas else None
     for folder, meta in metas:
@@ -43,7 +51,9 @@ def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
                 continue  # the limit was raised
             if meta.get("skipped") and not form.skip_bad:
                 continue  # bad pictures may not be skipped any more
-            if form.size in (None, h) and h == w and form.channels in (None, c):
+            if meta["resized"] and meta.get("fit", "crop") != form.fit:
+                continue
+            if form.size in (None, as_size(h, w)) and form.channels in (None, c):
                 return Pack(folder, _meta(found, meta), Decoding(**how) if how else None)
     return None
 
@@ -55,8 +65,11 @@ def packs_of(found: DataSet) -> list[Path]:
 
 
 def pack_dir(found: DataSet, form: Form) -> Path:
-    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`."""
+    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`,
+    `packs/faces/48x32x3-pad`."""
     end = "-foreign" if form.foreign else ""
+    if form.size and form.fit != "crop":
+        end = f"-{form.fit}{end}"
     return cache_dir("packs", found.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
 
 

@@ -18,6 +18,7 @@ from gzcli.data.forms import Decoding, sides
 from gzcli.data.names import DataSet, OwnSet
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError, MissingError
+from gzcli.sections import Size
 from gzcli.store.files import read_json
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Facts:
 
 
 def facts_of(
-    found: DataSet, *, size: int | str | None = None, channels: int | None = None, n: int | None = None
+    found: DataSet, *, size: Size | None = None, channels: int | None = None, n: int | None = None
 ) -> Facts | None:
     """The facts of a set, which need not be packed; None where its files are gone or not readable.
 
@@ -91,7 +92,7 @@ def facts_of(
     n: number of training images that are used; None: all.
     """
     if isinstance(found, DataSpec):
-        spec = found.sized(None if size is None else max(sides(size)))
+        spec = found.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary, spec.grey)
     else:
         measured = _packed(found) or _unpacked(found)

@@ -56,7 +56,9 @@ class Fit:
         if not isinstance(data, bytes):
             height, width = data.shape[2:]
             resized = (height, width) != self.shape[1:]
-            return Fitted(split, start, fit_array(data, self.shape), resized, (width, height), name)
+            return Fitted(
+                split, start, fit_array(data, self.shape, self.how.fit), resized, (width, height), name
+            )
         try:
             image, resized = decode(data, name, self.how)
         except MissingError as e:

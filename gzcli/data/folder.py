@@ -19,6 +19,7 @@ from gzcli.data.pictures import decode
 from gzcli.data.raw_images import RawImages
 from gzcli.data.walk import read_regular
 from gzcli.errors import MissingError, UsageError
+from gzcli.sections import Fit, Size
 
 
 def pictures(title: str, members: Members, form: Form) -> RawImages:
@@ -188,12 +189,15 @@ def _metadata_line(line: str, where: str) -> _Line:
     return _Line(picture, caption, further)
 
 
-def read_pictures(path: Path, *, size: int, channels: int, limit: int | None) -> np.ndarray:
-    """Pictures that are no data set, in order of their names: uint8 [n, C, size, size].
+def read_pictures(
+    path: Path, *, size: Size, channels: int, limit: int | None, fit: Fit = "crop"
+) -> np.ndarray:
+    """Pictures that are no data set, in order of their names: uint8 [n, C, H, W].
 
     path: a picture, or a folder, zip or tar of pictures.
-    size: pixels a side.
+    size: to which they are resized.
     channels: 1 (grey) or 3 (RGB).
+    fit: how pictures of another shape come to the size.
     limit: pictures at most; None: all.
 
     Raises MissingError where there are none, or one does not decode.
@@ -202,7 +206,7 @@ def read_pictures(path: Path, *, size: int, channels: int, limit: int | None) ->
         raise MissingError(
             f"there is no `{path}`", hint="give a picture, or a folder, zip or tar of pictures"
         )
-    how = Decoding(size, channels)
+    how = Decoding(size, channels, fit=fit)
     if path.is_file() and is_picture(path.name):
         return np.stack([decode(read_regular(path), str(path), how)[0]])
     members = open_members(path, is_picture)

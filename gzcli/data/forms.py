@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gzcli.errors import UsageError
+from gzcli.sections import Fit, Size
 
 Say = Callable[[str], None]  # say(text): a line for the user
 Report = Callable[[int, int], None]  # report(done, in all), of images or bytes
+
+SIDES = range(4, 1025)  # pixels that a side of packed images may have
 
 
 def silent(text: str) -> None:
@@ -31,61 +35,78 @@ def number(variable: str, unit: str) -> int | None:
     return int(text) if text else None
 
 
-def sides(size: int | str) -> tuple[int, int]:
+def sides(size: Size) -> tuple[int, int]:
     """Height and width in pixels of a size: `64`, or `48x32`, width first as programs for pictures have it.
 
     Raises UsageError for another text.
     """
     if isinstance(size, int):
         return size, size
-    width, x, height = size.lower().partition("x")
-    if not (x and width.isdigit() and height.isdigit()):
+    found = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", size, re.ASCII)
+    if not found:
         raise UsageError(
-            f"`data.size` is a number of pixels, or width and height as `48x32`, not `{size}`",
-            hint="--set data.size=48x32",
+            f"`data.size` is {SIZE_WORDS}, not `{size}`", hint=f"`--set data.size={nearest(size)}`"
         )
-    return int(height), int(width)
+    return int(found[2] or found[1]), int(found[1])
 
 
-def as_size(height: int, width: int) -> int | str:
+SIZE_WORDS = "a number of pixels, or width and height as `48x32`"
+
+
+def nearest(text: str) -> Size:
+    """The size that a text probably means: that of the numbers in it."""
+    found = [int(digits) for digits in re.findall(r"\d+", text) if int(digits)]
+    return as_size(found[1], found[0]) if len(found) == 2 else found[0] if len(found) == 1 else "48x32"
+
+
+def as_size(height: int, width: int) -> Size:
     """The size of these sides, as `data.size` has it; `sides` reads it back."""
     return height if height == width else f"{width}x{height}"
+
+
+def canonical_size(size: Size) -> Size:
+    """A size written as `as_size` writes it: `64` for `64x64`. Raises UsageError for what is none."""
+    return as_size(*sides(size))
 
 
 @dataclass(frozen=True)
 class Form:
     """How the images of a set are read and packed.
 
-    size: pixels a side to which the images are resized; None: as they are.
+    size: to which the images are resized; None: as they are.
     channels: 1 (grey) or 3 (RGB) to which they are converted; None: as they are.
     skip_bad: whether pictures that do not decode are left out; if not, they are an error.
     layout: what the folders of pictures mean, of `layout.LAYOUTS`; None: what their names say.
     foreign: whether the images are scored only: one split `test`, in whatever folders, without classes.
+    fit: how pictures of another shape come to the size.
     """
 
-    size: int | None = None
+    size: Size | None = None
     channels: int | None = None
     skip_bad: bool = False
     layout: str | None = None
     foreign: bool = False
+    fit: Fit = "crop"
 
-    def asked(self, size: int | None, channels: int | None) -> Form:
-        """This form with the size and channels asked for, where any are."""
-        return replace(self, size=size or self.size, channels=channels or self.channels)
+    def asked(self, size: Size | None, channels: int | None, fit: Fit = "crop") -> Form:
+        """This form with the size, channels and fit asked for, where any are."""
+        return replace(self, size=size or self.size, channels=channels or self.channels, fit=fit)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an encoded picture becomes an array uint8 [channels, size, size].
+    """How an encoded picture becomes an array uint8 [channels, height, width].
 
-    size: pixels a side; None: the picture keeps its height and width.
+    size: to which the picture is resized; None: it keeps its height and width.
     channels: 1 (grey) or 3 (RGB).
     grey_only: whether a picture with colour is an error.
-    rule: "lanczos" crops the middle to a square and resizes it; "adm" is ImageNet's in the diffusion
+    rule: by which a picture is cropped and resized: "lanczos", or "adm", ImageNet's in the diffusion
       literature (`pictures.adm`).
+    fit: how a picture of another shape comes to the size.
     """
 
-    size: int | None
+    size: Size | None
     channels: int
     grey_only: bool = False
     rule: str = "lanczos"
+    fit: Fit = "crop"

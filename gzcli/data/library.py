@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.data.cached import find_pack, packs_of
-from gzcli.data.forms import Form, Say, silent
+from gzcli.data.forms import Form, Say, as_size, canonical_size, silent
 from gzcli.data.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.raw import is_fetched, is_there, raw_dir
 from gzcli.data.sets import SPECS
@@ -26,7 +26,7 @@ def listing() -> list[dict[str, Any]]:
 
     name, title: as `--data` takes it, and what it shows or its path.
     classes: how many.
-    channels, size: of an image; None for an imported set that is not packed.
+    channels, size: of an image, as `data.size` has it; None for an imported set that is not packed.
     larger: sizes that the publisher offers beside `size`.
     cached: whether it can be used without the network.
     n_train, n_val, n_test: images; n_val 0: validation is carved from train.
@@ -77,7 +77,7 @@ def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
         "title": line["path"],
         "classes": len(meta["classes"]) if meta else line["classes"],
         "channels": meta["shape"][0] if meta else line["channels"],
-        "size": meta["shape"][-1] if meta else line["size"],
+        "size": as_size(*meta["shape"][1:]) if meta else line["size"],
         "larger": [],
         "cached": meta is not None,
         "n_train": counts["train"] + counts["val"] if meta else None,
@@ -120,7 +120,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
     found = open_path(path, form)
     line = {
         "path": str(path),
-        "size": form.size,
+        "size": form.size and canonical_size(form.size),
         "channels": form.channels,
         "skip_bad": form.skip_bad,
         "form": form.layout,

@@ -12,6 +12,7 @@ from gzcli.data.forms import Form
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, did_you_mean, matching
+from gzcli.sections import Size
 from gzcli.store.files import read_json
 from gzcli.store.paths import user_dir
 
@@ -55,15 +56,15 @@ class OwnSet:
         return str(self.path)
 
     @property
-    def size(self) -> int | None:
-        """Pixels a side, as given at their import; None: not given."""
+    def size(self) -> Size | None:
+        """Of the images, as given at their import; None: not given."""
         return self.form.size
 
     @property
     def channels(self) -> int | None:
         return self.form.channels
 
-    def sized(self, size: int | None) -> OwnSet:
+    def sized(self, size: Size | None) -> OwnSet:
         """The set itself: only a publisher has versions of several sizes."""
         return self
 

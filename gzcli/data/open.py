@@ -7,34 +7,42 @@ from dataclasses import replace
 from pathlib import Path
 
 from gzcli.data.cached import find_pack, pack_dir
-from gzcli.data.forms import Report, Say, silent, unreported
+from gzcli.data.forms import SIDES, Report, Say, canonical_size, sides, silent, unreported
 from gzcli.data.make import make
 from gzcli.data.names import DataSet, OwnSet, locate
 from gzcli.data.pack import Pack, PackMeta
 from gzcli.errors import MissingError, UsageError
+from gzcli.sections import Fit, Size
 from gzcli.store.files import lock
 
 
 def peek(
-    what: DataSet | str | Path, *, size: int | None = None, channels: int | None = None
+    what: DataSet | str | Path,
+    *,
+    size: Size | None = None,
+    channels: int | None = None,
+    fit: Fit = "crop",
 ) -> PackMeta | None:
     """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other
     files.
 
     what: the set, or its name or path.
-    size: pixels a side; None: the set's own.
+    size: of the images; None: the set's own.
     channels: 1 or 3; None: the set's own.
+    fit: how pictures of another shape come to the size.
     """
+    size = size and canonical_size(size)
     found = locate(what).sized(size)
-    packed = find_pack(found, found.form.asked(size, channels))
+    packed = find_pack(found, found.form.asked(size, channels, fit))
     return packed.meta if packed else None
 
 
 def open_pack(
     what: DataSet | str | Path,
     *,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
+    fit: Fit = "crop",
     fetch: bool = True,
     foreign: bool = False,
     say: Say = silent,
@@ -45,8 +53,9 @@ def open_pack(
     once.
 
     what: the set, or its name or path.
-    size: pixels a side of the images, 4 … 1024; None: the set's own.
+    size: of the images, 4 … 1024 pixels a side; None: the set's own.
     channels: 1 or 3; None: the set's own.
+    fit: how pictures of another shape come to the size.
     fetch: whether a known set may be downloaded.
     foreign: the user's own set is scored only: its `test` split is its own or, where it has none, all images.
     say: takes a line about what is done.
@@ -56,10 +65,11 @@ def open_pack(
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
-    if size is not None and not 4 <= size <= 1024:
-        raise UsageError(f"`data.size` is between 4 and 1024 pixels, not {size}")
+    if size is not None and not all(side in SIDES for side in sides(size)):
+        raise UsageError(f"`data.size` is between {SIDES[0]} and {SIDES[-1]} pixels a side, not {size}")
+    size = size and canonical_size(size)
     found = locate(what).sized(size)
-    form = replace(found.form.asked(size, channels), foreign=foreign and isinstance(found, OwnSet))
+    form = replace(found.form.asked(size, channels, fit), foreign=foreign and isinstance(found, OwnSet))
     if packed := find_pack(found, form):
         return packed
     name, folder = found.shown, pack_dir(found, form)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.data.forms import Decoding
+from gzcli.data.forms import Decoding, sides
 from gzcli.data.kinds import FORMATS
 from gzcli.errors import GzError, MissingError, UsageError
+from gzcli.sections import Fit
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 
@@ -44,8 +45,9 @@ def decode(data: bytes, name: str, how: Decoding) -> tuple[np.ndarray, bool]:
                 hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
                 raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
             image = image.convert("L" if how.channels == 1 else "RGB")
-            if how.size and image.size != (how.size, how.size):
-                image, resized = RULES[how.rule](image, how.size), True
+            height, width = sides(how.size) if how.size else (image.height, image.width)
+            if image.size != (width, height):
+                image, resized = brought_to(image, height, width, how.fit, how.rule), True
             pixels = _pixels(image)
     except GzError:
         raise
@@ -75,7 +77,7 @@ def sides_of(data: bytes) -> tuple[int, int]:
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def fit_array(images: np.ndarray, want: tuple[int, int, int]) -> np.ndarray:
+def fit_array(images: np.ndarray, want: tuple[int, int, int], fit: Fit) -> np.ndarray:
     """uint8 [n, C, H, W] in another size or number of channels, by the rules of `decode`."""
     from PIL import Image
 
@@ -87,7 +89,8 @@ def fit_array(images: np.ndarray, want: tuple[int, int, int]) -> np.ndarray:
             pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
         )
         image = image.convert("L" if want[0] == 1 else "RGB")
-        out[i] = _pixels(image if image.size == (want[2], want[1]) else lanczos(image, want[1]))
+        same = image.size == (want[2], want[1])
+        out[i] = _pixels(image if same else brought_to(image, want[1], want[2], fit))
     return out
 
 
@@ -122,27 +125,62 @@ def undecodable(name: str, e: Exception) -> MissingError:
     )
 
 
-def lanczos(image: Any, size: int) -> Any:
-    """The middle square of a picture, resized by Lanczos' filter with antialiasing."""
+def brought_to(image: Any, height: int, width: int, fit: Fit, rule: str = "lanczos") -> Any:
+    """A picture (L or RGB) in another size.
+
+    height: that is wanted, in pixels.
+    width: that is wanted, in pixels.
+    fit: how a picture of another shape comes to it, as `data.fit`.
+    rule: of RULES, by which it is cropped.
+    """
     from PIL import Image
 
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    if fit == "crop":
+        return RULES[rule](image, height, width)
+    if fit == "stretch":
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    return padded(image, height, width)
 
 
-def adm(image: Any, size: int) -> Any:
+def lanczos(image: Any, height: int, width: int) -> Any:
+    """The middle of a picture, the largest part of the wanted shape, resized by Lanczos' filter with
+    antialiasing."""
+    from PIL import Image
+
+    w = min(image.width, round(image.height * width / height))
+    h = min(image.height, round(image.width * height / width))
+    left, top = (image.width - w) // 2, (image.height - h) // 2
+    box = (left, top, left + max(1, w), top + max(1, h))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def adm(image: Any, height: int, width: int) -> Any:
     """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233): halved by box
-    averages while it is at least twice too large, then the shorter side brought to `size` by bicubic
-    interpolation, then the middle square."""
+    averages while it is at least twice too large, then brought by bicubic interpolation to the smallest size
+    that holds the wanted one, then the middle of it."""
     from PIL import Image
 
-    while min(image.size) >= 2 * size:
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(height / image.height, width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def padded(image: Any, height: int, width: int) -> Any:
+    """The whole picture in the middle, enlarged or reduced by Lanczos' filter until it fits, on the mean
+    colour of its border: a flat background goes on, and no black bars are learned of photographs."""
+    from PIL import Image
+
+    scale = min(height / image.height, width / image.width)
+    w, h = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize((w, h), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image).reshape(h, w, -1).astype(float)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # [pixels, C]
+    canvas = Image.new(image.mode, (width, height), tuple(int(c) for c in border.mean(0).round()))
+    canvas.paste(image, ((width - w) // 2, (height - h) // 2))
+    return canvas
 
 
 RULES = {"lanczos": lanczos, "adm": adm}  # how a picture is cropped and resized, by `Decoding.rule`

@@ -27,9 +27,9 @@ def draw(pack: Pack, path: Path) -> Path:
     `control`)."""
     found = list(_rows(pack))
     rows, more = found[:ROWS], len(found) - ROWS
-    side, channels = pack.meta.shape[1], pack.meta.shape[0]
-    scale = max(1, round(SIDE / side))
-    cell = side * scale + PAD
+    channels, high, wide = pack.meta.shape
+    scale = max(1, round(SIDE / max(high, wide)))
+    cell = wide * scale + PAD
     font = font_of(TEXT - 2)
     margin = int(max(font.getlength(text) for name, remark, _ in rows for text in (name, remark))) + 4 * PAD
     width = margin + COLUMNS * cell
@@ -38,7 +38,7 @@ def draw(pack: Pack, path: Path) -> Path:
     if more > 0:
         titles.append(f"the first {ROWS} rows of {len(found)}")
     top = len(titles) * (TEXT + PAD) + 2 * PAD
-    height = max(cell, 2 * TEXT + 2 * PAD)
+    height = max(high * scale + PAD, 2 * TEXT + 2 * PAD)
     sheet = Image.new("RGB", (width, top + height * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     for i, title in enumerate(titles):
@@ -51,7 +51,7 @@ def draw(pack: Pack, path: Path) -> Path:
             picture = Image.fromarray(
                 image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
             )
-            picture = picture.resize((side * scale, side * scale), Image.Resampling.NEAREST)
+            picture = picture.resize((wide * scale, high * scale), Image.Resampling.NEAREST)
             sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gzcli.data.forms import Form
+from gzcli.data.forms import Form, sides
+from gzcli.sections import Size
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ class DataSpec:
         """The set in every size that its publisher offers."""
         return (self, *(self.sized(side) for side, _ in self.larger))
 
-    def sized(self, size: int | None) -> DataSpec:
-        """The set in the smallest size of its publisher that holds `size` pixels, else in the largest."""
-        if size is None or size <= self.size or not self.larger:
+    def sized(self, size: Size | None) -> DataSpec:
+        """The set in the smallest size of its publisher that holds images of `size`, else in the largest."""
+        if size is None or max(sides(size)) <= self.size or not self.larger:
             return self
-        side, files = next((row for row in self.larger if row[0] >= size), self.larger[-1])
+        side, files = next((row for row in self.larger if row[0] >= max(sides(size))), self.larger[-1])
         return replace(self, size=side, files=files, larger=())
 
 

@@ -99,7 +99,7 @@ class Pictures:
         image, _ = decode(read_span(Span(path, offset, length, bool(deflated))), name, self.how)
         if image.shape != self.shape[1:]:
             (_, h, w), (_, h0, w0) = image.shape, self.shape[1:]
-            hint = "`--set data.size=64` crops them to squares and resizes them"
+            hint = "`--set data.size=64` resizes them, cropped to squares"
             raise UsageError(
                 f"the pictures have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}", hint=hint
             )

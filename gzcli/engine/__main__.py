@@ -23,6 +23,7 @@ import torch
 from gzcli import jobs, ranks
 from gzcli.data import same
 from gzcli.data.open import open_pack
+from gzcli.data.wanted import wanted
 from gzcli.engine import stop
 from gzcli.engine.devices import accelerate, pick_device, prepare_torch
 from gzcli.engine.log import Log
@@ -145,7 +146,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     began, part = time.time(), part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
-    pack = open_pack(part.data.name, size=part.data.size, channels=part.data.channels, say=log.info)
+    pack = open_pack(part.data.name, **wanted(part.data), say=log.info)
     same.check(run.owner.path, pack.meta)
     if log.main:
         same.remember(run.owner.path, pack.meta)

@@ -14,6 +14,7 @@ from torch import Tensor
 from gzcli.data import same
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.folder import read_pictures
+from gzcli.data.forms import as_size
 from gzcli.data.open import open_pack
 from gzcli.engine import sampler
 from gzcli.engine.pictures import Row, sheet
@@ -21,6 +22,7 @@ from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.jobs import SampleJob
 from gzcli.models.options import defaults, grouped
+from gzcli.sections import Size
 from gzcli.types import Applied, ImageNoise, Progress
 
 COLUMNS = 10  # approximate number of single images side by side
@@ -157,27 +159,39 @@ def to_bytes(x: Tensor) -> np.ndarray:
 
 
 def read_inputs(
-    trained: Trained, path: str | None, n: int | None, side: int | None = None
+    trained: Trained, path: str | None, n: int | None, size: Size | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """At most n images uint8 [≤ n, C, H, W], and their labels where there are any.
 
     path: a picture or a folder of them; None: the test images of the run's data set.
-    side: of the pictures; None: that of the run's images.
+    size: of the pictures; None: that of the run's images.
     """
-    channels, height, _ = trained.images.shape
     if path is None:
         data = trained.part.data
-        pack = open_pack(data.name, size=data.size, channels=data.channels)
+        pack = open_pack(data.name, **trained.wanted)
         same.check(trained.run.owner.path, pack.meta)
         labels = pack.labels("test")
         return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
-    return read_pictures(Path(path), size=side or height, channels=channels, limit=n), None
+    return shown_pictures(trained, Path(path), trained.images.shape[0], n, size), None
+
+
+def shown_pictures(
+    trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None
+) -> np.ndarray:
+    """At most n pictures at a path, uint8 [≤ n, channels, H, W], brought to their size as the run's images
+    were.
+
+    size: of the pictures; None: that of the run's images.
+    """
+    form = trained.wanted
+    size = size or as_size(*trained.images.shape[1:])
+    return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"])
 
 
 def read_mask(path: Path, trained: Trained) -> Tensor:
     """[1, 1, H, W] on the device: 1 (white) is kept, 0 (black) filled in. A latent is kept where all its
     pixels are."""
-    u8 = read_pictures(path, size=trained.images.shape[1], channels=1, limit=1)
+    u8 = shown_pictures(trained, path, 1, 1)
     mask = (torch.from_numpy(u8) > 127).float()
     if trained.space is not None:
         _, height, width = trained.info.shape

@@ -18,6 +18,7 @@ from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
+from gzcli.data.wanted import Wanted
 from gzcli.engine.devices import synchronise
 from gzcli.engine.images import subset, treatment
 from gzcli.engine.likelihood import images_of_test, likelihood
@@ -41,7 +42,8 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """Does the job and writes samples, `bench.json` and `bench.png` into `folder`.
 
     `job.n` samples of each model are compared with the whole test split. As a floor, n training images are
-    compared with it too. All runs must have images of one size. A run with other grey levels than the data
+    compared with it too. All runs must have images of one size and
+    fit. A run with other grey levels than the data
     set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`. The likelihood of an
     image given its label is the column `bpd|y`. Each process draws its share of the samples and of the
     likelihoods. Rank 0 alone compares: it returns the JSON of `gz bench`, the others return {}.
@@ -50,8 +52,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """
     metrics = choose(job.metrics)
     models = [load_trained(Run(Path(path)), device, job.checkpoint) for path in job.runs]
-    shape = same_shape(models)
-    pack = open_pack(job.data, size=shape[1], channels=shape[0], say=log.info)
+    pack = open_pack(job.data, **same_form(models), say=log.info)
     for trained in models:
         same.check(trained.run.owner.path, pack.meta)
     quality = Quality(pack, metrics, job.n, device=device, weights=job.weights, say=log.info)
@@ -114,8 +115,8 @@ def choose(asked: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def same_shape(models: list[Trained]) -> tuple[int, ...]:
-    """The (C, H, W) of all runs. Raises UsageError where they differ."""
+def same_form(models: list[Trained]) -> Wanted:
+    """The form of the images of all runs. Raises UsageError where they differ."""
     first = models[0]
     for other in models:
         if other.images.shape != first.images.shape:
@@ -124,7 +125,14 @@ def same_shape(models: list[Trained]) -> tuple[int, ...]:
                 f"{sides(first.images.shape)}: their figures are not comparable",
                 hint="run `gz bench` once for each size",
             )
-    return first.images.shape
+        if other.wanted != first.wanted:
+            ways = [trained.part.data.fit for trained in (other, first)]
+            raise UsageError(
+                f"pictures came to `{other.run.id}` by `data.fit: {ways[0]}`, to `{first.run.id}` by "
+                f"`{ways[1]}`: their figures are not comparable",
+                hint="run `gz bench` once for each fit",
+            )
+    return first.wanted
 
 
 def measure(

@@ -104,8 +104,8 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
     """
     lines = []
     for name, pack in packs.items():
-        channels, side, _ = pack.meta.shape
-        done = [f"resized to {side}×{side}"] if pack.meta.resized else []
+        channels, height, width = pack.meta.shape
+        done = [f"resized to {width}×{height}"] if pack.meta.resized else []
         if channels != pack.meta.source_channels:
             done.append("made grey" if channels == 1 else "made RGB")
         if done:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.data.batches import scan
+from gzcli.data.forms import as_size
 from gzcli.data.pack import Pack
 from gzcli.engine.build import load_model
 from gzcli.engine.checkpoint import SpaceRecord
@@ -166,11 +167,11 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
     autoencoder, trained_on, digest = _find(name, device)
     images = pack.info(levels)
     if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
-        channels, size, _ = trained_on.shape
+        channels, *had = trained_on.shape
         raise UsageError(
             f"`data.latent`: `{name}` was trained on images of {sides(trained_on.shape)} with "
             f"{trained_on.levels} levels, these are of {sides(images.shape)} with {images.levels}",
-            hint=f"`--set data.size={size} --set data.channels={channels} "
+            hint=f"`--set data.size={as_size(*had)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )
     if isinstance(autoencoder, DiffusersVAE):

@@ -114,12 +114,9 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
 
     Raises UsageError where one set is on both sides, or the in-distribution one has no test images.
     """
-    channels, size, _ = trained.images.shape
-    home = open_pack(job.ins, size=size, channels=channels, say=log.info)
+    home = open_pack(job.ins, **trained.wanted, say=log.info)
     same.check(trained.run.owner.path, home.meta)
-    packs = {
-        name: open_pack(name, size=size, channels=channels, foreign=True, say=log.info) for name in job.outs
-    }
+    packs = {name: open_pack(name, **trained.wanted, foreign=True, say=log.info) for name in job.outs}
     for name, pack in packs.items():
         if pack.meta.digest == home.meta.digest or pack.meta.title == home.meta.title:
             raise UsageError(

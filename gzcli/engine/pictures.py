@@ -35,10 +35,10 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Images uint8 [N, C, H, W] two pixels apart as one picture [H', W', C], as square as possible; small
     images are enlarged.
 
-    columns: number of images in a row; None: √N.
+    columns: number of images in a row; None: about as many as make the picture square.
     """
     n, c, h, w = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
+    columns = columns or min(n, math.ceil(math.sqrt(n * h / w)))
     rows, pad = math.ceil(n / columns), 2
     sheet = np.full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), PAPER, np.uint8)
     for i, image in enumerate(images):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gzcli.data.forms import as_size
+from gzcli.data.wanted import Wanted
 from gzcli.engine.build import load_model
 from gzcli.engine.latent import LatentSpace, open_space
 from gzcli.models.base import Model
@@ -45,6 +47,12 @@ class Trained:
         if self.space is None:
             return self.info
         return replace(self.info, shape=self.space.images.shape, levels=self.space.images.levels)
+
+    @property
+    def wanted(self) -> Wanted:
+        """The form in which other images come to the model: that of the images it was trained on."""
+        channels, *sides = self.images.shape
+        return Wanted(size=as_size(*sides), channels=channels, fit=self.part.data.fit)
 
     def seen(self, batch: Batch) -> Batch:
         """A batch of images as the model sees it."""

@@ -2,7 +2,8 @@
 
 Features of an ImageNet network say little about grey 28×28 digits, and its weights must be downloaded. The
 features here are the 64 penultimate activations before the ReLU, which would lower their rank. For a set
-without labels the same network is trained to classify four rotations (Gidaris et al. 2018, arXiv:1803.07728).
+without labels the same network is trained to classify four rotations (Gidaris et al. 2018, arXiv:1803.07728);
+of images that are not square the two that keep their shape.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gzcli.data.forms import as_size, sides
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures
 from gzcli.errors import UsageError
+from gzcli.sections import Size
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -38,22 +41,26 @@ class LeNet(nn.Module):
     Raises UsageError for images below 8 pixels.
 
     channels: of the images.
-    size: side of the images in pixels.
+    size: of the images, as `data.size` has it.
     outputs: number of classes.
     """
 
-    def __init__(self, channels: int, size: int, outputs: int):
+    def __init__(self, channels: int, size: Size, outputs: int):
         super().__init__()
-        if size < 8:
-            raise UsageError(f"images of {size}×{size} are too small for the feature network, it needs 8×8")
+        height, width = sides(size)
+        if min(height, width) < 8:
+            raise UsageError(
+                f"images of {width}×{height} are too small for the feature network, it needs 8×8"
+            )
         layers: list[nn.Module] = []
-        for width in WIDTHS:
-            layers += [nn.Conv2d(channels, width, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
-            channels, size = width, size // 2
-            if size <= 7:
+        for filters in WIDTHS:
+            layers += [nn.Conv2d(channels, filters, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+            channels, height, width = filters, height // 2, width // 2
+            if min(height, width) <= 7:
                 break
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(min(size, 7)), nn.Flatten())
-        self.neck = nn.Linear(channels * min(size, 7) ** 2, FEATURES)
+        pooled = min(height, 7), min(width, 7)
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(pooled), nn.Flatten())
+        self.neck = nn.Linear(channels * pooled[0] * pooled[1], FEATURES)
         self.head = nn.Linear(FEATURES, outputs)
 
     def features(self, x: Tensor) -> Tensor:
@@ -70,7 +77,7 @@ class LeNetFeatures:
     """A trained LeNet. Figures in the features of different networks are not comparable.
 
     hash: of the weights; it names the feature space.
-    accuracy: on the test split, of the classes or of the four rotations.
+    accuracy: on the test split, of the classes or of the rotations.
     rotations: whether it classifies rotations.
     device: where it computes.
     batch: number of images in a forward pass.
@@ -121,7 +128,7 @@ def lenet(
     device: where it computes features.
     say: called with a message before work that takes long.
     """
-    c, size, _ = pack.meta.shape
+    c, size = pack.meta.shape[0], as_size(*pack.meta.shape[1:])
     key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
     path = cache_dir("features") / f"lenet-{key}.safetensors"
     with files.lock(
@@ -137,12 +144,13 @@ def _train(pack: Pack, path: Path) -> None:
     """Trains the network of a data set and writes it to `path`."""
     from safetensors.torch import save
 
-    classes, (c, size, _) = pack.meta.classes, pack.meta.shape
+    classes, (c, *had) = pack.meta.classes, pack.meta.shape
+    size = as_size(*had)
     images, labels = pack.images("train"), pack.labels("train")
     if len(classes) < 2:
         labels = None
     rotations = labels is None
-    outputs = 4 if rotations else len(classes)
+    outputs = len(turns(had)) if rotations else len(classes)
     steps = max(1, min(STEPS, EPOCHS * len(images) // BATCH))
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(0)
@@ -195,10 +203,17 @@ def _to_input(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(images).astype(np.float32)) / 255
 
 
+def turns(shape: Sequence[int]) -> tuple[int, ...]:
+    """The rotations that keep the shape (H, W) of images, in quarter turns."""
+    height, width = shape
+    return (0, 1, 2, 3) if height == width else (0, 2)
+
+
 def _rotated(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Images [B, C, H, W], each rotated by a seeded multiple of 90°, and these multiples [B]."""
-    y = torch.from_numpy(np.random.default_rng([1, step]).integers(0, 4, len(x)))
-    return torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x, y, strict=True)]), y
+    """Images [B, C, H, W], each rotated by a seeded one of `turns`, and the numbers of these [B]."""
+    quarters = turns(x.shape[2:])
+    y = torch.from_numpy(np.random.default_rng([1, step]).integers(0, len(quarters), len(x)))
+    return torch.stack([torch.rot90(image, quarters[i], (1, 2)) for image, i in zip(x, y, strict=True)]), y
 
 
 def _criterion(logits: Tensor, y: Tensor) -> Tensor:
@@ -213,7 +228,8 @@ def _accuracy(trained: LeNetFeatures, pack: Pack) -> float:
     rotations of a set without labels."""
     images, labels = pack.images("test"), pack.labels("test")
     if trained.rotations or labels is None:
-        turned = [trained.predict(np.rot90(np.asarray(images), k, (2, 3))) == k for k in range(4)]
+        quarters = enumerate(turns(images.shape[2:]))
+        turned = [trained.predict(np.rot90(np.asarray(images), k, (2, 3))) == i for i, k in quarters]
         return float(np.mean(turned))
     if labels.ndim == 2:
         return float(np.mean((trained.logits(images) > 0) == (labels > 0)))

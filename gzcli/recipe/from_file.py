@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gzcli.data.forms import as_size
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
@@ -60,7 +61,8 @@ def run_of(file: Path) -> Run:
         with files.new_dir(folder) as part:
             files.link_or_copy(file, part / "model.safetensors")
             (part / "run.yaml").write_text(dump(tree))
-            facts = {"model": tree["model"]["name"], "data": tree["data"]["name"], "size": info["shape"][-1]}
+            size = as_size(*info["shape"][-2:])
+            facts = {"model": tree["model"]["name"], "data": tree["data"]["name"], "size": size}
             files.write_json(part / "status.json", {"state": "finished", "step": int(texts["step"]), **facts})
     return Run(folder)
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from gzcli.errors import did_you_mean
+from gzcli.data.forms import SIZE_WORDS, canonical_size, nearest
+from gzcli.errors import UsageError, did_you_mean
 from gzcli.recipe.load import scalar
 
 
@@ -65,6 +66,8 @@ def _convert_one(node: ast.expr, value: Any) -> tuple[bool, Any]:
         return isinstance(value, str), value
     if kind == "int":
         return isinstance(value, int) and not isinstance(value, bool), value
+    if kind == "Size":
+        return _convert_size(value)
     if kind == "float":
         ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return ok, float(value) if ok else value
@@ -74,6 +77,15 @@ def _convert_one(node: ast.expr, value: Any) -> tuple[bool, Any]:
     if kind in ("tuple", "list"):
         return _convert_items(node, value)
     return False, value
+
+
+def _convert_size(value: Any) -> tuple[bool, Any]:
+    """Sizes as `forms.as_size` writes them; numbers of any value, which a range holds."""
+    try:
+        ok = isinstance(value, int | str) and not isinstance(value, bool)
+        return ok, canonical_size(value) if ok else value
+    except UsageError:
+        return False, value
 
 
 def _convert_items(node: ast.expr, value: Any) -> tuple[bool, Any]:
@@ -112,6 +124,7 @@ def _is_literal(node: ast.AST) -> bool:
 
 
 _ONE = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
+_ONE["Size"] = SIZE_WORDS
 _MANY = {"int": "integers", "float": "numbers", "bool": "true or false", "str": "texts"}
 _MANY |= {"tuple": "lists", "list": "lists"}
 _TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; texts in YAML 1.2
@@ -150,6 +163,8 @@ def advice(node: ast.expr, value: Any) -> str | None:
     """A hint at what to write instead; None where it cannot be guessed."""
     if isinstance(value, float) and value.is_integer() and convert(node, int(value))[0]:
         return f"write {int(value)}"
+    if isinstance(value, str) and any(_head(option) == "Size" for option in _alternatives(node)):
+        return f"write {nearest(value)}"
     if isinstance(value, str):
         if value.lower() in _TRUE_1_1 | _FALSE_1_1 and convert(node, True)[0]:
             return f"write {'true' if value.lower() in _TRUE_1_1 else 'false'}"
@@ -172,6 +187,6 @@ def known(node: ast.expr) -> bool:
         if kind in ("tuple", "list") and isinstance(option, ast.Subscript):
             if not all(known(item) for item in _item_kinds(option, 1)):
                 return False
-        elif kind not in ("Any", "None", "bool", "str", "int", "float", "Literal", "tuple", "list"):
+        elif kind not in ("Any", "None", "bool", "str", "int", "float", "Size", "Literal", "tuple", "list"):
             return False
     return True

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from gzcli.recipe.layers import Layer
 from gzcli.recipe.recipe import Recipe
+from gzcli.sections import Size
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,11 @@ class Whole:
     """A complete run of a recipe, as its files plan it.
 
     steps: of each stage, "" of a recipe without stages; None where the recipe gives a time.
-    size: side of the images in pixels in the recipe that gz ships; None where it leaves it to the set.
+    size: of the images in the recipe that gz ships; None where it leaves it to the set.
     """
 
     steps: Mapping[str, int | None] = field(default_factory=dict)
-    size: int | None = None
+    size: Size | None = None
 
 
 def whole(layers: Iterable[Layer], compose: Callable[[list[Layer]], Recipe]) -> Whole:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.sections import Size
 from gzcli.store import files, owned
 from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run import STAGES, Run
@@ -139,7 +140,7 @@ def outdated(keep: int) -> list[Run]:
 
 def _best_of(group: list[Run]) -> list[Run]:
     """The best run for each metric, image size and number of grey levels; of equal ones the newest."""
-    best: dict[tuple[str, int | None, int | None], tuple[float, Run]] = {}
+    best: dict[tuple[str, Size | None, int | None], tuple[float, Run]] = {}
     for run in reversed(group):  # oldest first
         if result := run.serving.best:
             status = run.status()
@@ -181,12 +182,14 @@ def find(ref: str, *, data: str | None = None) -> Run:
     return run
 
 
-def note_recipe(run: Run, steps: Mapping[str, int | None], own_size: int | None, **facts: int | None) -> None:
+def note_recipe(
+    run: Run, steps: Mapping[str, int | None], own_size: Size | None, **facts: Size | None
+) -> None:
     """Writes into a run's status what its recipe plans, which `Run.shortfalls` compares it with.
 
     steps: number of steps of each stage, under "" for a run without stages; None where the recipe gives a
       time.
-    own_size: height and width of the data set's images in pixels.
+    own_size: of the data set's images, as `data.size` has it.
     facts: `size` and `levels` of the run's images.
     """
     for name, count in steps.items():

@@ -269,7 +269,7 @@ def test_a_map_is_cropped_as_its_image(tmp_path):
             sides = image[0, 3:13, 0].mean(), image[0, 0, 3:13].mean()
             # aspect kept: one pair of sides was cut off, the other is the frame
             assert min(sides) < 60 and max(sides) > 200
-    with pytest.raises(UsageError, match="not square"):
+    with pytest.raises(UsageError, match="mixed sizes"):
         open_pack(folder)
 
 

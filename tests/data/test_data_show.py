@@ -68,7 +68,8 @@ def test_sets_without_classes_with_many_attributes_or_further_pictures(gz, tmp_p
 
 
 def test_hints_can_be_followed(gz, tmp_path):
-    wide = write(tmp_path / "wide", {f"{i}.png": png(BLUE, (90, 80)) for i in range(9)})
+    sizes = {f"{i}.png": png(BLUE, (90 + i, 80)) for i in range(9)}
+    wide = write(tmp_path / "wide", sizes)
     code, _, stderr = gz("show", str(wide))
     assert code == 2 and "`--size 64`" in stderr and "--set" not in stderr
     code, stdout, stderr = gz("import", str(wide), "--name", "wide")

@@ -12,6 +12,7 @@ with a (RESNET) and a' (LAYER) measured on diffusers' U-Nets.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 from gzcli.errors import MissingError
@@ -113,7 +114,8 @@ def _halved(part: Part) -> bool:
 
 def _pixels(part: Part) -> int:
     """Pixels of an image."""
-    return (part.data.size or 512) ** 2
+    size = part.data.size or 512
+    return size**2 if isinstance(size, int) else prod(map(int, size.split("x")))
 
 
 def activations(part: Part, known: Config) -> int:
