@@ -13,6 +13,7 @@ from gzcli.models.nn.common import (
     stacked,
     to_fp32,
     to_levels,
+    valueless,
     zero_init,
 )
 from gzcli.models.nn.latent import as_interpolations, interpolated, pairs_of, slerp, traversal
@@ -41,5 +42,6 @@ __all__ = [
     "to_fp32",
     "to_levels",
     "traversal",
+    "valueless",
     "zero_init",
 ]

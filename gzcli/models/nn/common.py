@@ -124,6 +124,12 @@ def to_fp32(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
+def valueless() -> bool:
+    """Whether new tensors have a shape and no values now: on the meta device, or under FakeTensorMode."""
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return fake is not None or torch.get_default_device().type == "meta"
+
+
 def double(t: Tensor) -> Tensor:
     """float64 where the device has it, else (MPS) at least fp32. For sums over pixels and images.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.errors import MissingError, UsageError
-from gzcli.models.nn.common import to_fp32
+from gzcli.models.nn.common import to_fp32, valueless
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import weights
 
@@ -36,8 +36,10 @@ class LPIPS(nn.Module):
 
     @classmethod
     def from_files(cls) -> LPIPS:
-        """With the weights in the user's cache. Raises MissingError that names the files, UsageError for
-        files with other weights."""
+        """With the weights in the user's cache; without values where new tensors have none. Raises
+        MissingError that names the files, UsageError for files with other weights."""
+        if valueless():
+            return cls()
         try:
             files = [weights(name, use="perceptual losses (LPIPS)", source="") for name in (VGG, LINEAR)]
         except MissingError as e:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from gzcli.models.nn.common import to_fp32
+from gzcli.models.nn.common import to_fp32, valueless
 
 CACHED = 2**18  # elements of a chunk's states on a CPU
 
@@ -33,7 +33,8 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     x, delta, A, B, C = map(to_fp32, (x, delta, A, B, C))
     if x.dtype == torch.float32 and (kernel := fused(x.device)):
         return kernel(x.mT.contiguous(), delta.mT.contiguous(), A, B.mT.contiguous(), C.mT.contiguous()).mT
-    rows = CACHED // (A.numel() * math.isqrt(x.shape[1])) if x.device.type == "cpu" else len(x)
+    on_cpu = x.device.type == "cpu" and not valueless()
+    rows = CACHED // (A.numel() * math.isqrt(x.shape[1])) if on_cpu else len(x)
     parts = (t.split(max(1, rows)) for t in (x, delta, B, C))
     return torch.cat([Scan.apply(x, delta, A, B, C) for x, delta, B, C in zip(*parts, strict=True)])
 

@@ -4,6 +4,7 @@ arXiv:2307.01952)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from diffusers import (
 )
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from gzcli.errors import MissingError, UsageError
+from gzcli.models.nn import valueless
 from gzcli.models.stable_diffusion.known import configs
 from gzcli.store.weights import repository
 
@@ -47,12 +49,12 @@ FILES = (
 
 
 def load_base(name: str) -> Any:
-    """The pipeline of a base model in the default dtype, on the CPU, or without values if the default device
-    is meta.
+    """The pipeline of a base model in the default dtype, on the CPU; without values where new tensors have
+    none.
 
     Raises MissingError where its weights are missing, UsageError for a model of another kind.
     """
-    if torch.get_default_device().type == "meta":
+    if valueless():
         pipe = _shapes(name)
     else:
         diffusers.utils.logging.disable_progress_bar()
@@ -67,6 +69,25 @@ def load_base(name: str) -> Any:
             hint="take a text-to-image model, not one for inpainting or editing",
         )
     return pipe
+
+
+class Blank:
+    """A tokenizer that knows no words: every text is of the largest length, of token 0.
+
+    encoder: config of the text encoder that reads the tokens.
+    """
+
+    def __init__(self, encoder: Mapping[str, Any]):
+        self.model_max_length = encoder.get("max_position_embeddings", 77)
+        self.added_tokens_encoder: dict[str, int] = {}
+
+    def tokenize(self, text: str) -> list[str]:
+        return []
+
+    def __call__(self, texts: str | list[str], **options: Any) -> BatchEncoding:
+        shape = (1 if isinstance(texts, str) else len(texts), self.model_max_length)
+        ids = torch.zeros(shape, dtype=torch.int64)
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def is_xl(pipe: Any) -> bool:
@@ -109,8 +130,8 @@ def _read(folder: Path, name: str) -> Any:
 
 
 def _shapes(name: str) -> Any:
-    """The pipeline built from its configs, without weights and tokenizers. Raises MissingError for a base
-    without known configs."""
+    """The pipeline built from its configs, without weights, whose tokenizers make zeros of any text. Raises
+    MissingError for a base without known configs."""
     known = configs(name)
     if known is None:
         raise MissingError(f"`model.base`: the shape of `{name}` is not known", hint="name a folder")
@@ -118,7 +139,7 @@ def _shapes(name: str) -> Any:
         "unet": UNet2DConditionModel.from_config(known["unet"]),
         "vae": AutoencoderKL.from_config(known["vae"]),
         "text_encoder": CLIPTextModel(CLIPTextConfig(**known["text_encoder"])),
-        "tokenizer": None,
+        "tokenizer": Blank(known["text_encoder"]),
         "scheduler": DDPMScheduler.from_config(known["scheduler"]),
     }
     if "text_encoder_2" not in known:
@@ -126,4 +147,6 @@ def _shapes(name: str) -> Any:
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     second = CLIPTextModelWithProjection(CLIPTextConfig(**known["text_encoder_2"]))
-    return StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=None)
+    return StableDiffusionXLPipeline(
+        **parts, text_encoder_2=second, tokenizer_2=Blank(known["text_encoder_2"])
+    )

@@ -1,0 +1,76 @@
+"""What a step costs, found on tensors without values, against real steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import recipe, trainer
+from torch.utils.flop_counter import FlopCounterMode
+from zoo import CASES, Case
+
+from gzcli.engine.cost import Cost, Line, Seen, cost_of
+from gzcli.engine.shapes import FLOPS, shapes_only
+from gzcli.models import catalog
+from gzcli.parts import Part, part_of
+from gzcli.sections import OptimSection, TrainSection
+
+FIRST = {case.model: case for case in reversed(CASES)}  # one line of each model
+
+
+def seen(case: Case) -> Seen:
+    info = case.pack().info(levels=case.levels, steps=1000)
+    train = TrainSection(batch_size=case.batch, precision="fp32", ema=0.9)
+    return Seen(Part(case.model, case.settings, train=train), info)
+
+
+def cost(case: Case) -> Cost:
+    stages = {name: seen(stage) for name, stage in case.stages.items()}
+    own = seen(case)
+    return cost_of(own.part, own.info, stages)
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_every_model_has_a_cost(case):
+    found, model = cost(case), case.fresh()
+    params = list(model.parameters())
+    assert found.params == sum(p.numel() for p in params)
+    trained = {id(p): p.numel() for phase in model.phases() for p in phase.parameters()}
+    assert found.trainable == sum(trained.values())
+    assert found.average == 4 * found.params and found.moments >= 8 * found.trainable
+    helpers = vars(model).get("attached", {}).values()
+    held = {id(t): t.nbytes for m in (model, *helpers) for t in (*m.parameters(), *m.buffers())}
+    assert found.weights == pytest.approx(sum(held.values()), rel=0.01)
+    assert found.flops > 2 * case.batch * max(trained.values()) / len(params) and found.step.each > 0
+    assert sum(size for _, size in found.rows()) == found.memory()
+    assert found.memory(found.largest(1 << 30)) <= 1 << 30 < found.memory(found.largest(1 << 30) + 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "sets"),
+    [
+        ("vae", ()),
+        ("wgan", ()),
+        ("dit", ("train.accumulate=2",)),
+        ("glow", ("optim.name=muon",)),
+        ("vqvae", ("train.precision=bf16",)),
+    ],
+)
+def test_operations_are_those_of_a_real_step(model, sets, home):
+    tree = recipe(FIRST[model], steps=1000)
+    for text in sets:
+        section, key = text.split("=")[0].split(".")
+        tree[section][key] = int(text[-1]) if text[-1].isdigit() and "bf" not in text else text.split("=")[1]
+    t = trainer(tree)
+    t.begin()
+    steps = max(phase.every for phase in t.phases)
+    with FlopCounterMode(display=False, custom_mapping=attention()) as real:
+        for step in range(steps):
+            t.step(step)
+    assert cost_of(part_of(tree), t.info).flops == pytest.approx(real.get_total_flops() / steps, rel=1e-6)
+
+
+def attention():
+    """Of the CPU, which FlopCounterMode does not know by itself."""
+    return {op: count for op, count in FLOPS.items() if "for_cpu" in str(op)}
