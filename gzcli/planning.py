@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from gzcli import launch
 from gzcli.data import same
+from gzcli.data.augment import patch_of
 from gzcli.data.forms import Report, Say, as_size, silent, unreported
 from gzcli.data.names import DataSet
 from gzcli.data.open import open_pack
-from gzcli.data.wanted import wanted
+from gzcli.data.wanted import size_of, wanted
 from gzcli.errors import UsageError
 from gzcli.launch import Plan
 from gzcli.models import catalog
@@ -128,7 +129,7 @@ def with_data(
     for part in recipe.parts:
         check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
     channels, *sides = meta.shape
-    found_out: dict[str, Any] = {"channels": channels, "size": as_size(*sides)}
+    found_out: dict[str, Any] = {"channels": channels, "size": data.size if pack.patch else as_size(*sides)}
     return recipe.on(replace(data, **found_out, levels=data.levels or meta.levels))
 
 
@@ -198,7 +199,9 @@ def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
             size = (earlier.status().get("recipe") or {}).get("size")
     if size is None and asked.recipe.found:
         size = asked.recipe.found.size
-    runs.note_recipe(run, steps, size, size=recipe.data.size, levels=recipe.data.levels)
+    if patch_of(recipe.data.augment):
+        size = size_of(recipe.data)  # patches of whatever size are no smaller version of the set
+    runs.note_recipe(run, steps, size, size=size_of(recipe.data), levels=recipe.data.levels)
 
 
 def start(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gzcli.data.conditions import MAPS
+from gzcli.data.forms import SIDES
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.types import Noise
 
@@ -26,13 +27,22 @@ def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
     learned."""
     import torch
 
-    b, c, h, w = u8.shape
+    b, _, h, w = u8.shape
     most = int(pad)
     shift = noise.randint(2 * most + 1, b, 2) - most
     y = _mirrored(torch.arange(h, device=u8.device) + shift[:, :1], h)  # [B, H]
     x = _mirrored(torch.arange(w, device=u8.device) + shift[:, 1:], w)  # [B, W]
-    rows = u8.gather(2, y[:, None, :, None].expand(b, c, h, w))
-    return rows.gather(3, x[:, None, None, :].expand(b, c, h, w))
+    return _taken(u8, y, x)
+
+
+def patch(u8: Tensor, noise: Noise, side: float) -> Tensor:
+    """A square of each image at a random place, uint8 [B, C, side, side]."""
+    import torch
+
+    b, _, h, w = u8.shape
+    within = torch.arange(int(side), device=u8.device)
+    top, left = (noise.randint(n - int(side) + 1, b, 1) for n in (h, w))
+    return _taken(u8, top + within, left + within)
 
 
 def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
@@ -63,10 +73,11 @@ class Augmentation(NamedTuple):
 
     step: (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W].
     default: the number where a recipe gives none.
-    most: the greatest number that is allowed; the least is 0.
+    most: the greatest number that is allowed.
     what: what the number is, for messages.
     whole: whether the number is whole.
     moves: whether pixels only change their places; then maps (`conditions.MAPS`) are changed as their images.
+    least: the least number that is allowed.
     """
 
     step: Callable[[Tensor, Noise, float], Tensor]
@@ -75,12 +86,14 @@ class Augmentation(NamedTuple):
     what: str
     whole: bool = False
     moves: bool = False
+    least: float = 0
 
 
 AUGMENTS = {
     "hflip": Augmentation(hflip, 0.5, 1, "a probability", moves=True),
     "crop": Augmentation(crop, 4, 64, "pixels of padding", whole=True, moves=True),
     "mutate": Augmentation(mutate, 0.3, 1, "a probability"),
+    "patch": Augmentation(patch, 64, SIDES[-1], "pixels a side", whole=True, moves=True, least=SIDES[0]),
     "jitter": Augmentation(jitter, 0.2, 1, "a strength"),
 }
 
@@ -100,13 +113,18 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
             number = float(value) if equals else known.default
         except ValueError:
             number = float("nan")
-        if not 0 <= number <= known.most or (known.whole and number != int(number)):
+        if not known.least <= number <= known.most or (known.whole and number != int(number)):
             raise UsageError(
-                f"`{text}`: {known.what} from 0 to {known.most} is needed",
+                f"`{text}`: {known.what} from {known.least} to {known.most} is needed",
                 hint=f"as in `{name}={known.default}`",
             )
         parsed.append((name, number))
     return tuple(parsed)
+
+
+def patch_of(names: Iterable[str]) -> int | None:
+    """The side in pixels of the patches that are trained on; None: whole images are. Raises UsageError."""
+    return next((int(number) for name, number in parse_augment(names) if name == "patch"), None)
 
 
 def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
@@ -151,6 +169,13 @@ class ReplayedNoise(Noise):
             self.draws.append(self.noise._draw(method, shape, high))
         self.at += 1
         return self.draws[self.at - 1]
+
+
+def _taken(u8: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The rows y [B, H'] and columns x [B, W'] of images [B, C, H, W]: [B, C, H', W']."""
+    (b, c, _, w), high, wide = u8.shape, y.shape[1], x.shape[1]
+    rows = u8.gather(2, y[:, None, :, None].expand(b, c, high, w))
+    return rows.gather(3, x[:, None, None, :].expand(b, c, high, wide))
 
 
 def _mirrored(i: Tensor, n: int) -> Tensor:

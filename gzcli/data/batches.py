@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.data.augment import ReplayedNoise, augmenter
+from gzcli.data.augment import ReplayedNoise, augmenter, patch_of
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures, Prefetch, worker_count
 from gzcli.errors import UsageError
@@ -99,7 +99,7 @@ class TrainBatches:
         size = batch_size // world
         self.start = rank * size
         self.augment = augmenter(augment or ())
-        self.rows = _Rows(pack, "train", self.device)
+        self.rows = _Rows(pack, "train", self.device, uncut=True)
         self.prepared = prepared or {}
         part = slice(self.start, self.start + size)
         domains = _domains(pack) if "second_domain" in needs else [None]
@@ -109,10 +109,23 @@ class TrainBatches:
         ]
         self.ahead = None
         if self.rows.streamed is not None:
-            # The function does not refer to `self`, so that the workers end as soon as it is dropped.
-            self.ahead = Prefetch(
-                self.rows.streamed, lambda i: torch.cat([o.at(i) for o in orders]).numpy(), worker_count()
-            )
+            # The functions do not refer to `self`, so that the workers end as soon as it is dropped.
+            start = self.start
+
+            def index_of(step: int) -> np.ndarray:
+                return torch.cat([order.at(step) for order in orders]).numpy()
+
+            def places_of(step: int) -> np.ndarray:  # [B, 3]: position, and where the patch lies
+                at = [
+                    BatchNoise(seed, step, f"patch {i}", total=batch_size, start=start).randint(
+                        1 << 31, size, 2
+                    )
+                    for i in range(len(orders))
+                ]
+                return np.concatenate([index_of(step)[:, None], torch.cat(at).numpy()], 1)
+
+            read = index_of if patch_of(augment or ()) is None else places_of
+            self.ahead = Prefetch(self.rows.streamed, read, worker_count())
 
     def at(self, step: int) -> Batch:
         """This rank's rows of the global batch of `step`: x [B / world, C, H, W].
@@ -230,7 +243,7 @@ def scan(
     augment: names of `AUGMENTS`, each with a number if need be.
     """
     device, change = torch.device(device), augmenter(augment)
-    rows = _Rows(pack, split, device, whole=False)
+    rows = _Rows(pack, split, device, whole=False, uncut=patch_of(augment) is not None)
     order = (
         torch.arange(pack.meta.counts[split])
         if index is None
@@ -260,18 +273,22 @@ class _Rows:
     split: "train", "val" or "test".
     device: device of the rows.
     whole: whether the split may be kept on the device.
+    uncut: whether packed images are whole of which patches are used.
     """
 
-    def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True):
+    def __init__(
+        self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool = False
+    ):
         self.device = device
-        images = pack.images(split)
+        images = pack.images(split, uncut=uncut)
         self.streamed = images if isinstance(images, Pictures) else None
         self.images = torch.empty(0) if isinstance(images, Pictures) else torch.from_numpy(np.asarray(images))
         labels = pack.labels(split)
         self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
         self.captions = pack.captions(split)
         self.further = {
-            kind: torch.from_numpy(np.asarray(array)) for kind, array in pack.further(split).items()
+            kind: torch.from_numpy(np.asarray(array))
+            for kind, array in pack.further(split, uncut=uncut).items()
         }
         size = self.images.nbytes * (1 + len(self.further))
         self.whole = whole and device.type not in SHARED and self.streamed is None and size <= ON_DEVICE

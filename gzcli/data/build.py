@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.data.conditions import in_words
-from gzcli.data.fitted import Fit, Fitted, Sides, alike, measured
+from gzcli.data.fitted import Fit, Fitted, Sides, alike, measured, sides_in
 from gzcli.data.forms import Decoding, Form, Report, as_size, sides, unreported
 from gzcli.data.pictures import look
 from gzcli.data.raw_images import Block, RawImages
@@ -55,13 +55,25 @@ def build(
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
     images = _scored(images, plan) if form.foreign else images
     native = _native(images, form)
-    shape, how = _target(images, native, form)
     rows = rows_of(plan)
     total = sum(rows.values()) * (1 + len(images.further))
-    streamed = limit is not None and total * int(np.prod(shape)) > limit
+    had = sides_in(images) if form.mixed and images.shape is None else None
+    every = None if had is None else np.concatenate(list(had.values()))  # [N, 2]
+    mixed = every is not None and (
+        len(np.unique(every, axis=0)) > 1
+        or every.max() > LARGEST
+        or (limit is not None and total * native[0] * int(every[0].prod()) > limit)
+    )
+    if mixed and every is not None:
+        width, height = every.min(0).tolist()
+        native = native[0], height, width
+    shape, how = _target(images, native, form, mixed)
+    streamed = mixed or (limit is not None and total * int(np.prod(shape)) > limit)
     skipped: list[str] = []
     if streamed:
-        _index(images, plan, folder)
+        _index(images, plan, folder, mixed)
+        if mixed and had is not None:
+            _write_sides(had, plan, rows, folder)
         resized = form.size is not None
     else:
         need_space(folder, total * int(np.prod(shape)))
@@ -81,6 +93,7 @@ def build(
         "levels": images.levels,
         "resized": resized,
         "fit": form.fit,
+        "mixed": mixed,
         "streamed": asdict(how) if streamed else None,
         "skipped": skipped,
         "notes": images.notes,
@@ -125,10 +138,13 @@ def _native(images: RawImages, form: Form) -> Shape:
     return 3 if any(colour for _, _, colour in seen) else 1, height, width
 
 
-def _target(images: RawImages, native: Shape, form: Form) -> tuple[Shape, Decoding]:
-    """The packed shape, and the decoding that leads to it. Raises UsageError where a size must be given."""
+def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, Decoding]:
+    """The packed shape, and the decoding that leads to it. Raises UsageError where a size must be given.
+
+    mixed: whether images of any size are decoded as they are needed.
+    """
     c, h, w = native
-    if not form.size and max(h, w) > LARGEST:
+    if not form.size and not mixed and max(h, w) > LARGEST:
         hint = "`--set data.size=64` resizes them once, when they are packed"
         raise UsageError(f"the images of `{images.title}` are large ({w}×{h} pixels)", hint=hint)
     shape = (form.channels or c, *(sides(form.size) if form.size else (h, w)))
@@ -224,16 +240,24 @@ def _left_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, folder: P
     return messages
 
 
-def _index(images: RawImages, plan: Plan, folder: Path) -> None:
-    """Writes the places of the pictures instead of pixels. Raises UsageError where there are none."""
-    large = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
+def _index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
+    """Writes the places of the pictures instead of pixels. Raises UsageError where there are none.
+
+    mixed: whether that is because they have several sizes.
+    """
+    why = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
+    more, less = "set `GZ_PACK_LIMIT` to more bytes", "`data.size` to fewer pixels"
+    if mixed:
+        why, more, less = (
+            f"`{images.title}` has large or mixed sizes, and",
+            "set `data.size`",
+            "leave them out",
+        )
     if images.further:
-        hint = "set `GZ_PACK_LIMIT` to more bytes, or `data.size` to fewer pixels"
-        raise UsageError(f"{large} {in_words(images.further)} are not streamed", hint=hint)
+        raise UsageError(f"{why} {in_words(images.further)} are not streamed", hint=f"{more}, or {less}")
     if images.spans is None:
         ways = "bring the images as files: a folder, a zip or a plain tar"
-        hint = f"set `GZ_PACK_LIMIT` to more bytes, or {ways}"
-        raise UsageError(f"{large} cannot be streamed", hint=hint)
+        raise UsageError(f"{why} cannot be streamed", hint=f"{more}, or {ways}")
     spans = images.spans()
     for code, name in enumerate(SPLITS):
         found = [
@@ -243,6 +267,15 @@ def _index(images: RawImages, plan: Plan, folder: Path) -> None:
             if to_split == code
         ]
         write_index(folder, name, found)
+
+
+def _write_sides(had: Sides, plan: Plan, rows: dict[str, int], folder: Path) -> None:
+    """Writes the sides of images of several sizes: SPLIT_sides.npy, int32 [N, 2] of width and height."""
+    for code, split in enumerate(SPLITS):
+        out = np.zeros((rows[split], 2), np.int32)
+        for official, (to_split, to_row) in plan.items():
+            out[to_row[to_split == code]] = had[official][to_split == code]
+        np.save(folder / f"{split}_sides.npy", out)
 
 
 def _write_labels(images: RawImages, plan: Plan, rows: dict[str, int], folder: Path) -> None:

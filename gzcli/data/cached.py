@@ -33,13 +33,15 @@ def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
     that it has, and one whose images were not resized whatever the fit.
     """
     form = form or found.form
-    ways: Iterable[tuple[Size | None, int | None, Fit]] = product(
+    ways: Iterable[tuple[Size | None, int | None, Fit, bool]] = product(
         dict.fromkeys((form.size, found.size)),
         dict.fromkeys((form.channels, found.channels)),
         dict.fromkeys((form.fit, "crop")),
+        dict.fromkeys((form.mixed, False)),
     )
     folders = dict.fromkeys(
-        pack_dir(found, replace(form, size=size, channels=channels, fit=fit)) for size, channels, fit in ways
+        pack_dir(found, replace(form, size=size, channels=channels, fit=fit, mixed=mixed))
+        for size, channels, fit, mixed in ways
     )
     metas = [(folder, meta) for folder in folders if (meta := read_json(folder / "meta.json"))]
     now = fingerprint(found) if metas else None
@@ -47,8 +49,11 @@ def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
         if now in (meta["fingerprint"], None):
             c, h, w = meta["shape"]
             how = meta.get("streamed")
-            if how and sum(meta["counts"].values()) * c * h * w <= pack_limit():
+            mixed = meta.get("mixed", False)
+            if how and not mixed and sum(meta["counts"].values()) * c * h * w <= pack_limit():
                 continue  # the limit was raised
+            if form.mixed and how and not mixed:
+                continue  # its pictures need one size
             if meta.get("skipped") and not form.skip_bad:
                 continue  # bad pictures may not be skipped any more
             if meta["resized"] and meta.get("fit", "crop") != form.fit:
@@ -68,7 +73,9 @@ def pack_dir(found: DataSet, form: Form) -> Path:
     """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`,
     `packs/faces/48x32x3-pad`."""
     end = "-foreign" if form.foreign else ""
-    if form.size and form.fit != "crop":
+    if form.mixed:
+        end = f"-mixed{end}"
+    elif form.size and form.fit != "crop":
         end = f"-{form.fit}{end}"
     return cache_dir("packs", found.key, f"{form.size or 'own'}x{form.channels or 'own'}{end}")
 
@@ -124,4 +131,5 @@ def _meta(found: DataSet, meta: dict[str, Any]) -> PackMeta:
         source_channels=found.channels if isinstance(found, DataSpec) else channels,
         extras=tuple(meta.get("extras", captioned)),
         notes=tuple(meta.get("notes", ())),
+        mixed=meta.get("mixed", False),
     )

@@ -83,13 +83,19 @@ class Facts:
 
 
 def facts_of(
-    found: DataSet, *, size: Size | None = None, channels: int | None = None, n: int | None = None
+    found: DataSet,
+    *,
+    size: Size | None = None,
+    channels: int | None = None,
+    n: int | None = None,
+    patch: int | None = None,
 ) -> Facts | None:
     """The facts of a set, which need not be packed; None where its files are gone or not readable.
 
     size: to which its images are resized, as `data.size`; None: the set's own.
     channels: to which they are converted; None: the set's own.
     n: number of training images that are used; None: all.
+    patch: side of the patches of them that are used; None: whole images are.
     """
     if isinstance(found, DataSpec):
         spec = found.sized(size)
@@ -99,6 +105,7 @@ def facts_of(
         if measured is None:
             return None
         facts, size, channels = measured, size or found.size, channels or found.channels
+    size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)
     many = facts.n if n is None else min(n, facts.n)
     return replace(facts, height=height, width=width, channels=channels or facts.channels, n=many)

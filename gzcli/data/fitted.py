@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gzcli.data.forms import Decoding
-from gzcli.data.pictures import decode, fit_array, sides_of
-from gzcli.data.raw_images import Block
+from gzcli.data.pictures import decode, fit_array, sides_of, undecodable
+from gzcli.data.raw_images import Block, RawImages
 from gzcli.errors import MissingError, UsageError
+
+Sides = dict[str, np.ndarray]  # by official split: int32 [N, 2], width and height that each image had
 
 
 class Fitted(NamedTuple):
@@ -71,7 +73,17 @@ class Fit:
         return Fitted(split, start, image[None], resized, sides, name)
 
 
-Sides = dict[str, np.ndarray]  # by official split: int32 [N, 2], width and height that each image had
+def sides_in(images: RawImages) -> Sides:
+    """The sides of encoded pictures, read from their headers. Raises MissingError for one that does not
+    decode."""
+    had: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
+    for split, start, data, name in images.blocks():
+        assert isinstance(data, bytes)
+        try:
+            had[split][start] = sides_of(data)
+        except Exception as e:  # as in `decode`
+            raise undecodable(name, e) from e
+    return had
 
 
 def measured(fitted: Iterator[Fitted], sides: Sides) -> Iterator[Fitted]:

@@ -15,6 +15,7 @@ from gzcli.data.encoded import Encoded
 from gzcli.data.forms import Decoding, Form
 from gzcli.data.kinds import KINDS, LABEL, METADATA, is_picture, may_be_picture
 from gzcli.data.layout import placed, scored
+from gzcli.data.pack import middle
 from gzcli.data.pictures import decode
 from gzcli.data.raw_images import RawImages
 from gzcli.data.walk import read_regular
@@ -190,17 +191,25 @@ def _metadata_line(line: str, where: str) -> _Line:
 
 
 def read_pictures(
-    path: Path, *, size: Size, channels: int, limit: int | None, fit: Fit = "crop"
+    path: Path,
+    *,
+    size: Size | None,
+    channels: int,
+    limit: int | None,
+    fit: Fit = "crop",
+    patch: int | None = None,
 ) -> np.ndarray:
     """Pictures that are no data set, in order of their names: uint8 [n, C, H, W].
 
     path: a picture, or a folder, zip or tar of pictures.
-    size: to which they are resized.
+    size: to which they are resized; None: they stay as they are.
     channels: 1 (grey) or 3 (RGB).
-    fit: how pictures of another shape come to the size.
     limit: pictures at most; None: all.
+    fit: how pictures of another shape come to the size.
+    patch: side of the middle patches of them that are wanted; None: whole pictures are.
 
-    Raises MissingError where there are none, or one does not decode.
+    Raises MissingError where there are none, or one does not decode; UsageError for one smaller than the
+    patch.
     """
     if not path.exists():
         raise MissingError(
@@ -208,10 +217,24 @@ def read_pictures(
         )
     how = Decoding(size, channels, fit=fit)
     if path.is_file() and is_picture(path.name):
-        return np.stack([decode(read_regular(path), str(path), how)[0]])
+        return _middle(read_regular(path), str(path), how, patch)[None]
     members = open_members(path, is_picture)
     if not members.names:
         raise MissingError(f"`{path}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
     read = members.read(sorted(members.names)[:limit])
-    found = {name: decode(data, name, how)[0] for name, data in read}
+    found = {name: _middle(data, name, how, patch) for name, data in read}
     return np.stack([found[name] for name in sorted(found)])
+
+
+def _middle(data: bytes, name: str, how: Decoding, patch: int | None) -> np.ndarray:
+    """The middle patch of a picture, or all of it: uint8 [C, H, W]."""
+    image, _ = decode(data, name, how)
+    if patch is None:
+        return image
+    _, height, width = image.shape
+    if min(height, width) < patch:
+        raise UsageError(
+            f"`{name}` is {width}×{height}, smaller than the patch of {patch}×{patch}",
+            hint="the model was trained on such patches; give larger pictures",
+        )
+    return image[:, middle(height, patch), middle(width, patch)]

@@ -79,6 +79,7 @@ class Form:
     layout: what the folders of pictures mean, of `layout.LAYOUTS`; None: what their names say.
     foreign: whether the images are scored only: one split `test`, in whatever folders, without classes.
     fit: how pictures of another shape come to the size.
+    mixed: whether the images may have any sizes, as patches of them are used.
     """
 
     size: Size | None = None
@@ -87,10 +88,17 @@ class Form:
     layout: str | None = None
     foreign: bool = False
     fit: Fit = "crop"
+    mixed: bool = False
 
-    def asked(self, size: Size | None, channels: int | None, fit: Fit = "crop") -> Form:
-        """This form with the size, channels and fit asked for, where any are."""
-        return replace(self, size=size or self.size, channels=channels or self.channels, fit=fit)
+    def asked(
+        self, size: Size | None, channels: int | None, fit: Fit = "crop", patch: int | None = None
+    ) -> Form:
+        """This form with the size, channels and fit asked for, where any are.
+
+        patch: side of the patches that are used; None: whole images are.
+        """
+        form = replace(self, size=size or self.size, channels=channels or self.channels, fit=fit)
+        return replace(form, mixed=patch is not None and form.size is None)
 
 
 @dataclass(frozen=True)

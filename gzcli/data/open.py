@@ -22,6 +22,7 @@ def peek(
     size: Size | None = None,
     channels: int | None = None,
     fit: Fit = "crop",
+    patch: int | None = None,
 ) -> PackMeta | None:
     """What the pack of a set holds, from its JSON alone; None where it is not packed, or packed from other
     files.
@@ -30,11 +31,12 @@ def peek(
     size: of the images; None: the set's own.
     channels: 1 or 3; None: the set's own.
     fit: how pictures of another shape come to the size.
+    patch: side of the patches of the images that are used; None: whole images are.
     """
     size = size and canonical_size(size)
     found = locate(what).sized(size)
-    packed = find_pack(found, found.form.asked(size, channels, fit))
-    return packed.meta if packed else None
+    packed = find_pack(found, found.form.asked(size, channels, fit, patch))
+    return packed.cut(patch).meta if packed else None
 
 
 def open_pack(
@@ -43,6 +45,7 @@ def open_pack(
     size: Size | None = None,
     channels: int | None = None,
     fit: Fit = "crop",
+    patch: int | None = None,
     fetch: bool = True,
     foreign: bool = False,
     say: Say = silent,
@@ -56,12 +59,15 @@ def open_pack(
     size: of the images, 4 … 1024 pixels a side; None: the set's own.
     channels: 1 or 3; None: the set's own.
     fit: how pictures of another shape come to the size.
+    patch: side of the patches of the images that are used: random ones are trained on, elsewhere the middle
+      one stands for the image. Without a size the images may then have any. None: whole images are used.
     fetch: whether a known set may be downloaded.
     foreign: the user's own set is scored only: its `test` split is its own or, where it has none, all images.
     say: takes a line about what is done.
     progress: takes images done and in all.
 
-    Raises UsageError (mixed sizes, size out of range) and MissingError (files not there, not readable).
+    Raises UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError (files
+    not there, not readable).
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
@@ -69,9 +75,11 @@ def open_pack(
         raise UsageError(f"`data.size` is between {SIDES[0]} and {SIDES[-1]} pixels a side, not {size}")
     size = size and canonical_size(size)
     found = locate(what).sized(size)
-    form = replace(found.form.asked(size, channels, fit), foreign=foreign and isinstance(found, OwnSet))
+    form = replace(
+        found.form.asked(size, channels, fit, patch), foreign=foreign and isinstance(found, OwnSet)
+    )
     if packed := find_pack(found, form):
-        return packed
+        return packed.cut(patch)
     name, folder = found.shown, pack_dir(found, form)
     try:
         waiting = f"another process packs `{name}`: waiting"
@@ -89,4 +97,4 @@ def open_pack(
         raise MissingError(
             f"`{name}` changed while it was packed", hint="try again when its files are at rest"
         )
-    return packed
+    return packed.cut(patch)

@@ -52,15 +52,19 @@ class Pictures:
     split: "train", "val" or "test".
     shape: (C, H, W) of an image.
     how: how the pictures are decoded.
+    patch: side of the patches of the pictures that are wanted, which `shape` has; None: whole pictures are.
 
-    A row raises MissingError where its picture cannot be read or decoded, UsageError where it has another
-    size than `shape` and none was asked for.
+    Rows are numbers [B], of middle patches, or `places` of patches [B, 3]. A row raises MissingError where
+    its picture cannot be read or decoded, UsageError where it has another size than `shape` and none was
+    asked for.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, folder: Path, split: str, shape: tuple[int, int, int], how: Decoding):
-        self.folder, self.split, self.how = folder, split, how
+    def __init__(
+        self, folder: Path, split: str, shape: tuple[int, int, int], how: Decoding, patch: int | None = None
+    ):
+        self.folder, self.split, self.how, self.patch = folder, split, how, patch
         self.shape = (len(self._spans), *shape)
 
     def __len__(self) -> int:
@@ -71,12 +75,15 @@ class Pictures:
         return int(np.prod(self.shape))
 
     def __getitem__(self, rows: int | slice | Rows) -> np.ndarray:
+        places = None
+        if isinstance(rows, np.ndarray) and rows.ndim == 2:
+            rows, places = rows[:, 0], rows[:, 1:].tolist()
         spans = self._spans[rows]
         if spans.ndim == 1:
             return self._decoded(spans)
         out = np.empty((len(spans), *self.shape[1:]), np.uint8)
-        for image, span in zip(out, spans, strict=True):
-            image[:] = self._decoded(span)
+        for i, span in enumerate(spans):
+            out[i] = self._decoded(span, places[i] if places else None)
         return out
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,13 +99,21 @@ class Pictures:
     def _containers(self) -> np.ndarray:
         return np.load(self.folder / f"{self.split}_containers.npy", mmap_mode="r")
 
-    def _decoded(self, where: np.ndarray) -> np.ndarray:
+    def _decoded(self, where: np.ndarray, at: Sequence[int] | None = None) -> np.ndarray:
+        """One picture, or a patch of it: the middle one or that `at` two large random numbers."""
         container, offset, length, deflated = where.tolist()
         path = os.fsdecode(self._containers[container].item())
         name = f"{path} at byte {offset:,}" if offset else path  # an archive's member lies behind its header
         image, _ = decode(read_span(Span(path, offset, length, bool(deflated))), name, self.how)
+        _, h, w = image.shape
+        if self.patch and min(h, w) >= self.patch:
+            free = h - self.patch + 1, w - self.patch + 1
+            y, x = (
+                ((n - 1) // 2 for n in free) if at is None else (k % n for k, n in zip(at, free, strict=True))
+            )
+            return image[:, y : y + self.patch, x : x + self.patch]
         if image.shape != self.shape[1:]:
-            (_, h, w), (_, h0, w0) = image.shape, self.shape[1:]
+            _, h0, w0 = self.shape[1:]
             hint = "`--set data.size=64` resizes them, cropped to squares"
             raise UsageError(
                 f"the pictures have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}", hint=hint

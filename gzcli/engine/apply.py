@@ -14,7 +14,6 @@ from torch import Tensor
 from gzcli.data import same
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.folder import read_pictures
-from gzcli.data.forms import as_size
 from gzcli.data.open import open_pack
 from gzcli.engine import sampler
 from gzcli.engine.pictures import Row, sheet
@@ -184,8 +183,10 @@ def shown_pictures(
     size: of the pictures; None: that of the run's images.
     """
     form = trained.wanted
-    size = size or as_size(*trained.images.shape[1:])
-    return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"])
+    patch = None if size else form["patch"]
+    return read_pictures(
+        path, size=size or form["size"], channels=channels, limit=n, fit=form["fit"], patch=patch
+    )
 
 
 def read_mask(path: Path, trained: Trained) -> Tensor:

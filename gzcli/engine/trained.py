@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gzcli.data.augment import patch_of
 from gzcli.data.forms import as_size
 from gzcli.data.wanted import Wanted
 from gzcli.engine.build import load_model
@@ -52,7 +53,9 @@ class Trained:
     def wanted(self) -> Wanted:
         """The form in which other images come to the model: that of the images it was trained on."""
         channels, *sides = self.images.shape
-        return Wanted(size=as_size(*sides), channels=channels, fit=self.part.data.fit)
+        data, patch = self.part.data, patch_of(self.part.data.augment)
+        size = data.size if patch else as_size(*sides)
+        return Wanted(size=size, channels=channels, fit=data.fit, patch=patch)
 
     def seen(self, batch: Batch) -> Batch:
         """A batch of images as the model sees it."""

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gzcli.data.augment import patch_of
 from gzcli.data.facts import SHAPES, TRAITS, Facts, facts_of
 from gzcli.data.names import DataSet
 from gzcli.data.specs import DataSpec
@@ -96,6 +97,7 @@ def choice_of(
     size = data.get("size") or next((d["size"] for d in reversed(of_set) if d.get("size")), None)
     try:
         form = {"size": size, "channels": data.get("channels"), "n": data.get("n")}
+        form["patch"] = patch_of(data.get("augment") or ())
         facts = facts_of(found, **form) if found else None
         return choose(paths, asked, on_gpus, names_of(found, name, facts), facts)
     except (UsageError, TypeError, ValueError) as e:  # a wrong size is told with its place
