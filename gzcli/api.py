@@ -20,7 +20,8 @@ from gzcli.engine.trained import load_trained
 from gzcli.errors import UsageError
 from gzcli.handles import Data, Run
 from gzcli.recipe.from_file import find_run
-from gzcli.sections import Fit, LaunchSection, Size
+from gzcli.sections import Fit, LaunchSection
+from gzcli.sizes import Size
 
 
 def train(

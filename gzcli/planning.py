@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from gzcli import launch
 from gzcli.data import same
 from gzcli.data.augment import patch_of
-from gzcli.data.forms import Report, Say, as_size, silent, unreported
+from gzcli.data.forms import Report, Say, silent, unreported
 from gzcli.data.names import DataSet
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import size_of, wanted
@@ -26,6 +26,7 @@ from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
 from gzcli.run_folder import write_run
 from gzcli.sections import LaunchSection
+from gzcli.sizes import as_size
 from gzcli.store import outside, runs
 from gzcli.store.runs import Run
 

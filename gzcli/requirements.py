@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gzcli.data.forms import as_size
 from gzcli.data.library import listing
 from gzcli.data.names import locate
 from gzcli.data.open import peek
@@ -24,7 +23,7 @@ from gzcli.parts import Part
 from gzcli.recipe.needs import check_data
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
-from gzcli.sections import Size
+from gzcli.sizes import Size, as_size
 from gzcli.store import runs
 from gzcli.store.weights import at_hand, is_id
 from gzcli.units import size

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
-Size: TypeAlias = int | str  # of images, in pixels: a side, or width and height as `48x32`
+from gzcli.sizes import Size
+
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 
 SCALES = ("small", "full", "paper")  # from what a CPU trains in an hour to what the paper trained

@@ -14,7 +14,7 @@ from gzcli.cli import out
 from gzcli.cli.list import list_data
 from gzcli.cli.options import Json, Quiet, Yes, choose, complete_data, confirmed
 from gzcli.errors import MissingError, UsageError
-from gzcli.sections import Size
+from gzcli.sizes import Size
 
 if TYPE_CHECKING:
     from gzcli.data.names import DataSet
@@ -34,7 +34,7 @@ _From = Annotated[
 
 def _size(text: str | None) -> Size | None:
     """The value of `--size`. Raises UsageError for what is no size."""
-    from gzcli.data.forms import canonical_size
+    from gzcli.sizes import canonical_size
 
     with _own_flags():
         return text and canonical_size(text)
@@ -97,9 +97,9 @@ def download(
     """
     from gzcli.data.cached import pack_limit
     from gzcli.data.fetch import fetch
-    from gzcli.data.forms import sides
     from gzcli.data.open import peek
     from gzcli.data.sets import find
+    from gzcli.sizes import sides
 
     lines, rows = [], []
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched

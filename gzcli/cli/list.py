@@ -116,7 +116,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _images(row: dict[str, Any]) -> str | None:
-    from gzcli.data.forms import sides
+    from gzcli.sizes import sides
 
     if not (row["size"] and row["channels"]):
         return None

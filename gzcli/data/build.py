@@ -12,7 +12,7 @@ import numpy as np
 
 from gzcli.data.conditions import in_words
 from gzcli.data.fitted import Fit, Fitted, Sides, alike, measured, sides_in
-from gzcli.data.forms import Decoding, Form, Report, as_size, sides, unreported
+from gzcli.data.forms import Decoding, Form, Report, unreported
 from gzcli.data.pictures import look
 from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.rows import Rows, keep
@@ -20,6 +20,7 @@ from gzcli.data.splits import SPLITS, Plan, foreign_plan, rows_of, split_plan, w
 from gzcli.data.stream import write_index
 from gzcli.data.workers import mapped
 from gzcli.errors import MissingError, UsageError
+from gzcli.sizes import as_size, sides
 from gzcli.store.files import checksum, need_space, write_json
 
 LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`

@@ -11,13 +11,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.forms import Decoding, Form, as_size, number
+from gzcli.data.forms import Decoding, Form, number
 from gzcli.data.names import DataSet
 from gzcli.data.pack import Pack, PackMeta
 from gzcli.data.specs import DataSpec
 from gzcli.data.walk import walk
 from gzcli.errors import MissingError
-from gzcli.sections import Fit, Size
+from gzcli.sections import Fit
+from gzcli.sizes import Size, as_size
 from gzcli.store.files import read_json
 from gzcli.store.paths import cache_dir
 

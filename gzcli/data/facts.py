@@ -14,11 +14,11 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from gzcli.data.cached import fingerprint, packs_of
-from gzcli.data.forms import Decoding, sides
+from gzcli.data.forms import Decoding
 from gzcli.data.names import DataSet, OwnSet
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError, MissingError
-from gzcli.sections import Size
+from gzcli.sizes import Size, sides
 from gzcli.store.files import read_json
 
 if TYPE_CHECKING:

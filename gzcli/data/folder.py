@@ -20,7 +20,8 @@ from gzcli.data.pictures import decode
 from gzcli.data.raw_images import RawImages
 from gzcli.data.walk import read_regular
 from gzcli.errors import MissingError, UsageError
-from gzcli.sections import Fit, Size
+from gzcli.sections import Fit
+from gzcli.sizes import Size
 
 
 def pictures(title: str, members: Members, form: Form) -> RawImages:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gzcli.errors import UsageError
-from gzcli.sections import Fit, Size
+from gzcli.sections import Fit
+from gzcli.sizes import Size
 
 Say = Callable[[str], None]  # say(text): a line for the user
 Report = Callable[[int, int], None]  # report(done, in all), of images or bytes
@@ -33,40 +33,6 @@ def number(variable: str, unit: str) -> int | None:
     if text and not text.isdigit():
         raise UsageError(f"`{variable}` is a number of {unit}, not `{text}`")
     return int(text) if text else None
-
-
-def sides(size: Size) -> tuple[int, int]:
-    """Height and width in pixels of a size: `64`, or `48x32`, width first as programs for pictures have it.
-
-    Raises UsageError for another text.
-    """
-    if isinstance(size, int):
-        return size, size
-    found = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", size, re.ASCII)
-    if not found:
-        raise UsageError(
-            f"`data.size` is {SIZE_WORDS}, not `{size}`", hint=f"`--set data.size={nearest(size)}`"
-        )
-    return int(found[2] or found[1]), int(found[1])
-
-
-SIZE_WORDS = "a number of pixels, or width and height as `48x32`"
-
-
-def nearest(text: str) -> Size:
-    """The size that a text probably means: that of the numbers in it."""
-    found = [int(digits) for digits in re.findall(r"\d+", text) if int(digits)]
-    return as_size(found[1], found[0]) if len(found) == 2 else found[0] if len(found) == 1 else "48x32"
-
-
-def as_size(height: int, width: int) -> Size:
-    """The size of these sides, as `data.size` has it; `sides` reads it back."""
-    return height if height == width else f"{width}x{height}"
-
-
-def canonical_size(size: Size) -> Size:
-    """A size written as `as_size` writes it: `64` for `64x64`. Raises UsageError for what is none."""
-    return as_size(*sides(size))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.data.cached import find_pack, packs_of
-from gzcli.data.forms import Form, Say, as_size, canonical_size, silent
+from gzcli.data.forms import Form, Say, silent
 from gzcli.data.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.raw import is_fetched, is_there, raw_dir
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, matching
+from gzcli.sizes import as_size, canonical_size
 from gzcli.store.files import checksum, lock, read_json, write_json
 from gzcli.store.paths import user_dir
 

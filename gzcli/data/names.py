@@ -12,7 +12,7 @@ from gzcli.data.forms import Form
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, did_you_mean, matching
-from gzcli.sections import Size
+from gzcli.sizes import Size
 from gzcli.store.files import read_json
 from gzcli.store.paths import user_dir
 

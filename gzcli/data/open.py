@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from gzcli.data.cached import find_pack, pack_dir
-from gzcli.data.forms import SIDES, Report, Say, canonical_size, sides, silent, unreported
+from gzcli.data.forms import SIDES, Report, Say, silent, unreported
 from gzcli.data.make import make
 from gzcli.data.names import DataSet, OwnSet, locate
 from gzcli.data.pack import Pack, PackMeta
 from gzcli.errors import MissingError, UsageError
-from gzcli.sections import Fit, Size
+from gzcli.sections import Fit
+from gzcli.sizes import Size, canonical_size, sides
 from gzcli.store.files import lock
 
 

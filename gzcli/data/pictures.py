@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.data.forms import Decoding, sides
+from gzcli.data.forms import Decoding
 from gzcli.data.kinds import FORMATS
 from gzcli.errors import GzError, MissingError, UsageError
 from gzcli.sections import Fit
+from gzcli.sizes import sides
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gzcli.data.forms import Form, sides
-from gzcli.sections import Size
+from gzcli.data.forms import Form
+from gzcli.sizes import Size, sides
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypedDict
 
 from gzcli.data.augment import patch_of
-from gzcli.sections import DataSection, Fit, Size
+from gzcli.sections import DataSection, Fit
+from gzcli.sizes import Size
 
 
 class Wanted(TypedDict):

@@ -21,7 +21,7 @@ from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.jobs import SampleJob
 from gzcli.models.options import defaults, grouped
-from gzcli.sections import Size
+from gzcli.sizes import Size
 from gzcli.types import Applied, ImageNoise, Progress
 
 COLUMNS = 10  # approximate number of single images side by side

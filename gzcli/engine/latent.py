@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.data.batches import scan
-from gzcli.data.forms import as_size
 from gzcli.data.pack import Pack
 from gzcli.engine.build import load_model
 from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.parts import part_of
+from gzcli.sizes import as_size
 from gzcli.store import runs
 from gzcli.store.files import checksum
 from gzcli.store.paths import recipe_names

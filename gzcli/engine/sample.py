@@ -134,8 +134,8 @@ def given_to_sample(trained: Trained, job: SampleJob) -> tuple[dict[str, Any], n
     given: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
     if not job.input_as:
         return given, None
-    side = {**trained.part.sample, **job.options}.get("size")
-    inputs, _ = read_inputs(trained, job.input, job.n, side)
+    size = {**trained.part.sample, **job.options}.get("size")
+    inputs, _ = read_inputs(trained, job.input, job.n, size)
     noise = ImageNoise(job.seed, range(len(inputs)))
     given[job.input_as] = quantise(torch.from_numpy(inputs), trained.images.levels, noise)
     return given, inputs

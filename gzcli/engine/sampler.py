@@ -20,6 +20,7 @@ from gzcli.engine.trained import Trained
 from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
+from gzcli.sizes import sides
 from gzcli.types import DataInfo, ImageNoise, Progress, no_progress
 
 BATCH_SIZE = defaultdict(lambda: 256, cpu=128, cuda=512)  # images of VALUES values that are drawn together
@@ -90,11 +91,12 @@ def _of_all(
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
     """The number of images of a first batch.
 
-    options: keywords of `sample`. A `size` among them is the side of the images, for a model that draws other
+    options: keywords of `sample`. A `size` among them is that of the images, for a model that draws other
       sizes than it was trained on.
     """
-    channels, height, width = trained.images.shape
-    values = channels * ((options.get("size") or 0) ** 2 or height * width)
+    channels, *own = trained.images.shape
+    size = options.get("size")
+    values = channels * math.prod(sides(size) if size else own)
     most = BATCH_SIZE[trained.device.type]
     return max(1, min(most, most * VALUES // values))
 

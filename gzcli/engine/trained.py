@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gzcli.data.augment import patch_of
-from gzcli.data.forms import as_size
 from gzcli.data.wanted import Wanted
 from gzcli.engine.build import load_model
 from gzcli.engine.latent import LatentSpace, open_space
 from gzcli.models.base import Model
 from gzcli.parts import Part
+from gzcli.sizes import as_size
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo
 

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.data.forms import as_size, sides
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures
 from gzcli.errors import UsageError
-from gzcli.sections import Size
+from gzcli.sizes import Size, as_size, sides
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gzcli.data.forms import as_size
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
+from gzcli.sizes import as_size
 from gzcli.store import files, runs
 from gzcli.store.paths import cache_dir
 from gzcli.store.run import Run

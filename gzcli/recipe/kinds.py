@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from gzcli.data.forms import SIZE_WORDS, canonical_size, nearest
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.recipe.load import scalar
+from gzcli.sizes import WORDS, canonical_size, nearest
 
 
 @cache
@@ -124,7 +124,7 @@ def _is_literal(node: ast.AST) -> bool:
 
 
 _ONE = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
-_ONE["Size"] = SIZE_WORDS
+_ONE["Size"] = WORDS
 _MANY = {"int": "integers", "float": "numbers", "bool": "true or false", "str": "texts"}
 _MANY |= {"tuple": "lists", "list": "lists"}
 _TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; texts in YAML 1.2

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from gzcli.recipe.layers import Layer
 from gzcli.recipe.recipe import Recipe
-from gzcli.sections import Size
+from gzcli.sizes import Size
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
-from gzcli.sections import Size
+from gzcli.sizes import Size
 from gzcli.store import files, owned
 from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run import STAGES, Run

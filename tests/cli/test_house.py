@@ -28,6 +28,7 @@ LEAVES = {
     "ranks",
     "parts",
     "sections",
+    "sizes",
 }
 MAY = {
     "__main__": {"cli"},

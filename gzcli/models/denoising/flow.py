@@ -32,6 +32,7 @@ from gzcli.models.nn.ode import (
     log_density,
     solve_by,
 )
+from gzcli.sizes import Size
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 TimeSampling = Literal["uniform", "stratified", "logit_normal"]
@@ -176,6 +177,7 @@ class FlowMatching(RoundTrip):
         tolerance: float = 1e-4,
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
+        size: Size | None = None,
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], by solving the ODE from noise at t = 0 to data at t = 1.
 
@@ -185,8 +187,10 @@ class FlowMatching(RoundTrip):
         tolerance: largest error of an adaptive step, for images in [-1, 1].
         guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper.
         interval: times t between which guidance acts.
+        size: of the images in pixels, for a network that draws others than it was trained on; null: as in
+          training.
         """
-        x = noise.randn(n, *self.data.shape)
+        x = noise.randn(n, *self.drawn_shape(size))
         f = self.velocity(self.asked_labels(labels, n), guidance, interval)
         x = self.flow(f, x, 0.0, 1.0, solver=sampler, steps=steps, tolerance=tolerance, progress=progress)
         return self.into_range(x)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn import spread_labels, to_fp32
+from gzcli.sizes import Size, sides
 from gzcli.types import Batch, DataInfo, Noise
 
 
@@ -50,6 +51,24 @@ class Guided(Model):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def drawn_shape(self, size: Size | None) -> tuple[int, ...]:
+        """The shape (C, H, W) of images that are drawn.
+
+        size: in pixels; None: that of the training images.
+
+        Raises UsageError for another size where the network is made for one, or where latents are drawn.
+        """
+        if size is None or sides(size) == self.data.shape[1:]:
+            return self.data.shape
+        if self.data.levels is None or not getattr(self.net, "any_size", False):
+            why = "latents" if self.data.levels is None else "one size of images"
+            height, width = self.data.shape[1:]
+            raise UsageError(
+                f"`size` {size}: the network of `{type(self).__name__}` is made for {why}",
+                hint=f"leave `size` out: it draws {width}×{height}; the U-Nets of ddpm, fm and sgm draw any",
+            )
+        return self.data.shape[0], *sides(size)
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """The labels of a batch, and the rows [B] where they are hidden."""

@@ -10,6 +10,7 @@ from typing import Literal
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.denoising.schedule import Schedule, ScheduleName, Spacing
+from gzcli.sizes import Size
 
 Prediction = Literal["eps", "x0", "v"]
 LossType = Literal["l2", "l1", "huber"]
@@ -68,6 +69,8 @@ class SamplingOptions(PathOptions):
     clip: whether estimates of x_0 are clamped to [-1, 1].
     dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
       (Saharia 2022); null: none.
+    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
+      training.
     """
 
     eta: float = 0.0
@@ -77,6 +80,7 @@ class SamplingOptions(PathOptions):
     interval: tuple[float, float] = (0.0, 1.0)
     clip: bool = True
     dynamic: float | None = None
+    size: Size | None = None
 
 
 SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, Schedule], Sampler]] = {

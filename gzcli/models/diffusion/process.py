@@ -198,7 +198,7 @@ class Diffusion(Inpainting):
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1]."""
-        x = noise.randn(n, *self.data.shape)
+        x = noise.randn(n, *self.drawn_shape(options.size))
         denoise = self.denoiser(
             self.asked_labels(labels, n),
             guidance=options.guidance,

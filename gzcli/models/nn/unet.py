@@ -59,6 +59,8 @@ class UNet(nn.Module):
     flip, freq_shift, down_padding: conventions of other checkpoints (those of Ho 2020: False, 1, 0).
     """
 
+    any_size = True  # one trained on images of one size draws others too: no weight belongs to a place
+
     def __init__(
         self,
         in_channels: int,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from gzcli.models.nn.ode import Solver
 from gzcli.models.score.sde import Spacing
+from gzcli.sizes import Size
 
 Prediction = Literal["v", "eps"]
 Weighting = Literal["even", "score", "likelihood"]
@@ -47,6 +48,8 @@ class SamplingOptions:
     guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper.
     interval: times t between which guidance acts.
     clip: whether estimates of x_0 are clamped to [-1, 1]; ode never clamps.
+    size: of the images in pixels, for a network that draws others than it was trained on; null: as in
+      training.
     """
 
     sampler: str = "dpmpp"
@@ -59,3 +62,4 @@ class SamplingOptions:
     guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     clip: bool = True
+    size: Size | None = None

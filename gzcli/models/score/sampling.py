@@ -69,7 +69,7 @@ def drawn(
     samplers: dict[str, Drawing] = SAMPLERS,
 ) -> Tensor:
     """n images [n, C, H, W] in [-1, 1] from noise."""
-    x = model.prior_std * noise.randn(n, *model.data.shape)
+    x = model.prior_std * noise.randn(n, *model.drawn_shape(options.size))
     y = model.asked_labels(labels, n)
     x = samplers[options.sampler](model, x, y, options, draws_like(noise, x), progress)
     return model.into_range(x)

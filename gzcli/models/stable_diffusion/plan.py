@@ -19,6 +19,7 @@ from gzcli.errors import MissingError
 from gzcli.models.stable_diffusion.known import Config, configs, counts
 from gzcli.models.stable_diffusion.options import PIXELS, LoRAOptions, TuningOptions, taken
 from gzcli.parts import Part
+from gzcli.sizes import sides
 
 # Tensors of C · h · w that a resnet and a transformer layer keep for the gradient, where their weights are
 # trained (True) and where they are frozen. Fitted by least squares over U-Nets of several shapes, whose saved
@@ -114,8 +115,7 @@ def _halved(part: Part) -> bool:
 
 def _pixels(part: Part) -> int:
     """Pixels of an image."""
-    size = part.data.size or 512
-    return size**2 if isinstance(size, int) else prod(map(int, size.split("x")))
+    return prod(sides(part.data.size or 512))
 
 
 def activations(part: Part, known: Config) -> int:
