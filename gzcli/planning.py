@@ -21,7 +21,7 @@ from gzcli.errors import UsageError
 from gzcli.launch import Plan
 from gzcli.models import catalog
 from gzcli.parts import Part
-from gzcli.recipe.needs import check_data
+from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, resolve
 from gzcli.run_folder import write_run
@@ -128,7 +128,9 @@ def with_data(
     if run is not None:
         same.check(run.path, meta)
     for part in recipe.parts:
-        check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
+        check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
+        if run is None:
+            check_batch_of(part, meta.counts["train"], meta.name)
     channels, *sides = meta.shape
     found_out: dict[str, Any] = {"channels": channels, "size": data.size if pack.patch else as_size(*sides)}
     return recipe.on(replace(data, **found_out, levels=data.levels or meta.levels))

@@ -20,7 +20,7 @@ from gzcli.errors import GzError
 from gzcli.launch import Plan
 from gzcli.models import catalog
 from gzcli.parts import Part
-from gzcli.recipe.needs import check_data
+from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
 from gzcli.sizes import Size, as_size
@@ -71,7 +71,8 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         return facts, [error.message]
     if meta:
         for part in recipe.parts:
-            check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras)
+            check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
+            check_batch_of(part, meta.counts["train"], meta.name)
         channels, *sides = meta.shape
         levels = data.levels or meta.levels
         facts = replace(facts, packed=True, channels=channels, size=as_size(*sides), levels=levels)

@@ -59,6 +59,7 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     """A trainer in this process."""
     from gzcli.data.open import open_pack
+    from gzcli.data.wanted import wanted
     from gzcli.engine.devices import accelerate
     from gzcli.parts import part_of
     from gzcli.recipe.write import dump
@@ -68,7 +69,7 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
         run = runs.create(tree["model"]["name"], tree["data"]["name"])
         files.write_atomic(run.path / "run.yaml", dump(tree))
     part = part_of(tree)
-    pack = open_pack(part.data.name, size=part.data.size, channels=part.data.channels)
+    pack = open_pack(part.data.name, **wanted(part.data))
     return Trainer(run, part, pack, accelerate(part), Log(run.path, rank=int(os.environ.get("RANK", "0"))))
 
 

@@ -192,16 +192,19 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Show what a data set holds: classes, counts, and a contact sheet with the classes' names."""
+    from gzcli.data.facts import facts_of, told
     from gzcli.data.names import locate
     from gzcli.data.sheet import class_counts, draw
 
-    pack = _opened(locate(name), size, channels)
+    found = locate(name)
+    pack = _opened(found, size, channels)
+    of_set = facts_of(found, size=size, channels=channels)
     meta, classes = pack.meta, class_counts(pack)
     c, h, w = meta.shape
     splits = list(meta.counts)
     out.info(f"{meta.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {meta.levels} levels")
-    for note in meta.notes:
-        out.info(note)
+    for note in (*told(found, of_set), *meta.notes):
+        out.info(note.replace("--set data.channels=", "--channels "))
     every = ("images", *(meta.counts[split] for split in splits))
     out.table(
         ("class", *splits), [*((row["name"], *(row[split] for split in splits)) for row in classes), every]
@@ -210,15 +213,16 @@ def show(
         out.info(f"left out: {message}")
     sheet = draw(pack, pack.folder / "sheet.png")
     out.text(str(sheet))
-    facts = {
+    row = {
         "name": meta.name,
         "title": meta.title,
         "shape": meta.shape,
         "levels": meta.levels,
         "counts": meta.counts,
     }
-    facts |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
-    out.data({**facts, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
+    row |= {"shape_class": of_set and of_set.shape_class, "traits": of_set.traits if of_set else ()}
+    row |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
+    out.data({**row, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
 
 
 @app.command("list")

@@ -59,14 +59,9 @@ def build(
     rows = rows_of(plan)
     total = sum(rows.values()) * (1 + len(images.further))
     had = sides_in(images) if form.mixed and images.shape is None else None
-    every = None if had is None else np.concatenate(list(had.values()))  # [N, 2]
-    mixed = every is not None and (
-        len(np.unique(every, axis=0)) > 1
-        or every.max() > LARGEST
-        or (limit is not None and total * native[0] * int(every[0].prod()) > limit)
-    )
-    if mixed and every is not None:
-        width, height = every.min(0).tolist()
+    mixed = had is not None and _mixed(had, native[0] * total, limit)
+    if had is not None:
+        width, height = np.concatenate(list(had.values())).min(0).tolist()
         native = native[0], height, width
     shape, how = _target(images, native, form, mixed)
     streamed = mixed or (limit is not None and total * int(np.prod(shape)) > limit)
@@ -137,6 +132,18 @@ def _native(images: RawImages, form: Form) -> Shape:
         ) from problem
     height, width, _ = seen[0]
     return 3 if any(colour for _, _, colour in seen) else 1, height, width
+
+
+def _mixed(had: Sides, planes: int, limit: int | None) -> bool:
+    """Whether images of these sides cannot be packed, as they have several sizes or are too large.
+
+    planes: number of their channels together.
+    limit: bytes of a pack; None: no limit.
+    """
+    every = np.concatenate(list(had.values()))  # [N, 2]
+    width, height = every[0].tolist()
+    too_many = limit is not None and planes * width * height > limit
+    return too_many or max(width, height) > LARGEST or len(np.unique(every, axis=0)) > 1
 
 
 def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, Decoding]:

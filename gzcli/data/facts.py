@@ -82,6 +82,17 @@ class Facts:
         return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *notes])
 
 
+def told(found: DataSet, facts: Facts | None) -> list[str]:
+    """What a set was taken to be, in lines for people, by which its settings are chosen; [] where that is not
+    known, or of no matter."""
+    if facts is None or (isinstance(found, DataSpec) and found.embedded):
+        return []
+    lines = [f"taken for `{' '.join((facts.shape_class, *facts.traits))}`: {facts.words}"]
+    if facts.grey:
+        lines.append("they are trained as they are; `--set data.channels=1` takes a third of the values")
+    return lines
+
+
 def facts_of(
     found: DataSet,
     *,
@@ -154,7 +165,7 @@ def _packed(found: OwnSet) -> Facts | None:
     """What was measured when a pack of the set was made of the present files."""
     metas = [read_json(folder / "meta.json") or {} for folder in packs_of(found)]
     now = fingerprint(found) if metas else None
-    kept = [meta["facts"] for meta in metas if "facts" in meta and now in (meta["fingerprint"], None)]
+    kept = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
     return Facts(**kept[0]) if kept else None
 
 

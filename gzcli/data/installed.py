@@ -23,6 +23,7 @@ def _digits(name: str, title: str, classes: tuple[str, ...], *extras: str) -> Da
         levels=17,
         extras=extras,
         embedded=True,
+        flat=True,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gzcli.data.cached import find_pack, pack_dir
+from gzcli.data.facts import facts_of, told
 from gzcli.data.forms import SIDES, Report, Say, silent, unreported
 from gzcli.data.make import make
 from gzcli.data.names import DataSet, OwnSet, locate
@@ -89,6 +90,9 @@ def open_pack(
                 make(found, folder, form, fetch, say, progress)
                 if packed := find_pack(found, form):
                     say(f"`{name}`: {packed.meta.words}")
+                    facts = facts_of(found, size=size, channels=channels, patch=patch)
+                    for line in told(found, facts) if not foreign else ():
+                        say(f"`{name}`: {line}")
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise

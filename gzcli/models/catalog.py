@@ -58,6 +58,7 @@ class ModelCard:
     likelihood: str | None  # what log_prob is: "exact" | "bound" | "ode"
     best: str
     latents: bool  # whether it can live on latents
+    square: bool  # whether it needs square images
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
     stages: tuple[str, ...]  # earlier stages of the recipe, whose trained models `__init__` takes
     sample: dict[str, Param]  # options of `sample`
@@ -251,6 +252,7 @@ def _read_card(path: Path) -> ModelCard | None:
         likelihood=value_of(attributes["likelihood"], path) if "likelihood" in attributes else None,
         best=value_of(attributes["best"], path) if "best" in attributes else "auto",
         latents="latents" in attributes and value_of(attributes["latents"], path),
+        square="square" in attributes and value_of(attributes["square"], path),
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
         sample=drawn_by,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from gzcli.data.conditions import EXTRAS, in_words
 from gzcli.data.sets import SPECS
@@ -12,8 +12,28 @@ from gzcli.models.catalog import ModelCard
 from gzcli.parts import Part
 
 
+def check_batch_of(part: Part, n: int, name: str) -> None:
+    """Raises UsageError where a batch has more images than there are to train on.
+
+    n: number of training images of the set.
+    name: name of the set, for messages.
+    """
+    n = min(n, part.data.n or n)
+    if part.train.batch_size > n:
+        fits = 1 << (n.bit_length() - 1)
+        raise UsageError(
+            f"`train.batch_size` is {part.train.batch_size}, and `{name}` has {n} images to train on",
+            hint=f"`--set train.batch_size={fits}`",
+        )
+
+
 def check_data(
-    part: Part, card: ModelCard, classes: tuple[str, ...] | int, name: str, extras: Collection[str] = ()
+    part: Part,
+    card: ModelCard,
+    classes: tuple[str, ...] | int,
+    name: str,
+    extras: Collection[str] = (),
+    shape: Sequence[int] = (),
 ) -> None:
     """Raises UsageError where a data set lacks what a part of a recipe needs; its hint names sets that fit.
 
@@ -21,7 +41,13 @@ def check_data(
     classes: names of the set's classes, or their number.
     name: name of the set, for messages.
     extras: what comes with each image of the set, as `caption`.
+    shape: (C, H, W) of the images; (): not known.
     """
+    if card.square and shape and shape[-1] != shape[-2]:
+        raise UsageError(
+            f"`{card.name}` needs square images, and those of `{name}` are {shape[-1]}×{shape[-2]}",
+            hint=f"`--set data.size={min(shape[1:])}` crops them, with `--set data.fit=pad` it pads them",
+        )
     wanted = [extra for extra in EXTRAS if extra in card.needs]
     if lacking := [extra for extra in wanted if extra not in extras]:
         able = ", ".join(spec.name for spec in SPECS.values() if set(wanted) <= set(spec.extras))

@@ -1,0 +1,331 @@
+"""Sizes of width and height, the three fits, and patches of pictures of any size."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pictures import RED, png, write
+from PIL import Image
+
+from gzcli.cli.app import run
+from gzcli.data import build
+from gzcli.data.batches import TrainBatches, scan
+from gzcli.data.facts import Facts, facts_of, measure, told
+from gzcli.data.folder import read_pictures
+from gzcli.data.forms import Decoding
+from gzcli.data.library import import_set, listing
+from gzcli.data.names import locate
+from gzcli.data.open import open_pack, peek
+from gzcli.data.own import open_path
+from gzcli.data.pictures import decode
+from gzcli.data.sets import SPECS
+from gzcli.data.wanted import size_of, wanted
+from gzcli.engine.pictures import grid
+from gzcli.errors import UsageError
+from gzcli.metrics.features import LeNet, turns
+from gzcli.models import catalog
+from gzcli.parts import Part
+from gzcli.recipe.needs import check_batch_of, check_data
+from gzcli.recipe.resolve import resolve
+from gzcli.sections import DataSection, TrainSection
+from gzcli.sizes import canonical_size, sides
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def places(height: int, width: int, number: int) -> np.ndarray:
+    """A picture each of whose pixels tells its row, its column and the picture: uint8 [H, W, 3]."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y, x, np.full_like(y, number)], 2).astype(np.uint8)
+
+
+def test_a_size_is_a_side_or_width_and_height():
+    assert sides(48) == sides("48") == sides("48x48") == (48, 48) and sides("48x32") == (32, 48)
+    assert canonical_size("48x48") == 48 and canonical_size("48X32") == "48x32"
+    for wrong in ("48 x 32", "x32", "0x5", "5x0", "48x", "-4", "1.5", "", "48x32x3", "٤٨"):
+        with pytest.raises(UsageError, match="48x32"):
+            sides(wrong)
+
+
+@pytest.mark.parametrize(
+    "given, hint", [("48 x 32", "write 48x32"), ("x32", "write 32"), ("0", None), ("48x", "write 48")]
+)
+def test_a_recipe_refuses_what_is_no_size(given, hint, tmp_path):
+    with pytest.raises(UsageError, match=r"`data\.size` must be") as e:
+        resolve("vae", sets=[f"data.size={given}"])
+    assert "--set data.size" in e.value.message and (hint is None or hint in e.value.hint)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: vae\ndata:\n  size: {given}\n")
+    with pytest.raises(UsageError, match=r"mine\.yaml:3:9") as e:
+        resolve(str(file))
+
+
+@pytest.mark.parametrize("given, size", [("48x32", "48x32"), ("48x48", 48), ("'24'", 24), ("24", 24)])
+def test_a_recipe_has_a_size_in_one_spelling(given, size):
+    recipe = resolve("vae", sets=[f"data.size={given}"])
+    assert recipe.data.size == size and type(recipe.data.size) is type(size)
+
+
+# ------------------------------------------------------------------------------------------ fit
+
+
+def test_the_fits_differ_in_what_they_keep():
+    bands = np.zeros((20, 40, 3), np.uint8)  # red, green twice as wide, blue
+    bands[:, :10, 0], bands[:, 10:30, 1], bands[:, 30:, 2] = 200, 200, 200
+    data = encoded(bands)
+
+    def fitted(fit: str, size="8x8") -> np.ndarray:
+        return decode(data, "a", Decoding(size, 3, fit=fit))[0].astype(int)
+
+    assert (fitted("crop")[1] > 180).all()  # the middle square alone
+    stretched = fitted("stretch")
+    assert stretched[0, :, 0].min() > 180 and stretched[2, :, 7].min() > 180
+    padded = fitted("pad")
+    # 8×4 in the middle; a border of 10 red, 20 green and 10 blue columns, and of a red and a blue column
+    assert padded[0, 2:6, 0].min() > 180 and padded[2, 2:6, 7].min() > 180
+    border = padded[:, [0, 1, 6, 7]].reshape(3, -1)
+    assert (border == border[:, :1]).all() and 40 < border[:, 0].min() < border[:, 0].max() < 110
+    for fit in ("crop", "pad", "stretch"):
+        assert fitted(fit, "48x32").shape == (3, 32, 48)
+        assert (fitted(fit, "40x20") == bands.transpose(2, 0, 1)).all()  # its own size: nothing is done
+
+
+def test_a_square_is_cropped_as_ever():
+    rng = np.random.default_rng(0)
+    for h, w in ((40, 61), (61, 40), (33, 33)):
+        image = Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))
+        side = min(h, w)
+        box = ((w - side) // 2, (h - side) // 2, (w - side) // 2 + side, (h - side) // 2 + side)
+        want = np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS, box=box)).transpose(2, 0, 1)
+        assert (decode(encoded(np.asarray(image)), "a", Decoding(16, 3))[0] == want).all()
+
+
+def test_the_middle_of_the_wanted_shape_is_cropped():
+    image = places(40, 40, 7)
+    wide = decode(encoded(image), "a", Decoding("40x20", 3))[0]
+    assert (wide == image[10:30].transpose(2, 0, 1)).all()  # of a square the middle rows, not resized
+    halved = decode(encoded(image), "a", Decoding("10x20", 3, rule="adm"))[0].astype(int)
+    assert halved.shape == (3, 20, 10) and abs(halved[1].mean() - 19.5) < 0.6 and halved[1].min() >= 9
+
+
+def test_pictures_that_are_not_square_are_packed_as_they_are(tmp_path):
+    folder = write(tmp_path / "wide", {f"{i}.png": encoded(places(8, 12, i)) for i in range(9)})
+    opened = open_pack(folder)
+    assert opened.meta.shape == (3, 8, 12) and not opened.meta.resized
+    assert (opened.images("train")[:, :2] == places(8, 12, 0).transpose(2, 0, 1)[:2]).all()
+    # asked for in the size that it has, it is not packed again, whatever the fit
+    for fit in ("crop", "pad", "stretch"):
+        assert open_pack(folder, size="12x8", fit=fit).folder == opened.folder
+    made = {fit: open_pack(folder, size=8, fit=fit) for fit in ("crop", "pad", "stretch")}
+    assert len({pack.folder for pack in made.values()}) == 3 and made["crop"].folder.name == "8xown"
+    assert len({pack.meta.digest for pack in made.values()}) == 3
+    assert peek(folder, size="8x8", fit="pad").digest == made["pad"].meta.digest
+    import_set(folder, "broad")
+    open_pack("broad")
+    assert next(row for row in listing() if row["name"] == "broad")["size"] == "12x8"
+
+
+def test_pictures_beside_a_run_are_brought_to_its_size_as_its_set(tmp_path):
+    files = {f"{i}.png": encoded(places(20, 40, i)) for i in range(4)}
+    folder = write(tmp_path / "set", files)
+    for fit in ("crop", "pad", "stretch"):
+        form = {"size": "16x24", "channels": 3, "fit": fit}
+        read = read_pictures(folder, limit=None, **form)
+        packed = open_pack(folder, foreign=True, **form).images("test")
+        assert read.shape == (4, 3, 24, 16) and (read == packed).all()
+    whole = read_pictures(folder / "2.png", size=None, channels=3, limit=1, patch=16)[0]
+    assert (whole == places(20, 40, 2)[2:18, 12:28].transpose(2, 0, 1)).all()
+    with pytest.raises(UsageError, match=r"2.png` is 40×20, smaller than the patch of 24×24"):
+        read_pictures(folder / "2.png", size=None, channels=3, limit=1, patch=24)
+
+
+def test_a_publishers_version_holds_the_longer_side():
+    spec = SPECS["pneumoniamnist"]
+    assert [spec.sized(size).size for size in (None, 28, "20x28", "20x40", "100x64")] == [28, 28, 28, 64, 128]
+
+
+@pytest.mark.parametrize("size", ["2x8", "8x2000", 3])
+def test_sides_out_of_range(size):
+    with pytest.raises(UsageError, match="between 4 and 1024 pixels a side"):
+        open_pack("digits", size=size)
+
+
+def test_the_command_line_takes_width_and_height(tmp_path, capsys):
+    folder = write(tmp_path / "p", {f"{i}.png": png(RED, (30, 20 + i)) for i in range(9)})
+    assert run(["data", "import", str(folder), "--name", "oblong", "--size", "12x8", "-q"]) == 0
+    assert open_pack("oblong").meta.shape == (3, 8, 12)
+    assert run(["data", "show", "oblong", "--size", "0x5"]) == 2
+    assert "`--size 5`" in capsys.readouterr().err
+    assert run(["data", "list"]) == 0 and "12×8×3" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------ patches
+
+
+def cut_from(patches: torch.Tensor, side: int) -> list[tuple[int, int, int]]:
+    """The row, the column and the number of the picture of patches of `places`; fails where one is no part of
+    one picture."""
+    bytes_ = ((patches + 1) * 127.5).round().int().numpy()
+    found = []
+    for patch in bytes_:
+        top, left, number = patch[:, 0, 0]
+        assert (
+            patch == (places(64, 64, number)[top : top + side, left : left + side]).transpose(2, 0, 1)
+        ).all()
+        found.append((int(top), int(left), int(number)))
+    return found
+
+
+def folder_of(tmp_path, *shapes):
+    files = {f"{i}.png": encoded(places(*shapes[i % len(shapes)], i)) for i in range(12)}
+    return write(tmp_path / "set", files)
+
+
+@pytest.mark.parametrize("shapes", [[(20, 28)], [(20, 28), (17, 40), (16, 16)]], ids=["one size", "mixed"])
+def test_random_patches_are_trained_on_and_middle_ones_validated(tmp_path, shapes, monkeypatch):
+    monkeypatch.setenv("GZ_WORKERS", "0")
+    pack = open_pack(folder_of(tmp_path, *shapes), patch=16)
+    assert pack.meta.shape == (3, 16, 16) == pack.info().shape and pack.meta.mixed == (len(shapes) > 1)
+
+    def batches(**options) -> TrainBatches:
+        made = {"seed": 1, "batch_size": 8, "levels": 256, "device": "cpu", "augment": ("patch=16",)}
+        return TrainBatches(pack, **made | options)
+
+    one = batches()
+    seen = [place for step in range(30) for place in cut_from(one.at(step).x, 16)]
+    for top, left, number in seen:
+        height, width = shapes[number % len(shapes)]
+        assert top <= height - 16 and left <= width - 16
+    assert {top for top, _, number in seen if number % len(shapes) == 0} == set(range(5))
+    assert cut_from(batches().at(3).x, 16) == seen[24:32]  # a function of seed and step
+    shares = [batches(rank=rank, world=2).at(3).x for rank in (0, 1)]
+    assert cut_from(torch.cat(shares), 16) == seen[24:32]
+    (batch,) = scan(pack, "val", batch_size=99, levels=256, device="cpu")
+    for top, left, number in cut_from(batch.x, 16):
+        height, width = shapes[number % len(shapes)]
+        assert (top, left) == ((height - 16) // 2, (width - 16) // 2)
+
+
+def test_arrays_and_pictures_brought_to_a_size_are_cut_too(tmp_path):
+    x = np.stack([places(24, 20, i) for i in range(30)])
+    np.savez(tmp_path / "a.npz", images=x)
+    for pack in (
+        open_pack(tmp_path / "a.npz", patch=16),
+        open_pack(tmp_path / "a.npz", size="20x24", patch=16),
+    ):
+        assert (pack.images("val")[:, :2] == places(24, 20, 0)[4:20, 2:18].transpose(2, 0, 1)[:2]).all()
+        assert pack.images("train", uncut=True).shape[1:] == (3, 24, 20)
+    assert open_pack(tmp_path / "a.npz").images("val").shape[1:] == (3, 24, 20)
+
+
+def test_a_picture_smaller_than_the_patch_is_named(tmp_path):
+    folder = folder_of(tmp_path, (20, 28), (17, 40))
+    with pytest.raises(UsageError, match=r"`\d+.png` of .*set` is 40×17") as e:
+        open_pack(folder, patch=18)
+    assert "smaller than the patch of 18×18" in e.value.message and "[patch=17]" in e.value.hint
+    assert open_pack(folder, patch=17).meta.shape == (3, 17, 17)
+    with pytest.raises(UsageError, match="are 16×16: smaller than the patch"):
+        open_pack("digits", patch=32)
+    with pytest.raises(UsageError, match="mixed sizes"):
+        open_pack(folder)
+    with pytest.raises(UsageError, match="pixels a side from 4 to 1024"):
+        resolved = resolve("vae", sets=["data.augment=[patch=2]"])
+        wanted(resolved.data)
+
+
+def test_large_pictures_of_one_size_are_indexed(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "LARGEST", 19)
+    pack = open_pack(folder_of(tmp_path, (20, 28)), patch=16)
+    assert pack.meta.mixed and pack.meta.streamed and pack.meta.shape == (3, 16, 16)
+    assert (pack.images("val")[:][:, :2] == places(20, 28, 0)[2:18, 6:22].transpose(2, 0, 1)[:2]).all()
+
+
+def test_a_model_sees_patches():
+    data = DataSection(size="96x64", augment=("hflip", "patch=32"))
+    assert size_of(data) == 32 and wanted(data)["size"] == "96x64" and wanted(data)["patch"] == 32
+    assert size_of(replace(data, augment=())) == "96x64"
+
+
+# ------------------------------------------------------------------------------------------ facts
+
+
+def test_what_a_set_was_taken_for_is_told(tmp_path):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (40, 24, 24, 1), np.uint8).repeat(3, 3)
+    np.savez(tmp_path / "grey.npz", images=grey)
+    said: list[str] = []
+    pack = open_pack(tmp_path / "grey.npz", say=said.append)
+    assert pack.meta.shape == (3, 24, 24)  # as it is
+    assert "taken for `grey few`: 40 grey (stored as colour) pictures of 24×24, few" in said[-2]
+    assert "data.channels=1" in said[-1]
+    found = locate(tmp_path / "grey.npz")
+    assert facts_of(found) == Facts(24, 24, 3, 40, grey=True)  # from the pack
+    assert facts_of(found, size="90x100").shape_class == "128px"
+    assert facts_of(found, size="90x100", patch=64).shape_class == "64px"
+    assert not told(SPECS["digits"], facts_of(SPECS["digits"]))
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.embedded])
+def test_the_facts_of_embedded_sets_are_measured(name):
+    from gzcli.data.embedded import MAKERS
+
+    found, spec = measure(MAKERS[name](SPECS[name])), SPECS[name]
+    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, spec.grey)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashionmnist"])
+def test_the_facts_of_known_sets_are_measured(name, shared_data):
+    from gzcli.data.parsers import PARSERS
+
+    found, spec = measure(PARSERS[name](SPECS[name], shared_data / "mirror" / name)), SPECS[name]
+    assert (found.flat, found.binary, found.grey) == (spec.flat, spec.binary, spec.grey)
+
+
+def test_natural_images_have_no_traits_of_drawings(shared_data):
+    found = {path.stem: measure(open_path(path)) for path in (shared_data / "sets").iterdir()}
+    assert len(found) >= 6 and not any(facts.flat or facts.binary or facts.grey for facts in found.values())
+    spec = SPECS["pneumoniamnist"]
+    assert (spec.flat, spec.binary, spec.n_train) == (False, False, found["pneumoniamnist"].n)
+
+
+# ------------------------------------------------------------------------------------------ refused
+
+
+def test_a_batch_larger_than_the_set_is_refused():
+    part = Part("vae", train=TrainSection(batch_size=64))
+    check_batch_of(part, 64, "x")
+    for n, of, fits in ((17, None, 16), (1000, 15, 8), (1, None, 1)):
+        with pytest.raises(UsageError, match=rf"is 64, and `x` has {of or n} images") as e:
+            check_batch_of(replace(part, data=DataSection(n=of)), n, "x")
+        assert f"train.batch_size={fits}`" in e.value.hint
+
+
+def test_a_model_that_needs_a_square_says_so():
+    card = replace(catalog.card("vae"), square=True)
+    check_data(Part("vae"), card, (), "x", shape=(3, 32, 32))
+    check_data(Part("vae"), replace(card, square=False), (), "x", shape=(3, 32, 48))
+    with pytest.raises(UsageError, match="needs square images, and those of `x` are 48×32") as e:
+        check_data(Part("vae"), card, (), "x", shape=(3, 32, 48))
+    assert "data.size=32" in e.value.hint
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+def test_figures_of_images_that_are_not_square():
+    wide = np.zeros((16, 3, 32, 48), np.uint8)
+    high, broad, _ = grid(wide).shape
+    assert 0.5 < high / broad < 2
+    net = LeNet(3, "48x32", 5)
+    assert net(torch.rand(2, 3, 32, 48)).shape == (2, 5)
+    assert turns((32, 32)) == (0, 1, 2, 3) and turns((32, 48)) == (0, 2)
+    with pytest.raises(UsageError, match="images of 48×7"):
+        LeNet(3, "48x7", 5)
