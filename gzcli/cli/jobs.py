@@ -127,6 +127,9 @@ def method_options(
         name, equals, text = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
         positive = name.removeprefix("no_")  # `--no-clip` sets `clip` to false
+        if name == "size" and name not in params and section == "sample":
+            hint = "`gz sample fm --size 96x64`: the U-Nets of ddpm, fm and sgm draw any size"
+            raise UsageError(f"{what} makes images of the size that it was trained on", hint=hint)
         if not word.startswith("--") or (name not in params and positive not in params):
             options = [f"--{p.replace('_', '-')}" for p in params]
             takes = f"{what} takes: {' '.join(options)}" if options else f"{what} takes no options of its own"
