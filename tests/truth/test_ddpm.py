@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gzcli.engine.checkpoint import with_zero_inputs
 from gzcli.errors import UsageError
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.schedule import Schedule
+from gzcli.models.denoising.schedule import Schedule, shift_of
 from gzcli.models.diffusion.bound import discretised_gaussian, strata
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
@@ -809,3 +809,50 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
         DDPM.of(info, **keys, factor=3)
     with pytest.raises(UsageError, match="no pipeline"):
         model.to_diffusers()
+
+
+# ------------------------------------------------------------------------------- shift of the noise
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_shift_moves_the_log_snr_of_each_level(name, zero_snr):
+    """By 2 log(64 / side), Hoogeboom 2023, eq. 3."""
+    plain = Schedule(name, 200, zero_snr=zero_snr)
+    moved = Schedule(name, 200, zero_snr=zero_snr, shift=shift_of("auto", (3, 256, 256)))
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(np.log(moved.snr), np.log(plain.snr) + 2 * np.log(64 / 256), atol=1e-9)
+    np.testing.assert_allclose(moved.alpha**2 + moved.sigma**2, 1)
+    assert Schedule(name, 200, zero_snr=zero_snr, shift=1.0).alpha.tolist() == plain.alpha.tolist()
+
+
+def test_the_shift_of_a_size():
+    shapes = {(3, 64, 64): 1, (1, 28, 28): 1, (3, 128, 128): 2, (3, 256, 64): 2, (4, 32, 32): 1}
+    assert {shape: shift_of("auto", shape) for shape in shapes} == shapes
+    assert shift_of(1.5, (3, 256, 256)) == 1.5
+    with pytest.raises(UsageError, match="noise shifted by a factor of 0"):
+        shift_of(0, (3, 8, 8))
+
+
+def test_sampler_and_bound_have_the_shift():
+    """Samplers walk the shifted levels; the bound of Gaussian data stays tight."""
+    with torch.device("meta"):
+        model = DDPM.of(DataInfo((3, 128, 128)), channels=8, shift="auto")
+    plain = Schedule("cosine", 1000)
+    for t in (100, 500, 900):
+        shifted, level = model.level(t), plain.level(t)
+        assert shifted.sigma / shifted.alpha == pytest.approx(2 * level.sigma / level.alpha, rel=1e-4)
+    model = exact_model(DataInfo((1, 4, 4), 256), 0.1, 0.2, timesteps=1000, shift=2.0)
+    draws = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = ((draws * 0.2 + 0.1 + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    true = discretised_gaussian(x, torch.tensor(0.1), 0.2, 256).flatten(1).sum(1)
+    bound = model.log_prob(x, noise=ImageNoise(0, range(64)), terms=400, variance="large")
+    assert float((true - bound).mean()) / 16 == pytest.approx(0, abs=0.03)
+
+
+def test_logit_normal_times_have_that_law():
+    model = build(timesteps=1000, time_sampling="logit_normal")
+    t = model.draw_times(BatchNoise(0, 0, "main", total=4000), 4000).double()
+    logits = torch.logit((t + 0.5) / 1000)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.01)
+    assert float(logits.std()) == pytest.approx(1, abs=0.01)

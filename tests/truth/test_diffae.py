@@ -17,7 +17,8 @@ from gzcli.models.denoising.schedule import Schedule
 from gzcli.models.diffusion.diffae import DiffAE
 from gzcli.models.diffusion.latent_prior import LatentPrior
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.unet import UNet
+from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 pytestmark = pytest.mark.xdist_group("diffae")  # one worker trains what these tests share, once
@@ -187,16 +188,8 @@ def test_a_block_is_modulated_by_time_then_by_code():
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 28, 28), (1, 9, 7)])
 def test_a_code_knows_nothing_of_its_batch(shape):
     torch.manual_seed(0)
-    options = {
-        "channels": 8,
-        "mult": (1, 2, 2),
-        "layers": 1,
-        "attention": (7, 8),
-        "head_dim": None,
-        "dropout": 0.0,
-        "groups": 8,
-    }
-    encoder = Encoder(DataInfo(shape), 5, UNetOptions(**options))
+    options = UNetOptions(channels=8, mult=(1, 2, 2), attention=(7, 8))
+    encoder = Encoder(DataInfo(shape), 5, options)
     for p in encoder.parameters():
         p.data += 0.05 * torch.randn_like(p)
     x = torch.randn(4, *shape)
@@ -205,6 +198,18 @@ def test_a_code_knows_nothing_of_its_batch(shape):
     torch.testing.assert_close(encoder(x[2:3]), z[2:3], atol=1e-5, rtol=1e-5)
     z.square().sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters())
+
+
+def test_levels_of_the_encoder_follow_from_the_size():
+    """One more than the U-Net has: those of the paper's nets for 64 and 128 pixels."""
+    with torch.device("meta"):
+        for side, patch, widths in (
+            (28, 1, [8, 16, 32, 64]),
+            (64, 1, [8, 16, 32, 64, 64]),
+            (64, 2, [8, 16, 32, 64]),
+        ):
+            model = DiffAE.of(DataInfo((3, side, side)), latent=4, channels=8, patch=patch)
+            assert [stage.blocks[-1].conv2.out_channels for stage in model.encoder.down] == widths
 
 
 def test_each_phase_teaches_its_own():

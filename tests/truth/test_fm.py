@@ -15,7 +15,7 @@ from zoo import Case
 from gzcli.errors import UsageError
 from gzcli.models import catalog
 from gzcli.models.denoising.coupling import coupled
-from gzcli.models.denoising.flow import SCALE
+from gzcli.models.denoising.flow import SCALE, shifted
 from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn.ode import CALLS, LikelihoodOptions
@@ -288,3 +288,41 @@ def test_recipes_and_runs_that_name_the_solver_of_images_are_read():
     both = {"sampler": "ode", "solver": "heun"}
     assert check("sgm", both) == ({"sample": both}, [])
     assert part_of({"model": {"name": "sgm"}, "sample": both}).sample == both
+
+
+def test_a_shift_moves_times_as_the_paper_says():
+    """Esser 2024, eq. 23, of s = √(m/n), whose times are 1 at the noise; so log SNR falls by 2 log s."""
+    info = DataInfo((3, 256, 128))
+    with torch.device("meta"):
+        plain, model = FM.of(info, channels=8), FM.of(info, channels=8, shift="auto")
+    s = math.sqrt(256 * 128 / 64**2)
+    assert model.shift == s
+    draws = [m.draw_times(BatchNoise(0, 0, "main", total=500), 500).double() for m in (plain, model)]
+    theirs = [1 - t for t in draws]
+    torch.testing.assert_close(theirs[1], s * theirs[0] / (1 + (s - 1) * theirs[0]), atol=1e-6, rtol=1e-5)
+    snr = [2 * torch.log(t / (1 - t)) for t in draws]
+    torch.testing.assert_close(snr[1], snr[0] - 2 * math.log(s), atol=1e-3, rtol=0)
+    assert shifted(0.0, s) == 0 and shifted(1.0, s) == 1
+    assert shifted(shifted(0.3, s), 1 / s) == pytest.approx(0.3)
+
+
+def test_sampler_round_trip_and_likelihood_have_the_shift():
+    """Samplers step through the shifted times; data and density of the exact velocity stay what they are."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = exact()
+        model.shift = 3.0
+        x = model.sample(4000, noise=noise(4000), progress=no_progress, sampler="midpoint", steps=40)
+        torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=0.01, rtol=0)
+        model.net.times.clear()
+        model.sample(4, noise=noise(4), progress=no_progress, sampler="euler", steps=4)
+        assert model.net.times == pytest.approx([0, 1 / 10, 1 / 4, 1 / 2])
+        x_t, _ = model.round_trip(torch.zeros(2000, *INFO.shape), noise(2000), 0.5, 2)
+        assert float(x_t.std()) == pytest.approx(0.75, rel=0.02), "σ of t = 1/4"
+        x = 2 * (torch.rand(16, *INFO.shape).mul(255).round() / 255) - 1
+        ode = LikelihoodOptions("rk4", 60, 1e-7)
+        moved = model.log_prob(x, noise=noise(16), ode=ode)
+        model.shift = 1.0
+        torch.testing.assert_close(moved, model.log_prob(x, noise=noise(16), ode=ode), rtol=1e-3, atol=0)
+    finally:
+        torch.set_default_dtype(torch.float32)

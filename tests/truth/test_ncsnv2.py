@@ -51,6 +51,15 @@ def test_techniques_2_and_4_give_the_ladders_and_steps_of_the_paper(side, sigma,
     assert 0.01**2 * steady_step((sigma / 0.01) ** (1 / (levels - 1)), 5) == pytest.approx(step, rel=0.02)
 
 
+@pytest.mark.parametrize("side, sigma", [(32, 50), (64, 90), (96, 140), (128, 190), (256, 348)])
+def test_the_largest_noise_follows_from_the_size(side, sigma):
+    """Table 5 of its appendix B, for images in [0, 1]."""
+    with torch.device("meta"):
+        model = NCSNv2.of(DataInfo((3, side, side)), width=4)
+    assert model.prior_std == pytest.approx(2 * sigma, rel=0.1)
+    assert model.prior_std == pytest.approx(1.7 * math.sqrt(3) * side)
+
+
 @pytest.mark.parametrize("gamma, repeats", [(1.04, 5), (1.2, 3)])
 def test_no_other_length_keeps_the_variance_better(gamma, repeats):
     """Of Langevin dynamics on N(0, 1) that start from N(0, γ²): x ← (1 − ε) x + √(2 ε) z."""

@@ -23,6 +23,8 @@ from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
 SDES = {"vp": VP(1e-3, 0.1, 20.0), "subvp": SubVP(1e-3, 0.1, 20.0), "ve": VE(1e-3, 0.01, 50.0)}
+SHIFTED = {"vp shifted": VP(1e-3, 0.1, 20.0, 2.5), "subvp shifted": SubVP(1e-3, 0.1, 20.0, 2.5)}
+ALL = SDES | SHIFTED
 
 
 def noise(n: int, seed: int = 0) -> ImageNoise:
@@ -72,10 +74,10 @@ def fp64():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_marginals_are_those_of_the_simulated_sde(name):
     """Euler–Maruyama forward from the least time, 2,000 steps."""
-    sde, draw = SDES[name], torch.Generator().manual_seed(0)
+    sde, draw = ALL[name], torch.Generator().manual_seed(0)
     times = np.geomspace(sde.start, 1, 2001)
     first = sde.level(sde.start)
     x = first.alpha * 1.5 + first.sigma * torch.randn(20000, generator=draw, dtype=torch.float64)
@@ -94,9 +96,21 @@ def test_the_marginals_are_those_of_the_simulated_sde(name):
             )
 
 
-@pytest.mark.parametrize("name", SDES)
+def test_a_shift_multiplies_the_noise_to_signal_ratio():
+    """Of every level of vp: the logarithm of the SNR falls by 2 log s, where a side of 256 has s = 4."""
+    t = torch.linspace(1e-3, 1, 50, dtype=torch.float64)
+    (alpha, sigma), (alpha4, sigma4) = (VP(1e-3, 0.1, 20.0, s).marginal(t) for s in (1.0, 4.0))
+    torch.testing.assert_close(2 * (alpha4 / sigma4).log(), 2 * (alpha / sigma).log() - 2 * math.log(4))
+    torch.testing.assert_close(alpha4**2 + sigma4**2, torch.ones_like(t))
+    with torch.device("meta"):
+        plain, auto = (SGM.of(DataInfo((3, 256, 256)), channels=8, shift=s) for s in (1.0, "auto"))
+    one, other = plain.sde.level(0.4), auto.sde.level(0.4)
+    assert other.sigma / other.alpha == pytest.approx(4 * one.sigma / one.alpha)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_times_of_a_noise_ratio_have_that_ratio(name):
-    sde = SDES[name]
+    sde = ALL[name]
     path = sde.spaced(9, "logsnr")
     ratios = np.diff([math.log(level.sigma / level.alpha) for level in path])
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
@@ -196,12 +210,14 @@ def test_the_error_of_the_sde_falls_with_its_steps():
     assert errors[1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize("solver", ["rk4", "adaptive"])
-def test_the_likelihood_of_a_gaussian_is_exact(name, solver):
+@pytest.mark.parametrize(
+    ("name", "solver", "shift"),
+    [*((name, solver, 1.0) for name in SDES for solver in ("rk4", "adaptive")), ("vp", "rk4", 2.0)],
+)
+def test_the_likelihood_of_a_gaussian_is_exact(name, solver, shift):
     """A diagonal Jacobian, for which Rademacher probes are exact; data stands where σ/α is that of
     dequantisation, or at the least time."""
-    model, x = exact(0.5, sde=name), images(16).double()
+    model, x = exact(0.5, sde=name, shift=shift), images(16).double()
     first, last = model.sde.rising(1 / 255 / 3**0.5, 1)
     assert first.sigma / first.alpha == pytest.approx(
         max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0), rel=1e-3

@@ -9,6 +9,8 @@ from gzcli.errors import UsageError
 from gzcli.models.nn import UNet
 from gzcli.models.nn.diffusers_names import UNET, renamed
 from gzcli.models.nn.unet import time_embedding
+from gzcli.models.nn.unet_sizes import UNetOptions, attended, widths_of
+from gzcli.types import DataInfo
 
 A, D = True, False
 CASES = {
@@ -104,3 +106,59 @@ def test_half_precision_and_memory_format():
     torch.testing.assert_close(trained, half, atol=0.02 * float(want.abs().max()), rtol=0)
     torch.testing.assert_close(other, want, atol=1e-5, rtol=1e-5)
     assert (half - want).norm() / want.norm() < 0.05
+
+
+SIDES = {  # size → sides of the levels, and those that have self-attention
+    (28, 28): ([28, 14, 7], [14, 7]),
+    (32, 32): ([32, 16, 8], [16, 8]),
+    (32, 48): ([32, 16, 8], [16, 8]),  # the shorter side
+    (64, 64): ([64, 32, 16, 8], [16, 8]),
+    (128, 128): ([128, 64, 32, 16, 8], [16, 8]),
+    (256, 256): ([256, 128, 64, 32, 16, 8], [16, 8]),
+    (8, 8): ([8], [8]),
+    (26, 26): ([26, 13, 7], [13, 7]),
+    (27, 40): ([27, 14, 7], [14, 7]),
+    (45, 45): ([45, 23, 12], [12]),
+    (23, 23): ([23, 12], [12]),
+}
+
+
+@pytest.mark.parametrize("size", SIDES)
+def test_levels_and_attention_follow_from_the_size(size):
+    sides, attend = SIDES[size]
+    mult = widths_of((3, *size), UNetOptions())
+    assert mult == (1, 2, 2, 2, 4, 4)[: len(sides)]
+    assert attended((3, *size), len(mult), UNetOptions()) == tuple(side in attend for side in sides)
+    with torch.device("meta"):
+        net = UNet.of(DataInfo((3, *size)), UNetOptions(channels=8, mult=mult))
+        assert net(torch.zeros(1, 3, *size), torch.zeros(1)).shape == (1, 3, *size)
+
+
+def test_given_levels_and_sides_are_kept():
+    options = UNetOptions(mult=(1, 3), attention=(32,), patch=2)
+    assert widths_of((1, 64, 64), options) == (1, 3)
+    assert attended((1, 64, 64), 2, options) == (True, False), "sides are those after the patches"
+    assert attended((1, 28, 28), 3, UNetOptions(attention=())) == (False, False, False)
+
+
+def test_patches_are_positions():
+    """A network of patches is the plain one on the pixels of each patch as channels; sides that do not divide
+    are refused with those that do."""
+    torch.manual_seed(0)
+    net = UNet(3, 2, channels=(8, 16), layers=1, attention=(D, A), patch=2)
+    plain = UNet(12, 8, channels=(8, 16), layers=1, attention=(D, A))
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    plain.load_state_dict(net.state_dict())
+    x, t = torch.randn(2, 3, 12, 8), torch.tensor([3.0, 700.0])
+    cells = x.unflatten(3, (4, 2)).unflatten(2, (6, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    out = plain(cells, t).unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    torch.testing.assert_close(net(x, t), out, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UsageError, match="diffusers has no U-Net of patches"):
+        net.to_diffusers((12, 8))
+    for shape, patch, size in (((3, 30, 30), 4, "28"), ((3, 33, 48), 2, "48x32"), ((3, 3, 3), 4, "4")):
+        with pytest.raises(UsageError, match=f"do not divide into patches of {patch}") as e:
+            UNet.of(DataInfo(shape), UNetOptions(patch=patch))
+        assert f"`--set data.size={size}` fits" in e.value.hint
+    with pytest.raises(UsageError, match="patches of 0"):
+        UNet.of(DataInfo((3, 8, 8)), UNetOptions(patch=0))

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gzcli.models.denoising.coupling import coupled
-from gzcli.models.denoising.guided import LabelOptions, stratified
+from gzcli.models.denoising.guided import LabelOptions, logit_normal, stratified
 from gzcli.models.denoising.round_trip import RoundTrip
 from gzcli.models.denoising.samplers import Denoise
-from gzcli.models.denoising.schedule import Level
+from gzcli.models.denoising.schedule import Level, Shift, shift_of
 from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.ode import (
     LikelihoodOptions,
@@ -38,6 +38,8 @@ from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 TimeSampling = Literal["uniform", "stratified", "logit_normal"]
 Coupling = Literal["independent", "ot"]
 
+TimesT = TypeVar("TimesT", float, Tensor)
+
 SCALE = 1000.0  # the networks were designed for times 0 … 1000
 LAST = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
 
@@ -49,12 +51,21 @@ class FlowOptions:
     time_sampling: times of a batch: uniform; one from each of its equal shares of [0, 1) (stratified); or
       logit-normal, which has more in the middle, where the velocity is hard to predict (Esser 2024,
       arXiv:2403.03206, section 3.1).
+    shift: factor of the noise-to-signal ratio at the times of training and of samplers; auto: side / 64, at
+      least 1 (Esser 2024, eq. 23).
     coupling: how noise and images of a batch are paired: independent, or by optimal transport between them
       (ot; Tong 2023, arXiv:2302.00482), within a class if the model is conditional.
     """
 
     time_sampling: TimeSampling = "logit_normal"
+    shift: Shift = 1.0
     coupling: Coupling = "independent"
+
+
+def shifted(t: TimesT, shift: float) -> TimesT:
+    """The times at which the noise-to-signal ratio (1 − t) / t is `shift` times that at t, in [0, 1] (Esser
+    2024, eq. 23, of noise at time 0)."""
+    return t if shift == 1 else t / (t + shift * (1 - t))
 
 
 class FlowMatching(RoundTrip):
@@ -77,6 +88,7 @@ class FlowMatching(RoundTrip):
     ):
         super().__init__(data, net, labels)
         self.sigma_min, self.time_sampling, self.coupling = sigma_min, flow.time_sampling, flow.coupling
+        self.shift = shift_of(flow.shift, data.shape)
 
     # ---- training
 
@@ -104,12 +116,10 @@ class FlowMatching(RoundTrip):
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
         """The times of a batch, [B] in (0, 1)."""
-        if self.time_sampling == "uniform":
-            return noise.rand(n)
-        u = stratified(noise.rand(n), noise)
-        if self.time_sampling == "stratified":
-            return u
-        return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        u = noise.rand(n)
+        if self.time_sampling != "uniform":
+            u = stratified(u, noise)
+        return shifted(logit_normal(u) if self.time_sampling == "logit_normal" else u, self.shift)
 
     def between(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
         """x_t of noise and data at t [B], or at one time for all (eq. 22)."""
@@ -159,9 +169,11 @@ class FlowMatching(RoundTrip):
         tolerance: float = 1e-4,
         progress: Progress = no_progress,
     ) -> Tensor:
-        """The solution at the time `end` from x at `start`, by equal `steps` or by the adaptive solver."""
+        """The solution at the time `end` from x at `start`, by `steps` that are equal before the shift, or by
+        the adaptive solver."""
         at_least(1, steps=steps)
-        times = [start + (end - start) * i / steps for i in range(steps + 1)]
+        low, high = (shifted(t, 1 / self.shift) for t in (start, end))
+        times = [shifted(low + (high - low) * i / steps, self.shift) for i in range(steps + 1)]
         return solve_by(solver, f, x, times, tolerance=tolerance, progress=progress)
 
     @torch.no_grad()
@@ -210,7 +222,7 @@ class FlowMatching(RoundTrip):
         at_least(1, steps=ode.steps)
         levels = grey_levels(self.data.levels)
         least = max(dequantised(levels), self.sigma_min)
-        ratios = least * (LAST / least) ** (np.arange(ode.steps) / max(ode.steps - 1, 1))
+        ratios = least * (LAST * self.shift / least) ** (np.arange(ode.steps) / max(ode.steps - 1, 1))
         times = [*(1 / (ratios + 1 - self.sigma_min)).tolist(), 0.0]  # the times of these σ/α
         f = self.velocity(self.known_labels(labels))
         return log_density(f, x, times, ode, levels=levels, alpha=times[0], noise=noise)

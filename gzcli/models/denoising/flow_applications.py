@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.flow import FlowMatching, FlowOptions
+from gzcli.models.denoising.flow import FlowMatching, FlowOptions, shifted
 from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.denoising.inpainting import by_moments, completed, to_complete
 from gzcli.models.denoising.interpolation import through_noise
@@ -52,11 +52,13 @@ class FlowApplications(FlowMatching):
         guidance: float = 1.0,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
-        """x mixed with noise at t = 1 − strength, and the solution at t = 1 by `steps` midpoint steps."""
+        """x mixed with noise at t = 1 − strength before the shift, and the solution at t = 1 by `steps`
+        midpoint steps."""
         check_strength(strength)
-        x_t = self.between(noise.randn(*x.shape), x, 1 - strength)
+        start = shifted(1 - strength, self.shift)
+        x_t = self.between(noise.randn(*x.shape), x, start)
         f = self.velocity(self.known_labels(y), guidance)
-        back = self.flow(f, x_t, 1 - strength, 1.0, solver="midpoint", steps=steps, progress=progress)
+        back = self.flow(f, x_t, start, 1.0, solver="midpoint", steps=steps, progress=progress)
         return x_t, self.into_range(back)
 
     @torch.no_grad()

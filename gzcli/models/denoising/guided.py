@@ -158,3 +158,9 @@ def stratified(u: Tensor, noise: Noise) -> Tensor:
     if not total:
         return u
     return (u + torch.arange(start, start + len(u), device=u.device)) / total
+
+
+def logit_normal(u: Tensor) -> Tensor:
+    """Uniform draws u as draws of (0, 1) whose logits are standard normal (Esser 2024, arXiv:2403.03206,
+    section 3.1)."""
+    return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()

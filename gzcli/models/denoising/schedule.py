@@ -17,6 +17,9 @@ from gzcli.errors import UsageError
 ScheduleName = Literal["linear", "cosine"]
 Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
 
+Shift = float | Literal["auto"]
+
+UNSHIFTED = 64.0  # the side up to which noise is not shifted
 SIGMA_MAX = 80.0  # the noise-to-signal ratio σ/α at which EDM starts (Karras 2022, table 1)
 
 
@@ -33,15 +36,38 @@ def clean(t: float) -> Level:
     return Level(t, 1.0, 0.0)
 
 
-class Schedule:
-    """The tables alpha and sigma, float64 [T]. Raises UsageError for fewer than two timesteps."""
+def shift_of(shift: Shift, shape: Sequence[int]) -> float:
+    """The factor s of the noise-to-signal ratio σ/α for images, or latents, of a shape [C, H, W]: log SNR
+    falls by 2 log s.
 
-    def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False):
+    `auto` is side / 64, and 1 for smaller sides, as neighbouring pixels of larger images say the same more
+    often (Hoogeboom 2023, arXiv:2301.11093, eq. 3; Esser 2024, arXiv:2403.03206, eq. 23). Raises UsageError
+    for a factor that is not above 0.
+    """
+    if shift == "auto":
+        return max(1.0, math.sqrt(shape[1] * shape[2]) / UNSHIFTED)
+    if not shift > 0:
+        raise UsageError(
+            f"noise shifted by a factor of {shift:g}", hint="set `model.shift` above 0, or `auto`"
+        )
+    return float(shift)
+
+
+class Schedule:
+    """The tables alpha and sigma, float64 [T]. Raises UsageError for fewer than two timesteps.
+
+    shift: factor of σ/α, as `shift_of` finds it.
+    """
+
+    def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False, shift: float = 1.0):
         if timesteps < 2:
             raise UsageError(f"a diffusion of {timesteps} timesteps: at least 2 are needed")
         alpha_bar = np.cumprod(1 - BETAS[name](timesteps))
         self.alpha = rescale_zero_snr(np.sqrt(alpha_bar)) if zero_snr else np.sqrt(alpha_bar)
         self.sigma = np.sqrt(1 - self.alpha**2)
+        if shift != 1:
+            norm = np.hypot(self.alpha, shift * self.sigma)
+            self.alpha, self.sigma = self.alpha / norm, shift * self.sigma / norm
         self.timesteps = timesteps
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.diffusion.options import DiffusionOptions
-from gzcli.models.nn.unet import UNetOptions
+from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import DataInfo
 
 

@@ -8,7 +8,8 @@ from gzcli.errors import UsageError
 from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.options import DiffusionOptions
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.unet import UNet
+from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import DataInfo
 
 

@@ -23,7 +23,7 @@ from gzcli.models.diffusion.code_applications import CodeApplications
 from gzcli.models.diffusion.codes import SemanticCodes
 from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder
-from gzcli.models.nn.unet import UNetOptions
+from gzcli.models.nn.unet_sizes import UNetOptions, widths_of
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
 MEASURED = 256  # images that `measure` takes
@@ -36,7 +36,8 @@ class DiffAE(CodeApplications, SemanticCodes):
     Raises UsageError for sizes that do not fit.
 
     latent: dimensions of z_sem.
-    encoder_mult: width of each level of the encoder in units of `channels`; its other sizes are the U-Net's.
+    encoder_mult: width of each level of the encoder in units of `channels`; null: one level more than the
+      U-Net, of widths 1, 2, 4, 8, 8; its other sizes are the U-Net's.
     """
 
     paper = "Preechakul et al. 2022, arXiv:2111.15640"
@@ -48,10 +49,12 @@ class DiffAE(CodeApplications, SemanticCodes):
         *,
         latent: int = 64,
         unet: UNetOptions = UNetOptions(),
-        encoder_mult: tuple[int, ...] = (1, 2, 4, 8),
+        encoder_mult: tuple[int, ...] | None = None,
         process: DiffusionOptions = DiffusionOptions(),
     ):
         net = CodedUNet.of(data, unet, latent=latent)
+        if encoder_mult is None:
+            encoder_mult = tuple(2 ** min(i, 3) for i in range(len(widths_of(data.shape, unet)) + 1))
         encoder = Encoder(data, latent, replace(unet, mult=encoder_mult))
         # to the diffusion a code [B, latent] is a multi-hot label [B, K]
         coded = replace(data, classes=("z_sem",), multilabel=True)

@@ -9,12 +9,12 @@ from typing import Literal
 
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.samplers import Sampler
-from gzcli.models.denoising.schedule import Schedule, ScheduleName, Spacing
+from gzcli.models.denoising.schedule import Schedule, ScheduleName, Shift, Spacing
 from gzcli.sizes import Size
 
 Prediction = Literal["eps", "x0", "v"]
 LossType = Literal["l2", "l1", "huber"]
-TimeSampling = Literal["uniform", "stratified"]
+TimeSampling = Literal["uniform", "stratified", "logit_normal"]
 SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"]
 Variance = Literal["small", "large"]
 
@@ -25,16 +25,19 @@ class DiffusionOptions:
 
     timesteps: T, the number of noise levels; 2 or more.
     schedule: how noise grows with t: linear β (Ho 2020), or cosine ᾱ (Nichol 2021).
+    shift: factor of the noise-to-signal ratio σ/α at every level; auto: side / 64, at least 1 (Hoogeboom
+      2023, arXiv:2301.11093).
     zero_snr: whether the last level is pure noise (Lin 2023); not with prediction eps.
     prediction: what the network predicts: the noise eps, the image x0, or v = α ε − σ x_0 (Salimans 2022).
     loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
     min_snr: γ of min-SNR-γ weights (Hang 2023); null: the plain error of the prediction (Ho 2020, eq. 14).
-    time_sampling: how a batch draws its times: each on its own (uniform), or one from each of its equal
-      shares of 0 … T − 1 (stratified).
+    time_sampling: how a batch draws its times: each on its own (uniform); one from each of its equal shares
+      of 0 … T − 1 (stratified); or logit-normal, which has more in the middle (Esser 2024, arXiv:2403.03206).
     """
 
     timesteps: int = 1000
     schedule: ScheduleName = "cosine"
+    shift: Shift = 1.0
     zero_snr: bool = False
     prediction: Prediction = "v"
     loss_type: LossType = "l2"

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.guided import LabelOptions, stratified
+from gzcli.models.denoising.guided import LabelOptions, logit_normal, stratified
 from gzcli.models.denoising.inpainting import Inpainting
-from gzcli.models.denoising.schedule import Level, Schedule, Spacing
+from gzcli.models.denoising.schedule import Level, Schedule, Spacing, shift_of
 from gzcli.models.diffusion.bound import discretised_gaussian, strata
 from gzcli.models.diffusion.options import SAMPLERS, DiffusionOptions, LossType, SamplingOptions, Variance
 from gzcli.models.nn import to_fp32
@@ -74,7 +74,8 @@ class Diffusion(Inpainting):
         self.timesteps, self.prediction = process.timesteps, process.prediction
         self.loss_type: LossType = process.loss_type
         self.min_snr, self.time_sampling, self.factor = process.min_snr, process.time_sampling, factor
-        self.schedule = Schedule(process.schedule, process.timesteps, zero_snr=process.zero_snr)
+        shift = shift_of(process.shift, data.shape)
+        self.schedule = Schedule(process.schedule, process.timesteps, zero_snr=process.zero_snr, shift=shift)
         for name in ("alpha", "sigma", "snr"):
             table = torch.as_tensor(getattr(self.schedule, name), dtype=torch.float32)
             self.register_buffer(name, table, persistent=False)
@@ -103,11 +104,13 @@ class Diffusion(Inpainting):
         return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [n] int64, uniform over 0 … T − 1; stratified over the global batch if
-        `time_sampling` says so."""
+        """The times of a batch, [n] int64 in 0 … T − 1, as `time_sampling` says; stratified over the global
+        batch."""
         u = noise.rand(n)
-        if self.time_sampling == "stratified":
+        if self.time_sampling != "uniform":
             u = stratified(u, noise)
+        if self.time_sampling == "logit_normal":
+            u = logit_normal(u)
         return (u * self.timesteps).long().clamp_(max=self.timesteps - 1)
 
     def beside(self, x: Tensor, small: Tensor | None = None) -> Tensor:

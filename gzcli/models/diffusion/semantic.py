@@ -15,7 +15,8 @@ from gzcli.models.denoising.samplers import Denoise
 from gzcli.models.denoising.schedule import Level
 from gzcli.models.nn import stacked
 from gzcli.models.nn.attention import Attention
-from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, attended
+from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet
+from gzcli.models.nn.unet_sizes import UNetOptions, attended, patched, widths_of
 from gzcli.types import DataInfo, Progress, no_progress
 
 EPS = 1e-5
@@ -26,7 +27,8 @@ class Encoder(nn.Module):
 
     def __init__(self, data: DataInfo, latent: int, options: UNetOptions):
         super().__init__()
-        channels, mult, groups, dropout = options.channels, options.mult, options.groups, options.dropout
+        channels, groups, dropout = options.channels, options.groups, options.dropout
+        mult, self.patch = widths_of(data.shape, options), options.patch
 
         def stage(i: int, o: int, n: int, attend: Sequence[bool], half: nn.Module | None = None) -> Stage:
             widths = [i, *[o] * (n - 1)]
@@ -35,9 +37,9 @@ class Encoder(nn.Module):
             return Stage(blocks, attention, half)
 
         c, last = channels * mult[0], len(mult) - 1
-        self.conv_in = stacked(nn.Conv2d(data.shape[0], c, 3, padding=1), 0)
+        self.conv_in = stacked(nn.Conv2d(data.shape[0] * self.patch**2, c, 3, padding=1), 0)
         self.down = nn.ModuleList()
-        for k, attend in enumerate(attended(data, len(mult), options.attention)):
+        for k, attend in enumerate(attended(data.shape, len(mult), options)):
             o = channels * mult[k]
             half = Down(o, 1) if k < last else None
             self.down.append(stage(c, o, options.layers, [attend] * options.layers, half))
@@ -47,7 +49,7 @@ class Encoder(nn.Module):
         self.out = nn.Linear(c, latent)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+        h = self.conv_in(patched(x, self.patch))
         for stage in [*self.down, self.mid]:
             h = stage(h)[-1]
         return self.out(F.silu(self.norm_out(h)).mean((2, 3)))

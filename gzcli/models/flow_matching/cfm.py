@@ -12,7 +12,7 @@ from gzcli.models.denoising.flow import SCALE, FlowOptions
 from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.nn import spread_labels, to_fp32
-from gzcli.models.nn.unet import UNetOptions
+from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import Batch, DataInfo, Noise
 
 FEW = 200  # images that `measure` classifies

@@ -6,7 +6,8 @@ from __future__ import annotations
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
 from gzcli.models.denoising.guided import LabelOptions
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.unet import UNet
+from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import DataInfo
 
 

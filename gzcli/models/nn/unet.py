@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,32 +14,11 @@ from gzcli.errors import UsageError
 from gzcli.models.nn.attention import Attention
 from gzcli.models.nn.common import ClassEmbedding, Modules, stacked, zero_init
 from gzcli.models.nn.diffusers_names import UNET, renamed
+from gzcli.models.nn.unet_sizes import UNetOptions, attended, patched, widths_of
 from gzcli.types import DataInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-@dataclass(frozen=True)
-class UNetOptions:
-    """The sizes of a U-Net.
-
-    channels: width of the first level, in feature maps.
-    mult: width of each level in units of `channels`; every level halves the resolution of the one before.
-    layers: residual blocks of each level of the encoder; the decoder has one more.
-    attention: sides in pixels at which a level has self-attention; the lowest level always has it.
-    head_dim: channels of an attention head; null: one head.
-    dropout: share of activations that each residual block drops in training, 0 … 1.
-    groups: groups of each group normalisation; must divide the width of every level.
-    """
-
-    channels: int = 32
-    mult: tuple[int, ...] = (1, 2, 2)
-    layers: int = 1
-    attention: tuple[int, ...] = (7, 8)
-    head_dim: int | None = None
-    dropout: float = 0.0
-    groups: int = 8
 
 
 class UNet(nn.Module):
@@ -51,6 +30,8 @@ class UNet(nn.Module):
     channels: width of each level.
     layers, head_dim, dropout, groups: as in `UNetOptions`.
     attention: whether each level has self-attention after its blocks.
+    patch: side of the patches of pixels that the network takes as one position of p² times the channels; H
+      and W are multiples of it.
     eps: added to the variance in group normalisation.
     classes: number of classes K; above 0, the embedding of K labels and a null label is added to that of
       the time.
@@ -72,6 +53,7 @@ class UNet(nn.Module):
         head_dim: int | None = None,
         dropout: float = 0.0,
         groups: int = 8,
+        patch: int = 1,
         eps: float = 1e-5,
         classes: int = 0,
         scale_shift: bool = False,
@@ -103,7 +85,7 @@ class UNet(nn.Module):
                 if c % part:
                     raise UsageError(f"a level of {c} channels does not divide into {part} {what}")
         dim = 4 * channels[0]
-        self.dim, self.flip, self.freq_shift = channels[0], flip, freq_shift
+        self.dim, self.flip, self.freq_shift, self.patch = channels[0], flip, freq_shift, patch
         self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = ClassEmbedding(classes, dim) if classes else None
 
@@ -118,7 +100,7 @@ class UNet(nn.Module):
             return blocks, attentions
 
         c, skips, last = channels[0], [channels[0]], len(channels) - 1
-        self.conv_in = stacked(nn.Conv2d(in_channels, c, 3, padding=1), 0)
+        self.conv_in = stacked(nn.Conv2d(in_channels * patch**2, c, 3, padding=1), 0)
         self.down: Modules[Stage] = Modules()
         self.up: Modules[UpStage] = Modules()
         for i, o in enumerate(channels):
@@ -134,7 +116,7 @@ class UNet(nn.Module):
             self.up.append(UpStage(*parts(widths, [attention[i]] * (layers + 1)), double))
             c = o
         self.norm_out = nn.GroupNorm(groups, c, eps)
-        self.conv_out = stacked(zero_init(nn.Conv2d(c, out_channels, 3, padding=1)), 0)
+        self.conv_out = stacked(zero_init(nn.Conv2d(c, out_channels * patch**2, 3, padding=1)), 0)
 
     @classmethod
     def of(
@@ -146,16 +128,16 @@ class UNet(nn.Module):
         guides: int = 0,
         **conventions: Any,
     ) -> Self:
-        """The network of images like `data`.
+        """The network of images like `data`. Raises UsageError for a side that is no multiple of the patch.
 
         conditional: whether the network is conditioned on the label.
         guides: channels of the input beside those of the output.
         conventions: other keywords of the class.
         """
-        sizes = asdict(options)
-        mult = sizes.pop("mult")
+        mult = widths_of(data.shape, options)
+        sizes = {key: value for key, value in asdict(options).items() if key != "mult"}
         sizes["channels"] = tuple(options.channels * m for m in mult)
-        sizes["attention"] = attended(data, len(mult), options.attention)
+        sizes["attention"] = attended(data.shape, len(mult), options)
         classes = len(data.classes) if conditional else 0
         c = data.shape[0]
         return cls(c + guides, c, classes=classes, **sizes, **conventions)
@@ -165,6 +147,8 @@ class UNet(nn.Module):
         built."""
         from diffusers import UNet2DModel
 
+        if self.patch > 1:
+            raise UsageError("diffusers has no U-Net of patches", hint="train with `model.patch` 1")
         halvings = len(self.config["block_out_channels"]) - 1
         if any(side % 2**halvings for side in size):
             raise UsageError(
@@ -184,25 +168,14 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
         emb = F.silu(self.embedding(t, y, drop))
-        skips = [self.conv_in(x)]
+        skips = [self.conv_in(patched(x, self.patch))]
         for stage in self.down:
             skips += stage(skips[-1], emb)
         h = self.mid(skips[-1], emb)[-1]
         for stage in self.up:
             h = stage(h, emb, skips)
-        return self.conv_out(F.silu(self.norm_out(h)))
-
-
-def attended(data: DataInfo, levels: int, attention: tuple[int, ...]) -> tuple[bool, ...]:
-    """For each level whether its side is among those with self-attention.
-
-    levels: number of levels.
-    attention: sides in pixels that have self-attention.
-    """
-    sides = [min(data.shape[1:])]
-    for _ in range(levels - 1):
-        sides.append((sides[-1] + 1) // 2)
-    return tuple(side in attention for side in sides)
+        out = self.conv_out(F.silu(self.norm_out(h)))
+        return out if self.patch == 1 else F.pixel_shuffle(out, self.patch)
 
 
 class Stage(nn.Module):

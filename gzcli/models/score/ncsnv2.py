@@ -33,6 +33,8 @@ from gzcli.models.score.score import ScoreModel
 from gzcli.models.score.sde import VE, Spacing
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
+WIDEST = 1.7  # the largest distance between two images of a set in units of √D
+
 
 @dataclass(frozen=True)
 class NCSNSampling(SamplingOptions):
@@ -60,7 +62,7 @@ class NCSNv2(ScoreApplications):
 
     sigma_max: largest σ of the ladder, for images in [-1, 1]; twice that of the paper, where images are in
       [0, 1]. It should be at least the largest distance between two images (technique 1), which the start of
-      training checks.
+      training checks; null: 1.7 √(C H W), about what the paper found for its sets.
     sigma_min: smallest σ of the ladder; above 0.
     levels: L, the number of noise levels; null: as many as let neighbours overlap (technique 2).
     """
@@ -72,20 +74,20 @@ class NCSNv2(ScoreApplications):
         data: DataInfo,
         *,
         refinenet: RefineNetOptions = RefineNetOptions(),
-        sigma_max: float = 50.0,
+        sigma_max: float | None = None,
         sigma_min: float = 0.02,
         levels: int | None = None,
         labels: LabelOptions = LabelOptions(),
     ):
         net = RefineNet(data.shape[0], refinenet, classes=len(data.classes) if labels.conditional else 0)
         score = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform")
-        ladder = VE(1e-3, sigma_min, sigma_max)
+        size = math.prod(data.shape)
+        ladder = VE(1e-3, sigma_min, WIDEST * math.sqrt(size) if sigma_max is None else sigma_max)
         super().__init__(data, net, ladder, score, labels, rescale=False)
         if levels is not None and levels < 2:
             raise UsageError(
                 "a ladder of fewer than two noise levels", hint="set `model.levels` to 2 or more, or to null"
             )
-        size = math.prod(data.shape)
         self.rungs = levels or 1 + math.ceil(ladder.log_ratio / math.log(overlapping(size)))
 
     def on_start(self, batch: Batch) -> None:

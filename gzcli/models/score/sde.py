@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.schedule import Level
+from gzcli.models.denoising.schedule import Level, Shift
 from gzcli.models.nn import at_least
 
 Spacing = Literal["uniform", "karras", "logsnr"]
@@ -31,6 +31,8 @@ class SDEOptions:
     sde: variance preserving (vp), sub-VP (subvp) or variance exploding (ve).
     beta_min: β at t = 0, of vp and subvp; above 0.
     beta_max: β at t = 1.
+    shift: factor of the noise-to-signal ratio √(1 − α²)/α, of vp and subvp; auto: side / 64, at least 1
+      (Hoogeboom 2023, arXiv:2301.11093).
     sigma_min: σ at t = 0, of ve, for images in [-1, 1]; above 0.
     sigma_max: σ at t = 1.
     t_min: the least time of training and of likelihoods, 0 … 1. The noise at that time limits the likelihood
@@ -40,6 +42,7 @@ class SDEOptions:
     sde: Literal["vp", "subvp", "ve"] = "vp"
     beta_min: float = 0.1
     beta_max: float = 20.0
+    shift: Shift = 1.0
     sigma_min: float = 0.01
     sigma_max: float = 50.0
     t_min: float = 1e-5
@@ -132,22 +135,34 @@ class VE(SDE):
 
 
 class VP(SDE):
-    """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time."""
+    """Variance preserving: β grows linearly, α² + σ² = 1 (eq. 32, 33); DDPM's chain in continuous time.
 
-    def __init__(self, start: float, beta_min: float, beta_max: float):
+    shift: s, the factor of √(1 − α²)/α, which is that of another β: s² β / (α² + s² (1 − α²)).
+    """
+
+    def __init__(self, start: float, beta_min: float, beta_max: float, shift: float = 1.0):
         super().__init__(start)
         if not 0 < beta_min <= beta_max:
             raise UsageError(
                 f"a noise rate that grows from {beta_min:g} to {beta_max:g}",
                 hint="set `model.beta_min` above 0 and `model.beta_max` not below it",
             )
-        self.beta_min, self.beta_max = beta_min, beta_max
+        self.beta_min, self.beta_max, self.gain = beta_min, beta_max, shift**2
 
     def beta(self, t: Tensor) -> Tensor:
-        return self.beta_min + (self.beta_max - self.beta_min) * t
+        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        if self.gain == 1:
+            return beta
+        kept = self.unshifted(t).exp()
+        return self.gain * beta / (kept + self.gain * (1 - kept))
 
     def decay(self, t: Tensor) -> Tensor:
         """−∫β from 0 to t, which is log α²."""
+        decay = self.unshifted(t)
+        return decay if self.gain == 1 else -torch.log1p(self.gain * torch.expm1(-decay))
+
+    def unshifted(self, t: Tensor) -> Tensor:
+        """log α² without a shift."""
         return -(0.5 * (self.beta_max - self.beta_min) * t + self.beta_min) * t
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,8 +182,8 @@ class SubVP(VP):
         return -0.5 * self.beta(t), -self.beta(t) * torch.expm1(2 * self.decay(t))
 
 
-SDES: dict[str, Callable[[SDEOptions], SDE]] = {
-    "vp": lambda options: VP(options.t_min, options.beta_min, options.beta_max),
-    "subvp": lambda options: SubVP(options.t_min, options.beta_min, options.beta_max),
-    "ve": lambda options: VE(options.t_min, options.sigma_min, options.sigma_max),
+SDES: dict[str, Callable[[SDEOptions, float], SDE]] = {
+    "vp": lambda options, shift: VP(options.t_min, options.beta_min, options.beta_max, shift),
+    "subvp": lambda options, shift: SubVP(options.t_min, options.beta_min, options.beta_max, shift),
+    "ve": lambda options, _: VE(options.t_min, options.sigma_min, options.sigma_max),
 }

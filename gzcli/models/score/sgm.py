@@ -8,8 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.schedule import shift_of
 from gzcli.models.nn.ode import LikelihoodOptions, dequantised, grey_levels, log_density
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.unet import UNet
+from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.models.score.applications import ScoreApplications
 from gzcli.models.score.options import SamplingOptions, ScoreOptions
 from gzcli.models.score.sampling import drawn
@@ -40,7 +42,8 @@ class SGM(ScoreApplications):
         labels: LabelOptions = LabelOptions(),
     ):
         net = UNet.of(data, unet, conditional=labels.conditional)
-        super().__init__(data, net, SDES[sde.sde](sde), score, labels, rescale=True)
+        process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
+        super().__init__(data, net, process, score, labels, rescale=True)
 
     def sample(
         self,

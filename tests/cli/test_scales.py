@@ -1,0 +1,183 @@
+"""Every shipped recipe has a setting that somebody chose for every shape class, small and full, which builds
+for images of that shape; sets of one shape have one setting."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+from pictures import png, write
+
+from gzcli.data.facts import SHAPES
+from gzcli.data.forms import sides
+from gzcli.data.sets import SPECS
+from gzcli.errors import UsageError, canonical
+from gzcli.models import catalog
+from gzcli.recipe.files import read_chain, recipes
+from gzcli.recipe.resolve import resolve
+from gzcli.types import DataInfo
+
+RECIPES = {name: read_chain(name)[0][-1].sections for name in recipes()}
+NEEDS = {name: frozenset(card.needs) for name in RECIPES for card in resolve(name).cards.values()} | {
+    name: frozenset(resolve(name).card.needs) for name in RECIPES
+}
+CASES = [(name, scale, shape) for name in RECIPES for scale in ("small", "full") for shape in SHAPES]
+
+# By shape class a set of that class, and what is typed beside its name.
+STAND_INS = {
+    "grey": ("fashionmnist", {}),
+    "colour": ("svhn", {}),
+    "64px": ("tinyimagenet", {}),
+    "128px": ("imagenette", {"data.size": 128}),
+    "256px": ("imagenette", {"data.size": 256}),
+}
+SIDES = {"grey": 28, "colour": 32, "64px": 64, "128px": 128, "256px": 256}
+PAIRS = [("cifar100", "svhn"), ("octmnist", "tissuemnist"), ("tinyimagenet", "places365")]
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory) -> str:
+    """A folder of captioned pictures with the pictures before them."""
+    root = tmp_path_factory.mktemp("captioned")
+    rows = [
+        {
+            "file_name": f"{i}.png",
+            "text": "a red door",
+            "before": f"before/{i}.png",
+            "control": f"maps/{i}.png",
+        }
+        for i in range(3)
+    ]
+    pictures = {
+        f"{folder}{i}.png": png((40 * i, 0, 9)) for folder in ("", "before/", "maps/") for i in range(3)
+    }
+    return str(write(root, pictures | {"metadata.jsonl": "\n".join(map(json.dumps, rows)).encode()}))
+
+
+@pytest.fixture
+def chosen(captioned):
+    """chosen(name, scale, shape, **typed): the recipe of a model for a set of a shape class."""
+    return lambda name, scale, shape, **typed: _chosen(name, scale, shape, captioned, tuple(typed.items()))
+
+
+@cache
+def _chosen(name, scale, shape, captioned, typed):
+    data, flags = STAND_INS[shape]
+    sets = []
+    if "caption" in NEEDS[name]:
+        import tiny_sd
+
+        data, flags = captioned, {"data.size": SIDES[shape]}
+        sets = [f"model.base={tiny_sd.base()}"]
+    elif "second_domain" in NEEDS[name]:
+        data, flags = "horse2zebra", {"data.size": SIDES[shape], "data.channels": 1 if shape == "grey" else 3}
+    typed = {key.replace("_", "."): value for key, value in typed}
+    return resolve(name, data=data, sets=sets, flags={**flags, "scale": scale, **typed})
+
+
+def info_of(part, classes: int = 10) -> DataInfo:
+    """What the model of a part is built for, as after the set is packed."""
+    data, spec = part.data, SPECS.get(part.data.name, SPECS["svhn"])
+    height, width = sides(data.size or spec.size)
+    names = tuple(map(str, range(classes)))
+    if data.latent:  # of Stable Diffusion's autoencoder
+        return DataInfo((4, height // 8, width // 8), None, names, n=1000, steps=part.train.steps)
+    shape = (data.channels or spec.channels, height, width)
+    return DataInfo(shape, data.levels or spec.levels, names, n=1000, steps=part.train.steps)
+
+
+def build(recipe, classes: int = 10) -> None:
+    """Each part on the meta device: shapes alone. A later stage is built on the earlier ones."""
+    if any(part.stage for part in recipe.parts):
+        _build(recipe, classes)
+    else:
+        part = recipe.parts[0]
+        _build_one(part.model, json.dumps(part.options), info_key(part, classes))
+
+
+def info_key(part, classes):
+    info = info_of(part, classes)
+    return (info.shape, info.levels, info.classes, info.n, info.steps)
+
+
+@cache
+def _build_one(model, options, key) -> None:
+    import torch
+
+    shape, levels, classes, n, steps = key
+    with torch.device("meta"):
+        catalog.load(model).of(DataInfo(shape, levels, classes, n=n, steps=steps), **json.loads(options))
+
+
+def _build(recipe, classes) -> None:
+    import torch
+
+    built = {}
+    for part in recipe.parts:
+        earlier = {stage: built[stage] for stage in catalog.card(part.model).stages}
+        with torch.device("meta"):
+            built[part.stage] = catalog.load(part.model).of(info_of(part, classes), **part.options, **earlier)
+
+
+@pytest.mark.parametrize(("name", "scale", "shape"), CASES)
+def test_each_class_has_a_setting_that_was_chosen(name, scale, shape, chosen):
+    recipe = chosen(name, scale, shape)
+    choice = recipe.choice
+    if "caption" not in NEEDS[name]:  # a base decides on channels and size itself
+        assert choice.names[0] == shape
+    own = {canonical(choice.names[0]), canonical(choice.names[-1])}
+    assert choice.read == scale or (scale, choice.read) == ("full", "paper")
+    assert [at for at in RECIPES[name] if at[0] == choice.read and canonical(at[-1]) in own]
+
+
+@pytest.mark.parametrize(("name", "scale", "shape"), CASES)
+def test_each_setting_builds(name, scale, shape, chosen):
+    build(chosen(name, scale, shape))
+
+
+OTHERS = {  # shapes that a class also holds
+    "48x32": ("colour", {"data_size": "48x32"}),
+    "grey 64": ("64px", {"data_channels": 1}),
+    "300 classes": ("colour", {}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_other_sets_of_a_class_build(name, scale, other, chosen):
+    """Pictures that are not square, large grey ones, many classes. A model that takes squares says so."""
+    shape, typed = OTHERS[other]
+    recipe = chosen(name, scale, shape, **typed)
+    if "caption" not in NEEDS[name]:
+        assert recipe.choice.names[0] == shape
+    try:
+        build(recipe, 300 if other == "300 classes" else 10)
+    except UsageError as e:
+        assert other == "48x32" and "square" in e.message, e.message
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_sets_of_one_shape_have_one_setting(name, scale, pair):
+    if NEEDS[name] - {"labels"}:
+        pytest.skip("no two shipped sets have what it needs")
+    trees = [resolve(name, data=data, flags={"scale": scale}).tree() for data in pair]
+    for tree in trees:
+        tree["data"].pop("name")
+    assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_average_of_the_weights_forgets_within_a_tenth_of_the_run(name, chosen):
+    for scale in ("small", "full"):
+        for shape in SHAPES:
+            try:
+                parts = chosen(name, scale, shape).parts
+            except UsageError:
+                continue  # told by the test of the choice
+            for part in parts:
+                horizon, steps = 1 / (1 - part.train.ema), part.train.steps
+                assert not part.train.ema or horizon <= 0.101 * steps, (scale, shape, part.stage)
