@@ -102,7 +102,7 @@ def test_bernoulli_is_the_default_of_two_levels_and_refused_for_more():
 @pytest.mark.parametrize(("kind", "levels"), [("bernoulli", 2), ("logistic", 5), ("gaussian", 5)])
 def test_drawn_pixels_follow_the_masses(kind, levels):
     pixels, n = Pixels(kind, levels), 20_000
-    row = torch.tensor([0.3, -1.0][: pixels.outputs]).view(1, -1, 1, 1)
+    row = torch.tensor([0.3, -1.0][: pixels.size]).view(1, -1, 1, 1)
     drawn = pixels.draw(
         row.expand(n, -1, -1, -1), torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     )
