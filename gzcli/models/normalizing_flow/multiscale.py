@@ -89,7 +89,7 @@ def check_size(shape: tuple[int, ...], scales: int) -> None:
     unit = 2**scales
     if height % unit or width % unit:
         most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width)))
-        larger = f"`data.size={size_of(*(-(-side // unit) * unit for side in (height, width)))}`"
+        larger = f"`data.size={as_size(*(-(-side // unit) * unit for side in (height, width)))}`"
         raise UsageError(
             f"`model.scales={scales}` halves images {scales} times, and {height}×{width} is not divisible "
             f"by {unit}",
@@ -97,6 +97,6 @@ def check_size(shape: tuple[int, ...], scales: int) -> None:
         )
 
 
-def size_of(height: int, width: int) -> str:
+def as_size(height: int, width: int) -> str:
     """The sides as `data.size` has them."""
     return str(height) if height == width else f"{width}x{height}"

@@ -57,4 +57,6 @@ def distribution(
     components: logistics of a pixel's mixture.
     """
     at_least(1, **{"model.mixture": components})
-    return MixturePixels(channels, levels, components) if kind == "mixture" else Pixels(kind, levels, channels)
+    return (
+        MixturePixels(channels, levels, components) if kind == "mixture" else Pixels(kind, levels, channels)
+    )

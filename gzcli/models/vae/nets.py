@@ -42,7 +42,8 @@ class NetOptions:
         """`hidden`, or what follows from the size of the image."""
         if self.hidden or self.net == "mlp":
             return tuple(self.hidden or (512, 512))
-        return tuple(self.width * 2 ** min(i, 2) for i in range(len(pyramid(shape)) - 1))
+        scales = max(len(pyramid(shape)) - 1, 1)
+        return tuple(self.width * 2 ** min(i, 2) for i in range(scales))
 
 
 def encoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:

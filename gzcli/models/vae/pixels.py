@@ -64,7 +64,8 @@ class Pixels:
         self.kind: Kind = kind
         self.levels = levels
         self.size = channels * (1 if kind == "bernoulli" else 2)
-        self.uniforms, self.start = channels, None
+        self.uniforms = channels
+        self.start: Callable[[Tensor], None] | None = None
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         """log p(x | out) in nats, summed over pixels, [B], fp32.

@@ -68,9 +68,8 @@ class VAE(LabelledVAE):
     ):
         super().__init__(data, labels, options.kl_warmup)
         if options.recon == "ms_ssim" and options.iwae > 1:
-            raise UsageError(
-                "`model.iwae` above 1 needs `model.recon: likelihood`", hint="set one of the two back"
-            )
+            both = "`model.iwae` above 1 needs `model.recon: likelihood`"
+            raise UsageError(both, hint="set one of the two back")
         if options.recon == "ms_ssim" and options.pixels == "mixture":
             means = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
             raise UsageError(means, hint="set `model.pixels=logistic`")
@@ -256,7 +255,8 @@ class VAE(LabelledVAE):
         device = next(self.parameters()).device
         e = None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
         out = self.decoder(temperature * noise.randn(n, self.latent), e)
-        x = self.pixels.mean(out) if mean else self.pixels.draw(out, noise.rand(n, self.pixels.uniforms, *self.data.shape[1:]))
+        uniforms = n, self.pixels.uniforms, *self.data.shape[1:]
+        x = self.pixels.mean(out) if mean else self.pixels.draw(out, noise.rand(*uniforms))
         progress(1, 1, x)
         return x
 
