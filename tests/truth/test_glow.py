@@ -293,6 +293,12 @@ def test_sizes_that_cannot_be_halved_are_refused_with_what_to_do():
     with pytest.raises(UsageError, match="28×28 is not divisible by 8") as error:
         Glow.of(DataInfo((1, 28, 28)), scales=3)
     assert error.value.hint == "set `model.scales=2`, or `data.size=32`"
+    with pytest.raises(UsageError, match="30×44 is not divisible by 4") as error:
+        Glow.of(DataInfo((1, 30, 44)), scales=2)
+    assert error.value.hint == "set `model.scales=1`, or `data.size=44x32`", "width first, as it is typed"
+    with pytest.raises(UsageError, match="45×31 is not divisible by 2") as error:
+        Glow.of(DataInfo((1, 45, 31)))
+    assert error.value.hint == "set `data.size=32x46`"
     with pytest.raises(UsageError, match="at least 1"):
         Glow.of(DataInfo((1, 28, 28)), scales=0)
 
@@ -351,3 +357,13 @@ def test_one_step_agrees_with_normflows():
             (y, log_det), (z, expected) = layer(x), peer.inverse(x)
             torch.testing.assert_close(y, z, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(log_det, torch.as_tensor(expected), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sides", "top"),
+    [((28, 28), (7, 7)), ((32, 32), (4, 4)), ((32, 48), (4, 6)), ((30, 44), (15, 22)), ((64, 64), (4, 4))],
+)
+def test_scales_follow_from_the_sides(sides, top):
+    """Down to an odd side, or to 4 as in the paper: 3 scales of 32 pixels (section 6.1)."""
+    model = Glow.of(DataInfo((3, *sides)), depth=1, hidden=8)
+    assert model.shapes[-1][1:] == top

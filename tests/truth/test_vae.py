@@ -13,6 +13,7 @@ from gzcli.models.nn import from_levels
 from gzcli.models.nn.ssim import gaussian_window, ms_ssim, ssim_parts
 from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.gaussian import kl_normal, log_normal
+from gzcli.models.vae.nets import NetOptions
 from gzcli.models.vae.pixels import Pixels
 from gzcli.models.vae.vae import VAE
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
@@ -102,7 +103,7 @@ def test_bernoulli_is_the_default_of_two_levels_and_refused_for_more():
 @pytest.mark.parametrize(("kind", "levels"), [("bernoulli", 2), ("logistic", 5), ("gaussian", 5)])
 def test_drawn_pixels_follow_the_masses(kind, levels):
     pixels, n = Pixels(kind, levels), 20_000
-    row = torch.tensor([0.3, -1.0][: pixels.outputs]).view(1, -1, 1, 1)
+    row = torch.tensor([0.3, -1.0][: pixels.size]).view(1, -1, 1, 1)
     drawn = pixels.draw(
         row.expand(n, -1, -1, -1), torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     )
@@ -110,6 +111,41 @@ def test_drawn_pixels_follow_the_masses(kind, levels):
     found = torch.stack([(drawn - value).abs().lt(1e-3).float().mean() for value in x])
     expected = pixels.log_prob(x.view(-1, 1, 1, 1), row.expand(levels, -1, -1, -1)).exp()
     torch.testing.assert_close(found, expected, atol=0.012, rtol=0)
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_a_mixture_is_a_distribution_over_whole_pixels(net):
+    """The masses of all images of one pixel with three channels of three levels."""
+    torch.manual_seed(0)
+    model = VAE.of(DataInfo((3, 1, 1), 3), net=net, latent=2, pixels="mixture", mixture=2).eval()
+    out = model.decoder(torch.randn(1, 2)).expand(27, -1, -1, -1)
+    x = from_levels(torch.cartesian_prod(*[torch.arange(3)] * 3), 3).view(27, 3, 1, 1)
+    masses = model.pixels.log_prob(x, out).exp()
+    torch.testing.assert_close(masses.sum(), torch.tensor(1.0))
+    drawn = model.sample(4, noise=noise(4), progress=no_progress, mean=False)
+    assert (drawn[:, None] - x).abs().amax((2, 3, 4)).amin(1).max() < 1e-6, "images of these levels"
+    with pytest.raises(UsageError, match="have no gradient"):
+        VAE.of(DIGITS, pixels="mixture", recon="ms_ssim")
+    with pytest.raises(UsageError, match=r"model\.mixture.* must be 1 or more"):
+        VAE.of(DIGITS, pixels="mixture", mixture=0)
+
+
+def test_the_components_of_a_mixture_start_spread_over_the_greys():
+    for net in ("mlp", "conv"):
+        model = VAE.of(DataInfo((1, 8, 8)), net=net, latent=2, pixels="mixture", mixture=4)
+        model.decoder.requires_grad_(False)
+        last = [
+            m for m in model.decoder.modules() if isinstance(m, torch.nn.Linear | torch.nn.ConvTranspose2d)
+        ][-1]
+        means = last.bias.view(model.pixels.size, -1)[4:8]  # after the logits of the four components
+        torch.testing.assert_close(means[:, 0], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+        assert (means == means[:, :1]).all(), "the same for all pixels"
+
+
+def test_widths_follow_from_the_sides():
+    widths = lambda *shape: NetOptions(width=8).widths(shape)  # noqa: E731
+    assert widths(1, 16, 16) == (8, 16) and widths(3, 32, 48) == (8, 16, 32, 32)
+    assert widths(3, 3, 3) == (8,) and NetOptions(net="mlp").widths((1, 16, 16)) == (512, 512)
 
 
 def test_kl_against_torch_and_monte_carlo():

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import FlowOptions
-from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow
+from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
 from gzcli.models.normalizing_flow.nets import GatedNet
 from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
 from gzcli.types import DataInfo
@@ -24,7 +24,7 @@ class Flow(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed.
+    scales: how often the image is squeezed; null: until a side is odd, or 4 or less.
     depth: couplings a scale.
     hidden: channels of a coupling's network.
     blocks: gated convolutions of a coupling's network.
@@ -36,13 +36,14 @@ class Flow(MultiscaleFlow):
         self,
         data: DataInfo,
         *,
-        scales: int = 1,
+        scales: int | None = None,
         depth: int = 8,
         hidden: int = 32,
         blocks: int = 2,
         options: FlowOptions = FlowOptions(),
     ):
         super().__init__(data, options)
+        scales = scales_of(data.shape) if scales is None else scales
 
         def steps(i: int, channels: int) -> Iterator[Bijection]:
             yield layers.Permute(layers.checkerboard(channels))

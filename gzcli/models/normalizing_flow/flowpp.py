@@ -23,6 +23,7 @@ from gzcli.models.normalizing_flow.base import FlowOptions, ImageFlow
 from gzcli.models.normalizing_flow.dequantise import grey_levels
 from gzcli.models.normalizing_flow.gated import CouplingNet, CouplingOptions, GatedConv
 from gzcli.models.normalizing_flow.logistic import MixLogisticCoupling
+from gzcli.models.normalizing_flow.multiscale import as_size
 from gzcli.models.normalizing_flow.norms import ActNorm
 from gzcli.types import DataInfo, Noise, Progress, no_progress
 
@@ -238,5 +239,6 @@ def check(
     if height % tall or width % wide:
         raise UsageError(
             f"{height}×{width} cannot be halved as often as `model.checkerboard={list(checkerboard)}` asks",
-            hint=f"set `data.size={-(-max(height, width) // wide) * wide}`, or fewer scales",
+            hint=f"set `data.size={as_size(-(-height // tall) * tall, -(-width // wide) * wide)}`, or fewer "
+            "scales",
         )

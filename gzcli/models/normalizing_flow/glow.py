@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import FlowOptions
-from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow
+from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
 from gzcli.models.normalizing_flow.nets import ConvNet, ResidualNet
 from gzcli.models.normalizing_flow.norms import ActNorm, Bijection
 from gzcli.types import DataInfo
@@ -64,7 +64,7 @@ class Glow(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed.
+    scales: how often the image is squeezed; null: until a side is odd, or 4 or less.
     depth: steps of flow a scale.
     hidden: channels of a coupling's network.
     coupling: `affine`, or `additive`, which preserves volumes.
@@ -77,7 +77,7 @@ class Glow(MultiscaleFlow):
         self,
         data: DataInfo,
         *,
-        scales: int = 2,
+        scales: int | None = None,
         depth: int = 8,
         hidden: int = 64,
         coupling: CouplingKind = "affine",
@@ -85,4 +85,5 @@ class Glow(MultiscaleFlow):
         options: FlowOptions = FlowOptions(),
     ):
         super().__init__(data, options)
+        scales = scales_of(data.shape) if scales is None else scales
         self.build(scales, lambda i, channels: (Step(channels, hidden, coupling, net) for _ in range(depth)))

@@ -71,6 +71,16 @@ class MultiscaleFlow(ImageFlow):
         return self.postprocess(h)
 
 
+def scales_of(shape: tuple[int, ...]) -> int:
+    """How often images (C, H, W) are halved where no number is given: while both sides are even and the
+    smaller one is above 4, at least once."""
+    _, height, width = shape
+    scales = 1
+    while math.gcd(height, width) % 2 ** (scales + 1) == 0 and min(height, width) > 4 * 2**scales:
+        scales += 1
+    return scales
+
+
 def check_size(shape: tuple[int, ...], scales: int) -> None:
     """Raises UsageError unless height and width of `shape` can be halved `scales` ≥ 1 times."""
     _, height, width = shape
@@ -79,9 +89,14 @@ def check_size(shape: tuple[int, ...], scales: int) -> None:
     unit = 2**scales
     if height % unit or width % unit:
         most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width)))
-        larger = f"`data.size={-(-max(height, width) // unit) * unit}`"
+        larger = f"`data.size={as_size(*(-(-side // unit) * unit for side in (height, width)))}`"
         raise UsageError(
             f"`model.scales={scales}` halves images {scales} times, and {height}×{width} is not divisible "
             f"by {unit}",
             hint=f"set `model.scales={most}`, or {larger}" if most else f"set {larger}",
         )
+
+
+def as_size(height: int, width: int) -> str:
+    """The sides as `data.size` has them."""
+    return str(height) if height == width else f"{width}x{height}"

@@ -16,7 +16,7 @@ import torch
 from gzcli.models.nn.common import fresh_statistics
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import FlowOptions
-from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow
+from gzcli.models.normalizing_flow.multiscale import MultiscaleFlow, scales_of
 from gzcli.models.normalizing_flow.nets import ResNet
 from gzcli.models.normalizing_flow.norms import BatchNorm, Bijection
 from gzcli.types import Batch, DataInfo
@@ -27,7 +27,7 @@ class RealNVP(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed.
+    scales: how often the image is squeezed; null: until a side is odd, or 4 or less.
     couplings: couplings for each of the two masks of a scale; the last scale has checkerboard masks alone,
       and one coupling more.
     hidden: channels of a coupling's network.
@@ -41,7 +41,7 @@ class RealNVP(MultiscaleFlow):
         self,
         data: DataInfo,
         *,
-        scales: int = 2,
+        scales: int | None = None,
         couplings: int = 3,
         hidden: int = 64,
         blocks: int = 2,
@@ -49,6 +49,7 @@ class RealNVP(MultiscaleFlow):
         options: FlowOptions = FlowOptions(logit=0.05),
     ):
         super().__init__(data, options)
+        scales = scales_of(data.shape) if scales is None else scales
 
         def alternate(channels: int, count: int) -> Iterator[Bijection]:
             for k in range(count):

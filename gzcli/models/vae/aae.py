@@ -61,7 +61,7 @@ class AAE(Model):
         self,
         data: DataInfo,
         *,
-        nets: NetOptions = NetOptions(hidden=(32, 64), latent=16),
+        nets: NetOptions = NetOptions(latent=16),
         options: AAEOptions = AAEOptions(),
         labels: LabelOptions = LabelOptions(),
     ):
@@ -70,7 +70,7 @@ class AAE(Model):
         self.labels = labels.embedding(data)
         codes = nets.latent * (2 if options.posterior == "gaussian" else 1)
         self.encoder = encoder(data.shape, nets, codes)
-        self.decoder = decoder(data.shape, nets, 1, labels.size)
+        self.decoder = decoder(data.shape, nets, data.shape[0], labels.size)
         self.discriminator = mlp(nets.latent, options.disc_hidden, 1)
         self.critic: Critic | None = None
         if options.image_weight:

@@ -24,8 +24,7 @@ from gzcli.models.nn.latent import as_interpolations, interpolated
 from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE
 from gzcli.models.vae.cells import SpectralNorms
 from gzcli.models.vae.ladder import BottomUp, Code, LadderOptions, TopDown, check
-from gzcli.models.vae.mixture import MixturePixels
-from gzcli.models.vae.pixels import PixelDistribution, Pixels
+from gzcli.models.vae.mixture import distribution
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
 ACTIVE = 0.05  # nats of KL from which on a group counts as active
@@ -59,20 +58,14 @@ class HVAE(LabelledVAE):
     ):
         check(ladder, mixture)
         super().__init__(data, labels, kl_warmup)
-        image_channels, start = data.shape[0], None
-        self.pixels: PixelDistribution
-        if pixels == "mixture" or (pixels == "auto" and data.levels not in (2, None)):
-            of_mixture = MixturePixels(image_channels, data.levels, mixture)
-            self.pixels, start = of_mixture, of_mixture.mixture.start
-            outputs, self.uniforms = of_mixture.mixture.size, of_mixture.mixture.uniforms
-        else:
-            independent = Pixels(pixels, data.levels)
-            self.pixels = independent
-            outputs, self.uniforms = independent.outputs * image_channels, image_channels
-        self.encoder = BottomUp(image_channels, ladder)
-        self.decoder = TopDown(data.shape, ladder, outputs, labels.size)
-        if start is not None:
-            start(self.decoder.head.get_parameter("bias"))
+        channels = data.shape[0]
+        if pixels == "auto" and data.levels not in (2, None):
+            pixels = "mixture"
+        self.pixels = distribution(pixels, channels, data.levels, mixture)
+        self.encoder = BottomUp(channels, ladder)
+        self.decoder = TopDown(data.shape, ladder, self.pixels.size, labels.size)
+        if self.pixels.start is not None:
+            self.pixels.start(self.decoder.head.get_parameter("bias"))
         self.grids = [(ladder.latent, *grid) for grid in self.decoder.grids]
         self.sizes = [math.prod(grid) for grid in self.grids]  # latents of each group
         self.scale_of = [self.decoder.sizes.index(grid) for grid in self.decoder.grids]
@@ -232,7 +225,7 @@ class HVAE(LabelledVAE):
         if mean:
             x = self.pixels.mean(out)
         else:
-            x = self.pixels.draw(out, noise.rand(n, self.uniforms, *self.data.shape[1:]))
+            x = self.pixels.draw(out, noise.rand(n, self.pixels.uniforms, *self.data.shape[1:]))
         progress(1, 1, x)
         return x
 

@@ -1,11 +1,12 @@
 """Encoders and decoders of the VAE family: an MLP, and a convolutional network for any image size.
 
 An encoder maps images [B, C, H, W], and label embeddings e [B, E] or None, to [B, outputs]. A decoder maps
-z [B, latent], and e, to [B, outputs·C, H, W]. No layer depends on the other images of the batch.
+z [B, latent], and e, to [B, outputs, H, W]. No layer depends on the other images of the batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.models.nn.common import group_norm, halvings
+from gzcli.models.nn.critic import pyramid
 
 Shape = tuple[int, ...]  # (C, H, W) of an image
 
@@ -24,23 +26,24 @@ class NetOptions:
 
     net: `conv`, a convolutional network, or `mlp`.
     hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null: 512 and
-      512, or 32 and 64.
+      512, or what `width` says, with as many scales as halve the sides until none is above 4.
+    width: channels of the finest scale where `hidden` is null, doubled at each coarser one, at most 4-fold.
     blocks: residual blocks of each scale of the convolutional network.
     latent: dimensions of z.
     """
 
     net: Literal["mlp", "conv"] = "conv"
     hidden: tuple[int, ...] | None = None
+    width: int = 32
     blocks: int = 0
     latent: int = 32
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """`hidden`, or the default of the network."""
-        return tuple(self.hidden or HIDDEN[self.net])
-
-
-HIDDEN: dict[str, tuple[int, ...]] = {"mlp": (512, 512), "conv": (32, 64)}
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        """`hidden`, or what follows from the size of the image."""
+        if self.hidden or self.net == "mlp":
+            return tuple(self.hidden or (512, 512))
+        scales = max(len(pyramid(shape)) - 1, 1)
+        return tuple(self.width * 2 ** min(i, 2) for i in range(scales))
 
 
 def encoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:
@@ -49,16 +52,28 @@ def encoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> 
     outputs: number of outputs.
     embed: size of the embeddings of labels, 0 for none.
     """
-    return ENCODERS[options.net](shape, options.widths, outputs, embed, options.blocks)
+    return ENCODERS[options.net](shape, options.widths(shape), outputs, embed, options.blocks)
 
 
 def decoder(shape: Shape, options: NetOptions, outputs: int, embed: int = 0) -> nn.Module:
     """The decoder of the options, the mirror image of the encoder.
 
-    outputs: outputs for each pixel and channel.
+    outputs: outputs for each pixel.
     embed: size of the embeddings of labels, 0 for none.
     """
-    return DECODERS[options.net](shape, options.widths, options.latent, outputs, embed, options.blocks)
+    return DECODERS[options.net](shape, options.widths(shape), options.latent, outputs, embed, options.blocks)
+
+
+@torch.no_grad()
+def start_pixels(decoder: nn.Module, size: int, start: Callable[[Tensor], None]) -> None:
+    """Sets the bias of a decoder's last layer, the same for all pixels.
+
+    size: outputs for each pixel.
+    start: sets the bias [size] of one pixel.
+    """
+    *_, bias = decoder.parameters()
+    start(one := torch.empty(size))
+    bias.copy_(one.repeat_interleave(len(bias) // size))
 
 
 def join(h: Tensor, e: Tensor | None) -> Tensor:
@@ -98,9 +113,9 @@ class MLPDecoder(nn.Module):
         blocks: int = 0,
     ):
         super().__init__()
-        c, h, w = shape
-        self.shape = (outputs * c, h, w)
-        self.net = mlp(latent + embed, hidden[::-1], outputs * c * h * w)
+        _, h, w = shape
+        self.shape = (outputs, h, w)
+        self.net = mlp(latent + embed, hidden[::-1], outputs * h * w)
 
     def forward(self, z: Tensor, e: Tensor | None = None) -> Tensor:
         return self.net(join(z, e)).unflatten(1, self.shape)
@@ -158,7 +173,7 @@ class ConvDecoder(nn.Module):
         self.start = (hidden[-1], *start)
         self.stem = nn.Linear(latent + embed, hidden[-1] * start[0] * start[1])
         self.scales = nn.ModuleList()
-        for w, out in zip(reversed(hidden), (*reversed(hidden[:-1]), outputs * shape[0]), strict=True):
+        for w, out in zip(reversed(hidden), (*reversed(hidden[:-1]), outputs), strict=True):
             up = nn.ConvTranspose2d(w, out, 4, stride=2, padding=1)
             self.scales.append(
                 nn.Sequential(*(ResBlock(w) for _ in range(blocks)), group_norm(w), nn.GELU(), up)

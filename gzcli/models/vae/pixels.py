@@ -24,7 +24,12 @@ LOG_SCALE = (-7.0, 3.0)  # at e^-7, a quarter of a bin of 256 levels, nearly all
 
 
 class PixelDistribution(Protocol):
-    """p(x | z), whose parameters are a decoder's output [B, outputs, H, W]."""
+    """p(x | z), whose parameters are a decoder's output [B, size, H, W]; a draw takes `uniforms` numbers a
+    pixel. `start` sets the bias [size] of the decoder's last layer; None: it stays as layers start."""
+
+    size: int
+    uniforms: int
+    start: Callable[[Tensor], None] | None
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor: ...
 
@@ -40,9 +45,10 @@ class Pixels:
 
     kind: the distribution; auto: bernoulli for 2 levels, gaussian for latents, otherwise logistic.
     levels: number of grey levels; None for latents.
+    channels: channels of an image.
     """
 
-    def __init__(self, kind: Kind | Literal["auto"], levels: int | None):
+    def __init__(self, kind: Kind | Literal["auto"], levels: int | None, channels: int = 1):
         if kind == "auto":
             kind = "gaussian" if levels is None else "bernoulli" if levels == 2 else "logistic"
         if kind == "bernoulli" and levels != 2:
@@ -57,13 +63,15 @@ class Pixels:
             )
         self.kind: Kind = kind
         self.levels = levels
-        self.outputs = 1 if kind == "bernoulli" else 2  # decoder channels per image channel
+        self.size = channels * (1 if kind == "bernoulli" else 2)
+        self.uniforms = channels
+        self.start: Callable[[Tensor], None] | None = None
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         """log p(x | out) in nats, summed over pixels, [B], fp32.
 
         x: images [B, C, H, W].
-        out: [B, outputs·C, H, W].
+        out: [B, size, H, W].
         """
         out = to_fp32(out)
         if self.kind == "bernoulli":

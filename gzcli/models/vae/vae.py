@@ -21,8 +21,8 @@ from gzcli.models.nn.latent import as_interpolations, interpolated, traversal
 from gzcli.models.nn.ssim import ms_ssim
 from gzcli.models.vae.base import HiddenLabelOptions, LabelledVAE
 from gzcli.models.vae.gaussian import LOGVAR, drawn, kl_normal, log_normal
-from gzcli.models.vae.nets import NetOptions, decoder, encoder
-from gzcli.models.vae.pixels import Pixels
+from gzcli.models.vae.mixture import distribution
+from gzcli.models.vae.nets import NetOptions, decoder, encoder, start_pixels
 from gzcli.models.vae.regret import likelihood_regret
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
@@ -32,8 +32,9 @@ class VAEOptions:
     """The distribution of the pixels, and the bound that is trained. Likelihoods and scores always use the
     bound with a KL of weight 1.
 
-    pixels: the decoder's distribution over grey levels; auto: bernoulli for 2 levels, gaussian for latents,
-      otherwise logistic.
+    pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
+      for 2 levels, gaussian for latents, otherwise logistic.
+    mixture: discretised logistics of a pixel's mixture.
     recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean, where D
       is the number of pixels. The scales of gaussian and logistic pixels are then not trained, and log_prob
       is a loose bound.
@@ -43,7 +44,8 @@ class VAEOptions:
       ELBO.
     """
 
-    pixels: Literal["auto", "bernoulli", "gaussian", "logistic"] = "auto"
+    pixels: Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"] = "auto"
+    mixture: int = 1
     recon: Literal["likelihood", "ms_ssim"] = "likelihood"
     beta: float = 1.0
     kl_warmup: int = 0
@@ -66,14 +68,18 @@ class VAE(LabelledVAE):
     ):
         super().__init__(data, labels, options.kl_warmup)
         if options.recon == "ms_ssim" and options.iwae > 1:
-            raise UsageError(
-                "`model.iwae` above 1 needs `model.recon: likelihood`", hint="set one of the two back"
-            )
-        self.pixels = Pixels(options.pixels, data.levels)
+            both = "`model.iwae` above 1 needs `model.recon: likelihood`"
+            raise UsageError(both, hint="set one of the two back")
+        if options.recon == "ms_ssim" and options.pixels == "mixture":
+            means = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
+            raise UsageError(means, hint="set `model.pixels=logistic`")
+        self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
         self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
         self.latent, self.dims = nets.latent, math.prod(data.shape)
         self.encoder = encoder(data.shape, nets, 2 * nets.latent, labels.size)
-        self.decoder = decoder(data.shape, nets, self.pixels.outputs, labels.size)
+        self.decoder = decoder(data.shape, nets, self.pixels.size, labels.size)
+        if self.pixels.start is not None:
+            start_pixels(self.decoder, self.pixels.size, self.pixels.start)
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(z | x): mu and logvar [B, latent], fp32, logvar within bounds."""
@@ -113,7 +119,7 @@ class VAE(LabelledVAE):
         return parts
 
     def distance(self, x: Tensor, out: Tensor) -> Tensor:
-        """The reconstruction loss [B] of the decoder's output [B, outputs·C, H, W]."""
+        """The reconstruction loss [B] of the decoder's output [B, size, H, W]."""
         if self.recon == "ms_ssim":
             return self.dims * (1 - ms_ssim(x, self.pixels.mean(out)))
         return -self.pixels.log_prob(x, out)
@@ -249,7 +255,8 @@ class VAE(LabelledVAE):
         device = next(self.parameters()).device
         e = None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
         out = self.decoder(temperature * noise.randn(n, self.latent), e)
-        x = self.pixels.mean(out) if mean else self.pixels.draw(out, noise.rand(n, *self.data.shape))
+        uniforms = n, self.pixels.uniforms, *self.data.shape[1:]
+        x = self.pixels.mean(out) if mean else self.pixels.draw(out, noise.rand(*uniforms))
         progress(1, 1, x)
         return x
 
