@@ -13,7 +13,6 @@ from gzcli.models.base import Model
 from gzcli.models.nn import to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
-
 SIDE = 16  # the most codes along a side where a recipe does not say how often it is halved
 
 
