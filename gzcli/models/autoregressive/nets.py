@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli.models.autoregressive.tokenizer import halved
 from gzcli.models.nn.attention import Attention
 from gzcli.models.nn.unet import Down, Up
 
 EPS = 1e-6  # of the group norms
+MULT = {2: (1, 2, 4), 3: (1, 2, 2, 4), 4: (1, 1, 2, 2, 4)}  # channels of each level, by how often is halved
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,24 @@ class ConvOptions:
 
     channels: channels of the finest level; a multiple of `groups`.
     mult: channels of each level in units of `channels`, the finest first; the resolution is halved between
-      two levels.
+      two levels; null: as many as leave at most 16 codes a side, 1, 2, 4 or the authors' of more levels.
     blocks: residual blocks of each level of the encoder; the decoder has one more.
     attention: whether the coarsest level has self-attention.
     groups: groups of each group norm.
     """
 
     channels: int = 32
-    mult: tuple[int, ...] = (1, 2, 2)
+    mult: tuple[int, ...] | None = None
     blocks: int = 1
     attention: bool = True
     groups: int = 8
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The channels of each level, the finest first."""
-        return tuple(self.channels * m for m in self.mult)
+    def widths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The channels of each level of images (C, H, W), the finest first."""
+        times = halved(shape)
+        # those of the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
+        mult = MULT.get(times, (1,) * (times - 4) + MULT[4]) if self.mult is None else self.mult
+        return tuple(self.channels * m for m in mult)
 
 
 class ResBlock(nn.Module):
@@ -73,11 +77,14 @@ class Middle(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """x [B, channels, H, W] → [B, dim, h, w]."""
+    """x [B, channels, H, W] → [B, dim, h, w].
 
-    def __init__(self, channels: int, dim: int, options: ConvOptions):
+    widths: channels of each level, the finest first.
+    """
+
+    def __init__(self, channels: int, dim: int, widths: tuple[int, ...], options: ConvOptions):
         super().__init__()
-        widths, blocks, groups = options.widths, options.blocks, options.groups
+        blocks, groups = options.blocks, options.groups
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.levels = nn.ModuleList(
@@ -100,12 +107,20 @@ class Decoder(nn.Module):
     """z [B, dim, h, w] → [B, channels, H, W], the mirror image of the encoder with one block more at each
     level.
 
+    widths: channels of each level, the finest first.
     sizes: (height, width) of the feature maps, the image's first.
     """
 
-    def __init__(self, channels: int, dim: int, options: ConvOptions, sizes: list[tuple[int, int]]):
+    def __init__(
+        self,
+        channels: int,
+        dim: int,
+        widths: tuple[int, ...],
+        options: ConvOptions,
+        sizes: list[tuple[int, int]],
+    ):
         super().__init__()
-        widths, blocks, groups = options.widths[::-1], options.blocks + 1, options.groups
+        widths, blocks, groups = widths[::-1], options.blocks + 1, options.groups
         self.sizes = sizes[-2::-1]
         self.conv_in = nn.Conv2d(dim, widths[0], 3, padding=1)
         self.middle = Middle(widths[0], groups, options.attention)

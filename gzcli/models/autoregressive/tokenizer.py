@@ -13,6 +13,14 @@ from gzcli.models.base import Model
 from gzcli.models.nn import to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress
 
+SIDE = 16  # the most codes along a side where a recipe does not say how often it is halved
+
+
+def halved(shape: tuple[int, ...]) -> int:
+    """How often a tokenizer halves the sides of images (C, H, W): twice, and more often until neither has
+    more than SIDE codes, whose number is the length of a prior's sequence."""
+    return max(2, math.ceil(math.log2(max(shape[1:]) / SIDE)))
+
 
 class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.

@@ -68,13 +68,14 @@ class VQGAN(Tokenizer):
         disc_width: int = 64,
         disc_layers: int = 2,
     ):
-        sizes, colours = halvings(data.shape, len(net.mult) - 1), data.shape[0]
+        widths, colours, dim = net.widths(data.shape), data.shape[0], quantise.dim
+        sizes = halvings(data.shape, len(widths) - 1)
         super().__init__(
             data,
             grid=sizes[-1],
-            encoder=Encoder(colours, quantise.dim, net),
+            encoder=Encoder(colours, dim, widths, net),
             codebook=Codebook(quantise),
-            decoder=Decoder(colours, quantise.dim, net, sizes),
+            decoder=Decoder(colours, dim, widths, net, sizes),
         )
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)
         self.pixels, self.perceptual_loss, self.perceptual_weight = pixels, perceptual, perceptual_weight

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.models.autoregressive.codebook import Codebook, CodebookOptions
-from gzcli.models.autoregressive.tokenizer import Tokenizer
+from gzcli.models.autoregressive.tokenizer import Tokenizer, halved
 from gzcli.models.nn import halvings, to_fp32
 from gzcli.types import Batch, DataInfo
 
@@ -79,7 +79,8 @@ class VQVAE(Tokenizer):
     hidden: channels of encoder and decoder.
     residual: channels inside a residual block.
     blocks: residual blocks of the encoder, and of the decoder.
-    down: how often the encoder halves the image's sides.
+    down: how often the encoder halves the image's sides; null: twice, and more often until neither side has
+      more than 16 codes.
     """
 
     paper = "van den Oord et al. 2017, arXiv:1711.00937"
@@ -91,9 +92,10 @@ class VQVAE(Tokenizer):
         hidden: int = 128,
         residual: int = 32,
         blocks: int = 2,
-        down: int = 2,
+        down: int | None = None,
         quantise: CodebookOptions = CodebookOptions(),
     ):
+        down = halved(data.shape) if down is None else down
         sizes, channels, dim = halvings(data.shape, down), data.shape[0], quantise.dim
         super().__init__(
             data,

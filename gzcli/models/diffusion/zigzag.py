@@ -31,14 +31,17 @@ class ZigzagOptions:
 
     width: features of a token, a multiple of 4.
     layers: number of blocks.
-    patch: side in pixels of the patch that a token stands for; must divide the image's sides.
+    patch: side in pixels of the patch that a token stands for; must divide the image's sides; null: the one
+      that makes about `tokens` of an image.
+    tokens: patches of an image that `patch` is chosen for where it is null.
     expand: inner channels of a block in units of `width`.
     state: size of the state of each inner channel.
     """
 
     width: int = 128
     layers: int = 8
-    patch: int = 2
+    patch: int | None = None
+    tokens: int = 256
     expand: int = 2
     state: int = 16
 
@@ -53,7 +56,7 @@ class ZigzagNet(DiTNet):
                 f"`model.width` is {width}, which must divide by 4",
                 hint=f"set `model.width` to {width // 4 * 4 + 4}",
             )
-        empty = DiTOptions(width=width, layers=0, heads=1, patch=options.patch)
+        empty = DiTOptions(width=width, layers=0, heads=1, patch=options.patch, tokens=options.tokens)
         super().__init__(shape, empty, classes=classes)
         orders = zigzags(*self.grid)
         self.blocks = nn.ModuleList(

@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.nn.attention import softmax_attention
-from gzcli.models.nn.common import ClassEmbedding, stacked, zero_init
+from gzcli.models.nn.common import ClassEmbedding, at_least, stacked, zero_init
 from gzcli.models.nn.diffusers_names import DIT, renamed
 from gzcli.models.nn.unet import time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
+PATCHES = range(1, 9)  # sides of a patch that is not given
+TOKENS = 1024  # the most tokens where the patch is not given; attention costs their square
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,16 @@ class DiTOptions:
     width: features of a token, a multiple of `heads` and of 4.
     layers: transformer blocks.
     heads: attention heads of each block.
-    patch: side in pixels of the patch that a token stands for; must divide the image's sides.
+    patch: side in pixels of the patch that a token stands for; must divide the image's sides; null: the one
+      that makes about `tokens` of an image.
+    tokens: patches of an image that `patch` is chosen for where it is null; the paper's are 256.
     """
 
     width: int = 128
     layers: int = 4
     heads: int = 4
-    patch: int = 2
+    patch: int | None = None
+    tokens: int = 256
 
 
 class DiTNet(nn.Module):
@@ -53,9 +58,11 @@ class DiTNet(nn.Module):
     def __init__(
         self, shape: tuple[int, ...], options: DiTOptions, *, classes: int = 0, freq_shift: float = 0.0
     ):
-        width, layers, heads, patch = options.width, options.layers, options.heads, options.patch
+        width, layers, heads = options.width, options.layers, options.heads
         super().__init__()
         c, h, w = shape
+        patch = patch_for(h, w, options.tokens) if options.patch is None else options.patch
+        at_least(1, patch=patch)
         if h % patch or w % patch:
             fit = ", ".join(str(p) for p in range(1, min(h, w) // 2 + 1) if not (h % p or w % p))
             raise UsageError(
@@ -141,6 +148,23 @@ class DiTNet(nn.Module):
         # [B, rows, columns, p, q, C]
         h = h.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, self.grid)
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def patch_for(h: int, w: int, tokens: int) -> int:
+    """The side of PATCHES that divides h and w and makes nearly `tokens` patches, by their ratio.
+
+    Raises UsageError where it makes more than TOKENS: few sides divide both, or the image is too large.
+    """
+    fit = [patch for patch in PATCHES if not (h % patch or w % patch)]
+    patch = min(fit, key=lambda patch: abs(math.log(h * w / (patch**2 * tokens))))
+    if h * w > TOKENS * patch**2:
+        scale = min(1.0, 256 / math.sqrt(h * w))
+        height, width = (max(8, math.floor(side * scale / 8) * 8) for side in (h, w))
+        raise UsageError(
+            f"images of {h}×{w} make {h * w // patch**2:,} patches of {patch}×{patch}, too many to train on",
+            hint=f"--set data.size={width}x{height}, or set `model.patch` or `data.latent`",
+        )
+    return patch
 
 
 class Block(nn.Module):
