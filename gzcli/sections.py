@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCALES = ("small", "full", "paper")  # from what a CPU trains in an hour to what the paper trained
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet

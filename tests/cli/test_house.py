@@ -28,6 +28,7 @@ LEAVES = {
     "ranks",
     "parts",
     "sections",
+    "philox",
 }
 MAY = {
     "__main__": {"cli"},

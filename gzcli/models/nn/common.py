@@ -181,12 +181,14 @@ def fresh_statistics(model: nn.Module) -> Iterator[int]:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """A context in which products are in full fp32: no autocast, no TF32. For maps that are inverted, and for
-    results that must not depend on the device."""
-    before = torch.get_float32_matmul_precision()
+    """A context in which products and convolutions are in full fp32: no autocast, no TF32. For maps that are
+    inverted, for likelihoods, and for results that must not depend on the device."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
