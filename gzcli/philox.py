@@ -84,8 +84,8 @@ def draw(
     key, blocks, device = (seed & WORD, (seed >> 32) & WORD), math.ceil(count / 4), images.device
     out = torch.empty(len(images), 4, blocks, dtype=dtype, device=device)
     most = CACHED * torch.get_num_threads() if device.type == "cpu" else MOST
-    width = min(blocks, most)
-    height = min(len(images), most // max(1, width))
+    width = max(1, min(blocks, most))
+    height = min(len(images), most // width)
     memory = torch.empty(6 * height * width, dtype=torch.int64, device=device)
     for top in range(0, len(images), max(1, height)):
         part = images[top : top + height, None]
@@ -97,7 +97,7 @@ def draw(
             counters[2], counters[3] = part & WORD, part >> 32
             for w, made in enumerate(numbers(philox(counters, key))):
                 out[top : top + height, w, left:right] = made
-    return out.flatten(1)[:, :count]
+    return out.flatten(1)[:, :count].contiguous()
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,8 @@ LIGHT = [
     name
     for name in modules()
     if part(name)
-    in {"cli", "planning", "recipe", "launch", "jobs", "__init__", "__main__"} | (LEAVES - {"ranks"})
+    in {"cli", "planning", "recipe", "launch", "jobs", "__init__", "__main__"}
+    | (LEAVES - {"ranks", "philox"})
 ]
 
 
