@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.models.nn.attention import Attention
+from gzcli.models.nn.norms import GroupNorm
 from gzcli.models.nn.unet import Down, Up
 
 EPS = 1e-6  # of the group norms
@@ -42,7 +43,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, i: int, o: int, groups: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, i, EPS), nn.GroupNorm(groups, o, EPS)
+        self.norm1, self.norm2 = GroupNorm(groups, i, EPS), GroupNorm(groups, o, EPS)
         self.conv1, self.conv2 = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
         self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
 
@@ -86,7 +87,7 @@ class Encoder(nn.Module):
         )
         self.downs = nn.ModuleList(Down(w, 1) for w in widths[:-1])
         self.middle = Middle(widths[-1], groups, options.attention)
-        self.norm = nn.GroupNorm(groups, widths[-1], EPS)
+        self.norm = GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class Decoder(nn.Module):
             for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.ups = nn.ModuleList(Up(w) for w in widths[:-1])
-        self.norm = nn.GroupNorm(groups, widths[-1], EPS)
+        self.norm = GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

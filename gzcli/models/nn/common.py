@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
+from gzcli.models.nn.norms import GroupNorm
 from gzcli.types import DataInfo
 
 FLOAT64 = ("cpu", "cuda")  # types of devices that compute in float64; MPS has no such type
@@ -132,9 +133,9 @@ def double(t: Tensor) -> Tensor:
     return t.double() if t.device.type in FLOAT64 else to_fp32(t)
 
 
-def group_norm(width: int) -> nn.GroupNorm:
+def group_norm(width: int) -> GroupNorm:
     """Group norm over `width` channels, of the most groups among 8, 4, 2 and 1 that divide them."""
-    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
+    return GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
 
 
 def zero_init(module: Layer) -> Layer:
