@@ -20,7 +20,7 @@ from gzcli.engine.trained import load_trained
 from gzcli.errors import UsageError
 from gzcli.handles import Data, Run
 from gzcli.recipe.from_file import find_run
-from gzcli.sections import Fit, LaunchSection
+from gzcli.sections import PRECISIONS, Fit, LaunchSection
 from gzcli.sizes import Size
 
 
@@ -81,7 +81,12 @@ def train(
 
 
 def load(
-    what: str | Path, *, data: str | None = None, checkpoint: str | int = "last", device: str | None = None
+    what: str | Path,
+    *,
+    data: str | None = None,
+    checkpoint: str | int = "last",
+    device: str | None = None,
+    precision: str | None = None,
 ) -> Run:
     """The trained model that a name means.
 
@@ -89,12 +94,16 @@ def load(
     data: the set of that run, where a model is named.
     checkpoint: "last", "best" or a step.
     device: as torch names it; None: a GPU if there is one.
+    precision: of samples and scores: "fp32", "bf16", "fp16" or "auto"; None: samples as it was trained,
+      scores in fp32.
 
-    Raises MissingError where there is none, UsageError where nothing is called so.
+    Raises MissingError where there is none, UsageError where nothing is called so, and for another precision.
     """
+    if precision not in (None, *PRECISIONS):
+        raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
     run = find_run(str(what), data=data)
     where = torch.device(device) if device else pick_device(LaunchSection())
-    return Run(load_trained(run, where, str(checkpoint)))
+    return Run(load_trained(run, where, str(checkpoint), precision))
 
 
 def datasets() -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from gzcli.engine.scores import Scorer, choose
 from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
+from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
 from gzcli.units import sides
@@ -155,7 +156,7 @@ class Run:
         found = [np.zeros(0)]
         for batch in self._batches(images, seed):
             own = None if y is None else y[batch.index.cpu()].to(self.trained.device)
-            with torch.no_grad():
+            with torch.no_grad(), full_fp32(self.trained.device):
                 value = self.model.log_prob(batch.x, own, noise=batch.noise, **keywords)
             found.append(value.cpu().double().numpy())
         return np.concatenate(found)
@@ -210,8 +211,10 @@ class Run:
             kept = torch.from_numpy(np.asarray(mask, np.float32)).to(self.trained.device)
             keywords["mask"] = kept.expand(len(images), 1, *kept.shape[-2:])
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
-        made = method(x, noise=noise, progress=no_progress, **grouped(method, keywords))
-        return to_uint8(self.trained.shown(made.images)).cpu().numpy()
+        with self.trained.applying():
+            made = method(x, noise=noise, progress=no_progress, **grouped(method, keywords))
+            made.images = self.trained.shown(made.images)
+        return to_uint8(made.images).cpu().numpy()
 
     def __repr__(self) -> str:
         trained = self.trained

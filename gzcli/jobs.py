@@ -31,6 +31,7 @@ class SampleJob:
     npz: whether all images are written into one file.
     png: whether each image is written as a file, even if there are many.
     animate: whether the sampler's intermediate states are written as an animation.
+    precision: of samples and scores; None: samples as the run was trained, scores in fp32.
     launch: number and kind of processes.
     """
 
@@ -48,6 +49,7 @@ class SampleJob:
     npz: bool = False
     png: bool = False
     animate: bool = False
+    precision: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["sample"] = "sample"
 
@@ -67,6 +69,7 @@ class OodJob:
     options: keywords of the scores.
     benchmark: name of the benchmark whose conventions the results follow.
     background: folder of the run that the score `ratio` divides by; None: that of the recipe.
+    precision: of samples and scores; None: samples as the run was trained, scores in fp32.
     launch: number and kind of processes.
     """
 
@@ -81,6 +84,7 @@ class OodJob:
     options: Mapping[str, Any] = field(default_factory=dict)
     benchmark: str | None = None
     background: str | None = None
+    precision: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["ood"] = "ood"
 
@@ -96,6 +100,7 @@ class BenchJob:
     seed: seed of the noise.
     weights: path of Inception's weights; None: the file in the cache.
     checkpoint: "last", "best", "finished" or a step.
+    precision: of samples and scores; None: samples as the run was trained, scores in fp32.
     launch: number and kind of processes.
     """
 
@@ -106,6 +111,7 @@ class BenchJob:
     seed: int = 0
     weights: str | None = None
     checkpoint: str = "finished"
+    precision: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["bench"] = "bench"
 

@@ -12,6 +12,7 @@ from gzcli.sizes import Size
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCALES = ("small", "full", "paper")  # from what a CPU trains in an hour to what the paper trained
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet

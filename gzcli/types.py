@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -179,36 +180,41 @@ class BatchNoise(Noise):
 class ImageNoise(Noise):
     """Noise of sampling and scoring: that of an image depends on (seed, index of the image, call) alone.
 
-    An image therefore gets the same numbers alone and in any batch. They are drawn on the CPU, with the same
-    bits for every device, and then moved.
+    An image therefore gets the same numbers alone and in any batch. They are computed on the device, with the
+    same bits on every device (normal numbers up to the rounding of its log, sine and cosine).
 
     seed: the seed of the whole call.
-    index: the index of each image.
-    device: where the draws are moved to.
+    index: the index of each image; on the device already, the host does not wait for it.
+    device: where the numbers are drawn.
     """
 
-    def __init__(self, seed: int, index: Sequence[int], device: torch.device | str = "cpu"):
+    def __init__(self, seed: int, index: Sequence[int] | Tensor, device: torch.device | str = "cpu"):
         import torch
 
-        self.device = torch.device(device)
-        self.generators = [torch.Generator().manual_seed(mix(seed, int(i))) for i in index]
+        self.device, self.seed = torch.device(device), seed
+        if isinstance(index, range):
+            self.index = torch.arange(index.start, index.stop, index.step, device=self.device)
+        else:
+            self.index = moved(torch.as_tensor(index, dtype=torch.int64), self.device)
+        self.calls = count()  # one for all that `first` makes, so that none repeats a draw of another
 
     def first(self, n: int) -> ImageNoise:
         part = copy(self)
-        part.generators = self.generators[:n]
+        part.index = self.index[:n]
         return part
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         import torch
 
-        if shape[0] != len(self.generators):
-            raise ValueError(f"noise for {len(self.generators)} images, asked for {shape[0]}")
-        dtype = torch.int64 if method == "random_" else torch.get_default_dtype()
-        draw = torch.empty(shape, dtype=dtype)
-        bounds = () if high is None else (0, high)
-        for row, generator in zip(draw.view(shape[0], -1), self.generators, strict=True):
-            getattr(row, method)(*bounds, generator=generator)
-        return moved(draw, self.device)
+        from gzcli import philox
+
+        if shape[0] != len(self.index):
+            raise ValueError(f"noise for {len(self.index)} images, asked for {shape[0]}")
+        numbers = {"normal_": philox.normal, "uniform_": philox.uniform}
+        make = numbers[method] if high is None else philox.below(high)
+        dtype = torch.int64 if high is not None else torch.get_default_dtype()
+        each = torch.Size(shape[1:]).numel()
+        return philox.draw(self.seed, next(self.calls), self.index, each, make, dtype).reshape(shape)
 
 
 def moved(t: Tensor, device: torch.device | str) -> Tensor:

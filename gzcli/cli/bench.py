@@ -15,6 +15,7 @@ from gzcli.cli.options import (
     Gpus,
     Json,
     Models,
+    Precision,
     Processes,
     Quiet,
     SeedOrZero,
@@ -56,6 +57,7 @@ def bench(
     gpus: Gpus = None,
     cpu: Cpu = False,
     processes: Processes = None,
+    precision: Precision = None,
     seed: SeedOrZero = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -87,6 +89,7 @@ def bench(
         seed,
         str(weights) if weights else None,
         checkpoint,
+        precision,
         processes_of(gpus, cpu, processes),
     )
     folder = user_dir("bench") / f"{found.key}-{stamp()}"

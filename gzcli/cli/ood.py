@@ -15,6 +15,7 @@ from gzcli.cli.options import (
     Gpus,
     Json,
     Model,
+    Precision,
     Processes,
     Quiet,
     SeedOrZero,
@@ -100,6 +101,7 @@ def ood(
     gpus: Gpus = None,
     cpu: Cpu = False,
     processes: Processes = None,
+    precision: Precision = None,
     seed: SeedOrZero = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -146,6 +148,7 @@ def ood(
         options,
         benchmark=asked.name if asked else None,
         background=str(find_run(background).path) if background else None,
+        precision=precision,
         launch=processes_of(gpus, cpu, processes),
     )
     label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]

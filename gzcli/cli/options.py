@@ -13,7 +13,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.errors import UsageError, canonical, did_you_mean, matching
-from gzcli.sections import SCALES
+from gzcli.sections import PRECISIONS, SCALES
 from gzcli.store.paths import recipe_names
 
 if TYPE_CHECKING:
@@ -132,6 +132,11 @@ def parse_checkpoint(text: str) -> str:
     return text
 
 
+def parse_precision(text: str | None) -> str | None:
+    """The value of `--precision`. Raises UsageError."""
+    return None if text is None else choose("precision", text, PRECISIONS)
+
+
 def split(text: str | None) -> list[str]:
     """The items of a comma-separated list: `a, b` as ["a", "b"]; [] of None."""
     return [item for item in map(str.strip, (text or "").split(",")) if item]
@@ -233,6 +238,17 @@ Checkpoint = Annotated[
         callback=parse_checkpoint,
         help="Which weights of the run.",
         autocompletion=complete_checkpoint,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="|".join(PRECISIONS),
+        callback=parse_precision,
+        help="Of samples and scores; without it samples have the run's own, scores fp32.",
+        autocompletion=lambda: list(PRECISIONS),
+        rich_help_panel=_DEVICE,
     ),
 ]
 Gpus = Annotated[str | None, typer.Option(metavar="N|all", help="How many GPUs.", rich_help_panel=_DEVICE)]

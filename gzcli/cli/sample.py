@@ -16,6 +16,7 @@ from gzcli.cli.options import (
     Gpus,
     Json,
     Model,
+    Precision,
     Processes,
     Quiet,
     SeedOrZero,
@@ -111,6 +112,7 @@ def sample(
     gpus: Gpus = None,
     cpu: Cpu = False,
     processes: Processes = None,
+    precision: Precision = None,
     out_dir: _Out = None,
     npz: _Npz = False,
     png: _Png = False,
@@ -164,6 +166,7 @@ def sample(
         npz=npz,
         png=png,
         animate=animate,
+        precision=precision,
         launch=processes_of(gpus, cpu, processes),
     )
     result = do_job(folder, job)

@@ -25,7 +25,7 @@ from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import wanted
 from gzcli.engine import stop
-from gzcli.engine.devices import accelerate, pick_device, prepare_torch
+from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
 from gzcli.engine.report import metric_lines
@@ -178,6 +178,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     device = state.device if state else pick_device(job.launch)
     if job.launch.threads:
         torch.set_num_threads(job.launch.threads)
+    fast_kernels()
     verb = importlib.import_module(f"gzcli.engine.{job.verb}")
     result = verb.run(job, run.path, device, log)
     if state is None or state.is_main_process:

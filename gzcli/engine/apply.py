@@ -67,8 +67,9 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress) -> Outp
     if own is not None and "y" in defaults(method):
         options["y"] = torch.from_numpy(own).to(device)
     noise = ImageNoise(job.seed, range(n), device)
-    applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
-    images = to_bytes(trained.shown(applied.images))
+    with trained.applying():
+        applied: Applied = method(seen, noise=noise, progress=progress, **grouped(method, options))
+        images = to_bytes(trained.shown(applied.images))
     if images.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {do}` returned images of another shape")
     labels = None if applied.labels is None else applied.labels.cpu().numpy()

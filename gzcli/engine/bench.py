@@ -51,7 +51,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     metrics = choose(job.metrics)
-    models = [load_trained(Run(Path(path)), device, job.checkpoint) for path in job.runs]
+    models = [load_trained(Run(Path(path)), device, job.checkpoint, job.precision) for path in job.runs]
     pack = open_pack(job.data, **same_form(models), say=log.info)
     for trained in models:
         same.check(trained.run.owner.path, pack.meta)
@@ -170,6 +170,7 @@ def measure(
     row |= {
         "metrics": found,
         "sample": dict(trained.part.sample),
+        "precision": trained.precision,
         "conditional": labels is not None,
         "levels": levels,
         "seconds": round(time.monotonic() - since, 1),
@@ -210,7 +211,7 @@ def sample(
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
     options = dict(trained.part.sample)
     owner, device = trained.run.owner.id, trained.device.type
-    made = [owner, trained.step, stamp, job.n, job.seed, options, device]
+    made = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
     path = folder / "samples" / f"{owner}-{key}.npz"
     if ranks.agree(path.exists()):

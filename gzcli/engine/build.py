@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.checkpoint import Saved
@@ -18,6 +19,8 @@ from gzcli.parts import Part
 from gzcli.store.files import checksum
 from gzcli.store.runs import Run
 from gzcli.types import DataInfo
+
+CHANNELS_LAST = ("cuda",)  # types of devices whose convolutions are faster with channels last
 
 
 def build_model(
@@ -70,7 +73,21 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
     stages = stages_for(run, name, device)
     model = build_model(saved.part, saved.info, stages, catalog.card_of(run, name))
     model.load_state_dict(saved.weights, strict=False)  # per-rank extra state is not part of the weights
-    return model.to(device).eval().requires_grad_(False), saved
+    return placed(model, device).eval().requires_grad_(False), saved
+
+
+def placed(model: Model, device: torch.device | str) -> Model:
+    """The model on its device. On a GPU, weights of convolutions lie with channels last, as its matrix units
+    read them, and so do the feature maps that they make. On a CPU that gains nothing: oneDNN has layouts of
+    its own."""
+    model = model.to(device)
+    if torch.device(device).type in CHANNELS_LAST:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                for p in module.parameters(recurse=False):
+                    if p.ndim == 4:
+                        p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def _weights(run: Run, checkpoint: str) -> Path:

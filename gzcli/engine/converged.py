@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gzcli.engine.trained import Trained
+from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch, ImageNoise
 
@@ -56,8 +57,8 @@ def solver_gap(
     y = None if labels is None else labels[:n]
 
     def nats(count: int) -> torch.Tensor:
-        noise = ImageNoise(seed, batch.index[:n].tolist(), x.device)
-        with torch.no_grad():
+        noise = ImageNoise(seed, batch.index[:n], x.device)
+        with torch.no_grad(), full_fp32(x.device):
             keywords = grouped(model.log_prob, {"steps": count})
             return model.log_prob(x, y, noise=noise, **keywords).cpu().double()
 

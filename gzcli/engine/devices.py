@@ -38,8 +38,7 @@ def prepare_torch(part: Part) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     else:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
+        fast_kernels()
 
 
 def precision(part: Part) -> str:
@@ -47,21 +46,34 @@ def precision(part: Part) -> str:
 
     Raises UsageError for fp16 without a GPU.
     """
-    asked = part.train.precision
-    gpu = torch.cuda.is_available() and not part.launch.cpu
-    if asked == "fp16" and not gpu:
+    cpu = part.launch.cpu
+    gpu, mps = torch.cuda.is_available() and not cpu, torch.backends.mps.is_available() and not cpu
+    chosen = chosen_precision(part.train.precision, "cuda" if gpu else "mps" if mps else "cpu")
+    if chosen == "fp16" and not gpu:
         raise UsageError(
             "`train.precision: fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all"
         )
+    return "no" if chosen == "fp32" else chosen
+
+
+def chosen_precision(asked: str, kind: str) -> str:
+    """fp32, bf16 or fp16: what was asked for, and for `auto` a 16-bit type where a device gains from it.
+
+    kind: type of the device, as "cuda".
+    """
     if asked != "auto":
-        return "no" if asked == "fp32" else asked
-    if gpu:
+        return asked
+    if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if torch.backends.mps.is_available() and not part.launch.cpu:
-        return "no"
     # a torch without oneDNN, as on Macs, does not know the operator
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if fast else "no"
+    fast = kind == "cpu" and torch.backends.mkldnn.is_available()
+    return "bf16" if fast and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def fast_kernels() -> None:
+    """Allows TF32 in products, and has cuDNN choose the fastest convolutions."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
 
 
 def accelerate(part: Part) -> Accelerator:

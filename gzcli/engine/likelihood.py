@@ -18,6 +18,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.errors import DivergedError
 from gzcli.models.base import Model
+from gzcli.models.nn import full_fp32
 from gzcli.types import Batch, ImageNoise
 
 BATCH_SIZE = defaultdict(lambda: 100, cpu=50, cuda=200)  # test images that are read together, by device
@@ -96,7 +97,9 @@ def class_frequencies(model: Model, pack: Pack) -> Tensor | None:
 @torch.no_grad()
 def given_label(model: Model, batch: Batch) -> Tensor:
     """float64 [B], on the host: log p(x | y) of a conditional model, log p(x) of others."""
-    return model.log_prob(batch.x, batch.y if model.conditional else None, noise=batch.noise).cpu().double()
+    labels = batch.y if model.conditional else None
+    with full_fp32(batch.x.device):
+        return model.log_prob(batch.x, labels, noise=batch.noise).cpu().double()
 
 
 @torch.no_grad()
@@ -106,10 +109,11 @@ def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> 
 
     frequencies: p(y) [K].
     """
-    index, device = batch.index.tolist(), batch.x.device
     of_class = []
     for y in range(len(frequencies)):
         labels = torch.full_like(batch.index, y)
-        value = model.log_prob(batch.x, labels, noise=ImageNoise(seed, index, device))
+        noise = ImageNoise(seed, batch.index, batch.x.device)
+        with full_fp32(batch.x.device):
+            value = model.log_prob(batch.x, labels, noise=noise)
         of_class.append(value.cpu().double())
     return torch.logsumexp(torch.stack(of_class) + frequencies.log()[:, None], 0)

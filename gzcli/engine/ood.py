@@ -58,7 +58,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     Raises DivergedError for scores that are not finite.
     """
     began = time.monotonic()
-    trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
+    trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
     home, packs = open_sets(trained, job, log)
     scorer = make_scorer(trained, job, device)
     compares = set(trained.model.perceptual_scores) & set(scorer.own())
@@ -94,6 +94,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         "benchmark": benchmark and benchmark.name,
         "seed": job.seed,
         "checkpoint": job.checkpoint,
+        "precision": job.precision or "fp32",
         "step": trained.step,
         "levels": trained.images.levels,
         "shape": list(trained.images.shape),

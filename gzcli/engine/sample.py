@@ -33,7 +33,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     `grid.png` is always written. The job may ask for single PNGs, for `animation.gif`, and for `samples.npz`
     with `samples` uint8 [N, H, W, C] and, where there are any, `labels` [N] or [N, K].
     """
-    trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
+    trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
     since = time.monotonic()
     frames = Frames(trained.shown) if job.animate else None
     rows: dict[str, Any] = {}
@@ -50,6 +50,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
         "step": trained.step,
         "n": len(images),
         "seed": job.seed,
+        "precision": trained.precision,
         "prompts": list(job.prompts),
         "seconds": round(time.monotonic() - since, 3),
         "grid": str(folder / "grid.png"),
@@ -124,7 +125,7 @@ def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) 
     options |= {key: sampler.cycled(values, range(n), trained.device) for key, values in given.items()}
     taken = {key: value for key, value in options.items() if key in defaults(method)}
     noise = ImageNoise(job.seed, range(n), trained.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), trained.sampling():
         return to_bytes(method(n, noise=noise, **grouped(method, taken)))
 
 

@@ -66,7 +66,7 @@ def draw(
         report = partial(_of_all, progress, before, chunks)
         keywords = grouped(trained.model.sample, {**options, **own})
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), trained.sampling():
                 noise = ImageNoise(seed, rows, trained.device)
                 x = trained.model.sample(len(rows), labels=chunk, noise=noise, progress=report, **keywords)
                 x = trained.shown(x)

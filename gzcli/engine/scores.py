@@ -23,7 +23,7 @@ from gzcli.metrics.baselines import code_length
 from gzcli.metrics.likelihood_scores import SCORES, Arrays, Facts, read
 from gzcli.models.base import Model
 from gzcli.models.catalog import likelihood_scores
-from gzcli.models.nn import double
+from gzcli.models.nn import double, full_fp32
 from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch, ImageNoise
 
@@ -124,7 +124,8 @@ class Scorer:
         for name in self.fits():
             batches = _Seen(self.trained, train if name in self.model.fitted_on_train else held_out)
             method = f"fit_{name}"
-            getattr(self.model, method)(batches, **self._taken(method))
+            with self.trained.scoring():
+                getattr(self.model, method)(batches, **self._taken(method))
         for name in self.names:
             if (score := SCORES.get(name)) and score.gather:
                 self.fitted[name] = score.fit(self._gathered(score.gather, held_out))
@@ -153,9 +154,10 @@ class Scorer:
     def own_score(self, name: str, batch: Batch) -> np.ndarray:
         """float64 [B]: the model's `score_<name>`."""
         method = f"score_{name}"
-        score = getattr(self.model, method)(
-            batch.x, noise=fresh_noise(self.seed, batch), **self._taken(method)
-        )
+        with self.trained.scoring():
+            score = getattr(self.model, method)(
+                batch.x, noise=fresh_noise(self.seed, batch), **self._taken(method)
+            )
         return score.detach().cpu().double().numpy()
 
     def _keywords(self, method: str) -> set[str]:
@@ -239,16 +241,17 @@ class _Seen:
 
 
 def log_prob(model: Model, batch: Batch, seed: int) -> Tensor:
-    """The log-likelihood of each image, [B] nats; of a model of codes that of the image's codes."""
+    """The log-likelihood of each image, [B] nats, in fp32; of a model of codes that of the image's codes."""
     noise = fresh_noise(seed, batch)
-    if hasattr(model, "log_prob"):
-        return model.log_prob(batch.x, noise=noise)
-    return -model.score_nll(batch.x, noise=noise)
+    with full_fp32(batch.x.device):
+        if hasattr(model, "log_prob"):
+            return model.log_prob(batch.x, noise=noise)
+        return -model.score_nll(batch.x, noise=noise)
 
 
 def fresh_noise(seed: int, batch: Batch) -> ImageNoise:
     """The noise of a batch's images from its first draw on, so that no score depends on another one."""
-    return ImageNoise(seed, batch.index.tolist(), batch.x.device)
+    return ImageNoise(seed, batch.index, batch.x.device)
 
 
 def checked_background(trained: Trained, background: Trained | None) -> Trained:

@@ -19,6 +19,7 @@ from gzcli.engine.checkpoint import Checkpoint, Saved, SpaceRecord
 from gzcli.engine.ema import EMA
 from gzcli.engine.history import History
 from gzcli.engine.log import Log
+from gzcli.engine.optim import restore
 from gzcli.engine.trained import Trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.recipe.write import dump
@@ -138,7 +139,7 @@ def resume(state: State) -> int:
     averages = {name: value.to(state.trained.device) for name, value in found.averaged.weights.items()}
     state.ema.load_state_dict(averages, train["ema_updates"])
     for name, values in train["optimizers"].items():
-        state.optimizers[name].load_state_dict(values)
+        restore(state.optimizers[name], values)
     if train["scaler"] and state.scaler is not None:
         state.scaler.load_state_dict(train["scaler"])
     pending = train.get("pending") or [None]  # older checkpoints have none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,12 +11,16 @@ from torch import Tensor
 from gzcli.data.augment import patch_of
 from gzcli.data.wanted import Wanted
 from gzcli.engine.build import load_model
+from gzcli.engine.devices import chosen_precision
 from gzcli.engine.latent import LatentSpace, open_space
+from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.parts import Part
 from gzcli.sizes import as_size
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Trained:
     device: device of the model.
     step: number of steps that it was trained for; 0 while it is being trained.
     space: the latent space that the model is trained in; None: pixels.
+    asked: the precision that a verb asks for; None: samples have that of the training, scores fp32.
     """
 
     run: Run
@@ -41,6 +47,31 @@ class Trained:
     device: torch.device
     step: int
     space: LatentSpace | None = None
+    asked: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16: that of samples. fp16, which a CPU does not have, is `auto` there."""
+        asked, kind = self.asked or self.part.train.precision, self.device.type
+        return chosen_precision("auto" if asked == "fp16" and kind == "cpu" else asked, kind)
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """A context in which samples are drawn, in the precision of the training unless asked otherwise."""
+        return self._autocast(self.precision)
+
+    def applying(self) -> AbstractContextManager[None]:
+        """The same for applications. A model with an exact likelihood computes them in fp32, as a flow goes
+        to its latents and back."""
+        return self._autocast("fp32" if self.model.likelihood == "exact" else self.precision)
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """A context in which images are scored, in fp32 unless asked otherwise: scores are compared over
+        devices, and bf16 moves some by 3 %."""
+        return self._autocast(self.precision if self.asked else "fp32")
+
+    def _autocast(self, precision: str) -> AbstractContextManager[None]:
+        half = HALVES.get(precision)
+        return torch.autocast(self.device.type, half, enabled=half is not None)
 
     @property
     def images(self) -> DataInfo:
@@ -71,10 +102,20 @@ class Trained:
         return self.run.owner.status().get("model") or self.part.model
 
 
-def load_trained(run: Run, device: torch.device | str, checkpoint: str = "finished") -> Trained:
-    """The trained model of a run; `checkpoint` and errors as of `load_model`."""
+def load_trained(
+    run: Run, device: torch.device | str, checkpoint: str = "finished", precision: str | None = None
+) -> Trained:
+    """The trained model of a run; `checkpoint` and errors as of `load_model`.
+
+    precision: that of its samples and scores; None: as it was trained, scores in fp32.
+
+    Raises UsageError for fp16 on a CPU.
+    """
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise UsageError("precision `fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all")
     model, saved = load_model(run, device, checkpoint)
     space = None
     if saved.space is not None:
         space = open_space(str(saved.part.data.latent), device, record=saved.space)
-    return Trained(run.serving, model, saved.info, saved.part, torch.device(device), saved.step, space)
+    device = torch.device(device)
+    return Trained(run.serving, model, saved.info, saved.part, device, saved.step, space, precision)

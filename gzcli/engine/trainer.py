@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gzcli import ranks
 from gzcli.data.pack import Pack
 from gzcli.engine import devices, optim, pictures, sampler, state
-from gzcli.engine.build import build_model, built_on, stages_for
+from gzcli.engine.build import build_model, built_on, placed, stages_for
 from gzcli.engine.cadence import KINDS, Cadence
 from gzcli.engine.ema import EMA
 from gzcli.engine.history import History, wandb_run
@@ -71,7 +71,7 @@ class Trainer:
         self.images, self.info, self.space = train_images(part, pack, self.device, run, log)
         stages = stages_for(run, part.model, self.device)
         model = build_model(part, self.info, stages, card_of(run, part.model))
-        self.model = model.to(self.device).train()
+        self.model = placed(model, self.device).train()
         made = prepare(self.model, self.images, run, log)
         self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
         self.phases: list[Phase] = self.model.phases()

@@ -18,7 +18,7 @@ from gzcli.metrics import collapse
 from gzcli.metrics.features import LeNetFeatures
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.models.base import Model, named_losses
-from gzcli.models.nn import double
+from gzcli.models.nn import double, full_fp32
 
 VALIDATION = 2000  # validation images that figures are computed of, at most
 EVAL_BATCH = 100  # images of a batch
@@ -75,7 +75,8 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
     for batch in batches if index else ():
         if metric == "bpd":
             labels = batch.y if model.conditional else None
-            total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
+            with full_fp32(device):
+                total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
         else:
             total += double(named_losses(model, with_prepared(model, batch), phase)["loss"]) * len(batch)
     return float(ranks.total(total)) / n

@@ -29,6 +29,7 @@ LEAVES = {
     "parts",
     "sections",
     "sizes",
+    "philox",
 }
 MAY = {
     "__main__": {"cli"},
@@ -177,7 +178,8 @@ LIGHT = [
     name
     for name in modules()
     if part(name)
-    in {"cli", "planning", "recipe", "launch", "jobs", "__init__", "__main__"} | (LEAVES - {"ranks"})
+    in {"cli", "planning", "recipe", "launch", "jobs", "__init__", "__main__"}
+    | (LEAVES - {"ranks", "philox"})
 ]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gzcli.errors import UsageError
 from gzcli.models.nn.attention import softmax_attention
+from gzcli.models.nn.norms import LayerNorm
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.grid = heads, grid
         self.near = nn.Conv2d(width, width, 3, padding=1, groups=width) if grid else None
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
@@ -100,7 +101,7 @@ class Trunk(nn.Module):
             )
         self.drop = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(Block(width, heads, options.dropout, grid) for _ in range(options.layers))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         for name, p in self.named_parameters():
             if p.ndim == 2:  # weights whose outputs are added to the residual stream start smaller (GPT-2)
                 added = name.endswith(("out.weight", "mlp.2.weight"))

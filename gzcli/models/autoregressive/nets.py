@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gzcli.models.autoregressive.tokenizer import halved
 from gzcli.models.nn.attention import Attention
+from gzcli.models.nn.norms import GroupNorm
 from gzcli.models.nn.unet import Down, Up
 
 EPS = 1e-6  # of the group norms
@@ -46,7 +47,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, i: int, o: int, groups: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, i, EPS), nn.GroupNorm(groups, o, EPS)
+        self.norm1, self.norm2 = GroupNorm(groups, i, EPS), GroupNorm(groups, o, EPS)
         self.conv1, self.conv2 = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
         self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
 
@@ -93,7 +94,7 @@ class Encoder(nn.Module):
         )
         self.downs = nn.ModuleList(Down(w, 1) for w in widths[:-1])
         self.middle = Middle(widths[-1], groups, options.attention)
-        self.norm = nn.GroupNorm(groups, widths[-1], EPS)
+        self.norm = GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class Decoder(nn.Module):
             for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.ups = nn.ModuleList(Up(w) for w in widths[:-1])
-        self.norm = nn.GroupNorm(groups, widths[-1], EPS)
+        self.norm = GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from gzcli.models.denoising.samplers import Denoise
 from gzcli.models.denoising.schedule import Level
 from gzcli.models.nn import stacked
 from gzcli.models.nn.attention import Attention
+from gzcli.models.nn.norms import GroupNorm
 from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet
 from gzcli.models.nn.unet_sizes import UNetOptions, attended, patched, widths_of
 from gzcli.types import DataInfo, Progress, no_progress
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
             self.down.append(stage(c, o, options.layers, [attend] * options.layers, half))
             c = o
         self.mid = stage(c, c, 2, [True, False])
-        self.norm_out = nn.GroupNorm(groups, c, EPS)
+        self.norm_out = GroupNorm(groups, c, EPS)
         self.out = nn.Linear(c, latent)
 
     def forward(self, x: Tensor) -> Tensor:

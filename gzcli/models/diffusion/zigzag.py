@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from gzcli.errors import UsageError
 from gzcli.models.nn import stacked, to_fp32, zero_init
 from gzcli.models.nn.dit import DiTNet, DiTOptions, modulated
+from gzcli.models.nn.norms import LayerNorm
 from gzcli.models.nn.selective_scan import selective_scan
 
 KERNEL = 4  # tokens that the convolution sees, itself included
@@ -76,7 +77,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, expand: int, state: int, order: Tensor):
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.mamba = Mamba(width, expand, state)
         self.modulation = stacked(zero_init(nn.Linear(width, 3 * width)), 3)
         self.register_buffer("order", order, persistent=False)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.models.nn.common import zero_init
+from gzcli.models.nn.norms import GroupNorm
 
 
 class Attention(nn.Module):
@@ -15,7 +16,7 @@ class Attention(nn.Module):
     def __init__(self, c: int, head_dim: int, groups: int, eps: float):
         super().__init__()
         self.head_dim = head_dim
-        self.norm = nn.GroupNorm(groups, c, eps)
+        self.norm = GroupNorm(groups, c, eps)
         self.q, self.k, self.v = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
         self.out = zero_init(nn.Linear(c, c))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
+from gzcli.models.nn.norms import GroupNorm
 from gzcli.types import DataInfo
 
 FLOAT64 = ("cpu", "cuda")  # types of devices that compute in float64; MPS has no such type
@@ -138,9 +139,9 @@ def double(t: Tensor) -> Tensor:
     return t.double() if t.device.type in FLOAT64 else to_fp32(t)
 
 
-def group_norm(width: int) -> nn.GroupNorm:
+def group_norm(width: int) -> GroupNorm:
     """Group norm over `width` channels, of the most groups among 8, 4, 2 and 1 that divide them."""
-    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
+    return GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
 
 
 def zero_init(module: Layer) -> Layer:
@@ -187,12 +188,14 @@ def fresh_statistics(model: nn.Module) -> Iterator[int]:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """A context in which products are in full fp32: no autocast, no TF32. For maps that are inverted, and for
-    results that must not depend on the device."""
-    before = torch.get_float32_matmul_precision()
+    """A context in which products and convolutions are in full fp32: no autocast, no TF32. For maps that are
+    inverted, for likelihoods, and for results that must not depend on the device."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions

@@ -16,6 +16,7 @@ from gzcli.errors import UsageError
 from gzcli.models.nn.attention import softmax_attention
 from gzcli.models.nn.common import ClassEmbedding, at_least, stacked, zero_init
 from gzcli.models.nn.diffusers_names import DIT, renamed
+from gzcli.models.nn.norms import LayerNorm
 from gzcli.models.nn.unet import time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
@@ -90,7 +91,7 @@ class DiTNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = stacked(nn.Linear(width, 2 * width), 2)
         self.out = stacked(nn.Linear(width, patch * patch * c), 0)
         self.start()
@@ -174,7 +175,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
+        self.norm1, self.norm2 = (LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
         self.qkv, self.out = stacked(nn.Linear(width, 3 * width), 3), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         self.modulation = stacked(nn.Linear(width, 6 * width), 6)

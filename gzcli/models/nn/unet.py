@@ -14,6 +14,7 @@ from gzcli.errors import UsageError
 from gzcli.models.nn.attention import Attention
 from gzcli.models.nn.common import ClassEmbedding, Modules, stacked, zero_init
 from gzcli.models.nn.diffusers_names import UNET, renamed
+from gzcli.models.nn.norms import GroupNorm
 from gzcli.models.nn.unet_sizes import UNetOptions, attended, patched, widths_of
 from gzcli.types import DataInfo
 
@@ -115,7 +116,7 @@ class UNet(nn.Module):
             double = Up(o) if i else None
             self.up.append(UpStage(*parts(widths, [attention[i]] * (layers + 1)), double))
             c = o
-        self.norm_out = nn.GroupNorm(groups, c, eps)
+        self.norm_out = GroupNorm(groups, c, eps)
         self.conv_out = stacked(zero_init(nn.Conv2d(c, out_channels * patch**2, 3, padding=1)), 0)
 
     @classmethod
@@ -218,12 +219,12 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.scale_shift = scale_shift
-        self.norm1 = nn.GroupNorm(groups, c_in, eps)
+        self.norm1 = GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb: nn.Module | None = None
         if dim:
             self.emb = stacked(nn.Linear(dim, c_out * (1 + scale_shift)), 1 + scale_shift)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps)
+        self.norm2 = GroupNorm(groups, c_out, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()

@@ -1,0 +1,112 @@
+"""Random numbers by a counter: Philox 4×32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+3"), on any device, in int64 arithmetic alone.
+
+A number is a function of its key and counter, so it needs no state and no order. The counter is (block of
+the draw, call, image), the key is the seed. Of a draw of m numbers an image, there are b = ⌈m / 4⌉ blocks,
+and word w of block j makes number w · b + j.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ROUNDS = 10
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+WORD = 0xFFFFFFFF  # the lower 32 bits
+CACHED = 32_768  # blocks a thread computes at once on a CPU, whose intermediates stay in its cache
+MOST = 2**22  # blocks that a GPU computes at once: 32 MiB for each intermediate
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox(counters: Tensor, key: tuple[int, int]) -> Words:
+    """The four 32-bit words, int64 in 0 … 2³² − 1, of each of n counters.
+
+    counters: int64 [6, n], overwritten; the words of the counters, and two rows for intermediates, as memory
+      that is not new is in the cache of a CPU.
+    key: its two words.
+    """
+    c0, c1, c2, c3, p0, p1 = counters
+    for i in range(ROUNDS):
+        k0, k1 = ((k + i * step) & WORD for k, step in zip(key, KEY_STEPS, strict=True))
+        # int64 products wrap, so all 64 bits of an unsigned product are right; `>>` copies the sign
+        torch.mul(c0, MULTIPLIERS[0], out=p0)
+        torch.mul(c2, MULTIPLIERS[1], out=p1)
+        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(WORD)
+        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(WORD)
+        c1, c3, p0, p1 = p1, p0, c3, c1
+    return c0, c1.bitwise_and_(WORD), c2, c3.bitwise_and_(WORD)
+
+
+def normal(words: Words) -> Words:
+    """Four standard normal numbers in fp32, by Box and Muller's method."""
+    return *_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])
+
+
+def uniform(words: Words) -> Words:
+    """Four numbers in [0, 1) in fp32, multiples of 2⁻²⁴."""
+    w0, w1, w2, w3 = (_unit(word) for word in words)
+    return w0, w1, w2, w3
+
+
+def below(high: int) -> Callable[[Words], Words]:
+    """Makes four integers in 0 … high − 1, ⌊w · high / 2³²⌋ of each word w.
+
+    The probabilities of two integers differ by less than 2⁻³² (Lemire 2019).
+
+    high: 2³¹ at most.
+    """
+
+    def integers(words: Words) -> Words:
+        w0, w1, w2, w3 = ((word * high).bitwise_right_shift_(32) for word in words)
+        return w0, w1, w2, w3
+
+    return integers
+
+
+def draw(
+    seed: int, call: int, images: Tensor, count: int, numbers: Callable[[Words], Words], dtype: torch.dtype
+) -> Tensor:
+    """[n, count] random numbers on the device of `images`, made in parts that use little memory.
+
+    seed: key of 64 bits.
+    call: number of the draw.
+    images: numbers of the images, int64 [n].
+    count: how many numbers an image gets.
+    numbers: makes four numbers of the words of a block.
+    dtype: of the result.
+    """
+    key, blocks, device = (seed & WORD, (seed >> 32) & WORD), math.ceil(count / 4), images.device
+    out = torch.empty(len(images), 4, blocks, dtype=dtype, device=device)
+    most = CACHED * torch.get_num_threads() if device.type == "cpu" else MOST
+    width = max(1, min(blocks, most))
+    height = min(len(images), most // width)
+    memory = torch.empty(6 * height * width, dtype=torch.int64, device=device)
+    for top in range(0, len(images), max(1, height)):
+        part = images[top : top + height, None]
+        for left in range(0, blocks, width):
+            right = min(left + width, blocks)
+            counters = memory[: 6 * len(part) * (right - left)].view(6, len(part), right - left)
+            counters[0] = torch.arange(left, right, device=device)
+            counters[1] = call
+            counters[2], counters[3] = part & WORD, part >> 32
+            for w, made in enumerate(numbers(philox(counters, key))):
+                out[top : top + height, w, left:right] = made
+    return out.flatten(1)[:, :count].contiguous()
+
+
+def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two standard normal numbers of two words: √(−2 ln(1 − u)) cos 2πv, and the same with the sine."""
+    radius = (1 - _unit(first)).log_().mul_(-2).sqrt_()
+    angle = _unit(second).mul_(2 * math.pi)
+    return angle.cos().mul_(radius), angle.sin_().mul_(radius)
+
+
+def _unit(word: Tensor) -> Tensor:
+    """The upper 24 bits of a word as a fraction in [0, 1), exact in fp32."""
+    return (word >> 8).to(torch.int32).to(torch.float32).mul_(2.0**-24)  # straight from int64 it is slower

@@ -1,0 +1,128 @@
+"""The counter-based generator of sampling noise: its bits, its distributions, and what they depend on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from gzcli import philox
+from gzcli.types import ImageNoise
+
+FULL = 2**32 - 1
+PI = 0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344
+# counter, key and result of `philox4x32 10` in the file kat_vectors of Random123
+PUBLISHED = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((FULL,) * 4, (FULL,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (PI, (0xA4093822, 0x299F31D0), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+]
+
+
+def words(counter: tuple[int, ...], key: tuple[int, int]) -> list[int]:
+    made = philox.philox(torch.tensor([*counter, 0, 0])[:, None], key)
+    return [int(word) for word in made]
+
+
+def by_hand(counter: tuple[int, ...], key: tuple[int, int]) -> list[int]:
+    """Philox 4×32-10 in Python's own integers."""
+    (a, b, c, d), (k, m) = counter, key
+    for _ in range(10):
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = (q >> 32) ^ b ^ k, q & FULL, (p >> 32) ^ d ^ m, p & FULL
+        k, m = (k + 0x9E3779B9) & FULL, (m + 0xBB67AE85) & FULL
+    return [a, b, c, d]
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), PUBLISHED)
+def test_the_published_vectors(counter, key, result):
+    assert words(counter, key) == by_hand(counter, key) == list(result)
+
+
+def test_a_draw_is_of_the_counters_that_its_page_names():
+    """Word w of block j of an image's draw makes its number w · b + j; seed and image have 64 bits."""
+    seed, image, blocks = 2**62 + 7, 2**40 + 3, 3
+    noise = ImageNoise(seed, [5, image])
+    noise.randn(2, 1)
+    drawn = noise.randint(2**31, 2, 4 * blocks - 2)[1].tolist()
+    key = (seed & FULL, seed >> 32)
+    made = [by_hand((j, 1, image & FULL, image >> 32), key) for j in range(blocks)]
+    assert drawn == [made[j][w] >> 1 for w in range(4) for j in range(blocks)][: len(drawn)]
+
+
+def test_numbers_do_not_depend_on_the_batch_nor_on_the_parts(monkeypatch):
+    index, shape = [4, 9, 0, 2**33], (3, 7, 5)
+    whole = [getattr(ImageNoise(3, index), kind)(4, *shape) for kind in ("randn", "rand")]
+    torch.set_num_threads(1)
+    for memory in (2**20, 27, 10, 1):  # blocks of a part: all, those of an image, fewer than it has, one
+        monkeypatch.setattr(philox, "CACHED", memory)
+        for order in ([0, 1, 2, 3], [3, 1], [2]):
+            part = [index[i] for i in order]
+            for kind, known in zip(("randn", "rand"), whole, strict=True):
+                found = getattr(ImageNoise(3, part), kind)(len(part), *shape)
+                assert torch.equal(found, known[order])
+
+
+def test_the_first_images_and_the_rest_share_no_number():
+    noise = ImageNoise(0, range(4))
+    first = noise.first(2).randn(2, 6)
+    assert not torch.isin(noise.randn(4, 6), first).any()
+    assert ImageNoise(0, range(0)).randn(0, 3).shape == (0, 3)
+    assert ImageNoise(0, range(2)).rand(2).shape == (2,)
+    assert ImageNoise(0, range(2)).rand(2, 0, 3).shape == (2, 0, 3)
+
+
+def test_an_index_may_lie_on_the_device():
+    a, b = ImageNoise(1, torch.tensor([3, 8])), ImageNoise(1, [3, 8])
+    assert torch.equal(a.rand(2, 5), b.rand(2, 5))
+
+
+def test_numbers_have_their_type_and_bits():
+    u = ImageNoise(0, range(8)).rand(8, 4096)
+    assert torch.equal((u * 2**24).frac(), torch.zeros_like(u)) and u.min() >= 0 and u.max() < 1
+    single = ImageNoise(0, range(2)).randn(2, 9)
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = ImageNoise(0, range(2)).randn(2, 9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert double.dtype == torch.float64 and torch.equal(double.float(), single)
+
+
+def test_the_largest_words_make_finite_numbers():
+    ends = torch.tensor([0, 255, 256, FULL])
+    made = philox.normal((ends, ends.flip(0), ends, ends))
+    assert all(torch.isfinite(z).all() for z in made)
+    assert max(int(k.max()) for k in philox.below(10)((ends,) * 4)) == 9
+
+
+def test_distributions():
+    """Of each place of a block, over images, calls and seeds; what is unlikely by 1e-4 is a fault."""
+    noise = ImageNoise(11, range(64))
+    z = noise.randn(64, 1024).numpy()
+    u = noise.rand(64, 1024).numpy()
+    k = noise.randint(10, 64, 1024).numpy()
+    for place in range(4):
+        part = slice(256 * place, 256 * (place + 1))
+        assert stats.kstest(z[:, part].ravel(), "norm").pvalue > 1e-4
+        assert stats.kstest(u[:, part].ravel(), "uniform").pvalue > 1e-4
+        assert stats.chisquare(np.bincount(k[:, part].ravel(), minlength=10)).pvalue > 1e-4
+    assert stats.kstest((z**2).sum(1), stats.chi2(1024).cdf).pvalue > 1e-4
+
+
+def test_images_calls_seeds_and_neighbours_are_uncorrelated():
+    def draws(seed: int) -> list[torch.Tensor]:
+        noise = ImageNoise(seed, range(32))
+        return [noise.randn(32, 4000) for _ in range(2)]
+
+    rows = torch.cat([*draws(0), *draws(1), *draws(2**32)]).double()  # [192, 4000]
+    bound = 5.5 / 4000**0.5  # of 18,336 pairs, one beyond it has a chance of 7e-4
+    correlation = torch.corrcoef(rows).fill_diagonal_(0)
+    assert correlation.abs().max() < bound
+    squares = torch.corrcoef(rows.square()).fill_diagonal_(0)
+    assert squares.abs().max() < 7 / 4000**0.5
+    z = rows[0:64].flatten()
+    for lag in (1, 2, 4, 1000, 2000, 4000):  # the two numbers of Box and Muller are 1,000 apart
+        for a, b in ((z[:-lag], z[lag:]), (z[:-lag].square(), z[lag:].square())):
+            assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 5 / len(a) ** 0.5

@@ -1,0 +1,193 @@
+"""The precision of samples and scores, norms under autocast, and the layout of convolutions in memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers import recipe
+from torch import nn
+from zoo import CASES
+
+from gzcli.engine import build, devices, optim, sampler
+from gzcli.engine.trained import Trained, load_trained
+from gzcli.errors import UsageError
+from gzcli.models.nn.norms import GroupNorm, LayerNorm
+from gzcli.models.nn.unet import ResBlock
+from gzcli.parts import part_of
+from gzcli.sections import OptimSection
+from gzcli.store.runs import Run
+from gzcli.testing.tools import loss_of, started
+from gzcli.types import ImageNoise
+
+CPU = torch.device("cpu")
+FM = next(case for case in CASES if case.model == "fm")
+GLOW = next(case for case in CASES if case.model == "glow")
+
+
+def trained(case: Any, precision: str, asked: str | None = None) -> Trained:
+    """A model that was trained in a precision, with no output of zeros."""
+    model, _ = started(case)
+    torch.manual_seed(1)
+    for p in model.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.05)
+    tree = recipe(case, steps=1)
+    tree["train"]["precision"] = precision
+    tree["sample"] = dict(case.sample)
+    return Trained(None, model.eval(), model.data, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
+
+
+class Seen(nn.Module):
+    """Notes whether autocast is on."""
+
+    likelihood: str | None = None
+    conditional = False
+
+    def __init__(self):
+        super().__init__()
+        self.types: list[torch.dtype | None] = []
+
+    def note(self) -> None:
+        on = torch.is_autocast_enabled("cpu")
+        self.types.append(torch.get_autocast_dtype("cpu") if on else None)
+
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("recipes", "asked", "fast", "sampled", "scored"),
+    [
+        ("fp32", None, True, None, None),
+        ("bf16", None, False, BF16, None),  # scores stay in fp32 unless asked otherwise
+        ("auto", None, True, BF16, None),
+        ("auto", None, False, None, None),
+        ("fp16", None, False, None, None),  # trained on a GPU, used on a CPU
+        ("bf16", "fp32", True, None, None),
+        ("fp32", "bf16", False, BF16, BF16),
+        ("fp32", "auto", True, BF16, BF16),
+    ],
+)
+def test_which_precision_is_used(recipes, asked, fast, sampled, scored, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    tree = recipe(FM, steps=1)
+    tree["train"]["precision"] = recipes
+    model = Seen()
+    of = Trained(None, model, None, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
+    for context in (of.sampling(), of.applying(), of.scoring()):
+        with context:
+            model.note()
+    assert model.types == [sampled, sampled, scored]
+    model.likelihood = "exact"
+    with of.applying():
+        model.note()
+    assert model.types[-1] is None, "a flow goes to its latents and back"
+
+
+def test_a_gpu_without_bf16_has_fp16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert devices.chosen_precision("auto", "cuda") == "fp16"
+    assert devices.chosen_precision("auto", "mps") == "fp32"
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(UsageError, match="needs a GPU"):
+        load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
+
+
+def test_samples_in_bf16_agree_over_batches_and_with_fp32(monkeypatch):
+    half = trained(FM, "bf16")
+    full = Trained(**{**vars(half), "asked": "fp32"})
+    whole, other = sampler.draw(half, 6).astype(int), sampler.draw(full, 6).astype(int)
+    monkeypatch.setattr(sampler, "BATCH_SIZE", {"cpu": 1})
+    alone = sampler.draw(half, 6).astype(int)
+    assert abs(whole - alone).max() <= 1
+    assert 0 < abs(whole - other).mean() < 1.5, "bf16 differs, by about a grey level"
+
+
+def test_a_likelihood_is_in_fp32_whatever_is_asked():
+    from gzcli.engine.scores import Scorer
+
+    half = trained(GLOW, "bf16", asked="bf16")
+    full = Trained(**{**vars(half), "asked": "fp32"})
+    batch = GLOW.batches().at(0)
+    nll = [Scorer(each, ["nll"])(batch)["nll"] for each in (half, full)]
+    assert (nll[0] == nll[1]).all()
+
+
+@pytest.mark.parametrize(
+    "norm", [GroupNorm(4, 16), LayerNorm([16, 5, 5]), LayerNorm([16, 5, 5], 1e-6, False)]
+)
+def test_norms_compute_in_fp32_and_keep_16_bits(norm):
+    for p in norm.parameters():
+        nn.init.normal_(p)
+    x = (torch.randn(3, 16, 5, 5) + 3).bfloat16()  # mean and variance of 100 numbers would be off in bf16
+    exact = norm(x.float())
+    for on in (False, True):
+        with torch.autocast("cpu", BF16, enabled=on):
+            made = norm(x)
+        assert made.dtype == BF16
+        torch.testing.assert_close(made.float(), exact, rtol=2**-6, atol=2**-6)
+    assert norm(x.float()).dtype == torch.float32
+    with torch.autocast("cpu", BF16):
+        out = norm(x.float())
+    assert out.dtype == (BF16 if isinstance(norm, LayerNorm) else torch.float32)
+
+
+def test_a_block_keeps_less_under_the_autocast_of_a_gpu():
+    """By the device that applies a GPU's rules: norms in fp32 there, not on a CPU."""
+    import fake_device
+
+    def kept(block: ResBlock) -> int:
+        storages: dict[int, int] = {}
+
+        def note(t: torch.Tensor) -> torch.Tensor:
+            storages[id(t)] = t.numel() * t.element_size()
+            held.append(t)
+            return t
+
+        held: list[torch.Tensor] = []
+        x = torch.zeros(2, 16, 8, 8, device=fake_device.DEVICE, dtype=BF16)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
+        with torch.autocast(fake_device.NAME, BF16), hooks:
+            block.to(fake_device.DEVICE)(x)
+        return sum(storages.values())
+
+    torchs = ResBlock(16, 16, 0, 4, 1e-5, 0.0, False)
+    torchs.norm1, torchs.norm2 = nn.GroupNorm(4, 16), nn.GroupNorm(4, 16)  # type: ignore[assignment]
+    with fake_device.on_device():
+        assert kept(ResBlock(16, 16, 0, 4, 1e-5, 0.0, False)) < 0.75 * kept(torchs)
+
+
+def test_channels_last_changes_no_result(monkeypatch):
+    """As on a GPU; a checkpoint from where convolutions lie otherwise fits."""
+    model, batch = started(FM)
+    other = copy.deepcopy(model)
+    monkeypatch.setattr(build, "CHANNELS_LAST", ("cpu",))
+    build.placed(other, CPU)
+    weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    states = []
+    for each in (model, other):
+        conf = OptimSection(name="adamw", lr=1e-3)
+        optimizer = optim.build(each.phases()[0], conf)
+        if states:
+            optim.restore(optimizer, copy.deepcopy(states[0]))
+        noise = ImageNoise(0, range(len(batch)))
+        loss_of(each, batch.rows(slice(None), noise), each.phases()[0].name).backward()
+        if states:
+            for p in each.parameters():
+                assert all(
+                    v.stride() == p.stride() for v in optimizer.state[p].values() if v.shape == p.shape
+                )
+        else:
+            states = [{"state": {}, **{k: v for k, v in optimizer.state_dict().items() if k != "state"}}]
+            for i, p in enumerate(each.parameters()):
+                zeros = {key: torch.zeros(p.shape) for key in ("exp_avg", "exp_avg_sq")}
+                states[0]["state"][i] = {"step": torch.tensor(0.0), **zeros}
+        optimizer.step()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
