@@ -62,10 +62,10 @@ def gather(
                 continue
             peer.settimeout(ANSWER)
             hello = _receive(peer) or {}
-            rank = hello.get("rank")
-            if rank not in others:
+            rank, theirs = hello.get("rank"), hello.get("facts")
+            if not isinstance(rank, int) or rank not in others or not isinstance(theirs, dict):
                 continue  # a stranger, or a machine that there should not be
-            if problem := _different(facts, hello.get("facts") or {}):
+            if problem := _different(facts, theirs):
                 _send(peer, {"problem": problem})
                 say(f"machine {rank} was turned away: {problem}")
             else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gzcli import slurm, start
 from gzcli.cli import out
 from gzcli.errors import GzError, MissingError, UsageError
-from gzcli.store import files
+from gzcli.store import files, runs
 from gzcli.store.paths import user_dir
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def submit_job(
     Raises UsageError, and MissingError where there is no `sbatch` or it refuses the job.
     """
     launch = asked.recipe.launch
+    if name is not None:
+        runs.check_alias(f"{name}-1")  # a job's number follows
     job = slurm.Job(
         words=words_of(sys.argv),
         name=name or asked.recipe.card.name,
