@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -30,16 +31,14 @@ def show_benchmark(seconds: float = SECONDS) -> dict[str, Any]:
 
     Raises DeviceError where the process fails.
     """
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > start.cores() / 2:
+        out.warn(
+            f"other programs use this machine (load {load:.1f} on {start.cores()} cores): it is faster alone"
+        )
     found = measured(seconds)
     devices, nets = found["devices"], found["nets"]
     rows = [
-        (
-            name,
-            *(
-                f"{of[key] / divisor:,.{2 if of[key] < 100 * divisor else 0}f} {unit}"
-                for of in devices.values()
-            ),
-        )
+        (name, *(f"{in_digits(of[key] / divisor)} {unit}" for of in devices.values()))
         for key, (name, divisor, unit) in ROWS.items()
     ]
     for scale, net in nets.items():
@@ -77,6 +76,11 @@ def measured(seconds: float) -> dict[str, Any]:
         last = problem[-1] if problem else "it ended without a word"
         raise DeviceError(f"the benchmark failed: {last}", hint="gz doctor")
     return found
+
+
+def in_digits(value: float) -> str:
+    """A number with three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def step_in_words(seconds: float) -> str:
