@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from gzcli.engine.build import build_model
+from gzcli.engine.cost import cost_of
 from gzcli.engine.devices import clock
+from gzcli.engine.shapes import shapes_only
 from gzcli.errors import UsageError
 from gzcli.models.base import named_losses
 from gzcli.parts import Part
@@ -107,26 +107,21 @@ class Net:
 
     params: int
     batch: int
-    flops: int
+    flops: float
     calls: int
     width: int
 
     @staticmethod
     def of(scale: str) -> Net:
-        """The net of a recipe's scale for CIFAR-10, counted on one image; no data is needed."""
+        """The net of a recipe's scale for CIFAR-10, counted without its weights; no data is needed."""
         part = resolve(MODEL, data=DATA, sets=(), flags={"scale": scale}).parts[0]
-        model = build_model(part, DataInfo(SHAPE, n=50_000, steps=part.train.steps)).train()
-        # torch does not count the operations of the CPU's own kernel of attention
-        plain = sdpa_kernel(SDPBackend.MATH)
-        with plain, FlopCounterMode(display=False) as flops, Calls() as calls:
-            named_losses(model, one_image(part), model.phases()[0].name)["loss"].backward()
-        return Net(
-            params=sum(p.numel() for p in model.parameters()),
-            batch=part.train.batch_size,
-            flops=flops.get_total_flops() * part.train.batch_size,
-            calls=calls.count,
-            width=part.options["channels"],
-        )
+        info = DataInfo(SHAPE, n=50_000, steps=part.train.steps)
+        cost = cost_of(part, info)
+        with shapes_only():
+            model = build_model(part, info).train()
+            with Calls() as calls:
+                named_losses(model, one_image(part), model.phases()[0].name)["loss"].backward()
+        return Net(cost.params, part.train.batch_size, cost.flops, calls.count, part.options["channels"])
 
     def seconds(self, rates: Rates, device: torch.device) -> float:
         """What a step takes by the rates of a device."""
@@ -188,7 +183,9 @@ def measure(device: torch.device, seconds: float) -> Rates:
     with tempfile.TemporaryDirectory() as folder:
         load = loader(Path(folder), device, 128)
         images = rate("the loader", 128, load)
-    return Rates(*products, *blocks, copy, call, images)
+    fp32, bf16 = products
+    wide, narrow = blocks
+    return Rates(fp32, bf16, wide, narrow, copy, call, images)
 
 
 def fastest(call: Callable[[], object], device: torch.device, seconds: float) -> float:
