@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from typing import Any
 
 from gzcli import signals
@@ -17,6 +18,7 @@ from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, Missi
 from gzcli.store import files
 from gzcli.store.runs import Run
 
+SETTLING = 60.0  # seconds for the last words of the main process, which saves and draws after the others
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
 KILLED = 128 + 9  # the exit code of a process that SIGKILL has ended
 ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
@@ -30,6 +32,13 @@ def left_behind(target: Run) -> bool:
         and status.get("state") == "running"
         and files.is_locked(target.lock)
     )
+
+
+def settle(target: Run) -> None:
+    """Waits until another machine has recorded how a run ended."""
+    deadline = time.monotonic() + SETTLING
+    while target.status().get("state") == "running" and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def end_all(child: subprocess.Popen[bytes]) -> None:

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli import signals, start
-from gzcli.ending import end_all, left_behind, outcome
+from gzcli import meeting, signals, slurm, start
+from gzcli.ending import end_all, left_behind, outcome, settle
 from gzcli.errors import DeviceError, UsageError
 from gzcli.sections import LaunchSection
 from gzcli.store import files
 from gzcli.store.runs import Run
 
+RESTARTS = 2  # of the processes of several machines, where the recipe does not say
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
 # Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
 # large blocks to the system at every free and faults them in again at the next step: keeping them saves
@@ -48,7 +49,8 @@ class Plan:
     machines: number of machines.
     machine_rank: index of this machine, from 0.
     main_ip: address of machine 0; None: this machine.
-    main_port: port of machine 0; None: one is chosen.
+    main_port: port of machine 0; None on one machine, where one is chosen.
+    restarts: how often all processes are started again after one of them has died.
     extra: options that are passed on to `accelerate launch`.
     """
 
@@ -59,6 +61,7 @@ class Plan:
     machine_rank: int = 0
     main_ip: str | None = None
     main_port: int | None = None
+    restarts: int = 0
     extra: tuple[str, ...] = ()
 
     @property
@@ -81,12 +84,21 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in out.splitlines())
 
 
-def plan(section: LaunchSection, *, every_gpu: bool, check: bool = True, extra: Sequence[str] = ()) -> Plan:
-    """The processes that a recipe's `launch` section asks for; SLURM's variables fill in what it leaves open.
+def plan(
+    section: LaunchSection,
+    *,
+    every_gpu: bool,
+    check: bool = True,
+    job: Sequence[object] = (),
+    extra: Sequence[str] = (),
+) -> Plan:
+    """The processes that a recipe's `launch` section asks for. SLURM's variables fill in what it leaves open
+    for a training; other verbs run on one machine.
 
     section: the section.
-    every_gpu: whether all GPUs are used where no number is asked for; if not, one is.
+    every_gpu: whether it is a training: all GPUs are used where no number is asked for; else one is.
     check: whether GPUs that are asked for must be there.
+    job: what was asked for; the port follows from it.
     extra: the words after `--` on the command line, checked by `cli/accelerate.py`. They never come from a
       recipe or a run, which may be a stranger's.
 
@@ -106,32 +118,42 @@ def plan(section: LaunchSection, *, every_gpu: bool, check: bool = True, extra: 
     if check and gpus > there:
         have = {0: "are no GPUs", 1: "is 1 GPU"}.get(there, f"are {there} GPUs")
         raise DeviceError(f"`--gpus {asked}`: there {have} here", hint=fewer)
-    machines = section.machines or int(os.environ.get("SLURM_NNODES", 1))
+    machines = section.machines or (slurm.machines() if every_gpu else 1)
     here = gpus or section.processes or 1
     threads = section.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, start.cores() // here)
-    rank = section.machine_rank
+    several = _meet(section, machines, job) if machines > 1 or section.machine_rank else {}
+    restarts = RESTARTS if machines > 1 else 0
     return Plan(
         processes=here * machines,
         gpus=gpus,
         threads=threads,
-        machines=machines,
-        machine_rank=int(os.environ.get("SLURM_NODEID", 0)) if rank is None else rank,
-        main_ip=section.main_ip or (_slurm_host() if machines > 1 else None),
-        main_port=section.main_port,
+        restarts=restarts if section.restarts is None else section.restarts,
         extra=tuple(extra),
+        **several,
     )
 
 
-def _slurm_host() -> str | None:
-    """The first host of SLURM_JOB_NODELIST, as scontrol expands it."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST")
-    if not nodes:
+def _meet(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
+    """Which machine this is of several, and where they meet: the keys of a Plan.
+
+    Raises UsageError where that is not known, or this is none of the machines.
+    """
+    rank = slurm.machine_rank() if section.machine_rank is None else section.machine_rank
+    if not 0 <= rank < machines:
+        message = (
+            f"`--machine-rank {rank}`: {machines} machine{'s' if machines > 1 else ''} are numbered from 0"
+        )
+        raise UsageError(message, hint=f"gz train … --num-machines {max(machines, rank + 1)}")
+    ip = section.main_ip or slurm.first_host()
+    if ip is None:
         raise UsageError(
             "several machines need `--main-process-ip`",
             hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST",
         )
-    out = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
-    return out.stdout.split()[0] if out.returncode == 0 and out.stdout else None
+    # of two trainings with one first machine each needs its own port
+    known = [slurm.job()] if slurm.job() else [ip, machines, *job]
+    port = section.main_port or meeting.port_of(known)
+    return {"machines": machines, "machine_rank": rank, "main_ip": ip, "main_port": port}
 
 
 def config(p: Plan) -> str:
@@ -146,12 +168,17 @@ def config(p: Plan) -> str:
         f"num_machines: {p.machines}",
         f"machine_rank: {p.machine_rank}",
         f"main_process_ip: {p.main_ip or 'null'}",
-        f"main_process_port: {p.main_port if p.main_port is not None else (29500 if p.machines > 1 else 0)}",
+        f"main_process_port: {p.main_port or 0}",
         f"use_cpu: {'false' if p.distributed or p.gpus else 'true'}",
-        "rdzv_backend: static",
+        "rdzv_backend: static",  # rank 0 is of machine 0, and no other port is needed
         "same_network: true",
     ]
     return "\n".join(lines) + "\n"
+
+
+def configuration(folder: Path, p: Plan) -> Path:
+    """The path of accelerate's configuration; machines that share a folder have one each."""
+    return folder / (f"accelerate.{p.machine_rank}.yaml" if p.machine_rank else "accelerate.yaml")
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
@@ -164,9 +191,10 @@ def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
         return [sys.executable, *engine]
     options = [
         "--config_file",
-        str(folder / "accelerate.yaml"),
+        str(configuration(folder, p)),
         "--num_cpu_threads_per_process",
         str(p.threads),
+        *(("--max_restarts", str(p.restarts)) if p.restarts and p.distributed else ()),
     ]
     return [sys.executable, start.SCRIPT, start.LAUNCHER, *options, *p.extra, *engine]
 
@@ -196,6 +224,8 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
     for key, value in TUNING.items():
         env.setdefault(key, value)
+    if p.main_ip and (interface := meeting.interface(p.main_ip)):
+        env.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own guess is often the loopback
     if not p.gpus:
         env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     return env
@@ -216,8 +246,10 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
     target = Run(folder)
     launcher, grace = launcher or p.distributed, 0.0 if (folder / "job.json").exists() else GRACE
     if launcher:
-        files.write_atomic(folder / "accelerate.yaml", config(p))
-    (folder / "stop").unlink(missing_ok=True)
+        files.write_atomic(configuration(folder, p), config(p))
+    first = p.machine_rank == 0  # the engine's main process is on this machine
+    if first:
+        (folder / "stop").unlink(missing_ok=True)
     got: list[int] = []
 
     def on_signal(signum: int, frame: Any) -> None:
@@ -236,7 +268,7 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
     )
     try:
         deadline = None
-        while child.poll() is None or left_behind(target):
+        while child.poll() is None or (first and left_behind(target)):
             ended = child.poll() is not None
             if ended and not (folder / "stop").exists():
                 files.write_atomic(folder / "stop", str(int(signal.SIGTERM)))
@@ -248,4 +280,6 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
     finally:
         end_all(child)
         signals.restore(heard)
+    if not first:
+        settle(target)
     return outcome(target, child.returncode, got)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gzcli import launch
+from gzcli import launch, machines
 from gzcli.data import same
 from gzcli.data.augment import patch_of
 from gzcli.data.forms import Report, Say, silent, unreported
@@ -47,12 +47,15 @@ class Asked:
     recipe: Resolved
     earlier: Run | None
 
-    def to_resume(self, *, extend: bool) -> Run | None:
+    def to_resume(self, *, extend: bool, alias: str | None = None) -> Run | None:
         """The run that `--resume` means: the one named, else the newest of this model and data that is not
         finished.
 
         extend: whether a finished one will do, as it is to have more steps.
+        alias: the run's second name, which alone counts then: jobs side by side go on with their own runs.
         """
+        if alias is not None:
+            return next((run for run in runs.all_runs() if run.alias == alias), None)
         if self.earlier:
             return self.earlier
         found = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
@@ -161,7 +164,8 @@ def continued(run: Run, asked: Resolved, steps: int | None) -> Recipe:
     for key in typed:
         if not key.startswith("launch.") and not key.endswith("train.steps"):
             old, new = own.value(key), asked.value(key)
-            if old != new:
+            counted = key.endswith("train.minutes") and old is None  # they have become a number of steps
+            if old != new and not counted:
                 differ.append(f"  {key}: {old} in the run, {new} asked for")
     if steps is not None:
         longer = parts_to_train(run)
@@ -223,7 +227,8 @@ def start(
     asked: what was asked for.
     recipe: what is trained, as `ready` returned it.
     plan: the processes.
-    run: the run that goes on; None: a new one is made, and removed again where nothing was trained.
+    run: the run that goes on; None: a new one is made, and removed again where nothing was trained. Only
+      machine 0 decides that; the others of several take part in its run.
     alias: a second name of a new run.
     mode: what the engine prints: "human", "quiet" or "json" lines.
     announce: called with the run before it is launched.
@@ -231,6 +236,11 @@ def start(
 
     Raises the engine's own error.
     """
+    if plan.machine_rank:
+        run = machines.find(recipe, plan, asked.earlier, say)
+        announce(run)
+        launch.run(run.path, plan, launcher=True, mode=mode)
+        return run
     new = run is None
     if run is None:
         run = runs.create(asked.recipe.card.name, asked.recipe.key, alias=alias)
@@ -239,6 +249,8 @@ def start(
         if new:
             note_whole(run, asked, recipe)
         announce(run)
+        if plan.machines > 1:
+            machines.tell(recipe, plan, run, say)
         launch.run(run.path, plan, launcher=True, mode=mode)
     except BaseException as error:
         ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"

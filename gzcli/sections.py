@@ -173,7 +173,9 @@ class LaunchSection:
     machines: number of machines.
     machine_rank: index of this machine, from 0.
     main_ip: address of machine 0.
-    main_port: port of machine 0.
+    main_port: port of machine 0; null: it follows from the job.
+    restarts: how often several processes start again, from the newest checkpoint, after one has died; null: 0
+      on one machine, 2 on several.
     strategy: how several GPUs share a model: each has all of it (ddp), or a part (fsdp).
     wandb: whether metrics are sent to Weights & Biases too.
     """
@@ -186,6 +188,7 @@ class LaunchSection:
     machine_rank: int | None = ranged(None, "0 or more")
     main_ip: str | None = None
     main_port: int | None = ranged(None, "0 or more")
+    restarts: int | None = ranged(None, "0 or more")
     strategy: Literal["ddp", "fsdp"] = "ddp"
     wandb: bool = False
 

@@ -10,8 +10,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from gzcli.cli import out
+from gzcli.cli.benchmark import show_benchmark
 from gzcli.cli.options import Json, Quiet
 from gzcli.errors import MissingError, redacted
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
@@ -35,7 +39,12 @@ class Check:
     hint: str | None = None
 
 
-def doctor(json: Json = False, quiet: Quiet = False) -> None:
+_Benchmark = Annotated[
+    bool, typer.Option("--benchmark", help="Measure this machine too, which takes about a minute.")
+]
+
+
+def doctor(benchmark: _Benchmark = False, json: Json = False, quiet: Quiet = False) -> None:
     """Check this machine: devices, folders, settings, packages."""
     checks = [*software(), *devices(), *folders(), *settings(), *optional()]
     width = max(len(check.name) for check in checks)
@@ -46,7 +55,8 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
         if check.hint:
             out.text(f"      {'':<{width}}  hint: {check.hint}")
     bad = [check for check in checks if check.state == "bad"]
-    out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
+    measured = {"benchmark": show_benchmark()} if benchmark and not bad else {}
+    out.data({"ok": not bad, "checks": [asdict(check) for check in checks], **measured})
     if bad and not out.is_json():
         out.error(
             MissingError(

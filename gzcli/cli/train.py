@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -60,7 +60,28 @@ _Ip = Annotated[
     typer.Option("--main-process-ip", metavar="HOST", help="Address of machine 0.", rich_help_panel=_PANEL),
 ]
 _Port = Annotated[
-    int | None, typer.Option("--main-process-port", metavar="P", help="Its port.", rich_help_panel=_PANEL)
+    int | None,
+    typer.Option(
+        "--main-process-port",
+        metavar="P",
+        help="Its port; it follows from the job if it is not given.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+_Submit = Annotated[
+    Literal["slurm"] | None,
+    typer.Option("--submit", help="Write a job script and submit it.", rich_help_panel=_PANEL),
+]
+_Slurm = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm",
+        metavar="KEY=VALUE",
+        help="An option of `sbatch`, as `time=2:00:00`; `array=0-4` trains with five seeds.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 
 
@@ -83,6 +104,8 @@ def train(
     machine_rank: _Rank = None,
     main_process_ip: _Ip = None,
     main_process_port: _Port = None,
+    submit: _Submit = None,
+    slurm: _Slurm = None,
     dry_run: _Dry = False,
     extra: Extra = None,
     json: Json = False,
@@ -96,6 +119,7 @@ def train(
     from gzcli.cli.accelerate import previous_words
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import show_memory, show_plan
+    from gzcli.cli.submit import submit_job
     from gzcli.store import runs
 
     out.configure(lenient=True)  # a lost reader never stops a training
@@ -117,15 +141,19 @@ def train(
     }
     asked = planning.ask(what, data, sets or (), flags)
     model, run = asked.recipe.card.name, None
-    if resume or requeue:
-        run = asked.to_resume(extend=steps is not None)
+    if submit or slurm:
+        return submit_job(asked, name, resume=resume, options=slurm or (), dry_run=dry_run)
+    shared = [value for key, value in flags.items() if key != "launch.machine_rank"]
+    typed = (what, data, *(sets or ()), *shared, name)
+    plan = launch.plan(asked.recipe.launch, every_gpu=True, check=not dry_run, job=typed, extra=extra or ())
+    if (resume or requeue) and not plan.machine_rank:
+        run = asked.to_resume(extend=steps is not None, alias=name if requeue else None)
         if run is None and resume:
             raise MissingError(
                 f"no unfinished run of `{model}` on `{asked.recipe.data.name}`",
                 hint=f"gz train {what}" + (f" --data {data}" if data else ""),
             )
-    plan = launch.plan(asked.recipe.launch, every_gpu=True, check=not dry_run, extra=extra or ())
-    if run is None and name is not None:
+    if run is None and name is not None and not plan.machine_rank:
         runs.check_alias(name)
     if dry_run:
         show_plan(asked.recipe, plan, run)

@@ -86,7 +86,7 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
         )
         raise
     if log.main:
-        run.update(state="finished", code=0, ended=time.time())
+        run.update(state="finished", code=0, error=None, ended=time.time())
 
 
 def explain(e: BaseException) -> GzError:
@@ -108,6 +108,8 @@ def explain(e: BaseException) -> GzError:
 def train(run: Run, log: Log) -> None:
     """Trains the run of `run.yaml`, or each of its stages that is not finished; a call of every rank."""
     stop.listen()
+    if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        log.warn(f"a process has died, all are started again ({lives} of `launch.restarts`)")
     accelerator: Accelerator | None = None
     for stage in run.stages:
         if stage.state == "finished":

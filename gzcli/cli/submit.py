@@ -1,0 +1,112 @@
+"""`gz train … --submit slurm`: the same command as a job that `sbatch` takes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from gzcli import slurm, start
+from gzcli.cli import out
+from gzcli.errors import GzError, MissingError, UsageError
+from gzcli.store import files, runs
+from gzcli.store.paths import user_dir
+
+if TYPE_CHECKING:
+    from gzcli.planning import Asked
+    from gzcli.sections import LaunchSection
+
+# Options that are about the submission, or that the script writes itself → whether a value follows.
+OURS: Mapping[str, bool] = {
+    "--submit": True,
+    "--slurm": True,
+    "--dry-run": False,
+    "--json": False,
+    "--name": True,
+    "--seed": True,
+    "--resume": False,
+    "--requeue": False,
+}
+
+
+def submit_job(
+    asked: Asked, name: str | None, *, resume: bool, options: Iterable[str], dry_run: bool
+) -> None:
+    """Writes a job script into the folder of runs and submits it; with `dry_run` it is only printed.
+
+    asked: what the job is to train.
+    name: value of `--name`, to which the job adds its number; None: the model's name.
+    resume: value of `--resume`.
+    options: options of `sbatch`, as `key=value`.
+    dry_run: value of `--dry-run`.
+
+    Raises UsageError, and MissingError where there is no `sbatch` or it refuses the job.
+    """
+    launch = asked.recipe.launch
+    if name is not None:
+        runs.check_alias(f"{name}-1")  # a job's number follows
+    job = slurm.Job(
+        words=words_of(sys.argv),
+        name=name or asked.recipe.card.name,
+        seed=asked.recipe.seed,
+        machines=launch.machines or 1,
+        gpus=gpus_of(launch),
+        cores=(launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus_of(launch) or launch.processes or 1),
+        resumes=resume,
+    )
+    folder = user_dir("runs", "slurm")
+    program = [sys.executable, start.SCRIPT, "gzcli"]
+    text = slurm.script(job, slurm.options(options), program=program, folder=folder)
+    if dry_run:
+        out.text(text.rstrip())
+        out.data({"script": text})
+        return
+    path = folder / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}.sh"
+    files.write_atomic(path, text)
+    if shutil.which("sbatch") is None:
+        raise MissingError(
+            f"there is no `sbatch` here; the script is written: `{path}`",
+            hint=f"sbatch {path}, where SLURM is",
+        )
+    number = submit(str(path))
+    out.info(f"script: {path}")
+    out.text(f"job {number}")
+    out.data({"job": number, "script": text, "path": path})
+
+
+def words_of(argv: list[str]) -> list[str]:
+    """The command line as a job runs it: without the options of OURS, all after `--` as it is."""
+    found: list[str] = []
+    rest = iter(argv[argv.index("train") :] if "train" in argv else argv)
+    for word in rest:
+        if word == "--":
+            return [*found, word, *rest]
+        option, equals, _ = word.partition("=")
+        if option not in OURS:
+            found.append(word)
+        elif OURS[option] and not equals:
+            next(rest, None)
+    return found
+
+
+def gpus_of(launch: LaunchSection) -> int:
+    """The GPUs of each node that a job asks for. Raises UsageError for `all`, which SLURM cannot be told."""
+    if launch.gpus == "all":
+        raise UsageError("`--gpus all`: SLURM wants a number", hint="--gpus 4")
+    return launch.gpus or 0
+
+
+def submit(path: str) -> str:
+    """Submits a script; returns the job's number. Raises MissingError with the words of `sbatch`."""
+    done = subprocess.run(["sbatch", "--parsable", path], capture_output=True, text=True)
+    if done.returncode:
+        words = " ".join(done.stderr.split()) or f"code {done.returncode}"
+        hint = f"correct it by `--slurm KEY=VALUE`, or in `{path}`"
+        raise MissingError(f"`sbatch` refuses the job: {words}", hint=hint)
+    number = done.stdout.strip().partition(";")[0]
+    if not number:
+        raise GzError("`sbatch` has told no number of a job")
+    return number

@@ -1,0 +1,277 @@
+"""Where several machines meet, and jobs for SLURM, whose programs are small scripts here."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import gz
+
+from gzcli import launch, meeting, slurm
+from gzcli.errors import MissingError, UsageError
+from gzcli.sections import LaunchSection
+
+TWO = LaunchSection(machines=2, machine_rank=0, main_ip="10.0.0.1", cpu=True)
+FACTS = {"model": "vae", "machines": 3}
+
+
+# ---------------------------------------------------------------------------- ports
+
+
+def port(section: LaunchSection = TWO, job: tuple[object, ...] = ("vae", "mnist")) -> int | None:
+    return launch.plan(section, every_gpu=True, job=job).main_port
+
+
+def test_the_port_follows_from_the_job(monkeypatch):
+    from dataclasses import replace
+
+    assert port() == port(replace(TWO, machine_rank=1)), "all machines know it"
+    others = {port(job=("vae", str(i))) for i in range(20)}
+    assert len(others) > 15 and all(20_000 <= p < 30_000 for p in others if p)
+    assert port(replace(TWO, main_port=1234)) == 1234
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    first = port()
+    assert first == port(job=("glow",)), "what was typed does not matter to SLURM's number"
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    assert port() != first
+    assert launch.plan(LaunchSection(cpu=True, processes=2), every_gpu=True).main_port is None
+
+
+def test_machines_that_are_not_there():
+    for section, text in (
+        (LaunchSection(machines=2, machine_rank=2, main_ip="a"), "numbered from 0"),
+        (LaunchSection(machine_rank=1, main_ip="a"), "numbered from 0"),
+        (LaunchSection(machines=2), "need `--main-process-ip`"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            launch.plan(section, every_gpu=True)
+
+
+def test_slurm_fills_in_what_is_left_open(monkeypatch, fake):
+    fake("scontrol", 'echo "node7\nnode8"')
+    for key, value in {
+        "NNODES": "4",
+        "STEP_NUM_NODES": "2",
+        "NODEID": "1",
+        "JOB_NODELIST": "node[7-8]",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    plan = launch.plan(LaunchSection(cpu=True), every_gpu=True)
+    assert (plan.machines, plan.machine_rank, plan.main_ip, plan.processes) == (2, 1, "node7", 2)
+    assert launch.plan(LaunchSection(cpu=True), every_gpu=False).machines == 1, "samples are drawn on one"
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    with pytest.raises(UsageError, match="several tasks on this node"):
+        launch.plan(LaunchSection(cpu=True), every_gpu=True)
+
+
+# ---------------------------------------------------------------------------- meeting
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def meet(first: dict, *others: dict, find=lambda name: None, patience: float = 20) -> list[object]:
+    """What machine 0 and the others say or raise."""
+    found: list[object] = [None] * (1 + len(others))
+    at = free_port()
+
+    def act(rank: int) -> None:
+        try:
+            if rank:
+                found[rank] = meeting.join(
+                    "127.0.0.1", at, rank, others[rank - 1], find, lambda text: None, patience=patience
+                )
+            else:
+                meeting.gather(at, first, "vae-1", lambda text: None, patience=patience)
+        except Exception as problem:
+            found[rank] = problem
+
+    threads = [threading.Thread(target=act, args=(rank,)) for rank in (1, 0, 2)[: len(found)]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return found
+
+
+def test_machine_0_tells_the_run():
+    assert meet(FACTS, FACTS, FACTS) == [None, "vae-1", "vae-1"]
+
+
+def test_another_command_is_turned_away_and_machine_0_waits_on():
+    first, second = meet(FACTS | {"machines": 2}, {"model": "wgan", "machines": 2}, patience=2)
+    assert isinstance(second, UsageError) and "model vae there, wgan here" in second.message
+    assert isinstance(first, MissingError) and "machine 1 did not come" in first.message
+
+
+def test_a_run_that_is_not_seen_ends_both():
+    two = FACTS | {"machines": 2}
+    first, second = meet(two, two, find=lambda name: f"no `{name}` here")
+    assert isinstance(first, MissingError) and "machine 1 cannot take part: no `vae-1` here" in first.message
+    assert isinstance(second, MissingError) and "share" in (second.hint or "")
+
+
+def test_nobody_is_there():
+    with pytest.raises(MissingError, match=r"machine 0 is not at 127\.0\.0\.1"):
+        meeting.join("127.0.0.1", free_port(), 1, FACTS, str, lambda text: None, patience=0.1)
+    with pytest.raises(MissingError, match="machines 1, 2 did not come"):
+        meeting.gather(free_port(), FACTS, "x", lambda text: None, patience=0.1)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.create_server(("", 0)) as taken:
+        at = taken.getsockname()[1]
+        with pytest.raises(MissingError, match=f"port {at}.*in use") as caught:
+            meeting.gather(at, FACTS, "x", lambda text: None)
+    assert "--main-process-port" in (caught.value.hint or "") and caught.value.code == 3
+
+
+def test_strangers_are_not_listened_to():
+    at = free_port()
+    problems: list[Exception] = []
+
+    def host() -> None:
+        try:
+            meeting.gather(at, FACTS | {"machines": 2}, "vae-1", lambda text: None, patience=20)
+        except Exception as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=host)
+    thread.start()
+    for words in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[1]\n",
+        b'{"rank": [9]}\n',
+        b'{"rank": 7}\n',
+        b'{"rank": 1, "facts": 3}\n',
+    ):
+        while True:
+            try:
+                stranger = socket.create_connection(("127.0.0.1", at), timeout=5)
+                break
+            except OSError:
+                pass
+        with stranger:
+            stranger.sendall(words)
+    two = FACTS | {"machines": 2}
+    assert meeting.join("127.0.0.1", at, 1, two, lambda name: None, lambda text: None) == "vae-1"
+    thread.join(30)
+    assert not problems
+
+
+def test_the_interface_of_an_address():
+    assert meeting.interface("127.0.0.1") == "lo"
+    assert meeting.interface("no.such.host.example") is None
+
+
+# ---------------------------------------------------------------------------- SLURM
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Puts a program of SLURM on the path: fake("sbatch", text of the shell script)."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+    def write(name: str, text: str) -> None:
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    return write
+
+
+def test_a_job_is_written_and_submitted(fake, tmp_path):
+    fake("sbatch", f'cp "$2" {tmp_path}/got; echo "42;cluster"')
+    words = ("train", "vae", "--num-machines", "2", "--gpus", "4", "--seed", "7", "--name", "it's")
+    gz(*words, "--submit", "slurm", code=2)  # no run may be called so
+    words = (*words[:-1], "mine")
+    done = gz(
+        *words,
+        "--submit",
+        "slurm",
+        "--slurm",
+        "partition=gpu",
+        "--slurm",
+        "array=0-1",
+        "--json",
+        "--",
+        "--debug",
+    )
+    said = json.loads(done.stdout)
+    script = (tmp_path / "got").read_text()
+    assert said["job"] == "42" and said["script"] == script == Path(said["path"]).read_text()
+    for line in ("nodes=2", "ntasks-per-node=1", "gres=gpu:4", "partition=gpu", "array=0-1", "requeue"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "%A_%a.out" in script and "--seed $((7 + SLURM_ARRAY_TASK_ID)) -- --debug &" in script
+    assert "--submit" not in script and "--slurm" not in script and "--json" not in script
+    assert not [folder for folder in (Path(said["path"]).parents[1]).iterdir() if folder.name != "slurm"]
+
+
+def test_what_a_job_cannot_be(fake):
+    assert "there is no `sbatch`" in gz("train", "vae", "--submit", "slurm", code=3).stderr
+    fake("sbatch", "echo 'invalid partition' >&2; exit 1")
+    assert "invalid partition" in gz("train", "vae", "--submit", "slurm", code=3).stderr
+    assert "wants a number" in gz("train", "vae", "--submit", "slurm", "--gpus", "all", code=2).stderr
+    for wrong in ("Partition", "a b=c", 'comment=a"b', "time=1\n#SBATCH --uid=0"):
+        with pytest.raises(UsageError, match="no option of `sbatch`"):
+            slurm.options([wrong])
+    assert slurm.options(["exclusive", "--time=1:00"]) == {"exclusive": None, "time": "1:00"}
+
+
+def test_a_job_out_of_time_is_stopped_and_queued_again(fake, tmp_path):
+    """The script runs under bash: USR1 asks the step to end, and the job goes on under the same name."""
+    log = tmp_path / "log"
+    fake(
+        "srun",
+        f'echo "srun $*" >> {log}; trap "exit 143" TERM; echo $$ > {tmp_path}/pid; '
+        "while :; do sleep .1; done",
+    )
+    fake("scancel", f'echo "scancel $*" >> {log}; kill -TERM $(cat {tmp_path}/pid)')
+    fake("scontrol", f'echo "scontrol $*" >> {log}')
+    job = slurm.Job(["train", "vae"], name="mine", seed=3, machines=1, gpus=0, cores=2)
+    path = tmp_path / "job.sh"
+    path.write_text(slurm.script(job, {}, program=["gz"], folder=tmp_path))
+    env = {**os.environ, "SLURM_JOB_ID": "5", "SLURM_ARRAY_JOB_ID": "4", "SLURM_ARRAY_TASK_ID": "1"}
+
+    def ended(signal: str) -> int:
+        (tmp_path / "pid").unlink(missing_ok=True)
+        child = subprocess.Popen(["bash", str(path)], env=env)
+        while not (tmp_path / "pid").exists():
+            assert child.poll() is None
+        subprocess.run(["bash", "-c", signal.format(script=child.pid, step=(tmp_path / "pid").read_text())])
+        return child.wait(20)
+
+    assert ended("kill -USR1 {script}") == 0
+    started, *rest = log.read_text().splitlines()
+    assert started.endswith("gz train vae --requeue --name mine-4-1 --seed 3")
+    assert rest == ["scancel --signal=TERM 5", "scontrol requeue 5"]
+    log.unlink()
+    assert ended("kill -TERM {script} {step}") == 143, "a job that was cancelled is not queued again"
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_named_run_is_what_requeue_goes_on_with(home, monkeypatch):
+    """Jobs side by side have runs of one model; each goes on with its own."""
+    from gzcli import planning
+    from gzcli.store import runs
+
+    asked = planning.ask("vae", None, (), {})
+    mine = runs.create("vae", "digits", alias="mine-1")
+    other = runs.create("vae", "digits", alias="mine-2")
+    for run in (mine, other):
+        (run.path / "run.yaml").write_text("{}")
+        run.update(state="interrupted")
+    assert asked.to_resume(extend=False, alias="mine-1") == mine
+    assert asked.to_resume(extend=False, alias="mine-3") is None
+    assert asked.to_resume(extend=False) == other
