@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-import torch
 from helpers import recipe, trainer
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import CASES, Case
 
-from gzcli.engine.cost import Cost, Line, Seen, cost_of
-from gzcli.engine.shapes import FLOPS, shapes_only
-from gzcli.models import catalog
+from gzcli.engine.cost import Cost, Seen, cost_of
+from gzcli.engine.shapes import FLOPS
 from gzcli.parts import Part, part_of
-from gzcli.sections import OptimSection, TrainSection
+from gzcli.sections import TrainSection
 
 FIRST = {case.model: case for case in reversed(CASES)}  # one line of each model
 
