@@ -10,12 +10,12 @@ import pytest
 from pictures import png, write
 
 from gzcli.data.facts import SHAPES
-from gzcli.data.forms import sides
 from gzcli.data.sets import SPECS
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog
 from gzcli.recipe.files import read_chain, recipes
 from gzcli.recipe.resolve import resolve
+from gzcli.sizes import sides
 from gzcli.types import DataInfo
 
 RECIPES = {name: read_chain(name)[0][-1].sections for name in recipes()}
@@ -68,7 +68,7 @@ def _chosen(name, scale, shape, captioned, typed):
     if "caption" in NEEDS[name]:
         import tiny_sd
 
-        data, flags = captioned, {"data.size": SIDES[shape]}
+        data, flags = captioned, {"data.size": max(32, SIDES[shape])}  # a multiple of 8
         sets = [f"model.base={tiny_sd.base()}"]
     elif "second_domain" in NEEDS[name]:
         data, flags = "horse2zebra", {"data.size": SIDES[shape], "data.channels": 1 if shape == "grey" else 3}

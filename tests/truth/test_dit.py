@@ -12,7 +12,7 @@ from flat import flat
 from gzcli.errors import UsageError
 from gzcli.models.diffusion.dit import DiT
 from gzcli.models.nn.diffusers_names import DIT, renamed
-from gzcli.models.nn.dit import DiTNet, DiTOptions
+from gzcli.models.nn.dit import DiTNet, DiTOptions, patch_for
 from gzcli.types import DataInfo, ImageNoise
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
@@ -180,3 +180,35 @@ def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
             x = pipeline.scheduler.step(out, t, x).prev_sample
     assert mine.std() > 0.1
     torch.testing.assert_close(x.clamp(-1, 1), mine, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("h", "w", "tokens", "patch"),
+    [
+        (28, 28, 256, 2),
+        (28, 28, 64, 4),
+        (32, 32, 256, 2),
+        (64, 64, 256, 4),  # the paper's of an image twice as large
+        (128, 128, 256, 8),
+        (32, 48, 256, 2),
+        (32, 48, 64, 4),
+        (30, 45, 256, 3),
+        (29, 31, 256, 1),
+    ],
+)
+def test_the_patch_follows_from_the_sides(h, w, tokens, patch):
+    assert patch_for(h, w, tokens) == patch
+    net = DiTNet((1, h, w), DiTOptions(width=8, layers=0, heads=1, tokens=tokens))
+    assert net.patch == patch and net.grid == (h // patch, w // patch)
+    assert net(torch.zeros(2, 1, h, w), torch.zeros(2)).shape == (2, 1, h, w)
+
+
+@pytest.mark.parametrize(
+    ("h", "w", "near"), [(127, 127, "120x120"), (61, 90, "88x56"), (1024, 512, "176x360")]
+)
+def test_sides_that_make_too_many_patches_are_refused_with_what_fits(h, w, near):
+    with pytest.raises(UsageError, match=f"images of {h}×{w} make") as error:
+        patch_for(h, w, 256)
+    assert f"data.size={near}," in error.value.hint
+    width, height = map(int, near.split("x"))
+    assert patch_for(height, width, 256)

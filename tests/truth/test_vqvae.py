@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from gzcli.models.autoregressive.codebook import DEAD, EPS, Codebook, CodebookOptions
 from gzcli.models.autoregressive.tokenizer import draw
+from gzcli.models.autoregressive.vqgan import VQGAN
 from gzcli.models.autoregressive.vqvae import VQVAE
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
@@ -209,3 +210,26 @@ def test_samples_use_codes_as_often_as_training_did():
     net.codebook.usage[3] = 1.0
     x = net.sample(2, noise=ImageNoise(0, range(2)), progress=no_progress)
     assert torch.equal(x, net.decode(torch.full((2, 4, 4), 3)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "widths"),
+    [
+        ((1, 16, 16), (4, 4), (8, 16, 32)),
+        ((1, 28, 28), (7, 7), (8, 16, 32)),
+        ((3, 32, 48), (8, 12), (8, 16, 32)),
+        ((3, 64, 64), (16, 16), (8, 16, 32)),
+        ((3, 128, 96), (16, 12), (8, 16, 16, 32)),
+        ((3, 256, 256), (16, 16), (8, 8, 16, 16, 32)),  # the net of VQGAN's paper
+        ((3, 512, 256), (16, 8), (8, 8, 8, 16, 16, 32)),
+    ],
+)
+def test_the_grid_of_codes_follows_from_the_sides(shape, grid, widths):
+    info = DataInfo(shape, 256)
+    with torch.device("meta"):
+        vae = VQVAE.of(info, hidden=8, residual=8, blocks=1, codes=4, dim=4)
+        gan = VQGAN.of(info, channels=8, codes=4, dim=4, disc_width=4)
+        assert vae.decoder(vae.encoder(torch.empty(2, *shape))).shape == (2, *shape)
+        assert gan.decoder(gan.encoder(torch.empty(2, *shape))).shape == (2, *shape)
+    assert vae.grid == gan.grid == grid
+    assert tuple(level[0].conv2.out_channels for level in gan.encoder.levels) == widths

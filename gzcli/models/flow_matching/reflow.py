@@ -25,7 +25,8 @@ class Reflow(FlowApplications):
     straight paths between the teacher's pairs. These are generated once (`prepare`) and arrive as
     `batch.extra`.
 
-    Raises UsageError if only one of teacher and student is conditional.
+    Times are shifted as the teacher's. Raises UsageError if the teacher is no flow, or if only one of teacher
+    and student is conditional.
 
     pairs: pairs of noise and image generated for each training image, given its label, of which a step takes
       one at random. With few images one pair each is memorised (Liu 2022 draws 4 million for CIFAR-10: 80 an
@@ -53,6 +54,8 @@ class Reflow(FlowApplications):
     ):
         if pairs < 1:
             raise UsageError("`model.pairs` is the number of pairs a training image, 1 or more")
+        if not isinstance(teacher, FlowMatching):
+            raise UsageError("the stage `teacher` is no flow", hint="make it an `rf` or an `fm`")
         if labels.conditional != teacher.conditional:
             said = str(teacher.conditional).lower()
             raise UsageError(
@@ -60,7 +63,8 @@ class Reflow(FlowApplications):
                 hint="set both alike",
             )
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
-        super().__init__(data, net, FlowOptions(time_sampling=time_sampling), labels)
+        flow = FlowOptions(time_sampling=time_sampling, shift=teacher.shift)
+        super().__init__(data, net, flow, labels)
         self.attach("teacher", teacher)
         self.pairs_each = pairs
         self.pair_solver, self.pair_steps, self.pair_guidance = pair_solver, pair_steps, pair_guidance
