@@ -20,8 +20,8 @@ from zoo import CASES
 from gzcli import models
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, sources
-from gzcli.store.paths import recipes_dir
 from gzcli.sizes import Size
+from gzcli.store.paths import recipes_dir
 from gzcli.types import DataInfo
 
 NAMES = sorted(catalog.cards())
