@@ -15,7 +15,7 @@ from gzcli.data.library import listing
 from gzcli.data.names import locate
 from gzcli.data.open import peek
 from gzcli.data.specs import DataSpec
-from gzcli.data.wanted import wanted
+from gzcli.data.wanted import size_of, wanted
 from gzcli.errors import GzError
 from gzcli.launch import Plan
 from gzcli.models import catalog
@@ -39,7 +39,7 @@ class DataFacts:
     cached: whether its files are on this machine.
     packed: whether its pack is on this machine.
     download: bytes to download.
-    size: of its images, as `data.size` has it; None: not known.
+    size: of the images that a model sees, as `data.size` has it; None: not known.
     channels: 1 or 3; None: not known.
     levels: number of grey levels; None: not known.
     """
@@ -62,7 +62,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     """
     data = recipe.data
     facts = DataFacts(
-        data.name, recipe.key, data.name, size=data.size, channels=data.channels, levels=data.levels
+        data.name, recipe.key, data.name, size=size_of(data), channels=data.channels, levels=data.levels
     )
     try:
         found = recipe.found or locate(data.name)
@@ -79,7 +79,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     elif isinstance(found, DataSpec):
         facts = replace(
             facts,
-            size=data.size or found.sized(data.size).size,
+            size=size_of(data) or found.sized(data.size).size,
             channels=data.channels or found.channels,
             levels=data.levels or found.levels,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gzcli.data.augment import ReplayedNoise, augmenter, patch_of
+from gzcli.data.order import Order, domains, places, positions
 from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures, Prefetch, worker_count
 from gzcli.errors import UsageError
@@ -102,29 +104,16 @@ class TrainBatches:
         self.rows = _Rows(pack, "train", self.device, uncut=True)
         self.prepared = prepared or {}
         part = slice(self.start, self.start + size)
-        domains = _domains(pack) if "second_domain" in needs else [None]
+        among = domains(pack) if "second_domain" in needs else [None]
         self.orders = orders = [
-            _Order(pack.meta.counts["train"], n, seed, batch_size, part, among=rows, key=key)
-            for rows, key in zip(domains, ("order", "order of b"), strict=False)
+            Order(pack.meta.counts["train"], n, seed, batch_size, part, among=rows, key=key)
+            for rows, key in zip(among, ("order", "order of b"), strict=False)
         ]
         self.ahead = None
         if self.rows.streamed is not None:
-            # The functions do not refer to `self`, so that the workers end as soon as it is dropped.
-            start = self.start
-
-            def index_of(step: int) -> np.ndarray:
-                return torch.cat([order.at(step) for order in orders]).numpy()
-
-            def places_of(step: int) -> np.ndarray:  # [B, 3]: position, and where the patch lies
-                at = [
-                    BatchNoise(seed, step, f"patch {i}", total=batch_size, start=start).randint(
-                        1 << 31, size, 2
-                    )
-                    for i in range(len(orders))
-                ]
-                return np.concatenate([index_of(step)[:, None], torch.cat(at).numpy()], 1)
-
-            read = index_of if patch_of(augment or ()) is None else places_of
+            # The function does not refer to `self`, so that the workers end as soon as it is dropped.
+            patches = patch_of(augment or ()) is not None
+            read = partial(places if patches else positions, orders)
             self.ahead = Prefetch(self.rows.streamed, read, worker_count())
 
     def at(self, step: int) -> Batch:
@@ -158,61 +147,6 @@ class TrainBatches:
 
     def _noise(self, step: int, phase: str) -> BatchNoise:
         return BatchNoise(self.seed, step, phase, total=self.total, start=self.start, device=self.device)
-
-
-def _domains(pack: Pack) -> list[Tensor]:
-    """Positions of the training images of class 0 and of class 1. Raises UsageError where either has none."""
-    labels = pack.labels("train")
-    if labels is not None and labels.ndim == 1:
-        found = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
-        if all(map(len, found)):
-            return found
-    raise UsageError(
-        f"`{pack.meta.name}` has no training images of two domains",
-        hint="put them into `trainA` and `trainB`",
-    )
-
-
-class _Order:
-    """The order in which images are trained on, of which each rank has some rows.
-
-    count: number of images of the split.
-    n: number of images of a fixed random subset; None: all.
-    seed: seed of the shuffles, one for each epoch.
-    total: number of images of the global batch.
-    part: this rank's rows of the global batch.
-    among: positions in the split of the images to choose from; None: all.
-    key: a word that makes orders of one seed differ.
-    """
-
-    def __init__(
-        self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
-    ):
-        self.seed, self.total, self.part, self.key = seed, total, part, key
-        self.subset, count = among, count if among is None else len(among)
-        if n is not None and n < count:
-            chosen = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
-            self.subset = chosen if among is None else among[chosen]
-        self.n = count if n is None else min(n, count)
-        self._orders: dict[int, Tensor] = {}
-
-    def at(self, step: int) -> Tensor:
-        """Positions [B / world] in the split. A batch may end one epoch and begin the next."""
-        first, left = step * self.total + self.part.start, self.part.stop - self.part.start
-        parts = []
-        while left:
-            epoch, row = divmod(first, self.n)
-            parts.append(self._epoch(epoch)[row : row + left])
-            first, left = first + len(parts[-1]), left - len(parts[-1])
-        index = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return index if self.subset is None else self.subset[index]
-
-    def _epoch(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            generator = torch.Generator().manual_seed(mix(self.seed, epoch, self.key))
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = torch.randperm(self.n, generator=generator)
-        return self._orders[epoch]
 
 
 def scan(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gzcli.data.beside import write_labels, write_sides
 from gzcli.data.conditions import in_words
 from gzcli.data.fitted import Fit, Fitted, Sides, alike, measured, sides_in
 from gzcli.data.forms import Decoding, Form, Report, unreported
@@ -69,7 +70,7 @@ def build(
     if streamed:
         _index(images, plan, folder, mixed)
         if mixed and had is not None:
-            _write_sides(had, plan, rows, folder)
+            write_sides(had, plan, rows, folder)
         resized = form.size is not None
     else:
         need_space(folder, total * int(np.prod(shape)))
@@ -78,7 +79,7 @@ def build(
         if bad:
             skipped = _left_out(images, plan, bad, form.skip_bad, folder)
             rows = rows_of(plan)
-    _write_labels(images, plan, rows, folder)
+    write_labels(images, plan, rows, folder)
     files = sorted(path.name for path in folder.iterdir())
     meta = {
         "title": images.title,
@@ -275,31 +276,3 @@ def _index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
             if to_split == code
         ]
         write_index(folder, name, found)
-
-
-def _write_sides(had: Sides, plan: Plan, rows: dict[str, int], folder: Path) -> None:
-    """Writes the sides of images of several sizes: SPLIT_sides.npy, int32 [N, 2] of width and height."""
-    for code, split in enumerate(SPLITS):
-        out = np.zeros((rows[split], 2), np.int32)
-        for official, (to_split, to_row) in plan.items():
-            out[to_row[to_split == code]] = had[official][to_split == code]
-        np.save(folder / f"{split}_sides.npy", out)
-
-
-def _write_labels(images: RawImages, plan: Plan, rows: dict[str, int], folder: Path) -> None:
-    """Writes labels, captions and names in the rows of their images."""
-    for code, split in enumerate(SPLITS):
-        n = rows[split]
-        if images.labels:
-            first = next(iter(images.labels.values()))
-            out = np.zeros((n, *first.shape[1:]), first.dtype)
-            for official, (to_split, to_row) in plan.items():
-                out[to_row[to_split == code]] = images.labels[official][to_split == code]
-            np.save(folder / f"{split}_labels.npy", out)
-        for kind, given in (("captions", images.captions), ("names", images.names)):
-            if given:
-                texts = [""] * n
-                for official, (to_split, to_row) in plan.items():
-                    for i in np.flatnonzero(to_split == code):
-                        texts[to_row[i]] = given[official][i]
-                write_json(folder / f"{split}_{kind}.json", texts)

@@ -25,18 +25,18 @@ EVAL_BATCH = 100  # images of a batch
 
 
 def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
-    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does.
+    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does, as `fd` of a
+    single validation image.
 
     asked: value of `train.best`. "auto" means bpd where `log_prob` is exact or a bound, fd where the model
       says so (GANs), and else the validation loss.
     """
-    if asked == "none" or len(pack.images("val")) == 0:
+    n = len(pack.images("val"))
+    if asked == "none" or n == 0:
         return None
-    if asked != "auto":
-        return asked
-    if model.best != "auto":
-        return model.best
-    return "bpd" if model.likelihood in ("exact", "bound") else "loss"
+    own = "bpd" if model.likelihood in ("exact", "bound") else "loss"
+    metric = next(name for name in (asked, model.best, own) if name != "auto")
+    return None if metric == "fd" and n < 2 else metric
 
 
 def validate(

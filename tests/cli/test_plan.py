@@ -263,7 +263,8 @@ def test_refused_before_launch(gz, reader, tmp_path, monkeypatch):
     assert not runs.all_runs()
     whole = str(captioned(tmp_path / "triples", "before"))
     monkeypatch.setattr(launch, "run", lambda *args, **options: {})
-    assert gz("train", "vae", "--data", whole)[0] == 0 and len(runs.all_runs()) == 1
+    small = ("--set", "train.batch_size=2")
+    assert gz("train", "vae", "--data", whole, *small)[0] == 0 and len(runs.all_runs()) == 1
 
 
 def test_an_import_says_what_was_found(gz, tmp_path):

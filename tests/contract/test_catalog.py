@@ -20,6 +20,7 @@ from zoo import CASES
 from gzcli import models
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, sources
+from gzcli.sizes import Size
 from gzcli.store.paths import recipes_dir
 from gzcli.types import DataInfo
 
@@ -64,7 +65,7 @@ def parameters(*functions) -> dict[str, tuple]:
 
 def read(params: dict[str, catalog.Param]) -> dict[str, tuple]:
     """The same as the card has it."""
-    scope = vars(typing) | vars(importlib.import_module("builtins"))
+    scope = vars(typing) | vars(importlib.import_module("builtins")) | {"Size": Size}
     return {p.name: (eval(p.annotation, scope), p.default, p.required) for p in params.values()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from gzcli.data.pictures import decode
 from gzcli.data.sets import SPECS
 from gzcli.data.wanted import size_of, wanted
 from gzcli.engine.pictures import grid
+from gzcli.engine.validate import best_metric
 from gzcli.errors import UsageError
 from gzcli.metrics.features import LeNet, turns
 from gzcli.models import catalog
@@ -306,6 +308,15 @@ def test_a_batch_larger_than_the_set_is_refused():
         with pytest.raises(UsageError, match=rf"is 64, and `x` has {of or n} images") as e:
             check_batch_of(replace(part, data=DataSection(n=of)), n, "x")
         assert f"train.batch_size={fits}`" in e.value.hint
+
+
+def test_one_validation_image_is_no_distribution(tmp_path):
+    pack = open_pack(folder_of(tmp_path, (16, 16)))
+    assert pack.meta.counts["val"] == 1
+    model = SimpleNamespace(best="fd", likelihood=None)
+    assert best_metric(model, "auto", pack) is None and best_metric(model, "fd", pack) is None
+    assert best_metric(model, "loss", pack) == "loss"
+    assert best_metric(model, "auto", open_pack("digits")) == "fd"
 
 
 def test_a_model_that_needs_a_square_says_so():

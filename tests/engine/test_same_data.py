@@ -20,6 +20,8 @@ from gzcli.planning import anchored
 from gzcli.recipe.recipe import recipe_of
 from gzcli.store import files, runs
 
+SMALL = ("--set", "train.batch_size=2")  # fewer than the few pictures of these sets
+
 
 @pytest.fixture
 def gz(home, capsys, monkeypatch):
@@ -41,7 +43,7 @@ def test_a_run_holds_the_absolute_path_of_its_data(gz, tmp_path, monkeypatch):
     classes(tmp_path / "here" / "photos", "a", "b")
     classes(tmp_path / "there" / "photos", "c", "d")  # another set, of the same relative path
     monkeypatch.chdir(tmp_path / "here")
-    assert gz("train", "vae", "--data", "photos", "--steps", "5")[0] == 0
+    assert gz("train", "vae", "--data", "photos", "--steps", "5", *SMALL)[0] == 0
     (run,) = runs.all_runs()
     assert run.tree()["data"]["name"] == str(tmp_path / "here" / "photos")
     monkeypatch.chdir(tmp_path / "there")
@@ -100,7 +102,7 @@ def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
 
 def test_a_run_whose_data_has_changed_does_not_go_on(gz, tmp_path):
     photos = classes(tmp_path / "photos", "cat", "dog", "eel")
-    assert gz("train", "vae", "--data", str(photos), "--steps", "5")[0] == 0
+    assert gz("train", "vae", "--data", str(photos), "--steps", "5", *SMALL)[0] == 0
     (run,) = runs.all_runs()
     same.remember(run.path, open_pack(photos).meta)  # as the engine does
     assert gz("train", run.id, "--resume")[0] == 0
@@ -178,14 +180,14 @@ def test_a_dry_run_knows_what_is_not_here(gz, tmp_path, monkeypatch):
 
 def test_a_dry_run_knows_the_set(gz, tmp_path):
     photos = classes(tmp_path / "photos", "a", "b")
-    words = ("train", "vae", "--data", str(photos), "--dry-run")
+    words = ("train", "vae", "--data", str(photos), "--dry-run", *SMALL)
     assert "(here, to be packed)" in gz(*words)[1]
     found = json.loads(gz("train", "vae", "--dry-run", "--json")[1])
     # an embedded set is known before it is packed
     assert not found["data"]["packed"] and found["data"]["cached"]
     assert [found["recipe"]["data"][key] for key in ("size", "channels", "levels")] == [16, 1, 17]
     assert found["origin"]["data.levels"] == "the set"
-    gz("train", "vae", "--data", str(photos), "--steps", "1")
+    gz("train", "vae", "--data", str(photos), "--steps", "1", *SMALL)
     out = gz(*words)[1]
     assert "(packed)" in out and "data.size" in out and "\nparams" not in out
     found = json.loads(gz(*words, "--json")[1])["recipe"]["data"]
