@@ -66,7 +66,6 @@ TRAINED = {
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
     "engine/apply.py": "pictures there and back",
-    "engine/scores.py::fresh_noise": "the numbers of the images, of which their noise is made",
     "engine/scores.py::Scorer.own_score": "the scores",
     "engine/scores.py::BatchFacts._nll": "the scores",
     "engine/scores.py::BatchFacts.gradient_norm": "the scores",

@@ -800,7 +800,9 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
     small = nn.functional.avg_pool2d(held, 2)
     bicubic = nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
     mine = model.eval().upscale(held, noise=ImageNoise(0, range(32))).images
-    torch.testing.assert_close(nn.functional.avg_pool2d(mine, 2), small, atol=1e-3, rtol=0)
+    inside = nn.functional.max_pool2d(mine.abs(), 2) < 1  # a block with a clipped pixel has another mean
+    assert inside.float().mean() > 0.99
+    torch.testing.assert_close(nn.functional.avg_pool2d(mine, 2)[inside], small[inside], atol=1e-3, rtol=0)
     assert (mine - held).square().mean() < 0.25 * (bicubic - held).square().mean()
     assert flat(model.sample)(2, noise=ImageNoise(0, range(2)), steps=3).shape == (2, 1, 8, 8)
     with pytest.raises(UsageError, match="trained to enlarge 2 times"):

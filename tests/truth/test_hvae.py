@@ -308,10 +308,14 @@ def test_reconstruction_keeps_as_many_groups_as_asked(trained):
     def show(keep, seed=0):
         return trained.reconstruct(x, noise=noise(16, seed), progress=no_progress, keep=keep).images
 
-    whole, two, one = show(0), show(2), show(1)
+    whole, one = show(0), show(1)
     assert torch.equal(whole, show(3)) and torch.equal(whole, show(0, seed=1))  # all groups: no noise
     assert not torch.equal(one, show(1, seed=1))
-    errors = [(x - shown).square().mean() for shown in (whole, two, one)]
+    # on average over draws: with two groups kept, one draw may be nearer by chance than the mean of all
+    errors = [
+        torch.stack([(x - show(keep, seed)).square().mean() for seed in range(8)]).mean()
+        for keep in (0, 2, 1)
+    ]
     assert errors[0] < errors[1] < errors[2]
     with pytest.raises(UsageError, match="`keep` is 4"):
         show(4)
