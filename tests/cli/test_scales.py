@@ -10,12 +10,12 @@ import pytest
 from pictures import png, write
 
 from gzcli.data.facts import SHAPES
-from gzcli.data.forms import sides
 from gzcli.data.sets import SPECS
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog
 from gzcli.recipe.files import read_chain, recipes
 from gzcli.recipe.resolve import resolve
+from gzcli.sizes import sides
 from gzcli.types import DataInfo
 
 RECIPES = {name: read_chain(name)[0][-1].sections for name in recipes()}
