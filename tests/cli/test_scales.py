@@ -68,7 +68,7 @@ def _chosen(name, scale, shape, captioned, typed):
     if "caption" in NEEDS[name]:
         import tiny_sd
 
-        data, flags = captioned, {"data.size": max(32, SIDES[shape])}  # a multiple of 8
+        data, flags = captioned, {"data.size": max(32, SIDES[shape])}  # a base takes multiples of 8
         sets = [f"model.base={tiny_sd.base()}"]
     elif "second_domain" in NEEDS[name]:
         data, flags = "horse2zebra", {"data.size": SIDES[shape], "data.channels": 1 if shape == "grey" else 3}

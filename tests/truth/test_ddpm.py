@@ -845,11 +845,12 @@ def test_sampler_and_bound_have_the_shift():
         shifted, level = model.level(t), plain.level(t)
         assert shifted.sigma / shifted.alpha == pytest.approx(2 * level.sigma / level.alpha, rel=1e-4)
     model = exact_model(DataInfo((1, 4, 4), 256), 0.1, 0.2, timesteps=1000, shift=2.0)
-    draws = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    draws = torch.randn(128, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     x = ((draws * 0.2 + 0.1 + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
     true = discretised_gaussian(x, torch.tensor(0.1), 0.2, 256).flatten(1).sum(1)
-    bound = model.log_prob(x, noise=ImageNoise(0, range(64)), terms=400, variance="large")
-    assert float((true - bound).mean()) / 16 == pytest.approx(0, abs=0.03)
+    bound = model.log_prob(x, noise=ImageNoise(0, range(128)), terms=400, variance="large")
+    gap, error = float((true - bound).mean()) / 16, float((true - bound).std()) / 16 / math.sqrt(128)
+    assert -4 * error < gap < 0.02 + 4 * error and error < 0.03
 
 
 def test_logit_normal_times_have_that_law():

@@ -160,5 +160,7 @@ def test_patches_are_positions():
         with pytest.raises(UsageError, match=f"do not divide into patches of {patch}") as e:
             UNet.of(DataInfo(shape), UNetOptions(patch=patch))
         assert f"`--set data.size={size}` fits" in e.value.hint
+    with pytest.raises(UsageError, match="11×12 pixels do not divide"):  # a size that is drawn, not trained
+        net(torch.zeros(1, 3, 12, 11), t[:1])
     with pytest.raises(UsageError, match="patches of 0"):
         UNet.of(DataInfo((3, 8, 8)), UNetOptions(patch=0))

@@ -83,5 +83,9 @@ def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple
 
 
 def patched(x: Tensor, patch: int) -> Tensor:
-    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side."""
-    return x if patch == 1 else F.pixel_unshuffle(x, patch)
+    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side. Raises UsageError as
+    `positions`."""
+    if patch == 1:
+        return x
+    positions(tuple(x.shape[1:]), patch)
+    return F.pixel_unshuffle(x, patch)
