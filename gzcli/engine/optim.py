@@ -80,8 +80,9 @@ def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: flo
 def factor(conf: OptimSection, step: int, steps: int) -> float:
     """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule.
 
-    The warm-up is at most a fifth of the run: a run of 27 steps would never reach the end of one of 200. A run
-    of less than five steps, which tries a setting, stays within the warm-up: at the full rate a flow diverges.
+    The warm-up is at most a fifth of the run: a run of 27 steps would never reach the end of one of 200.
+    A run of less than five steps, which tries a setting, stays within the warm-up, since a flow diverges
+    at the full rate.
     """
     warmup = min(conf.warmup, steps // 5 or conf.warmup)
     if step < warmup:

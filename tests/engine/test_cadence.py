@@ -180,7 +180,7 @@ def test_the_warm_up_is_a_share_of_a_short_run():
     conf = OptimSection(warmup=200, schedule="constant")
     assert [optim.factor(conf, step, 27) for step in (0, 4, 5, 26)] == [0.2, 1, 1, 1]
     assert optim.factor(conf, 99, 2000) == 0.5
-    assert optim.factor(conf, 0, 4) == 1 / 200, "a run of a few steps tries a setting: it stays within the warm-up"
+    assert optim.factor(conf, 0, 4) == 1 / 200, "a run that tries a setting stays within the warm-up"
     assert optim.factor(replace(conf, schedule="cosine"), 27, 27) == pytest.approx(0)
 
 
