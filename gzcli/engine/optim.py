@@ -81,8 +81,10 @@ def factor(conf: OptimSection, step: int, steps: int) -> float:
     """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule.
 
     The warm-up is at most a fifth of the run: a run of 27 steps would never reach the end of one of 200.
+    A run of less than five steps, which tries a setting, stays within the warm-up, since a flow diverges
+    at the full rate.
     """
-    warmup = min(conf.warmup, steps // 5)
+    warmup = min(conf.warmup, steps // 5 or conf.warmup)
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gzcli.data.facts import SHAPES
-from gzcli.data.forms import sides
 from gzcli.models import catalog
 from gzcli.recipe.resolve import resolve
+from gzcli.sizes import sides
 from gzcli.types import DataInfo
 
 FLOWS = ["glow", "realnvp", "flow", "flowpp"]

@@ -23,8 +23,8 @@ from gzcli.models.normalizing_flow.base import FlowOptions, ImageFlow
 from gzcli.models.normalizing_flow.dequantise import grey_levels
 from gzcli.models.normalizing_flow.gated import CouplingNet, CouplingOptions, GatedConv
 from gzcli.models.normalizing_flow.logistic import MixLogisticCoupling
-from gzcli.models.normalizing_flow.multiscale import as_size
 from gzcli.models.normalizing_flow.norms import ActNorm
+from gzcli.sizes import as_size
 from gzcli.types import DataInfo, Noise, Progress, no_progress
 
 Shape = tuple[int, int, int]  # (C, H, W)

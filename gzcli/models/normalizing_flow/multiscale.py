@@ -12,6 +12,7 @@ from gzcli.models.nn.common import Modules
 from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import ImageFlow
 from gzcli.models.normalizing_flow.norms import Bijection
+from gzcli.sizes import as_size
 from gzcli.types import Progress, no_progress
 
 
@@ -95,8 +96,3 @@ def check_size(shape: tuple[int, ...], scales: int) -> None:
             f"by {unit}",
             hint=f"set `model.scales={most}`, or {larger}" if most else f"set {larger}",
         )
-
-
-def as_size(height: int, width: int) -> str:
-    """The sides as `data.size` has them."""
-    return str(height) if height == width else f"{width}x{height}"
