@@ -237,8 +237,8 @@ def check(
     _, height, width = shape
     tall, wide = 2**squeezes, 2 ** max(squeezes + bool(checkerboard[-1]), 1)
     if height % tall or width % wide:
+        fitting = (-(-side // wide) * wide for side in (height, width))
         raise UsageError(
             f"{height}×{width} cannot be halved as often as `model.checkerboard={list(checkerboard)}` asks",
-            hint=f"set `data.size={as_size(-(-height // tall) * tall, -(-width // wide) * wide)}`, or fewer "
-            "scales",
+            hint=f"set `data.size={as_size(*fitting)}`, or fewer scales",
         )
