@@ -99,18 +99,20 @@ class Cost:
             ("average", self.average),
             ("activations", self.activations(images, pieces)),
         ]
+        rows.append(("gaps and scratch", round(SCRATCH + GAPS * sum(size for _, size in rows))))
         return [row for row in rows if row[1]]
 
     def memory(self, images: int | None = None, pieces: int | None = None) -> int:
-        """Bytes of a process, without what its libraries take."""
+        """Bytes of a process, without the code of its libraries and the data set."""
         return sum(size for _, size in self.rows(images, pieces))
 
     def largest(self, there: int) -> int:
         """The largest micro-batch that fits in so many bytes; 0: not even one image does."""
-        if self.memory(1) > there:
-            return 0
-        static = self.memory(0) - self.activations(0) - (self.gradients if self.pieces == 1 else 0)
-        return max(1, int((there - static - self.step.fixed) / max(1.0, self.step.each)))
+        low, high = 0, 1 << 32
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.memory(middle) <= there else (low, middle)
+        return low
 
     def pieces_for(self, there: int) -> int | None:
         """The fewest pieces in which a process's share of the batch fits in so many bytes; None: no number

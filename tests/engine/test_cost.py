@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import recipe, trainer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from zoo import CASES, Case
 
+from gzcli import costs
+from gzcli.engine import trial
 from gzcli.engine.cost import Cost, Seen, cost_of
+from gzcli.jobs import TrialJob
 from gzcli.parts import Part, part_of
 from gzcli.sections import TrainSection
 
@@ -76,3 +81,50 @@ def attention():
             sdpa_backward_flop_count(g, q, k, v)
         ),
     }
+
+
+# ---- a step that is tried
+
+
+def test_a_trial_finds_cost_and_time(home, tmp_path):
+    """Of a recipe in stages: each part by itself, the second one on the first."""
+    case = FIRST["transformer"]
+    info = {"shape": [1, 16, 16], "levels": 17, "classes": list("0123456789"), "multilabel": False, "n": 100}
+    tokenizer = seen(case.stages["tokenizer"]).part
+    parts = [("tokenizer", tokenizer, False), ("prior", seen(case).part, True)]
+    rows = [
+        {"stage": stage, "tree": part.tree(), "own": True, "asked": True, "timed": timed}
+        for stage, part, timed in parts
+    ]
+    found = trial.run(TrialJob(tuple(rows), info), tmp_path, torch.device("cpu"), None)["parts"]
+    assert [row["stage"] for row in found] == ["tokenizer", "prior"] and not any(r["error"] for r in found)
+    assert found[0]["seconds"] is None and 0 < found[1]["seconds"] < 60
+    cost = costs.cost_from(found[1]["cost"])
+    assert cost.params == sum(p.numel() for p in case.fresh().parameters())
+    key = costs.key_of(parts[1][1], info, {"tokenizer": tokenizer})
+    assert costs.kept(key) is None and costs.kept_seconds(key, "here") is None
+    costs.keep(key, cost, "here", 0.25)
+    costs.keep(key, cost, "there", None)
+    assert costs.kept(key) == cost
+    assert costs.kept_seconds(key, "here") == 0.25 and costs.kept_seconds(key, "there") is None
+    other = replace(parts[1][1], train=replace(parts[1][1].train, batch_size=5))
+    assert costs.key_of(other, info, {"tokenizer": tokenizer}) != key
+
+
+def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
+    part = replace(seen(FIRST["vae"]).part, options={"net": "conv", "hidden": (-1,)})
+    row = {"stage": "", "tree": part.tree(), "own": True, "asked": True, "timed": True}
+    info = {"shape": [1, 16, 16], "levels": 17, "classes": [], "multilabel": False, "n": 100}
+    (found,) = trial.run(TrialJob((row,), info), tmp_path, torch.device("cpu"), None)["parts"]
+    assert found["error"] and found["cost"] is None and found["seconds"] is None
+
+
+def test_a_trial_of_a_large_net_has_few_images():
+    """What depends on the images is scaled to what the whole batch takes, but for the noise of a busy machine."""
+    case = FIRST["vae"]
+    own = seen(case)
+    part = replace(own.part, train=replace(own.part.train, batch_size=256))
+    cost = cost_of(part, own.info)
+    whole = trial.seconds_of(part, own.info, {}, cost, torch.device("cpu"))
+    few = replace(cost, flops=cost.flops * 8 * trial.SECOND / cost.flops)  # so that an eighth is tried
+    assert trial.seconds_of(part, own.info, {}, few, torch.device("cpu")) == pytest.approx(whole, rel=0.8)
