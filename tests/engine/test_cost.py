@@ -120,7 +120,7 @@ def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
 
 
 def test_a_trial_of_a_large_net_has_few_images():
-    """What depends on the images is scaled to what the whole batch takes, but for the noise of a busy machine."""
+    """What depends on the images is scaled to what the whole batch takes, but for a machine's noise."""
     case = FIRST["vae"]
     own = seen(case)
     part = replace(own.part, train=replace(own.part.train, batch_size=256))
