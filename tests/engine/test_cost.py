@@ -119,12 +119,22 @@ def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
     assert found["error"] and found["cost"] is None and found["seconds"] is None
 
 
-def test_a_trial_of_a_large_net_has_few_images():
-    """What depends on the images is scaled to what the whole batch takes, but for a machine's noise."""
-    case = FIRST["vae"]
-    own = seen(case)
+def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
+    """So that it ends in seconds; what depends on the images is scaled to the whole batch."""
+    own, tried = seen(FIRST["vae"]), []
     part = replace(own.part, train=replace(own.part.train, batch_size=256))
     cost = cost_of(part, own.info)
-    whole = trial.seconds_of(part, own.info, {}, cost, torch.device("cpu"))
-    few = replace(cost, flops=cost.flops * 8 * trial.SECOND / cost.flops)  # so that an eighth is tried
-    assert trial.seconds_of(part, own.info, {}, few, torch.device("cpu")) == pytest.approx(whole, rel=0.8)
+
+    class Counted(trial.Trial):
+        def __init__(self, model, part, images, device):
+            super().__init__(model, part, images, device)
+            tried.append(images)
+
+        def least(self, key):
+            return {"loss": 0.5, "update": 0.1}[key[0]] if key[1] else 0.0
+
+    monkeypatch.setattr(trial, "Trial", Counted)
+    for flops, images in ((1e6, 256), (8 * trial.SECOND, 32), (1e18, 1)):
+        large = replace(cost, flops=flops)
+        seconds = trial.seconds_of(part, own.info, {}, large, torch.device("cpu"))
+        assert tried.pop() == images and seconds == pytest.approx(0.5 * 256 / images + 0.1)
