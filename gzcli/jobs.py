@@ -1,4 +1,5 @@
-"""What `gz sample`, `gz ood`, `gz bench` and `gz runs export` hand to the engine: a job, as `job.json`."""
+"""What `gz sample`, `gz ood`, `gz bench`, `gz runs export` and the plan of `gz train` hand to the engine: a
+job, as `job.json`."""
 
 from __future__ import annotations
 
@@ -135,8 +136,31 @@ class ExportJob:
     verb: Literal["export"] = "export"
 
 
-Job = SampleJob | OodJob | BenchJob | ExportJob
-_KINDS: dict[str, type[Job]] = {"sample": SampleJob, "ood": OodJob, "bench": BenchJob, "export": ExportJob}
+@dataclass(frozen=True)
+class TrialJob:
+    """What parts of recipes cost, and how long a step of them takes.
+
+    parts: trees of the parts in order, each {"stage", "tree", "own", "asked", "timed"}: those that are asked
+      for are reported, and timed where it says so; those that are not the recipe's own are what the next one
+      is built on.
+    info: description of the data set: {"shape", "levels", "classes", "multilabel", "n"}.
+    launch: number and kind of processes.
+    """
+
+    parts: tuple[Mapping[str, Any], ...]
+    info: Mapping[str, Any]
+    launch: LaunchSection = field(default_factory=LaunchSection)
+    verb: Literal["trial"] = "trial"
+
+
+Job = SampleJob | OodJob | BenchJob | ExportJob | TrialJob
+_KINDS: dict[str, type[Job]] = {
+    "sample": SampleJob,
+    "ood": OodJob,
+    "bench": BenchJob,
+    "export": ExportJob,
+    "trial": TrialJob,
+}
 
 
 def write(folder: Path, job: Job) -> None:

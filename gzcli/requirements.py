@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gzcli.data.library import listing
 from gzcli.data.names import locate
@@ -17,16 +18,19 @@ from gzcli.data.open import peek
 from gzcli.data.specs import DataSpec
 from gzcli.data.wanted import size_of, wanted
 from gzcli.errors import GzError
+from gzcli.forecast import Forecast
 from gzcli.launch import Plan
 from gzcli.models import catalog
 from gzcli.parts import Part
 from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
-from gzcli.sizes import Size, as_size
+from gzcli.sizes import Size, as_size, sides
 from gzcli.store import runs
 from gzcli.store.weights import at_hand, is_id
 from gzcli.units import size
+
+UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class DataFacts:
     size: of the images that a model sees, as `data.size` has it; None: not known.
     channels: 1 or 3; None: not known.
     levels: number of grey levels; None: not known.
+    classes: names of the classes, made up where they are not known; () without labels.
+    multilabel: whether an image may have any number of the classes.
+    n: number of training images; 0: not known.
     """
 
     name: str
@@ -53,6 +60,17 @@ class DataFacts:
     size: Size | None = None
     channels: int | None = None
     levels: int | None = None
+    classes: tuple[str, ...] = ()
+    multilabel: bool = False
+    n: int = 0
+
+    def info(self) -> dict[str, Any] | None:
+        """The description for which models are planned, as `TrialJob.info` has it; None where size or
+        channels are not known."""
+        if self.size is None or self.channels is None:
+            return None
+        known = {"levels": self.levels or 256, "multilabel": self.multilabel, "n": self.n}
+        return {"shape": [self.channels, *sides(self.size)], "classes": list(self.classes), **known}
 
 
 def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
@@ -73,15 +91,37 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         for part in recipe.parts:
             check_data(part, catalog.card(part.model), meta.classes, meta.name, meta.extras, meta.shape)
             check_batch_of(part, meta.counts["train"], meta.name)
-        channels, *sides = meta.shape
+        channels, height, width = meta.shape
         levels = data.levels or meta.levels
-        facts = replace(facts, packed=True, channels=channels, size=as_size(*sides), levels=levels)
+        facts = replace(
+            facts,
+            packed=True,
+            channels=channels,
+            size=as_size(height, width),
+            levels=levels,
+            classes=meta.classes,
+            multilabel=meta.multilabel,
+            n=meta.counts["train"],
+        )
     elif isinstance(found, DataSpec):
         facts = replace(
             facts,
             size=size_of(data) or found.sized(data.size).size,
             channels=data.channels or found.channels,
             levels=data.levels or found.levels,
+            classes=found.classes if isinstance(found.classes, tuple) else made_up(found.classes),
+            multilabel=found.multilabel,
+            n=found.n_train,
+        )
+    elif known := recipe.choice.facts:
+        labelled = any(part.options.get("conditional") for part in recipe.parts)
+        facts = replace(
+            facts,
+            size=data.size or as_size(known.height, known.width),
+            channels=data.channels or known.channels,
+            levels=data.levels or 256,
+            classes=made_up(UNKNOWN if labelled else 0),
+            n=known.n,
         )
     row = next((row for row in listing() if row["name"] == found.name), None)
     if row is None:
@@ -92,58 +132,22 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     return facts, [] if here else [f"`gz data download {row['name']}`"]
 
 
-@dataclass(frozen=True)
-class Memory:
-    """The memory that the training of one model takes in each process.
-
-    model: name of the model.
-    bytes: bytes in all.
-    parts: names of its parts, with the bytes of each.
-    """
-
-    model: str
-    bytes: int
-    parts: tuple[tuple[str, int], ...]
+def made_up(count: int) -> tuple[str, ...]:
+    """Names of so many classes."""
+    return tuple(map(str, range(count)))
 
 
-@dataclass
-class MemoryPlan:
-    """The memory that a training takes, as far as it can be computed.
-
-    models: the memory of each model whose family computes it.
-    hint: what to do where a model needs more memory than there is.
-    lacking: messages about models whose memory cannot be computed, as their files are not at hand.
-    """
-
-    models: list[Memory] = field(default_factory=list)
-    hint: str | None = None
-    lacking: list[str] = field(default_factory=list)
-
-
-def of_memory(recipe: Recipe, plan: Plan) -> MemoryPlan:
-    """The memory plan of the models that a recipe trains."""
-    found = MemoryPlan()
-    for part in recipe.parts:
-        model = catalog.card(part.model)
-        here = replace(part.launch, processes=plan.processes, gpus=plan.gpus)
-        try:
-            planned = catalog.memory_plan(model, replace(part, launch=here))
-        except GzError as error:
-            found.lacking.append(error.message)
-            continue
-        if not planned:
-            continue
-        *parts, (_, total) = planned
-        found.models.append(Memory(model.name, total, tuple(parts)))
-        there = gpu_memory() if plan.gpus else host_memory() // max(1, plan.processes // plan.machines)
-        if there and total > there:
-            ways = ", ".join(ways_to_save(part, plan)) or "a smaller `train.batch_size`"
-            device = "the GPU" if plan.gpus else "this machine"
-            found.hint = (
-                f"`{model.name}` may not fit: {device} has {size(there)} for each process; what saves "
-                f"memory: {ways}"
+def memory_hint(forecasts: Sequence[Forecast], plan: Plan) -> str | None:
+    """What to do where a model needs more memory than there is for a process; None where all fit."""
+    there = gpu_memory() if plan.gpus else host_memory() // max(1, plan.processes // plan.machines)
+    for forecast in forecasts:
+        if there and forecast.cost and forecast.cost.memory() > there:
+            ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
+            return (
+                f"`{forecast.part.model}` may not fit: {'the GPU' if plan.gpus else 'this machine'} has "
+                f"{size(there)} for each process; what saves memory: {ways}"
             )
-    return found
+    return None
 
 
 def gpu_memory() -> int | None:

@@ -29,3 +29,20 @@ def duration(seconds: float) -> str:
 def moment(seconds: float) -> str:
     """A time of `time.time()` in the local zone: 2026-01-31T14:25:01+01:00."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def about(seconds: float) -> str:
+    """A long time in one number, for people: 40 seconds · 41 minutes · 8 hours · 94 days · 3 years."""
+    steps = (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86_400), ("year", 365 * 86_400))
+    name, unit = [(name, unit) for name, unit in steps if seconds >= 2 * unit or unit == 1][-1]
+    count = round(seconds / unit)
+    return f"{count:,} {name}{'s' if count != 1 else ''}"
+
+
+def count(number: float) -> str:
+    """A number in three digits: 950 · 1.20K · 35.7M · 1.06B."""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            value = number / unit
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{letter}"
+    return f"{number:.0f}"

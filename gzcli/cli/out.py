@@ -91,6 +91,18 @@ def hint(string: str) -> None:
         _write(sys.stderr, f"{style('hint:', 'cyan')} {string}")
 
 
+def on_terminal() -> bool:
+    """Whether somebody can be asked, and reads the question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirmed(question: str) -> bool:
+    """Asks on stderr and reads the answer from a terminal; no answer means no."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 @contextmanager
 def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal; elsewhere nothing is shown. Yields report(done, total).

@@ -1,117 +1,279 @@
-"""`gz train --dry-run`: prints everything that would happen, with the origin of each value.
+"""What `gz train` tells of a run before it starts: scale, set, size, memory and time.
 
-Nothing is created, and torch is not loaded. The memory plan is printed by a real start too.
+What a step costs is found by the engine, in a process of its own, and kept in the cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.units import size
+from gzcli.errors import GzError, UsageError
+from gzcli.units import about, count, size
 
 if TYPE_CHECKING:
+    from gzcli.forecast import Forecast
+    from gzcli.jobs import TrialJob
     from gzcli.launch import Plan
     from gzcli.recipe.recipe import Recipe
     from gzcli.recipe.resolve import Resolved
-    from gzcli.requirements import Memory
-    from gzcli.store.runs import Run
+    from gzcli.requirements import DataFacts
+
+WIDTH = 80  # columns of a terminal that a plan is written for
+MINUTES = 60  # of which it is told what `--minutes` would choose
 
 
-def show_plan(recipe: Resolved, plan: Plan, run: Run | None) -> None:
-    """Prints the resolved recipe with origins, the data set, what is missing, memory, the run's folder and
-    the launch line.
+@dataclass(frozen=True)
+class Expected:
+    """What is expected of a run.
 
-    recipe: the recipe.
-    plan: the processes.
-    run: the run that goes on; None: a new one would be made.
-
-    Raises UsageError where the set, as far as it is known, lacks what a model needs.
+    own: of its models, in order.
+    paper: of the same models at the scale `paper`; [] where that is the run's own, or is not known.
     """
+
+    own: Sequence[Forecast]
+    paper: Sequence[Forecast] = ()
+
+
+def at_paper(
+    what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any], chosen: Resolved
+) -> Resolved | None:
+    """The recipe at the scale `paper`, beside which the time of what was chosen is told; None where it is
+    that already, has none, or was asked for so many steps.
+
+    what, data, sets, flags: as `ask` was given them.
+    chosen: the recipe that was asked for.
+    """
+    from gzcli.planning import ask
+
+    if chosen.choice.scale in (None, "paper") or flags.get("train.steps") or flags.get("train.minutes"):
+        return None
+    try:
+        return ask(what, data, sets, {**flags, "scale": "paper"}).recipe
+    except GzError:
+        return None
+
+
+def expected(
+    recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, measured: bool, timed: bool
+) -> Expected:
+    """What is expected of a recipe.
+
+    facts: what is known of its data set.
+    paper: the recipe at the scale `paper`.
+    measured: whether what is not in the cache is found out now.
+    timed: whether a step is tried for it.
+    """
+    from gzcli.forecast import expect
+
+    measure = _measure if measured else None
+    own, others = expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
+    return Expected(own, others)
+
+
+def _measure(job: TrialJob) -> Mapping[str, Any]:
+    """Does the job in a process of its own. What keeps that from being done is said: a plan is no reason not
+    to start."""
+    from gzcli import jobs, launch
+    from gzcli.store import files, paths
+
+    folder = paths.cache_dir("costs", f"job-{os.getpid()}")
+    folder.mkdir(parents=True, exist_ok=True)
+    out.info("planning: a step is tried on this machine")
+    try:
+        jobs.write(folder, job)
+        launch.run(folder, launch.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
+        return files.read_json(folder / "result.json") or {}
+    except GzError as error:
+        asked = [row for row in job.parts if row["asked"]]
+        return {"parts": [{"cost": None, "seconds": None, "error": error.message} for _ in asked]}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------- in words
+
+
+def in_short(recipe: Resolved, facts: DataFacts, expect: Expected) -> list[str]:
+    """One or two lines on what is about to be trained."""
+    scale = f"scale {recipe.choice.scale} ({recipe.choice.why}): " if recipe.choice.scale else ""
+    first = scale + _set_in_words(recipe, facts)
+    steps = sum(forecast.part.train.steps for forecast in expect.own)
+    second = [_params(expect.own), f"{steps:,} steps"] if _timed(recipe) else [_params(expect.own)]
+    here, there = total(expect.own), total(expect.paper)
+    times = f"about {about(here)} here" if here else ""
+    if here and there:
+        on_h100 = total_on_h100(expect.paper)
+        times += f"; --scale paper: {about(there)} here, {about(on_h100 or 0)} on an H100"
+    line = ", ".join(filter(None, second))
+    lines = [first, *wrapped(f"{line}: {times}" if times and line else line or times)]
+    return [line for line in lines if line]
+
+
+def five_lines(recipe: Resolved, plan: Plan, facts: DataFacts, expect: Expected) -> list[str]:
+    """Scale, set, model, memory and time."""
+    choice = recipe.choice
+    scale = f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
+    rows = [("scale", scale), ("set", _set_in_words(recipe, facts))]
+    for label, text in (("model", _model), ("memory", _memory), ("time", _time)):
+        for forecast in expect.own:
+            stage = f"{forecast.part.stage}: " if len(expect.own) > 1 else ""
+            rows.append((label, stage + text(forecast, plan)))
+    if len(expect.own) > 1 and (here := total(expect.own)):
+        rows.append(
+            ("in all", f"about {about(here)} here, {about(total_on_h100(expect.own) or 0)} on an H100")
+        )
+    if there := total(expect.paper):
+        on_h100 = about(total_on_h100(expect.paper) or 0)
+        rows.append(("paper", f"--scale paper: {about(there)} here, about {on_h100} on an H100"))
+    return [line for label, text in rows for line in wrapped(text, f"{label:<8}")]
+
+
+def wrapped(text: str, head: str = "") -> list[str]:
+    """The text in lines of `WIDTH` columns, broken at spaces, below a heading."""
+    import textwrap
+
+    lines = textwrap.wrap(
+        text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+    )
+    return lines or [head.rstrip()]
+
+
+def _set_in_words(recipe: Resolved, facts: DataFacts) -> str:
+    from gzcli.sizes import sides
+
+    known = recipe.choice.facts
+    if known is None or facts.size is None:
+        return facts.title
+    height, width = sides(facts.size)
+    taken = replace(known, height=height, width=width, channels=facts.channels or known.channels)
+    return f"{recipe.data.name.rpartition('/')[2]}: {taken.words}"
+
+
+def _timed(recipe: Resolved) -> bool:
+    return not any(part.train.minutes for part in recipe.parts)
+
+
+def _params(forecasts: Sequence[Forecast]) -> str:
+    known = [forecast.cost.params for forecast in forecasts if forecast.cost]
+    return f"{count(sum(known))} parameters" if known and len(known) == len(forecasts) else ""
+
+
+def _model(forecast: Forecast, plan: Plan) -> str:
+    cost, train = forecast.cost, forecast.part.train
+    if cost is None:
+        return f"{forecast.part.model}: not known: {forecast.lacking}"
+    steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
+    return (
+        f"{forecast.part.model}, {count(cost.params)} parameters, {gflop(cost.flops)} GFLOP a step of "
+        f"{train.batch_size}, {steps}"
+    )
+
+
+def gflop(flops: float) -> str:
+    """Operations in 10⁹, in three digits."""
+    return f"{flops / 1e9:,.0f}" if flops >= 1e11 else f"{flops / 1e9:.3g}"
+
+
+def _memory(forecast: Forecast, plan: Plan) -> str:
     from gzcli import requirements
-    from gzcli.launch import count_gpus, show
-    from gzcli.store.paths import user_dir
 
-    data, needs = requirements.of_data(recipe)
-    # a real start fills these in from the data set
-    now = {key: getattr(data, key) for key in ("size", "channels", "levels")}
-    found = {key: v for key, v in now.items() if getattr(recipe.data, key) is None and v is not None}
-    tree = recipe.on(replace(recipe.data, **found)).tree()
-    origin = {**recipe.origin, **{f"data.{key}": "the set" for key in found}}
-    memory = requirements.of_memory(recipe, plan)
-    needs += [*memory.lacking, *requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
-    if plan.gpus > count_gpus():
-        needs.append(f"{plan.gpus} GPUs (here: {count_gpus()})")
-    path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{data.key}-<time>-<id>"
-    line = show(path, plan)
-    out.table(
-        ["key", "value", "from"],
-        [
-            (key, "null" if value is None else str(value), origin.get(key, ""))
-            for key, value in leaves(tree)
-            if (key.rpartition(".")[2], value) != ("params", None)
-        ],
+    cost = forecast.cost
+    if cost is None:
+        return "not known"
+    there = requirements.gpu_memory() if plan.gpus else requirements.host_memory() // plan.processes
+    text = f"{size(cost.memory())} a process"
+    if there:
+        most = cost.largest(there) * cost.pieces * cost.processes
+        where = "the GPU's" if plan.gpus else "this machine's"
+        text += f"; {where} {size(there)} hold batches up to {fewer(most)}"
+    return text
+
+
+def fewer(most: int) -> str:
+    """A number of images that fit, in two digits, so that it says no more than is known."""
+    digits = max(0, len(str(most)) - 2)
+    return f"{most // 10**digits * 10**digits:,}"
+
+
+def _time(forecast: Forecast, plan: Plan) -> str:
+    if forecast.part.train.minutes:
+        return f"{about(60 * forecast.part.train.minutes)}"
+    here = forecast.seconds
+    told = f"about {about(here)} here" if here else "here: not known"
+    if forecast.on_h100:
+        told += f", {about(forecast.on_h100)} on an H100"
+    if steps := forecast.steps_in(MINUTES):
+        told += f"; --minutes {MINUTES}: {steps:,} steps"
+    return told
+
+
+def total(forecasts: Sequence[Forecast]) -> float | None:
+    """Seconds of all here; None: not known."""
+    from gzcli.forecast import together
+
+    return together([forecast.seconds for forecast in forecasts])
+
+
+def total_on_h100(forecasts: Sequence[Forecast]) -> float | None:
+    """Seconds of all on an H100; None: not known."""
+    from gzcli.forecast import together
+
+    return together([forecast.on_h100 for forecast in forecasts])
+
+
+def start_or_not(expect: Expected, yes: bool) -> None:
+    """Asks on a terminal whether to start what takes more than a week here; in a script it says so.
+
+    yes: whether `--yes` was given.
+
+    Raises UsageError where the answer is no.
+    """
+    from gzcli.forecast import WEEK
+
+    here = total(expect.own)
+    if here is None or here <= WEEK or yes:
+        return
+    long = f"about {about(here)} on this machine"
+    ways = "`--yes` starts it; `--scale small`, `--minutes 60` or a GPU take less"
+    if not out.on_terminal():
+        out.warn(f"{long}: more than a week; {ways}")
+        return
+    if not out.confirmed(f"{long}: start?"):
+        raise UsageError(f"not started: it would take {long}", hint=ways)
+
+
+def before_start(
+    asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | None, *, timed: bool, yes: bool
+) -> Recipe:
+    """Prints in short what is about to be trained. Returns the recipe, with its batches in more parts where
+    the GPU's memory wants that.
+
+    asked: the recipe as it was asked for.
+    recipe: what is trained, with what its data set decides.
+    paper: the recipe at the scale `paper`; None: it has none, or is it.
+    timed: whether a step is tried, to tell the time. The embedded sets are demonstrations that take a minute.
+    yes: whether `--yes` was given.
+
+    Raises UsageError where it would take more than a week, and the user does not want that.
+    """
+    from gzcli import forecast, requirements
+
+    facts, _ = requirements.of_data(asked)
+    embedded = getattr(asked.found, "embedded", False)
+    timed = timed and not embedded
+    whole = replace(asked, parts=recipe.parts, data=recipe.data)
+    expect = expected(
+        whole, plan, facts, None if embedded else paper, measured=timed or bool(plan.gpus), timed=timed
     )
-    out.text("")
-    download = f", {data.download / 1e6:,.0f} MB to fetch" if data.download and not data.cached else ""
-    state = "packed" if data.packed else "here, to be packed" if data.cached else f"not here{download}"
-    out.text(f"data       {data.title} ({state})")
-    out.text(f"needs      {', '.join(needs) or 'nothing that is not here'}")
-    out.text(f"run        {'resumes ' if run else ''}{path}")
-    out.text(
-        f"processes  {plan.processes} × {plan.threads} threads, {plan.gpus or 'no'} "
-        f"GPU{'s' if plan.gpus != 1 else ''}"
-    )
-    for row in memory.models:
-        out.text(f"{'memory':<10} {in_words(row)}")
-    out.text(f"launch     {line}")
-    if memory.hint:
-        out.hint(memory.hint)
-    out.data(
-        {
-            "recipe": tree,
-            "origin": origin,
-            "data": asdict(data),
-            "needs": needs,
-            "run": path,
-            "resume": run is not None,
-            "processes": plan.processes,
-            "gpus": plan.gpus,
-            "memory": [
-                {
-                    "model": row.model,
-                    "bytes": row.bytes,
-                    "parts": [{"what": what, "bytes": count} for what, count in row.parts],
-                }
-                for row in memory.models
-            ],
-            "launch": line,
-        }
-    )
-
-
-def show_memory(recipe: Recipe, plan: Plan) -> None:
-    """Prints the memory plan of a run that starts, on stderr."""
-    from gzcli import requirements
-
-    memory = requirements.of_memory(recipe, plan)
-    for row in memory.models:
-        out.info(f"memory: {in_words(row)}")
-    if memory.hint:
-        out.hint(memory.hint)
-
-
-def in_words(row: Memory) -> str:
-    """The memory of a model and of its parts, as a line."""
-    parts = " + ".join(f"{what} {size(count)}" for what, count in row.parts)
-    return f"{row.model}: {size(row.bytes)} a process = {parts}"
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of everything in the tree that is not a map."""
-    found = []
-    for key, value in tree.items():
-        is_map = isinstance(value, dict) and value
-        found += leaves(value, f"{prefix}{key}.") if is_map else [(prefix + key, value)]
-    return found
+    recipe, said = forecast.split_to_fit(recipe, expect.own, requirements.gpu_memory() if plan.gpus else None)
+    for line in (*in_short(whole, facts, expect), *said):
+        out.info(line)
+    if not said and (hint := requirements.memory_hint(expect.own, plan)):
+        out.hint(hint)
+    start_or_not(expect, yes)
+    return recipe

@@ -47,6 +47,7 @@ _Requeue = Annotated[
 ]
 _Wandb = Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")]
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+_Yes = Annotated[bool, typer.Option("--yes", help="Start also what takes more than a week here.")]
 _PANEL = "Several machines"
 _Machines = Annotated[
     int | None, typer.Option("--num-machines", metavar="N", min=1, help="How many.", rich_help_panel=_PANEL)
@@ -107,6 +108,7 @@ def train(
     submit: _Submit = None,
     slurm: _Slurm = None,
     dry_run: _Dry = False,
+    yes: _Yes = False,
     extra: Extra = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -117,8 +119,9 @@ def train(
     """
     from gzcli import launch, planning
     from gzcli.cli.accelerate import previous_words
+    from gzcli.cli.dry_run import show_plan
     from gzcli.cli.options import parse_gpus
-    from gzcli.cli.plan import show_memory, show_plan
+    from gzcli.cli.plan import at_paper, before_start
     from gzcli.cli.submit import submit_job
     from gzcli.store import runs
 
@@ -155,17 +158,20 @@ def train(
             )
     if run is None and name is not None and not plan.machine_rank:
         runs.check_alias(name)
+    paper = None if run else at_paper(what, data, sets or (), flags, asked.recipe)
     if dry_run:
-        show_plan(asked.recipe, plan, run)
+        show_plan(asked.recipe, plan, run, paper)
         return
     with out.progress("packing", unit="images") as report:
         recipe = planning.ready(asked, run, steps, plan.processes, say=out.info, progress=report)
     if run and (before := previous_words(run)):
         out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
 
+    if run is None:
+        recipe = before_start(asked.recipe, recipe, plan, paper, timed=not (steps or minutes), yes=yes)
+
     def announce(run: Run) -> None:
         out.info(f"run: {run.id}")
-        show_memory(recipe, plan)
 
     mode = "json" if out.is_json() else "quiet" if out.is_quiet() else "human"
     try:

@@ -7,11 +7,12 @@ read, and a net of a billion parameters takes no memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
+from gzcli.costs import Cost, Line
 from gzcli.engine import muon
 from gzcli.engine.build import build_model
 from gzcli.engine.prepared import with_prepared
@@ -21,6 +22,7 @@ from gzcli.models.base import Model, Phase, named_losses
 from gzcli.parts import Part
 from gzcli.types import Batch, BatchNoise, DataInfo
 
+CPU = torch.device("cpu")
 PREPARING = ("pair_steps",)  # options of `prepare` that a step does not depend on, so that it is short here
 MANY = 64  # images of the larger of two micro-batches that a step is run with, at least
 MOMENTS = {"adamw8bit": 2, "sgd": 4, "rmsprop": 4}  # bytes that an optimizer keeps of a parameter; else 8
@@ -38,78 +40,6 @@ class Seen(NamedTuple):
 Stages = Mapping[str, Seen]  # earlier stages by their names
 
 
-@dataclass(frozen=True)
-class Line:
-    """A cost by the micro-batch: `fixed` + b · `each` for b images."""
-
-    fixed: float
-    each: float
-
-    def at(self, images: float) -> float:
-        """The cost of a micro-batch."""
-        return self.fixed + images * self.each
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a training step costs; memory is that of one process.
-
-    params: parameters of the model, without those of frozen helpers.
-    trainable: parameters that a phase trains.
-    flops: floating-point operations of a step of the global batch, forward and backward, and of Muon. A phase
-      counts by the share of the steps at which it runs.
-    weights: bytes of parameters, buffers and frozen helpers.
-    gradients: bytes.
-    moments: bytes that the optimizer keeps.
-    average: bytes of the averaged weights.
-    scratch: bytes that the optimizer takes beside these while it steps.
-    step: the most bytes of tensors that a phase makes: what is kept for the gradient, temporary tensors, and
-      the gradients that are there by then.
-    images: the micro-batch, images that a process computes at once.
-    pieces: micro-batches of a process whose gradients a step adds up.
-    """
-
-    params: int
-    trainable: int
-    flops: float
-    weights: int
-    gradients: int
-    moments: int
-    average: int
-    scratch: int
-    step: Line
-    images: int
-    pieces: int
-
-    def activations(self, images: int | None = None) -> int:
-        """Bytes of a step's own tensors for a micro-batch; None: that of the recipe."""
-        peak = self.step.at(self.images if images is None else images)
-        # the gradients are there before where they are added up, and counted by themselves
-        return max(self.scratch, round(peak - (self.gradients if self.pieces == 1 else 0)))
-
-    def rows(self, images: int | None = None) -> list[tuple[str, int]]:
-        """(what, bytes) of a process, for a micro-batch; None: that of the recipe."""
-        rows = [
-            ("weights", self.weights),
-            ("gradients", self.gradients),
-            ("optimizer", self.moments),
-            ("average", self.average),
-            ("activations", self.activations(images)),
-        ]
-        return [row for row in rows if row[1]]
-
-    def memory(self, images: int | None = None) -> int:
-        """Bytes of a process for a micro-batch, without what its libraries take."""
-        return sum(size for _, size in self.rows(images))
-
-    def largest(self, there: int) -> int:
-        """The largest micro-batch that fits in so many bytes; 0: not even one image does."""
-        if self.memory(1) > there:
-            return 0
-        static = self.memory(0) - self.activations(0) - (self.gradients if self.pieces == 1 else 0)
-        return max(1, int((there - static - self.step.fixed) / max(1.0, self.step.each)))
-
-
 def cost_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Cost:
     """The cost of training a part of a recipe. Its batch is shared by `launch.processes`, or `launch.gpus`.
 
@@ -125,21 +55,23 @@ def cost_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Cost:
         weights = size_of([*own, *model.buffers(), *helpers])
         images = micro_batch(part)
         counts = (images, max(2 * images, MANY))
-        probes = [probe(counter, model, phases, part, count) for count in counts]
+        probes = [step(counter, model, phases, part, count) for count in counts]
     moments, scratch, products = optimizers(model, phases, part)
-    flops = probes[0][0] * part.train.accumulate * processes_of(part)
+    flops = probes[0].flops * part.train.accumulate * processes_of(part)
     return Cost(
         params=sum(p.numel() for p in own),
         trainable=sum(p.numel() for p in trained.values()),
         flops=flops + products,
+        operators=probes[0].operators * part.train.accumulate,
         weights=weights,
         gradients=max(size_of(phase.parameters()) for phase in phases),
         moments=moments,
         average=size_of(own) if part.train.ema else 0,
         scratch=scratch,
-        step=line(counts, [peak for _, peak in probes]),
+        step=line(counts, [probe.peak for probe in probes]),
         images=images,
         pieces=part.train.accumulate,
+        processes=processes_of(part),
     )
 
 
@@ -180,12 +112,22 @@ def halved(part: Part) -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def probe(
-    counter: Counter, model: Model, phases: list[Phase], part: Part, images: int
-) -> tuple[float, float]:
-    """What a step takes of a micro-batch: its operations, averaged over the run, and the most bytes of its
-    own tensors, gradients among them."""
-    flops = peak = 0.0
+class Step(NamedTuple):
+    """What a step takes of a micro-batch.
+
+    flops: operations, averaged over the run.
+    operators: number of operators, averaged over the run.
+    peak: the most bytes of its own tensors, gradients among them.
+    """
+
+    flops: float
+    operators: float
+    peak: float
+
+
+def step(counter: Counter, model: Model, phases: list[Phase], part: Part, images: int) -> Step:
+    """Runs each phase once."""
+    flops = operators = peak = 0.0
     trained = {id(p): p for phase in phases for p in phase.parameters()}
     with torch.no_grad():
         batch = with_prepared(model, batch_of(part, model.data, images))
@@ -202,25 +144,27 @@ def probe(
         loss["loss"].backward()
         del loss
         peak = max(peak, counter.peak - before)
-        flops += counter.flops * max(0, part.train.steps - phase.start) / part.train.steps / phase.every
+        share = max(0, part.train.steps - phase.start) / part.train.steps / phase.every
+        flops, operators = flops + counter.flops * share, operators + counter.operators * share
         for p in trained.values():
             p.grad = None
-    return flops, peak
+    return Step(flops, operators, peak)
 
 
-def noise(part: Part, key: str, images: int) -> BatchNoise:
-    """The noise of a batch; it has no values either."""
-    return BatchNoise(part.seed, 0, key, total=images)
+def noise(part: Part, key: str, images: int, device: torch.device = CPU) -> BatchNoise:
+    """The noise of a batch of so many images."""
+    return BatchNoise(part.seed, 0, key, total=images, device=device)
 
 
-def batch_of(part: Part, info: DataInfo, images: int) -> Batch:
+def batch_of(part: Part, info: DataInfo, images: int, device: torch.device = CPU) -> Batch:
     """A batch of so many images, with what the model needs beside them."""
-    x = torch.zeros(images, *info.shape)
+    x = torch.zeros(images, *info.shape, device=device)
     many = (images, len(info.classes)) if info.multilabel else (images,)
-    y = torch.zeros(many, dtype=torch.int64) if info.classes else None
+    y = torch.zeros(many, dtype=torch.int64, device=device) if info.classes else None
     needs = catalog.card(part.model).needs
     extra = {key: ["a picture"] * images if key == "caption" else x.clone() for key in needs}
-    return Batch(x, y, torch.arange(images), noise(part, "batch", images), extra)
+    index = torch.arange(images, device=device)
+    return Batch(x, y, index, noise(part, "batch", images, device), extra)
 
 
 def optimizers(model: Model, phases: list[Phase], part: Part) -> tuple[int, int, float]:

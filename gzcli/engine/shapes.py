@@ -47,24 +47,28 @@ class Counter(TorchDispatchMode):
     """Counts what passes by.
 
     flops: floating-point operations of matrix products, convolutions and attention.
+    operators: number of operators that compute something.
     alive: bytes of tensors that were made since it was entered and are alive.
     peak: the most that were alive at once since `mark`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.alive = self.peak = 0
+        self.flops = self.operators = self.alive = self.peak = 0
         self.known: dict[int, weakref.ref[Any]] = {}
 
     def mark(self) -> int:
-        """Begins a new count of operations and peak. Returns the bytes that are alive."""
-        self.flops, self.peak = 0, self.alive
+        """Begins a new count of operations, operators and peak. Returns the bytes that are alive."""
+        self.flops, self.operators, self.peak = 0, 0, self.alive
         return self.alive
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = made_up(func, args) if func in READ else func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # a question about a tensor
+            return out
+        self.operators += not func.is_view
         if count := FLOPS.get(func._overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         for t in out if isinstance(out, tuple | list) else (out,):

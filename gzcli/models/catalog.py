@@ -26,7 +26,6 @@ from gzcli.store.run import Run
 
 if TYPE_CHECKING:
     from gzcli.models.base import Model
-    from gzcli.parts import Part
 
 APPLICATIONS = (
     "reconstruct",
@@ -155,23 +154,6 @@ def load_class(found: ModelCard) -> type[Model]:
             place = f"{found.path}:{lines[-1]}" if lines and lines[-1] else str(found.path)
             raise UsageError(f"`{place}` cannot be imported: {type(e).__name__}: {e}") from e
     return getattr(module, found.cls)
-
-
-def memory_plan(model: ModelCard, part: Part) -> list[tuple[str, int]]:
-    """The device memory that training a part of a recipe takes: (what, bytes), the sum last; [] where the
-    model's family has no estimate.
-
-    A family with an estimate has a `plan.py` with a function of this name, which imports no torch. What it
-    raises is raised.
-    """
-    import importlib
-
-    if not (ROOT / model.family / "plan.py").is_file():
-        return []
-    rows = importlib.import_module(f"{__package__}.{model.family}.plan").memory_plan(part)
-    if rows and rows[-1][0] != "total":
-        rows = [*rows, ("total", sum(size for _, size in rows))]
-    return rows
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:

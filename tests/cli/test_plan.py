@@ -3,17 +3,21 @@ anything is launched."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from pictures import RED, png, write
 
-from gzcli import launch, models, requirements
-from gzcli.cli import app
+from gzcli import forecast, launch, requirements
+from gzcli.cli import app, out, plan
+from gzcli.costs import Cost, Line
 from gzcli.errors import MissingError, UsageError
+from gzcli.jobs import TrialJob
 from gzcli.models import catalog
 from gzcli.parts import Part
 from gzcli.recipe.needs import check_data
@@ -21,12 +25,6 @@ from gzcli.recipe.resolve import resolve
 from gzcli.sections import OptimSection, TrainSection
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names
-
-PLAN = """
-def memory_plan(part):
-    each = part.train.batch_size // part.train.accumulate // part.launch.processes
-    return [("weights", 3_000_000_000), ("activations", each * 100_000_000)]
-"""
 
 
 @pytest.fixture
@@ -40,58 +38,175 @@ def gz(home, capsys):
     return call
 
 
+FEW = ("--set", "train.batch_size=8")
+COST = Cost(
+    params=35_700_000,
+    trainable=35_700_000,
+    flops=6e12,
+    operators=2_000,
+    weights=142_000_000,
+    gradients=142_000_000,
+    moments=284_000_000,
+    average=142_000_000,
+    scratch=0,
+    step=Line(200_000_000, 100_000_000),
+    images=64,
+    pieces=1,
+    processes=1,
+)
+
+
 @pytest.fixture
-def planned(tmp_path, monkeypatch):
-    """The family of `vae` can tell of its memory: planned(text of its plan.py)."""
-    folder = tmp_path / "models" / "heavy"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(folder.parent)])
+def planned(monkeypatch):
+    """What the engine would find of a recipe's parts: planned(seconds of a step, error)."""
 
-    def write(text: str = PLAN) -> None:
-        (folder / "plan.py").write_text(text)
-        monkeypatch.delitem(__import__("sys").modules, "gzcli.models.heavy.plan", raising=False)
-        card, known = replace(catalog.card("vae"), family="heavy"), catalog.card
-        monkeypatch.setattr(catalog, "card", lambda name: card if name == "vae" else known(name))
-        monkeypatch.setattr(catalog, "ROOT", folder.parent)
+    def found(seconds: float | None = 0.5, error: str | None = None) -> list[TrialJob]:
+        jobs: list[TrialJob] = []
 
-    return write
+        def measure(job: TrialJob) -> dict:
+            jobs.append(job)
+            rows = []
+            for row in (row for row in job.parts if row["asked"]):
+                train = row["tree"]["train"]
+                processes = row["tree"]["launch"]["processes"]
+                images = train["batch_size"] // train["accumulate"] // processes
+                cost = asdict(replace(COST, images=images, pieces=train["accumulate"], processes=processes))
+                seen = {"cost": None, "seconds": None} if error else {"cost": cost, "seconds": None}
+                if row["timed"] and not error:
+                    seen["seconds"] = seconds
+                rows.append({"stage": row["stage"], "error": error, **seen})
+            return {"parts": rows}
+
+        monkeypatch.setenv("GZ_TRIAL", "1")
+        monkeypatch.setattr(plan, "_measure", measure)
+        return jobs
+
+    return found
+
+
+# --- what is told before a start ---
+
+
+def test_the_first_lines_of_a_dry_run(gz, planned):
+    jobs = planned()
+    code, stdout, _ = gz("train", "ddpm", "--data", "cifar10", "--cpu", "--dry-run")
+    lines = stdout.splitlines()
+    assert code == 0 and max(map(len, lines[:6])) <= 80
+    assert lines[0] == "scale   small (no GPU is used)"
+    assert lines[1] == "set     cifar10: 50,000 colour pictures of 32×32"
+    assert lines[2].startswith("model   ddpm, 35.7M parameters, 6,000 GFLOP a step of ")
+    assert lines[3].startswith("memory  ") and "hold batches up to " in lines[3]
+    assert re.match(r"time    about \d+ hours here, .* on an H100; --minutes 60: 6,480 steps", lines[4])
+    assert lines[5].startswith("paper   --scale paper: about ") or "--scale paper: " in lines[5]
+    assert len(jobs) == 1 and not runs.all_runs()
+    gz("train", "ddpm", "--data", "cifar10", "--cpu", "--dry-run")
+    assert len(jobs) == 1  # the second time it is known
+
+
+def test_the_plan_for_scripts_is_whole(gz, planned):
+    planned()
+    found = json.loads(gz("train", "ddpm", "--data", "cifar10", "--cpu", "--dry-run", "--json")[1])
+    assert (found["params"], found["gflop_per_step"], found["scale"]) == (35_700_000, 6000, "small")
+    steps = found["recipe"]["train"]["steps"]
+    assert found["seconds"] == pytest.approx(steps * 0.5 / 0.9) and found["seconds_on_h100"] > 0
+    assert found["bytes"] == sum(row["bytes"] for row in found["memory"][0]["parts"])
+    assert found["recipe"]["params"] == 35_700_000
+    assert found["recipe"]["data"]["size"] == 32 and found["recipe"]["data"]["levels"] == 256
+
+
+def test_each_stage_has_its_lines(gz, planned):
+    planned()
+    code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run")
+    assert code == 0 and "tokenizer: vqvae, 35.7M parameters" in stdout and "prior: transformer" in stdout
+    assert "in all  about" in stdout
+    found = json.loads(gz("train", "vqvae", "--cpu", "--dry-run", "--json")[1])
+    assert found["params"] == 2 * 35_700_000 and len(found["memory"]) == 2
+    assert all(stage["params"] == 35_700_000 for stage in found["recipe"]["stages"].values())
+
+
+def test_what_cannot_be_found_is_said(gz, planned):
+    planned(error="the weights of `a/b` are not at hand")
+    code, stdout, _ = gz("train", "vae", "--dry-run", "--json")
+    found = json.loads(stdout)
+    assert code == 0 and found["params"] is None and found["seconds"] is None and found["memory"] == []
+    assert found["needs"] == ["the weights of `a/b` are not at hand"]
+
+
+def test_gpus_that_are_not_here_are_planned_for(gz, planned, monkeypatch):
+    jobs = planned()
+    monkeypatch.setattr(requirements, "gpu_memory", lambda: None)
+    code, stdout, _ = gz("train", "ddpm", "--data", "cifar10", "--gpus", "4", "--dry-run")
+    assert code == 0 and "here: not known, " in stdout and "on an H100" in stdout
+    assert not any(row["timed"] for row in jobs[0].parts)
+
+
+def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, tmp_path):
+    jobs = planned()
+    monkeypatch.setattr(launch, "run", lambda *args, **options: {})
+    code, stdout, stderr = gz("train", "vae", "--cpu")
+    assert (code, stdout, jobs) == (0, "", [])  # the embedded digits take a minute: nothing is tried
+    assert "small (no GPU is used): digits: 1," in stderr
+    folder = write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)})
+    assert gz("train", "vae", "--data", str(folder), "--cpu", *FEW, "--steps", "5")[0] == 0 and not jobs
+    code, _, stderr = gz("train", "vae", "--data", str(folder), "--cpu", *FEW)
+    assert code == 0 and len(jobs) == 1
+    assert "35.7M parameters, " in stderr and " steps: about " in stderr and "run: " in stderr
+    told = [line for line in stderr.splitlines() if "parameters" in line or "--scale" in line]
+    assert max(map(len, told)) <= 80
+    assert "parameters" not in gz("train", "vae", "--data", str(folder), "--cpu", *FEW, "-q")[2]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2), ("", 2)])
+def test_more_than_a_week_is_asked_for_on_a_terminal(answer, code, gz, planned, monkeypatch, tmp_path):
+    planned(seconds=3600.0)
+    monkeypatch.setattr(launch, "run", lambda *args, **options: {})
+    folder = str(write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)}))
+    found, _, stderr = gz("train", "vae", "--data", folder, "--cpu", *FEW)
+    assert found == 0 and "more than a week; `--yes` starts it" in stderr  # a script is told, and goes on
+    assert "than a week" not in gz("train", "vae", "--data", folder, "--cpu", *FEW, "--yes")[2]
+    before = len(runs.all_runs())
+    monkeypatch.setattr(out, "on_terminal", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    found, _, stderr = gz("train", "vae", "--data", folder, "--cpu", *FEW)
+    assert found == code and "start? [y/N]" in stderr and ("not started" in stderr) == bool(code)
+    assert len(runs.all_runs()) == before + (code == 0)
 
 
 # --- memory ---
 
 
-def test_memory_is_planned_where_the_family_can_tell(gz, planned, monkeypatch):
-    monkeypatch.setattr(requirements, "host_memory", lambda: 8_000_000_000)
-    code, stdout, _ = gz("train", "vae", "--dry-run")
-    assert code == 0 and "memory" not in [line.split(" ")[0] for line in stdout.splitlines()]
-    planned()
-    code, stdout, stderr = gz("train", "vae", "--dry-run", "--cpu", "--set", "train.batch_size=32")
-    assert (
-        code == 0
-        and "memory     vae: 6.2 GB a process = weights 3.0 GB + activations 3.2 GB\n" in stdout
-        and "fit" not in stderr
-    )
-    code, stdout, _ = gz("train", "vae", "--dry-run", "--cpu", "--set", "train.batch_size=32", "--json")
-    parts = [{"what": "weights", "bytes": 3_000_000_000}, {"what": "activations", "bytes": 3_200_000_000}]
-    assert json.loads(stdout)["memory"] == [{"model": "vae", "bytes": 6_200_000_000, "parts": parts}]
-    planned('def memory_plan(part): return [("weights", 2_000), ("total", 2_000)]')
-    assert "memory     vae: 2 kB a process = weights 2 kB\n" in gz("train", "vae", "--dry-run")[1]
+def test_a_batch_that_does_not_fit_the_gpu_is_split():
+    recipe = resolve("ddpm", data="cifar10", flags={"launch.gpus": 1, "train.batch_size": 64})
+    own = [forecast.Forecast(recipe.parts[0], COST)]
+    whole = COST.memory()
+    tensors = COST.weights + COST.gradients + COST.moments + COST.average + COST.activations()
+    assert whole == pytest.approx(1.15 * tensors + 12e6)
+    same, said = forecast.split_to_fit(recipe, own, 2 * whole)
+    assert same.parts[0].train.accumulate == 1 and not said
+    assert forecast.split_to_fit(recipe, own, None) == (recipe, [])
+    split, said = forecast.split_to_fit(recipe, own, whole // 2)
+    assert split.parts[0].train.accumulate == 4
+    assert said == ["a batch of 64 does not fit the GPU: 4 parts of 16"]
+    assert COST.memory(16, 4) <= 0.9 * (whole // 2) < COST.memory(32, 2)
+    assert forecast.split_to_fit(recipe, own, 1_000_000) == (recipe, [])  # no number of parts would do
+
+
+def test_the_largest_batch_fits_and_a_larger_one_does_not():
+    for there in (2 * 10**9, 24 * 10**9):
+        most = COST.largest(there)
+        assert COST.memory(most) <= there < COST.memory(most + 1)
+    assert COST.largest(10**8) == 0
 
 
 def test_a_hint_where_it_does_not_fit(gz, planned, monkeypatch):
     planned()
-    monkeypatch.setattr(requirements, "host_memory", lambda: 8_000_000_000)
+    monkeypatch.setattr(requirements, "host_memory", lambda: 5_000_000_000)
     words = ("train", "vae", "--dry-run", "--set", "train.batch_size=64")
     code, _, stderr = gz(*words, "--cpu")
-    assert code == 0 and "`vae` may not fit: this machine has 8.0 GB for each process" in stderr
+    assert code == 0 and "`vae` may not fit: this machine has 5.0 GB for each process" in stderr
     assert "`--set train.accumulate=2`" in stderr
     assert "fit" not in gz(*words, "--cpu", "--set", "train.accumulate=2")[2]
-    assert "4.0 GB for each process" in gz(*words, "--cpu", "--processes", "2")[2]  # they share the machine
-    monkeypatch.setattr(requirements, "gpu_memory", lambda: 6_000_000_000)
-    assert "the GPU has 6.0 GB for each process" in gz(*words, "--gpus", "1")[2]
-    assert "fit" not in gz(*words, "--gpus", "4")[2]  # each has a quarter of the batch
-    monkeypatch.setattr(requirements, "gpu_memory", lambda: None)  # planned for absent ones
-    assert "fit" not in gz(*words, "--gpus", "1")[2]
+    assert "2.5 GB for each process" in gz(*words, "--cpu", "--processes", "2")[2]  # they share the machine
 
 
 def test_ways_to_save_are_those_that_the_model_has():
@@ -105,29 +220,6 @@ def test_ways_to_save_are_those_that_the_model_has():
     train = TrainSection(batch_size=8, accumulate=8)
     part = Part("vae", train=train, optim=OptimSection(name="sgd"))
     assert requirements.ways_to_save(part, launch.Plan(gpus=1)) == []
-
-
-def test_what_it_would_take_to_tell_is_among_the_needs(gz, planned):
-    planned(
-        'from gzcli.errors import MissingError\ndef memory_plan(part): raise MissingError("the weights of '
-        '`a/b` are not at hand")'
-    )
-    code, stdout, _ = gz("train", "vae", "--dry-run", "--json")
-    found = json.loads(stdout)
-    assert code == 0 and found["memory"] == [] and found["needs"] == ["the weights of `a/b` are not at hand"]
-
-
-def test_it_is_shown_before_a_start_too(gz, planned, monkeypatch):
-    planned()
-    monkeypatch.setattr(requirements, "host_memory", lambda: 1_000_000_000)
-    monkeypatch.setattr(launch, "run", lambda *args, **options: {})
-    code, stdout, stderr = gz("train", "vae", "--cpu", "--set", "train.batch_size=32")
-    assert (
-        (code, stdout) == (0, "")
-        and "memory: vae: 6.2 GB a process = " in stderr
-        and "hint: `vae` may not fit" in stderr
-    )
-    assert "memory" not in gz("train", "vae", "--cpu", "-q")[2]
 
 
 def test_stable_diffusion_plans_for_weights_that_are_absent(gz, tmp_path, monkeypatch):
@@ -149,8 +241,6 @@ def test_stable_diffusion_plans_for_weights_that_are_absent(gz, tmp_path, monkey
         assert code == 0, stdout + stderr
         found = json.loads(stdout)
         assert found["recipe"]["model"]["base"] == base and not runs.all_runs()
-        if "v1-5" in base:
-            assert found["memory"][0]["bytes"] > 2_000_000_000
         assert f"`hf download {base}`" in found["needs"]
     (tmp_path / "models--nobody--has-such-a-model" / "snapshots" / "0a1b").mkdir(parents=True)
     assert not [need for need in json.loads(gz(*words)[1])["needs"] if "hf download" in need]
@@ -263,8 +353,7 @@ def test_refused_before_launch(gz, reader, tmp_path, monkeypatch):
     assert not runs.all_runs()
     whole = str(captioned(tmp_path / "triples", "before"))
     monkeypatch.setattr(launch, "run", lambda *args, **options: {})
-    small = ("--set", "train.batch_size=2")
-    assert gz("train", "vae", "--data", whole, *small)[0] == 0 and len(runs.all_runs()) == 1
+    assert gz("train", "vae", "--data", whole, *FEW)[0] == 0 and len(runs.all_runs()) == 1
 
 
 def test_an_import_says_what_was_found(gz, tmp_path):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from helpers import recipe, trainer
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from zoo import CASES, Case
 
+from gzcli import costs
+from gzcli.engine import trial
 from gzcli.engine.cost import Cost, Seen, cost_of
-from gzcli.engine.shapes import FLOPS
+from gzcli.jobs import TrialJob
 from gzcli.parts import Part, part_of
 from gzcli.sections import TrainSection
 
@@ -47,7 +52,7 @@ def test_every_model_has_a_cost(case):
     ("model", "sets"),
     [
         ("vae", ()),
-        ("wgan", ()),
+        ("aae", ()),
         ("dit", ("train.accumulate=2",)),
         ("glow", ("optim.name=muon",)),
         ("vqvae", ("train.precision=bf16",)),
@@ -68,5 +73,68 @@ def test_operations_are_those_of_a_real_step(model, sets, home):
 
 
 def attention():
-    """Of the CPU, which FlopCounterMode does not know by itself."""
-    return {op: count for op, count in FLOPS.items() if "for_cpu" in str(op)}
+    """Of the CPU, which FlopCounterMode does not know by itself; it is given shapes in place of tensors."""
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+            sdpa_backward_flop_count(g, q, k, v)
+        ),
+    }
+
+
+# ---- a step that is tried
+
+
+def test_a_trial_finds_cost_and_time(home, tmp_path):
+    """Of a recipe in stages: each part by itself, the second one on the first."""
+    case = FIRST["transformer"]
+    info = {"shape": [1, 16, 16], "levels": 17, "classes": list("0123456789"), "multilabel": False, "n": 100}
+    tokenizer = seen(case.stages["tokenizer"]).part
+    parts = [("tokenizer", tokenizer, False), ("prior", seen(case).part, True)]
+    rows = [
+        {"stage": stage, "tree": part.tree(), "own": True, "asked": True, "timed": timed}
+        for stage, part, timed in parts
+    ]
+    found = trial.run(TrialJob(tuple(rows), info), tmp_path, torch.device("cpu"), None)["parts"]
+    assert [row["stage"] for row in found] == ["tokenizer", "prior"] and not any(r["error"] for r in found)
+    assert found[0]["seconds"] is None and 0 < found[1]["seconds"] < 60
+    cost = costs.cost_from(found[1]["cost"])
+    assert cost.params == sum(p.numel() for p in case.fresh().parameters())
+    key = costs.key_of(parts[1][1], info, {"tokenizer": tokenizer})
+    assert costs.kept(key) is None and costs.kept_seconds(key, "here") is None
+    costs.keep(key, cost, "here", 0.25)
+    costs.keep(key, cost, "there", None)
+    assert costs.kept(key) == cost
+    assert costs.kept_seconds(key, "here") == 0.25 and costs.kept_seconds(key, "there") is None
+    other = replace(parts[1][1], train=replace(parts[1][1].train, batch_size=5))
+    assert costs.key_of(other, info, {"tokenizer": tokenizer}) != key
+
+
+def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
+    part = replace(seen(FIRST["vae"]).part, options={"net": "conv", "hidden": (-1,)})
+    row = {"stage": "", "tree": part.tree(), "own": True, "asked": True, "timed": True}
+    info = {"shape": [1, 16, 16], "levels": 17, "classes": [], "multilabel": False, "n": 100}
+    (found,) = trial.run(TrialJob((row,), info), tmp_path, torch.device("cpu"), None)["parts"]
+    assert found["error"] and found["cost"] is None and found["seconds"] is None
+
+
+def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
+    """So that it ends in seconds; what depends on the images is scaled to the whole batch."""
+    own, tried = seen(FIRST["vae"]), []
+    part = replace(own.part, train=replace(own.part.train, batch_size=256))
+    cost = cost_of(part, own.info)
+
+    class Counted(trial.Trial):
+        def __init__(self, model, part, images, device):
+            super().__init__(model, part, images, device)
+            tried.append(images)
+
+        def least(self, key):
+            return {"loss": 0.5, "update": 0.1}[key[0]] if key[1] else 0.0
+
+    monkeypatch.setattr(trial, "Trial", Counted)
+    for flops, images in ((1e6, 256), (8 * trial.SECOND, 32), (1e18, 1)):
+        large = replace(cost, flops=flops)
+        seconds = trial.seconds_of(part, own.info, {}, large, torch.device("cpu"))
+        assert tried.pop() == images and seconds == pytest.approx(0.5 * 256 / images + 0.1)

@@ -3,10 +3,8 @@ losses and files."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLControlNetPipeline,
-    UNet2DConditionModel,
 )
 from diffusers.training_utils import compute_snr
 from helpers import lines, recipe, trainer
@@ -30,13 +27,13 @@ from zoo import CASES
 
 from gzcli.engine import export, optim
 from gzcli.engine import sample as sample_verb
+from gzcli.engine.cost import cost_of
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.jobs import ExportJob, SampleJob
 from gzcli.models import catalog
 from gzcli.models.options import grouped
-from gzcli.models.stable_diffusion import known, plan
 from gzcli.models.stable_diffusion.base import to_bytes, to_text
 from gzcli.models.stable_diffusion.bases import load_base
 from gzcli.models.stable_diffusion.canny import canny
@@ -45,7 +42,7 @@ from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
 from gzcli.models.stable_diffusion.options import PromptOptions
 from gzcli.models.stable_diffusion.sd_lora import SDLoRA
 from gzcli.parts import Part
-from gzcli.sections import DataSection, OptimSection, TrainSection
+from gzcli.sections import OptimSection, TrainSection
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((3, 16, 16), 256, n=64)
@@ -109,9 +106,9 @@ def of_one_worker(model: str) -> Any:
 def trained(request):
     """A run of 60 steps on four images, and the base's weights before it."""
     case = next(c for c in CASES if c.model == request.param)
-    case = dataclasses.replace(case, batch=4, lr=4e-3)
+    case = replace(case, batch=4, lr=4e-3)
     if case.model == "sd_lora":  # attention alone can do little for random weights
-        case = dataclasses.replace(
+        case = replace(
             case, options={"rank": 8, "targets": (*ATTENTION, "conv1", "conv2", "conv_out"), "min_snr": None}
         )
     sets = (
@@ -162,7 +159,7 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
     given = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
     job = SampleJob(run, "last", n=2, seed=3, prompts=tuple(prompts), options={"steps": 3}, npz=True)
     (tmp_path / "shown").mkdir()
-    assert sample_verb.run(dataclasses.replace(job, prompts=()), tmp_path / "shown", CPU, log)["n"] == 2
+    assert sample_verb.run(replace(job, prompts=()), tmp_path / "shown", CPU, log)["n"] == 2
     out = export.run(ExportJob(run, "diffusers", str(tmp_path / "out"), "last"), tmp_path, CPU, log)
     pipe, keywords = diffusers_loads(name, Path(out["path"]), picture)
     pipe.set_progress_bar_config(disable=True)
@@ -525,8 +522,6 @@ def test_a_pointer_in_place_of_weights(part, tmp_path):
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167536\n")
     with pytest.raises(MissingError, match="is not whole"):
         built_from(str(tmp_path))
-    with pytest.raises(MissingError, match="holds no safetensors"):
-        plan.memory_plan(planned("sd_lora", str(tmp_path)))
 
 
 def test_bases_of_another_kind():
@@ -553,115 +548,16 @@ def test_eight_bit_adam_is_asked_for_by_name(monkeypatch):
         optim.build(built(SDLoRA).phases()[0], conf)
 
 
-# ---------------------------------------------------------------------------- the memory plan
+# ---------------------------------------------------------------------------- the plan before a start
 
 
-def planned(name: str, base: str, **model) -> Part:
-    params = {key: p.default for key, p in catalog.card(name).params.items()}
-    return Part(
-        name,
-        {**params, "base": base, **model},
-        data=DataSection(size=16),
-        train=TrainSection(batch_size=4, accumulate=2, precision="fp32", ema=0.9),
-        optim=OptimSection(name="adamw"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("sd", {}),
-        ("sd", {"targets": ("to_q", "ff.net.0.proj", "ff.net.2", "proj_in"), "rank": 3}),
-        ("sdxl", {"text_lora": True}),
-    ],
-)
-def test_the_plan_counts_an_adapter(kind, options):
-    model = built(SDLoRA, kind, **options)
-    rows = dict(plan.memory_plan(planned("sd_lora", tiny_sd.base(kind), **options)))
-    count = sum(p.numel() for p in model.parameters())
-    assert (
-        rows["trained weights"] == rows["gradients"] == rows["average"] == 4 * count
-        and rows["optimizer"] == 8 * count
-    )
-    own = {id(p) for p in model.parameters()}
-    frozen = sum(p.numel() for part in model.attached.values() for p in part.parameters() if id(p) not in own)
-    assert rows["frozen weights"] == 4 * frozen
-    assert rows["total"] == sum(size for what, size in rows.items() if what != "total")
-
-
-def test_the_plan_counts_what_else_is_trained():
-    base = tiny_sd.base()
-    for cls, name in ((ControlNet, "controlnet"), (InstructPix2Pix, "instructpix2pix")):
-        count = sum(p.numel() for p in built(cls).parameters())
-        rows = dict(plan.memory_plan(planned(name, base)))
-        # all but the zero convolutions, the map's features and the new input channels, which weigh nothing in
-        # a real one
-        assert 4 * count * 0.6 < rows["gradients"] <= 4 * count
-
-
-@pytest.mark.parametrize(
-    "base", [HUB, "stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-xl-base-1.0"]
-)
-def test_known_bases_have_as_many_weights_as_is_said(base):
-    with torch.device("meta"):
-        pipe = load_base(base)
-        found = {
-            part: sum(p.numel() for p in getattr(pipe, part).parameters())
-            for part in known.configs(base)
-            if part != "scheduler"
-        }
-        found["controlnet"] = sum(p.numel() for p in ControlNetModel.from_unet(pipe.unet).parameters())
-    assert known.counts(base) == found
-
-
-def test_the_plan_knows_what_a_step_keeps():
-    """SD 1.5's U-Net at a fifth of its width, in numbers of what autograd saves."""
-    config = {
-        **known.configs(HUB)["unet"],
-        "block_out_channels": [64, 128, 256, 256],
-        "cross_attention_dim": 64,
-    }
-    for name in ("sd_lora", "instructpix2pix"):
-        unet = UNet2DConditionModel.from_config(config)
-        if name == "sd_lora":
-            from peft import LoraConfig, inject_adapter_in_model
-
-            unet.requires_grad_(False)
-            inject_adapter_in_model(
-                LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), unet
-            )
-        weights, kept, sizes = {p.data_ptr() for p in unet.parameters()}, [], {}
-
-        def keep(x, weights=weights, kept=kept, sizes=sizes):
-            if (where := x.untyped_storage().data_ptr()) not in weights:
-                sizes[where] = x.untyped_storage().nbytes()
-                kept.append(x)
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            unet(torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 64))
-        asked = dataclasses.replace(
-            planned(name, HUB), data=DataSection(size=128), train=TrainSection(batch_size=1, precision="fp32")
-        )
-        configs = known.configs(HUB) | {"unet": config}
-        assert plan.activations(asked, configs) == pytest.approx(sum(sizes.values()), rel=0.3)
-
-
-def test_the_plan_needs_no_torch_and_says_what_it_does_not_know():
-    code = (
-        "import sys, gzcli.models.stable_diffusion.plan; print(sorted({'torch', 'diffusers', 'numpy'} & "
-        "set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == []
-    with pytest.raises(MissingError, match="not known before it is here"):
-        plan.memory_plan(planned("sd_lora", "somebody/something"))
-    large = dataclasses.replace(planned("controlnet", HUB), data=DataSection(size=512))
-    half = dataclasses.replace(
-        large,
-        options={**large.options, "dtype": "bf16", "checkpointing": True},
-        optim=OptimSection(name="adamw8bit"),
-        train=dataclasses.replace(large.train, precision="bf16"),
-    )
-    less, more = (dict(plan.memory_plan(p)) for p in (half, large))
-    assert less["total"] < 0.75 * more["total"] and less["optimizer"] == more["optimizer"] / 4
+def test_what_a_base_costs_that_is_not_here():
+    """SD 1.5 is known by its id: nothing is read."""
+    options = {key: p.default for key, p in catalog.card("controlnet").params.items()}
+    part = Part("controlnet", {**options, "base": HUB}, train=TrainSection(batch_size=1, precision="fp32"))
+    cost = cost_of(part, DataInfo((3, 64, 64)))
+    assert cost.params == cost.trainable == 361_279_120
+    frozen = 859_520_964 + 83_653_863 + 123_060_480
+    assert cost.weights == pytest.approx(4 * (frozen + cost.params), rel=1e-3)
+    with pytest.raises(MissingError, match="the shape of `somebody/something` is not known"):
+        cost_of(replace(part, options={**part.options, "base": "somebody/something"}), DataInfo((3, 64, 64)))

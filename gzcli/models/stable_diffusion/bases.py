@@ -134,7 +134,8 @@ def _shapes(name: str) -> Any:
     MissingError for a base without known configs."""
     known = configs(name)
     if known is None:
-        raise MissingError(f"`model.base`: the shape of `{name}` is not known", hint="name a folder")
+        hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
+        raise MissingError(f"`model.base`: the shape of `{name}` is not known before it is here", hint=hint)
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel.from_config(known["unet"]),
         "vae": AutoencoderKL.from_config(known["vae"]),

@@ -1,15 +1,10 @@
-"""Configs and numbers of parameters of a base's parts, before it is loaded. This module imports no torch."""
+"""Configs of a base's parts, before it is loaded. This module imports no torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any
-
-from gzcli.errors import MissingError
-from gzcli.store.weights import safetensors_header
 
 Config = dict[str, dict[str, Any]]  # part → its config.json
 
@@ -92,17 +87,6 @@ _SDXL: Config = {
     },
     "scheduler": _SCHEDULE,
 }
-_COUNTS = {  # parameters of each part, and of a ControlNet made of it
-    "sd1": {"unet": 859_520_964, "controlnet": 361_279_120, "vae": 83_653_863, "text_encoder": 123_060_480},
-    "sd2": {"unet": 865_910_724, "controlnet": 364_228_240, "vae": 83_653_863, "text_encoder": 340_387_840},
-    "sdxl": {
-        "unet": 2_567_463_684,
-        "controlnet": 1_251_014_160,
-        "vae": 83_653_863,
-        "text_encoder": 123_060_480,
-        "text_encoder_2": 694_659_840,
-    },
-}
 _CONFIGS = {"sd1": _SD1, "sd2": _SD2, "sdxl": _SDXL}
 _KNOWN = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
@@ -125,32 +109,3 @@ def configs(base: str) -> Config | None:
     }
     found["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     return {part: json.loads(path.read_text()) for part, path in found.items() if path.is_file()}
-
-
-def counts(base: str) -> dict[str, int] | None:
-    """The number of parameters of each part of a base, and of its ControlNet; None for a base that is neither
-    a folder nor in `_KNOWN`.
-
-    For a folder they are read from the headers of its safetensors. Raises MissingError for a file with this
-    ending that holds no safetensors.
-    """
-    folder = Path(base).expanduser()
-    if not (folder / "model_index.json").is_file():
-        return dict(_COUNTS[_KNOWN[base]]) if base in _KNOWN else None
-    heads = {part: dict(_sizes(folder / part)) for part in ("unet", "vae", "text_encoder", "text_encoder_2")}
-    encoder = ("conv_in", "time_", "add_", "down_blocks", "mid_block")
-    found = {part: sum(sizes.values()) for part, sizes in heads.items() if sizes}
-    return found | {
-        "controlnet": sum(size for name, size in heads["unet"].items() if name.startswith(encoder))
-    }
-
-
-def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, number of elements) of each tensor in a folder's safetensors."""
-    for path in folder.glob("*.safetensors"):
-        try:
-            head = safetensors_header(path)
-        except ValueError as e:
-            message = f"`model.base`: `{path}` holds no safetensors"
-            raise MissingError(message, hint="if it was cloned: `git lfs pull`") from e
-        yield from ((name, prod(tensor["shape"])) for name, tensor in head.items() if name != "__metadata__")

@@ -1,0 +1,155 @@
+"""`gz train --dry-run`: prints everything that would happen, with the origin of each value.
+
+Nothing is created but what is found out about the cost of a step, in the cache; torch is loaded in another
+process alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from gzcli.cli import out
+from gzcli.cli.plan import WIDTH, Expected, expected, five_lines, total, total_on_h100
+
+if TYPE_CHECKING:
+    from gzcli.launch import Plan
+    from gzcli.recipe.resolve import Resolved
+    from gzcli.requirements import DataFacts
+    from gzcli.store.runs import Run
+
+
+def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | None) -> None:
+    """Prints the plan in five lines, what is missing, the run's folder and the launch line, and the resolved
+    recipe with origins.
+
+    recipe: the recipe.
+    plan: the processes.
+    run: the run that goes on; None: a new one would be made.
+    paper: the recipe at the scale `paper`; None: it has none, or is it.
+
+    Raises UsageError where the set, as far as it is known, lacks what a model needs.
+    """
+    from gzcli import forecast, requirements
+    from gzcli.launch import count_gpus, show
+    from gzcli.store.paths import user_dir
+
+    facts, needs = requirements.of_data(recipe)
+    expect = expected(recipe, plan, facts, paper, measured=True, timed=True)
+    if facts.info():
+        needs += dict.fromkeys(f.lacking for f in expect.own if f.lacking)
+    needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
+    if plan.gpus > count_gpus():
+        needs.append(f"{plan.gpus} GPUs (here: {count_gpus()})")
+    split, said = forecast.split_to_fit(recipe, expect.own, requirements.gpu_memory() if plan.gpus else None)
+    tree, origin = resolved_tree(split, facts, expect)
+    path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
+    line = show(path, plan)
+    for text in five_lines(recipe, plan, facts, expect):
+        out.text(text)
+    download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download and not facts.cached else ""
+    state = "packed" if facts.packed else "here, to be packed" if facts.cached else f"not here{download}"
+    out.text(f"data       {facts.title} ({state})")
+    out.text(f"needs      {', '.join(needs) or 'nothing that is not here'}")
+    out.text(f"run        {'resumes ' if run else ''}{path}")
+    gpus = f"{plan.gpus or 'no'} GPU{'s' if plan.gpus != 1 else ''}"
+    out.text(f"processes  {plan.processes} × {plan.threads} threads, {gpus}")
+    out.text(f"launch     {line}\n")
+    show_keys(tree, origin)
+    for text in said:
+        out.info(text)
+    if hint := requirements.memory_hint(expect.own, plan):
+        out.hint(hint)
+    out.data(
+        {
+            **figures(recipe, expect),
+            "recipe": tree,
+            "origin": origin,
+            "data": asdict(facts),
+            "needs": needs,
+            "run": path,
+            "resume": run is not None,
+            "processes": plan.processes,
+            "gpus": plan.gpus,
+            "launch": line,
+        }
+    )
+
+
+def resolved_tree(
+    recipe: Resolved, facts: DataFacts, expect: Expected
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe as a tree, and the origin of each value, with what a real start finds out."""
+    now = {key: getattr(facts, key) for key in ("size", "channels", "levels")}
+    found = {key: v for key, v in now.items() if getattr(recipe.data, key) is None and v is not None}
+    tree = recipe.on(replace(recipe.data, **found)).tree()
+    origin = {**recipe.origin, **{f"data.{key}": "the set" for key in found}}
+    for forecast in expect.own:
+        part = tree["stages"][forecast.part.stage] if recipe.stages else tree
+        if forecast.cost:
+            part["params"] = forecast.cost.params
+            origin[f"stages.{forecast.part.stage}.params" if recipe.stages else "params"] = "the model"
+    return tree, origin
+
+
+def show_keys(tree: dict[str, Any], origin: Mapping[str, str]) -> None:
+    """Prints every key with its value and origin; on a terminal in `WIDTH` columns."""
+    rows = [
+        (key, "null" if value is None else str(value), origin.get(key, ""))
+        for key, value in leaves(tree)
+        if (key.rpartition(".")[2], value) != ("params", None)
+    ]
+    if sys.stdout.isatty():
+        widths = [min(max(len(row[i]) for row in rows), most) for i, most in ((0, 30), (2, 26))]
+        room = WIDTH - sum(widths) - 4
+        limits = (widths[0], room, widths[1])
+        rows = [tuple(map(shortened, row, limits)) for row in rows]  # type: ignore[misc]
+    out.table(["key", "value", "from"], rows)
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in so many columns."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def figures(recipe: Resolved, expect: Expected) -> dict[str, Any]:
+    """What is expected, for scripts: of all models together, and of each."""
+    costs = [forecast.cost for forecast in expect.own if forecast.cost]
+    whole = len(costs) == len(expect.own)
+    rows = []
+    for forecast in expect.own:
+        cost = forecast.cost
+        rows.append(
+            {
+                "model": forecast.part.model,
+                "stage": forecast.part.stage or None,
+                "params": cost and cost.params,
+                "gflop_per_step": cost and cost.flops / 1e9,
+                "bytes": cost and cost.memory(),
+                "parts": [{"what": what, "bytes": bytes} for what, bytes in cost.rows()] if cost else [],
+                "steps": forecast.part.train.steps,
+                "seconds_per_step": forecast.step,
+                "seconds": forecast.seconds,
+                "seconds_on_h100": forecast.on_h100,
+            }
+        )
+    return {
+        "scale": recipe.choice.scale,
+        "params": sum(cost.params for cost in costs) if whole else None,
+        "gflop_per_step": sum(cost.flops for cost in costs) / 1e9 if whole else None,
+        "bytes": max(cost.memory() for cost in costs) if whole else None,
+        "seconds": total(expect.own),
+        "seconds_on_h100": total_on_h100(expect.own),
+        "memory": [row for row in rows if row["params"]],
+    }
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of everything in the tree that is not a map."""
+    found = []
+    for key, value in tree.items():
+        is_map = isinstance(value, dict) and value
+        found += leaves(value, f"{prefix}{key}.") if is_map else [(prefix + key, value)]
+    return found
