@@ -7,7 +7,8 @@ process every function returns what it was given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -129,5 +130,110 @@ def rows(t: Tensor, module: nn.Module) -> Tensor:
     return torch.cat(parts)
 
 
+def exchanged(own: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """The vectors of all ranks, in their order, on every rank, to the bit.
+
+    own: vector of this rank.
+    lengths: length of each rank's vector, known to all.
+    """
+    if not _several():
+        return [own]
+    # bytes: not every backend knows every type
+    padded = own.new_zeros(max(lengths))
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in lengths]
+    torch.distributed.all_gather([part.view(torch.uint8) for part in parts], padded.view(torch.uint8))
+    return [part[:n] for part, n in zip(parts, lengths, strict=True)]
+
+
+# ---------------------------------------------------------------------------- parameters in parts (FSDP2)
+
+
+def share_out(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
+    """Shares the parameters of a module out: each rank keeps a part of each, gathers whole ones as a forward
+    or backward pass needs them, and gets its part of the gradients' mean (Zhao 2023, arXiv:2304.11277).
+
+    The parameters are then other objects, `DTensor`.
+
+    module: the module, whose own forward begins and ends every pass.
+    parts: modules inside it whose parameters are gathered together, and given up after use.
+    device: device of the module.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world(),))
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def is_shared_out(value: Any) -> bool:
+    """Whether a tensor is one of which each rank has a part."""
+    return hasattr(value, "device_mesh")
+
+
+def part_of(t: Tensor) -> Tensor:
+    """This rank's part of a tensor that is shared out, in the same memory; another tensor as it is."""
+    parts: Any = t
+    return parts.to_local() if is_shared_out(t) else t
+
+
+def part_like(t: Tensor, like: Any) -> Tensor:
+    """A tensor, whole on every rank, shared out as `like` is; as it is where that is not shared out."""
+    if not is_shared_out(like):
+        return t
+    from torch.distributed.tensor import distribute_tensor
+
+    t = t.to(like.device, like.dtype)
+    return distribute_tensor(t, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def put_together(part: Tensor, like: Any) -> Tensor:
+    """The tensor of which every rank has a part, shared out as `like` is: `part` itself where that is not."""
+    if not is_shared_out(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+
+
+def whole(value: Any) -> Any:
+    """The whole of a tensor that is shared out, on every rank; any other value as it is.
+
+    A call of every rank.
+    """
+    return value.full_tensor() if is_shared_out(value) else value
+
+
+def gathered(tree: Any) -> Any:
+    """A tree of dicts and lists with whole tensors, on the CPU, in place of those that are shared out.
+
+    A call of every rank. Ranks other than 0, which do not write, get empty ones: none has to hold all.
+    """
+
+    def one(value: Any) -> Any:
+        if not is_shared_out(value):
+            return value
+        full = value.detach().full_tensor()
+        return full.cpu() if rank() == 0 else full.new_empty(0)
+
+    return torch.utils._pytree.tree_map(one, tree)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is the only one: for what is found without values, or by one rank alone."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
+_alone = False
+
+
 def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not _alone and torch.distributed.is_available() and torch.distributed.is_initialized()

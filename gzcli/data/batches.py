@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gzcli.data.ahead import reader
 from gzcli.data.augment import ReplayedNoise, augmenter, patch_of
 from gzcli.data.order import Order, domains, places, positions
 from gzcli.data.pack import Pack
@@ -19,6 +20,7 @@ from gzcli.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
 FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes
+_Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
 BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
 
 
@@ -115,23 +117,32 @@ class TrainBatches:
             patches = patch_of(augment or ()) is not None
             read = partial(places if patches else positions, orders)
             self.ahead = Prefetch(self.rows.streamed, read, worker_count())
+        streamed = self.ahead is not None
+        self.reader = reader(self.device, kept=self.rows.whole, streamed=streamed)
 
     def at(self, step: int) -> Batch:
         """This rank's rows of the global batch of `step`: x [B / world, C, H, W].
 
         A streamed set is read ahead, so steps should follow one another.
         """
-        index, *others = (order.at(step) for order in self.orders)
-        read = self.ahead.at(step).split(len(index)) if self.ahead else [None] * len(self.orders)
-        pictures, y, extra = self.rows.take(index, read[0])
+        index, rows, prepared = self.reader(self._read, step)
+        (pictures, y, extra), *others = rows
         pictures = self._pixels(pictures, step, "data")
-        for key, values in self.prepared.items():
-            extra[key] = moved(torch.from_numpy(values[index.numpy()]), self.device)
-        for rows, u8 in zip(others, read[1:], strict=True):
-            extra["second_domain"] = self._pixels(self.rows.take(rows, u8)[0], step, "data of b")["x"]
-        return Batch(
-            pictures.pop("x"), y, moved(index, self.device), self._noise(step, "main"), pictures | extra
-        )
+        for further, _, _ in others:
+            extra["second_domain"] = self._pixels(further, step, "data of b")["x"]
+        return Batch(pictures.pop("x"), y, index, self._noise(step, "main"), pictures | extra | prepared)
+
+    def _read(self, step: int) -> tuple[Tensor, list[_Taken], dict[str, Tensor]]:
+        """Of a step, on the device: the positions of its images, their rows and those of the second domain,
+        and what was prepared of the images."""
+        index = [order.at(step) for order in self.orders]
+        read = self.ahead.at(step).split(len(index[0])) if self.ahead else [None] * len(index)
+        rows = [self.rows.take(own, u8) for own, u8 in zip(index, read, strict=True)]
+        prepared = {
+            key: moved(torch.from_numpy(values[index[0].numpy()]), self.device)
+            for key, values in self.prepared.items()
+        }
+        return moved(index[0], self.device), rows, prepared
 
     def positions(self) -> np.ndarray:
         """Positions [n] in the split of the images that are trained on; of the first of two domains."""
@@ -231,9 +242,7 @@ class _Rows:
             self.further = {kind: t.to(device) for kind, t in self.further.items()}
             self.labels = None if self.labels is None else self.labels.to(device)
 
-    def take(
-        self, index: Tensor, u8: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]:
+    def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
         """The images `x` and further pictures of them by kind, uint8 [B, C, H, W]; labels; and the captions
         in `extra`.
 

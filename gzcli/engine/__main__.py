@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from gzcli import jobs, ranks
 from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import wanted
-from gzcli.engine import stop
+from gzcli.engine import devices, stop
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
@@ -155,7 +156,8 @@ def train_one(run: Run, log: Log) -> Accelerator:
     if part.train.minutes and not (run.path / "checkpoints").exists():
         timed = Trainer(run, part, pack, accelerator, log)
         timed.begin()
-        steps = ranks.agree(count_steps(timed.step, timed.phases, part.train.minutes, began))
+        clock = partial(devices.clock, timed.device)
+        steps = ranks.agree(count_steps(timed.step, timed.phases, part.train.minutes, began, clock))
         part = replace(part, train=replace(part.train, steps=steps, minutes=None))
         if log.main:
             write_train(run, {"steps": steps, "minutes": None})

@@ -25,6 +25,7 @@ from gzcli.engine.likelihood import images_of_test, likelihood
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Quality
+from gzcli.engine.report import training_speed
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError, did_you_mean
@@ -167,6 +168,8 @@ def measure(
         found |= own_figures(trained, pack, job.seed)
     if "speed" in metrics:
         found["samples_per_s"] = round(job.n / seconds, 3)
+        row["train"] = training_speed(trained.run.path)
+        found |= {f"train_{k}": v for k, v in row["train"].items() if k in ("tflops", "mfu")}
     row |= {
         "metrics": found,
         "sample": dict(trained.part.sample),

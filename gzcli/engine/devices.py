@@ -14,6 +14,7 @@ from gzcli.sections import LaunchSection
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
 
 
 def pick_device(launch: LaunchSection) -> torch.device:
@@ -79,17 +80,29 @@ def fast_kernels() -> None:
 def accelerate(part: Part) -> Accelerator:
     """The Accelerator of a recipe.
 
-    A phase leaves the parameters of other phases without gradient, which DDP must expect. Buffers are not
-    broadcast at every forward: the models keep them equal on all ranks. accelerate's state is reset first, as
-    a later stage may have another precision than the one before.
+    accelerate's state is reset first, as a later stage may have another precision than the one before.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
 
     AcceleratorState._reset_state()
-    several = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    return Accelerator(mixed_precision=precision(part), cpu=part.launch.cpu, kwargs_handlers=[several])
+    return Accelerator(mixed_precision=precision(part), cpu=part.launch.cpu)
+
+
+def ddp(*, every_parameter: bool) -> DistributedDataParallelKwargs:
+    """How DDP sums gradients: in buckets that the gradients are views of, which saves a copy of them.
+
+    Buffers are not broadcast at every forward: the models keep them equal on all ranks. The graph is not
+    declared static: it is another one in the last of the micro-batches, and where a phase is not due.
+
+    every_parameter: whether each step gives every parameter a gradient. If not, as where a phase leaves the
+      parameters of others without, DDP looks at every step for those that have none.
+    """
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    return DistributedDataParallelKwargs(
+        find_unused_parameters=not every_parameter, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
 
 
 def synchronise(device: torch.device) -> None:

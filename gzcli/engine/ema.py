@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gzcli import ranks
 from gzcli.types import Batch
 
 
@@ -30,7 +31,8 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float, images: Callable[[], Iterable[Batch]] = tuple):
         self.model, self.decay, self.updates = model, decay, 0
         named = dict(model.named_parameters()) if decay else {}
-        self.names, self.params = list(named), [p.detach() for p in named.values()]
+        self.names, self.of = list(named), list(named.values())
+        self.params = [ranks.part_of(p.detach()) for p in self.of]
         self.shadow = [p.clone() for p in self.params]
         self.images = images
         self.calibrate: Callable[[Iterable[Batch]], None] | None = getattr(model, "calibrate", None)
@@ -107,10 +109,43 @@ class EMA:
             s.copy_(h)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameter name → average."""
-        return dict(zip(self.names, self.shadow, strict=True))
+        """Parameter name → average, shared out among ranks where the parameter is."""
+        pairs = zip(self.shadow, self.of, strict=True)
+        return dict(zip(self.names, (ranks.put_together(s, p) for s, p in pairs), strict=True))
 
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
         self.updates, self.found = updates, None
-        for name, shadow in zip(self.names, self.shadow, strict=True):
-            shadow.copy_(state[name])
+        for name, shadow, p in zip(self.names, self.shadow, self.of, strict=True):
+            shadow.copy_(ranks.part_of(ranks.part_like(state[name], p)))
+
+
+class SharedOutEMA(EMA):
+    """Averages of a model whose parameters are shared out among the ranks, each of which averages its part.
+
+    What samples or scores it is another model, which has whole weights.
+
+    model, decay: as of `EMA`.
+    other: the other model, of the same kind, which has the averaged weights while it is used.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, other: nn.Module):
+        super().__init__(model, decay)
+        self.other = other
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside, the other model has the averaged weights, and the buffers of the trained one. A call of
+        every rank."""
+        values = dict(self.model.named_parameters()) | self.state_dict()
+        with torch.no_grad():
+            for name, p in self.other.named_parameters():
+                p.copy_(ranks.whole(values[name]))
+            for name, b in self.model.named_buffers():
+                self.other.get_buffer(name).copy_(b)
+        yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        with self.swapped(), torch.inference_mode():
+            self.other.eval()
+            yield

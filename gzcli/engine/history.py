@@ -78,8 +78,7 @@ class History:
         self.sums, self.counts = {}, {}
         if lr is not None:
             values["lr"] = lr
-        rate = bar.show(step, values)
-        self.record("step", step, values | {"it_s": round(rate, 3)})
+        self.record("step", step, values | bar.show(step, values))
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
         """Writes figures of a step into `metrics.jsonl`, as an event, and to the tracker."""

@@ -7,16 +7,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gzcli.engine.speed import Speed, in_words
 from gzcli.types import Progress, no_progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+WIDTH = 80  # columns of a line of losses, as far as these leave room
 PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a terminal
 
 
@@ -120,6 +122,8 @@ class TrainBar:
     steps: number of steps of the whole run.
     """
 
+    speed: Speed | None = None  # what a step does; None: only steps a second are shown
+
     def __init__(self, log: Log, bar: Any, start: int, steps: int):
         self.log, self.bar, self.steps = log, bar, steps
         self.since, self.at = time.monotonic(), start
@@ -130,21 +134,35 @@ class TrainBar:
         if self.bar:
             self.bar.update(self.task, completed=step)
 
-    def show(self, step: int, values: dict[str, float]) -> float:
-        """Shows the losses at every `log_every` steps; returns steps a second since the last call."""
+    def show(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Shows the losses at every `log_every` steps. Returns the speed since the last call: steps a second
+        (`it_s`), and what `Speed.at` finds."""
         now = time.monotonic()
         rate = (step - self.at) / max(now - self.since, 1e-9)
         self.since, self.at = now, step
+        speeds = self.speed.at(rate) if self.speed else {}
         losses = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
         if self.bar:  # only these fit in a line beside the bar
             few = {key: value for key, value in values.items() if key.rsplit(".")[-1] in ("loss", "bpd")}
             shown = "  ".join(f"{key} {value:.4g}" for key, value in few.items())
-            self.bar.update(self.task, note=f"{rate:.1f} it/s  {shown}")
+            room = self.bar.console.width - WIDTH
+            self.bar.update(
+                self.task, note=with_room(f"{rate:.1f} it/s  {shown}", in_words(speeds), room + 24)
+            )
         elif self.log.main and self.log.mode == "human":
             left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
-            self.log.say(f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}")
-        self.log.record(f"step {step}  {rate:.2f} it/s  {losses}")
-        return rate
+            line = f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}"
+            self.log.say(with_room(line, in_words(speeds), WIDTH))
+        self.log.record("  ".join([f"step {step}  {rate:.2f} it/s  {losses}", *in_words(speeds)]))
+        return {"it_s": round(rate, 3), **speeds}
+
+
+def with_room(line: str, more: Sequence[str], width: int) -> str:
+    """The line, and of `more` what fits in so many columns."""
+    for text in more:
+        if len(line) + 2 + len(text) <= width:
+            line = f"{line}  {text}"
+    return line
 
 
 def rich_bar() -> Any:

@@ -8,8 +8,16 @@ from collections.abc import Callable, Sequence
 
 from gzcli.models.base import Phase
 
+WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile
 
-def count_steps(step: Callable[[int], object], phases: Sequence[Phase], minutes: float, began: float) -> int:
+
+def count_steps(
+    step: Callable[[int], object],
+    phases: Sequence[Phase],
+    minutes: float,
+    began: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
     """How many steps fit in the time, of which a tenth is kept for pictures and validation.
 
     5 steps warm up, then 50 are timed, for a tenth of the time at most. Where a phase starts at a later step,
@@ -19,29 +27,35 @@ def count_steps(step: Callable[[int], object], phases: Sequence[Phase], minutes:
     phases: the phases of the model.
     minutes: the time in minutes.
     began: when the time began, in seconds as of `time.time`.
+    clock: `time.monotonic`, read after the device has finished its queued work.
     """
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = 6 * minutes / (1 + bool(late))
-    each = [_seconds(step, first, limit, cycle) for first in sorted({0, late})]
+    each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
     left = 60 * minutes - (time.time() - began) - 0.1 * 60 * minutes
     early = min(late, int(left / each[0]))
     return max(1, early + int((left - early * each[0]) / each[-1]))
 
 
-def _seconds(step: Callable[[int], object], first: int, limit: float, cycle: int) -> float:
+def _seconds(
+    step: Callable[[int], object], first: int, limit: float, cycle: int, clock: Callable[[], float]
+) -> float:
     """The seconds of one step, as an average.
+
+    The host waits for the device before and after the timed steps, not between them: in a run it does not.
 
     first: number of the first step.
     limit: seconds after which no step is timed any more.
     cycle: number of steps after which every phase has run.
     """
-    until, times = time.monotonic() + limit, []
-    for i in range(first, first + 55):
-        since = time.monotonic()
-        step(i)
-        times.append(time.monotonic() - since)
-        if time.monotonic() > until and len(times) > 5:
-            break
-    timed = times[5:] if len(times) > 5 + cycle else times
-    return sum(timed) / len(timed)
+    began = clock()
+    for i in range(WARM_UP):
+        step(first + i)
+    since, done = clock(), 0
+    while done < TIMED and (done == 0 or time.monotonic() < began + limit):
+        step(first + WARM_UP + done)
+        done += 1
+    if done < cycle:  # with the first steps, or a phase might be left out
+        since, done = began, done + WARM_UP
+    return (clock() - since) / done

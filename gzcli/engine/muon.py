@@ -17,6 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from gzcli import ranks
+
 NARROW = 32  # matrices of fewer rows or columns are left to AdamW
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and keeps singular values between .5 and 1.5
@@ -59,7 +61,8 @@ class Muon(Optimizer):
     def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Steps each matrix by itself, also where several share a parameter.
 
-        Matrices of one size go together: a step costs as many products as there are sizes.
+        Matrices of one size go together: a step costs as many products as there are sizes. Ranks share the
+        matrices.
         """
         moments = [self.kept(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
@@ -70,11 +73,9 @@ class Muon(Optimizer):
         pieces = [
             piece for p, a in pairs for piece in zip(*(t.chunk(counts[id(p)]) for t in (p, a)), strict=True)
         ]
-        for same in same_size(pieces):
-            updates = orthogonalised(torch.stack([a.flatten(1) for _, a in same]))
-            scale = RMS * max(updates.shape[1:]) ** 0.5
-            for (p, _), update in zip(same, updates, strict=True):
-                p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+        for (p, _), update in zip(pieces, shared([a.flatten(1) for _, a in pieces]), strict=True):
+            scale = RMS * max(update.shape) ** 0.5
+            p.add_(update.view_as(p), alpha=-group["lr"] * scale)
 
     def adamw(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         adamw(
@@ -126,12 +127,50 @@ def is_wide(p: Tensor, matrices: int = 1) -> bool:
     return p.ndim >= 2 and matrices > 0 and min(len(p) // matrices, p[0].numel()) >= NARROW
 
 
-def same_size(pieces: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
-    """The pieces in lists, one for each size that they have as matrices."""
-    found: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-    for piece in pieces:
-        found.setdefault((len(piece[0]), piece[0][0].numel()), []).append(piece)
+def shared(matrices: list[Tensor]) -> list[Tensor]:
+    """Each matrix [rows, columns] orthogonalised. Each rank does some, and all get the same bits of all."""
+    owners = shares([tuple(m.shape) for m in matrices], ranks.world())
+    own = [i for i, owner in enumerate(owners) if owner == ranks.rank()]
+    found: dict[int, Tensor] = {}
+    for same in same_size(matrices, own):
+        found |= zip(same, orthogonalised(torch.stack([matrices[i] for i in same])), strict=True)
+    if ranks.world() == 1:
+        return [found[i] for i in own]
+    lengths = [
+        sum(m.numel() for m, owner in zip(matrices, owners, strict=True) if owner == r)
+        for r in range(ranks.world())
+    ]
+    kind = computed_in(matrices[0])  # half the bytes, and no bit less
+    vector = torch.cat([found[i].flatten().to(kind) for i in own] or [matrices[0].new_empty(0, dtype=kind)])
+    parts, at = ranks.exchanged(vector, lengths), [0] * len(lengths)
+    updates = []
+    for m, owner in zip(matrices, owners, strict=True):
+        first, at[owner] = at[owner], at[owner] + m.numel()
+        updates.append(parts[owner][first : at[owner]].view_as(m).to(m))
+    return updates
+
+
+def shares(sizes: list[tuple[int, ...]], world: int) -> list[int]:
+    """The rank that does each matrix: the dearest first, each by the rank that has the least to do."""
+    load, owners = [0] * world, [0] * len(sizes)
+    costs = [min(size) * rows * columns for size in sizes for rows, columns in [size]]
+    for i in sorted(range(len(sizes)), key=lambda i: -costs[i]):
+        owners[i] = min(range(world), key=lambda r: load[r])
+        load[owners[i]] += costs[i]
+    return owners
+
+
+def same_size(matrices: list[Tensor], which: list[int]) -> list[list[int]]:
+    """The numbers `which` of matrices in lists, one for each size."""
+    found: dict[torch.Size, list[int]] = {}
+    for i in which:
+        found.setdefault(matrices[i].shape, []).append(i)
     return list(found.values())
+
+
+def computed_in(g: Tensor) -> torch.dtype:
+    """The precision of the iteration: bf16, but float64 stays float64."""
+    return torch.float64 if g.dtype == torch.float64 else torch.bfloat16
 
 
 def orthogonalised(g: Tensor) -> Tensor:
@@ -141,7 +180,7 @@ def orthogonalised(g: Tensor) -> Tensor:
     """
     a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
-    x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else torch.bfloat16)
+    x = (g.mT if tall else g).to(computed_in(g))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
         s = x @ x.mT

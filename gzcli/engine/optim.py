@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
+from gzcli import ranks
 from gzcli.engine.muon import Muon
 from gzcli.errors import MissingError, UsageError, did_you_mean
 from gzcli.models.base import Phase
@@ -117,4 +118,4 @@ def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
 
 def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor | None:
     """Clips the total norm of the gradients to `limit`; returns the norm before, without a host sync."""
-    return torch.nn.utils.clip_grad_norm_(params, limit, foreach=True) if limit else None
+    return ranks.whole(torch.nn.utils.clip_grad_norm_(params, limit, foreach=True)) if limit else None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from gzcli.engine.pictures import pyplot, save_figure
+
+RATES = ("it_s", "images_s", "tflops", "mfu")  # of a line of losses
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
@@ -17,6 +20,14 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found
+
+
+def training_speed(folder: Path) -> dict[str, float]:
+    """How fast a run was trained, by the medians of what it has recorded: `it_s`, `images_s`, and where they
+    are known `tflops` and `mfu`."""
+    lines = metric_lines(folder)
+    found = {name: [line[name] for line in lines if name in line] for name in RATES}
+    return {name: statistics.median(values) for name, values in found.items() if values}
 
 
 def loss_curve(folder: Path) -> None:

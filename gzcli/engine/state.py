@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gzcli import ranks
@@ -80,13 +80,15 @@ def save(state: State, step: int) -> None:
         return
     state.saved, trained = step, state.trained
     statistics = state.ema.statistics()
-    values = trained.model.state_dict()
+    values = ranks.gathered(state.ema.model.state_dict())
+    averages = ranks.gathered(state.ema.state_dict())
+    optimizers = ranks.gathered({name: o.state_dict() for name, o in state.optimizers.items()})
     own = ranks.everyone((checkpoints.extra_of(values), state.history.pending()))
     if ranks.rank() == 0:
         weights = checkpoints.weights_of(values)
-        averaged = weights | checkpoints.weights_of(state.ema.state_dict() | statistics)
+        averaged = weights | checkpoints.weights_of(averages | statistics)
         train = {
-            "optimizers": {name: o.state_dict() for name, o in state.optimizers.items()},
+            "optimizers": optimizers,
             "scaler": state.scaler.state_dict() if state.scaler is not None else None,
             "ema_updates": state.ema.updates,
             "extra": [extra for extra, _ in own],
@@ -123,7 +125,7 @@ def resume(state: State) -> int:
 
     Raises MissingError or UsageError of `init_from`.
     """
-    run, part, model = state.trained.run, state.trained.part, state.trained.model
+    run, part, model = state.trained.run, state.trained.part, state.ema.model
     path = checkpoints.newest(state.folder, state.log.warn)
     if path is None:
         state.history.resume(0, None)
@@ -135,11 +137,12 @@ def resume(state: State) -> int:
     # a rank that did not exist when the checkpoint was saved keeps the extra state that it begins with
     new = ranks.rank() >= len(train["extra"])
     extra = checkpoints.extra_of(model.state_dict()) if new else train["extra"][ranks.rank()]
-    model.load_state_dict({**found.weights, **extra})
+    load(model, found.weights | extra)
     averages = {name: value.to(state.trained.device) for name, value in found.averaged.weights.items()}
     state.ema.load_state_dict(averages, train["ema_updates"])
     for name, values in train["optimizers"].items():
-        restore(state.optimizers[name], values)
+        optimizer = state.optimizers[name]
+        restore(optimizer, values | {"state": parts_of(values["state"], optimizer)})
     if train["scaler"] and state.scaler is not None:
         state.scaler.load_state_dict(train["scaler"])
     pending = train.get("pending") or [None]  # older checkpoints have none
@@ -150,6 +153,26 @@ def resume(state: State) -> int:
         state.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
     state.log.info(f"resumed at step {meta['step']}")
     return meta["step"]
+
+
+def load(model: nn.Module, values: Mapping[str, Any]) -> None:
+    """Gives a model its whole state, of which each rank takes its part. Raises RuntimeError if it does not
+    fit."""
+    own = model.state_dict()
+    model.load_state_dict({name: ranks.part_like(value, own.get(name)) for name, value in values.items()})
+
+
+def parts_of(values: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """What an optimizer keeps of each parameter, by its number, shared out as the parameter is.
+
+    values: the same, whole on every rank.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def part(value: Any, p: Any) -> Any:
+        return ranks.part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
+
+    return {i: {key: part(value, params[i]) for key, value in kept.items()} for i, kept in values.items()}
 
 
 def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
@@ -171,7 +194,7 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
     if wider:
         log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
     try:
-        model.load_state_dict(weights | checkpoints.extra_of(own))
+        load(model, weights | checkpoints.extra_of(own))
     except RuntimeError as e:
         raise UsageError(
             f"`train.init`: the weights of `{file}` do not fit this model",

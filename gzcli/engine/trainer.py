@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.pack import Pack
 from gzcli.engine import devices, optim, pictures, sampler, state
 from gzcli.engine.build import build_model, built_on, placed, stages_for
 from gzcli.engine.cadence import KINDS, Cadence
-from gzcli.engine.ema import EMA
+from gzcli.engine.ema import EMA, SharedOutEMA
 from gzcli.engine.history import History, wandb_run
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.report import loss_curve
 from gzcli.engine.state import State
+from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
 from gzcli.engine.stop import Stop
 from gzcli.engine.trained import Trained
 from gzcli.engine.validate import best_metric, collapsed, validate
 from gzcli.errors import Interrupted
 from gzcli.metrics.features import LeNetFeatures, lenet
-from gzcli.models.base import Model, Phase, named_losses
-from gzcli.models.catalog import card_of
+from gzcli.models.base import Phase
+from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.parts import Part
 from gzcli.store.runs import Run
 from gzcli.types import Batch, BatchNoise, mix
@@ -40,17 +41,6 @@ if TYPE_CHECKING:
 
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
 CALIBRATION, LAST_CALIBRATION = 1_000, 10_000  # images that `EMA` calibrates on during training, at its end
-
-
-class Step(nn.Module):
-    """What DDP and FSDP wrap: its forward is the model's loss, so that they see every forward."""
-
-    def __init__(self, model: Model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
-        return named_losses(self.model, batch, phase)
 
 
 class Trainer:
@@ -69,21 +59,27 @@ class Trainer:
         self.rank, self.world = ranks.rank(), ranks.world()
         self.train, self.steps = part.train, part.train.steps
         self.images, self.info, self.space = train_images(part, pack, self.device, run, log)
-        stages = stages_for(run, part.model, self.device)
-        model = build_model(part, self.info, stages, card_of(run, part.model))
-        self.model = placed(model, self.device).train()
+        stages, card = stages_for(run, part.model, self.device), card_of(run, part.model)
+        self.model = placed(build_model(part, self.info, stages, card), self.device).train()
         made = prepare(self.model, self.images, run, log)
         self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
+        other = twin(self.model) if is_shared_out(part) else None
+        # what models of others do may depend on what no batch shows
+        known = card.family != OUTSIDE and self.world > 1
+        first = self.batches.at(0) if known else None
+        self.wrapped = wrapped(accelerator, self.model, part, log, first=first)
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        step = Step(self.model)
-        self.wrapped = accelerator.prepare(torch.compile(step) if self.train.compile is True else step)
-        self.ema = EMA(self.model, self.train.ema, self.calibration_images)
+        self.ema = (
+            EMA(self.model, self.train.ema, self.calibration_images)
+            if other is None
+            else SharedOutEMA(self.model, self.train.ema, other)
+        )
         self.history = History(run, log, self.device)
-        self.trained = Trained(run, self.model, self.info, part, self.device, 0, self.space)
+        self.trained = Trained(run, other or self.model, self.info, part, self.device, 0, self.space)
         based_on, scaler = built_on(run, part.model), accelerator.scaler
         self.state = State(self.trained, self.ema, self.optimizers, scaler, self.history, based_on)
         self.metric = best_metric(self.model, self.train.best, pack)
@@ -110,7 +106,9 @@ class Trainer:
         self.begin()
         self.catch_up()
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
+        speed = speed_of(self.run, self.part, self.info, self.pack, self.accelerator, self.log)
         with self.log.training(self.start, self.steps) as bar:
+            bar.speed = speed
             for step in range(self.start, self.steps):
                 losses = self.step(step)
                 done, last = step + 1, step + 1 == self.steps

@@ -79,6 +79,7 @@ class Model(nn.Module):
     labels_for: ClassVar[tuple[str, ...]] = ()
     latents: ClassVar[bool] = False  # whether it can be trained on latents (`data.latent`)
     square: ClassVar[bool] = False  # whether it needs square images
+    shares: ClassVar[bool] = False  # whether GPUs can share its weights out (`launch.strategy: fsdp`)
     likelihood: ClassVar[str | None] = None  # what log_prob is: "exact" | "bound" | "ode"
     # the metric of the best checkpoint: "bpd" | "fd" | "loss"; auto: bpd where log_prob is cheap, else loss
     best: ClassVar[str] = "auto"

@@ -58,6 +58,7 @@ class ModelCard:
     best: str
     latents: bool  # whether it can live on latents
     square: bool  # whether it needs square images
+    shares: bool  # whether GPUs can share its weights out
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
     stages: tuple[str, ...]  # earlier stages of the recipe, whose trained models `__init__` takes
     sample: dict[str, Param]  # options of `sample`
@@ -218,11 +219,8 @@ def _read_card(path: Path) -> ModelCard | None:
         "prompt": "prompt" in drawn_by,
         "log_prob": "log_prob" in methods,
     }
-    can |= {
-        "ood": bool(scores) or can["log_prob"],
-        "latent": "to_latent" in methods,
-        "export": "to_diffusers" in methods,
-    }
+    can["ood"] = bool(scores) or can["log_prob"]
+    can |= {"latent": "to_latent" in methods, "export": "to_diffusers" in methods}
     return ModelCard(
         name=path.stem,
         family=path.parent.name if ROOT in path.parents else OUTSIDE,
@@ -235,6 +233,7 @@ def _read_card(path: Path) -> ModelCard | None:
         best=value_of(attributes["best"], path) if "best" in attributes else "auto",
         latents="latents" in attributes and value_of(attributes["latents"], path),
         square="square" in attributes and value_of(attributes["square"], path),
+        shares="shares" in attributes and value_of(attributes["shares"], path),
         params={name: p for name, p in init.items() if name not in stages},
         stages=stages,
         sample=drawn_by,

@@ -27,6 +27,33 @@ def check_batch_of(part: Part, n: int, name: str) -> None:
         )
 
 
+def check_strategy(part: Part, card: ModelCard) -> None:
+    """Raises UsageError where the weights of a part's model cannot be shared out as `launch.strategy` asks.
+
+    card: card of the part's model.
+    """
+    if part.launch.strategy != "fsdp":
+        return
+    able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.shares)
+    if not card.shares:
+        raise UsageError(
+            f"`launch.strategy: fsdp` cannot share out the weights of `{card.name}`",
+            hint=f"it works with {able}; `ddp` works with every model",
+        )
+    refused = {  # key → the value that does not work, why, and what does
+        "optim.name=muon": ("needs whole matrices", "`--set optim.name=adamw`"),
+        "optim.name=adamw8bit": ("keeps blocks of whole tensors", "`--set optim.name=adamw`"),
+        "train.precision=fp16": ("needs a scale that all agree on", "`--set train.precision=bf16`"),
+        "train.compile=True": ("compiles whole weights", "`--set train.compile=auto`"),
+    }
+    tree = part.tree()
+    for setting, (why, instead) in refused.items():
+        (section, key), value = setting.partition("=")[0].split("."), setting.partition("=")[2]
+        if str(tree[section][key]) == value:
+            what = f"`{section}.{key}: {value.lower()}` {why}"
+            raise UsageError(f"{what}, which `launch.strategy: fsdp` has not", hint=instead)
+
+
 def check_data(
     part: Part,
     card: ModelCard,

@@ -24,7 +24,7 @@ from gzcli.recipe.choice import Choice, choice_of, misspelt
 from gzcli.recipe.files import RecipeFile, read_chain
 from gzcli.recipe.layers import Layer, dotted, lay, without_meeting
 from gzcli.recipe.load import Key, Problem, in_order, refusal
-from gzcli.recipe.needs import check_data
+from gzcli.recipe.needs import check_data, check_strategy
 from gzcli.recipe.override import Override, flags_of, parse_set
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.whole import Whole, whole
@@ -184,16 +184,16 @@ def _resolve(
         tree["scale"] = choice.scale
         origin["scale"] = choice.why
     if not problems:
-        problems += [
-            Problem(chain[-1].label, f"`{key}` must be given") for key in schema.missing(tree, rules)
-        ]
+        label = chain[-1].label
+        problems += [Problem(label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
-    if isinstance(found, DataSpec):
-        for part in recipe.parts:
-            try:
-                check_data(part, catalog.card(part.model), found.classes, found.name, found.extras)
-            except UsageError as e:
-                problems.append(Problem("", e.message, e.hint))
+    for part in recipe.parts:
+        try:
+            check_strategy(part, model := catalog.card(part.model))
+            if isinstance(found, DataSpec):
+                check_data(part, model, found.classes, found.name, found.extras)
+        except UsageError as e:
+            problems.append(Problem("", e.message, e.hint))
     done = Whole() if problems else whole(applied, lambda layers: recipe_of(composed(layers)[0]))
     resolved = Resolved(
         **vars(recipe),

@@ -16,6 +16,7 @@ import pytest
 from helpers import ROOT, lines, traps
 from safetensors.torch import load_file
 
+from gzcli.engine.report import RATES
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
@@ -108,7 +109,7 @@ def assert_equal(a: Run, b: Run) -> None:
     x, y = (load_file(run.path / "model.safetensors") for run in (a, b))
     assert x.keys() == y.keys() and all(x[key].equal(y[key]) for key in x)
     p, q = (
-        [{k: v for k, v in line.items() if k != "it_s"} for line in lines(run.path / "metrics.jsonl")]
+        [{k: v for k, v in line.items() if k not in RATES} for line in lines(run.path / "metrics.jsonl")]
         for run in (a, b)
     )
     assert p == q and len(p) == 60

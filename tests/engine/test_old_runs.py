@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from gzcli.engine import sampler
 from gzcli.engine.__main__ import main
+from gzcli.engine.report import RATES
 from gzcli.engine.trained import load_trained
 from gzcli.store import runs
 from gzcli.store.paths import user_dir
@@ -91,4 +92,4 @@ def test_they_are_resumed(name, expected):
 
 def figures(run: Run) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, but for what the clock said."""
-    return [{k: v for k, v in line.items() if k != "it_s"} for line in lines(run.path / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k not in RATES} for line in lines(run.path / "metrics.jsonl")]

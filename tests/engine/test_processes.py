@@ -16,11 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from helpers import ROOT, gz, lines, recipe, trainer, traps
 from safetensors.torch import load_file
 from zoo import CASES, CYCLEGAN, Case
 
 from gzcli import launch
+from gzcli.engine.report import RATES
 from gzcli.errors import DeviceError
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
@@ -156,6 +158,47 @@ def test_what_each_process_has_of_its_own_leaves_them_equal(case, long, ranks, r
     assert ranks(request.node, 2)["gap"] == 0
 
 
+@pytest.mark.launch
+@pytest.mark.parametrize("model", ["dit", "instructpix2pix"])
+def test_weights_that_are_shared_out_are_those_of_ddp(model):
+    """FSDP2 beside DDP, with a global norm that is clipped; it resumes, and saves whole weights. With them,
+    as processes are dear, Muon, whose matrices the ranks share."""
+    case = next(case for case in CASES if case.model == model)
+    sets = ("train.ema=0.9", "train.clip=0.3", "train.eval_every=3", "train.checkpoint_every=3")
+    found = {}
+    for name, more in {
+        "ddp": ("launch.strategy=ddp",),
+        "fsdp": ("launch.strategy=fsdp", "train.accumulate=2"),
+        "muon": ("optim.name=muon",),
+    }.items():
+        tree = recipe(case, steps=6, sets=(*sets, "train.best=loss", "train.keep=3", "data.size=16", *more))
+        found[name] = runs.create(case.model, case.data)
+        files.write_atomic(found[name].path / "run.yaml", dump(tree))
+    launch_ranks([*found.values(), found["fsdp"]], 2)
+    ddp, fsdp, muon = (json.loads((run.path / "out.json").read_text()) for run in found.values())
+    assert ddp["gap"] == fsdp["gap"] == muon["gap"] == 0
+    assert len(ddp["losses"]) == 6
+    for a, b in zip(ddp["losses"], fsdp["losses"], strict=True):
+        assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
+    assert fsdp["held_out"] == pytest.approx(ddp["held_out"], rel=1e-9, abs=1e-9)
+    assert muon["losses"][-1] != pytest.approx(ddp["losses"][-1], rel=1e-4)
+    whole, first, resumed = (
+        load_file(path)
+        for path in (
+            found["ddp"].path / "model.safetensors",
+            *(found["fsdp"].path / f"{name}.safetensors" for name in ("first", "model")),
+        )
+    )
+    assert whole.keys() == first.keys() == resumed.keys()
+    for key in whole:
+        assert whole[key].shape == first[key].shape
+        assert torch.allclose(whole[key], first[key], rtol=1e-7, atol=1e-9), key
+        assert torch.equal(first[key], resumed[key]), key
+    kept = [torch.load(found[name].path / "checkpoints/00000006/train.pt") for name in ("ddp", "fsdp")]
+    a, b = (train["optimizers"]["main"]["state"] for train in kept)
+    assert all(a[i]["exp_avg"].shape == b[i]["exp_avg"].shape for i in a), "whole moments, for any strategy"
+
+
 def start(*words: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "gzcli", *words],
@@ -260,7 +303,7 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home):
     a, b = (load_file(r.path / "model.safetensors") for r in (run, whole))
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
     a, b = (
-        [{k: v for k, v in x.items() if k != "it_s"} for x in lines(r.path / "metrics.jsonl")]
+        [{k: v for k, v in x.items() if k not in RATES} for x in lines(r.path / "metrics.jsonl")]
         for r in (run, whole)
     )
     assert a == b

@@ -15,7 +15,7 @@ from pixelwise import Pixelwise, fake_run, fitted
 
 import gzcli.ranks as of_one
 from gzcli.data.open import open_pack
-from gzcli.engine import bench, ood
+from gzcli.engine import bench, muon, ood
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, GzError
 from gzcli.jobs import BenchJob, OodJob
@@ -37,6 +37,7 @@ class Ranks:
         monkeypatch.setattr(dist, "get_rank", lambda: self.local.rank)
         monkeypatch.setattr(dist, "get_world_size", lambda: world)
         monkeypatch.setattr(dist, "all_gather_object", self.gather)
+        monkeypatch.setattr(dist, "all_gather", self.gather_tensors)
 
     def gather(self, parts, value):
         self.slots[self.local.rank] = value
@@ -44,6 +45,11 @@ class Ranks:
         parts[:] = self.slots
         self.calls += self.local.rank == 0
         self.barrier.wait()
+
+    def gather_tensors(self, parts, value):
+        found = [None] * self.world
+        self.gather(found, value)
+        [part.copy_(other) for part, other in zip(parts, found, strict=True)]
 
     def __call__(self, work):
         """What `work(rank)` returns or raises on each rank."""
@@ -162,3 +168,32 @@ def test_the_first_word_of_a_failure_stands(tmp_path):
 def test_one_process_is_all_of_them():
     assert (of_one.rank(), of_one.world()) == (0, 1)
     assert of_one.everyone(3) == [3] and of_one.agree(4) == 4
+
+
+def test_ranks_share_muons_matrices(ranks, monkeypatch):
+    """Each does about half of the work, and all get the same bits."""
+    torch.manual_seed(0)
+    sizes = [(40, 64)] * 5 + [(96, 32), (33, 128), (200, 100)]
+    matrices = [torch.randn(size) for size in sizes]
+    alone = muon.shared(matrices)
+    done, real = {0: 0, 1: 0}, muon.orthogonalised
+
+    def counted(g):
+        done[of_one.rank()] += len(g)
+        return real(g)
+
+    monkeypatch.setattr(muon, "orthogonalised", counted)
+    first, second = ranks(lambda rank: muon.shared(matrices))
+    assert sum(done.values()) == len(sizes) and min(done.values()) >= 1
+    for a, b, c in zip(first, second, alone, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
+    owners = muon.shares(sizes, 2)
+    assert owners == muon.shares(sizes, 2) and owners[-1] != owners[0], "the dearest has a rank of its own"
+    assert muon.shares(sizes, 1) == [0] * len(sizes)
+
+
+def test_vectors_of_unequal_lengths_are_exchanged_to_the_bit(ranks):
+    vectors = [torch.randn(5).bfloat16(), torch.zeros(0, dtype=torch.bfloat16)]
+    for found in ranks(lambda rank: of_one.exchanged(vectors[rank], [5, 0])):
+        assert all(torch.equal(a, b) for a, b in zip(found, vectors, strict=True))

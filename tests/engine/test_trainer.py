@@ -17,6 +17,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
 from gzcli.engine.ema import EMA
 from gzcli.engine.minutes import count_steps
+from gzcli.engine.report import RATES
 from gzcli.engine.stop import Stop
 from gzcli.engine.trained import load_trained
 from gzcli.errors import DivergedError, Interrupted, UsageError
@@ -60,8 +61,8 @@ def test_resume_is_the_unbroken_run_bit_for_bit(which, break_at, monkeypatch):
         for key in a:
             assert torch.equal(a[key], b[key]), f"{name}: {key}"
     a, b = (lines(r.run.path / "metrics.jsonl") for r in (whole, resumed))
-    assert [{k: v for k, v in x.items() if k != "it_s"} for x in a] == [
-        {k: v for k, v in x.items() if k != "it_s"} for x in b
+    assert [{k: v for k, v in x.items() if k not in RATES} for x in a] == [
+        {k: v for k, v in x.items() if k not in RATES} for x in b
     ]
 
 

@@ -157,7 +157,7 @@ def stratified(u: Tensor, noise: Noise) -> Tensor:
     total, start = getattr(noise, "total", None), getattr(noise, "start", 0)
     if not total:
         return u
-    return (u + torch.arange(start, start + len(u), device=u.device)) / total
+    return (u + (start + torch.arange(len(u), device=u.device))) / total
 
 
 def logit_normal(u: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
@@ -19,6 +19,7 @@ class DiT(DiffusionApplications):
     """
 
     paper = "Peebles & Xie 2023, arXiv:2212.09748"
+    shares: ClassVar[bool] = True
     net: DiTNet
 
     def __init__(

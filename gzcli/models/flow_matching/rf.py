@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
 from gzcli.models.denoising.guided import LabelOptions
@@ -17,6 +19,7 @@ class RF(FlowApplications):
     """
 
     paper = "Liu et al. 2022, arXiv:2209.03003"
+    shares: ClassVar[bool] = True
 
     def __init__(
         self,

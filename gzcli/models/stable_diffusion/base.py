@@ -37,6 +37,7 @@ class StableDiffusion(Pretrained):
     """
 
     best: ClassVar[str] = "loss"
+    shares: ClassVar[bool] = True
     condition: ClassVar[str] = ""  # the key of the picture that the model takes beside the text; "": none
     captions: Tensor  # uint8 [EXAMPLES, CAPTION]
     pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], where there is a condition

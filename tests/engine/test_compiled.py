@@ -1,0 +1,209 @@
+"""Compiled steps: one graph, the numbers of the eager step, and what is left eager."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import lines, recipe, trainer
+from safetensors.torch import load_file
+from zoo import CASES, DDPM, DIT, Case
+
+from gzcli.engine import compiled
+from gzcli.engine.compiled import Compiled, GivenNoise
+from gzcli.engine.log import Log
+from gzcli.engine.stop import Stop
+from gzcli.errors import Interrupted
+from gzcli.models.base import Model, named_losses
+from gzcli.models.denoising.guided import stratified
+from gzcli.parts import Part
+from gzcli.sections import TrainSection
+from gzcli.testing.tools import started
+from gzcli.types import Batch, BatchNoise
+
+VAE = next(c for c in CASES if c.model == "vae")
+LONG = 100  # steps of the run
+
+
+class Graphs:
+    """A backend of `torch.compile` that counts the graphs and runs them as they are."""
+
+    count = 0
+
+    def __call__(self, graph, inputs):
+        self.count += 1
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+
+class Said(Log):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__(rank=1)
+        self.lines: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def micro_batch(batch: Batch, first: int, step: int = 0, n: int = 4) -> Batch:
+    noise = BatchNoise(0, step, "main", total=len(batch), start=first)
+    return batch.rows(slice(first, first + n), noise)
+
+
+def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize(
+    "case", [Case("ddpm", DDPM | {"conditional": True}), Case("dit", DIT | {"timesteps": 20}), VAE], ids=str
+)
+def test_one_graph_of_the_eager_numbers(case):
+    """Of every micro-batch and step, whatever its place in the global batch."""
+    model, batch = started(case)
+    graphs, said = Graphs(), Said()
+    ours = Compiled(model, LONG, said, backend=graphs)
+    for first, step in ((0, 0), (4, 0), (0, 1)):
+        found = ours(micro_batch(batch, first, step), "main")
+        wanted = named_losses(model, micro_batch(batch, first, step))
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            torch.testing.assert_close(found[key], wanted[key], rtol=1e-5, atol=1e-6)
+        pairs = zip(gradients(model, found["loss"]), gradients(model, wanted["loss"]), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert graphs.count == 1 and not said.lines
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler"
+)
+def test_a_step_by_inductor_is_the_eager_step():
+    case = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 4}, lr=3e-3, batch=8)
+    tree = recipe(case, steps=3)
+    runs = []
+    for asked in (True, False):
+        t = trainer({**tree, "train": {**tree["train"], "compile": asked}})
+        t.fit()
+        assert (t.wrapped.compiled is not None) == asked
+        assert not asked or len(t.wrapped.compiled.tried) == 1, "compiled, and not fallen back"
+        runs.append((lines(t.run.path / "metrics.jsonl"), load_file(t.run.path / "model.safetensors")))
+    (a, one), (b, two) = runs
+    for x, y in zip(a, b, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Compiled graphs run as they are: no compiler is started."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+
+
+def test_a_compiled_run_resumes_bit_for_bit(quick, monkeypatch):
+    """Of several phases, each of which has its graph."""
+    case = next(c for c in CASES if c.model == "aae")
+    tree = recipe(case, steps=4, sets=("train.ema=0.9", "train.compile=true"))
+    whole = trainer(tree)
+    whole.fit()
+    broken = trainer(tree)
+    monkeypatch.setattr(Stop, "asked", lambda self, done: 15 if done == 2 else 0)
+    with pytest.raises(Interrupted):
+        broken.fit()
+    monkeypatch.undo()
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    resumed = trainer(tree, broken.run)
+    resumed.fit()
+    assert resumed.start == 2 and len(resumed.wrapped.compiled.tried) == len(resumed.phases)
+    for name in ("model", "ema"):
+        a, b = (
+            load_file(t.run.path / "checkpoints" / "00000004" / f"{name}.safetensors")
+            for t in (whole, resumed)
+        )
+        assert a.keys() == b.keys() == {k for k in whole.model.state_dict() if not k.endswith("_extra_state")}
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_depends_on_values_stays_eager():
+    model, batch = started(VAE)
+    real = type(model).loss
+
+    class Choosy(type(model)):
+        def loss(self, batch: Batch, phase: str = "main"):
+            if batch.noise.rand(len(batch)).sum() > 0:  # a branch on a value
+                batch.noise.rand(len(batch))
+            return real(self, batch, phase)
+
+    model.__class__ = Choosy
+    said = Said()
+    ours = Compiled(model, LONG, said, backend=Graphs())
+    found, wanted = (
+        f(micro_batch(batch, 0), "main")["loss"] for f in (ours, lambda *a: named_losses(model, *a))
+    )
+    assert torch.equal(found, wanted)
+    assert len(said.lines) == 1 and said.lines[0].startswith("phase `main` is not compiled: ")
+
+
+def test_what_cannot_be_compiled_falls_back_to_the_same_numbers():
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    model, batch = started(VAE)
+    said = Said()
+    found = Compiled(model, LONG, said, backend=broken)(micro_batch(batch, 0), "main")
+    assert torch.equal(found["loss"], named_losses(model, micro_batch(batch, 0))["loss"])
+    assert "not compiled" in said.lines[0]
+
+
+def test_a_model_that_anneals_is_compiled_when_it_has_ended():
+    """It would be compiled anew at every step."""
+    model, batch = started(replace(VAE, options={**VAE.options, "kl_warmup": 3}))
+    before = copy.deepcopy(vars(model)["warm"])
+    graphs = Graphs()
+    ours, counts = Compiled(model, LONG, Said(), backend=graphs), []
+    assert vars(model)["warm"] == before, "to look at the end changes nothing"
+    for step in range(5):
+        ours(micro_batch(batch, 0, step), "main")
+        model.on_step(step)
+        counts.append(graphs.count)
+    assert counts == [0, 0, 0, 1, 1]
+
+
+def test_finding_the_draws_changes_nothing():
+    """Neither buffers nor generators nor what a model remembers."""
+    case = next(c for c in CASES if c.model == "vqvae")  # its codebook moves at every loss
+    model, batch = started(case)
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    draws = compiled.draws_of(model, micro_batch(batch, 0, n=8), {}, "main")
+    assert isinstance(draws, list)
+    assert torch.equal(torch.get_rng_state(), random)
+    for key, value in model.state_dict().items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, state[key])
+
+
+def test_given_noise_is_stratified_as_that_of_the_batch():
+    u = torch.rand(4)
+    given = GivenNoise((), 16, torch.tensor(8))
+    assert torch.equal(stratified(u, given), stratified(u, BatchNoise(0, total=16, start=8)))
+
+
+def test_where_auto_compiles():
+    model, _ = started(VAE)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    long = Part("vae", train=TrainSection(steps=100_000))
+    assert compiled.wanted(long, model, gpu) and not compiled.wanted(long, model, cpu)
+    short = replace(long, train=replace(long.train, steps=100))
+    asked = replace(short, train=replace(short.train, compile=True))
+    assert not compiled.wanted(short, model, gpu) and compiled.wanted(asked, model, cpu)
+    exact = replace(long, train=replace(long.train, deterministic=True))
+    assert not compiled.wanted(exact, model, gpu)
+    assert (
+        compiled.mode_of(long, model, gpu) == "reduce-overhead" and compiled.mode_of(long, model, cpu) is None
+    )
+    parts = replace(long, train=replace(long.train, accumulate=2))
+    assert compiled.mode_of(parts, model, gpu) is None, "a CUDA graph cannot add up gradients"

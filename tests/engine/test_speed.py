@@ -1,0 +1,215 @@
+"""How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import lines, recipe, trainer
+from zoo import CASES, Case
+
+from gzcli.data.ahead import Ahead, reader
+from gzcli.data.batches import TrainBatches
+from gzcli.data.open import open_pack
+from gzcli.engine import step as steps
+from gzcli.engine.cost import cost_of
+from gzcli.engine.log import Log, TrainBar, with_room
+from gzcli.engine.minutes import TIMED, WARM_UP, count_steps
+from gzcli.engine.report import training_speed
+from gzcli.engine.speed import Speed, in_words, peak, peak_of
+from gzcli.errors import UsageError
+from gzcli.models.base import Phase
+from gzcli.recipe.needs import check_strategy
+from gzcli.recipe.resolve import resolve
+from gzcli.testing.tools import started
+
+CPU = torch.device("cpu")
+VAE = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 4}, lr=3e-3, batch=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989),
+        ("NVIDIA H100 PCIe", "bf16", 756),
+        ("NVIDIA H100 NVL", "tf32", 418),
+        ("NVIDIA H200", "fp16", 989),
+        ("NVIDIA A100-SXM4-80GB", "tf32", 156),
+        ("NVIDIA A10", "bf16", 125),
+        ("NVIDIA A10G", "bf16", None),  # another chip
+        ("NVIDIA L4", "bf16", 121),
+        ("NVIDIA L40S", "bf16", 362),
+        ("NVIDIA RTX A6000", "fp32", 38.7),
+        ("NVIDIA RTX 6000 Ada Generation", "bf16", None),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
+        ("Tesla V100-SXM2-16GB", "fp16", 125),
+        ("Tesla V100-PCIE-16GB", "fp16", 112),
+        ("Tesla T4", "bf16", None),  # no hardware for it
+        ("Tesla T4", "fp16", 65),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),  # a share of one
+        ("AMD Instinct MI300X", "bf16", None),
+    ],
+)
+def test_the_peak_of_a_device(name, precision, tera):
+    assert peak_of(name, precision) == (None if tera is None else tera * 1e12)
+
+
+def test_a_cpu_has_no_peak():
+    assert peak(CPU, "bf16") is None
+    assert Speed(8, 2e9, None).at(3.0) == {"images_s": 24.0, "tflops": 0.006}
+
+
+def test_rates_follow_from_steps_a_second():
+    found = Speed(128, 1e12, 500e12).at(40.0)
+    assert found == {"images_s": 5120.0, "tflops": 40.0, "mfu": 0.08}
+    assert in_words(found) == ["MFU 8%", "40 TFLOP/s", "5.12e+03 images/s"]
+    assert Speed(128).at(2.0) == {"images_s": 256.0}
+
+
+def test_a_line_shows_what_fits_in_it(capsys):
+    assert with_room("a" * 60, ["b" * 30, "c" * 18], 80) == "a" * 60 + "  " + "c" * 18
+    bar = TrainBar(Log(), None, 0, 100_000)
+    bar.speed = Speed(128, 1e12, 500e12)
+    bar.show(100, {"loss": 0.1234})
+    bar.show(200, {"loss": 0.1234, **{f"part{i}": 0.5 for i in range(4)}})
+    first, second = capsys.readouterr().err.splitlines()
+    assert len(first) <= 80 and "MFU" in first and "loss 0.1234" in first
+    assert "part3 0.5" in second, "no loss makes way"
+
+
+def test_a_run_records_its_speed(monkeypatch):
+    monkeypatch.setattr(steps, "FEW", 1)
+    t = trainer(recipe(VAE, steps=3))
+    t.fit()
+    cost = cost_of(t.part, t.info)
+    for line in lines(t.run.path / "metrics.jsonl"):
+        if "it_s" in line:
+            assert line["images_s"] == pytest.approx(8 * line["it_s"], rel=1e-2)
+            assert line["tflops"] == pytest.approx(cost.flops * line["it_s"] / 1e12, rel=1e-2)
+            assert "mfu" not in line, "a CPU has none"
+
+
+def test_minutes_wait_for_the_device_at_both_ends():
+    """Not between two steps: a run does not either."""
+    asked, done, base = [], [], time.monotonic()
+
+    def clock() -> float:
+        asked.append(len(done))
+        return base + len(done)  # a step takes a second
+
+    found = count_steps(done.append, [Phase("main", [])], 1000.0, time.time(), clock)
+    assert asked == [0, WARM_UP, WARM_UP + TIMED]
+    assert found == pytest.approx(0.9 * 60 * 1000, rel=1e-3)
+
+
+def batches() -> TrainBatches:
+    return TrainBatches(open_pack("digits"), seed=0, batch_size=4, levels=17, device=CPU)
+
+
+def test_batches_read_ahead_are_the_same():
+    """In any order of steps, by another thread."""
+    plain, ahead = batches(), batches()
+    threads: list[str] = []
+    ahead.reader, real = Ahead(CPU).at, ahead._read
+    ahead._read = lambda step: threads.append(threading.current_thread().name) or real(step)
+    for step in (0, 0, 1, 2, 3, 7, 8, 2):
+        a, b = plain.at(step), ahead.at(step)
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(a.index, b.index)
+        assert torch.equal(a.noise.randn(4, 2), b.noise.randn(4, 2))
+    assert all(name.startswith("ahead") for name in threads) and len(threads) > 8
+
+
+def test_what_a_thread_raises_is_raised_when_its_step_is_asked_for():
+    def read(step: int) -> int:
+        if step == 1:
+            raise UsageError("the picture is damaged")
+        return step
+
+    ahead = Ahead(CPU)
+    assert ahead.at(read, 0) == 0
+    with pytest.raises(UsageError, match="damaged"):
+        ahead.at(read, 1)
+
+
+def test_a_cpu_reads_as_it_goes():
+    def read(step: int) -> str:
+        return f"{step} by {threading.current_thread().name}"
+
+    assert reader(CPU, kept=False, streamed=False)(read, 3) == f"3 by {threading.current_thread().name}"
+
+
+@pytest.mark.parametrize(
+    ("model", "complete"),
+    [
+        ("vae", True),
+        ("ddpm", True),
+        ("dit", True),
+        ("glow", True),
+        ("vqvae", True),
+        ("dcgan", False),
+        ("aae", False),
+    ],
+)
+def test_where_every_step_gives_every_parameter_a_gradient(model, complete):
+    """What is found without values is what a real step does."""
+    found, batch = started(next(case for case in CASES if case.model == model))
+    assert steps.trains_all(found, batch) == complete
+    if complete:
+        found.loss(batch, found.phases()[0].name)
+        assert all(p.grad is None for p in found.parameters()), "the model itself is not touched"
+
+
+def test_a_part_that_is_not_used_is_found():
+    found, batch = started(VAE)
+    assert steps.trains_all(found, batch)
+    found.unused = torch.nn.Linear(2, 2)
+    assert not steps.trains_all(found, batch)
+
+
+@pytest.mark.parametrize("model", ["dit", "rf", "instructpix2pix", "controlnet", "sd_lora"])
+def test_what_can_be_shared_out(model):
+    part = resolve("dit", data="digits", flags={"launch.strategy": "fsdp"}).parts[0]
+    from gzcli.models import catalog
+
+    check_strategy(part, catalog.card(model))
+
+
+@pytest.mark.parametrize(
+    ("model", "sets", "says"),
+    [
+        ("vae", (), "cannot share out the weights of `vae`"),
+        ("dit", ("optim.name=muon",), "`optim.name: muon` needs whole matrices"),
+        ("dit", ("train.precision=fp16",), "`train.precision: fp16` needs a scale"),
+        ("dit", ("train.compile=true",), "`train.compile: true` compiles whole weights"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused_before_launch(model, sets, says):
+    with pytest.raises(UsageError, match=says) as e:
+        resolve(model, data="digits", sets=("launch.strategy=fsdp", *sets))
+    assert "`dit`" in e.value.hint or "--set" in e.value.hint
+
+
+def test_blocks_are_those_of_the_net():
+    found, _ = started(next(case for case in CASES if case.model == "dit"))
+    assert list(steps.blocks_of(found)) == list(found.net.blocks)
+
+
+def test_a_twin_shares_what_is_frozen():
+    found, _ = started(replace(VAE))
+    found.attach("frozen", torch.nn.Linear(3, 3))
+    other = steps.twin(found)
+    assert other.frozen is found.frozen
+    own = {id(p) for p in found.parameters()}
+    assert own.isdisjoint({id(p) for p in other.parameters()})
+
+
+def test_bench_reads_how_fast_a_run_was(tmp_path):
+    rows = [{"step": 1, "it_s": 9.0, "tflops": 0.5}, {"step": 2, "it_s": 1.0}, {"step": 3, "it_s": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}
+    assert training_speed(tmp_path / "none") == {}
