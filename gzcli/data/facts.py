@@ -127,6 +127,8 @@ def measure(images: RawImages) -> Facts | None:
     read."""
     import numpy as np
 
+    from gzcli.data.splits import rows_of, split_plan
+
     looked = list(_looked_at(images))
     if not looked:
         return None
@@ -141,7 +143,7 @@ def measure(images: RawImages) -> Facts | None:
         height,
         width,
         channels,
-        images.counts["train"],
+        rows_of(split_plan(images.title, images.counts))["train"],
         flat=bool(values.max() >= FLAT),
         binary=bool(extreme >= BINARY),
         grey=channels == 3 and grey,

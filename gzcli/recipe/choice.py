@@ -173,3 +173,22 @@ def misspelt(path: Path, sets: Iterable[str]) -> tuple[str, str] | None:
         return None
     near = difflib.get_close_matches(canonical(name), map(canonical, known), n=1, cutoff=0.75)
     return (f"there is no data set `{name}`", f"did you mean `{near[0]}`?") if near else None
+
+
+def lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int) -> None:
+    """Lowers each batch that gz itself chose, and that is larger than the set, to the largest power of two
+    that the set holds. One that the user chose stays, and is refused later.
+
+    tree: the resolved recipe; is changed.
+    origin: the place of each value, by dotted key; is changed.
+    n: number of training images.
+    """
+    stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
+    for prefix, part in stages.items():
+        key = f"{prefix}train.batch_size"
+        if not isinstance(part, Mapping) or part["train"]["batch_size"] <= n:
+            continue
+        if origin[key] == "default" or "recipes/" in origin[key]:
+            part["train"]["batch_size"] = 1 << (n.bit_length() - 1)
+            part["train"]["accumulate"] = 1
+            origin[key] = f"{n} images"

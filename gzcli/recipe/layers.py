@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gzcli.recipe.files import RecipeFile
 from gzcli.recipe.load import Key, Problem
+from gzcli.recipe.override import Override
 from gzcli.sections import MEETING
 
 _TYPED = {
@@ -36,6 +38,27 @@ class Layer:
     inside: bool = False
     applies: bool = True
     source: str = "typed"
+
+
+def layer_of(file: RecipeFile, section: Key = (), *, applies: bool = True) -> Layer:
+    """A file's own values, or those of a section of `for`."""
+    at: Key = ("for", *section) if section else ()
+    tree = (file.sections[section] or {}) if section else file.own
+    prefix = f"{'.'.join(at)} " if section else ""
+
+    def where(path: Key, value: bool) -> str:
+        return file.document.where((*at, *path), value=value)
+
+    def origin(path: Key) -> str:
+        return f"{prefix}{file.label}:{file.document.mark((*at, *path)).line}"
+
+    source = "shipped" if file.shipped else "file"
+    return Layer(tree, where, origin, inside=bool(section), applies=applies, source=source)
+
+
+def layer_given(override: Override) -> Layer:
+    """What was typed."""
+    return Layer(override.tree, lambda path, value: override.where, lambda path: override.origin)
 
 
 def lay(

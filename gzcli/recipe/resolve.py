@@ -20,12 +20,12 @@ from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
-from gzcli.recipe.choice import Choice, choice_of, misspelt
+from gzcli.recipe.choice import Choice, choice_of, lower_batches, misspelt
 from gzcli.recipe.files import RecipeFile, read_chain
-from gzcli.recipe.layers import Layer, dotted, lay, without_meeting
-from gzcli.recipe.load import Key, Problem, in_order, refusal
+from gzcli.recipe.layers import Layer, dotted, lay, layer_given, layer_of, without_meeting
+from gzcli.recipe.load import Problem, in_order, refusal
 from gzcli.recipe.needs import check_data, check_strategy
-from gzcli.recipe.override import Override, flags_of, parse_set
+from gzcli.recipe.override import flags_of, parse_set
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.whole import Whole, whole
 from gzcli.recipe.write import dump
@@ -107,26 +107,6 @@ def check(path: str | Path) -> list[str]:
 # ---------------------------------------------------------------------------- layers
 
 
-def _layer(file: RecipeFile, section: Key = (), *, applies: bool = True) -> Layer:
-    """A file's own values, or those of a section of `for`."""
-    at: Key = ("for", *section) if section else ()
-    tree = (file.sections[section] or {}) if section else file.own
-    prefix = f"{'.'.join(at)} " if section else ""
-
-    def where(path: Key, value: bool) -> str:
-        return file.document.where((*at, *path), value=value)
-
-    def origin(path: Key) -> str:
-        return f"{prefix}{file.label}:{file.document.mark((*at, *path)).line}"
-
-    source = "shipped" if file.shipped else "file"
-    return Layer(tree, where, origin, inside=bool(section), applies=applies, source=source)
-
-
-def _given(override: Override) -> Layer:
-    return Layer(override.tree, lambda path, value: override.where, lambda path: override.origin)
-
-
 def _resolve(
     what: str,
     data: str | None,
@@ -137,13 +117,13 @@ def _resolve(
     forced: Choice | None = None,
 ) -> tuple[Resolved | None, list[Problem]]:
     chain, problems = read_chain(what)
-    typed = [_given(override) for override in flags_of({"data.name": data, **flags})]
+    typed = [layer_given(override) for override in flags_of({"data.name": data, **flags})]
     for text in sets:
         override, wrong = parse_set(text)
         problems += wrong
         if override:
-            typed.append(_given(override))
-    own = [*(_layer(file) for file in chain), *typed]
+            typed.append(layer_given(override))
+    own = [*(layer_of(file) for file in chain), *typed]
     name = _data_name([layer.tree for layer in own])
     found = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
     choice = forced or choice_of(chain, own, found, name, gpus, problems)
@@ -180,6 +160,8 @@ def _resolve(
             problems.append(Problem(f"`{origin['model.name']}`", message, f"gz train {other}"))
         tree["model"]["name"] = card.name
     tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
+    if choice.facts:
+        lower_batches(tree, origin, choice.facts.n)
     if choice.scale:
         tree["scale"] = choice.scale
         origin["scale"] = choice.why
@@ -213,9 +195,9 @@ def _layers(file: RecipeFile, choice: Choice) -> list[Layer]:
     only checked, after them."""
     ranks = {at: choice.rank(at) for at in file.sections}
     applying = sorted((rank, at) for at, rank in ranks.items() if rank)
-    chosen = [_layer(file, at) for _, at in applying]
-    others = [_layer(file, at, applies=False) for at, rank in ranks.items() if not rank]
-    return [_layer(file), *chosen, *others]
+    chosen = [layer_of(file, at) for _, at in applying]
+    others = [layer_of(file, at, applies=False) for at, rank in ranks.items() if not rank]
+    return [layer_of(file), *chosen, *others]
 
 
 def compose(
