@@ -28,7 +28,7 @@ from gzcli.models.base import Model, Phase, named_losses
 from gzcli.parts import Part, part_of
 from gzcli.types import DataInfo
 
-SECOND = 10e9  # operations for which a trial's step is made small enough: about a second of a slow core
+SECOND = 40e9  # operations of a step of a trial, at most: about a second of a core
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 
