@@ -190,7 +190,8 @@ def _memory(forecast: Forecast, plan: Plan) -> str:
     if there:
         most = cost.largest(there) * cost.pieces * cost.processes
         where = "the GPU's" if plan.gpus else "this machine's"
-        text += f"; {where} {size(there)} hold batches up to {fewer(most)}"
+        holds = f"batches up to {fewer(most)}" if most else "not even one image"
+        text += f"; {where} {size(there)} hold {holds}"
     return text
 
 

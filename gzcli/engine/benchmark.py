@@ -158,7 +158,7 @@ def measure(device: torch.device, seconds: float) -> Rates:
     seconds: time of each measurement.
     """
     gpu = device.type == "cuda"
-    side, batch, numbers = (8192, 128, 2**28) if gpu else (1024, 8, 2**25)
+    side, numbers = (8192, 2**28) if gpu else (1024, 2**25)
 
     def rate(what: str, work: float, call: Callable[[], object]) -> float:
         tell(f"{what} on the {'GPU' if gpu else 'CPU'}")
@@ -171,10 +171,8 @@ def measure(device: torch.device, seconds: float) -> Rates:
         products.append(rate(f"matmul in {name}", 2 * side**3, lambda a=a, b=b: a @ b))  # type: ignore[misc]
     blocks = []
     for width in (WIDE, NARROW):
-        block = Block(width).to(device)
-        x = torch.randn(batch, width, SIDE, SIDE, device=device)
-        work = block.operations(batch)
-        blocks.append(rate(f"blocks of {width} channels", work, lambda b=block, x=x: b.step(x)))  # type: ignore[misc]
+        tell(f"blocks of {width} channels on the {'GPU' if gpu else 'CPU'}")
+        blocks.append(block_rate(width, device, seconds))
     source = torch.randn(numbers, device=device)
     target = torch.empty_like(source)
     copy = rate("copies in memory", 2 * 4 * numbers, lambda: target.copy_(source))
@@ -186,6 +184,17 @@ def measure(device: torch.device, seconds: float) -> Rates:
     fp32, bf16 = products
     wide, narrow = blocks
     return Rates(fp32, bf16, wide, narrow, copy, call, images)
+
+
+def block_rate(width: int, device: torch.device, seconds: float) -> float:
+    """The operations in a second of a residual block of so many channels, forward and backward.
+
+    seconds: time of the measurement.
+    """
+    batch = 128 if device.type == "cuda" else 8
+    block = Block(width).to(device)
+    x = torch.randn(batch, width, SIDE, SIDE, device=device)
+    return block.operations(batch) / fastest(lambda: block.step(x), device, seconds)
 
 
 def fastest(call: Callable[[], object], device: torch.device, seconds: float) -> float:

@@ -17,6 +17,7 @@ import torch
 
 from gzcli.costs import Cost
 from gzcli.engine import devices, optim
+from gzcli.engine.benchmark import WIDE, block_rate
 from gzcli.engine.cost import Seen, Stages, batch_of, build, cost_of, noise
 from gzcli.engine.ema import EMA
 from gzcli.engine.latent_shape import on_latents
@@ -31,6 +32,9 @@ from gzcli.types import DataInfo
 SECOND = 40e9  # operations of a step of a trial, at most: about a second of a core
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
+LARGE = (
+    100_000_000  # parameters from which on a CPU's time is told by the operations: the net alone takes long
+)
 
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -70,9 +74,12 @@ def seconds_of(part: Part, info: DataInfo, stages: Stages, cost: Cost, device: t
     """The seconds of a step of the global batch.
 
     One step warms up, two or more are timed. They have fewer images where a step would be long; what then
-    depends on the images is scaled.
+    depends on the images is scaled. A large net is not built on a CPU: its time is that of its operations at
+    the rate of a wide residual block.
     """
     devices.prepare_torch(part)
+    if device.type == "cpu" and cost.params > LARGE:
+        return cost.flops / cost.processes / block_rate(WIDE, device, ENOUGH)
     each = cost.flops / (cost.images * cost.pieces * cost.processes)
     images = max(1, min(cost.images, math.ceil(SECOND / max(each, 1.0))))
     model = build(part, info, stages)[0].to(device)
