@@ -175,20 +175,25 @@ def misspelt(path: Path, sets: Iterable[str]) -> tuple[str, str] | None:
     return (f"there is no data set `{name}`", f"did you mean `{near[0]}`?") if near else None
 
 
-def lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int) -> None:
+def lower_batches(
+    tree: dict[str, Any], origin: dict[str, str], n: int, chain: Collection[RecipeFile]
+) -> None:
     """Lowers each batch that gz itself chose, and that is larger than the set, to the largest power of two
-    that the set holds. One that the user chose stays, and is refused later.
+    that the set holds, of parts no larger than before. One that the user chose stays, and is refused later.
 
     tree: the resolved recipe; is changed.
     origin: the place of each value, by dotted key; is changed.
     n: number of training images.
+    chain: the files of the recipe, by whose labels its own values are told from the user's.
     """
+    of_gz = {file.label for file in chain if file.shipped} - {file.label for file in chain if not file.shipped}
     stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
     for prefix, part in stages.items():
         key = f"{prefix}train.batch_size"
         if not isinstance(part, Mapping) or part["train"]["batch_size"] <= n:
             continue
-        if origin[key] == "default" or "recipes/" in origin[key]:
-            part["train"]["batch_size"] = 1 << (n.bit_length() - 1)
-            part["train"]["accumulate"] = 1
+        if origin[key] == "default" or origin[key].split()[-1].rpartition(":")[0] in of_gz:
+            train, fits = part["train"], 1 << (n.bit_length() - 1)
+            train["accumulate"] = max(1, train["accumulate"] * fits // train["batch_size"])
+            train["batch_size"] = fits
             origin[key] = f"{n} images"

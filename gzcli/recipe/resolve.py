@@ -161,7 +161,7 @@ def _resolve(
         tree["model"]["name"] = card.name
     tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
     if choice.facts:
-        lower_batches(tree, origin, choice.facts.n)
+        lower_batches(tree, origin, choice.facts.n, chain)
     if choice.scale:
         tree["scale"] = choice.scale
         origin["scale"] = choice.why

@@ -401,6 +401,70 @@ def test_the_data_set_decides_on_for_however_it_is_named(write, shipped):
     assert resolve(named, data="./photos").tree()["data"]["size"] == 64
 
 
+SCALED = """\
+model: {name: glow, depth: 1}
+train: {steps: 1, batch_size: 64, accumulate: 4}
+for:
+  digits: {train: {steps: 2}}
+  flat: {model: {depth: 2, hidden: 20}}
+  small:
+    mnist: {model: {hidden: 60}}
+    few: {model: {depth: 5}}
+    binary: {model: {depth: 4, hidden: 40}}
+    flat: {model: {depth: 3, hidden: 30}}
+    grey: {model: {depth: 9, hidden: 90}, train: {steps: 10}}
+  full:
+    64px: {train: {steps: 20}}
+  paper:
+    mnist: {train: {steps: 30}}
+"""
+
+
+def test_the_scale_the_shape_and_the_traits_decide_on_for(write, shipped):
+    """Class < flat < binary < few < set, however they stand in the file; of one name, all scales < one."""
+    shipped("glow.yaml", SCALED)
+
+    def chosen(data, **more):
+        recipe = resolve("glow", data=data, **more)
+        model, read = recipe.tree()["model"], recipe.choice.read
+        return recipe.choice.scale, read, model["depth"], model["hidden"], recipe.tree()["train"]["steps"]
+
+    assert chosen("fashionmnist") == ("small", "small", 3, 30, 10)
+    assert chosen("mnist") == ("small", "small", 4, 60, 10)
+    assert chosen("mnist", flags={"data.n": 5000}) == ("small", "small", 5, 60, 10)
+    assert chosen("mnist", gpus=1)[:2] == ("full", "paper"), "full has no section of its class or of its own"
+    assert chosen("mnist", gpus=1)[4] == 30
+    assert chosen("mnist", gpus=1, flags={"launch.cpu": True})[0] == "small"
+    assert chosen("mnist", flags={"data.size": 64, "scale": "full"})[1::3] == ("full", 20)
+    assert chosen("digits")[::4] == ("small", 2), "an embedded set has no class and no traits"
+    depth = resolve("glow", data="svhn").tree()["model"]["depth"]
+    assert depth == 1, "no section is for it"
+    assert problems(resolve, "glow", data="svhn", flags={"scale": "small"}) == [
+        "`--scale`: no setting of scale `small` is known for 73,257 colour pictures of 32×32"
+    ]
+    assert problems(resolve, "glow", data="fashionmnist", flags={"scale": "paper"}) == [
+        "`--scale`: no setting of scale `paper` is known for 60,000 grey pictures of 28×28, flat backgrounds"
+        " (`--scale small`; `paper` has: mnist)"
+    ]
+
+
+def test_a_batch_that_gz_chose_is_no_larger_than_the_set(write, shipped):
+    """Its parts are as large as they were; one of the user's, and of the user's own file, stays."""
+    shipped("glow.yaml", SCALED)
+
+    def batch(what, **more):
+        recipe = resolve(what, data="svhn", **more)
+        train = recipe.tree()["train"]
+        return train["batch_size"], train["accumulate"], recipe.origin["train.batch_size"]
+
+    assert batch("glow", flags={"data.n": 64}) == (64, 4, "recipes/glow.yaml:2")
+    assert batch("glow", flags={"data.n": 63}) == (32, 2, "63 images")
+    assert batch("glow", flags={"data.n": 3}) == (2, 1, "3 images")
+    assert batch("glow", flags={"data.n": 17}, sets=["train.batch_size=20"])[::2] == (20, "--set")
+    own = write("recipes/my.yaml", "extends: glow\ntrain: {batch_size: 20}\n")
+    assert batch(own, flags={"data.n": 17}) == (20, 4, "recipes/my.yaml:2")
+
+
 def test_recipes_extend_from_where_they_lie(write, shipped):
     shipped("glow.yaml", GLOW)
     write("sub/base.yaml", "extends: glow\ntrain: {steps: 7}\n")

@@ -18,6 +18,7 @@ from gzcli.models.nn.common import ClassEmbedding, at_least, stacked, zero_init
 from gzcli.models.nn.diffusers_names import DIT, renamed
 from gzcli.models.nn.norms import LayerNorm
 from gzcli.models.nn.unet import time_embedding
+from gzcli.sizes import as_size
 
 FREQUENCIES = 256  # sinusoids of the time
 PATCHES = range(1, 9)  # sides of a patch that is not given
@@ -160,10 +161,10 @@ def patch_for(h: int, w: int, tokens: int) -> int:
     patch = min(fit, key=lambda patch: abs(math.log(h * w / (patch**2 * tokens))))
     if h * w > TOKENS * patch**2:
         scale = min(1.0, 256 / math.sqrt(h * w))
-        height, width = (max(8, math.floor(side * scale / 8) * 8) for side in (h, w))
+        fits = as_size(*(max(8, math.floor(side * scale / 8) * 8) for side in (h, w)))
         raise UsageError(
-            f"images of {h}×{w} make {h * w // patch**2:,} patches of {patch}×{patch}, too many to train on",
-            hint=f"--set data.size={width}x{height}, or set `model.patch` or `data.latent`",
+            f"images of {w}×{h} make {h * w // patch**2:,} patches of {patch}×{patch}, too many to train on",
+            hint=f"`--set data.size={fits}`, or set `model.patch` or `data.latent`",
         )
     return patch
 
