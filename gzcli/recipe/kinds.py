@@ -80,7 +80,7 @@ def _convert_one(node: ast.expr, value: Any) -> tuple[bool, Any]:
 
 
 def _convert_size(value: Any) -> tuple[bool, Any]:
-    """Sizes as `forms.as_size` writes them; numbers of any value, which a range holds."""
+    """Sizes as `sizes.as_size` writes them; numbers of any value, which a range holds."""
     try:
         ok = isinstance(value, int | str) and not isinstance(value, bool)
         return ok, canonical_size(value) if ok else value

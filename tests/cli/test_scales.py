@@ -196,8 +196,8 @@ def test_sets_of_one_shape_have_one_setting(name, scale):
 def test_a_brought_set_with_flat_backgrounds_gets_what_a_named_one_gets(model, tmp_path):
     """Characters: a few strokes on black."""
     rng = np.random.default_rng(0)
-    images = np.zeros((5_001, 28, 28), np.uint8)
-    images[:, 8:20, 12:16] = rng.integers(1, 256, (5_001, 12, 4))
+    images = np.zeros((7_000, 28, 28), np.uint8)
+    images[:, 8:20, 12:16] = rng.integers(1, 256, (7_000, 12, 4))
     np.savez(tmp_path / "characters.npz", images=images)
     own, named = (
         resolve(model, data=data, flags={"scale": "small"}).tree()
