@@ -50,7 +50,9 @@ class DataSpec:
     embedded: whether it is made from an installed package, without a download.
     page: where a browser gets the files, if their host may refuse a program.
     linked: whether the user's own files are used where they lie; `--from` then makes links, no copies.
-    flat, binary, grey: what the pixels are like, as in `facts.Facts`.
+    flat: whether its images have flat backgrounds.
+    binary: whether nearly all of their pixels are black or white.
+    grey: whether they are grey and stored as colour.
     """
 
     name: str

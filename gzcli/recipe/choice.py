@@ -58,10 +58,19 @@ class Choice:
         return (places[0], len(scale)) if places else None
 
 
-def names_of(found: DataSet | None, name: str, facts: Facts | None) -> tuple[str, ...]:
-    """Shape class, traits and name of a set. The embedded sets are demonstrations, with sections of their
-    own: they have no class."""
-    if facts is None or (isinstance(found, DataSpec) and found.embedded):
+def names_of(
+    found: DataSet | None, name: str, facts: Facts | None, paths: Iterable[Path]
+) -> tuple[str, ...]:
+    """Shape class, traits and name of a set. An embedded set is a demonstration of the models whose recipes
+    name it: there it has no class.
+
+    found: the set; None: it is not there yet.
+    name: as `data.name` has it.
+    facts: of the set; None: not known.
+    paths: of all sections of the recipe.
+    """
+    embedded = isinstance(found, DataSpec) and found.embedded
+    if facts is None or (embedded and any(canonical(path[-1]) == canonical(name) for path in paths)):
         return (name,)
     return (facts.shape_class, *facts.traits, name)
 
@@ -99,7 +108,7 @@ def choice_of(
         form = {"size": size, "channels": data.get("channels"), "n": data.get("n")}
         form["patch"] = patch_of(data.get("augment") or ())
         facts = facts_of(found, **form) if found else None
-        return choose(paths, asked, on_gpus, names_of(found, name, facts), facts)
+        return choose(paths, asked, on_gpus, names_of(found, name, facts, paths), facts)
     except (UsageError, TypeError, ValueError) as e:  # a wrong size is told with its place
         if isinstance(e, UsageError) and given:
             problems.append(Problem(given[-1].where(("scale",), True), e.message, e.hint))

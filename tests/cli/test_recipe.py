@@ -436,7 +436,8 @@ def test_the_scale_the_shape_and_the_traits_decide_on_for(write, shipped):
     assert chosen("mnist", gpus=1)[4] == 30
     assert chosen("mnist", gpus=1, flags={"launch.cpu": True})[0] == "small"
     assert chosen("mnist", flags={"data.size": 64, "scale": "full"})[1::3] == ("full", 20)
-    assert chosen("digits")[::4] == ("small", 2), "an embedded set has no class and no traits"
+    assert chosen("digits")[::4] == ("small", 2), "an embedded set that is named has no class and no traits"
+    assert resolve("glow", data="digits-ab").choice.names == ("grey", "flat", "few", "digits-ab")
     depth = resolve("glow", data="svhn").tree()["model"]["depth"]
     assert depth == 1, "no section is for it"
     assert problems(resolve, "glow", data="svhn", flags={"scale": "small"}) == [
