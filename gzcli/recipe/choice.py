@@ -58,9 +58,7 @@ class Choice:
         return (places[0], len(scale)) if places else None
 
 
-def names_of(
-    found: DataSet | None, name: str, facts: Facts | None, paths: Iterable[Path]
-) -> tuple[str, ...]:
+def names_of(found: DataSet | None, name: str, facts: Facts | None, paths: Iterable[Path]) -> tuple[str, ...]:
     """Shape class, traits and name of a set. An embedded set is a demonstration of the models whose recipes
     name it: there it has no class.
 
@@ -195,7 +193,8 @@ def lower_batches(
     n: number of training images.
     chain: the files of the recipe, by whose labels its own values are told from the user's.
     """
-    of_gz = {file.label for file in chain if file.shipped} - {file.label for file in chain if not file.shipped}
+    of_user = {file.label for file in chain if not file.shipped}
+    of_gz = {file.label for file in chain} - of_user
     stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
     for prefix, part in stages.items():
         key = f"{prefix}train.batch_size"
