@@ -10,9 +10,11 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.recipe.header import read_header
 from gzcli.recipe.load import Document, Problem, read_file
 from gzcli.recipe.mistakes import mistakes
-from gzcli.sections import SCALES
+from gzcli.sections import SCALES, SECTIONS
 from gzcli.store import outside
 from gzcli.store.paths import recipes_dir, trained_in
+
+NO_SETS = ("model", "sample", "stages", *SECTIONS)  # sections of a recipe, not of its `for`
 
 
 def recipes() -> dict[str, Path]:
@@ -149,7 +151,13 @@ def _sections(document: Document, tree: Any, problems: list[Problem]) -> dict[tu
         if name not in SCALES:
             found[(name,)] = section
         elif isinstance(section, dict):
-            found |= {(name, inner): tree for inner, tree in section.items()}
+            for inner, values in section.items():
+                if inner in NO_SETS:  # it would be taken for the name of a data set
+                    message = f"`for.{name}` holds sections by shape class, trait or data set, not `{inner}`"
+                    hint = f"as in `{name}: {{colour: {{{inner}: {{…}}}}}}`"
+                    problems.append(Problem(document.where(("for", name, inner)), message, hint))
+                else:
+                    found[name, inner] = values
         else:
             message = f"`for.{name}` is a scale: it must hold sections, as `{name}: {{colour: {{…}}}}`"
             problems.append(Problem(document.where(("for", name)), message))

@@ -296,6 +296,15 @@ def test_a_wrong_name_of_a_data_set_is_among_them(write, tmp_path):
         ),
         ("{name: glow}\nfor: {mnist: {extends: vae}}", "2:15: unknown key `extends`"),
         (
+            "{name: glow}\nfor: {small: {train: {}}}",
+            "2:15: `for.small` holds sections by shape class, trait or data set, not `train`"
+            " (as in `small: {colour: {train: {…}}}`)",
+        ),
+        (
+            "{name: glow}\nfor: {small: 3}",
+            "2:7: `for.small` is a scale: it must hold sections, as `small: {colour: {…}}`",
+        ),
+        (
             "{name: glow}\nstages: {a: {model: {name: vae}}}",
             "1:1: unknown key `model` (did you mean `stages.a.model`?)",
         ),
@@ -497,7 +506,7 @@ def test_set_takes_yaml(write):
         "`--set`: this is a recipe of `ddpm` (gz train vae)",
     ]
     assert problems(resolve, path, sets=["model.mult=1,2"]) == [
-        "`--set model.mult=1,2`: `model.mult` must be a list of integers, not the text `1,2` (write [1, 2])"
+        "`--set model.mult=1,2`: `model.mult` must be a list of integers or null, not the text `1,2` (write [1, 2])"
     ]
     assert problems(resolve, path, flags={"launch.machines": 0})[0].startswith(
         "`--num-machines`: `launch.machines` must"
