@@ -506,7 +506,8 @@ def test_set_takes_yaml(write):
         "`--set`: this is a recipe of `ddpm` (gz train vae)",
     ]
     assert problems(resolve, path, sets=["model.mult=1,2"]) == [
-        "`--set model.mult=1,2`: `model.mult` must be a list of integers or null, not the text `1,2` (write [1, 2])"
+        "`--set model.mult=1,2`: `model.mult` must be a list of integers or null, not the text `1,2`"
+        " (write [1, 2])"
     ]
     assert problems(resolve, path, flags={"launch.machines": 0})[0].startswith(
         "`--num-machines`: `launch.machines` must"
