@@ -18,25 +18,20 @@ from typing import Any
 
 from gzcli.models import catalog
 from gzcli.parts import Part
+from gzcli.peaks import PEAKS
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-# An H100 SXM in dense bf16 (NVIDIA's data sheet), the share of it that a net of this zoo is taken to reach,
-# and what the launch of one operator takes PyTorch's host in seconds, which small nets wait for.
-PEAK, SHARE, LAUNCH = 989e12, 0.2, 6e-6
+# The share of an H100's peak that a net of this zoo is taken to reach, and what the launch of one operator
+# takes PyTorch's host in seconds, which small nets wait for.
+H100, SHARE, LAUNCH = 1e12 * PEAKS["H100"]["bf16"], 0.2, 6e-6
 PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
 # What a process takes beside its tensors: gaps that its allocator leaves, as a share of them, and scratch of
 # its libraries in bytes. Fitted to vae, glow, pixelcnn and vqvae on a CPU.
 GAPS, SCRATCH = 0.15, 12e6
-KINDS = (
-    "seed",
-    "about",
-    "scale",
-    "sample",
-    "ood",
-    "bench",
-    "params",
-)  # of a recipe, without effect on a step
+# Keys of a recipe, and of its `train` section, on which neither the cost nor the time of a step depends.
+APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
+PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best", "init")
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ class Cost:
     @property
     def on_h100(self) -> float:
         """About how many seconds a step takes on one H100."""
-        return max(self.flops / (PEAK * SHARE), self.operators * LAUNCH)
+        return max(self.flops / (H100 * SHARE), self.operators * LAUNCH)
 
 
 def cost_from(tree: Mapping[str, Any]) -> Cost:
@@ -144,17 +139,23 @@ def key_of(part: Part, shape: Mapping[str, Any], stages: Mapping[str, Part]) -> 
     shape: description of the data set.
     stages: what the model is built on.
     """
-    of = [{k: v for k, v in p.tree().items() if k not in KINDS} for p in (part, *stages.values())]
-    sources = [_source(catalog.card(p.model).path) for p in (part, *stages.values())]
-    text = repr((of, sorted(shape.items()), sources, code(), version("torch")))
+    parts = (part, *stages.values())
+    sources = [_source(catalog.card(p.model).path) for p in parts]
+    text = repr(([_of_step(p) for p in parts], sorted(shape.items()), sources, code(), version("torch")))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _of_step(part: Part) -> dict[str, Any]:
+    """The keys of a part that a step depends on."""
+    tree = {key: value for key, value in part.tree().items() if key not in APART}
+    return {**tree, "train": {key: v for key, v in tree["train"].items() if key not in PAUSING}}
 
 
 @cache
 def code() -> str:
     """A hash of the code that a cost depends on."""
     root = Path(__file__).parent
-    read = [*root.glob("models/**/*.py"), *(root / "engine").glob("*.py")]
+    read = [Path(__file__), *root.glob("models/**/*.py"), *(root / "engine").glob("*.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(read))).hexdigest()
 
 
@@ -163,29 +164,40 @@ def _source(path: Path) -> str:
 
 
 def kept(key: str) -> Cost | None:
-    """The cost that is kept under a key."""
-    tree = files.read_json(cache_dir("costs", f"{key}.json"))
+    """The cost that is kept under a key; None: it is not known."""
+    tree = _read(key)
     return cost_from(tree["cost"]) if tree else None
 
 
 def kept_seconds(key: str, machine: str) -> float | None:
-    """How long a step took on a machine."""
-    tree = files.read_json(cache_dir("costs", f"{key}.json")) or {}
-    return tree.get("seconds", {}).get(machine)
+    """How many seconds a step took on a machine; None: it was not tried."""
+    return _read(key).get("seconds", {}).get(machine)
 
 
 def keep(key: str, cost: Cost, machine: str, seconds: float | None) -> None:
     """Keeps a cost, and how long a step took on a machine; None: it was not tried."""
-    path = cache_dir("costs", f"{key}.json")
-    known = (files.read_json(path) or {}).get("seconds", {})
+    path = _path(key)
+    known = _read(key).get("seconds", {})
     now = {} if seconds is None else {machine: seconds}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, {"cost": asdict(cost), "seconds": known | now})
 
 
+def _path(key: str) -> Path:
+    return cache_dir("costs", f"{key}.json")
+
+
+def _read(key: str) -> dict[str, Any]:
+    """What is kept under a key; {} where that is nothing, or damaged."""
+    try:
+        return files.read_json(_path(key)) or {}
+    except ValueError:
+        return {}
+
+
 def machine_of(threads: int, gpus: int) -> str:
     """This machine, as far as the time of a step depends on it: its GPU, or its CPU and the threads."""
-    return f"{gpu_name()}" if gpus else f"{cpu_name()}, {threads} threads"
+    return gpu_name() if gpus else f"{cpu_name()}, {threads} threads"
 
 
 @cache

@@ -77,6 +77,11 @@ class Interrupted(GzError):
         self.code = 128 + signum
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line without a full stop; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def canonical(name: str) -> str:
     """The form in which names are compared: `SD-LoRA` and `sd_lora` are one name."""
     return name.strip().lower().replace("-", "_")

@@ -137,9 +137,16 @@ def made_up(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def memory_hint(forecasts: Sequence[Forecast], plan: Plan) -> str | None:
-    """What to do where a model needs more memory than there is for a process; None where all fit."""
-    there = gpu_memory() if plan.gpus else host_memory() // max(1, plan.processes // plan.machines)
+def memory_of(plan: Plan) -> int | None:
+    """Bytes that a process may take: of the smallest GPU, or its share of this machine; None: not known."""
+    return gpu_memory() if plan.gpus else host_memory() // (plan.processes // plan.machines)
+
+
+def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
+    """What to do where a model needs more memory than there is for a process; None where all fit.
+
+    there: bytes that a process may take.
+    """
     for forecast in forecasts:
         if there and forecast.cost and forecast.cost.memory() > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"

@@ -43,11 +43,12 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
     if plan.gpus > count_gpus():
         needs.append(f"{plan.gpus} GPUs (here: {count_gpus()})")
-    split, said = forecast.split_to_fit(recipe, expect.own, requirements.gpu_memory() if plan.gpus else None)
+    there = requirements.memory_of(plan)
+    split, said = forecast.split_to_fit(recipe, expect.own, there if plan.gpus else None)
     tree, origin = resolved_tree(split, facts, expect)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
     line = show(path, plan)
-    for text in five_lines(recipe, plan, facts, expect):
+    for text in five_lines(recipe, plan, facts, expect, there):
         out.text(text)
     download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download and not facts.cached else ""
     state = "packed" if facts.packed else "here, to be packed" if facts.cached else f"not here{download}"
@@ -60,7 +61,7 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     show_keys(tree, origin)
     for text in said:
         out.info(text)
-    if hint := requirements.memory_hint(expect.own, plan):
+    if hint := requirements.memory_hint(expect.own, plan, there):
         out.hint(hint)
     out.data(
         {

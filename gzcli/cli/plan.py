@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.errors import GzError, UsageError
+from gzcli.errors import GzError, Interrupted, UsageError
 from gzcli.units import about, count, size
 
 if TYPE_CHECKING:
@@ -43,19 +43,25 @@ def at_paper(
     what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, Any], chosen: Resolved
 ) -> Resolved | None:
     """The recipe at the scale `paper`, beside which the time of what was chosen is told; None where it is
-    that already, has none, or was asked for so many steps.
+    that already or has none, or where the length of the run was typed.
 
     what, data, sets, flags: as `ask` was given them.
     chosen: the recipe that was asked for.
     """
     from gzcli.planning import ask
 
-    if chosen.choice.scale in (None, "paper") or flags.get("train.steps") or flags.get("train.minutes"):
+    if chosen.choice.scale in (None, "paper") or length_is_typed(chosen):
         return None
     try:
         return ask(what, data, sets, {**flags, "scale": "paper"}).recipe
     except GzError:
         return None
+
+
+def length_is_typed(recipe: Resolved) -> bool:
+    """Whether the command line says how long to train, so that nobody waits for an estimate of it."""
+    typed = (key for key, origin in recipe.origin.items() if origin.startswith("--"))
+    return any(key.endswith(("train.steps", "train.minutes")) for key in typed)
 
 
 def expected(
@@ -87,7 +93,10 @@ def _measure(job: TrialJob) -> Mapping[str, Any]:
     try:
         jobs.write(folder, job)
         launch.run(folder, launch.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
-        return files.read_json(folder / "result.json") or {}
+        found: Mapping[str, Any] = files.read_json(folder / "result.json")
+        return found
+    except Interrupted:
+        raise
     except GzError as error:
         asked = [row for row in job.parts if row["asked"]]
         return {"parts": [{"cost": None, "seconds": None, "error": error.message} for _ in asked]}
@@ -114,22 +123,33 @@ def in_short(recipe: Resolved, facts: DataFacts, expect: Expected) -> list[str]:
     return [line for line in lines if line]
 
 
-def five_lines(recipe: Resolved, plan: Plan, facts: DataFacts, expect: Expected) -> list[str]:
-    """Scale, set, model, memory and time."""
+def five_lines(
+    recipe: Resolved, plan: Plan, facts: DataFacts, expect: Expected, there: int | None
+) -> list[str]:
+    """Scale, set, model, memory and time.
+
+    there: bytes that a process may take; None: not known.
+    """
     choice = recipe.choice
     scale = f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     rows = [("scale", scale), ("set", _set_in_words(recipe, facts))]
-    for label, text in (("model", _model), ("memory", _memory), ("time", _time)):
+    where = f"{'the GPU' if plan.gpus else 'this machine'}'s {size(there)}" if there else ""
+    texts = {
+        "model": _model,
+        "memory": lambda forecast: _memory(forecast, there, where),
+        "time": _time,
+    }
+    for label, text in texts.items():
         for forecast in expect.own:
             stage = f"{forecast.part.stage}: " if len(expect.own) > 1 else ""
-            rows.append((label, stage + text(forecast, plan)))
+            rows.append((label, stage + text(forecast)))
     if len(expect.own) > 1 and (here := total(expect.own)):
         rows.append(
             ("in all", f"about {about(here)} here, {about(total_on_h100(expect.own) or 0)} on an H100")
         )
-    if there := total(expect.paper):
+    if in_paper := total(expect.paper):
         on_h100 = about(total_on_h100(expect.paper) or 0)
-        rows.append(("paper", f"--scale paper: {about(there)} here, about {on_h100} on an H100"))
+        rows.append(("paper", f"--scale paper: {about(in_paper)} here, about {on_h100} on an H100"))
     return [line for label, text in rows for line in wrapped(text, f"{label:<8}")]
 
 
@@ -163,7 +183,7 @@ def _params(forecasts: Sequence[Forecast]) -> str:
     return f"{count(sum(known))} parameters" if known and len(known) == len(forecasts) else ""
 
 
-def _model(forecast: Forecast, plan: Plan) -> str:
+def _model(forecast: Forecast) -> str:
     cost, train = forecast.cost, forecast.part.train
     if cost is None:
         return f"{forecast.part.model}: not known: {forecast.lacking}"
@@ -179,19 +199,15 @@ def gflop(flops: float) -> str:
     return f"{flops / 1e9:,.0f}" if flops >= 1e11 else f"{flops / 1e9:.3g}"
 
 
-def _memory(forecast: Forecast, plan: Plan) -> str:
-    from gzcli import requirements
-
+def _memory(forecast: Forecast, there: int | None, where: str) -> str:
     cost = forecast.cost
     if cost is None:
         return "not known"
-    there = requirements.gpu_memory() if plan.gpus else requirements.host_memory() // plan.processes
     text = f"{size(cost.memory())} a process"
     if there:
         most = cost.largest(there) * cost.pieces * cost.processes
-        where = "the GPU's" if plan.gpus else "this machine's"
         holds = f"batches up to {fewer(most)}" if most else "not even one image"
-        text += f"; {where} {size(there)} hold {holds}"
+        text += f"; {where} hold {holds}"
     return text
 
 
@@ -201,9 +217,9 @@ def fewer(most: int) -> str:
     return f"{most // 10**digits * 10**digits:,}"
 
 
-def _time(forecast: Forecast, plan: Plan) -> str:
+def _time(forecast: Forecast) -> str:
     if forecast.part.train.minutes:
-        return f"{about(60 * forecast.part.train.minutes)}"
+        return about(60 * forecast.part.train.minutes)
     here = forecast.seconds
     told = f"about {about(here)} here" if here else "here: not known"
     if forecast.on_h100:
@@ -248,16 +264,16 @@ def start_or_not(expect: Expected, yes: bool) -> None:
         raise UsageError(f"not started: it would take {long}", hint=ways)
 
 
-def before_start(
-    asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | None, *, timed: bool, yes: bool
-) -> Recipe:
+def before_start(asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | None, *, yes: bool) -> Recipe:
     """Prints in short what is about to be trained. Returns the recipe, with its batches in more parts where
     the GPU's memory wants that.
+
+    A step is tried to tell the time, but not for the embedded sets, demonstrations that take a minute, nor
+    where the length was typed.
 
     asked: the recipe as it was asked for.
     recipe: what is trained, with what its data set decides.
     paper: the recipe at the scale `paper`; None: it has none, or is it.
-    timed: whether a step is tried, to tell the time. The embedded sets are demonstrations that take a minute.
     yes: whether `--yes` was given.
 
     Raises UsageError where it would take more than a week, and the user does not want that.
@@ -266,15 +282,15 @@ def before_start(
 
     facts, _ = requirements.of_data(asked)
     embedded = getattr(asked.found, "embedded", False)
-    timed = timed and not embedded
+    timed = not (embedded or length_is_typed(asked))
+    measured = timed or bool(plan.gpus and not embedded)
     whole = replace(asked, parts=recipe.parts, data=recipe.data)
-    expect = expected(
-        whole, plan, facts, None if embedded else paper, measured=timed or bool(plan.gpus), timed=timed
-    )
-    recipe, said = forecast.split_to_fit(recipe, expect.own, requirements.gpu_memory() if plan.gpus else None)
+    expect = expected(whole, plan, facts, None if embedded else paper, measured=measured, timed=timed)
+    there = requirements.memory_of(plan)
+    recipe, said = forecast.split_to_fit(recipe, expect.own, there if plan.gpus else None)
     for line in (*in_short(whole, facts, expect), *said):
         out.info(line)
-    if not said and (hint := requirements.memory_hint(expect.own, plan)):
+    if not said and (hint := requirements.memory_hint(expect.own, plan, there)):
         out.hint(hint)
     start_or_not(expect, yes)
     return recipe

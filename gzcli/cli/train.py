@@ -70,7 +70,6 @@ _Port = Annotated[
     ),
 ]
 
-
 _Submit = Annotated[
     Literal["slurm"] | None,
     typer.Option("--submit", help="Write a job script and submit it.", rich_help_panel=_PANEL),
@@ -166,9 +165,8 @@ def train(
         recipe = planning.ready(asked, run, steps, plan.processes, say=out.info, progress=report)
     if run and (before := previous_words(run)):
         out.info(f"note: it was started with `-- {' '.join(before)}`, which is not taken over: type it again")
-
-    if run is None:
-        recipe = before_start(asked.recipe, recipe, plan, paper, timed=not (steps or minutes), yes=yes)
+    if run is None and not plan.machine_rank:
+        recipe = before_start(asked.recipe, recipe, plan, paper, yes=yes)
 
     def announce(run: Run) -> None:
         out.info(f"run: {run.id}")

@@ -43,11 +43,10 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """Does the job and writes samples, `bench.json` and `bench.png` into `folder`.
 
     `job.n` samples of each model are compared with the whole test split. As a floor, n training images are
-    compared with it too. All runs must have images of one size and
-    fit. A run with other grey levels than the data
-    set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`. The likelihood of an
-    image given its label is the column `bpd|y`. Each process draws its share of the samples and of the
-    likelihoods. Rank 0 alone compares: it returns the JSON of `gz bench`, the others return {}.
+    compared with it too. All runs must have images of one size and fit. A run with other grey levels than
+    the data set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`. The
+    likelihood of an image given its label is the column `bpd|y`. Each process draws its share of the samples
+    and of the likelihoods. Rank 0 alone compares: it returns the JSON of `gz bench`, the others return {}.
 
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """

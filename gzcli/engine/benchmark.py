@@ -15,22 +15,16 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from gzcli.engine.build import build_model
 from gzcli.engine.cost import cost_of
-from gzcli.engine.devices import clock
-from gzcli.engine.shapes import shapes_only
+from gzcli.engine.devices import clock, fast_bf16
 from gzcli.errors import UsageError
-from gzcli.models.base import named_losses
-from gzcli.parts import Part
 from gzcli.recipe.resolve import resolve
-from gzcli.types import Batch, BatchNoise, DataInfo
+from gzcli.types import DataInfo
 
 MODEL, DATA, SCALES = "ddpm", "cifar10", ("paper", "small")
 SHAPE, SIDE = (3, 32, 32), 32  # of images of CIFAR-10
@@ -101,14 +95,14 @@ class Net:
     params: number of parameters.
     batch: images of a step.
     flops: operations of a step, forward and backward.
-    calls: operations on tensors that are started in a step.
+    calls: operations on tensors that a process starts in a step.
     width: channels at the full side.
     """
 
     params: int
     batch: int
     flops: float
-    calls: int
+    calls: float
     width: int
 
     @staticmethod
@@ -117,11 +111,7 @@ class Net:
         part = resolve(MODEL, data=DATA, sets=(), flags={"scale": scale}).parts[0]
         info = DataInfo(SHAPE, n=50_000, steps=part.train.steps)
         cost = cost_of(part, info)
-        with shapes_only():
-            model = build_model(part, info).train()
-            with Calls() as calls:
-                named_losses(model, one_image(part), model.phases()[0].name)["loss"].backward()
-        return Net(cost.params, part.train.batch_size, cost.flops, calls.count, part.options["channels"])
+        return Net(cost.params, part.train.batch_size, cost.flops, cost.operators, part.options["channels"])
 
     def seconds(self, rates: Rates, device: torch.device) -> float:
         """What a step takes by the rates of a device."""
@@ -129,24 +119,6 @@ class Net:
         computed, started = self.flops / rate, self.calls * rates.call
         # a GPU starts the next operation while it computes; a CPU does not
         return max(computed, started) if device.type == "cuda" else computed + started
-
-
-class Calls(TorchDispatchMode):
-    """Counts operations on tensors, but for those that only look at one in another way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
-def one_image(part: Part) -> Batch:
-    """A batch of one image, grey all over."""
-    noise = BatchNoise(part.seed, 0, "benchmark", total=1)
-    return Batch(torch.zeros(1, *SHAPE), None, torch.zeros(1, dtype=torch.int64), noise)
 
 
 # ---------------------------------------------------------------------------- rates
@@ -238,11 +210,6 @@ class Block(nn.Module):
     def operations(self, batch: int) -> int:
         """Of the convolutions in a step on images of 32×32; backward has twice those of forward."""
         return 3 * CONVOLUTIONS * 2 * 9 * self.width**2 * SIDE**2 * batch
-
-
-def fast_bf16() -> bool:
-    """Whether the CPU has instructions for bf16."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def loader(folder: Path, device: torch.device, batch: int) -> Callable[[], Tensor]:

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gzcli import ranks
 from gzcli.engine.log import Log
+from gzcli.errors import first_line
 from gzcli.models.base import Model, named_losses
 from gzcli.parts import Part
 from gzcli.types import Batch, Noise
@@ -243,8 +244,3 @@ def numbers_after(model: Model, steps: int) -> dict[str, float]:
         for b, before in zip(model.buffers(), buffers, strict=True):
             b.copy_(before)
     return numbers(other)
-
-
-def first_line(e: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")

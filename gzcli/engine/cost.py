@@ -15,8 +15,9 @@ import torch
 from gzcli.costs import Cost, Line
 from gzcli.engine import muon
 from gzcli.engine.build import build_model
+from gzcli.engine.devices import fast_bf16
 from gzcli.engine.prepared import with_prepared
-from gzcli.engine.shapes import Counter, shapes_only, size_of
+from gzcli.engine.shapes import Counter, bytes_of, shapes_only
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.parts import Part
@@ -52,7 +53,7 @@ def cost_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Cost:
         model, helpers = build(part, info, stages or {})
         phases = model.phases()
         own, trained = list(model.parameters()), {id(p): p for phase in phases for p in phase.parameters()}
-        weights = size_of([*own, *model.buffers(), *helpers])
+        weights = bytes_of([*own, *model.buffers(), *helpers])
         images = micro_batch(part)
         counts = (images, max(2 * images, MANY))
         probes = [step(counter, model, phases, part, count) for count in counts]
@@ -64,9 +65,9 @@ def cost_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Cost:
         flops=flops + products,
         operators=probes[0].operators * part.train.accumulate,
         weights=weights,
-        gradients=max(size_of(phase.parameters()) for phase in phases),
+        gradients=max(bytes_of(phase.parameters()) for phase in phases),
         moments=moments,
-        average=size_of(own) if part.train.ema else 0,
+        average=bytes_of(own) if part.train.ema else 0,
         scratch=scratch,
         step=line(counts, [probe.peak for probe in probes]),
         images=images,
@@ -109,7 +110,7 @@ def halved(part: Part) -> bool:
         return part.train.precision in ("bf16", "fp16")
     if part.launch.gpus and not part.launch.cpu:
         return True
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return fast_bf16()
 
 
 class Step(NamedTuple):

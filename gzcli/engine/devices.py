@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # precisions that a step computes in by autocast
+
 
 def pick_device(launch: LaunchSection) -> torch.device:
     """The device of a verb that runs in one process.
@@ -66,9 +68,13 @@ def chosen_precision(asked: str, kind: str) -> str:
         return asked
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if kind == "cpu" and fast_bf16() else "fp32"
+
+
+def fast_bf16() -> bool:
+    """Whether the CPU has instructions for bf16."""
     # a torch without oneDNN, as on Macs, does not know the operator
-    fast = kind == "cpu" and torch.backends.mkldnn.is_available()
-    return "bf16" if fast and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def fast_kernels() -> None:

@@ -14,7 +14,7 @@ from gzcli import ranks
 from gzcli.engine.checkpoint import steps_of
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.report import metric_lines
-from gzcli.errors import DivergedError, MissingError
+from gzcli.errors import DivergedError, MissingError, first_line
 from gzcli.store import files
 from gzcli.store.runs import Run
 
@@ -131,7 +131,7 @@ def wandb_run(run: Run, config: Mapping[str, Any]) -> Any:
     try:
         return wandb.init(project="gz", name=name, id=id_, resume="allow", dir=run.path, config=dict(config))
     except wandb.Error as e:  # no key, a wrong one, no network
-        said = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
         raise MissingError(
-            f"`--wandb`: {said}", hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later"
+            f"`--wandb`: {first_line(e)}",
+            hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later",
         ) from e

@@ -18,7 +18,8 @@ from gzcli.types import Progress, no_progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH = 80  # columns of a line of losses, as far as these leave room
+WIDTH = 80  # columns of a line of losses, which figures of speed do not make longer
+BAR = 56  # columns of a terminal that the bar takes beside its note
 PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a terminal
 
 
@@ -145,10 +146,9 @@ class TrainBar:
         if self.bar:  # only these fit in a line beside the bar
             few = {key: value for key, value in values.items() if key.rsplit(".")[-1] in ("loss", "bpd")}
             shown = "  ".join(f"{key} {value:.4g}" for key, value in few.items())
-            room = self.bar.console.width - WIDTH
-            self.bar.update(
-                self.task, note=with_room(f"{rate:.1f} it/s  {shown}", in_words(speeds), room + 24)
-            )
+            room = self.bar.console.width - BAR
+            note = with_room(f"{rate:.1f} it/s  {shown}", in_words(speeds), room)
+            self.bar.update(self.task, note=note)
         elif self.log.main and self.log.mode == "human":
             left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
             line = f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}"

@@ -147,6 +147,6 @@ def shapes_only() -> Iterator[Counter]:
         torch.set_rng_state(rng)
 
 
-def size_of(tensors: Iterable[Tensor]) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors; those that share a storage count once."""
     return sum({id(s): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())

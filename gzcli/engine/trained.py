@@ -11,7 +11,7 @@ from torch import Tensor
 from gzcli.data.augment import patch_of
 from gzcli.data.wanted import Wanted
 from gzcli.engine.build import load_model
-from gzcli.engine.devices import chosen_precision
+from gzcli.engine.devices import HALVES, chosen_precision
 from gzcli.engine.latent import LatentSpace, open_space
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
@@ -19,8 +19,6 @@ from gzcli.parts import Part
 from gzcli.sizes import as_size
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo
-
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass

@@ -23,13 +23,15 @@ from gzcli.engine.ema import EMA
 from gzcli.engine.latent_shape import on_latents
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import with_prepared
-from gzcli.errors import GzError
+from gzcli.errors import GzError, MissingError, first_line
 from gzcli.jobs import TrialJob
+from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.parts import Part, part_of
 from gzcli.types import DataInfo
 
-SECOND = 40e9  # operations of a step of a trial, at most: about a second of a core
+# Operations of a step of a trial, at most, by device: about a second of a core, and of a small GPU.
+SECOND = {"cpu": 40e9, "mps": 1e12, "cuda": 40e12}
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 LARGE = (
@@ -46,6 +48,9 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
         part = part_of(row["tree"], row["stage"])
         found: dict[str, Any] = {"stage": part.stage, "cost": None, "seconds": None, "error": None}
         try:
+            absent = [name for name in catalog.card(part.model).stages if name not in seen]
+            if absent:
+                raise MissingError(f"stage `{absent[0]}` is not known")
             info = on_latents(part, data_info(job.info, part))
             seen[part.stage] = Seen(part, info)
             if row["asked"]:
@@ -55,8 +60,8 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
                     found["seconds"] = seconds_of(part, info, seen, cost, device)
         except GzError as e:
             found["error"] = e.message
-        except (RuntimeError, MemoryError) as e:  # as of a net that does not fit the memory
-            found["error"] = f"{type(e).__name__}: {str(e).splitlines()[0]}"
+        except Exception as e:  # a model of others may do anything, and a net may not fit the memory
+            found["error"] = f"{type(e).__name__}: {first_line(e)}"
         if row["asked"]:
             rows.append(found)
     return {"parts": rows}
@@ -81,7 +86,7 @@ def seconds_of(part: Part, info: DataInfo, stages: Stages, cost: Cost, device: t
     if device.type == "cpu" and cost.params > LARGE:
         return cost.flops / cost.processes / block_rate(WIDE, device, ENOUGH)
     each = cost.flops / (cost.images * cost.pieces * cost.processes)
-    images = max(1, min(cost.images, math.ceil(SECOND / max(each, 1.0))))
+    images = max(1, min(cost.images, math.ceil(SECOND[device.type] / max(each, 1.0))))
     model = build(part, info, stages)[0].to(device)
     trial = Trial(model, part, images, device)
     trial.step()
@@ -112,7 +117,7 @@ class Trial:
         self.optimizers = {p.name: optim.build(p, settings[p.name], model) for p in self.phases}
         self.ema = EMA(model, part.train.ema)
         self.times: dict[tuple[str, str], list[float]] = {}
-        self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(devices.precision(part))
+        self.half = devices.HALVES.get(devices.precision(part))
         with torch.no_grad():
             batch = batch_of(part, model.data, images, device)
             batch.x.uniform_(-1, 1)

@@ -30,6 +30,7 @@ LEAVES = {
     "sections",
     "sizes",
     "philox",
+    "peaks",
 }
 MAY = {
     "__main__": {"cli"},

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from pictures import RED, png, write
 
-from gzcli import forecast, launch, requirements
+from gzcli import costs, forecast, launch, requirements
 from gzcli.cli import app, out, plan
 from gzcli.costs import Cost, Line
-from gzcli.errors import MissingError, UsageError
+from gzcli.errors import GzError, Interrupted, MissingError, UsageError
 from gzcli.jobs import TrialJob
 from gzcli.models import catalog
 from gzcli.parts import Part
@@ -24,7 +24,7 @@ from gzcli.recipe.needs import check_data
 from gzcli.recipe.resolve import resolve
 from gzcli.sections import OptimSection, TrainSection
 from gzcli.store import runs
-from gzcli.store.paths import recipe_names
+from gzcli.store.paths import cache_dir, recipe_names
 
 
 @pytest.fixture
@@ -147,13 +147,41 @@ def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, tmp_path):
     assert (code, stdout, jobs) == (0, "", [])  # the embedded digits take a minute: nothing is tried
     assert "small (no GPU is used): digits: 1," in stderr
     folder = write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)})
-    assert gz("train", "vae", "--data", str(folder), "--cpu", *FEW, "--steps", "5")[0] == 0 and not jobs
+    for length in (("--steps", "5"), ("--set", "train.steps=5")):
+        assert gz("train", "vae", "--data", str(folder), "--cpu", *FEW, *length)[0] == 0 and not jobs
     code, _, stderr = gz("train", "vae", "--data", str(folder), "--cpu", *FEW)
     assert code == 0 and len(jobs) == 1
     assert "35.7M parameters, " in stderr and " steps: about " in stderr and "run: " in stderr
     told = [line for line in stderr.splitlines() if "parameters" in line or "--scale" in line]
     assert max(map(len, told)) <= 80
     assert "parameters" not in gz("train", "vae", "--data", str(folder), "--cpu", *FEW, "-q")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "count"), [(Interrupted("interrupted", signum=2), 130, 0), (GzError("no trial"), 0, 1)]
+)
+def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(
+    gz, monkeypatch, tmp_path, error, code, count
+):
+    def engine(folder, *args, **options):
+        if (folder / "job.json").exists():
+            raise error
+        return {}
+
+    monkeypatch.setenv("GZ_TRIAL", "1")
+    monkeypatch.setattr(launch, "run", engine)
+    folder = str(write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)}))
+    assert gz("train", "vae", "--data", folder, "--cpu", *FEW)[0] == code
+    assert len(runs.all_runs()) == count
+
+
+def test_a_damaged_cost_is_found_anew(home):
+    costs.keep("a", COST, "here", 0.5)
+    assert costs.kept("a") == COST and costs.kept_seconds("a", "here") == 0.5
+    cache_dir("costs", "a.json").write_text("{")
+    assert costs.kept("a") is None and costs.kept_seconds("a", "here") is None
+    costs.keep("a", COST, "here", None)
+    assert costs.kept("a") == COST
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2), ("", 2)])

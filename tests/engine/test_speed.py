@@ -20,9 +20,10 @@ from gzcli.engine.cost import cost_of
 from gzcli.engine.log import Log, TrainBar, with_room
 from gzcli.engine.minutes import TIMED, WARM_UP, count_steps
 from gzcli.engine.report import training_speed
-from gzcli.engine.speed import Speed, in_words, peak, peak_of
+from gzcli.engine.speed import Speed, in_words, peak
 from gzcli.errors import UsageError
 from gzcli.models.base import Phase
+from gzcli.peaks import peak_of
 from gzcli.recipe.needs import check_strategy
 from gzcli.recipe.resolve import resolve
 from gzcli.testing.tools import started
