@@ -26,6 +26,7 @@ from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import wanted
 from gzcli.engine import devices, stop
+from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
@@ -158,9 +159,12 @@ def train_one(run: Run, log: Log) -> Accelerator:
         timed.begin()
         clock = partial(devices.clock, timed.device)
         steps = ranks.agree(count_steps(timed.step, timed.phases, part.train.minutes, began, clock))
-        part = replace(part, train=replace(part.train, steps=steps, minutes=None))
+        # the run is compiled as the steps were that were timed
+        compiled = compiles(part, timed.model, timed.device)
+        chosen: dict[str, Any] = {"steps": steps, "minutes": None, "compile": compiled}
+        part = replace(part, train=replace(part.train, **chosen))
         if log.main:
-            write_train(run, {"steps": steps, "minutes": None})
+            write_train(run, chosen)
         ranks.wait()
         log.info(f"{steps} steps fit in the time")
     trainer = Trainer(run, part, pack, accelerator, log)

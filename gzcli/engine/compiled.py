@@ -33,7 +33,7 @@ BACKEND = "inductor"
 Draw = tuple[str, tuple[int, ...], int | None]  # method, shape and bound of `Noise._draw`
 
 
-def wanted(part: Part, model: Model, device: torch.device) -> bool:
+def compiles(part: Part, model: Model, device: torch.device) -> bool:
     """Whether the steps of a run are compiled: as `train.compile` says; `auto` means where that gains.
 
     It gains on a GPU, in a run that is long enough to earn the time of compiling, of a model of one phase. On

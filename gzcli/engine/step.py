@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from gzcli import ranks
 from gzcli.data.pack import Pack
 from gzcli.engine import compiled, devices, speed
 from gzcli.engine.compiled import Compiled
-from gzcli.engine.cost import Seen, cost_of
+from gzcli.engine.cost import Seen, flops_of
 from gzcli.engine.log import Log
 from gzcli.engine.speed import Speed
 from gzcli.models import catalog
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-FEW = 100  # steps of a run whose operations are not worth being counted, which takes a second
+# Steps of a run whose operations are not worth being counted, which takes a second: demonstrations of a
+# minute, on the embedded sets, have so few.
+FEW = 1_500
 
 
 class Step(nn.Module):
     """What DDP and FSDP wrap, so that they see every forward.
 
-    compiled: computes the losses by compiled graphs; None: the model does, as it is.
+    graphs: computes the losses by compiled graphs; None: the model does, as it is.
     """
 
-    def __init__(self, model: Model, compiled: Compiled | None = None):
+    def __init__(self, model: Model, graphs: Compiled | None = None):
         super().__init__()
-        self.model, self.compiled = model, compiled
+        self.model, self.compiled = model, graphs
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         if self.compiled is None:
@@ -47,7 +50,7 @@ class Step(nn.Module):
 
 def step_of(model: Model, part: Part, device: torch.device, log: Log) -> Step:
     """The step of a model, compiled where the recipe asks for it or it is known to gain."""
-    if not compiled.wanted(part, model, device):
+    if not compiled.compiles(part, model, device):
         return Step(model)
     asked, mode = part.train.compile is True, compiled.mode_of(part, model, device)
     return Step(model, Compiled(model, part.train.steps, log, asked=asked, mode=mode))
@@ -64,7 +67,7 @@ def speed_of(run: Run, part: Part, info: DataInfo, pack: Pack, accelerator: Acce
         return Speed(images)
     try:
         with ranks.alone():
-            flops = cost_of(part, info, dict(stages_of(run, part, info, pack))).flops
+            flops = flops_of(part, info, dict(stages_of(run, part, info, pack)))
     except Exception as e:  # a figure that cannot be found must not end a training
         log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")
         return Speed(images)
@@ -104,7 +107,9 @@ def wrapped(
         ranks.share_out(step, blocks_of(model), accelerator.device)
         return step
     accelerator.ddp_handler = devices.ddp(every_parameter=first is not None and trains_all(model, first))
-    return accelerator.prepare(step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch renames an option of DDP that accelerate sets
+        return accelerator.prepare(step)
 
 
 def trains_all(model: Model, first: Batch) -> bool:

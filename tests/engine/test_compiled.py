@@ -196,12 +196,12 @@ def test_where_auto_compiles():
     model, _ = started(VAE)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     long = Part("vae", train=TrainSection(steps=100_000))
-    assert compiled.wanted(long, model, gpu) and not compiled.wanted(long, model, cpu)
+    assert compiled.compiles(long, model, gpu) and not compiled.compiles(long, model, cpu)
     short = replace(long, train=replace(long.train, steps=100))
     asked = replace(short, train=replace(short.train, compile=True))
-    assert not compiled.wanted(short, model, gpu) and compiled.wanted(asked, model, cpu)
+    assert not compiled.compiles(short, model, gpu) and compiled.compiles(asked, model, cpu)
     exact = replace(long, train=replace(long.train, deterministic=True))
-    assert not compiled.wanted(exact, model, gpu)
+    assert not compiled.compiles(exact, model, gpu)
     assert (
         compiled.mode_of(long, model, gpu) == "reduce-overhead" and compiled.mode_of(long, model, cpu) is None
     )
