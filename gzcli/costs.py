@@ -51,7 +51,6 @@ class Cost:
     """What a training step costs; memory is that of one process.
 
     params: parameters of the model, without those of frozen helpers.
-    trainable: parameters that a phase trains.
     flops: floating-point operations of a step of the global batch, forward and backward, and of Muon. A phase
       counts by the share of the steps at which it runs.
     operators: operators that a process runs in a step.
@@ -68,7 +67,6 @@ class Cost:
     """
 
     params: int
-    trainable: int
     flops: float
     operators: float
     weights: int

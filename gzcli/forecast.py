@@ -85,13 +85,15 @@ def expect(
         return [Forecast(part, lacking="the data set is not here") for part in recipe.parts], []
     if os.environ.get("GZ_TRIAL") == "0":
         measure = None
-    asked = Asked(shape, plan, timed and plan.gpus <= count_gpus())
-    for one, clock in ((recipe, True), (other, False)):
-        for part in one.parts if one else ():
-            asked.add(part, one, clock)
-    if measure and asked.open:
-        asked.take(measure(asked.job()))
-    found = [asked.forecast(part) for part in asked.parts]
+    inquiry = Inquiry(shape, plan, timed and plan.gpus <= count_gpus())
+    for part in recipe.parts:
+        inquiry.add(part, recipe, tried=True)
+    if other:
+        for part in other.parts:
+            inquiry.add(part, other, tried=False)
+    if measure and inquiry.open:
+        inquiry.take(measure(inquiry.job()))
+    found = [inquiry.forecast(i) for i in range(len(inquiry.parts))]
     own, others = found[: len(recipe.parts)], found[len(recipe.parts) :]
     return own, [scaled(forecast, own[-1]) for forecast in others]
 
@@ -103,7 +105,7 @@ def scaled(forecast: Forecast, by: Forecast) -> Forecast:
     return replace(forecast, step=by.step * forecast.cost.flops / max(1.0, by.cost.flops))
 
 
-class Asked:
+class Inquiry:
     """The parts whose cost is asked for, and what of it is in the cache.
 
     shape: description of the data set.
@@ -119,16 +121,20 @@ class Asked:
         self.rows: list[dict[str, Any]] = []  # of the job
         self.errors: dict[int, str] = {}  # by the index of a part
 
-    def add(self, part: Part, recipe: Recipe | None, clock: bool) -> None:
-        """Asks for a part. `clock`: whether a step is tried too."""
+    def add(self, part: Part, recipe: Recipe, *, tried: bool) -> None:
+        """Asks for the cost of a part, and where a step is to be tried for its time.
+
+        recipe: the recipe of the part.
+        tried: whether a step is tried, if its time is not known.
+        """
         stages = {name: self.here(built) for name, built in built_on(part, recipe).items()}
         part = self.here(part)
         key = costs.key_of(part, self.shape, stages)
-        clock = clock and self.timed and costs.kept_seconds(key, self.machine) is None
+        timed = tried and self.timed and costs.kept_seconds(key, self.machine) is None
         for name, built in stages.items():
             self.rows.append(row_of(name, built, own=False, asked=False, timed=False))
-        asked = costs.kept(key) is None or clock
-        self.rows.append(row_of(part.stage, part, own=True, asked=asked, timed=clock))
+        asked = costs.kept(key) is None or timed
+        self.rows.append(row_of(part.stage, part, own=True, asked=asked, timed=timed))
         self.parts.append(part)
         self.keys.append(key)
 
@@ -158,11 +164,12 @@ class Asked:
             if row["cost"]:
                 costs.keep(self.keys[i], costs.cost_from(row["cost"]), self.machine, row["seconds"])
 
-    def forecast(self, part: Part) -> Forecast:
-        """What is known of a part."""
-        i = next(i for i, own in enumerate(self.parts) if own is part)
+    def forecast(self, i: int) -> Forecast:
+        """What is known of the part that was added as number i."""
         key = self.keys[i]
-        return Forecast(part, costs.kept(key), costs.kept_seconds(key, self.machine), self.errors.get(i))
+        return Forecast(
+            self.parts[i], costs.kept(key), costs.kept_seconds(key, self.machine), self.errors.get(i)
+        )
 
 
 def row_of(stage: str, part: Part, **flags: bool) -> dict[str, Any]:
@@ -170,16 +177,16 @@ def row_of(stage: str, part: Part, **flags: bool) -> dict[str, Any]:
     return {"stage": stage, "tree": part.tree(), **flags}
 
 
-def built_on(part: Part, recipe: Recipe | None) -> dict[str, Part]:
+def built_on(part: Part, recipe: Recipe) -> dict[str, Part]:
     """The parts that the model of a part is built on, by stage: of the recipe, or of the run that is used in
     a stage's place."""
     found = {}
     for name in catalog.card(part.model).stages:
-        if recipe and name in recipe.reused:
+        if name in recipe.reused:
             run = runs.by_name(recipe.reused[name])
             if run:
                 found[name] = part_of(run.serving.tree(), name)
-        elif recipe:
+        else:
             found[name] = next(own for own in recipe.parts if own.stage == name)
     return found
 

@@ -24,10 +24,8 @@ ROWS = {  # what the engine measured → its name, divisor and unit
 }
 
 
-def show_benchmark(seconds: float = SECONDS) -> dict[str, Any]:
+def show_benchmark() -> dict[str, Any]:
     """Measures the machine in a process of its own and prints what was found. Returns it, as the engine does.
-
-    seconds: time of each measurement.
 
     Raises DeviceError where the process fails.
     """
@@ -35,7 +33,7 @@ def show_benchmark(seconds: float = SECONDS) -> dict[str, Any]:
         out.warn(
             f"other programs use this machine (load {load:.1f} on {start.cores()} cores): it is faster alone"
         )
-    found = measured(seconds)
+    found = measured(SECONDS)
     devices, nets = found["devices"], found["nets"]
     rows = [
         (name, *(f"{in_digits(of[key] / divisor)} {unit}" for of in devices.values()))
@@ -52,7 +50,12 @@ def show_benchmark(seconds: float = SECONDS) -> dict[str, Any]:
 
 
 def measured(seconds: float) -> dict[str, Any]:
-    """What the engine's benchmark finds; what it does is told meanwhile."""
+    """What the engine's benchmark finds; what it does is told meanwhile.
+
+    seconds: time of each measurement.
+
+    Raises DeviceError where the process fails.
+    """
     child = subprocess.Popen(
         [sys.executable, start.SCRIPT, "gzcli.engine.benchmark", str(seconds)],
         stdout=subprocess.PIPE,

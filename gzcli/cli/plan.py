@@ -5,10 +5,11 @@ What a step costs is found by the engine, in a process of its own, and kept in t
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
@@ -87,9 +88,11 @@ def _measure(job: TrialJob) -> Mapping[str, Any]:
     from gzcli import jobs, launch
     from gzcli.store import files, paths
 
-    folder = paths.cache_dir("costs", f"job-{os.getpid()}")
-    folder.mkdir(parents=True, exist_ok=True)
-    out.info("planning: a step is tried on this machine")
+    costs = paths.cache_dir("costs")
+    costs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="job-", dir=costs))
+    tried = any(row["timed"] for row in job.parts)
+    out.info("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
     try:
         jobs.write(folder, job)
         launch.run(folder, launch.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")

@@ -52,7 +52,7 @@ def cost_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Cost:
     with shapes_only() as counter:
         model, helpers = build(part, info, stages or {})
         phases = model.phases()
-        own, trained = list(model.parameters()), {id(p): p for phase in phases for p in phase.parameters()}
+        own = list(model.parameters())
         weights = bytes_of([*own, *model.buffers(), *helpers])
         images = micro_batch(part)
         counts = (images, max(2 * images, MANY))
@@ -61,7 +61,6 @@ def cost_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Cost:
     flops = probes[0].flops * part.train.accumulate * processes_of(part)
     return Cost(
         params=sum(p.numel() for p in own),
-        trainable=sum(p.numel() for p in trained.values()),
         flops=flops + products,
         operators=probes[0].operators * part.train.accumulate,
         weights=weights,

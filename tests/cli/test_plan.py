@@ -41,7 +41,6 @@ def gz(home, capsys):
 FEW = ("--set", "train.batch_size=8")
 COST = Cost(
     params=35_700_000,
-    trainable=35_700_000,
     flops=6e12,
     operators=2_000,
     weights=142_000_000,
