@@ -95,7 +95,7 @@ def load(
     checkpoint: "last", "best" or a step.
     device: as torch names it; None: a GPU if there is one.
     precision: of samples and scores: "fp32", "bf16", "fp16" or "auto"; None: samples as it was trained,
-      scores in fp32.
+      scores in fp32. Likelihoods are always in fp32.
 
     Raises MissingError where there is none, UsageError where nothing is called so, and for another precision.
     """

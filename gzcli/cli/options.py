@@ -246,7 +246,7 @@ Precision = Annotated[
         "--precision",
         metavar="|".join(PRECISIONS),
         callback=parse_precision,
-        help="Of samples and scores; without it samples have the run's own, scores fp32.",
+        help="Of samples and scores; without it the run's own, and fp32. Likelihoods are always in fp32.",
         autocompletion=lambda: list(PRECISIONS),
         rich_help_panel=_DEVICE,
     ),

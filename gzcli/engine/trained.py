@@ -36,6 +36,7 @@ class Trained:
     step: number of steps that it was trained for; 0 while it is being trained.
     space: the latent space that the model is trained in; None: pixels.
     asked: the precision that a verb asks for; None: samples have that of the training, scores fp32.
+      Likelihoods are in fp32 whatever is asked.
     """
 
     run: Run
