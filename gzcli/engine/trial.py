@@ -34,9 +34,7 @@ from gzcli.types import DataInfo
 SECOND = {"cpu": 40e9, "mps": 1e12, "cuda": 40e12}
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
-LARGE = (
-    100_000_000  # parameters from which on a CPU's time is told by the operations: the net alone takes long
-)
+LARGE = 100_000_000  # parameters of a net that is not built on a CPU, where that alone takes long
 
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
