@@ -9,6 +9,7 @@ from gzcli.errors import UsageError
 
 Size: TypeAlias = int | str  # as `as_size` writes it
 
+SIDES = range(4, 1025)  # pixels a side of images that are packed
 WORDS = "a number of pixels, or width and height as `48x32`"
 
 
@@ -36,3 +37,11 @@ def as_size(height: int, width: int) -> Size:
 def canonical_size(size: Size) -> Size:
     """A size written as `as_size` writes it: `64` for `64x64`. Raises UsageError for what is none."""
     return as_size(*sides(size))
+
+
+def packable(size: Size) -> Size:
+    """A size of images that may be packed, as `as_size` writes it. Raises UsageError for what is none."""
+    if not all(side in SIDES for side in sides(size)):
+        message = f"`data.size` is between {SIDES[0]} and {SIDES[-1]} pixels a side, not {size}"
+        raise UsageError(message, hint="`--set data.size=64`")
+    return canonical_size(size)

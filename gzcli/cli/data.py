@@ -33,11 +33,11 @@ _From = Annotated[
 
 
 def _size(text: str | None) -> Size | None:
-    """The value of `--size`. Raises UsageError for what is no size."""
-    from gzcli.sizes import canonical_size
+    """The value of `--size`. Raises UsageError for what is no size of images that are packed."""
+    from gzcli.sizes import packable
 
     with _own_flags():
-        return text and canonical_size(text)
+        return packable(text) if text else None
 
 
 _Size = Annotated[

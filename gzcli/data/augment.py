@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gzcli.data.conditions import MAPS
-from gzcli.data.forms import SIDES
 from gzcli.errors import UsageError, did_you_mean
+from gzcli.sizes import SIDES
 from gzcli.types import Noise
 
 if TYPE_CHECKING:

@@ -13,8 +13,6 @@ from gzcli.sizes import Size
 Say = Callable[[str], None]  # say(text): a line for the user
 Report = Callable[[int, int], None]  # report(done, in all), of images or bytes
 
-SIDES = range(4, 1025)  # pixels that a side of packed images may have
-
 
 def silent(text: str) -> None:
     """A `say` that prints nothing."""

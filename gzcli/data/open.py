@@ -8,13 +8,13 @@ from pathlib import Path
 
 from gzcli.data.cached import find_pack, pack_dir
 from gzcli.data.facts import facts_of, told
-from gzcli.data.forms import SIDES, Report, Say, silent, unreported
+from gzcli.data.forms import Report, Say, silent, unreported
 from gzcli.data.make import make
 from gzcli.data.names import DataSet, OwnSet, locate
 from gzcli.data.pack import Pack, PackMeta
 from gzcli.errors import MissingError, UsageError
 from gzcli.sections import Fit
-from gzcli.sizes import Size, canonical_size, sides
+from gzcli.sizes import Size, canonical_size, packable
 from gzcli.store.files import lock
 
 
@@ -73,9 +73,7 @@ def open_pack(
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
-    if size is not None and not all(side in SIDES for side in sides(size)):
-        raise UsageError(f"`data.size` is between {SIDES[0]} and {SIDES[-1]} pixels a side, not {size}")
-    size = size and canonical_size(size)
+    size = None if size is None else packable(size)
     found = locate(what).sized(size)
     form = replace(
         found.form.asked(size, channels, fit, patch), foreign=foreign and isinstance(found, OwnSet)

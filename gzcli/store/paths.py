@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.errors import UsageError, canonical, matching
+from gzcli.sections import SCALES
 
 _NAME = re.compile(r"[a-z0-9_-]+")
 
@@ -49,8 +50,9 @@ def trained_in(model: str) -> tuple[str, str] | None:
     def stages(part: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(part, dict):
             yield from (part.get("stages") or {}).items()
-            for section in (part.get("for") or {}).values():
-                yield from stages(section)
+            for name, section in (part.get("for") or {}).items():
+                for inner in (section or {}).values() if name in SCALES else [section]:
+                    yield from stages(inner)
 
     for name in recipe_names():
         text = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8")

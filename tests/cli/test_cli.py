@@ -85,8 +85,8 @@ ERRORS = [
     (
         "data download mnist --size 2",
         2,
-        "invalid value for `--size`: must be 4 or more",
-        "`gz data download --help` shows what it takes",
+        "`data.size` is between 4 and 1024 pixels a side, not 2",
+        "`--size 64`",
     ),
     (
         "train vae --steps many",

@@ -214,7 +214,7 @@ def test_the_translator_against_plain_layers():
 def test_sizes_of_the_paper():
     """Generators of 11.38 M parameters and discriminators of 2.765 M, but for the biases that instance norm
     undoes."""
-    tree = resolve("cyclegan", data="horse2zebra").tree()
+    tree = resolve("cyclegan", data="horse2zebra", flags={"scale": "paper"}).tree()
     options = {k: v for k, v in tree["model"].items() if k != "name"}
     with torch.device("meta"):
         net = CycleGAN.of(DataInfo((3, 256, 256), 256, ("A", "B")), **options)

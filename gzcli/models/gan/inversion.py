@@ -5,6 +5,7 @@ After AnoGAN (Schlegl et al. 2017, arXiv:1703.05921, section 2.2).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -57,7 +58,9 @@ class InvertibleGAN(Model):
 
         distance = (1 − feature)·‖x − G(z)‖² + feature·‖φ(x) − φ(G(z))‖², where φ is the critic's coarsest
         feature map. The z of the least distance of all steps is returned. The sum over the images is
-        minimised and Adam works elementwise, so that an image's z does not depend on its batch.
+        minimised and Adam works elementwise, so that an image's z does not depend on its batch. The nets
+        compute in double where the device does: at a kink of a ReLU a rounding error, which depends on the
+        batch, would lead to another z.
 
         labels: of x; None: a conditional model starts from every class (multi-label: from no class and from
           each class alone), and at half the steps takes the labels of the least distance.
@@ -65,14 +68,16 @@ class InvertibleGAN(Model):
         n, tries = len(x), self.first_labels(x, labels, search.starts)
         starts, feature = len(tries), search.feature
         with torch.inference_mode(False), torch.enable_grad():
-            x, z = x.detach().clone(), noise.randn(n, starts * self.latent).clone()
-            target = self.critic.maps(x).detach() if feature else None
+            exact, z = double(x.detach()).clone(), double(noise.randn(n, starts * self.latent)).clone()
+            generator = copy.deepcopy(self.generator).to(z.dtype)
+            critic = copy.deepcopy(self.critic).to(z.dtype)
+            target = critic.maps(exact).detach() if feature else None
 
             def distance(z: Tensor, y: Tensor | None) -> Tensor:
-                fake = self.generator(z, y)
-                d = (1 - feature) * double(x - fake).square().flatten(1).sum(1)
+                fake = generator(z, y)
+                d = (1 - feature) * (exact - fake).square().flatten(1).sum(1)
                 if target is not None:
-                    d = d + feature * double(target - self.critic.maps(fake)).square().flatten(1).sum(1)
+                    d = d + feature * (target - critic.maps(fake)).square().flatten(1).sum(1)
                 return d
 
             z = z.unflatten(1, (starts, self.latent))
@@ -83,7 +88,7 @@ class InvertibleGAN(Model):
             y = torch.stack(known, 1)[rows, first] if known else None
             z = z[rows, first].requires_grad_()
             adam = torch.optim.Adam([z], lr=search.lr, eps=1e-3)
-            best = double(torch.full((n,), torch.inf, device=x.device))
+            best = torch.full((n,), torch.inf, device=x.device, dtype=z.dtype)
             best_z = z.detach().clone()
             for step in range(search.steps + 1):
                 if step and step == search.steps // 2 and y is not None and labels is None:
@@ -98,7 +103,7 @@ class InvertibleGAN(Model):
                     adam.step()
                     if progress is not None:
                         progress(step + 1, search.steps)
-        return best_z, y, best.to(x.dtype)
+        return best_z.to(x.dtype), y, best.to(x.dtype)
 
     def first_labels(self, x: Tensor, labels: Tensor | None, starts: int) -> list[Tensor | None]:
         """Labels of x for each of at least `starts` draws of z: [B] or [B, K], None without classes."""
