@@ -159,7 +159,7 @@ def test_what_each_process_has_of_its_own_leaves_them_equal(case, long, ranks, r
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("model", ["dit", "instructpix2pix"])
+@pytest.mark.parametrize("model", ["dit", pytest.param("instructpix2pix", marks=pytest.mark.slow)])
 def test_weights_that_are_shared_out_are_those_of_ddp(model):
     """FSDP2 beside DDP, with a global norm that is clipped; it resumes, and saves whole weights. With them,
     as processes are dear, Muon, whose matrices the ranks share."""
