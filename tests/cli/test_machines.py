@@ -16,6 +16,7 @@ from helpers import gz
 from gzcli import launch, meeting, slurm
 from gzcli.errors import MissingError, UsageError
 from gzcli.sections import LaunchSection
+from gzcli.store import runs
 
 TWO = LaunchSection(machines=2, machine_rank=0, main_ip="10.0.0.1", cpu=True)
 FACTS = {"model": "vae", "machines": 3}
@@ -196,6 +197,7 @@ def test_a_job_is_written_and_submitted(fake, tmp_path):
     words = ("train", "vae", "--num-machines", "2", "--gpus", "4", "--seed", "7", "--name", "it's")
     gz(*words, "--submit", "slurm", code=2)  # no run may be called so
     words = (*words[:-1], "mine")
+    before = {run.id for run in runs.all_runs()}
     done = gz(
         *words,
         "--submit",
@@ -215,7 +217,7 @@ def test_a_job_is_written_and_submitted(fake, tmp_path):
         assert f"#SBATCH --{line}\n" in script
     assert "%A_%a.out" in script and "--seed $((7 + SLURM_ARRAY_TASK_ID)) -- --debug &" in script
     assert "--submit" not in script and "--slurm" not in script and "--json" not in script
-    assert not [folder for folder in (Path(said["path"]).parents[1]).iterdir() if folder.name != "slurm"]
+    assert {run.id for run in runs.all_runs()} == before
 
 
 def test_what_a_job_cannot_be(fake):

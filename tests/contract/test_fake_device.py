@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +32,7 @@ from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.models.nn import double
+from gzcli.models.options import defaults, grouped
 from gzcli.parts import Part, part_of
 from gzcli.sections import LaunchSection, OptimSection
 from gzcli.store import runs
@@ -272,11 +272,10 @@ class Paths:
         scorer(self.batch.rows(slice(0, 1), self.batch.noise) if name == "gradnorm" else self.batch)
 
     def log_prob(self) -> None:
-        keys = inspect.signature(self.model.log_prob).parameters
+        method = self.model.log_prob
+        cheap = {key: value for key, value in CHEAP.items() if key in defaults(method)}
         with torch.no_grad():
-            self.model.log_prob(
-                self.batch.x, noise=self.batch.noise, **{k: v for k, v in CHEAP.items() if k in keys}
-            )
+            method(self.batch.x, noise=self.batch.noise, **grouped(method, cheap))
 
     def apply(self, do: str) -> None:
         options = {key: value for key, value in CHEAP.items() if key in self.card.do[do]}

@@ -556,7 +556,7 @@ def test_what_a_base_costs_that_is_not_here():
     options = {key: p.default for key, p in catalog.card("controlnet").params.items()}
     part = Part("controlnet", {**options, "base": HUB}, train=TrainSection(batch_size=1, precision="fp32"))
     cost = cost_of(part, DataInfo((3, 64, 64)))
-    assert cost.params == cost.trainable == 361_279_120
+    assert cost.params == 361_279_120
     frozen = 859_520_964 + 83_653_863 + 123_060_480
     assert cost.weights == pytest.approx(4 * (frozen + cost.params), rel=1e-3)
     with pytest.raises(MissingError, match="the shape of `somebody/something` is not known"):
