@@ -6,6 +6,7 @@ process every function returns what it was given.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -28,6 +29,31 @@ def rank() -> int:
 def world() -> int:
     """How many processes there are."""
     return torch.distributed.get_world_size() if _several() else 1
+
+
+def meet_again(device: str) -> None:
+    """Makes the group of processes that torch's launcher has started again; at their first start accelerate
+    makes it.
+
+    The launcher keeps its store through a restart, and with it the addresses of the processes that died. A
+    process that reads one of these finds nobody there, so each restart has names of its own in the store.
+
+    device: type of the ranks' devices, "cpu" or "cuda".
+    """
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not again or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _several():
+        return
+    own, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(host, port, count, is_master=False)
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=torch.distributed.PrefixStore(f"restart {again}", store),
+        rank=own,
+        world_size=count,
+    )
 
 
 def wait() -> None:

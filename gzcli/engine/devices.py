@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gzcli import ranks
 from gzcli.errors import DeviceError, UsageError
 from gzcli.parts import Part
 from gzcli.sections import LaunchSection
@@ -92,6 +93,7 @@ def accelerate(part: Part) -> Accelerator:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
+    ranks.meet_again("cuda" if torch.cuda.is_available() and not part.launch.cpu else "cpu")
     return Accelerator(mixed_precision=precision(part), cpu=part.launch.cpu)
 
 

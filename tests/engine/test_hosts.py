@@ -141,8 +141,9 @@ def test_two_hosts_train_one_run_through_a_stop_and_a_death(hosts, home):
     assert_equal(killed, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.launch
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_is_started_again(rank, home):
     """With `launch.restarts` the run ends as one that was not broken."""
     words = ("--processes", "2", "--set", "launch.restarts=1")
