@@ -95,7 +95,7 @@ def test_the_first_lines_of_a_dry_run(gz, planned):
     assert lines[1] == "set     cifar10: 50,000 colour pictures of 32×32"
     assert lines[2].startswith("model   ddpm, 35.7M parameters, 6,000 GFLOP a step of ")
     assert lines[3].startswith("memory  ") and "hold batches up to " in lines[3]
-    assert re.match(r"time    about \d+ hours here, .* on an H100; --minutes 60: 6,480 steps", lines[4])
+    assert re.match(r"time    about 65 minutes here, .* on an H100; --minutes 60: 6,480 steps", lines[4])
     assert lines[5].startswith("paper   --scale paper: about ") or "--scale paper: " in lines[5]
     assert len(jobs) == 1 and not runs.all_runs()
     gz("train", "ddpm", "--data", "cifar10", "--cpu", "--dry-run")
