@@ -105,7 +105,7 @@ def check_maps(model: ModelCard) -> None:
 
 def table(result: Mapping[str, Any]) -> None:
     """Prints the flagged pictures, strangest first, and how many there are; within 80 columns."""
-    flagged = sorted((row for row in result["files"] if row["flagged"]), key=lambda row: row["p"])
+    flagged = [row for row in result["files"] if row["flagged"]]
     names = list(result["thresholds"])
     shown = names[:2]  # as many as 80 columns hold
 
@@ -115,7 +115,7 @@ def table(result: Mapping[str, Any]) -> None:
     if flagged:
         out.table(["file", "p", *shown], [line(row) for row in flagged[:LINES]])
     if len(flagged) > LINES:
-        out.info(f"and {len(flagged) - LINES:,} more, all in {result['outputs']['scores']}")
+        out.info(f"and {len(flagged) - LINES:,} more: `alarm.csv` has all pictures, strangest first")
     total, rate_ = len(result["files"]), result["fpr"]
     compared = result["compared"]
     out.info(

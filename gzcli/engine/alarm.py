@@ -98,7 +98,7 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
                     else {}
                 ),
             }
-            for i in every
+            for i in order
         ],
         "flagged": int(flagged.sum()),
         "unreadable": list(pictures.meta.skipped),

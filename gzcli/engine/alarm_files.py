@@ -76,7 +76,8 @@ def overview(pictures: Pack, order: np.ndarray, p: np.ndarray, maps: Maps | None
         for start in range(0, len(index), COLUMNS):
             some = index[start : start + COLUMNS]
             images = in_colour(pictures.images("test")[some]) if maps else pictures.images("test")[some]
-            made.append(Row(f"{kind}, p {p[some[0]]:.3g} … {p[some[-1]]:.3g}", list(images)))
+            ends = dict.fromkeys(f"{p[i]:.3g}" for i in (some[0], some[-1]))
+            made.append(Row(f"{kind}, p {' … '.join(ends)}", list(images)))
             if maps and kind == "strange":
                 made.append(Row("map", list(maps.heat[start : start + COLUMNS])))
         return made

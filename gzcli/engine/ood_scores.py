@@ -3,6 +3,7 @@ and the alarm for single pictures have in common."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -96,16 +97,15 @@ def score_all(
 
     Raises DivergedError for scores that are not finite, UsageError for runs of images of different shapes.
     """
-    runs = (job.run, *job.others)
+    models = [first, *(alike(first, load(path)) for path in job.others)]
     names = asked_scores(first, job)
     scored, n = Scored(names), job.n
     tables: list[list[dict[str, Table]]] = [[] for _ in range(job.seeds)]
     known = job.n is not None or job.full
-    for number, path in enumerate(runs):
-        trained = alike(first, load(path)) if number else first
+    for trained in models:
         for i in range(job.seeds):
             scorer = make_scorer(trained, computed_for(names), job, job.seed + i)
-            if not number and not i:
+            if trained is first and not i:
                 scored.background = scorer.background.run.owner.id if scorer.background else None
             compares = set(trained.model.perceptual_scores) & set(scorer.own())
             if compares and not i and not scorer.options.get("pixels"):
@@ -115,15 +115,15 @@ def score_all(
             fit(scorer, home, log, held_out)
             if not known:
                 left = trained.part.ood.budget - (time.perf_counter() - since)
-                passes = sets * len(runs) * job.seeds
+                passes = sets * len(models) * job.seeds
                 n = ranks.agree(afford(scorer, trial_batch(trained, home, job.seed), left, passes, log))
                 known = True
-            if not number and not i and read(scorer.names, "nll"):
+            if trained is first and not i and read(scorer.names, "nll"):
                 scored.gap = solver_gap(trained, trial_batch(trained, home, job.seed))
                 if scored.gap:
                     log.info(str(scored.gap))
             shown = picks(n)
-            if len(runs) > 1:
+            if len(models) > 1:
                 index = held_out_index(home) if held_out is None else held_out
                 shown = {REFERENCE: Pick(home, held_out_split(home), index), **shown}
             tables[i].append({name: score_pick(scorer, pick, log) for name, pick in shown.items()})
@@ -240,7 +240,7 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
     trained = scorer.trained
     size = BATCH_SIZE[trained.device.type]
     images = Images.of(trained, pick.pack, pick.split, pick.index, size=size, seed=scorer.seed)
-    done, share = 0, len(images.index) / ranks.world()
+    done, share = 0, math.ceil(len(images.index) / ranks.world())
     with log.bar(f"score {pick.pack.meta.name}") as progress:
 
         def work(batch: Batch) -> Table:
