@@ -9,7 +9,7 @@ import typer
 
 from gzcli.cli import alarm, out
 from gzcli.cli.jobs import OWN_OPTIONS
-from gzcli.cli.ood_asked import at_hand, chosen, inside_of, leading, sets
+from gzcli.cli.ood_asked import at_hand, chosen, inside_of, leading, sets, with_lists
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -181,7 +181,11 @@ def ood(
         )
         alarm.table(result)
     else:
-        foreign = at_hand(asked, part.data) if asked else [locate(name) for name in sets(out_ or "")]
+        lists = alarm.path_of(imglists) if imglists else None
+        if asked:
+            foreign = with_lists(asked, lists) if lists else at_hand(asked, part.data)
+        else:
+            foreign = [locate(name) for name in sets(out_ or "")]
         outs = tuple(found.reference for found in foreign)
         label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
         folder = run.path / "ood" / f"{label}-{stamp()}"
@@ -192,7 +196,7 @@ def ood(
                 home.reference,
                 outs,
                 benchmark=asked.name if asked else None,
-                imglists=imglists,
+                imglists=str(lists) if lists else None,
                 **shared,
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gzcli.cli import out
@@ -77,6 +78,23 @@ def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
             hint="leave `--in` and `--out` out",
         )
     return benchmark
+
+
+def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
+    """The foreign sets of a benchmark that OpenOOD's `data` folder has lists of; prints those left out.
+
+    Raises MissingError where there is none, or none of the in-distribution set.
+    """
+    from gzcli.data.imglists import list_of
+    from gzcli.data.names import locate
+
+    names = (*benchmark.near, *benchmark.far)
+    found = [locate(name) for name in names if list_of(root, benchmark, name)]
+    for name in set(names).difference(one.key for one in found):
+        out.info(f"left out: `{name}`, of which `{root}` has no list")
+    if not found or not list_of(root, benchmark, benchmark.inside):
+        raise MissingError(f"`{root}` has no lists of `{benchmark.name}`", hint="leave `--imglists` out")
+    return found
 
 
 def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:

@@ -13,6 +13,7 @@ import torch
 from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.benchmarks import find as find_benchmark
+from gzcli.data.imglists import listed_images
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.engine.images import BANK, subset
@@ -53,7 +54,9 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
 
     trained = load(job.run)
     home, packs = open_sets(trained, job, log)
-    sets = {job.ins: home, **packs}
+    listed = listed_sets(trained, job, log)
+    packs |= {name: pack for name, pack in listed.items() if name != job.ins}
+    sets = {job.ins: listed.get(job.ins, home), **packs}
 
     def index(name: str, n: int | None) -> Any:
         total = sets[name].meta.counts["test"]
@@ -86,7 +89,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     write_scores(folder / "scores.csv", seeds, job.ins, job.seed)
     of_short = {short[name]: table.scores for name, table in seeds[0].items()}
     histograms(folder / "histograms.png", of_short, short[job.ins], shown)
-    said = notes(shown, named, trained.images.levels, benchmark)
+    said = notes(shown, named, trained.images.levels, benchmark, lists=job.imglists)
     result = {
         "run": trained.run.owner.id,
         "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
@@ -123,7 +126,8 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     """
     home = open_pack(job.ins, **trained.wanted, say=log.info)
     same.check(trained.run.owner.path, home.meta)
-    packs = {name: open_pack(name, **trained.wanted, foreign=True, say=log.info) for name in job.outs}
+    outs = () if job.imglists else job.outs
+    packs = {name: open_pack(name, **trained.wanted, foreign=True, say=log.info) for name in outs}
     for name, pack in packs.items():
         if pack.meta.digest == home.meta.digest or pack.meta.title == home.meta.title:
             raise UsageError(
@@ -132,6 +136,17 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.name}` has no test images")
     return home, packs
+
+
+def listed_sets(trained: Trained, job: OodJob, log: Log) -> dict[str, Pack]:
+    """The images of OpenOOD's lists by set, the in-distribution one too; {} where none are asked for."""
+    if not job.imglists or not job.benchmark:
+        return {}
+    root, benchmark = Path(job.imglists), find_benchmark(job.benchmark)
+    own = {name: listed_images(root, benchmark, name) for name in (job.ins, *job.outs)}
+    return {
+        name: open_pack(found, **trained.wanted, foreign=True, say=log.info) for name, found in own.items()
+    }
 
 
 def ensemble_notes(job: OodJob) -> list[str]:

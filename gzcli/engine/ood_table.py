@@ -115,6 +115,8 @@ def notes(
     packs: Mapping[str, Pack],
     levels: int | None,
     benchmark: Benchmark | None = None,
+    *,
+    lists: str | None = None,
 ) -> list[str]:
     """Notes without which the figures could be misread.
 
@@ -122,6 +124,7 @@ def notes(
     packs: all sets, by their short names.
     levels: grey levels of the model.
     benchmark: the benchmark whose sets and conventions were used; None: none.
+    lists: folder of OpenOOD's lists that said the images; None: whole splits were drawn from.
     """
     lines = []
     if benchmark:
@@ -129,6 +132,7 @@ def notes(
         if missing := [*left, *benchmark.absent]:
             lines.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
         drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
+        drawn = f"the images are those of OpenOOD's lists in `{lists}`" if lists else drawn
         lines.append(f"{drawn}, AUPR by its trapezoid")
         fpr = f"whose FPR95 is `{benchmark.fpr}`: {FPR[benchmark.fpr]}"
         lines.append(f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}")

@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted
 
+from gzcli.cli import ood_asked
+from gzcli.data import benchmarks
+from gzcli.data.benchmarks import Benchmark
 from gzcli.data.open import open_pack
 from gzcli.engine import alarm, ensemble, ood
 from gzcli.engine.images import subset
@@ -228,6 +231,59 @@ def test_figures_of_seeds_are_means_with_a_spread(trained, tmp_path, pictures):
     assert by_score["nll"]["spread"]["auroc"] == 0
     judged = alarm.run(job(pictures, scores=("noisy",), seeds=2), tmp_path, CPU, Log())
     assert all(row["spread"]["noisy"] > 0 for row in judged["files"])
+
+
+@pytest.fixture
+def openood(tmp_path, monkeypatch):
+    """OpenOOD's `data` folder for a benchmark of the digits: twenty images of each set, in odd order."""
+    toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("dtd",))
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "toy", toy)
+    lists = tmp_path / "data" / "benchmark_imglist" / "digits"
+    lists.mkdir(parents=True)
+    for called, images in (
+        ("digits", open_pack("digits").images("test")[:20]),
+        ("digits-ab", open_pack("digits-ab").images("test")[:20]),
+        ("texture", open_pack("patches").images("test")[:20]),
+    ):
+        (tmp_path / "data" / "images_classic" / called).mkdir(parents=True)
+        lines = []
+        for i, image in enumerate(images):
+            name = f"{called}/{97 * i % 20:02d}.png"
+            picture = np.asarray(image).transpose(1, 2, 0).squeeze()
+            Image.fromarray(np.ascontiguousarray(picture)).save(tmp_path / "data" / "images_classic" / name)
+            lines.append(f"{name} {i % 10}")
+        (lists / f"test_{called}.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path / "data"
+
+
+def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_path, openood, capsys):
+    outs = [found.key for found in ood_asked.with_lists(benchmarks.find("toy"), openood)]
+    assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
+    asked = {"scores": ("nll",), "benchmark": "toy", "imglists": str(openood), "full": True}
+    found = ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
+    assert [(row["out"], row["n_in"], row["n_out"]) for row in found["results"] if row["score"] == "nll"] == [
+        ("digits-ab", 20, 20),
+        ("mean of near", 20, 20),
+        ("dtd", 20, 20),
+        ("mean of far", 20, 20),
+    ]
+    rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "in"]
+    expected = nll(trained, open_pack("digits").images("test")[:20])
+    np.testing.assert_allclose([float(row["nll"]) for row in rows], expected, rtol=1e-5)
+    assert any("those of OpenOOD's lists" in note for note in found["notes"])
+    next((openood / "images_classic" / "texture").iterdir()).unlink()
+    with pytest.raises(MissingError, match="1 of the 20 pictures"):
+        ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
+    with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
+        ood_asked.with_lists(benchmarks.find("toy"), tmp_path)
+
+
+def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood):
+    asked = {"scores": ("noisy",), "benchmark": "toy", "imglists": str(openood), "full": True, "seeds": 2}
+    found = ood.run(OodJob("model", "digits", ("digits-ab", "dtd"), **asked), tmp_path, CPU, Log())
+    near = [row for row in found["results"] if row["group"] == "near" and row["score"] == "noisy"]
+    assert [row["out"] for row in near] == ["digits-ab", "mean of near"]
+    assert near[0]["auroc"] == near[1]["auroc"] and near[0]["spread"] == near[1]["spread"]
 
 
 def test_all_scores_are_those_that_can_be_computed(trained, tmp_path, monkeypatch):
