@@ -229,7 +229,7 @@ def drawn_maps(
     def of(pack: Pack, split: str, index: np.ndarray) -> np.ndarray:
         back = np.argsort(np.argsort(index, kind="stable"), kind="stable")
         images = Images.of(trained, pack, split, np.sort(index), size=size, seed=job.seed)
-        return score_maps(trained, name, images)[back]
+        return score_maps(trained, name, images, {**trained.part.ood.options, **job.options})[back]
 
     usual = upper(of(home, parts.split, parts.compared[:USUAL]))
     return Maps(chosen, heat(of(pictures.pack, pictures.split, chosen), usual))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.models.base import Model
+from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch
 
 BRIGHT = 0.995  # the quantile of a map that has the brightest colour
@@ -38,17 +40,25 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
     return next((made_of[score] for score in scores if made_of[score] in found), found[0])
 
 
-def score_maps(trained: Trained, name: str, images: Images) -> np.ndarray:
+def score_maps(trained: Trained, name: str, images: Images, options: Mapping[str, Any]) -> np.ndarray:
     """The maps `name` of images, float32 [N, H, W] in the images' own size; each process makes its share.
 
     Maps of latents are enlarged.
+
+    trained: the model.
+    name: of the map.
+    images: the images.
+    options: keywords of scores, of which the map takes those that it has.
     """
+    method = getattr(trained.model, f"map_{name}")
+    known = defaults(method)
+    taken = grouped(method, {key: value for key, value in options.items() if key in known})
     _, height, width = trained.images.shape
 
     def work(batch: Batch) -> dict[str, np.ndarray]:
         seen = trained.seen(batch)
         with trained.scoring(), torch.no_grad():
-            found = getattr(trained.model, f"map_{name}")(seen.x, noise=fresh_noise(images.seed, seen))
+            found = method(seen.x, noise=fresh_noise(images.seed, seen), **taken)
         whole = torch.nn.functional.interpolate(found[:, None].float(), (height, width), mode="nearest")
         return {"map": whole[:, 0].cpu().numpy()}
 

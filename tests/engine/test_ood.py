@@ -514,3 +514,34 @@ def test_what_the_engine_must_know_of_scores_is_told_by_the_model(card):
     assert set(model.costly) == {"regret", "inversion"} & card.scores.keys()
     assert set(model.fitted_on_train) == {"knn"} & card.scores.keys()
     assert set(model.perceptual_scores) == {name for name, keys in card.scores.items() if "pixels" in keys}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
+    """Against a scan of all distances between unit vectors."""
+
+    class Space:
+        def features(self, images):
+            return np.asarray(images).mean((2, 3)) + 1
+
+    monkeypatch.setattr(ood.lite, "is_installed", lambda: installed)
+    monkeypatch.setattr(ood.lite, "lite", lambda device: Space())
+    home, other = open_pack("patches"), open_pack("digits", size=32, channels=3)
+    sets = {"patches": home, "digits": other}
+    seeds = [
+        {name: ood_table.ScoreTable(np.arange(12), None, {"s": np.ones(12)}) for name in sets}
+        for _ in range(2)
+    ]
+    ood.add_baselines(seeds, sets, home, torch.device("cpu"))
+    known = ["s", "png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
+    assert all(list(table.scores) == known for tables in seeds for table in tables.values())
+    if installed:
+        index = subset(home.meta.counts["train"], 2500)
+        rows = (
+            Space().features(images) for images in (home.images("train")[index], other.images("test")[:12])
+        )
+        bank, seen = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in rows)
+        nearest = np.linalg.norm(seen[:, None] - bank, axis=2).min(1)
+        np.testing.assert_allclose(seeds[1]["digits"].scores["knn_lite"], nearest, atol=1e-7)
+    rows = ood_table.compare(seeds[0], {"digits": other}, ["s"], bootstrap=False)
+    assert [row["score"] for row in rows] == known
