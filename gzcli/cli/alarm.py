@@ -105,6 +105,8 @@ def check_maps(model: ModelCard) -> None:
 
 def table(result: Mapping[str, Any]) -> None:
     """Prints the flagged pictures, strangest first, and how many there are; within 80 columns."""
+    from gzcli.data.kinds import counted
+
     flagged = [row for row in result["files"] if row["flagged"]]
     names = list(result["thresholds"])
     shown = names[:2]  # as many as 80 columns hold
@@ -116,15 +118,12 @@ def table(result: Mapping[str, Any]) -> None:
         out.table(["file", "p", *shown], [line(row) for row in flagged[:LINES]])
     if len(flagged) > LINES:
         out.info(f"and {len(flagged) - LINES:,} more: `alarm.csv` has all pictures, strangest first")
-    total, rate_ = len(result["files"]), result["fpr"]
-    compared = result["compared"]
-    out.info(
-        f"flagged: {len(flagged):,} of {total:,} pictures by {', '.join(names)}, against {compared['n']:,} "
-        f"held-out images"
-    )
-    out.info(
-        f"of pictures like `{result['in']}` at most {100 * rate_:.3g} % are: {rate_ * total:.3g} of {total:,}"
-    )
+    total, compared = len(result["files"]), result["compared"]["n"]
+    by = f"by {', '.join(names)}, against {compared:,} held-out images"
+    out.info(f"flagged: {len(flagged):,} of {counted(total, 'picture')} {by}")
+    share = f"of pictures like those of `{result['in']}` at most {100 * result['fpr']:.3g} % are, on average"
+    about = result["fpr"] * total
+    out.info(f"{share}: {about:.2g} of {total:,}" if about >= 1 else share)
     for message in result["unreadable"]:
         out.warn(f"left out: {message}")
 

@@ -104,7 +104,7 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         "unreadable": list(pictures.meta.skipped),
         "compared": {"split": parts.split, "n": found.n, "needed": needed},
         "map": shows,
-        "notes": notes(found, job, pictures, trained, names),
+        "notes": notes(job, pictures, trained, names),
         "seed": job.seed,
         "seeds": job.seeds,
         "checkpoint": job.checkpoint,
@@ -235,7 +235,7 @@ def drawn_maps(
     return Maps(chosen, heat(of(pictures.pack, pictures.split, chosen), usual))
 
 
-def notes(found: Judged, job: AlarmJob, pictures: Pack, trained: Trained, names: Sequence[str]) -> list[str]:
+def notes(job: AlarmJob, pictures: Pack, trained: Trained, names: Sequence[str]) -> list[str]:
     """Notes without which the alarms could be misread."""
     lines = []
     if len(names) > 1:
@@ -243,6 +243,4 @@ def notes(found: Judged, job: AlarmJob, pictures: Pack, trained: Trained, names:
             f"p-values of {len(names)} scores together: the least times {len(names)} (Bonferroni), so each "
             f"score flags at {100 * job.fpr / len(names):.3g} %"
         )
-    if not found.flagged.any() and found.p.min() <= 2 * job.fpr:
-        lines.append(f"no picture is flagged; the least p-value is {found.p.min():.3g}")
     return [*lines, *treatment({"input": pictures}, trained.images.levels)]

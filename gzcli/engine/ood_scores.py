@@ -138,7 +138,8 @@ def asked_scores(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
     """
     if job.scores == ("all",):
         background = job.background or trained.part.ood.background
-        return choose(trained, None, every=True, background=background is not None)
+        names = choose(trained, None, every=True, background=background is not None)
+        return [*names, WAIC] if job.others and "nll" in names else names
     names = choose(trained, [name for name in job.scores or () if name != WAIC] or None)
     if WAIC not in (job.scores or ()):
         return names

@@ -240,6 +240,8 @@ class Paths:
         ood_scores.perceive(self.trained, self.t.pack, self.t.log)
         for name in own_scores(self.model):
             yield f"score {name}", TRAINED, lambda name=name: self.score(name)
+        for name in self.card.maps:
+            yield f"map {name}", TRAINED, lambda name=name: self.map(f"map_{name}")
         if self.model.likelihood == "ode":
             yield "log_prob", TRAINED, self.log_prob
         elif self.whole and self.model.likelihood:
@@ -270,6 +272,13 @@ class Paths:
         scorer = Scorer(self.trained, [name], options=CHEAP)
         scorer.fit([self.batch], [self.batch])
         scorer(self.batch.rows(slice(0, 1), self.batch.noise) if name == "gradnorm" else self.batch)
+
+    def map(self, name: str) -> None:
+        seen, method = self.trained.seen(self.batch), getattr(self.model, name)
+        cheap = {key: value for key, value in CHEAP.items() if key in defaults(method)}
+        with self.trained.scoring(), torch.no_grad():
+            found = method(seen.x, noise=seen.noise, **cheap)
+        assert found.shape == (len(seen), *seen.x.shape[2:])
 
     def log_prob(self) -> None:
         method = self.model.log_prob

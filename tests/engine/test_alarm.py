@@ -13,6 +13,7 @@ from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted
 
 from gzcli.cli import ood_asked
+from gzcli.cli.alarm import table as table_of_alarms
 from gzcli.data import benchmarks
 from gzcli.data.benchmarks import Benchmark
 from gzcli.data.open import open_pack
@@ -131,6 +132,26 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
     monkeypatch.delattr(Pixelwise, "map_nll")
     with pytest.raises(UsageError, match="does not say where"):
         alarm.run(job(pictures, maps=True), tmp_path, CPU, Log())
+
+
+def test_the_table_names_the_flagged_within_80_columns(trained, tmp_path, pictures, capsys):
+    long = pictures / "test" / f"{'holiday ' * 9}.png"
+    long.write_bytes((pictures / "test/odd00.png").read_bytes())
+    found = alarm.run(job(pictures, scores=("nll", "far"), fpr=0.1), tmp_path, CPU, Log())
+    capsys.readouterr()
+    table_of_alarms(found)
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert lines[0].split() == ["file", "p", "nll", "far"] and max(map(len, lines)) <= 80
+    assert len(lines) == 1 + found["flagged"] and any("…" in line and "holiday" in line for line in lines)
+    assert f"flagged: {found['flagged']} of 31 pictures by nll, far, against 108 held-out images" in told.err
+    assert (
+        "at most 10 % are, on average: 3.1 of 31" in told.err and "`broken.png` does not decode" in told.err
+    )
+    many = [found["files"][0] | {"file": f"{i}.png", "flagged": True} for i in range(25)]
+    table_of_alarms(found | {"files": many})
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 21 and "and 5 more" in told.err
 
 
 @pytest.mark.parametrize("conditional", [False, True])
