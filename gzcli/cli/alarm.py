@@ -121,8 +121,9 @@ def table(result: Mapping[str, Any]) -> None:
     total, compared = len(result["files"]), result["compared"]["n"]
     by = f"by {', '.join(names)}, against {compared:,} held-out images"
     out.info(f"flagged: {len(flagged):,} of {counted(total, 'picture')} {by}")
-    share = f"of pictures like those of `{Path(result['in']).name}` at most {100 * result['fpr']:.3g} % are, on average"
-    about = result["fpr"] * total
+    named, rate_ = Path(result["in"]).name, result["fpr"]
+    share = f"of pictures like those of `{named}` at most {100 * rate_:.3g} % are, on average"
+    about = rate_ * total
     out.info(f"{share}: {about:.2g} of {total:,}" if about >= 1 else share)
     for message in result["unreadable"]:
         out.warn(f"left out: {message}")
