@@ -88,7 +88,8 @@ def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, se
     distances of n rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3).
 
     The subsets take the same share of both sides, because the bias of both falls as 1/n; the paper keeps
-    the real side whole. The distance may come out below 0 where the sets are alike.
+    the real side whole. The distance may come out below 0 where the sets are alike, and is still far too
+    large where there are fewer rows than features.
 
     Raises UsageError as `frechet_distance` does, and for fewer than ten rows.
 

@@ -106,6 +106,11 @@ def test_intervals_hold_the_accuracy_of_the_population():
         found = module._interval(module._mean, hits, classes, 0)
         covered += found.low <= 0.7 <= found.high
     assert covered >= 88
+    alike = np.repeat((rng.random((1, 200)) < 0.7).astype(float), 3, 0)  # classifiers that agree
+    found = module._interval(module._mean, alike, classes, 0)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * alike[0].std() / np.sqrt(200), rel=0.2)
+    certain = module._interval(module._mean, np.ones((3, 200)), classes, 0)
+    assert (certain.low, certain.value, certain.high) == (1, 1, 1)
 
 
 def test_labels_that_are_not_one_class_an_image_are_refused(sides):
