@@ -11,7 +11,9 @@ from gzcli.cli import out
 ARROWS = {"down": "↓", "up": "↑"}
 # Beginnings of the names of columns, the first to be left out first, where a table would be too wide.
 DISPENSABLE = ("train", "seconds", "density", "swd", "params", "coverage", "samples_per_s", "nats|", "bpd|")
-FIRST = ("fd", "fid", "bpd", "nats", "kid", "precision", "recall", "tv", "label_accuracy")  # kept longest
+BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
+# Those that are kept longest, the last to be left out first.
+FIRST = ("fd", "fid", "kid", "precision", "recall", "bpd", "nats", "tv", "label_accuracy")
 
 
 def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
@@ -48,7 +50,7 @@ def cells(
     first = next((name for name in columns if name in result["directions"]), None)
     for name in columns:
         mark = "~" if name in biased else ""
-        heads.append(name + mark + ARROWS.get(result["directions"].get(name) or "", ""))
+        heads.append(short(name, columns) + mark + ARROWS.get(result["directions"].get(name) or "", ""))
         with_interval = wide or name == first
         halves = [half(line, name) for line in lines]
         for row, line in zip(rows, lines, strict=True):
@@ -58,6 +60,13 @@ def cells(
             for row, text in zip(rows, halves, strict=True):
                 row.append(text)
     return heads, rows
+
+
+def short(name: str, columns: Sequence[str]) -> str:
+    """The heading of a figure by neighbours, without the name of its features where it is the only one."""
+    word, _, features = name.partition("_")
+    several = sum(other.startswith(f"{word}_") for other in columns) > 1
+    return word if word in BY_NEIGHBOURS and features and not several else name
 
 
 def width(result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
@@ -78,15 +87,21 @@ def least(columns: Sequence[str]) -> str:
 
 def real(floor: Mapping[str, Any], floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The line of real images in place of samples; it says how many where there are several such lines."""
-    count = f", {floor['n']:,}" if len(floors) > 1 else ""
+    several = len(floors) > 1 or floor["images"] < floor["n"]
+    count = f", {floor['images']:,}" if several else ""
     return {**floor, "name": f"(real images{count})"}
 
 
 def half(line: Mapping[str, Any], name: str) -> str | None:
     """Half of a figure's interval, as text."""
     ends = line["intervals"].get(name)
-    return f"{(ends[1] - ends[0]) / 2:.2g}" if ends else None
+    if ends is None:
+        return None
+    value = (ends[1] - ends[0]) / 2
+    return f"{value:.2g}" if value < 100 else f"{value:.4g}"
 
 
 def number(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"

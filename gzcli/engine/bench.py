@@ -83,7 +83,9 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
         "data": pack.meta.name,
         "rows": rows,
         **told("floor", floors[max(floors)]),
-        "floors": [{"n": n, **told("metrics", found)} for n, found in floors.items()],
+        "floors": [
+            {"n": n, "images": quality.floor_size(n), **told("metrics", found)} for n, found in floors.items()
+        ],
         "directions": directions([*(row["metrics"] for row in rows), *floors.values()]),
         "biased": {str(n): quality.biased(n) for n in floors},
         "provenance": provenance(quality, job),

@@ -49,6 +49,11 @@ def notes(
     if len(sizes) > 1:
         counts = ", ".join(f"{n:,}" for n in sizes)
         lines.append(f"the contestants have {counts} images: compare each with the floor of its own number")
+    lines += [
+        f"the floor of {n:,} samples is of {quality.floor_size(n):,} real images, as there are no more"
+        for n in sizes
+        if quality.floor_size(n) < n
+    ]
     likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
     if any(found["given_labels"] for found in likelihoods):
         lines.append(

@@ -94,7 +94,6 @@ def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
         text += f"; {n:,} of them are compared"
     elif total < n:
         text += f"; fewer than the {n:,} of `-n`, so that the floor is drawn at {total:,} too"
-    log.info(f"`{found.shown}`: {text}")
     labels = theirs.labels("test")
     if labels is not None and (
         pack.meta.multilabel or labels.ndim > 1 or labels.max() >= len(pack.meta.classes)
@@ -103,7 +102,7 @@ def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
     images = some(ImageSet(theirs.images("test"), labels), n)
     name = Path(found.reference).name
     return Contestant(
-        name, ImageSet(images.images[:], images.labels), found.reference, notes=[f"`{name}`: {text}"]
+        name, ImageSet(images.images[:], images.labels), found.reference, notes=[f"`{found.shown}`: {text}"]
     )
 
 

@@ -173,7 +173,7 @@ def _prdc(metric: str, fake: np.ndarray, real: np.ndarray) -> Found:
     shares = {"precision": near["precision"], "recall": near["recall"], "coverage": far["coverage"]}
     found = {metric.replace("prc", name): share(value, n) for name, value in shares.items()}
     density = half_samples(lambda a, b: prdc(a, b, k=DENSE)["density"], fake, real, draws=FEW_DRAWS)
-    return found | {metric.replace("prc", "density"): density}
+    return found | {metric.replace("prc", "density"): not_negative(density)}
 
 
 COMPUTED: dict[str, Callable[[np.ndarray, np.ndarray], Found]] = {

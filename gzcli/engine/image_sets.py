@@ -17,7 +17,8 @@ from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
 DRAWS = 5  # draws of real images over which the floor is averaged
-SPLITS = ("test", "train", "all")
+# The split whose images stand in place of samples, by the one that they are compared with.
+OTHER = {"test": "train", "train": "test", "all": "all"}
 
 
 class Space(Protocol):
@@ -79,7 +80,7 @@ class RealImages:
     """The images of a data set that samples are compared with, at the grey levels of the samples.
 
     pack: the data set.
-    split: "test", "train" or "all".
+    split: of OTHER.
     """
 
     def __init__(self, pack: Pack, split: str = "test"):
@@ -91,7 +92,7 @@ class RealImages:
         return self.of(self.split, levels)
 
     def of(self, split: str, levels: int | None = None) -> ImageSet:
-        """The images of a split of SPLITS at as few grey levels."""
+        """The images of a split at as few grey levels."""
         levels = None if levels in (2, self.pack.meta.levels) else levels
         if (split, levels) not in self._sets:
             parts = ("train", "val", "test") if split == "all" else (split,)
@@ -109,17 +110,23 @@ class RealImages:
             self._sets[split, levels] = ImageSet(self._at(joined, levels), known, key)
         return self._sets[split, levels]
 
+    @property
+    def at_most(self) -> int:
+        """How many real images can stand in place of samples."""
+        total = len(self.of(OTHER[self.split]))
+        return total // 2 if self.split == "all" else total
+
     def pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
         """Real images that stand in place of n samples, and those that they are compared with, in up to five
         disjoint random draws.
 
         Training images are compared with the test split, test images with the training split, and of all
         images n with the others.
+
+        n: `at_most` at most.
         """
-        other = {"test": "train", "train": "test", "all": "all"}[self.split]
-        source, reference = self.of(other, levels), self.reference(levels)
+        source, reference = self.of(OTHER[self.split], levels), self.reference(levels)
         total = len(source)
-        n = min(n, total // 2 if self.split == "all" else total)
         order = np.random.default_rng(0).permutation(total)
         rows = [np.sort(order[i * n : (i + 1) * n]) for i in range(min(DRAWS, total // n))] if n else []
         if self.split != "all":

@@ -28,7 +28,7 @@ class Quality:
 
     pack: the data set.
     metrics: names, of `SPACES` and "classes"; others have no effect.
-    split: of the real images, of `image_sets.SPLITS`.
+    split: of the real images, "test", "train" or "all".
     device: device of the networks.
     weights: path of the file of Inception's weights; None: the file in the cache.
     stats: path of the mean and covariance of other real images; None: those of the data set.
@@ -109,17 +109,18 @@ class Quality:
         """
         found: Found = {}
         for levels in sorted(self.used, key=str):
-            pairs = self.real.pairs(n, levels)
-            if not self.dear:
-                draws = [self(fake, levels, real) for fake, real in pairs]
-            else:
-                draws = [self(fake, levels, real) for fake, real in pairs[:1]]
+            pairs = self.real.pairs(self.floor_size(n), levels)
+            draws = [self(fake, levels, real) for fake, real in (pairs[:1] if self.dear else pairs)]
             if not draws:
                 continue
             for name, value in figures.mean_of_draws(draws).items():
                 found[name + self.mark(levels)] = value
                 self.floor_draws[name + self.mark(levels)] = [draw[name].value for draw in draws]
         return found
+
+    def floor_size(self, n: int) -> int:
+        """The number of real images that stand in place of n samples: fewer where there are no more."""
+        return min(n, self.real.at_most)
 
     @property
     def dear(self) -> bool:
