@@ -54,6 +54,10 @@ def notes(
         for n in sizes
         if quality.floor_size(n) < n
     ]
+    if "worth" in quality.metrics and (
+        bare := [one.name for one in contestants if one.images.labels is None]
+    ):
+        lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(bare)}`")
     likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
     if any(found["given_labels"] for found in likelihoods):
         lines.append(
