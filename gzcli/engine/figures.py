@@ -53,6 +53,7 @@ SUBSETS = {"kid": 100}  # by which KID is found; of other features than Inceptio
 FEWER_SUBSETS = 40
 FEW_PROJECTIONS = 64  # by which the interval of a sliced distance is found
 PRECISE, DENSE = 3, 5  # the neighbour whose distance is the radius: of precision and recall, of the others
+SIGNED = ("kid", "fd_inf")  # unbiased figures, which may be below 0
 SEED = 2020  # torch-fidelity's, so that its subsets for KID are ours
 
 DOWN = {"fd", "kid", "swd", "fid", "tv", "bpd", "nats", "duplicates"}
@@ -139,7 +140,8 @@ def mean_of_draws(draws: Sequence[Mapping[str, Interval]]) -> Found:
         known = [(one.high - one.low) / 2 for one in of_draws if one.low is not None and one.high is not None]
         half = max([half, *known])  # all draws are compared with the same real images
         mean = float(values.mean())
-        found[name] = Interval(mean, mean - half, mean + half)
+        of_all = Interval(mean, mean - half, mean + half)
+        found[name] = of_all if name.startswith(SIGNED) else not_negative(of_all)
     return found
 
 
