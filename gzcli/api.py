@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gzcli import launch, planning
+from gzcli import launch, planning, trials
 from gzcli.data.library import listing
 from gzcli.data.open import open_pack
 from gzcli.engine.devices import pick_device
@@ -76,6 +76,8 @@ def train(
     run = asked.to_resume(extend=steps is not None) if resume else None
     plan = launch.plan(asked.recipe.launch, every_gpu=True)
     recipe = planning.ready(asked, run, steps, plan.processes)
+    if run is None:
+        recipe = trials.split_to_fit(asked.recipe, recipe, plan)
     run = planning.start(asked, recipe, plan, run, alias=name, mode="quiet" if quiet else "human")
     return Run(load_trained(run, pick_device(recipe.launch)))
 

@@ -68,6 +68,12 @@ class Plan:
     def distributed(self) -> bool:
         return self.processes > 1
 
+    @property
+    def launched(self) -> bool:
+        """Whether accelerate's launcher starts the engine of a training. For one process on the CPU it would
+        do nothing but load torch, which takes three seconds."""
+        return self.distributed or self.gpus > 0 or bool(self.extra)
+
 
 def count_gpus() -> int:
     """The visible CUDA devices, without importing torch."""
@@ -200,8 +206,9 @@ def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
 
 
 def show(folder: Path, p: Plan) -> str:
-    """The command line of accelerate, as it could be typed."""
-    return shlex.join(["accelerate", "launch", *command(folder, p, launcher=True)[3:]])
+    """The command line of a training's processes, as it could be typed."""
+    words = command(folder, p, launcher=p.launched)
+    return shlex.join(["accelerate", "launch", *words[3:]] if p.launched else words)
 
 
 def environment(p: Plan, mode: str) -> dict[str, str]:

@@ -239,7 +239,7 @@ def start(
     if plan.machine_rank:
         run = machines.find(recipe, plan, asked.earlier, say)
         announce(run)
-        launch.run(run.path, plan, launcher=True, mode=mode)
+        launch.run(run.path, plan, launcher=plan.launched, mode=mode)
         return run
     new = run is None
     if run is None:
@@ -251,7 +251,7 @@ def start(
         announce(run)
         if plan.machines > 1:
             machines.tell(recipe, plan, run, say)
-        launch.run(run.path, plan, launcher=True, mode=mode)
+        launch.run(run.path, plan, launcher=plan.launched, mode=mode)
     except BaseException as error:
         ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
         if new and runs.give_up(run, keep=ours):

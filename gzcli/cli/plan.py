@@ -1,24 +1,18 @@
-"""What `gz train` tells of a run before it starts: scale, set, size, memory and time.
-
-What a step costs is found by the engine, in a process of its own, and kept in the cache.
-"""
+"""What `gz train` tells of a run before it starts: scale, set, size, memory and time."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.errors import GzError, Interrupted, UsageError
+from gzcli.errors import GzError, UsageError
 from gzcli.units import about, count, size
 
 if TYPE_CHECKING:
     from gzcli.forecast import Forecast
-    from gzcli.jobs import TrialJob
     from gzcli.launch import Plan
     from gzcli.recipe.recipe import Recipe
     from gzcli.recipe.resolve import Resolved
@@ -75,36 +69,12 @@ def expected(
     measured: whether what is not in the cache is found out now.
     timed: whether a step is tried for it.
     """
+    from gzcli import trials
     from gzcli.forecast import expect
 
-    measure = _measure if measured else None
+    measure = partial(trials.measure, say=out.info) if measured else None
     own, others = expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
     return Expected(own, others)
-
-
-def _measure(job: TrialJob) -> Mapping[str, Any]:
-    """Does the job in a process of its own. What keeps that from being done is said: a plan is no reason not
-    to start."""
-    from gzcli import jobs, launch
-    from gzcli.store import files, paths
-
-    costs = paths.cache_dir("costs")
-    costs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="job-", dir=costs))
-    tried = any(row["timed"] for row in job.parts)
-    out.info("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
-    try:
-        jobs.write(folder, job)
-        launch.run(folder, launch.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
-        found: Mapping[str, Any] = files.read_json(folder / "result.json")
-        return found
-    except Interrupted:
-        raise
-    except GzError as error:
-        asked = [row for row in job.parts if row["asked"]]
-        return {"parts": [{"cost": None, "seconds": None, "error": error.message} for _ in asked]}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------- in words

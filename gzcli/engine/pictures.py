@@ -35,10 +35,11 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Images uint8 [N, C, H, W] two pixels apart as one picture [H', W', C], as square as possible; small
     images are enlarged.
 
-    columns: number of images in a row; None: about as many as make the picture square.
+    columns: number of images in a row; None: about as many as make the picture square, in full rows where
+      that is nearly so.
     """
     n, c, h, w = images.shape
-    columns = columns or min(n, math.ceil(math.sqrt(n * h / w)))
+    columns = columns or columns_of(n, h / w)
     rows, pad = math.ceil(n / columns), 2
     sheet = np.full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), PAPER, np.uint8)
     for i, image in enumerate(images):
@@ -46,6 +47,17 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
         sheet[:, top : top + h, left : left + w] = image
     scale = max(1, 512 // sheet.shape[2])
     return sheet.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
+
+
+def columns_of(n: int, ratio: float) -> int:
+    """The number of images in a row of a picture of n that is about square.
+
+    ratio: height of an image in units of its width.
+    """
+    ideal = math.sqrt(n * ratio)
+    full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
+    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two alike the wider picture
+    return min(full, key=lambda k: (far[k], -k), default=min(n, math.ceil(ideal)))
 
 
 def save_png(path: Path, image: np.ndarray) -> None:

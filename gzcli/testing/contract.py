@@ -6,6 +6,7 @@ import contextlib
 import copy
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +21,17 @@ from gzcli.models.base import Model
 from gzcli.models.nn import ClassEmbedding
 from gzcli.testing.case import Case
 from gzcli.testing.kinds import every_kind_of_set
-from gzcli.testing.tools import Broken, draw, fixed_noise, held_out, loss_of, only, require, started
+from gzcli.testing.tools import (
+    Broken,
+    draw,
+    fixed_noise,
+    held_out,
+    log_likelihood,
+    loss_of,
+    only,
+    require,
+    started,
+)
 from gzcli.types import Batch, ImageNoise, no_progress
 
 FALL = 0.10  # share by which a phase's loss on one batch must fall
@@ -220,7 +231,7 @@ def goodness(model: Model, batch: Batch) -> float:
         if hasattr(model, "prepare"):  # a later stage models what an earlier one makes of the images
             return -float(loss_of(model, with_prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
-            return float(model.log_prob(batch.x, noise=noise).mean())
+            return float(log_likelihood(model, batch.x, noise=noise).mean())
         again = model.reconstruct(batch.x, noise=noise, progress=no_progress).images
         return -float((again - batch.x).square().mean())
 
@@ -233,7 +244,7 @@ def scores_know_nothing_of_their_batch(case: Case) -> None:
     batch = next(held_out(pack, model, "test", 4))
     methods = {f"score_{name}": getattr(model, f"score_{name}") for name in card.scores}
     if hasattr(model, "log_prob"):
-        methods["log_prob"] = model.log_prob
+        methods["log_prob"] = partial(log_likelihood, model)
     for name, method in methods.items():
         index = batch.index.tolist()
         with torch.no_grad():
@@ -266,7 +277,7 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
         for name, stand_in in several.items():
             patches.enter_context(mock.patch(f"torch.distributed.{name}", stand_in))
         if hasattr(model, "log_prob"):
-            model.log_prob(batch.x, noise=batch.noise)
+            log_likelihood(model, batch.x, noise=batch.noise)
         if model.best != "fd":  # such a model is validated by its samples alone
             model.loss(batch, model.phases()[0].name)
         draw(model, case, n=2)

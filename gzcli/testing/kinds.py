@@ -7,7 +7,7 @@ import torch
 from gzcli.data.batches import quantise
 from gzcli.engine.prepared import with_prepared
 from gzcli.testing.case import SEED, Case
-from gzcli.testing.tools import draw, fixed_noise, loss_of, only, require
+from gzcli.testing.tools import draw, fixed_noise, log_likelihood, loss_of, only, require
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 KINDS = ("rgb", "multi-label", "label-free")
@@ -55,7 +55,8 @@ def kind_of_set(case: Case, kind: str) -> None:
         require(found == (3, *shape), f"{on} `sample(3)` with labels returns {found}")
     if hasattr(model, "log_prob"):
         with torch.no_grad():
-            value = model.log_prob(batch.x, y if case.conditional else None, noise=ImageNoise(SEED, range(N)))
+            labels = y if case.conditional else None
+            value = log_likelihood(model, batch.x, labels, noise=ImageNoise(SEED, range(N)))
         require(
             value.shape == (N,) and torch.isfinite(value).all(), f"{on} `log_prob` is not {N} finite numbers"
         )

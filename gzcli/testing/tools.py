@@ -13,9 +13,11 @@ from gzcli.data.pack import Pack
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
-from gzcli.models.options import grouped
+from gzcli.models.options import defaults, grouped
 from gzcli.testing.case import CPU, SEED, Case
-from gzcli.types import Batch, BatchNoise, ImageNoise, no_progress
+from gzcli.types import Batch, BatchNoise, ImageNoise, Noise, no_progress
+
+ODE_STEPS = 8  # of a likelihood that is integrated: a check asks what it depends on, not what it is
 
 
 class Broken(AssertionError):
@@ -76,6 +78,12 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
         return model.sample(
             n, labels=labels, noise=ImageNoise(seed, range(n)), progress=no_progress, **options
         )
+
+
+def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
+    """The model's `log_prob` of images, [B] nats; over few steps where it integrates an equation."""
+    few = {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in defaults(model.log_prob) else {}
+    return model.log_prob(x, labels, noise=noise, **grouped(model.log_prob, few))
 
 
 def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = None) -> Iterator[Batch]:

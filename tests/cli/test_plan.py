@@ -7,14 +7,15 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from pictures import RED, png, write
 
-from gzcli import costs, forecast, launch, requirements
-from gzcli.cli import app, out, plan
+from gzcli import costs, forecast, launch, planning, requirements, trials
+from gzcli.cli import app, out
 from gzcli.costs import Cost, Line
 from gzcli.errors import GzError, Interrupted, MissingError, UsageError
 from gzcli.jobs import TrialJob
@@ -62,7 +63,7 @@ def planned(monkeypatch):
     def found(seconds: float | None = 0.5, error: str | None = None) -> list[TrialJob]:
         jobs: list[TrialJob] = []
 
-        def measure(job: TrialJob) -> dict:
+        def measure(job: TrialJob, say: Callable[[str], None] = lambda text: None) -> dict:
             jobs.append(job)
             rows = []
             for row in (row for row in job.parts if row["asked"]):
@@ -77,7 +78,7 @@ def planned(monkeypatch):
             return {"parts": rows}
 
         monkeypatch.setenv("GZ_TRIAL", "1")
-        monkeypatch.setattr(plan, "_measure", measure)
+        monkeypatch.setattr(trials, "measure", measure)
         return jobs
 
     return found
@@ -137,6 +138,17 @@ def test_gpus_that_are_not_here_are_planned_for(gz, planned, monkeypatch):
     code, stdout, _ = gz("train", "ddpm", "--data", "cifar10", "--gpus", "4", "--dry-run")
     assert code == 0 and "here: not known, " in stdout and "on an H100" in stdout
     assert not any(row["timed"] for row in jobs[0].parts)
+
+
+def test_python_splits_a_batch_that_does_not_fit_a_gpu(planned, home, monkeypatch):
+    jobs, given = planned(), 0.9 * COST.memory(COST.images // 2)
+    asked = planning.ask("vae", None, (), {})
+    plans = {gpus: replace(launch.plan(asked.recipe.launch, every_gpu=False), gpus=gpus) for gpus in (0, 1)}
+    for there, gpus, parts in ((given, 1, 4), (10 * COST.memory(), 1, 1), (given, 0, 1)):
+        monkeypatch.setattr(requirements, "memory_of", lambda plan, there=there: there)
+        recipe = trials.split_to_fit(asked.recipe, planning.ready(asked, None, None, 1), plans[gpus])
+        assert [part.train.accumulate for part in recipe.parts] == [parts]
+    assert not any(row["timed"] for job in jobs for row in job.parts)
 
 
 def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, tmp_path):

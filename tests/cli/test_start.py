@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -87,4 +88,6 @@ def test_every_process_is_started_so(tmp_path):
     assert one == [sys.executable, start.SCRIPT, "gzcli.engine", str(tmp_path)]
     several = launch.command(tmp_path, launch.Plan(processes=2), launcher=True)
     assert several[:3] == [sys.executable, start.SCRIPT, start.LAUNCHER] and several[-3:] == one[1:]
+    assert launch.show(tmp_path, launch.Plan(gpus=1)).startswith("accelerate launch --config_file ")
+    assert launch.show(tmp_path, launch.Plan()) == shlex.join(one)
     assert "-m" not in one + several and "-c" not in one + several

@@ -93,6 +93,9 @@ CHEAP = {
     "dims": 2,
     "frames": 2,
     "rows": 15,
+    "iterations": 1,
+    "resample": 2,
+    "jump": 1,
 }
 GRADNORM = ("vae", "glow", "pixelcnn")  # it is the engine's, over any likelihood
 FIRST = {

@@ -25,7 +25,7 @@ from gzcli.data.own import open_path
 from gzcli.data.pictures import decode
 from gzcli.data.sets import SPECS
 from gzcli.data.wanted import size_of, wanted
-from gzcli.engine.pictures import grid
+from gzcli.engine.pictures import columns_of, grid
 from gzcli.engine.validate import best_metric
 from gzcli.errors import UsageError
 from gzcli.metrics.features import LeNet, turns
@@ -340,3 +340,11 @@ def test_figures_of_images_that_are_not_square():
     assert turns((32, 32)) == (0, 1, 2, 3) and turns((32, 48)) == (0, 2)
     with pytest.raises(UsageError, match="images of 48×7"):
         LeNet(3, "48x7", 5)
+
+
+@pytest.mark.parametrize(
+    ("n", "ratio", "columns"),
+    [(64, 1, 8), (64, 2 / 3, 8), (20, 1, 5), (36, 1.5, 9), (17, 1, 5), (7, 1.5, 4), (2, 1, 2), (1, 3, 1)],
+)
+def test_a_grid_is_about_square_in_full_rows(n, ratio, columns):
+    assert columns_of(n, ratio) == columns

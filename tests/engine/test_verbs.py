@@ -62,7 +62,6 @@ def test_a_run_directory_is_complete():
         "metrics.jsonl",
         "loss.png",
         "model.safetensors",
-        "accelerate.yaml",
     ):
         assert (path / name).exists(), name
     assert (path / "samples" / "00000060.png").exists()

@@ -1,0 +1,58 @@
+"""What a step costs, found by the engine in a process of its own before a training starts."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gzcli import forecast, jobs, launch, requirements
+from gzcli.data.forms import Say, silent
+from gzcli.errors import GzError, Interrupted
+from gzcli.jobs import TrialJob
+from gzcli.launch import Plan
+from gzcli.recipe.recipe import Recipe
+from gzcli.recipe.resolve import Resolved
+from gzcli.store import files, paths
+
+
+def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
+    """Does the job in a process of its own, and returns its result. What keeps that from being done is the
+    `error` of each part: a plan is no reason not to start.
+
+    say: takes a line about what is done.
+    """
+    costs = paths.cache_dir("costs")
+    costs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="job-", dir=costs))
+    tried = any(row["timed"] for row in job.parts)
+    say("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
+    try:
+        jobs.write(folder, job)
+        launch.run(folder, launch.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
+        found: Mapping[str, Any] = files.read_json(folder / "result.json")
+        return found
+    except Interrupted:
+        raise
+    except GzError as error:
+        asked = [row for row in job.parts if row["asked"]]
+        return {"parts": [{"cost": None, "seconds": None, "error": error.message} for _ in asked]}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def split_to_fit(asked: Resolved, recipe: Recipe, plan: Plan) -> Recipe:
+    """The recipe with its batches in as many parts as fit in the GPU's memory; on a CPU as it is.
+
+    asked: the recipe as it was asked for.
+    recipe: what is trained, with what its data set decides.
+    """
+    if not plan.gpus:
+        return recipe
+    facts, _ = requirements.of_data(asked)
+    whole = replace(asked, parts=recipe.parts, data=recipe.data)
+    expected, _ = forecast.expect(whole, plan, facts.info(), measure=measure, timed=False)
+    return forecast.split_to_fit(recipe, expected, requirements.memory_of(plan))[0]
