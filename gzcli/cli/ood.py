@@ -9,7 +9,7 @@ import typer
 
 from gzcli.cli import alarm, out
 from gzcli.cli.jobs import OWN_OPTIONS
-from gzcli.cli.ood_asked import at_hand, chosen, inside_of, leading, sets, with_lists
+from gzcli.cli.ood_asked import at_hand, check_same_data, chosen, inside_of, leading, sets, with_lists
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -152,8 +152,10 @@ def ood(
     home = home or locate(part.data.name)
     known = card_of(run, part.model)
     further, words = leading(ctx.args)
-    others = [find_run(word, data=key) for word in further]
-    cards = [known, *(card_of(other, part_of(other.serving.tree()).model) for other in others)]
+    others = [find_run(word, data=home.key) for word in further]
+    parts = [part_of(other.serving.tree()) for other in others]
+    check_same_data(part.data.name, {run.id: own.data.name for run, own in zip(others, parts, strict=True)})
+    cards = [known, *(card_of(other, own.model) for other, own in zip(others, parts, strict=True))]
     scores = chosen(split(score), cards, part.ood.scores)
     options = method_options(words, score_options(known), f"`gz ood` of `{known.name}`", "ood")
     announce(run, model, data=key)

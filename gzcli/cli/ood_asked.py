@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,22 @@ def leading(words: list[str]) -> tuple[list[str], list[str]]:
     """The words before the first option, which are further runs, and the rest."""
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     return words[:at], words[at:]
+
+
+def check_same_data(name: str, others: Mapping[str, str]) -> None:
+    """Raises UsageError where a run of an ensemble was trained on another set than the first one.
+
+    name: of the first run's set.
+    others: names of the other runs' sets, by run.
+    """
+    from gzcli.data.names import data_key
+
+    for run, other in others.items():
+        if data_key(other) != data_key(name):
+            raise UsageError(
+                f"`{run}` was trained on `{other}`, the first run on `{name}`",
+                hint="an ensemble is of runs of one set",
+            )
 
 
 def chosen(

@@ -133,6 +133,15 @@ def test_further_runs_make_an_ensemble(asked):
     assert asked("ood", "mine", "other", "--out", "mnist", "--score", "WAIC,nll")[0].scores == ("waic", "nll")
 
 
+def test_an_ensemble_is_of_runs_of_one_set(asked, call):
+    other = runs.create("glow", "patches", alias="other")
+    other.update(state="finished")
+    (other.path / "run.yaml").write_text("model: {name: glow}\ndata: {name: patches}\n")
+    (other.path / "model.safetensors").write_bytes(b"x")
+    code, _, err = call("ood", "mine", "other", "--out", "mnist")
+    assert code == 2 and "was trained on `patches`, the first run on `digits`" in err
+
+
 MISTAKES = [
     ("--out mnist --fpr 5%", 2, "`--fpr` goes with `--input`"),
     ("--out mnist --map", 2, "`--map` goes with `--input`"),
