@@ -103,6 +103,9 @@ class BenchJob:
     checkpoint: "last", "best", "finished" or a step.
     precision: of samples and scores; None: samples as the run was trained, scores in fp32.
     launch: number and kind of processes.
+    variants: how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional:
+      weights of a step, options of its sampler, at most how many network calls an image, and whether figures
+      that do not depend on samples are left out; (): all as the job and the runs say.
     """
 
     runs: tuple[str, ...]
@@ -114,6 +117,7 @@ class BenchJob:
     checkpoint: str = "finished"
     precision: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
+    variants: tuple[Mapping[str, Any], ...] = ()
     verb: Literal["bench"] = "bench"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,9 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 
     here = replace(recipe.launch.alone(), threads=p.threads, cpu=recipe.launch.cpu or not p.gpus)
     recipe = recipe.launched(here)
+    asked = target.status().get("asked")
+    if asked is None or not same_training(target.tree(), recipe.tree()):
+        asked = fingerprint(recipe, p)
     files.write_atomic(target.path / "run.yaml", dump(recipe.tree()))
     packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
     before = files.read_json(target.path / "env.json") or {}
@@ -47,7 +53,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     }
     files.write_json(target.path / "env.json", env)
     start = {"state": "planned", "error": None, "code": None}
-    target.update(**start)
+    target.update(**start, asked=asked)
     for part in recipe.parts if recipe.stages else ():
         stage = target.stage(part.stage)
         stage.path.mkdir(parents=True, exist_ok=True)
@@ -57,6 +63,34 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     for name, run in recipe.reused.items():
         if not target.stage(name).status():
             runs.copy_weights(runs.find_stage(run, name), target.stage(name))
+
+
+def fingerprint(recipe: Recipe, p: Plan) -> str:
+    """A hash of all that decides on the outcome of a training and on its time, as it was asked for: two runs
+    of one fingerprint are trained alike for the same time.
+
+    It is that of a run with `train.minutes` before these become a number of steps.
+    """
+    asked = [training(recipe.tree()), p.processes, p.gpus, p.threads]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def same_training(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two trees of recipes train alike."""
+    return training(a) == training(b)
+
+
+def training(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a recipe without what does not change what is trained."""
+    kept = {
+        key: value for key, value in tree.items() if key not in ("about", "bench", "launch", "ood", "params")
+    }
+    if "stages" in kept:
+        own = kept["stages"].items()
+        kept["stages"] = {name: training(part) if isinstance(part, Mapping) else part for name, part in own}
+    if "train" in kept:
+        kept["train"] = {key: value for key, value in kept["train"].items() if key != "keep"}
+    return kept
 
 
 def _kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:

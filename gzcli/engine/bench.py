@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.data.wanted import Wanted
+from gzcli.engine.calls import count_calls, steps_for
 from gzcli.engine.devices import synchronise
 from gzcli.engine.images import subset, treatment
 from gzcli.engine.likelihood import images_of_test, likelihood
@@ -51,14 +53,18 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     metrics = choose(job.metrics)
-    models = [load_trained(Run(Path(path)), device, job.checkpoint, job.precision) for path in job.runs]
+    variants = job.variants or ({},) * len(job.runs)
+    models = [load(job, path, how, device) for path, how in zip(job.runs, variants, strict=True)]
     pack = open_pack(job.data, **same_form(models), say=log.info)
     for trained in models:
         same.check(trained.run.owner.path, pack.meta)
     quality = Quality(pack, metrics, job.n, device=device, weights=job.weights, say=log.info)
     rows, pictures = [], []
-    for trained in models:
-        row, samples = measure(trained, pack, quality, metrics, job, folder, log)
+    for trained, how in zip(models, variants, strict=True):
+        own = [name for name in metrics if not (how.get("quick") and name in ("bpd", "own"))]
+        row, samples = measure(trained, pack, quality, own, job, folder, log)
+        if job.variants:
+            row["calls"] = count_calls(trained)
         if ranks.rank():
             continue
         shown = "   ".join(
@@ -85,6 +91,19 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     }
     files.write_json(folder / "bench.json", result)
     return result
+
+
+def load(job: BenchJob, path: str, how: Mapping[str, Any], device: torch.device) -> Trained:
+    """The model of a run, with the weights and the sampler that its variant asks for.
+
+    how: the variant, as `BenchJob.variants` has it.
+    """
+    trained = load_trained(Run(Path(path)), device, how.get("checkpoint", job.checkpoint), job.precision)
+    options = dict(how.get("sample", {}))
+    if "calls" in how:
+        options["steps"] = steps_for(trained, how["calls"])
+    trained.part = replace(trained.part, sample={**trained.part.sample, **options})
+    return trained
 
 
 def notes(models: list[Trained], rows: list[dict[str, Any]], pack: Pack) -> list[str]:
