@@ -9,6 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.league_options import (
+    Budget,
+    Calls,
+    Curve,
+    LeagueModels,
+    Seeds,
+    TrainMissing,
+    terms_of,
+)
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -19,13 +28,14 @@ from gzcli.cli.options import (
     Processes,
     Quiet,
     SeedOrZero,
+    Yes,
     complete_data,
     split,
 )
 from gzcli.errors import MissingError
 
 _Data = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--data", metavar="NAME|PATH", help="The data set to compare on.", autocompletion=complete_data
     ),
@@ -49,7 +59,7 @@ _Weights = Annotated[
 
 def bench(
     models: Models = None,
-    data: _Data = "digits",
+    data: _Data = None,
     metrics: _Metrics = None,
     n: _N = 2000,
     weights: _Weights = None,
@@ -59,6 +69,13 @@ def bench(
     processes: Processes = None,
     precision: Precision = None,
     seed: SeedOrZero = 0,
+    train_missing: TrainMissing = False,
+    budget: Budget = None,
+    league: LeagueModels = None,
+    seeds: Seeds = 1,
+    calls: Calls = 20,
+    curve: Curve = None,
+    yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -70,7 +87,15 @@ def bench(
     from gzcli.store import runs
     from gzcli.store.paths import user_dir
 
-    found = locate(data)
+    if train_missing or budget or league or curve:
+        from gzcli.cli.league import hold
+
+        names, own = tuple(split(metrics)) or None, str(weights) if weights else None
+        launch = processes_of(gpus, cpu, processes)
+        job = BenchJob((), data or "", names, n, seed, own, checkpoint, precision, launch)
+        asked = terms_of(job, league or models, seeds, calls, curve, budget, train_missing=train_missing)
+        return hold(asked, budget=str(budget), yes=yes)
+    found = locate(data or "digits")
     if not models:
         done = [run for run in runs.all_runs(data=found.key) if run.state == "finished"]
         models = list({run.model: None for run in reversed(done)})  # each once, in order of its first run

@@ -31,6 +31,7 @@ LEAVES = {
     "sizes",
     "philox",
     "peaks",
+    "standings",
 }
 MAY = {
     "__main__": {"cli"},
@@ -46,7 +47,9 @@ MAY = {
         "models",
         "data",
         "testing",
+        "league",
     },
+    "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "launch", "recipe", "engine", "data"},
     "handles": {"engine", "models", "data"},
     "requirements": {"planning", "forecast", "launch", "recipe", "models", "data"},
