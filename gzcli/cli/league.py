@@ -49,7 +49,8 @@ def hold(terms: Terms, *, budget: str, yes: bool) -> None:
         if not got:
             raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
         before_start(entries, left_out, terms, budget, yes=yes)
-        files.write_atomic(folder / "command.txt", shlex.join(["gz", *sys.argv[1:]]) + "\n")
+        words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
+        files.write_atomic(folder / "command.sh", words)
         result = play(entries, terms, folder)
         draw(folder, result)
         result |= {"left_out": left_out, "budget": terms.budget}
@@ -134,10 +135,15 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
 
     facts: what all rows have in common, to which the job's are added.
     """
-    from gzcli.league import facts_of, jobs_of
+    from gzcli.league import facts_of, jobs_of, kept_steps
 
     own = {"model": entry.model, "seed": entry.seed, **facts_of(run)}
     rows: list[dict[str, Any]] = []
+    if "time" in terms.curves and len(kept_steps(run)) < 2:
+        facts["notes"].append(
+            f"`{run.id}` was trained for less than a curve and kept no checkpoints for one: "
+            f"`gz runs remove {run.id}` lets it be trained again with more (`train.keep`)"
+        )
     for kind, (job, descriptions) in jobs_of(run, terms).items():
         try:
             result = result_of(run, job)

@@ -17,7 +17,8 @@ def in_short(row: dict[str, Any], metric: str | None) -> str:
     if metric is None or value is None:
         return "judged"
     relative = standings.times_floor(row, metric)
-    return f"{metric} {value:.4g}, {relative:.3g} × floor, {row['calls']} calls an image"
+    calls = f"{row['calls']} call{'s' if row['calls'] != 1 else ''} an image"
+    return f"{metric} {value:.4g}, {short(relative)} × floor, {calls}"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -66,5 +67,7 @@ def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """A number in a few digits; `-` for none."""
-    return "-" if value is None else f"{value:.{digits}g}"
+    """A number in a few digits, and without a power of ten where it is large; `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"

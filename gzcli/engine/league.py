@@ -22,6 +22,8 @@ def draw_curves(
     title: of the figure.
     floor: value of real images, a dashed line; None: not known.
     """
+    from matplotlib.ticker import LogLocator
+
     figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
     colours = pyplot().get_cmap("tab10").colors
     for i, (model, points) in enumerate(curves.items()):
@@ -40,6 +42,7 @@ def draw_curves(
         axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real images")
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     axes.grid(alpha=0.25)
