@@ -19,6 +19,14 @@ from gzcli.recipe.write import dump
 from gzcli.store import files, outside, runs
 from gzcli.store.runs import Run
 
+NOT_TRAINED = (
+    "about",
+    "bench",
+    "launch",
+    "ood",
+    "params",
+)  # keys of a recipe that change nothing of a training
+
 
 def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     """Writes `run.yaml`, the whole recipe, and `env.json`, the machine: by these two the run can be repeated.
@@ -34,7 +42,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     here = replace(recipe.launch.alone(), threads=p.threads, cpu=recipe.launch.cpu or not p.gpus)
     recipe = recipe.launched(here)
     asked = target.status().get("asked")
-    if asked is None or not same_training(target.tree(), recipe.tree()):
+    if asked is None or training(target.tree()) != training(recipe.tree()):
         asked = fingerprint(recipe, p)
     files.write_atomic(target.path / "run.yaml", dump(recipe.tree()))
     packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
@@ -71,26 +79,22 @@ def fingerprint(recipe: Recipe, p: Plan) -> str:
 
     It is that of a run with `train.minutes` before these become a number of steps.
     """
-    asked = [training(recipe.tree()), p.processes, p.gpus, p.threads]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    asked = f"{training(recipe.tree())} {p.processes} {p.gpus} {p.threads}"
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
-def same_training(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two trees of recipes train alike."""
-    return training(a) == training(b)
+def training(tree: Mapping[str, Any]) -> str:
+    """What of a recipe's tree changes what is trained, as JSON, in which a tuple and a list are alike."""
+    return json.dumps(_training(tree), sort_keys=True)
 
 
-def training(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a recipe without what does not change what is trained."""
-    kept = {
-        key: value for key, value in tree.items() if key not in ("about", "bench", "launch", "ood", "params")
-    }
-    if "stages" in kept:
-        own = kept["stages"].items()
-        kept["stages"] = {name: training(part) if isinstance(part, Mapping) else part for name, part in own}
-    if "train" in kept:
-        kept["train"] = {key: value for key, value in kept["train"].items() if key != "keep"}
-    return kept
+def _training(tree: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in tree.items() if key not in NOT_TRAINED}
+    if "train" in found:
+        found["train"] = {key: value for key, value in found["train"].items() if key != "keep"}
+    for name, part in found.get("stages", {}).items():
+        found["stages"] = found["stages"] | {name: _training(part) if isinstance(part, Mapping) else part}
+    return found
 
 
 def _kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:

@@ -73,7 +73,9 @@ def before_start(
     lines = [
         *wrapped(" ".join(models), f"{len(models)} models: "),
         f"{budget} each{of_seeds}: {missing} to train, {len(found)} there",
-        f"about {about(missing * terms.budget)} of training, and the time to sample and judge",
+        f"about {about(missing * terms.budget)} of training, and the time to sample and judge"
+        if missing
+        else "nothing is trained, all that is left is to judge",
     ]
     for name, why in left_out.items():
         lines += wrapped(f"left out: {name} ({why})")

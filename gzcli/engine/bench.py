@@ -28,13 +28,14 @@ from gzcli.engine.memorised import Memory, worth_of
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Quality
 from gzcli.engine.report import training_speed
-from gzcli.engine.trained import Trained
-from gzcli.engine.variants import load, quick
+from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine.variants import quick, varied
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.jobs import BenchJob
 from gzcli.metrics import lite
 from gzcli.metrics.interval import Interval
 from gzcli.store import files
+from gzcli.store.runs import Run
 
 METRICS = (*SPACES, "classes", "bpd", "own", "speed", "memory", "worth")
 DEFAULT = ("fd", "kid_lenet", "prc_lenet", "swd", "classes", "bpd", "own", "speed")
@@ -57,7 +58,10 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
-    models = [load(path, job, how, device) for path, how in zip(job.runs, variants, strict=True)]
+    models = []
+    for path, variant in zip(job.runs, variants, strict=True):
+        weights = variant.get("checkpoint", job.checkpoint)
+        models.append(varied(load_trained(Run(Path(path)), device, weights, job.precision), variant))
     pack = open_pack(job.data, **form_of(models), say=log.info)
     for trained in models:
         same.check(trained.run.owner.path, pack.meta)
@@ -66,8 +70,8 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     quality = Quality(pack, metrics, split=job.split, device=device, say=log.info, **how)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]
     known = [
-        of_model(one, pack, quick(metrics) if how.get("quick") else metrics, job, log)
-        for one, how in zip(contestants, variants, strict=True)
+        of_model(one, pack, quick(metrics) if variant.get("quick") else metrics, job, log)
+        for one, variant in zip(contestants, variants, strict=True)
     ]
     if ranks.rank():
         return {}
