@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gzcli.league import Entry, Terms
     from gzcli.store.runs import Run
 
+LATE = 1.25  # times the budget from which it is told that a training took longer
 DAY = 86_400  # seconds of training after which it is asked whether to start
 
 
@@ -44,7 +45,7 @@ def hold(terms: Terms, *, budget: str, yes: bool) -> None:
         raise UsageError(
             f"no model can be trained on `{terms.data}`", hint=next(iter(left_out.values()), None)
         )
-    folder = user_dir("bench") / f"league-{locate(terms.data).key}-{budget}-{terms.key}"
+    folder = user_dir("bench") / f"league-{locate(terms.data).key}-{budget.strip()}-{terms.key}"
     with files.lock(folder / ".lock", wait=False) as got:
         if not got:
             raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
@@ -94,14 +95,14 @@ def before_start(
 def play(entries: Sequence[Entry], terms: Terms, folder: Path) -> dict[str, Any]:
     """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON."""
     rows: list[dict[str, Any]] = []
-    facts: dict[str, Any] = {"notes": [], "directions": {}}
+    facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result: dict[str, Any] = {}
     for i, entry in enumerate(entries, 1):
         head = f"{i}/{len(entries)} {entry.model}" + (f" seed {entry.seed}" if len(terms.seeds) > 1 else "")
         since, trained = time.monotonic(), entry.run()
         if not trained or trained.state != "finished":
             until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
-            out.info(f"{head}: {'goes on' if trained else 'is trained'}, until about {until}")
+            out.info(f"{head}: " + ("goes on" if trained else f"is trained, until about {until}"))
         try:
             found = judged(entry.train(say=out.info), entry, terms, facts)
         except Interrupted as stopped:
@@ -141,6 +142,12 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
 
     own = {"model": entry.model, "seed": entry.seed, **facts_of(run)}
     rows: list[dict[str, Any]] = []
+    if own["train_seconds"] > LATE * terms.budget:
+        took = duration(own["train_seconds"])
+        facts["notes"].append(
+            f"{entry.model}, seed {entry.seed}, trained for {took} and not {duration(terms.budget)}: the machine "
+            "was busier than at its first steps, or validation and pictures took more than their share"
+        )
     if "time" in terms.curves and len(kept_steps(run)) < 2:
         facts["notes"].append(
             f"`{run.id}` was trained for less than a curve and kept no checkpoints for one: "
@@ -157,7 +164,7 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
             facts["notes"].append(f"{entry.model}, seed {entry.seed}: no curve of {kind}: {error.message}")
             continue
         facts["directions"] |= result.get("directions", {})
-        facts["data"], facts["floor"] = result["data"], {**facts.get("floor", {}), **result["floor"]}
+        facts["data"], facts["floor"] = result["data"], {**facts["floor"], **result["floor"]}
         facts["floor_intervals"] = {**facts.get("floor_intervals", {}), **result.get("floor_intervals", {})}
         facts["provenance"] = result["provenance"]
         facts["notes"] += [note for note in result["notes"] if note not in facts["notes"]]

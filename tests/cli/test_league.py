@@ -188,6 +188,12 @@ def test_a_long_league_is_told(call, home, trained, judged):
     assert "--yes" in said and "more than a day" not in call(*WORDS, "--models", "vae", "--yes")[2]
 
 
+def test_a_training_that_took_too_long_is_told(call, home, trained, judged):
+    words = (word.replace("0.2m", "5s") for word in WORDS)  # the run says 12 seconds
+    assert "trained for 12s and not 5s" in " ".join(call(*words, "--models", "vae")[2].split())
+    assert "and not" not in call(*WORDS, "--models", "vae")[2]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
