@@ -81,6 +81,8 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     rows = []
     for i, one in enumerate(contestants):
         facts = known[i] if one.trained else {}
+        if quality.dear:
+            log.info(f"features of {len(one):,} images of `{one.name}`")
         rows.append(judge(one, facts, quality, metrics, memory, log))
         log.info(f"{one.name}: {brief(rows[-1]['metrics'])}")
     floors = {len(one): floor(len(one), quality, metrics, memory, log) for one in contestants}

@@ -19,7 +19,9 @@ JOBS = [
     OodJob(
         "/run", "mnist", ("digits", "/my, own"), scores=("nll",), launch=LaunchSection(cpu=True, threads=3)
     ),
-    BenchJob(("/a", "/b"), "digits", metrics=None, weights="/inception"),
+    BenchJob(
+        ("/a", "/b"), "digits", metrics=None, weights="/inception", images=("/c.npz", "/d"), split="all"
+    ),
     ExportJob("/run", "diffusers", "/out", checkpoint="20"),
 ]
 
@@ -97,6 +99,9 @@ def test_ood(asked, tmp_path, monkeypatch):
 def test_bench(asked):
     job, run = asked("bench", "--data", "Digits", "--metrics", "fd,bpd", "--checkpoint", "best")
     assert job == BenchJob((str(run.path),), "digits", ("fd", "bpd"), checkpoint="best")
+    assert asked("bench", "mine", "patches", "--split", "train")[0] == BenchJob(
+        (str(run.path),), "digits", checkpoint="last", images=("patches",), split="train"
+    )
 
 
 def test_export(asked, tmp_path):

@@ -95,6 +95,7 @@ def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
     result = run(tmp_path, paths / "same.npz", split="train", n=100, export_stats=str(tmp_path / "s.npz"))
     some = run(tmp_path, paths / "same.npz", n=100, stats=str(tmp_path / "s.npz"))
     assert result["provenance"]["n_real"] == len(train) and result["provenance"]["split"] == "train"
+    assert any("mean and covariance in" in note for note in some["notes"])
     assert some["rows"][0]["metrics"]["fd"] == pytest.approx(result["rows"][0]["metrics"]["fd"], rel=1e-9)
     with np.load(tmp_path / "s.npz") as held:
         features = net.features(train)
