@@ -146,7 +146,7 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
         took = duration(own["train_seconds"])
         facts["notes"].append(
             f"{entry.model}, seed {entry.seed}, trained for {took} and not {duration(terms.budget)}: the "
-            "machine was busier than at its first steps, or validation and pictures took more than their share"
+            "machine was busier than at first, or validation and pictures took more than their share"
         )
     if "time" in terms.curves and len(kept_steps(run)) < 2:
         facts["notes"].append(
