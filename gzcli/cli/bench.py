@@ -3,6 +3,7 @@ speed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.bench_table import table
+from gzcli.cli.league_options import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, terms_of
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -19,6 +21,7 @@ from gzcli.cli.options import (
     Processes,
     Quiet,
     SeedOrZero,
+    Yes,
     complete_data,
     complete_model_or_run,
 )
@@ -102,6 +105,13 @@ def bench(
     processes: Processes = None,
     precision: Precision = None,
     seed: SeedOrZero = 0,
+    train_missing: TrainMissing = False,
+    budget: Budget = None,
+    models: LeagueModels = None,
+    seeds: Seeds = 1,
+    calls: Calls = 20,
+    curve: Curve = None,
+    yes: Yes = False,
     wide: _Wide = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -114,12 +124,9 @@ def bench(
     from gzcli.jobs import BenchJob
     from gzcli.store.paths import user_dir
 
-    found, runs, images = entered(contestants or [], data)
-    for run, word in runs:
-        announce(run, word, data=found.key)
     job = BenchJob(
-        tuple(str(run.path) for run, _ in runs),
-        found.reference,
+        (),
+        data or "",
         tuple(items(metrics)) or None,
         n,
         seed,
@@ -127,11 +134,21 @@ def bench(
         checkpoint,
         precision,
         processes_of(gpus, cpu, processes),
-        tuple(images),
-        split,
-        str(real_stats) if real_stats else None,
-        str(export_stats) if export_stats else None,
+        split=split,
+        stats=str(real_stats) if real_stats else None,
+        export_stats=str(export_stats) if export_stats else None,
     )
+    if train_missing or budget or models or curve:
+        from gzcli.cli.league import hold
+
+        named = models or contestants
+        terms = terms_of(job, named, seeds, calls, curve, budget, train_missing=train_missing)
+        return hold(terms, budget=str(budget), yes=yes)
+    found, runs, images = entered(contestants or [], data)
+    for run, word in runs:
+        announce(run, word, data=found.key)
+    chosen = tuple(str(run.path) for run, _ in runs)
+    job = replace(job, runs=chosen, data=found.reference, images=tuple(images))
     folder = user_dir("bench") / f"{found.key}-{stamp()}"
     result = do_job(folder, job)
     table(result, wide=wide)

@@ -31,6 +31,7 @@ LEAVES = {
     "sizes",
     "philox",
     "peaks",
+    "standings",
 }
 MAY = {
     "__main__": {"cli"},
@@ -47,7 +48,9 @@ MAY = {
         "models",
         "data",
         "testing",
+        "league",
     },
+    "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "trials", "launch", "recipe", "engine", "data"},
     "handles": {"engine", "models", "data"},
     "requirements": {"planning", "forecast", "launch", "recipe", "models", "data"},
