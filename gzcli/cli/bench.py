@@ -18,10 +18,12 @@ from gzcli.cli.options import (
     Precision,
     Processes,
     Quiet,
+    Report,
     SeedOrZero,
     complete_data,
     split,
 )
+from gzcli.cli.report import check_report, with_report
 from gzcli.errors import MissingError
 
 _Data = Annotated[
@@ -59,6 +61,7 @@ def bench(
     processes: Processes = None,
     precision: Precision = None,
     seed: SeedOrZero = 0,
+    report: Report = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -70,6 +73,7 @@ def bench(
     from gzcli.store import runs
     from gzcli.store.paths import user_dir
 
+    check_report(report)
     found = locate(data)
     if not models:
         done = [run for run in runs.all_runs(data=found.key) if run.state == "finished"]
@@ -98,7 +102,7 @@ def bench(
     for note in result["notes"]:
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
-    out.data(result)
+    out.data(with_report(result, folder, report))
 
 
 def table(result: Mapping[str, Any]) -> None:

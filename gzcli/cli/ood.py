@@ -18,12 +18,14 @@ from gzcli.cli.options import (
     Precision,
     Processes,
     Quiet,
+    Report,
     SeedOrZero,
     complete_data,
     complete_data_list,
     complete_scores,
     split,
 )
+from gzcli.cli.report import check_report, with_report
 from gzcli.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ def ood(
     processes: Processes = None,
     precision: Precision = None,
     seed: SeedOrZero = 0,
+    report: Report = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -120,6 +123,7 @@ def ood(
     from gzcli.recipe.from_file import find_run
     from gzcli.recipe.schema import check_scores, score_options
 
+    check_report(report)
     asked = inside_of(benchmark, in_, out_) if benchmark else None
     if asked is None and not out_:
         hint = f"gz ood {model} --in mnist --out fashionmnist"
@@ -158,7 +162,7 @@ def ood(
     for note in result.get("notes", []):
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
-    out.data(result)
+    out.data(with_report(result, folder, report))
 
 
 def table(result: Mapping[str, Any]) -> None:
