@@ -27,7 +27,7 @@ def report(folder: _Folder, to: _Out = None, json: Json = False, quiet: Quiet = 
     """
     from gzcli.report.write import write
 
-    made = write(folder, to or folder / "report")
+    made = write(folder, to)
     out.text(made["html"])
     out.data(made)
 

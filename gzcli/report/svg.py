@@ -10,7 +10,7 @@ from markupsafe import Markup
 from gzcli.report.document import Chart, Dots, Series
 
 WIDTH, HEIGHT, LINE = 380, 230, 16  # of a drawing and of a line of text, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36  # margins of the axes
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 36  # margins of the axes
 COLOURS = 8  # of lines; more lines take them in turn
 LETTER = 6.2  # approximate width of a letter
 NAMES = 22  # letters of a name beside a dot at most
@@ -45,7 +45,10 @@ def chart(drawing: Chart, *, alone: bool = False) -> Markup:
     parts += [text(LEFT - 6, up(at) + 4, mark, "end") for at, mark in y_marks]
     parts += [text(across(at), HEIGHT - BOTTOM + 15, mark, "middle") for at, mark in x_marks]
     parts += [rule(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "axis")]
-    parts += [text(WIDTH - RIGHT, HEIGHT - 6, drawing.x, "end", "soft")]
+    parts += [
+        text(WIDTH - RIGHT, HEIGHT - 6, drawing.x, "end", "soft"),
+        text(LEFT, 11, drawing.y, "start", "soft"),
+    ]
     for i, line in enumerate(drawing.series):
         at = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line.points)
         if drawing.filled:

@@ -33,16 +33,18 @@ def check(folder: Path) -> None:
         owned.check_empty(folder)
 
 
-def write(results: Path, folder: Path) -> dict[str, str]:
+def write(results: Path, folder: Path | None = None) -> dict[str, str]:
     """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and `latex`.
 
     results: the folder of a `gz bench` or `gz ood`.
-    folder: where the report is written; new, empty, or of an earlier report, which is replaced.
+    folder: where the report is written; new, empty, or of an earlier report, which is replaced. None: into
+      `report` beside the results.
 
     Raises MissingError and UsageError where there are no results, UsageError where the folder holds anything
     else.
     """
     found = read(results)
+    folder = folder or found.folder / "report"
     check(folder)
     report = (of_bench if found.verb == "bench" else of_ood).document(found)
     folder.mkdir(parents=True, exist_ok=True)
