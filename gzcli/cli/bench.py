@@ -67,7 +67,9 @@ def bench(
 ) -> None:
     """Compare trained models on one data set; without a name, every model that has a finished run on it."""
     from gzcli.cli.jobs import announce, do_job, processes_of, stamp
+    from gzcli.cli.weights import bring
     from gzcli.data.names import locate
+    from gzcli.data.weights import needed_by
     from gzcli.jobs import BenchJob
     from gzcli.recipe.from_file import find_run
     from gzcli.store import runs
@@ -85,6 +87,8 @@ def bench(
     chosen = [find_run(model, data=found.key) for model in models]
     for run, model in zip(chosen, models, strict=True):
         announce(run, model, data=found.key)
+    if not weights:
+        bring(needed_by(tuple(split(metrics))))
     job = BenchJob(
         tuple(str(run.path) for run in chosen),
         found.reference,
