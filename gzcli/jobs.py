@@ -92,17 +92,21 @@ class OodJob:
 
 @dataclass(frozen=True)
 class BenchJob:
-    """A comparison of runs on one data set.
+    """A comparison of runs and of images from elsewhere with one data set.
 
     runs: folders of the runs.
     data: name or path of the data set.
     metrics: names of the metrics; None: those that need no weights of Inception.
-    n: number of samples drawn of each run.
+    n: number of samples drawn of each run, and of images that are taken at most.
     seed: seed of the noise.
     weights: path of Inception's weights; None: the file in the cache.
     checkpoint: "last", "best", "finished" or a step.
     precision: of samples and scores; None: samples as the run was trained, scores in fp32.
     launch: number and kind of processes.
+    images: paths or names of images that are compared as samples are.
+    split: the real images: "test", "train" or "all".
+    stats: path of the mean and covariance of other real images, for the Fréchet distance among the metrics.
+    export_stats: path to which those of the real images are written.
     """
 
     runs: tuple[str, ...]
@@ -114,6 +118,10 @@ class BenchJob:
     checkpoint: str = "finished"
     precision: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
+    images: tuple[str, ...] = ()
+    split: str = "test"
+    stats: str | None = None
+    export_stats: str | None = None
     verb: Literal["bench"] = "bench"
 
 

@@ -1,123 +1,238 @@
-"""`gz bench`: compares trained models by image quality, likelihood, class balance and speed."""
+"""`gz bench`: compares trained models, and images from anywhere, by quality, likelihood, class balance and
+speed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.bench_table import table
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
     Gpus,
     Json,
-    Models,
     Precision,
     Processes,
     Quiet,
     Report,
     SeedOrZero,
     complete_data,
-    split,
+    complete_model_or_run,
+)
+from gzcli.cli.options import (
+    split as items,
 )
 from gzcli.cli.report import check_report, with_report
-from gzcli.errors import MissingError
+from gzcli.errors import MissingError, UsageError, canonical, matching
 
-_Data = Annotated[
-    str,
-    typer.Option(
-        "--data", metavar="NAME|PATH", help="The data set to compare on.", autocompletion=complete_data
+if TYPE_CHECKING:
+    from gzcli.data.names import DataSet
+    from gzcli.store.run import Run
+
+_Contestants = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL|RUN|IMAGES",
+        help="Models, runs' ids, aliases or folders; or images: a folder, zip, tar or npz.",
+        autocompletion=complete_model_or_run,
     ),
+]
+_Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="NAME|PATH",
+        help="The real images, a data set or a path; without it the set of the first run.",
+        autocompletion=complete_data,
+    ),
+]
+_Split = Annotated[
+    Literal["test", "train", "all"],
+    typer.Option("--split", help="Which of the real images; papers on CIFAR-10 take `train`."),
 ]
 _Metrics = Annotated[
     str | None,
     typer.Option(
         "--metrics",
         metavar="M[,M…]",
-        help="fd kid_lenet prc_lenet classes bpd own speed, and with Inception's weights fid kid is.",
+        help="fd fd_inf kid_lenet prc_lenet swd classes bpd own speed memory worth; with the extra "
+        "`features` fd_lite fd_lite_pca kid_lite prc_lite; with Inception's weights fid kid is.",
     ),
 ]
-_N = Annotated[int, typer.Option("-n", metavar="N", min=50, help="Number of samples drawn of each model.")]
+_N = Annotated[
+    int, typer.Option("-n", metavar="N", min=50, help="Samples drawn of each model; images taken at most.")
+]
 _Weights = Annotated[
     Path | None,
     typer.Option(
         "--weights", metavar="FILE", help="File of Inception's weights.", exists=True, resolve_path=True
     ),
 ]
+_Stats = Annotated[
+    Path | None,
+    typer.Option(
+        "--real-stats",
+        metavar="FILE",
+        help="`mu` and `sigma` of real images for the Fréchet distance, as pytorch-fid has them.",
+        exists=True,
+        resolve_path=True,
+    ),
+]
+_Export = Annotated[
+    Path | None,
+    typer.Option("--export-stats", metavar="FILE", help="Write those of the real images.", resolve_path=True),
+]
+_Wide = Annotated[bool, typer.Option("--wide", help="Print every column, with its 95 % interval.")]
 
 
 def bench(
-    models: Models = None,
-    data: _Data = "digits",
+    contestants: _Contestants = None,
+    data: _Data = None,
+    split: _Split = "test",
     metrics: _Metrics = None,
     n: _N = 2000,
     weights: _Weights = None,
+    real_stats: _Stats = None,
+    export_stats: _Export = None,
     checkpoint: Checkpoint = "last",
     gpus: Gpus = None,
     cpu: Cpu = False,
     processes: Processes = None,
     precision: Precision = None,
     seed: SeedOrZero = 0,
+    wide: _Wide = False,
     report: Report = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare trained models on one data set; without a name, every model that has a finished run on it."""
+    """Compare models, and images from anywhere, with real ones.
+
+    Without a name, every model that has a finished run on the data set is compared.
+    """
     from gzcli.cli.jobs import announce, do_job, processes_of, stamp
     from gzcli.cli.weights import bring
-    from gzcli.data.names import locate
     from gzcli.data.weights import needed_by
     from gzcli.jobs import BenchJob
-    from gzcli.recipe.from_file import find_run
-    from gzcli.store import runs
     from gzcli.store.paths import user_dir
 
     check_report(report)
-    found = locate(data)
-    if not models:
-        done = [run for run in runs.all_runs(data=found.key) if run.state == "finished"]
-        models = list({run.model: None for run in reversed(done)})  # each once, in order of its first run
-    if not models:
-        raise MissingError(
-            f"no finished run on `{found.reference}`", hint=f"gz train vae --data {found.reference}"
-        )
-    chosen = [find_run(model, data=found.key) for model in models]
-    for run, model in zip(chosen, models, strict=True):
-        announce(run, model, data=found.key)
+    found, runs, images = entered(contestants or [], data)
+    for run, word in runs:
+        announce(run, word, data=found.key)
     if not weights:
-        bring(needed_by(tuple(split(metrics))))
+        bring(needed_by(tuple(items(metrics))))
     job = BenchJob(
-        tuple(str(run.path) for run in chosen),
+        tuple(str(run.path) for run, _ in runs),
         found.reference,
-        tuple(split(metrics)) or None,
+        tuple(items(metrics)) or None,
         n,
         seed,
         str(weights) if weights else None,
         checkpoint,
         precision,
         processes_of(gpus, cpu, processes),
+        tuple(images),
+        split,
+        str(real_stats) if real_stats else None,
+        str(export_stats) if export_stats else None,
     )
     folder = user_dir("bench") / f"{found.key}-{stamp()}"
     result = do_job(folder, job)
-    table(result)
+    table(result, wide=wide)
     for note in result["notes"]:
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
     out.data(with_report(result, folder, report))
 
 
-def table(result: Mapping[str, Any]) -> None:
-    """Prints a line for each model, and one for real images in place of samples."""
-    names = list(dict.fromkeys(name for row in result["rows"] for name in row["metrics"]))
-    rows = [
-        [row["model"], row["params"], *(row["metrics"].get(name) for name in names), row["seconds"]]
-        for row in result["rows"]
-    ]
-    rows.append(["(real images)", None, *(result["floor"].get(name) for name in names), None])
-    out.table(
-        ["model", "params", *names, "seconds"],
-        [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in rows],
-    )
+def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
+    """The set of real images, the runs with the words that mean them, and the references of the images.
+
+    A model's run is the newest on the set. Without a word every model takes part that has a finished run on
+    it. Raises UsageError for a word that means neither a run nor images, and for images without a set of real
+    ones; MissingError where no run is there.
+
+    words: models, runs, and images.
+    data: the set of real images; None: that of the first run, else of the newest finished run, else `digits`.
+    """
+    from gzcli.data.names import locate
+    from gzcli.recipe.from_file import find_run
+    from gzcli.store.runs import all_runs
+
+    found = locate(data) if data else None
+    named: list[str] = []
+    images: list[str] = []
+    for word in words:
+        if is_run(word):
+            named.append(word)
+        else:
+            images.append(images_at(word))
+    if not words:
+        done = [run for run in all_runs() if run.state == "finished"]
+        found = found or (locate(data_of(done[0])) if done else locate("digits"))
+        done = [run for run in done if canonical(run.data) == canonical(found.key)]
+        named = list({run.model: None for run in reversed(done)})  # each once, in order of its first run
+        if not named:
+            raise MissingError(
+                f"no finished run on `{found.reference}`", hint=f"gz train vae --data {found.reference}"
+            )
+    runs: list[tuple[Run, str]] = []
+    for word in named:
+        runs.append((find_run(word, data=found.key if found else None), word))
+        found = found or locate(data_of(runs[0][0]))
+    if found is None:
+        hint = f"gz bench {words[0]} --data mnist · gz bench {words[0]} --data ./real"
+        raise UsageError("images are compared with real ones: say which by `--data`", hint=hint)
+    return found, runs, images
+
+
+def is_run(word: str) -> bool:
+    """Whether a word means a run, a model, or a file of weights. One that looks like a name and means nothing
+    at all does too: the search for it tells what was meant."""
+    from gzcli.data.names import ENDINGS, is_set
+    from gzcli.recipe.from_file import is_weights
+    from gzcli.store import runs
+    from gzcli.store.paths import recipe_names
+
+    if runs.by_name(word) is not None or is_weights(word) or matching(word, recipe_names()):
+        return True
+    if "/" in word or word.lower().endswith(ENDINGS) or word.endswith(".safetensors"):
+        return False
+    return bool(runs.all_runs(model=word)) or not is_set(word)
+
+
+def images_at(word: str) -> str:
+    """The reference of the images that a word means. Of a folder of `gz sample` they are its `samples.npz`,
+    else its `images`, without the sheet beside them.
+
+    Raises UsageError that says what was tried.
+    """
+    from gzcli.data.forms import Form
+    from gzcli.data.names import OwnSet, locate
+    from gzcli.data.own import open_path
+
+    tried = "no run, no model, and no folder, zip, tar or npz of images"
+    try:
+        found = locate(word)
+        if not isinstance(found, OwnSet):
+            return found.reference
+        if (found.path / "grid.png").is_file() and (found.path / "job.json").is_file():
+            parts = (found.path / name for name in ("samples.npz", "images"))
+            if part := next((part for part in parts if part.exists()), None):
+                found = OwnSet(part)
+            else:
+                hint = "draw them again with `gz sample … --npz`"
+                raise UsageError(f"`{word}` holds the sheet of a sample and not its images", hint=hint)
+        open_path(found.path, Form(foreign=True))
+    except MissingError as e:
+        raise UsageError(f"`{word}` is {tried}: {e.message}", hint=e.hint) from e
+    return found.reference
+
+
+def data_of(run: Run) -> str:
+    """The reference of the set that a run was trained on."""
+    return str(run.serving.tree()["data"]["name"])

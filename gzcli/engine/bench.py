@@ -1,13 +1,10 @@
-"""`gz bench`: trained models side by side on one data set, by image quality, likelihood, class balance and
-speed."""
+"""`gz bench`: trained models and images from anywhere side by side on one data set, by image quality,
+likelihood, class balance and speed."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +15,99 @@ from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
-from gzcli.data.wanted import Wanted
-from gzcli.engine.devices import synchronise
-from gzcli.engine.images import subset, treatment
+from gzcli.engine import statistics
+from gzcli.engine.bench_notes import brief, directions, notes, provenance, told
+from gzcli.engine.contestants import Contestant, form_of, read, sampled, tell_apart
+from gzcli.engine.figures import SPACES, Found
+from gzcli.engine.image_sets import some
+from gzcli.engine.images import subset
 from gzcli.engine.likelihood import images_of_test, likelihood
 from gzcli.engine.log import Log
+from gzcli.engine.memorised import Memory, worth_of
 from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Quality
 from gzcli.engine.report import training_speed
-from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.jobs import BenchJob
+from gzcli.metrics import lite
+from gzcli.metrics.interval import Interval
 from gzcli.store import files
 from gzcli.store.runs import Run
-from gzcli.units import sides
 
-METRICS = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed", "fid", "kid", "is")
-DEFAULT = ("fd", "kid_lenet", "prc_lenet", "classes", "bpd", "own", "speed")
+METRICS = (*SPACES, "classes", "bpd", "own", "speed", "memory", "worth")
+DEFAULT = ("fd", "kid_lenet", "prc_lenet", "swd", "classes", "bpd", "own", "speed")
+IN_COLOUR = ("kid_lite",)  # with these where the extra `features` is installed
 MEASURED = 10_000  # test images at most of which a model's own figures are computed
 
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`.
+    """Does the job and writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if
+    `memory` is among the metrics.
 
-    `job.n` samples of each model are compared with the whole test split. As a floor, n training images are
-    compared with it too. All runs must have images of one size and fit. A run with other grey levels than
-    the data set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`. The
-    likelihood of an image given its label is the column `bpd|y`. Each process draws its share of the samples
-    and of the likelihoods. Rank 0 alone compares: it returns the JSON of `gz bench`, the others return {}.
+    `job.n` samples of each model, and of each set of images from elsewhere as many if there are, are compared
+    with the real images of the split. As a floor, as many other real images are compared with them too. All
+    runs must have images of one size and fit, to which the other images are brought. A run with other grey
+    levels than the data set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`.
+    The likelihood of an image given its label is the column `bpd|y`. Each process draws its share of the
+    samples and of the likelihoods. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}.
 
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
-    metrics = choose(job.metrics)
+    choose(job.metrics)
     models = [load_trained(Run(Path(path)), device, job.checkpoint, job.precision) for path in job.runs]
-    pack = open_pack(job.data, **same_form(models), say=log.info)
+    pack = open_pack(job.data, **form_of(models), say=log.info)
     for trained in models:
         same.check(trained.run.owner.path, pack.meta)
-    quality = Quality(pack, metrics, job.n, device=device, weights=job.weights, say=log.info)
-    rows, pictures = [], []
-    for trained in models:
-        row, samples = measure(trained, pack, quality, metrics, job, folder, log)
-        if ranks.rank():
-            continue
-        shown = "   ".join(
-            f"{k} {v:.4g}" for k, v in row["metrics"].items() if k.startswith(("fd", "bpd", "nats"))
-        )
-        log.info(f"{row['model']}: {shown}")
-        rows.append(row)
-        pictures.append((f"{row['model']}   {shown}", samples))
+    metrics = choose(job.metrics, pack)
+    how: dict[str, Any] = {"weights": job.weights, "stats": job.stats}
+    quality = Quality(pack, metrics, split=job.split, device=device, say=log.info, **how)
+    contestants = [sampled(trained, pack, job, folder, log) for trained in models]
+    known = [of_model(one, pack, metrics, job, log) for one in contestants]
     if ranks.rank():
         return {}
-    floor = quality.floor()
-    real, name = pack.images("test"), pack.meta.name
-    title = f"real images of {name}" + "".join(
-        f"   {k} {v:.4g} (floor)" for k, v in floor.items() if k.startswith("fd")
-    )
-    sample_rows(folder / "bench.png", [*pictures, (title, real[subset(len(real), 16)])])
+    contestants += [read(what, pack, form_of(models, pack), job.n, log) for what in job.images]
+    tell_apart(contestants)
+    memory = Memory(quality.real, quality.memory_space) if quality.memory_space else None
+    rows = []
+    for i, one in enumerate(contestants):
+        facts = known[i] if one.trained else {}
+        rows.append(judge(one, facts, quality, metrics, memory, log))
+        log.info(f"{one.name}: {brief(rows[-1]['metrics'])}")
+    floors = {len(one): floor(len(one), quality, metrics, memory, log) for one in contestants}
+    floors = dict(sorted(floors.items(), reverse=True))
+    if job.export_stats:
+        statistics.write(Path(job.export_stats), quality.real.reference(None), metrics, quality.space_of)
+    pictures(folder, contestants, rows, floors, quality, memory)
     result = {
-        "data": name,
+        "data": pack.meta.name,
         "rows": rows,
-        "floor": floor,
-        "provenance": provenance(pack, quality, job),
-        "notes": [*quality.warnings, *notes(models, rows, pack)],
+        **told("floor", floors[max(floors)]),
+        "floors": [
+            {"n": n, "images": quality.floor_size(n), **told("metrics", found)} for n, found in floors.items()
+        ],
+        "directions": directions([*(row["metrics"] for row in rows), *floors.values()]),
+        "biased": {str(n): quality.biased(n) for n in floors},
+        "provenance": provenance(quality, job),
+        "notes": notes(contestants, rows, quality, list(floors)),
         "picture": str(folder / "bench.png"),
+        "neighbours": str(folder / "neighbours.png") if memory else None,
+        "stats": job.export_stats,
     }
     files.write_json(folder / "bench.json", result)
     return result
 
 
-def notes(models: list[Trained], rows: list[dict[str, Any]], pack: Pack) -> list[str]:
-    """Notes without which the figures could be misread."""
-    binary = any(trained.images.levels == 2 for trained in models)
-    lines = treatment({pack.meta.name: pack}, 2 if binary else None)
-    likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
-    if any(found["given_labels"] for found in likelihoods):
-        lines.append(
-            "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
-        )
-    if any(found["marginal"] for found in likelihoods):
-        lines.append(
-            "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
-        )
-    return lines
+def choose(asked: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
+    """The metrics to compute; `nats` means `bpd`. Raises UsageError for an unknown one.
 
-
-def choose(asked: Sequence[str] | None) -> list[str]:
-    """The metrics to compute; `nats` means `bpd`. Raises UsageError for an unknown one."""
-    wanted = ["bpd" if name == "nats" else name for name in asked or DEFAULT]
+    asked: names; None: those that need no downloaded weights and take little time.
+    pack: the data set, by which these are chosen.
+    """
+    if asked is None:
+        colour = pack is not None and pack.meta.shape[0] == 3 and lite.is_installed()
+        return [*DEFAULT, *(IN_COLOUR if colour else ())]
+    wanted = ["bpd" if name == "nats" else name for name in asked]
     for name in wanted:
         if name not in METRICS:
             raise UsageError(
@@ -115,120 +117,90 @@ def choose(asked: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def same_form(models: list[Trained]) -> Wanted:
-    """The form of the images of all runs. Raises UsageError where they differ."""
-    first = models[0]
-    for other in models:
-        if other.images.shape != first.images.shape:
-            raise UsageError(
-                f"`{other.run.id}` has images of {sides(other.images.shape)}, `{first.run.id}` of "
-                f"{sides(first.images.shape)}: their figures are not comparable",
-                hint="run `gz bench` once for each size",
-            )
-        if other.wanted != first.wanted:
-            ways = [trained.part.data.fit for trained in (other, first)]
-            raise UsageError(
-                f"pictures came to `{other.run.id}` by `data.fit: {ways[0]}`, to `{first.run.id}` by "
-                f"`{ways[1]}`: their figures are not comparable",
-                hint="run `gz bench` once for each fit",
-            )
-    return first.wanted
-
-
-def measure(
-    trained: Trained,
-    pack: Pack,
-    quality: Quality,
-    metrics: Sequence[str],
-    job: BenchJob,
-    folder: Path,
-    log: Log,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """A model's row and its samples uint8 [n, C, H, W]."""
-    since, levels = time.monotonic(), trained.images.levels
-    labels = ask_labels(trained, pack, job.n)
-    samples, seconds = sample(trained, labels, job, folder, log)
-    row: dict[str, Any] = {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
-    row["params"] = sum(p.numel() for p in trained.model.parameters())
+def of_model(one: Contestant, pack: Pack, metrics: Sequence[str], job: BenchJob, log: Log) -> dict[str, Any]:
+    """What is known of a row from the model alone; its `found` are figures. A call of every rank."""
+    trained = one.trained
+    assert trained is not None
+    since = time.monotonic()
+    found: Found = {}
+    row: dict[str, Any] = {"found": found}
     kind = None if trained.space else trained.model.likelihood  # latents have no likelihood of pixels
     by_default = kind in ("exact", "bound")  # one by an ODE takes long: only where metrics are named
     if "bpd" in metrics and (by_default or (kind == "ode" and job.metrics)):
         row["likelihood"] = likelihood(trained, pack, job.seed, log)
     if ranks.rank():
-        return row, samples
+        return row
+    if "own" in metrics and hasattr(trained.model, "measure"):
+        found |= {name: Interval(value) for name, value in own_figures(trained, pack, job.seed).items()}
+    if "speed" in metrics and one.seconds:
+        found["samples_per_s"] = Interval(round(len(one) / one.seconds, 3))
+        row["train"] = training_speed(trained.run.path)
+        rates = {name: value for name, value in row["train"].items() if name in ("tflops", "mfu")}
+        found |= {f"train_{name}": Interval(value) for name, value in rates.items()}
+    row["seconds"] = time.monotonic() - since + (one.seconds or 0.0)
+    return row
+
+
+def judge(
+    one: Contestant,
+    facts: dict[str, Any],
+    quality: Quality,
+    metrics: Sequence[str],
+    memory: Memory | None,
+    log: Log,
+) -> dict[str, Any]:
+    """The row of a contestant.
+
+    facts: what `of_model` knows of it; {} for images from elsewhere.
+    """
+    since, levels, trained = time.monotonic(), one.levels, one.trained
     mark = quality.mark(levels)
     if levels == 2:
-        found = quality.classes(samples, labels, levels)
+        found = quality.classes(one.images) if "classes" in metrics else {}
     else:
-        found = {key + mark: value for key, value in quality(samples, labels, levels).items()}
-    if "likelihood" in row:
-        found |= likelihood_columns(row["likelihood"], mark, binary=levels == 2)
-    if "own" in metrics and hasattr(trained.model, "measure"):
-        found |= own_figures(trained, pack, job.seed)
-    if "speed" in metrics:
-        found["samples_per_s"] = round(job.n / seconds, 3)
-        row["train"] = training_speed(trained.run.path)
-        found |= {f"train_{k}": v for k, v in row["train"].items() if k in ("tflops", "mfu")}
-    row |= {
-        "metrics": found,
-        "sample": dict(trained.part.sample),
-        "precision": trained.precision,
-        "conditional": labels is not None,
+        found = {key + mark: value for key, value in quality(one.images, levels).items()}
+    if "likelihood" in facts:
+        pixels = int(np.prod(one.images.images.shape[1:]))
+        found |= likelihood_columns(facts["likelihood"], mark, pixels, binary=levels == 2)
+    if memory:
+        found |= memory(one.images)
+    if "worth" in metrics:
+        found |= worth_of(one.images, quality.real, log.info)
+    found |= facts.pop("found", {})
+    row: dict[str, Any] = {"name": one.name, "model": None, "run": None, "step": None, "params": None}
+    if trained:
+        row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
+        row["params"] = sum(p.numel() for p in trained.model.parameters())
+    return {
+        **row,
+        "path": one.path,
+        "n": len(one),
+        **told("metrics", found),
+        "sample": dict(trained.part.sample) if trained else {},
+        "precision": trained.precision if trained else None,
+        "conditional": one.images.labels is not None,
         "levels": levels,
-        "seconds": round(time.monotonic() - since, 1),
+        **facts,
+        "seconds": round(facts.get("seconds", 0.0) + time.monotonic() - since, 1),
     }
-    return row, samples
 
 
-def likelihood_columns(value: dict[str, Any], mark: str, *, binary: bool) -> dict[str, float]:
+def likelihood_columns(value: dict[str, Any], mark: str, pixels: int, *, binary: bool) -> Found:
     """The columns of a likelihood: that of log p(x | y) ends in `|y`, that of log p(x) is named by the unit.
 
     mark: what `Quality.mark` appends.
+    pixels: values of an image.
     """
     unit, mark = ("nats", "") if binary else ("bpd", mark)
+
+    def of(found: Mapping[str, float]) -> Interval:
+        half = 1.96 * found["se"] / (1 if binary else pixels * np.log(2))
+        return Interval(found[unit], found[unit] - half, found[unit] + half)
+
     if not value["given_labels"]:
-        return {unit + mark: value[unit]}
+        return {unit + mark: of(value)}
     marginal = value["marginal"]
-    return {f"{unit}|y{mark}": value[unit]} | ({unit + mark: marginal[unit]} if marginal else {})
-
-
-def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
-    """The labels of n training images, by which a conditional model samples; None for other models."""
-    labels = pack.labels("train")
-    if labels is None or not trained.model.conditional:
-        return None
-    rows = np.random.default_rng(0).permutation(len(labels))
-    chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, n)]))
-    return chosen.float() if pack.meta.multilabel else chosen
-
-
-def sample(
-    trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
-) -> tuple[np.ndarray, float]:
-    """n samples uint8 [n, C, H, W], and the seconds that they took.
-
-    They are kept in `folder`, in a file whose name is a hash of all that they depend on.
-    """
-    weights = trained.run.path / "model.safetensors"
-    stamp = weights.stat().st_mtime_ns if weights.exists() else 0
-    options = dict(trained.part.sample)
-    owner, device = trained.run.owner.id, trained.device.type
-    made = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
-    key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
-    path = folder / "samples" / f"{owner}-{key}.npz"
-    if ranks.agree(path.exists()):
-        with np.load(path) as kept:
-            return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"])
-    since = time.perf_counter()
-    with log.bar(f"sample {trained.name}") as progress:
-        images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
-    synchronise(trained.device)
-    seconds = time.perf_counter() - since
-    if ranks.rank():
-        return images, seconds
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    return images, seconds
+    return {f"{unit}|y{mark}": of(value)} | ({unit + mark: of(marginal)} if marginal else {})
 
 
 def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
@@ -237,21 +209,33 @@ def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
         return trained.model.measure(map(trained.seen, images_of_test(trained, pack, MEASURED, seed)))
 
 
-def provenance(pack: Pack, quality: Quality, job: BenchJob) -> dict[str, Any]:
-    """What the figures depend on, beside the facts of each row."""
-    return {
-        "n_real": len(pack.images("test")),
-        "n_fake": job.n,
-        "split": "test",
-        "shape": list(pack.meta.shape),
-        "levels": pack.meta.levels,
-        "resized": pack.meta.resized,
-        "digest": pack.meta.digest,
-        "seed": job.seed,
-        "checkpoint": job.checkpoint,
-        "processes": ranks.world(),
-        **quality.provenance(),
-        "versions": {
-            name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
-        },
-    }
+def floor(n: int, quality: Quality, metrics: Sequence[str], memory: Memory | None, log: Log) -> Found:
+    """The figures of n real images in place of samples."""
+    found = quality.floor(n)
+    if memory:
+        found |= memory.floor(n)
+    if "worth" in metrics:
+        found |= worth_of(some(quality.real.of("train"), n), quality.real, log.info)
+    return found
+
+
+def pictures(
+    folder: Path,
+    contestants: Sequence[Contestant],
+    rows: Sequence[Mapping[str, Any]],
+    floors: Mapping[int, Found],
+    quality: Quality,
+    memory: Memory | None,
+) -> None:
+    """Writes `bench.png`, some images of each contestant above real ones, and `neighbours.png`."""
+    real = quality.real.reference(None).images
+    least = told("floor", floors[max(floors)])["floor"]
+    of_real = brief({f"{name} (floor)": value for name, value in least.items()})
+    lines = [
+        (f"{one.name}   {brief(row['metrics'])}", one.images.images)
+        for one, row in zip(contestants, rows, strict=True)
+    ]
+    title = f"real images of {quality.pack.meta.name}   {of_real}"
+    sample_rows(folder / "bench.png", [*lines, (title, real[subset(len(real), 16)])])
+    if memory:
+        memory.picture(folder / "neighbours.png", {one.name: one.images for one in contestants})

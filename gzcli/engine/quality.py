@@ -1,220 +1,179 @@
-"""Image quality of samples against a data set's test split: Fréchet distance, KID, precision and recall,
-classes."""
+"""Image quality of samples by the chosen metrics against a data set's real images, with the floor of real
+images in place of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.pack import Pack
-from gzcli.engine.images import subset
+from gzcli.engine import figures, statistics
+from gzcli.engine.figures import SPACES, WIDTHS, Found
+from gzcli.engine.image_sets import ImageSet, RealImages, Space
 from gzcli.metrics.features import LeNetFeatures, lenet
-from gzcli.metrics.fidelity import KEYS, fidelity, inception_weights, register
-from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.fidelity import InceptionFeatures, inception
+from gzcli.metrics.interval import half_samples
+from gzcli.metrics.lite import LiteFeatures, is_installed, lite
 
-OF_LENET = ("fd", "kid_lenet", "prc_lenet", "classes")
-OF_INCEPTION = {"fid": "fid", "kid": "kid", "is": "isc"}  # ours → torch-fidelity's
-DRAWS = 5  # draws of training images over which the floor of the Fréchet distance is averaged
-SUBSETS = 20  # subsets of LeNet features for KID: enough for its mean, as its spread is not printed
 SMALL = 10_000  # number of images below which FID is biased upwards
 
 
-@dataclass
-class RealImages:
-    """The images of a data set at the grey levels of the samples that they are compared with.
-
-    pack: the data set.
-    """
-
-    pack: Pack
-    _test: dict[int | None, np.ndarray] = field(default_factory=dict, repr=False)
-
-    def test(self, levels: int | None) -> np.ndarray:
-        """The test split, uint8 [N, C, H, W]."""
-        if levels not in self._test:
-            self._test[levels] = self.at(self.pack.images("test"), levels)
-        return self._test[levels]
-
-    def at(self, images: Any, levels: int | None) -> np.ndarray:
-        """Images of the set, uint8 [N, C, H, W], at as few grey levels."""
-        if levels in (None, 2, self.pack.meta.levels):
-            return images
-        return to_uint8(quantise(torch.from_numpy(np.array(images)), levels)).numpy()
-
-
-class LeNetQuality:
-    """Figures in the features of the set's LeNet.
-
-    The LeNet of a set without labels is trained to tell four rotations apart; names of its figures end in
-    `_rot`. Precision and recall (k = 3) depend on the numbers of real images and samples: both are equal.
-
-    real: the images of the data set.
-    net: the LeNet of the data set.
-    """
-
-    def __init__(self, real: RealImages, net: LeNetFeatures):
-        self.real, self.net = real, net
-        self.extractor = register(net)
-        self.features: dict[int | None, np.ndarray] = {}  # of the test split, by grey levels
-        self.tail = "_rot" if net.rotations else ""
-
-    def __call__(
-        self, images: np.ndarray, labels: Tensor | None, levels: int | None, metrics: set[str]
-    ) -> dict[str, float]:
-        """The figures of those `metrics` that use a LeNet. The other parameters are those of `Quality`."""
-        found: dict[str, float] = {}
-        if "fd" in metrics:
-            found["fd" + self.tail] = self.frechet_distance(images, levels)
-        kinds = [kind for kind, metric in (("kid", "kid_lenet"), ("prc", "prc_lenet")) if metric in metrics]
-        if kinds:
-            real = self.real.test(levels)
-            real = real[subset(len(real), len(images))]
-            made = fidelity(images, real, extractor=self.extractor, metrics=tuple(kinds), subsets=SUBSETS)
-            for key, value in made.items():
-                found[("kid" if key.startswith("kernel") else key) + (self.tail or "_lenet")] = value
-        pack = self.real.pack
-        known = pack.labels("train")
-        if "classes" in metrics and known is not None and not self.net.rotations and not pack.meta.multilabel:
-            seen = self.net.predict(images)
-            found["tv"] = total_variation(seen, known, len(pack.meta.classes))
-            if labels is not None:
-                found["label_accuracy"] = float(np.mean(seen == labels.cpu().numpy()))
-        return found
-
-    def frechet_distance(self, images: np.ndarray, levels: int | None) -> float:
-        """The Fréchet distance of images uint8 [N, C, H, W] to the test split at these grey levels."""
-        if levels not in self.features:
-            self.features[levels] = self.net.features(self.real.test(levels))
-        return frechet_distance(self.net.features(images), self.features[levels])
-
-
-class InceptionQuality:
-    """Figures in the features of Inception. Raises MissingError for absent weights.
-
-    real: the images of the data set.
-    metrics: names, of `OF_INCEPTION`.
-    device: device of the network.
-    weights: path of the file of Inception's weights; None: the file in the cache.
-    """
-
-    def __init__(self, real: RealImages, metrics: Sequence[str], device: torch.device, weights: str | None):
-        self.real, self.metrics, self.device = real, list(metrics), device
-        self.weights, self.hash = inception_weights(weights)
-
-    def __call__(self, images: np.ndarray, levels: int | None) -> dict[str, float]:
-        made = fidelity(
-            images,
-            self.real.test(levels),
-            extractor="inception-v3-compat",
-            metrics=tuple(OF_INCEPTION[name] for name in self.metrics),
-            weights=self.weights,
-            cache=f"{self.real.pack.meta.digest}-test-{levels}-{self.hash[:8]}",
-            device=self.device,
-        )
-        return {name: made[KEYS[key][0]] for name, key in OF_INCEPTION.items() if name in self.metrics}
-
-
 class Quality:
-    """The quality of samples by the chosen metrics: made once for a data set, called for each model.
+    """The quality of samples: made once for a data set, called for each set of them.
 
     pack: the data set.
-    metrics: names, of `OF_LENET` and `OF_INCEPTION`; others have no effect.
-    n: number of samples of each model.
+    metrics: names, of `SPACES` and "classes"; others have no effect.
+    split: of the real images, "test", "train" or "all".
     device: device of the networks.
     weights: path of the file of Inception's weights; None: the file in the cache.
+    stats: path of the mean and covariance of other real images; None: those of the data set.
     say: takes a line about work that takes long.
 
-    Raises MissingError for absent weights.
+    Raises MissingError for absent weights, UsageError for statistics of other features.
     """
 
     def __init__(
         self,
         pack: Pack,
         metrics: Sequence[str],
-        n: int,
         *,
+        split: str = "test",
         device: torch.device,
         weights: str | None = None,
+        stats: str | None = None,
         say: Callable[[str], None] = lambda text: None,
     ):
-        self.pack, self.metrics, self.n, self.real = pack, set(metrics), n, RealImages(pack)
-        self.inception: InceptionQuality | None = None
-        if of_inception := [name for name in metrics if name in OF_INCEPTION]:
-            self.inception = InceptionQuality(self.real, of_inception, device, weights)
-        self.lenet: LeNetQuality | None = None
-        if self.metrics & set(OF_LENET):
-            self.lenet = LeNetQuality(self.real, lenet(pack, device=device, say=say))
+        self.pack, self.metrics, self.real = pack, list(metrics), RealImages(pack, split)
+        wanted = {SPACES[name] for name in metrics if name in SPACES}
+        colour = pack.meta.shape[0] == 3 and is_installed()
+        wanted |= {"lite" if colour else "lenet"} if "memory" in metrics else set()
+        self.inception: InceptionFeatures | None = None
+        if "inception" in wanted:
+            self.inception = inception(weights, device)
+        self.lite: LiteFeatures | None = lite(device) if "lite" in wanted else None
+        self.lenet: LeNetFeatures | None = None
+        if "lenet" in wanted or "classes" in metrics:
+            self.lenet = lenet(pack, device=device, say=say)
+        self.tail = "_rot" if self.lenet and self.lenet.rotations else ""
         self.used: set[int | None] = set()  # grey levels of the models so far
         self.floor_draws: dict[str, list[float]] = {}
-        self.warnings: list[str] = []
-        if "fid" in metrics and n < SMALL:
-            self.warnings.append(
-                f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`"
-            )
+        self.stats: statistics.Statistics | None = None
+        if stats:
+            self.stats = statistics.read(Path(stats), self.metrics, self.space_of)
 
-    def __call__(self, images: np.ndarray, labels: Tensor | None, levels: int | None) -> dict[str, float]:
-        """The figures of samples against the test split at equal grey levels.
+    def __call__(self, samples: ImageSet, levels: int | None = None, real: ImageSet | None = None) -> Found:
+        """The figures of samples, with intervals.
 
-        images: uint8 [N, C, H, W].
-        labels: labels by which the images were sampled, [N] or [N, K]; None: no labels.
+        samples: with the labels by which they were drawn, if any.
         levels: grey levels of the model.
+        real: the images that they are compared with; None: those of the split, at equal grey levels.
         """
         self.used.add(levels)
-        found = self.lenet(images, labels, levels, self.metrics) if self.lenet else {}
-        return found | (self.inception(images, levels) if self.inception else {})
+        real = real or self.real.reference(levels)
+        found: Found = {}
+        for metric in self.metrics:
+            if metric not in SPACES:
+                continue
+            space = self.space_of(metric)
+            if self.stats and metric == self.stats.metric:
+                found |= figures.to_statistics(metric, samples.features(space), self.stats.moments)
+            else:
+                found |= figures.compare(metric, samples.features(space), real.features(space))
+        found = {self._named(name): value for name, value in found.items()}
+        return found | (self.classes(samples) if "classes" in self.metrics else {})
 
-    def classes(self, images: np.ndarray, labels: Tensor | None, levels: int | None) -> dict[str, float]:
-        """The figures of classes alone, if `classes` is among the metrics."""
-        return self.lenet(images, labels, levels, self.metrics & {"classes"}) if self.lenet else {}
-
-    def floor(self) -> dict[str, float]:
-        """The same figures of n real training images, at all grey levels of the models so far.
-
-        One draw of 2,000 digits may have twice the Fréchet distance of another, so the floor's is a mean over
-        draws.
-        """
-        train = self.pack.images("train")
-        found: dict[str, float] = {}
-        first, *others = self._draws(len(train))
-        for levels in list(self.used):
-            mark = self.mark(levels)
-            made = self(self.real.at(train[first], levels), None, levels)
-            if self.lenet and (key := "fd" + self.lenet.tail) in made:
-                draws = (self.real.at(train[rows], levels) for rows in others)
-                of_draws = [made[key], *(self.lenet.frechet_distance(draw, levels) for draw in draws)]
-                self.floor_draws[key + mark] = of_draws
-                made[key] = float(np.mean(of_draws))
-            found |= {key + mark: value for key, value in made.items()}
+    def classes(self, samples: ImageSet) -> Found:
+        """`tv`, by how much the classes of samples differ from those of training images, and the share of
+        samples that the LeNet takes for their label's class; {} without classes."""
+        known, net, meta = self.pack.labels("train"), self.lenet, self.pack.meta
+        if known is None or net is None or net.rotations or meta.multilabel:
+            return {}
+        seen = net.predict(samples.images)
+        of = partial(figures.total_variation, labels=known, classes=len(meta.classes))
+        found = {"tv": figures.not_negative(half_samples(of, seen))}
+        if samples.labels is not None:
+            right = float(np.mean(seen == samples.labels))
+            found["label_accuracy"] = figures.share(right, len(seen))
         return found
+
+    def floor(self, n: int) -> Found:
+        """The same figures of n real images in place of samples, at all grey levels of the models so far.
+
+        One draw of 2,000 digits may have twice the Fréchet distance of another, so that each figure is a mean
+        over draws; in the features of larger networks it is of one draw.
+        """
+        found: Found = {}
+        for levels in sorted(self.used, key=str):
+            pairs = self.real.pairs(self.floor_size(n), levels)
+            draws = [self(fake, levels, real) for fake, real in (pairs[:1] if self.dear else pairs)]
+            if not draws:
+                continue
+            for name, value in figures.mean_of_draws(draws).items():
+                found[name + self.mark(levels)] = value
+                self.floor_draws[name + self.mark(levels)] = [draw[name].value for draw in draws]
+        return found
+
+    def floor_size(self, n: int) -> int:
+        """The number of real images that stand in place of n samples: fewer where there are no more."""
+        return min(n, self.real.at_most)
+
+    @property
+    def dear(self) -> bool:
+        """Whether features take long."""
+        return self.inception is not None or self.lite is not None
+
+    def space_of(self, metric: str) -> Space | None:
+        """The feature space of a metric; None: pixels."""
+        spaces: dict[str, Any] = {"lenet": self.lenet, "lite": self.lite, "inception": self.inception}
+        return spaces.get(SPACES[metric])
+
+    @property
+    def memory_space(self) -> Space | None:
+        """The feature space in which copies of training images are looked for; None where they are not."""
+        return (self.lite or self.lenet) if "memory" in self.metrics else None
 
     def mark(self, levels: int | None) -> str:
         """The ending of figures at other grey levels than the data set has, as `@32`."""
         return "" if levels in (None, self.pack.meta.levels) else f"@{levels}"
 
-    def _draws(self, total: int) -> list[np.ndarray]:
-        """Rows of up to five disjoint random draws of n images; the first is `subset(total, n)`."""
-        order, n = np.random.default_rng(0).permutation(total), min(self.n, total)
-        return [np.sort(order[i * n : (i + 1) * n]) for i in range(min(DRAWS, total // n))]
+    def biased(self, n: int) -> list[str]:
+        """The raw Fréchet distances of n samples that are as much of their number as of their quality."""
+        real = len(self.real.reference(None))
+        asked = [metric for metric in self.metrics if metric in WIDTHS]
+        return [self._named(metric) for metric in asked if figures.is_biased(metric, n, real)]
+
+    def warnings(self, n: int) -> list[str]:
+        """Notes without which the figures of n samples could be misread."""
+        found = []
+        if biased := self.biased(n):
+            found.append(
+                f"`{'~`, `'.join(biased)}~`: fewer images than twice the features, a raw Fréchet distance "
+                f"then sees their number more than their quality; `kid…` and `…_pca` hold at this n"
+            )
+        elif "fid" in self.metrics and n < SMALL:
+            found.append(f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`")
+        return found
 
     def provenance(self) -> dict[str, Any]:
         """What the figures depend on beside the images."""
-        net = self.lenet.net if self.lenet else None
+        net = self.lenet
         return {
             "features": net and net.hash,
             "features_accuracy": net and net.accuracy,
             "features_rotations": net and net.rotations,
+            "lite": self.lite and self.lite.hash,
             "inception": self.inception and self.inception.hash,
+            "stats": self.stats and self.stats.facts,
             "floor_draws": self.floor_draws,
         }
 
-
-def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    """½ Σ |p − q| of the class frequencies of `seen` [N] and of `labels` [M]."""
-    p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (seen, labels))
-    return float(0.5 * np.abs(p - q).sum())
+    def _named(self, name: str) -> str:
+        """A figure's name, of a LeNet that tells rotations apart with the ending `_rot`."""
+        if not self.tail or (name not in ("fd", "fd_inf") and not name.endswith("_lenet")):
+            return name
+        return name.removesuffix("_lenet") + self.tail

@@ -1,5 +1,5 @@
 """Out-of-distribution scores without a model: the size of a PNG, the mean pixel, the distance to neighbours
-in principal components of pixels.
+in principal components of pixels or in features.
 
 The score of a model must beat these baselines to be evidence for the model. Images are uint8 [N, C, H, W];
 scores are float64 [N].
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from gzcli.metrics.manifold import nearest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +56,6 @@ def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: in
     dims: number of components.
     """
     from sklearn.decomposition import PCA
-    from sklearn.neighbors import NearestNeighbors
 
     flat = _flat(train)
     pca = PCA(
@@ -62,10 +63,20 @@ def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: in
         svd_solver="covariance_eigh" if flat.shape[1] <= 4096 else "randomized",
         random_state=0,
     )
-    neighbours = NearestNeighbors(n_neighbors=min(k, len(flat)), algorithm="brute").fit(
-        pca.fit_transform(flat)
-    )
-    return [neighbours.kneighbors(pca.transform(_flat(a)))[0][:, -1].astype(np.float64) for a in images]
+    bank = pca.fit_transform(flat)
+    return [nearest(pca.transform(_flat(a)), bank, k=min(k, len(bank)))[0][:, -1] for a in images]
+
+
+def knn_features(train: np.ndarray, features: list[np.ndarray], *, k: int = 1) -> list[np.ndarray]:
+    """For each array of `features`, the distances to the k-th neighbour in `train`, all divided by their
+    lengths (Sun et al. 2022, arXiv:2204.06507, §3).
+
+    train: features of in-distribution training images, [M, D].
+    features: arrays [N, D].
+    k: rank of the neighbour; 1: the nearest.
+    """
+    bank, *queries = (f / np.linalg.norm(f, axis=1, keepdims=True).clip(1e-12) for f in (train, *features))
+    return [nearest(f, bank, k=min(k, len(bank)))[0][:, -1] for f in queries]
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -139,23 +139,23 @@ def lenet(
     return _load(path, torch.device(device))
 
 
-def _train(pack: Pack, path: Path) -> None:
-    """Trains the network of a data set and writes it to `path`."""
-    from safetensors.torch import save
+def trained(
+    images: np.ndarray | Pictures, labels: np.ndarray | None, outputs: int, *, steps: int, seed: int = 0
+) -> LeNet:
+    """A LeNet that was trained on images, on one CPU thread and without a draw from the global generator, so
+    that its weights are a function of what is given.
 
-    classes, (c, *had) = pack.meta.classes, pack.meta.shape
-    size = as_size(*had)
-    images, labels = pack.images("train"), pack.labels("train")
-    if len(classes) < 2:
-        labels = None
-    rotations = labels is None
-    outputs = len(turns(had)) if rotations else len(classes)
-    steps = max(1, min(STEPS, EPOCHS * len(images) // BATCH))
+    images: uint8 [N, C, H, W].
+    labels: classes [N], or 0/1 for each attribute [N, K]; None: it learns rotations.
+    outputs: number of classes.
+    steps: number of updates, of 128 images each.
+    seed: of its first weights and of the batches.
+    """
     with torch.random.fork_rng(devices=[]), _one_thread():
-        torch.manual_seed(0)
-        net = LeNet(c, size, outputs)
+        torch.manual_seed(seed)
+        net = LeNet(images.shape[1], as_size(*images.shape[2:]), outputs)
         optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-        for step, rows in enumerate(_batches(len(images), steps)):
+        for step, rows in enumerate(_batches(len(images), steps, seed)):
             for group in optimizer.param_groups:
                 warm = min(1, (step + 1) / (WARMUP * steps))
                 group["lr"] = LR * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -165,8 +165,23 @@ def _train(pack: Pack, path: Path) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        trained = LeNetFeatures(net.eval(), "", 0.0, rotations, torch.device("cpu"))
-        accuracy = _accuracy(trained, pack)
+    return net.eval()
+
+
+def _train(pack: Pack, path: Path) -> None:
+    """Trains the network of a data set and writes it to `path`."""
+    from safetensors.torch import save
+
+    classes, (c, *had) = pack.meta.classes, pack.meta.shape
+    images, labels = pack.images("train"), pack.labels("train")
+    if len(classes) < 2:
+        labels = None
+    rotations = labels is None
+    outputs = len(turns(had)) if rotations else len(classes)
+    net = trained(images, labels, outputs, steps=max(1, min(STEPS, EPOCHS * len(images) // BATCH)))
+    with _one_thread():
+        accuracy = _accuracy(LeNetFeatures(net, "", 0.0, rotations, torch.device("cpu")), pack)
+    size = as_size(*had)
     meta = {"channels": c, "size": size, "outputs": outputs, "rotations": rotations, "accuracy": accuracy}
     files.write_atomic(path, save(net.state_dict(), metadata={"lenet": json.dumps(meta)}))
 
@@ -187,9 +202,9 @@ def _load(path: Path, device: torch.device) -> LeNetFeatures:
     return LeNetFeatures(net, digest.hexdigest()[:16], meta["accuracy"], meta["rotations"], device)
 
 
-def _batches(n: int, steps: int) -> Iterator[np.ndarray]:
+def _batches(n: int, steps: int, seed: int) -> Iterator[np.ndarray]:
     """The sorted row numbers of each step's batch, from a new seeded permutation of n rows every epoch."""
-    rng, order = np.random.default_rng(0), np.empty(0, np.int64)
+    rng, order = np.random.default_rng(seed), np.empty(0, np.int64)
     for _ in range(steps):
         while len(order) < BATCH:
             order = np.concatenate([order, rng.permutation(n)])

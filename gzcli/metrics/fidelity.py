@@ -1,108 +1,82 @@
-"""FID, KID, IS, precision and recall by torch-fidelity, in the features of Inception or of a LeNet."""
+"""The feature space of FID, KID and IS: Inception as torch-fidelity has it, whose weights are fetched."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.metrics.features import FEATURES, LeNetFeatures
+from gzcli.metrics.interval import Interval
 from gzcli.store import files
-from gzcli.store.paths import cache_dir
 from gzcli.store.weights import INCEPTION
 from gzcli.store.weights import weights as find_weights
 
-KEYS = {
-    "isc": ("inception_score_mean",),
-    "fid": ("frechet_inception_distance",),
-    "kid": ("kernel_inception_distance_mean",),
-    "prc": ("precision", "recall"),
-}
+if TYPE_CHECKING:
+    from gzcli.data.stream import Pictures
+
+FEATURES = 2048  # pooled features of an image; its logits of 1,008 classes stand behind them
+LAYERS = ("2048", "logits_unbiased")
+SPLITS = 10  # parts of the samples over which the inception score is averaged
 
 
-def fidelity(
-    fake: np.ndarray,
-    real: np.ndarray,
-    *,
-    extractor: str,
-    metrics: tuple[str, ...],
-    weights: Path | None = None,
-    cache: str | None = None,
-    device: torch.device | str = "cpu",
-    subsets: int = 100,
-) -> dict[str, float]:
-    """Figures under torch-fidelity's own names.
+@dataclass
+class InceptionFeatures:
+    """Torch-fidelity's port of the Inception of TensorFlow that FID is defined by (`inception-v3-compat`).
 
-    fake: generated images, uint8 [N, C, H, W].
-    real: real images, uint8 [M, C, H, W].
-    extractor: "inception-v3-compat", for which grey images get three channels, or a name from `register`.
-    metrics: keys of `KEYS`.
-    weights: the file of Inception's weights.
-    cache: the name of the features of `real` in the user's cache; None: they are not cached.
-    device: where Inception computes.
-    subsets: number of subsets, of at most 1000 images, over which KID is averaged.
+    net: the network.
+    hash: of the file of its weights.
+    device: where it computes.
+    batch: number of images in a forward pass.
     """
-    from torch_fidelity import calculate_metrics
 
-    lenet = extractor.startswith("lenet-")
-    sides = [_Images(images, as_rgb=not lenet) for images in (fake, real)]
-    found = calculate_metrics(
-        input1=sides[0],
-        input2=sides[1],
-        cuda=torch.device(device).type == "cuda",
-        batch_size=100 if lenet else 32,
-        feature_extractor=extractor,
-        feature_extractor_weights_path=None if weights is None else str(weights),
-        kid_subsets=subsets,
-        kid_subset_size=min(1000, len(fake), len(real)),
-        prc_batch_size=2000,
-        save_cpu_ram=True,
-        cache=cache is not None,
-        cache_root=str(cache_dir("features", "torch-fidelity")),
-        input2_cache_name=cache,
-        verbose=False,
-        **{name: name in metrics for name in KEYS},
+    net: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    hash: str
+    device: torch.device
+    batch: int = field(default=32, repr=False)
+
+    @torch.no_grad()
+    def features(self, images: np.ndarray | Pictures) -> np.ndarray:
+        """float64 [N, 2048 + 1008]: the pooled features and the logits of one pass of uint8 [N, C, H, W],
+        resized to 299×299 inside; grey images are repeated to three channels."""
+        parts = []
+        for i in range(0, len(images), self.batch):
+            x = torch.from_numpy(np.array(images[i : i + self.batch])).to(self.device)
+            parts.append(torch.cat(self.net(x.expand(-1, 3, -1, -1)), 1).double().cpu().numpy())
+        return np.concatenate(parts)
+
+
+def inception(path: str | Path | None = None, device: torch.device | str = "cpu") -> InceptionFeatures:
+    """The network with its weights; parameters and errors as of `inception_weights`.
+
+    device: where it computes.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    file, digest = inception_weights(path)
+    net = FeatureExtractorInceptionV3(
+        "inception-v3-compat", list(LAYERS), feature_extractor_weights_path=str(file)
     )
-    return {key: float(found[key]) for name in metrics for key in KEYS[name]}
+    return InceptionFeatures(net.eval().requires_grad_(False).to(device), digest, torch.device(device))
 
 
-def register(lenet: LeNetFeatures) -> str:
-    """Registers a LeNet as a feature extractor of torch-fidelity and returns its name. Its inception score
-    uses its own classes."""
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+def inception_score(features: np.ndarray) -> Interval:
+    """exp E KL(p(y | x) ‖ p(y)) (Salimans et al. 2016, arXiv:1606.03498, §4), the mean over ten parts of the
+    images as torch-fidelity takes it, with the interval of a mean of ten.
 
-    class Extractor(FeatureExtractorBase):
-        """Features float64 [B, 64] of images uint8 [B, C, H, W]."""
+    features: as `InceptionFeatures.features` returns them.
+    """
+    from torch_fidelity.metric_isc import isc_features_to_metric
 
-        def __init__(self, name: str, features_list: list[str], **kwargs: Any):
-            super().__init__(name, features_list)
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return (str(FEATURES), "logits")
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "logits" if metric == "isc" else str(FEATURES)
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            u8 = images.cpu().numpy()
-            made = {str(FEATURES): lenet.features, "logits": lenet.logits}
-            return tuple(torch.from_numpy(made[name](u8)) for name in self.features_list)
-
-    name = f"lenet-{lenet.hash}"
-    FEATURE_EXTRACTORS_REGISTRY.pop(name, None)
-    register_feature_extractor(name, Extractor)
-    return name
+    logits = torch.from_numpy(features[:, FEATURES:]).float()
+    found = isc_features_to_metric(logits, splits=SPLITS)
+    value, spread = found["inception_score_mean"], found["inception_score_std"]
+    half = 2.262 * spread / (SPLITS - 1) ** 0.5  # Student's t of nine degrees of freedom
+    return Interval(value, value - half, value + half)
 
 
 def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
@@ -125,17 +99,3 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
             hint=f"its name is `{INCEPTION}`",
         )
     return file, files.checksum(file)
-
-
-class _Images(torch.utils.data.Dataset):
-    """Images uint8 [N, C, H, W] as the data set that torch-fidelity reads."""
-
-    def __init__(self, images: np.ndarray, *, as_rgb: bool):
-        self.images, self.as_rgb = images, as_rgb
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Any:
-        image = torch.from_numpy(np.array(self.images[i]))
-        return image.expand(3, -1, -1) if self.as_rgb and len(image) == 1 else image

@@ -1,11 +1,26 @@
 """The Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv:1706.08500, eq.
-6)."""
+6), and two forms of it that hold where there are few images."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from gzcli.errors import UsageError
+
+
+class Moments(NamedTuple):
+    """The Gaussian of a set of features.
+
+    mean: float64 [D].
+    covariance: unbiased, float64 [D, D].
+    n: number of rows.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    n: int
 
 
 def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
@@ -13,18 +28,80 @@ def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
 
     Raises UsageError for fewer than two rows, different widths or features that are not finite.
     """
-    f1, f2 = (np.asarray(f, np.float64) for f in (f1, f2))
-    if f1.ndim != 2 or f2.ndim != 2 or f1.shape[1] != f2.shape[1]:
-        raise UsageError(f"features of shapes {f1.shape} and {f2.shape} cannot be compared")
-    if min(len(f1), len(f2)) < 2:
+    return frechet_of_moments(moments(f1), moments(f2))
+
+
+def moments(features: np.ndarray) -> Moments:
+    """The mean and the covariance of features [N, D].
+
+    Raises UsageError for fewer than two rows or features that are not finite.
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2:
+        raise UsageError(f"features of the shape {features.shape} are not rows")
+    if len(features) < 2:
         raise UsageError("a Fréchet distance needs at least two images on each side")
-    if not (np.isfinite(f1).all() and np.isfinite(f2).all()):
+    if not np.isfinite(features).all():
         raise UsageError("some features are not finite")
-    difference = f1.mean(0) - f2.mean(0)
-    s1, s2 = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (f1, f2))
+    return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    """The Fréchet distance of two Gaussians. Raises UsageError for different widths."""
+    if len(a.mean) != len(b.mean):
+        raise UsageError(f"features of widths {len(a.mean)} and {len(b.mean)} cannot be compared")
+    difference = a.mean - b.mean
     # Σ₁Σ₂ has the eigenvalues of the symmetric matrix Σ₁^½ Σ₂ Σ₁^½. They are real and, but for rounding, not
     # negative: the square root needs no complex numbers, and no ε on the diagonal of singular covariances.
-    values, vectors = np.linalg.eigh(s1)
+    values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root).clip(0)).sum()
-    return float(difference @ difference + np.trace(s1) + np.trace(s2) - 2 * cross)
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
+    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
+    """The Fréchet distance in the first principal components of the real features.
+
+    The noise of a covariance grows with its width. That of 1,280 features hides what differs where there are
+    fewer images than features; 64 components keep most of the variance and little of the noise.
+
+    Raises UsageError as `frechet_distance` does.
+
+    fake: features of generated images, [N1, D].
+    real: features of real images, [N2, D].
+    dims: number of components.
+    """
+    made, held = moments(fake), moments(real)
+    if len(made.mean) != len(held.mean):
+        raise UsageError(f"features of widths {len(made.mean)} and {len(held.mean)} cannot be compared")
+    axes = np.linalg.eigh(held.covariance)[1][:, ::-1][:, :dims]
+    return frechet_of_moments(
+        *(Moments(m.mean @ axes, axes.T @ m.covariance @ axes, m.n) for m in (made, held))
+    )
+
+
+def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, seed: int = 0) -> float:
+    """The Fréchet distance of infinitely many images: the intercept of the line that is fitted to the
+    distances of n rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3).
+
+    The subsets take the same share of both sides, because the bias of both falls as 1/n; the paper keeps
+    the real side whole. The distance may come out below 0 where the sets are alike.
+
+    Raises UsageError as `frechet_distance` does, and for fewer than ten rows.
+
+    fake: features of generated images, [N1, D].
+    real: features of real images, [N2, D].
+    points: number of subsets, of sizes at equal steps up to the whole.
+    seed: of the subsets.
+    """
+    n = min(len(fake), len(real))
+    if n < 10:
+        raise UsageError("an extrapolated Fréchet distance needs at least ten images on each side")
+    # Below two rows a feature the distance does not fall as 1/n yet: half of the rows at most are left out.
+    least = max(0.1, min(0.5, 2 * np.shape(real)[1] / n))
+    rng, shares = np.random.default_rng(seed), np.linspace(least, 1, points)
+    distances = [
+        frechet_distance(*(f[rng.permutation(len(f))[: round(share * len(f))]] for f in (fake, real)))
+        for share in shares
+    ]
+    return float(np.polynomial.polynomial.polyfit(1 / shares, distances, 1)[0])

@@ -36,13 +36,20 @@ def test_two_models_side_by_side(load, tmp_path):
     load("plain"), load("classes", conditional=True)
     result = run(tmp_path, "plain", "classes")
     plain, classes = result["rows"]
-    common = {"fd", "kid_lenet", "precision_lenet", "recall_lenet", "tv", "bpd", "samples_per_s"}
+    neighbours = {f"{name}_lenet" for name in ("precision", "recall", "density", "coverage")}
+    of_images = {"fd", "kid_lenet", "swd", "tv"} | neighbours
+    common = of_images | {"bpd", "samples_per_s"}
     assert set(plain["metrics"]) == common and set(classes["metrics"]) == common | {"label_accuracy", "bpd|y"}
     assert [row["run"] for row in result["rows"]] == ["plain", "classes"]
     assert (plain["params"], classes["params"]) == (256 * 17, 2560 * 17)
     assert classes["metrics"]["fd"] < plain["metrics"]["fd"]  # the class tables look like digits
     assert result["floor"]["fd"] < classes["metrics"]["fd"]
-    assert set(result["floor"]) == {"fd", "kid_lenet", "precision_lenet", "recall_lenet", "tv"}
+    assert set(result["floor"]) == set(result["floor_intervals"]) == of_images
+    for row in result["rows"]:
+        assert set(row["intervals"]) == set(row["metrics"]) - {"samples_per_s"}
+        assert all(low <= row["metrics"][name] <= high for name, (low, high) in row["intervals"].items())
+    assert result["directions"]["fd"] == "down" and result["directions"]["recall_lenet"] == "up"
+    assert result["biased"] == {"200": []}
     assert classes["metrics"]["label_accuracy"] > 0.8
     made = result["provenance"]
     assert (made["n_real"], made["n_fake"], made["split"], made["shape"], made["seed"]) == (

@@ -1,0 +1,87 @@
+"""What `gz bench` tells beside its figures: in which direction they are better, notes, and what they depend
+on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from gzcli import ranks
+from gzcli.engine.contestants import Contestant
+from gzcli.engine.figures import Found, direction
+from gzcli.engine.images import treatment
+from gzcli.engine.quality import Quality
+from gzcli.jobs import BenchJob
+
+
+def told(name: str, found: Found) -> dict[str, Any]:
+    """Figures under a name, and their intervals under `intervals` or `NAME_intervals`, for JSON."""
+    ends = {k: [v.low, v.high] for k, v in found.items() if v.low is not None}
+    intervals = "intervals" if name == "metrics" else f"{name}_intervals"
+    return {name: {k: v.value for k, v in found.items()}, intervals: ends}
+
+
+def directions(found: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """In which direction each figure is better: "down", "up" or None."""
+    return {name: direction(name) for figures in found for name in figures}
+
+
+def brief(values: Mapping[str, float]) -> str:
+    return "   ".join(f"{k} {v:.4g}" for k, v in values.items() if k.startswith(("fd", "bpd", "nats")))
+
+
+def notes(
+    contestants: Sequence[Contestant],
+    rows: Sequence[Mapping[str, Any]],
+    quality: Quality,
+    sizes: Sequence[int],
+) -> list[str]:
+    """Notes without which the figures could be misread.
+
+    sizes: numbers of images of the contestants.
+    """
+    binary = any(one.levels == 2 for one in contestants)
+    pack = quality.pack
+    lines = [line for n in sizes for line in quality.warnings(n)]
+    lines += treatment({pack.meta.name: pack}, 2 if binary else None)
+    lines += [note for one in contestants for note in one.notes]
+    if len(sizes) > 1:
+        counts = ", ".join(f"{n:,}" for n in sizes)
+        lines.append(f"the contestants have {counts} images: compare each with the floor of its own number")
+    lines += [
+        f"the floor of {n:,} samples is of {quality.floor_size(n):,} real images, as there are no more"
+        for n in sizes
+        if quality.floor_size(n) < n
+    ]
+    likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
+    if any(found["given_labels"] for found in likelihoods):
+        lines.append(
+            "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
+        )
+    if any(found["marginal"] for found in likelihoods):
+        lines.append(
+            "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
+        )
+    return list(dict.fromkeys(lines))
+
+
+def provenance(quality: Quality, job: BenchJob) -> dict[str, Any]:
+    """What the figures depend on, beside the facts of each row."""
+    pack = quality.pack
+    return {
+        "n_real": len(quality.real.reference(None)),
+        "n_fake": job.n,
+        "split": job.split,
+        "shape": list(pack.meta.shape),
+        "levels": pack.meta.levels,
+        "resized": pack.meta.resized,
+        "digest": pack.meta.digest,
+        "seed": job.seed,
+        "checkpoint": job.checkpoint,
+        "processes": ranks.world(),
+        **quality.provenance(),
+        "versions": {
+            name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
+        },
+    }

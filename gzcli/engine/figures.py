@@ -1,0 +1,194 @@
+"""The figures of `gz bench` that compare two sets of features: each with its 95 % interval and the direction
+in which it is better."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from gzcli.engine.images import subset
+from gzcli.metrics import fidelity
+from gzcli.metrics.fidelity import inception_score
+from gzcli.metrics.frechet import (
+    Moments,
+    frechet_distance,
+    frechet_infinity,
+    frechet_of_moments,
+    moments,
+    pca_frechet,
+)
+from gzcli.metrics.interval import Interval, half_samples
+from gzcli.metrics.kid import kid
+from gzcli.metrics.manifold import prdc
+from gzcli.metrics.sliced import sliced_wasserstein
+
+Found = dict[str, Interval]
+Direction = Literal["down", "up"]
+
+# What each metric is computed of: the features of a network, or pixels.
+SPACES = {
+    "fd": "lenet",
+    "fd_inf": "lenet",
+    "kid_lenet": "lenet",
+    "prc_lenet": "lenet",
+    "swd": "pixels",
+    "fd_lite": "lite",
+    "fd_lite_pca": "lite",
+    "kid_lite": "lite",
+    "prc_lite": "lite",
+    "fid": "inception",
+    "kid": "inception",
+    "is": "inception",
+}
+WIDTHS = {"fd": 64, "fd_lite": 1280, "fid": fidelity.FEATURES}  # of the features of raw Fréchet distances
+WIDE = 256  # features from which an interval has fewer draws: each takes about a second
+DRAWS, FEW_DRAWS = 50, 12  # halves of the images for the interval of a Fréchet distance
+HALVES = 20  # the same of extrapolated and of sliced distances
+SUBSETS = {"kid": 100}  # by which KID is found; of other features than Inception's `FEWER_SUBSETS`
+FEWER_SUBSETS = 40
+FEW_PROJECTIONS = 64  # by which the interval of a sliced distance is found
+PRECISE, DENSE = 3, 5  # the neighbour whose distance is the radius: of precision and recall, of the others
+SEED = 2020  # torch-fidelity's, so that its subsets for KID are ours
+
+DOWN = {"fd", "kid", "swd", "fid", "tv", "bpd", "nats", "duplicates"}
+UP = {
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "is",
+    "label",
+    "samples",
+    "train",
+    "authenticity",
+    "worth",
+}
+
+
+def direction(name: str) -> Direction | None:
+    """In which direction a figure is better, by the first word of its name; None for one that says nothing of
+    it, as the models' own do."""
+    word = re.split(r"[_|@]", name)[0]
+    return "down" if word in DOWN else "up" if word in UP else None
+
+
+def compare(metric: str, fake: np.ndarray, real: np.ndarray) -> Found:
+    """The figures of a metric of SPACES by their names; those in the features of a LeNet as of a set with
+    labels.
+
+    fake: features of samples, [N, D]; pixels are bytes.
+    real: features of real images, [M, D].
+    """
+    return COMPUTED[metric](fake, real) if metric in COMPUTED else _prdc(metric, fake, real)
+
+
+def to_statistics(metric: str, fake: np.ndarray, real: Moments) -> Found:
+    """The Fréchet distance of features [N, D] to a mean and a covariance, of the real images of which no more
+    is known. Its interval is that of the samples alone."""
+    fake = fake[:, : WIDTHS[metric]]
+
+    def distance(rows: np.ndarray) -> float:
+        return frechet_of_moments(moments(rows), real)
+
+    return {metric: not_negative(half_samples(distance, fake, draws=_draws(fake)))}
+
+
+def is_biased(metric: str, fake: int, real: int) -> bool:
+    """Whether a raw Fréchet distance of so many samples and real images says more of their number than of
+    their quality: at fewer than two a feature."""
+    return metric in WIDTHS and min(fake, real) < 2 * WIDTHS[metric]
+
+
+def share(value: float, n: int) -> Interval:
+    """A share of n images that were drawn independently, with Wilson's interval (1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(value * n), n).proportion_ci(method="wilson")
+    return Interval(value, float(found.low), float(found.high))
+
+
+def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """½ Σ |p − q| of the class frequencies of `seen` [N] and of `labels` [M]."""
+    p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (seen, labels))
+    return float(0.5 * np.abs(p - q).sum())
+
+
+def mean_of_draws(draws: Sequence[Mapping[str, Interval]]) -> Found:
+    """The mean of each figure over several draws of images, with Student's interval of that mean; of a single
+    draw the figures themselves."""
+    from scipy.stats import t
+
+    if len(draws) == 1:
+        return dict(draws[0])
+    found, n = {}, len(draws)
+    for name in draws[0]:
+        values = np.array([draw[name].value for draw in draws])
+        half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+        mean = float(values.mean())
+        found[name] = Interval(mean, mean - half, mean + half)
+    return found
+
+
+def _frechet(metric: str, fake: np.ndarray, real: np.ndarray) -> Found:
+    fake, real = (rows[:, : WIDTHS[metric]] for rows in (fake, real))
+    return {metric: not_negative(half_samples(frechet_distance, fake, real, draws=_draws(fake)))}
+
+
+def _infinity(fake: np.ndarray, real: np.ndarray) -> Found:
+    return {"fd_inf": half_samples(frechet_infinity, fake, real, draws=HALVES)}
+
+
+def _pca(fake: np.ndarray, real: np.ndarray) -> Found:
+    return {"fd_lite_pca": not_negative(half_samples(pca_frechet, fake, real, draws=FEW_DRAWS))}
+
+
+def _kid(name: str, fake: np.ndarray, real: np.ndarray) -> Found:
+    fake, real = (rows[:, : fidelity.FEATURES] for rows in (fake, real))
+    return {name: kid(fake, real, subsets=SUBSETS.get(name, FEWER_SUBSETS), seed=SEED)}
+
+
+def _score(fake: np.ndarray, real: np.ndarray) -> Found:
+    return {"is": inception_score(fake)}
+
+
+def _swd(fake: np.ndarray, real: np.ndarray) -> Found:
+    """In units of a pixel's whole range: images that are all lighter by the share s are s apart."""
+    value = sliced_wasserstein(fake, real) / 255
+    fewer = partial(sliced_wasserstein, projections=FEW_PROJECTIONS)
+    spread = half_samples(fewer, fake, real, draws=HALVES)
+    low, high = (value + (end - spread.value) / 255 for end in (spread.low or 0.0, spread.high or 0.0))
+    return {"swd": not_negative(Interval(value, low, high))}
+
+
+def _prdc(metric: str, fake: np.ndarray, real: np.ndarray) -> Found:
+    """Both sides in equal numbers, on which these figures depend. Three are shares of the images, whose
+    intervals take the neighbours as given; that of the density is by halves of the images."""
+    n = min(len(fake), len(real))
+    fake, real = (rows[subset(len(rows), n)] for rows in (fake, real))
+    near, far = prdc(fake, real, k=PRECISE), prdc(fake, real, k=DENSE)
+    shares = {"precision": near["precision"], "recall": near["recall"], "coverage": far["coverage"]}
+    found = {metric.replace("prc", name): share(value, n) for name, value in shares.items()}
+    density = half_samples(lambda a, b: prdc(a, b, k=DENSE)["density"], fake, real, draws=FEW_DRAWS)
+    return found | {metric.replace("prc", "density"): not_negative(density)}
+
+
+COMPUTED: dict[str, Callable[[np.ndarray, np.ndarray], Found]] = {
+    **{name: partial(_frechet, name) for name in WIDTHS},
+    **{name: partial(_kid, name) for name in ("kid_lenet", "kid_lite", "kid")},
+    "fd_inf": _infinity,
+    "fd_lite_pca": _pca,
+    "swd": _swd,
+    "is": _score,
+}
+
+
+def _draws(features: np.ndarray) -> int:
+    return FEW_DRAWS if features.shape[1] >= WIDE else DRAWS
+
+
+def not_negative(found: Interval) -> Interval:
+    return Interval(found.value, max(0.0, found.low or 0.0), found.high)

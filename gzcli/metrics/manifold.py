@@ -1,0 +1,119 @@
+"""Figures from nearest neighbours in a feature space: precision, recall, density, coverage, and whether
+samples are copies of training images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gzcli.errors import UsageError
+
+CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
+INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
+CELLS = 2**24  # distances that are held in memory at once
+
+
+def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), density and coverage (Naeem
+    et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but density, which may exceed 1.
+
+    Raises UsageError for k rows or fewer on a side.
+
+    fake: features of generated images, [N, D].
+    real: features of real images, [M, D].
+    k: rank of the neighbour whose distance is the radius about a row.
+    """
+    fake, real = _pair(fake, real)
+    if min(len(fake), len(real)) <= k:
+        raise UsageError(f"precision and recall need more than {k} images on each side")
+    real_radii, fake_radii = (_others(rows, k) * INSIDE for rows in (real, fake))
+    inside = np.empty(len(fake), np.int64)  # of how many real rows' balls
+    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    for rows, distances in _blocks(fake, real):
+        in_real = distances < real_radii
+        inside[rows] = in_real.sum(1)
+        covered |= in_real.any(0)
+        recalled |= (distances < fake_radii[rows, None]).any(0)
+    return {
+        "precision": float((inside > 0).mean()),
+        "recall": float(recalled.mean()),
+        "density": float(inside.mean() / k),
+        "coverage": float(covered.mean()),
+    }
+
+
+def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Euclidean distances, float64 [N, k], from the nearest on, and the numbers of these rows, int64 [N, k].
+
+    Raises UsageError for a bank of fewer than k rows or of another width.
+
+    queries: rows [N, D], or images [N, C, H, W], which are flattened.
+    bank: rows [M, D] among which neighbours are looked for.
+    k: number of neighbours.
+    """
+    queries, bank = _pair(queries, bank)
+    if len(bank) < k:
+        raise UsageError(f"{k} neighbours need as many images, and there are {len(bank)}")
+    found, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+    for rows, distances in _blocks(queries, bank):
+        places[rows] = np.argpartition(distances, k - 1, axis=1)[:, :k]
+        # The fast form of the distance, ‖a‖² + ‖b‖² − 2 a·b, is inexact where rows are close to each other.
+        for j in range(k):
+            found[rows, j] = np.linalg.norm(queries[rows] - bank[places[rows, j]], axis=1)
+    order = np.argsort(found, axis=1, kind="stable")
+    return np.take_along_axis(found, order, 1), np.take_along_axis(places, order, 1)
+
+
+def authenticity(fake: np.ndarray, train: np.ndarray) -> float:
+    """The share of samples that are farther from their nearest training image than this one is from its own
+    nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies give 0.
+
+    Raises UsageError for fewer than two training images.
+
+    fake: features of generated images, [N, D].
+    train: features of training images, [M, D].
+    """
+    distances, places = nearest(fake, train)
+    closest, inverse = np.unique(places[:, 0], return_inverse=True)
+    train = _pair(train, train)[0]
+    # Its nearest other row is at 0 where it stands twice, or the second of the two nearest, itself the first.
+    apart = nearest(train[closest], train, k=2)[0][:, 1]
+    return float((distances[:, 0] > apart[inverse]).mean())
+
+
+def duplicates(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
+    """The share of samples that are as close to a training image as the closest 1 % of held-out real images
+    are. Held-out images give 0.01.
+
+    fake: features of generated images, [N, D].
+    train: features of training images, [M, D].
+    held_out: features of real images that were not trained on, [K, D].
+    """
+    threshold = np.quantile(nearest(held_out, train)[0], CLOSE)
+    return float((nearest(fake, train)[0] <= threshold).mean())
+
+
+def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as rows of floats; bytes need single precision only. Raises UsageError for different widths."""
+    a, b = (np.asarray(f).reshape(len(f), -1) for f in (a, b))
+    if a.shape[1] != b.shape[1]:
+        raise UsageError(f"rows of widths {a.shape[1]} and {b.shape[1]} cannot be compared")
+    kind = np.result_type(a, b, np.float32)
+    return a.astype(kind, copy=False), b.astype(kind, copy=False)
+
+
+def _others(rows: np.ndarray, k: int) -> np.ndarray:
+    """The distance of each row [N, D] to its k-th nearest other row, [N]."""
+    return nearest(rows, rows, k=k + 1)[0][:, -1]  # the first is the row itself
+
+
+def _blocks(queries: np.ndarray, bank: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The distances of some queries at a time to all of the bank: which queries, and [B, M]."""
+    squares = np.square(bank).sum(1)
+    size = max(1, CELLS // len(bank))
+    for i in range(0, len(queries), size):
+        rows = slice(i, min(i + size, len(queries)))
+        some = queries[rows]
+        squared = np.square(some).sum(1)[:, None] + squares - 2 * some @ bank.T
+        yield rows, np.sqrt(squared.clip(0))

@@ -1,0 +1,119 @@
+"""What samples are worth as training data: the accuracy, on real test images, of a small classifier that is
+trained with them (Ravuri & Vinyals 2019, arXiv:1905.10887)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from gzcli.errors import UsageError
+from gzcli.metrics.features import LeNetFeatures, trained
+from gzcli.metrics.interval import LEVELS, Interval, bootstrap
+
+STEPS = 500  # the same for all training sets, so that more images are not more training
+
+
+def worth(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    samples_x: np.ndarray,
+    samples_y: np.ndarray,
+    test_x: np.ndarray,
+    test_y: np.ndarray,
+    classes: int,
+    *,
+    seeds: int = 3,
+    steps: int = STEPS,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Interval]:
+    """The accuracy of a LeNet on the test images, 0 … 1, by what it was trained on: `real` images, `samples`,
+    `both`, or real images whose rarest class is `filled` up with samples to the size of the largest.
+
+    `NAME_balanced` is the accuracy averaged over classes. `NAME_gain` and `NAME_balanced_gain` are the
+    differences to `real` at equal seeds on the same test images, of which the intervals are narrower.
+    `filled` is missing where no sample is of the rarest class, or all classes are equally frequent.
+
+    Raises UsageError for labels that are not one class an image, and for a side without images.
+
+    train_x: real training images, uint8 [N, C, H, W].
+    train_y: their classes, integers [N].
+    samples_x: samples, uint8 [M, C, H, W].
+    samples_y: their classes, [M].
+    test_x: real test images, uint8 [K, C, H, W].
+    test_y: their classes, [K].
+    classes: number of classes.
+    seeds: number of classifiers for each training set; their spread widens the intervals.
+    steps: updates of each classifier.
+    say: called with a message before work that takes long.
+    """
+    sides = ((train_x, train_y), (samples_x, samples_y), (test_x, test_y))
+    for images, labels in sides:
+        if not len(images) or np.shape(labels) != (len(images),):
+            raise UsageError("the worth of samples needs images with one class each on all sides")
+    (real, made, (test_x, test_y)) = ((np.asarray(x), np.asarray(y, np.int64)) for x, y in sides)
+    sets = {"real": real, "samples": made, "both": _joined(real, made)}
+    if len(fill := filling(real[1], made[1], classes)):
+        sets["filled"] = _joined(real, (made[0][fill], made[1][fill]))
+    right = {}  # of each classifier and test image, float64 [seeds, K]
+    for name, (x, y) in sets.items():
+        say(f"training {seeds} classifiers on {len(x)} images ({name})")
+        nets = (trained(x, y, classes, steps=steps, seed=seed) for seed in range(seeds))
+        guesses = [LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
+        right[name] = np.array([guess == test_y for guess in guesses], np.float64)
+    found: dict[str, Interval] = {}
+    for end, average in (("", _mean), ("_balanced", _balanced)):
+        found |= {name + end: _interval(average, hits, test_y, least=0) for name, hits in right.items()}
+        gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
+        found |= {
+            f"{name}{end}_gain": _interval(average, gain, test_y, least=-1) for name, gain in gains.items()
+        }
+    return found
+
+
+def filling(real: np.ndarray, made: np.ndarray, classes: int) -> np.ndarray:
+    """The numbers of the samples that fill up the rarest class of `real` to the size of the largest, as far
+    as there are samples of it.
+
+    real: classes of real images, integers [N].
+    made: classes of samples, [M].
+    classes: number of classes.
+    """
+    counts = np.bincount(real, minlength=classes)
+    return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
+
+
+def _joined(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
+
+
+def _mean(rows: np.ndarray) -> float:
+    """The mean of the first column of rows [N, 2]."""
+    return float(rows[:, 0].mean())
+
+
+def _balanced(rows: np.ndarray) -> float:
+    """The mean over classes, the second column of rows [N, 2], of the mean of the first in each."""
+    classes = rows[:, 1].astype(np.int64)
+    counts = np.bincount(classes)
+    return float((np.bincount(classes, rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
+
+
+def _interval(
+    average: Callable[[np.ndarray], float], values: np.ndarray, classes: np.ndarray, *, least: float
+) -> Interval:
+    """The average, of `least` … 1, of the values of each classifier and test image, [S, N]. Its interval is
+    for both draws: of the test images by the bootstrap, of the classifiers by Student's t, added in squares.
+    """
+    from scipy.stats import t
+
+    found = bootstrap(average, np.stack([values.mean(0), classes], 1))
+    each = [average(np.stack([row, classes], 1)) for row in values]
+    spread = 0.0
+    if len(each) > 1:
+        spread = t.ppf(LEVELS[1], len(each) - 1) * np.std(each, ddof=1) / np.sqrt(len(each))
+    below, above = np.hypot(np.array([found.low, found.high], np.float64) - found.value, spread)
+    return Interval(found.value, float(max(found.value - below, least)), float(min(found.value + above, 1)))
