@@ -100,9 +100,11 @@ class Results:
         words = ["gz", self.verb]
         for path in [*listed(job.get("runs")), *listed(job.get("run"))]:
             words.append(Path(path).name if by_name(Path(path).name) else path)
+        words += listed(job.get("images"))
         named = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
         named |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
         named |= {"precision": "--precision", "background": "--background", "seed": "--seed"}
+        named |= {"split": "--split", "stats": "--real-stats", "weights": "--weights"}
         for key, option in named.items():
             value = job.get(key)
             if value in (None, [], "") or (key == "outs" and job.get("benchmark")):

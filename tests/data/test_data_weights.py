@@ -14,7 +14,7 @@ from server import serve
 from gzcli.data import http, request
 from gzcli.data.specs import DataFile
 from gzcli.data.weights import KNOWN, fetch_weights, needed_by
-from gzcli.engine.quality import OF_INCEPTION
+from gzcli.engine.figures import SPACES
 from gzcli.errors import MissingError
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import INCEPTION
@@ -94,7 +94,7 @@ def test_a_mirror_comes_first_and_alone_when_offline(site, monkeypatch, tmp_path
 
 
 def test_the_metrics_that_fetch_are_those_that_need_it(call, site, monkeypatch):
-    assert set(KNOWN["inception"].metrics) == set(OF_INCEPTION)
+    assert set(KNOWN["inception"].metrics) == {name for name, of in SPACES.items() if of == "inception"}
     assert needed_by(("fd", "kid")) == ["inception"] and needed_by(("fd", "kid_lenet")) == []
     for known in KNOWN.values():  # as the publishers name their files: by how the checksum begins
         assert known.file.sha256.startswith(known.file.name.removesuffix(".pth").rpartition("-")[2])
