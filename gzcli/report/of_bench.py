@@ -84,7 +84,13 @@ class Figures:
 
     def __init__(self, made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]):
         self.rows, self.floor = rows, made.get("floor") or {}
-        self.floor_intervals = made.get("floor_intervals") or {}
+        whole = [("real images", self.floor, made.get("floor_intervals") or {})] if self.floor else []
+        found = [floor for floor in made.get("floors") or [] if isinstance(floor, dict)]
+        several = [
+            (f"real images, {floor.get('n')}", floor.get("metrics") or {}, floor.get("intervals") or {})
+            for floor in found
+        ]
+        self.floors = several if len(several) > 1 else whole  # contestants of fewer images have their own
         self.directions: Mapping[str, Any] = made.get("directions") or {}
         names = dict.fromkeys(name for row in rows for name in row.get("metrics") or {})
         with_floor = [name for name in self.floor if name in names]  # these compare images, the rest models
@@ -123,12 +129,15 @@ class Figures:
             for title, row in zip(names, self.rows, strict=True)
         ]
         foot = [
-            Cell(number(self.floor.get(name)), None, shown(self.floor_intervals.get(name)))
-            for name in self.names
+            [
+                Cell(title),
+                *(Cell(number(values.get(name)), None, shown(ends.get(name))) for name in self.names),
+            ]
+            for title, values, ends in self.floors
         ]
-        caption = "The last row is the floor: real training images in place of samples. "
+        caption = "Below stands the floor: real images in place of samples. "
         caption += "Brackets hold 95 % intervals; the best of a column is bold." if self.directions else ""
-        return Table("Figures", columns, body, [[Cell("real images"), *foot]] if self.floor else [], caption)
+        return Table("Figures", columns, body, foot, caption)
 
     def dots(self, names: Sequence[str]) -> list[Dots]:
         """The figures that have a floor, drawn."""

@@ -257,6 +257,7 @@ def test_bench_writes_the_report_that_it_is_asked_for(call, monkeypatch, tmp_pat
         files.write_json(folder / "result.json", result)
 
     monkeypatch.setattr(launch, "run", work)
+    monkeypatch.setattr("gzcli.cli.bench.table", lambda *_, **__: None)
     words = ("bench", "mine", "--data", "digits", "--json", "--report", str(tmp_path / "page"))
     code, stdout, stderr = call(*words)
     assert code == 0, stdout + stderr

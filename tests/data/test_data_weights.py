@@ -112,6 +112,7 @@ def test_bench_fetches_what_its_metric_needs_before_it_starts(call, site, monkey
     result = {"rows": [], "floor": {}, "notes": []}
     work = lambda folder, plan, **options: files.write_json(folder / "result.json", result)  # noqa: E731
     monkeypatch.setattr(launch, "run", work)
+    monkeypatch.setattr("gzcli.cli.bench.table", lambda *_, **__: None)
     with serve(site) as server:
         published(monkeypatch, server.url)
         assert call("bench", "mine", "--data", "digits", "--metrics", "fd")[0] == 0 and not server.requests
