@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gzcli.engine.pictures import grid
+from gzcli.report import of_league
 from gzcli.report.common import (
     behind,
     day,
     interval,
+    is_number,
     number,
     other_pictures,
     png_of,
@@ -42,7 +44,9 @@ def document(results: Results) -> Document:
     if shape := provenance.get("shape"):
         facts.append(("images", sides(shape)))
     sections = [
+        *of_league.sections(made, {name: way for name in figures.names if (way := figures.direction(name))}),
         Section("Figures", [figures.table(names)], figures.sentence(names)),
+        *equal_calls(made),
         Section("Against the floor", figures.dots(names)),
         Section("Samples", grids(results, rows, names)),
         Section("Pictures", list(other_pictures(results, {"bench"}))),
@@ -61,9 +65,19 @@ def document(results: Results) -> Document:
     )
 
 
+def equal_calls(made: Mapping[str, Any]) -> list[Section]:
+    """The figures of a league at equal network calls."""
+    rows = [row for row in made.get("equal_calls") or [] if isinstance(row, dict)]
+    if not rows:
+        return []
+    title = f"At {rows[0].get('setting', 'equal calls')}"
+    return [Section(title, [Figures(made, rows).table(unique([label(row) for row in rows]), title)])]
+
+
 def label(row: Mapping[str, Any]) -> str:
-    """What a row is called."""
-    return str(row.get("name") or row.get("model") or row.get("run") or "?")
+    """What a row is called; a row of a league is one of several seeds."""
+    name = str(row.get("name") or row.get("model") or row.get("run") or "?")
+    return f"{name}, seed {row['seed']}" if is_number(row.get("seed")) else name
 
 
 def unique(names: Sequence[str]) -> list[str]:
@@ -120,13 +134,13 @@ class Figures:
         ends = shown((row.get("intervals") or {}).get(name))
         return Cell(number(value), value, ends, value == self.best(name))
 
-    def table(self, names: Sequence[str]) -> Table:
+    def table(self, names: Sequence[str], title: str = "Figures") -> Table:
         """A row for each contestant, and the floor below."""
         columns = [Column("model", numeric=False)]
         columns += [Column(name, self.direction(name)) for name in self.names]
         body = [
-            [Cell(title, None, detail(row, title)), *(self.cell(row, name) for name in self.names)]
-            for title, row in zip(names, self.rows, strict=True)
+            [Cell(whose, None, detail(row, whose)), *(self.cell(row, name) for name in self.names)]
+            for whose, row in zip(names, self.rows, strict=True)
         ]
         foot = [
             [
@@ -137,7 +151,7 @@ class Figures:
         ]
         caption = "Below stands the floor: real images in place of samples. "
         caption += "Brackets hold 95 % intervals; the best of a column is bold." if self.directions else ""
-        return Table("Figures", columns, body, foot, caption)
+        return Table(title, columns, body, foot, caption)
 
     def dots(self, names: Sequence[str]) -> list[Dots]:
         """The figures that have a floor, drawn."""
@@ -211,10 +225,6 @@ def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table
         for name, row in zip(names, found, strict=True)
     ]
     return [Table("Costs", columns, cells)] if keys else []
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def cost(key: str, value: float | None) -> str:

@@ -17,7 +17,13 @@ from gzcli.store import files
 from gzcli.store.run import Run
 from gzcli.store.runs import by_name
 
-FILES = ("bench.json", "ood.json", "result.json")  # in one of them are the results
+FILES = (
+    "bench.json",
+    "ood.json",
+    "league.json",
+    "alarm.json",
+    "result.json",
+)  # in one of them are the results
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 
 
@@ -94,23 +100,27 @@ class Results:
         """The line that makes the results again, of what the job was asked for; empty where that is lost."""
         if given := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
             return redacted(given if isinstance(given, str) else shlex.join(given))
-        job = self.job
+        job, script = self.job, self.folder / "command.sh"
+        if script.exists():  # a league's
+            return redacted(script.read_text(errors="replace").strip().rpartition("\n")[2])
         if not job:
             return ""
         words = ["gz", self.verb]
-        for path in [*listed(job.get("runs")), *listed(job.get("run"))]:
+        for path in [*listed(job.get("runs")), *listed(job.get("run")), *listed(job.get("others"))]:
             words.append(Path(path).name if by_name(Path(path).name) else path)
         words += listed(job.get("images"))
         named = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
         named |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
         named |= {"precision": "--precision", "background": "--background", "seed": "--seed"}
         named |= {"split": "--split", "stats": "--real-stats", "weights": "--weights"}
+        named |= {"input": "--input", "fpr": "--fpr"}
         for key, option in named.items():
             value = job.get(key)
             if value in (None, [], "") or (key == "outs" and job.get("benchmark")):
                 continue
             words += [option, ",".join(map(str, listed(value)))]
-        words += ["--full"] if job.get("full") else []
+        flags = {"full": "--full", "maps": "--map", "png": "--png"}
+        words += [flag for key, flag in flags.items() if job.get(key)]
         for key, value in (job.get("options") or {}).items():
             words += [f"--{key.replace('_', '-')}={value}"]
         return redacted(shlex.join(words))

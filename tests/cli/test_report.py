@@ -110,7 +110,7 @@ class Page(HTMLParser):
             self.cells[-1] += data
 
 
-def made(call, folder: Path, *words: str) -> dict[str, str]:
+def written(call, folder: Path, *words: str) -> dict[str, str]:
     code, stdout, stderr = call("report", str(folder), "--out", str(folder.parent / "out"), *words)
     assert code == 0, stdout + stderr
     return {name: (folder.parent / "out" / name).read_text() for name in FORMS}
@@ -118,7 +118,7 @@ def made(call, folder: Path, *words: str) -> dict[str, str]:
 
 def test_the_page_asks_for_nothing_and_runs_nothing_but_its_own(call, bench, ood):
     for folder in (bench, ood[0]):
-        page = Page(made(call, folder)["report.html"])
+        page = Page(written(call, folder)["report.html"])
         assert page.addresses and all(at.startswith(("data:", "#")) for at in page.addresses)
         assert page.tags.count("script") == page.tags.count("style") == 1 and not page.handlers
         assert "url(" not in page.inline["style"] and "import" not in page.inline["style"]
@@ -130,7 +130,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing_but_its_own(call, bench, ood
 
 def test_names_stand_as_they_are_in_every_form(call, bench, ood):
     for folder in (bench, ood[0]):
-        texts = made(call, folder)
+        texts = written(call, folder)
         page = Page(texts["report.html"])
         whole = re.sub(r"<style>.*?</style>|<script>.*?</script>", "", texts["report.html"], flags=re.DOTALL)
         assert "<script" not in whole.replace(page.inline["script"], "")
@@ -149,12 +149,12 @@ def test_names_stand_as_they_are_in_every_form(call, bench, ood):
             assert prose.count(f"\\begin{{{begin}}}") == prose.count(f"\\end{{{begin}}}")
     assert any(
         EVIL.replace("`", "") in cell.replace("`", "")
-        for cell in Page(made(call, bench)["report.html"]).cells
+        for cell in Page(written(call, bench)["report.html"]).cells
     )
 
 
 def test_figures_come_with_floor_interval_and_direction(call, bench):
-    texts = made(call, bench)
+    texts = written(call, bench)
     page = Page(texts["report.html"])
     cells = [cell.strip() for cell in page.cells]
     assert {"fd↓", "recall↑", "40[38, 43]", "25", "10[9, 11]", "0.25", "1.23M", "90.5"} <= set(cells)
@@ -209,7 +209,7 @@ def test_curves_are_those_of_the_scores(ood):
 def test_what_results_lack_is_left_out(call, tmp_path, result):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "result.json").write_text(json.dumps(result))
-    texts = made(call, tmp_path / "old")
+    texts = written(call, tmp_path / "old")
     if isinstance(result.get("files"), list):
         assert "1 of 2 pictures are flagged at a false-positive rate of 0.01" in texts["report.html"]
         assert [cell.strip() for cell in Page(texts["report.html"]).cells][4:8] == [
@@ -218,6 +218,37 @@ def test_what_results_lack_is_left_out(call, tmp_path, result):
             "0.01",
             "2.5",
         ]
+
+
+def test_a_league_has_standings_and_curves(call, tmp_path):
+    rows = [
+        {"model": "fm", "seed": seed, "metrics": {"fd": 20.0 + seed}, "steps": steps, "setting": "steps"}
+        for seed in (0, 1)
+        for steps in (5, 2)
+    ]
+    summary = {"model": "fm", "seeds": 2, "metrics": {"fd": 20.5}, "deviations": {"fd": 0.5}, "place": 1}
+    made = {
+        "metric": "fd",
+        "rows": [rows[0], rows[2]],
+        "summary": [summary | {"rank": 1.0}],
+        "spearman": 0.95,
+    }
+    made |= {"curves": {"steps": rows, "time": []}, "equal_calls": [rows[0] | {"setting": "20 calls"}]}
+    files.write_json(tmp_path / "league" / "league.json", made | {"directions": {"fd": "down"}})
+    (tmp_path / "league" / "command.sh").write_text("cd /\ngz bench --train-missing --budget 8m\n")
+    texts = written(call, tmp_path / "league")
+    cells = {cell.strip() for cell in Page(texts["report.html"]).cells}
+    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "fd↓", "place", "rank"} <= cells
+    assert "correlation of 0.95" in texts["report.md"] and "At 20 calls" in texts["report.tex"]
+    assert "gz bench --train-missing --budget 8m" in texts["report.md"]
+    items = [
+        item for section in of_bench.document(read(tmp_path / "league")).sections for item in section.items
+    ]
+    (chart,) = [item for item in items if isinstance(item, Chart)]
+    assert [(line.name, line.points) for line in chart.series] == [
+        ("fm, seed 0", [(2.0, 20.0), (5.0, 20.0)]),
+        ("fm, seed 1", [(2.0, 21.0), (5.0, 21.0)]),
+    ]
 
 
 def test_rows_of_one_name_are_told_apart():
