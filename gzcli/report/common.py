@@ -16,6 +16,7 @@ from gzcli.report.document import Chart, Picture, Section, Series, Text
 from gzcli.report.results import Results
 from gzcli.store import files
 
+LONG = 10_000  # from which a figure is shown without its fraction
 CURVE = 240  # points of a curve at most
 VALIDATED = 2  # figures of validation that are drawn of a run
 CURVES = 36  # charts of training at most
@@ -27,7 +28,9 @@ def number(value: Any) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if LONG <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -47,7 +50,7 @@ def interval(ends: Any) -> tuple[float, float] | None:
 def shown(ends: Any) -> str:
     """An interval as text: `[1.2, 1.5]`; empty where it is not known."""
     known = interval(ends)
-    return f"[{known[0]:.4g}, {known[1]:.4g}]" if known else ""
+    return f"[{number(known[0])}, {number(known[1])}]" if known else ""
 
 
 def day(results: Results) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def write(results: Path, folder: Path | None = None) -> dict[str, str]:
     else.
     """
     found = read(results)
-    folder = folder or found.folder / "report"
+    folder = (folder or found.folder / "report").absolute()
     check(folder)
     report = (of_bench if found.verb == "bench" else of_ood).document(found)
     folder.mkdir(parents=True, exist_ok=True)
