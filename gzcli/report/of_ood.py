@@ -47,10 +47,10 @@ def document(results: Results) -> Document:
     outs = list(dict.fromkeys(str(row.get("out")) for row in rows))
     sections = [
         Section("Detection", [detection(rows, names, out) for out in outs]),
-        Section("Flagged pictures", flagged(of_files)),
+        Section("Pictures", list(other_pictures(results, {"histograms"} if results.scores else set()))),
+        Section("All pictures", flagged(of_files)),
         Section("ROC", rocs(results, rows, names)),
         Section("Scores", histograms(results, rows, names, str(made.get("in")))),
-        Section("Pictures", list(other_pictures(results, {"histograms"} if results.scores else set()))),
         training(results),
         behind(results),
     ]
@@ -166,4 +166,4 @@ def flagged(of_files: Sequence[Mapping[str, Any]]) -> list[Table]:
     left = len(of_files) - len(body)
     caption = f"{left:,} more, of larger p-values, are in the JSON." if left else ""
     columns += [Column(score) for score in scores]
-    return [Table("Pictures by p-value", columns, body, caption=caption)] if body else []
+    return [Table("All pictures", columns, body, caption=caption)] if body else []
