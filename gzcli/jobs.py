@@ -70,6 +70,9 @@ class OodJob:
     options: keywords of the scores.
     benchmark: name of the benchmark whose conventions the results follow.
     background: folder of the run that the score `ratio` divides by; None: that of the recipe.
+    others: folders of further runs, which make an ensemble with `run`.
+    seeds: number of seeds, from `seed` on; figures are their means.
+    imglists: folder of OpenOOD's image lists, which then say the images of the benchmark; None: whole splits.
     precision: of samples and scores; None: samples as the run was trained, scores in fp32.
     launch: number and kind of processes.
     """
@@ -85,9 +88,56 @@ class OodJob:
     options: Mapping[str, Any] = field(default_factory=dict)
     benchmark: str | None = None
     background: str | None = None
+    others: tuple[str, ...] = ()
+    seeds: int = 1
+    imglists: str | None = None
     precision: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["ood"] = "ood"
+
+
+@dataclass(frozen=True)
+class AlarmJob:
+    """An alarm for each of the user's pictures.
+
+    run: folder of the run.
+    ins: name or path of the in-distribution set.
+    input: path of a picture, or of a folder, zip, tar or npz of pictures.
+    fpr: share of in-distribution pictures that may be flagged.
+    checkpoint: "last", "best", "finished" or a step.
+    scores: names of the scores; None: the first of the recipe.
+    n: number of held-out images that the pictures are compared with; None: as many as the time budget of the
+      recipe allows.
+    full: whether the pictures are compared with every held-out image.
+    seed: seed of the noise.
+    options: keywords of the scores.
+    background: folder of the run that the score `ratio` divides by; None: that of the recipe.
+    others: folders of further runs, which make an ensemble with `run`.
+    seeds: number of seeds, from `seed` on; scores are their means.
+    maps: whether maps show where the pictures are anomalous.
+    png: whether the map of every picture is written as a file.
+    precision: of scores; None: fp32.
+    launch: number and kind of processes.
+    """
+
+    run: str
+    ins: str
+    input: str
+    fpr: float = 0.01
+    checkpoint: str = "finished"
+    scores: tuple[str, ...] | None = None
+    n: int | None = None
+    full: bool = False
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    background: str | None = None
+    others: tuple[str, ...] = ()
+    seeds: int = 1
+    maps: bool = False
+    png: bool = False
+    precision: str | None = None
+    launch: LaunchSection = field(default_factory=LaunchSection)
+    verb: Literal["alarm"] = "alarm"
 
 
 @dataclass(frozen=True)
@@ -161,10 +211,11 @@ class TrialJob:
     verb: Literal["trial"] = "trial"
 
 
-Job = SampleJob | OodJob | BenchJob | ExportJob | TrialJob
+Job = SampleJob | OodJob | AlarmJob | BenchJob | ExportJob | TrialJob
 _KINDS: dict[str, type[Job]] = {
     "sample": SampleJob,
     "ood": OodJob,
+    "alarm": AlarmJob,
     "bench": BenchJob,
     "export": ExportJob,
     "trial": TrialJob,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from gzcli.cli import out
+from gzcli.cli import alarm, out
 from gzcli.cli.jobs import OWN_OPTIONS
+from gzcli.cli.ood_asked import at_hand, chosen, inside_of, leading, sets, with_lists
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -26,12 +27,7 @@ from gzcli.cli.options import (
     split,
 )
 from gzcli.cli.report import check_report, with_report
-from gzcli.errors import MissingError, UsageError
-
-if TYPE_CHECKING:
-    from gzcli.data.benchmarks import Benchmark
-    from gzcli.data.names import DataSet
-    from gzcli.sections import DataSection
+from gzcli.errors import UsageError
 
 _In = Annotated[
     str | None,
@@ -63,7 +59,7 @@ _Score = Annotated[
     typer.Option(
         "--score",
         metavar="S[,S…]",
-        help="Scores; without it those of the recipe.",
+        help="Scores, or `all`; without it those of the recipe, of `--input` its first.",
         autocompletion=complete_scores,
     ),
 ]
@@ -73,7 +69,8 @@ _N = Annotated[
         "-n",
         metavar="N",
         min=10,
-        help="Images scored of each set; without it as many as the time budget allows.",
+        help="Images scored of each set, or compared with pictures; without it as many as the time budget "
+        "allows.",
     ),
 ]
 _Full = Annotated[bool, typer.Option("--full", help="All images of each set.")]
@@ -83,6 +80,18 @@ _Background = Annotated[
         "--background",
         metavar="RUN",
         help="The run that the score `ratio` divides by, trained on mutated images.",
+    ),
+]
+_Seeds = Annotated[
+    int,
+    typer.Option("--seeds", metavar="K", min=1, help="Seeds of the noise: means over K of them, ± spread."),
+]
+_Imglists = Annotated[
+    str | None,
+    typer.Option(
+        "--imglists",
+        metavar="DIR",
+        help="OpenOOD's `data` folder: its image lists then say the images of `--benchmark`.",
     ),
 ]
 
@@ -95,6 +104,10 @@ def ood(
     in_: _In = None,
     out_: _Outs = None,
     benchmark: _Benchmark = None,
+    input_: alarm.Input = None,
+    fpr: alarm.Fpr = None,
+    map_: alarm.Map = False,
+    png: alarm.Png = False,
     score: _Score = None,
     n: _N = None,
     full: _Full = False,
@@ -105,60 +118,93 @@ def ood(
     processes: Processes = None,
     precision: Precision = None,
     seed: SeedOrZero = 0,
+    seeds: _Seeds = 1,
+    imglists: _Imglists = None,
     report: Report = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score images of other data sets by how foreign they are to a model.
+    """Score images of other data sets, or single pictures, by how foreign they are to a model.
 
     A higher score is more out-of-distribution. Baselines that use no model are listed beside its scores.
+    Further runs after the first one make an ensemble with it, as in `gz ood RUN RUN2 RUN3 --out mnist`.
 
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
     from gzcli.data.names import locate, slug
-    from gzcli.jobs import OodJob
+    from gzcli.jobs import AlarmJob, OodJob
     from gzcli.models.catalog import card_of
     from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
-    from gzcli.recipe.schema import check_scores, score_options
+    from gzcli.recipe.schema import score_options
 
     check_report(report)
+    compares = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
+    alarm.check(input_, fpr, map_, png, compares)
+    if imglists and not benchmark:
+        raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
     asked = inside_of(benchmark, in_, out_) if benchmark else None
-    if asked is None and not out_:
+    if asked is None and not out_ and input_ is None:
         hint = f"gz ood {model} --in mnist --out fashionmnist"
-        raise UsageError("`gz ood` needs `--out` or `--benchmark`", hint=hint)
+        raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
     named = asked.inside if asked else in_
     home = locate(named) if named else None
     key = home.key if home else None
     run = find_run(model, data=key)
     part = part_of(run.serving.tree())
     home = home or locate(part.data.name)
-    foreign = at_hand(asked, part.data) if asked else [locate(name) for name in sets(out_ or "")]
     known = card_of(run, part.model)
-    scores = tuple(check_scores(split(score), known)) if score else None
-    options = method_options(ctx.args, score_options(known), f"`gz ood` of `{known.name}`", "ood")
+    further, words = leading(ctx.args)
+    others = [find_run(word, data=key) for word in further]
+    cards = [known, *(card_of(other, part_of(other.serving.tree()).model) for other in others)]
+    scores = chosen(split(score), cards, part.ood.scores)
+    options = method_options(words, score_options(known), f"`gz ood` of `{known.name}`", "ood")
     announce(run, model, data=key)
-    outs = tuple(found.reference for found in foreign)
-    job = OodJob(
-        str(run.path),
-        home.reference,
-        outs,
-        checkpoint,
-        scores,
-        n,
-        full,
-        seed,
-        options,
-        benchmark=asked.name if asked else None,
-        background=str(find_run(background).path) if background else None,
-        precision=precision,
-        launch=processes_of(gpus, cpu, processes),
-    )
-    label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
-    folder = run.path / "ood" / f"{label}-{stamp()}"
-    result = do_job(folder, job)
-    table(result)
+    shared: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "scores": scores,
+        "n": n,
+        "full": full,
+        "seed": seed,
+        "options": options,
+        "background": str(find_run(background).path) if background else None,
+        "others": tuple(str(other.path) for other in others),
+        "seeds": seeds,
+        "precision": precision,
+        "launch": processes_of(gpus, cpu, processes),
+    }
+    if input_ is not None:
+        if map_:
+            alarm.check_maps(known)
+        path = alarm.path_of(input_)
+        folder = run.path / "ood" / f"input-{slug(path.stem)}-{stamp()}"
+        result = do_job(
+            folder,
+            AlarmJob(str(run.path), home.reference, str(path), alarm.rate(fpr), maps=map_, png=png, **shared),
+        )
+        alarm.table(result)
+    else:
+        lists = alarm.path_of(imglists) if imglists else None
+        if asked:
+            foreign = with_lists(asked, lists) if lists else at_hand(asked, part.data)
+        else:
+            foreign = [locate(name) for name in sets(out_ or "")]
+        outs = tuple(found.reference for found in foreign)
+        label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
+        folder = run.path / "ood" / f"{label}-{stamp()}"
+        result = do_job(
+            folder,
+            OodJob(
+                str(run.path),
+                home.reference,
+                outs,
+                benchmark=asked.name if asked else None,
+                imglists=str(lists) if lists else None,
+                **shared,
+            ),
+        )
+        table(result)
     for note in result.get("notes", []):
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
@@ -176,70 +222,14 @@ def table(result: Mapping[str, Any]) -> None:
         for key in ("auroc", "fpr95"):
             low, high = (row["ci"] or {}).get(key, (None, None))
             ends = [] if low is None else [f"{end:.3f}".removeprefix("0") for end in (low, high)]
-            shown += [f"{row[key]:.4f}", "–".join(ends)]
+            spread = f"±{row['spread'][key]:.4f}" if "spread" in row else None
+            shown += [f"{row[key]:.4f}", spread or "–".join(ends)]
         return shown + [f"{row[key]:.4f}" for key in ("fpr95_id", "aupr_in", "aupr_out")]
 
-    columns = ["score", "auroc", "(95 %)", "fpr95", "(95 %)", "fpr95_id", "aupr_in", "aupr_out"]
+    error = "± seeds" if any("spread" in row for row in rows) else "(95 %)"
+    columns = ["score", "auroc", error, "fpr95", error, "fpr95_id", "aupr_in", "aupr_out"]
     out.table([*(["out"] if several else []), *columns], [line(row) for row in rows])
     counts = {names[row["out"]]: row["n_out"] for row in rows if row["out"] in names}
     sizes = ", ".join(f"{n:,} of `{name}`" for name, n in counts.items())
     inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"
     out.info(f"images: {inside} (in), {sizes} (out); * baselines, which know no model")
-
-
-def sets(text: str) -> list[str]:
-    """The names of a comma-separated list.
-
-    A name may hold commas: from each start on, the longest text that is a set or an existing path is taken.
-    """
-    from gzcli.data.names import is_set
-
-    parts, found = text.split(","), []
-    while parts:
-        length = next((n for n in range(len(parts), 1, -1) if is_set(",".join(parts[:n]).strip())), 1)
-        found.append(",".join(parts[:length]).strip())
-        parts = parts[length:]
-    return [name for name in found if name]
-
-
-def inside_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
-    """The benchmark of this name. Raises UsageError where other sets than its own are given."""
-    from gzcli.data.benchmarks import find
-
-    benchmark = find(name)
-    if out_ or (in_ and in_ != benchmark.inside):
-        raise UsageError(
-            f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`",
-            hint="leave `--in` and `--out` out",
-        )
-    return benchmark
-
-
-def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
-    """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out.
-
-    benchmark: whose sets.
-    data: form of the run's images, in which the sets are packed.
-
-    Raises MissingError where there is none.
-    """
-    from gzcli.data.names import locate
-    from gzcli.data.open import open_pack
-    from gzcli.data.wanted import wanted
-
-    found = []
-    for name in (*benchmark.near, *benchmark.far):
-        foreign = locate(name)
-        try:
-            open_pack(foreign, **wanted(data), say=out.info)
-            found.append(foreign)
-        except MissingError as e:
-            out.info(f"left out: {e.message} ({e.hint})")
-    for name in benchmark.absent:
-        out.info(f"left out: `{name}`, which gz does not know")
-    if not found:
-        sets = " ".join((*benchmark.near, *benchmark.far))
-        raise MissingError(
-            f"none of the foreign sets of `{benchmark.name}` is at hand", hint=f"gz data download {sets}"
-        )
-    return found

@@ -45,10 +45,9 @@ BENCHMARKS = {
         Benchmark(
             "openood-mnist",
             "mnist",
-            ("fashionmnist",),
+            ("notmnist", "fashionmnist"),
             ("dtd", "cifar10", "tinyimagenet", "places365"),
-            ("notmnist",),
-            "v1",
+            version="v1",
         ),
         Benchmark("openood-cifar10", "cifar10", ("cifar100", "tinyimagenet"), _FAR),
         Benchmark("openood-cifar100", "cifar100", ("cifar10", "tinyimagenet"), _FAR),

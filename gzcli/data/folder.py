@@ -56,7 +56,8 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
             )
     labels = {} if form.foreign else _labels(title, members, names)
     annotated = {} if labels else _annotated(members)
-    found = scored(names) if form.foreign else placed(title, names, form.layout, annotated)
+    flat = form.layout == "flat"  # images that are scored are then all of them, whatever their folders say
+    found = scored(names) if form.foreign and not flat else placed(title, names, form.layout, annotated)
     if labels:
         found.places = {name: (split, labels[name]) for name, (split, _) in found.places.items()}
     classes, number = _numbered({label for _, label in found.places.values()} - {None}, bool(labels))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from gzcli.data.archives import open_members
+from gzcli.data.archives import Members, open_members
 from gzcli.data.dataset_folder import dataset_folder, is_dataset_folder
 from gzcli.data.folder import pictures
 from gzcli.data.forms import Form
 from gzcli.data.kinds import Wanted, is_picture
 from gzcli.data.npz import npz
-from gzcli.data.raw_images import RawImages
-from gzcli.data.walk import is_regular
+from gzcli.data.raw_images import RawImages, Span
+from gzcli.data.walk import is_regular, read_regular
 from gzcli.errors import MissingError, UsageError
 
 
@@ -31,7 +32,7 @@ def open_path(path: Path, form: Form | None = None) -> RawImages:
         images = dataset_folder(path)
     else:
         return _pictures(path, form)
-    if form.layout:
+    if form.layout and not form.foreign:
         raise UsageError(f"`{path}` has no folders of pictures", hint="leave `--layout` out")
     return images
 
@@ -39,10 +40,27 @@ def open_path(path: Path, form: Form | None = None) -> RawImages:
 def _pictures(path: Path, form: Form) -> RawImages:
     """Encoded pictures in a folder or an archive; `notes` count files of other kinds."""
     wanted = Wanted()
-    members = open_members(path, wanted)
+    alone = form.foreign and is_picture(path.name) and path.is_file()
+    members: Members = Alone(path) if alone else open_members(path, wanted)
     archives = [kind for kind in (".tar", ".zip", ".npz") if kind in wanted.others]
     if archives and not any(map(is_picture, members.names)):
         hint = "give one of them; what lies in several, unpack into one folder"
         raise MissingError(f"`{path}` holds archives ({' '.join(archives)}) and no images", hint=hint)
     images = pictures(str(path), members, form)
     return replace(images, notes=[*images.notes, *wanted.notes])
+
+
+class Alone:
+    """A single picture that is scored, as the only member of a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.names, self.notes = [path.name], list[str]()
+
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        for name in self.names if some is None else some:
+            yield name, read_regular(self.path)
+
+    def spans(self) -> dict[str, Span]:
+        path = self.path.absolute()
+        return {self.path.name: Span(str(path), 0, path.stat().st_size, False)}

@@ -22,6 +22,7 @@ from gzcli.data.folder import pictures
 from gzcli.data.forms import Form
 from gzcli.data.imagenet import imagenet
 from gzcli.data.npz import npz
+from gzcli.data.pictures import look
 from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError
@@ -142,6 +143,18 @@ def places365(spec: DataSpec, folder: Path) -> RawImages:
     return encoded(spec.title, classes, parts)
 
 
+def notmnist(spec: DataSpec, folder: Path) -> RawImages:
+    """`notMNIST_small/A/….png`, a folder a letter. Two of the files are no pictures and are left out. There
+    are no official splits: of each letter's pictures in the order of their names every fifth is for tests."""
+    members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".png"))
+    readable = sorted(name for name, data in members.read() if _is_readable(data, name))
+    places: dict[str, Place] = {}
+    for number, letter in enumerate(spec.class_names):
+        own = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
+        places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(own)}
+    return encoded(spec.title, spec.class_names, [(members, places)])
+
+
 def celeba(spec: DataSpec, folder: Path) -> RawImages:
     """A zip of `img_align_celeba/000001.jpg`; a line a picture with 0, 1 or 2 for its split, and one with −1
     or 1 for each of forty attributes, whose names are the second line."""
@@ -198,6 +211,7 @@ def paired(spec: DataSpec, folder: Path) -> RawImages:
 PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
     "mnist": idx,
     "fashionmnist": idx,
+    "notmnist": notmnist,
     "cifar10": cifar,
     "cifar100": cifar,
     "svhn": svhn,
@@ -229,6 +243,15 @@ def _texts(members: Members, *names: str) -> dict[str, list[str]]:
     if lost := [name for name in names if name not in found]:
         raise MissingError(f"the archive has no `{lost[0]}`")
     return {name: [line for line in found[name] if line.strip()] for name in names}
+
+
+def _is_readable(data: bytes, name: str) -> bool:
+    """Whether a file is a picture that decodes."""
+    try:
+        look(data, name)
+    except MissingError:
+        return False
+    return True
 
 
 def _idx_header(f: gzip.GzipFile, path: Path) -> tuple[int, ...]:

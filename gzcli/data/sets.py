@@ -102,6 +102,25 @@ _ALL = (
         ),
         flat=True,
     ),
+    DataSpec(
+        "notmnist",
+        "letters A to J of fonts from the web, the small set; every fifth image of a letter is a test image",
+        classes=tuple("ABCDEFGHIJ"),
+        channels=1,
+        size=28,
+        n_train=14_984,
+        n_test=3_740,
+        licence="not stated by the publisher",
+        citation="Bulatov 2011, https://yaroslavvb.blogspot.com/2011/09/notmnist-dataset.html",
+        files=_files(
+            (
+                "http://yaroslavvb.com/upload/notMNIST/",
+                "https://commondatastorage.googleapis.com/books1000/",
+            ),
+            ("notMNIST_small.tar.gz", 8_458_043, "c9890a473a9769fda4bdf314aaf500dd"),
+        ),
+        flat=True,
+    ),
     _cifar(
         "cifar10",
         "tiny images of ten classes",

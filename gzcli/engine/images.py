@@ -83,14 +83,18 @@ def held_out_split(pack: Pack) -> str:
     return "val" if pack.meta.counts["val"] else "train"
 
 
-def fitting_images(run: Trained, pack: Pack, *, size: int, seed: int) -> tuple[Images, Images]:
+def fitting_images(
+    run: Trained, pack: Pack, *, size: int, seed: int, held_out: np.ndarray | None = None
+) -> tuple[Images, Images]:
     """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on.
 
     size: images of a batch.
     seed: of the batches' noise.
+    held_out: positions of the held-out images; None: the usual ones.
     """
-    held_out, counts = held_out_split(pack), pack.meta.counts
-    some = ((held_out, subset(counts[held_out], FIT)), ("train", subset(counts["train"], BANK)))
+    split, counts = held_out_split(pack), pack.meta.counts
+    index = subset(counts[split], FIT) if held_out is None else held_out
+    some = ((split, index), ("train", subset(counts["train"], BANK)))
     first, second = (Images.of(run, pack, split, index, size=size, seed=seed) for split, index in some)
     return first, second
 

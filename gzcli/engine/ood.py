@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.benchmarks import find as find_benchmark
+from gzcli.data.imglists import listed_images
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
-from gzcli.engine.converged import solver_gap
-from gzcli.engine.images import (
-    BANK,
-    FIT,
-    Images,
-    affordable,
-    fitting_images,
-    held_out_split,
-    subset,
-    timed,
-)
+from gzcli.engine.images import BANK, subset
 from gzcli.engine.log import Log
-from gzcli.engine.ood_table import ScoreTable, compare, notes, short_names, with_group_means, write_scores
+from gzcli.engine.ood_scores import Pick, score_all
+from gzcli.engine.ood_table import (
+    ScoreTable,
+    compare,
+    notes,
+    over_seeds,
+    short_names,
+    with_group_means,
+    write_scores,
+)
 from gzcli.engine.pictures import histograms
-from gzcli.engine.scores import Scorer, choose
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.errors import DivergedError, MissingError, UsageError
+from gzcli.errors import UsageError
 from gzcli.jobs import OodJob
-from gzcli.metrics import baselines
-from gzcli.metrics.features import lenet
-from gzcli.metrics.likelihood_scores import read
-from gzcli.models.nn import LPIPS
+from gzcli.metrics import baselines, lite
 from gzcli.store import files
-from gzcli.store.runs import Run, find
-from gzcli.types import Batch
-
-BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
-TRIAL = 16  # held-out images on which the scores are timed
+from gzcli.store.runs import Run
 
 
 def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -58,50 +48,69 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     Raises DivergedError for scores that are not finite.
     """
     began = time.monotonic()
-    trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
+
+    def load(path: str) -> Trained:
+        return load_trained(Run(Path(path)), device, job.checkpoint, job.precision)
+
+    trained = load(job.run)
     home, packs = open_sets(trained, job, log)
-    scorer = make_scorer(trained, job, device)
-    compares = set(trained.model.perceptual_scores) & set(scorer.own())
-    distance = perceive(trained, home, log) if compares and not scorer.options.get("pixels") else None
-    n = fit(scorer, home, job, 1 + len(packs), log)
-    gap = solver_gap(trained, trial_batch(trained, home, job.seed)) if read(scorer.names, "nll") else None
-    if gap:
-        log.info(str(gap))
-    sets = {job.ins: home, **packs}
-    tables = {name: score_set(scorer, pack, n, log) for name, pack in sets.items()}
+    listed = listed_sets(trained, job, log)
+    packs |= {name: pack for name, pack in listed.items() if name != job.ins}
+    sets = {job.ins: listed.get(job.ins, home), **packs}
+
+    def index(name: str, n: int | None) -> Any:
+        total = sets[name].meta.counts["test"]
+        return subset(total, n or total)
+
+    def picks(n: int | None) -> dict[str, Pick]:
+        return {name: Pick(pack, "test", index(name, n)) for name, pack in sets.items()}
+
+    scored = score_all(trained, job, home, picks, log, load=load, sets=len(sets))
     if ranks.rank():
         return {}
-    add_baselines(tables, sets, home)
+    n = max(len(next(iter(table.values()))) for table in scored.seeds[0].values())
+    seeds = [
+        {name: ScoreTable(index(name, n), sets[name].names("test"), table) for name, table in tables.items()}
+        for tables in scored.seeds
+    ]
+    add_baselines(seeds, sets, home, device)
 
     benchmark = find_benchmark(job.benchmark) if job.benchmark else None
-    results = compare(tables, packs, scorer.names, trapezoid=benchmark is not None)
-    if benchmark:
-        results = with_group_means(results, benchmark)
-    short = short_names(list(tables))
+    short = short_names(list(sets))
+    found = []
+    for tables in seeds:
+        rows = compare(
+            tables, packs, scored.names, trapezoid=benchmark is not None, bootstrap=len(seeds) == 1
+        )
+        found.append(with_group_means(rows, benchmark) if benchmark else rows)
+    results = over_seeds(found)
     shown = [row | {"out": short.get(row["out"], row["out"])} for row in results]
     named = {short[name]: pack for name, pack in sets.items()}
-    write_scores(folder / "scores.csv", tables, job.ins)
-    of_short = {short[name]: table.scores for name, table in tables.items()}
+    write_scores(folder / "scores.csv", seeds, job.ins, job.seed)
+    of_short = {short[name]: table.scores for name, table in seeds[0].items()}
     histograms(folder / "histograms.png", of_short, short[job.ins], shown)
+    said = notes(shown, named, trained.images.levels, benchmark, lists=job.imglists)
     result = {
         "run": trained.run.owner.id,
+        "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
         "in": job.ins,
         "results": results,
-        "notes": notes(shown, named, trained.images.levels, benchmark),
+        "notes": [*ensemble_notes(job), *said],
         "names": short,
         "processes": ranks.world(),
         "positive": "out",
         "benchmark": benchmark and benchmark.name,
         "seed": job.seed,
+        "seeds": job.seeds,
         "checkpoint": job.checkpoint,
         "precision": job.precision or "fp32",
         "step": trained.step,
         "levels": trained.images.levels,
         "shape": list(trained.images.shape),
-        "perceptual": distance,
+        "perceptual": scored.perceptual,
         "likelihood": trained.model.likelihood,
-        "background": scorer.background and scorer.background.run.owner.id,
-        "solver_gap": gap and asdict(gap),
+        "background": scored.background,
+        "solver_gap": scored.gap and asdict(scored.gap),
         "coders": sorted(baselines.coders()),
         "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(folder / "scores.csv"), "histograms": str(folder / "histograms.png")},
@@ -117,7 +126,8 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     """
     home = open_pack(job.ins, **trained.wanted, say=log.info)
     same.check(trained.run.owner.path, home.meta)
-    packs = {name: open_pack(name, **trained.wanted, foreign=True, say=log.info) for name in job.outs}
+    outs = () if job.imglists else job.outs
+    packs = {name: open_pack(name, **trained.wanted, foreign=True, say=log.info) for name in outs}
     for name, pack in packs.items():
         if pack.meta.digest == home.meta.digest or pack.meta.title == home.meta.title:
             raise UsageError(
@@ -128,118 +138,56 @@ def open_sets(trained: Trained, job: OodJob, log: Log) -> tuple[Pack, dict[str, 
     return home, packs
 
 
-def make_scorer(trained: Trained, job: OodJob, device: torch.device) -> Scorer:
-    """The scorer of the job's scores, else of the recipe's.
-
-    Raises UsageError for an option of the job that no score takes.
-    """
-    section = trained.part.ood
-    names = choose(trained, job.scores)
-    reference = job.background or section.background
-    background = None
-    if reference and read(names, "background_nll"):
-        background = load_trained(find(reference), device)
-    options = {**section.options, **job.options}
-    scorer = Scorer(trained, names, background=background, options=options, seed=job.seed)
-    if wrong := sorted(set(job.options) & set(scorer.unused)):
-        raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
-    return scorer
+def listed_sets(trained: Trained, job: OodJob, log: Log) -> dict[str, Pack]:
+    """The images of OpenOOD's lists by set, the in-distribution one too; {} where none are asked for."""
+    if not job.imglists or not job.benchmark:
+        return {}
+    root, benchmark = Path(job.imglists), find_benchmark(job.benchmark)
+    own = {name: listed_images(root, benchmark, name) for name in (job.ins, *job.outs)}
+    return {
+        name: open_pack(found, **trained.wanted, foreign=True, say=log.info) for name, found in own.items()
+    }
 
 
-def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
-    """Gives a model whose scores compare images a perceptual distance, and returns its name, else None.
-
-    It is LPIPS where its weights are at hand, else the distance between features of the set's LeNet.
-    """
-    if not trained.model.perceptual_scores or trained.space is not None:
-        return None
-    try:
-        trained.model.perceptual = LPIPS.from_files().to(trained.device).forward
-        return "lpips"
-    except MissingError:
-        net = lenet(home, device=trained.device, say=log.info)
-        trained.model.perceptual = net.distance
-        return f"lenet {net.hash}"
-
-
-def fit(scorer: Scorer, home: Pack, job: OodJob, sets: int, log: Log) -> int | None:
-    """Fits the scores on fixed numbers of held-out images and, where a score says so, of training images.
-
-    Returns how many images of each set are to be scored: the job's n; None for all; else as many as the rest
-    of the recipe's budget pays for.
-
-    scorer: the scores.
-    home: the in-distribution set.
-    sets: number of all sets.
-    """
-    since, trained = time.perf_counter(), scorer.trained
-    held_out, train = fitting_images(trained, home, size=BATCH_SIZE[trained.device.type], seed=job.seed)
-    if scorer.is_fitted():
-        on_train = set(trained.model.fitted_on_train)
-        kinds = [train if name in on_train else held_out for name in scorer.fits()] or [held_out]
-        many = max(len(images.index) for images in kinds)
-        log.info(f"fitting the scores on {many:,} images of `{home.meta.name}`")
-    scorer.fit(held_out, train)
-    if job.n is not None or job.full:
-        return job.n
-    left = trained.part.ood.budget - (time.perf_counter() - since)
-    return ranks.agree(afford(scorer, trial_batch(trained, home, job.seed), left, sets, log))
-
-
-def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
-    """The first held-out images, on which scores are timed and the likelihood by an ODE is checked."""
-    split = held_out_split(home)
-    index = subset(home.meta.counts[split], FIT)[:TRIAL]
-    return next(iter(Images.of(trained, home, split, index, size=TRIAL, seed=seed)))
-
-
-def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
-    """How many images of each set can be scored within a budget, by all processes together.
-
-    trial: a batch, whose scores are timed.
-    budget: seconds for all sets.
-    sets: number of all sets.
-    """
-    seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
-    n = affordable(seconds, budget, sets)
-    if (expected := seconds * sets * n) > 1.5 * budget:
-        log.warn(
-            f"the scores need about {expected / 60:.0f} minutes even for {n} images a set; `-n` takes fewer"
+def ensemble_notes(job: OodJob) -> list[str]:
+    """Notes on how the figures of several runs, or of several seeds, came about."""
+    lines = []
+    if job.others:
+        lines.append(
+            f"figures of {len(job.others) + 1} runs together: `waic` is the mean of −log p and its variance "
+            "over the runs; other scores are means of deviations from held-out images"
         )
-    return n
+    if job.seeds > 1:
+        lines.append(
+            f"figures are means over {job.seeds} seeds of the noise, ± their deviation; `scores.csv` has a "
+            "column for each seed, the histograms are of the first"
+        )
+    return lines
 
 
-def score_set(scorer: Scorer, pack: Pack, n: int | None, log: Log) -> ScoreTable:
-    """The scores of a set's test images.
+def add_baselines(
+    seeds: list[dict[str, ScoreTable]], sets: Mapping[str, Pack], home: Pack, device: torch.device
+) -> None:
+    """Adds PNG size, pixel mean and the distances to neighbours to the tables of every seed: in pixels and,
+    where the images have colour and its weights are installed, in features of EfficientNet-Lite0.
 
-    n: number of test images; None: all.
+    They are computed of each set's own bytes, whatever grey levels the model has.
     """
-    trained, total = scorer.trained, pack.meta.counts["test"]
-    size = BATCH_SIZE[trained.device.type]
-    images = Images.of(trained, pack, "test", subset(total, n or total), size=size, seed=scorer.seed)
-    done, share = 0, len(images.index) / ranks.world()
-    with log.bar(f"score {pack.meta.name}") as progress:
-
-        def work(batch: Batch) -> dict[str, np.ndarray]:
-            nonlocal done
-            try:
-                found = scorer(batch)
-            except DivergedError as e:
-                raise DivergedError(f"{e.message} of `{pack.meta.name}`", hint=e.hint) from e
-            done += len(batch)
-            progress(done, share)
-            return found
-
-        return ScoreTable(images.index, pack.names("test"), ranks.over(images, work))
-
-
-def add_baselines(tables: Mapping[str, ScoreTable], sets: Mapping[str, Pack], home: Pack) -> None:
-    """Adds PNG size, pixel mean and k-NN distance to the tables. They are computed of each set's own bytes,
-    whatever grey levels the model has."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
-    images = [sets[name].images("test")[table.index] for name, table in tables.items()]
-    distances = baselines.knn_pca(train[index], images)
-    for table, seen, distance in zip(tables.values(), images, distances, strict=True):
-        table.scores |= {"png": baselines.png_size(seen), "mean": baselines.pixel_mean(seen)}
-        table.scores["knn_pixels"] = distance
+    first = seeds[0]
+    images = [sets[name].images("test")[table.index] for name, table in first.items()]
+    added = {
+        "png": map(baselines.png_size, images),
+        "mean": map(baselines.pixel_mean, images),
+        "knn_pixels": baselines.knn_pca(train[index], images),
+    }
+    if home.meta.shape[0] == 3 and lite.is_installed():
+        space = lite.lite(device)
+        bank = space.features(train[subset(len(train), BANK // 4)])
+        added["knn_lite"] = baselines.knn_features(bank, [space.features(own) for own in images])
+    columns = {score: list(values) for score, values in added.items()}
+    for tables in seeds:
+        for i, (name, table) in enumerate(tables.items()):
+            known = {score: values[i] for score, values in columns.items()}
+            tables[name] = replace(table, scores=table.scores | known)

@@ -19,7 +19,7 @@ from gzcli.metrics.detection import detection
 from gzcli.store import files
 
 FIGURES = ("auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_id")
-BASELINES = ("png", "mean", "knn_pixels")  # scores that use no model
+BASELINES = ("png", "mean", "knn_pixels", "knn_lite")  # scores that use no model
 PLAIN = ("nll", "elbo")  # the likelihood itself, or its bound
 FPR = {
     "fpr95": "the share of in-distribution images that is flagged when 95 % of the foreign ones are found",
@@ -47,6 +47,7 @@ def compare(
     names: Sequence[str],
     *,
     trapezoid: bool = False,
+    bootstrap: bool = True,
 ) -> list[dict[str, Any]]:
     """A row for each foreign set and score. Its `beats_baselines` says whether its AUROC is above that of
     every baseline, each in its better direction.
@@ -55,19 +56,22 @@ def compare(
     packs: the foreign sets.
     names: names of the model's scores.
     trapezoid: as in `detection`.
+    bootstrap: whether the figures have intervals.
     """
     inside, *outside = tables
+    known = [score for score in BASELINES if score in tables[inside].scores]
+    draws = 1000 if bootstrap else 0
     rows = []
     for out in outside:
         measured = {}
-        for score in (*names, *BASELINES):
+        for score in (*names, *known):
             values = (tables[name].scores[score] for name in (inside, out))
-            measured[score] = detection(*values, trapezoid=trapezoid)
-        bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in BASELINES)
+            measured[score] = detection(*values, trapezoid=trapezoid, bootstrap=draws)
+        bar = max(max(measured[score]["auroc"], 1 - measured[score]["auroc"]) for score in known)
         for score, found in measured.items():
-            known = {"out": out, "score": score, "baseline": score in BASELINES}
+            named = {"out": out, "score": score, "baseline": score in BASELINES}
             beats = None if score in BASELINES else found["auroc"] > bar
-            rows.append(known | found | {"resized": packs[out].meta.resized, "beats_baselines": beats})
+            rows.append(named | found | {"resized": packs[out].meta.resized, "beats_baselines": beats})
     return rows
 
 
@@ -87,11 +91,32 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
     return ordered
 
 
+def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of every seed as one table of means; `spread` is the deviation of each figure over the seeds,
+    and `beats_baselines` says whether most of them do.
+
+    seeds: the rows of each seed, in one order; those of a single seed are returned as they are.
+    """
+    if len(seeds) == 1:
+        return seeds[0]
+    found = []
+    for rows in zip(*seeds, strict=True):
+        values = {key: np.array([row[key] for row in rows]) for key in FIGURES}
+        means = {key: float(each.mean()) for key, each in values.items()}
+        spread = {key: float(each.std(ddof=1)) for key, each in values.items()}
+        beats = [row["beats_baselines"] for row in rows]
+        verdict = {"beats_baselines": None if None in beats else 2 * sum(beats) > len(beats)}
+        found.append(rows[0] | means | verdict | {"spread": spread})
+    return found
+
+
 def notes(
     results: list[dict[str, Any]],
     packs: Mapping[str, Pack],
     levels: int | None,
     benchmark: Benchmark | None = None,
+    *,
+    lists: str | None = None,
 ) -> list[str]:
     """Notes without which the figures could be misread.
 
@@ -99,6 +124,7 @@ def notes(
     packs: all sets, by their short names.
     levels: grey levels of the model.
     benchmark: the benchmark whose sets and conventions were used; None: none.
+    lists: folder of OpenOOD's lists that said the images; None: whole splits were drawn from.
     """
     lines = []
     if benchmark:
@@ -106,6 +132,7 @@ def notes(
         if missing := [*left, *benchmark.absent]:
             lines.append(f"left out of `{benchmark.name}`: {', '.join(missing)}; means are of the others")
         drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
+        drawn = f"the images are those of OpenOOD's lists in `{lists}`" if lists else drawn
         lines.append(f"{drawn}, AUPR by its trapezoid")
         fpr = f"whose FPR95 is `{benchmark.fpr}`: {FPR[benchmark.fpr]}"
         lines.append(f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}")
@@ -145,16 +172,26 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def write_scores(path: Path, tables: Mapping[str, ScoreTable], inside: str) -> None:
+def write_scores(path: Path, seeds: Sequence[Mapping[str, ScoreTable]], inside: str, first: int = 0) -> None:
     """Writes a CSV with the columns set, role (in | out), index in the split, file (of the user's own
-    pictures), and one for each score."""
-    columns = list(tables[inside].scores)
+    pictures), and one for each score; with several seeds one for each score and seed, as `recon@1`.
+
+    path: of the CSV.
+    seeds: of each seed the tables by set.
+    inside: the in-distribution set.
+    first: the first seed.
+    """
+    columns = [
+        (f"{score}@{first + i}" if len(seeds) > 1 and score not in BASELINES else score, i, score)
+        for score in seeds[0][inside].scores
+        for i in range(len(seeds) if score not in BASELINES else 1)
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "role", "index", "file", *columns])
-    for name, table in tables.items():
+    writer.writerow(["set", "role", "index", "file", *(column for column, _, _ in columns)])
+    for name, table in seeds[0].items():
         role = "in" if name == inside else "out"
-        rows = zip(*(table.scores[key] for key in columns), strict=True)
+        rows = zip(*(seeds[i][name].scores[score] for _, i, score in columns), strict=True)
         for at, row in zip(map(int, table.index), rows, strict=True):
             file = table.names[at] if table.names else ""
             writer.writerow([name, role, at, file, *map(repr, map(float, row))])

@@ -38,16 +38,24 @@ def cheap_scores(model: Model) -> list[str]:
     return [score for score in own_scores(model) if score not in model.costly]
 
 
-def choose(trained: Trained, asked: Sequence[str] | None) -> list[str]:
+def choose(
+    trained: Trained, asked: Sequence[str] | None, *, every: bool = False, background: bool = False
+) -> list[str]:
     """The scores to compute: those asked for, else the recipe's, else every cheap one.
 
     Raises UsageError for a score that the model does not have.
+
+    asked: names of scores; None: none is asked for.
+    every: whether all that the model has are computed, `ratio` where there is a background run.
+    background: whether there is one.
     """
     model, name = trained.model, trained.name
     own = own_scores(model)
     of_pixels = trained.space is None
     made = likelihood_scores(log_prob=hasattr(model, "log_prob") and of_pixels, own=own)
     options = list(dict.fromkeys((*own, *made)))
+    if every:
+        return [score for score in options if background or not read([score], "background_nll")]
     wanted = list(asked or trained.part.ood.scores or ())
     if not wanted:
         cheap_likelihood = of_pixels and model.likelihood in ("exact", "bound")

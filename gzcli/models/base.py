@@ -54,6 +54,8 @@ class Model(nn.Module):
 
       log_prob(x, labels=None, *, noise)   [B] nats of the discrete image; see the attribute `likelihood`
       score_<name>(x, *, noise, …)         [B], higher = more out-of-distribution
+      map_<name>(x, *, noise, …)           [B, H, W], how much each pixel adds to that score, or differs from
+                                           what the model makes of it
       fit_<name>(batches)                  computes in-distribution statistics for a score
       measure(batches)                     {name: figure} of held-out images, shown by `gz bench`
       prepare(batch)                       {key: rows}, computed once for every training image; from then on

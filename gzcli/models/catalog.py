@@ -65,11 +65,12 @@ class ModelCard:
     inputs: tuple[str, ...]  # pictures that `sample` may take: "control", "before"
     scores: dict[str, dict[str, Param]]  # score → options of `score_<name>` and `fit_<name>`
     fits: tuple[str, ...]  # the scores that have a `fit_<name>`
+    maps: tuple[str, ...]  # the scores that have a `map_<name>`
     do: dict[str, dict[str, Param]]  # application → its options
     labelled: tuple[str, ...]  # the applications that take labels
     masked: tuple[str, ...]  # the applications that take a mask
     labels_for: tuple[str, ...]  # the applications that take labels though the model is not conditional
-    can: tuple[str, ...]  # sample, conditional, prompt, log_prob, ood, latent, export and the applications
+    can: tuple[str, ...]  # sample, conditional, prompt, log_prob, ood, map, latent, export, applications
 
 
 def cards() -> dict[str, ModelCard]:
@@ -220,6 +221,7 @@ def _read_card(path: Path) -> ModelCard | None:
         "log_prob": "log_prob" in methods,
     }
     can["ood"] = bool(scores) or can["log_prob"]
+    can["map"] = bool(named("map_"))
     can |= {"latent": "to_latent" in methods, "export": "to_diffusers" in methods}
     return ModelCard(
         name=path.stem,
@@ -242,6 +244,7 @@ def _read_card(path: Path) -> ModelCard | None:
         ),
         scores=scores,
         fits=tuple(named("fit_")),
+        maps=tuple(named("map_")),
         do=do,
         labelled=tuple(name for name in do if "labels" in params(name)),
         masked=tuple(name for name in do if "mask" in params(name)),

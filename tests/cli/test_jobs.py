@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gzcli import jobs
-from gzcli.jobs import BenchJob, ExportJob, OodJob, SampleJob
+from gzcli.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
 from gzcli.sections import LaunchSection
 from gzcli.store import runs
 from gzcli.store.run import Run
@@ -19,6 +19,7 @@ JOBS = [
     OodJob(
         "/run", "mnist", ("digits", "/my, own"), scores=("nll",), launch=LaunchSection(cpu=True, threads=3)
     ),
+    AlarmJob("/run", "mnist", "/pictures", 0.05, scores=("nll", "far"), others=("/b",), maps=True),
     BenchJob(("/a", "/b"), "digits", metrics=None, weights="/inception"),
     ExportJob("/run", "diffusers", "/out", checkpoint="20"),
 ]
@@ -103,3 +104,54 @@ def test_export(asked, tmp_path):
     job, run = asked("runs", "export", "mine", "--out", str(tmp_path / "it"))
     launch = LaunchSection(cpu=True)
     assert job == ExportJob(str(run.path), "diffusers", str(tmp_path / "it"), "last", launch)
+
+
+def test_alarms(asked, tmp_path):
+    (tmp_path / "here" / "mine").mkdir()
+    job, run = asked("ood", "mine", "--input", "mine", "--fpr", "5%", "--map", "--score", "all", "--k", "9")
+    path = str(tmp_path / "here" / "mine")
+    expected = AlarmJob(str(run.path), "digits", path, 0.05, "last", ("all",), maps=True, options={"k": 9})
+    assert job == expected
+    assert asked("ood", "mine", "--input", "mine", "--fpr", "0.02")[0].fpr == 0.02
+    assert asked("ood", "mine", "--input", "mine")[0].fpr == 0.01
+
+
+def test_further_runs_make_an_ensemble(asked):
+    other = runs.create("glow", "digits", alias="other")
+    other.update(state="finished")
+    (other.path / "run.yaml").write_text("model: {name: glow}\ndata: {name: digits}\n")
+    (other.path / "model.safetensors").write_bytes(b"x")
+    job, run = asked("ood", "mine", "other", "mine", "--out", "mnist", "--seeds", "3", "--steps", "5")
+    assert job.run == str(run.path) and job.others == (str(other.path), str(run.path))
+    assert job.seeds == 3 and job.options == {"steps": 5}
+    assert "waic" in job.scores and "recon" not in job.scores, "those that all of them have"
+    assert asked("ood", "mine", "other", "--out", "mnist", "--score", "WAIC,nll")[0].scores == ("waic", "nll")
+
+
+MISTAKES = [
+    ("--out mnist --fpr 5%", 2, "`--fpr` goes with `--input`"),
+    ("--out mnist --map", 2, "`--map` goes with `--input`"),
+    ("--input here --out mnist", 2, "`--input` judges single pictures, `--out` compares sets"),
+    ("--input here --png", 2, "`--png` writes maps"),
+    ("--input nowhere", 3, "there is no `nowhere`"),
+    ("--input . --fpr 150%", 2, "`--fpr 150%` is no share between 0 and 1"),
+    ("--input . --fpr much", 2, "`--fpr much` is no share between 0 and 1"),
+    ("--out mnist --imglists .", 2, "`--imglists` goes with `--benchmark`"),
+    ("unknown --out mnist", 2, "`unknown`"),
+    ("--out mnist --score ell", 2, "`vae` has no score `ell`"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), MISTAKES)
+def test_mistakes_of_ood_are_told(asked, call, words, code, message):
+    found, _, err = call("ood", "mine", *words.split())
+    assert found == code and message in err
+
+
+def test_a_model_without_maps_names_those_that_make_some(asked, call):
+    run = runs.create("wgan", "digits", alias="gan")
+    run.update(state="finished")
+    (run.path / "run.yaml").write_text("model: {name: wgan}\ndata: {name: digits}\n")
+    (run.path / "model.safetensors").write_bytes(b"x")
+    code, _, err = call("ood", "gan", "--input", ".", "--map")
+    assert code == 2 and "does not say where" in err and "pixelcnn" in err and "vae" in err

@@ -108,10 +108,12 @@ def test_a_card_is_what_the_class_is(name):
     own = {m for m in dir(cls) if callable(getattr(cls, m)) and not hasattr(models.base.Model, m)}
     assert set(card.scores) == {m.removeprefix("score_") for m in own if m.startswith("score_")}
     assert set(card.fits) == {m.removeprefix("fit_") for m in own if m.startswith("fit_")}
+    assert set(card.maps) == {m.removeprefix("map_") for m in own if m.startswith("map_")}
     assert set(card.do) == own & set(catalog.APPLICATIONS)
     can = {"sample", *card.do} | ({"log_prob"} & own)
     can |= {"conditional"} & set(card.params) | {"prompt"} & set(card.sample)
     can |= {"ood"} if card.scores or "log_prob" in own else set()
+    can |= {"map"} if card.maps else set()
     can |= {"export"} if "to_diffusers" in own else set()
     can |= {"latent"} if "to_latent" in own else set()
     assert set(card.can) == can and len(card.can) == len(can)

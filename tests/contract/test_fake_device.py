@@ -21,7 +21,7 @@ from zoo import CASES, Case
 from gzcli.data.batches import TrainBatches
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
-from gzcli.engine import bench, latent, ood, optim, sampler, trainer, validate
+from gzcli.engine import bench, latent, ood_scores, optim, sampler, trainer, validate
 from gzcli.engine.apply import apply
 from gzcli.engine.devices import precision
 from gzcli.engine.images import Images
@@ -143,7 +143,7 @@ def device(monkeypatch) -> Iterator[OnDevice]:
     def lenet(pack, **_):
         return LeNetFeatures(LeNet(*pack.meta.shape[:2], 10).to(DEVICE), "", 0.0, False, DEVICE)
 
-    monkeypatch.setattr(ood, "lenet", lenet)
+    monkeypatch.setattr(ood_scores, "lenet", lenet)
     with on_device() as device:
         yield device
 
@@ -237,7 +237,7 @@ class Paths:
             yield "latents", TRAINED, self.latents
 
     def of_scores(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
-        ood.perceive(self.trained, self.t.pack, self.t.log)
+        ood_scores.perceive(self.trained, self.t.pack, self.t.log)
         for name in own_scores(self.model):
             yield f"score {name}", TRAINED, lambda name=name: self.score(name)
         if self.model.likelihood == "ode":

@@ -16,12 +16,12 @@ from PIL import Image
 from pixelwise import Pixelwise, fake_run, fitted
 
 from gzcli.cli import ood as ood_verb
-from gzcli.cli import out
+from gzcli.cli import ood_asked, out
 from gzcli.data import benchmarks
 from gzcli.data.batches import scan, to_uint8
 from gzcli.data.benchmarks import Benchmark
 from gzcli.data.open import open_pack
-from gzcli.engine import ood, ood_table
+from gzcli.engine import ood, ood_scores, ood_table
 from gzcli.engine.images import affordable, subset
 from gzcli.engine.log import Log
 from gzcli.engine.ood_table import BASELINES
@@ -230,7 +230,7 @@ def test_twenty_neighbours_are_found_without_n(trained, tmp_path, monkeypatch):
     """A bank of the trial's 16 images has none."""
     model = WGAN.of(trained.info, width=8, latent=4)
     fake_run(tmp_path, monkeypatch, ood, model=model, name="wgan")
-    monkeypatch.setattr(ood, "affordable", lambda *known: 20)
+    monkeypatch.setattr(ood_scores, "affordable", lambda *known: 20)
     result = ood.run(
         job(run="wgan", scores=("knn",), n=None, options={"k": 20}), tmp_path, torch.device("cpu"), Log()
     )
@@ -393,11 +393,11 @@ def test_a_path_with_a_comma_is_one_set(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a, b", "c"):
         (tmp_path / name).mkdir()
-    assert ood_verb.sets("a, b") == ["a, b"]
-    assert ood_verb.sets("mnist,a, b,c") == ["mnist", "a, b", "c"]
-    assert ood_verb.sets("mnist, fashionmnist,") == ["mnist", "fashionmnist"]
-    assert ood_verb.sets(f"{tmp_path}/a, b") == [f"{tmp_path}/a, b"]
-    assert ood_verb.sets("a,b") == ["a", "b"]
+    assert ood_asked.sets("a, b") == ["a, b"]
+    assert ood_asked.sets("mnist,a, b,c") == ["mnist", "a, b", "c"]
+    assert ood_asked.sets("mnist, fashionmnist,") == ["mnist", "fashionmnist"]
+    assert ood_asked.sets(f"{tmp_path}/a, b") == [f"{tmp_path}/a, b"]
+    assert ood_asked.sets("a,b") == ["a", "b"]
 
 
 def test_names_of_paths_are_short_and_distinct():
@@ -449,14 +449,14 @@ def test_bins_show_both_sides_however_far_apart():
 
 def test_the_sets_of_a_benchmark(trained, monkeypatch, capsys):
     """Offline and with an empty cache every one is named with what would fetch it."""
-    benchmark = ood_verb.inside_of("OpenOOD_CIFAR10", None, None)
+    benchmark = ood_asked.inside_of("OpenOOD_CIFAR10", None, None)
     assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
     with pytest.raises(UsageError, match="has sets of its own"):
-        ood_verb.inside_of("openood-mnist", "cifar10", None)
+        ood_asked.inside_of("openood-mnist", "cifar10", None)
     with pytest.raises(UsageError, match="there is no benchmark `openood`"):
-        ood_verb.inside_of("openood", None, None)
+        ood_asked.inside_of("openood", None, None)
     with pytest.raises(MissingError, match="none of the foreign sets"):
-        ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
+        ood_asked.at_hand(benchmark, DataSection(size=32, channels=3))
     told = capsys.readouterr().err
     assert all(
         f"`{name}`" in told and "gz data download" in told for name in (*benchmark.near, *benchmark.far)
@@ -492,7 +492,7 @@ def test_subsets_are_seeded_sorted_and_nested():
 def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        ood, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
+        ood_scores, "affordable", lambda seconds, budget, sets: asked.append((seconds, budget, sets)) or 40
     )
     result = ood.run(job(scores=("nll",), n=None), tmp_path, torch.device("cpu"), Log())
     assert result["results"][0]["n_in"] == result["results"][0]["n_out"] == 40
@@ -514,3 +514,34 @@ def test_what_the_engine_must_know_of_scores_is_told_by_the_model(card):
     assert set(model.costly) == {"regret", "inversion"} & card.scores.keys()
     assert set(model.fitted_on_train) == {"knn"} & card.scores.keys()
     assert set(model.perceptual_scores) == {name for name, keys in card.scores.items() if "pixels" in keys}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
+    """Against a scan of all distances between unit vectors."""
+
+    class Space:
+        def features(self, images):
+            return np.asarray(images).mean((2, 3)) + 1
+
+    monkeypatch.setattr(ood.lite, "is_installed", lambda: installed)
+    monkeypatch.setattr(ood.lite, "lite", lambda device: Space())
+    home, other = open_pack("patches"), open_pack("digits", size=32, channels=3)
+    sets = {"patches": home, "digits": other}
+    seeds = [
+        {name: ood_table.ScoreTable(np.arange(12), None, {"s": np.ones(12)}) for name in sets}
+        for _ in range(2)
+    ]
+    ood.add_baselines(seeds, sets, home, torch.device("cpu"))
+    known = ["s", "png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
+    assert all(list(table.scores) == known for tables in seeds for table in tables.values())
+    if installed:
+        index = subset(home.meta.counts["train"], 2500)
+        rows = (
+            Space().features(images) for images in (home.images("train")[index], other.images("test")[:12])
+        )
+        bank, seen = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in rows)
+        nearest = np.linalg.norm(seen[:, None] - bank, axis=2).min(1)
+        np.testing.assert_allclose(seeds[1]["digits"].scores["knn_lite"], nearest, atol=1e-7)
+    rows = ood_table.compare(seeds[0], {"digits": other}, ["s"], bootstrap=False)
+    assert [row["score"] for row in rows] == known

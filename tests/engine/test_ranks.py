@@ -15,10 +15,10 @@ from pixelwise import Pixelwise, fake_run, fitted
 
 import gzcli.ranks as of_one
 from gzcli.data.open import open_pack
-from gzcli.engine import bench, muon, ood
+from gzcli.engine import alarm, bench, muon, ood
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, GzError
-from gzcli.jobs import BenchJob, OodJob
+from gzcli.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.metrics.features import lenet
 
 
@@ -103,6 +103,24 @@ def test_two_ranks_score_what_one_scores(ranks, tmp_path, monkeypatch):
     assert first["processes"] == 2 and first["results"] == one["results"]
     assert (folders[1] / "scores.csv").read_bytes() == (folders[0] / "scores.csv").read_bytes()
     assert sum(scored) == alone, "each image is scored once"
+
+
+def test_two_ranks_raise_the_alarms_of_one(ranks, tmp_path, monkeypatch):
+    """By two runs with two seeds, whose pictures are an array of foreign images."""
+    for name in ("model", "other"):
+        fake_run(tmp_path, monkeypatch, alarm, name=name)
+    np.savez(tmp_path / "mine.npz", images=np.asarray(open_pack("digits-ab").images("test")[:70]))
+    scores = {"scores": ("nll", "far", "noisy"), "others": ("other",), "seeds": 2, "full": True}
+    asked = AlarmJob("model", "digits", str(tmp_path / "mine.npz"), fpr=0.1, checkpoint="last", **scores)
+    folders = [tmp_path / name for name in ("one", "rank0", "rank1")]
+    [folder.mkdir() for folder in folders]
+    one = alarm.run(asked, folders[0], torch.device("cpu"), Log())
+    first, second = ranks(
+        lambda rank: alarm.run(asked, folders[1 + rank], torch.device("cpu"), Log(rank=rank))
+    )
+    assert second == {} and not list(folders[2].iterdir())
+    assert first["processes"] == 2 and first["files"] == one["files"]
+    assert (folders[1] / "alarm.csv").read_bytes() == (folders[0] / "alarm.csv").read_bytes()
 
 
 def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn.common import spread_labels
+from gzcli.models.nn.common import double, spread_labels
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 
@@ -79,6 +79,16 @@ class PixelModel(Model):
         if not self.conditional or labels is not None:
             return self._pixels_log_prob(x, labels).flatten(1).sum(1)
         return self._class_log_prob(x, rows=x.shape[2]).logsumexp(1) - math.log(len(self.data.classes))
+
+    def map_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """−log p(pixel | pixels before it) in nats, [B, H, W]; it sums to −log p(x). A conditional model: of
+        the mixture over its classes, whose weights change as pixels become known."""
+        if not self.conditional:
+            return -self._pixels_log_prob(x, None).sum(1)
+        every = spread_labels(None, len(self.data.classes), self.data, x.device)
+        of_class = [self._pixels_log_prob(x, y.expand(len(x), *y.shape)).sum(1) for y in every]
+        known = double(torch.stack(of_class, 1)).flatten(2).cumsum(2).logsumexp(1) - math.log(len(every))
+        return -known.diff(prepend=known.new_zeros(len(x), 1)).unflatten(1, x.shape[2:]).to(x.dtype)
 
     def _pixels_log_prob(self, x: Tensor, labels: Tensor | None) -> Tensor:
         return self.part_log_prob(self(x, labels), x)

@@ -111,6 +111,10 @@ class Prior(Model):
         """‖x − x̂‖² [B], the error of reconstructions."""
         return self.tokenizer.score_recon(x, noise=noise)
 
+    def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """The tokenizer's |x − x̂| at each pixel, [B, H, W]."""
+        return self.tokenizer.map_recon(x, noise=noise)
+
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The tokenizer's figures, and in nats for each code: `entropy` of a single code, and `nats` under
         the prior, given the labels if it is conditional."""

@@ -85,6 +85,10 @@ class Tokenizer(Model):
         """‖x − x̂‖² [B], the error of reconstructions."""
         return (x - self.decode(self.encode(x))).square().flatten(1).sum(1)
 
+    def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """|x − x̂| at each pixel, the mean over the channels: [B, H, W]."""
+        return (x - self.decode(self.encode(x))).abs().mean(1)
+
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
         """‖z_e − e_k‖² [B], the distance of the encoder's vectors to their codes, summed over the grid."""
         z, _, e = self.codebook.nearest(self.encoder(x))

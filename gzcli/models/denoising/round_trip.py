@@ -90,6 +90,13 @@ class RoundTrip(Guided):
         return torch.stack(errors, 1)
 
     @torch.no_grad()
+    def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
+        """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]; options as in
+        `score_recon`."""
+        back = [self.round_trip(x, noise, (k + 1) / (starts + 1), steps)[1] for k in range(starts)]
+        return torch.stack([(x - b).abs().mean(1) for b in back]).mean(0)
+
+    @torch.no_grad()
     def reconstruct(
         self,
         x: Tensor,

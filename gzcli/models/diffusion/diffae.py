@@ -108,6 +108,14 @@ class DiffAE(CodeApplications, SemanticCodes):
         return (x - back).square().flatten(1).mean(1)
 
     @torch.no_grad()
+    def map_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
+        """|x − x̂| at each pixel, of images rebuilt from z_sem alone, over channels: [B, H, W].
+
+        steps: network calls.
+        """
+        return (x - self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images).abs().mean(1)
+
+    @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
         """[B]: mean squared error of the network's ε given z_sem.
 

@@ -147,6 +147,13 @@ class LatentPrior(CodeApplications):
         """
         return self.autoencoder.score_recon(x, noise=noise, steps=steps)
 
+    def map_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
+        """The autoencoder's: |x − x̂| at each pixel, [B, H, W].
+
+        steps: network calls.
+        """
+        return self.autoencoder.map_recon(x, noise=noise, steps=steps)
+
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
         """The autoencoder's: [B], mean squared error of ε given z_sem.
 

@@ -198,11 +198,19 @@ class AAE(Model):
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """‖x − x̂‖², for a conditional model with the labels that minimise it."""
+        return self.distance(x, self.rebuilt(x))
+
+    def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """|x − x̂| at each pixel, over channels, with the same labels: [B, H, W]."""
+        return (x - self.rebuilt(x)).abs().mean(1)
+
+    def rebuilt(self, x: Tensor) -> Tensor:
+        """x̂ [B, C, H, W]; of a conditional model with the labels that minimise ‖x − x̂‖²."""
         z, K = self.encode(x), len(self.data.classes)
         if not self.conditional:
-            return self.distance(x, self.decode(z))
+            return self.decode(z)
         start = x.new_zeros(len(x), K) if self.data.multilabel else x.new_zeros(len(x), dtype=torch.long)
-        return best_labels(lambda y: self.distance(x, self.decode(z, y)), start, self.data)[1]
+        return self.decode(z, best_labels(lambda y: self.distance(x, self.decode(z, y)), start, self.data)[0])
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
         """Minus the logit that the image's code is a draw of the prior."""

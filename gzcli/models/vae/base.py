@@ -9,7 +9,7 @@ from torch import Tensor
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn.common import ClassEmbedding
-from gzcli.types import DataInfo
+from gzcli.types import DataInfo, Noise, no_progress
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ class LabelledVAE(Model):
                 hint="train it with `--set model.label_dropout=0.1`",
             )
         return self.labels(labels, n, drop)
+
+    def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """|x − x̂| at each pixel, of the reconstruction at the posterior's mean, over channels: [B, H, W]."""
+        return (x - self.reconstruct(x, noise=noise, progress=no_progress).images).abs().mean(1)
 
     def on_step(self, step: int) -> None:
         if self.kl_warmup:

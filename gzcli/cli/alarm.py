@@ -1,0 +1,133 @@
+"""`gz ood --input`: an alarm for each of the user's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gzcli.cli import out
+from gzcli.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from gzcli.models.catalog import ModelCard
+
+LINES, NAME = 20, 40  # flagged pictures in the table, and letters of a name there, at most
+_PANEL = "Single pictures"
+
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="PATH",
+        help="Pictures to be judged one by one: a picture, or a folder, zip, tar or npz of them.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Fpr = Annotated[
+    str | None,
+    typer.Option(
+        "--fpr",
+        metavar="1%|0.01",
+        help="Share of in-distribution pictures that may be flagged; 1 % without it.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Map = Annotated[
+    bool,
+    typer.Option("--map", help="Show where the strangest pictures are anomalous.", rich_help_panel=_PANEL),
+]
+Png = Annotated[
+    bool,
+    typer.Option(
+        "--png",
+        help="Write the map of every picture, not of the strangest alone.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def check(input_: str | None, fpr: str | None, maps: bool, png: bool, others: Mapping[str, object]) -> None:
+    """Raises UsageError for options that do not go together, MissingError where the pictures are not there.
+
+    input_: path of the pictures; None: sets are compared.
+    fpr: the value of `--fpr`.
+    others: values of the options that compare sets, by their names.
+    """
+    if input_ is None:
+        given = {"--fpr": fpr, "--map": maps, "--png": png}
+        if wrong := next((name for name, value in given.items() if value), None):
+            raise UsageError(f"`{wrong}` goes with `--input`", hint="gz ood RUN --input ./pictures")
+        return
+    if wrong := next((name for name, value in others.items() if value), None):
+        raise UsageError(
+            f"`--input` judges single pictures, `{wrong}` compares sets", hint="leave one of them out"
+        )
+    if png and not maps:
+        raise UsageError("`--png` writes maps", hint="add `--map`")
+    if not path_of(input_).exists():
+        raise MissingError(
+            f"there is no `{input_}`", hint="give a picture, or a folder, zip, tar or npz of pictures"
+        )
+
+
+def path_of(text: str) -> Path:
+    """The absolute path of the pictures. Raises UsageError for a URL."""
+    from gzcli.data.names import local
+
+    return local(text)
+
+
+def rate(text: str | None) -> float:
+    """The value of `--fpr`, `1%` or `0.01`, as a share. Raises UsageError outside 0 … 1."""
+    word = (text or "1%").strip()
+    try:
+        share = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise UsageError(f"`--fpr {text}` is no share between 0 and 1", hint="`--fpr 1%`, or `--fpr 0.01`")
+    return share
+
+
+def check_maps(model: ModelCard) -> None:
+    """Raises UsageError that names the models that can, where this one makes no maps."""
+    from gzcli.models.catalog import cards
+
+    if not model.maps:
+        able = ", ".join(card.name for card in cards().values() if card.maps)
+        raise UsageError(
+            f"`{model.name}` does not say where a picture is anomalous", hint=f"these do: {able}"
+        )
+
+
+def table(result: Mapping[str, Any]) -> None:
+    """Prints the flagged pictures, strangest first, and how many there are; within 80 columns."""
+    flagged = [row for row in result["files"] if row["flagged"]]
+    names = list(result["thresholds"])
+    shown = names[:2]  # as many as 80 columns hold
+
+    def line(row: Mapping[str, Any]) -> list[str]:
+        return [_short(row["file"]), f"{row['p']:.4f}", *(f"{row['scores'][name]:.4g}" for name in shown)]
+
+    if flagged:
+        out.table(["file", "p", *shown], [line(row) for row in flagged[:LINES]])
+    if len(flagged) > LINES:
+        out.info(f"and {len(flagged) - LINES:,} more: `alarm.csv` has all pictures, strangest first")
+    total, rate_ = len(result["files"]), result["fpr"]
+    compared = result["compared"]
+    out.info(
+        f"flagged: {len(flagged):,} of {total:,} pictures by {', '.join(names)}, against {compared['n']:,} "
+        f"held-out images"
+    )
+    out.info(
+        f"of pictures like `{result['in']}` at most {100 * rate_:.3g} % are: {rate_ * total:.3g} of {total:,}"
+    )
+    for message in result["unreadable"]:
+        out.warn(f"left out: {message}")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else f"…{name[1 - NAME :]}"

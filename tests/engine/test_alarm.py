@@ -1,0 +1,294 @@
+"""`gz ood --input`, ensembles and seeds on a model whose likelihood can be counted by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pixelwise import Pixelwise, fake_run, fitted
+
+from gzcli.cli import ood_asked
+from gzcli.data import benchmarks
+from gzcli.data.benchmarks import Benchmark
+from gzcli.data.open import open_pack
+from gzcli.engine import alarm, ensemble, ood
+from gzcli.engine.images import subset
+from gzcli.engine.log import Log
+from gzcli.engine.score_maps import heat, map_of
+from gzcli.errors import MissingError, UsageError
+from gzcli.jobs import AlarmJob, OodJob
+from gzcli.metrics.detection import detection
+from gzcli.models.autoregressive.pixelcnn import PixelCNN
+from gzcli.models.diffusion.ddpm import DDPM
+from gzcli.models.gan.wgan import WGAN
+from gzcli.models.vae.aae import AAE
+from gzcli.models.vae.vae import VAE
+from gzcli.types import ImageNoise
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    fake_run(tmp_path, monkeypatch, ood)
+    return fake_run(tmp_path, monkeypatch, alarm)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 24 digits and six photographs in folders, whatever their names mean, and a broken file."""
+    folder = tmp_path / "mine"
+    digits, odd = open_pack("digits").images("test"), open_pack("patches", size=16, channels=1).images("test")
+    for kind, images in (("train/digit", digits[:24]), ("test/odd", odd[:6])):
+        for i, image in enumerate(images):
+            path = folder / f"{kind}{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(image[0])).save(path)
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def job(folder, **changes):
+    known = {"run": "model", "ins": "digits", "input": str(folder), "fpr": 0.05, "checkpoint": "last"}
+    return AlarmJob(**known | {"full": True} | changes)
+
+
+def nll(trained, images):
+    k = (np.asarray(images).astype(int) * 17) >> 8
+    logp = np.log(trained.model.table.numpy())
+    return -np.take_along_axis(logp[None], k.reshape(len(k), -1)[..., None], 2).sum((1, 2))
+
+
+def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_path, pictures):
+    found = alarm.run(job(pictures, scores=("nll",)), tmp_path, CPU, Log())
+    assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(found))
+    pack = open_pack("digits")
+    order = np.random.default_rng(0).permutation(pack.meta.counts["val"])
+    held_out = nll(trained, pack.images("val")[order[len(order) // 4 :]])
+    assert found["compared"] == {"split": "val", "n": len(held_out), "needed": 19}
+    assert len(found["files"]) == 30 and found["fpr"] == 0.05 and found["in"] == "digits"
+    for row in found["files"]:
+        value = row["scores"]["nll"]
+        assert row["p"] == pytest.approx((1 + (held_out >= value - 1e-3).sum()) / (len(held_out) + 1))
+        assert row["flagged"] == (row["p"] <= 0.05) == (value > found["threshold"])
+    odd = [row for row in found["files"] if row["file"].startswith("test/odd")]
+    assert len(odd) == 6 and all(row["flagged"] for row in odd), "folders called train and test are both read"
+    p = [row["p"] for row in found["files"]]
+    assert p == sorted(p), "the strangest comes first"
+    assert found["unreadable"] == ["`broken.png` does not decode: not a picture that can be read"]
+    rows = list(csv.DictReader((tmp_path / "alarm.csv").open()))
+    assert [row["file"] for row in rows] == [row["file"] for row in found["files"]]
+    assert [float(row["nll"]) for row in rows] == [row["scores"]["nll"] for row in found["files"]]
+    assert min(Image.open(tmp_path / "alarm.png").size) > 100
+
+
+def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
+    found = alarm.run(job(pictures, scores=("nll", "far"), fpr=0.1), tmp_path, CPU, Log())
+    alone = [alarm.run(job(pictures, scores=(name,)), tmp_path, CPU, Log()) for name in ("nll", "far")]
+    p = [{row["file"]: row["p"] for row in each["files"]} for each in alone]
+    for row in found["files"]:
+        assert row["p"] == pytest.approx(min(1, 2 * min(own[row["file"]] for own in p)))
+    assert found["threshold"] is None and list(found["thresholds"]) == ["nll", "far"]
+    assert any("Bonferroni" in note and "5 %" in note for note in found["notes"])
+    first = alarm.run(job(pictures), tmp_path, CPU, Log())
+    assert list(first["thresholds"]) == ["nll"], "without a name the first of the recipe's"
+
+
+@pytest.mark.parametrize(("fpr", "n"), [(0.001, None), (0.01, 50)])
+def test_too_few_held_out_images_for_a_rate_are_refused(trained, tmp_path, pictures, fpr, n):
+    with pytest.raises(UsageError, match="are too few for a false-alarm rate") as error:
+        alarm.run(job(pictures, scores=("nll",), fpr=fpr, n=n), tmp_path, CPU, Log())
+    assert "--fpr" in error.value.hint and ("-n" in error.value.hint) == (n is not None)
+
+
+def test_a_single_picture_and_an_npz_are_judged(trained, tmp_path, pictures):
+    one = alarm.run(job(pictures / "test/odd00.png", scores=("nll",)), tmp_path, CPU, Log())
+    assert [(row["file"], row["flagged"]) for row in one["files"]] == [("odd00.png", True)]
+    np.savez(tmp_path / "some.npz", images=np.asarray(open_pack("digits").images("test")[:3]))
+    many = alarm.run(job(tmp_path / "some.npz", scores=("nll",)), tmp_path, CPU, Log())
+    assert sorted(row["file"] for row in many["files"]) == ["0", "1", "2"]
+    with pytest.raises(MissingError, match="decodes"):
+        alarm.run(job(pictures / "broken.png", scores=("nll",)), tmp_path, CPU, Log())
+
+
+def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
+    def map_nll(self, x, *, noise):
+        k = ((x + 1) * 8).round().long().flatten(1)
+        return -self.table.log().expand(len(x), -1, -1).gather(2, k[..., None]).view(len(x), *x.shape[2:])
+
+    monkeypatch.setattr(Pixelwise, "map_nll", map_nll, raising=False)
+    for png, n in ((False, 16), (True, 30)):
+        found = alarm.run(job(pictures, scores=("typicality",), maps=True, png=png), tmp_path, CPU, Log())
+        assert found["map"] == "nll" and len(found["outputs"]["maps"]) == n
+        assert list(found["outputs"]["maps"]) == [row["file"] for row in found["files"]][:n]
+        assert Image.open(next(iter(found["outputs"]["maps"].values()))).size == (16, 16)
+    monkeypatch.delattr(Pixelwise, "map_nll")
+    with pytest.raises(UsageError, match="does not say where"):
+        alarm.run(job(pictures, maps=True), tmp_path, CPU, Log())
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_map_of_a_pixel_model_sums_to_its_nll(conditional):
+    info = open_pack("digits").info(levels=17)
+    model = PixelCNN.of(info, conditional=conditional, hidden=8, head=8, dilations=(1, 2)).eval()
+    [torch.nn.init.normal_(p, std=0.3) for p in model.parameters()]
+    x = torch.from_numpy(np.array(open_pack("digits").images("test")[:3])).float() / 127.5 - 1
+    x = ((x + 1) * 8).round() / 8 - 1
+    with torch.no_grad():
+        found, whole = model.map_nll(x, noise=None), -model.log_prob(x)
+        changed = x.clone()
+        changed[:, :, 9:] = -1
+        again = model.map_nll(changed, noise=None)
+    assert found.shape == (3, 16, 16)
+    torch.testing.assert_close(found.sum((1, 2)), whole, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(again[:, :9], found[:, :9])  # no pixel knows of those after it
+
+
+@pytest.mark.parametrize("model", [VAE, AAE, DDPM])
+def test_maps_of_reconstructions(model):
+    info = open_pack("digits").info(levels=17)
+    small = {"channels": 8, "mult": (1,), "attention": (), "timesteps": 20} if model is DDPM else {}
+    made = model.of(info, **small).eval()
+    x = torch.from_numpy(np.array(open_pack("digits").images("test")[:4])).float() / 127.5 - 1
+    noise = ImageNoise(0, list(range(4)), CPU)
+    with torch.no_grad():
+        found = made.map_recon(x, noise=noise)
+    assert found.shape == (4, 16, 16) and (found >= 0).all() and found.max() > 0
+    assert map_of(made, ["elbo"], "m") == map_of(made, ["recon"], "m") == "recon"
+    with pytest.raises(UsageError, match="does not say where"):
+        map_of(WGAN.of(info, width=8, latent=4), ["disc"], "wgan")
+
+
+def test_colours_are_bright_where_a_map_is_high():
+    maps = np.zeros((2, 8, 8), np.float32)
+    maps[0, 2, 3], maps[1] = 9, 0.1
+    seen = heat(maps, usual=5.0).astype(int).sum(1)
+    assert seen[0, 2, 3] == seen.max() and seen[1].max() < seen.max() / 4, "an ordinary picture stays dark"
+
+
+@pytest.fixture
+def flat(trained, tmp_path, monkeypatch):
+    """A second run, whose distributions are half as sharp."""
+    table = (trained.model.table + 1 / 17) / 2
+    for module in (ood, alarm):
+        made = fake_run(
+            tmp_path, monkeypatch, module, model=Pixelwise(trained.info, table=table), name="flat"
+        )
+    return made
+
+
+def test_runs_together_are_the_waic_and_the_mean_of_deviations(trained, flat, tmp_path):
+    asked = OodJob("model", "digits", ("digits-ab",), scores=("waic", "nll"), n=40, others=("flat",))
+    found = ood.run(asked, tmp_path, CPU, Log())
+    assert found["runs"] == ["model", "flat"]
+    rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "in"]
+    pack = open_pack("digits")
+    seen = np.stack([nll(each, pack.images("test")[subset(355, 40)]) for each in (trained, flat)])
+    waic = seen.mean(0) + ((seen - seen.mean(0)) ** 2).mean(0)
+    np.testing.assert_allclose([float(row["waic"]) for row in rows], waic, rtol=1e-4)
+    held_out = np.stack([nll(each, pack.images("val")) for each in (trained, flat)])
+    z = (seen - held_out.mean(1, keepdims=True)) / held_out.std(1, keepdims=True)
+    np.testing.assert_allclose([float(row["nll"]) for row in rows], z.mean(0), atol=1e-3)
+    with pytest.raises(UsageError, match="score of several runs"):
+        ood.run(OodJob("model", "digits", ("digits-ab",), scores=("waic",), n=9), tmp_path, CPU, Log())
+
+
+def test_an_ensemble_raises_alarms(trained, flat, tmp_path, pictures):
+    found = alarm.run(job(pictures, scores=("waic",), others=("flat",)), tmp_path, CPU, Log())
+    assert all(row["flagged"] for row in found["files"] if "odd" in row["file"])
+
+
+def test_runs_of_other_images_make_no_ensemble(trained, tmp_path, monkeypatch, pictures):
+    fake_run(tmp_path, monkeypatch, alarm, model=fitted(levels=2), name="binary")
+    with pytest.raises(UsageError, match="and 2 levels"):
+        alarm.run(job(pictures, scores=("nll",), others=("binary",)), tmp_path, CPU, Log())
+
+
+def test_scores_of_an_ensemble_that_do_not_vary_are_zero():
+    tables = [{"a": {"s": np.ones(3)}, "held": {"s": np.ones(5)}}] * 2
+    assert ensemble.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0]
+
+
+def test_figures_of_seeds_are_means_with_a_spread(trained, tmp_path, pictures):
+    asked = OodJob("model", "digits", ("digits-ab",), scores=("noisy", "nll"), n=60, seeds=3, seed=5)
+    found = ood.run(asked, tmp_path, CPU, Log())
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    noisy = [f"noisy@{seed}" for seed in (5, 6, 7)]
+    assert [key for key in rows[0] if key.startswith("noisy")] == noisy and "png" in rows[0]
+    auroc = []
+    for key in noisy:
+        sides = ([float(row[key]) for row in rows if row["role"] == role] for role in ("in", "out"))
+        auroc.append(detection(*sides, bootstrap=0)["auroc"])
+    by_score = {row["score"]: row for row in found["results"]}
+    assert by_score["noisy"]["auroc"] == pytest.approx(np.mean(auroc))
+    assert by_score["noisy"]["spread"]["auroc"] == pytest.approx(np.std(auroc, ddof=1)) and np.std(auroc) > 0
+    assert by_score["nll"]["spread"]["auroc"] == 0
+    judged = alarm.run(job(pictures, scores=("noisy",), seeds=2), tmp_path, CPU, Log())
+    assert all(row["spread"]["noisy"] > 0 for row in judged["files"])
+
+
+@pytest.fixture
+def openood(tmp_path, monkeypatch):
+    """OpenOOD's `data` folder for a benchmark of the digits: twenty images of each set, in odd order."""
+    toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("dtd",))
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "toy", toy)
+    lists = tmp_path / "data" / "benchmark_imglist" / "digits"
+    lists.mkdir(parents=True)
+    for called, images in (
+        ("digits", open_pack("digits").images("test")[:20]),
+        ("digits-ab", open_pack("digits-ab").images("test")[:20]),
+        ("texture", open_pack("patches").images("test")[:20]),
+    ):
+        (tmp_path / "data" / "images_classic" / called).mkdir(parents=True)
+        lines = []
+        for i, image in enumerate(images):
+            name = f"{called}/{97 * i % 20:02d}.png"
+            picture = np.asarray(image).transpose(1, 2, 0).squeeze()
+            Image.fromarray(np.ascontiguousarray(picture)).save(tmp_path / "data" / "images_classic" / name)
+            lines.append(f"{name} {i % 10}")
+        (lists / f"test_{called}.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path / "data"
+
+
+def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_path, openood, capsys):
+    outs = [found.key for found in ood_asked.with_lists(benchmarks.find("toy"), openood)]
+    assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
+    asked = {"scores": ("nll",), "benchmark": "toy", "imglists": str(openood), "full": True}
+    found = ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
+    assert [(row["out"], row["n_in"], row["n_out"]) for row in found["results"] if row["score"] == "nll"] == [
+        ("digits-ab", 20, 20),
+        ("mean of near", 20, 20),
+        ("dtd", 20, 20),
+        ("mean of far", 20, 20),
+    ]
+    rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open()) if row["role"] == "in"]
+    expected = nll(trained, open_pack("digits").images("test")[:20])
+    np.testing.assert_allclose([float(row["nll"]) for row in rows], expected, rtol=1e-5)
+    assert any("those of OpenOOD's lists" in note for note in found["notes"])
+    next((openood / "images_classic" / "texture").iterdir()).unlink()
+    with pytest.raises(MissingError, match="1 of the 20 pictures"):
+        ood.run(OodJob("model", "digits", tuple(outs), **asked), tmp_path, CPU, Log())
+    with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
+        ood_asked.with_lists(benchmarks.find("toy"), tmp_path)
+
+
+def test_near_and_far_have_means_over_seeds(trained, tmp_path, openood):
+    asked = {"scores": ("noisy",), "benchmark": "toy", "imglists": str(openood), "full": True, "seeds": 2}
+    found = ood.run(OodJob("model", "digits", ("digits-ab", "dtd"), **asked), tmp_path, CPU, Log())
+    near = [row for row in found["results"] if row["group"] == "near" and row["score"] == "noisy"]
+    assert [row["out"] for row in near] == ["digits-ab", "mean of near"]
+    assert near[0]["auroc"] == near[1]["auroc"] and near[0]["spread"] == near[1]["spread"]
+
+
+def test_all_scores_are_those_that_can_be_computed(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pixelwise, "score_regret", Pixelwise.score_noisy)
+    found = ood.run(OodJob("model", "digits", ("digits-ab",), scores=("all",), n=20), tmp_path, CPU, Log())
+    scores = {row["score"] for row in found["results"] if not row["baseline"]}
+    assert scores == {"far", "noisy", "regret", "nll", "typicality", "complexity", "gradnorm", "ensemble"}
+    assert all(math.isfinite(row["auroc"]) for row in found["results"])

@@ -1,0 +1,64 @@
+"""Conformal p-values against counting, and the rate of false alarms against its exact distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import betabinom
+
+from gzcli.metrics import conformal
+
+
+def test_a_p_value_is_a_count():
+    rng = np.random.default_rng(0)
+    held_out, scores = rng.integers(0, 9, 50).astype(float), np.arange(-1.0, 11.0)  # with ties
+    found = conformal.p_values(held_out, scores)
+    assert found.tolist() == [(1 + sum(c >= s for c in held_out)) / 51 for s in scores]
+    assert found[0] == 1 and found[-1] == 1 / 51
+
+
+@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("n", [9, 99, 100, 730])
+def test_the_threshold_flags_what_the_p_values_flag(n, fpr):
+    rng = np.random.default_rng(n)
+    held_out = rng.normal(size=n).round(1)
+    scores = np.unique(np.concatenate([held_out, held_out + 0.05, [9.0]]))
+    flagged = conformal.flagged(conformal.p_values(held_out, scores), fpr)
+    assert (flagged == (scores > conformal.threshold(held_out, fpr))).all()
+    assert flagged.any() == (n >= conformal.fewest(fpr)), "too few images flag nothing"
+
+
+def test_how_many_images_a_rate_needs():
+    assert conformal.fewest(0.01) == 99 and conformal.fewest(0.05) == 19 and conformal.fewest(0.3) == 3
+    assert conformal.fewest(0.01, scores=3) == 299
+
+
+@pytest.mark.parametrize("fpr", [0.01, 0.05])
+def test_the_rate_of_false_alarms_over_twenty_splits(fpr):
+    """Of m images, as many are flagged as a draw of a beta-binomial: k in n + 1 by the order of all scores.
+    New images for each split make the twenty draws independent."""
+    n, m = 799, 600
+    k = round(fpr * (n + 1))
+    exact = betabinom(m, k, n + 1 - k)
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(20):
+        scores = rng.standard_t(2, n + m)  # heavy tails: the distribution does not matter
+        found.append(conformal.flagged(conformal.p_values(scores[:n], scores[n:]), fpr).sum())
+    assert abs(np.mean(found) - exact.mean()) < 3 * exact.std() / np.sqrt(20)
+    assert exact.mean() / m == pytest.approx(fpr, rel=1e-9)
+    assert all(exact.ppf(1e-4) <= one <= exact.ppf(1 - 1e-4) for one in found)
+    wrong = np.array(found) * 2  # such a bound would notice twice the rate
+    assert abs(wrong.mean() - exact.mean()) > 3 * exact.std() / np.sqrt(20)
+
+
+def test_bonferroni_holds_for_scores_that_depend_on_each_other():
+    rng = np.random.default_rng(2)
+    n, m, flags = 999, 1000, []
+    for _ in range(20):
+        base = rng.normal(size=(n + m, 1))
+        scores = base + 0.5 * rng.normal(size=(n + m, 3))
+        p = np.stack([conformal.p_values(s[:n], s[n:]) for s in scores.T])
+        flags.append(conformal.flagged(conformal.bonferroni(p), 0.05).mean())
+    assert 0.01 < np.mean(flags) < 0.05
+    assert conformal.bonferroni(np.array([[0.01, 0.9], [0.2, 0.7]])).tolist() == [0.02, 1.0]
