@@ -113,7 +113,8 @@ class Results:
         named |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
         named |= {"precision": "--precision", "background": "--background", "seed": "--seed"}
         named |= {"split": "--split", "stats": "--real-stats", "weights": "--weights"}
-        named |= {"input": "--input", "fpr": "--fpr"}
+        named |= {"input": "--input", "fpr": "--fpr", "imglists": "--imglists"}
+        named |= {"seeds": "--seeds"} if job.get("seeds", 1) > 1 else {}
         for key, option in named.items():
             value = job.get(key)
             if value in (None, [], "") or (key == "outs" and job.get("benchmark")):
