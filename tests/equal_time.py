@@ -39,7 +39,12 @@ class Clock:
     """
 
     def __init__(self, seconds: float):
-        self.seconds, self.steps, self.began = seconds, 0, self.now()
+        self.seconds = seconds
+        self.start()
+
+    def start(self) -> None:
+        """Begins to count here: what was done before is no training."""
+        self.steps, self.spent, self.began = 0, 0.0, self.now()
 
     def now(self) -> float:
         import psutil
@@ -50,7 +55,8 @@ class Clock:
 
     def tick(self) -> None:
         """Counts a step. Raises TimeUp."""
-        if self.now() - self.began > self.seconds:
+        self.spent = self.now() - self.began
+        if self.spent > self.seconds:
             raise TimeUp
         self.steps += 1
 
@@ -96,7 +102,7 @@ def denoising_diffusion(images, labels, clock, n, calls, folder):
         calculate_fid=False,
         results_folder=folder / "results",
     )
-    clock.__init__(clock.seconds)  # the pictures are no training
+    clock.start()
     until_time_is_up(trainer.train)
     sampler = trainer.ema.ema_model.eval()
     sizes = [50] * (n // 50) + [n % 50] * (n % 50 > 0)
@@ -115,6 +121,7 @@ def torchcfm(images, labels, clock, n, calls, folder):
     loader = DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True, drop_last=True)
     net = UNetModel(dim=(1, 28, 28), num_channels=32, num_res_blocks=1, num_classes=10, class_cond=True)
     matcher, optimizer = ConditionalFlowMatcher(sigma=0.0), torch.optim.Adam(net.parameters())
+    clock.start()
 
     def train() -> None:
         while True:
@@ -154,14 +161,14 @@ def pythae(images, labels, clock, n, calls, folder):
     from pythae.pipelines import TrainingPipeline
     from pythae.samplers import NormalSampler
     from pythae.trainers import BaseTrainerConfig
-    from pythae.trainers.training_callbacks import TrainingCallback
 
-    class Timed(TrainingCallback):
-        def on_train_step_begin(self, training_config, **kwargs):
+    class Timed(VAE):
+        def forward(self, *args, **kwargs):
             clock.tick()
+            return super().forward(*args, **kwargs)
 
     config = VAEConfig(input_dim=(1, 28, 28), latent_dim=16)
-    model = VAE(config, Encoder_Conv_VAE_MNIST(config), Decoder_Conv_AE_MNIST(config))
+    model = Timed(config, Encoder_Conv_VAE_MNIST(config), Decoder_Conv_AE_MNIST(config))
     how = BaseTrainerConfig(
         output_dir=str(folder / "results"),
         num_epochs=10**6,
@@ -172,7 +179,8 @@ def pythae(images, labels, clock, n, calls, folder):
         no_cuda=True,
     )
     pipeline = TrainingPipeline(model, how)
-    until_time_is_up(lambda: pipeline(torch.from_numpy(images) / 255, callbacks=[Timed()]))
+    clock.start()
+    until_time_is_up(lambda: pipeline(torch.from_numpy(images) / 255))
     return NormalSampler(model.eval()).sample(num_samples=n)
 
 
@@ -206,7 +214,7 @@ def train_peer(name: str, minutes: float, n: int, calls: int, out: Path) -> None
         samples = PEERS[name].train(images, labels, clock, n, calls, Path(folder))
     pixels = (255 * samples.clamp(0, 1)).round().to(torch.uint8)
     np.savez_compressed(out, samples=pixels.permute(0, 2, 3, 1).numpy())
-    out.with_suffix(".json").write_text(json.dumps({"steps": clock.steps, "cpu_seconds": clock.seconds}))
+    out.with_suffix(".json").write_text(json.dumps({"steps": clock.steps, "cpu_seconds": clock.spent}))
 
 
 def run(*words: str) -> tuple[str, float]:
@@ -224,7 +232,7 @@ def compare(names: list[str], minutes: float, n: int, calls: int, out: Path) -> 
     out.mkdir(parents=True, exist_ok=True)
     contestants, facts = [], {}
     for name in names:
-        peer, npz = PEERS[name], out / f"{name}.npz"
+        peer, npz = PEERS[name], out / f"{name}-{minutes:g}min-{n}.npz"
         if not npz.exists():  # one that was trained before is kept
             words = ("--train", name, "--minutes", str(minutes), "-n", str(n), "--calls", str(calls))
             run(__file__, *words, "--out", str(npz))
@@ -233,7 +241,7 @@ def compare(names: list[str], minutes: float, n: int, calls: int, out: Path) -> 
         words = ("train", peer.model, "--data", "mnist", "--minutes", str(minutes), "--cpu", "--name", alias)
         _, seconds = run("-m", "gzcli", *words, *peer.words, "--quiet")
         contestants += [alias, str(npz)]
-        facts[name] = {"alias": alias, "cpu_seconds": round(seconds), "theirs": theirs}
+        facts[name] = {"npz": str(npz), "cpu_seconds": round(seconds), "theirs": theirs}
     words = ("bench", *contestants, "--data", "mnist", "-n", str(n), "--metrics", "fd,kid_lenet,prc_lenet")
     result = json.loads(run("-m", "gzcli", *words, "--cpu", "--json")[0])
     (out / "bench.json").write_text(json.dumps(result, indent=1))
@@ -241,11 +249,12 @@ def compare(names: list[str], minutes: float, n: int, calls: int, out: Path) -> 
     floor, lines = result["floor"]["fd"], []
     for name in names:
         ours = next(one for one in rows if one.get("model") == PEERS[name].model)
-        theirs = next(one for one in rows if Path(str(one.get("path"))).stem == name)
+        theirs = next(one for one in rows if one.get("path") == facts[name]["npz"])
         ratio = theirs["fd"] / ours["fd"]
         shown = f"{ours['fd']:.1f}, theirs {theirs['fd']:.1f}: {ratio:.2f} × (floor {floor:.1f})"
         row(f"{PEERS[name].model} {minutes:g} min: {name}", shown, f"≥ {GOAL:g} ×", ratio >= GOAL)
-        spent = {"our_cpu_seconds": facts[name]["cpu_seconds"], "their_steps": facts[name]["theirs"]["steps"]}
+        spent = {"our_cpu_seconds": facts[name]["cpu_seconds"]}
+        spent |= {f"their_{key}": round(value) for key, value in facts[name]["theirs"].items()}
         known = {"peer": name, "model": PEERS[name].model, "minutes": minutes, "n": n, "calls": calls}
         found = {"our_fd": ours["fd"], "their_fd": theirs["fd"], "floor": floor, "ratio": ratio}
         lines.append(known | found | spent)
