@@ -26,7 +26,11 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     lines = [*result["rows"], *(real(floor, result["floors"]) for floor in result["floors"])]
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
     left: list[str] = []
-    columns = ["params", *names, "seconds"]
+    columns = [
+        name
+        for name in ("params", *names, "seconds")
+        if name in names or any(line.get(name) is not None for line in lines)
+    ]
     room = shutil.get_terminal_size().columns
     while not wide and columns and width(result, lines, columns) > room:
         left.append(least(columns))
@@ -98,7 +102,7 @@ def half(line: Mapping[str, Any], name: str) -> str | None:
     if ends is None:
         return None
     value = (ends[1] - ends[0]) / 2
-    return f"{value:.2g}" if value < 100 else f"{value:.4g}"
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def number(value: Any) -> Any:

@@ -199,16 +199,13 @@ Quiet = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
-_RUNS = {"metavar": "MODEL|RUN", "autocompletion": complete_model_or_run}
 Model = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL|RUN",
         help="A model (its newest finished run), a run's id, alias or folder, or a model.safetensors.",
-        **_RUNS,
+        autocompletion=complete_model_or_run,
     ),
-]
-Models = Annotated[
-    list[str] | None, typer.Argument(help="Models, or ids, aliases or folders of runs.", **_RUNS)
 ]
 Data = Annotated[
     str | None,

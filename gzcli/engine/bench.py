@@ -231,10 +231,11 @@ def pictures(
     real = quality.real.reference(None).images
     least = told("floor", floors[max(floors)])["floor"]
     of_real = brief({f"{name} (floor)": value for name, value in least.items()})
-    lines = [
-        (f"{one.name}   {brief(row['metrics'])}", one.images.images)
-        for one, row in zip(contestants, rows, strict=True)
-    ]
+    lines = []
+    for one, row in zip(contestants, rows, strict=True):
+        images = one.images.images  # those of a folder often lie in the order of their classes
+        shown = images if one.trained else images[np.random.default_rng(0).permutation(len(images))[:16]]
+        lines.append((f"{one.name}   {brief(row['metrics'])}", shown))
     title = f"real images of {quality.pack.meta.name}   {of_real}"
     sample_rows(folder / "bench.png", [*lines, (title, real[subset(len(real), 16)])])
     if memory:

@@ -49,11 +49,18 @@ def notes(
     if len(sizes) > 1:
         counts = ", ".join(f"{n:,}" for n in sizes)
         lines.append(f"the contestants have {counts} images: compare each with the floor of its own number")
+    if quality.stats:
+        file = quality.stats.facts["file"]
+        lines.append(f"`{quality.stats.metric}` is the distance to the mean and covariance in `{file}`")
     lines += [
         f"the floor of {n:,} samples is of {quality.floor_size(n):,} real images, as there are no more"
         for n in sizes
         if quality.floor_size(n) < n
     ]
+    if "worth" in quality.metrics and (
+        bare := [one.name for one in contestants if one.images.labels is None]
+    ):
+        lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(bare)}`")
     likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
     if any(found["given_labels"] for found in likelihoods):
         lines.append(

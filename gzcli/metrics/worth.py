@@ -44,7 +44,7 @@ def worth(
     test_x: real test images, uint8 [K, C, H, W].
     test_y: their classes, [K].
     classes: number of classes.
-    seeds: number of classifiers for each training set; their spread widens the intervals.
+    seeds: number of classifiers for each training set. Their spread widens the intervals, much at two.
     steps: updates of each classifier.
     say: called with a message before work that takes long.
     """
@@ -62,13 +62,11 @@ def worth(
         nets = (trained(x, y, classes, steps=steps, seed=seed) for seed in range(seeds))
         guesses = [LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
         right[name] = np.array([guess == test_y for guess in guesses], np.float64)
+    gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
     found: dict[str, Interval] = {}
     for end, average in (("", _mean), ("_balanced", _balanced)):
-        found |= {name + end: _interval(average, hits, test_y, least=0) for name, hits in right.items()}
-        gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
-        found |= {
-            f"{name}{end}_gain": _interval(average, gain, test_y, least=-1) for name, gain in gains.items()
-        }
+        found |= {name + end: _interval(average, hits, test_y, 0) for name, hits in right.items()}
+        found |= {f"{name}{end}_gain": _interval(average, gain, test_y, -1) for name, gain in gains.items()}
     return found
 
 
@@ -103,11 +101,11 @@ def _balanced(rows: np.ndarray) -> float:
 
 
 def _interval(
-    average: Callable[[np.ndarray], float], values: np.ndarray, classes: np.ndarray, *, least: float
+    average: Callable[[np.ndarray], float], values: np.ndarray, classes: np.ndarray, least: float
 ) -> Interval:
     """The average, of `least` … 1, of the values of each classifier and test image, [S, N]. Its interval is
-    for both draws: of the test images by the bootstrap, of the classifiers by Student's t, added in squares.
-    """
+    for both draws, of the test images by the bootstrap and of the classifiers by Student's t, whose halves
+    are added in squares."""
     from scipy.stats import t
 
     found = bootstrap(average, np.stack([values.mean(0), classes], 1))

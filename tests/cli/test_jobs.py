@@ -20,7 +20,9 @@ JOBS = [
         "/run", "mnist", ("digits", "/my, own"), scores=("nll",), launch=LaunchSection(cpu=True, threads=3)
     ),
     AlarmJob("/run", "mnist", "/pictures", 0.05, scores=("nll", "far"), others=("/b",), maps=True),
-    BenchJob(("/a", "/b"), "digits", metrics=None, weights="/inception"),
+    BenchJob(
+        ("/a", "/b"), "digits", metrics=None, weights="/inception", images=("/c.npz", "/d"), split="all"
+    ),
     ExportJob("/run", "diffusers", "/out", checkpoint="20"),
 ]
 
@@ -98,6 +100,9 @@ def test_ood(asked, tmp_path, monkeypatch):
 def test_bench(asked):
     job, run = asked("bench", "--data", "Digits", "--metrics", "fd,bpd", "--checkpoint", "best")
     assert job == BenchJob((str(run.path),), "digits", ("fd", "bpd"), checkpoint="best")
+    assert asked("bench", "mine", "patches", "--split", "train")[0] == BenchJob(
+        (str(run.path),), "digits", checkpoint="last", images=("patches",), split="train"
+    )
 
 
 def test_export(asked, tmp_path):

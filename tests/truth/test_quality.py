@@ -1,5 +1,4 @@
-"""Fréchet distance, KID, precision and recall against torch-fidelity called directly; the LeNet they stand
-on."""
+"""The figures of `gz bench` against torch-fidelity called directly; the LeNet that they stand on."""
 
 from __future__ import annotations
 
@@ -14,11 +13,13 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from gzcli.data.open import open_pack
-from gzcli.engine.quality import total_variation
+from gzcli.engine import figures
+from gzcli.engine.figures import total_variation
+from gzcli.engine.image_sets import RealImages
 from gzcli.errors import MissingError, UsageError
 from gzcli.metrics import features
-from gzcli.metrics.features import LeNet, lenet
-from gzcli.metrics.fidelity import INCEPTION, fidelity, inception_weights, register
+from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
+from gzcli.metrics.fidelity import INCEPTION, inception, inception_weights
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.store.paths import cache_dir
 
@@ -168,41 +169,40 @@ def test_lenet_refuses_images_that_are_too_small():
 # ---------------------------------------------------------------------------------------------
 
 
-def test_fid_through_the_registered_extractor_is_our_frechet_distance(digits, net):
-    fake, real = digits.images("train")[:300], digits.images("test")
-    found = fidelity(fake, real, extractor=register(net), metrics=("fid",))
-    assert found["frechet_inception_distance"] == pytest.approx(
-        frechet_distance(net.features(fake), net.features(real)), rel=1e-6
-    )
-
-
-def test_kid_precision_and_recall_behave(digits, net):
+def test_figures_behave(digits, net):
     """On the same images, on others of the set, on half of the classes, and on noise."""
     spread = np.linspace(0, len(digits.images("train")) - 1, 300).astype(
         int
     )  # writers follow one another in this set
     real, train = digits.images("test")[:300], digits.images("train")[spread]
-    rng, name = np.random.default_rng(3), register(net)
+    features = net.features(real)
 
     def measure(fake):
-        return fidelity(fake, real, extractor=name, metrics=("kid", "prc"), subsets=5)
+        found = {}
+        for metric in ("fd", "kid_lenet", "prc_lenet"):
+            found |= figures.compare(metric, net.features(fake), features)
+        assert all(v.low <= v.value <= v.high for v in found.values()), found
+        return {name: v.value for name, v in found.items()}
 
     same, floor = measure(real), measure(train)
     half = measure(np.array(train)[np.asarray(digits.labels("train"))[spread] < 5])
-    noise = measure(rng.integers(0, 256, real.shape, dtype=np.uint8))
-    kid = "kernel_inception_distance_mean"
-    assert same["precision"] == same["recall"] == 1
-    assert same[kid] < floor[kid] < half[kid] < noise[kid]
-    assert floor["precision"] > 0.7 and floor["recall"] > 0.7
-    assert half["precision"] > 0.7 and half["recall"] < floor["recall"] - 0.2
-    assert noise["precision"] < 0.5 * floor["precision"]
+    noise = measure(np.random.default_rng(3).integers(0, 256, real.shape, dtype=np.uint8))
+    assert same["precision_lenet"] == same["recall_lenet"] == same["coverage_lenet"] == 1
+    for name in ("fd", "kid_lenet"):
+        assert same[name] < floor[name] < half[name] < noise[name]
+    assert same["fd"] == pytest.approx(0, abs=1e-6)
+    assert floor["precision_lenet"] > 0.7 and floor["recall_lenet"] > 0.7
+    assert half["precision_lenet"] > 0.7 and half["recall_lenet"] < floor["recall_lenet"] - 0.2
+    assert noise["precision_lenet"] < 0.5 * floor["precision_lenet"]
 
 
-def test_real_features_are_kept_under_their_name(digits, net):
-    fake, real, name = digits.images("train")[:50], digits.images("test")[:60], register(net)
-    first = fidelity(fake, real, extractor=name, metrics=("fid",), cache="here")
-    assert list(cache_dir("features", "torch-fidelity").glob("here*"))
-    assert fidelity(fake, real[:2], extractor=name, metrics=("fid",), cache="here") == first
+def test_features_of_real_images_are_kept_by_the_content_of_their_set(digits, net, monkeypatch, tmp_path):
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
+    first = RealImages(digits).reference(None).features(net)
+    (path,) = cache_dir("features", "real").iterdir()
+    assert digits.meta.digest in path.name and net.hash[:16] in path.name
+    monkeypatch.setattr(LeNetFeatures, "features", lambda *known: pytest.fail("computed again"))
+    assert np.array_equal(RealImages(digits).reference(None).features(net), first)
 
 
 def test_missing_inception_weights_name_the_file_and_its_place(tmp_path, monkeypatch):
@@ -233,10 +233,12 @@ def random_inception(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, random_inception):
-    weights, digest = inception_weights(random_inception)
-    assert len(digest) == 64
-    fake, real = digits.images("train")[:12], digits.images("test")[:5]
-    found = fidelity(fake, real, extractor="inception-v3-compat", metrics=("kid", "isc"), weights=weights)
+    net = inception(random_inception)
+    assert len(net.hash) == 64
+    fake, real = digits.images("train")[:12], digits.images("test")[:8]
+    made = {
+        name: figures.compare(name, net.features(fake), net.features(real)) for name in ("fid", "kid", "is")
+    }
 
     class Grey(torch.utils.data.Dataset):
         def __init__(self, images):
@@ -251,16 +253,19 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
     direct = calculate_metrics(
         input1=Grey(fake),
         input2=Grey(real),
+        fid=True,
         kid=True,
         isc=True,
         cuda=False,
         cache=False,
         verbose=False,
-        kid_subset_size=5,
+        kid_subset_size=4,
         save_cpu_ram=True,
-        feature_extractor_weights_path=str(weights),
+        feature_extractor_weights_path=str(random_inception),
     )
-    assert found == {key: pytest.approx(direct[key], rel=1e-6) for key in found}
+    keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
+    for name, key in (keys | {"is": "inception_score_mean"}).items():
+        assert made[name][name].value == pytest.approx(direct[key], rel=1e-4, abs=1e-9), name
 
 
 def test_total_variation():

@@ -1,0 +1,211 @@
+"""`gz bench` on images from anywhere: read, named, and compared as samples are."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pixelwise import fake_run, fitted
+
+from gzcli.cli import bench_table, out
+from gzcli.cli.bench import entered, images_at
+from gzcli.data.open import open_pack
+from gzcli.engine import bench, memorised
+from gzcli.engine.bench_notes import told
+from gzcli.engine.contestants import Contestant, tell_apart
+from gzcli.engine.image_sets import ImageSet, RealImages
+from gzcli.engine.log import Log
+from gzcli.errors import MissingError, UsageError
+from gzcli.jobs import BenchJob
+from gzcli.metrics.features import lenet
+from gzcli.metrics.frechet import frechet_distance
+from gzcli.store import runs
+
+pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_pack("digits")
+
+
+@pytest.fixture(scope="module")
+def paths(digits, tmp_path_factory):
+    """The test split as an npz; every fifth training image as PNGs, twice as large, in a folder and a zip."""
+    folder = tmp_path_factory.mktemp("images")
+    test, train = np.asarray(digits.images("test")), np.asarray(digits.images("train"))[::5]
+    np.savez(folder / "same.npz", samples=test.transpose(0, 2, 3, 1), labels=digits.labels("test"))
+    (folder / "train").mkdir()
+    with zipfile.ZipFile(folder / "train.zip", "w") as archive:
+        for i, image in enumerate(train):
+            path = folder / "train" / f"{i:03}.png"
+            Image.fromarray(image[0]).resize((32, 32), Image.Resampling.NEAREST).save(path)
+            archive.write(path, path.name)
+    return folder
+
+
+def run(tmp_path, *images, runs=(), **changes):
+    job = replace(BenchJob(runs, "digits", ("fd",), images=tuple(map(str, images))), **changes)
+    return bench.run(job, tmp_path, torch.device("cpu"), Log())
+
+
+def test_a_set_against_itself_is_at_nought_and_the_floor_is_of_as_many_images(paths, digits, tmp_path):
+    metrics = ("fd", "prc_lenet", "swd", "classes", "memory")
+    result = run(tmp_path, paths / "same.npz", paths / "train", metrics=metrics)
+    same, train = result["rows"]
+    for name in ("fd", "swd"):
+        assert same["metrics"][name] == pytest.approx(0, abs=1e-6) and same["intervals"][name][0] == 0
+    assert all(same["metrics"][f"{name}_lenet"] == 1 for name in ("precision", "recall", "coverage"))
+    assert same["metrics"]["label_accuracy"] == pytest.approx(lenet(digits).accuracy)
+    assert (same["n"], train["n"]) == (355, 260) and [f["n"] for f in result["floors"]] == [355, 260]
+    assert (same["name"], same["model"], same["run"]) == ("same.npz", None, None)
+    assert any(
+        "260 grey pictures of 16×16, resized from 32×32; fewer than" in note for note in result["notes"]
+    )
+    assert any("floor of its own number" in note for note in result["notes"])
+    # copies of training images are told from images that were not trained on
+    assert train["metrics"]["authenticity"] < 0.2 < result["floor"]["authenticity"]
+    assert train["metrics"]["duplicates"] > 0.5 and result["floor"]["duplicates"] == pytest.approx(
+        0.01, abs=5e-3
+    )
+    assert result["directions"]["duplicates"] == "down" and result["directions"]["authenticity"] == "up"
+    assert min(Image.open(result["neighbours"]).size) > 100
+
+
+def test_a_folder_and_a_zip_of_equal_pictures_are_equal_and_beside_runs(paths, tmp_path, monkeypatch):
+    fake_run(tmp_path, monkeypatch, bench, model=fitted(), name="plain")
+    result = run(tmp_path, paths / "train", paths / "train.zip", runs=("plain",), n=60)
+    plain, folder, archive = result["rows"]
+    assert folder["metrics"] == archive["metrics"] and folder["n"] == plain["n"] == 60
+    assert (plain["run"], folder["path"]) == ("plain", str(paths / "train"))
+    assert folder["metrics"]["fd"] < plain["metrics"]["fd"]
+    assert folder["intervals"]["fd"][1] < plain["intervals"]["fd"][0], "the intervals are apart"
+    assert any("260 grey pictures" in note and "60 of them" in note for note in result["notes"])
+
+
+def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
+    net, train = lenet(digits), digits.images("train")
+    result = run(tmp_path, paths / "same.npz", split="train", n=100, export_stats=str(tmp_path / "s.npz"))
+    some = run(tmp_path, paths / "same.npz", n=100, stats=str(tmp_path / "s.npz"))
+    assert result["provenance"]["n_real"] == len(train) and result["provenance"]["split"] == "train"
+    assert any("mean and covariance in" in note for note in some["notes"])
+    assert some["rows"][0]["metrics"]["fd"] == pytest.approx(result["rows"][0]["metrics"]["fd"], rel=1e-9)
+    with np.load(tmp_path / "s.npz") as held:
+        features = net.features(train)
+        assert held["mu"] == pytest.approx(features.mean(0)) and held["n"] == len(train)
+        assert held["sigma"] == pytest.approx(np.cov(features, rowvar=False))
+    everything = RealImages(digits, "all")
+    pairs = everything.pairs(300, None)
+    assert len(everything.reference(None)) == sum(digits.meta.counts.values()) and len(pairs) == 5
+    assert {len(fake) + len(rest) for fake, rest in pairs} == {len(everything.reference(None))}
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(UsageError, match="`fd` has 64 features"):
+        run(tmp_path, paths / "same.npz", stats=str(tmp_path / "wide.npz"))
+    np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64), features="another")
+    with pytest.raises(UsageError, match="other features"):
+        run(tmp_path, paths / "same.npz", stats=str(tmp_path / "other.npz"))
+
+
+def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):
+    """One step of training shows what is trained on what; the figure itself is tested where it is made."""
+    monkeypatch.setattr(memorised, "worth", partial(memorised.worth, steps=1, seeds=2))
+    result = run(tmp_path, paths / "same.npz", paths / "train", metrics=("worth",), n=100)
+    labelled, without = result["rows"]
+    expected = {"worth_real", "worth_samples", "worth_both", "worth_both_gain", "worth_filled_balanced_gain"}
+    assert expected <= labelled["metrics"].keys() and expected <= labelled["intervals"].keys()
+    assert without["metrics"] == {} and expected <= result["floor"].keys()
+    assert result["directions"]["worth_both_gain"] == "up"
+    assert any("labels" in note for note in result["notes"])
+
+
+def test_features_of_some_images_are_those_of_the_whole(digits):
+    net, rows = lenet(digits), np.array([3, 40, 41])
+    whole = ImageSet(digits.images("test"))
+    before = whole.take(rows).features(net)
+    assert whole.features(net).shape == (355, 64)
+    assert np.array_equal(whole.take(rows).features(net), whole.features(net)[rows])
+    assert np.allclose(before, whole.features(net)[rows], atol=1e-4)
+    assert frechet_distance(before, whole.take(rows).features(net)) == pytest.approx(0, abs=1e-3)
+
+
+def test_contestants_of_one_name_are_told_apart():
+    one = [
+        Contestant(Path(p).name, ImageSet(np.zeros(0)), p) for p in ("/a/x/im.zip", "/a/y/im.zip", "/b.npz")
+    ]
+    one += [Contestant("b.npz", ImageSet(np.zeros(0)), "/b.npz")]
+    tell_apart(one)
+    assert [c.name for c in one] == ["x/im.zip", "y/im.zip", "b.npz", "b.npz (2)"]
+
+
+def test_words_are_runs_models_or_images(home, paths, monkeypatch):
+    monkeypatch.chdir(paths)
+    run = runs.create("vae", "digits", alias="mine")
+    run.update(state="finished")
+    (run.path / "run.yaml").write_text("model: {name: vae}\ndata: {name: digits}\n")
+    (run.path / "model.safetensors").write_bytes(b"x")
+    found, named, images = entered(["vae", "./train", "mine", "same.npz", "mnist"], None)
+    assert found.key == "digits" and [word for _, word in named] == ["vae", "mine"]
+    assert images == [str(paths / "train"), str(paths / "same.npz"), "mnist"]
+    assert entered([], None)[1][0][0] == run, "every model with a run on the set of the newest"
+    with pytest.raises(UsageError, match="say which by `--data`"):
+        entered(["./train"], None)
+    with pytest.raises(UsageError, match="no run, no model, and no folder"):
+        entered(["mine", "./absent"], None)
+    with pytest.raises(UsageError, match="no model or run is called `vea`") as error:
+        entered(["vea"], None)
+    assert "did you mean `vae`" in error.value.hint
+    (paths / "notes.txt").write_text("no images")
+    with pytest.raises(UsageError):
+        images_at("./notes.txt")
+    with pytest.raises(MissingError, match="no finished run on `mnist`"):
+        entered([], "mnist")
+
+
+def test_a_folder_of_gz_sample_is_taken_without_its_sheet(home, paths, tmp_path):
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    for name in ("grid.png", "job.json"):
+        (drawn / name).write_bytes(b"{}")
+    with pytest.raises(UsageError, match="the sheet of a sample"):
+        images_at(str(drawn))
+    (drawn / "images").symlink_to(paths / "train")
+    assert images_at(str(drawn)) == str(drawn / "images")
+
+
+def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["fd_lite", "kid_lenet", "precision_lenet", "recall_lenet", "density_lenet", "swd", "tv", "bpd"]
+    names += ["recon", "samples_per_s"]
+    values = {name: 1234.5678 + i for i, name in enumerate(names)}
+    ends = {name: [value - 2, value + 2] for name, value in values.items()}
+    row = {"name": "a-name", "metrics": values, "intervals": ends, "params": 12345, "seconds": 3.0}
+    floor = {"n": 200, "images": 150, "metrics": {"fd_lite": 1.0}, "intervals": {}}
+    way = {name: bench.directions([{name: 0}])[name] for name in names}
+    result = {"rows": [row], "floors": [floor], "directions": way, "biased": {"200": ["fd_lite"]}}
+    bench_table.table(result)
+    printed, told_ = capsys.readouterr()
+    head, *lines = printed.splitlines()
+    assert max(map(len, printed.splitlines())) <= 80 and head.split()[:3] == ["name", "fd_lite~↓", "±"]
+    assert "precision↑" in head and "recall↑" in head and "(real images, 150)" in lines[-1]
+    assert "left out for want of room" in told_ and "seconds" in told_ and "density_lenet" in told_
+    bench_table.table(result, wide=True)
+    head = capsys.readouterr().out.splitlines()[0]
+    assert head.count("±") == len(names) and "recon " in head and "samples_per_s↑" in head
+
+
+def test_figures_are_json_with_intervals_beside_them():
+    from gzcli.metrics.interval import Interval
+
+    found = told("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
+    assert json.loads(json.dumps(found)) == {
+        "floor": {"fd": 2.0, "own": 4.0},
+        "floor_intervals": {"fd": [1.0, 3.0]},
+    }
+    assert not out.is_json()

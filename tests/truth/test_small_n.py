@@ -1,0 +1,226 @@
+"""Metrics that hold at few images, against torch-fidelity, SciPy, scikit-learn and known Gaussians; how often
+their intervals cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.decomposition import PCA
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from gzcli.errors import UsageError
+from gzcli.metrics import kid as kernel_distance
+from gzcli.metrics.frechet import (
+    frechet_distance,
+    frechet_infinity,
+    frechet_of_moments,
+    moments,
+    pca_frechet,
+)
+from gzcli.metrics.interval import Interval, bootstrap, half_samples
+from gzcli.metrics.kid import kid
+from gzcli.metrics.sliced import sliced_wasserstein
+
+
+def gaussian(rng, n, *, width=8, shift=0.0, scale=1.0):
+    return shift + scale * rng.normal(size=(n, width))
+
+
+def often_enough(covered: int, n: int) -> bool:
+    """Whether 95 % intervals that cover as often may cover as they say: three standard deviations of the
+    binomial distribution, and three points that a percentile interval lacks at small n."""
+    return covered / n > 0.95 - 0.03 - 3 * np.sqrt(0.95 * 0.05 / n)
+
+
+# --- intervals
+
+
+def test_a_bootstrap_interval_of_a_mean_covers_as_often_as_it_says_and_is_as_wide_as_it_should_be():
+    rng, found = np.random.default_rng(0), []
+    for seed in range(150):
+        found.append(bootstrap(lambda x: float(x.mean()), rng.normal(3, 2, 80), draws=150, seed=seed))
+    covered = sum(i.low <= 3 <= i.high for i in found)
+    assert often_enough(covered, 150) and covered < 150
+    assert np.mean([i.high - i.low for i in found]) == pytest.approx(2 * 1.96 * 2 / np.sqrt(80), rel=0.06)
+
+
+def test_intervals_resample_each_side_are_deterministic_and_refuse_few_rows():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(1, 1, 200), rng.normal(0, 3, 50)
+    for method in (bootstrap, half_samples):
+        found = method(lambda x, y: float(x.mean() - y.mean()), a, b, draws=400, seed=5)
+        assert found == method(lambda x, y: float(x.mean() - y.mean()), a, b, draws=400, seed=5)
+        assert found.value == a.mean() - b.mean()
+        wide = 2 * 1.96 * np.sqrt(a.var() / 200 + b.var() / 50)
+        assert found.high - found.low == pytest.approx(wide, rel=0.15)
+    with pytest.raises(UsageError):
+        half_samples(lambda x: float(x.mean()), a[:3])
+    with pytest.raises(UsageError):
+        bootstrap(lambda x: float(x.mean()), a[:0])
+
+
+def test_half_samples_cover_a_frechet_distance_where_the_bootstrap_is_too_high():
+    """Resampled rows repeat, which raises the distance."""
+    rng, halves, resamples = np.random.default_rng(2), [], []
+    for seed in range(80):
+        pair = gaussian(rng, 40, width=4), gaussian(rng, 40, width=4, shift=0.2)
+        halves.append(half_samples(frechet_distance, *pair, draws=50, seed=seed))
+        if seed < 10:
+            resamples.append(bootstrap(frechet_distance, *pair, draws=50, seed=seed))
+    expected = np.mean([i.value for i in halves])
+    assert often_enough(sum(i.low <= expected <= i.high for i in halves), 80)
+    assert all(i.low < i.value < i.high for i in halves)
+    assert np.mean([(i.low + i.high) / 2 - i.value for i in resamples]) > 0.5 * expected
+
+
+# --- KID
+
+
+@pytest.mark.parametrize("sizes, subsets, size", [((90, 60), 30, 20), ((400, 300), 4, 50)])
+def test_kid_is_that_of_torch_fidelity_for_the_same_subsets(sizes, subsets, size, monkeypatch):
+    """Once with one kernel matrix for all subsets, in two blocks, and once with one for each."""
+    rng = np.random.default_rng(3)
+    a, b = gaussian(rng, sizes[0]), gaussian(rng, sizes[1], scale=1.3)
+    monkeypatch.setattr(kernel_distance, "ROWS", 50)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(a),
+        torch.from_numpy(b),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        rng_seed=7,
+        verbose=False,
+    )
+    found = kid(a, b, subsets=subsets, size=size, seed=7)
+    assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-12)
+
+
+def test_kid_is_unbiased_and_its_interval_covers():
+    """One and the same distribution has the distance 0, whatever the numbers of rows and of subset rows."""
+    rng = np.random.default_rng(4)
+    for size, wide in ((1000, 8), (8, 12)):  # half of the rows, and far fewer
+        found = [kid(gaussian(rng, 60), gaussian(rng, 50), subsets=60, size=size) for _ in range(80)]
+        values = np.array([i.value for i in found])
+        assert abs(values.mean()) < 4 * values.std() / np.sqrt(80)
+        assert often_enough(sum(i.low <= 0 <= i.high for i in found), 80)
+        assert np.mean([i.high - i.low for i in found]) < wide * values.std()
+
+
+def test_kid_refuses_what_it_cannot_compare():
+    for a, b in ((np.ones((3, 2)), np.ones((9, 2))), (np.ones((9, 2)), np.ones((9, 3)))):
+        with pytest.raises(UsageError):
+            kid(a, b)
+
+
+# --- Fréchet
+
+
+def test_a_frechet_distance_of_fewer_rows_than_features_is_that_of_its_moments():
+    rng = np.random.default_rng(5)
+    a, b = gaussian(rng, 30, width=64), gaussian(rng, 40, width=64, shift=0.1)
+    theirs = [fid_features_to_statistics(torch.from_numpy(f)) for f in (a, b)]
+    theirs = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(a, b) == pytest.approx(frechet_of_moments(moments(a), moments(b)), rel=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-3)  # their root is of a singular matrix
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_moments_are_the_mean_and_numpy_s_covariance():
+    rows = gaussian(np.random.default_rng(6), 20)
+    mean, covariance, n = moments(rows.astype(np.float32))
+    assert n == 20 and mean.dtype == covariance.dtype == np.float64
+    assert np.allclose(mean, rows.mean(0), atol=1e-6) and np.allclose(covariance, np.cov(rows.T), atol=1e-6)
+    with pytest.raises(UsageError):
+        frechet_of_moments(moments(rows), moments(rows[:, :3]))
+
+
+def test_pca_frechet_is_the_distance_in_scikit_learn_s_components():
+    rng = np.random.default_rng(7)
+    mixing = rng.normal(size=(32, 32))
+    fake, real = gaussian(rng, 200, width=32, shift=0.2) @ mixing, gaussian(rng, 150, width=32) @ mixing
+    pca = PCA(5, svd_solver="full").fit(real)
+    direct = frechet_distance(pca.transform(fake), pca.transform(real))
+    assert pca_frechet(fake, real, dims=5) == pytest.approx(direct, rel=1e-9)
+    assert pca_frechet(fake, real) == pytest.approx(frechet_distance(fake, real), rel=1e-9)
+    with pytest.raises(UsageError):
+        pca_frechet(fake[:, :9], real)
+
+
+def test_an_extrapolated_frechet_distance_is_closer_to_the_truth_than_the_raw_one():
+    """500 rows of 32 features: the truth is ‖δ‖² + D (σ − 1)²."""
+    rng, truth = np.random.default_rng(8), 32 * (0.1**2 + 0.2**2)
+    raw, extrapolated = [], []
+    for seed in range(4):
+        fake, real = gaussian(rng, 500, width=32, shift=0.1, scale=1.2), gaussian(rng, 500, width=32)
+        raw.append(frechet_distance(fake, real) - truth)
+        extrapolated.append(frechet_infinity(fake, real, seed=seed) - truth)
+    assert np.mean(raw) > 0.4
+    assert np.abs(extrapolated).mean() < np.abs(raw).mean() / 3
+    assert abs(np.mean(extrapolated)) < 0.15
+
+
+# --- sliced Wasserstein
+
+
+def test_w2_of_unequal_numbers_is_the_best_assignment_of_as_many_copies():
+    rng = np.random.default_rng(9)
+    a, b = rng.normal(size=(6, 1)), rng.gamma(2, size=(4, 1))
+    pairs = np.repeat(a, 4, 0) - np.repeat(b, 6, 0).T
+    best = (pairs**2)[linear_sum_assignment(pairs**2)].mean()
+    assert sliced_wasserstein(a, b) == pytest.approx(np.sqrt(best), rel=1e-12)
+    assert sliced_wasserstein(b, a) == sliced_wasserstein(a, b)
+    assert sliced_wasserstein(a, np.repeat(a, 3, 0)[::-1]) == pytest.approx(0, abs=1e-12)
+
+
+def test_sliced_wasserstein_of_known_gaussians():
+    """A shift by δ is ‖δ‖ / √D far, a scaling of a whitened set by c is |c − 1| far, both on the very set."""
+    rng = np.random.default_rng(10)
+    x = gaussian(rng, 300, width=12)
+    shift = rng.normal(size=12)
+    found = sliced_wasserstein(x + shift, x, projections=4000)
+    assert found == pytest.approx(np.linalg.norm(shift) / np.sqrt(12), rel=0.03)
+    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T, bias=True)).T)
+    assert sliced_wasserstein(3 * x, x, projections=50) == pytest.approx(2, rel=1e-9)
+
+
+def test_sliced_wasserstein_of_bytes_is_that_of_numbers():
+    rng = np.random.default_rng(11)
+    a, b = (rng.integers(0, high, (20, 3, 4, 4), dtype=np.uint8) for high in (256, 200))
+    flat = [images.reshape(20, -1).astype(np.float64) for images in (a, b)]
+    assert sliced_wasserstein(a, b) == pytest.approx(sliced_wasserstein(*flat), rel=1e-5)
+    for other in (b[:0], b[:, :1]):
+        with pytest.raises(UsageError):
+            sliced_wasserstein(a, other)
+
+
+# --- what they see
+
+
+@pytest.mark.slow
+def test_at_few_pictures_the_robust_metrics_see_a_blur_that_the_raw_distance_hardly_does(shared_data):
+    """600 pictures of Imagenette at 64 pixels, 1,280 features: figures as multiples of what 600 other real
+    pictures have."""
+    import zipfile
+
+    from PIL import Image
+    from scipy.ndimage import gaussian_filter
+
+    from gzcli.metrics.lite import lite
+
+    with zipfile.ZipFile(shared_data / "sets" / "imagenette64.zip") as archive:
+        names = np.random.default_rng(0).permutation([n for n in archive.namelist() if n.endswith(".png")])
+        opened = [Image.open(archive.open(name)).convert("RGB") for name in names[:1200]]
+        images = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in opened])
+    blurred = gaussian_filter(images[600:], (0, 0, 2, 2))
+    real, other, blur = (lite().features(x) for x in (images[:600], images[600:], blurred))
+
+    def times_floor(metric) -> float:
+        return metric(blur, real) / metric(other, real)
+
+    raw, pca = times_floor(frechet_distance), times_floor(pca_frechet)
+    assert 1.2 < raw < 2.5 < pca
+    assert times_floor(sliced_wasserstein) > raw
+    found: Interval = kid(blur, real)
+    assert found.value > 20 * abs(kid(other, real).value) and found.low > 0.5 * found.value
