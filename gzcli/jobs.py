@@ -157,6 +157,9 @@ class BenchJob:
     split: the real images: "test", "train" or "all".
     stats: path of the mean and covariance of other real images, for the Fréchet distance among the metrics.
     export_stats: path to which those of the real images are written.
+    variants: how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional:
+      weights of a step, options of its sampler, at most how many network calls an image, and whether figures
+      that do not depend on samples are left out; (): all as the job and the runs say.
     """
 
     runs: tuple[str, ...]
@@ -172,6 +175,7 @@ class BenchJob:
     split: str = "test"
     stats: str | None = None
     export_stats: str | None = None
+    variants: tuple[Mapping[str, Any], ...] = ()
     verb: Literal["bench"] = "bench"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,14 @@ from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.write import dump
 from gzcli.store import files, outside, runs
 from gzcli.store.runs import Run
+
+NOT_TRAINED = (
+    "about",
+    "bench",
+    "launch",
+    "ood",
+    "params",
+)  # keys of a recipe that change nothing of a training
 
 
 def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
@@ -30,6 +41,9 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 
     here = replace(recipe.launch.alone(), threads=p.threads, cpu=recipe.launch.cpu or not p.gpus)
     recipe = recipe.launched(here)
+    asked = target.status().get("asked")
+    if asked is None or training(target.tree()) != training(recipe.tree()):
+        asked = fingerprint(recipe, p)
     files.write_atomic(target.path / "run.yaml", dump(recipe.tree()))
     packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
     before = files.read_json(target.path / "env.json") or {}
@@ -47,7 +61,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     }
     files.write_json(target.path / "env.json", env)
     start = {"state": "planned", "error": None, "code": None}
-    target.update(**start)
+    target.update(**start, asked=asked)
     for part in recipe.parts if recipe.stages else ():
         stage = target.stage(part.stage)
         stage.path.mkdir(parents=True, exist_ok=True)
@@ -57,6 +71,30 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     for name, run in recipe.reused.items():
         if not target.stage(name).status():
             runs.copy_weights(runs.find_stage(run, name), target.stage(name))
+
+
+def fingerprint(recipe: Recipe, p: Plan) -> str:
+    """A hash of all that decides on the outcome of a training and on its time, as it was asked for: two runs
+    of one fingerprint are trained alike for the same time.
+
+    It is that of a run with `train.minutes` before these become a number of steps.
+    """
+    asked = f"{training(recipe.tree())} {p.processes} {p.gpus} {p.threads}"
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def training(tree: Mapping[str, Any]) -> str:
+    """What of a recipe's tree changes what is trained, as JSON, in which a tuple and a list are alike."""
+    return json.dumps(_training(tree), sort_keys=True)
+
+
+def _training(tree: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in tree.items() if key not in NOT_TRAINED}
+    if "train" in found:
+        found["train"] = {key: value for key, value in found["train"].items() if key != "keep"}
+    for name, part in found.get("stages", {}).items():
+        found["stages"] = found["stages"] | {name: _training(part) if isinstance(part, Mapping) else part}
+    return found
 
 
 def _kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:

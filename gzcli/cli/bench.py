@@ -3,6 +3,7 @@ speed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.bench_table import table
+from gzcli.cli.league_options import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, terms_of
 from gzcli.cli.options import (
     Checkpoint,
     Cpu,
@@ -20,6 +22,7 @@ from gzcli.cli.options import (
     Quiet,
     Report,
     SeedOrZero,
+    Yes,
     complete_data,
     complete_model_or_run,
 )
@@ -104,6 +107,13 @@ def bench(
     processes: Processes = None,
     precision: Precision = None,
     seed: SeedOrZero = 0,
+    train_missing: TrainMissing = False,
+    budget: Budget = None,
+    models: LeagueModels = None,
+    seeds: Seeds = 1,
+    calls: Calls = 20,
+    curve: Curve = None,
+    yes: Yes = False,
     wide: _Wide = False,
     report: Report = None,
     json: Json = False,
@@ -120,14 +130,10 @@ def bench(
     from gzcli.store.paths import user_dir
 
     check_report(report)
-    found, runs, images = entered(contestants or [], data)
-    for run, word in runs:
-        announce(run, word, data=found.key)
-    if not weights:
-        bring(needed_by(tuple(items(metrics))))
+    needed = [] if weights else needed_by(tuple(items(metrics)))
     job = BenchJob(
-        tuple(str(run.path) for run, _ in runs),
-        found.reference,
+        (),
+        data or "",
         tuple(items(metrics)) or None,
         n,
         seed,
@@ -135,12 +141,24 @@ def bench(
         checkpoint,
         precision,
         processes_of(gpus, cpu, processes),
-        tuple(images),
-        split,
-        str(real_stats) if real_stats else None,
-        str(export_stats) if export_stats else None,
+        split=split,
+        stats=str(real_stats) if real_stats else None,
+        export_stats=str(export_stats) if export_stats else None,
     )
+    if train_missing or budget or models or curve:
+        from gzcli.cli.league import hold
+
+        named = models or contestants
+        terms = terms_of(job, named, seeds, calls, curve, budget, train_missing=train_missing)
+        bring(needed)
+        return hold(terms, budget=str(budget), yes=yes, page=report)
+    found, runs, images = entered(contestants or [], data)
+    for run, word in runs:
+        announce(run, word, data=found.key)
+    chosen = tuple(str(run.path) for run, _ in runs)
+    job = replace(job, runs=chosen, data=found.reference, images=tuple(images))
     folder = user_dir("bench") / f"{found.key}-{stamp()}"
+    bring(needed)
     result = do_job(folder, job)
     table(result, wide=wide)
     for note in result["notes"]:

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def do_job(folder: Path, job: Job) -> dict[str, Any]:
+def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
     """Runs the engine on a job and returns the engine's `result.json`.
 
     folder: where the job and its outputs are written; new or empty.
+    quiet: whether the engine tells nothing of its progress.
 
     Raises UsageError where the folder is not empty, and the engine's own errors.
     """
@@ -36,7 +37,8 @@ def do_job(folder: Path, job: Job) -> dict[str, Any]:
     plan = launch.plan(job.launch, every_gpu=False)
     owned.claim(folder)
     jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
-    launch.run(folder, plan, launcher=False, mode="quiet" if out.is_json() or out.is_quiet() else "human")
+    quiet = quiet or out.is_json() or out.is_quiet()
+    launch.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
     return files.read_json(folder / "result.json")
 
 

@@ -171,6 +171,8 @@ def train_one(run: Run, log: Log) -> Accelerator:
     if log.main:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
     trainer.fit()
+    if log.main:
+        run.update(peak_memory=devices.peak_memory(trainer.device))
     accelerator.free_memory()
     return accelerator
 

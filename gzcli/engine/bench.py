@@ -17,6 +17,7 @@ from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.engine import statistics
 from gzcli.engine.bench_notes import brief, directions, notes, provenance, told
+from gzcli.engine.calls import count_calls
 from gzcli.engine.contestants import Contestant, form_of, read, sampled, tell_apart
 from gzcli.engine.figures import SPACES, Found
 from gzcli.engine.image_sets import some
@@ -28,6 +29,7 @@ from gzcli.engine.pictures import sample_rows
 from gzcli.engine.quality import Quality
 from gzcli.engine.report import training_speed
 from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine.variants import quick, varied
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.jobs import BenchJob
 from gzcli.metrics import lite
@@ -55,7 +57,11 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
     choose(job.metrics)
-    models = [load_trained(Run(Path(path)), device, job.checkpoint, job.precision) for path in job.runs]
+    variants = job.variants or ({},) * len(job.runs)
+    models = []
+    for path, variant in zip(job.runs, variants, strict=True):
+        weights = variant.get("checkpoint", job.checkpoint)
+        models.append(varied(load_trained(Run(Path(path)), device, weights, job.precision), variant))
     pack = open_pack(job.data, **form_of(models), say=log.info)
     for trained in models:
         same.check(trained.run.owner.path, pack.meta)
@@ -63,7 +69,10 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     how: dict[str, Any] = {"weights": job.weights, "stats": job.stats}
     quality = Quality(pack, metrics, split=job.split, device=device, say=log.info, **how)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]
-    known = [of_model(one, pack, metrics, job, log) for one in contestants]
+    known = [
+        of_model(one, pack, quick(metrics) if variant.get("quick") else metrics, job, log)
+        for one, variant in zip(contestants, variants, strict=True)
+    ]
     if ranks.rank():
         return {}
     contestants += [read(what, pack, form_of(models, pack), job.n, log) for what in job.images]
@@ -130,6 +139,8 @@ def of_model(one: Contestant, pack: Pack, metrics: Sequence[str], job: BenchJob,
         row["likelihood"] = likelihood(trained, pack, job.seed, log)
     if ranks.rank():
         return row
+    if job.variants:
+        row["calls"] = count_calls(trained)
     if "own" in metrics and hasattr(trained.model, "measure"):
         found |= {name: Interval(value) for name, value in own_figures(trained, pack, job.seed).items()}
     if "speed" in metrics and one.seconds:

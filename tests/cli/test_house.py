@@ -31,6 +31,7 @@ LEAVES = {
     "sizes",
     "philox",
     "peaks",
+    "standings",
 }
 MAY = {
     "__main__": {"cli"},
@@ -47,8 +48,10 @@ MAY = {
         "data",
         "testing",
         "report",
+        "league",
     },
     "report": {"engine"},
+    "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "launch", "recipe", "engine", "data"},
     "handles": {"engine", "models", "data"},
     "requirements": {"planning", "forecast", "launch", "recipe", "models", "data"},

@@ -1,0 +1,232 @@
+"""`gz bench --train-missing`: trains models for one budget each, judges them alike and ranks them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gzcli import standings
+from gzcli.cli import out
+from gzcli.cli.report import with_report
+from gzcli.cli.league_table import in_short, show
+from gzcli.errors import GzError, Interrupted, UsageError
+from gzcli.units import about, duration
+
+if TYPE_CHECKING:
+    from gzcli.jobs import BenchJob
+    from gzcli.league import Entry, Terms
+    from gzcli.store.runs import Run
+
+DAY = 86_400  # seconds of training after which it is asked whether to start
+
+
+def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> None:
+    """Holds a league and prints its table. A model that fails is a row with its error.
+
+    terms: what all models have in common.
+    budget: as it was typed.
+    yes: whether to start without asking what takes more than a day.
+    page: where a report is written; None: nowhere.
+
+    Raises Interrupted where it is stopped: the same command goes on.
+    """
+    from gzcli.data.names import locate
+    from gzcli.league import draw, entries_of
+    from gzcli.store import files
+    from gzcli.store.paths import user_dir
+
+    out.configure(lenient=True)  # a lost reader does not end what takes hours
+    with out.progress("packing", unit="images") as report:
+        entries, left_out = entries_of(terms, say=out.info, progress=report)
+    if not entries:
+        raise UsageError(
+            f"no model can be trained on `{terms.data}`", hint=next(iter(left_out.values()), None)
+        )
+    folder = user_dir("bench") / f"league-{locate(terms.data).key}-{budget}-{terms.key}"
+    with files.lock(folder / ".lock", wait=False) as got:
+        if not got:
+            raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
+        before_start(entries, left_out, terms, budget, yes=yes)
+        words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
+        files.write_atomic(folder / "command.sh", words)
+        result = play(entries, terms, folder)
+        draw(folder, result)
+        result |= {"left_out": left_out, "budget": terms.budget}
+        files.write_json(folder / "league.json", result)
+    show(result)
+    out.data(with_report(result, folder, page))
+
+
+def before_start(
+    entries: Sequence[Entry], left_out: dict[str, str], terms: Terms, budget: str, *, yes: bool
+) -> None:
+    """Prints the plan. Asks on a terminal whether to start what takes more than a day; in a script it says
+    so. Raises UsageError where the answer is no."""
+    from gzcli.cli.plan import wrapped
+
+    found = [run for entry in entries if (run := entry.run()) and run.state == "finished"]
+    models, seeds = list(dict.fromkeys(entry.model for entry in entries)), len(terms.seeds)
+    missing = len(entries) - len(found)
+    of_seeds = f", {seeds} seeds" if seeds > 1 else ""
+    lines = [
+        *wrapped(" ".join(models), f"{len(models)} models: "),
+        f"{budget} each{of_seeds}: {missing} to train, {len(found)} there",
+        f"about {about(missing * terms.budget)} of training, and the time to sample and judge"
+        if missing
+        else "nothing is trained, all that is left is to judge",
+    ]
+    for name, why in left_out.items():
+        lines += wrapped(f"left out: {name} ({why})")
+    for line in lines:
+        out.info(line)
+    if missing * terms.budget <= DAY or yes:
+        return
+    long = f"about {about(missing * terms.budget)} on this machine"
+    ways = "`--yes` starts it; fewer models or seeds, or a smaller `--budget`, take less"
+    if not out.on_terminal():
+        out.warn(f"{long}: more than a day; {ways}")
+    elif not out.confirmed(f"{long}: start?"):
+        raise UsageError(f"not started: it would take {long}", hint=ways)
+
+
+def play(entries: Sequence[Entry], terms: Terms, folder: Path) -> dict[str, Any]:
+    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON."""
+    rows: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {"notes": [], "directions": {}}
+    result: dict[str, Any] = {}
+    for i, entry in enumerate(entries, 1):
+        head = f"{i}/{len(entries)} {entry.model}" + (f" seed {entry.seed}" if len(terms.seeds) > 1 else "")
+        since, trained = time.monotonic(), entry.run()
+        if not trained or trained.state != "finished":
+            until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
+            out.info(f"{head}: {'goes on' if trained else 'is trained'}, until about {until}")
+        try:
+            found = judged(entry.train(say=out.info), entry, terms, facts)
+        except Interrupted as stopped:
+            stopped.hint = "the same command goes on"
+            raise
+        except GzError as error:
+            found = [failed(entry, error)]
+        rows += found
+        metric = standings.ranking_metric(rows, terms.job.metrics)
+        out.info(f"{head}: {in_short(found[0], metric)}, {duration(time.monotonic() - since)}")
+        result = write(folder, standings.of_one_size(rows), metric, facts)
+    return result
+
+
+def failed(entry: Entry, error: GzError) -> dict[str, Any]:
+    """The row of a training, or of a judgement, that ended with an error."""
+    from gzcli.league import facts_of
+
+    run = entry.run()
+    return {
+        "model": entry.model,
+        "seed": entry.seed,
+        "setting": "default",
+        **(facts_of(run) if run else {}),
+        "metrics": {},
+        "floor": {},
+        "error": error.message,
+    }
+
+
+def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note.
+
+    facts: what all rows have in common, to which the job's are added.
+    """
+    from gzcli.league import facts_of, jobs_of, kept_steps
+
+    own = {"model": entry.model, "seed": entry.seed, **facts_of(run)}
+    rows: list[dict[str, Any]] = []
+    if "time" in terms.curves and len(kept_steps(run)) < 2:
+        facts["notes"].append(
+            f"`{run.id}` was trained for less than a curve and kept no checkpoints for one: "
+            f"`gz runs remove {run.id}` lets it be trained again with more (`train.keep`)"
+        )
+    for kind, (job, descriptions) in jobs_of(run, terms).items():
+        try:
+            result = result_of(run, job)
+        except Interrupted:
+            raise
+        except GzError as error:
+            if kind == "main":
+                raise
+            facts["notes"].append(f"{entry.model}, seed {entry.seed}: no curve of {kind}: {error.message}")
+            continue
+        facts["directions"] |= result.get("directions", {})
+        facts["data"], facts["floor"] = result["data"], {**facts.get("floor", {}), **result["floor"]}
+        facts["floor_intervals"] = {**facts.get("floor_intervals", {}), **result.get("floor_intervals", {})}
+        facts["provenance"] = result["provenance"]
+        facts["notes"] += [note for note in result["notes"] if note not in facts["notes"]]
+        for row, known in zip(result["rows"], descriptions, strict=True):
+            rate = row["metrics"].get("samples_per_s")
+            found = {
+                **row,
+                **own,
+                "setting": known["setting"],
+                "at_seconds": known.get("seconds"),
+                "calls": row.get("calls"),
+                "steps": row["sample"].get("steps"),
+                "sample_seconds": 1 / rate if rate else None,
+                "floor": result["floor"],
+                "shape": result["provenance"]["shape"],
+            }
+            rows.append(found)
+    return rows
+
+
+def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
+    """The result of a job that judges a run: that of the same job before, or of one done now."""
+    from gzcli.cli.jobs import do_job, stamp
+    from gzcli.league import judgement
+    from gzcli.store import files
+
+    key, done = judgement(run, job)
+    if done:
+        found: dict[str, Any] = files.read_json(done / "result.json")
+        return found
+    return do_job(run.path / "bench" / f"{key}-{stamp()}", job, quiet=True)
+
+
+# ---------------------------------------------------------------------------- what is written
+
+
+def write(
+    folder: Path, rows: Sequence[dict[str, Any]], metric: str | None, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the tables into `results/` and returns the JSON so far: rows of the models' own samplers as
+    those of `gz bench`, "equal_calls", "curve" rows, and the "summary" over seeds."""
+    from gzcli.store import files
+
+    main = [row for row in rows if row["setting"] == "default"]
+    equal = [row for row in rows if row["setting"].endswith("calls")]
+    curves = {kind: [row for row in rows if row["setting"] == kind] for kind in ("steps", "time")}
+    best_first = standings.summary(main, metric)
+    tables = {
+        "league": standings.table_of(main),
+        "summary": standings.summary_table(best_first),
+        "equal_calls": standings.table_of(equal) if equal else "",
+        "summary_equal_calls": standings.summary_table(standings.summary(equal, metric)) if equal else "",
+        "curve_steps": standings.table_of(curves["steps"]) if curves["steps"] else "",
+        "curve_time": standings.table_of(curves["time"], "at_seconds") if curves["time"] else "",
+    }
+    for name, text in tables.items():
+        if text:
+            files.write_atomic(folder / "results" / f"{name}.csv", text)
+    return {
+        **facts,
+        "metric": metric,
+        "rows": main,
+        "equal_calls": equal,
+        "curves": curves,
+        "summary": best_first,
+        "spearman": standings.agreement(main, metric) if metric else None,
+        "folder": str(folder),
+        "results": [str(folder / "results" / f"{name}.csv") for name, text in tables.items() if text],
+        "pictures": [],
+    }

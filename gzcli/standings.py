@@ -1,0 +1,215 @@
+"""The standings of a league: ranks for each seed, means and deviations over seeds, how well seeds agree, and
+tables of them as CSV. Nothing here knows of runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+Row = Mapping[str, Any]
+
+FIRST = ("fd", "fd_rot", "fid", "kid_lenet", "kid_lite", "kid", "fd_lite", "swd")  # what ranks, by preference
+FACTS = (
+    "model",
+    "seed",
+    "setting",
+    "run",
+    "params",
+    "train_seconds",
+    "train_steps",
+    "sample_seconds",  # an image
+    "steps",
+    "calls",
+    "peak_memory",
+)
+
+
+def ranking_metric(rows: Sequence[Row], asked: Sequence[str] | None) -> str | None:
+    """The metric that models are ranked by: the first that was asked for of those that rank, else the first
+    of `FIRST` that a row has; None where no row has any."""
+    there = {base(name) for row in rows for name in row["metrics"]}
+    return next((name for name in (*(asked or ()), *FIRST) if name in FIRST and name in there), None)
+
+
+def base(name: str) -> str:
+    """A metric without the mark of other grey levels: `fd@32` is `fd`."""
+    return name.partition("@")[0]
+
+
+def value_of(row: Row, metric: str) -> float | None:
+    """The metric's value in a row, at whatever grey levels; None where it has none."""
+    found = (value for name, value in row["metrics"].items() if base(name) == metric)
+    return next((value for value in found if value is not None), None)
+
+
+def times_floor(row: Row, metric: str) -> float | None:
+    """The value as a multiple of the floor at the same grey levels, in which all rows are comparable; where
+    the floor is not above 0, as that of an unbiased KID may be, the value itself."""
+    for name, value in row["metrics"].items():
+        if base(name) == metric and value is not None:
+            floor = row["floor"].get(name)
+            return value / floor if floor and floor > 0 else value
+    return None
+
+
+def ranks(rows: Sequence[Row], metric: str) -> dict[tuple[str, int], float]:
+    """The rank of each (model, seed) among the models of its seed, 1 for the best; equal values share the
+    mean of their ranks. Rows without the metric have none."""
+    found: dict[tuple[str, int], float] = {}
+    for seed in dict.fromkeys(row["seed"] for row in rows):
+        known = {row["model"]: times_floor(row, metric) for row in rows if row["seed"] == seed}
+        values = {model: value for model, value in known.items() if value is not None}
+        for model, value in values.items():
+            less = sum(other < value for other in values.values())
+            equal = sum(other == value for other in values.values())
+            found[model, seed] = less + (equal + 1) / 2
+    return found
+
+
+def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
+    """A row for each model, the best first: means and standard deviations over its seeds, and its place.
+
+    Keys: those of FACTS that are numbers, as means; "metrics", "deviations" (of the sample; None for one
+    seed), "times_floor" and "rank", its mean rank; "place"; "seeds" that are whole, and "failed" ones.
+    """
+    by_rank = ranks(rows, metric) if metric else {}
+    found = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        whole = [row for row in own if row["metrics"]]
+        names = dict.fromkeys(name for row in whole for name in row["metrics"])
+        values = {
+            name: [row["metrics"][name] for row in whole if row["metrics"].get(name) is not None]
+            for name in names
+        }
+        relative = [v for row in whole if metric and (v := times_floor(row, metric)) is not None]
+        places = [rank for (name, _), rank in by_rank.items() if name == model]
+        numbers = {key: [row[key] for row in whole if row.get(key) is not None] for key in FACTS[4:]}
+        found.append(
+            {
+                "model": model,
+                "seeds": len(whole),
+                "failed": len(own) - len(whole),
+                **{key: statistics.fmean(known) if known else None for key, known in numbers.items()},
+                "metrics": {name: statistics.fmean(known) for name, known in values.items() if known},
+                "deviations": {name: deviation(known) for name, known in values.items() if known},
+                "times_floor": statistics.fmean(relative) if relative else None,
+                "rank": statistics.fmean(places) if places else None,
+            }
+        )
+    found.sort(key=lambda row: (row["times_floor"] is None, row["times_floor"] or 0.0))
+    for place, row in enumerate(found, 1):
+        row["place"] = None if row["times_floor"] is None else place
+    return found
+
+
+def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:
+    """The points of each model's curve in order: x, mean and standard deviation over seeds of the metric as a
+    multiple of its floor.
+
+    key: of the rows, what x is. Points of several seeds are one where they are as many, in order: the seconds
+      of their checkpoints differ a little.
+    """
+    found = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        lines = []
+        for seed in dict.fromkeys(row["seed"] for row in rows if row["model"] == model):
+            own = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
+            known = [(row[key], value) for row in own if (value := times_floor(row, metric)) is not None]
+            lines.append(sorted(known))
+        same = [line for line in lines if line and len(line) == max(map(len, lines))]
+        found[model] = [
+            (statistics.fmean(x), statistics.fmean(y), deviation(y))
+            for x, y in (zip(*at, strict=True) for at in zip(*same, strict=True))
+        ]
+    return {model: points for model, points in found.items() if points}
+
+
+def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows, those whose images have another size than most with that size in their metrics' names
+    (`fd/64×64`): figures of two sizes are not compared."""
+    shapes = [tuple(row["shape"]) for row in rows if row.get("shape")]
+    usual = statistics.mode(shapes) if shapes else None
+
+    def marked(row: Row) -> dict[str, Any]:
+        if not row.get("shape") or tuple(row["shape"]) == usual:
+            return dict(row)
+        mark = "/" + "×".join(map(str, row["shape"][1:]))
+        own = ("metrics", "floor", "intervals")
+        return {**row, **{key: {n + mark: v for n, v in row.get(key, {}).items()} for key in own}}
+
+    return [marked(row) for row in rows]
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation of a sample; None of one value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
+    """How well the orders of any two seeds agree: Spearman's rank correlation, {"mean", "min"} over the
+    pairs, each over the models that both have. None where no two seeds have three models in common.
+
+    Spearman, The proof and measurement of association between two things (1904): Pearson's correlation of the
+    ranks, equal values sharing the mean of theirs.
+    """
+    seeds, found = dict.fromkeys(row["seed"] for row in rows), []
+    for pair in combinations(seeds, 2):
+        known = [{row["model"]: times_floor(row, metric) for row in rows if row["seed"] == s} for s in pair]
+        both = [m for m, value in known[0].items() if value is not None and known[1].get(m) is not None]
+        shared = [row for row in rows if row["model"] in both and row["seed"] in pair]
+        order = ranks(shared, metric)
+        if len(both) > 2:
+            found.append(pearson([order[m, pair[0]] for m in both], [order[m, pair[1]] for m in both]))
+    return {"mean": statistics.fmean(found), "min": min(found)} if found else None
+
+
+def pearson(a: Sequence[float], b: Sequence[float]) -> float:
+    """The correlation; 0 where one of them does not vary."""
+    return statistics.correlation(a, b) if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
+
+
+# ---------------------------------------------------------------------------- CSV
+
+
+def table_of(rows: Sequence[Row], *extra: str) -> str:
+    """Rows as CSV: facts, then each metric with the ends of its interval, where it has one, and its floor.
+
+    extra: further keys of the rows, as columns after the facts.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    lines = []
+    for row in rows:
+        line = {key: row.get(key) for key in (*FACTS, *extra)}
+        for name in names:
+            line[name] = row["metrics"].get(name)
+            if any(name in other.get("intervals", {}) for other in rows):
+                line[f"{name}_low"], line[f"{name}_high"] = row.get("intervals", {}).get(name) or (None, None)
+            line[f"{name}_floor"] = row["floor"].get(name)
+        lines.append(line | {"error": row.get("error")})
+    return as_csv(lines)
+
+
+def summary_table(rows: Sequence[Row]) -> str:
+    """Rows of `summary` as CSV: each metric with its standard deviation over seeds."""
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    lines = []
+    for row in rows:
+        line = {key: value for key, value in row.items() if key not in ("metrics", "deviations")}
+        for name in names:
+            line[name], line[f"{name}_sd"] = row["metrics"].get(name), row["deviations"].get(name)
+        lines.append({"place": line.pop("place"), **line})
+    return as_csv(lines)
+
+
+def as_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines of equal keys as CSV with a head; None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,343 @@
+"""`gz bench --train-missing`: what is trained, found again and ranked. No engine is started: a training is a
+run with a status, a judgement a table of figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from PIL import Image
+from zoo import DDPM, FM
+
+from gzcli import league, planning, standings
+from gzcli.data.open import open_pack
+from gzcli.engine import calls, devices
+from gzcli.engine.league import draw_curves
+from gzcli.engine.trained import Trained
+from gzcli.engine.variants import quick, varied
+from gzcli.errors import DivergedError, Interrupted
+from gzcli.parts import Part
+from gzcli.recipe.write import dump
+from gzcli.run_folder import write_run
+from gzcli.store import files, runs
+from gzcli.store.runs import Run
+from gzcli.testing import Case
+
+FD = {
+    ("vae", 0): 90.0,
+    ("vae", 1): 80.0,
+    ("fm", 0): 20.0,
+    ("fm", 1): 24.0,
+    ("wgan", 0): 50.0,
+    ("wgan", 1): 40.0,
+}
+WORDS = ("bench", "--train-missing", "--data", "digits", "--budget", "0.2m", "--cpu")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The trainings that were started, (model, seed, resumed) in order. `trained.fails` maps some of them to
+    an error, for one time."""
+
+    class Log(list):
+        fails: dict = {}
+
+    log = Log()
+
+    def start(asked, recipe, plan, run=None, **how):
+        model, seed = recipe.parts[-1].model, recipe.seed
+        log.append((model, seed, run is not None))
+        run = run or runs.create(asked.recipe.card.name, asked.recipe.key)
+        write_run(run, recipe, plan)
+        files.write_atomic(run.path / "metrics.jsonl", "")
+        if error := log.fails.pop((model, seed), None):
+            state = "diverged" if isinstance(error, DivergedError) else "interrupted"
+            run.update(state=state, error={"message": error.message})
+            raise error
+        for part in run.stages or [run]:
+            part.update(state="finished", step=100, params=1000, peak_memory=10**8, seconds=6.0)
+        run.update(state="finished", seconds=12.0)
+        return run
+
+    monkeypatch.setattr(planning, "start", start)
+    return log
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The jobs that judged a run."""
+    log = []
+
+    def do_job(folder, job, *, quiet=False):
+        run = Run(Path(job.runs[0]))
+        log.append(job)
+        figure = FD[run.model, int(run.tree()["seed"])]
+        rows = [
+            {
+                "model": run.model,
+                "metrics": {"fd": figure + i, "samples_per_s": 50.0},
+                "intervals": {"fd": [figure - 1, figure + 1]},
+                "calls": 20,
+                "sample": {"steps": 10},
+            }
+            for i in range(len(job.variants))
+        ]
+        result = {
+            "data": "digits",
+            "rows": rows,
+            "floor": {"fd": 10.0},
+            "directions": {"fd": "down"},
+            "notes": [],
+            "provenance": {"shape": [1, 16, 16]},
+        }
+        files.write_json(folder / "result.json", result)
+        return result
+
+    monkeypatch.setattr("gzcli.cli.jobs.do_job", do_job)
+    return log
+
+
+def table(home, name):
+    (path,) = (home / "bench").glob(f"league-*/results/{name}.csv")
+    return list(csv.DictReader(path.open()))
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged):
+    code, shown, said = call(*WORDS, "--models", "vae,fm,wgan", "--seeds", "2", "-n", "100")
+    assert code == 0 and trained == [(m, s, False) for s in (0, 1) for m in ("vae", "fm", "wgan")]
+    assert [line.split()[:2] for line in shown.splitlines()[1:4]] == [
+        ["1", "fm"],
+        ["2", "wgan"],
+        ["3", "vae"],
+    ]
+    assert "22 ± 2.8" in shown and all(len(line) <= 80 for line in (shown + said).splitlines()[:-1])
+    assert "6 to train, 0 there" in said and "rank correlation 1.000" in said
+    rows = table(home, "league")
+    assert [(row["model"], row["seed"], float(row["fd"])) for row in rows] == [
+        (m, str(s), FD[m, s]) for m, s, _ in trained
+    ]
+    assert (rows[0]["params"], rows[0]["train_seconds"], rows[0]["sample_seconds"]) == (
+        "1000",
+        "12.0",
+        "0.02",
+    )
+    assert (rows[0]["fd_low"], rows[0]["fd_floor"], rows[0]["peak_memory"]) == ("89.0", "10.0", "100000000")
+    assert [row["model"] for row in table(home, "equal_calls")] == ["fm", "fm"]  # it alone has steps
+    (best, *_) = table(home, "summary")
+    assert (best["model"], best["place"], float(best["times_floor"])) == ("fm", "1", pytest.approx(2.2))
+    # the budget of a run without stages is its own, and figures of likelihood are found once
+    assert [job.variants for job in judged[:2]] == [({},), ({}, {"calls": 20, "quick": True})]
+
+
+def test_what_is_there_is_used_again(call, home, trained, judged):
+    """By the same command, by another judge, and by a league of more models; not at another budget."""
+    call(*WORDS, "--models", "vae,fm", "--calls", "0")
+    assert call(*WORDS, "--models", "vae,fm", "--calls", "0")[0] == 0
+    assert (len(trained), len(judged)) == (2, 2)
+    _, shown, _ = call(*WORDS, "--models", "vae,fm,wgan", "--calls", "0", "--json")
+    assert (trained[2:], len(judged)) == ([("wgan", 0, False)], 3)
+    found = json.loads(shown)
+    assert {row["model"] for row in found["rows"]} == {"vae", "fm", "wgan"} and found["metric"] == "fd"
+    call(*WORDS, "--models", "vae", "--calls", "0", "-n", "77")
+    assert (len(trained), len(judged), judged[-1].n) == (3, 4, 77)
+    call(*(word.replace("0.2m", "0.3m") for word in WORDS), "--models", "vae", "--calls", "0")
+    assert trained[3:] == [("vae", 0, False)]
+
+
+def test_it_goes_on_where_it_was_stopped(call, home, trained, judged):
+    trained.fails = {("fm", 0): Interrupted("stopped at step 5", signum=2)}
+    words = (*WORDS, "--models", "vae,fm,wgan", "--calls", "0")
+    code, _, said = call(*words)
+    assert code == 130 and "the same command goes on" in said
+    assert [row["model"] for row in table(home, "league")] == ["vae"]  # what is known is written
+    assert call(*words)[0] == 0
+    assert trained == [("vae", 0, False), ("fm", 0, False), ("fm", 0, True), ("wgan", 0, False)]
+    assert call(*words)[0] == 0 and len(trained) == 4  # what was resumed is known, too
+
+
+def test_a_model_that_fails_is_a_row_with_its_error(call, home, trained, judged):
+    trained.fails = {("fm", 0): DivergedError("the loss is not finite")}
+    words = (*WORDS, "--models", "vae,fm,wgan", "--calls", "0")
+    code, _, said = call(*words)
+    assert code == 0 and "failed: fm, seed 0: the loss is not finite" in said
+    assert [(row["model"], row["error"]) for row in table(home, "league")] == [
+        ("vae", ""),
+        ("fm", "the loss is not finite"),
+        ("wgan", ""),
+    ]
+    assert [row["place"] for row in table(home, "summary")] == ["1", "2", ""]
+    call(*words)
+    assert len(trained) == 3  # it would diverge again
+
+
+def test_a_long_league_is_told(call, home, trained, judged):
+    _, _, said = call(
+        "bench", "--train-missing", "--data", "digits", "--budget", "2d", "--models", "vae", "--cpu"
+    )
+    assert "more than a day" in said and len(trained) == 1
+    assert "--yes" in said and "more than a day" not in call(*WORDS, "--models", "vae", "--yes")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--train-missing", "--budget", "8m"], "needs `--data`"),
+        (["--train-missing", "--data", "digits"], "needs `--budget`"),
+        *(
+            (["--train-missing", "--data", "digits", "--budget", b], "--budget 8m")
+            for b in ("8", "x", "0m", "1s", "-3m")
+        ),
+        (["--budget", "8m"], "--train-missing"),
+        ([*WORDS[1:], "--models", "sd-lora"], "captions"),
+        ([*WORDS[1:], "--models", "vaee"], "`vaee`"),
+        ([*WORDS[1:], "--models", "vae", "--curve", "depth"], "no curve"),
+        (["--train-missing", "--data", "digits", "--budget", "4s", "--models", "vqvae"], "each of 2 stages"),
+    ],
+)
+def test_a_wrong_league_is_refused(call, words, told):
+    code, _, said = call("bench", *words)
+    assert code == 2 and told in said
+
+
+def test_all_models_that_draw_by_themselves_take_part(call):
+    terms = league.Terms("digits", 60.0, None, (3,), league.BenchJob((), "digits"), 0)
+    entries, left_out = league.entries_of(terms)
+    assert set(left_out) == {"controlnet", "cyclegan", "instructpix2pix", "sd-lora"}
+    assert len(entries) + len(left_out) == len(league.recipe_names())
+    minutes = {entry.model: [part.train.minutes for part in entry.recipe.parts] for entry in entries}
+    assert minutes["vae"] == [1.0] and minutes["vqgan"] == [0.5, 0.5]
+    assert all(entry.recipe.seed == 3 for entry in entries)
+
+
+def test_the_curve_of_time_takes_checkpoints_of_an_eighth_to_all(home):
+    run = runs.create("vae", "digits")
+    files.write_atomic(run.path / "run.yaml", "model: {name: vae}\n")
+    run.update(state="finished", step=800, seconds=80.0)
+    for step in (10, 90, 160, 240, 400, 800):
+        files.write_atomic(run.path / "checkpoints" / f"{step:08d}" / "ema.safetensors", "")
+    assert league.kept_steps(run) == [(90, 9.0), (240, 24.0), (400, 40.0), (800, 80.0)]
+
+
+# ---------------------------------------------------------------------------- the standings
+
+
+def row(model, seed, fd, floor=10.0, name="fd", **facts):
+    metrics = {} if fd is None else {name: fd}
+    return {"model": model, "seed": seed, "metrics": metrics, "floor": {name: floor}, **facts}
+
+
+def test_ranks_and_their_agreement_are_those_of_scipy():
+    values = np.random.default_rng(0).integers(1, 8, (3, 9)).astype(float)  # with ties
+    rows = [row(f"m{i}", seed, fd) for seed, line in enumerate(values) for i, fd in enumerate(line)]
+    order = standings.ranks(rows, "fd")
+    for seed, line in enumerate(values):
+        assert [order[f"m{i}", seed] for i in range(9)] == list(scipy.stats.rankdata(line))
+    pairs = [scipy.stats.spearmanr(values[a], values[b]).statistic for a, b in ((0, 1), (0, 2), (1, 2))]
+    found = standings.agreement(rows, "fd")
+    assert found["mean"] == pytest.approx(np.mean(pairs)) and found["min"] == pytest.approx(min(pairs))
+    (first, *_) = [line for line in standings.summary(rows, "fd") if line["model"] == "m3"]
+    assert first["metrics"]["fd"] == pytest.approx(values[:, 3].mean())
+    assert first["deviations"]["fd"] == pytest.approx(values[:, 3].std(ddof=1))
+
+
+def test_other_grey_levels_compare_by_their_own_floor_and_other_sizes_do_not():
+    rows = [
+        row("a", 0, 30.0, shape=[1, 28, 28]),
+        row("b", 0, 20.0, floor=4.0, name="fd@32", shape=[1, 28, 28]),
+        row("c", 0, 1.0, shape=[1, 64, 64]),
+    ]
+    rows = standings.of_one_size(rows)
+    assert standings.ranks(rows, "fd") == {("a", 0): 1, ("b", 0): 2}
+    assert rows[2]["metrics"] == {"fd/64×64": 1.0}
+    assert [line["place"] for line in standings.summary(rows, "fd")] == [1, 2, None]
+
+
+def test_curves_are_means_over_seeds():
+    rows = [row("a", s, 10.0 * n + s, steps=n) for s in (0, 2) for n in (5, 1)] + [row("b", 0, None, steps=1)]
+    (points,) = standings.curve(rows, "fd", "steps").values()
+    assert points == [
+        (1, pytest.approx(1.1), pytest.approx(2**0.5 / 10)),
+        (5, 5.1, pytest.approx(2**0.5 / 10)),
+    ]
+
+
+def test_a_curve_is_drawn(tmp_path):
+    draw_curves(
+        tmp_path / "c.png", {"a": [(1, 9.0, 1.0), (50, 2.0, None)]}, x="steps", y="fd", title="", floor=1.0
+    )
+    pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB"))
+    blue = (np.abs(pixels.astype(int) - (31, 119, 180)).sum(-1) < 40).nonzero()  # the first colour of tab10
+    assert len(blue[0]) > 300 and np.ptp(blue[1]) > pixels.shape[1] / 2
+
+
+# ---------------------------------------------------------------------------- what a row says
+
+
+def known(model, **options):
+    info = open_pack("digits").info()
+    net = Case(model, options).build(info).eval().requires_grad_(False)
+    return Trained(Run(Path(model)), net, info, Part(model), torch.device("cpu"), 1)
+
+
+def test_network_calls_are_counted():
+    fm, ddpm = known("fm", **FM), known("ddpm", **DDPM)
+    assert [calls.count_calls(fm, {"sampler": s, "steps": 3}) for s in ("euler", "midpoint", "rk4")] == [
+        3,
+        6,
+        12,
+    ]
+    assert calls.count_calls(ddpm, {"sampler": "heun", "steps": 4}) == 7
+    assert calls.count_calls(known("wgan")) == 1
+    assert (calls.steps_for(fm, 20), calls.steps_for(ddpm, 20), calls.steps_for(known("wgan"), 20)) == (
+        10,
+        20,
+        None,
+    )
+    assert varied(fm, {"calls": 9}).part.sample == {"steps": 4} and fm.part.sample == {}
+    assert quick(("fd", "bpd", "own", "speed")) == ["fd", "speed"]
+
+
+def test_pixel_models_count_as_without_their_cache():
+    pixelcnn = known("pixelcnn", hidden=4, head=4, dilations=(1,))
+    with torch.inference_mode(), calls.counted() as found:
+        pixelcnn.model.sample(1, noise=calls.ImageNoise(0, range(1)), naive=True)
+    assert calls.count_calls(pixelcnn) == found[pixelcnn.model] == 256
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's own record is read")
+def test_the_peak_of_memory_is_the_systems():
+    held = np.ones(20_000_000)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (most,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    assert devices.peak_memory(torch.device("cpu")) == pytest.approx(1024 * most, rel=0.02) and len(held)
+
+
+def test_a_fingerprint_is_of_what_was_asked_for(home):
+    """It survives that minutes become steps, and a longer training has another."""
+    asked = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4})
+    plan = league.Plan(threads=1)
+    run = runs.create("vae", "digits")
+    write_run(run, asked.recipe, plan)
+    first = run.status()["asked"]
+    parts = tuple(replace(p, train=replace(p.train, minutes=None, steps=70)) for p in asked.recipe.parts)
+    other = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4, "train.keep": 9})
+    assert (
+        league.fingerprint(other.recipe, plan)
+        == first
+        != league.fingerprint(asked.recipe, replace(plan, threads=2))
+    )
+    files.write_atomic(run.path / "run.yaml", dump(replace(asked.recipe, parts=parts).tree()))
+    write_run(run, replace(asked.recipe, parts=parts), plan)  # a resume
+    assert run.status()["asked"] == first
+    write_run(run, asked.recipe.lengthened(900, [""]), plan)
+    assert run.status()["asked"] != first
