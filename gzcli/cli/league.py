@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gzcli import standings
 from gzcli.cli import out
-from gzcli.cli.report import with_report
 from gzcli.cli.league_table import in_short, show
+from gzcli.cli.report import with_report
 from gzcli.errors import GzError, Interrupted, UsageError
 from gzcli.units import about, duration
 
