@@ -15,6 +15,7 @@ from gzcli.engine.report import metric_lines
 from gzcli.report.document import Chart, Picture, Section, Series, Text
 from gzcli.report.results import Results
 from gzcli.store import files
+from gzcli.units import count, size
 
 LONG = 10_000  # from which a figure is shown without its fraction
 CURVE = 240  # points of a curve at most
@@ -36,6 +37,13 @@ def number(value: Any) -> str:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def cost(key: str, value: Any) -> str:
+    """A number of parameters or bytes as people read it, any other as a figure."""
+    if is_number(value) and key in ("params", "peak_memory"):
+        return count(value) if key == "params" else size(value)
+    return number(value)
 
 
 def interval(ends: Any) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from gzcli.engine.pictures import grid
 from gzcli.report import of_league
 from gzcli.report.common import (
     behind,
+    cost,
     day,
     interval,
     is_number,
@@ -22,7 +23,7 @@ from gzcli.report.common import (
 )
 from gzcli.report.document import Cell, Column, Direction, Document, Dots, Estimate, Picture, Section, Table
 from gzcli.report.results import Results
-from gzcli.units import count, sides
+from gzcli.units import sides
 
 GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
 DOTTED = 9  # figures that are drawn at most
@@ -34,7 +35,7 @@ def document(results: Results) -> Document:
     """The report; keys that the results lack are left out."""
     made = results.made
     rows = [row for row in made.get("rows") or [] if isinstance(row, dict)]
-    names = unique([label(row) for row in rows])
+    names = unique(labels(rows))
     figures = Figures(made, rows)
     data, provenance = str(made.get("data", "?")), made.get("provenance") or {}
     facts = [("data", data), ("contestants", str(len(rows)))]
@@ -56,8 +57,8 @@ def document(results: Results) -> Document:
     ]
     return Document(
         "bench",
-        f"Benchmark on {data}",
-        figures.winner(names),
+        f"{'League' if made.get('summary') else 'Benchmark'} on {data}",
+        of_league.winner(made) or figures.winner(names),
         [*facts, day(results)],
         [str(note) for note in made.get("notes") or []],
         [section for section in sections if section.items],
@@ -71,13 +72,16 @@ def equal_calls(made: Mapping[str, Any]) -> list[Section]:
     if not rows:
         return []
     title = f"At {rows[0].get('setting', 'equal calls')}"
-    return [Section(title, [Figures(made, rows).table(unique([label(row) for row in rows]), title)])]
+    return [Section(title, [Figures(made, rows).table(unique(labels(rows)), title)])]
 
 
-def label(row: Mapping[str, Any]) -> str:
-    """What a row is called; a row of a league is one of several seeds."""
-    name = str(row.get("name") or row.get("model") or row.get("run") or "?")
-    return f"{name}, seed {row['seed']}" if is_number(row.get("seed")) else name
+def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the rows are called, with their seeds where a league has several."""
+    names = [str(row.get("name") or row.get("model") or row.get("run") or "?") for row in rows]
+    seeds = [row.get("seed") for row in rows]
+    if len(set(seeds)) < 2:
+        return names
+    return [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]
 
 
 def unique(names: Sequence[str]) -> list[str]:
@@ -225,7 +229,3 @@ def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table
         for name, row in zip(names, found, strict=True)
     ]
     return [Table("Costs", columns, cells)] if keys else []
-
-
-def cost(key: str, value: float | None) -> str:
-    return count(value) if key == "params" and value is not None else number(value)

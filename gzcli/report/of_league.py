@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gzcli.report.common import is_number, number, words
+from gzcli.report.common import cost, is_number, number, words
 from gzcli.report.document import Cell, Chart, Column, Direction, Section, Series, Table
 
 # (key of a row, name of the axis) of each curve
@@ -40,6 +40,15 @@ def sections(made: Mapping[str, Any], directions: Mapping[str, Direction]) -> li
     return [*found, *([Section("Curves", charts)] if charts else [])]
 
 
+def winner(made: Mapping[str, Any]) -> str:
+    """The first of a league, in a sentence; empty where there is none."""
+    for row in made.get("summary") or []:
+        if row.get("place") == 1 and is_number(row.get("times_floor")):
+            times, metric = number(row["times_floor"]), made.get("metric")
+            return f"First: {row.get('model')}, {times} × the floor of `{metric}`."
+    return ""
+
+
 def standings(summary: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]) -> Table:
     """A row for each model, the best first, with the standard deviation over its seeds beside each mean."""
     figures = list(dict.fromkeys(name for row in summary for name in row.get("metrics") or {}))
@@ -49,14 +58,20 @@ def standings(summary: Sequence[Mapping[str, Any]], directions: Mapping[str, Dir
     columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in facts)]
     columns += [Column(name, directions.get(name)) for name in figures]
     columns += [Column(words(key).lower()) for key in costs]
+    best = {}
+    for name, way in directions.items():
+        values = [row["metrics"][name] for row in summary if is_number((row.get("metrics") or {}).get(name))]
+        if len(values) > 1:
+            best[name] = min(values) if way == "down" else max(values)
     body = []
     for row in summary:
         cells = [Cell(str(row.get("model", "?")))]
         cells += [Cell(number(row.get(key)), row.get(key)) for key in facts]
         for name in figures:
             value, spread = ((row.get(key) or {}).get(name) for key in ("metrics", "deviations"))
-            cells.append(Cell(number(value), value, f"± {number(spread)}" if is_number(spread) else ""))
-        cells += [Cell(number(row.get(key)), row.get(key)) for key in costs]
+            small = f"± {number(spread)}" if is_number(spread) else ""
+            cells.append(Cell(number(value), value, small, value is not None and value == best.get(name)))
+        cells += [Cell(cost(key, row.get(key)), row.get(key)) for key in costs]
         body.append(cells)
     return Table("League", columns, body, caption="Means over seeds, ± one standard deviation.")
 

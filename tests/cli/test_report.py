@@ -226,7 +226,14 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
         for seed in (0, 1)
         for steps in (5, 2)
     ]
-    summary = {"model": "fm", "seeds": 2, "metrics": {"fd": 20.5}, "deviations": {"fd": 0.5}, "place": 1}
+    summary = {
+        "model": "fm",
+        "seeds": 2,
+        "metrics": {"fd": 20.5},
+        "times_floor": 2.05,
+        "deviations": {"fd": 0.5},
+        "place": 1,
+    }
     made = {
         "metric": "fd",
         "rows": [rows[0], rows[2]],
@@ -239,6 +246,7 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
     texts = written(call, tmp_path / "league")
     cells = {cell.strip() for cell in Page(texts["report.html"]).cells}
     assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "fd↓", "place", "rank"} <= cells
+    assert "First: fm, 2.05 × the floor of `fd`." in texts["report.md"]
     assert "correlation of 0.95" in texts["report.md"] and "At 20 calls" in texts["report.tex"]
     assert "gz bench --train-missing --budget 8m" in texts["report.md"]
     items = [
