@@ -28,6 +28,7 @@ VERBS = {
     "sample": _MODELS,
     "ood": _MODELS,
     "bench": _MODELS,
+    "report": _MODELS,
     "list": _STORE,
     "model": _MODELS,
     "recipe": _STORE,

@@ -20,6 +20,7 @@ from gzcli.cli.options import (
     Precision,
     Processes,
     Quiet,
+    Report,
     SeedOrZero,
     Yes,
     complete_data,
@@ -28,6 +29,7 @@ from gzcli.cli.options import (
 from gzcli.cli.options import (
     split as items,
 )
+from gzcli.cli.report import check_report, with_report
 from gzcli.errors import MissingError, UsageError, canonical, matching
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ def bench(
     curve: Curve = None,
     yes: Yes = False,
     wide: _Wide = False,
+    report: Report = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -121,9 +124,13 @@ def bench(
     Without a name, every model that has a finished run on the data set is compared.
     """
     from gzcli.cli.jobs import announce, do_job, processes_of, stamp
+    from gzcli.cli.weights import bring
+    from gzcli.data.weights import needed_by
     from gzcli.jobs import BenchJob
     from gzcli.store.paths import user_dir
 
+    check_report(report)
+    needed = [] if weights else needed_by(tuple(items(metrics)))
     job = BenchJob(
         (),
         data or "",
@@ -143,19 +150,21 @@ def bench(
 
         named = models or contestants
         terms = terms_of(job, named, seeds, calls, curve, budget, train_missing=train_missing)
-        return hold(terms, budget=str(budget), yes=yes)
+        bring(needed)
+        return hold(terms, budget=str(budget), yes=yes, page=report)
     found, runs, images = entered(contestants or [], data)
     for run, word in runs:
         announce(run, word, data=found.key)
     chosen = tuple(str(run.path) for run, _ in runs)
     job = replace(job, runs=chosen, data=found.reference, images=tuple(images))
     folder = user_dir("bench") / f"{found.key}-{stamp()}"
+    bring(needed)
     result = do_job(folder, job)
     table(result, wide=wide)
     for note in result["notes"]:
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
-    out.data(result)
+    out.data(with_report(result, folder, report))
 
 
 def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:

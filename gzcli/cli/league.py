@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli import standings
 from gzcli.cli import out
 from gzcli.cli.league_table import in_short, show
+from gzcli.cli.report import with_report
 from gzcli.errors import GzError, Interrupted, UsageError
 from gzcli.units import about, duration
 
@@ -24,12 +25,13 @@ LATE = 1.25  # times the budget from which it is told that a training took longe
 DAY = 86_400  # seconds of training after which it is asked whether to start
 
 
-def hold(terms: Terms, *, budget: str, yes: bool) -> None:
+def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> None:
     """Holds a league and prints its table. A model that fails is a row with its error.
 
     terms: what all models have in common.
     budget: as it was typed.
     yes: whether to start without asking what takes more than a day.
+    page: where a report is written; None: nowhere.
 
     Raises Interrupted where it is stopped: the same command goes on.
     """
@@ -57,7 +59,7 @@ def hold(terms: Terms, *, budget: str, yes: bool) -> None:
         result |= {"left_out": left_out, "budget": terms.budget}
         files.write_json(folder / "league.json", result)
     show(result)
-    out.data(result)
+    out.data(with_report(result, folder, page))
 
 
 def before_start(

@@ -19,12 +19,14 @@ from gzcli.cli.options import (
     Precision,
     Processes,
     Quiet,
+    Report,
     SeedOrZero,
     complete_data,
     complete_data_list,
     complete_scores,
     split,
 )
+from gzcli.cli.report import check_report, with_report
 from gzcli.errors import UsageError
 
 _In = Annotated[
@@ -118,6 +120,7 @@ def ood(
     seed: SeedOrZero = 0,
     seeds: _Seeds = 1,
     imglists: _Imglists = None,
+    report: Report = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -136,6 +139,7 @@ def ood(
     from gzcli.recipe.from_file import find_run
     from gzcli.recipe.schema import score_options
 
+    check_report(report)
     compares = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
     alarm.check(input_, fpr, map_, png, compares)
     if imglists and not benchmark:
@@ -206,7 +210,7 @@ def ood(
     for note in result.get("notes", []):
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
-    out.data(result)
+    out.data(with_report(result, folder, report))
 
 
 def table(result: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -246,6 +247,15 @@ Precision = Annotated[
         help="Of samples and scores; without it the run's own, and fp32. Likelihoods are always in fp32.",
         autocompletion=lambda: list(PRECISIONS),
         rich_help_panel=_DEVICE,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="DIR",
+        help="Write the results as HTML, Markdown and LaTeX too.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 Gpus = Annotated[str | None, typer.Option(metavar="N|all", help="How many GPUs.", rich_help_panel=_DEVICE)]

@@ -122,6 +122,7 @@ def train(
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import at_paper, before_start
     from gzcli.cli.submit import submit_job
+    from gzcli.cli.weights import bring
     from gzcli.store import runs
 
     out.configure(lenient=True)  # a lost reader never stops a training
@@ -161,6 +162,8 @@ def train(
     if dry_run:
         show_plan(asked.recipe, plan, run, paper)
         return
+    if any(part.options.get("perceptual") == "lpips" for part in asked.recipe.parts):
+        bring(["vgg16"])
     with out.progress("packing", unit="images") as report:
         recipe = planning.ready(asked, run, steps, plan.processes, say=out.info, progress=report)
     if run and (before := previous_words(run)):

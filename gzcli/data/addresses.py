@@ -21,9 +21,7 @@ def addresses(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
     """
     if source is not None:
         return _from_source(spec, file, local_path(source))
-    found = list(file.urls)
-    if mirror := os.environ.get("GZ_MIRROR"):
-        found.insert(0, _join(local_path(mirror), spec.name, file.name))
+    found = [*of_mirror(spec.name, file), *file.urls]
     if offline() and any(map(is_url, found)):
         found = [address for address in found if not is_url(address)]
         if not found:
@@ -58,6 +56,15 @@ def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
             hint=f"give the folder of {every}",
         )
     return [source]
+
+
+def of_mirror(folder: str, file: DataFile) -> list[str]:
+    """The address of a file in the mirror; empty where `GZ_MIRROR` is not set.
+
+    folder: of the file, below the mirror.
+    """
+    mirror = os.environ.get("GZ_MIRROR")
+    return [_join(local_path(mirror), folder, file.name)] if mirror else []
 
 
 def has_local_mirror() -> bool:

@@ -58,7 +58,7 @@ def fetch(
     spec = find(what) if isinstance(what, str) else what
     folder = raw_dir(spec)
     with (
-        _disk_errors(folder),
+        disk_errors(folder),
         lock(
             cache_dir("raw", f".{spec.name}.lock"),
             on_wait=lambda: say(f"another process is downloading `{spec.name}`: waiting"),
@@ -84,7 +84,7 @@ def _fetch_missing(
     for i, file in enumerate(missing):
         report = _reporter(progress, done, file, sum(f.size for f in missing[i + 1 :]))
         try:
-            _fetch_file(spec, file, folder / file.name, places[file.name], report, say)
+            fetch_file(file, folder / file.name, places[file.name], report, say, linked=spec.linked)
         except Refused as e:
             refused[file.name] = str(e)
             if not spec.page:
@@ -119,14 +119,28 @@ def _reporter(progress: Report, before: int, file: DataFile, after: int) -> http
     return lambda n, size: progress(before + n, before + max(n, size or file.size) + after)
 
 
-def _fetch_file(
-    spec: DataSpec, file: DataFile, path: Path, addresses: list[str], report: http.Report, say: Say
+def fetch_file(
+    file: DataFile,
+    path: Path,
+    addresses: list[str],
+    report: http.Report,
+    say: Say,
+    *,
+    linked: bool = False,
 ) -> None:
-    """One file from the first address that serves the right bytes. Raises Refused."""
+    """A file from the first address that serves the right bytes. Raises Refused.
+
+    file: the file as its publisher serves it.
+    path: where it appears when it is whole and its checksum right.
+    addresses: paths or URLs, in order.
+    report: takes bytes so far and in all.
+    say: takes a line about each new attempt.
+    linked: whether a link is made to a local file, in place of a copy.
+    """
     reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
     for address in addresses:
         try:
-            if spec.linked and not is_url(address):
+            if linked and not is_url(address):
                 return _link(Path(address), file, path, report, say)
             return _bring(address, file, path, report, say)
         except Refused as e:
@@ -242,7 +256,7 @@ def _part(path: Path) -> Path:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
     """Turns the errors of a disk that is full or read-only into messages for the user."""
     try:
         yield

@@ -24,14 +24,14 @@ _RUN_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
 def mark(folder: Path, kind: str) -> None:
     """Marks a new folder as made by gz. Raises FileExistsError for a marked one.
 
-    kind: "run" or "job".
+    kind: "run", "job" or "report".
     """
     with open(folder / MARK, "x") as f:
         f.write(json.dumps({"kind": kind}) + "\n")
 
 
 def is_marked(folder: Path, kind: str) -> bool:
-    """Whether gz made the folder as a "run" or "job"."""
+    """Whether gz made the folder as a "run", "job" or "report"."""
     try:
         return (files.read_json(folder / MARK) or {}).get("kind") == kind
     except (OSError, ValueError, AttributeError):  # `.gz` is a folder or another program's file

@@ -15,6 +15,7 @@ from gzcli.store.paths import cache_dir
 
 # torch-fidelity's port of the TensorFlow network of 2015-12-05
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+VGG = "vgg16-397923af.pth"  # torchvision's
 
 
 def weights(name: str, *, path: str | Path | None = None, use: str, source: str) -> Path:

@@ -14,7 +14,7 @@ FAMILIES = sorted(
 )
 # what costs the command line more than it may wait for
 HEAVY = {"torch", "numpy", "accelerate", "PIL", "torchvision", "diffusers", "transformers", "peft", "sklearn"}
-HEAVY |= {"scipy", "wandb", "rich", "pydantic", "matplotlib", "safetensors", "huggingface_hub"}
+HEAVY |= {"scipy", "wandb", "rich", "pydantic", "matplotlib", "safetensors", "huggingface_hub", "jinja2"}
 # part → the parts that it may import, besides itself; a part is a folder or file right below gzcli
 LEAVES = {
     "errors",
@@ -48,8 +48,10 @@ MAY = {
         "models",
         "data",
         "testing",
+        "report",
         "league",
     },
+    "report": {"engine"},
     "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "trials", "launch", "recipe", "engine", "data"},
     "handles": {"engine", "models", "data"},

@@ -14,9 +14,10 @@ from zoo import CASES
 from gzcli.errors import MissingError, UsageError
 from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
 from gzcli.models.nn import lpips as module
-from gzcli.models.nn.lpips import LINEAR, LPIPS, STAGES, VGG
+from gzcli.models.nn.lpips import LPIPS, STAGES, linear_file
 from gzcli.models.nn.patchgan import PatchGAN
 from gzcli.store.paths import cache_dir
+from gzcli.store.weights import VGG
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
 
 SMALL = {
@@ -236,8 +237,7 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
 
     folder = cache_dir("weights")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, state in zip((VGG, LINEAR), random_weights(), strict=True):
-        torch.save(state, folder / name)
+    torch.save(random_weights()[0], folder / VGG)
     model = build((3, 32, 32), perceptual="auto", perceptual_weight=2.0, disc_start=9)
     model.on_start(batch(x))
     assert not model.warnings and not any("lpips" in key for key in model.state_dict())
@@ -249,7 +249,7 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
         parts["loss"], F.l1_loss(model.decoder(e), x) + 2 * distance + 0.25 * F.mse_loss(z, e)
     )
 
-    torch.save({"something": torch.zeros(1)}, folder / LINEAR)
+    torch.save({"something": torch.zeros(1)}, folder / VGG)
     with pytest.raises(UsageError, match="LPIPS"):
         module.LPIPS.from_files()
 
@@ -262,4 +262,13 @@ def test_the_run_says_that_there_is_no_perceptual_loss(home):
     run.fit()
     told = (run.run.path / "log.txt").read_text()
     assert f"warning: no perceptual loss: perceptual losses (LPIPS) need the weights `{VGG}`" in told
-    assert f"`{LINEAR}` of torch-fidelity" in told
+    assert f"put `{VGG}` of torchvision's models into" in told
+
+
+def test_the_linear_layers_of_the_package_are_taken():
+    pytest.importorskip("lpips")
+    state = torch.load(linear_file(), map_location="cpu", weights_only=True)
+    model = ours(random_weights()[0], state)
+    for i, (p, stage) in enumerate(zip(model.linear, STAGES, strict=True)):
+        assert torch.equal(p, state[f"lin{i}.model.1.weight"].flatten()) and p.shape == (stage[-1],)
+        assert p.min() >= 0 and p.max() > 0  # the authors keep them from below zero

@@ -3,7 +3,9 @@ on VGG16."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +14,8 @@ from torch import Tensor, nn
 from gzcli.errors import MissingError, UsageError
 from gzcli.models.nn.common import to_fp32, valueless
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import weights
+from gzcli.store.weights import VGG
 
-VGG = "vgg16-397923af.pth"  # torchvision's
-LINEAR = "weights-vgg16-lpips.pth"  # the authors' `v0.1/vgg.pth`, as torch-fidelity has it
 STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
 
 
@@ -36,21 +36,16 @@ class LPIPS(nn.Module):
 
     @classmethod
     def from_files(cls) -> LPIPS:
-        """With the weights in the user's cache; without values where new tensors have none. Raises
-        MissingError that names the files, UsageError for files with other weights."""
+        """With VGG16's weights of the user's cache and the authors' linear layers, which the package `lpips`
+        brings; without values where new tensors have none. Raises MissingError that names what is absent,
+        UsageError for files with other weights."""
         if valueless():
             return cls()
-        try:
-            files = [weights(name, use="perceptual losses (LPIPS)", source="") for name in (VGG, LINEAR)]
-        except MissingError as e:
-            place = cache_dir("weights")
-            hint = (
-                f"put `{VGG}` of torchvision's models and `{LINEAR}` of torch-fidelity's releases "
-                f"(v0.2.0) into `{place}`"
-            )
-            raise MissingError(e.message, hint=hint) from e
+        found = [
+            torch.load(file, map_location="cpu", weights_only=True) for file in (vgg_file(), linear_file())
+        ]
         model = cls()
-        model.load(*(torch.load(file, map_location="cpu", weights_only=True) for file in files))
+        model.load(*found)
         return model
 
     @torch.no_grad()
@@ -64,7 +59,7 @@ class LPIPS(nn.Module):
             for i, p in enumerate(self.linear):
                 p.copy_(linear[f"lin{i}.model.1.weight"].flatten())
         except (KeyError, ValueError, RuntimeError) as e:
-            raise UsageError(f"the weights of LPIPS are not those of `{VGG}` and `{LINEAR}`: {e}") from e
+            raise UsageError(f"the weights of LPIPS are not those of `{VGG}` and `lpips`: {e}") from e
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The last activation of each stage [B, c, h, w], divided by its norm over the channels."""
@@ -80,3 +75,22 @@ class LPIPS(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         pairs = zip(self.linear, self.features(x), self.features(y), strict=True)
         return sum((w[:, None, None] * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in pairs)
+
+
+def vgg_file() -> Path:
+    """The file of VGG16's weights in the user's cache. Raises MissingError that says where to put it."""
+    place = cache_dir("weights", VGG)
+    if not place.is_file():
+        hint = f"put `{VGG}` of torchvision's models into `{place.parent}`, or let "
+        hint += "`--set model.perceptual=lpips` fetch it"
+        message = f"perceptual losses (LPIPS) need the weights `{VGG}`, and `{place}` is not there"
+        raise MissingError(message, hint=hint)
+    return place
+
+
+def linear_file() -> Path:
+    """The file of the authors' linear layers, which is a part of their package. Raises MissingError."""
+    package = find_spec("lpips")
+    if package is None or not package.submodule_search_locations:
+        raise MissingError("perceptual losses (LPIPS) need the package `lpips`", hint="pip install lpips")
+    return Path(package.submodule_search_locations[0], "weights", "v0.1", "vgg.pth")

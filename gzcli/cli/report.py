@@ -1,0 +1,55 @@
+"""`gz report`: the results of a `gz bench` or `gz ood` as a page, as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gzcli.cli import out
+from gzcli.cli.options import Json, Quiet
+
+_Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Of a `gz bench` or `gz ood`: the one it calls `files`.")
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Where to write; into FOLDER/report without it."),
+]
+
+
+def report(folder: _Folder, to: _Out = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX.
+
+    The page needs no other file and no network.
+    """
+    from gzcli.report.write import write
+
+    made = write(folder, to)
+    out.text(made["html"])
+    out.data(made)
+
+
+def check_report(to: Path | None) -> None:
+    """Raises UsageError before the work where `--report DIR` names a folder that holds anything else."""
+    if to:
+        from gzcli.report.write import check
+
+        check(to)
+
+
+def with_report(result: Mapping[str, Any], folder: Path, to: Path | None) -> dict[str, Any]:
+    """The result of a verb; where `--report DIR` was given, with the report's paths, once it is written.
+
+    folder: of the verb's results.
+    to: where the report is written.
+    """
+    if not to:
+        return dict(result)
+    from gzcli.report.write import write
+
+    made = write(folder, to)
+    out.info(f"report: {made['html']}")
+    return {**result, "report": made}

@@ -1,0 +1,231 @@
+"""The report of a `gz bench`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gzcli.engine.pictures import grid
+from gzcli.report import of_league
+from gzcli.report.common import (
+    behind,
+    cost,
+    day,
+    interval,
+    is_number,
+    number,
+    other_pictures,
+    png_of,
+    shown,
+    training,
+    words,
+)
+from gzcli.report.document import Cell, Column, Direction, Document, Dots, Estimate, Picture, Section, Table
+from gzcli.report.results import Results
+from gzcli.units import sides
+
+GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
+DOTTED = 9  # figures that are drawn at most
+TEXTS = ("model", "name", "run", "path", "error", "precision")  # keys of a row that are no costs
+FLAGS = ("conditional", "levels")
+
+
+def document(results: Results) -> Document:
+    """The report; keys that the results lack are left out."""
+    made = results.made
+    rows = [row for row in made.get("rows") or [] if isinstance(row, dict)]
+    names = unique(labels(rows))
+    figures = Figures(made, rows)
+    data, provenance = str(made.get("data", "?")), made.get("provenance") or {}
+    facts = [("data", data), ("contestants", str(len(rows)))]
+    for key, title in (("n_fake", "samples of each"), ("n_real", "real images"), ("seed", "seed")):
+        if provenance.get(key) is not None:
+            facts.append((title, number(provenance[key])))
+    if shape := provenance.get("shape"):
+        facts.append(("images", sides(shape)))
+    sections = [
+        *of_league.sections(made, {name: way for name in figures.names if (way := figures.direction(name))}),
+        Section("Figures", [figures.table(names)], figures.sentence(names)),
+        *equal_calls(made),
+        Section("Against the floor", figures.dots(names)),
+        Section("Samples", grids(results, rows, names)),
+        Section("Pictures", list(other_pictures(results, {"bench"}))),
+        Section("Costs", costs(rows, names)),
+        training(results),
+        behind(results),
+    ]
+    return Document(
+        "bench",
+        f"{'League' if made.get('summary') else 'Benchmark'} on {data}",
+        of_league.winner(made) or figures.winner(names),
+        [*facts, day(results)],
+        [str(note) for note in made.get("notes") or []],
+        [section for section in sections if section.items],
+        results.command(),
+    )
+
+
+def equal_calls(made: Mapping[str, Any]) -> list[Section]:
+    """The figures of a league at equal network calls."""
+    rows = [row for row in made.get("equal_calls") or [] if isinstance(row, dict)]
+    if not rows:
+        return []
+    title = f"At {rows[0].get('setting', 'equal calls')}"
+    return [Section(title, [Figures(made, rows).table(unique(labels(rows)), title)])]
+
+
+def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the rows are called, with their seeds where a league has several."""
+    names = [str(row.get("name") or row.get("model") or row.get("run") or "?") for row in rows]
+    seeds = [row.get("seed") for row in rows]
+    if len(set(seeds)) < 2:
+        return names
+    return [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """The names; of equal ones each later one with its number."""
+    found: list[str] = []
+    for name in names:
+        seen = names[: len(found)].count(name)
+        found.append(f"{name} ({seen + 1})" if seen else name)
+    return found
+
+
+class Figures:
+    """The figures of all rows, with floor, intervals and directions.
+
+    made: the JSON of `gz bench`.
+    rows: its rows.
+    """
+
+    def __init__(self, made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]):
+        self.rows, self.floor = rows, made.get("floor") or {}
+        whole = [("real images", self.floor, made.get("floor_intervals") or {})] if self.floor else []
+        found = [floor for floor in made.get("floors") or [] if isinstance(floor, dict)]
+        several = [
+            (f"real images, {floor.get('n')}", floor.get("metrics") or {}, floor.get("intervals") or {})
+            for floor in found
+        ]
+        self.floors = several if len(several) > 1 else whole  # contestants of fewer images have their own
+        self.directions: Mapping[str, Any] = made.get("directions") or {}
+        names = dict.fromkeys(name for row in rows for name in row.get("metrics") or {})
+        with_floor = [name for name in self.floor if name in names]  # these compare images, the rest models
+        self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not is_cost(name)]
+
+    def value(self, row: Mapping[str, Any], name: str) -> float | None:
+        """A figure of a row; None where it has none that is finite."""
+        value = (row.get("metrics") or {}).get(name)
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    def direction(self, name: str) -> Direction | None:
+        """Where better values of a figure lie; one at other grey levels (`fd@32`) lies as without."""
+        found = self.directions.get(name, self.directions.get(name.partition("@")[0]))
+        return found if found in ("down", "up") else None
+
+    def best(self, name: str) -> float | None:
+        """The best value of a figure; None where it has no direction or is of one row."""
+        values = [value for row in self.rows if (value := self.value(row, name)) is not None]
+        if not self.direction(name) or len(values) < 2:
+            return None
+        return min(values) if self.direction(name) == "down" else max(values)
+
+    def cell(self, row: Mapping[str, Any], name: str) -> Cell:
+        value = self.value(row, name)
+        if value is None:
+            return Cell("–")
+        ends = shown((row.get("intervals") or {}).get(name))
+        return Cell(number(value), value, ends, value == self.best(name))
+
+    def table(self, names: Sequence[str], title: str = "Figures") -> Table:
+        """A row for each contestant, and the floor below."""
+        columns = [Column("model", numeric=False)]
+        columns += [Column(name, self.direction(name)) for name in self.names]
+        body = [
+            [Cell(whose, None, detail(row, whose)), *(self.cell(row, name) for name in self.names)]
+            for whose, row in zip(names, self.rows, strict=True)
+        ]
+        foot = [
+            [
+                Cell(title),
+                *(Cell(number(values.get(name)), None, shown(ends.get(name))) for name in self.names),
+            ]
+            for title, values, ends in self.floors
+        ]
+        caption = "Below stands the floor: real images in place of samples. "
+        caption += "Brackets hold 95 % intervals; the best of a column is bold." if self.directions else ""
+        return Table(title, columns, body, foot, caption)
+
+    def dots(self, names: Sequence[str]) -> list[Dots]:
+        """The figures that have a floor, drawn."""
+        drawn = []
+        for name in self.names:
+            rows = []
+            for title, row in zip(names, self.rows, strict=True):
+                value, ends = self.value(row, name), (row.get("intervals") or {}).get(name)
+                if value is not None:
+                    low, high = interval(ends) or (None, None)
+                    rows.append(Estimate(title, value, low, high, value == self.best(name)))
+            if len(rows) > 1 and self.floor.get(name) is not None:
+                drawn.append(Dots(name, name, rows, self.floor[name], self.direction(name)))
+        return drawn[:DOTTED]
+
+    def winner(self, names: Sequence[str]) -> str:
+        """The best contestant by the first figure that has a direction, in a sentence."""
+        for name in self.names:
+            if (best := self.best(name)) is not None:
+                row = next(i for i, row in enumerate(self.rows) if self.value(row, name) == best)
+                floor = self.floor.get(name)
+                times = f", {best / floor:.2f} × the floor of {number(floor)}" if floor and floor > 0 else ""
+                return f"Best `{name}`: {names[row]}, {number(best)}{times if name.startswith('f') else ''}."
+        return f"{len(self.rows)} contestants side by side."
+
+    def sentence(self, names: Sequence[str]) -> str:
+        """Which rows failed."""
+        failed = [name for name, row in zip(names, self.rows, strict=True) if row.get("error")]
+        return f"Failed: {', '.join(failed)}." if failed else ""
+
+
+def detail(row: Mapping[str, Any], title: str) -> str:
+    """What stands below a contestant's name: its error, else its run."""
+    if row.get("error"):
+        return f"failed: {row['error']}"
+    run = str(row.get("run") or "")
+    return run if run != title else ""
+
+
+def is_cost(name: str) -> bool:
+    """Whether a figure says what a model costs, not how good it is."""
+    return name == "samples_per_s" or name.startswith("train_")
+
+
+def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Picture]:
+    """Samples of each contestant; of those that kept none, the figure of all of them."""
+    found, pictures = [], results.pictures()
+    for row, title in zip(rows, names, strict=True):
+        samples = results.samples(str(row.get("run") or row.get("name") or ""))
+        if samples is not None and len(samples):
+            image = png_of(grid(samples[:GRID], COLUMNS))
+            found.append(Picture(f"samples-{title}", title, image))
+    if "bench" in pictures:
+        found.append(
+            Picture("bench", "Samples of every contestant and real images", pictures["bench"], wide=True)
+        )
+    return found
+
+
+def costs(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
+    """Parameters, steps and times of each contestant."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        own = {key: value for key, value in row.items() if key not in (*TEXTS, *FLAGS)}
+        own |= {key: value for key, value in (row.get("metrics") or {}).items() if is_cost(key)}
+        found.append({key: value for key, value in own.items() if is_number(value)})
+    keys = list(dict.fromkeys(key for row in found for key in row))
+    columns = [Column("model", numeric=False), *(Column(words(key).lower()) for key in keys)]
+    cells = [
+        [Cell(name), *(Cell(cost(key, row.get(key)), row.get(key)) for key in keys)]
+        for name, row in zip(names, found, strict=True)
+    ]
+    return [Table("Costs", columns, cells)] if keys else []

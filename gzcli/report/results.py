@@ -1,0 +1,156 @@
+"""The folder of a `gz bench` or `gz ood`: its JSON, scores, samples and pictures, and the runs in it."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gzcli.errors import MissingError, UsageError, redacted
+from gzcli.store import files
+from gzcli.store.run import Run
+from gzcli.store.runs import by_name
+
+FILES = (
+    "bench.json",
+    "ood.json",
+    "league.json",
+    "alarm.json",
+    "result.json",
+)  # in one of them are the results
+NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a job left in its folder.
+
+    folder: the folder.
+    made: the JSON that the verb printed.
+    job: what was asked for; empty where the folder does not say.
+    time: when the results were written, in seconds since 1970.
+    """
+
+    folder: Path
+    made: dict[str, Any]
+    job: dict[str, Any]
+    time: float
+
+    @property
+    def verb(self) -> str:
+        """`bench`, or `ood`."""
+        return "bench" if "rows" in self.made else "ood"
+
+    @cached_property
+    def runs(self) -> dict[str, Run]:
+        """The trained runs by their id, as far as they are still there."""
+        rows = self.made.get("rows") or []
+        named = [self.made.get("run"), *(row.get("run") or row.get("path") for row in rows)]
+        asked = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
+        known = {Path(path).name: path for path in asked if isinstance(path, str)}
+        found: dict[str, Run] = {}
+        for name in dict.fromkeys(name for name in named if isinstance(name, str)):
+            run = by_name(str(known.get(name, name)))
+            if run and (run.path / "run.yaml").exists():
+                found[name] = run
+        return found
+
+    def recipes(self) -> Iterator[tuple[str, str]]:
+        """(title, YAML) of the recipe of each run, with those of its stages."""
+        for name, run in self.runs.items():
+            yield name, redacted((run.path / "run.yaml").read_text(errors="replace"))
+
+    def samples(self, run: str) -> np.ndarray | None:
+        """The samples of a run, uint8 [N, C, H, W]; None where none were kept."""
+        for path in sorted(self.folder.glob("samples/*.npz")):
+            if path.name.startswith(f"{run}-") or path.stem == run:
+                with np.load(path) as kept:
+                    return kept["samples"].transpose(0, 3, 1, 2)
+        return None
+
+    def pictures(self) -> dict[str, bytes]:
+        """The PNGs of the folder by their stem."""
+        return {path.stem: path.read_bytes() for path in sorted(self.folder.glob("*.png"))}
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, np.ndarray]]:
+        """Of each set, the in-distribution one first, float64 [N] of each score; empty without scores."""
+        path = self.folder / "scores.csv"
+        if not path.exists():
+            return {}
+        with path.open(newline="") as f:
+            rows = [row for row in csv.DictReader(f) if row.get("role") in ("in", "out")]
+        rows.sort(key=lambda row: row["role"])  # "in" comes first; the order of the sets stays
+        columns = [name for name in (rows[0] if rows else {}) if name not in NOT_SCORES]
+        sets: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            sets.setdefault(row["set"], []).append(row)
+        return {
+            name: {column: np.array([float(row[column]) for row in some]) for column in columns}
+            for name, some in sets.items()
+        }
+
+    def command(self) -> str:
+        """The line that makes the results again, of what the job was asked for; empty where that is lost."""
+        if given := self.made.get("command") or (self.made.get("provenance") or {}).get("command"):
+            return redacted(given if isinstance(given, str) else shlex.join(given))
+        job, script = self.job, self.folder / "command.sh"
+        if script.exists():  # a league's
+            return redacted(script.read_text(errors="replace").strip().rpartition("\n")[2])
+        if not job:
+            return ""
+        words = ["gz", self.verb]
+        for path in [*listed(job.get("runs")), *listed(job.get("run")), *listed(job.get("others"))]:
+            words.append(Path(path).name if by_name(Path(path).name) else path)
+        words += listed(job.get("images"))
+        named = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
+        named |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
+        named |= {"precision": "--precision", "background": "--background", "seed": "--seed"}
+        named |= {"split": "--split", "stats": "--real-stats", "weights": "--weights"}
+        named |= {"input": "--input", "fpr": "--fpr", "imglists": "--imglists"}
+        named |= {"seeds": "--seeds"} if job.get("seeds", 1) > 1 else {}
+        for key, option in named.items():
+            value = job.get(key)
+            if value in (None, [], "") or (key == "outs" and job.get("benchmark")):
+                continue
+            words += [option, ",".join(map(str, listed(value)))]
+        flags = {"full": "--full", "maps": "--map", "png": "--png"}
+        words += [flag for key, flag in flags.items() if job.get(key)]
+        for key, value in (job.get("options") or {}).items():
+            words += [f"--{key.replace('_', '-')}={value}"]
+        return redacted(shlex.join(words))
+
+
+def read(place: Path) -> Results:
+    """The results in a folder, or in the folder of the file that is named.
+
+    Raises MissingError where there is none, UsageError where the folder holds no results.
+    """
+    folder = place.parent if place.is_file() else place
+    if not folder.is_dir():
+        raise MissingError(
+            f"there is no folder `{place}`", hint="`gz bench` and `gz ood` print theirs: `files: …`"
+        )
+    for path in [folder / name for name in FILES]:
+        try:
+            made = files.read_json(path)
+            job = files.read_json(folder / "job.json") or {}
+        except ValueError as e:
+            raise UsageError(f"`{path}` is not JSON: {e}") from e
+        if isinstance(made, dict) and ("rows" in made or "results" in made or "files" in made):
+            return Results(folder, made, job, path.stat().st_mtime)
+    raise UsageError(
+        f"`{folder}` holds no results of `gz bench` or `gz ood`",
+        hint="a report is made of the folder with `bench.json` or `ood.json`",
+    )
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is, nothing as an empty one, and anything else as its only item."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]

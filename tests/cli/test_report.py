@@ -1,0 +1,309 @@
+"""Reports: what the page, the Markdown and the LaTeX say, that nothing in a name gets out of its place in
+them, and where they are written."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from gzcli import launch
+from gzcli.report import of_bench, of_ood
+from gzcli.report.document import Chart
+from gzcli.report.results import read
+from gzcli.store import files, runs
+
+EVIL = "</pre><script>alert(1)</script> & 100% _x_ | #$ {\\end{verbatim}} ~^ `tick"
+FORMS = ("report.html", "report.md", "report.tex")
+
+
+def bench_json(**changes) -> dict:
+    """A result of `gz bench`, of a run, a folder of images and a contestant that failed."""
+    floor = {"fd": 10.0, "recall": 0.9}
+    rows = [
+        {"model": "vae", "run": "vae-digits-1", "params": 1_230_000, "seconds": 4.5, "step": 60}
+        | {"metrics": {"fd": 40.0, "recall": 0.25, "samples_per_s": 90.5}, "intervals": {"fd": [38.0, 43.0]}},
+        {"name": EVIL, "run": None, "metrics": {"fd": 25.0, "recall": 0.125}},
+        {"name": "dcgan", "error": "diverged at `step 5`", "metrics": {}},
+    ]
+    made = {"data": "digits", "rows": rows, "floor": floor, "floor_intervals": {"fd": [9.0, 11.0]}}
+    made |= {"directions": {"fd": "down", "recall": "up"}, "notes": [f"mind `fd` of {EVIL}"]}
+    made |= {"provenance": {"n_fake": 200, "shape": [1, 16, 16], "versions": {"torch": EVIL}}}
+    return made | changes
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """The folder of a `gz bench` with its samples and a picture."""
+    folder = tmp_path / "bench"
+    files.write_json(folder / "bench.json", bench_json())
+    files.write_json(
+        folder / "job.json", {"verb": "bench", "runs": ["vae-digits-1"], "data": "digits", "n": 200}
+    )
+    (folder / "samples").mkdir()
+    np.savez(folder / "samples" / "vae-digits-1-0.npz", samples=np.full((5, 16, 16, 1), 200, np.uint8))
+    (folder / "neighbours.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+@pytest.fixture
+def ood(tmp_path):
+    """The folder of a `gz ood` with scores of two sets, of which one is called as no set should be."""
+    rng, folder = np.random.default_rng(0), tmp_path / "ood"
+    scores = {"digits": rng.normal(0, 1, 700).round(2), EVIL: rng.normal(1.2, 2, 500).round(2)}
+    lines = ["set,role,index,file,nll"]
+    for name, values in reversed(scores.items()):
+        role, quoted = "in" if name == "digits" else "out", '"' + name.replace('"', '""') + '"'
+        lines += [f"{quoted},{role},{i},,{value}" for i, value in enumerate(values)]
+    folder.mkdir()
+    (folder / "scores.csv").write_text("\n".join(lines) + "\n")
+    row = {
+        "out": EVIL,
+        "score": "nll",
+        "baseline": False,
+        "auroc": 0.75,
+        "fpr95": 0.5,
+        "ci": {"auroc": [0.7, 0.8]},
+    }
+    made = {"run": "vae-digits-1", "in": "digits", "results": [row], "names": {}, "notes": []}
+    files.write_json(folder / "ood.json", made)
+    return folder, scores
+
+
+class Page(HTMLParser):
+    """What a browser would load or run, and the texts of the cells of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.addresses, self.handlers, self.cells, self.within = [], [], [], [], []
+        self.policy, self.inline = "", {"script": "", "style": ""}
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.within.append(tag)
+        values = dict(attrs)
+        self.addresses += [
+            values[key] for key in ("src", "href", "srcset", "action", "data") if values.get(key)
+        ]
+        self.handlers += [key for key in values if key.startswith("on") or key == "style"]
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values["content"]
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        while self.within and self.within.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.within and self.within[-1] in self.inline:
+            self.inline[self.within[-1]] += data
+        elif {"td", "th"} & set(self.within):
+            self.cells[-1] += data
+
+
+def written(call, folder: Path, *words: str) -> dict[str, str]:
+    code, stdout, stderr = call("report", str(folder), "--out", str(folder.parent / "out"), *words)
+    assert code == 0, stdout + stderr
+    return {name: (folder.parent / "out" / name).read_text() for name in FORMS}
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing_but_its_own(call, bench, ood):
+    for folder in (bench, ood[0]):
+        page = Page(written(call, folder)["report.html"])
+        assert page.addresses and all(at.startswith(("data:", "#")) for at in page.addresses)
+        assert page.tags.count("script") == page.tags.count("style") == 1 and not page.handlers
+        assert "url(" not in page.inline["style"] and "import" not in page.inline["style"]
+        for what, text in page.inline.items():  # a browser refuses what the policy does not name
+            digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            assert f"{what}-src 'sha256-{digest}'" in page.policy
+        assert "default-src 'none'" in page.policy and "unsafe" not in page.policy
+
+
+def test_names_stand_as_they_are_in_every_form(call, bench, ood):
+    for folder in (bench, ood[0]):
+        texts = written(call, folder)
+        page = Page(texts["report.html"])
+        whole = re.sub(r"<style>.*?</style>|<script>.*?</script>", "", texts["report.html"], flags=re.DOTALL)
+        assert "<script" not in whole.replace(page.inline["script"], "")
+        # Markdown: outside of blocks of code no tag is the name's, and rows of a table have equal cells
+        prose = re.sub(r"^(`{3,})\n.*?\n\1$", "", texts["report.md"], flags=re.MULTILINE | re.DOTALL)
+        assert set(re.findall(r"<[^>\n]*>", prose)) <= {"<details>", "<summary>", "</summary>", "</details>"}
+        for table in re.findall(r"(?:^\|.*\n)+", prose, flags=re.MULTILINE):
+            assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+        tex = texts["report.tex"]
+        assert tex.count("\\begin{verbatim}") == tex.count("\\end{verbatim}")
+        prose = re.sub(r"\\begin\{verbatim\}.*?\\end\{verbatim\}", "", tex, flags=re.DOTALL)
+        assert not re.search(r"(?<!\\)[#~^]|(?<!\\)%|(?<=[a-z ])_(?=x)", prose)
+        bare = re.sub(r"\\[{}]", "", prose)
+        assert bare.count("{") == bare.count("}") and "\\end{verbatim" not in prose
+        for begin in re.findall(r"\\begin\{(\w+\*?)\}", prose):
+            assert prose.count(f"\\begin{{{begin}}}") == prose.count(f"\\end{{{begin}}}")
+    assert any(
+        EVIL.replace("`", "") in cell.replace("`", "")
+        for cell in Page(written(call, bench)["report.html"]).cells
+    )
+
+
+def test_figures_come_with_floor_interval_and_direction(call, bench):
+    texts = written(call, bench)
+    page = Page(texts["report.html"])
+    cells = [cell.strip() for cell in page.cells]
+    assert {"fd↓", "recall↑", "40[38, 43]", "25", "10[9, 11]", "0.25", "1.23M", "90.5"} <= set(cells)
+    best = re.findall(r'<td class="num best"[^>]*><span>([^<]*)', texts["report.html"])
+    assert best == ["0.25", "25"]  # the least distance, the highest recall
+    assert "**25**" in texts["report.md"] and "\\textbf{25}" in texts["report.tex"]
+    assert "2.50 × the floor of 10" in texts["report.html"]
+    assert (
+        "diverged at" in texts["report.html"]
+        and "gz bench vae-digits-1 --data digits -n 200" in texts["report.md"]
+    )
+    names = {path.name for path in (bench.parent / "out" / "figures").iterdir()}
+    assert {"fd.svg", "samples-vae.png", "neighbours.png"} <= names
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", texts["report.md"])
+    assert set(shown) == {f"figures/{name}" for name in names}
+
+
+def test_curves_are_those_of_the_scores(ood):
+    folder, scores = ood
+    items = [item for section in of_ood.document(read(folder)).sections for item in section.items]
+    charts = {item.name: item for item in items if isinstance(item, Chart)}
+    (roc,) = [item for item in charts.values() if item.name.startswith("roc")]
+    ((fpr, tpr),) = [np.array(line.points).T for line in roc.series]
+    inside, outside = scores.values()
+    auroc = roc_auc_score(np.repeat([0, 1], [700, 500]), np.concatenate([inside, outside]))
+    assert np.trapezoid(tpr, fpr) == pytest.approx(auroc, abs=2e-3) and auroc < 0.95
+    first, second = charts["scores-nll"].series
+    assert first.name == "digits (in)"
+    for line, values in ((first, inside), (second, outside)):
+        x, share = np.array(line.points).T
+        edges = np.unique(x)
+        assert share[1:-1:2].sum() == pytest.approx(1)
+        assert share[1:-1:2][:10].sum() == pytest.approx(np.mean(values < edges[10]))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"rows": []},
+        {
+            "rows": [{"model": "x"}, {"model": "x", "metrics": {"fd": None, "bpd": float("nan")}}],
+            "floor": {"fd": 1.0},
+        },
+        {"results": []},
+        {"results": [{"out": "a", "score": "s", "auroc": None}], "files": {"scores": "gone"}},
+        {
+            "files": [{"file": "a.png", "p": 0.01, "flagged": True, "scores": {"nll": 2.5}}, {"file": EVIL}],
+            "fpr": 0.01,
+        },
+    ],
+)
+def test_what_results_lack_is_left_out(call, tmp_path, result):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "result.json").write_text(json.dumps(result))
+    texts = written(call, tmp_path / "old")
+    if isinstance(result.get("files"), list):
+        assert "1 of 2 pictures are flagged at a false-positive rate of 0.01" in texts["report.html"]
+        assert [cell.strip() for cell in Page(texts["report.html"]).cells][4:8] == [
+            "a.png",
+            "yes",
+            "0.01",
+            "2.5",
+        ]
+
+
+def test_a_league_has_standings_and_curves(call, tmp_path):
+    rows = [
+        {"model": "fm", "seed": seed, "metrics": {"fd": 20.0 + seed}, "steps": steps, "setting": "steps"}
+        for seed in (0, 1)
+        for steps in (5, 2)
+    ]
+    summary = {
+        "model": "fm",
+        "seeds": 2,
+        "metrics": {"fd": 20.5},
+        "times_floor": 2.05,
+        "deviations": {"fd": 0.5},
+        "place": 1,
+    }
+    made = {
+        "metric": "fd",
+        "rows": [rows[0], rows[2]],
+        "summary": [summary | {"rank": 1.0}],
+        "spearman": 0.95,
+    }
+    made |= {"curves": {"steps": rows, "time": []}, "equal_calls": [rows[0] | {"setting": "20 calls"}]}
+    files.write_json(tmp_path / "league" / "league.json", made | {"directions": {"fd": "down"}})
+    (tmp_path / "league" / "command.sh").write_text("cd /\ngz bench --train-missing --budget 8m\n")
+    texts = written(call, tmp_path / "league")
+    cells = {cell.strip() for cell in Page(texts["report.html"]).cells}
+    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "fd↓", "place", "rank"} <= cells
+    assert "First: fm, 2.05 × the floor of `fd`." in texts["report.md"]
+    assert "correlation of 0.95" in texts["report.md"] and "At 20 calls" in texts["report.tex"]
+    assert "gz bench --train-missing --budget 8m" in texts["report.md"]
+    items = [
+        item for section in of_bench.document(read(tmp_path / "league")).sections for item in section.items
+    ]
+    (chart,) = [item for item in items if isinstance(item, Chart)]
+    assert [(line.name, line.points) for line in chart.series] == [
+        ("fm, seed 0", [(2.0, 20.0), (5.0, 20.0)]),
+        ("fm, seed 1", [(2.0, 21.0), (5.0, 21.0)]),
+    ]
+
+
+def test_rows_of_one_name_are_told_apart():
+    assert of_bench.unique(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
+
+
+def test_a_report_replaces_a_report_and_nothing_else(call, bench, tmp_path):
+    code, stdout, _ = call("report", str(bench / "bench.json"), "--json")
+    assert code == 0 and json.loads(stdout)["html"] == str(bench / "report" / "report.html")
+    stale = bench / "report" / "figures" / "old.png"
+    stale.touch()
+    assert (
+        call("report", str(bench))[:2] == (0, f"{bench / 'report' / 'report.html'}\n") and not stale.exists()
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    code, _, stderr = call("report", str(bench), "--out", str(tmp_path / "mine"))
+    assert code == 2 and "is not empty" in stderr and len(list((tmp_path / "mine").iterdir())) == 1
+    code, _, stderr = call("report", str(tmp_path / "mine"))
+    assert code == 2 and "holds no results of `gz bench` or `gz ood`" in stderr
+    assert call("report", str(tmp_path / "gone"))[0] == 3
+    (bench / "bench.json").write_text("{")
+    assert call("report", str(bench))[0] == 2
+
+
+def test_bench_writes_the_report_that_it_is_asked_for(call, monkeypatch, tmp_path):
+    run = runs.create("vae", "digits", alias="mine")
+    run.update(state="finished", step=60)
+    (run.path / "run.yaml").write_text(f"model: {{name: vae}}  # {EVIL}\n")
+    (run.path / "model.safetensors").touch()
+    jobs = []
+
+    def work(folder, plan, **options):
+        jobs.append(folder)
+        result = bench_json()
+        result["rows"] = [result["rows"][0] | {"run": run.id}]
+        files.write_json(folder / "result.json", result)
+
+    monkeypatch.setattr(launch, "run", work)
+    monkeypatch.setattr("gzcli.cli.bench.table", lambda *_, **__: None)
+    words = ("bench", "mine", "--data", "digits", "--json", "--report", str(tmp_path / "page"))
+    code, stdout, stderr = call(*words)
+    assert code == 0, stdout + stderr
+    assert json.loads(stdout)["report"]["html"] == str(tmp_path / "page" / "report.html")
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert f"Recipe of {run.id}" in page and f"gz bench {run.id} --data digits -n 2000" in page
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    code, _, stderr = call(*words[:-1], str(tmp_path / "full"))
+    assert code == 2 and len(jobs) == 1  # refused before the work
