@@ -41,7 +41,8 @@ VERBS = {
 def build(words: list[str]) -> typer.Typer:
     """The application for a command line.
 
-    It holds only the verb that the line begins with, which starts faster; without such a verb it holds all.
+    It holds only the verb that the line begins with, which starts faster, and none where the version is asked
+    for; without such a verb it holds all.
 
     words: the command line.
     """
@@ -55,7 +56,8 @@ def build(words: list[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     first = next((word for word in words if not word.startswith("-")), None)
-    for verb in [first] if first in VERBS else VERBS:
+    named = [first] if first in VERBS else VERBS
+    for verb in [] if first is None and {"--version", "-V"} & set(words) else named:
         module = import_module(f"gzcli.cli.{verb}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=verb, rich_help_panel=VERBS[verb])
