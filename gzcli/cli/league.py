@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli import standings
 from gzcli.cli import out
 from gzcli.cli.league_table import in_short, show
+from gzcli.cli.plan import wrapped
 from gzcli.cli.report import with_report
 from gzcli.errors import GzError, Interrupted, UsageError
 from gzcli.units import about, duration
@@ -55,6 +56,7 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
         words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
         files.write_atomic(folder / "command.sh", words)
         result = play(entries, terms, folder)
+        result["notes"] += late(result["rows"], terms.budget)
         draw(folder, result)
         result |= {"left_out": left_out, "budget": terms.budget}
         files.write_json(folder / "league.json", result)
@@ -67,8 +69,6 @@ def before_start(
 ) -> None:
     """Prints the plan. Asks on a terminal whether to start what takes more than a day; in a script it says
     so. Raises UsageError where the answer is no."""
-    from gzcli.cli.plan import wrapped
-
     found = [run for entry in entries if (run := entry.run()) and run.state == "finished"]
     models, seeds = list(dict.fromkeys(entry.model for entry in entries)), len(terms.seeds)
     missing = len(entries) - len(found)
@@ -144,12 +144,6 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
 
     own = {"model": entry.model, "seed": entry.seed, **facts_of(run)}
     rows: list[dict[str, Any]] = []
-    if own["train_seconds"] > LATE * terms.budget:
-        took = duration(own["train_seconds"])
-        facts["notes"].append(
-            f"{entry.model}, seed {entry.seed}, trained for {took} and not {duration(terms.budget)}: the "
-            "machine was busier than at first, or validation and pictures took more than their share"
-        )
     if "time" in terms.curves and len(kept_steps(run)) < 2:
         facts["notes"].append(
             f"`{run.id}` was trained for less than a curve and kept no checkpoints for one: "
@@ -198,6 +192,18 @@ def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
         found: dict[str, Any] = files.read_json(done / "result.json")
         return found
     return do_job(run.path / "bench" / f"{key}-{stamp()}", job, quiet=True)
+
+
+def late(rows: Sequence[dict[str, Any]], budget: float) -> list[str]:
+    """A note where trainings took longer than their budget; [] where none did."""
+    longer = [row["train_seconds"] for row in rows if row.get("train_seconds", 0) > LATE * budget]
+    if not longer:
+        return []
+    took = f"took up to {duration(max(longer))} and not {duration(budget)}"
+    return [
+        f"{len(longer)} of {len(rows)} trainings {took}: "
+        "the machine was busier than at first, or validation and pictures took more than their share"
+    ]
 
 
 # ---------------------------------------------------------------------------- what is written

@@ -6,6 +6,7 @@ from typing import Any
 
 from gzcli import standings
 from gzcli.cli import out
+from gzcli.cli.plan import wrapped
 from gzcli.units import count
 
 
@@ -53,7 +54,8 @@ def show(result: dict[str, Any]) -> None:
     if found := result["spearman"]:
         out.info(f"order over seeds: rank correlation {found['mean']:.3f}, {found['min']:.3f} at least")
     for note in result["notes"]:
-        out.info(f"note: {note}")
+        for text in wrapped(note, "note: "):
+            out.info(text)
     out.info(f"files: {result['folder']}")
 
 

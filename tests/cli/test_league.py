@@ -190,7 +190,9 @@ def test_a_long_league_is_told(call, home, trained, judged):
 
 def test_a_training_that_took_too_long_is_told(call, home, trained, judged):
     words = (word.replace("0.2m", "5s") for word in WORDS)  # the run says 12 seconds
-    assert "trained for 12s and not 5s" in " ".join(call(*words, "--models", "vae")[2].split())
+    assert "1 of 1 trainings took up to 12s and not 5s" in " ".join(
+        call(*words, "--models", "vae")[2].split()
+    )
     assert "and not" not in call(*WORDS, "--models", "vae")[2]
 
 
