@@ -119,11 +119,11 @@ def ranks(request):
 
     def trained(item: pytest.Item, world: int) -> dict:
         group = item.get_closest_marker("xdist_group")
-        key = group.args[0], str(item.callspec.params["case"]), world
+        key = group.args[0], repr(item.callspec.params["case"]), world
         if key not in found:
             same = [x for x in request.session.items if x.get_closest_marker("xdist_group") == group]
             asked = [(x.callspec.params["case"], x.callspec.params["long"]) for x in same]
-            started = {(group.args[0], str(case), world): planned(case, long) for case, long in asked}
+            started = {(group.args[0], repr(case), world): planned(case, long) for case, long in asked}
             launch_ranks(started.values(), world)
             found.update({k: json.loads((run.path / "out.json").read_text()) for k, run in started.items()})
         return found[key]
