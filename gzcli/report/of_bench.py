@@ -76,9 +76,11 @@ def equal_calls(made: Mapping[str, Any]) -> list[Section]:
 
 
 def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the rows are called, with their seeds where a league has several."""
-    names = [str(row.get("name") or row.get("model") or row.get("run") or "?") for row in rows]
+    """What the rows are called; those of a league, in which each model has a row a seed, after their models,
+    with the seed where there are several."""
     seeds = [row.get("seed") for row in rows]
+    keys = ("name", "model", "run") if None in seeds else ("model", "name", "run")
+    names = [str(next((row[key] for key in keys if row.get(key)), "?")) for row in rows]
     if len(set(seeds)) < 2:
         return names
     return [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]
