@@ -71,7 +71,7 @@ class Plan:
     @property
     def launched(self) -> bool:
         """Whether accelerate's launcher starts the engine of a training. For one process on the CPU it would
-        do nothing but load torch, which takes three seconds."""
+        do nothing but load torch, which takes a second."""
         return self.distributed or self.gpus > 0 or bool(self.extra)
 
 
