@@ -11,6 +11,11 @@ def sides(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape))
 
 
+def figure(value: float) -> str:
+    """A measured value in four digits, without powers of ten where that is possible: 12,509, 0.4933."""
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
 def size(count: float) -> str:
     """A number of bytes: 1.7 GB, 12 MB."""
     if count >= 1e9:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gzcli.cli import out
+from gzcli.units import figure
 
 ARROWS = {"down": "↓", "up": "↑"}
 # Beginnings of the names of columns, the first to be left out first, where a table would be too wide.
@@ -106,6 +107,5 @@ def half(line: Mapping[str, Any], name: str) -> str | None:
 
 
 def number(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    """A figure as text; any other value as it is."""
+    return figure(value) if isinstance(value, float) else value

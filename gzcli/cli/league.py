@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli import standings
 from gzcli.cli import out
 from gzcli.cli.league_table import in_short, show
-from gzcli.cli.plan import wrapped
+from gzcli.cli.plan import start_or_not, wrapped
 from gzcli.cli.report import with_report
 from gzcli.errors import GzError, Interrupted, UsageError
 from gzcli.units import about, duration
@@ -84,14 +84,8 @@ def before_start(
         lines += wrapped(f"left out: {name} ({why})")
     for line in lines:
         out.info(line)
-    if missing * terms.budget <= DAY or yes:
-        return
-    long = f"about {about(missing * terms.budget)} on this machine"
-    ways = "`--yes` starts it; fewer models or seeds, or a smaller `--budget`, take less"
-    if not out.on_terminal():
-        out.warn(f"{long}: more than a day; {ways}")
-    elif not out.confirmed(f"{long}: start?"):
-        raise UsageError(f"not started: it would take {long}", hint=ways)
+    less = "fewer models or seeds, or a smaller `--budget`, take less"
+    start_or_not(missing * terms.budget, most=DAY, span="a day", ways=less, yes=yes)
 
 
 def play(entries: Sequence[Entry], terms: Terms, folder: Path) -> dict[str, Any]:

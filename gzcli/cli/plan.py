@@ -216,24 +216,23 @@ def total_on_h100(forecasts: Sequence[Forecast]) -> float | None:
     return together([forecast.on_h100 for forecast in forecasts])
 
 
-def start_or_not(expect: Expected, yes: bool) -> None:
-    """Asks on a terminal whether to start what takes more than a week here; in a script it says so.
+def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
+    """Asks on a terminal whether to start what takes long here; in a script it says so.
 
+    seconds: that it takes; None: not known.
+    most: seconds up to which nobody is asked.
+    span: these in words.
+    ways: what takes less.
     yes: whether `--yes` was given.
 
     Raises UsageError where the answer is no.
     """
-    from gzcli.forecast import WEEK
-
-    here = total(expect.own)
-    if here is None or here <= WEEK or yes:
+    if seconds is None or seconds <= most or yes:
         return
-    long = f"about {about(here)} on this machine"
-    ways = "`--yes` starts it; `--scale small`, `--minutes 60` or a GPU take less"
+    long, ways = f"about {about(seconds)} on this machine", f"`--yes` starts it; {ways}"
     if not out.on_terminal():
-        out.warn(f"{long}: more than a week; {ways}")
-        return
-    if not out.confirmed(f"{long}: start?"):
+        out.warn(f"{long}: more than {span}; {ways}")
+    elif not out.confirmed(f"{long}: start?"):
         raise UsageError(f"not started: it would take {long}", hint=ways)
 
 
@@ -265,5 +264,6 @@ def before_start(asked: Resolved, recipe: Recipe, plan: Plan, paper: Resolved | 
         out.info(line)
     if not said and (hint := requirements.memory_hint(expect.own, plan, there)):
         out.hint(hint)
-    start_or_not(expect, yes)
+    less = "`--scale small`, `--minutes 60` or a GPU take less"
+    start_or_not(total(expect.own), most=forecast.WEEK, span="a week", ways=less, yes=yes)
     return recipe

@@ -47,9 +47,7 @@ def metric_of(metrics: Sequence[str]) -> str:
     return asked[0]
 
 
-def write(
-    path: Path, real: ImageSet, metrics: Sequence[str], space_of: Callable[[str], Space | None]
-) -> None:
+def write(path: Path, real: ImageSet, metrics: Sequence[str], space_of: SpaceOf) -> None:
     """Writes `mu` [D] and `sigma` [D, D] of real images, with the number of images and the features' hash.
 
     Raises UsageError where the metrics do not say which.

@@ -15,9 +15,8 @@ from gzcli.engine.report import metric_lines
 from gzcli.report.document import Chart, Picture, Section, Series, Text
 from gzcli.report.results import Results
 from gzcli.store import files
-from gzcli.units import count, size
+from gzcli.units import count, figure, size
 
-LONG = 10_000  # from which a figure is shown without its fraction
 CURVE = 240  # points of a curve at most
 VALIDATED = 2  # figures of validation that are drawn of a run
 CURVES = 36  # charts of training at most
@@ -31,7 +30,7 @@ def number(value: Any) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.0f}" if LONG <= abs(value) < 1e15 else f"{value:.4g}"
+    return figure(value)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
