@@ -157,6 +157,12 @@ class Run:
         return status.get("seconds", 0.0) + (max(0.0, ended - began) if began and ended else 0.0)
 
     @property
+    def work(self) -> float:
+        """Seconds of work of its first process's cores over all its starts; a start that was killed does not
+        count."""
+        return float(self.status().get("work", 0.0))
+
+    @property
     def best(self) -> Best | None:
         """The best validation result; None where nothing was validated."""
         found = files.read_json(self.path / "checkpoints" / "best.json")
