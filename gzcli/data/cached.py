@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.forms import Decoding, Form, number
+from gzcli.data.forms import Decoding, Form
 from gzcli.data.names import DataSet
 from gzcli.data.pack import Pack, PackMeta
 from gzcli.data.specs import DataSpec
@@ -21,6 +21,7 @@ from gzcli.sections import Fit
 from gzcli.sizes import Size, as_size
 from gzcli.store.files import read_json
 from gzcli.store.paths import cache_dir
+from gzcli.variables import number
 
 RULE = 2  # version of the packing: packs of an older one are made anew
 OWN_RULE = 6  # the same for the user's own images
