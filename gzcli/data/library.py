@@ -219,6 +219,13 @@ def _explain_nothing(found: DataSet) -> None:
 
 
 def _remove_tree(path: Path) -> bool:
-    there = path.exists()
-    shutil.rmtree(path, ignore_errors=True)
-    return there
+    """Whether there was such a folder, which is gone now. Raises MissingError where it cannot be removed."""
+    if not path.exists():
+        return False
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:  # another process removes it too
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError as e:
+        raise MissingError(f"`{path}` cannot be removed: {e.strerror}", hint="is the disk read-only?") from e
+    return True

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gzcli import launch, planning, variables
+from gzcli.cli import out
 from gzcli.errors import UsageError
 from gzcli.launch import Plan
 from gzcli.run_folder import write_run
@@ -51,3 +54,16 @@ def test_a_run_goes_on_with_its_processes(home):
     assert again(processes=1) == (1, None, True, None), "what is typed counts, and cores are shared out anew"
     assert again(gpus=4) == (None, 4, False, None)
     assert again(threads=5) == (2, None, True, 5)
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(capsys):
+    name = "a\x1b[2Jb\x07\x9b31m\r\x1b]0;title"
+    out.text(name)
+    out.info(f"\x1b[31m{name}\x1b[0m\tnext")
+    out.configure(json=True)
+    out.data({"name": name})
+    shown, told = capsys.readouterr()
+    assert json.loads(shown.splitlines()[1])["name"] == name
+    for text in (shown, told.replace("\x1b[31m", "", 1).replace("\x1b[0m", "", 1)):
+        assert not set(text) & {chr(i) for i in (*range(9), *range(11, 32), *range(127, 160))}
+    assert told.endswith("\x1b[0m\tnext\n"), "colours and tabs stay"
