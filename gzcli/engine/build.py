@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from torch import nn
 
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.checkpoint import Saved
-from gzcli.errors import MissingError
+from gzcli.errors import DamagedError, MissingError
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
 from gzcli.parts import Part
+from gzcli.store import files
 from gzcli.store.files import checksum
 from gzcli.store.runs import Run
 from gzcli.types import DataInfo
@@ -112,4 +112,7 @@ def _best(folder: Path) -> int:
         raise MissingError(
             f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`"
         )
-    return json.loads(path.read_text())["step"]
+    step = files.read_object(path).get("step")
+    if not isinstance(step, int):
+        raise DamagedError(f"`{path}` is damaged: it has no step", hint="--checkpoint STEP")
+    return step

@@ -118,8 +118,8 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
     value: the figure at this step.
     """
     path = state.folder / "best.json"
-    best = files.read_json(path)
-    if ranks.agree(best is None or value < best["value"]):
+    best = state.trained.run.best
+    if ranks.agree(best is None or value < best.value):
         save(state, step)
         if ranks.rank() == 0:
             files.write_json(path, {"step": step, "metric": metric, "value": value})

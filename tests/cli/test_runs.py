@@ -52,7 +52,7 @@ def test_where_all_are_toys_the_newest_is_taken(home):
 
 def test_stages_are_judged_each(home):
     run = runs.create("vqgan", "digits")
-    (run.path / "run.yaml").write_text("stages: {tokenizer: {}, prior: {}}\n")
+    (run.path / "run.yaml").write_text("stages: {tokenizer: {model: {name: vqgan}}, prior: {model: {name: transformer}}}\n")
     for name, step in (("tokenizer", 500), ("prior", 8)):
         run.stage(name).path.mkdir(parents=True)
         run.stage(name).update(state="finished", step=step)
