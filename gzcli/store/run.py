@@ -193,19 +193,18 @@ class Run:
         off the folder's name.
         """
         try:
-            found = files.read_json(self.path / "status.json")
-            if found is None and owned.is_marked(self.path, "run"):
-                raise DamagedError(f"`{self.path / 'status.json'}` is missing, the state of this run")
-            return self._checked({} if found is None else found)
+            found = files.read_object(self.path / "status.json")
+            if "model" not in found and owned.is_marked(self.path, "run"):
+                how = "is damaged" if found else "is missing or empty"
+                raise DamagedError(f"`{self.path / 'status.json'}` {how}: it does not say what the run is of")
+            return self._checked(found)
         except DamagedError as e:
             model, data, *_ = [*self.path.name.split("-"), "?", "?"]
             error = {"kind": e.kind, "message": e.message, "hint": f"gz runs remove {self.path.name}"}
             return {"state": "damaged", "model": model, "data": data, "error": error}
 
-    def _checked(self, status: Any) -> dict[str, Any]:
+    def _checked(self, status: dict[str, Any]) -> dict[str, Any]:
         """A status whose values are of the types that are relied on. Raises DamagedError."""
-        if not isinstance(status, dict):
-            raise DamagedError(f"`{self.path / 'status.json'}` is damaged: it is no JSON object")
         for key, value in status.items():
             if value is not None and not isinstance(value, KINDS.get(key, object)):
                 raise DamagedError(f"`{self.path / 'status.json'}` is damaged: `{key}` is {value!r:.40}")
