@@ -22,7 +22,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}}
 
 
 def ranged(default: Any, range: str) -> Any:
-    """A field whose numbers lie within a range of `schema.RANGES`."""
+    """A field whose numbers lie within a range, as `schema.within` reads it."""
     return field(default=default, metadata={"range": range})
 
 
@@ -60,7 +60,7 @@ class DataSection:
     latent: str | None = None
     latent_draw: Literal["mode", "sample"] = "mode"
     augment: tuple[str, ...] = ()
-    n: int | None = ranged(None, "1 or more")
+    n: int | None = ranged(None, "1 … 1,000,000,000")
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class TrainSection:
     init: stage, run or safetensors file whose weights the training starts from.
     """
 
-    steps: int = ranged(10_000, "1 or more")
+    steps: int = ranged(10_000, "1 … 1,000,000,000")
     minutes: float | None = ranged(None, "greater than 0")
     clock: Literal["wall", "cpu"] = "wall"
-    batch_size: int = ranged(64, "1 or more")
-    accumulate: int = ranged(1, "1 or more")
+    batch_size: int = ranged(64, "1 … 1,000,000")
+    accumulate: int = ranged(1, "1 … 65,536")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     ema: float = ranged(0.0, "in [0, 1)")
     clip: float | None = ranged(None, "greater than 0")
@@ -101,10 +101,10 @@ class TrainSection:
     deterministic: bool = False
     log_every: int = ranged(50, "1 or more")
     sample_every: int | None = ranged(None, "0 or more")
-    samples: int | None = ranged(None, "1 or more")
+    samples: int | None = ranged(None, "1 … 10,000")
     eval_every: int | None = ranged(None, "0 or more")
     checkpoint_every: int | None = ranged(None, "0 or more")
-    keep: int = ranged(2, "1 or more")
+    keep: int = ranged(2, "1 … 1,000,000")
     best: Literal["auto", "bpd", "fd", "loss", "none"] = "auto"
     init: str | None = None
 
@@ -162,7 +162,7 @@ class BenchSection:
     """
 
     metrics: tuple[str, ...] | None = None
-    n: int | None = ranged(None, "1 or more")
+    n: int | None = ranged(None, "1 … 10,000,000")
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,13 @@ class LaunchSection:
 
     gpus: int | Literal["all"] | None = ranged(None, "0 or more")
     cpu: bool = False
-    processes: int | None = ranged(None, "1 or more")
-    threads: int | None = ranged(None, "1 or more")
-    machines: int | None = ranged(None, "1 or more")
+    processes: int | None = ranged(None, "1 … 1,024")
+    threads: int | None = ranged(None, "1 … 1,024")
+    machines: int | None = ranged(None, "1 … 100,000")
     machine_rank: int | None = ranged(None, "0 or more")
     main_ip: str | None = None
-    main_port: int | None = ranged(None, "0 or more")
-    restarts: int | None = ranged(None, "0 or more")
+    main_port: int | None = ranged(None, "0 … 65,535")
+    restarts: int | None = ranged(None, "0 … 10,000")
     strategy: Literal["ddp", "fsdp"] = "ddp"
     wandb: bool = False
 

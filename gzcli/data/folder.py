@@ -177,7 +177,7 @@ def _metadata_line(line: str, where: str) -> _Line:
         targets = [named[key] for key in TARGETS if key in named]
         picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
         caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
-    except (ValueError, KeyError, StopIteration, AttributeError) as e:
+    except (ValueError, KeyError, StopIteration, AttributeError, RecursionError) as e:
         raise UsageError(f"{where} has no `file_name` or no `text`", hint=hint) from e
     if any(target != picture for target in targets):
         hint = (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -12,7 +15,7 @@ from gzcli.data.archives import Zip
 from gzcli.data.kinds import counted
 from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.splits import SPLIT_NAMES
-from gzcli.errors import MissingError, UsageError
+from gzcli.errors import MissingError, UsageError, first_line
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000
@@ -21,6 +24,9 @@ IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")
 # Names of arrays of a set without splits; `gz sample --npz` writes `samples`, `np.savez` writes `arr_0`.
 LONE_IMAGES, LONE_LABELS = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")
 CLASS_NAMES = ("class_names", "classes", "label_names")
+WHOLE = 8_000_000_000  # bytes of an array that is read at once: labels, or images in Fortran's order
+LABEL_HINT = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
+AGAIN = "fetch or make the file again"
 HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
 
 
@@ -121,8 +127,8 @@ class _Npz:
     def header(self, name: str) -> Header:
         """What is known of an array of images. Raises UsageError for an array that is none of images, or that
         may be meant in two ways."""
-        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
-            shape, dtype, fortran = self._header(f, name)
+        with self._opened(name) as (_, shape, fortran, dtype):
+            pass
         what = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
         last, first = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (3, 1))
         if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or last or first):
@@ -151,28 +157,29 @@ class _Npz:
         if header.fortran:
             yield 0, np.ascontiguousarray(self._whole(name))
             return
-        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
-            self._header(f, name)
+        with self._opened(name) as (f, *_):
             row = int(np.prod(header.shape)) * header.dtype.itemsize
             block = max(1, BLOCK_BYTES // row)
             for start in range(0, header.n, block):
                 want = min(block, header.n - start) * row
                 if len(data := f.read(want)) != want:
-                    raise MissingError(
-                        f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again"
-                    )
+                    raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=AGAIN)
                 yield start, np.frombuffer(data, header.dtype)
 
     def labels(self, name: str, n: int) -> np.ndarray:
         """int64 [N], or uint8 [N, K] where several classes can hold at once."""
+        with self._opened(name) as (_, shape, _, dtype):
+            if not 1 <= len(shape) <= 2 or shape[0] != n:
+                raise UsageError(
+                    f"`{name}` in `{self.path}` is {dtype} of shape {shape} for {n} images", hint=LABEL_HINT
+                )
         y = self._whole(name)
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
         most = 1 if y.ndim == 2 else MOST_CLASSES - 1
         if not whole or y.ndim not in (1, 2) or len(y) != n or (y.size and (y.min() < 0 or y.max() > most)):
-            hint = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
             raise UsageError(
-                f"`{name}` in `{self.path}` is {y.dtype} of shape {y.shape} for {n} images", hint=hint
+                f"`{name}` in `{self.path}` is {y.dtype} of shape {y.shape} for {n} images", hint=LABEL_HINT
             )
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
 
@@ -188,19 +195,36 @@ class _Npz:
         return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in given)
 
     def _whole(self, name: str) -> np.ndarray:
-        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
-            self._header(f, name)
+        with self._opened(name) as (f, shape, _, dtype):
+            if (size := math.prod(shape) * dtype.itemsize) > WHOLE:
+                raise UsageError(
+                    f"`{name}` in `{self.path}` has {size / 1e9:,.0f} GB, too much to be read at once",
+                    hint="an array of images in C's order is read in parts: `np.ascontiguousarray`",
+                )
             f.seek(0)
             return np.lib.format.read_array(f, allow_pickle=False)
 
-    def _header(self, f: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
-        try:
-            version = np.lib.format.read_magic(f)
-            first = version == (1, 0)
-            read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(f)
-            if dtype.hasobject:
-                raise ValueError("it holds Python objects")
-        except ValueError as e:
-            raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {e}") from e
-        return shape, dtype, fortran
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
+        """The file of an array behind its head, with shape, whether it lies in Fortran's order, and dtype.
+
+        Raises MissingError where the head makes no sense, or says more than the file has: before that is
+        known, nothing is allocated.
+        """
+        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
+            try:
+                version = np.lib.format.read_magic(f)
+                first = version == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(f)
+                if dtype.hasobject:
+                    raise ValueError("it holds Python objects")
+                if not all(type(side) is int and side > 0 for side in shape):
+                    raise ValueError(f"its shape is {shape}")
+            except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as e:
+                raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {first_line(e)}") from e
+            if f.tell() + math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
+                raise MissingError(
+                    f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again"
+                )
+            yield f, shape, fortran, dtype

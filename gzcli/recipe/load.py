@@ -59,6 +59,9 @@ class Problem:
         return self.text + (f" ({self.hint})" if self.hint else "")
 
 
+LARGEST = 1_000_000  # bytes of a file that is read as a recipe; the longest of the zoo has 5,000
+
+
 @dataclass
 class Document:
     """A parsed YAML text.
@@ -120,6 +123,10 @@ def read_file(path: Path, name: str | None = None) -> Document:
     """Parses a file. Raises UsageError where it cannot be read or is not YAML."""
     name = name or str(path)
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise UsageError(
+                f"{name}: it has {size / 1e6:,.1f} MB, and a recipe {LARGEST / 1e6:g} MB at most"
+            )
         return read_text(path.read_text(encoding="utf-8-sig"), name)
     except UnicodeDecodeError as e:
         raise UsageError(f"{name}: not a text in UTF-8: {e.reason} at byte {e.start}") from None

@@ -26,8 +26,16 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "0 or more": lambda v: v >= 0,
     "1 or more": lambda v: v >= 1,
     "in [0, 1)": lambda v: 0 <= v < 1,
-    "2 … 256": lambda v: 2 <= v <= 256,
 }
+MOST = "-1,000,000 … 1,000,000"  # whole numbers of models: a width of 10⁹ would take all memory
+
+
+def within(range: str) -> Callable[[float], bool]:
+    """Whether a number lies in a range: one of RANGES, or from a least to a largest number, as `2 … 256`."""
+    if range in RANGES:
+        return RANGES[range]
+    low, high = (int(text.replace(",", "")) for text in range.split(" … "))
+    return lambda v: low <= v <= high
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Rule:
 
     annotation: its type, as in a signature.
     default: its value where no layer gives one.
-    range: the range of its numbers, a name of RANGES; None: any.
+    range: the range of its numbers, as `within` reads it; None: any.
     """
 
     annotation: str
@@ -132,7 +140,10 @@ def _given_only(rules: Rules) -> Rules:
 
 def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
     # a required parameter has no default: `missing` finds where it is not given
-    return {name: Rule(p.annotation, ABSENT if p.required else p.default) for name, p in params.items()}
+    return {
+        name: Rule(p.annotation, ABSENT if p.required else p.default, MOST if "int" in p.annotation else None)
+        for name, p in params.items()
+    }
 
 
 def score_options(card: ModelCard) -> dict[str, Rule]:
@@ -212,7 +223,7 @@ def check(
             elif key in rules:
                 node = parse(rule.annotation)
                 ok, converted = convert(node, value)
-                ranged = ok and (rule.range is None or all(map(RANGES[rule.range], numbers(converted))))
+                ranged = ok and (rule.range is None or all(map(within(rule.range), numbers(converted))))
                 if ranged:
                     clean[key] = converted
                 else:
