@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gzcli.errors import DamagedError
 from gzcli.models import catalog
 from gzcli.parts import Part
 from gzcli.peaks import PEAKS
@@ -188,8 +189,8 @@ def _path(key: str) -> Path:
 def _read(key: str) -> dict[str, Any]:
     """What is kept under a key; {} where that is nothing, or damaged."""
     try:
-        return files.read_json(_path(key)) or {}
-    except ValueError:
+        return files.read_object(_path(key))
+    except DamagedError:
         return {}
 
 

@@ -138,11 +138,7 @@ def read(place: Path) -> Results:
             f"there is no folder `{place}`", hint="`gz bench` and `gz ood` print theirs: `files: …`"
         )
     for path in [folder / name for name in FILES]:
-        try:
-            made = files.read_json(path)
-            job = files.read_json(folder / "job.json") or {}
-        except ValueError as e:
-            raise UsageError(f"`{path}` is not JSON: {e}") from e
+        made, job = files.read_json(path), files.read_object(folder / "job.json")
         if isinstance(made, dict) and ("rows" in made or "results" in made or "files" in made):
             return Results(folder, made, job, path.stat().st_mtime)
     raise UsageError(

@@ -200,7 +200,7 @@ def test_all_mistakes_are_told_at_once(write):
     assert problems(resolve, path) == [
         "my.yaml:1:21: unknown key `dpeth` in `model` (did you mean `depth`?)",
         "my.yaml:3:3: unknown key `stepz` in `train` (did you mean `steps`?)",
-        "my.yaml:4:15: `train.batch_size` must be 1 or more, not `0`",
+        "my.yaml:4:15: `train.batch_size` must be 1 … 1,000,000, not `0`",
         "my.yaml:5:13: `optim.lr` must be a number, not the text `1e-4` (leave out the quotes)",
     ]
 
@@ -215,7 +215,7 @@ def test_a_wrong_name_of_a_data_set_is_among_them(write, tmp_path):
     )
     assert problems(resolve, path, data="cifra10", sets=["train.steps=0"])[1:] == [
         "`--data`: there is no data set `cifra10` (did you mean `cifar10`?)",
-        "`--set train.steps=0`: `train.steps` must be 1 or more, not `0`",
+        "`--set train.steps=0`: `train.steps` must be 1 … 1,000,000,000, not `0`",
     ]
     assert len(problems(resolve, path, data=str(tmp_path / "later.zip"))) == 1, "a path may come to be"
     write("my.yaml", "model: {name: glow}\nfor: {photos: {train: {steps: 5}}}\n")
@@ -535,7 +535,7 @@ def test_a_tree_has_every_key(write):
     assert list(tree["model"]) == ["name", *card.params]
     assert list(tree["sample"]) == list(card.sample)
     keys = (
-        "steps minutes batch_size accumulate precision ema clip compile deterministic log_every "
+        "steps minutes clock batch_size accumulate precision ema clip compile deterministic log_every "
         "sample_every samples eval_every"
     )
     assert list(tree["train"]) == [*keys.split(), "checkpoint_every", "keep", "best", "init"]

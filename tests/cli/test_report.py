@@ -279,7 +279,7 @@ def test_a_report_replaces_a_report_and_nothing_else(call, bench, tmp_path):
     assert code == 2 and "holds no results of `gz bench` or `gz ood`" in stderr
     assert call("report", str(tmp_path / "gone"))[0] == 3
     (bench / "bench.json").write_text("{")
-    assert call("report", str(bench))[0] == 2
+    assert call("report", str(bench))[0] == 3
 
 
 def test_bench_writes_the_report_that_it_is_asked_for(call, monkeypatch, tmp_path):
