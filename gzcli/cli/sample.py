@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +28,7 @@ from gzcli.cli.options import (
 from gzcli.errors import UsageError, canonical, did_you_mean
 
 if TYPE_CHECKING:
+    from gzcli.jobs import SampleJob
     from gzcli.models.catalog import ModelCard
     from gzcli.store.runs import Run
 
@@ -91,6 +94,17 @@ _Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 
 _Animate = Annotated[
     bool, typer.Option("--animate", help="Write animation.gif: the first 16 images while they are drawn.")
 ]
+_Like = Annotated[
+    Path | None,
+    typer.Option(
+        "--like",
+        metavar="PICTURE",
+        help="Draw again what this PNG of `gz sample` shows; MODEL may be left out.",
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+    ),
+]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
 
 SETTINGS = OWN_OPTIONS
@@ -98,7 +112,7 @@ SETTINGS = OWN_OPTIONS
 
 def sample(
     ctx: typer.Context,
-    model: Model,
+    model: Model = "",
     data: Data = None,
     n: _N = None,
     label: _Label = None,
@@ -106,6 +120,7 @@ def sample(
     prompts: _Prompts = None,
     seed: SeedOrZero = 0,
     do: _Do = None,
+    like: _Like = None,
     input: _Input = None,
     mask: _Mask = None,
     checkpoint: Checkpoint = "last",
@@ -125,13 +140,21 @@ def sample(
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
-    from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
+    from gzcli.cli.jobs import announce, do_job, method_options, processes_of
+    from gzcli.cli.like import origin_of_job
     from gzcli.data.names import data_key
     from gzcli.jobs import SampleJob
     from gzcli.models.catalog import card_of
     from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
 
+    if like:
+        given = {"n": n, "labels": label, "prompts": prompt or prompts, "do": do, "options": ctx.args}
+        job = SampleJob("", npz=npz, png=png, animate=animate, launch=processes_of(gpus, cpu, processes))
+        job = replace(job, input=str(input) if input else None, mask=str(mask) if mask else None)
+        return draw_like(like, model, given, job, out_dir)
+    if not model:
+        raise UsageError("`gz sample` needs a model, a run or a file", hint="gz sample vae")
     key = data_key(data) if data else None
     run = find_run(model, data=key)
     part = part_of(run.serving.tree())
@@ -150,7 +173,7 @@ def sample(
         n = 64 if do else len(texts) or 64
     announce(run, model, data=key)
     name = do or (f"n{n}" if n else "from-input")
-    folder = (out_dir or run.path / "sampled" / f"{name}-{stamp()}").absolute()
+    folder = place(out_dir, run, name)
     job = SampleJob(
         str(run.path),
         checkpoint,
@@ -169,7 +192,31 @@ def sample(
         precision=precision,
         launch=processes_of(gpus, cpu, processes),
     )
-    result = do_job(folder, job)
+    tell(do_job(folder, replace(job, origin=origin_of_job(job, run))))
+
+
+def draw_like(
+    picture: Path, model: str, given: Mapping[str, Any], job: SampleJob, out_dir: Path | None
+) -> None:
+    """Draws again what a picture shows. Arguments and errors as of `like.job_of`; `out_dir`: `--out`."""
+    from gzcli.cli.jobs import announce, do_job
+    from gzcli.cli.like import compare, job_of, origin_of_job
+
+    run, job = job_of(picture, model, given, job)
+    announce(run, run.id)
+    result = do_job(place(out_dir, run, "like"), replace(job, origin=origin_of_job(job, run)))
+    tell(result | {"like": compare(picture, result)})
+
+
+def place(out_dir: Path | None, run: Run, name: str) -> Path:
+    """The folder of a job: that of `--out`, else a new one below the run."""
+    from gzcli.cli.jobs import stamp
+
+    return (out_dir or run.path / "sampled" / f"{name}-{stamp()}").absolute()
+
+
+def tell(result: Mapping[str, Any]) -> None:
+    """Prints what was drawn."""
     for path in (result["grid"], result["npz"], result["animation"]):
         if path:
             out.text(path)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gzcli.data.pack import Pack
+from gzcli.store.png import save_png
 
 COLUMNS, ROWS = 10, 30  # pictures of a row, and rows at most
 SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
@@ -53,8 +54,7 @@ def draw(pack: Pack, path: Path) -> Path:
             )
             picture = picture.resize((wide * scale, high * scale), Image.Resampling.NEAREST)
             sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    save_png(path, np.asarray(sheet), {"verb": "data show", "data": pack.meta.name})
     return path
 
 
