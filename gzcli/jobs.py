@@ -183,12 +183,14 @@ class BenchJob:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """A run's weights in the format of another library.
+    """A run as one file to share, or its weights in the format of another library.
 
     run: folder of the run.
-    to: name of the library.
-    out: path of the folder that is written.
+    to: "file", or name of the library.
+    out: path of the folder, or of the file, that is written.
     checkpoint: "last", "best", "finished" or a step.
+    dtype: of the parameters in a file, "fp32" or "bf16".
+    command: the commands that make the run again, for its card; None: the one that it was trained by.
     launch: number and kind of processes.
     """
 
@@ -196,6 +198,8 @@ class ExportJob:
     to: str
     out: str
     checkpoint: str = "finished"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    command: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["export"] = "export"
 

@@ -203,7 +203,7 @@ def draw_like(
     from gzcli.cli.like import compare, job_of, origin_of_job
 
     run, job = job_of(picture, model, given, job)
-    announce(run, run.id)
+    announce(run, str(run.path))
     result = do_job(place(out_dir, run, "like"), replace(job, origin=origin_of_job(job, run)))
     tell(result | {"like": compare(picture, result)})
 
