@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow bench lint format completions clean
+.PHONY: demo test test-slow bench pretrained lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is
 
 bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
 	$(BIN)/python tests/speed.py
+
+pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come with gz again; ONLY="cfm-digits …" some
+	$(BIN)/python tests/pretrained.py $(ONLY)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check

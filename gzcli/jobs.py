@@ -190,7 +190,6 @@ class ExportJob:
     out: path of the folder, or of the file, that is written.
     checkpoint: "last", "best", "finished" or a step.
     dtype: of the parameters in a file, "fp32" or "bf16".
-    command: the commands that make the run again, for its card; None: the one that it was trained by.
     launch: number and kind of processes.
     """
 
@@ -199,7 +198,6 @@ class ExportJob:
     out: str
     checkpoint: str = "finished"
     dtype: Literal["fp32", "bf16"] = "fp32"
-    command: str | None = None
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["export"] = "export"
 

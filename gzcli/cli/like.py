@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
+from gzcli.cli.drawn import place, tell
+from gzcli.cli.jobs import announce, do_job
 from gzcli.errors import MissingError, UsageError
 from gzcli.store.files import checksum
 
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
 
 # what a picture decides by itself: key of its origin → the option that would change it
 DECIDED = {"n": "-n", "labels": "--label", "prompts": "--prompt", "do": "--do", "options": "options"}
+
+
+def draw_like(
+    picture: Path, model: str, given: Mapping[str, Any], job: SampleJob, out_dir: Path | None
+) -> None:
+    """Draws again what a picture shows. Arguments and errors as of `like.job_of`; `out_dir`: `--out`."""
+    run, job = job_of(picture, model, given, job)
+    announce(run, str(run.path))
+    result = do_job(place(out_dir, run, "like"), replace(job, origin=origin_of_job(job, run)))
+    tell(result | {"like": compare(picture, result)})
 
 
 def origin_of_job(job: SampleJob, run: Run) -> dict[str, Any]:

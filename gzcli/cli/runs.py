@@ -131,9 +131,7 @@ def _exact(ref: str) -> Run:
 
 def _find(ref: str) -> Run:
     """The run of this id, alias or folder, in any state; for a model's name its finished run."""
-    from gzcli.store.runs import by_name, find
-
-    return by_name(ref) or find(ref)
+    return share.find(ref)
 
 
 def _remove(runs: list[Run], yes: bool) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gzcli.cli import out
 from gzcli.cli.jobs import OWN_OPTIONS
 from gzcli.cli.options import (
     Checkpoint,
@@ -19,16 +17,17 @@ from gzcli.cli.options import (
     Json,
     Model,
     Precision,
+    Pretrained,
     Processes,
     Quiet,
     SeedOrZero,
     choose,
     complete_do,
+    spelled,
 )
 from gzcli.errors import UsageError, canonical, did_you_mean
 
 if TYPE_CHECKING:
-    from gzcli.jobs import SampleJob
     from gzcli.models.catalog import ModelCard
     from gzcli.store.runs import Run
 
@@ -113,6 +112,7 @@ SETTINGS = OWN_OPTIONS
 def sample(
     ctx: typer.Context,
     model: Model = "",
+    pretrained: Pretrained = False,
     data: Data = None,
     n: _N = None,
     label: _Label = None,
@@ -140,8 +140,9 @@ def sample(
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
+    from gzcli.cli.drawn import place, tell
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of
-    from gzcli.cli.like import origin_of_job
+    from gzcli.cli.like import draw_like, origin_of_job
     from gzcli.data.names import data_key
     from gzcli.jobs import SampleJob
     from gzcli.models.catalog import card_of
@@ -156,6 +157,7 @@ def sample(
     if not model:
         raise UsageError("`gz sample` needs a model, a run or a file", hint="gz sample vae")
     key = data_key(data) if data else None
+    model = spelled(model, pretrained)
     run = find_run(model, data=key)
     part = part_of(run.serving.tree())
     known = card_of(run, part.model)
@@ -193,37 +195,6 @@ def sample(
         launch=processes_of(gpus, cpu, processes),
     )
     tell(do_job(folder, replace(job, origin=origin_of_job(job, run))))
-
-
-def draw_like(
-    picture: Path, model: str, given: Mapping[str, Any], job: SampleJob, out_dir: Path | None
-) -> None:
-    """Draws again what a picture shows. Arguments and errors as of `like.job_of`; `out_dir`: `--out`."""
-    from gzcli.cli.jobs import announce, do_job
-    from gzcli.cli.like import compare, job_of, origin_of_job
-
-    run, job = job_of(picture, model, given, job)
-    announce(run, str(run.path))
-    result = do_job(place(out_dir, run, "like"), replace(job, origin=origin_of_job(job, run)))
-    tell(result | {"like": compare(picture, result)})
-
-
-def place(out_dir: Path | None, run: Run, name: str) -> Path:
-    """The folder of a job: that of `--out`, else a new one below the run."""
-    from gzcli.cli.jobs import stamp
-
-    return (out_dir or run.path / "sampled" / f"{name}-{stamp()}").absolute()
-
-
-def tell(result: Mapping[str, Any]) -> None:
-    """Prints what was drawn."""
-    for path in (result["grid"], result["npz"], result["animation"]):
-        if path:
-            out.text(path)
-    if not result["files"] and not result["npz"]:
-        out.info(f"{result['n']:,} images: all on one sheet, none by itself")
-        out.hint("`--png` writes each of them, `--npz` all in one file")
-    out.data(result)
 
 
 def check_pictures(model: ModelCard, do: str | None, input: Path | None, mask: Path | None) -> None:

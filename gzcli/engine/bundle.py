@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gzcli.data.sets import SPECS
-from gzcli.engine import pictures, sampler
+from gzcli.engine import sampler
 from gzcli.engine.build import load_model, weights_file
 from gzcli.engine.checkpoint import metadata_of, read_weights
 from gzcli.engine.latent import autoencoder_run
@@ -156,7 +156,7 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
         "dtype": job.dtype,
         "step": trained.step,
         "seconds": round(sum(part.seconds for part in owner.stages or [owner]), 1),
-        "command": job.command or _command(env.get("command") or []),
+        "command": _command(env.get("command") or []),
         "data": data_card(owner.data, trained, env.get("data") or {}),
         "figures": figures(trained),
         "versions": {"gzcli": __version__, **(env.get("packages") or {})},
@@ -207,6 +207,14 @@ def _command(words: list[str]) -> str:
     return " ".join(Path(word).name if "/" in word or "\\" in word else word for word in words)
 
 
+def contact_sheet(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [16, C, H, W] as 4 rows of 4, [H', W', C], enlarged by a whole number to SIDE at most."""
+    n, c, h, w = images.shape
+    rows = images.reshape(4, n // 4, c, h, w).transpose(0, 3, 1, 4, 2).reshape(4 * h, n // 4 * w, c)
+    scale = max(1, SIDE // max(rows.shape[:2]))
+    return rows.repeat(scale, 0).repeat(scale, 1)
+
+
 def preview(trained: Trained) -> bytes | None:
     """A PNG of samples. Of a model that makes images from pictures or texts it is the last of its training;
     None where there is none."""
@@ -218,10 +226,10 @@ def preview(trained: Trained) -> bytes | None:
         if not drawn:
             return None
         image: Image.Image = Image.open(drawn[-1])
+        image.thumbnail((SIDE, SIDE))
     else:
-        sheet = pictures.grid(sampler.draw(trained, SHOWN))
+        sheet = contact_sheet(sampler.draw(trained, SHOWN))
         image = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
-    image.thumbnail((SIDE, SIDE))
     held = io.BytesIO()
     image.save(held, "png", optimize=True)
     return held.getvalue()

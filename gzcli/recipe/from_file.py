@@ -57,9 +57,8 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
 
     Raises MissingError for a file that is not by gz, or that is built on weights of other files.
     """
-    stem = file.stem if source is None else source.rpartition("/")[2].partition(":")[2] or file.stem
-    if source is not None and hub.is_address(source):
-        stem = hub.name_of(source).rpartition("/")[2]
+    on_hub = source is not None and hub.is_address(source)  # where each file is called alike
+    stem = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem
     file = file.resolve()
     if (file.parent / "run.yaml").is_file() and (file.parent / "status.json").is_file():
         return Run(file.parent)
