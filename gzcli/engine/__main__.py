@@ -180,10 +180,10 @@ def train_one(run: Run, log: Log) -> Accelerator:
 
 def work(run: Run, job: jobs.Job, log: Log) -> None:
     """Does a job and writes its `result.json`."""
-    from accelerate import PartialState
-
     state = None
     if "RANK" in os.environ:
+        from accelerate import PartialState  # which a process alone does not wait for
+
         # rank 0 alone judges what all have made, which may take longer than NCCL's ten minutes
         state = PartialState(cpu=job.launch.cpu, timeout=timedelta(hours=2))
     device = state.device if state else pick_device(job.launch)
