@@ -52,7 +52,7 @@ class SampleJob:
     png: bool = False
     animate: bool = False
     precision: str | None = None
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["sample"] = "sample"
 

@@ -69,8 +69,19 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
         metadata["built_on"] = "{}"
     if picture := preview(trained):
         metadata["preview"] = base64.b64encode(picture).decode()
-    files.write_atomic(Path(job.out), save(tensors, metadata=metadata))
+    files.write_atomic(Path(job.out), bytes_of(tensors, metadata))
     return card
+
+
+def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The file, with the metadata in one order: the library's changes from call to call."""
+    data = save(tensors, metadata=metadata)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[begin:]
 
 
 def _parts(trained: Trained, checkpoint: str) -> dict[str, Run]:

@@ -74,6 +74,7 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
 
     status: further keys of the run's `status.json`.
     """
+    file = file.resolve()  # the hub's cache holds links
     texts = metadata(file)
     try:
         tree, parts = json.loads(texts["recipe"]), bundle.parts(texts)

@@ -84,8 +84,7 @@ def explained(name: str) -> Iterator[None]:
     except errors.HFValidationError as e:
         raise UsageError(f"`{name}` is no name of a repository", hint="it is like `owner/name`") from e
     except errors.LocalEntryNotFoundError as e:
-        set_ = next((key for key in ("GZ_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(key)), None)
-        why = f"`{set_}` is set" if set_ else "the hub cannot be reached"
+        why = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
         raise MissingError(
             f"`{name}` is not here, and {why}", hint=f"`hf download {name} {FILE}` where there is a network"
         ) from e
