@@ -51,7 +51,7 @@ def list_(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List models, data sets, recipes, runs, or the trained models that come with gz."""
+    """List models, data sets, recipes or runs."""
     kind = choose("list", what, _WHAT) if what else "models"
     if kind != "models" and (family or can):
         raise UsageError("`--family` and `--can` choose among models", hint="gz list models")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -76,6 +75,8 @@ def push(
     quiet: Quiet = False,
 ) -> None:
     """Put a run on the Hugging Face hub, with a card that says what it is."""
+    import tempfile
+
     from gzcli.store import files, hub, model_card
 
     name = hub.name_of(repository)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gzcli.engine import bundle
+from gzcli.engine import bundle, portable
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError
@@ -22,6 +22,10 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
     facts = {"run": trained.run.owner.id, "to": job.to, "path": job.out}
     if job.to == "file":
         return facts | {"card": bundle.write(trained, job)}
+    if job.to in ("onnx", "torch"):
+        made = portable.write(trained, job.to, Path(job.out))
+        log.info(f"images within {made['differs']} of 255 of gz's; files: {', '.join(made['files'])}")
+        return facts | made
     return facts | to_diffusers(trained, job.out, log)
 
 

@@ -1,4 +1,4 @@
-"""Runs as files, on a stand-in of the hub, and as models that come with gz; pictures that say their origin."""
+"""Runs as files, on a stand-in of the hub, and as models that come with gz; and what pictures tell."""
 
 from __future__ import annotations
 

@@ -1,0 +1,359 @@
+"""`gz runs export --to onnx|torch`: the network of a model as a graph, and a sampler that needs neither gz
+nor torch.
+
+Two kinds of sampler are exported. One makes an image of its noise at once (GANs, VAEs, flows): the graph is
+the whole sampler. The other walks from noise to image by calls of a denoiser or of a velocity: the graph is
+one call, and the walk is written down. As every solver combines its noise and the outputs of the calls
+linearly, it is run once on unit vectors in their place, and what comes out are the factors.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gzcli.engine import portable_sampler, sampler
+from gzcli.engine.trained import Trained
+from gzcli.errors import MissingError, UsageError
+from gzcli.models.nn import spread_labels
+from gzcli.models.options import grouped
+from gzcli.types import ImageNoise, Noise, no_progress
+
+BATCH = 3  # images of the example that a graph is traced with
+CHECKED = 4  # images that the export is tried on
+KINDS = {"normal_": "normal", "uniform_": "uniform"}
+TOLERANCE = 1  # grey levels of 255 by which the exported sampler may differ
+ELSE = "`--to file` takes every run; `--to diffusers` what `gz list models --can export` shows"
+BY_VALUES = "images step by step, each value from those before"
+NONE_YET = {"autoregressive": BY_VALUES, "stable_diffusion": "with networks of diffusers: `--to diffusers`"}
+
+
+class Given(Noise):
+    """Noise that is given, in place of being drawn.
+
+    values: the draws in order.
+    """
+
+    def __init__(self, values: list[Tensor]):
+        self.values, self.device = iter(values), values[0].device
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        return next(self.values)
+
+
+class Noted(ImageNoise):
+    """Noise that notes what is drawn: [(kind, shape of an image)]."""
+
+    def __init__(self, n: int):
+        super().__init__(0, range(n))
+        self.drawn: list[tuple[str, list[int]]] = []
+        self.values: list[Tensor] = []
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        if method not in KINDS:
+            raise Unportable("it draws integers")
+        self.drawn.append((KINDS[method], list(shape[1:])))
+        self.values.append(super()._draw(method, shape, high))
+        return self.values[-1]
+
+
+class Unportable(Exception):
+    """A model whose sampler cannot be exported; the text says why."""
+
+
+class Units(Noise):
+    """Noise, and outputs of a network, as unit vectors [1, size, 1, 1] in the order in which they come.
+
+    size: how many there will be.
+    """
+
+    def __init__(self, size: int):
+        self.device, self.size, self.program, self.count = torch.device("cpu"), size, [], 0
+
+    def unit(self) -> Tensor:
+        found = torch.zeros(1, self.size, 1, 1, dtype=torch.float64)
+        if self.count < self.size:
+            found[0, self.count] = 1
+        self.count += 1
+        return found
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        if method not in KINDS:
+            raise Unportable("it draws integers")
+        self.program.append({"do": "draw", "kind": KINDS[method], "shape": list(shape[1:])})
+        return self.unit()
+
+    def call(self, x: Tensor, **scalars: float) -> None:
+        """Notes a call of the network at x, a combination of what came before."""
+        self.program.append({"do": "call", "x": terms(x), **scalars})
+
+
+def terms(x: Tensor) -> list[list[float]]:
+    """The numbers of the unit vectors in x [1, size, 1, 1], with their factors."""
+    row = x.flatten()
+    return [[i, float(row[i])] for i in row.nonzero().flatten().tolist()]
+
+
+class Whole(nn.Module):
+    """A sampler that makes images at once: the graph of `sample`.
+
+    options: keywords of `sample`.
+    """
+
+    def __init__(self, model: nn.Module, options: Mapping[str, Any]):
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, noise: list[Tensor], y: Tensor | None = None) -> Tensor:
+        n = noise[0].shape[0]  # which is a symbol in a graph, as `len` is not
+        return self.model.sample(n, labels=y, noise=Given(noise), progress=no_progress, **self.options)
+
+
+class Denoise(nn.Module):
+    """One call of a denoiser: (x_0, ε) of x [B, C, H, W] at times t [B] with the levels α, σ [1].
+
+    how: its guidance, and whether x_0 is clipped.
+    """
+
+    def __init__(self, model: Any, how: Mapping[str, Any]):
+        super().__init__()
+        self.model, self.scale = model, how.get("guidance", 1.0)
+        self.clip = how.get("clip", True) and model.data.levels is not None
+        self.dynamic = [how["dynamic"]] if how.get("dynamic") else []
+
+    def forward(
+        self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        model = self.model
+        if hasattr(model, "sde"):  # whose levels are functions of t
+            x0, eps = model.split(x, t, y, self.scale)
+        else:
+            x0, eps = model.split(model.guided(model.beside(x), t, y, self.scale), x, alpha, sigma)
+        if self.clip:
+            x0 = model.into_range(x0, *self.dynamic)
+            eps = (x - alpha * x0) / sigma
+        return x0, eps
+
+
+class Velocity(nn.Module):
+    """One call of a velocity of x [B, C, H, W] at times t [B]."""
+
+    def __init__(self, model: Any, how: Mapping[str, Any]):
+        super().__init__()
+        self.model, self.scale = model, how.get("guidance", 1.0)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.model.velocity(y, self.scale)(x, t)
+
+
+class Decode(nn.Module):
+    """Images [B, C, H, W] of latents."""
+
+    def __init__(self, trained: Trained):
+        super().__init__()
+        self.autoencoder: Any = trained.space and trained.space.autoencoder
+        self.shown = trained.shown
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shown(x)
+
+
+def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
+    """Writes the graphs, `model.json` and, for onnx, `sample.py` into a folder. Returns {files, differs}, the
+    latter being the largest difference of a pixel from gz's own, in grey levels.
+
+    to: "onnx" or "torch".
+
+    Raises UsageError for a model whose sampler cannot be exported; MissingError without the onnx packages.
+    """
+    if to == "onnx":
+        needs_onnx()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = grouped(trained.model.sample, trained.part.sample)
+    trained.asked = "fp32"
+    try:
+        spec, step, example = step_of(trained, options)
+    except Unportable as e:
+        raise UsageError(f"the sampler of `{trained.name}` cannot be exported: {e}", hint=ELSE) from e
+    spec |= {
+        "model": trained.name,
+        "run": trained.run.owner.id,
+        "classes": list(trained.info.classes) if trained.model.conditional else [],
+        "multilabel": trained.info.multilabel,
+        "decode": trained.space is not None,
+    }
+    graphs = {"step": (step, example)}
+    if trained.space is not None:
+        graphs["decode"] = (Decode(trained), {"x": torch.zeros(BATCH, *trained.info.shape)})
+    try:
+        files = [graph(folder, name, net, inputs, to) for name, (net, inputs) in graphs.items()]
+    except Exception as e:  # the exporters of torch raise errors of many kinds
+        why = str(e).strip().partition("\n")[0][:200]
+        raise UsageError(
+            f"torch cannot write the network of `{trained.name}` as a graph: {why}", hint=ELSE
+        ) from e
+    text = json.dumps(spec, indent=1)
+    (folder / "model.json").write_text(text + "\n")
+    if to == "onnx":
+        shutil.copyfile(portable_sampler.__file__, folder / "sample.py")
+    differs = check(trained, json.loads(text), folder, to)
+    return {"files": [*files, "model.json", *(["sample.py"] if to == "onnx" else [])], "differs": differs}
+
+
+def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
+    """(program and result, the network of a call, an example of its inputs). Raises Unportable."""
+    model, card = trained.model, type(trained.model).__module__.split(".")
+    if family := next((part for part in card if part in NONE_YET), None):
+        raise Unportable(f"it makes {NONE_YET[family]}")
+    if hasattr(model, "sources"):
+        raise Unportable("it makes images of pictures")
+    y = spread_labels(None, BATCH, trained.info, trained.device) if model.conditional else None
+    labels = {} if y is None else {"y": y}
+    example: dict[str, Any]
+    if not (hasattr(model, "denoiser") or hasattr(model, "velocity")):
+        noted = Noted(BATCH)
+        with torch.no_grad():
+            model.sample(BATCH, labels=y, noise=noted, progress=no_progress, **options)
+        program: list[dict[str, Any]] = [
+            {"do": "draw", "kind": kind, "shape": shape} for kind, shape in noted.drawn
+        ]
+        program.append({"do": "make"})
+        return (
+            {"program": program, "result": [[0, 1.0]]},
+            Whole(model, options),
+            {"noise": noted.values} | labels,
+        )
+    program, result, how = walk(model, options)
+    x, t = torch.zeros(BATCH, *trained.info.shape), torch.full((BATCH,), 0.5)
+    example = {"x": x, "t": t}
+    if how["kind"] == "velocity":
+        return {"program": program, "result": result}, Velocity(model, how), example | labels
+    example |= {"alpha": torch.full((1,), 0.8), "sigma": torch.full((1,), 0.6)}
+    return {"program": program, "result": result}, Denoise(model, how), example | labels
+
+
+def walk(
+    model: Any, options: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[list[float]], dict[str, Any]]:
+    """The program of a sampler, its result as a combination, and what it asks of the network."""
+    size = 1
+    for _ in range(2):  # the first time counts
+        units = Units(size)
+        how: dict[str, Any] = {}
+        with in_place(model, units, how):
+            result = model.sample(1, noise=units, progress=no_progress, **options)
+        size = units.count
+    if not how:
+        raise Unportable("it calls its network in a way of its own")
+    if tuple(how.get("interval", (0.0, 1.0))) != (0.0, 1.0):
+        raise Unportable("its guidance acts within an interval of times alone")
+    return units.program, terms(result), how
+
+
+@contextmanager
+def in_place(model: Any, units: Units, how: dict[str, Any]) -> Iterator[None]:
+    """While the block runs, the model's network answers with unit vectors, and images have no range.
+
+    how: gets what the sampler asks of the network.
+    """
+
+    def denoiser(y: Tensor | None = None, **asked: Any) -> Any:
+        how.update(asked, kind="denoise")
+
+        def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            level = model.level(t)
+            units.call(x, t=float(t), alpha=float(level.alpha), sigma=float(level.sigma))
+            return units.unit(), units.unit()
+
+        return denoise
+
+    def velocity(y: Tensor | None = None, guidance: float = 1.0, interval: Any = (0.0, 1.0)) -> Any:
+        how.update(guidance=guidance, interval=interval, kind="velocity")
+
+        def f(x: Tensor, t: Tensor) -> Tensor:
+            units.call(x, t=float(t.flatten()[0]))
+            return units.unit()
+
+        return f
+
+    fakes = {"denoiser": denoiser, "velocity": velocity, "into_range": lambda x, *_: x}
+    fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
+    vars(model).update(fakes)
+    try:
+        yield
+    finally:
+        for name in fakes:
+            vars(model).pop(name)
+
+
+def graph(folder: Path, name: str, net: nn.Module, inputs: Mapping[str, Any], to: str) -> str:
+    """Writes one network for batches of every size. Returns the file's name."""
+    n = torch.export.Dim("n", min=1, max=4096)
+    fixed = ("alpha", "sigma")  # one number for the whole batch
+    shapes = {
+        key: [{0: n}] * len(value) if isinstance(value, list) else {} if key in fixed else {0: n}
+        for key, value in inputs.items()
+    }
+    net = net.eval()
+    with torch.no_grad():
+        program = torch.export.export(net, (), dict(inputs), dynamic_shapes=shapes)
+    if to == "torch":
+        torch.export.save(program, folder / f"{name}.pt2")
+        return f"{name}.pt2"
+    names = [
+        label
+        for key, value in inputs.items()
+        for label in ([f"{key}_{i}" for i in range(len(value))] if isinstance(value, list) else [key])
+    ]
+    file = folder / f"{name}.onnx"
+    torch.onnx.export(program, (), file, input_names=names, dynamo=True, external_data=False, verbose=False)
+    return file.name
+
+
+def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> int:
+    """How far what was written draws from what gz draws, in grey levels of 255. Raises UsageError where that
+    is more than `TOLERANCE`."""
+    nets: dict[str, Any] = {}
+
+    def call(name: str, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if to == "onnx":
+            import onnxruntime
+
+            if name not in nets:
+                nets[name] = onnxruntime.InferenceSession(folder / f"{name}.onnx")
+            wanted = {node.name for node in nets[name].get_inputs()}
+            return nets[name].run(None, {key: value for key, value in feeds.items() if key in wanted})
+        if name not in nets:
+            nets[name] = torch.export.load(folder / f"{name}.pt2").module()
+        tensors: dict[str, Any] = {key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()}
+        if several := [tensors.pop(key) for key in list(tensors) if key.startswith("noise_")]:
+            tensors = {"noise": several, **tensors}
+        with torch.no_grad():
+            made = nets[name](**tensors)
+        return [value.numpy() for value in (made if isinstance(made, tuple) else (made,))]
+
+    theirs = portable_sampler.draw(spec, call, CHECKED).transpose(0, 3, 1, 2)
+    ours = sampler.draw(trained, CHECKED)
+    differs = int(np.abs(theirs.astype(int) - ours.astype(int)).max())
+    if differs > TOLERANCE:
+        raise UsageError(
+            f"what was exported draws other images than `{trained.name}`, by up to {differs} of 255",
+            hint="a sampler of fixed steps, without correctors: `gz list models`, `gz sample MODEL --help`",
+        )
+    return differs
+
+
+def needs_onnx() -> None:
+    """Raises MissingError where a package is missing that ONNX files are written with."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
+        raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
