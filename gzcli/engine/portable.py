@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from gzcli.engine import portable_sampler, sampler
 from gzcli.engine.trained import Trained
 from gzcli.errors import MissingError, UsageError
+from gzcli.models.base import Model
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import grouped
 from gzcli.types import ImageNoise, Noise, no_progress
@@ -76,7 +77,8 @@ class Units(Noise):
     """
 
     def __init__(self, size: int):
-        self.device, self.size, self.program, self.count = torch.device("cpu"), size, [], 0
+        self.device, self.size, self.count = torch.device("cpu"), size, 0
+        self.program: list[dict[str, Any]] = []
 
     def unit(self) -> Tensor:
         found = torch.zeros(1, self.size, 1, 1, dtype=torch.float64)
@@ -88,7 +90,9 @@ class Units(Noise):
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         if method not in KINDS:
             raise Unportable("it draws integers")
-        self.program.append({"do": "draw", "kind": KINDS[method], "shape": list(shape[1:])})
+        # the first draw is the image's noise; later ones are made like x, which is a unit vector here
+        own = self.program[0]["shape"] if self.program else list(shape[1:])
+        self.program.append({"do": "draw", "kind": KINDS[method], "shape": own})
         return self.unit()
 
     def call(self, x: Tensor, **scalars: float) -> None:
@@ -108,7 +112,7 @@ class Whole(nn.Module):
     options: keywords of `sample`.
     """
 
-    def __init__(self, model: nn.Module, options: Mapping[str, Any]):
+    def __init__(self, model: Model, options: Mapping[str, Any]):
         super().__init__()
         self.model, self.options = model, options
 

@@ -58,7 +58,7 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
     spec: the content of `model.json`.
     labels: classes that the images take in turn; None: each class in turn.
     """
-    given = {}
+    given: dict[str, np.ndarray] = {}
     if spec["classes"]:
         taken = np.asarray(labels if labels else range(len(spec["classes"])), np.int64)
         given["y"] = taken[np.arange(n) % len(taken)]
@@ -72,7 +72,7 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
             draws += 1
         elif step["do"] == "call":  # of a network that makes an image step by step
             x = combined(step["x"], known)
-            scalars = {key: np.float32([step[key]]) for key in ("alpha", "sigma") if key in step}
+            scalars = {key: np.array([step[key]], np.float32) for key in ("alpha", "sigma") if key in step}
             feeds = {"x": x, "t": np.full(n, step["t"], np.float32), **scalars, **given}
             known += call("step", feeds)
         else:  # of one that makes an image of its noise
