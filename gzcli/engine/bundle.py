@@ -39,6 +39,7 @@ from gzcli.version import __version__
 
 FORMAT = "1"
 SHOWN = 16  # samples of the preview
+BETWEEN = 224  # grey level of the lines between the samples
 SIDE = 256  # pixels of the preview at most, unless the images are larger
 HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -220,6 +221,7 @@ def _command(words: list[str]) -> str:
 
 def contact_sheet(images: np.ndarray) -> np.ndarray:
     """Images uint8 [16, C, H, W] as 4 rows of 4, [H', W', C], enlarged by a whole number to SIDE at most."""
+    images = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=BETWEEN)
     n, c, h, w = images.shape
     rows = images.reshape(4, n // 4, c, h, w).transpose(0, 3, 1, 4, 2).reshape(4 * h, n // 4 * w, c)
     scale = max(1, SIDE // max(rows.shape[:2]))

@@ -14,7 +14,7 @@ from helpers import recipe, trainer
 from PIL import Image
 from zoo import CASES, Case
 
-from gzcli.engine import portable, portable_sampler, sampler
+from gzcli.engine import portable, portable_sampler, portable_steps, sampler
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError
 from gzcli.types import ImageNoise
@@ -55,7 +55,7 @@ def test_a_solver_is_written_down_as_what_it_combines():
     """Heun's steps of a velocity, recombined by hand."""
     trained = made(Case("fm", {"channels": 4, "groups": 4, "mult": (1,), "attention": ()}, lr=1e-3, batch=8))
     options = {"sampler": "heun", "steps": 3, "tolerance": 1e-4, "guidance": 1.0, "interval": (0.0, 1.0)}
-    spec, step, _ = portable.step_of(trained, options)
+    spec, step, _ = portable_steps.step_of(trained, options)
     spec = json.loads(json.dumps(spec)) | {"classes": [], "multilabel": False, "decode": False}
     assert [part["do"] for part in spec["program"]] == ["draw", *["call"] * 6]
 
