@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz bench lint format completions clean
+.PHONY: demo test test-slow fuzz bench pretrained lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ fuzz: $(VENV)/.tested  ## The generated tests, with 5,000 cases each
 
 bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
 	$(BIN)/python tests/speed.py
+
+pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come with gz again; ONLY="cfm-digits …" some
+	$(BIN)/python tests/pretrained.py $(ONLY)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check

@@ -22,6 +22,7 @@ from gzcli.handles import Data, Run
 from gzcli.recipe.from_file import find_run
 from gzcli.sections import PRECISIONS, Fit, LaunchSection
 from gzcli.sizes import Size
+from gzcli.store.pretrained import PREFIX
 
 
 def train(
@@ -86,14 +87,17 @@ def load(
     what: str | Path,
     *,
     data: str | None = None,
+    pretrained: bool = False,
     checkpoint: str | int = "last",
     device: str | None = None,
     precision: str | None = None,
 ) -> Run:
     """The trained model that a name means.
 
-    what: a run's id, alias or folder, a model, whose newest finished run is taken, or a `model.safetensors`.
+    what: a run's id, alias or folder, a model, whose newest finished run is taken, a file of weights,
+      `hf://OWNER/NAME` of the hub, or `pretrained:MODEL`.
     data: the set of that run, where a model is named.
+    pretrained: whether the model is the one that comes with gz: `pretrained:MODEL` by another name.
     checkpoint: "last", "best" or a step.
     device: as torch names it; None: a GPU if there is one.
     precision: of samples and scores: "fp32", "bf16", "fp16" or "auto"; None: samples as it was trained,
@@ -103,7 +107,7 @@ def load(
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
-    run = find_run(str(what), data=data)
+    run = find_run(f"{PREFIX}{what}" if pretrained else str(what), data=data)
     where = torch.device(device) if device else pick_device(LaunchSection())
     return Run(load_trained(run, where, str(checkpoint), precision))
 

@@ -33,6 +33,7 @@ class SampleJob:
     png: whether each image is written as a file, even if there are many.
     animate: whether the sampler's intermediate states are written as an animation.
     precision: of samples and scores; None: samples as the run was trained, scores in fp32.
+    origin: what the pictures say of their making, beside what the engine knows.
     launch: number and kind of processes.
     """
 
@@ -51,6 +52,7 @@ class SampleJob:
     png: bool = False
     animate: bool = False
     precision: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["sample"] = "sample"
 
@@ -181,12 +183,13 @@ class BenchJob:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """A run's weights in the format of another library.
+    """A run as one file to share, or its weights in the format of another library.
 
     run: folder of the run.
-    to: name of the library.
-    out: path of the folder that is written.
+    to: "file", or name of the library.
+    out: path of the folder, or of the file, that is written.
     checkpoint: "last", "best", "finished" or a step.
+    dtype: of the parameters in a file, "fp32" or "bf16".
     launch: number and kind of processes.
     """
 
@@ -194,6 +197,7 @@ class ExportJob:
     to: str
     out: str
     checkpoint: str = "finished"
+    dtype: Literal["fp32", "bf16"] = "fp32"
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: Literal["export"] = "export"
 
@@ -224,6 +228,19 @@ _KINDS: dict[str, type[Job]] = {
     "export": ExportJob,
     "trial": TrialJob,
 }
+
+
+def told(job: Job) -> dict[str, Any]:
+    """What the pictures of a job say of their making: verb, ids of runs, and what was asked, without places
+    of files."""
+    asked = ("n", "seed", "seeds", "scores", "metrics", "options", "precision", "fpr", "benchmark")
+    paths = [
+        *getattr(job, "runs", ()),
+        *filter(None, [getattr(job, "run", None)]),
+        *getattr(job, "others", ()),
+    ]
+    facts = {key: getattr(job, key) for key in asked if getattr(job, key, None) not in (None, (), {})}
+    return {"verb": job.verb, "runs": [Path(path).name for path in paths], **facts}
 
 
 def write(folder: Path, job: Job) -> None:

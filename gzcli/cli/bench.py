@@ -212,11 +212,11 @@ def is_run(word: str) -> bool:
     """Whether a word means a run, a model, or a file of weights. One that looks like a name and means nothing
     at all does too: the search for it tells what was meant."""
     from gzcli.data.names import ENDINGS, is_set
-    from gzcli.recipe.from_file import is_weights
+    from gzcli.recipe.from_file import is_shared
     from gzcli.store import runs
     from gzcli.store.paths import recipe_names
 
-    if runs.by_name(word) is not None or is_weights(word) or matching(word, recipe_names()):
+    if runs.by_name(word) is not None or is_shared(word) or matching(word, recipe_names()):
         return True
     if "/" in word or word.lower().endswith(ENDINGS) or word.endswith(".safetensors"):
         return False

@@ -64,7 +64,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
     ref: what the user typed.
     data: key of the data set that the run was looked up by.
     """
-    from gzcli.recipe.from_file import is_weights
+    from gzcli.recipe.from_file import is_shared
     from gzcli.store import runs
 
     out.info(f"run: {run.id}")
@@ -74,7 +74,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
             step = int(weights.parent.name)
             out.info(f"note: it is {run.state}; its newest checkpoint is taken, of step {step:,}")
         return
-    if is_weights(ref):
+    if is_shared(ref):
         return
     if short := run.shortfalls:
         on = f" on `{data}`" if data else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from json import loads
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from gzcli.cli.options import Json, Quiet, choose, names
 from gzcli.cli.summary import COLUMNS, cells, summary
 from gzcli.errors import UsageError, canonical
 
-_WHAT = ("models", "data", "recipes", "runs")
+_WHAT = ("models", "data", "recipes", "runs", "pretrained")
 
 
 def _complete_what(incomplete: str) -> list[str]:
@@ -33,7 +34,7 @@ def _complete_can(incomplete: str) -> list[str]:
 
 def list_(
     what: Annotated[
-        str, typer.Argument(metavar="[models|data|recipes|runs]", autocompletion=_complete_what)
+        str, typer.Argument(metavar="[models|data|recipes|runs|pretrained]", autocompletion=_complete_what)
     ] = "",
     family: Annotated[
         str,
@@ -186,4 +187,38 @@ def list_runs(model: str | None = None, data: str | None = None) -> None:
     out.data({"runs": rows})
 
 
-_LISTS: dict[str, Callable[[], None]] = {"data": list_data, "recipes": list_recipes, "runs": list_runs}
+def list_pretrained() -> None:
+    """Prints the trained models that come with gz."""
+    from gzcli.recipe.from_file import metadata
+    from gzcli.store.pretrained import PREFIX, names
+    from gzcli.units import size
+
+    rows = []
+    for name, file in names().items():
+        card = loads(metadata(file)["card"])
+        figures = [row for row in card["figures"] if row["from"] == "gz bench"]
+        facts = {key: card[key] for key in ("model", "about", "params", "seconds", "command")}
+        rows.append(
+            {"name": PREFIX + name, **facts, "data": card["data"]["name"], "figures": figures}
+            | {"bytes": file.stat().st_size, "path": file}
+        )
+    columns = ("pretrained", "data", "figure", "trained", "size")
+    out.table(
+        columns,
+        [(r["name"], r["data"], _figure(r), f"{r['seconds']:,.0f} s", size(r["bytes"])) for r in rows],
+    )
+    if rows:
+        out.hint(f"gz sample {rows[0]['name']}")
+    out.data({"pretrained": rows})
+
+
+def _figure(row: dict[str, Any]) -> str | None:
+    return next((f"{figure['name']} {figure['value']:.4g}" for figure in row["figures"]), None)
+
+
+_LISTS: dict[str, Callable[[], None]] = {
+    "data": list_data,
+    "recipes": list_recipes,
+    "runs": list_runs,
+    "pretrained": list_pretrained,
+}

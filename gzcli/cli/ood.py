@@ -17,6 +17,7 @@ from gzcli.cli.options import (
     Json,
     Model,
     Precision,
+    Pretrained,
     Processes,
     Quiet,
     Report,
@@ -24,6 +25,7 @@ from gzcli.cli.options import (
     complete_data,
     complete_data_list,
     complete_scores,
+    spelled,
     split,
 )
 from gzcli.cli.report import check_report, with_report
@@ -101,6 +103,7 @@ SETTINGS = OWN_OPTIONS
 def ood(
     ctx: typer.Context,
     model: Model,
+    pretrained: Pretrained = False,
     in_: _In = None,
     out_: _Outs = None,
     benchmark: _Benchmark = None,
@@ -151,6 +154,7 @@ def ood(
     named = asked.inside if asked else in_
     home = locate(named) if named else None
     key = home.key if home else None
+    model = spelled(model, pretrained)
     run = find_run(model, data=key)
     part = part_of(run.serving.tree())
     home = home or locate(part.data.name)

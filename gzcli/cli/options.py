@@ -184,6 +184,13 @@ def confirmed(what: str, yes: bool) -> bool:
     return typer.confirm(f"Remove {what}?", err=True)
 
 
+def spelled(model: str, pretrained: bool) -> str:
+    """What `MODEL --pretrained` means, in the spelling that every verb knows."""
+    from gzcli.store.pretrained import PREFIX
+
+    return f"{PREFIX}{model}" if pretrained and not model.startswith(PREFIX) else model
+
+
 # --- the options ---
 
 _OUTPUT, _DEVICE = "Output", "Devices"
@@ -203,9 +210,14 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL|RUN",
-        help="A model (its newest finished run), a run's id, alias or folder, or a model.safetensors.",
+        help="A model (its newest finished run), a run's id, alias or folder, a file, `hf://OWNER/NAME`, or "
+        "`pretrained:MODEL`.",
         autocompletion=complete_model_or_run,
     ),
+]
+Pretrained = Annotated[
+    bool,
+    typer.Option("--pretrained", help="The model that comes with gz, trained already: `pretrained:MODEL`."),
 ]
 Data = Annotated[
     str | None,

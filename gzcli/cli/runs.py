@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gzcli.cli import out
+from gzcli.cli import out, share
 from gzcli.cli.list import list_runs
 from gzcli.cli.options import (
-    Checkpoint,
     Json,
     Quiet,
     Yes,
@@ -27,7 +25,7 @@ from gzcli.units import size
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
-app = typer.Typer(help="List, show, export and remove runs.")
+app = typer.Typer(help="List, show, share, export and remove runs.")
 
 _Ref = Annotated[
     str,
@@ -77,33 +75,9 @@ def path(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     out.data({"run": found.id, "path": found.path})
 
 
-@app.command()
-def export(
-    run: _Ref,
-    to: Annotated[Literal["diffusers"], typer.Option("--to", help="The library to write for.")] = "diffusers",
-    folder: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Where to write; into the run's folder without it."),
-    ] = None,
-    checkpoint: Checkpoint = "last",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write a run's weights in the format of another library."""
-    from gzcli.cli.jobs import announce, do_job, stamp
-    from gzcli.jobs import ExportJob
-    from gzcli.sections import LaunchSection
-    from gzcli.store.owned import check_empty
-
-    found = _find(run)
-    announce(found, run)
-    if folder:
-        check_empty(folder)
-    place = (folder or found.path / "export" / to).resolve()
-    job = ExportJob(str(found.path), to, str(place), checkpoint, launch=LaunchSection(cpu=True))
-    result = do_job(found.path / "export" / stamp(), job)
-    out.text(str(place))
-    out.data(result)
+app.command("export")(share.export)
+app.command("push")(share.push)
+app.command("pull")(share.pull)
 
 
 @app.command()
@@ -157,9 +131,7 @@ def _exact(ref: str) -> Run:
 
 def _find(ref: str) -> Run:
     """The run of this id, alias or folder, in any state; for a model's name its finished run."""
-    from gzcli.store.runs import by_name, find
-
-    return by_name(ref) or find(ref)
+    return share.find(ref)
 
 
 def _remove(runs: list[Run], yes: bool) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gzcli.cli import out
 from gzcli.cli.jobs import OWN_OPTIONS
 from gzcli.cli.options import (
     Checkpoint,
@@ -17,11 +17,13 @@ from gzcli.cli.options import (
     Json,
     Model,
     Precision,
+    Pretrained,
     Processes,
     Quiet,
     SeedOrZero,
     choose,
     complete_do,
+    spelled,
 )
 from gzcli.errors import UsageError, canonical, did_you_mean
 
@@ -91,6 +93,17 @@ _Npz = Annotated[bool, typer.Option("--npz", help="Write samples.npz too: uint8 
 _Animate = Annotated[
     bool, typer.Option("--animate", help="Write animation.gif: the first 16 images while they are drawn.")
 ]
+_Like = Annotated[
+    Path | None,
+    typer.Option(
+        "--like",
+        metavar="PICTURE",
+        help="Draw again what this PNG of `gz sample` shows; MODEL may be left out.",
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+    ),
+]
 _Png = Annotated[bool, typer.Option("--png", help="Write single PNGs of more than 256 images too.")]
 
 SETTINGS = OWN_OPTIONS
@@ -98,7 +111,8 @@ SETTINGS = OWN_OPTIONS
 
 def sample(
     ctx: typer.Context,
-    model: Model,
+    model: Model = "",
+    pretrained: Pretrained = False,
     data: Data = None,
     n: _N = None,
     label: _Label = None,
@@ -106,6 +120,7 @@ def sample(
     prompts: _Prompts = None,
     seed: SeedOrZero = 0,
     do: _Do = None,
+    like: _Like = None,
     input: _Input = None,
     mask: _Mask = None,
     checkpoint: Checkpoint = "last",
@@ -125,14 +140,24 @@ def sample(
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
-    from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
+    from gzcli.cli.drawn import place, tell
+    from gzcli.cli.jobs import announce, do_job, method_options, processes_of
+    from gzcli.cli.like import draw_like, origin_of_job
     from gzcli.data.names import data_key
     from gzcli.jobs import SampleJob
     from gzcli.models.catalog import card_of
     from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
 
+    if like:
+        given = {"n": n, "labels": label, "prompts": prompt or prompts, "do": do, "options": ctx.args}
+        job = SampleJob("", npz=npz, png=png, animate=animate, launch=processes_of(gpus, cpu, processes))
+        job = replace(job, input=str(input) if input else None, mask=str(mask) if mask else None)
+        return draw_like(like, model, given, job, out_dir)
+    if not model:
+        raise UsageError("`gz sample` needs a model, a run or a file", hint="gz sample vae")
     key = data_key(data) if data else None
+    model = spelled(model, pretrained)
     run = find_run(model, data=key)
     part = part_of(run.serving.tree())
     known = card_of(run, part.model)
@@ -150,7 +175,7 @@ def sample(
         n = 64 if do else len(texts) or 64
     announce(run, model, data=key)
     name = do or (f"n{n}" if n else "from-input")
-    folder = (out_dir or run.path / "sampled" / f"{name}-{stamp()}").absolute()
+    folder = place(out_dir, run, name)
     job = SampleJob(
         str(run.path),
         checkpoint,
@@ -169,14 +194,7 @@ def sample(
         precision=precision,
         launch=processes_of(gpus, cpu, processes),
     )
-    result = do_job(folder, job)
-    for path in (result["grid"], result["npz"], result["animation"]):
-        if path:
-            out.text(path)
-    if not result["files"] and not result["npz"]:
-        out.info(f"{result['n']:,} images: all on one sheet, none by itself")
-        out.hint("`--png` writes each of them, `--npz` all in one file")
-    out.data(result)
+    tell(do_job(folder, replace(job, origin=origin_of_job(job, run))))
 
 
 def check_pictures(model: ModelCard, do: str | None, input: Path | None, mask: Path | None) -> None:

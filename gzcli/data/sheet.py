@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gzcli.data.pack import Pack
+from gzcli.store.png import save_png
 
 COLUMNS, ROWS = 10, 30  # pictures of a row, and rows at most
 SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
@@ -53,8 +55,7 @@ def draw(pack: Pack, path: Path) -> Path:
             )
             picture = picture.resize((wide * scale, high * scale), Image.Resampling.NEAREST)
             sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    save_png(path, np.asarray(sheet), {"verb": "data show", "data": pack.meta.name})
     return path
 
 
@@ -108,6 +109,7 @@ def font_of(height: int) -> ImageFont.FreeTypeFont:
 
     height: height of its letters in pixels.
     """
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), height)
+    found = find_spec("matplotlib")  # finds the library's files without the time of its import
+    assert found is not None and found.origin is not None
+    fonts = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", height)

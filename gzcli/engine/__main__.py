@@ -33,7 +33,7 @@ from gzcli.engine.minutes import count_steps
 from gzcli.engine.report import metric_lines
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
 from gzcli.parts import part_of
-from gzcli.store import files
+from gzcli.store import files, png
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def explain(e: BaseException) -> GzError:
 def train(run: Run, log: Log) -> None:
     """Trains the run of `run.yaml`, or each of its stages that is not finished; a call of every rank."""
     stop.listen()
+    png.made_by(verb="train", run=run.id)
     if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         log.warn(f"a process has died, all are started again ({lives} of `launch.restarts`)")
     accelerator: Accelerator | None = None
@@ -184,16 +185,17 @@ def train_one(run: Run, log: Log) -> Accelerator:
 
 def work(run: Run, job: jobs.Job, log: Log) -> None:
     """Does a job and writes its `result.json`."""
-    from accelerate import PartialState
-
     state = None
     if "RANK" in os.environ:
+        from accelerate import PartialState  # which a process alone does not wait for
+
         # rank 0 alone judges what all have made, which may take longer than NCCL's ten minutes
         state = PartialState(cpu=job.launch.cpu, timeout=timedelta(hours=2))
     device = state.device if state else pick_device(job.launch)
     if job.launch.threads:
         torch.set_num_threads(job.launch.threads)
     fast_kernels()
+    png.made_by(**jobs.told(job))
     verb = importlib.import_module(f"gzcli.engine.{job.verb}")
     result = verb.run(job, run.path, device, log)
     if state is None or state.is_main_process:

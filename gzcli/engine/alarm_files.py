@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from gzcli.data.pack import Pack
-from gzcli.engine.pictures import Row, save_images, save_png, sheet
+from gzcli.engine.pictures import Row, sheet
 from gzcli.store import files
+from gzcli.store.png import save_images, save_png
 
 SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 

@@ -63,7 +63,7 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
     other weights than the model was trained with.
     """
     run = run.serving
-    saved = checkpoints.read_weights(_weights(run, checkpoint))
+    saved = checkpoints.read_weights(weights_file(run, checkpoint))
     for stage, found in built_on(run, saved.part.model).items():
         if found != saved.built_on.get(stage):
             raise MissingError(
@@ -130,8 +130,9 @@ def placed(model: Model, device: torch.device | str) -> Model:
     return model
 
 
-def _weights(run: Run, checkpoint: str) -> Path:
-    """The file of a checkpoint's averaged weights. Raises MissingError."""
+def weights_file(run: Run, checkpoint: str) -> Path:
+    """The file of the averaged weights of a checkpoint of a run that is not in stages, or of a stage. Raises
+    MissingError."""
     if checkpoint == "last" and run.weights:
         return run.weights
     if checkpoint in ("last", "finished"):

@@ -84,7 +84,12 @@ class Saved:
 
 def save_weights(path: Path, saved: Saved) -> None:
     """Writes a safetensors file: tensors of the weights, all else as JSON in its metadata."""
-    metadata = {
+    save_file(saved.weights, path, metadata=metadata_of(saved))
+
+
+def metadata_of(saved: Saved) -> dict[str, str]:
+    """All but the weights, as JSON in the metadata of a safetensors file has it."""
+    return {
         "gz": __version__,
         "recipe": json.dumps(saved.part.tree()),
         "data": json.dumps(asdict(saved.info)),
@@ -92,7 +97,6 @@ def save_weights(path: Path, saved: Saved) -> None:
         "built_on": json.dumps(saved.built_on),
         "space": json.dumps(saved.space and asdict(saved.space)),
     }
-    save_file(saved.weights, path, metadata=metadata)
 
 
 def read_weights(path: Path) -> Saved:

@@ -135,6 +135,11 @@ def peak_memory(device: torch.device) -> int | None:
     return most if sys.platform == "darwin" else 1024 * most
 
 
+def title(device: torch.device) -> str:
+    """The name of a GPU, as `NVIDIA H100`; of another device its kind, as `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def clock(device: torch.device, kind: str = "wall") -> float:
     """Seconds, after the device has finished its queued work: of time, or of work of this process's cores
     where the kind is "cpu" and the device a CPU."""

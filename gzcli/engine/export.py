@@ -1,4 +1,4 @@
-"""`gz runs export`: a trained model in the format of another library."""
+"""`gz runs export`: a trained model as one file, or in the format of another library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gzcli.engine import bundle, portable
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError
@@ -16,7 +17,20 @@ from gzcli.store.runs import Run
 
 
 def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Writes the averaged weights of the job's run into `job.out`. Returns the JSON of `gz runs export`.
+    """Writes the averaged weights of the job's run to `job.out`. Returns the JSON of `gz runs export`."""
+    trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
+    facts = {"run": trained.run.owner.id, "to": job.to, "path": job.out}
+    if job.to == "file":
+        return facts | {"card": bundle.write(trained, job)}
+    if job.to in ("onnx", "torch"):
+        made = portable.write(trained, job.to, Path(job.out))
+        log.info(f"images within {made['differs']} of 255 of gz's; files: {', '.join(made['files'])}")
+        return facts | made
+    return facts | to_diffusers(trained, job.out, log)
+
+
+def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
+    """Writes a folder that diffusers loads. Returns the class of its pipeline and what to call next.
 
     A model can be exported if it has a method `to_diffusers`. That returns a pipeline, or any object with
     `save_pretrained`. The object may have two attributes: `loaded_by`, the call that loads it, where that is
@@ -25,21 +39,19 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
 
     Raises UsageError for a model without the method.
     """
-    trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
     if not hasattr(trained.model, "to_diffusers"):
         raise UsageError(
             f"`{trained.name}` has no counterpart in diffusers", hint="gz list models --can export"
         )
     pipeline = trained.model.to_diffusers()
-    pipeline.save_pretrained(job.out)
+    pipeline.save_pretrained(out)
     loaded_by = getattr(pipeline, "loaded_by", f"{type(pipeline).__name__}.from_pretrained")
     usage = getattr(pipeline, "usage", None)
-    log.info(f"diffusers loads it by `{loaded_by}({job.out!r})`")
+    log.info(f"diffusers loads it by `{loaded_by}({out!r})`")
     if usage:
         log.info(f"then {usage}")
-    files.write_atomic(Path(job.out) / "README.md", readme(trained, loaded_by, usage))
-    facts = {"run": trained.run.owner.id, "to": job.to, "path": job.out}
-    return facts | {"pipeline": type(pipeline).__name__, "usage": usage}
+    files.write_atomic(Path(out) / "README.md", readme(trained, loaded_by, usage))
+    return {"pipeline": type(pipeline).__name__, "usage": usage}
 
 
 def readme(trained: Trained, loaded_by: str, usage: str | None) -> str:

@@ -32,6 +32,7 @@ from gzcli.sizes import as_size
 from gzcli.store import runs
 from gzcli.store.files import checksum
 from gzcli.store.paths import recipe_names
+from gzcli.store.run import Run
 from gzcli.store.weights import repository
 from gzcli.types import DataInfo, Noise
 from gzcli.units import sides
@@ -202,19 +203,30 @@ def open_space(name: str, device: torch.device | str, record: SpaceRecord) -> La
 
 def _find(name: str, device: torch.device | str) -> tuple[Autoencoder, DataInfo | None, str]:
     """The autoencoder, what it was trained on (None: any images), and the sha256 of its weights."""
-    if run := runs.by_name(name) or (
-        runs.find(name) if canonical(name) in map(canonical, recipe_names()) else None
-    ):
-        for stage in run.stages or [run]:
-            if "latent" in catalog.card_of(stage, part_of(stage.tree()).model).can:
-                model, saved = load_model(stage, device)
-                if hasattr(model, "to_latent"):
-                    return model, saved.info, checksum(stage.path / "model.safetensors")
-        raise UsageError(
-            f"`data.latent`: `{run.id}` has no latents of images", hint="gz list models --can latent"
-        )
+    if run := autoencoder_run(name):
+        model, saved = load_model(run, device)
+        if not hasattr(model, "to_latent"):
+            raise TypeError(f"{type(model).__name__} has no `to_latent`")
+        return model, saved.info, checksum(run.path / "model.safetensors")
     vae, digest = DiffusersVAE.load(name, device)
     return vae, None, digest
+
+
+def autoencoder_run(name: str) -> Run | None:
+    """The run, or the stage of a run, that a name of `data.latent` means; None for an `AutoencoderKL`.
+
+    Raises UsageError for a run whose model has no latents.
+    """
+    is_model = canonical(name) in map(canonical, recipe_names())
+    run = runs.by_name(name) or (runs.find(name) if is_model else None)
+    if run is None:
+        return None
+    for stage in run.stages or [run]:
+        if "latent" in catalog.card_of(stage, part_of(stage.tree()).model).can:
+            return stage
+    raise UsageError(
+        f"`data.latent`: `{run.id}` has no latents of images", hint="gz list models --can latent"
+    )
 
 
 def _measure(

@@ -11,9 +11,10 @@ from gzcli.engine import figures
 from gzcli.engine.figures import Found
 from gzcli.engine.image_sets import ImageSet, RealImages, Space, some
 from gzcli.engine.images import subset
-from gzcli.engine.pictures import Row, save_png, sheet
+from gzcli.engine.pictures import Row, sheet
 from gzcli.metrics.manifold import authenticity, duplicates, nearest
 from gzcli.metrics.worth import worth
+from gzcli.store.png import save_png
 
 BANK = 50_000  # training images among which neighbours are looked for, at most
 SHOWN = 10  # samples of a picture, those nearest to a training image

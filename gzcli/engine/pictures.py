@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.data.sheet import font_of
+from gzcli.store.png import texts
 
 CELL = 64  # approximate side in pixels of an image on a sheet: small images are enlarged by whole numbers
 PAPER = 224  # grey level of the background, against which white images have an edge
@@ -58,22 +59,6 @@ def columns_of(n: int, ratio: float) -> int:
     full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
     far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two alike the wider picture
     return min(full, key=lambda k: (far[k], -k), default=min(n, math.ceil(ideal)))
-
-
-def save_png(path: Path, image: np.ndarray) -> None:
-    """Writes a picture [H, W, C] uint8, C = 1 or 3."""
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path)
-
-
-def save_images(folder: Path, images: np.ndarray) -> list[str]:
-    """Writes each image of [N, C, H, W] as a PNG, `000000.png` …; returns their paths."""
-    names = [folder / f"{i:06d}.png" for i in range(len(images))]
-    for path, image in zip(names, images, strict=True):
-        save_png(path, image.transpose(1, 2, 0))
-    return [str(path) for path in names]
 
 
 def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndarray:
@@ -240,6 +225,6 @@ def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
     """Writes a figure as a PNG, whole or not at all, and closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part.png")
-    figure.savefig(part, dpi=dpi)
+    figure.savefig(part, dpi=dpi, metadata=texts())
     pyplot().close(figure)
     part.replace(path)

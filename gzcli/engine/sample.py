@@ -16,11 +16,15 @@ from gzcli import ranks
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.engine import pictures, sampler
 from gzcli.engine.apply import COLUMNS, apply, blocks, by_class, read_inputs, to_bytes
+from gzcli.engine.build import weights_file
+from gzcli.engine.devices import title
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.jobs import SampleJob
 from gzcli.models.nn import spread_labels
 from gzcli.models.options import defaults, grouped
+from gzcli.store.files import checksum
+from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 from gzcli.types import ImageNoise, Progress
 
@@ -61,9 +65,10 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     }
     if ranks.rank():
         return result
-    pictures.save_png(folder / "grid.png", picture)
+    made = origin(trained, job, len(images))
+    save_png(folder / "grid.png", picture, made)
     if job.png or len(images) <= PNG_LIMIT:
-        result["files"] = pictures.save_images(folder / "images", images)
+        result["files"] = save_images(folder / "images", images, made)
     if frames:
         result["animation"] = str(folder / "animation.gif")
         frames.save(folder / "animation.gif", images)
@@ -72,6 +77,29 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
         arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
         np.savez_compressed(folder / "samples.npz", **arrays)
     return result
+
+
+def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
+    """What made the n images of a job, as their pictures say it: by this `gz sample --like` draws again."""
+    return {
+        "verb": job.verb,
+        "run": trained.run.owner.id,
+        "model": trained.name,
+        "data": trained.run.owner.data,
+        "weights": checksum(weights_file(trained.run, job.checkpoint)),
+        "step": trained.step,
+        "n": n if job.do is None else job.n,
+        "seed": job.seed,
+        "labels": job.labels,
+        "prompts": list(job.prompts),
+        "options": dict(job.options),
+        "do": job.do,
+        "input_as": job.input_as,
+        "precision": job.precision,
+        "device": title(trained.device),
+        "threads": torch.get_num_threads(),
+        **job.origin,
+    }
 
 
 def samples(

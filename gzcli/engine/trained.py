@@ -17,6 +17,7 @@ from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.parts import Part
 from gzcli.sizes import as_size
+from gzcli.store.bundle import LATENT
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo
 
@@ -115,6 +116,8 @@ def load_trained(
     model, saved = load_model(run, device, checkpoint)
     space = None
     if saved.space is not None:
-        space = open_space(str(saved.part.data.latent), device, record=saved.space)
+        beside = run.owner.path / LATENT  # a run that came as one file brings its autoencoder
+        name = str(beside) if beside.is_dir() else str(saved.part.data.latent)
+        space = open_space(name, device, record=saved.space)
     device = torch.device(device)
     return Trained(run.serving, model, saved.info, saved.part, device, saved.step, space, precision)

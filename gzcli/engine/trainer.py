@@ -33,6 +33,7 @@ from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.parts import Part
+from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 from gzcli.types import Batch, BatchNoise, mix
 
@@ -282,7 +283,7 @@ class Trainer:
             images = sampler.draw(self.trained, n)
         if self.rank == 0:
             path = self.picture_path(done)
-            pictures.save_png(path, pictures.grid(images))
+            save_png(path, pictures.grid(images), {"step": done, "n": n, "seed": 0})
             self.history.show_picture(done, path)
 
     def picture_path(self, done: int) -> Path:

@@ -1,31 +1,48 @@
-"""A single `model.safetensors`: it becomes a run in the cache, which every verb takes."""
+"""A run that came as one file: it becomes a run in the cache, which every verb takes.
+
+The file is a `model.safetensors` by gz, or what `gz runs export` wrote: on disk, on the hub (`hf://OWNER/NAME`)
+or in gz itself (`pretrained:MODEL`). It is data: no code comes with it, and what it names outside itself is
+not fetched.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
 from gzcli.sizes import as_size
-from gzcli.store import files, runs
-from gzcli.store.paths import cache_dir
+from gzcli.store import bundle, files, hub, pretrained, runs
+from gzcli.store.paths import cache_dir, is_name
 from gzcli.store.run import Run
-from gzcli.store.weights import safetensors_header
+from gzcli.store.weights import at_hand, is_id, safetensors_header
 
 SUFFIX = ".safetensors"
 
 
 def find_run(ref: str, *, data: str | None = None) -> Run:
-    """The run that a text means, as `runs.find` has it, or the run of the weights file at that path.
+    """The run that a text means, as `runs.find` has it, or the run of a file.
 
-    ref: id, alias or path of a run, name of a model, or path of a weights file.
+    ref: id, alias or path of a run, name of a model, path of a file, `hf://OWNER/NAME`, `pretrained:MODEL`.
     data: key of the data set of a model's run; None: any.
 
     Raises UsageError and MissingError.
     """
+    if hub.is_address(ref):
+        return run_of(hub.fetched(ref), source=ref)
+    if pretrained.is_name(ref):
+        return run_of(pretrained.file_of(ref, data), source=ref)
     return run_of(Path(ref).expanduser()) if is_weights(ref) else runs.find(ref, data=data)
+
+
+def is_shared(ref: str) -> bool:
+    """Whether the text means a run that came as one file."""
+    return hub.is_address(ref) or pretrained.is_name(ref) or is_weights(ref)
 
 
 def is_weights(ref: str) -> bool:
@@ -33,38 +50,101 @@ def is_weights(ref: str) -> bool:
     return ref.endswith(SUFFIX) and Path(ref).expanduser().is_file()
 
 
-def run_of(file: Path) -> Run:
+def run_of(file: Path, *, source: str | None = None) -> Run:
     """The run of a weights file: the one whose folder it lies in, else one of its own in the cache.
+
+    source: where the file comes from, as `find_run` takes it; None: from the user's disk.
 
     Raises MissingError for a file that is not by gz, or that is built on weights of other files.
     """
+    on_hub = source is not None and hub.is_address(source)  # where each file is called alike
+    stem = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem
     file = file.resolve()
     if (file.parent / "run.yaml").is_file() and (file.parent / "status.json").is_file():
         return Run(file.parent)
+    folder = cache_dir("files", f"{stem}-{files.checksum(file)[:12]}")
+    if not folder.exists():
+        with files.new_dir(folder) as part:
+            write(file, part, source=source)
+    return Run(folder)
+
+
+def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> None:
+    """Makes a folder the run of a file. Errors as of `run_of`.
+
+    status: further keys of the run's `status.json`.
+    """
+    file = file.resolve()  # the hub's cache holds links
     texts = metadata(file)
-    tree, info = json.loads(texts["recipe"]), json.loads(texts["data"])
-    if stages := json.loads(texts.get("built_on") or "{}") or tree.get("built_on"):
+    try:
+        tree, parts = json.loads(texts["recipe"]), bundle.parts(texts)
+        trees = {name: json.loads(own["recipe"]) for name, own in parts.items()} or {bundle.MAIN: tree}
+        _check(file, texts, trees)
+        if parts:
+            bundle.unpack(file, parts, folder)
+        else:
+            files.link_or_copy(file, folder / "model.safetensors")
+        for name, own in trees.items():
+            place = bundle.place_of(name, folder)
+            (place / "run.yaml").write_text(dump(own), encoding="utf-8")
+            step = int(parts.get(name, texts)["step"])
+            facts = {"model": own["model"]["name"], "data": own["data"]["name"]}
+            files.write_json(place / "status.json", {"state": "finished", "step": step, **facts})
+        card = json.loads(texts.get("card") or "{}")
+        files.write_json(folder / "card.json", card)
+        if picture := texts.get("preview"):
+            (folder / "preview.png").write_bytes(base64.b64decode(picture))
+        (folder / "run.yaml").write_text(dump(tree), encoding="utf-8")
+        size = as_size(*json.loads(texts["data"])["shape"][-2:])
+        model = str(card.get("model") or next(reversed(trees.values()))["model"]["name"])
+        facts = {
+            "state": "finished",
+            "step": int(texts["step"]),
+            "model": model,
+            "size": size,
+            "from": source,
+        }
+        told = (files.read_json(folder / "status.json") or {}) | {"data": _key(tree["data"]["name"])}
+        files.write_json(folder / "status.json", told | facts | status)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as e:
+        raise MissingError(
+            f"`{file}` is damaged, or of a later version of gz ({type(e).__name__}: {e})",
+            hint="get it again, or install a newer gz",
+        ) from e
+
+
+def _key(data: str) -> str:
+    """The key of the data set that a stranger's recipe names; the last part of a path."""
+    return data if is_name(data) else Path(data).stem or "?"
+
+
+def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises MissingError for a file that needs what is not at hand: a run's other stages, a model's program,
+    or weights on the hub, which a stranger's file does not make gz fetch."""
+    if stages := json.loads(texts.get("built_on") or "{}") or json.loads(texts["recipe"]).get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
         raise MissingError(
             f"`{file}` is built on the weights of {named}, which lie in its run",
-            hint="name the run, or its folder",
+            hint="name the run or its folder, or take the file of `gz runs export RUN`",
         )
-    try:
-        catalog.card(tree["model"]["name"])
-    except UsageError as e:
-        raise MissingError(
-            f"`{file}` is of a model from outside, `{tree['model']['name']}`, whose file is not at hand",
-            hint="put the model's file into a folder that `GZ_MODELS` names",
-        ) from e
-    folder = cache_dir("files", f"{file.stem}-{files.checksum(file)[:12]}")
-    if not folder.exists():
-        with files.new_dir(folder) as part:
-            files.link_or_copy(file, part / "model.safetensors")
-            (part / "run.yaml").write_text(dump(tree))
-            size = as_size(*info["shape"][-2:])
-            facts = {"model": tree["model"]["name"], "data": tree["data"]["name"], "size": size}
-            files.write_json(part / "status.json", {"state": "finished", "step": int(texts["step"]), **facts})
-    return Run(folder)
+    for tree in trees.values():
+        name = tree["model"]["name"]
+        try:
+            catalog.card(name)
+        except UsageError as e:
+            raise MissingError(
+                f"`{file}` is of a model from outside, `{name}`, whose file is not at hand",
+                hint="put the model's file into a folder that `GZ_MODELS` names",
+            ) from e
+        wanted = {"model.base": tree["model"].get("base")}
+        if bundle.LATENT not in trees:
+            wanted["data.latent"] = tree["data"].get("latent")
+        for key, ref in wanted.items():
+            if ref and is_id(ref) and not at_hand(ref) and runs.by_name(ref) is None:
+                raise MissingError(
+                    f"`{file}` needs the weights of `{ref}` (`{key}`), which gz does not fetch for a file",
+                    hint=f"if you trust them: hf download {ref}",
+                )
 
 
 def metadata(file: Path) -> dict[str, str]:
@@ -76,6 +156,6 @@ def metadata(file: Path) -> dict[str, str]:
     if "recipe" not in texts or "data" not in texts:
         raise MissingError(
             f"`{file}` does not say which model it is of",
-            hint="gz reads the `model.safetensors` of its own runs",
+            hint="gz reads the `model.safetensors` of its own runs, and the files of `gz runs export`",
         )
     return texts

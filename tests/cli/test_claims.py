@@ -56,9 +56,8 @@ def test_a_folder_that_holds_anything_is_never_written_into(call, run, engine, t
         assert (code, stdout) == (2, "") and f"the folder `{folder}` is not empty" in stderr
         assert "hint: name a new or an empty one" in stderr
         assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "mine"}
-        assert (
-            call("runs", "export", "mine", "--out", str(folder))[0] == 2 and len(list(folder.iterdir())) == 1
-        )
+        words = ("runs", "export", "mine", "--to", "diffusers", "--out", str(folder))
+        assert call(*words)[0] == 2 and len(list(folder.iterdir())) == 1
     status = run.status()
     assert call("sample", "mine", "--out", str(run.path))[0] == 2 and run.status() == status
     assert call("sample", "mine", "--out", str(run.path / "run.yaml"))[0] == 2

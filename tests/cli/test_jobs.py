@@ -106,9 +106,12 @@ def test_bench(asked):
 
 
 def test_export(asked, tmp_path):
-    job, run = asked("runs", "export", "mine", "--out", str(tmp_path / "it"))
-    launch = LaunchSection(cpu=True)
-    assert job == ExportJob(str(run.path), "diffusers", str(tmp_path / "it"), "last", launch)
+    to, cpu = ("runs", "export", "mine"), LaunchSection(cpu=True)
+    job, run = asked(*to, "--to", "diffusers", "--out", str(tmp_path / "it"))
+    assert job == ExportJob(str(run.path), "diffusers", str(tmp_path / "it"), "last", launch=cpu)
+    job, run = asked(*to, "--dtype", "bf16")
+    file = str(run.path / "export" / f"{run.id}.safetensors")
+    assert job == ExportJob(str(run.path), "file", file, "last", "bf16", cpu)
 
 
 def test_alarms(asked, tmp_path):

@@ -4,7 +4,8 @@
 an MLP VAE, a VQ-VAE with its prior in stages, and flow matching on latents of the VAE. Each was trained for
 20 steps; its checkpoint of step 10 and its last weights are kept. `expected.npz` holds what that code drew
 from both, and with which torch on which kind of CPU: there, this test asks for the same images, and for
-weights that ten steps on CPUs of two makers may leave apart. The noise of an image was then a generator's of its own, and samples were in fp32; the test draws so too.
+weights that ten steps on CPUs of two makers may leave apart. The noise of an image was then a generator's of
+its own, and samples were in fp32; the test draws so too.
 """
 
 from __future__ import annotations

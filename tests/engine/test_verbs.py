@@ -365,7 +365,7 @@ def test_export_to_diffusers(capsys, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     small = ("--set", "model.channels=8", "--set", "sample.steps=2")
     gz("train", "ddpm", "--steps", "2", "--name", "noisy", *small, *SHORT)
-    gz("runs", "export", "noisy", "--out", str(tmp_path / "it"))
+    gz("runs", "export", "noisy", "--to", "diffusers", "--out", str(tmp_path / "it"))
     assert diffusers.DDIMPipeline.from_pretrained(tmp_path / "it").unet.config.sample_size == [16, 16]
-    code, _, err = call(capsys, "runs", "export", "first", "--quiet")
+    code, _, err = call(capsys, "runs", "export", "first", "--to", "diffusers", "--quiet")
     assert code == 2 and "has no counterpart in diffusers" in err and "--can export" in err

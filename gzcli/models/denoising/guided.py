@@ -109,7 +109,7 @@ class Guided(Model):
         """
         if y is None or scale in (0, 1):
             return to_fp32(self.net(x, t, y if scale else None))
-        n = len(x)
+        n = x.shape[0]
         hidden = torch.arange(2 * n, device=x.device) >= n
         both = to_fp32(self.net(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y, y]), hidden))
         return torch.lerp(both[n:], both[:n], scale)

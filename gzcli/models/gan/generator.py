@@ -49,7 +49,7 @@ class Generator(nn.Module):
         )
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        h = z if self.embed is None else torch.cat([z, self.embed(y, len(z))], dim=1)
+        h = z if self.embed is None else torch.cat([z, self.embed(y, z.shape[0])], dim=1)
         h = self.stem(h).unflatten(1, self.start)
         for norm, up, (height, width) in zip(self.norms, self.ups, reversed(self.targets), strict=True):
             h = up(F.relu(norm(h)))[:, :, :height, :width]  # odd sizes were rounded up

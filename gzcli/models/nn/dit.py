@@ -140,7 +140,7 @@ class DiTNet(nn.Module):
         """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
         c = self.time(time_embedding(t, FREQUENCIES, freq_shift=self.freq_shift))  # [B, width]
         if self.label is not None:
-            c = c + self.label(y, len(x), drop)
+            c = c + self.label(y, x.shape[0], drop)
         c = F.silu(c)
         h = self.embed(x).flatten(2).mT + self.position  # [B, T, width]
         for block in self.blocks:

@@ -164,7 +164,7 @@ class UNet(nn.Module):
     def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
         """The embedding of time and label that every block is conditioned on: [B, 4 C]."""
         emb = self.time(time_embedding(t, self.dim, flip=self.flip, freq_shift=self.freq_shift))
-        return emb if self.label is None else emb + self.label(y, len(t), drop)
+        return emb if self.label is None else emb + self.label(y, t.shape[0], drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""

@@ -94,7 +94,7 @@ class Couplings(nn.Module):
         self.steps: Modules[Step] = Modules(Step((C, H, W), options, context) for _ in range(depth))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        (x1, x2), log_det = split(x, self.way), x.new_zeros(len(x))
+        (x1, x2), log_det = split(x, self.way), x.new_zeros(x.shape[0])
         for step in self.steps:
             x1, x2, step_log_det = step(x1, x2, context)
             log_det = log_det + step_log_det

@@ -203,7 +203,7 @@ class AdditiveCoupling(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = halves(x)
-        return torch.cat([x1, x2 + self.net(x1).to(x.dtype)], 1), x.new_zeros(len(x))
+        return torch.cat([x1, x2 + self.net(x1).to(x.dtype)], 1), x.new_zeros(x.shape[0])
 
     def inverse(self, y: Tensor) -> Tensor:
         y1, y2 = halves(y)

@@ -104,7 +104,7 @@ class InstanceNormPlus(nn.Module):
         spread = (means - means.mean(1, keepdim=True)) * (means.var(1, keepdim=True) + 1e-5).rsqrt()
         rows = torch.cat([self.scale, self.shift[None]])[None]  # [1, 3, C]
         if self.label is not None:
-            rows = rows + self.label(y, len(x), drop).unflatten(1, (3, -1))
+            rows = rows + self.label(y, x.shape[0], drop).unflatten(1, (3, -1))
         gamma, alpha, beta = rows[..., None, None].unbind(1)
         return gamma * (F.instance_norm(x) + alpha * spread[:, :, None, None]) + beta
 

@@ -1,0 +1,29 @@
+"""Where samples go, and what is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gzcli.cli import out
+from gzcli.cli.jobs import stamp
+
+if TYPE_CHECKING:
+    from gzcli.store.runs import Run
+
+
+def place(out_dir: Path | None, run: Run, name: str) -> Path:
+    """The folder of a job: that of `--out`, else a new one below the run."""
+    return (out_dir or run.path / "sampled" / f"{name}-{stamp()}").absolute()
+
+
+def tell(result: Mapping[str, Any]) -> None:
+    """Prints what was drawn."""
+    for path in (result["grid"], result["npz"], result["animation"]):
+        if path:
+            out.text(path)
+    if not result["files"] and not result["npz"]:
+        out.info(f"{result['n']:,} images: all on one sheet, none by itself")
+        out.hint("`--png` writes each of them, `--npz` all in one file")
+    out.data(result)

@@ -1,0 +1,101 @@
+"""One safetensors file that holds a whole run: every stage, and the autoencoder of its latents. No heavy
+import.
+
+A run of one model is written as its `model.safetensors`, with `card` and `preview` beside what that says. Of
+several models each is a part: the file's names of tensors begin with the part's name and a colon, and the
+metadata `parts` holds what the part's own file would say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gzcli.store import files
+from gzcli.store.paths import is_name
+from gzcli.store.run import STAGES
+from gzcli.store.weights import safetensors_header
+
+MAIN = "model"  # the part of a run without stages
+LATENT = "latent"  # the part, and the folder of a run, of the autoencoder whose latents are modelled
+BLOCK = 1 << 20  # bytes that are copied at once
+
+
+def parts(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The metadata of each part by its name, a stage's being `stages/NAME`; {} for a file of one model.
+
+    texts: the metadata of the file. Raises ValueError where they are malformed.
+    """
+    found = json.loads(texts.get("parts") or "{}")
+    if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
+        raise ValueError("`parts` is no map of maps")
+    return found
+
+
+def place_of(part: str, folder: Path) -> Path:
+    """The folder of a part below that of its run. Raises ValueError for a name that no part can have."""
+    kind, _, stage = part.partition("/")
+    if part == MAIN:
+        return folder
+    if part != LATENT and not (kind == STAGES and is_name(stage)):
+        raise ValueError(f"`{part}` is no part of a run")
+    return folder / part
+
+
+def extract(file: Path, part: str, metadata: Mapping[str, str], target: Path) -> None:
+    """Writes a part of a file as a safetensors file of its own, by copying the bytes of its tensors.
+
+    Raises ValueError where the header does not fit the file.
+    """
+    header, prefix = safetensors_header(file), f"{part}:"
+    own = {name.removeprefix(prefix): spec for name, spec in header.items() if name.startswith(prefix)}
+    own = dict(sorted(own.items(), key=lambda line: line[1]["data_offsets"]))
+    told: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, spec in own.items():
+        first, last = spec["data_offsets"]
+        told[name] = spec | {"data_offsets": [at, at + last - first]}
+        at += last - first
+    text = json.dumps(told).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    with file.open("rb") as source, target.open("wb") as out:
+        begin = 8 + int.from_bytes(source.read(8), "little")
+        out.write(len(text).to_bytes(8, "little") + text)
+        for spec in own.values():
+            first, last = spec["data_offsets"]
+            if not 0 <= first <= last <= file.stat().st_size - begin:
+                raise ValueError(f"{file}: a tensor lies outside the file")
+            source.seek(begin + first)
+            _copy(source, out, last - first)
+
+
+def _copy(source: Any, out: Any, size: int) -> None:
+    """Copies `size` bytes from one open file to another."""
+    while size:
+        block = source.read(min(size, BLOCK))
+        out.write(block)
+        size -= len(block)
+
+
+def unpack(file: Path, metadata: Mapping[str, Mapping[str, str]], folder: Path) -> None:
+    """Writes `model.safetensors` of each part into its folder below `folder`, in the order of training. Each
+    notes the checksums of those that it is built on as they are now, since they came and go together.
+
+    metadata: what `parts` returned.
+    """
+    sums: dict[str, str] = {}
+    space = ""
+    for part, texts in sorted(metadata.items(), key=lambda line: line[0] != LATENT):
+        own = dict(texts)
+        place = place_of(part, folder)
+        place.mkdir(parents=True, exist_ok=True)
+        built_on = json.loads(own.get("built_on") or "{}")
+        own["built_on"] = json.dumps({stage: sums[stage] for stage in built_on})
+        if space and (record := json.loads(own.get("space") or "null")):
+            own["space"] = json.dumps(record | {"digest": space})
+        extract(file, part, own, place / "model.safetensors")
+        digest = files.checksum(place / "model.safetensors")
+        sums[part.rpartition("/")[2]] = digest
+        space = digest if part == LATENT else space

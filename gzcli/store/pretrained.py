@@ -1,0 +1,66 @@
+"""The trained models that come with gz: files of `gz runs export` in the package's folder `pretrained`, named
+MODEL-DATA.safetensors. No heavy import.
+
+`pretrained:cfm` means one of them in every verb; `pretrained:cfm-digits`, or `--data digits`, says of which
+set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.store.paths import recipe_names
+
+PREFIX = "pretrained:"
+FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
+FIRST = ("glyphs", "shapes", "digits")  # the sets that a model is taken of where none is named, in this order
+
+
+def is_name(ref: str) -> bool:
+    """Whether the text means a model that comes with gz."""
+    return ref.startswith(PREFIX)
+
+
+def names() -> dict[str, Path]:
+    """The files by their names, `cfm-digits`."""
+    return {file.stem: file for file in sorted(FOLDER.glob("*.safetensors"))}
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """The model and the set in a file's name, both of which may hold a `-`: the longest model that it begins
+    with."""
+    fits = [m for m in recipe_names() if canonical(name).startswith(canonical(m) + "_")]
+    model = max(fits, key=len, default=name.partition("-")[0])
+    return model, name[len(model) + 1 :]
+
+
+def file_of(ref: str, data: str | None = None) -> Path:
+    """The file that `pretrained:MODEL` or `pretrained:MODEL-DATA` means.
+
+    data: key of the set; None: the first of FIRST that there is a file of, else any.
+
+    Raises UsageError for a name that no file has, MissingError for a model without a file of that set.
+    """
+    asked, known = ref.removeprefix(PREFIX), names()
+    by_name = {canonical(name): file for name, file in known.items()}
+    if found := by_name.get(canonical(asked)):
+        return found
+    sets = {name[len(asked) + 1 :]: file for name, file in known.items() if _is_of(name, asked)}
+    if not sets:
+        hint = did_you_mean(asked, known) or "`gz list pretrained` names them"
+        raise UsageError(f"no model that comes with gz is called `{asked}`", hint=hint)
+    if data is not None:
+        if found := {canonical(name): file for name, file in sets.items()}.get(canonical(data)):
+            return found
+        message = f"no `{asked}` that was trained on `{data}` comes with gz"
+        raise MissingError(
+            message, hint=f"there is one of {', '.join(sets)} · gz train {asked} --data {data}"
+        )
+    first = next((name for name in FIRST if name in sets), next(iter(sets)))
+    return sets[first]
+
+
+def _is_of(name: str, model: str) -> bool:
+    """Whether a file's name is that of the model and of a set."""
+    return canonical(parts_of(name)[0]) == canonical(model)

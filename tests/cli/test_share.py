@@ -1,0 +1,370 @@
+"""Runs as files, on a stand-in of the hub, and as models that come with gz; and what pictures tell."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import recipe, trainer
+from hub import TOKEN, hub
+from PIL import Image
+from safetensors.torch import load_file
+from zoo import Case
+
+import gzcli
+from gzcli import jobs, launch
+from gzcli.cli import app
+from gzcli.engine.__main__ import main
+from gzcli.engine.log import Log
+from gzcli.planning import with_data
+from gzcli.recipe.from_file import find_run, metadata
+from gzcli.recipe.resolve import resolve
+from gzcli.run_folder import write_run
+from gzcli.store import files, owned, png, pretrained, runs
+
+pytestmark = pytest.mark.xdist_group("share")  # one worker makes what these tests share, once
+VAE = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 2}, lr=3e-3)
+TOKENIZER = Case("vqvae", {"hidden": 8, "residual": 4, "blocks": 1, "codes": 8, "dim": 4}, lr=3e-3)
+FM = Case("fm", {"channels": 8, "mult": (1,), "attention": ()}, lr=3e-3, batch=16, sample={"steps": 2})
+STAGES = """
+data: {name: digits}
+train: {steps: 2, batch_size: 8, sample_every: 0, eval_every: 0, best: none, precision: fp32}
+stages:
+  tokenizer: {model: {name: vqvae, hidden: 8, residual: 4, blocks: 1, codes: 8, dim: 4}}
+  prior: {model: {name: transformer, width: 8, layers: 1, heads: 1}}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _home(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("share")))
+    patch.setattr("gzcli.cli.jobs.do_job", here)
+    yield
+    patch.undo()
+
+
+def here(folder: Path, job: jobs.Job, *, quiet: bool = False) -> dict:
+    """Does a job in this process, which saves the start of another."""
+    owned.claim(folder)
+    jobs.write(folder, job)
+    verb = importlib.import_module(f"gzcli.engine.{job.verb}")
+    png.made_by(**jobs.told(job))
+    return verb.run(jobs.read(folder), folder, torch.device("cpu"), Log(folder, rank=0))
+
+
+@pytest.fixture
+def call(capsys):
+    """call("runs", "list") → (exit code, stdout, stderr) of `gz` in this process."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = app.run(list(words))
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """Another machine: a GZ_HOME without runs and data."""
+    monkeypatch.setenv("GZ_HOME", str(tmp_path / "elsewhere"))
+    return tmp_path / "elsewhere"
+
+
+def trained(case: Case, *sets: str, alias: str | None = None) -> runs.Run:
+    t = trainer(recipe(case, steps=2, sets=sets))
+    t.fit()
+    t.run.update(state="finished", alias=alias)
+    return t.run
+
+
+@pytest.fixture(scope="module")
+def run(_home) -> runs.Run:
+    return trained(VAE, alias="mine")
+
+
+@pytest.fixture(scope="module")
+def on_latents(_home) -> runs.Run:
+    return trained(FM, f"data.latent={trained(TOKENIZER).path}")
+
+
+@pytest.fixture(scope="module")
+def staged(_home, tmp_path_factory) -> runs.Run:
+    path = tmp_path_factory.mktemp("recipe") / "two.yaml"
+    path.write_text(STAGES)
+    found = resolve(str(path), flags={"launch.cpu": True})
+    found = with_data(found, found.found)
+    run = runs.create(found.card.name, "digits")
+    write_run(run, found, launch.plan(found.launch, every_gpu=True))
+    assert main(run.path) == 0
+    return run
+
+
+# --- one file ---
+
+
+@pytest.mark.usefixtures("run", "on_latents", "staged")  # which are made on the first machine
+@pytest.mark.parametrize("name", ["run", "on_latents", "staged"])
+def test_a_file_draws_as_its_run_on_another_machine(name, request, call, tmp_path, elsewhere, monkeypatch):
+    own = request.getfixturevalue(name)
+    expected = gzcli.load(own.path, device="cpu").sample(3, seed=5)
+    file = tmp_path / "shared.safetensors"
+    with monkeypatch.context() as there:
+        there.setenv("GZ_HOME", str(own.path.parents[1]))
+        code, out, err = call("runs", "export", str(own.path), "--out", str(file))
+        assert (code, out.strip()) == (0, str(file)), err
+        again = tmp_path / "again.safetensors"
+        call("runs", "export", str(own.path), "--out", str(again))
+    assert again.read_bytes() == file.read_bytes()
+    loaded = gzcli.load(file, device="cpu")
+    assert np.array_equal(loaded.sample(3, seed=5), expected)
+    assert str(own.path.parents[2]) not in json.dumps(metadata(file)), "no path of the machine it was made on"
+    card = json.loads(metadata(file)["card"])
+    assert card["model"] == own.model and card["data"]["licence"] and card["data"]["name"] == "digits"
+    assert Image.open(loaded.path / "preview.png").size[0] >= 64
+    assert call("sample", str(file), "-n", "2", "--out", str(tmp_path / "o"))[0] == 0
+
+
+def test_half_the_size_is_nearly_the_same_picture(run, call, tmp_path):
+    for dtype in ("fp32", "bf16"):
+        assert (
+            call("runs", "export", "mine", "--dtype", dtype, "--out", str(tmp_path / f"{dtype}.safetensors"))[
+                0
+            ]
+            == 0
+        )
+    short = load_file(tmp_path / "bf16.safetensors")
+    assert {value.dtype for value in short.values()} == {torch.bfloat16}
+    a, b = (
+        gzcli.load(tmp_path / f"{dtype}.safetensors", device="cpu").sample(4) for dtype in ("fp32", "bf16")
+    )
+    assert 0 < np.abs(a.astype(int) - b).max() < 30
+
+
+def test_what_cannot_be_a_file_is_refused(run, call, tmp_path):
+    (tmp_path / "it.safetensors").write_bytes(b"")
+    for words, told in (
+        (("--out", str(tmp_path / "it.safetensors")), "already"),
+        (("--out", str(tmp_path / "it.bin")), "must end in `.safetensors`"),
+        (("--to", "diffusers", "--dtype", "bf16"), "`--dtype` goes with `--to file`"),
+    ):
+        code, _, err = call("runs", "export", "mine", *words)
+        assert code == 2 and told in err
+
+
+@pytest.fixture
+def forged(run, call, tmp_path):
+    """forged(key=value) → a file whose metadata say something else."""
+
+    def forge(**texts) -> Path:
+        from safetensors.torch import save_file
+
+        target = tmp_path / "forged.safetensors"
+        told = {"recipe": json.dumps(run.tree()), "data": json.dumps({"shape": [1, 16, 16]}), "step": "2"}
+        save_file({"x": torch.zeros(1)}, target, metadata=told | texts)
+        return target
+
+    return forge
+
+
+def test_a_strangers_file_makes_gz_fetch_nothing_and_write_nowhere_else(run, forged, call, tmp_path):
+    tree = run.tree()
+    latent = json.dumps(tree | {"data": tree["data"] | {"latent": "evil/autoencoder"}})
+    code, _, err = call("sample", str(forged(recipe=latent)))
+    assert code == 3 and "gz does not fetch for a file" in err and "hf download evil/autoencoder" in err
+    part = {"recipe": json.dumps(tree), "step": "2"}
+    for parts in (
+        json.dumps({"../../evil": part}),
+        json.dumps({"stages/../evil": part}),
+        "[]",
+        "{",
+        '{"model": 3}',
+    ):
+        code, _, err = call("sample", str(forged(parts=parts)))
+        assert code == 3 and "is damaged, or of a later version" in err, err
+    code, _, err = call(
+        "sample", str(forged(recipe=json.dumps({"model": {"name": "os"}, "data": {"name": "x"}})))
+    )
+    assert code == 3 and "a model from outside, `os`" in err
+    assert not list(tmp_path.rglob("evil*"))
+
+
+# --- the hub ---
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    with hub() as found:
+        monkeypatch.setenv("HF_ENDPOINT", found.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("GZ_OFFLINE", "0")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield found
+
+
+def test_a_pushed_run_is_drawn_from_and_pulled_elsewhere(run, server, call, tmp_path, elsewhere, monkeypatch):
+    with monkeypatch.context() as there:
+        there.setenv("GZ_HOME", str(run.path.parents[1]))
+        code, out, err = call("runs", "push", "mine", "me/vae-digits")
+        expected = gzcli.load(run.path, device="cpu").sample(3)
+    assert (code, out.strip()) == (0, f"{server.url}/me/vae-digits"), err
+    sent = server.repos["me/vae-digits"]
+    assert set(sent) == {"README.md", "model.safetensors", "preview.png"}
+    _, header, body = sent["README.md"].decode().split("---\n", 2)
+    header = yaml.safe_load(header)
+    assert {"license", "library_name", "pipeline_tag", "tags", "datasets", "metrics"} <= header.keys()
+    assert all(header.values()) and header["datasets"] == ["digits"]
+    assert "None" not in body and "gz sample hf://me/vae-digits" in body and "More Information" not in body
+    assert np.array_equal(gzcli.load("hf://me/vae-digits", device="cpu").sample(3), expected)
+    code, out, _ = call("runs", "pull", "me/vae-digits", "--name", "theirs", "--json")
+    pulled = runs.by_name("theirs")
+    assert (
+        code == 0 and json.loads(out)["run"] == pulled.id and pulled.status()["from"] == "hf://me/vae-digits"
+    )
+    assert np.array_equal(gzcli.load("theirs", device="cpu").sample(3), expected)
+    assert call("runs", "remove", "theirs", "--yes")[0] == 0
+
+
+def test_what_the_hub_does_not_give_is_told(run, server, call, monkeypatch):
+    server.repos["me/empty"] = {}
+    for words, code, told in (
+        (("sample", "hf://me/nothing"), 3, "the hub has no `me/nothing`, or it is private"),
+        (("sample", "hf://me/empty"), 3, "`me/empty` holds no `model.safetensors`"),
+        (("sample", "hf://me"), 2, "is no address of a model on the hub"),
+        (("runs", "pull", "me/../../x"), 2, "is no address of a model on the hub"),
+        (("runs", "push", "mine", "a b/c"), 2, "is no address of a model on the hub"),
+    ):
+        found, _, err = call(*words)
+        assert found == code and told in err, err
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    code, _, err = call("runs", "push", "mine", "me/it")
+    assert code == 3 and "the hub refuses `me/it`" in err and "the token may not write there" in err
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    code, _, err = call("runs", "push", "mine", "me/it")
+    assert code == 3 and "there is no token" in err and "hf auth login" in err
+    monkeypatch.setenv("GZ_OFFLINE", "1")
+    count = len(server.requests)
+    for words in (("runs", "push", "mine", "me/it"), ("sample", "hf://me/it"), ("runs", "pull", "me/it")):
+        code, _, err = call(*words)
+        assert code == 3 and "GZ_OFFLINE" in err
+    assert len(server.requests) == count
+
+
+# --- models that come with gz ---
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_a_pretrained_model_loads_and_draws(name, elsewhere):
+    file = pretrained.names()[name]
+    found = gzcli.load(f"pretrained:{name}", device="cpu")
+    images = found.sample(2)
+    assert images.shape[0] == 2 and images.std() > 10 and file.stat().st_size <= 400_000
+    card = files.read_json(found.path / "card.json")
+    assert card["dtype"] == "bf16" and card["command"].startswith("gz train ")
+    assert [row["n"] for row in card["figures"] if row["name"] == "fd"] == [500]
+
+
+def test_pretrained_models_are_small_together_and_have_one_spelling(call, elsewhere):
+    names = pretrained.names()
+    assert 0 < sum(file.stat().st_size for file in names.values()) <= 8_000_000
+    name = next(iter(names))
+    model, data = pretrained.parts_of(name)
+    run = find_run(f"pretrained:{model}", data=data)
+    assert run == find_run(f"pretrained:{name}") and run.status()["from"].startswith("pretrained:")
+    assert gzcli.load(model, data=data, pretrained=True, device="cpu").path == run.path
+    code, out, _ = call("list", "pretrained", "--json")
+    assert code == 0 and [row["name"] for row in json.loads(out)["pretrained"]] == [
+        f"pretrained:{n}" for n in names
+    ]
+    code, _, err = call("sample", "nothing", "--pretrained")
+    assert code == 2 and "`gz list pretrained` names them" in err
+    code, _, err = call("sample", model, "--pretrained", "--data", "mnist")
+    assert code == 3 and f"gz train {model} --data mnist" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", pretrained.names())
+def test_the_recorded_figure_of_a_pretrained_model_stands(name, call, elsewhere):
+    file = pretrained.names()[name]
+    (told,) = [row for row in json.loads(metadata(file)["card"])["figures"] if row["name"] == "fd"]
+    data = pretrained.parts_of(name)[1]
+    words = ("--data", data, "-n", str(told["n"]), "--metrics", "fd", "--json")
+    code, out, err = call("bench", f"pretrained:{name}", *words)
+    assert code == 0, err
+    (row,) = json.loads(out)["rows"]
+    assert row["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25)
+
+
+# --- pictures ---
+
+
+@pytest.fixture
+def drawn(run, call, tmp_path) -> Path:
+    out = tmp_path / "drawn"
+    words = ("sample", "mine", "-n", "5", "--seed", "3", "--temperature", "0.5")
+    code, _, err = call(*words, "--out", str(out))
+    assert code == 0, err
+    return out
+
+
+def test_a_picture_says_what_made_it_and_is_drawn_again(run, drawn, call, tmp_path):
+    told = png.origin_of(drawn / "images" / "000002.png")
+    assert (told["run"], told["seed"], told["n"], told["index"]) == (run.id, 3, 5, 2)
+    assert told["weights"] == files.checksum(run.path / "model.safetensors") and told["versions"]["torch"]
+    assert told["command"] == f"gz sample {run.id} -n 5 --seed 3 --temperature=0.5"
+    assert str(tmp_path) not in json.dumps(told)
+    for name in ("grid.png", "images/000002.png"):
+        out = tmp_path / name.replace("/", "-")
+        code, text, err = call("sample", "--like", str(drawn / name), "--out", str(out), "--json")
+        assert code == 0, err
+        assert json.loads(text)["like"] == {"file": str(out / name), "same": True, "most": 0}
+        assert (out / name).read_bytes() == (drawn / name).read_bytes()
+
+
+def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, call, tmp_path, monkeypatch):
+    picture = drawn / "grid.png"
+    plain, cut, text = tmp_path / "plain.png", tmp_path / "cut.png", tmp_path / "text.png"
+    Image.open(picture).save(plain)
+    cut.write_bytes(picture.read_bytes()[:40])
+    text.write_text("no picture")
+    png.made_by(verb="train", run=run.id)
+    png.save_png(tmp_path / "trained.png", np.zeros((4, 4, 1), np.uint8), {"step": 2, "n": 36, "seed": 0})
+    other = trained(VAE, "seed=1")
+    cases = [
+        ((str(plain),), 2, "does not say what made it"),
+        ((str(cut),), 2, "is no whole PNG"),
+        ((str(text),), 2, "is no whole PNG"),
+        ((str(tmp_path / "trained.png"),), 2, f"gz sample {run.id} --checkpoint 2 -n 36"),
+        ((str(picture), "-n", "3"), 2, "`--like` decides what is drawn, `-n` does too"),
+        ((str(picture), other.id), 3, "does not have the weights that drew the picture"),
+    ]
+    for words, code, told in cases:
+        found, _, err = call("sample", "--like", *words)
+        assert found == code and told in err, err
+    assert call("sample")[0] == 2
+    monkeypatch.setenv("GZ_HOME", str(tmp_path / "empty"))
+    code, _, err = call("sample", "--like", str(picture))
+    assert code == 3 and f"`{run.id}`, which is not here" in err
+
+
+def test_a_picture_of_ones_own_pictures_asks_for_them(run, drawn, call, tmp_path):
+    source = drawn / "images"
+    words = ("sample", "mine", "--do", "reconstruct", "-n", "2")
+    assert call(*words, "--input", str(source), "--out", str(tmp_path / "a"))[0] == 0
+    again = ("sample", "--like", str(tmp_path / "a" / "grid.png"), "--out", str(tmp_path / "b"))
+    code, _, err = call(*again)
+    assert code == 2 and "made from `images`" in err and "--input PATH" in err
+    code, out, err = call(*again, "--input", str(source), "--json")
+    assert code == 0 and json.loads(out)["like"]["same"], err
+    (source / "000000.png").unlink()
+    code, _, err = call(*again, "--input", str(source))
+    assert code == 2 and "is not the `images`" in err
