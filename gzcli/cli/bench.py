@@ -22,6 +22,7 @@ from gzcli.cli.options import (
     Quiet,
     Report,
     SeedOrZero,
+    Wide,
     Yes,
     complete_data,
     complete_model_or_run,
@@ -89,7 +90,6 @@ _Export = Annotated[
     Path | None,
     typer.Option("--export-stats", metavar="FILE", help="Write those of the real images.", resolve_path=True),
 ]
-_Wide = Annotated[bool, typer.Option("--wide", help="Print every column, with its 95 % interval.")]
 
 
 def bench(
@@ -114,7 +114,7 @@ def bench(
     calls: Calls = 20,
     curve: Curve = None,
     yes: Yes = False,
-    wide: _Wide = False,
+    wide: Wide = False,
     report: Report = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -12,7 +12,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.list import list_data
-from gzcli.cli.options import Json, Quiet, Yes, choose, complete_data, confirmed
+from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, confirmed
 from gzcli.errors import MissingError, UsageError
 from gzcli.sizes import Size
 
@@ -230,11 +230,12 @@ def list_(
     long: Annotated[
         bool, typer.Option("--long", "-l", help="Splits, sizes, licences and citations too.")
     ] = False,
+    wide: Wide = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """List data sets; the same as `gz list data`."""
-    list_data(long=long)
+    list_data(long=long, wide=wide)
 
 
 @app.command()

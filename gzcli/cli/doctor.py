@@ -17,6 +17,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.benchmark import show_benchmark
 from gzcli.cli.options import Json, Quiet
+from gzcli.cli.tables import wrapped
 from gzcli.errors import MissingError, redacted
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
 from gzcli.store.weights import INCEPTION, hub_home
@@ -48,12 +49,14 @@ def doctor(benchmark: _Benchmark = False, json: Json = False, quiet: Quiet = Fal
     """Check this machine: devices, folders, settings, packages."""
     checks = [*software(), *devices(), *folders(), *settings(), *optional()]
     width = max(len(check.name) for check in checks)
+    room, indent = out.room(sys.stdout) or 10_000, " " * (len("ok    ") + width + 2)
     colour = {"ok": "cyan", "note": "yellow", "bad": "red"}
     for check in checks:
         state = out.style(f"{check.state:<4}", colour[check.state], sys.stdout)
-        out.text(f"{state}  {check.name:<{width}}  {check.detail}")
-        if check.hint:
-            out.text(f"      {'':<{width}}  hint: {check.hint}")
+        first, *more = wrapped(check.detail, indent, room)
+        out.text(f"{state}  {check.name:<{width}}  {first.strip()}")
+        for line in more + (wrapped(check.hint, f"{indent}hint: ", room) if check.hint else []):
+            out.text(line)
     bad = [check for check in checks if check.state == "bad"]
     measured = {"benchmark": show_benchmark()} if benchmark and not bad else {}
     out.data({"ok": not bad, "checks": [asdict(check) for check in checks], **measured})

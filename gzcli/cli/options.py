@@ -197,6 +197,12 @@ Quiet = Annotated[
         "--quiet", "-q", callback=_quiet, help="Print data and errors only.", rich_help_panel=_OUTPUT
     ),
 ]
+Wide = Annotated[
+    bool,
+    typer.Option(
+        "--wide", help="Print every column in full, wider than the terminal.", rich_help_panel=_OUTPUT
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 Model = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,12 +47,13 @@ def show(
             return
         raise
     tree, docs = found.tree(), texts(found)
+    width = min(WIDTH, out.room(sys.stdout) or WIDTH)
     if as_file:
-        every = annotated(tree, docs, WIDTH - len("# ")).splitlines()
+        every = annotated(tree, docs, width - len("# ")).splitlines()
         out.text("\n".join(["", "# Every key, as it resolves, and what it means:", "#"]))
         out.text("\n".join(f"# {line}" for line in every))
     else:
-        out.text(annotated(tree, docs))
+        out.text(annotated(tree, docs, width))
     shown = {"recipe": found.card.name, "path": found.source, "tree": tree, "origin": found.origin}
     out.data({**shown, "docs": {key: docs[key] for key in found.origin if key in docs}})
 

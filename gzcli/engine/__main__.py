@@ -30,10 +30,10 @@ from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
-from gzcli.engine.report import metric_lines
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
 from gzcli.parts import part_of
 from gzcli.store import files
+from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from gzcli import ranks
 from gzcli.engine.checkpoint import steps_of
 from gzcli.engine.log import Log, TrainBar
-from gzcli.engine.report import metric_lines
 from gzcli.errors import DivergedError, MissingError, first_line
 from gzcli.store import files
+from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
 
 PATIENCE = 5  # steps in a row with a loss that is not finite, before the run is stopped
