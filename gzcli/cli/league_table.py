@@ -6,6 +6,7 @@ from typing import Any
 
 from gzcli import standings
 from gzcli.cli import out
+from gzcli.cli.ends import end, quoted
 from gzcli.cli.plan import wrapped
 from gzcli.units import count
 
@@ -57,6 +58,9 @@ def show(result: dict[str, Any]) -> None:
         for text in wrapped(note, "note: "):
             out.info(text)
     out.info(f"files: {result['folder']}")
+    first = result["summary"][0] if result["summary"] else None
+    facts = [f"best: {first['model']}, {metric} {with_deviation(first, metric)}"] if first and metric else []
+    end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
 
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:

@@ -117,12 +117,19 @@ def width(most: int = 80) -> int:
 def info(string: str) -> None:
     """Prints a line unless `-q` is set; `warn` and `hint` do so with a heading.
 
-    A long line is broken at spaces where a terminal would break it within a word.
+    A long line is broken at spaces where a terminal would break it within a word; one that is mostly a path
+    stays whole.
     """
-    columns = room(sys.stderr)
-    for line in string.split("\n") if not is_quiet() else ():
-        broken = wrapped(line, width=columns) if columns and len(line) > columns else [line]
-        _write(sys.stderr, "\n".join(broken))
+    columns = room(sys.stderr) or math.inf
+    for text in string.split("\n"):
+        whole = len(text) <= columns or max(map(len, text.split())) > columns / 2
+        line(text if whole else "\n".join(wrapped(text, width=int(columns))))
+
+
+def line(string: str) -> None:
+    """Prints a line as it is, a command to be typed, unless `-q` is set."""
+    if not is_quiet():
+        _write(sys.stderr, string)
 
 
 def warn(string: str) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.ends import end, quoted
 from gzcli.cli.options import Json, Quiet, Scale, Sets, complete_data, complete_model
 from gzcli.errors import UsageError
 
@@ -82,7 +83,9 @@ def copy(
         )
     write_atomic(target, text)
     out.text(str(target))
-    out.hint(f"gz train {target if '/' in str(target) else f'./{target}'}")
+    file = quoted(target if "/" in str(target) else f"./{target}")
+    check_it = (f"gz recipe check {file}", "after each change")
+    end([f"{len(text.splitlines())} lines"], [check_it, (f"gz train {file}", "a run by it")])
     out.data({"recipe": recipe, "path": target})
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.ends import bytes_of, end, quoted, took
 from gzcli.cli.list import list_runs
 from gzcli.cli.options import (
     Checkpoint,
@@ -120,8 +122,13 @@ def export(
         check_empty(folder)
     place = (folder or found.path / "export" / to).resolve()
     job = ExportJob(str(found.path), to, str(place), checkpoint, launch=LaunchSection(cpu=True))
+    began = monotonic()
     result = do_job(found.path / "export" / stamp(), job)
     out.text(str(place))
+    end(
+        [f"{bytes_of(place)} for {to}", took(began)],
+        [(f"ls {quoted(place)}", "its README.md says how it is loaded"), (f"gz sample {quoted(run)}", "")],
+    )
     out.data(result)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.jobs import OWN_OPTIONS
 from gzcli.cli.options import (
     Checkpoint,
@@ -23,6 +26,7 @@ from gzcli.cli.options import (
     choose,
     complete_do,
 )
+from gzcli.data.kinds import counted
 from gzcli.errors import UsageError, canonical, did_you_mean
 
 if TYPE_CHECKING:
@@ -125,6 +129,7 @@ def sample(
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
+    began = monotonic()
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
     from gzcli.data.names import data_key
     from gzcli.jobs import SampleJob
@@ -176,7 +181,25 @@ def sample(
     if not result["files"] and not result["npz"]:
         out.info(f"{result['n']:,} images: all on one sheet, none by itself")
         out.hint("`--png` writes each of them, `--npz` all in one file")
+    ended(quoted(model) + (f" --data {quoted(data)}" if data else ""), known, do, result, took(began))
     out.data(result)
+
+
+def ended(name: str, model: ModelCard, do: str | None, result: Mapping[str, Any], time: str) -> None:
+    """The end of `gz sample`: how many images in what time, and what else the model can do.
+
+    name: the words that mean the run.
+    do: the application; None: images were drawn.
+    time: that the verb took.
+    """
+    others = [other for other in model.do if other != do]
+    then = [(f"gz sample {name} --do {others[0]}", f"it can {', '.join(others)}")] if others else []
+    if do:
+        then.append((f"gz sample {name} --do {do} --input ./pictures", "the same with your own pictures"))
+    else:
+        then.append((f"gz bench {name}", "how good they are, beside real images"))
+    each = f"{result['seconds'] / result['n']:.2g} s an image" if result["n"] and result["seconds"] else None
+    end([counted(result["n"], "image"), time, each], then)
 
 
 def check_pictures(model: ModelCard, do: str | None, input: Path | None, mask: Path | None) -> None:

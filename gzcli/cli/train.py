@@ -119,6 +119,7 @@ def train(
     from gzcli import launch, planning
     from gzcli.cli.accelerate import previous_words
     from gzcli.cli.dry_run import show_plan
+    from gzcli.cli.ends import after_training
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import at_paper, before_start
     from gzcli.cli.submit import submit_job
@@ -183,3 +184,5 @@ def train(
     pictures = sorted((run.serving.path / "samples").glob("*.png"))
     if pictures:
         out.text(str(pictures[-1]))
+    if not plan.machine_rank:
+        after_training(run)
