@@ -13,7 +13,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.bench_table import table
-from gzcli.cli.ends import end, quoted, took, word
+from gzcli.cli.ends import end, name_of, quoted, took
 from gzcli.cli.league_options import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, terms_of
 from gzcli.cli.options import (
     Checkpoint,
@@ -191,7 +191,7 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
         best = min(rows, key=lambda row: sign * row["metrics"][ranked[0]])
         facts = [f"best by {ranked[0]}: {best['name']}, {figure(best['metrics'][ranked[0]])}", time]
         if run := by_name(best.get("run") or ""):
-            then.append((f"gz sample {word(run)}", "more of its pictures"))
+            then.append((f"gz sample {name_of(run)}", "more of its pictures"))
     end(facts, then)
 
 

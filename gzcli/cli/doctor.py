@@ -19,6 +19,7 @@ from gzcli.cli.benchmark import show_benchmark
 from gzcli.cli.options import Json, Quiet
 from gzcli.cli.tables import wrapped
 from gzcli.errors import MissingError, redacted
+from gzcli.sections import TRACKERS
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
 from gzcli.store.weights import INCEPTION, hub_home
 from gzcli.version import __version__
@@ -171,6 +172,9 @@ def optional() -> Iterator[Check]:
     for package, purpose in _OPTIONAL.items():
         version = _version(package)
         yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")
+    for package in TRACKERS:
+        if version := _version(package):
+            yield Check(package, "ok", f"{version}, `gz train … --track {package}`")
     file = cache_dir("weights", INCEPTION)
     missing = f"missing: FID, KID and IS need `{file}`"
     yield Check("inception", "ok", str(file)) if file.exists() else Check("inception", "note", missing)
@@ -183,7 +187,6 @@ _OPTIONAL = {
     "diffusers": "Stable Diffusion models",
     "peft": "LoRA models",
     "lpips": "perceptual scores",
-    "wandb": "logs with `--wandb`",
     "mamba-ssm": "fast state-space scans on a GPU",
 }
 

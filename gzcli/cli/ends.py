@@ -51,7 +51,7 @@ def bytes_of(path: Path) -> str:
     return size(sum(file.lstat().st_size for file in files if file.is_file()))
 
 
-def word(run: Run) -> str:
+def name_of(run: Run) -> str:
     """The shortest word by which a command means a run of the store."""
     from gzcli.store.runs import short_names
 
@@ -81,14 +81,14 @@ def after_training(run: Run) -> None:
     from gzcli.cli.summary import in_words, summary
     from gzcli.store.runs import all_runs
 
-    row, name = summary(run), word(run)
+    row, name = summary(run), name_of(run)
     shown, best = in_words(row), row["best"]
     figure = f"best {shown['best']} at step {best['step']:,}" if best else None
     others = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
     second = (f"gz bench {name}", "how good they are, beside real images")
     if others:
         like = next((r for r in others if r.model == run.model), others[0])
-        second = (f"gz runs compare {name} {word(like)}", "what was better, and why")
+        second = (f"gz runs compare {name} {name_of(like)}", "what was better, and why")
     params = f"{shown['params']} parameters" if shown["params"] else None
     facts = [figure, shown["time"], params, shown["size"]]
     end(facts, [(f"gz sample {name}", "pictures from it"), second])

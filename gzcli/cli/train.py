@@ -20,6 +20,7 @@ from gzcli.cli.options import (
     Sets,
     complete_model_or_run,
 )
+from gzcli.cli.trackers import check_trackers, complete_trackers
 from gzcli.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,16 @@ _Resume = Annotated[
 _Requeue = Annotated[
     bool, typer.Option("--requeue", help="Resume if there is something to resume, start otherwise.")
 ]
-_Wandb = Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")]
+_Wandb = Annotated[bool, typer.Option("--wandb", help="The same as `--track wandb`.")]
+_Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="T",
+        help="Log to wandb, tensorboard, trackio or mlflow too; may be repeated.",
+        autocompletion=complete_trackers,
+    ),
+]
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Start also what takes more than a week here.")]
 _PANEL = "Several machines"
@@ -98,6 +108,7 @@ def train(
     resume: _Resume = False,
     requeue: _Requeue = False,
     wandb: _Wandb = False,
+    track: _Track = None,
     cpu: Cpu = False,
     processes: Processes = None,
     num_machines: _Machines = None,
@@ -142,6 +153,7 @@ def train(
         "launch.main_ip": main_process_ip,
         "launch.main_port": main_process_port,
         "launch.wandb": wandb or None,
+        "launch.track": check_trackers(track, wandb=wandb),
     }
     asked = planning.ask(what, data, sets or (), flags)
     model, run = asked.recipe.card.name, None

@@ -170,7 +170,11 @@ def train_one(run: Run, log: Log) -> Accelerator:
     trainer = Trainer(run, part, pack, accelerator, log)
     if log.main:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        if trainer.history.trackers:
+            trainer.history.trackers.close()
     if log.main:
         run.update(peak_memory=devices.peak_memory(trainer.device))
     accelerator.free_memory()
