@@ -33,6 +33,7 @@ from gzcli.cli.options import (
 from gzcli.cli.options import (
     split as items,
 )
+from gzcli.cli.own import complete_metrics
 from gzcli.cli.report import check_report, with_report
 from gzcli.errors import MissingError, UsageError, canonical, matching
 from gzcli.units import figure
@@ -69,6 +70,7 @@ _Metrics = Annotated[
         metavar="M[,M…]",
         help="fd fd_inf kid_lenet prc_lenet swd classes bpd own speed memory worth; with the extra "
         "`features` fd_lite fd_lite_pca kid_lite prc_lite; with Inception's weights fid kid is.",
+        autocompletion=complete_metrics,
     ),
 ]
 _N = Annotated[

@@ -26,9 +26,9 @@ from gzcli.cli.options import (
     SeedOrZero,
     complete_data,
     complete_data_list,
-    complete_scores,
     split,
 )
+from gzcli.cli.own import complete_scores
 from gzcli.cli.report import check_report, with_report
 from gzcli.data.kinds import counted
 from gzcli.errors import UsageError

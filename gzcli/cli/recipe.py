@@ -10,7 +10,8 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted
-from gzcli.cli.options import Json, Quiet, Scale, Sets, complete_data, complete_model
+from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
+from gzcli.cli.own import Sets
 from gzcli.errors import UsageError
 
 app = typer.Typer(help="Show, copy and check recipes.")

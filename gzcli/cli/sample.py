@@ -24,8 +24,8 @@ from gzcli.cli.options import (
     Quiet,
     SeedOrZero,
     choose,
-    complete_do,
 )
+from gzcli.cli.own import complete_do, complete_labels
 from gzcli.data.kinds import counted
 from gzcli.errors import UsageError, canonical, did_you_mean
 
@@ -45,6 +45,7 @@ _Label = Annotated[
         "--label",
         metavar="L[,L…]",
         help="Class names or numbers, for conditional models; as '\"x,y\"' with a comma.",
+        autocompletion=complete_labels,
     ),
 ]
 _Prompt = Annotated[

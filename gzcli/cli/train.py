@@ -17,9 +17,9 @@ from gzcli.cli.options import (
     Quiet,
     Scale,
     Seed,
-    Sets,
     complete_model_or_run,
 )
+from gzcli.cli.own import Sets
 from gzcli.cli.trackers import check_trackers, complete_trackers
 from gzcli.errors import MissingError, UsageError
 
