@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from gzcli import waiting
 from gzcli.cli import out
 from gzcli.cli.benchmark import show_benchmark
 from gzcli.cli.options import Json, Quiet
@@ -87,7 +88,8 @@ def devices() -> Iterator[Check]:
     from gzcli.launch import count_gpus
 
     try:
-        import torch
+        with waiting.spinner("loading torch", shown=not out.is_json()):
+            import torch
     except Exception as problem:  # a broken installation may raise anything
         fix = "install torch again, see pytorch.org"
         yield Check("devices", "bad", f"torch does not load: {problem}", fix)

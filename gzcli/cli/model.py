@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from gzcli import waiting
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.options import Json, Quiet
@@ -98,7 +99,9 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
 def _contract(name: str, data: str) -> list[Result]:
     """The results of all checks of the contract."""
     from gzcli.recipe.resolve import resolve
-    from gzcli.testing import CHECKS, Case, fault_of
+
+    with waiting.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
+        from gzcli.testing import CHECKS, Case, fault_of
 
     part = resolve(name, data=data).parts[0]
     case = Case(name, part.options, lr=max(part.optim.lr, 1e-3), data=part.data.name, levels=part.data.levels)

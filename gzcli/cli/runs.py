@@ -23,7 +23,6 @@ from gzcli.cli.options import (
     complete_run,
     confirmed,
 )
-from gzcli.cli.summary import in_words, summary, table
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.units import size
 
@@ -67,6 +66,8 @@ def list_(
 @app.command()
 def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     """Show a run's state and its whole recipe."""
+    from gzcli.cli.summary import in_words, summary
+
     found = _find(run)
     tree, facts = found.tree(), summary(found)
     shown = facts | dict.fromkeys(("seconds", "bytes")) | in_words(facts) | {"made": None}
@@ -190,6 +191,7 @@ def _find(ref: str) -> Run:
 
 def _remove(runs: list[Run], yes: bool) -> None:
     """Lists the runs, asks unless `yes`, removes them."""
+    from gzcli.cli.summary import summary, table
     from gzcli.store.runs import remove
 
     rows = [summary(run) for run in runs]

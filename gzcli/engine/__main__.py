@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gzcli import jobs, ranks
+from gzcli import jobs, ranks, waiting
 from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import wanted
@@ -44,6 +44,7 @@ STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 
 def main(folder: Path) -> int:
     """Trains the run, or does the job, in a folder. Returns the exit code."""
+    waiting.end()
     run = Run(folder.absolute())
     rank = int(os.environ.get("RANK", "0"))
     # All ranks stop alike for the errors of STATES, and the `gz` that started this process reads them in

@@ -32,6 +32,7 @@ LEAVES = {
     "philox",
     "peaks",
     "standings",
+    "waiting",
 }
 MAY = {
     "__main__": {"cli"},
