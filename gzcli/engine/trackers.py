@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from gzcli.engine.log import Log
 from gzcli.errors import MissingError, first_line
 from gzcli.sections import LaunchSection
+from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run
 
@@ -62,7 +65,8 @@ class Trackers:
     def _each(self, do: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self.open.items()):
             try:
-                do(name, tracker)
+                with redirect_stdout(sys.stderr):
+                    do(name, tracker)
             except Exception as e:  # a server that is gone, a full disk: the training goes on
                 del self.open[name]
                 self.log.warn(f"`{name}` does not track any more: {first_line(e)}")
@@ -78,22 +82,28 @@ def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
     if name not in LOGGER_TYPE_TO_CLASS:
         raise MissingError(f"this accelerate knows no tracker `{name}`", hint="pip install -U accelerate")
     id_ = run.id.replace("/", "-")  # of a stage it is a path
+    options: dict[str, Any]
     known = {"project": os.environ.get(f"{name.upper()}_PROJECT", PROJECT), "name": run.id}
     try:
         if name == "tensorboard":  # a resumed run hides what was logged after its checkpoint
-            options: dict[str, Any] = {"purge_step": start} if start else {}
+            options = {"purge_step": start} if start else {}
             tracker = LOGGER_TYPE_TO_CLASS[name](name, run.path, **options)
         elif name == "mlflow":
             place = user_dir(name)
             place.mkdir(parents=True, exist_ok=True)
             os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'runs.db'}")
-            tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, logging_dir=place.as_uri(), run_name=id_)
+            earlier = files.read_json(run.path / "mlflow.json") if start else None
+            options = {"run_id": earlier["run_id"]} if earlier else {"run_name": id_}
+            tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, logging_dir=place.as_uri(), **options)
         else:
             own = {"id": id_, "dir": run.path} if name == "wandb" else {}
             more = {"name": known["name"], "resume": "allow", "config": dict(config), **own}
             tracker = LOGGER_TYPE_TO_CLASS[name](known["project"], **more)
-        tracker.start()
-        if name in ("tensorboard", "mlflow"):  # the others have it from the start
+        with redirect_stdout(sys.stderr):  # what packages say of themselves is no data
+            tracker.start()
+        if name == "mlflow":
+            files.write_json(run.path / "mlflow.json", {"run_id": tracker.active_run.info.run_id})
+        if name == "tensorboard" or (name == "mlflow" and not start):  # the others have it from the start
             tracker.store_init_configuration(flat(config))
     except ImportError as e:
         raise MissingError(f"`--track {name}` needs the package `{name}`", hint=f"pip install {name}") from e
