@@ -1,4 +1,4 @@
-"""A league in words: a line a training, and the final table, within 80 columns."""
+"""A league in words: a line a training, and the final table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def show(result: dict[str, Any]) -> None:
         lines.append([*line, params, short(row["calls"]), short(row["sample_seconds"], 2)])
     floor = next((v for k, v in result.get("floor", {}).items() if k == metric), None)
     lines.append([None, "(real images)", short(floor), *[None] * (len(head) - 3)])
-    out.table(head, lines)
+    out.table(head, lines, spare=("calls", "s/image", "params"), elsewhere="`--json` has them")
     for row in result["rows"]:
         if row.get("error"):
             out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")

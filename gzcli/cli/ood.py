@@ -242,7 +242,7 @@ def ended(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard, 
 
 
 def table(result: Mapping[str, Any]) -> None:
-    """Prints a line for each foreign set and score, with 95 % intervals; within 80 columns for one set."""
+    """Prints a line for each foreign set and score, with 95 % intervals."""
     names, rows = result["names"], result["results"]
     several = len({row["out"] for row in rows}) > 1
 
@@ -258,7 +258,12 @@ def table(result: Mapping[str, Any]) -> None:
 
     error = "± seeds" if any("spread" in row for row in rows) else "(95 %)"
     columns = ["score", "auroc", error, "fpr95", error, "fpr95_id", "aupr_in", "aupr_out"]
-    out.table([*(["out"] if several else []), *columns], [line(row) for row in rows])
+    out.table(
+        [*(["out"] if several else []), *columns],
+        [line(row) for row in rows],
+        spare=("aupr_in", "aupr_out", "fpr95_id", error),
+        elsewhere="`gz report` shows them, `--json` too",
+    )
     counts = {names[row["out"]]: row["n_out"] for row in rows if row["out"] in names}
     sizes = ", ".join(f"{n:,} of `{name}`" for name, n in counts.items())
     inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"

@@ -41,7 +41,10 @@ class Table:
             empty = {i for i in kept if cells and self.columns[i] in self.spare and _empty(cells, i)}
             kept = [i for i in kept if i not in empty] if _total(widths, kept) > room else kept
             while (short := self._wrapped(cells, widths, kept, room, self.narrow)) is None:
-                leaving = next((i for name in self.spare for i in kept if self.columns[i] == name), None)
+                # of two of one name the last leaves first
+                leaving = next(
+                    (i for name in self.spare for i in kept[::-1] if self.columns[i] == name), None
+                )
                 if leaving is None:
                     short = self._wrapped(cells, widths, kept, room, 0) or self._narrowest(cells, widths)
                     break
