@@ -120,6 +120,7 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch):
     ends.end(["12s", None, "3 MB"], [("gz sample vae", "pictures"), ("gz bench vae", "x" * 50)])
     assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  pictures\n      gz bench vae\n"
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "80")
     first, second = made(best=1.5, params=1000), made(best=1.25, params=1000, alias="mine")
     ends.after_training(second)
     told = capsys.readouterr().err
