@@ -48,9 +48,7 @@ def compare(runs: Sequence[Run], *, wide: bool = False) -> None:
     if not differ:
         out.info("their recipes are the same")
     if alone := len(differ) - len(several):
-        out.info(
-            f"left out: {counted(alone, 'key')} of one recipe alone (`--wide` prints them, `--json` too)"
-        )
+        out.info(f"left out: {counted(alone, 'key')} that not all have ({out.ELSEWHERE})")
     out.data(
         {
             "runs": [{**row, "figures": found} for row, found in zip(rows, figures, strict=True)],
