@@ -13,6 +13,7 @@ from gzcli.sizes import Size
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
 SCALES = ("small", "full", "paper")  # from what a CPU trains in an hour to what the paper trained
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
@@ -180,7 +181,8 @@ class LaunchSection:
     restarts: how often several processes start again, from the newest checkpoint, after one has died; null: 0
       on one machine, 2 on several.
     strategy: how several GPUs share a model: each has all of it (ddp), or a part (fsdp).
-    wandb: whether metrics are sent to Weights & Biases too.
+    wandb: the same as `wandb` in `track`.
+    track: trackers that get figures, pictures and the recipe too.
     """
 
     gpus: int | Literal["all"] | None = ranged(None, "0 or more")
@@ -194,6 +196,7 @@ class LaunchSection:
     restarts: int | None = ranged(None, "0 … 10,000")
     strategy: Literal["ddp", "fsdp"] = "ddp"
     wandb: bool = False
+    track: tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...] = ()  # TRACKERS
 
     def alone(self) -> LaunchSection:
         """The section without where processes of several machines meet."""

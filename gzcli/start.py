@@ -100,7 +100,15 @@ def main() -> None:
         sys.exit(launch(words))
     import runpy
 
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    from gzcli import waiting
+
+    # the engine ends the spinner when it has loaded; other ranks, scripts and quiet verbs show none
+    if os.environ.get("GZ_OUTPUT") == "human" and os.environ.get("RANK", "0") == "0":
+        waiting.begin("loading torch")
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        waiting.end()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from gzcli import streams
-from gzcli.cli import completion, out
+from gzcli.cli import completion, model_help, out
 from gzcli.cli.options import Json
 from gzcli.errors import GzError, Interrupted, MissingError, UsageError
 from gzcli.version import __version__
@@ -104,6 +104,8 @@ def run(argv: list[str]) -> int:
         code = build(argv)(args=argv, prog_name=program, standalone_mode=False, obj=argv)
         if code == 130:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt
+        if {"--help", "-h"} & set(argv) and not code:
+            model_help.show(argv)
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -3,14 +3,17 @@ speed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gzcli.cli import out
 from gzcli.cli.bench_table import table
+from gzcli.cli.ends import end, name_of, quoted, took
 from gzcli.cli.league_options import Budget, Calls, Curve, LeagueModels, Seeds, TrainMissing, terms_of
 from gzcli.cli.options import (
     Checkpoint,
@@ -22,6 +25,7 @@ from gzcli.cli.options import (
     Quiet,
     Report,
     SeedOrZero,
+    Wide,
     Yes,
     complete_data,
     complete_model_or_run,
@@ -29,8 +33,10 @@ from gzcli.cli.options import (
 from gzcli.cli.options import (
     split as items,
 )
+from gzcli.cli.own import complete_metrics
 from gzcli.cli.report import check_report, with_report
 from gzcli.errors import MissingError, UsageError, canonical, matching
+from gzcli.units import figure
 
 if TYPE_CHECKING:
     from gzcli.data.names import DataSet
@@ -64,6 +70,7 @@ _Metrics = Annotated[
         metavar="M[,M…]",
         help="fd fd_inf kid_lenet prc_lenet swd classes bpd own speed memory worth; with the extra "
         "`features` fd_lite fd_lite_pca kid_lite prc_lite; with Inception's weights fid kid is.",
+        autocompletion=complete_metrics,
     ),
 ]
 _N = Annotated[
@@ -89,7 +96,6 @@ _Export = Annotated[
     Path | None,
     typer.Option("--export-stats", metavar="FILE", help="Write those of the real images.", resolve_path=True),
 ]
-_Wide = Annotated[bool, typer.Option("--wide", help="Print every column, with its 95 % interval.")]
 
 
 def bench(
@@ -114,7 +120,7 @@ def bench(
     calls: Calls = 20,
     curve: Curve = None,
     yes: Yes = False,
-    wide: _Wide = False,
+    wide: Wide = False,
     report: Report = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -123,6 +129,7 @@ def bench(
 
     Without a name, every model that has a finished run on the data set is compared.
     """
+    began = monotonic()
     from gzcli.cli.jobs import announce, do_job, processes_of, stamp
     from gzcli.cli.weights import bring
     from gzcli.data.weights import needed_by
@@ -164,7 +171,30 @@ def bench(
     for note in result["notes"]:
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
+    ended(result, folder, took(began))
     out.data(with_report(result, folder, report))
+
+
+def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
+    """The end of `gz bench`: who is best by the first figure, and a page of it.
+
+    folder: of the results.
+    time: that the verb took.
+    """
+    from gzcli.store.runs import by_name
+
+    names = [name for row in result["rows"] for name in row["metrics"]]
+    ranked = [name for name in names if result["directions"].get(name)]
+    then = [(f"gz report {quoted(folder)}", "a page of it")]
+    facts = [time]
+    if ranked and len(result["rows"]) > 1:
+        sign = -1 if result["directions"][ranked[0]] == "up" else 1
+        rows = [row for row in result["rows"] if row["metrics"].get(ranked[0]) is not None]
+        best = min(rows, key=lambda row: sign * row["metrics"][ranked[0]])
+        facts = [f"best by {ranked[0]}: {best['name']}, {figure(best['metrics'][ranked[0]])}", time]
+        if run := by_name(best.get("run") or ""):
+            then.append((f"gz sample {name_of(run)}", "more of its pictures"))
+    end(facts, then)
 
 
 def entered(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +22,8 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     which each figure is better. Behind the first figure stands half its 95 % interval.
 
     result: the JSON of `gz bench`.
-    wide: whether every column is printed, with intervals; if not, as many as fit, and the others are named.
+    wide: whether every column is printed, with intervals; if not, as many as fit a terminal, and the
+      others are named.
     """
     lines = [*result["rows"], *(real(floor, result["floors"]) for floor in result["floors"])]
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
@@ -32,14 +33,12 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
         for name in ("params", *names, "seconds")
         if name in names or any(line.get(name) is not None for line in lines)
     ]
-    room = shutil.get_terminal_size().columns
-    while not wide and columns and width(result, lines, columns) > room:
+    room = out.room(sys.stdout)
+    while not wide and room and columns and width(result, lines, columns) > room:
         left.append(least(columns))
         columns.remove(left[-1])
-    out.table(*cells(result, lines, columns, wide=wide))
-    if left:
-        shown = " ".join(name for name in reversed(left))
-        out.info(f"left out for want of room: {shown} (`--wide` prints them, `--json` too)")
+    out.table(*cells(result, lines, columns, wide=wide), wide=True)  # its ± leaves with its figure
+    out.left_out(left[::-1])
 
 
 def cells(

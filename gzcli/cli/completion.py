@@ -31,9 +31,10 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
     shell: bash, zsh or fish.
     build: makes the application for the words of the command line.
     """
-    words, incomplete = _typed(shell)
+    words, incomplete, before = _typed(shell)
     try:
-        found = candidates(typer.main.get_command(build(words)), words, incomplete)
+        found = candidates(typer.main.get_command(build(words)), words, before + incomplete)
+        found = [(value[len(before) :], help) for value, help in found]
     except Exception:  # a damaged run or recipe must not write into the command line that is being typed
         if os.environ.get("GZ_DEBUG"):
             raise
@@ -62,14 +63,18 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
     options = {name: param for param in given_options for name in param.opts}
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     waiting = None  # the option that the next word is the value of
+    own = ""  # the same of the model's own options, which Typer does not know
     for i, word in enumerate(words):
         if waiting:
             context.params[waiting.name], waiting = word, None
         elif word == "--":
             return []
+        elif own and not word.startswith("-"):
+            own = ""
         elif word.startswith("-"):
             option = options.get(word)
             waiting = option if option and not option.is_flag else None
+            own = word if option is None and "=" not in word and not own else ""
         elif hasattr(command, "commands"):
             part = command.commands.get(word)
             return candidates(part, words[i + 1 :], incomplete) if part else []
@@ -81,16 +86,26 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
     if incomplete.startswith("--") and "=" in incomplete:
         name, _, incomplete = incomplete.partition("=")
         waiting, before = options.get(name), f"{name}="
-        if waiting is None:
-            return []
+        own = name if waiting is None else ""
+    verb, typed = str(command.name), context.params
+    if own:
+        from gzcli.cli.own import further_values
+
+        return [(before + value, "") for value in further_values(verb, typed, own, incomplete)]
     given = arguments[0] if arguments else None
     asked = waiting or (command if incomplete.startswith("-") or hasattr(command, "commands") else given)
     items = asked.shell_complete(context, incomplete) if asked else []
-    return [(before + item.value, item.help or "") for item in items if item.type == "plain"]
+    found = [(before + item.value, item.help or "") for item in items if item.type == "plain"]
+    if incomplete.startswith("-") and not waiting:
+        from gzcli.cli.own import further
+
+        found += further(verb, typed, incomplete)
+    return found
 
 
-def _typed(shell: str) -> tuple[list[str], str]:
-    """The whole words after the program's name, and the one under the cursor."""
+def _typed(shell: str) -> tuple[list[str], str, str]:
+    """The whole words after the program's name, the one under the cursor, and what belongs to that and stands
+    before it: bash takes `--data=m` and `model.depth=4` for three words each."""
     line = os.environ.get("COMP_WORDS" if shell == "bash" else "_TYPER_COMPLETE_ARGS", "")
     try:
         words = shlex.split(line)
@@ -98,11 +113,26 @@ def _typed(shell: str) -> tuple[list[str], str]:
         words = line.split()
     if shell == "bash":
         at = int(os.environ.get("COMP_CWORD", len(words)))
-        words, incomplete = words[:at], "".join(words[at : at + 1])
-        # bash splits `--data=m` into three words
-        return [word for word in words[1:] if word != "="], "" if incomplete == "=" else incomplete
+        words, under = words[:at], "".join(words[at : at + 1])
+        incomplete = "" if under == "=" else under
+        whole = _joined([*words[1:], *(["="] if under == "=" else []), incomplete])
+        last = whole.pop()
+        return whole, incomplete, last[: len(last) - len(incomplete)]
     incomplete = words.pop() if words and not line.endswith(" ") else ""
-    return words[1:], incomplete
+    return words[1:], incomplete, ""
+
+
+def _joined(words: list[str]) -> list[str]:
+    """The words of bash, which splits at `=`, as they were typed; but an option and its value stay two."""
+    whole: list[str] = []
+    for i, word in enumerate(words):
+        if word == "=":
+            whole[-1:] = [f"{last}=" if not last.startswith("-") else last for last in whole[-1:]]
+        elif i and words[i - 1] == "=" and whole and whole[-1].endswith("="):
+            whole[-1] += word
+        else:
+            whole.append(word)
+    return whole
 
 
 def _bare(help: str) -> str:

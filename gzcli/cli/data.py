@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.ends import new_set, quoted
 from gzcli.cli.list import list_data
-from gzcli.cli.options import Json, Quiet, Yes, choose, complete_data, confirmed
+from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, confirmed
 from gzcli.errors import MissingError, UsageError
 from gzcli.sizes import Size
 
@@ -101,7 +103,7 @@ def download(
     from gzcli.data.sets import find
     from gzcli.sizes import sides
 
-    lines, rows = [], []
+    lines, rows, images, began = [], [], 0, monotonic()
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
         if not spec.embedded:
             pixels = (channels or spec.channels) * prod(sides(size or spec.size))
@@ -112,11 +114,13 @@ def download(
             with out.progress(spec.name) as report:
                 fetch(spec.sized(size), source=source, pack_size=pack_size, progress=report, say=out.info)
         meta = _opened(spec, size, channels).meta
+        images += sum(meta.counts.values())
         lines.append((spec.name, *(meta.counts[split] for split in ("train", "val", "test"))))
         rows.append(
             {"name": spec.name, "shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts}
         )
     out.table(("data", "train", "val", "test"), lines)
+    new_set(images, names[0], began, show=True)
     out.data({"data": rows})
 
 
@@ -148,6 +152,7 @@ def import_(
     from gzcli.data.layout import LAYOUTS
     from gzcli.data.names import locate, names
 
+    began = monotonic()
     layout = choose("layout", layout, LAYOUTS) if layout else None
     new = name not in names()
     row = library.import_set(path, name, Form(size, channels, skip_bad, layout))
@@ -173,8 +178,8 @@ def import_(
             else str(error.hint)
         )
     out.text(row["name"])
-    drawn = f"; `gz data show {row['name']}` draws it" if row["shape"] else ""
-    out.hint(f"`gz train vae --data {row['name']}{more}`{drawn}")
+    images = sum(row["counts"].values()) if row["shape"] else None
+    new_set(images, row["name"] + more, began, show=bool(row["shape"]))
     out.data(row)
 
 
@@ -196,7 +201,7 @@ def show(
     from gzcli.data.names import locate
     from gzcli.data.sheet import class_counts, draw
 
-    found = locate(name)
+    found, began = locate(name), monotonic()
     pack = _opened(found, size, channels)
     of_set = facts_of(found, size=size, channels=channels)
     meta, classes = pack.meta, class_counts(pack)
@@ -222,6 +227,7 @@ def show(
     }
     row |= {"shape_class": of_set and of_set.shape_class, "traits": of_set.traits if of_set else ()}
     row |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
+    new_set(sum(meta.counts.values()), quoted(name), began, show=False)
     out.data({**row, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
 
 
@@ -230,11 +236,12 @@ def list_(
     long: Annotated[
         bool, typer.Option("--long", "-l", help="Splits, sizes, licences and citations too.")
     ] = False,
+    wide: Wide = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """List data sets; the same as `gz list data`."""
-    list_data(long=long)
+    list_data(long=long, wide=wide)
 
 
 @app.command()

@@ -14,10 +14,13 @@ from typing import Annotated
 
 import typer
 
+from gzcli import waiting
 from gzcli.cli import out
 from gzcli.cli.benchmark import show_benchmark
 from gzcli.cli.options import Json, Quiet
+from gzcli.cli.tables import wrapped
 from gzcli.errors import MissingError, redacted
+from gzcli.sections import TRACKERS
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
 from gzcli.store.weights import INCEPTION, hub_home
 from gzcli.version import __version__
@@ -48,12 +51,14 @@ def doctor(benchmark: _Benchmark = False, json: Json = False, quiet: Quiet = Fal
     """Check this machine: devices, folders, settings, packages."""
     checks = [*software(), *devices(), *folders(), *settings(), *optional()]
     width = max(len(check.name) for check in checks)
+    room, indent = out.room(sys.stdout) or 10_000, " " * (len("ok    ") + width + 2)
     colour = {"ok": "cyan", "note": "yellow", "bad": "red"}
     for check in checks:
         state = out.style(f"{check.state:<4}", colour[check.state], sys.stdout)
-        out.text(f"{state}  {check.name:<{width}}  {check.detail}")
-        if check.hint:
-            out.text(f"      {'':<{width}}  hint: {check.hint}")
+        first, *more = wrapped(check.detail, indent, room)
+        out.text(f"{state}  {check.name:<{width}}  {first.strip()}")
+        for line in more + (wrapped(check.hint, f"{indent}hint: ", room) if check.hint else []):
+            out.text(line)
     bad = [check for check in checks if check.state == "bad"]
     measured = {"benchmark": show_benchmark()} if benchmark and not bad else {}
     out.data({"ok": not bad, "checks": [asdict(check) for check in checks], **measured})
@@ -83,7 +88,8 @@ def devices() -> Iterator[Check]:
     from gzcli.launch import count_gpus
 
     try:
-        import torch
+        with waiting.spinner("loading torch", shown=not out.is_json()):
+            import torch
     except Exception as problem:  # a broken installation may raise anything
         fix = "install torch again, see pytorch.org"
         yield Check("devices", "bad", f"torch does not load: {problem}", fix)
@@ -168,6 +174,9 @@ def optional() -> Iterator[Check]:
     for package, purpose in _OPTIONAL.items():
         version = _version(package)
         yield Check(package, "ok" if version else "note", version or f"missing: {purpose} need it")
+    for package in TRACKERS:
+        if version := _version(package):
+            yield Check(package, "ok", f"{version}, `gz train … --track {package}`")
     file = cache_dir("weights", INCEPTION)
     missing = f"missing: FID, KID and IS need `{file}`"
     yield Check("inception", "ok", str(file)) if file.exists() else Check("inception", "note", missing)
@@ -180,7 +189,6 @@ _OPTIONAL = {
     "diffusers": "Stable Diffusion models",
     "peft": "LoRA models",
     "lpips": "perceptual scores",
-    "wandb": "logs with `--wandb`",
     "mamba-ssm": "fast state-space scans on a GPU",
 }
 

@@ -6,13 +6,12 @@ process alone.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.cli.plan import WIDTH, Expected, expected, five_lines, total, total_on_h100
+from gzcli.cli.plan import Expected, expected, five_lines, total, total_on_h100, wrapped
 
 if TYPE_CHECKING:
     from gzcli.launch import Plan
@@ -52,8 +51,9 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
         out.text(text)
     download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download and not facts.cached else ""
     state = "packed" if facts.packed else "here, to be packed" if facts.cached else f"not here{download}"
-    out.text(f"data       {facts.title} ({state})")
-    out.text(f"needs      {', '.join(needs) or 'nothing that is not here'}")
+    lacking = ", ".join(needs) or "nothing that is not here"
+    for text in (*wrapped(f"{facts.title} ({state})", "data       "), *wrapped(lacking, "needs      ")):
+        out.text(text)
     out.text(f"run        {'resumes ' if run else ''}{path}")
     gpus = f"{plan.gpus or 'no'} GPU{'s' if plan.gpus != 1 else ''}"
     out.text(f"processes  {plan.processes} × {plan.threads} threads, {gpus}")
@@ -96,23 +96,20 @@ def resolved_tree(
 
 
 def show_keys(tree: dict[str, Any], origin: Mapping[str, str]) -> None:
-    """Prints every key with its value and origin; on a terminal in `WIDTH` columns."""
+    """Prints every key with its value and origin."""
     rows = [
         (key, "null" if value is None else str(value), origin.get(key, ""))
         for key, value in leaves(tree)
         if (key.rpartition(".")[2], value) != ("params", None)
     ]
-    if sys.stdout.isatty():
-        widths = [min(max(len(row[i]) for row in rows), most) for i, most in ((0, 30), (2, 26))]
-        room = WIDTH - sum(widths) - 4
-        limits = (widths[0], room, widths[1])
-        rows = [tuple(map(shortened, row, limits)) for row in rows]  # type: ignore[misc]
-    out.table(["key", "value", "from"], rows)
-
-
-def shortened(text: str, width: int) -> str:
-    """The text in so many columns."""
-    return text if len(text) <= width else text[: width - 1] + "…"
+    out.table(
+        ("key", "value", "from"),
+        rows,
+        spare=("from",),
+        wrap=("value", "from"),
+        narrow=12,
+        elsewhere="`--json` has them",
+    )
 
 
 def figures(recipe: Resolved, expect: Expected) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A league in words: a line a training, and the final table, within 80 columns."""
+"""A league in words: a line a training, and the final table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from gzcli import standings
 from gzcli.cli import out
+from gzcli.cli.ends import end, quoted
 from gzcli.cli.plan import wrapped
 from gzcli.units import count
 
@@ -47,7 +48,7 @@ def show(result: dict[str, Any]) -> None:
         lines.append([*line, params, short(row["calls"]), short(row["sample_seconds"], 2)])
     floor = next((v for k, v in result.get("floor", {}).items() if k == metric), None)
     lines.append([None, "(real images)", short(floor), *[None] * (len(head) - 3)])
-    out.table(head, lines)
+    out.table(head, lines, spare=("calls", "s/image", "params"), elsewhere="`--json` has them")
     for row in result["rows"]:
         if row.get("error"):
             out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")
@@ -57,6 +58,9 @@ def show(result: dict[str, Any]) -> None:
         for text in wrapped(note, "note: "):
             out.info(text)
     out.info(f"files: {result['folder']}")
+    first = result["summary"][0] if result["summary"] else None
+    facts = [f"best: {first['model']}, {metric} {with_deviation(first, metric)}"] if first and metric else []
+    end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
 
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from json import loads
 from typing import Annotated, Any
@@ -9,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import Json, Quiet, choose, names
-from gzcli.cli.summary import COLUMNS, cells, summary
+from gzcli.cli.options import Json, Quiet, Wide, choose, names
+from gzcli.cli.tables import wrapped
 from gzcli.errors import UsageError, canonical
 
 _WHAT = ("models", "data", "recipes", "runs", "pretrained")
@@ -48,6 +49,7 @@ def list_(
             "--can", metavar="CAP", help="Models with a capability only.", autocompletion=_complete_can
         ),
     ] = "",
+    wide: Wide = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -56,13 +58,14 @@ def list_(
     if kind != "models" and (family or can):
         raise UsageError("`--family` and `--can` choose among models", hint="gz list models")
     if kind == "models":
-        list_models(family, can, short=not what)
+        list_models(family, can, short=not what, wide=wide)
     else:
-        _LISTS[kind]()
+        _LISTS[kind](wide=wide)
 
 
-def list_models(family: str = "", can: str = "", *, short: bool = False) -> None:
-    """Prints the models of a family that have a capability; `short`: their names by family alone."""
+def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
+    """Prints the models of a family that have a capability; `short`: their names by family alone; `wide`: in
+    full, as in the other lists."""
     from gzcli.models.catalog import cards
     from gzcli.store.paths import recipe_names
 
@@ -79,12 +82,18 @@ def list_models(family: str = "", can: str = "", *, short: bool = False) -> None
         families: dict[str, list[str]] = {}
         for name, card in rows:
             families.setdefault(card.family, []).append(name)
-        out.table(("family", "models"), [(name, " ".join(models)) for name, models in families.items()])
+        lines = [(name, " ".join(models)) for name, models in families.items()]
+        out.table(("family", "models"), lines, wrap=("models",), wide=wide)
         out.info("")
-        out.hint("`gz list models` shows what each can do, `gz list data|recipes|runs` the rest")
+        out.hint("`gz list models` says what they can do; also `gz list data|recipes|runs`")
     else:
-        columns = ("model", "family", "can", "paper")
-        out.table(columns, [(name, card.family, " ".join(card.can), card.paper) for name, card in rows])
+        out.table(
+            ("model", "family", "can", "paper"),
+            [(name, card.family, " ".join(card.can), card.paper) for name, card in rows],
+            spare=("paper", "family"),
+            wrap=("can", "paper"),
+            wide=wide,
+        )
     models = [
         {
             "name": name,
@@ -98,17 +107,23 @@ def list_models(family: str = "", can: str = "", *, short: bool = False) -> None
     out.data({"models": models})
 
 
-def list_data(*, long: bool = False) -> None:
+def list_data(*, long: bool = False, wide: bool = False) -> None:
     """Prints every data set, a line each or, if `long`, all that is known of it."""
     from gzcli.data.library import listing
 
     rows = listing()
     if long:
         for row in rows:
-            out.text("\n".join(_data_block(row)) + "\n")
+            out.text("\n".join(_data_block(row, out.room(sys.stdout))) + "\n")
     else:
         lines = [(r["name"], _images(r), r["classes"] or None, _state(r), r["title"]) for r in rows]
-        out.table(("data", "images", "classes", "cached", "title"), lines)
+        out.table(
+            ("data", "images", "classes", "cached", "title"),
+            lines,
+            spare=("classes", "images"),
+            wrap=("title",),
+            wide=wide,
+        )
     out.data({"data": rows})
 
 
@@ -125,8 +140,8 @@ def _images(row: dict[str, Any]) -> str | None:
     return f"{width}×{height}×{row['channels']}"
 
 
-def _data_block(row: dict[str, Any]) -> list[str]:
-    """A data set's row as text: a heading and a line for each fact."""
+def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
+    """A data set's row as text: a heading and each fact, in lines of `room` columns."""
     from gzcli.data.conditions import in_words
 
     splits = [(row["n_train"], "train"), (row["n_val"], "val"), (row["n_test"], "test")]
@@ -146,13 +161,16 @@ def _data_block(row: dict[str, Any]) -> list[str]:
         "get it at": row["page"],
         "path": row["path"],
     }
+    texts = {f"{row['name']}: ": row["title"], **{f"  {key:<10} ": value for key, value in facts.items()}}
     return [
-        f"{row['name']}: {row['title']}",
-        *(f"  {key:<10} {value}" for key, value in facts.items() if value),
+        line
+        for head, text in texts.items()
+        if text
+        for line in (wrapped(str(text), head, room) if room else [f"{head}{text}"])
     ]
 
 
-def list_recipes() -> None:
+def list_recipes(*, wide: bool = False) -> None:
     """Prints the shipped recipes."""
     from gzcli.recipe.files import recipes
     from gzcli.recipe.load import load
@@ -162,24 +180,32 @@ def list_recipes() -> None:
         tree = load(path)
         about, sets = tree.get("about", ""), list(tree.get("for", {}))
         rows.append({"name": name, "path": path, "about": about, "for": sets})
-    out.table(("recipe", "about", "for"), [(row["name"], row["about"], " ".join(row["for"])) for row in rows])
+    out.table(
+        ("recipe", "about", "for"),
+        [(row["name"], row["about"], " ".join(row["for"])) for row in rows],
+        spare=("for",),
+        wrap=("about", "for"),
+        wide=wide,
+    )
     out.data({"recipes": rows})
 
 
-def list_runs(model: str | None = None, data: str | None = None) -> None:
+def list_runs(model: str | None = None, data: str | None = None, *, wide: bool = False) -> None:
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
+    from gzcli.cli.summary import summary, table
     from gzcli.data.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.paths import spelling
     from gzcli.store.runs import all_runs
 
-    rows = [summary(run) for run in all_runs(model=model, data=data)]
-    if not rows and data:  # runs name a folder by its key; an unknown name is refused here
-        rows = [summary(run) for run in all_runs(model=model, data=data_key(data))]
-    if not rows and model:
+    runs = all_runs(model=model, data=data)
+    if not runs and data:  # runs name a folder by its key; an unknown name is refused here
+        runs = all_runs(model=model, data=data_key(data))
+    if not runs and model:
         find(spelling(model))  # raises UsageError for an unknown model
+    rows = [summary(run) for run in runs]
     if rows or out.is_json():
-        out.table(COLUMNS, [cells(row) for row in rows])
+        table(runs, rows, wide=wide)
     else:
         out.info("no runs yet")
         on = f" --data {data}" if data else ""
@@ -187,7 +213,7 @@ def list_runs(model: str | None = None, data: str | None = None) -> None:
     out.data({"runs": rows})
 
 
-def list_pretrained() -> None:
+def list_pretrained(*, wide: bool = False) -> None:
     """Prints the trained models that come with gz."""
     from gzcli.recipe.from_file import metadata
     from gzcli.store.pretrained import PREFIX, names
@@ -206,6 +232,7 @@ def list_pretrained() -> None:
     out.table(
         columns,
         [(r["name"], r["data"], _figure(r), f"{r['seconds']:,.0f} s", size(r["bytes"])) for r in rows],
+        wide=wide,
     )
     if rows:
         out.hint(f"gz sample {rows[0]['name']}")
@@ -216,7 +243,7 @@ def _figure(row: dict[str, Any]) -> str | None:
     return next((f"{figure['name']} {figure['value']:.4g}" for figure in row["figures"]), None)
 
 
-_LISTS: dict[str, Callable[[], None]] = {
+_LISTS: dict[str, Callable[..., None]] = {
     "data": list_data,
     "recipes": list_recipes,
     "runs": list_runs,

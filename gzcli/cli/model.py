@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 import typer
 
+from gzcli import waiting
 from gzcli.cli import out
+from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.options import Json, Quiet
 from gzcli.errors import UsageError, canonical
 
@@ -58,7 +61,9 @@ def new(
     title = "".join(part.capitalize() for part in stem.split("_"))
     write_atomic(target, text.replace("Template", title).replace("template", stem))
     out.text(str(target))
-    out.hint(f"`gz model check ./{target}`, then `gz train ./{target}`")
+    lines = f"{len(text.splitlines())} lines"
+    check = (f"gz model check ./{target}", "whether it keeps the contract of the zoo")
+    end([lines], [check, (f"gz train ./{target}", "trains it on the digits")])
     out.data({"path": target})
 
 
@@ -71,7 +76,7 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
     from gzcli.recipe.mistakes import mistakes
     from gzcli.store import outside
 
-    name = outside.add(file)
+    name, began = outside.add(file), monotonic()
     outside.trust(file.expanduser())
     wrong = mistakes(file.expanduser().absolute())
     results = [Result("file", text) for text in wrong] or _contract(name, data)
@@ -81,6 +86,9 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
         if result.fault:
             out.text(f"       {result.fault}")
     out.data({"model": name, "checks": [asdict(result) for result in results]})
+    if not faults:
+        more = (f"gz train {quoted(file)} --data mnist", "the same on another set")
+        end([f"all {len(results)} checks hold", took(began)], [(f"gz train {quoted(file)}", ""), more])
     if faults:
         count = f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}"
         raise UsageError(
@@ -91,7 +99,9 @@ def check(file: _File, data: _Data = "digits", json: Json = False, quiet: Quiet 
 def _contract(name: str, data: str) -> list[Result]:
     """The results of all checks of the contract."""
     from gzcli.recipe.resolve import resolve
-    from gzcli.testing import CHECKS, Case, fault_of
+
+    with waiting.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
+        from gzcli.testing import CHECKS, Case, fault_of
 
     part = resolve(name, data=data).parts[0]
     case = Case(name, part.options, lr=max(part.optim.lr, 1e-3), data=part.data.name, levels=part.data.levels)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gzcli.cli import alarm, out
+from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.jobs import OWN_OPTIONS
 from gzcli.cli.ood_asked import at_hand, check_same_data, chosen, inside_of, leading, sets, with_lists
 from gzcli.cli.options import (
@@ -24,12 +27,16 @@ from gzcli.cli.options import (
     SeedOrZero,
     complete_data,
     complete_data_list,
-    complete_scores,
     spelled,
     split,
 )
+from gzcli.cli.own import complete_scores
 from gzcli.cli.report import check_report, with_report
+from gzcli.data.kinds import counted
 from gzcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from gzcli.models.catalog import ModelCard
 
 _In = Annotated[
     str | None,
@@ -134,6 +141,7 @@ def ood(
 
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
+    began = monotonic()
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
     from gzcli.data.names import locate, slug
     from gzcli.jobs import AlarmJob, OodJob
@@ -214,11 +222,31 @@ def ood(
     for note in result.get("notes", []):
         out.info(f"note: {note}")
     out.info(f"files: {folder}")
+    ended(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), known, took(began))
     out.data(with_report(result, folder, report))
 
 
+def ended(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard, time: str) -> None:
+    """The end of `gz ood`: which score was best, or what was flagged, and what to do with it.
+
+    folder: of the results.
+    name: the words that mean the run.
+    time: that the verb took.
+    """
+    page = (f"gz report {quoted(folder)}", "")
+    if "thresholds" in result:
+        flagged = sum(row["flagged"] for row in result["files"])
+        again = f"gz ood {name} --input {quoted(result['input'])}"
+        more = (f"{again} --map", "where they are strange") if model.maps else (f"{again} --fpr 5%", "")
+        return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", time], [more])
+    own = [row for row in result["results"] if not row["baseline"]]
+    best = max(own, key=lambda row: row["auroc"], default=None)
+    told = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
+    end([told, time], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
+
+
 def table(result: Mapping[str, Any]) -> None:
-    """Prints a line for each foreign set and score, with 95 % intervals; within 80 columns for one set."""
+    """Prints a line for each foreign set and score, with 95 % intervals."""
     names, rows = result["names"], result["results"]
     several = len({row["out"] for row in rows}) > 1
 
@@ -234,7 +262,12 @@ def table(result: Mapping[str, Any]) -> None:
 
     error = "± seeds" if any("spread" in row for row in rows) else "(95 %)"
     columns = ["score", "auroc", error, "fpr95", error, "fpr95_id", "aupr_in", "aupr_out"]
-    out.table([*(["out"] if several else []), *columns], [line(row) for row in rows])
+    out.table(
+        [*(["out"] if several else []), *columns],
+        [line(row) for row in rows],
+        spare=("aupr_in", "aupr_out", "fpr95_id", error),
+        elsewhere="`gz report` shows them, `--json` too",
+    )
     counts = {names[row["out"]]: row["n_out"] for row in rows if row["out"] in names}
     sizes = ", ".join(f"{n:,} of `{name}`" for name, n in counts.items())
     inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,10 +16,6 @@ from gzcli.cli import out
 from gzcli.errors import UsageError, canonical, did_you_mean, matching
 from gzcli.sections import PRECISIONS, SCALES
 from gzcli.store.paths import recipe_names
-
-if TYPE_CHECKING:
-    from gzcli.models.catalog import ModelCard
-
 
 # --- completion: the beginning of a word → the words that complete it ---
 
@@ -57,11 +53,18 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_run(incomplete: str) -> list[str]:
-    return names(incomplete, run_names())
+    return names(incomplete, run_names()) or _short_names(incomplete)
+
+
+def _short_names(incomplete: str) -> list[str]:
+    """Completions of a run's id without its time, as tables show it."""
+    from gzcli.store.runs import all_runs, short_names
+
+    return names(incomplete, short_names(all_runs()).values())
 
 
 def complete_model_or_run(incomplete: str) -> list[str]:
-    return names(incomplete, [*recipe_names(), *run_names()])
+    return names(incomplete, [*recipe_names(), *run_names()]) or _short_names(incomplete)
 
 
 def complete_data(incomplete: str) -> list[str]:
@@ -70,28 +73,6 @@ def complete_data(incomplete: str) -> list[str]:
 
 def complete_data_list(incomplete: str) -> list[str]:
     return many(incomplete, data_names())
-
-
-def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The scores of the model on the command line, those derived from its likelihood included."""
-    from gzcli.recipe.schema import score_names
-
-    scores = {score for card in _cards_of(ctx.params.get("model")) for score in score_names(card)}
-    return many(incomplete, sorted(scores))
-
-
-def complete_do(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The applications of the model on the command line."""
-    return names(incomplete, sorted({do for card in _cards_of(ctx.params.get("model")) for do in card.do}))
-
-
-def _cards_of(model: str | None) -> list[ModelCard]:
-    """The card of the model, or of the model that a run's id begins with; all cards where none is known."""
-    from gzcli.models.catalog import cards
-
-    word, known = canonical(model or ""), cards()
-    fits = [card for name, card in known.items() if word == name or word.startswith(f"{name}_")]
-    return fits or list(known.values())
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
@@ -204,6 +185,12 @@ Quiet = Annotated[
         "--quiet", "-q", callback=_quiet, help="Print data and errors only.", rich_help_panel=_OUTPUT
     ),
 ]
+Wide = Annotated[
+    bool,
+    typer.Option(
+        "--wide", help="Print every column in full, wider than the terminal.", rich_help_panel=_OUTPUT
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 Model = Annotated[
@@ -237,10 +224,6 @@ Scale = Annotated[
 _SEED = typer.Option("--seed", metavar="S", min=0, help="Seed of all randomness.")
 Seed = Annotated[int | None, _SEED]  # None: the recipe's
 SeedOrZero = Annotated[int, _SEED]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="a.b=v", help="Change a key of the recipe; may be repeated."),
-]
 Checkpoint = Annotated[
     str,
     typer.Option(

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from gzcli import streams
+from gzcli.cli.tables import NARROW, Table, wrapped
 from gzcli.errors import GzError
 
 _mode = {"json": False, "quiet": False, "lenient": False}
+ELSEWHERE = "`--wide` prints them, `--json` too"  # what a table had no room for
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 
 
@@ -52,31 +54,80 @@ def text(string: str) -> None:
         _write(sys.stdout, string)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Human mode: prints aligned columns with a bold head. JSON mode: nothing."""
-    if not is_json():
-        head, *lines = aligned(columns, rows).splitlines()
-        _write(sys.stdout, "\n".join([style(head, "bold", sys.stdout), *lines]))
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    spare: Sequence[str] = (),
+    wrap: Sequence[str] = (),
+    narrow: int = NARROW,
+    wide: bool = False,
+    to_stderr: bool = False,
+    elsewhere: str = ELSEWHERE,
+) -> None:
+    """Human mode: prints aligned columns with a bold head that fit the terminal. JSON mode: nothing.
+
+    columns, rows, spare, wrap, narrow: as `Table` has them.
+    wide: whether nothing is left out and nothing wrapped.
+    to_stderr: whether they are no data, but what `info` would say.
+    elsewhere: what prints the columns that there was no room for.
+    """
+    if is_quiet() if to_stderr else is_json():
+        return
+    stream = sys.stderr if to_stderr else sys.stdout
+    lines, left = Table(columns, rows, spare, wrap, narrow).lines(None if wide else room(stream))
+    head, *others = lines
+    _write(stream, "\n".join([style(head, "bold", stream), *others]))
+    left_out(left, elsewhere)
+
+
+def left_out(names: Sequence[str], elsewhere: str = ELSEWHERE) -> None:
+    """Tells on stderr which columns a table had no room for."""
+    if names:
+        info(f"left out for want of room: {' '.join(names)} ({elsewhere})")
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table as text, its head first: columns of numbers aligned to the right, None as `-`."""
-    cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]
-    right = [bool(rows) and all(_is_number(line[i]) for line in cells) for i in range(len(columns))]
-    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+    return "\n".join(Table(columns, rows).lines()[0])
 
-    def line_of(line: Sequence[str]) -> str:
-        parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
-        return "  ".join(parts).rstrip()
 
-    return "\n".join(map(line_of, [columns, *cells]))
+def room(stream: TextIO) -> int | None:
+    """How many columns a stream shows: `COLUMNS` where it is set, else those of its terminal; None where it
+    is none, and nothing has to fit."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def width(most: int = 80) -> int:
+    """How many columns texts for people on stderr may take."""
+    return min(most, room(sys.stderr) or most)
 
 
 # --- stderr: everything else ---
 
 
 def info(string: str) -> None:
-    """Prints a line unless `-q` is set; `warn` and `hint` do so with a heading."""
+    """Prints a line unless `-q` is set; `warn` and `hint` do so with a heading.
+
+    A long line is broken at spaces where a terminal would break it within a word; one that is mostly a path
+    stays whole.
+    """
+    columns = room(sys.stderr) or math.inf
+    for text in string.split("\n"):
+        whole = len(text) <= columns or max(map(len, text.split())) > columns / 2
+        line(text if whole else "\n".join(wrapped(text, width=int(columns))))
+
+
+def line(string: str) -> None:
+    """Prints a line as it is, a command to be typed, unless `-q` is set."""
     if not is_quiet():
         _write(sys.stderr, string)
 
@@ -171,12 +222,6 @@ def _write(stream: TextIO, string: str) -> None:
         if isinstance(e, BrokenPipeError):
             raise SystemExit(128 + 13) from None
         raise
-
-
-def _is_number(cell: str) -> bool:
-    return (
-        cell in ("-", "nan", "inf", "-inf") or cell.lstrip("-").replace(",", "").replace(".", "").isdecimal()
-    )
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gzcli.cli import out
+from gzcli.cli import out, tables
 from gzcli.errors import GzError, UsageError
 from gzcli.units import about, count, size
 
@@ -127,13 +127,8 @@ def five_lines(
 
 
 def wrapped(text: str, head: str = "") -> list[str]:
-    """The text in lines of `WIDTH` columns, broken at spaces, below a heading."""
-    import textwrap
-
-    lines = textwrap.wrap(
-        text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
-    )
-    return lines or [head.rstrip()]
+    """The text in lines that fit the terminal, broken at spaces, below a heading."""
+    return tables.wrapped(text, head, out.width(WIDTH))
 
 
 def _set_in_words(recipe: Resolved, facts: DataFacts) -> str:

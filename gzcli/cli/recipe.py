@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import Json, Quiet, Scale, Sets, complete_data, complete_model
+from gzcli.cli.ends import end, quoted
+from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
+from gzcli.cli.own import Sets
 from gzcli.errors import UsageError
 
 app = typer.Typer(help="Show, copy and check recipes.")
@@ -46,12 +49,13 @@ def show(
             return
         raise
     tree, docs = found.tree(), texts(found)
+    width = min(WIDTH, out.room(sys.stdout) or WIDTH)
     if as_file:
-        every = annotated(tree, docs, WIDTH - len("# ")).splitlines()
+        every = annotated(tree, docs, width - len("# ")).splitlines()
         out.text("\n".join(["", "# Every key, as it resolves, and what it means:", "#"]))
         out.text("\n".join(f"# {line}" for line in every))
     else:
-        out.text(annotated(tree, docs))
+        out.text(annotated(tree, docs, width))
     shown = {"recipe": found.card.name, "path": found.source, "tree": tree, "origin": found.origin}
     out.data({**shown, "docs": {key: docs[key] for key in found.origin if key in docs}})
 
@@ -80,7 +84,9 @@ def copy(
         )
     write_atomic(target, text)
     out.text(str(target))
-    out.hint(f"gz train {target if '/' in str(target) else f'./{target}'}")
+    file = quoted(target if "/" in str(target) else f"./{target}")
+    check_it = (f"gz recipe check {file}", "after each change")
+    end([f"{len(text.splitlines())} lines"], [check_it, (f"gz train {file}", "a run by it")])
     out.data({"recipe": recipe, "path": target})
 
 

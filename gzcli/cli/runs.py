@@ -1,4 +1,4 @@
-"""`gz runs`: list, show, export and remove trained runs."""
+"""`gz runs`: list, show, compare, export and remove trained runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from gzcli.cli.list import list_runs
 from gzcli.cli.options import (
     Json,
     Quiet,
+    Wide,
     Yes,
     complete_data,
     complete_model,
@@ -18,14 +19,13 @@ from gzcli.cli.options import (
     complete_run,
     confirmed,
 )
-from gzcli.cli.summary import COLUMNS, cells, in_words, summary
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.units import size
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
-app = typer.Typer(help="List, show, share, export and remove runs.")
+app = typer.Typer(help="List, show, compare, share, export and remove runs.")
 
 _Ref = Annotated[
     str,
@@ -33,6 +33,12 @@ _Ref = Annotated[
 ]
 _Refs = Annotated[
     list[str], typer.Argument(metavar="RUN…", help="Ids, aliases or folders.", autocompletion=complete_run)
+]
+_Any = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN RUN…", help="Ids, aliases, folders or models.", autocompletion=complete_model_or_run
+    ),
 ]
 
 
@@ -45,19 +51,22 @@ def list_(
         str,
         typer.Option("--data", metavar="NAME", help="Of one data set only.", autocompletion=complete_data),
     ] = "",
+    wide: Wide = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """List runs, newest first."""
-    list_runs(model or None, data or None)
+    list_runs(model or None, data or None, wide=wide)
 
 
 @app.command()
 def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     """Show a run's state and its whole recipe."""
+    from gzcli.cli.summary import in_words, summary
+
     found = _find(run)
     tree, facts = found.tree(), summary(found)
-    shown = facts | {"seconds": None, "bytes": None} | in_words(facts)
+    shown = facts | dict.fromkeys(("seconds", "bytes")) | in_words(facts) | {"made": None}
     width = max(map(len, shown)) + 1
     out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items() if value is not None))
     if not out.is_json():
@@ -65,6 +74,17 @@ def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
 
         out.text("\n" + dump(tree).rstrip())
     out.data({**facts, "recipe": tree})
+
+
+@app.command("compare")
+def compare_(runs: _Any, wide: Wide = False, json: Json = False, quiet: Quiet = False) -> None:
+    """Show runs side by side: figures, time, size, and the keys in which their recipes differ."""
+    from gzcli.cli.compare import compare
+
+    found = list({run.path: run for run in map(_find, runs)}.values())
+    if len(found) < 2:
+        raise UsageError("`gz runs compare` needs two runs or more", hint="`gz runs list` shows them")
+    compare(found, wide=wide)
 
 
 @app.command()
@@ -136,13 +156,14 @@ def _find(ref: str) -> Run:
 
 def _remove(runs: list[Run], yes: bool) -> None:
     """Lists the runs, asks unless `yes`, removes them."""
+    from gzcli.cli.summary import summary, table
     from gzcli.store.runs import remove
 
     rows = [summary(run) for run in runs]
     total = sum(row["bytes"] for row in rows)
     what = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({size(total)})"
     if runs:
-        out.info(out.aligned(COLUMNS, [cells(row) for row in rows]))
+        table(runs, rows, to_stderr=True)
     if runs and not confirmed(what, yes):
         runs, total = [], 0
     for run in runs:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.jobs import OWN_OPTIONS
 from gzcli.cli.options import (
     Checkpoint,
@@ -22,9 +25,10 @@ from gzcli.cli.options import (
     Quiet,
     SeedOrZero,
     choose,
-    complete_do,
     spelled,
 )
+from gzcli.cli.own import complete_do, complete_labels
+from gzcli.data.kinds import counted
 from gzcli.errors import UsageError, canonical, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ _Label = Annotated[
         "--label",
         metavar="L[,L…]",
         help="Class names or numbers, for conditional models; as '\"x,y\"' with a comma.",
+        autocompletion=complete_labels,
     ),
 ]
 _Prompt = Annotated[
@@ -140,6 +145,7 @@ def sample(
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
+    began = monotonic()
     from gzcli.cli.drawn import place, tell
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of
     from gzcli.cli.like import draw_like, origin_of_job
@@ -194,7 +200,26 @@ def sample(
         precision=precision,
         launch=processes_of(gpus, cpu, processes),
     )
-    tell(do_job(folder, replace(job, origin=origin_of_job(job, run))))
+    result = do_job(folder, replace(job, origin=origin_of_job(job, run)))
+    tell(result)
+    ended(quoted(model) + (f" --data {quoted(data)}" if data else ""), known, do, result, took(began))
+
+
+def ended(name: str, model: ModelCard, do: str | None, result: Mapping[str, Any], time: str) -> None:
+    """The end of `gz sample`: how many images in what time, and what else the model can do.
+
+    name: the words that mean the run.
+    do: the application; None: images were drawn.
+    time: that the verb took.
+    """
+    others = [other for other in model.do if other != do]
+    then = [(f"gz sample {name} --do {others[0]}", f"it can {', '.join(others)}")] if others else []
+    if do:
+        then.append((f"gz sample {name} --do {do} --input ./pictures", "the same with your own pictures"))
+    else:
+        then.append((f"gz bench {name}", "how good they are, beside real images"))
+    each = f"{result['seconds'] / result['n']:.2g} s an image" if result["n"] and result["seconds"] else None
+    end([counted(result["n"], "image"), time, each], then)
 
 
 def check_pictures(model: ModelCard, do: str | None, input: Path | None, mask: Path | None) -> None:

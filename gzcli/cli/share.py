@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.ends import bytes_of, end, quoted, took
 from gzcli.cli.options import Checkpoint, Json, Quiet, complete_model_or_run
 from gzcli.errors import MissingError, UsageError
-from gzcli.units import size
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
@@ -55,10 +56,19 @@ def export(
             raise UsageError("`--dtype` goes with `--to file`")
         place = (out_ or found.path / "export" / to).resolve()
         check_empty(place) if out_ else None
+    began = monotonic()
     result = exported(found, run, place, to=to, dtype=dtype, checkpoint=checkpoint)
     out.text(str(place))
-    if to == "file":
-        out.info(f"{size(place.stat().st_size)}; `gz sample {place.name}` draws from it, on any machine")
+    then = [(f"gz sample {quoted(place)}", "pictures from it, on any machine")]
+    if to != "file":
+        then = [
+            (f"ls {quoted(place)}", "what it holds, and how it is loaded"),
+            (f"gz sample {quoted(run)}", ""),
+        ]
+    end(
+        [f"{bytes_of(place)} for {to}" if to != "file" else f"one file of {bytes_of(place)}", took(began)],
+        then,
+    )
     out.data(result)
 
 

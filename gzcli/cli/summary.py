@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from gzcli.units import duration, moment, size
+from gzcli.cli import out
+from gzcli.store.metrics import Curve, curve_of
+from gzcli.store.runs import short_names
+from gzcli.units import count, duration, figure, moment, size
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
-COLUMNS = ("run", "name", "state", "step", "best", "time", "size")
+COLUMNS = ("run", "name", "state", "step", "best", "curve", "time", "size", "params", "made")
+SPARE = ("params", "name", "made", "size", "curve", "state")  # the first to leave where a table is too wide
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -20,8 +25,10 @@ def summary(run: Run) -> dict[str, Any]:
     Of a run in stages, `stage`, `step` and `steps` are those of the first stage that is not finished.
     """
     status = run.status()
+    parts = run.stages or [run]
     current = next((stage for stage in run.stages if stage.state != "finished"), run.serving)
-    progress, best, created = current.status(), run.serving.best, status.get("created")
+    progress, best, created, curve = current.status(), run.serving.best, status.get("created"), curve_of(run)
+    params = [part.status().get("params") for part in parts]
     return {
         "run": run.id,
         "alias": run.alias,
@@ -33,7 +40,9 @@ def summary(run: Run) -> dict[str, Any]:
         "steps": progress.get("steps"),
         "short": ", ".join(run.shortfalls) or None,
         "best": best and asdict(best),
-        "seconds": round(sum(part.seconds for part in run.stages or [run]), 1),
+        "curve": curve and asdict(curve),
+        "params": None if None in params else sum(params),
+        "seconds": round(sum(part.seconds for part in parts), 1),
         "bytes": run.bytes,
         "created": moment(created) if created else None,
         "error": (status.get("error") or {}).get("message"),
@@ -41,20 +50,47 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def cells(row: Mapping[str, Any]) -> list[Any]:
-    """A summary as a line of a table with these COLUMNS. The time of creation is part of the run's id."""
+def table(
+    runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], *, wide: bool = False, to_stderr: bool = False
+) -> None:
+    """Prints a line for each run.
+
+    rows: the summaries of the runs.
+    wide: whether ids are printed in full, and every column.
+    to_stderr: whether they are printed there, where they are no data.
+    """
+    named = names(runs, sys.stderr if to_stderr else sys.stdout, wide=wide)
+    lines = [cells(row, name) for row, name in zip(rows, named, strict=True)]
+    out.table(COLUMNS, lines, spare=SPARE, wide=wide, to_stderr=to_stderr)
+
+
+def names(runs: Sequence[Run], stream: TextIO, *, wide: bool = False) -> list[str]:
+    """How the runs are named in a table: in full for scripts, and else as short as each can be told by."""
+    short = {} if wide or out.room(stream) is None else short_names(runs)
+    return [short.get(run.id, run.id) for run in runs]
+
+
+def cells(row: Mapping[str, Any], name: str) -> list[Any]:
+    """A summary as a line of a table with these COLUMNS.
+
+    name: of the run.
+    """
     step, steps = row["step"], row["steps"]
     unfinished = row["state"] != "finished" and step is not None and steps
     shown = in_words(row)
-    place = (row["run"], row["alias"], row["state"], f"{step}/{steps}" if unfinished else step)
-    return [*place, shown["best"], shown["time"], shown["size"]]
+    place = (name, row["alias"], row["state"], f"{step}/{steps}" if unfinished else step)
+    return [*place, *(shown[key] for key in COLUMNS[len(place) :])]
 
 
 def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """The best figure, the time of training and the size on disk of a summary, as people read them."""
-    best = row["best"]
+    """The best figure, the curve, the time of training, the size on disk, the number of parameters and the
+    time of creation of a summary, as people read them."""
+    best, curve, created = row["best"], row["curve"], row["created"]
     return {
-        "best": f"{best['metric']} {best['value']:.4g}" if best else None,
+        "best": f"{best['metric']} {figure(best['value'])}" if best else None,
+        "curve": Curve(**curve).spark if curve else None,
         "time": duration(row["seconds"]) if row["seconds"] else None,
         "size": size(row["bytes"]),
+        "params": count(row["params"]) if row["params"] else None,
+        "made": created[:16].replace("T", " ") if created else None,
     }

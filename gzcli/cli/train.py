@@ -17,9 +17,10 @@ from gzcli.cli.options import (
     Quiet,
     Scale,
     Seed,
-    Sets,
     complete_model_or_run,
 )
+from gzcli.cli.own import Sets
+from gzcli.cli.trackers import check_trackers, complete_trackers
 from gzcli.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,16 @@ _Resume = Annotated[
 _Requeue = Annotated[
     bool, typer.Option("--requeue", help="Resume if there is something to resume, start otherwise.")
 ]
-_Wandb = Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")]
+_Wandb = Annotated[bool, typer.Option("--wandb", help="The same as `--track wandb`.")]
+_Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="T",
+        help="Log to wandb, tensorboard, trackio or mlflow too; may be repeated.",
+        autocompletion=complete_trackers,
+    ),
+]
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Start also what takes more than a week here.")]
 _PANEL = "Several machines"
@@ -98,6 +108,7 @@ def train(
     resume: _Resume = False,
     requeue: _Requeue = False,
     wandb: _Wandb = False,
+    track: _Track = None,
     cpu: Cpu = False,
     processes: Processes = None,
     num_machines: _Machines = None,
@@ -119,6 +130,7 @@ def train(
     from gzcli import launch, planning
     from gzcli.cli.accelerate import previous_words
     from gzcli.cli.dry_run import show_plan
+    from gzcli.cli.ends import after_training
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import at_paper, before_start
     from gzcli.cli.submit import submit_job
@@ -141,6 +153,7 @@ def train(
         "launch.main_ip": main_process_ip,
         "launch.main_port": main_process_port,
         "launch.wandb": wandb or None,
+        "launch.track": check_trackers(track, wandb=wandb),
     }
     asked = planning.ask(what, data, sets or (), flags)
     model, run = asked.recipe.card.name, None
@@ -186,3 +199,5 @@ def train(
     pictures = sorted((run.serving.path / "samples").glob("*.png"))
     if pictures:
         out.text(str(pictures[-1]))
+    if not plan.machine_rank:
+        after_training(run)

@@ -161,7 +161,7 @@ class Pack:
             what = next(filter(None, named), what)
         raise UsageError(
             f"{what}: smaller than the patch of {patch}×{patch}",
-            hint=f"`--set data.augment=[patch={least}]`, or `--set data.size={patch}`, which enlarges them",
+            hint=f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them",
         )
 
     def _smaller(self, patch: int, split: str) -> str | None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gzcli import jobs, ranks
+from gzcli import jobs, ranks, waiting
 from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import wanted
@@ -30,10 +30,10 @@ from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
-from gzcli.engine.report import metric_lines
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
 from gzcli.parts import part_of
 from gzcli.store import files, png
+from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 
 def main(folder: Path) -> int:
     """Trains the run, or does the job, in a folder. Returns the exit code."""
+    waiting.end()
     run = Run(folder.absolute())
     rank = int(os.environ.get("RANK", "0"))
     # All ranks stop alike for the errors of STATES, and the `gz` that started this process reads them in
@@ -176,7 +177,11 @@ def train_one(run: Run, log: Log) -> Accelerator:
     trainer = Trainer(run, part, pack, accelerator, log)
     if log.main:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        if trainer.history.trackers:
+            trainer.history.trackers.close()
     if log.main:
         run.update(peak_memory=devices.peak_memory(trainer.device))
     accelerator.free_memory()

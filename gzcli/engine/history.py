@@ -1,4 +1,4 @@
-"""The losses and figures of a run, which are recorded in `metrics.jsonl`, as events, and in a tracker."""
+"""The losses and figures of a run, which are recorded in `metrics.jsonl`, as events, and in trackers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from gzcli import ranks
 from gzcli.engine.checkpoint import steps_of
 from gzcli.engine.log import Log, TrainBar
-from gzcli.engine.report import metric_lines
-from gzcli.errors import DivergedError, MissingError, first_line
+from gzcli.engine.trackers import Trackers
+from gzcli.errors import DivergedError
 from gzcli.store import files
+from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
 
 PATIENCE = 5  # bad steps in a row, before the run is stopped
@@ -29,11 +30,11 @@ class History:
     run: run that is trained.
     log: where events go.
     device: device of the losses.
-    tracker: a run of Weights & Biases, which gets the figures too; None: no tracker, or not on this rank.
+    trackers: get the figures too; None: there are none, or not on this rank.
     """
 
-    def __init__(self, run: Run, log: Log, device: torch.device, tracker: Any = None):
-        self.run, self.log, self.tracker = run, log, tracker
+    def __init__(self, run: Run, log: Log, device: torch.device, trackers: Trackers | None = None):
+        self.run, self.log, self.trackers = run, log, trackers
         self.sums: dict[str, Tensor] = {}  # of each loss since it was logged last
         self.counts: dict[str, int] = {}  # how many are in the sum
         self.first: dict[str, Tensor] = {}  # size of each loss at the first step, at least 1
@@ -94,11 +95,11 @@ class History:
         self.record("step", step, values | bar.show(step, values))
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes figures of a step into `metrics.jsonl`, as an event, and to the tracker."""
+        """Writes figures of a step into `metrics.jsonl`, as an event, and to the trackers."""
         self.log.metrics(step, **values)
         self.log.event(event, step=step, **values)
-        if self.tracker:
-            self.tracker.log(dict(values), step=step)
+        if self.trackers:
+            self.trackers.figures(step, values)
 
     def validated(self, step: int) -> bool:
         """Whether `metrics.jsonl` has a figure of validation at this step."""
@@ -106,11 +107,9 @@ class History:
         return any(key.startswith("val_") for line in lines for key in line)
 
     def show_picture(self, step: int, path: Path) -> None:
-        """Sends the picture of a step to the tracker."""
-        if self.tracker:
-            import wandb
-
-            self.tracker.log({"samples": wandb.Image(str(path))}, step=step)
+        """Sends the picture of a step to the trackers."""
+        if self.trackers:
+            self.trackers.picture(step, path)
 
     def pending(self) -> dict[str, Any]:
         """The sums for the next line of losses, which a checkpoint between two lines must keep."""
@@ -133,23 +132,3 @@ class History:
         if ranks.rank() == 0 and path.exists():
             kept = [line for line in metric_lines(self.run.path) if line["step"] <= step]
             files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def wandb_run(run: Run, config: Mapping[str, Any]) -> Any:
-    """The run at Weights & Biases, set by its own variables (WANDB_MODE=offline, WANDB_PROJECT, …).
-
-    Raises MissingError where the package is missing, or the service cannot be reached or refuses the key.
-    """
-    try:
-        import wandb
-    except ImportError as e:
-        raise MissingError("`--wandb` needs the package `wandb`", hint="pip install wandb") from e
-    name = run.id
-    id_ = name.replace("/", "-")
-    try:
-        return wandb.init(project="gz", name=name, id=id_, resume="allow", dir=run.path, config=dict(config))
-    except wandb.Error as e:  # no key, a wrong one, no network
-        raise MissingError(
-            f"`--wandb`: {first_line(e)}",
-            hint="`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later",
-        ) from e

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 from gzcli.engine.pictures import pyplot, save_figure
+from gzcli.store.metrics import metric_lines
 
 RATES = ("it_s", "images_s", "tflops", "mfu")  # of a line of losses
-
-
-def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; one that a kill has cut short, or that is none, is left out."""
-    path, found = folder / "metrics.jsonl", []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
-            if isinstance(values, dict) and isinstance(values.get("step"), int):
-                found.append(values)
-    return found
 
 
 def training_speed(folder: Path) -> dict[str, float]:

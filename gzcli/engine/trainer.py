@@ -15,11 +15,11 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.pack import Pack
-from gzcli.engine import devices, optim, pictures, sampler, state
+from gzcli.engine import devices, optim, pictures, sampler, state, trackers
 from gzcli.engine.build import build_model, built_on, placed, stages_for
 from gzcli.engine.cadence import KINDS, Cadence
 from gzcli.engine.ema import EMA, SharedOutEMA
-from gzcli.engine.history import History, wandb_run
+from gzcli.engine.history import History
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.report import loss_curve
@@ -94,13 +94,14 @@ class Trainer:
         Raises DivergedError, or Interrupted after a checkpoint.
         """
         self.start = self.done = state.resume(self.state)
-        if self.part.launch.wandb and self.rank == 0:
+        if (asked := trackers.names(self.part.launch)) and self.rank == 0:
             space = asdict(self.state.space) if self.state.space else None
             known = {"built_on": dict(self.state.built_on), "space": space}
-            self.history.tracker = wandb_run(self.run, self.part.tree() | known)
-        asked = self.train if self.metric else replace(self.train, eval_every=0)
+            config = self.part.tree() | known
+            self.history.trackers = trackers.Trackers(asked, self.run, config, self.log, start=self.start)
+        train = self.train if self.metric else replace(self.train, eval_every=0)
         clock = partial(devices.clock, self.device)
-        self.cadence = Cadence(asked, self.steps, agree=ranks.agree, clock=clock)
+        self.cadence = Cadence(train, self.steps, agree=ranks.agree, clock=clock)
         if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
             self.pause(self.steps, KINDS)
             return

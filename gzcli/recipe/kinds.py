@@ -119,6 +119,13 @@ def _choices(node: ast.expr) -> list[Any]:
     return [ast.literal_eval(c) for n in ast.walk(node) if _is_literal(n) for c in _arguments(n)]
 
 
+def listed(annotation: str) -> list[Any]:
+    """The values that a type lists: those of each Literal, true and false of bool; [] where it lists none."""
+    node = parse(annotation)
+    is_bool = any(isinstance(part, ast.Name) and part.id == "bool" for part in ast.walk(node))
+    return [*_choices(node), *((True, False) if is_bool else ())]
+
+
 def _is_literal(node: ast.AST) -> bool:
     return isinstance(node, ast.Subscript) and _head(node) == "Literal"
 

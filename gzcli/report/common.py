@@ -11,10 +11,10 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from gzcli.engine.report import metric_lines
 from gzcli.report.document import Chart, Picture, Section, Series, Text
 from gzcli.report.results import Results
 from gzcli.store import files
+from gzcli.store.metrics import metric_lines
 from gzcli.units import count, figure, size
 
 CURVE = 240  # points of a curve at most

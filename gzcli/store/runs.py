@@ -7,9 +7,11 @@ see `choose`.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gzcli.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
@@ -17,6 +19,9 @@ from gzcli.sizes import Size
 from gzcli.store import files, owned
 from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run import STAGES, Run
+
+_ID = re.compile(r"(.+)-\d{8}-\d{6}-([0-9a-f]{4})")
+_SHORT = re.compile(r".+-[0-9a-f]{4}")
 
 
 def create(model: str, data: str, *, alias: str | None = None) -> Run:
@@ -96,7 +101,7 @@ def _age(run: Run) -> tuple[int, float]:
 
 
 def by_name(ref: str) -> Run | None:
-    """The run of this id, alias or path; None where there is none."""
+    """The run of this id, alias, short name or path; None where there is none."""
     path = Path(ref).expanduser()
     if _is_run(path):
         return Run(path.resolve())
@@ -105,9 +110,25 @@ def by_name(ref: str) -> Run | None:
     found = next((run for run in runs if ref == run.id), None) or next(
         (run for run in runs if ref == run.alias), None
     )
+    if not found and _SHORT.fullmatch(ref):
+        short = [run for run in runs if short_name(run.id) == ref]
+        found = short[0] if len(short) == 1 else None
     if found and below:
         return found.stage(stage) if is_name(stage) and found.stage(stage).status() else None
     return found
+
+
+def short_name(id: str) -> str:
+    """A run's id without its time, `glow-celeba-ab12`, which means the run where no other has the same."""
+    found = _ID.fullmatch(id)
+    return f"{found[1]}-{found[2]}" if found else id
+
+
+def short_names(runs: Iterable[Run]) -> dict[str, str]:
+    """What each of the runs can be called, by its id: its short name, or the id where two share that."""
+    shared = Counter(short_name(run.id) for run in all_runs())
+    names = {run.id: short_name(run.id) for run in runs}
+    return {id: short if shared[short] < 2 else id for id, short in names.items()}
 
 
 def choose(finished: list[Run]) -> Run | None:

@@ -293,6 +293,21 @@ def test_quiet_leaves_data_and_errors(gz, home):
     assert "hint:" in gz("list")[2]  # the switch does not outlive its call
 
 
+def test_help_of_a_verb_names_what_the_model_adds(gz, home, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for line, texts in {
+        "sample cfm": ("Options of cfm", "--sampler", "midpoint", "inpaint", "0 1 2 3 4 5 … 9"),
+        "sample vqvae": ("Options of transformer", "--top-p", "--set model.conditional=true"),
+        "ood vae": ("Scores of vae", "complexity  default", "--samples"),
+        "train vae": ("model.latent", "'data.augment=[hflip]'"),
+    }.items():
+        code, stdout, stderr = gz(*line.split(), "--help")
+        assert code == 0 and stderr == "" and max(map(len, stdout.splitlines())) <= 80
+        assert all(text in stdout for text in texts), line
+    plain = gz("sample", "--help")[1]
+    assert gz("sample", "no-such-model", "--help")[1] == plain
+
+
 # --- list, data, recipe ---
 
 

@@ -33,6 +33,7 @@ LEAVES = {
     "philox",
     "peaks",
     "standings",
+    "waiting",
 }
 MAY = {
     "__main__": {"cli"},

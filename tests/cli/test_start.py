@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,27 @@ def test_every_process_is_started_so(tmp_path):
     assert launch.show(tmp_path, launch.Plan(gpus=1)).startswith("accelerate launch --config_file ")
     assert launch.show(tmp_path, launch.Plan()) == shlex.join(one)
     assert "-m" not in one + several and "-c" not in one + several
+
+
+def test_a_spinner_waits_on_a_terminal_alone(monkeypatch):
+    from gzcli import waiting
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(waiting, "DELAY", 0.0)
+    seen = Terminal()
+    waiting.begin("loading torch", seen)
+    while not seen.getvalue():
+        time.sleep(0.01)
+    waiting.end()
+    assert f"{waiting.FRAMES[0]} loading torch" in seen.getvalue() and seen.getvalue().endswith(waiting.ERASE)
+    for stream, variable in ((io.StringIO(), ""), (Terminal(), "CI")):
+        if variable:
+            monkeypatch.setenv(variable, "1")
+        waiting.begin("loading torch", stream)
+        waiting.end()
+        assert stream.getvalue() == ""

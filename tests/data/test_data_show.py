@@ -76,7 +76,7 @@ def test_hints_can_be_followed(gz, tmp_path):
     assert code == 0 and stdout == "wide\n"
     assert (
         "import it again with `--size 64`" in stderr
-        and "`gz train vae --data wide --set data.size=64`" in stderr
+        and "gz train fm --data wide --set data.size=64  a" in stderr
     )
     flag = re.search(r"`--size (\d+)`", stderr)[1]
     assert gz("import", str(wide), "--name", "wide", "--size", flag)[0] == 0

@@ -224,6 +224,6 @@ def test_weights_and_biases_without_a_key(monkeypatch, error):
     with pytest.raises(MissingError) as e:
         trainer(tree).fit()
     assert (
-        e.value.message == "`--wandb`: No API key configured. Use `wandb login` to log in"
+        e.value.message == "`--track wandb`: No API key configured. Use `wandb login` to log in"
         and "WANDB_MODE=offline" in e.value.hint
     )

@@ -1,0 +1,239 @@
+"""What a model adds to a verb: options of its methods, keys, scores, labels; for completion and help.
+
+Models are read from their files and recipes, and nothing is imported that takes long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gzcli.cli.options import many, names
+from gzcli.errors import GzError, canonical
+from gzcli.store.paths import recipe_names
+
+if TYPE_CHECKING:
+    from gzcli.models.catalog import ModelCard
+    from gzcli.models.signatures import Param
+    from gzcli.parts import Part
+    from gzcli.recipe.recipe import Recipe
+    from gzcli.recipe.schema import Rule
+
+    Options = Mapping[str, Param | Rule]
+
+METRICS = (
+    *("fd", "kid_lenet", "prc_lenet", "fd_inf", "swd", "fd_lite", "fd_lite_pca", "kid_lite", "prc_lite"),
+    *("fid", "kid", "is", "classes", "bpd", "own", "speed", "memory", "worth"),
+)
+
+
+def recipe_for(word: str, data: str | None = None) -> Recipe | None:
+    """The recipe that a word of the command line means: that of a run, of a file or of a model on a data set;
+    None where it means none.
+
+    data: the value of `--data`.
+    """
+    from gzcli.launch import count_gpus
+    from gzcli.recipe.recipe import recipe_of
+    from gzcli.recipe.resolve import resolve
+    from gzcli.store.runs import by_name
+
+    try:
+        run = by_name(word)
+        return recipe_of(run.tree()) if run else resolve(word, data=data, gpus=count_gpus())
+    except (GzError, OSError, KeyError, TypeError):
+        return None
+
+
+def serving(recipe: Recipe) -> Part:
+    """The part of a recipe that is sampled and scored: the last stage."""
+    return recipe.parts[-1]
+
+
+def card_for(word: str) -> ModelCard | None:
+    """The model that `gz sample` and `gz ood` serve for a word: a model's, a run's, the last stage's."""
+    from gzcli.models.catalog import card
+    from gzcli.store.runs import by_name
+
+    if canonical(word) not in map(canonical, recipe_names()) and by_name(word) is None:
+        return None
+    found = recipe_for(word)
+    return card(serving(found).model) if found else None
+
+
+def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
+    """The options that a verb takes of a model beyond its own.
+
+    do: the application that `--do` names.
+    """
+    from gzcli.recipe.schema import score_options
+
+    if verb == "ood":
+        return score_options(card)
+    return card.do.get(canonical(do), {}) if do else card.sample
+
+
+def values_of(annotation: str) -> list[str]:
+    """The values that a type lists, as they are typed; [] where it lists none."""
+    from gzcli.recipe.kinds import listed
+
+    return [written(value) for value in listed(annotation)]
+
+
+def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
+    """Every key of a recipe with its value, and the values that it may have where these are listed."""
+    from gzcli.models.catalog import card
+    from gzcli.recipe.schema import LAUNCH, Rule, schema, staged
+
+    cards = {part.stage: card(part.model) for part in recipe.parts}
+    rules = staged(cards) if recipe.stages else schema(card(serving(recipe).model))
+    tree = recipe.tree()
+    found: dict[str, tuple[Any, list[str]]] = {}
+
+    def walk(rules: Mapping[str, Any], tree: Any, path: str) -> None:
+        for key, rule in rules.items():
+            value = tree.get(key) if isinstance(tree, Mapping) else None
+            if not isinstance(rule, Rule):
+                walk(rule, value, f"{path}{key}.")
+            elif key != "*":
+                found[path + key] = (value, values_of(rule.annotation))
+
+    walk({key: rule for key, rule in rules.items() if rule is not LAUNCH}, tree, "")
+    return found
+
+
+def written(value: Any) -> str:
+    """A value as `--set` takes it, in one word of a shell."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"[{','.join(map(written, value))}]" if isinstance(value, (list, tuple)) else str(value)
+
+
+def labels_of(word: str | None, data: str | None) -> list[str]:
+    """The names of the classes of `--data`, else of the set of a run or of a model's newest one, else of the
+    digits; [] where they are not known before the set is packed."""
+    import json
+
+    from gzcli.data.names import locate
+    from gzcli.store.paths import cache_dir
+    from gzcli.store.runs import all_runs, by_name
+
+    if not data and word:
+        run = by_name(word) or next(iter(all_runs(model=word)), None)
+        data = run.serving.tree()["data"]["name"] if run else None
+    found = locate(data or "digits")
+    if isinstance(classes := getattr(found, "classes", None), tuple):
+        return list(map(str, classes))
+    packs = sorted(cache_dir("packs", found.key).glob("*/meta.json"))
+    return list(map(str, json.loads(packs[0].read_text())["classes"])) if packs else []
+
+
+# --- completion: what a model adds to a verb ---
+
+
+def further(verb: str, given: Mapping[str, Any], incomplete: str) -> list[tuple[str, str]]:
+    """(word, help) of the model's own options that complete `--…`.
+
+    verb: "sample" or "ood"; others have none.
+    given: what was typed before, by Typer's names.
+    """
+    found = [f"--{name.replace('_', '-')}" for name in _own(verb, given)]
+    texts = _texts(verb, given)
+    return [(word, texts.get(word[2:].replace("-", "_"), "")) for word in names(incomplete, found)]
+
+
+def further_values(verb: str, given: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
+    """The values that complete what follows one of the model's own options, or `--set`."""
+    if option == "--set" and verb in OWN:
+        return complete_key(_word(given), given.get("data"), incomplete, sections=(verb,))
+    param = _own(verb, given).get(option.lstrip("-").replace("-", "_"))
+    return names(incomplete, values_of(param.annotation)) if param else []
+
+
+OWN = ("sample", "ood")  # the verbs whose options a model adds to
+
+
+def _own(verb: str, given: Mapping[str, Any]) -> Options:
+    card = card_for(_word(given)) if verb in OWN else None
+    return options_of(verb, card, given.get("do")) if card else {}
+
+
+def _texts(verb: str, given: Mapping[str, Any]) -> Mapping[str, str]:
+    from gzcli.models.docs import options
+
+    card = card_for(_word(given)) if verb in OWN else None
+    return options(card).get(given.get("do") or verb, {}) if card else {}
+
+
+def _word(given: Mapping[str, Any]) -> str:
+    """The model or run that was typed."""
+    return next((str(given[key]) for key in ("model", "what", "recipe") if given.get(key)), "")
+
+
+def complete_key(word: str, data: str | None, incomplete: str, sections: tuple[str, ...] = ()) -> list[str]:
+    """What completes `--set a.b=v`: keys with the value that they have, and after `=` the values that a key
+    may have.
+
+    sections: those whose keys are offered; all without any.
+    """
+    recipe = recipe_for(word, data)
+    if recipe is None:
+        return []
+    keys = keys_of(recipe)
+    key, equals, _ = incomplete.partition("=")
+    if equals:
+        value, choices = keys.get(key, (None, []))
+        return names(incomplete, [f"{key}={choice}" for choice in choices or [written(value)]])
+    shown = [f"{key}={written(value)}" for key, (value, _) in keys.items()]
+    return names(incomplete, [word for word in shown if not sections or word.split(".")[0] in sections])
+
+
+def complete_set(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Keys of the recipe on the command line, with their values."""
+    return complete_key(_word(ctx.params), ctx.params.get("data"), incomplete)
+
+
+def complete_do(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The applications of the model on the command line."""
+    return names(incomplete, sorted({do for card in _cards(ctx) for do in card.do}))
+
+
+def complete_scores(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The scores of the model on the command line, those derived from its likelihood, and those of several
+    runs included."""
+    from gzcli.recipe.schema import score_names
+
+    scores = {score for card in _cards(ctx) for score in score_names(card)}
+    more = ["all"] if "," not in incomplete else []
+    return many(incomplete, [*sorted(scores), *(["waic"] if "nll" in scores else []), *more])
+
+
+def complete_metrics(incomplete: str) -> list[str]:
+    return many(incomplete, METRICS)
+
+
+def complete_labels(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The classes of the set that the model on the command line was trained on."""
+    labels = labels_of(_word(ctx.params), ctx.params.get("data"))
+    return many(incomplete, [label for label in labels if "," not in label])
+
+
+def _cards(ctx: typer.Context) -> list[ModelCard]:
+    """The model on the command line; all where none is known."""
+    from gzcli.models.catalog import cards
+
+    found = card_for(_word(ctx.params))
+    return [found] if found else list(cards().values())
+
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="a.b=v",
+        help="Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'.",
+        autocompletion=complete_set,
+    ),
+]

@@ -1,0 +1,85 @@
+"""What a run has recorded while it was trained, and its course in a few points."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gzcli.store.run import Run
+
+POINTS = 12  # of a curve
+ENOUGH = 4  # points of a validation figure that make a curve; of fewer, the loss is shown
+BARS = "▁▂▃▄▅▆▇█"
+WIDE = 10.0  # times the least value from which a curve is drawn by logarithms
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The course of a figure.
+
+    name: of the figure in `metrics.jsonl`.
+    steps: the last step of each point.
+    values: the points, each the mean of the lines since the one before.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def spark(self) -> str:
+        """The curve as bars, a letter a point: the least value is the lowest."""
+        values = list(self.values)
+        if min(values) > 0 and max(values) > WIDE * min(values):
+            values = [math.log(value) for value in values]
+        low, span = min(values), (max(values) - min(values)) or 1.0
+        return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in values)
+
+
+def metric_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; one that a kill has cut short, or that is none, is left out."""
+    path, found = folder / "metrics.jsonl", []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                found.append(values)
+    return found
+
+
+def last_figures(run: Run) -> dict[str, float]:
+    """The last value of each figure of validation, by its name; of a run in stages those of the last one."""
+    found: dict[str, float] = {}
+    for line in metric_lines(run.serving.path):
+        found |= {key.removeprefix("val_"): value for key, value in line.items() if key.startswith("val_")}
+    return found
+
+
+def curve_of(run: Run) -> Curve | None:
+    """The course of the figure that a run is judged by or, where it was measured less than ENOUGH times, of
+    its loss; None where neither was recorded.
+
+    Of a run in stages it is that of the newest stage that has begun.
+    """
+    begun = [stage for stage in run.stages if (stage.path / "metrics.jsonl").exists()]
+    part = begun[-1] if begun else run
+    lines, best = metric_lines(part.path), part.best
+    losses = (key for line in lines for key in line if key == "loss" or key.endswith(".loss"))
+    keys = [f"val_{best.metric}"] if best else []
+    curves = [curve for key in (*keys, *[next(losses, "")]) if (curve := _points(lines, key))]
+    long = [curve for curve in curves if len(curve.values) >= ENOUGH]
+    return next(iter(long or curves[::-1]), None)
+
+
+def _points(lines: Iterable[Mapping[str, Any]], key: str) -> Curve | None:
+    """The course of one figure; None where it was never finite."""
+    known = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
+    count = min(POINTS, len(known))
+    parts = [known[i * len(known) // count : (i + 1) * len(known) // count] for i in range(count)]
+    means = tuple(sum(value for _, value in part) / len(part) for part in parts)
+    return Curve(key, tuple(part[-1][0] for part in parts), means) if parts else None
