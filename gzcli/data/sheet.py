@@ -51,7 +51,7 @@ def draw(pack: Pack, path: Path) -> Path:
             picture = Image.fromarray(
                 image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
             )
-            picture = picture.resize((wide * scale, high * scale), Image.Resampling.NEAREST)
+            picture = picture.resize((wide * scale, high * scale), Image.Resampling.BICUBIC)
             sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -11,7 +11,8 @@ from gzcli.engine import figures
 from gzcli.engine.figures import Found
 from gzcli.engine.image_sets import ImageSet, RealImages, Space, some
 from gzcli.engine.images import subset
-from gzcli.engine.pictures import Row, save_png, sheet
+from gzcli.engine.pictures import save_png
+from gzcli.engine.sheets import Row, sheet
 from gzcli.metrics.manifold import authenticity, duplicates, nearest
 from gzcli.metrics.worth import worth
 
