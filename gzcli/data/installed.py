@@ -54,6 +54,7 @@ def _shapes(name: str, title: str, classes: tuple[str, ...], *extras: str) -> Da
 
 
 INSTALLED = (
+    _digits("digits", "scikit-learn's handwritten digits, 8×8 doubled to 16×16", _DIGITS),
     DataSpec(
         "glyphs",
         "letters and digits of 21 faces of DejaVu, STIX and Computer Modern",
@@ -72,7 +73,6 @@ INSTALLED = (
         "shapes", "forms of known colour, size, place and angle; the class is the kind", _KINDS, "caption"
     ),
     _shapes("shapes-factors", "the same images, with each factor as a label", (*_KINDS, *_FACTORS)),
-    _digits("digits", "scikit-learn's handwritten digits, 8×8 doubled to 16×16", _DIGITS),
     DataSpec(
         "patches",
         "32×32 patches of scikit-learn's two sample photographs",

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gzcli.data.pack import Pack
 
-COLUMNS, ROWS = 10, 30  # pictures of a row, and rows at most
+COLUMNS, ROWS = 10, 40  # pictures of a row, and rows at most
 SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
 PAD, TEXT = 3, 14  # pixels between pictures, and of a line of text
 LETTERS = 26  # letters of a name, at most
