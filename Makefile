@@ -16,9 +16,9 @@ $(VENV)/.tested: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed  ## Train a VAE on the embedded digits and draw from it
-	$(BIN)/gz train vae
-	$(BIN)/gz sample vae
+demo: $(VENV)/.installed  ## Train a conditional VAE on letters of many faces and draw each of them
+	$(BIN)/gz train cvae --data glyphs
+	$(BIN)/gz sample cvae --data glyphs -n 72
 
 test: $(VENV)/.tested  ## The whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup

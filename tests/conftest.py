@@ -22,6 +22,7 @@ def _home(tmp_path_factory):
         patch.delenv(key)
     patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("home")))
     patch.setenv("GZ_OFFLINE", "1")
+    patch.setenv("GZ_DATA", "digits")  # the smallest set, whatever a recipe shows first
     patch.setenv("GZ_TRIAL", "0")  # no plan of a test starts a process to try a step
     patch.setenv("WANDB_MODE", "offline")
     patch.setenv("HF_HUB_OFFLINE", "1")

@@ -125,7 +125,7 @@ def train(
 ) -> None:
     """Train a model.
 
-    Without `--data` it trains on the embedded digits: `gz train vae` works offline and takes about a minute.
+    Without `--data` it trains on an embedded set: `gz train cvae` works offline and takes about a minute.
     """
     from gzcli import launch, planning
     from gzcli.cli.accelerate import previous_words

@@ -1,4 +1,5 @@
-"""The sets that need no download: made from scikit-learn's digits and its two sample photographs."""
+"""The sets that need no download: made here of scikit-learn's digits and its two sample photographs, or in
+`glyphs.py` and `shapes.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from gzcli.data.glyphs import glyphs
 from gzcli.data.raw_images import Block, RawImages
+from gzcli.data.shapes import shapes, shapes_factors
 from gzcli.data.specs import DataSpec
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -91,7 +94,10 @@ MAKERS: dict[str, Callable[[DataSpec], RawImages]] = {
     "digits-ab": digits_ab,
     "digits-captioned": digits_captioned,
     "digits-edited": digits_edited,
+    "glyphs": glyphs,
     "patches": patches,
+    "shapes": shapes,
+    "shapes-factors": shapes_factors,
 }
 
 

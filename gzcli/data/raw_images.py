@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gzcli.data.specs import DataSpec
+
 
 class Block(NamedTuple):
     """Some images that follow one another in an official split.
@@ -83,3 +85,27 @@ class RawImages:
     def multilabel(self) -> bool:
         """Whether an image may have any number of the classes."""
         return any(labels.ndim == 2 for labels in self.labels.values())
+
+
+def in_arrays(spec: DataSpec, images: np.ndarray, labels: np.ndarray) -> RawImages:
+    """The images of a set that is made in memory: the last `n_test` are its test split.
+
+    spec: the set.
+    images: uint8 [n_train + n_test, C, H, W].
+    labels: of each image, int64 [N] or uint8 [N, K].
+    """
+    parts = {"train": slice(None, spec.n_train), "test": slice(spec.n_train, None)}
+
+    def blocks() -> Iterator[Block]:
+        for split, rows in parts.items():
+            yield Block(split, 0, images[rows], split)
+
+    return RawImages(
+        spec.title,
+        spec.class_names,
+        {split: len(images[rows]) for split, rows in parts.items()},
+        {split: labels[rows] for split, rows in parts.items()},
+        blocks,
+        shape=spec.shape,
+        levels=spec.levels,
+    )

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gzcli.data.pack import Pack
 from gzcli.store.png import save_png
 
-COLUMNS, ROWS = 10, 30  # pictures of a row, and rows at most
+COLUMNS, ROWS = 10, 40  # pictures of a row, and rows at most
 SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
 PAD, TEXT = 3, 14  # pixels between pictures, and of a line of text
 LETTERS = 26  # letters of a name, at most
@@ -53,7 +53,7 @@ def draw(pack: Pack, path: Path) -> Path:
             picture = Image.fromarray(
                 image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
             )
-            picture = picture.resize((wide * scale, high * scale), Image.Resampling.NEAREST)
+            picture = picture.resize((wide * scale, high * scale), Image.Resampling.BICUBIC)
             sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
     save_png(path, np.asarray(sheet), {"verb": "data show", "data": pack.meta.name})
     return path

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.data.pack import Pack
-from gzcli.engine.pictures import Row, sheet
+from gzcli.engine.sheets import Row, sheet
 from gzcli.store import files
 from gzcli.store.png import save_images, save_png
 
@@ -80,7 +80,7 @@ def overview(pictures: Pack, order: np.ndarray, p: np.ndarray, maps: Maps | None
             ends = dict.fromkeys(f"{p[i]:.3g}" for i in (some[0], some[-1]))
             made.append(Row(f"{kind}, p {' … '.join(ends)}", list(images)))
             if maps and kind == "strange":
-                made.append(Row("map", list(maps.heat[start : start + COLUMNS])))
+                made.append(Row("map", list(maps.heat[start : start + COLUMNS]), exact=True))
         return made
 
     return sheet([block for block in (rows(strange, "strange"), rows(usual, "usual")) if block])

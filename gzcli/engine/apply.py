@@ -15,8 +15,8 @@ from gzcli.data import same
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.folder import read_pictures
 from gzcli.data.open import open_pack
-from gzcli.engine import sampler
-from gzcli.engine.pictures import Row, sheet
+from gzcli.engine import sampler, sheets
+from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.jobs import SampleJob
@@ -75,7 +75,8 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress) -> Outp
     labels = None if applied.labels is None else applied.labels.cpu().numpy()
     if labels is None and own is not None and applied.columns is None:  # an output has its input's class
         labels = own[[i for i, *_ in inputs_of(applied)]]
-    picture = drawn(applied, images, to_bytes(x), given(trained, applied, x), trained.info.classes)
+    caption = sheets.caption_of(trained, do, job.seed, job.options)
+    picture = drawn(applied, images, to_bytes(x), given(trained, applied, x), trained.info.classes, caption)
     return Output(images, labels, picture, applied)
 
 
@@ -99,7 +100,12 @@ def given(trained: Trained, found: Applied, x: Tensor) -> np.ndarray | None:
 
 
 def drawn(
-    found: Applied, images: np.ndarray, x: np.ndarray, given: np.ndarray | None, classes: Sequence[str]
+    found: Applied,
+    images: np.ndarray,
+    x: np.ndarray,
+    given: np.ndarray | None,
+    classes: Sequence[str],
+    caption: str,
 ) -> np.ndarray:
     """The sheet [H, W, C] of outputs and inputs.
 
@@ -109,48 +115,17 @@ def drawn(
     of = inputs_of(found)
     if found.columns is not None:
         rows = []
+        headings = ["source", *found.marks, *["source"] * (len(of[0]) - 1)]
         for i, (name, ends) in enumerate(zip(found.rows, of, strict=True)):
             first, *last = (x[k] for k in ends)
-            rows.append(Row(name, [first, *images[i * found.columns : (i + 1) * found.columns], *last]))
-        return sheet([rows], ["source", *found.marks, *["source"] * (len(of[0]) - 1)])
-    kinds = [("source", x[[i for i, *_ in of]])]
-    kinds += [] if given is None else [(found.how, given)]
-    kinds += [(found.rows[0], images)]
-    columns, marks = by_class(found.labels, len(images), COLUMNS, classes)
-    return blocks(kinds, columns, [f"→ {mark}" for mark in marks])
-
-
-def blocks(kinds: Sequence[tuple[str, np.ndarray]], columns: int, marks: Sequence[str] = ()) -> np.ndarray:
-    """The sheet [H, W, C] of several kinds of pictures of the same n images, one kind below the other.
-
-    kinds: name and pictures [n, C, H, W] of each kind.
-    columns: number of images side by side.
-    marks: headings of the columns.
-    """
-    starts = range(0, len(kinds[0][1]), columns)
-    rows = [[Row(name, list(pictures[i : i + columns])) for name, pictures in kinds] for i in starts]
-    return sheet(rows if len(kinds) > 1 else [[row for (row,) in rows]], marks)
-
-
-def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
-    """The number of columns for n images, near `about`, such that each column holds one class; and the
-    columns' names. There are no names where the labels do not repeat in a short cycle.
-
-    labels: of the images, [n] or [n, K].
-    """
-    turn = n if labels is None else next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
-    columns = min(n, turn * max(1, round(about / turn)))
-    once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
-    if labels is None or columns > 3 * about or (once and len(labels[:turn].unique(dim=0)) < turn):
-        return min(about, n), ()
-    return columns, [named(label, classes) for label in labels[:columns]]
-
-
-def named(label: Tensor, classes: Sequence[str]) -> str:
-    """The name of a label, [] or [K]; of several classes at once all names."""
-    if label.ndim == 0:
-        return classes[int(label)]
-    return " + ".join(name for name, there in zip(classes, label.tolist(), strict=True) if there) or "none"
+            row = [first, *images[i * found.columns : (i + 1) * found.columns], *last]
+            rows.append(Row(name, row, () if i else headings))
+        return sheet([rows], caption)
+    kinds = [Row("source", x[[i for i, *_ in of]])]
+    kinds += [] if given is None else [Row(found.how, given, exact=True)]
+    kinds += [Row(found.rows[0], images)]
+    columns, marks = sheets.by_class(found.labels, len(images), COLUMNS, classes)
+    return sheets.blocks(kinds, columns, [f"→ {mark}" for mark in marks], caption)
 
 
 def to_bytes(x: Tensor) -> np.ndarray:

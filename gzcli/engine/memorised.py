@@ -11,7 +11,7 @@ from gzcli.engine import figures
 from gzcli.engine.figures import Found
 from gzcli.engine.image_sets import ImageSet, RealImages, Space, some
 from gzcli.engine.images import subset
-from gzcli.engine.pictures import Row, sheet
+from gzcli.engine.sheets import Row, sheet
 from gzcli.metrics.manifold import authenticity, duplicates, nearest
 from gzcli.metrics.worth import worth
 from gzcli.store.png import save_png

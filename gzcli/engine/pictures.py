@@ -1,112 +1,16 @@
-"""Pictures of results: grids and sheets of images, histograms of scores, rows of samples."""
+"""Pictures of results: images, histograms of scores, rows of samples. Sheets are in `sheets.py`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gzcli.data.sheet import font_of
 from gzcli.store.png import texts
 
-CELL = 64  # approximate side in pixels of an image on a sheet: small images are enlarged by whole numbers
-PAPER = 224  # grey level of the background, against which white images have an edge
-GAP, BETWEEN, MARGIN = 3, 14, 8  # pixels between images, between blocks of rows, around all
-FONT = 13  # height of letters in pixels
 APART = 12  # factor between ranges of scores from which an axis is logarithmic far from the median
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a sheet.
-
-    name: the text on its left.
-    images: its images, uint8 [C, H, W] each.
-    """
-
-    name: str
-    images: Sequence[np.ndarray]
-
-
-def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Images uint8 [N, C, H, W] two pixels apart as one picture [H', W', C], as square as possible; small
-    images are enlarged.
-
-    columns: number of images in a row; None: about as many as make the picture square, in full rows where
-      that is nearly so.
-    """
-    n, c, h, w = images.shape
-    columns = columns or columns_of(n, h / w)
-    rows, pad = math.ceil(n / columns), 2
-    sheet = np.full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), PAPER, np.uint8)
-    for i, image in enumerate(images):
-        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
-        sheet[:, top : top + h, left : left + w] = image
-    scale = max(1, 512 // sheet.shape[2])
-    return sheet.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
-
-
-def columns_of(n: int, ratio: float) -> int:
-    """The number of images in a row of a picture of n that is about square.
-
-    ratio: height of an image in units of its width.
-    """
-    ideal = math.sqrt(n * ratio)
-    full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
-    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two alike the wider picture
-    return min(full, key=lambda k: (far[k], -k), default=min(n, math.ceil(ideal)))
-
-
-def sheet(blocks: Sequence[Sequence[Row]], marks: Sequence[str] = ()) -> np.ndarray:
-    """One picture uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size.
-
-    blocks: rows that belong together; their names stand on the left.
-    marks: headings of the columns.
-    """
-    from PIL import Image, ImageDraw
-
-    rows = [row for block in blocks for row in block]
-    channels, height, width = rows[0].images[0].shape
-    scale = max(1, CELL // width)
-    high, wide = height * scale + GAP, width * scale + GAP
-    font = font_of(FONT)
-    names = max(round(font.getlength(row.name)) for row in rows)
-    left = MARGIN + (names + MARGIN if names else 0)
-    top = MARGIN + (FONT + MARGIN if marks else 0)
-    size = (
-        left + max(len(row.images) for row in rows) * wide + MARGIN,
-        top + len(rows) * high + (len(blocks) - 1) * BETWEEN + MARGIN,
-    )
-    canvas = Image.new("L" if channels == 1 else "RGB", size, (PAPER,) * channels)
-    draw = ImageDraw.Draw(canvas)
-    for j, mark in enumerate(marks):
-        middle = left + j * wide + (wide - GAP) // 2
-        draw.text((middle, top - MARGIN // 2), fitting(mark, wide - GAP), "black", font, "ms")
-    y = top
-    for block in blocks:
-        for row in block:
-            draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", font, "rm")
-            for j, image in enumerate(row.images):
-                pixels = image.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
-                pixels = pixels.squeeze(2) if channels == 1 else pixels
-                canvas.paste(Image.fromarray(pixels), (left + j * wide, y))
-            y += high
-        y += BETWEEN
-    found = np.asarray(canvas)
-    return found[:, :, None] if channels == 1 else found
-
-
-def fitting(text: str, width: int) -> str:
-    """The text, cut short with `…` where it is wider than `width` pixels."""
-    length = font_of(FONT).getlength
-    if length(text) <= width:
-        return text
-    kept = next((k for k in range(len(text) - 1, 0, -1) if length(text[:k] + "…") <= width), 1)
-    return text[:kept] + "…"
 
 
 def histograms(
@@ -205,7 +109,7 @@ def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
             [np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:shown]], 2
         )
         strip = strip.transpose(1, 2, 0)
-        ax.imshow(strip.repeat(3, 2) if strip.shape[2] == 1 else strip, interpolation="nearest")
+        ax.imshow(strip.repeat(3, 2) if strip.shape[2] == 1 else strip, interpolation="bicubic")
         ax.set_title(title, fontsize=8, loc="left")
         ax.set_axis_off()
     save_figure(figure, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +13,12 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.batches import quantise, to_uint8
-from gzcli.engine import pictures, sampler
-from gzcli.engine.apply import COLUMNS, apply, blocks, by_class, read_inputs, to_bytes
+from gzcli.engine import sampler, sheets
+from gzcli.engine.apply import COLUMNS, apply, read_inputs, to_bytes
 from gzcli.engine.build import weights_file
 from gzcli.engine.devices import title
 from gzcli.engine.log import Log
+from gzcli.engine.sheets import Row
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.jobs import SampleJob
 from gzcli.models.nn import spread_labels
@@ -134,16 +134,16 @@ def picture_of(
     given: what `given_to_sample` returned first.
     inputs: what `given_to_sample` returned second.
     """
-    n = len(images)
+    n, caption = len(images), sheets.caption_of(trained, None, job.seed, job.options)
     if hasattr(trained.model, "sources"):
         inputs = sources(trained, n, job, given)
         inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
     elif inputs is not None:
         inputs = inputs[np.arange(n) % len(inputs)]
     if inputs is not None and inputs.shape[1:] == images.shape[1:]:
-        return blocks([(job.input_as or "source", inputs), ("result", images)], min(n, COLUMNS))
-    columns, marks = by_class(labels, n, math.ceil(math.sqrt(n)), trained.info.classes)
-    return blocks([("", images)], columns, marks) if marks else pictures.grid(images)
+        kinds = [Row(job.input_as or "source", inputs), Row("result", images)]
+        return sheets.blocks(kinds, min(n, COLUMNS), caption=caption)
+    return sheets.of_samples(images, labels, trained.info.classes, caption)
 
 
 def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) -> np.ndarray:
@@ -197,6 +197,6 @@ class Frames:
         from PIL import Image
 
         chosen = self.seen[:: max(1, len(self.seen) // self.MOST)]
-        sheets = [pictures.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
-        first, *rest = [Image.fromarray(sheet) for sheet in sheets]
+        shown = [sheets.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
+        first, *rest = [Image.fromarray(picture) for picture in shown]
         first.save(path, save_all=True, append_images=rest, duration=self.MS, loop=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.pack import Pack
-from gzcli.engine import devices, optim, pictures, sampler, state, trackers
+from gzcli.engine import devices, optim, sampler, sheets, state, trackers
 from gzcli.engine.build import build_model, built_on, placed, stages_for
 from gzcli.engine.cadence import KINDS, Cadence
 from gzcli.engine.ema import EMA, SharedOutEMA
@@ -32,6 +32,7 @@ from gzcli.errors import Interrupted
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
+from gzcli.models.nn import spread_labels
 from gzcli.parts import Part
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
@@ -243,7 +244,7 @@ class Trainer:
                 state.save(self.state, done)
         if "sample" in due:
             with self.cadence.timed("sample"):
-                self.picture(done, self.train.samples or (LAST_GRID if last else GRID))
+                self.picture(done, LAST_GRID if last else GRID)
         if self.rank == 0 and (found := self.cadence.found()) != known:
             state.write_train(self.run, found)
         if last:
@@ -260,7 +261,7 @@ class Trainer:
             self.get_net()
             self.evaluate(start, self.metric)
         if "sample" in due and not drawn:
-            self.picture(start, self.train.samples or GRID)
+            self.picture(start, GRID)
 
     def evaluate(self, done: int, metric: str) -> None:
         """Validates, records the figures, and saves a checkpoint if it is the best so far."""
@@ -279,12 +280,18 @@ class Trainer:
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
-        """Writes samples/<done>.png of n samples, always with the same noise; every rank draws its share."""
+        """Writes samples/<done>.png of `train.samples` or about n samples, as many of each class, always with
+        the same noise; every rank draws its share."""
+        classes = self.trained.info.classes if self.trained.model.conditional else ()
+        n = self.train.samples or sheets.in_turns(n, len(classes))
+        labels = spread_labels(None, n, self.info, torch.device("cpu")) if classes else None
         with self.ema.evaluating():
-            images = sampler.draw(self.trained, n)
+            images = sampler.draw(self.trained, n, labels=labels)
         if self.rank == 0:
             path = self.picture_path(done)
-            save_png(path, pictures.grid(images), {"step": done, "n": n, "seed": 0})
+            caption = sheets.caption_of(self.trained, None, 0, {}, done)
+            picture = sheets.of_samples(images, labels, classes, caption)
+            save_png(path, picture, {"step": done, "n": n, "seed": 0})
             self.history.show_picture(done, path)
 
     def picture_path(self, done: int) -> Path:

@@ -8,6 +8,7 @@ stage itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from gzcli.recipe.write import dump
 from gzcli.sections import DataSection
 
 __all__ = ["Resolved", "check", "dump", "resolve"]
+
+USUAL = "GZ_DATA"  # the environment variable that names the set to train on where none is named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +127,8 @@ def _resolve(
         if override:
             typed.append(layer_given(override))
     own = [*(layer_of(file) for file in chain), *typed]
-    name = _data_name([layer.tree for layer in own])
+    usual = _usual_set(chain, own)
+    name = usual or _data_name([layer.tree for layer in own])
     found = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
     choice = forced or choice_of(chain, own, found, name, gpus, problems)
     layers = [layer for file in chain for layer in _layers(file, choice)] + typed
@@ -160,6 +164,8 @@ def _resolve(
             problems.append(Problem(f"`{origin['model.name']}`", message, f"gz train {other}"))
         tree["model"]["name"] = card.name
     tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
+    if usual:
+        origin["data.name"] = USUAL
     if choice.facts:
         lower_batches(tree, origin, choice.facts.n, chain)
     if choice.scale:
@@ -243,6 +249,17 @@ def _data_name(trees: Iterable[Mapping[str, Any]]) -> str:
         if isinstance(section, dict) and isinstance(section.get("name"), str):
             name = section["name"]
     return name
+
+
+def _usual_set(chain: Iterable[RecipeFile], own: Collection[Layer]) -> str | None:
+    """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None where it does not: where the
+    recipe lacks settings for one of the two, or the user names a set."""
+    usual, shipped = os.environ.get(USUAL), [layer.tree for layer in own if layer.source == "shipped"]
+    sections = {canonical(at[0]) for file in chain if file.shipped for at in file.sections if len(at) == 1}
+    given = [layer.tree.get("data") for layer in own if layer.source != "shipped"]
+    if not usual or any(isinstance(data, Mapping) and "name" in data for data in given):
+        return None
+    return usual if {canonical(usual), canonical(_data_name(shipped))} <= sections else None
 
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:

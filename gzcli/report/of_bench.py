@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gzcli.engine.pictures import grid
+from gzcli.engine.sheets import grid
 from gzcli.report import of_league
 from gzcli.report.common import (
     behind,

@@ -334,7 +334,7 @@ def test_a_set_that_has_it():
             ("caption",),
             (),
             "`reader` needs captions, and `photos` has none",
-            "digits-captioned, digits-edited;",
+            "shapes, digits-captioned, digits-edited;",
         ),
         (
             ("caption", "before"),

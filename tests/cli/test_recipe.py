@@ -851,3 +851,19 @@ def test_a_recipe_is_shown_with_the_text_of_each_key(name):
     of_sections = {k for k in recipe.origin if k.split(".")[-2:-1] in ([name] for name in SECTIONS)}
     known = {name: {field.name for field in keys_of(section)} for name, section in SECTIONS.items()}
     assert all(key in told for key in of_sections if key.split(".")[-1] in known[key.split(".")[-2]])
+
+
+def test_the_set_that_is_meant_where_none_is_named(monkeypatch, tmp_path):
+    """`GZ_DATA` stands in for the set of a shipped recipe that has settings for both, and never for a set
+    that somebody named."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: cvae\ndata: {name: glyphs}\n")
+    for usual, cvae in (("digits", "digits"), ("glyphs", "glyphs"), (None, "glyphs"), ("mnist", "glyphs")):
+        monkeypatch.setenv("GZ_DATA", usual) if usual else monkeypatch.delenv("GZ_DATA")
+        assert resolve("cvae").data.name == cvae
+        assert resolve("cyclegan").data.name == "digits-ab" and resolve(str(mine)).data.name == "glyphs"
+        assert resolve("cvae", data="patches").data.name == "patches"
+    monkeypatch.setenv("GZ_DATA", "digits")
+    assert (
+        resolve("cvae").origin["data.name"] == "GZ_DATA" and resolve("cvae").parts[0].options["latent"] == 8
+    )

@@ -17,9 +17,22 @@ from gzcli import jobs
 from gzcli.cli import app
 from gzcli.data.open import open_pack
 from gzcli.engine import sample
-from gzcli.engine.apply import HIDDEN, by_class
+from gzcli.engine.apply import HIDDEN
 from gzcli.engine.log import Log
-from gzcli.engine.pictures import BETWEEN, GAP, MARGIN, Row, fitting, sheet
+from gzcli.engine.sheets import (
+    BETWEEN,
+    CELL,
+    GAP,
+    HEAD,
+    MARGIN,
+    PAPER,
+    Row,
+    by_class,
+    fitting,
+    in_turns,
+    of_samples,
+    sheet,
+)
 from gzcli.engine.trained import Trained
 from gzcli.jobs import SampleJob
 from gzcli.models import catalog
@@ -87,6 +100,7 @@ def shop(capsys, monkeypatch):
             return sample.run(jobs.read(folder), folder, CPU, Log())
 
         monkeypatch.setattr("gzcli.cli.jobs.do_job", here)
+        monkeypatch.setattr("gzcli.engine.sheets.SMOOTH", "NEAREST")  # so that pixels can be compared
         monkeypatch.setattr(sample, "load_trained", lambda *args: found.trained)
         return found
 
@@ -96,10 +110,10 @@ def shop(capsys, monkeypatch):
 def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) -> np.ndarray:
     """The small image [16, 16] at a place of a sheet, counted from its right edge, for the names on the left
     are of any width."""
-    step = 64 + GAP
-    top = MARGIN + (21 if marks else 0) + row * step
-    left = grid.shape[1] - MARGIN - (columns - column) * step
-    return grid[top : top + 64 : 4, left : left + 64 : 4]
+    step = CELL + GAP
+    top = MARGIN + (HEAD if marks else 0) + row * step
+    left = grid.shape[1] - MARGIN + GAP - (columns - column) * step
+    return grid[top : top + CELL : CELL // 16, left : left + CELL : CELL // 16]
 
 
 @pytest.mark.parametrize(("case", "do"), PAIRS)
@@ -129,8 +143,9 @@ def test_the_plain_call_of_every_application(shop, case, do):
     assert saved["labels"].shape == (FEW,) and saved["labels"].max() < len(gz.trained.info.classes)
     between = do in GIVEN or (do in ("reconstruct", "edit") and hasattr(gz.trained.model, "round_trip"))
     binary = case.levels == 2
-    marked = (grid.shape[0] - 2 * MARGIN) % (64 + GAP) == 21
-    assert (grid.shape[0] - 2 * MARGIN - 21 * marked) // (64 + GAP) == 2 + between
+    marked = bool((grid[MARGIN + HEAD - 2] == PAPER).all())  # no image there: below headings
+    high = grid.shape[0] - 2 * MARGIN + GAP - HEAD * marked  # with a caption of a line or two
+    assert high // (CELL + GAP) == 2 + between
     for i in range(FEW):
         at = lambda row, i=i: cell(grid, row, i, columns=FEW, marks=marked)  # noqa: E731
         assert binary or (at(0) == test[i]).all()
@@ -196,7 +211,9 @@ def test_samples_have_their_labels_and_a_column_a_class(shop):
     saved = np.load(result["npz"])
     assert saved.files == ["samples", "labels"] and saved["labels"].tolist() == [i % 10 for i in range(25)]
     grid = np.asarray(Image.open(result["grid"]))
-    assert grid.shape == (2 * MARGIN + 21 + 3 * (64 + GAP), 2 * MARGIN + 10 * (64 + GAP))
+    caption = HEAD  # one line
+    high, wide = 2 * MARGIN + HEAD + 3 * (CELL + GAP) - GAP + caption, 2 * MARGIN + 10 * (CELL + GAP) - GAP
+    assert grid.shape == (high, wide)
     assert (cell(grid, 1, 3, columns=10, marks=True) == saved["samples"][13, ..., 0]).all()
     result = gz("-n", "9", "--label", "3,7", "--npz")
     assert np.load(result["npz"])["labels"].tolist() == [3, 7] * 4 + [3]
@@ -244,17 +261,46 @@ def test_cyclegan_takes_each_image_to_the_other_domain(shop):
 
 def test_a_sheet_enlarges_names_and_separates():
     image = np.full((3, 16, 16), 200, np.uint8)
-    plain, named = (
-        sheet([[Row("", [image] * 3)]]),
-        sheet([[Row("source", [image] * 3)], [Row("result", [image])]], ["a", "b"]),
-    )
-    assert plain.shape == (64 + GAP + 2 * MARGIN, 3 * (64 + GAP) + 2 * MARGIN, 3)
-    assert (plain[MARGIN : MARGIN + 64, MARGIN : MARGIN + 64] == 200).all()
-    assert named.shape[0] == plain.shape[0] + 64 + GAP + BETWEEN + 21
+    plain = sheet([[Row("", [image] * 3)]])
+    named = sheet([[Row("source", [image] * 3, ["a", "b"])], [Row("result", [image])]])
+    assert plain.shape == (CELL + 2 * MARGIN, 3 * CELL + 2 * GAP + 2 * MARGIN, 3)
+    assert (plain[MARGIN : MARGIN + CELL, MARGIN : MARGIN + CELL] == 200).all()
+    assert named.shape[0] == plain.shape[0] + CELL + GAP + BETWEEN + HEAD
     assert (named[:, : MARGIN + 30] < 128).any() and (named[:21] < 128).any()  # letters at the left and above
     big = sheet([[Row("", [np.zeros((1, 256, 256), np.uint8)])]])
-    assert big.shape == (256 + GAP + 2 * MARGIN, 256 + GAP + 2 * MARGIN, 1)
+    assert big.shape == (256 + 2 * MARGIN, 256 + 2 * MARGIN, 1)
     assert fitting("ankle boot", 300) == "ankle boot" and fitting("ankle boot", 40).endswith("…")
+
+
+def test_images_are_enlarged_smoothly_and_masks_exactly():
+    image = np.zeros((1, 16, 16), np.uint8)
+    image[:, 8:] = 255
+    smooth, exact = (
+        sheet([[Row("", [image], exact=exact)]])[MARGIN:-MARGIN, MARGIN] for exact in (False, True)
+    )
+    assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4
+
+
+def test_a_caption_is_wrapped_below_the_images():
+    images = np.zeros((4, 1, 16, 16), np.uint8)
+    plain, told = (of_samples(images, None, (), caption) for caption in ("", "vae · digits · step 700"))
+    long = of_samples(images, None, (), " · ".join(["as many words as this"] * 3))
+    assert told.shape[0] == plain.shape[0] + HEAD and long.shape[0] == plain.shape[0] + 3 * HEAD
+    assert (told[: len(plain)] == plain).all() and (told[len(plain) :] < 200).any()
+
+
+def test_samples_of_many_classes_lie_in_bands_of_columns():
+    """36 classes, twice each: three bands of twelve columns and two rows; of a last turn cut short what there
+    is."""
+    images = np.zeros((72, 1, 16, 16), np.uint8)
+    classes = [str(i) for i in range(36)]
+    whole, short = (of_samples(images[:n], torch.arange(n) % 36, classes, "") for n in (72, 40))
+    assert whole.shape[:2] == (
+        3 * (HEAD + 2 * (CELL + GAP)) - GAP + 2 * BETWEEN + 2 * MARGIN,
+        12 * (CELL + GAP) - GAP + 2 * MARGIN,
+    )
+    assert short.shape[0] == whole.shape[0] - 2 * (CELL + GAP)
+    assert [in_turns(64, k) for k in (0, 8, 10, 36, 100)] == [64, 64, 60, 72, 64]
 
 
 def test_a_result_whose_numbers_do_not_fit_is_refused():

@@ -1,0 +1,225 @@
+"""Sheets of images: rows with their names, columns with their classes, below them a line on what they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gzcli.data.sheet import font_of
+from gzcli.units import duration
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gzcli.engine.trained import Trained
+
+CELL = 96  # side in pixels up to which small images are enlarged, by whole numbers
+SMOOTH = "BICUBIC"  # Pillow's filter for images that are looked at
+PAPER = 236  # grey level of the background, against which white images have an edge
+GAP, BETWEEN, MARGIN = 3, 14, 8  # pixels between images, between blocks of rows, around all
+FONT = 13  # height of letters in pixels
+HEAD = FONT + MARGIN  # pixels of a line of headings
+BAND = 12  # classes side by side, at most
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a sheet.
+
+    name: the text on its left.
+    images: its images, uint8 [C, H, W] each, or [n, C, H, W].
+    marks: headings above the images.
+    exact: whether each pixel is shown as a square, as in masks and maps.
+    """
+
+    name: str
+    images: Sequence[np.ndarray] | np.ndarray
+    marks: Sequence[str] = ()
+    exact: bool = False
+
+
+def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
+    """One picture uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size.
+
+    blocks: rows that belong together; their names stand on the left.
+    caption: what stands below all.
+    """
+    from PIL import Image, ImageDraw
+
+    rows = [row for block in blocks for row in block]
+    channels, height, width = rows[0].images[0].shape
+    scale = max(1, CELL // max(height, width))
+    high, wide = height * scale + GAP, width * scale + GAP
+    font, small = font_of(FONT), font_of(FONT - 1)
+    names = max(round(font.getlength(row.name)) for row in rows)
+    left = MARGIN + (names + MARGIN if names else 0)
+    across = left + max(len(row.images) for row in rows) * wide - GAP + MARGIN
+    lines = wrapped(caption, across - 2 * MARGIN) if caption else []
+    heads = sum(HEAD for row in rows if row.marks)
+    down = 2 * MARGIN + heads + len(rows) * high - GAP + (len(blocks) - 1) * BETWEEN
+    size = (across, down + len(lines) * HEAD)
+    canvas = Image.new("L" if channels == 1 else "RGB", size, (PAPER,) * channels)
+    draw = ImageDraw.Draw(canvas)
+    y = MARGIN
+    for block in blocks:
+        for row in block:
+            if row.marks:
+                for j, mark in enumerate(row.marks[: len(row.images)]):
+                    middle = left + j * wide + (wide - GAP) // 2
+                    draw.text((middle, y + FONT), fitting(mark, wide - GAP), "black", font, "ms")
+                y += HEAD
+            draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", font, "rm")
+            for j, image in enumerate(row.images):
+                canvas.paste(enlarged(image, scale, exact=row.exact), (left + j * wide, y))
+            y += high
+        y += BETWEEN
+    for i, line in enumerate(lines):
+        draw.text((left, down + i * HEAD + FONT), line, "dimgray", small, "ls")
+    found = np.asarray(canvas)
+    return found[:, :, None] if channels == 1 else found
+
+
+def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
+    """An image uint8 [C, H, W] as Pillow's, larger by a whole number.
+
+    exact: whether each pixel becomes a square; else they go over into one another.
+    """
+    from PIL import Image
+
+    pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    rule = Image.Resampling.NEAREST if exact else Image.Resampling[SMOOTH]
+    found = Image.fromarray(pixels)
+    return found if scale == 1 else found.resize((found.width * scale, found.height * scale), rule)
+
+
+def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> np.ndarray:
+    """Images uint8 [N, C, H, W] as one picture [H', W', C], as square as possible.
+
+    columns: number of images in a row; None: about as many as make the picture square, in full rows where
+      that is nearly so.
+    caption: what stands below all.
+    """
+    n, _, high, wide = images.shape
+    columns = columns or columns_of(n, high / wide)
+    return sheet([[Row("", images[i : i + columns]) for i in range(0, n, columns)]], caption)
+
+
+def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str], caption: str) -> np.ndarray:
+    """The sheet [H, W, C] of samples [n, C, H, W]: a column for each class, in bands one below the other
+    where there are many, else as square as possible.
+
+    labels: by which they were sampled, [n] or [n, K]; None: no labels.
+    """
+    n = len(images)
+    turn = turn_of(labels, n)
+    if labels is not None and turn > BAND:
+        broad = math.ceil(turn / math.ceil(turn / BAND))
+        names = [named(label, classes) for label in labels[:turn]]
+        bands = []
+        for first in range(0, turn, broad):
+            last = min(first + broad, turn)
+            rows = [images[i + first : min(i + last, n)] for i in range(0, n, turn)]
+            bands.append(
+                [Row("", row, () if i else names[first:last]) for i, row in enumerate(rows) if len(row)]
+            )
+        return sheet(bands, caption)
+    columns, marks = by_class(labels, n, math.ceil(math.sqrt(n)), classes)
+    return blocks([Row("", images)], columns, marks, caption) if marks else grid(images, caption=caption)
+
+
+def blocks(kinds: Sequence[Row], columns: int, marks: Sequence[str] = (), caption: str = "") -> np.ndarray:
+    """The sheet [H, W, C] of several kinds of pictures of the same n images, one kind below the other.
+
+    kinds: name and pictures [n, C, H, W] of each kind.
+    columns: number of images side by side.
+    marks: headings of the columns.
+    caption: what stands below all.
+    """
+    starts = range(0, len(kinds[0].images), columns)
+    rows = [[replace(kind, images=kind.images[i : i + columns]) for kind in kinds] for i in starts]
+    rows[0][0] = replace(rows[0][0], marks=marks)
+    return sheet(rows if len(kinds) > 1 else [[row for (row,) in rows]], caption)
+
+
+def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
+    """The number of columns for n images, near `about`, such that each column holds one class; and the
+    columns' names. There are no names where the labels do not repeat in a short cycle.
+
+    labels: of the images, [n] or [n, K].
+    """
+    turn = turn_of(labels, n)
+    columns = min(n, turn * max(1, round(about / turn)))
+    once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
+    if labels is None or columns > 3 * about or (once and len(labels[:turn].unique(dim=0)) < turn):
+        return min(about, n), ()
+    return columns, [named(label, classes) for label in labels[:columns]]
+
+
+def named(label: Tensor, classes: Sequence[str]) -> str:
+    """The name of a label, [] or [K]; of several classes at once all names."""
+    if label.ndim == 0:
+        return classes[int(label)]
+    return " + ".join(name for name, there in zip(classes, label.tolist(), strict=True) if there) or "none"
+
+
+def turn_of(labels: Tensor | None, n: int) -> int:
+    """After how many of n images their labels, [n] or [n, K], repeat; n without labels."""
+    if labels is None:
+        return n
+    return next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
+
+
+def in_turns(n: int, classes: int) -> int:
+    """About n images, as many of each class; n where there are more classes."""
+    return n if not 0 < classes <= n else classes * round(n / classes)
+
+
+def caption_of(
+    trained: Trained, do: str | None, seed: int, options: Mapping[str, Any], step: int | None = None
+) -> str:
+    """What made a picture: model, set, length of the training, seed, and what was asked for.
+
+    do: the application; None: samples.
+    options: of the method, as typed.
+    step: number of steps that the model was trained for; None: as it says itself.
+    """
+    words = [trained.name, trained.part.data.name.rpartition("/")[2], f"step {step or trained.step:,}"]
+    words += [f"{duration(seconds)} of training"] if (seconds := trained.run.owner.seconds) else []
+    words += [do] if do else []
+    return " · ".join([*words, f"seed {seed}", *(f"{key} {value}" for key, value in options.items())])
+
+
+def columns_of(n: int, ratio: float) -> int:
+    """The number of images in a row of a picture of n that is about square.
+
+    ratio: height of an image in units of its width.
+    """
+    ideal = math.sqrt(n * ratio)
+    full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
+    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two alike the wider picture
+    return min(full, key=lambda k: (far[k], -k), default=min(n, math.ceil(ideal)))
+
+
+def fitting(text: str, width: int) -> str:
+    """The text, cut short with `…` where it is wider than `width` pixels."""
+    length = font_of(FONT).getlength
+    if length(text) <= width:
+        return text
+    kept = next((k for k in range(len(text) - 1, 0, -1) if length(text[:k] + "…") <= width), 1)
+    return text[:kept] + "…"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """The lines of a text of parts between ` · `, none wider than `width` pixels unless a part alone is."""
+    lines: list[str] = []
+    for part in text.split(" · "):
+        longer = f"{lines[-1]} · {part}" if lines else part
+        if lines and font_of(FONT - 1).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
