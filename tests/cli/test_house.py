@@ -32,6 +32,7 @@ LEAVES = {
     "philox",
     "peaks",
     "standings",
+    "measured",
 }
 MAY = {
     "__main__": {"cli"},
@@ -50,7 +51,9 @@ MAY = {
         "testing",
         "report",
         "league",
+        "docs",
     },
+    "docs": {"recipe", "models", "league"},
     "report": {"engine"},
     "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "trials", "launch", "recipe", "engine", "data"},
