@@ -89,7 +89,7 @@ def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:
 
 
 def price(timed: bool) -> list[dict[str, Any]]:
-    """The costs of every recipe on the sets of SETS, in one process of the engine a set; rows of costs.csv."""
+    """The costs of every recipe on the sets of SETS, by one process of the engine a set; rows of it."""
     rows = []
     for data, scales in SETS.items():
         asked = []
