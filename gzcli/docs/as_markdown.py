@@ -28,8 +28,8 @@ def _lines(page: Page) -> Iterator[str]:
     if page.likelihood:
         yield from (f"Likelihood: {page.likelihood}.", "")
     for stage, model in page.stages.items():
-        if model != page.name.replace("-", "_"):
-            yield from (f"Its stage `{stage}` is a [{model}]({model.replace('_', '-')}.md).", "")
+        if model != page.name:
+            yield from (f"Its stage `{stage}` is a [{model}]({model}.md).", "")
     yield from ("## Try", "", "```")
     for command, remark in page.commands:
         yield from folded(command, COLUMNS)

@@ -34,7 +34,7 @@ def _lines(page: Page, width: int) -> Iterator[str]:
     if page.likelihood:
         yield from ("", f"Likelihood: {page.likelihood}.")
     for stage, model in page.stages.items():
-        if model != page.name.replace("-", "_"):
+        if model != page.name:
             yield from _wrapped(f"Its stage `{stage}` is a `{model}`: gz show {model}", width)
     yield from ("", "Try")
     for command, remark in page.commands:

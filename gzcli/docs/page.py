@@ -11,15 +11,15 @@ from typing import Any
 
 from gzcli import measured
 from gzcli.docs.written import Written, written
-from gzcli.errors import canonical
 from gzcli.measured import Curve
 from gzcli.models import catalog, docs
 from gzcli.models.catalog import ModelCard
 from gzcli.models.signatures import Param
-from gzcli.recipe.files import RecipeFile, read_chain
+from gzcli.recipe.files import RecipeFile, find, read_chain
 from gzcli.recipe.kinds import parse, words
 from gzcli.recipe.schema import score_names
 from gzcli.sections import lists
+from gzcli.store import outside
 from gzcli.store.paths import recipe_names, spelling, trained_in
 
 _REMARK = re.compile(r"\s{2,}\((.+)\)$")  # what stands in brackets behind a command in the head of a recipe
@@ -75,7 +75,7 @@ class Page:
     recipe: name of the recipe that trains it; None: a model from outside.
     stage: name of the stage that it is in that recipe; "" of a recipe without stages.
     stages: the model of each stage of the recipe.
-    about: the recipe in one line; "" of a model that is only ever a stage.
+    about: the recipe in one line, else what the class says; "" of a model that is only ever a stage.
     words: what is written about it; None for a model from outside.
     likelihood: what its likelihood is; None: it has none.
     commands: (command, remark) to try.
@@ -107,13 +107,17 @@ class Page:
 
 
 def page_of(what: str) -> Page:
-    """The page of a model. Raises UsageError, with the nearest name, where there is none."""
+    """The page of a model, or of the one in a file. Raises UsageError, with the nearest name, where there is
+    none."""
+    if outside.is_file(what):
+        find(what)  # makes its model known
+        what = Path(what).stem
     card = catalog.card(what)
     name = spelling(card.name)
     recipe, stage = (name, "") if name in recipe_names() else trained_in(name) or (name, "")
     chain, _ = read_chain(recipe)
     stages = _stages(chain)
-    stage = stage or next((key for key, model in stages.items() if model == card.name), "")
+    stage = stage or next((key for key, model in stages.items() if model == name), "")
     alone = recipe != name  # a model that is only ever a stage
     serving = catalog.card(list(stages.values())[-1]) if stages and not alone else card
     head, remarks = _head(chain[-1].path)
@@ -124,7 +128,7 @@ def page_of(what: str) -> Page:
         recipe=recipe if chain[-1].shipped else None,
         stage=stage,
         stages=stages,
-        about="" if alone else chain[-1].own.get("about") or "",
+        about="" if alone else chain[-1].own.get("about") or docs.first_words(card),
         words=written(name),
         likelihood=_LIKELIHOOD[card.likelihood] if card.likelihood else None,
         commands=((f"gz train {recipe}", ""),) if alone else head,
@@ -148,7 +152,8 @@ def _stages(chain: Sequence[RecipeFile]) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in chain:
         for stage, part in (file.own.get("stages") or {}).items():
-            found[stage] = canonical((part.get("model") or {}).get("name") or found.get(stage, ""))
+            named = (part.get("model") or {}).get("name") or found.get(stage, "")
+            found[stage] = spelling(named)
     return found
 
 

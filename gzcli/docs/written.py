@@ -43,7 +43,7 @@ class Written:
 
 def written(name: str) -> Written | None:
     """What is written about a model, by the name that a user types; None: nothing is."""
-    path = ROOT / "models" / f"{name.replace('_', '-')}.md"
+    path = ROOT / "models" / f"{name}.md"
     if not path.is_file():
         return None
     found = _FORM.fullmatch(path.read_text(encoding="utf-8").strip())

@@ -74,9 +74,11 @@ def _of(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
     return documented(ast.get_docstring(node) or "")
 
 
-def first_words(card: ModelCard, method: str) -> str:
-    """The first paragraph of a method's docstring in one line, without shapes; "" where it has none."""
+def first_words(card: ModelCard, method: str | None = None) -> str:
+    """The first paragraph of the docstring of the class, or of a method, in one line and without shapes; ""
+    where there is none."""
     lineage = (class_with_bodies(cls) for cls in lineage_of(card.path, card.cls))
-    found = next((cls.methods[method] for cls in lineage if method in cls.methods), None)
+    found: ast.ClassDef | ast.FunctionDef | None
+    found = next((node for cls in lineage if (node := cls.methods.get(method) if method else cls.node)), None)
     paragraph = (ast.get_docstring(found) or "" if found else "").split("\n\n")[0]
     return _SHAPE.sub("", " ".join(paragraph.split()))
