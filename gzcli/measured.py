@@ -1,8 +1,9 @@
 """What was measured and is shipped: leagues, and how the validation of their runs went, by set and scale.
 
 `docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` as `gz bench --train-missing` writes them,
-`about.json`, which says how they came about, and `curves/<recipe>[.<stage>].csv`. `docs/measured/costs.csv`
-says what trainings cost. Only the standard library is needed: the trainer looks a step up in a curve.
+`about.json`, which says how they came about, `curves/<recipe>[.<stage>].csv`, and `samples/<recipe>.png`.
+`docs/measured/costs.csv` says what trainings cost. Only the standard library is needed: the trainer looks a
+step up in a curve.
 """
 
 from __future__ import annotations
@@ -95,6 +96,11 @@ def beside(recipe: str, data: str, scale: str | None, stage: str, step: int, met
     last, _, value = found.points[-1]
     ended = f"the reference ended at step {last:,} with {metric} {figure(value)} (`gz show {recipe}`)"
     return ended if step > last else None
+
+
+def picture(recipe: str, data: str, scale: str) -> Path:
+    """Where the picture of samples of a recipe's run lies, if there is one."""
+    return ROOT / data / scale / "samples" / f"{recipe}.png"
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -17,6 +17,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from gzcli import __version__, costs, forecast, launch, measured, requirements, trials
 from gzcli.engine.report import metric_lines
 from gzcli.errors import GzError
@@ -32,9 +34,12 @@ SETS = {
 }  # whose costs are told, and at which scales
 
 
+WIDEST, COLOURS = 420, 48  # of a picture of samples
+
+
 def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
-    """Writes what pages show of a league whose folder `gz bench --train-missing` has named, a folder for each
-    scale of its runs. Returns the folders.
+    """Writes what pages show of a league whose folder `gz bench --train-missing` has named, below its set and
+    the scale of its runs. Returns the files.
 
     root: where to; the package's own folder unless it is given.
     """
@@ -50,7 +55,8 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
         raise SystemExit(f"the runs are of several scales: {', '.join(sorted(scales))}")
     into = root / next(iter(first.values())).data / scales.pop()
     shutil.rmtree(into, ignore_errors=True)
-    (into / "curves").mkdir(parents=True)
+    for name in ("curves", "samples"):
+        (into / name).mkdir(parents=True)
     for name in ("league", "summary"):
         shutil.copyfile(folder / "results" / f"{name}.csv", into / f"{name}.csv")
     about = {
@@ -65,13 +71,23 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
     }
     (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     for model, run in first.items():
+        if pictures := sorted((run.serving.path / "samples").glob("*.png")):
+            small(pictures[-1], into / "samples" / f"{model}.png")
         before = 0.0
         for part in run.stages or [run]:
             stage = "" if part is run else part.path.name
             if rows := list(curve_of(part, before)):
                 (into / "curves" / f"{measured.curve_name(model, stage)}.csv").write_text(as_csv(rows))
             before += part.seconds
-    return sorted(into.rglob("*.csv"))
+    return sorted(path for path in into.rglob("*.*") if path.is_file())
+
+
+def small(picture: Path, target: Path) -> None:
+    """Saves a picture of samples in at most WIDEST pixels of width and few colours, for the wheel."""
+    with Image.open(picture) as image:
+        high = max(1, round(image.height * min(1.0, WIDEST / image.width)))
+        resized = image.convert("RGB").resize((min(image.width, WIDEST), high), Image.Resampling.LANCZOS)
+        resized.quantize(COLOURS).save(target, optimize=True)
 
 
 def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:

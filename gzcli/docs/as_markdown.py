@@ -11,7 +11,7 @@ from gzcli.docs.as_text import cost_cells, curve_rows, curve_title, folded, plac
 from gzcli.docs.page import Page
 from gzcli.recipe.write import flow
 
-COLUMNS = 100  # of a command, before it is broken
+COLUMNS = 76  # of a command, before it is broken
 
 
 def as_markdown(page: Page) -> str:
@@ -25,6 +25,9 @@ def _lines(page: Page) -> Iterator[str]:
     if words:
         yield from (f"**{words.title}** · {page.family.replace('_', ' ')} · {linked(page.paper)}", "")
         yield from (words.text, "", mathml(words.tex), "", words.source, "")
+    for data, scale in page.drawn:
+        text = f"Samples of a run of a league, {data} at scale {scale}"
+        yield from (f"![{text}]({picture_name(page.recipe or page.name, data, scale)})", "", f"*{text}.*", "")
     if page.likelihood:
         yield from (f"Likelihood: {page.likelihood}.", "")
     for stage, model in page.stages.items():
@@ -70,11 +73,14 @@ def _lines(page: Page) -> Iterator[str]:
         yield from ("## Code by others", "", *code, "")
 
 
+def picture_name(recipe: str, data: str, scale: str) -> str:
+    """The path of a picture of samples on the site, beside the pages of models."""
+    return f"samples/{data}-{scale}-{recipe}.png"
+
+
 def mathml(tex: str) -> str:
     """An equation that a browser draws without a script."""
-    plain = re.sub(
-        r"\\[bB]igg?(?=\\\|)", "", " ".join(tex.split())
-    )  # the converter knows no larger norm bars
+    plain = re.sub(r"\\[bB]igg?(?![a-zA-Z])", "", " ".join(tex.split()))  # brackets of MathML stretch anyway
     return f'<div class="equation">{convert(plain, display="block")}</div>'
 
 

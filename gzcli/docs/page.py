@@ -83,6 +83,7 @@ class Page:
     scores: (score or scores, what they are): its own, then those that its likelihood gives.
     remarks: the further lines of the recipe's head.
     references: curves of reference runs.
+    drawn: (set, scale) of the leagues that have a picture of its samples.
     places: (set, scale, row of the summary) of the leagues that it is in.
     costs: what its trainings cost, by set and scale.
     """
@@ -102,6 +103,7 @@ class Page:
     groups: tuple[Group, ...]
     remarks: tuple[str, ...]
     references: tuple[Reference, ...]
+    drawn: tuple[tuple[str, str], ...]
     places: tuple[tuple[str, str, Mapping[str, str]], ...]
     costs: tuple[Mapping[str, str], ...]
 
@@ -137,6 +139,7 @@ def page_of(what: str) -> Page:
         groups=_groups(card, serving, chain, recipe, stage),
         remarks=() if alone else remarks,
         references=_references(recipe, [stage] if alone else list(stages) or [""]),
+        drawn=tuple(place for place in measured.places() if measured.picture(recipe, *place).is_file()),
         places=tuple(
             (data, scale, row)
             for data, scale in measured.places()
@@ -199,7 +202,8 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
         found.append((f'gz sample {name} --prompt "a red door"', "samples of a text"))
     found += [(f"gz sample {name} --do {do}", docs.first_words(serving, do)) for do in serving.do]
     if "ood" in serving.can:
-        found.append((f"gz ood {name} --in mnist --out fashionmnist", "how well it tells foreign images"))
+        sets = "--out SET" if serving.needs else "--in mnist --out fashionmnist"
+        found.append((f"gz ood {name} {sets}", "how well it tells foreign images"))
     if "map" in serving.can:
         found.append((f"gz ood {name} --in mnist --input DIR --map", "where pictures are strange"))
     if "prompt" not in serving.can and "translate" not in serving.do:

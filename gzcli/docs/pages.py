@@ -38,12 +38,17 @@ def title_of(text: str) -> str:
     return text.partition("\n")[0].removeprefix("# ").removeprefix("Tutorial: ")
 
 
+def family_name(family: str) -> str:
+    """A family as a heading."""
+    return {"vae": "VAEs", "gan": "GANs"}.get(family, family.replace("_", " ").capitalize())
+
+
 def models_index(pages: dict[str, Page]) -> str:
     """The page that lists the models, by family."""
     lines = ["# Models", "", "`gz show MODEL` prints the same pages in a terminal.", ""]
     for family in dict.fromkeys(page.family for page in pages.values()):
         lines += [
-            f"## {family.replace('_', ' ').capitalize()}",
+            f"## {family_name(family)}",
             "",
             "| model | what it is | likelihood | scores |",
         ]

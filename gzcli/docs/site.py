@@ -11,9 +11,10 @@ import yaml
 from mkdocs.commands.build import build as mkdocs_build
 from mkdocs.config import load_config
 
-from gzcli.docs.as_markdown import as_markdown
+from gzcli import measured
+from gzcli.docs.as_markdown import as_markdown, picture_name
 from gzcli.docs.page import page_of
-from gzcli.docs.pages import GUIDES, TUTORIALS, composed, league_page, models_index, title_of
+from gzcli.docs.pages import GUIDES, TUTORIALS, composed, family_name, league_page, models_index, title_of
 from gzcli.docs.written import ROOT
 from gzcli.errors import canonical
 from gzcli.store.paths import recipe_names
@@ -45,6 +46,10 @@ def write(folder: Path, commands: str) -> list[Any]:
     (folder / "models" / "index.md").write_text(models_index(pages))
     for name, page in pages.items():
         (folder / "models" / f"{name}.md").write_text(as_markdown(page))
+        for data, scale in page.drawn:
+            target = folder / "models" / picture_name(page.recipe or name, data, scale)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(measured.picture(page.recipe or name, data, scale), target)
     (folder / "commands.md").write_text(commands)
     further: list[Any] = [{"Commands": "commands.md"}]
     if league := league_page():
@@ -57,7 +62,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     models: list[Any] = ["models/index.md"]
     for family in dict.fromkeys(page.family for page in pages.values()):
         own = [{name: f"models/{name}.md"} for name, page in pages.items() if page.family == family]
-        models.append({family.replace("_", " ").capitalize(): own})
+        models.append({family_name(family): own})
     guides = {"Guides": [*named(GUIDES), *further]}
     return [{"gz": "index.md"}, {"Tutorials": named(TUTORIALS)}, guides, {"Models": models}]
 

@@ -41,7 +41,7 @@ def recipe_schema() -> Tree:
     return {
         "$schema": DIALECT,
         "title": "a recipe of gz",
-        "$ref": "#/definitions/recipe",
+        "allOf": [{"$ref": "#/definitions/recipe"}],
         "definitions": {
             "recipe": _fragment(union, own, top=True),
             "stage": _fragment(union, own, top=False),

@@ -23,7 +23,7 @@ from gzcli.docs.pages import ORDER, TUTORIALS, composed
 from gzcli.docs.written import ROOT as DOCS
 from gzcli.docs.written import written
 from gzcli.models.catalog import OUTSIDE, cards
-from gzcli.store import runs
+from gzcli.store import outside, runs
 from gzcli.store.paths import recipe_names, recipes_dir, spelling
 from gzcli.store.runs import Run
 
@@ -48,7 +48,8 @@ def test_a_page_tells_all_of_a_model_in_eighty_columns(name):
         assert f"  {option}=" in text
 
 
-def test_show_of_a_stage_of_a_model_from_outside_and_of_none(call, tmp_path):
+def test_show_of_a_stage_of_a_model_from_outside_and_of_none(call, monkeypatch):
+    monkeypatch.setattr(outside, "_typed", {})
     code, stdout, _ = call("show", "MaskGIT")
     assert code == 0 and "gz train vqgan" in stdout and "stages.prior.model.KEY" in stdout
     code, stdout, _ = call("show", "ddmp")
@@ -74,6 +75,7 @@ def reference(tmp_path, monkeypatch, home):
     """A league of two runs, one of them in stages, as `gz bench --train-missing` leaves it; the folder that
     `tests/measure.py` has made of it is the one that is read."""
     import measure
+    from PIL import Image
 
     made = []
     for model, stages in (("vae", [""]), ("vqvae", ["tokenizer", "prior"])):
@@ -88,6 +90,8 @@ def reference(tmp_path, monkeypatch, home):
             Run(part).update(state="finished", step=400, seconds=80.0)
             (part / "checkpoints" / "best.json").write_text('{"metric": "bpd", "value": 1, "step": 400}')
             lines = [{"step": s, "val_bpd": 2.0 - s / 400, "loss": 1.0} for s in (100, 200, 400)]
+            (part / "samples").mkdir()
+            Image.new("L", (900, 450)).save(part / "samples" / "00000400.png")
             (part / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (run.path / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         made.append({"model": model, "run": run.id, "error": None})
@@ -107,6 +111,8 @@ def reference(tmp_path, monkeypatch, home):
 
 
 def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
+    from PIL import Image
+
     curve = measured.curve("vae", "mnist", "small")
     assert curve.metric == "bpd" and curve.points == ((100, 20.0, 1.75), (200, 40.0, 1.5), (400, 80.0, 1.0))
     assert [curve.at(step) for step in (50, 100, 150, 400, 401)] == [None, 1.75, 1.625, 1.0, None]
@@ -117,6 +123,8 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     assert measured.beside(*here, 500, "bpd").startswith("the reference ended at step 400 with bpd 1")
     assert measured.beside(*here, 300, "fd") is measured.beside(*here, 50, "bpd") is None
     assert measured.beside("vae", "mnist", None, "", 300, "bpd") is None
+    with Image.open(measured.picture("vqvae", "mnist", "small")) as picture:
+        assert picture.size == (420, 210)
     assert "/" not in json.loads((reference / "about.json").read_text())["command"]
     text = as_text(page_of("vae"))
     assert (
@@ -174,6 +182,7 @@ def test_every_command_that_is_told_is_one_that_gz_takes():
 
 def test_the_readme_names_every_model():
     assert set(re.findall(r"`([a-z0-9-]+)`", TEXTS["README"])) >= set(recipe_names())
+    assert f"models: {len(recipe_names())} of them" in TEXTS["README"]
 
 
 def test_links_between_pages_lead_somewhere():
