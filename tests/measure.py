@@ -12,7 +12,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ from gzcli import __version__, costs, forecast, launch, measured, requirements, 
 from gzcli.engine.report import metric_lines
 from gzcli.errors import GzError
 from gzcli.planning import ask
+from gzcli.recipe.resolve import Resolved
+from gzcli.sections import LaunchSection
 from gzcli.standings import as_csv
 from gzcli.store import runs
-from gzcli.store.paths import recipe_names
+from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
 
 SETS = {
@@ -105,49 +106,58 @@ def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:
 
 
 def price(timed: bool) -> list[dict[str, Any]]:
-    """The costs of every recipe on the sets of SETS, by one process of the engine a set; rows of it."""
+    """The costs of every recipe on the sets of SETS, as rows of `costs.csv`; what is known is in the cache.
+
+    timed: whether steps are tried, at the scale that a CPU trains.
+    """
     rows = []
     for data, scales in SETS.items():
-        asked = []
-        for name in recipe_names():
-            for scale in scales:
+        for scale in scales:
+            groups: dict[str, list[Resolved]] = {}  # by what they see of the set
+            for name in recipe_names():
                 try:
-                    asked.append((name, scale, ask(name, data, (), {"scale": scale}).recipe))
+                    recipe = ask(name, data, (), {"scale": scale}).recipe
+                    groups.setdefault(json.dumps(requirements.of_data(recipe)[0].info()), []).append(recipe)
                 except GzError as error:
                     print(f"{name} {data} {scale}: {error.message}", file=sys.stderr)
-        plan = launch.plan(replace(asked[0][2].launch, cpu=True), every_gpu=False)
-        shape = requirements.of_data(asked[0][2])[0].info()
-        assert shape is not None, f"gz data download {data}"
-        inquiry = forecast.Inquiry(shape, plan, timed)
-        places = []
-        for name, scale, recipe in asked:
-            own = range(len(inquiry.parts), len(inquiry.parts) + len(recipe.parts))
-            for part in recipe.parts:
-                inquiry.add(part, recipe, tried=scale == "small")
-            places.append((name, scale, own))
-        if inquiry.open:
-            inquiry.take(trials.measure(inquiry.job(), print))
-        for name, scale, own in places:
-            found = [inquiry.forecast(i) for i in own]
-            if any(one.cost is None for one in found):
-                print(f"{name} {data} {scale}: {found[0].lacking}", file=sys.stderr)
-                continue
-            seconds, on_h100 = (
-                forecast.together([getattr(one, key) for one in found]) for key in ("seconds", "on_h100")
-            )
-            rows.append(
-                {
-                    "model": name,
-                    "data": data,
-                    "scale": scale,
-                    "params": sum(one.cost.params for one in found if one.cost),
-                    "steps": sum(one.part.train.steps for one in found),
-                    "seconds": seconds and round(seconds),
-                    "machine": seconds and inquiry.machine,
-                    "seconds_on_h100": on_h100 and round(on_h100),
-                }
-            )
-    return rows
+            for shape, recipes in groups.items():
+                rows += costs_of(recipes, json.loads(shape), timed=timed and scale == "small")
+    order = {name: i for i, name in enumerate(recipe_names())}
+    return sorted(rows, key=lambda row: order[row["model"]])
+
+
+def costs_of(recipes: list[Resolved], shape: dict[str, Any], *, timed: bool) -> Iterator[dict[str, Any]]:
+    """Rows of recipes that see a set alike.
+
+    shape: description of the set, as `TrialJob.info` has it.
+    """
+    plan = launch.plan(LaunchSection(cpu=True), every_gpu=False)
+    inquiry = forecast.Inquiry(shape, plan, timed)
+    own = []
+    for recipe in recipes:
+        own.append(range(len(inquiry.parts), len(inquiry.parts) + len(recipe.parts)))
+        for part in recipe.parts:
+            inquiry.add(part, recipe, tried=True)
+    if inquiry.open:
+        inquiry.take(trials.measure(inquiry.job(), print))
+    for recipe, indices in zip(recipes, own, strict=True):
+        found = [inquiry.forecast(i) for i in indices]
+        name, scale = spelling(recipe.card.name), recipe.choice.scale
+        if any(one.cost is None for one in found):
+            print(f"{name} {recipe.key} {scale}: {found[0].lacking}", file=sys.stderr)
+            continue
+        seconds = forecast.together([one.seconds for one in found]) if timed else None
+        on_h100 = forecast.together([one.on_h100 for one in found])
+        yield {
+            "model": name,
+            "data": recipe.key,
+            "scale": scale,
+            "params": sum(one.cost.params for one in found if one.cost),
+            "steps": sum(one.part.train.steps for one in found),
+            "seconds": seconds and round(seconds),
+            "machine": seconds and inquiry.machine,
+            "seconds_on_h100": on_h100 and round(on_h100),
+        }
 
 
 def main(words: list[str]) -> None:

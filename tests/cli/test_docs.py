@@ -105,6 +105,10 @@ def reference(tmp_path, monkeypatch, home):
     (folder / "league.json").write_text(json.dumps(facts))
     measure.league(folder, tmp_path / "measured")
     monkeypatch.setattr(measured, "ROOT", tmp_path / "measured")
+    (tmp_path / "measured" / "costs.csv").write_text(
+        "model,data,scale,params,steps,seconds,machine,seconds_on_h100\n"
+        "vae,mnist,small,1379152,100000,5400,a CPU,81\n"
+    )
     measured.curve.cache_clear()
     yield tmp_path / "measured" / "mnist" / "small"
     measured.curve.cache_clear()
@@ -127,6 +131,7 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
         assert picture.size == (420, 210)
     assert "/" not in json.loads((reference / "about.json").read_text())["command"]
     text = as_text(page_of("vae"))
+    assert "mnist  small  1.38M   100,000  90 minutes  81 seconds" in text and "CPU: a CPU." in text
     assert (
         "2.5 × the floor after 8m00s of training" in text and "Reference curve, mnist at scale small" in text
     )
