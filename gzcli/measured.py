@@ -91,11 +91,10 @@ def beside(recipe: str, data: str, scale: str | None, stage: str, step: int, met
     found = curve(recipe, data, scale, stage) if scale else None
     if found is None or found.metric != metric:
         return None
+    last, _, end = found.points[-1]
     if (value := found.at(step)) is not None:
-        return f"the reference stood at {metric} {figure(value)} there (`gz show {recipe}`)"
-    last, _, value = found.points[-1]
-    ended = f"the reference ended at step {last:,} with {metric} {figure(value)} (`gz show {recipe}`)"
-    return ended if step > last else None
+        return f"the reference, a run of {last:,} steps, stood at {metric} {figure(value)} there"
+    return f"the reference ended at step {last:,} with {metric} {figure(end)}" if step > last else None
 
 
 def picture(recipe: str, data: str, scale: str) -> Path:

@@ -123,8 +123,10 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     later = measured.curve("vqvae", "mnist", "small", "prior")
     assert [seconds for _, seconds, _ in later.points] == [100.0, 120.0, 160.0], "after the first stage's"
     here = ("vae", "mnist", "small", "")
-    assert measured.beside(*here, 300, "bpd").startswith("the reference stood at bpd 1.25 there")
-    assert measured.beside(*here, 500, "bpd").startswith("the reference ended at step 400 with bpd 1")
+    assert measured.beside(*here, 300, "bpd") == (
+        "the reference, a run of 400 steps, stood at bpd 1.25 there"
+    )
+    assert measured.beside(*here, 500, "bpd") == "the reference ended at step 400 with bpd 1"
     assert measured.beside(*here, 300, "fd") is measured.beside(*here, 50, "bpd") is None
     assert measured.beside("vae", "mnist", None, "", 300, "bpd") is None
     with Image.open(measured.picture("vqvae", "mnist", "small")) as picture:
@@ -147,7 +149,7 @@ def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd
     name = reference.parent.parent / "digits" / tree["scale"] / "curves" / "vae.csv"
     name.write_text("metric,step,seconds,value\nbpd,1,1,9\nbpd,3,3,7\n")
     trainer(tree).fit()
-    assert "the reference stood at bpd 8 there (`gz show vae`)" in capfd.readouterr().err
+    assert "the reference, a run of 3 steps, stood at bpd 8 there" in capfd.readouterr().err
 
 
 # --- commands on pages ---
@@ -183,6 +185,12 @@ def test_every_command_that_is_told_is_one_that_gz_takes():
             if type(problem).__name__ != "Exit":
                 wrong.append(f"{where}: {line}: {problem!r}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_commands_are_safe_in_every_shell():
+    """In zsh a bracket or a star without quotes is a pattern of file names, and an error where none fits."""
+    bare = [(where, re.sub(r"'[^']*'|\"[^\"]*\"", "", line)) for where, line in [*ON_PAGES, *HEADS, *CAN]]
+    assert [place for place in bare if re.search(r"[][*?(){}]", place[1])] == []
 
 
 def test_the_readme_names_every_model():
