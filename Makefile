@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow bench lint format completions docs measured costs clean
+.PHONY: demo test test-slow fuzz bench lint format completions docs measured costs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ test: $(VENV)/.tested  ## The whole fast suite
 
 test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is there
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/.tested  ## The generated tests, with 5,000 cases each
+	GZ_FUZZ=5000 $(BIN)/python -m pytest tests/faults
 
 bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
 	$(BIN)/python tests/speed.py

@@ -55,6 +55,10 @@ class MissingError(GzError):
     code, kind = 3, "missing"
 
 
+class DamagedError(MissingError):
+    """A file that gz wrote cannot be read any more, or holds something else."""
+
+
 class DeviceError(GzError):
     """No such GPU, or out of memory."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli import meeting, signals, slurm, start
+from gzcli import meeting, signals, slurm, start, variables
 from gzcli.ending import end_all, left_behind, outcome, settle
 from gzcli.errors import DeviceError, UsageError
 from gzcli.sections import LaunchSection
@@ -25,6 +25,18 @@ from gzcli.store import files
 from gzcli.store.runs import Run
 
 RESTARTS = 2  # of the processes of several machines, where the recipe does not say
+# beginnings of the variables by which launchers, MPI's too, tell a process its rank
+LAUNCHERS = (
+    "ACCELERATE_",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "PMI_",
+    "OMPI_",
+    "MV2_",
+    "MPI_",
+)
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
 # Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
 # large blocks to the system at every free and faults them in again at the next step: keeping them saves
@@ -126,7 +138,7 @@ def plan(
         raise DeviceError(f"`--gpus {asked}`: there {have} here", hint=fewer)
     machines = section.machines or (slurm.machines() if every_gpu else 1)
     here = gpus or section.processes or 1
-    threads = section.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, start.cores() // here)
+    threads = section.threads or variables.threads() or max(1, start.cores() // here)
     several = _meet(section, machines, job) if machines > 1 or section.machine_rank else {}
     restarts = RESTARTS if machines > 1 else 0
     return Plan(
@@ -212,12 +224,12 @@ def show(folder: Path, p: Plan) -> str:
 
 
 def environment(p: Plan, mode: str) -> dict[str, str]:
-    """The child's environment variables. Those of accelerate are removed: only its configuration file counts.
+    """The child's environment variables. Those of launchers are removed: only accelerate's configuration file
+    counts.
 
     mode: what the engine prints, "human", "quiet" or "json".
     """
-    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_") and k not in ranks}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
     env |= {
         "GZ_OUTPUT": mode,
         "GZ_PARENT": str(os.getpid()),

@@ -165,7 +165,8 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
         raise UsageError(
             f"the budget leaves each of {len(parts)} stages of `{label}` less than {SHORTEST:g} s"
         )
-    asked = planning.ask(name, terms.data, (), flags | {"train.minutes": each / 60})
+    flags |= {"train.minutes": each / 60, "train.clock": "cpu"}  # the work of cores: the machine may be busy
+    asked = planning.ask(name, terms.data, (), flags)
     if asked.earlier:
         raise UsageError(f"`{name}` is a run, and a league trains models", hint=f"gz bench {name}")
     plan = launch.plan(asked.recipe.launch, every_gpu=True)
@@ -225,18 +226,21 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
     last = run.serving
     steps = int(last.status()["step"])
     kept = [int(folder.name) for folder in last.checkpoints]
-    before = training_seconds(run) - last.seconds
+    seconds = training_seconds(run)
+    own = seconds if last is run else training_seconds(last)
     chosen = {}
     for share in SHARES:
         near = min(kept, key=lambda step: abs(math.log(step / (share * steps))), default=0)
         if near and abs(math.log2(near / (share * steps))) <= 0.5:
-            chosen[near] = before + last.seconds * near / steps
+            chosen[near] = seconds - own + own * near / steps
     return sorted(chosen.items())
 
 
 def training_seconds(run: Run) -> float:
-    """Seconds of training of all stages of a run."""
-    return sum(part.seconds for part in run.stages or [run])
+    """Seconds of training of all stages of a run, of work where that is what its budget counts."""
+    parts = run.stages or [run]
+    worked = all(part.tree().get("train", {}).get("clock") == "cpu" for part in parts)
+    return sum(part.work if worked else part.seconds for part in parts)
 
 
 def facts_of(run: Run) -> dict[str, Any]:

@@ -177,8 +177,24 @@ def continued(run: Run, asked: Resolved, steps: int | None) -> Recipe:
             "\n".join([f"`{run.id}` cannot go on with another recipe", *differ]),
             hint="leave them out, or start a new run without `--resume`",
         )
-    keys = [f.name for f in fields(LaunchSection) if f"launch.{f.name}" in typed]
-    return own.launched(replace(own.launch, **{key: getattr(asked.launch, key) for key in keys}))
+    return own.launched(launched_again(run, asked))
+
+
+def launched_again(run: Run, asked: Resolved) -> LaunchSection:
+    """The processes that a run goes on with: its own, but for what was typed. Threads are shared out anew
+    where the number of processes was typed."""
+    own = recipe_of(run.tree()).launch
+    typed = {f.name: getattr(asked.launch, f.name) for f in fields(LaunchSection)}
+    typed = {
+        key: value for key, value in typed.items() if asked.origin.get(f"launch.{key}", "").startswith("--")
+    }
+    if typed.get("gpus"):
+        own = replace(own, cpu=False, processes=None)
+    if typed.get("processes"):
+        own = replace(own, gpus=None)
+    if "gpus" in typed or "processes" in typed:
+        own = replace(own, threads=None)
+    return replace(own, **typed)
 
 
 def parts_to_train(run: Run) -> list[Run]:

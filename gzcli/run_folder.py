@@ -46,7 +46,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         asked = fingerprint(recipe, p)
     files.write_atomic(target.path / "run.yaml", dump(recipe.tree()))
     packages = {name: version(name) for name in ("gzcli", "torch", "torchvision", "accelerate", "numpy")}
-    before = files.read_json(target.path / "env.json") or {}
+    before = files.read_object(target.path / "env.json")
     env = {
         "packages": packages,
         "python": platform.python_version(),

@@ -69,6 +69,8 @@ class TrainSection:
 
     steps: number of training steps.
     minutes: time to train, in minutes; `steps` becomes the number of steps that fit in it.
+    clock: what `minutes` counts: wall, the time that passes; cpu, the work of a process's cores, which other
+      programs do not lengthen. On a GPU it is always wall.
     batch_size: images of one step, over all processes together.
     accumulate: parts in which each process computes its share of a batch; the result is the same.
     precision: of the arithmetic of a step; auto: bf16 where the device gains from it.
@@ -89,6 +91,7 @@ class TrainSection:
 
     steps: int = ranged(10_000, "1 or more")
     minutes: float | None = ranged(None, "greater than 0")
+    clock: Literal["wall", "cpu"] = "wall"
     batch_size: int = ranged(64, "1 or more")
     accumulate: int = ranged(1, "1 or more")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gzcli.errors import UsageError
+from gzcli.variables import number
 
 WARNING = 180  # seconds between the signal and the end of the time, for a checkpoint
 CORES_OF_A_PROCESS = 2  # that a job asks for, where nothing else is said
@@ -31,12 +32,12 @@ def machines() -> int:
             "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
             hint="srun --ntasks-per-node=1 gz train …",
         )
-    return int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
+    return number("SLURM_STEP_NUM_NODES", "nodes") or number("SLURM_NNODES", "nodes") or 1
 
 
 def machine_rank() -> int:
     """The index of this node in the job step; 0 outside SLURM."""
-    return int(os.environ.get("SLURM_NODEID") or 0)
+    return number("SLURM_NODEID", "nodes") or 0
 
 
 def job() -> str | None:

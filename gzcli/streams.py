@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
+
+# control characters but tab, newline and the sequences that colour a text
+CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters in JSON's form, `\\u0007`: a file's name must not move the cursor of a
+    terminal, or change its title."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def hold_open() -> None:

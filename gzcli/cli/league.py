@@ -98,7 +98,7 @@ def play(entries: Sequence[Entry], terms: Terms, folder: Path) -> dict[str, Any]
         since, trained = time.monotonic(), entry.run()
         if not trained or trained.state != "finished":
             until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
-            out.info(f"{head}: " + ("goes on" if trained else f"is trained, until about {until}"))
+            out.info(f"{head}: " + ("goes on" if trained else f"is trained, until {until} at the earliest"))
         try:
             found = judged(entry.train(say=out.info), entry, terms, facts)
         except Interrupted as stopped:

@@ -24,7 +24,12 @@ TrainMissing = Annotated[
 ]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", metavar="8m|1h", help="Time of each training.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--budget",
+        metavar="8m|1h",
+        help="Time of each training: of work of the cores, on GPUs of the clock.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 LeagueModels = Annotated[
     str | None,

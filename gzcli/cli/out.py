@@ -162,7 +162,7 @@ def style(string: str, name: str, stream: TextIO | None = None) -> str:
 
 def _write(stream: TextIO, string: str) -> None:
     try:
-        stream.write(f"{string}\n")
+        stream.write(f"{streams.printable(string)}\n")
         stream.flush()
     except OSError as e:  # the reader has closed the pipe (`head`), a closed terminal, a full disk
         streams.mute(stream)

@@ -133,7 +133,7 @@ def prune(
         raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint="gz runs prune --keep 1")
     doomed = [] if keep is None else runs.outdated(keep)
     if unfinished:
-        doomed += [run for run in runs.all_runs() if run.state not in ("finished", "running")]
+        doomed += [run for run in runs.all_runs() if run.state not in ("finished", "running", "damaged")]
     _remove([run for run in doomed if not run.alias and owned.is_removable(run.path)], yes)
 
 

@@ -156,6 +156,9 @@ def train(
                 f"no unfinished run of `{model}` on `{asked.recipe.data.name}`",
                 hint=f"gz train {what}" + (f" --data {data}" if data else ""),
             )
+        if run and plan.machines == 1:
+            again = planning.launched_again(run, asked.recipe)
+            plan = launch.plan(again, every_gpu=True, check=not dry_run, extra=extra or ())
     if run is None and name is not None and not plan.machine_rank:
         runs.check_alias(name)
     paper = None if run else at_paper(what, data, sets or (), flags, asked.recipe)

@@ -3,7 +3,9 @@ No heavy import."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,19 +13,28 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.forms import Decoding, Form, number
+from gzcli.data.forms import Decoding, Form
 from gzcli.data.names import DataSet
 from gzcli.data.pack import Pack, PackMeta
 from gzcli.data.specs import DataSpec
 from gzcli.data.walk import walk
-from gzcli.errors import MissingError
+from gzcli.errors import DamagedError, MissingError
 from gzcli.sections import Fit
 from gzcli.sizes import Size, as_size
-from gzcli.store.files import read_json
+from gzcli.store.files import read_object
 from gzcli.store.paths import cache_dir
+from gzcli.variables import number
 
 RULE = 2  # version of the packing: packs of an older one are made anew
 OWN_RULE = 6  # the same for the user's own images
+KINDS: dict[str, type | tuple[type, ...]] = {  # types of what the `meta.json` of a pack must say
+    **dict.fromkeys(("fingerprint", "title"), str),
+    **dict.fromkeys(("shape", "classes"), list),
+    **dict.fromkeys(("counts", "sha256"), dict),
+    **dict.fromkeys(("multilabel", "resized"), bool),
+    "levels": int,
+}
+LONGEST = 4096  # bytes of the head of an array
 PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
 
 
@@ -44,7 +55,7 @@ def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
         pack_dir(found, replace(form, size=size, channels=channels, fit=fit, mixed=mixed))
         for size, channels, fit, mixed in ways
     )
-    metas = [(folder, meta) for folder in folders if (meta := read_json(folder / "meta.json"))]
+    metas = [(folder, meta) for folder in folders if (meta := meta_of(folder))]
     now = fingerprint(found) if metas else None
     for folder, meta in metas:
         if now in (meta["fingerprint"], None):
@@ -59,9 +70,46 @@ def find_pack(found: DataSet, form: Form | None = None) -> Pack | None:
                 continue  # bad pictures may not be skipped any more
             if meta["resized"] and meta.get("fit", "crop") != form.fit:
                 continue
-            if form.size in (None, as_size(h, w)) and form.channels in (None, c):
+            fits = form.size in (None, as_size(h, w)) and form.channels in (None, c)
+            if fits and is_whole(folder, meta):
                 return Pack(folder, _meta(found, meta), Decoding(**how) if how else None)
     return None
+
+
+def meta_of(folder: Path) -> dict[str, Any] | None:
+    """What the `meta.json` of a pack says; None where there is none, or it is damaged."""
+    try:
+        meta = read_object(folder / "meta.json")
+        return meta if all(isinstance(meta[key], kind) for key, kind in KINDS.items()) else None
+    except (DamagedError, KeyError):
+        return None
+
+
+def is_whole(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether the arrays of a pack are there, and as long as their heads say; one that is not is made anew.
+
+    `gz data verify` reads every byte.
+    """
+    return all(_is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
+
+
+def _is_array(file: Path) -> bool:
+    """Whether a file has the length that the head of its array says.
+
+    numpy's format: its name, the version in two bytes, the length of a Python literal that has the type, as
+    `|u1` or `<i8`, and the shape; numpy itself is not loaded, which light verbs do without.
+    """
+    try:
+        with file.open("rb") as f:
+            known, version = f.read(6) == b"\x93NUMPY", f.read(2)
+            length = int.from_bytes(f.read(2 if version[:1] == b"\x01" else 4), "little")
+            if not known or length > LONGEST:
+                return False
+            head = ast.literal_eval(f.read(length).decode("latin1"))
+            size = math.prod(head["shape"]) * int(head["descr"][2:])
+            return f.tell() + size == file.stat().st_size
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
+        return False
 
 
 def packs_of(found: DataSet) -> list[Path]:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from gzcli.data.cached import fingerprint, packs_of
+from gzcli.data.cached import fingerprint, meta_of, packs_of
 from gzcli.data.forms import Decoding
 from gzcli.data.names import DataSet, OwnSet
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError, MissingError
 from gzcli.sizes import Size, sides
-from gzcli.store.files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +164,7 @@ def _looked_at(images: RawImages) -> Iterator[np.ndarray]:
 
 def _packed(found: OwnSet) -> Facts | None:
     """What was measured when a pack of the set was made of the present files."""
-    metas = [read_json(folder / "meta.json") or {} for folder in packs_of(found)]
+    metas = [meta_of(folder) or {} for folder in packs_of(found)]
     now = fingerprint(found) if metas else None
     kept = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
     return Facts(**kept[0]) if kept else None

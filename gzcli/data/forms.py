@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gzcli.errors import UsageError
 from gzcli.sections import Fit
 from gzcli.sizes import Size
 
@@ -20,17 +18,6 @@ def silent(text: str) -> None:
 
 def unreported(done: int, total: int) -> None:
     """A `report` that shows nothing."""
-
-
-def number(variable: str, unit: str) -> int | None:
-    """The whole number in an environment variable; None where it is not set. Raises UsageError for a text.
-
-    unit: of the number, for the message.
-    """
-    text = os.environ.get(variable, "")
-    if text and not text.isdigit():
-        raise UsageError(f"`{variable}` is a number of {unit}, not `{text}`")
-    return int(text) if text else None
 
 
 @dataclass(frozen=True)

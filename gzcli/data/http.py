@@ -214,14 +214,15 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
 def _patiently(
     url: str, attempt: Callable[[], Any], got: Callable[[], int], stop: threading.Event, say: Say
 ) -> Any:
-    """What `attempt` returns, tried again while it may help. An attempt that brought bytes does not count."""
-    failures, had = 0, got()
+    """What `attempt` returns, tried again while it may help. An attempt does not count where more bytes are
+    there after it than ever before: bytes that were dropped and came again are no progress."""
+    failures, most = 0, got()
     while True:
         try:
             return attempt()
         except Again as e:
-            failures = 0 if got() > had else failures + 1
-            had = got()
+            failures = 0 if got() > most else failures + 1
+            most = max(most, got())
             if failures >= TRIES:
                 raise Refused(f"{e}, {TRIES} times in a row") from e
             wait = max(min(e.wait, 60.0), BACKOFF * 2 ** max(failures - 1, 0))

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.cached import find_pack, packs_of
+from gzcli.data.cached import find_pack, meta_of, packs_of
 from gzcli.data.forms import Form, Say, silent
 from gzcli.data.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.raw import is_fetched, is_there, raw_dir
@@ -16,7 +16,7 @@ from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, matching
 from gzcli.sizes import as_size, canonical_size
-from gzcli.store.files import checksum, lock, read_json, write_json
+from gzcli.store.files import checksum, lock, read_object, write_json
 from gzcli.store.paths import user_dir
 
 LOCK = ".data.lock"  # in the user's folder: held while the register is written
@@ -71,7 +71,7 @@ def _known_row(spec: DataSpec) -> dict[str, Any]:
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
     """What the newest pack of an imported set holds, whatever has become of its files since."""
     metas = [folder / "meta.json" for folder in packs_of(own_set(name, line))]
-    meta = read_json(max(metas, key=lambda path: path.stat().st_mtime)) if metas else None
+    meta = meta_of(max(metas, key=lambda path: path.stat().st_mtime).parent) if metas else None
     counts = meta["counts"] if meta else {}
     return {
         "name": name,
@@ -177,7 +177,7 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
     files = _verify_files(found, say) if isinstance(found, DataSpec) else []
     for folder in packs:
         say(f"checking `{folder}`")
-        for part, digest in (read_json(folder / "meta.json") or {}).get("sha256", {}).items():
+        for part, digest in read_object(folder / "meta.json").get("sha256", {}).items():
             if not (folder / part).exists() or checksum(folder / part) != digest:
                 again = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{folder / part}` is damaged", hint=again)
@@ -219,6 +219,13 @@ def _explain_nothing(found: DataSet) -> None:
 
 
 def _remove_tree(path: Path) -> bool:
-    there = path.exists()
-    shutil.rmtree(path, ignore_errors=True)
-    return there
+    """Whether there was such a folder, which is gone now. Raises MissingError where it cannot be removed."""
+    if not path.exists():
+        return False
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:  # another process removes it too
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError as e:
+        raise MissingError(f"`{path}` cannot be removed: {e.strerror}", hint="is the disk read-only?") from e
+    return True

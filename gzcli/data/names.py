@@ -11,9 +11,9 @@ from typing import Any
 from gzcli.data.forms import Form
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
-from gzcli.errors import MissingError, UsageError, did_you_mean, matching
+from gzcli.errors import DamagedError, MissingError, UsageError, did_you_mean, matching
 from gzcli.sizes import Size
-from gzcli.store.files import read_json
+from gzcli.store.files import read_object
 from gzcli.store.paths import user_dir
 
 REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
@@ -127,8 +127,12 @@ def names() -> list[str]:
 
 
 def imports() -> dict[str, dict[str, Any]]:
-    """The imported sets by name, as the register has them."""
-    return read_json(user_dir(REGISTER)) or {}
+    """The imported sets by name, as the register has them. Raises DamagedError where it is damaged."""
+    found = read_object(user_dir(REGISTER))
+    if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in found.values()):
+        return found
+    hint = "move the file away, and `gz data import` the sets again: their pictures are where they were"
+    raise DamagedError(f"`{user_dir(REGISTER)}` is damaged: a set has no path", hint=hint)
 
 
 def own_set(name: str, line: dict[str, Any]) -> OwnSet:

@@ -7,8 +7,8 @@ import re
 import tarfile
 from pathlib import Path
 
-from gzcli.data.forms import number
 from gzcli.errors import MissingError, UsageError
+from gzcli.variables import number
 
 RATIO = 200  # unpacked bytes for a packed one: beyond it an archive is taken for a bomb
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise

@@ -7,7 +7,7 @@ from typing import Any
 
 from gzcli.data.pack import PackMeta
 from gzcli.errors import MissingError
-from gzcli.store.files import read_json, write_json
+from gzcli.store.files import read_object, write_json
 from gzcli.units import sides
 
 FILE = "env.json"  # file of a run that holds the record, under the key `data`
@@ -28,7 +28,7 @@ def record(meta: PackMeta) -> dict[str, Any]:
 
 def remember(folder: Path, meta: PackMeta) -> None:
     """Records the data of the run in `folder`, once."""
-    env = read_json(folder / FILE) or {}
+    env = read_object(folder / FILE)
     if not env.get("data"):
         write_json(folder / FILE, env | {"data": record(meta)})
 
@@ -38,7 +38,7 @@ def check(folder: Path, meta: PackMeta) -> None:
 
     Raises MissingError that says what has changed.
     """
-    then, now = (read_json(folder / FILE) or {}).get("data"), record(meta)
+    then, now = read_object(folder / FILE).get("data"), record(meta)
     if then is None or then["name"] != now["name"] or then["digest"] == now["digest"]:
         return
     raise MissingError(

@@ -18,10 +18,11 @@ import numpy as np
 from gzcli import start
 from gzcli.data import workers as processes
 from gzcli.data.archives import read_span
-from gzcli.data.forms import Decoding, number
+from gzcli.data.forms import Decoding
 from gzcli.data.pictures import decode
 from gzcli.data.raw_images import Span
 from gzcli.errors import DeviceError, GzError, UsageError
+from gzcli.variables import number
 
 if TYPE_CHECKING:
     from torch import Tensor

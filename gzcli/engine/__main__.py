@@ -69,8 +69,10 @@ def main(folder: Path) -> int:
 @contextlib.contextmanager
 def recorded(run: Run, log: Log) -> Iterator[None]:
     """Records in `status.json` that the block runs, then how it ended."""
+    before, since = run.work, time.process_time()
     if log.main:
-        now = {"started": time.time(), "ended": None, "seconds": run.seconds}  # `seconds`: of earlier starts
+        # `seconds`, `work`: of earlier starts
+        now = {"started": time.time(), "ended": None, "seconds": run.seconds, "work": before}
         parent = int(os.environ.get("GZ_PARENT", "0"))
         run.update(state="running", pid=os.getpid(), parent=parent, **now, error=None, code=None)
     try:
@@ -84,11 +86,13 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
             state=STATES.get(type(error), "failed"),
             code=error.code,
             ended=time.time(),
+            work=before + time.process_time() - since,
             error={"kind": error.kind, "message": error.message, "hint": error.hint},
         )
         raise
     if log.main:
-        run.update(state="finished", code=0, error=None, ended=time.time())
+        work = before + time.process_time() - since
+        run.update(state="finished", code=0, error=None, ended=time.time(), work=work)
 
 
 def explain(e: BaseException) -> GzError:
@@ -147,9 +151,11 @@ def train_one(run: Run, log: Log) -> Accelerator:
     from gzcli.engine.state import write_train
     from gzcli.engine.trainer import Trainer
 
-    began, part = time.time(), part_of(run.tree())
+    part = part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
+    clock = partial(devices.clock, accelerator.device, part.train.clock)
+    began = clock()
     pack = open_pack(part.data.name, **wanted(part.data), say=log.info)
     same.check(run.owner.path, pack.meta)
     if log.main:
@@ -157,7 +163,6 @@ def train_one(run: Run, log: Log) -> Accelerator:
     if part.train.minutes and not (run.path / "checkpoints").exists():
         timed = Trainer(run, part, pack, accelerator, log)
         timed.begin()
-        clock = partial(devices.clock, timed.device)
         steps = ranks.agree(count_steps(timed.step, timed.phases, part.train.minutes, began, clock))
         # the run is compiled as the steps were that were timed
         compiled = compiles(part, timed.model, timed.device)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,15 +10,17 @@ from torch import nn
 
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.checkpoint import Saved
-from gzcli.errors import MissingError
+from gzcli.errors import DamagedError, GzError, MissingError, first_line
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
 from gzcli.parts import Part
+from gzcli.store import files
 from gzcli.store.files import checksum
 from gzcli.store.runs import Run
 from gzcli.types import DataInfo
 
+USUAL = 16_384  # up to which numbers of a recipe are taken as they are
 CHANNELS_LAST = ("cuda",)  # types of devices whose convolutions are faster with channels last
 
 
@@ -71,9 +72,48 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
             )
     name = saved.part.model
     stages = stages_for(run, name, device)
-    model = build_model(saved.part, saved.info, stages, catalog.card_of(run, name))
-    model.load_state_dict(saved.weights, strict=False)  # per-rank extra state is not part of the weights
+    model = restored(saved, stages, catalog.card_of(run, name))
     return placed(model, device).eval().requires_grad_(False), saved
+
+
+def restored(saved: Saved, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None) -> Model:
+    """The model of saved weights, on the CPU.
+
+    stages, card: as of `build_model`.
+
+    Raises DamagedError where recipe and weights do not belong together: a file may be a stranger's.
+    """
+    _check_sizes(saved)
+    try:
+        model = build_model(saved.part, saved.info, stages, card)
+        model.load_state_dict(saved.weights, strict=False)  # per-rank extra state is not part of the weights
+    except GzError:
+        raise
+    except Exception as e:  # a model may do anything with a value that makes no sense
+        message = f"no `{saved.part.model}` can be made of the recipe in its weights' file: {first_line(e)}"
+        raise DamagedError(message, hint="use another checkpoint, or the file as it was written") from e
+    return model
+
+
+def _check_sizes(saved: Saved) -> None:
+    """Raises DamagedError for a number that no model with these weights has: it would take all memory."""
+    shapes = [tensor.shape for tensor in saved.weights.values()]
+    most = max(USUAL, len(shapes), *(side for shape in shapes for side in shape))
+    numbers = [*_numbers(saved.part.options), *saved.info.shape, len(saved.info.classes)]
+    if beyond := [number for number in numbers if abs(number) > most]:
+        raise DamagedError(
+            f"the recipe in the weights' file has the number {beyond[0]:g}, and its largest tensor "
+            f"the side {most:,}: it is no recipe of these weights"
+        )
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """The numbers in a value, in lists and maps too."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for below in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(below)
 
 
 def placed(model: Model, device: torch.device | str) -> Model:
@@ -112,4 +152,7 @@ def _best(folder: Path) -> int:
         raise MissingError(
             f"no best checkpoint in `{folder}`", hint="it is chosen where `train.best` is not `none`"
         )
-    return json.loads(path.read_text())["step"]
+    step = files.read_object(path).get("step")
+    if not isinstance(step, int):
+        raise DamagedError(f"`{path}` is damaged: it has no step", hint="--checkpoint STEP")
+    return step

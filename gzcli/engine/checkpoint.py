@@ -21,12 +21,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gzcli.errors import MissingError
+from gzcli.errors import DamagedError, MissingError
 from gzcli.parts import Part, part_of
 from gzcli.store import files
 from gzcli.types import DataInfo
 from gzcli.version import __version__
 
+FILES = ("model.safetensors", "ema.safetensors", "train.pt")  # whose checksums `meta.json` has
+OTHER = "remove the folder: the run then goes on from the checkpoint before it"
 EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
 
@@ -154,13 +156,17 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint in a folder, which must be whole (`damage`)."""
-    return Checkpoint(
-        weights=load_file(path / "model.safetensors"),
-        averaged=read_weights(path / "ema.safetensors"),
-        train=torch.load(path / "train.pt", map_location="cpu", weights_only=True),
-        meta=files.read_json(path / "meta.json") or {},
-    )
+    """The checkpoint in a folder, which must be whole (`damage`). Raises DamagedError for one not by gz."""
+    averaged = read_weights(path / "ema.safetensors")
+    try:
+        train = torch.load(path / "train.pt", map_location="cpu", weights_only=True)
+        missing = {"optimizers", "scaler", "ema_updates", "extra"} - set(train)
+    except Exception as e:  # of pickle, zip and torch, which advises to load it without safety
+        raise DamagedError(f"`{path / 'train.pt'}` is no state of a training by gz", hint=OTHER) from e
+    if missing:
+        raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=OTHER)
+    meta = files.read_object(path / "meta.json")
+    return Checkpoint(load_file(path / "model.safetensors"), averaged, train, meta)
 
 
 def with_zero_inputs(
@@ -184,14 +190,22 @@ def with_zero_inputs(
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
-    meta = files.read_json(path / "meta.json")
-    if meta is None:
+    if not (path / "meta.json").exists():
         return "`meta.json` is missing"
-    for name, sums in meta["files"].items():
+    try:
+        meta = files.read_object(path / "meta.json")
+        sums = {name: (meta["files"][name]["size"], meta["files"][name]["sha256"]) for name in FILES}
+        if not isinstance(meta["step"], int):
+            raise TypeError
+    except DamagedError as e:
+        return e.message
+    except (KeyError, TypeError):
+        return "`meta.json` is not by gz"
+    for name, (size, digest) in sums.items():
         file = path / name
         if not file.exists():
             return f"`{name}` is missing"
-        if file.stat().st_size != sums["size"] or files.checksum(file) != sums["sha256"]:
+        if file.stat().st_size != size or files.checksum(file) != digest:
             return f"`{name}` does not match its checksum"
     return None
 
@@ -213,7 +227,10 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 def prune(folder: Path, keep: int) -> None:
     """Removes all but the last `keep` checkpoints and the best."""
-    best = (files.read_json(folder / "best.json") or {}).get("step")
+    try:
+        best = files.read_object(folder / "best.json").get("step")
+    except DamagedError:
+        best = None
     for step in steps_of(folder)[:-keep]:
         if step != best:
             shutil.rmtree(folder / f"{step:08d}")

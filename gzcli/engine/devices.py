@@ -135,10 +135,11 @@ def peak_memory(device: torch.device) -> int | None:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def clock(device: torch.device) -> float:
-    """Seconds, after the device has finished its queued work."""
+def clock(device: torch.device, kind: str = "wall") -> float:
+    """Seconds, after the device has finished its queued work: of time, or of work of this process's cores
+    where the kind is "cpu" and the device a CPU."""
     synchronise(device)
-    return time.monotonic()
+    return time.process_time() if kind == "cpu" and device.type == "cpu" else time.monotonic()
 
 
 def seed(device: torch.device, number: int) -> None:

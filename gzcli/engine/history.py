@@ -18,7 +18,9 @@ from gzcli.errors import DivergedError, MissingError, first_line
 from gzcli.store import files
 from gzcli.store.runs import Run
 
-PATIENCE = 5  # steps in a row with a loss that is not finite, before the run is stopped
+PATIENCE = 5  # bad steps in a row, before the run is stopped
+EXPLODED = 1e6  # times the loss of the first step, and times 1, from which a step is bad too
+WATCHED = ("loss", "grad_norm")  # what must be finite
 
 
 class History:
@@ -34,36 +36,47 @@ class History:
         self.run, self.log, self.tracker = run, log, tracker
         self.sums: dict[str, Tensor] = {}  # of each loss since it was logged last
         self.counts: dict[str, int] = {}  # how many are in the sum
-        self.bad = torch.zeros((), device=device)  # steps in a row whose loss was not finite
+        self.first: dict[str, Tensor] = {}  # size of each loss at the first step, at least 1
+        self.bad = torch.zeros((), device=device)  # steps in a row whose loss or gradient was bad
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Adds the losses of one step. The sums stay on the device, so that nothing waits for it."""
+        good = torch.ones_like(self.bad, dtype=torch.bool)
         for name, value in losses.items():
             if name in self.sums:
                 self.sums[name] += value
             else:
                 self.sums[name] = value.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
-            if name == "loss" or name.endswith(".loss"):
-                self.bad = torch.where(torch.isfinite(value), 0.0, self.bad + 1)
+            if name.rpartition(".")[2] in WATCHED:
+                first = self.first.setdefault(name, value.abs().nan_to_num(nan=1.0, posinf=1.0).clamp(min=1))
+                good &= torch.isfinite(value) & (value.abs() < EXPLODED * first)
+        self.bad = torch.where(good, 0.0, self.bad + 1)
 
     def not_finite(self) -> int:
-        """How many of the last steps in a row had no finite loss, on the worst rank; a call of every rank."""
+        """How many of the last steps in a row were bad, on the worst rank; a call of every rank."""
         return int(ranks.maximum(self.bad))
 
     def check_finite(self, step: int, steps: int) -> None:
-        """Raises DivergedError where the loss was not finite at this and the steps before, `PATIENCE` in all.
-
-        At the last step, that step alone counts. A call of every rank.
+        """Raises DivergedError where the loss or gradient was not finite, or had exploded, at this and the
+        steps before, `PATIENCE` in all. At the last step, that step alone counts. A call of every rank.
 
         steps: number of steps of the whole run.
         """
-        if self.not_finite() < (1 if step == steps else PATIENCE):
-            return
+        if self.not_finite() >= (1 if step == steps else PATIENCE):
+            raise self.diverged(
+                "the loss or its gradient is not finite, or a million times what it was", step
+            )
+
+    def diverged(self, what: str, step: int) -> DivergedError:
+        """The error of a run that cannot go on.
+
+        what: has been found at the step.
+        """
         have = steps_of(self.run.path / "checkpoints")
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
-        raise DivergedError(
-            f"the loss is not finite at step {step}; {good}",
+        return DivergedError(
+            f"{what} at step {step}; {good}",
             hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`",
         )
 
@@ -101,7 +114,9 @@ class History:
 
     def pending(self) -> dict[str, Any]:
         """The sums for the next line of losses, which a checkpoint between two lines must keep."""
-        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "counts": dict(self.counts)}
+        kept = {"sums": self.sums, "first": self.first}
+        values = {key: {name: value.cpu() for name, value in own.items()} for key, own in kept.items()}
+        return {**values, "counts": dict(self.counts)}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
         """Goes on from the checkpoint of `step`: takes its sums and drops the lines that were logged later.
@@ -109,7 +124,10 @@ class History:
         pending: what `pending` gave to the checkpoint; None: it holds none.
         """
         if pending:
-            self.sums = {name: total.to(self.bad.device) for name, total in pending["sums"].items()}
+            device = self.bad.device
+            self.sums = {name: total.to(device) for name, total in pending["sums"].items()}
+            # older checkpoints have none
+            self.first = {name: size.to(device) for name, size in pending.get("first", {}).items()}
             self.counts = dict(pending["counts"])
         path = self.run.path / "metrics.jsonl"
         if ranks.rank() == 0 and path.exists():

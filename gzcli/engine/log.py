@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.engine.speed import Speed, in_words
+from gzcli.streams import printable
 from gzcli.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ class Log:
     def say(self, text: str) -> None:
         """A line above the bar, or on stderr."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(printable(text), markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def record(self, text: str) -> None:
         """A line of `log.txt`."""

@@ -26,14 +26,14 @@ def count_steps(
     step: does the step of a number; what it trains is lost.
     phases: the phases of the model.
     minutes: the time in minutes.
-    began: when the time began, in seconds as of `time.time`.
-    clock: `time.monotonic`, read after the device has finished its queued work.
+    began: when the time began, in seconds of the clock.
+    clock: seconds of time or of work, read after the device has finished its queued work.
     """
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = 6 * minutes / (1 + bool(late))
     each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
-    left = 60 * minutes - (time.time() - began) - 0.1 * 60 * minutes
+    left = 60 * minutes - (clock() - began) - 0.1 * 60 * minutes
     early = min(late, int(left / each[0]))
     return max(1, early + int((left - early * each[0]) / each[-1]))
 
@@ -49,11 +49,11 @@ def _seconds(
     limit: seconds after which no step is timed any more.
     cycle: number of steps after which every phase has run.
     """
-    began = clock()
+    began, until = clock(), time.monotonic() + limit
     for i in range(WARM_UP):
         step(first + i)
     since, done = clock(), 0
-    while done < TIMED and (done == 0 or time.monotonic() < began + limit):
+    while done < TIMED and (done == 0 or time.monotonic() < until):
         step(first + WARM_UP + done)
         done += 1
     if done < cycle:  # with the first steps, or a phase might be left out

@@ -119,3 +119,11 @@ def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
 def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor | None:
     """Clips the total norm of the gradients to `limit`; returns the norm before, without a host sync."""
     return ranks.whole(torch.nn.utils.clip_grad_norm_(params, limit, foreach=True)) if limit else None
+
+
+def may_step(norm: torch.Tensor | None) -> bool:
+    """Whether the optimizer may take a step by gradients of this norm: one bad batch should not end a run.
+
+    norm: None: not known. On a GPU nothing is asked, as the host would have to wait for the answer.
+    """
+    return norm is None or norm.device.type != "cpu" or bool(torch.isfinite(norm))

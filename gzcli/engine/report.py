@@ -14,11 +14,13 @@ RATES = ("it_s", "images_s", "tflops", "mfu")  # of a line of losses
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; one that a kill has cut short is left out."""
+    """The lines of a run's `metrics.jsonl`; one that a kill has cut short, or that is none, is left out."""
     path, found = folder / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                found.append(values)
     return found
 
 

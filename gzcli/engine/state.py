@@ -75,7 +75,10 @@ class State:
 
 
 def save(state: State, step: int) -> None:
-    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
+    """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes.
+
+    Raises DivergedError where a weight is not finite: what a run goes back to must be good.
+    """
     if step == state.saved:
         return
     state.saved, trained = step, state.trained
@@ -84,8 +87,12 @@ def save(state: State, step: int) -> None:
     averages = ranks.gathered(state.ema.state_dict())
     optimizers = ranks.gathered({name: o.state_dict() for name, o in state.optimizers.items()})
     own = ranks.everyone((checkpoints.extra_of(values), state.history.pending()))
+    weights = checkpoints.weights_of(values) if ranks.rank() == 0 else {}
+    named = [name for name, _ in state.ema.model.named_parameters() if name in weights]
+    broken = [name for name in named if not torch.isfinite(weights[name]).all()]
+    if broken := ranks.agree(broken):
+        raise state.history.diverged(f"the weights `{broken[0]}` are not finite", step)
     if ranks.rank() == 0:
-        weights = checkpoints.weights_of(values)
         averaged = weights | checkpoints.weights_of(averages | statistics)
         train = {
             "optimizers": optimizers,
@@ -111,8 +118,8 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
     value: the figure at this step.
     """
     path = state.folder / "best.json"
-    best = files.read_json(path)
-    if ranks.agree(best is None or value < best["value"]):
+    best = state.trained.run.best
+    if ranks.agree(best is None or value < best.value):
         save(state, step)
         if ranks.rank() == 0:
             files.write_json(path, {"step": step, "metric": metric, "value": value})

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
+CHECK = 50  # steps between two checks whether the loss is finite, where each has to wait for others or a GPU
 CALIBRATION, LAST_CALIBRATION = 1_000, 10_000  # images that `EMA` calibrates on during training, at its end
 
 
@@ -108,6 +109,8 @@ class Trainer:
         self.catch_up()
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
         speed = speed_of(self.run, self.part, self.info, self.pack, self.accelerator, self.log)
+        alone = self.device.type == "cpu" and self.world == 1
+        check_every = 1 if alone else min(CHECK, self.train.log_every)
         with self.log.training(self.start, self.steps) as bar:
             bar.speed = speed
             for step in range(self.start, self.steps):
@@ -115,8 +118,9 @@ class Trainer:
                 done, last = step + 1, step + 1 == self.steps
                 self.history.add(losses)
                 bar.advance(done)
-                if done % self.train.log_every == 0 or last:
+                if done % check_every == 0 or last:
                     self.history.check_finite(done, self.steps)
+                if done % self.train.log_every == 0 or last:
                     self.history.show(done, self.model, bar, self.learning_rate())
                 if signum := stop.asked(done):
                     state.save(self.state, done)
@@ -175,7 +179,8 @@ class Trainer:
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
-        """Takes one optimizer step, and clears all gradients."""
+        """Takes one optimizer step, and clears all gradients. On a CPU a step whose clipped gradient is not
+        finite is left out, so that one bad batch does not end a run."""
         optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
         optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
         if scaler is not None:
@@ -184,7 +189,7 @@ class Trainer:
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
-        else:
+        elif optim.may_step(norm):
             optimizer.step()
         for p in self.trainable:
             p.grad = None

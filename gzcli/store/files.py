@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gzcli.errors import MissingError
+from gzcli.errors import DamagedError, MissingError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+
+LARGEST = 256_000_000  # bytes of a text that gz reads back: captions of a large set; recipes have a few kB
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -39,12 +42,37 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The parsed file, or None where it is missing."""
+def read_text(path: Path) -> str | None:
+    """The text of a file, or None where it is missing. Raises DamagedError where it is too large, no text, or
+    cannot be read."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        if path.stat().st_size > LARGEST:
+            raise DamagedError(f"`{path}` is damaged: it has more than {LARGEST / 1e6:.0f} MB")
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except UnicodeDecodeError as e:
+        raise DamagedError(f"`{path}` is damaged: it is no text") from e
+    except OSError as e:
+        raise DamagedError(f"`{path}` cannot be read: {e.strerror}") from e
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file, or None where it is missing. Raises DamagedError where it is no JSON."""
+    if (text := read_text(path)) is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:  # cut short, another file, or nested without end
+        raise DamagedError(f"`{path}` is damaged: it is no JSON ({e})") from e
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty where the file is missing. Raises DamagedError for anything else."""
+    found = read_json(path)
+    if not isinstance(found, dict | None):
+        raise DamagedError(f"`{path}` is damaged: it is no JSON object")
+    return found or {}
 
 
 def link_or_copy(source: Path, target: Path) -> None:

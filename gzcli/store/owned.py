@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from gzcli.errors import UsageError
+from gzcli.errors import DamagedError, UsageError
 from gzcli.store import files
 from gzcli.store.paths import inside, user_dir
 
@@ -33,8 +33,8 @@ def mark(folder: Path, kind: str) -> None:
 def is_marked(folder: Path, kind: str) -> bool:
     """Whether gz made the folder as a "run", "job" or "report"."""
     try:
-        return (files.read_json(folder / MARK) or {}).get("kind") == kind
-    except (OSError, ValueError, AttributeError):  # `.gz` is a folder or another program's file
+        return files.read_object(folder / MARK).get("kind") == kind
+    except DamagedError:  # `.gz` is a folder or another program's file
         return False
 
 
@@ -48,8 +48,8 @@ def is_removable(folder: Path) -> bool:
     if is_marked(folder, "run"):
         return True
     try:
-        status = files.read_json(folder / "status.json") or {}
-    except ValueError:
+        status = files.read_object(folder / "status.json")
+    except DamagedError:
         return False
     return _RUN_ID.fullmatch(folder.name) is not None and {"model", "data", "created"} <= set(status)
 
@@ -93,6 +93,9 @@ def claim(folder: Path) -> None:
 
 def _is_left_over(folder: Path) -> bool:
     """Whether a job's folder is one of a failed attempt without output, and is not in use."""
-    state = (files.read_json(folder / "status.json") or {}).get("state")
+    try:
+        state = files.read_object(folder / "status.json").get("state")
+    except DamagedError:
+        return False
     idle = state in ("failed", "interrupted", "diverged") and not files.is_locked(folder / ".lock")
     return idle and {file.name for file in folder.iterdir()} <= RECORDS

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli.errors import UsageError
-from gzcli.store import files
+from gzcli.errors import DamagedError, UsageError, first_line
+from gzcli.store import files, owned
 from gzcli.store.paths import inside, is_name
 
 STAGES = "stages"
+# types of the values of `status.json` that are relied on; any may be null
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("state", "model", "data", "alias", "asked", "copy_of"), str),
+    **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
+    **dict.fromkeys(("created", "started", "ended", "seconds", "work", "peak_memory"), (int, float)),
+    **dict.fromkeys(("recipe", "error"), dict),
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,10 @@ class Run:
     def stages(self) -> list[Run]:
         """The stages in order of training; empty for a run without stages."""
         planned = (self.path / "run.yaml").exists() and (self.path / STAGES).is_dir()
-        return [self.stage(name) for name in self.tree().get(STAGES, ())] if planned else []
+        try:
+            return [self.stage(name) for name in self.tree().get(STAGES, ())] if planned else []
+        except (DamagedError, UsageError):  # a verb that needs the recipe reads it again, and says so
+            return []
 
     @property
     def serving(self) -> Run:
@@ -157,10 +167,19 @@ class Run:
         return status.get("seconds", 0.0) + (max(0.0, ended - began) if began and ended else 0.0)
 
     @property
+    def work(self) -> float:
+        """Seconds of work of its first process's cores over all its starts; a start that was killed does not
+        count."""
+        return float(self.status().get("work", 0.0))
+
+    @property
     def best(self) -> Best | None:
         """The best validation result; None where nothing was validated."""
-        found = files.read_json(self.path / "checkpoints" / "best.json")
-        return Best(found["metric"], found["value"], found["step"]) if found else None
+        try:
+            found = files.read_object(self.path / "checkpoints" / "best.json")
+            return Best(str(found["metric"]), float(found["value"]), int(found["step"])) if found else None
+        except (DamagedError, KeyError, TypeError, ValueError):  # one is found again at the next validation
+            return None
 
     @property
     def bytes(self) -> int:
@@ -168,15 +187,67 @@ class Run:
         return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`; empty where there is none."""
-        return files.read_json(self.path / "status.json") or {}
+        """The content of `status.json`; empty where there is none.
+
+        Of a damaged file the state is "damaged", the error says what is wrong, and model and data are read
+        off the folder's name.
+        """
+        try:
+            found = files.read_object(self.path / "status.json")
+            if "model" not in found and owned.is_marked(self.path, "run"):
+                how = "is damaged" if found else "is missing or empty"
+                raise DamagedError(f"`{self.path / 'status.json'}` {how}: it does not say what the run is of")
+            return self._checked(found)
+        except DamagedError as e:
+            model, data, *_ = [*self.path.name.split("-"), "?", "?"]
+            error = {"kind": e.kind, "message": e.message, "hint": f"gz runs remove {self.path.name}"}
+            return {"state": "damaged", "model": model, "data": data, "error": error}
+
+    def _checked(self, status: dict[str, Any]) -> dict[str, Any]:
+        """A status whose values are of the types that are relied on. Raises DamagedError."""
+        for key, value in status.items():
+            if value is not None and not isinstance(value, KINDS.get(key, object)):
+                raise DamagedError(f"`{self.path / 'status.json'}` is damaged: `{key}` is {value!r:.40}")
+        return status
 
     def update(self, **changes: Any) -> None:
         """Changes keys of `status.json`."""
-        files.write_json(self.path / "status.json", self.status() | changes)
+        known = self.status()
+        if known.get("state") == "damaged":  # a resume repairs what is left
+            known = {key: known[key] for key in ("model", "data")} if "model" not in changes else {}
+        files.write_json(self.path / "status.json", known | changes)
 
     def tree(self) -> dict[str, Any]:
-        """The resolved recipe of `run.yaml`, which is written so that YAML 1.1 and 1.2 read it alike."""
+        """The resolved recipe of `run.yaml`, which is written so that YAML 1.1 and 1.2 read it alike.
+
+        Raises DamagedError where it is missing, or no recipe.
+        """
         import yaml
 
-        return yaml.load((self.path / "run.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        path, hint = (
+            self.path / "run.yaml",
+            f"put a copy back, or `gz runs remove {self.owner.id}`",
+        )
+        if (text := files.read_text(path)) is None:
+            raise DamagedError(f"`{path}` is missing, the recipe of this run", hint=hint)
+        try:
+            found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (yaml.YAMLError, RecursionError, ValueError) as e:
+            raise DamagedError(f"`{path}` is damaged: {first_line(e)}", hint=hint) from e
+        staged = isinstance(found, dict) and STAGES in found
+        parts = found[STAGES] if staged else {"only": found}
+        named = isinstance(parts, dict) and all(is_name(str(name)) for name in parts)
+        if not named or not all(map(_is_recipe, parts.values())):
+            raise DamagedError(f"`{path}` is damaged: it is no recipe", hint=hint)
+        return found
+
+
+def _is_recipe(tree: Any) -> bool:
+    """Whether a tree has what the recipe of a model must have: the model's name, and maps for sections."""
+    sections = ("data", "train", "optim", "sample", "ood", "bench", "launch")
+    return (
+        isinstance(tree, dict)
+        and isinstance(tree.get("model"), dict)
+        and isinstance(tree["model"].get("name"), str)
+        and all(isinstance(tree.get(name) or {}, dict) for name in sections)
+    )

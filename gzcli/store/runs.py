@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.sizes import Size
 from gzcli.store import files, owned
 from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
@@ -83,8 +83,10 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
 
 def _is_run(folder: Path) -> bool:
     """Whether the folder has the `status.json` of a run; jobs and other programs write such files too."""
-    status = files.read_json(folder / "status.json") if (folder / "status.json").is_file() else None
-    return isinstance(status, dict) and "model" in status
+    try:
+        return "model" in files.read_object(folder / "status.json") or owned.is_marked(folder, "run")
+    except DamagedError:
+        return owned.is_marked(folder, "run")
 
 
 def _age(run: Run) -> tuple[int, float]:
@@ -160,6 +162,9 @@ def find(ref: str, *, data: str | None = None) -> Run:
     nothing.
     """
     if run := by_name(ref):
+        if run.state == "damaged":
+            error = run.status()["error"]
+            raise DamagedError(error["message"], hint=error["hint"])
         if run.state != "finished" and run.weights is None:
             begun = run.state == "running"
             hint = "its first checkpoint is still to come" if begun else f"gz train {ref} --resume"

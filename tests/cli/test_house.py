@@ -25,6 +25,7 @@ LEAVES = {
     "start",
     "version",
     "units",
+    "variables",
     "ranks",
     "parts",
     "sections",

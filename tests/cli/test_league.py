@@ -62,8 +62,8 @@ def trained(monkeypatch):
             run.update(state=state, error={"message": error.message})
             raise error
         for part in run.stages or [run]:
-            part.update(state="finished", step=100, params=1000, peak_memory=10**8, seconds=6.0)
-        run.update(state="finished", seconds=12.0)
+            part.update(state="finished", step=100, params=1000, peak_memory=10**8, work=6.0)
+        run.update(state="finished", seconds=12.0, work=12.0)
         return run
 
     monkeypatch.setattr(planning, "start", start)

@@ -52,7 +52,8 @@ def test_where_all_are_toys_the_newest_is_taken(home):
 
 def test_stages_are_judged_each(home):
     run = runs.create("vqgan", "digits")
-    (run.path / "run.yaml").write_text("stages: {tokenizer: {}, prior: {}}\n")
+    stages = {name: {"model": {"name": name}} for name in ("tokenizer", "prior")}
+    (run.path / "run.yaml").write_text(json.dumps({"stages": stages}))
     for name, step in (("tokenizer", 500), ("prior", 8)):
         run.stage(name).path.mkdir(parents=True)
         run.stage(name).update(state="finished", step=step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -19,7 +20,7 @@ from server import serve
 
 from gzcli.__main__ import main
 from gzcli.data import fetch as fetching
-from gzcli.data import http, request
+from gzcli.data import http, library, request
 from gzcli.data.fetch import fetch
 from gzcli.data.library import data_path, remove, verify
 from gzcli.data.raw import is_fetched, raw_dir
@@ -99,6 +100,27 @@ def test_bad_answers_are_named_and_leave_nothing(site, fault, named):
         fetch(spec_at(server.url))
     assert e.value.code == 3 and "`a.bin`" in e.value.message and "gz data download toy" in e.value.hint
     assert left_over() == []
+
+
+def test_a_server_that_sends_other_ranges_is_given_up(site):
+    """Half, then another range than asked for, so that the half is dropped, then half again: no progress."""
+    with serve(site, *["cut", "other"] * 50) as server:
+        with pytest.raises(MissingError, match="times in a row"):
+            fetch(spec_at(server.url))
+        assert len(server.requests) < 12
+
+
+def test_a_set_that_cannot_be_removed_is_told(site, monkeypatch):
+    with serve(site) as server:
+        fetch(spec_at(server.url))
+
+    def refuse(path, **how):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(library.shutil, "rmtree", refuse)
+    with pytest.raises(MissingError, match="cannot be removed: Read-only file system"):
+        remove(spec_at(server.url))
+    assert left_over() == ["a.bin"]
 
 
 def test_html_under_another_type_and_the_right_size(site):

@@ -196,24 +196,54 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     assert checkpoints.steps_of(tmp_path) == [2, 4, 5]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
-    t = trainer(recipe(case("vae"), steps=20, sets=("train.checkpoint_every=4",)))
+def poisoned(monkeypatch, factor: float, steps: range, *sets: str):
+    """A trainer of a vae whose loss is multiplied by the factor at these steps."""
+    t = trainer(recipe(case("vae"), steps=20, sets=("train.checkpoint_every=4", *sets)))
     loss = t.model.loss
 
-    def poisoned(batch, phase="main"):
+    def changed(batch, phase="main"):
         out = loss(batch, phase)
-        return out | {"loss": out["loss"] * math.nan} if t.poison else out
+        return out | {"loss": out["loss"] * factor} if t.poison else out
 
     t.poison = False
-    monkeypatch.setattr(t.model, "loss", poisoned)
-    monkeypatch.setattr(t, "seed_global", lambda step: setattr(t, "poison", step >= 6))
-    with pytest.raises(DivergedError, match="the last good checkpoint is of step 4"):
+    monkeypatch.setattr(t.model, "loss", changed)
+    monkeypatch.setattr(t, "seed_global", lambda step: setattr(t, "poison", step in steps))
+    return t
+
+
+@pytest.mark.parametrize("factor", [math.nan, 1e12])
+def test_a_loss_that_is_not_finite_or_explodes_stops_the_run(monkeypatch, factor):
+    """At once: a line of losses, every 50 steps, need not be near."""
+    t = poisoned(monkeypatch, factor, range(6, 20), "train.clip=null")
+    with pytest.raises(DivergedError, match=r"at step 11; the last good checkpoint is of step 4"):
         t.fit()
+
+
+def test_one_bad_batch_is_left_out(monkeypatch):
+    t = poisoned(monkeypatch, math.nan, range(6, 7), "train.clip=1.0")
+    t.fit()
+    assert all(torch.isfinite(p).all() for p in t.model.parameters())
+    assert t.run.status()["step"] == 20
+
+
+def test_weights_that_are_not_finite_are_not_saved(monkeypatch):
+    """A loss may be finite after a step to such weights: it was computed before."""
+    t = trainer(recipe(case("vae"), steps=8, sets=("train.checkpoint_every=4",)))
+    name, p = next(iter(t.model.named_parameters()))
+
+    def broken(step):
+        if step == 7:
+            p.data.view(-1)[0] = math.nan
+
+    monkeypatch.setattr(t.model, "on_step", broken)
+    with pytest.raises(DivergedError, match=rf"weights `{name}` are not finite .* step 4"):
+        t.fit()
+    assert checkpoints.steps_of(t.run.path / "checkpoints") == [4]
 
 
 def test_minutes_become_steps_that_are_written_down():
     tree = recipe(case("vae"), steps=1)
     t = trainer(tree)
     t.begin()
-    steps = count_steps(t.step, t.phases, 0.05, time.time())
+    steps = count_steps(t.step, t.phases, 0.05, time.monotonic())
     assert 10 < steps < 100_000

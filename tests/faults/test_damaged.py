@@ -1,0 +1,231 @@
+"""Runs of which one file is damaged: every verb names the file, lists go on, and nothing is a bug in gz."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import recipe, trainer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from zoo import CASES
+
+from gzcli import launch
+from gzcli.cli import app, out
+from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine.build import restored
+from gzcli.errors import GzError, MissingError
+from gzcli.store import runs
+from gzcli.store.runs import Run
+
+VAE = next(c for c in CASES if c.model == "vae")
+RECORDS = ("status.json", "run.yaml", "env.json", "metrics.jsonl", ".gz", "checkpoints/best.json")
+WEIGHTS = ("model.safetensors", "train.pt", "ema.safetensors", "meta.json")
+DAMAGES = {
+    "gone": None,
+    "empty": b"",
+    "zeros": bytes(4096),
+    "noise": bytes(range(256)) * 4,
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"5",
+    "other keys": b'{"a": 1}',
+    "deep": b"[" * 100_000,
+    "a tag": b"!!python/object/apply:os.system [exit]",
+}
+VERBS = (
+    ("runs", "list"),
+    ("list", "runs", "--json"),
+    ("runs", "show", "RUN"),
+    ("runs", "path", "RUN"),
+    ("runs", "prune", "--unfinished", "--yes"),
+    ("sample", "RUN"),
+    ("sample", "vae"),
+    ("ood", "RUN", "--out", "patches"),
+    ("bench", "RUN"),
+    ("train", "RUN", "--resume", "--steps", "9"),
+    ("train", "RUN", "--dry-run"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Iterator[Run]:
+    """A finished run of four steps, in a store of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("damaged")))
+        t = trainer(recipe(VAE, steps=4, sets=("train.checkpoint_every=2", "train.best=loss")))
+        t.fit()
+        found = t.run
+        found.update(state="finished", steps=4, error=None)
+        (found.path / "env.json").write_text("{}")
+        patch.setattr(launch, "run", refuse)
+        yield found
+
+
+def refuse(folder: Path, *args: object, **more: object) -> None:
+    raise MissingError("no engine is started here")
+
+
+@contextmanager
+def damaged(file: Path, content: bytes | None) -> Iterator[None]:
+    """A file that is gone, or has another content, inside the block."""
+    whole = file.read_bytes()
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    try:
+        yield
+    finally:
+        file.write_bytes(whole)
+
+
+def told(run: Run, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit code of a command line, and what it says. What it leaves in the store is removed."""
+    before = set(run.path.parent.iterdir())
+    try:
+        code = app.run([run.id if word == "RUN" else word for word in words])
+    finally:
+        out.configure(json=False, quiet=False, lenient=False)
+        for new in set(run.path.parent.iterdir()) - before:
+            shutil.rmtree(new, ignore_errors=True)
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def halves(file: Path) -> bytes:
+    return file.read_bytes()[: file.stat().st_size // 2]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_damaged_record_is_named(run, name, capsys):
+    file = run.path / name
+    verbs = (
+        VERBS
+        if name in RECORDS[:2]
+        else [words for words in VERBS if "RUN" in words[-1:] or "--resume" in words]
+    )
+    for how, content in {**DAMAGES, "half": halves(file)}.items():
+        for words in verbs:
+            status = (run.path / "status.json").read_bytes()
+            with damaged(file, content):
+                code, text = told(run, words, capsys)
+            (run.path / "status.json").write_bytes(status)
+            assert code != 1 and "internal error" not in text, (name, how, words, text)
+            if words[1] in ("list", "runs"):
+                assert code == 0 and run.id in text, (name, how, words, text)
+
+
+@pytest.mark.parametrize("name", ["status.json", "run.yaml"])
+def test_what_is_wrong_is_said_and_the_run_can_be_removed(run, name, capsys, tmp_path):
+    kept = tmp_path / "kept"
+    with damaged(run.path / name, b"{"):
+        code, text = told(run, ("sample", "RUN"), capsys)
+        assert code == 3 and f"{name}` is damaged" in text and "gz runs remove" in text
+        shutil.copytree(run.path, kept)
+        assert told(run, ("runs", "remove", "RUN", "--yes"), capsys)[0] == 0 and not run.path.exists()
+        shutil.copytree(kept, run.path)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_damaged_checkpoint_is_passed_over(run, name):
+    """The one before it is taken; a file that is whole by its checksum but no work of gz is named."""
+    folder = run.path / "checkpoints"
+    file, warned = folder / "00000004" / name, []
+    for content in (*DAMAGES.values(), halves(file)):
+        with damaged(file, content):
+            assert checkpoints.newest(folder, warned.append) == folder / "00000002"
+        assert name in warned.pop() and not warned
+    assert checkpoints.newest(folder, warned.append) == folder / "00000004"
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_foreign_files_under_right_checksums(run, how):
+    folder = run.path / "checkpoints" / "00000004"
+    if (content := DAMAGES[how]) is None:
+        return
+    for name in ("train.pt", "ema.safetensors"):
+        with damaged(folder / name, content), pytest.raises(MissingError, match=name) as e:
+            checkpoints.load(folder)
+        assert "weights_only" not in e.value.message
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def changed(tree: dict, place: int, value: object) -> dict:
+    """A copy of a tree in which one value, counted over all depths, is another."""
+    tree = copy.deepcopy(tree)
+    found: list[tuple[dict, str]] = []
+
+    def walk(node: object) -> None:
+        if isinstance(node, dict):
+            for key, below in node.items():
+                found.append((node, key))
+                walk(below)
+
+    walk(tree)
+    node, key = found[place % len(found)]
+    node[key] = value
+    return tree
+
+
+GENERATED = settings(
+    max_examples=int(os.environ.get("GZ_FUZZ", "30")),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@GENERATED
+@given(place=st.integers(0, 200), value=VALUES, name=st.sampled_from(["status.json", "run.yaml"]))
+def test_any_value_in_a_record_is_met(run, capsys, place, value, name):
+    file = run.path / name
+    tree = changed(yaml.safe_load(file.read_text()), place, value)
+    text = json.dumps(tree) if name.endswith("json") else yaml.safe_dump(tree)
+    status = (run.path / "status.json").read_bytes()
+    for words in (("runs", "list"), ("runs", "show", "RUN"), ("sample", "RUN"), ("train", "RUN", "--resume")):
+        with damaged(file, text.encode()):
+            code, said = told(run, words, capsys)
+        (run.path / "status.json").write_bytes(status)
+        assert code != 1 and "internal error" not in said, (words, said)
+
+
+@GENERATED
+@given(place=st.integers(0, 200), value=VALUES)
+def test_any_value_in_the_recipe_of_a_weights_file_is_met(run, place, value):
+    """The model is built from it, or an error says why not; numbers without sense are refused at once."""
+    found = checkpoints.read_weights(run.path / "model.safetensors")
+    tree = changed({key: found.part.tree()[key] for key in ("model", "data")}, place, value)
+    file = run.path / "other.safetensors"
+    save = {"gz": "1", "recipe": json.dumps({**found.part.tree(), **tree}), "step": "4"}
+    save |= {"data": json.dumps(vars(found.info))}
+    from safetensors.torch import save_file
+
+    save_file(found.weights, file, metadata=save)
+    try:
+        restored(checkpoints.read_weights(file))
+    except GzError:
+        pass
+    finally:
+        file.unlink()
+
+
+def test_the_store_is_as_it_was(run):
+    assert (
+        runs.find(run.id).state == "finished"
+        and checkpoints.damage(run.path / "checkpoints" / "00000004") is None
+    )
