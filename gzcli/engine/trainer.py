@@ -29,7 +29,6 @@ from gzcli.engine.stop import Stop
 from gzcli.engine.trained import Trained
 from gzcli.engine.validate import best_metric, collapsed, validate
 from gzcli.errors import Interrupted
-from gzcli.measured import beside
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
@@ -270,8 +269,7 @@ class Trainer:
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.log.info(f"step {done}  validation {figures}")
-        owner, part = self.run.owner, self.part
-        if reference := beside(owner.model, owner.data, part.scale, part.stage, done, metric):
+        if reference := self.history.reference(self.part, done, metric):
             self.log.info(reference)
         state.save_best(self.state, done, metric, values[metric])
 

@@ -80,13 +80,13 @@ def reference(tmp_path, monkeypatch, home):
     made = []
     for model, stages in (("vae", [""]), ("vqvae", ["tokenizer", "prior"])):
         run = runs.create(model, "mnist")
-        tree = {"scale": "small"}
-        tree |= {"stages": {stage: dict(tree) for stage in stages}} if stages[0] else {}
+        tree = {"model": {"name": model}, "scale": "small"}
+        tree = {"stages": dict.fromkeys(stages, tree)} if stages[0] else tree
         (run.path / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         for stage in stages:
             part = run.path / "stages" / stage if stage else run.path
             (part / "checkpoints").mkdir(parents=True)
-            (part / "run.yaml").write_text("scale: small\n")
+            (part / "run.yaml").write_text(f"model: {{name: {model}}}\nscale: small\n")
             Run(part).update(state="finished", step=400, seconds=80.0)
             (part / "checkpoints" / "best.json").write_text('{"metric": "bpd", "value": 1, "step": 400}')
             lines = [{"step": s, "val_bpd": 2.0 - s / 400, "loss": 1.0} for s in (100, 200, 400)]
