@@ -44,6 +44,8 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
 
     root: where to; the package's own folder unless it is given.
     """
+    if not (folder / "league.json").is_file():
+        raise SystemExit(f"{folder} holds no finished league: the line in its command.sh goes on with it")
     result = json.loads((folder / "league.json").read_text())
     first: dict[str, Run] = {}  # the run of each model's first seed
     for row in result["rows"]:
@@ -51,7 +53,7 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
             first[row["model"]] = run
     if not first:
         raise SystemExit(f"none of the runs of {folder} is here")
-    scales = {run.serving.tree()["scale"] for run in first.values()} - {None}
+    scales = {run.serving.tree().get("scale") for run in first.values()} - {None}
     if len(scales) != 1:
         raise SystemExit(f"the runs are of several scales: {', '.join(sorted(scales))}")
     into = root / next(iter(first.values())).data / scales.pop()
