@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz bench pretrained lint format completions clean
+.PHONY: demo test test-slow fuzz bench pretrained docs measured costs lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,5 +47,18 @@ format: $(VENV)/.tested
 completions: $(VENV)/.installed  ## completions/gz.bash, _gz and gz.fish
 	$(BIN)/python -m gzcli.cli.completion
 
+$(VENV)/.documented: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@ $(VENV)/.installed
+
+docs: $(VENV)/.documented  ## The site of the documentation, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m gzcli.cli.site site
+
+measured: $(VENV)/.tested  ## Figures of the pages: make measured LEAGUE=FOLDER, of `gz bench --train-missing`
+	$(BIN)/python tests/measure.py league $(LEAGUE)
+
+costs: $(VENV)/.tested  ## What trainings cost, for the pages; needs a quiet machine
+	$(BIN)/python tests/measure.py costs --timed
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

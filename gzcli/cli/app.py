@@ -29,6 +29,7 @@ VERBS = {
     "ood": _MODELS,
     "bench": _MODELS,
     "report": _MODELS,
+    "show": _MODELS,
     "list": _STORE,
     "model": _MODELS,
     "recipe": _STORE,
@@ -76,10 +77,24 @@ def _version(ctx: typer.Context, value: bool) -> None:
         raise typer.Exit()
 
 
+def _llm(ctx: typer.Context, value: bool) -> None:
+    if value:
+        from gzcli.cli.manual import manual
+
+        out.configure(json="--json" in (ctx.obj or ()) or None)
+        text = manual(build([]))
+        out.text(text)
+        out.data({"manual": text})
+        raise typer.Exit()
+
+
 def root(
     ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    llm: Annotated[
+        bool, typer.Option("--llm", callback=_llm, is_eager=True, help="Print the whole manual as one text.")
     ] = False,
     json: Json = False,
 ) -> None:

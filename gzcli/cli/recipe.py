@@ -1,4 +1,4 @@
-"""`gz recipe`: read, copy and check recipes."""
+"""`gz recipe`: read, copy and check recipes; their schema for editors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
 from gzcli.cli.own import Sets
 from gzcli.errors import UsageError
 
-app = typer.Typer(help="Show, copy and check recipes.")
+app = typer.Typer(help="Show, copy and check recipes; a schema of them for editors.")
 
 _WHAT = {"metavar": "NAME|FILE", "autocompletion": complete_model}
 _What = Annotated[str, typer.Argument(help="A shipped recipe, or a file.", **_WHAT)]
@@ -110,3 +110,15 @@ def check(
         raise UsageError("\n  ".join([f"{len(problems)} mistakes", *problems]))
     out.text(f"{len(names)} recipe{'' if len(names) == 1 else 's'}, no mistake")
     out.data({"recipes": names, "ok": True})
+
+
+@app.command("schema")
+def schema_(json: Json = False, quiet: Quiet = False) -> None:
+    """Print the JSON schema of recipes, by which editors complete and check them."""
+    from json import dumps
+
+    from gzcli.recipe.editor import recipe_schema
+
+    tree = recipe_schema()
+    out.text(dumps(tree, indent=1, ensure_ascii=False))
+    out.data({"recipe_schema": tree})

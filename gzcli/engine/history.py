@@ -15,6 +15,8 @@ from gzcli.engine.checkpoint import steps_of
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.trackers import Trackers
 from gzcli.errors import DivergedError
+from gzcli.measured import beside
+from gzcli.parts import Part
 from gzcli.store import files
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
@@ -105,6 +107,15 @@ class History:
         """Whether `metrics.jsonl` has a figure of validation at this step."""
         lines = (line for line in metric_lines(self.run.path) if line["step"] == step)
         return any(key.startswith("val_") for line in lines for key in line)
+
+    def reference(self, part: Part, step: int, metric: str) -> str | None:
+        """Where the reference run of this recipe stood at a step, in words; None where there is none.
+
+        part: the recipe of the run.
+        metric: what is validated.
+        """
+        owner = self.run.owner
+        return beside(owner.model, owner.data, part.scale, part.stage, step, metric)
 
     def show_picture(self, step: int, path: Path) -> None:
         """Sends the picture of a step to the trackers."""

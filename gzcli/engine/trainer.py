@@ -272,6 +272,8 @@ class Trainer:
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.log.info(f"step {done}  validation {figures}")
+        if reference := self.history.reference(self.part, done, metric):
+            self.log.info(reference)
         state.save_best(self.state, done, metric, values[metric])
 
     def get_net(self) -> None:

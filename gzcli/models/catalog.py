@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +89,7 @@ def card(name: str) -> ModelCard:
     A file that was named by its path comes first, then the zoo, then other files from outside the package.
     Raises UsageError with the nearest name where there is no such model.
     """
-    zoo = (path for path in _zoo() if path.stem == canonical(name))
+    zoo = _zoo(escape(canonical(name)))
     # installed packages are searched last: that takes longer than all else
     for path in chain(filter(None, [outside.typed(name)]), zoo, _elsewhere(name)):
         if found := _read_card(path):
@@ -183,11 +184,10 @@ def _phase_name(call: ast.Call) -> str | None:
 # ---------------------------------------------------------------------------- a card from a file
 
 
-def _zoo() -> list[Path]:
-    """The files of the package that may hold a model."""
-    return sorted(
-        path for path in ROOT.glob("*/*.py") if path.parent.name != "nn" and path.stem != "__init__"
-    )
+def _zoo(stem: str = "*") -> list[Path]:
+    """The files of the package that may hold a model; `stem` is a pattern of their names without `.py`."""
+    found = ROOT.glob(f"*/{stem}.py")
+    return sorted(path for path in found if path.parent.name != "nn" and path.stem != "__init__")
 
 
 @by_file

@@ -7,6 +7,7 @@ fields, the docstring of a method its keywords. Continuation lines are indented.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 
 from gzcli.models.catalog import ModelCard
@@ -14,6 +15,8 @@ from gzcli.models.signatures import Param
 from gzcli.models.sources import Class, class_with_bodies, documented, lineage_of
 
 Texts = Mapping[str, str]
+
+_SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 
 
 def options(card: ModelCard) -> dict[str, Texts]:
@@ -69,3 +72,13 @@ def _of_method(lineage: Iterable[Class], name: str) -> dict[str, str]:
 
 def _of(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
     return documented(ast.get_docstring(node) or "")
+
+
+def first_words(card: ModelCard, method: str | None = None) -> str:
+    """The first paragraph of the docstring of the class, or of a method, in one line and without shapes; ""
+    where there is none."""
+    lineage = (class_with_bodies(cls) for cls in lineage_of(card.path, card.cls))
+    found: ast.ClassDef | ast.FunctionDef | None
+    found = next((node for cls in lineage if (node := cls.methods.get(method) if method else cls.node)), None)
+    paragraph = (ast.get_docstring(found) or "" if found else "").split("\n\n")[0]
+    return _SHAPE.sub("", " ".join(paragraph.split()))

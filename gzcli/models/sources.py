@@ -120,9 +120,13 @@ def classes_of(path: Path) -> list[str]:
 
 def class_with_bodies(cls: Class) -> Class:
     """The class with the bodies of its methods."""
-    tree = ast.parse(text_of(cls.path))
-    node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.node.name)
-    return Class(node, cls.path)
+    return Class(_whole(cls.path)[cls.node.name], cls.path)
+
+
+@by_file
+def _whole(path: Path) -> dict[str, ast.ClassDef]:
+    """The classes of a file with the bodies of their methods."""
+    return {node.name: node for node in ast.parse(text_of(path)).body if isinstance(node, ast.ClassDef)}
 
 
 def method_of(cls: Class, name: str) -> ast.FunctionDef:

@@ -197,3 +197,34 @@ def known(node: ast.expr) -> bool:
         elif kind not in ("Any", "None", "bool", "str", "int", "float", "Size", "Literal", "tuple", "list"):
             return False
     return True
+
+
+_JSON = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "None": "null"}
+
+
+def as_json_schema(node: ast.expr, limits: Mapping[str, Any]) -> dict[str, Any]:
+    """The type as a JSON schema says it.
+
+    limits: keywords for its numbers, which hold in lists too.
+    """
+    found = [_as_one(option, limits) for option in _alternatives(node)]
+    return found[0] if len(found) == 1 else {"anyOf": found}
+
+
+def _as_one(node: ast.expr, limits: Mapping[str, Any]) -> dict[str, Any]:
+    kind = _head(node)
+    if kind in ("int", "float"):
+        return {"type": _JSON[kind], **limits}
+    if kind in _JSON:
+        return {"type": _JSON[kind]}
+    if kind == "Size":
+        return {"type": ["integer", "string"], "pattern": r"^\d+(x\d+)?$", **limits}
+    if kind == "Literal":
+        return {"enum": [ast.literal_eval(option) for option in _arguments(node)]}
+    if kind in ("tuple", "list"):
+        kinds = _item_kinds(node, 1)
+        if len(kinds) > 1:
+            items = [as_json_schema(item, limits) for item in kinds]
+            return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
+        return {"type": "array", "items": as_json_schema(kinds[0], limits)}
+    return {}

@@ -31,14 +31,15 @@ def lines(tree: Mapping[str, Any], at: Key = ()) -> Iterator[tuple[Key, str]]:
             yield (*at, key), f"{indent}{_text(key)}:"
             yield from lines(value, (*at, key))
         else:
-            yield (*at, key), f"{indent}{_text(key)}: {_flow(value)}"
+            yield (*at, key), f"{indent}{_text(key)}: {flow(value)}"
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
+    """A value in one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_text(k)}: {_flow(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_text(k)}: {flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_flow, value)) + "]"
+        return "[" + ", ".join(map(flow, value)) + "]"
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -34,6 +34,7 @@ LEAVES = {
     "peaks",
     "standings",
     "waiting",
+    "measured",
 }
 MAY = {
     "__main__": {"cli"},
@@ -52,7 +53,9 @@ MAY = {
         "testing",
         "report",
         "league",
+        "docs",
     },
+    "docs": {"recipe", "models", "league"},
     "report": {"engine"},
     "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "trials", "launch", "recipe", "engine", "data"},

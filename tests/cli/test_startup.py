@@ -43,6 +43,7 @@ LIGHT = [
     "list recipes",
     "list runs",
     "recipe check vae",
+    "show vae",
 ]
 
 

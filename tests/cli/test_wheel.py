@@ -30,7 +30,8 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
         tmp_path / "site",
         next(tmp_path.glob("gzcli-*.whl")),
     )
-    for path in (*(ROOT / "gzcli").rglob("*.py"), *(ROOT / "gzcli/report/templates").iterdir()):
+    others = [*(ROOT / "gzcli/report/templates").iterdir(), *(ROOT / "gzcli/docs").rglob("*.*")]
+    for path in (*(ROOT / "gzcli").rglob("*.py"), *(path for path in others if path.suffix != ".pyc")):
         assert (tmp_path / "site" / path.relative_to(ROOT)).exists(), path
     assert (tmp_path / "site" / "gzcli" / "py.typed").exists()
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

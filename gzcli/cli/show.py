@@ -1,0 +1,34 @@
+"""`gz show`: a page on a model."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import typer
+
+from gzcli.cli import out
+from gzcli.cli.options import Json, Quiet, complete_model
+
+WIDEST = 100  # columns beyond which lines are hard to read
+
+
+def show(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model, as `gz list` names it.", autocompletion=complete_model
+        ),
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Explain a model: the idea, the equation, options, commands, figures, limits."""
+    from dataclasses import asdict
+
+    from gzcli.docs.as_text import as_text
+    from gzcli.docs.page import page_of
+
+    page = page_of(model)
+    out.text(as_text(page, min(WIDEST, shutil.get_terminal_size().columns)))
+    out.data(asdict(page))

@@ -1,0 +1,167 @@
+"""The JSON schema of recipes, by which editors complete and check them, from the rules that gz checks by.
+
+The keys of a model are known where the recipe names it, by `model.name` or `extends`. Elsewhere, as in the
+sections of `for` of a recipe in stages, a key is allowed if any model has it. `gz recipe check` tells the
+rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gzcli.models import docs
+from gzcli.models.catalog import OUTSIDE, ModelCard, cards
+from gzcli.parts import Part
+from gzcli.recipe.kinds import as_json_schema, parse
+from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, schema
+from gzcli.recipe.texts import section_texts
+from gzcli.sections import SCALES, SECTIONS
+from gzcli.store.paths import recipe_names, spelling
+
+Tree = dict[str, Any]
+
+DIALECT = "http://json-schema.org/draft-07/schema#"  # the newest one that editors know
+OPEN = ("model", "optim", "sample", "ood")  # sections whose keys depend on the model
+LIMITS: Mapping[str | None, Tree] = {
+    None: {},
+    "greater than 0": {"exclusiveMinimum": 0},
+    "0 or more": {"minimum": 0},
+    "1 or more": {"minimum": 1},
+    "in [0, 1)": {"minimum": 0, "exclusiveMaximum": 1},
+    "2 … 256": {"minimum": 2, "maximum": 256},
+}
+
+
+def recipe_schema() -> Tree:
+    """The schema of every recipe."""
+    zoo = {card.name: card for card in cards().values() if card.family != OUTSIDE}
+    own = {name: sections_of(card) for name, card in zoo.items()}
+    union = {section: _united([tree[section] for tree in own.values()]) for section in OPEN}
+    return {
+        "$schema": DIALECT,
+        "title": "a recipe of gz",
+        "allOf": [{"$ref": "#/definitions/recipe"}],
+        "definitions": {
+            "recipe": _fragment(union, own, top=True),
+            "stage": _fragment(union, own, top=False),
+            **{f"model {name}": _closed(tree, f"model {name}") for name, tree in own.items()},
+            "any model": _closed(union, "any model"),
+        },
+    }
+
+
+def sections_of(card: ModelCard) -> Tree:
+    """The sections whose keys a model decides on."""
+    rules, texts = schema(card), docs.options(card)
+    told = {**texts, "optim": section_texts(SECTIONS["optim"])}
+    told["ood"] = {**section_texts(SECTIONS["ood"]), **texts["ood"]}
+    found = {section: _section(below(rules, section), told[section]) for section in OPEN}
+    found["model"]["properties"]["name"] = _name()
+    return found
+
+
+def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
+    """A recipe, or a stage of one, with the rules of the model that it names.
+
+    union: the sections of all models together.
+    own: those of each model.
+    """
+    rules = schema(None)
+    texts = section_texts(Part)
+    shared = {
+        key: _section(below(rules, key), section_texts(SECTIONS[key]))
+        if key in SECTIONS
+        else _rule(rule, texts[key])
+        for key, rule in rules.items()
+        if key not in OPEN
+    }
+    properties: Tree = {**shared, **{key: {"type": ["object", "null"]} for key in OPEN}}
+    for section in OPEN:  # an editor completes by these, and what follows forbids the rest
+        properties[section]["properties"] = union[section]["properties"]
+    properties["stages"] = {
+        "type": "object",
+        "description": "stages in order: each trains a model, on those before it.",
+        "additionalProperties": {"$ref": "#/definitions/stage"},
+    }
+    if top:
+        properties["extends"] = {
+            "description": "recipe that this one changes: a shipped one's name, or a path.",
+            "anyOf": [{"enum": recipe_names()}, {"type": "string"}],
+        }
+        properties["for"] = _cases(
+            {"type": "object", "description": "what changes with the set or the scale."}, "stage"
+        )
+    strangers = _named([*own, *map(spelling, own)], unknown=True)
+    choices = [
+        {"if": _named([name, spelling(name)]), "then": {"$ref": f"#/definitions/model {name}"}}
+        for name in own
+    ]
+    anything = {"if": {"anyOf": [strangers]}, "else": {"$ref": "#/definitions/any model"}}
+    return {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "allOf": [anything, *choices],
+    }
+
+
+def _named(names: Iterable[str], *, unknown: bool = False) -> Tree:
+    """Holds where a recipe names one of the models, or one that is none of them."""
+    one: Tree = {"enum": list(dict.fromkeys(names))}
+    model = {"required": ["name"], "properties": {"name": {"not": one} if unknown else one}}
+    by_name: Tree = {"required": ["model"], "properties": {"model": {"type": "object", **model}}}
+    by_base: Tree = {"required": ["extends"], "properties": {"extends": {"not": one} if unknown else one}}
+    return {"anyOf": [by_name, by_base]}
+
+
+def _closed(sections: Tree, name: str) -> Tree:
+    """Holds where these sections have no other keys, in the sections of `for` too."""
+    return {"properties": {**sections, "for": _cases({}, name)}}
+
+
+def _cases(tree: Tree, name: str) -> Tree:
+    """`for`: a fragment for each set, shape class or trait, or for a scale a map of such."""
+    one = {"$ref": f"#/definitions/{name}"}
+    by_scale = {scale: {"type": "object", "additionalProperties": one} for scale in SCALES}
+    return {**tree, "properties": by_scale, "additionalProperties": one}
+
+
+def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
+    """A section that holds these keys alone; null stands for an empty one."""
+    properties = {
+        key: _rule(rule, texts.get(key, "")) if isinstance(rule, Rule) else _section(rule, texts)
+        for key, rule in rules.items()
+        if key != ANY
+    }
+    other: Any = False
+    if ANY in rules:
+        any_rule = rules[ANY]
+        other = True if isinstance(any_rule, Rule) else _section(any_rule, texts)
+    return {"type": ["object", "null"], "properties": properties, "additionalProperties": other}
+
+
+def _rule(rule: Any, text: str) -> Tree:
+    found = as_json_schema(parse(rule.annotation), LIMITS[rule.range])
+    if text:
+        found["description"] = text
+    if rule.default is not ABSENT and rule.default is not None:
+        found["default"] = list(rule.default) if isinstance(rule.default, tuple) else rule.default
+    return found
+
+
+def _name() -> Tree:
+    names = [spelling(name) for name, card in cards().items() if card.family != OUTSIDE]
+    return {"description": "name of the model.", "anyOf": [{"enum": names}, {"type": "string"}]}
+
+
+def _united(sections: Iterable[Tree]) -> Tree:
+    """A section that holds the keys of any of these; a value must suit one that has the key."""
+    values: dict[str, list[Tree]] = {}
+    for section in sections:
+        for key, value in section["properties"].items():
+            bare = {k: v for k, v in value.items() if k not in ("description", "default")}
+            if bare not in values.setdefault(key, []):
+                values[key].append(bare)
+    properties = {key: found[0] if len(found) == 1 else {"anyOf": found} for key, found in values.items()}
+    return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}

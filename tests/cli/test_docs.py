@@ -1,0 +1,321 @@
+"""The manual: pages of models, what was measured, commands on pages, tutorials, the schema for editors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+from test_startup import cpu_ms
+
+from gzcli import measured
+from gzcli.cli import app
+from gzcli.docs.as_text import as_text
+from gzcli.docs.page import page_of
+from gzcli.docs.pages import ORDER, TUTORIALS, composed
+from gzcli.docs.written import ROOT as DOCS
+from gzcli.docs.written import written
+from gzcli.models.catalog import OUTSIDE, cards
+from gzcli.store import outside, runs
+from gzcli.store.paths import recipe_names, recipes_dir, spelling
+from gzcli.store.runs import Run
+
+ZOO = [spelling(name) for name, card in cards().items() if card.family != OUTSIDE]
+TEXTS = {"README": (ROOT / "README.md").read_text(), **composed()}
+
+
+# --- a page a model ---
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_page_tells_all_of_a_model_in_eighty_columns(name):
+    page, words = page_of(name), written(name)
+    assert words and words.limits and words.code
+    lines = as_text(page).splitlines()
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    text = "\n".join(lines)
+    assert page.name == name and name in lines[0] and words.equation.splitlines()[0].split("   ")[0] in text
+    untold = [f"{g.title}: {o.name}" for g in page.groups for o in g.options if not o.text]
+    assert not untold, "options without a text in a docstring"
+    for option in cards()[name.replace("-", "_")].params:
+        assert f"  {option}=" in text
+
+
+def test_show_of_a_stage_of_a_model_from_outside_and_of_none(call, monkeypatch):
+    monkeypatch.setattr(outside, "_typed", {})
+    code, stdout, _ = call("show", "MaskGIT")
+    assert code == 0 and "gz train vqgan" in stdout and "stages.prior.model.KEY" in stdout
+    code, stdout, _ = call("show", "ddmp")
+    assert code == 2 and stdout == ""
+    assert call("model", "new", "maf")[0] == 0
+    code, stdout, _ = call("show", "./maf.py")
+    assert code == 0 and stdout.startswith("maf: ") and "hidden=" in stdout
+    code, stdout, _ = call("show", "ddpm", "--json")
+    value = json.loads(stdout)
+    assert value["schema"] == 1 and value["words"]["title"] == "Denoising diffusion"
+
+
+def test_no_page_is_left_over():
+    assert {path.stem for path in (DOCS / "models").glob("*.md")} == set(ZOO)
+    assert set(composed()) == set(ORDER), "pages that `pages.py` names, and files"
+
+
+# --- what was measured ---
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch, home):
+    """A league of two runs, one of them in stages, as `gz bench --train-missing` leaves it; the folder that
+    `tests/measure.py` has made of it is the one that is read."""
+    import measure
+    from PIL import Image
+
+    made = []
+    for model, stages in (("vae", [""]), ("vqvae", ["tokenizer", "prior"])):
+        run = runs.create(model, "mnist")
+        tree = {"model": {"name": model}, "scale": "small"}
+        tree = {"stages": dict.fromkeys(stages, tree)} if stages[0] else tree
+        (run.path / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        for stage in stages:
+            part = run.path / "stages" / stage if stage else run.path
+            (part / "checkpoints").mkdir(parents=True)
+            (part / "run.yaml").write_text(f"model: {{name: {model}}}\nscale: small\n")
+            Run(part).update(state="finished", step=400, seconds=80.0)
+            (part / "checkpoints" / "best.json").write_text('{"metric": "bpd", "value": 1, "step": 400}')
+            lines = [{"step": s, "val_bpd": 2.0 - s / 400, "loss": 1.0} for s in (100, 200, 400)]
+            (part / "samples").mkdir()
+            Image.new("L", (900, 450)).save(part / "samples" / "00000400.png")
+            (part / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run.path / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        made.append({"model": model, "run": run.id, "error": None})
+    folder = tmp_path / "league"
+    (folder / "results").mkdir(parents=True)
+    (folder / "command.sh").write_text("cd /somewhere\ngz bench --train-missing --budget 8m --data mnist\n")
+    row = "place,model,times_floor,train_seconds,sample_seconds,params,fd\n"
+    (folder / "results" / "summary.csv").write_text(f"{row}1,vae,2.5,480,0.01,1000,75\n")
+    (folder / "results" / "league.csv").write_text("model,seed\nvae,0\n")
+    facts = {"rows": made, "budget": 480, "metric": "fd", "floor": {"fd": 30.0}, "left_out": {}}
+    (folder / "league.json").write_text(json.dumps(facts))
+    measure.league(folder, tmp_path / "measured")
+    monkeypatch.setattr(measured, "ROOT", tmp_path / "measured")
+    (tmp_path / "measured" / "costs.csv").write_text(
+        "model,data,scale,params,steps,seconds,machine,seconds_on_h100\n"
+        "vae,mnist,small,1379152,100000,5400,a CPU,81\n"
+    )
+    measured.curve.cache_clear()
+    yield tmp_path / "measured" / "mnist" / "small"
+    measured.curve.cache_clear()
+
+
+def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
+    from PIL import Image
+
+    curve = measured.curve("vae", "mnist", "small")
+    assert curve.metric == "bpd" and curve.points == ((100, 20.0, 1.75), (200, 40.0, 1.5), (400, 80.0, 1.0))
+    assert [curve.at(step) for step in (50, 100, 150, 400, 401)] == [None, 1.75, 1.625, 1.0, None]
+    later = measured.curve("vqvae", "mnist", "small", "prior")
+    assert [seconds for _, seconds, _ in later.points] == [100.0, 120.0, 160.0], "after the first stage's"
+    here = ("vae", "mnist", "small", "")
+    assert measured.beside(*here, 300, "bpd") == (
+        "the reference, a run of 400 steps, stood at bpd 1.25 there"
+    )
+    assert measured.beside(*here, 500, "bpd") == "the reference ended at step 400 with bpd 1"
+    assert measured.beside(*here, 300, "fd") is measured.beside(*here, 50, "bpd") is None
+    assert measured.beside("vae", "mnist", None, "", 300, "bpd") is None
+    with Image.open(measured.picture("vqvae", "mnist", "small")) as picture:
+        assert picture.size == (420, 210)
+    assert "/" not in json.loads((reference / "about.json").read_text())["command"]
+    text = as_text(page_of("vae"))
+    assert "mnist  small  1.38M   100,000  90 minutes  81 seconds" in text and "CPU: a CPU." in text
+    assert (
+        "2.5 × the floor after 8m00s of training" in text and "Reference curve, mnist at scale small" in text
+    )
+
+
+def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd):
+    from helpers import recipe, trainer
+    from zoo import CASES
+
+    (reference.parent.parent / "digits" / "small" / "curves").mkdir(parents=True)
+    tree = recipe(next(case for case in CASES if case.model == "vae"), steps=2)
+    tree["train"] |= {"eval_every": 2, "best": "bpd"}
+    name = reference.parent.parent / "digits" / tree["scale"] / "curves" / "vae.csv"
+    name.write_text("metric,step,seconds,value\nbpd,1,1,9\nbpd,3,3,7\n")
+    trainer(tree).fit()
+    assert "the reference, a run of 3 steps, stood at bpd 8 there" in capfd.readouterr().err
+
+
+# --- commands on pages ---
+
+
+def commands_of(text: str) -> list[str]:
+    """The commands of gz in the code blocks of a page, without comments."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = (line for block in blocks for line in block.replace("\\\n", "").splitlines())
+    found = (re.sub(r"^GZ_\w+=\S+ ", "", re.split(r"\s+#", line)[0].strip()) for line in lines)
+    return [line for line in found if line.startswith("gz ")]
+
+
+HEADS = [(f"recipe {name}", command) for name in recipe_names() for command, _ in page_of(name).commands]
+ON_PAGES = [(name, command) for name, text in TEXTS.items() for command in commands_of(text)]
+CAN = [(f"page {name}", command) for name in ZOO for command, _ in page_of(name).can]
+
+
+def test_every_command_that_is_told_is_one_that_gz_takes():
+    """Verbs and options are parsed as typed; names of models are known. Nothing is done."""
+    import typer
+
+    root, wrong = typer.main.get_command(app.build([])), []
+    for where, line in dict.fromkeys([*ON_PAGES, *HEADS, *CAN]):
+        words = shlex.split(line.split(" > ")[0])[1:]
+        try:
+            command, rest, parent = root, words, None
+            while hasattr(command, "commands") and not rest[0].startswith("-"):
+                command, rest, parent = command.commands[rest[0]], rest[1:], parent
+            loose = command.context_settings.get("ignore_unknown_options")
+            command.make_context("gz", list(rest), resilient_parsing=bool(loose))
+        except (KeyError, Exception) as problem:
+            if type(problem).__name__ != "Exit":
+                wrong.append(f"{where}: {line}: {problem!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_commands_are_safe_in_every_shell():
+    """In zsh a bracket or a star without quotes is a pattern of file names, and an error where none fits."""
+    bare = [(where, re.sub(r"'[^']*'|\"[^\"]*\"", "", line)) for where, line in [*ON_PAGES, *HEADS, *CAN]]
+    assert [place for place in bare if re.search(r"[][*?(){}]", place[1])] == []
+
+
+def test_the_readme_names_every_model():
+    assert set(re.findall(r"`([a-z0-9-]+)`", TEXTS["README"])) >= set(recipe_names())
+    assert f"models: {len(recipe_names())} of them" in TEXTS["README"]
+
+
+def test_links_between_pages_lead_somewhere():
+    for name, text in composed().items():
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            made = ("models/index.md", "commands.md", "league.md")
+            assert link in made or (DOCS / "pages" / link).exists(), f"{name}: {link}"
+    for link in re.findall(r"\]\(([^)#:]+)\)", TEXTS["README"]):
+        assert (ROOT / link).exists(), link
+
+
+# --- tutorials ---
+
+
+def scripts(text: str) -> list[str]:
+    """The lines of a page's `sh` blocks, which a test runs."""
+    return [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+def with_pictures(folder: Path) -> Path:
+    """The folders of pictures that pages take for the reader's."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name, size, count in (("photos", (40, 48, 3), 24), ("scans", (16, 16), 3)):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["README", *TUTORIALS])
+def test_what_a_page_does_without_training(name, call, tmp_path, monkeypatch):
+    """The lines of a page that start no engine."""
+    monkeypatch.chdir(with_pictures(tmp_path / "pictures"))
+    light = re.compile(r"gz (list|show|runs list|data|train .*--dry-run)\b")
+    for line in scripts(TEXTS[name]):
+        if light.match(line):
+            code, _, stderr = call(*shlex.split(line)[1:])
+            assert code == 0, f"{line}\n{stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README", *TUTORIALS])
+def test_what_a_page_says_can_be_done(name, tmp_path, home):
+    """Every line, with a few steps where it trains."""
+    folder = with_pictures(tmp_path / "here")
+    for line in scripts(TEXTS[name]):
+        words = re.sub(r" --minutes \S+", "", line).replace("--budget 60s", "--budget 3s")
+        quick = ["--steps", "20"] if words.startswith("gz train ") and "--steps" not in words else []
+        command = [sys.executable, "-m", "gzcli", *shlex.split(words)[1:], *quick]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+# --- the whole manual ---
+
+
+def test_the_manual_as_one_text(call):
+    pairs = [(cpu_ms(["-c", "import typer"], {}), cpu_ms(["-m", "gzcli", "--llm"], {})) for _ in range(2)]
+    typer, took = map(min, zip(*pairs, strict=True))
+    assert took <= 1000 * max(1.0, typer / 75), f"{took:.0f} ms of CPU time"
+    code, stdout, _ = call("--llm")
+    assert code == 0 and "## `gz bench`" in stdout and "--train-missing" in stdout
+    assert all(f"\n{name}: " in stdout for name in recipe_names())
+    assert all(text.partition("\n")[0] in stdout for text in composed().values())
+
+
+@pytest.mark.slow
+def test_the_site_asks_nobody(tmp_path):
+    pytest.importorskip("mkdocs")
+    from gzcli.docs.site import build
+
+    page = build(tmp_path / "site", "# Commands\n")
+    htmls = list((tmp_path / "site").rglob("*.html"))
+    assert page.exists() and len(htmls) > len(ZOO)
+    for path in htmls:
+        text = path.read_text()
+        loaded = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"?(?:https?:)?//[^\">]+", text)
+        assert not [tag for tag in loaded if "canonical" not in tag], path
+    assert "<math" in (tmp_path / "site" / "models" / "fm.html").read_text()
+    assert "__index" in (tmp_path / "site" / "search" / "search_index.js").read_text()[:20]
+
+
+# --- the schema for editors ---
+
+WRONG = [
+    {"extends": "glow", "model": {"dpth": 3}},
+    {"model": {"name": "glow", "beta": 3}},
+    {"model": {"name": "vae", "latent": "many"}},
+    {"extends": "glow", "train": {"stepz": 3}},
+    {"extends": "glow", "sample": {"steps": 3}},
+    {"extends": "glow", "optim": {"betas": [0.9, 2]}},
+    {"extends": "glow", "for": {"small": {"grey": {"model": {"dpth": 1}}}}},
+    {"for": {"mnist": {"train": {"steps": 0}}}},
+    {"extends": "vqvae", "stages": {"prior": {"model": {"wdth": 3}}}},
+    {"modle": {}},
+]
+
+
+def test_the_schema_takes_every_recipe_and_no_wrong_key(call):
+    jsonschema = pytest.importorskip("jsonschema")
+    from gzcli.recipe.load import load
+
+    code, stdout, _ = call("recipe", "schema")
+    assert code == 0
+    jsonschema.Draft7Validator.check_schema(json.loads(stdout))
+    check = jsonschema.Draft7Validator(json.loads(stdout))
+    for path in recipes_dir().glob("*.yaml"):
+        assert [error.message for error in check.iter_errors(load(path))] == [], path
+    assert [tree for tree in WRONG if check.is_valid(tree)] == []
+    assert check.is_valid({"model": {"name": "a_model_of_mine", "anything": 1}, "sample": {"any": 2}})
+
+
+def test_the_citation_is_one():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["cff-version"] == "1.2.0" and cited["title"].startswith("gz: ") and cited["authors"]

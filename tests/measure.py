@@ -1,0 +1,178 @@
+"""`make measured LEAGUE=FOLDER`: the figures that pages show, from a league's folder and its runs, into
+`gzcli/docs/measured/`; `make costs`: what every recipe's trainings cost.
+
+python tests/measure.py league FOLDER [INTO]
+python tests/measure.py costs [--timed]      times are those of this machine, which must be quiet
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from gzcli import __version__, costs, forecast, launch, measured, requirements, trials
+from gzcli.engine.report import metric_lines
+from gzcli.errors import GzError
+from gzcli.planning import ask
+from gzcli.recipe.resolve import Resolved
+from gzcli.sections import LaunchSection
+from gzcli.standings import as_csv
+from gzcli.store import runs
+from gzcli.store.paths import recipe_names, spelling
+from gzcli.store.runs import Run
+
+SETS = {
+    "mnist": ("small", "full"),
+    "cifar10": ("small", "full", "paper"),
+}  # whose costs are told, and at which scales
+
+
+WIDEST, COLOURS = 420, 48  # of a picture of samples
+
+
+def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
+    """Writes what pages show of a league whose folder `gz bench --train-missing` has named, below its set and
+    the scale of its runs. Returns the files.
+
+    root: where to; the package's own folder unless it is given.
+    """
+    if not (folder / "league.json").is_file():
+        raise SystemExit(f"{folder} holds no finished league: the line in its command.sh goes on with it")
+    result = json.loads((folder / "league.json").read_text())
+    first: dict[str, Run] = {}  # the run of each model's first seed
+    for row in result["rows"]:
+        if row["model"] not in first and not row.get("error") and (run := runs.by_name(row["run"])):
+            first[row["model"]] = run
+    if not first:
+        raise SystemExit(f"none of the runs of {folder} is here")
+    scales = {run.serving.tree().get("scale") for run in first.values()} - {None}
+    if len(scales) != 1:
+        raise SystemExit(f"the runs are of several scales: {', '.join(sorted(scales))}")
+    into = root / next(iter(first.values())).data / scales.pop()
+    shutil.rmtree(into, ignore_errors=True)
+    for name in ("curves", "samples"):
+        (into / name).mkdir(parents=True)
+    for name in ("league", "summary"):
+        shutil.copyfile(folder / "results" / f"{name}.csv", into / f"{name}.csv")
+    about = {
+        "command": (folder / "command.sh").read_text().splitlines()[-1],
+        "date": date.today().isoformat(),
+        "version": __version__,
+        "machine": costs.cpu_name() or platform.machine(),
+        "budget": result["budget"],
+        "metric": result["metric"],
+        "floor": result["floor"],
+        "left_out": result["left_out"],
+    }
+    (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    for model, run in first.items():
+        if pictures := sorted((run.serving.path / "samples").glob("*.png")):
+            small(pictures[-1], into / "samples" / f"{model}.png")
+        before = 0.0
+        for part in run.stages or [run]:
+            stage = "" if part is run else part.path.name
+            if rows := list(curve_of(part, before)):
+                (into / "curves" / f"{measured.curve_name(model, stage)}.csv").write_text(as_csv(rows))
+            before += part.seconds
+    return sorted(path for path in into.rglob("*.*") if path.is_file())
+
+
+def small(picture: Path, target: Path) -> None:
+    """Saves a picture of samples in at most WIDEST pixels of width and few colours, for the wheel."""
+    with Image.open(picture) as image:
+        high = max(1, round(image.height * min(1.0, WIDEST / image.width)))
+        resized = image.convert("RGB").resize((min(image.width, WIDEST), high), Image.Resampling.LANCZOS)
+        resized.quantize(COLOURS).save(target, optimize=True)
+
+
+def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:
+    """The validations of a run or stage, rows of the columns `measured.CURVE`.
+
+    before: seconds of training of earlier stages.
+    """
+    metric, steps = run.best.metric if run.best else "", run.status().get("step")
+    for line in metric_lines(run.path):
+        if (value := line.get(f"val_{metric}")) is not None and steps:
+            seconds = round(before + run.seconds * line["step"] / steps, 1)
+            yield dict(
+                zip(measured.CURVE, (metric, line["step"], seconds, float(f"{value:.5g}")), strict=True)
+            )
+
+
+def price(timed: bool) -> list[dict[str, Any]]:
+    """The costs of every recipe on the sets of SETS, as rows of `costs.csv`; what is known is in the cache.
+
+    timed: whether steps are tried, at the scale that a CPU trains.
+    """
+    rows = []
+    for data, scales in SETS.items():
+        for scale in scales:
+            groups: dict[str, list[Resolved]] = {}  # by what they see of the set
+            for name in recipe_names():
+                try:
+                    recipe = ask(name, data, (), {"scale": scale}).recipe
+                    groups.setdefault(json.dumps(requirements.of_data(recipe)[0].info()), []).append(recipe)
+                except GzError as error:
+                    print(f"{name} {data} {scale}: {error.message}", file=sys.stderr)
+            for shape, recipes in groups.items():
+                rows += costs_of(recipes, json.loads(shape), timed=timed and scale == "small")
+    order = {name: i for i, name in enumerate(recipe_names())}
+    return sorted(rows, key=lambda row: order[row["model"]])
+
+
+def costs_of(recipes: list[Resolved], shape: dict[str, Any], *, timed: bool) -> Iterator[dict[str, Any]]:
+    """Rows of recipes that see a set alike.
+
+    shape: description of the set, as `TrialJob.info` has it.
+    """
+    plan = launch.plan(LaunchSection(cpu=True), every_gpu=False)
+    inquiry = forecast.Inquiry(shape, plan, timed)
+    own = []
+    for recipe in recipes:
+        own.append(range(len(inquiry.parts), len(inquiry.parts) + len(recipe.parts)))
+        for part in recipe.parts:
+            inquiry.add(part, recipe, tried=True)
+    if inquiry.open:
+        inquiry.take(trials.measure(inquiry.job(), print))
+    for recipe, indices in zip(recipes, own, strict=True):
+        found = [inquiry.forecast(i) for i in indices]
+        name, scale = spelling(recipe.card.name), recipe.choice.scale
+        if any(one.cost is None for one in found):
+            print(f"{name} {recipe.key} {scale}: {found[0].lacking}", file=sys.stderr)
+            continue
+        seconds = forecast.together([one.seconds for one in found]) if timed else None
+        on_h100 = forecast.together([one.on_h100 for one in found])
+        yield {
+            "model": name,
+            "data": recipe.key,
+            "scale": scale,
+            "params": sum(one.cost.params for one in found if one.cost),
+            "steps": sum(one.part.train.steps for one in found),
+            "seconds": seconds and round(seconds),
+            "machine": seconds and inquiry.machine,
+            "seconds_on_h100": on_h100 and round(on_h100),
+        }
+
+
+def main(words: list[str]) -> None:
+    if words[:1] == ["league"] and len(words) in (2, 3):
+        for path in league(Path(words[1]), *map(Path, words[2:])):
+            print(path)
+    elif words[:1] == ["costs"] and set(words[1:]) <= {"--timed"}:
+        measured.ROOT.mkdir(parents=True, exist_ok=True)
+        (measured.ROOT / "costs.csv").write_text(as_csv(price("--timed" in words)))
+        print(measured.ROOT / "costs.csv")
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
