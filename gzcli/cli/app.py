@@ -29,6 +29,7 @@ VERBS = {
     "ood": _MODELS,
     "bench": _MODELS,
     "report": _MODELS,
+    "demo": _MODELS,
     "list": _STORE,
     "model": _MODELS,
     "recipe": _STORE,

@@ -14,7 +14,17 @@ FAMILIES = sorted(
 )
 # what costs the command line more than it may wait for
 HEAVY = {"torch", "numpy", "accelerate", "PIL", "torchvision", "diffusers", "transformers", "peft", "sklearn"}
-HEAVY |= {"scipy", "wandb", "rich", "pydantic", "matplotlib", "safetensors", "huggingface_hub", "jinja2"}
+HEAVY |= {
+    "scipy",
+    "wandb",
+    "rich",
+    "pydantic",
+    "matplotlib",
+    "safetensors",
+    "huggingface_hub",
+    "jinja2",
+    "gradio",
+}
 # part → the parts that it may import, besides itself; a part is a folder or file right below gzcli
 LEAVES = {
     "errors",
@@ -50,7 +60,9 @@ MAY = {
         "testing",
         "report",
         "league",
+        "demo",
     },
+    "demo": {"api", "handles", "engine", "data", "recipe", "models"},
     "report": {"engine"},
     "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "trials", "launch", "recipe", "engine", "data"},

@@ -22,6 +22,7 @@ from server import serve
 
 from gzcli.data import parsers
 from gzcli.data.library import listing, verify
+from gzcli.data.medmnist import MEDMNIST
 from gzcli.data.open import open_pack
 from gzcli.data.sets import SPECS
 from gzcli.errors import MissingError
@@ -204,6 +205,7 @@ def make_medmnist(spec) -> Made:
         else:
             y = (np.arange(n) % len(spec.classes)).astype(np.uint8)[:, None]
         images = np.zeros((n, spec.size, spec.size), np.uint8) + 10 + 20 * y[:, :1, None]
+        images = images if spec.channels == 1 else np.stack([images] * 3, -1)
         images[:, : spec.size // 2, : spec.size // 2] = 0
         arrays |= {f"{split}_images": images, f"{split}_labels": y}
         labels[split] = y if spec.multilabel else y[:, 0]
@@ -302,10 +304,7 @@ MAKERS: dict[str, Callable[..., Made]] = {
     "places365": make_places365,
     "celeba": make_celeba,
     "imagenette": make_imagenette,
-    "chestmnist": make_medmnist,
-    "octmnist": make_medmnist,
-    "pneumoniamnist": make_medmnist,
-    "tissuemnist": make_medmnist,
+    **dict.fromkeys((spec.name for spec in MEDMNIST), make_medmnist),
     "tinyimagenet": make_tinyimagenet,
     "horse2zebra": make_horse2zebra,
     "imagenet": make_imagenet,
@@ -462,8 +461,9 @@ def test_adm_crop_is_the_reference():
 
 def test_medmnist_facts_are_its_packages():
     info = pytest.importorskip("medmnist.info").INFO
-    for name in ("chestmnist", "octmnist", "pneumoniamnist", "tissuemnist"):
-        spec, facts = SPECS[name], info[name]
+    assert {spec.name for spec in MEDMNIST} == {name for name in info if not name.endswith("3d")}
+    for spec in MEDMNIST:
+        facts = info[spec.name]
         assert spec.classes == tuple(facts["label"].values()) and spec.licence == facts["license"]
         assert (spec.n_train, spec.n_val, spec.n_test) == tuple(facts["n_samples"][split] for split in SPLITS)
         assert (
