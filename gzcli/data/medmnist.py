@@ -1,4 +1,4 @@
-"""The two-dimensional sets of MedMNIST v2, which come in four sizes. Metadata only; checksums are those of its package."""
+"""The flat sets of MedMNIST v2, which come in four sizes. Metadata only; checksums are its package's."""
 
 from __future__ import annotations
 

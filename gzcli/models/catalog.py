@@ -36,6 +36,7 @@ APPLICATIONS = (
     "upscale",
     "complete",
     "edit",
+    "classify",
 )
 
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}

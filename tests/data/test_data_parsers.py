@@ -205,7 +205,9 @@ def make_medmnist(spec) -> Made:
         else:
             y = (np.arange(n) % len(spec.classes)).astype(np.uint8)[:, None]
         images = np.zeros((n, spec.size, spec.size), np.uint8) + 10 + 20 * y[:, :1, None]
-        images = images if spec.channels == 1 else np.stack([images] * 3, -1)
+        if spec.channels == 3:
+            colours = np.array([colour(int(label)) for label in y[:, 0]], np.uint8)
+            images = np.zeros((n, spec.size, spec.size, 3), np.uint8) + colours[:, None, None]
         images[:, : spec.size // 2, : spec.size // 2] = 0
         arrays |= {f"{split}_images": images, f"{split}_labels": y}
         labels[split] = y if spec.multilabel else y[:, 0]
