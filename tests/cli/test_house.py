@@ -66,7 +66,7 @@ MAY = {
     "report": {"engine"},
     "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "trials", "launch", "recipe", "engine", "data"},
-    "handles": {"engine", "models", "data"},
+    "handles": {"engine", "models", "data", "jobs"},
     "requirements": {"planning", "forecast", "launch", "recipe", "models", "data"},
     "trials": {"requirements", "forecast", "launch", "jobs", "recipe", "data"},
     "forecast": {"costs", "jobs", "launch", "recipe", "models"},

@@ -445,6 +445,35 @@ def test_imagenet_from_the_users_own_copy(way, tmp_path, monkeypatch):
     assert sorted(str(path) for path in own.rglob("*")) == before
 
 
+@pytest.mark.parametrize("source", ["a folder", "hf://datasets/ILSVRC/imagenet-1k"])
+def test_imagenet_from_its_copy_on_the_hub(source, tmp_path, monkeypatch):
+    """Parquet files as the hub has them, whose test split has no labels; the hub itself is played."""
+    datasets = pytest.importorskip("datasets")
+    from gzcli.data.fetch import fetch
+
+    copy, asked = tmp_path / "copy", []
+    rows = {"train": [0, 2, 1, 0], "validation": [2, 1, 0], "test": [-1, -1]}
+    names = datasets.ClassLabel(names=["tench, Tinca tinca", "goldfish", "great white shark"])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    for split, labels in rows.items():
+        cells = {"image": [{"bytes": jpeg(max(y, 0), (90, 70))} for y in labels], "label": labels}
+        made = datasets.Dataset.from_dict(cells, features=features)
+        (copy / "data").mkdir(parents=True, exist_ok=True)
+        made.to_parquet(copy / "data" / f"{split}-00000-of-00001.parquet")
+
+    def snapshot(name, **options):
+        asked.append((name, options["repo_type"]))
+        return str(copy)
+
+    monkeypatch.setenv("GZ_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    fetch("imagenet", source=str(copy) if source == "a folder" else source)
+    assert asked == ([] if source == "a folder" else [("ILSVRC/imagenet-1k", "dataset")])
+    found = open_pack("imagenet", size=32)
+    assert found.meta.counts["test"] == 3 and found.labels("test").tolist() == [2, 1, 0]
+    assert found.meta.counts["train"] + found.meta.counts["val"] == 4 and len(found.meta.classes) == 3
+
+
 def test_adm_crop_is_the_reference():
     """The crop of guided-diffusion, written out: box halving, bicubic to the shorter side, the middle."""
     from gzcli.data.forms import Decoding
