@@ -1,16 +1,32 @@
-# docker build -t gz . && docker run --gpus all -v gz-cache:/cache -v gz-runs:/data gz train ddpm --data cifar10
-FROM pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime
+# docker build -t gz .                     for GPUs: docker run --gpus all …
+# docker build -t gz --target cpu --build-arg INDEX=URL .
+#                                          for laptops and CI; URL: the index of torch's CPU wheels, which
+#                                          pytorch.org names. Without it torch brings CUDA's libraries with it
+# docker run -v gz-cache:/cache -v gz-runs:/data gz train vae
+# docker run --network host … gz demo --no-browser        it serves its own machine alone
+ARG PYTHON=3.11
 
-RUN useradd --create-home gz && mkdir /cache /data && chown gz /cache /data
+FROM python:${PYTHON}-slim AS base
+RUN useradd --create-home gz && mkdir /cache /data && chown gz:gz /cache /data
+# Data sets, packs and weights in /cache, runs in /data: platformdirs follows these two variables.
+ENV XDG_CACHE_HOME=/cache XDG_DATA_HOME=/data PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 WORKDIR /opt/gz
 COPY pyproject.toml README.md LICENSE ./
 COPY gzcli gzcli
 COPY recipes recipes
-RUN pip install --no-cache-dir .
-
-# Data sets, packs and weights in /cache, runs in /data: platformdirs follows these two variables.
-ENV XDG_CACHE_HOME=/cache XDG_DATA_HOME=/data
 VOLUME ["/cache", "/data"]
+ENTRYPOINT ["gz"]
+CMD ["--help"]
+
+FROM base AS cpu
+ARG INDEX
+RUN pip install ${INDEX:+--index-url "$INDEX"} torch torchvision && pip install '.[demo]'
 USER gz
 WORKDIR /home/gz
-ENTRYPOINT ["gz"]
+
+# The last stage is what a plain `docker build` makes. The wheels of torch bring CUDA's libraries with them.
+FROM base AS cuda
+RUN pip install '.[demo]'
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER gz
+WORKDIR /home/gz

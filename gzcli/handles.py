@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,59 +13,22 @@ from torch import Tensor
 
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.open import open_pack
-from gzcli.data.pack import Pack
-from gzcli.data.stream import Pictures
-from gzcli.engine import sampler
+from gzcli.data.packed import Data
+from gzcli.engine import alarm, sampler
+from gzcli.engine.apply import seen_mask
 from gzcli.engine.images import fitting_images
+from gzcli.engine.log import Log
 from gzcli.engine.scores import Scorer, choose
 from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
+from gzcli.jobs import AlarmJob
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
-from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
+from gzcli.types import Batch, DataInfo, ImageNoise, Progress, no_progress
 from gzcli.units import sides
 
 BATCH = 100  # images that are scored together
-
-
-class Data:
-    """A packed data set.
-
-    pack: its arrays and metadata.
-    """
-
-    def __init__(self, pack: Pack):
-        self.pack = pack
-
-    @property
-    def name(self) -> str:
-        """Its name in ids of runs."""
-        return self.pack.meta.name
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        return self.pack.meta.shape
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of its classes; () where it has no labels."""
-        return self.pack.meta.classes
-
-    def images(self, split: str = "train") -> np.ndarray | Pictures:
-        """The images of "train", "val" or "test", uint8 [N, C, H, W].
-
-        They are a memory-map. Those of a streamed set are decoded as rows of them are asked for.
-        """
-        return self.pack.images(split)
-
-    def labels(self, split: str = "train") -> np.ndarray | None:
-        """int64 [N], uint8 [N, K] where several classes hold at once, or None."""
-        return self.pack.labels(split)
-
-    def __repr__(self) -> str:
-        return f"<gzcli.Data {self.name}: {self.pack.meta.words}>"
 
 
 class Run:
@@ -111,6 +75,7 @@ class Run:
         seed: int = 0,
         labels: Sequence[int] | np.ndarray | None = None,
         prompts: Sequence[str] = (),
+        progress: Progress = no_progress,
         **options: Any,
     ) -> np.ndarray:
         """n images, uint8 [n, C, H, W].
@@ -119,6 +84,8 @@ class Run:
         seed: of the noise; image i is a function of (seed, i).
         labels: classes [m] by number, or [m, K], that the images take in turn; None: each class in turn.
         prompts: texts that the images take in turn.
+        progress: called as progress(i, n, x) after step i of n; x are the images of the batch as they stand,
+          as the model sees them, where its sampler shows them, else None.
         options: keywords of the model's `sample`, as `steps=20`; they replace those of the recipe.
 
         Raises UsageError for an option that the model does not have, or labels where it takes none.
@@ -128,7 +95,9 @@ class Run:
         y = None if labels is None else self._labels(labels, n)
         given = {"prompt": list(prompts)} if prompts else {}
         keywords = self._known("sample", options)
-        return sampler.draw(self.trained, n, seed=seed, labels=y, given=given, options=keywords)
+        return sampler.draw(
+            self.trained, n, seed=seed, labels=y, given=given, options=keywords, progress=progress
+        )
 
     def log_prob(
         self,
@@ -187,6 +156,7 @@ class Run:
         seed: int = 0,
         labels: Sequence[int] | np.ndarray | None = None,
         mask: np.ndarray | None = None,
+        progress: Progress = no_progress,
         **options: Any,
     ) -> np.ndarray:
         """The outputs of an application for some images, uint8 [M, C, H, W], as `gz sample --do` orders them.
@@ -196,6 +166,7 @@ class Run:
         seed: of the noise.
         labels: classes [m] by number that the images take in turn.
         mask: 0/1 [H, W], 1 where the images are kept.
+        progress: called as by `sample`.
         options: keywords of the application.
 
         Raises UsageError for an application that the model does not have.
@@ -208,13 +179,52 @@ class Run:
         if labels is not None:
             keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
         if mask is not None:
-            kept = torch.from_numpy(np.asarray(mask, np.float32)).to(self.trained.device)
-            keywords["mask"] = kept.expand(len(images), 1, *kept.shape[-2:])
+            kept = seen_mask(torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained)
+            keywords["mask"] = kept.expand(len(images), -1, -1, -1)
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
         with self.trained.applying():
-            made = method(x, noise=noise, progress=no_progress, **grouped(method, keywords))
+            made = method(x, noise=noise, progress=progress, **grouped(method, keywords))
             made.images = self.trained.shown(made.images)
         return to_uint8(made.images).cpu().numpy()
+
+    def judge(
+        self,
+        pictures: str | Path,
+        *,
+        fpr: float = 0.01,
+        n: int | None = None,
+        scores: Sequence[str] | None = None,
+        seed: int = 0,
+        maps: bool = False,
+        folder: str | Path | None = None,
+    ) -> dict[str, Any]:
+        """Which single pictures are no images of the run's data set: what `gz ood --input --json` prints.
+
+        pictures: a picture, or a folder, zip, tar or npz of pictures.
+        fpr: share of pictures like those of the set that may be flagged.
+        n: held-out images that the pictures are compared with; None: as many as the recipe's time allows.
+        scores: names of scores; None: the first of the recipe.
+        seed: of the noise.
+        maps: whether maps show where the pictures are anomalous.
+        folder: where the table and the pictures are written; None: into the run's folder.
+
+        Raises UsageError for scores or maps that the model does not have, and for too few held-out images.
+        """
+        where = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
+        where.mkdir(parents=True, exist_ok=True)
+        named = None if scores is None else tuple(scores)
+        job = AlarmJob(
+            str(self.path),
+            self.trained.part.data.name,
+            str(Path(pictures).expanduser().absolute()),
+            fpr,
+            checkpoint="last",
+            scores=named,
+            n=n,
+            seed=seed,
+            maps=maps,
+        )
+        return alarm.run(job, where, self.trained.device, Log(mode="quiet"))
 
     def __repr__(self) -> str:
         trained = self.trained
@@ -240,13 +250,13 @@ class Run:
 
     def _pixels(self, images: np.ndarray, index: range, seed: int) -> Tensor:
         """The images of these numbers at the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
-        u8 = torch.from_numpy(np.ascontiguousarray(images))
+        u8 = torch.from_numpy(np.array(images[index.start : index.stop]))  # a copy: they may be read-only
         if u8.dtype != torch.uint8 or tuple(u8.shape[1:]) != self.info.shape:
             raise UsageError(
                 f"images must be uint8 [N, {', '.join(map(str, self.info.shape))}], not {u8.dtype} "
                 f"{list(u8.shape)}"
             )
-        x = quantise(u8[index.start : index.stop], self.info.levels, ImageNoise(seed, index))
+        x = quantise(u8, self.info.levels, ImageNoise(seed, index))
         return x.to(self.trained.device)
 
     def _seen(self, images: np.ndarray, index: range, seed: int) -> Tensor:

@@ -6,7 +6,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -93,7 +93,8 @@ class Applied:
     given: pictures [n, C, h, w] that the model was conditioned on in place of its input images.
     how: name of `given`, shown beside it.
     known: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 where it did not.
-    labels: [n] or [n, K], the labels that the outputs were conditioned on.
+    labels: [n] or [n, K], the labels that the outputs were conditioned on, or that were found.
+    figures: what was measured of the inputs, by name.
 
     Raises ValueError where the numbers of images, rows and columns do not fit together.
     """
@@ -107,6 +108,7 @@ class Applied:
     how: str = "given"
     known: Tensor | None = None
     labels: Tensor | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n, rows = len(self.images), len(self.rows)

@@ -30,6 +30,7 @@ VERBS = {
     "bench": _MODELS,
     "report": _MODELS,
     "show": _MODELS,
+    "demo": _MODELS,
     "list": _STORE,
     "model": _MODELS,
     "recipe": _STORE,

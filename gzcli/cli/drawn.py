@@ -23,6 +23,8 @@ def tell(result: Mapping[str, Any]) -> None:
     for path in (result["grid"], result["npz"], result["animation"]):
         if path:
             out.text(path)
+    for name, value in result.get("figures", {}).items():
+        out.info(f"{name}: {value:.3f} of {result['n']:,} images")
     if not result["files"] and not result["npz"]:
         out.info(f"{result['n']:,} images: all on one sheet, none by itself")
         out.hint("`--png` writes each of them, `--npz` all in one file")

@@ -15,13 +15,15 @@ from gzcli.data import http
 from gzcli.data.addresses import addresses, is_url, local_path
 from gzcli.data.forms import Report, Say, silent, unreported
 from gzcli.data.http import size_of, wrong_size
-from gzcli.data.raw import SPLIT_FOLDERS, is_fetched, is_there, raw_dir
+from gzcli.data.parquet import parquet_files
+from gzcli.data.raw import HUB, SPLIT_FOLDERS, is_fetched, is_there, raw_dir
 from gzcli.data.request import DISK, Refused
 from gzcli.data.sets import SPECS, find
 from gzcli.data.specs import DataFile, DataSpec
 from gzcli.errors import GzError, MissingError
 from gzcli.store.files import fsync, lock, need_space
 from gzcli.store.paths import cache_dir
+from gzcli.store.weights import HUB_SCHEME, data_repository
 
 # Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
 LARGE = 200_000_000
@@ -72,7 +74,7 @@ def fetch(
 def _fetch_missing(
     spec: DataSpec, folder: Path, source: str | None, pack_size: int, progress: Report, say: Say
 ) -> None:
-    linked = spec.linked and source is not None and _link_folders(spec, folder, local_path(source))
+    linked = spec.linked and source is not None and _linked(spec, folder, local_path(source))
     missing = [] if linked else [file for file in spec.files if not is_there(spec, file)]
     places = {file.name: addresses(spec, file, source) for file in missing}
     if linked or any(places.values()):
@@ -185,6 +187,22 @@ def _link(source: Path, file: DataFile, path: Path, report: http.Report, say: Sa
     _symlink(source, path)
 
 
+def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
+    """Whether the source is the hub's copy, there or in a folder, or class folders; links to it are then
+    made."""
+    if source.startswith(HUB_SCHEME):
+        copy = data_repository(source.removeprefix(HUB_SCHEME))
+    elif _link_folders(spec, folder, source):
+        return True
+    elif Path(source).is_dir() and parquet_files(Path(source)):
+        copy = Path(source)
+    else:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    _symlink(copy, folder / HUB)
+    return True
+
+
 def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
     """Links to `train` and `val` of the source, if these are folders of class folders."""
     for root in (Path(source), Path(source, spec.name)):
@@ -241,6 +259,8 @@ def _not_had(spec: DataSpec, refused: dict[str, str], kept: int, online: bool) -
         hints.append(f"get {names} at {spec.page} with a browser, then `{again} --from DIR`")
     if spec.linked:
         hints.append("DIR may instead hold `train` and `val`, folders of class folders")
+        if spec.hub:
+            hints.append(f"`{again} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
     if kept:
         hints.append(f"`{again}` goes on from the {kept / 1e6:,.1f} MB that came")
     elif not spec.page and online:

@@ -1,4 +1,5 @@
-"""ImageNet from the user's own copy: the three official archives, or the folders `train` and `val`."""
+"""ImageNet from the user's own copy: the three official archives, the folders `train` and `val`, or the
+parquet files of the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from gzcli.data.archives import Folder, Tar
+from gzcli.data.dataset_folder import dataset_folder
 from gzcli.data.encoded import Place, PlacedMembers, encoded
+from gzcli.data.raw import HUB
 from gzcli.data.raw_images import RawImages, Span
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError
@@ -18,6 +21,8 @@ from gzcli.errors import MissingError
 def imagenet(spec: DataSpec, folder: Path) -> RawImages:
     """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet
     numbers. Cropped as in the diffusion literature (`pictures.adm`)."""
+    if (folder / HUB).is_dir():
+        return replace(_from_hub((folder / HUB).resolve()), title=spec.title, rule="adm")
     train, test = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
     wnids = sorted({wnid for _, wnid in train[1].values()})
     if unknown := {wnid for _, wnid in test[1].values()}.difference(wnids):
@@ -29,6 +34,25 @@ def imagenet(spec: DataSpec, folder: Path) -> RawImages:
         for members, places in (train, test)
     ]
     return replace(encoded(spec.title, _class_names(wnids), parts), rule="adm")
+
+
+def _from_hub(folder: Path) -> RawImages:
+    """Parquet files whose labels are numbers in the order of the WordNet numbers; those of the test split are
+    hidden."""
+    found = dataset_folder(folder)
+    if "test" in found.counts or "val" not in found.counts:
+        return found
+
+    def renamed(split: str) -> str:
+        return "test" if split == "val" else split
+
+    return replace(
+        found,
+        classes=tuple(_class_names(list(found.classes))),
+        counts={renamed(split): n for split, n in found.counts.items()},
+        labels={renamed(split): y for split, y in found.labels.items()},
+        blocks=lambda: (block._replace(split=renamed(block.split)) for block in found.blocks()),
+    )
 
 
 def _class_names(wnids: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError, MissingError
 from gzcli.store.files import new_dir
-from gzcli.store.weights import offline
+from gzcli.store.weights import HUB_SCHEME, offline
 
 if TYPE_CHECKING:
     from gzcli.data.raw_images import RawImages
@@ -89,6 +89,7 @@ def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
     hint = f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
     if spec.linked:
         hint = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
+        hint += f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else ""
     if not fetch or (offline() and not has_local_mirror()):
         why = " and `GZ_OFFLINE` is set" if offline() else ""
         raise MissingError(f"`{spec.name}` is not in the cache{why}", hint=hint)

@@ -21,6 +21,7 @@ from gzcli.data.encoded import Place, encoded
 from gzcli.data.folder import pictures
 from gzcli.data.forms import Form
 from gzcli.data.imagenet import imagenet
+from gzcli.data.medmnist import MEDMNIST
 from gzcli.data.npz import npz
 from gzcli.data.pictures import look
 from gzcli.data.raw_images import Block, RawImages
@@ -219,10 +220,7 @@ PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
     "places365": places365,
     "celeba": celeba,
     "imagenette": imagenette,
-    "chestmnist": medmnist,
-    "octmnist": medmnist,
-    "pneumoniamnist": medmnist,
-    "tissuemnist": medmnist,
+    **dict.fromkeys((spec.name for spec in MEDMNIST), medmnist),
     "tinyimagenet": tinyimagenet,
     "horse2zebra": paired,
     "imagenet": imagenet,

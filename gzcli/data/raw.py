@@ -9,6 +9,8 @@ from gzcli.store.paths import cache_dir
 
 SPLIT_FOLDERS = ("train", "val")  # folders that `raw_dir` of a linked set may hold instead of its files
 
+HUB = "hub"  # a link to the folder of its parquet files, which may be there instead too
+
 
 def raw_dir(spec: DataSpec) -> Path:
     """The folder of a set's files, in whatever sizes its publisher offers."""
@@ -16,8 +18,9 @@ def raw_dir(spec: DataSpec) -> Path:
 
 
 def is_fetched(spec: DataSpec) -> bool:
-    """Whether every file is there, or the two folders in their place for a linked set."""
-    if spec.linked and all((raw_dir(spec) / name).is_dir() for name in SPLIT_FOLDERS):
+    """Whether every file is there; or, for a linked set, the two folders or the hub's copy in their place."""
+    folder = raw_dir(spec)
+    if spec.linked and ((folder / HUB).is_dir() or all((folder / name).is_dir() for name in SPLIT_FOLDERS)):
         return True
     return bool(spec.files) and all(is_there(spec, file) for file in spec.files)
 

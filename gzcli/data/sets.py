@@ -285,6 +285,7 @@ _ALL = (
         licence="non-commercial research and education, by agreement",
         citation="Russakovsky et al. 2015, arXiv:1409.0575",
         page="https://image-net.org/download-images.php",
+        hub="ILSVRC/imagenet-1k",
         linked=True,
         files=(
             DataFile("ILSVRC2012_devkit_t12.tar.gz", (), 2_568_145, md5="fa75699e90414af021442c21a62c3abf"),

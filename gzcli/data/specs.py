@@ -49,6 +49,7 @@ class DataSpec:
     extras: what comes with each image, of `conditions.EXTRAS`.
     embedded: whether it is made from an installed package, without a download.
     page: where a browser gets the files, if their host may refuse a program.
+    hub: its id on the Hugging Face hub, where it may be had by agreement.
     linked: whether the user's own files are used where they lie; `--from` then makes links, no copies.
     flat: whether its images have flat backgrounds.
     binary: whether nearly all of their pixels are black or white.
@@ -72,6 +73,7 @@ class DataSpec:
     extras: tuple[str, ...] = ()
     embedded: bool = False
     page: str = ""
+    hub: str = ""
     linked: bool = False
     flat: bool = False
     binary: bool = False

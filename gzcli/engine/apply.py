@@ -166,10 +166,14 @@ def shown_pictures(
 
 
 def read_mask(path: Path, trained: Trained) -> Tensor:
-    """[1, 1, H, W] on the device: 1 (white) is kept, 0 (black) filled in. A latent is kept where all its
-    pixels are."""
+    """[1, 1, H, W] on the device, as the model sees it: 1 (white) is kept, 0 (black) filled in."""
     u8 = shown_pictures(trained, path, 1, 1)
-    mask = (torch.from_numpy(u8) > 127).float()
+    return seen_mask((torch.from_numpy(u8) > 127).float(), trained)
+
+
+def seen_mask(mask: Tensor, trained: Trained) -> Tensor:
+    """A mask of images [1, 1, H, W] as the model sees it, on the device: a latent is kept where all its
+    pixels are."""
     if trained.space is not None:
         _, height, width = trained.info.shape
         mask = (F.adaptive_avg_pool2d(mask, (height, width)) > 0.999).float()

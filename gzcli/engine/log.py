@@ -30,10 +30,18 @@ class Log:
     folder: folder of `log.txt` and `metrics.jsonl`; None: neither is written.
     rank: rank of this process.
     stage: name of the stage of a run, which every event then has; None: no stage.
+    mode: human | quiet | json; None: what `GZ_OUTPUT` says.
     """
 
-    def __init__(self, folder: Path | None = None, *, rank: int = 0, stage: str | None = None):
-        self.mode = os.environ.get("GZ_OUTPUT", "human")
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        rank: int = 0,
+        stage: str | None = None,
+        mode: str | None = None,
+    ):
+        self.mode = mode or os.environ.get("GZ_OUTPUT", "human")
         self.main, self.rank, self.stage = rank == 0, rank, stage
         self.folder = folder if self.main else None
         self.fancy = self.main and self.mode == "human" and sys.stderr.isatty() and "CI" not in os.environ

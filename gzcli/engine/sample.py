@@ -47,6 +47,8 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
             output = apply(trained, job.do, job, progress)
             images, labels, picture = output.images, output.labels, output.sheet
             rows = {"do": job.do, "rows": list(output.applied.rows), "columns": output.applied.columns}
+            rows |= {"figures": dict(output.applied.figures)}
+            rows |= {} if labels is None else {"labels": labels.tolist()}
         else:
             images, labels, picture = samples(trained, job, progress)
     result: dict[str, Any] = {

@@ -62,8 +62,7 @@ def draw(
         rows = range(at, min(at + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
         own = {key: cycled(values, rows, trained.device) for key, values in given.items()}
-        before, chunks = (at - start) / size, (end - start) / size
-        report = partial(_of_all, progress, before, chunks)
+        report = partial(_of_all, progress, at - start, len(rows), end - start)
         keywords = grouped(trained.model.sample, {**options, **own})
         try:
             with torch.inference_mode(), trained.sampling():
@@ -82,10 +81,10 @@ def draw(
 
 
 def _of_all(
-    progress: Progress, before: float, batches: float, i: float, n: float, x: Tensor | None = None
+    progress: Progress, before: int, batch: int, every: int, i: float, n: float, x: Tensor | None = None
 ) -> None:
-    """Step i of n of a batch, as a share of all `batches`, of which `before` are done."""
-    progress(min(before + i / n, batches), batches, x)
+    """Step i of n of a batch, as a share of `every` image, of which `before` are done."""
+    progress(before + batch * i / n, every, x)
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:

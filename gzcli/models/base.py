@@ -60,7 +60,7 @@ class Model(nn.Module):
       measure(batches)                     {name: figure} of held-out images, shown by `gz bench`
       prepare(batch)                       {key: rows}, computed once for every training image; from then on
                                            in `batch.extra`
-      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit
+      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit · classify
                                            applications, run by `--do`: (x, *, noise, progress, …) →
                                            `Applied`; some take `labels`, a `mask`, or y, the labels of x
                                            where the set has them

@@ -37,6 +37,7 @@ APPLICATIONS = (
     "upscale",
     "complete",
     "edit",
+    "classify",
 )
 
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}

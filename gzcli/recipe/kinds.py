@@ -114,6 +114,11 @@ def numbers(value: Any) -> Iterable[float]:
     return [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
 
 
+def literals(annotation: str) -> list[Any]:
+    """The values that a type lists by `Literal`; [] of any other type."""
+    return _choices(parse(annotation))
+
+
 def _choices(node: ast.expr) -> list[Any]:
     """The values of every Literal in a type."""
     return [ast.literal_eval(c) for n in ast.walk(node) if _is_literal(n) for c in _arguments(n)]

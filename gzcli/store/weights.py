@@ -15,6 +15,7 @@ from gzcli.store.paths import cache_dir
 
 # torch-fidelity's port of the TensorFlow network of 2015-12-05
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+HUB_SCHEME = "hf://datasets/"  # before the id of a data set of the hub
 VGG = "vgg16-397923af.pth"  # torchvision's
 
 
@@ -69,6 +70,30 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         why = "and `GZ_OFFLINE` is set" if offline() else f"and the hub does not give it ({type(e).__name__})"
         raise MissingError(f"`{key}`: the weights of `{name}` are not at hand, {why}", hint=hint) from e
+
+
+def data_repository(name: str) -> Path:
+    """The folder of the parquet files of a data set of the hub, fetched unless they are there or `GZ_OFFLINE`
+    is set. A token is taken from `HF_TOKEN`.
+
+    name: its id, `owner/name`.
+
+    Raises MissingError that says how to get it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            name, repo_type="dataset", allow_patterns=["*.parquet"], local_files_only=offline()
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        why = "and `GZ_OFFLINE` is set" if offline() else f"and the hub does not give it ({type(e).__name__})"
+        raise MissingError(
+            f"the data set `{name}` of the hub is not at hand, {why}",
+            hint="agree to its terms on its page, then set `HF_TOKEN` to a token of yours",
+        ) from e
+    return Path(found)
 
 
 def is_id(name: str) -> bool:

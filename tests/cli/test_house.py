@@ -14,7 +14,17 @@ FAMILIES = sorted(
 )
 # what costs the command line more than it may wait for
 HEAVY = {"torch", "numpy", "accelerate", "PIL", "torchvision", "diffusers", "transformers", "peft", "sklearn"}
-HEAVY |= {"scipy", "wandb", "rich", "pydantic", "matplotlib", "safetensors", "huggingface_hub", "jinja2"}
+HEAVY |= {
+    "scipy",
+    "wandb",
+    "rich",
+    "pydantic",
+    "matplotlib",
+    "safetensors",
+    "huggingface_hub",
+    "jinja2",
+    "gradio",
+}
 # part → the parts that it may import, besides itself; a part is a folder or file right below gzcli
 LEAVES = {
     "errors",
@@ -54,12 +64,14 @@ MAY = {
         "report",
         "league",
         "docs",
+        "demo",
     },
     "docs": {"recipe", "models", "league"},
+    "demo": {"api", "handles", "engine", "data", "recipe", "models"},
     "report": {"engine"},
     "league": {"planning", "run_folder", "launch", "jobs", "recipe", "models", "data", "engine"},
     "api": {"handles", "planning", "trials", "launch", "recipe", "engine", "data"},
-    "handles": {"engine", "models", "data"},
+    "handles": {"engine", "models", "data", "jobs"},
     "requirements": {"planning", "forecast", "launch", "recipe", "models", "data"},
     "trials": {"requirements", "forecast", "launch", "jobs", "recipe", "data"},
     "forecast": {"costs", "jobs", "launch", "recipe", "models"},

@@ -48,7 +48,7 @@ GIVEN = {"inpaint": "masked", "complete": "kept", "upscale": "small, 1/2"}
 
 # the first build of each model, and conditional ones of those whose applications ask for labels
 FIRST = {case.model: case for case in reversed(CASES)}.values()
-LABELLED = [case for case in CASES if case.conditional and case.model in ("glow", "maskgit")]
+LABELLED = [case for case in CASES if case.conditional and case.model in ("glow", "maskgit", "fm", "sgm")]
 TRIED = list({id(case): case for case in (*FIRST, *LABELLED) if catalog.card(case.model).do}.values())
 PAIRS = [pytest.param(case, do, id=f"{case}-{do}") for case in TRIED for do in catalog.card(case.model).do]
 
@@ -121,7 +121,9 @@ def test_the_plain_call_of_every_application(shop, case, do):
     """No options, the set's own test images: the outputs alone are written, and the sheet shows what each is
     of."""
     gz, test = shop(case), open_pack(case.data).images("test")
-    if do == "edit" and case.model in ("glow", "flow", "realnvp", "flowpp") and not case.conditional:
+    flows = ("glow", "flow", "realnvp", "flowpp")
+    by_class = (do in ("classify", "translate") and case.model != "cyclegan") or case.model in flows
+    if do in ("edit", "classify", "translate") and by_class and not case.conditional:
         assert "conditional=true" in gz("--do", do, code=2)["hint"]
         return
     result = gz("--do", do, "--npz")

@@ -22,6 +22,7 @@ from server import serve
 
 from gzcli.data import parsers
 from gzcli.data.library import listing, verify
+from gzcli.data.medmnist import MEDMNIST
 from gzcli.data.open import open_pack
 from gzcli.data.sets import SPECS
 from gzcli.errors import MissingError
@@ -204,6 +205,9 @@ def make_medmnist(spec) -> Made:
         else:
             y = (np.arange(n) % len(spec.classes)).astype(np.uint8)[:, None]
         images = np.zeros((n, spec.size, spec.size), np.uint8) + 10 + 20 * y[:, :1, None]
+        if spec.channels == 3:
+            colours = np.array([colour(int(label)) for label in y[:, 0]], np.uint8)
+            images = np.zeros((n, spec.size, spec.size, 3), np.uint8) + colours[:, None, None]
         images[:, : spec.size // 2, : spec.size // 2] = 0
         arrays |= {f"{split}_images": images, f"{split}_labels": y}
         labels[split] = y if spec.multilabel else y[:, 0]
@@ -302,10 +306,7 @@ MAKERS: dict[str, Callable[..., Made]] = {
     "places365": make_places365,
     "celeba": make_celeba,
     "imagenette": make_imagenette,
-    "chestmnist": make_medmnist,
-    "octmnist": make_medmnist,
-    "pneumoniamnist": make_medmnist,
-    "tissuemnist": make_medmnist,
+    **dict.fromkeys((spec.name for spec in MEDMNIST), make_medmnist),
     "tinyimagenet": make_tinyimagenet,
     "horse2zebra": make_horse2zebra,
     "imagenet": make_imagenet,
@@ -444,6 +445,35 @@ def test_imagenet_from_the_users_own_copy(way, tmp_path, monkeypatch):
     assert sorted(str(path) for path in own.rglob("*")) == before
 
 
+@pytest.mark.parametrize("source", ["a folder", "hf://datasets/ILSVRC/imagenet-1k"])
+def test_imagenet_from_its_copy_on_the_hub(source, tmp_path, monkeypatch):
+    """Parquet files as the hub has them, whose test split has no labels; the hub itself is played."""
+    datasets = pytest.importorskip("datasets")
+    from gzcli.data.fetch import fetch
+
+    copy, asked = tmp_path / "copy", []
+    rows = {"train": [0, 2, 1, 0], "validation": [2, 1, 0], "test": [-1, -1]}
+    names = datasets.ClassLabel(names=["tench, Tinca tinca", "goldfish", "great white shark"])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    for split, labels in rows.items():
+        cells = {"image": [{"bytes": jpeg(max(y, 0), (90, 70))} for y in labels], "label": labels}
+        made = datasets.Dataset.from_dict(cells, features=features)
+        (copy / "data").mkdir(parents=True, exist_ok=True)
+        made.to_parquet(copy / "data" / f"{split}-00000-of-00001.parquet")
+
+    def snapshot(name, **options):
+        asked.append((name, options["repo_type"]))
+        return str(copy)
+
+    monkeypatch.setenv("GZ_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    fetch("imagenet", source=str(copy) if source == "a folder" else source)
+    assert asked == ([] if source == "a folder" else [("ILSVRC/imagenet-1k", "dataset")])
+    found = open_pack("imagenet", size=32)
+    assert found.meta.counts["test"] == 3 and found.labels("test").tolist() == [2, 1, 0]
+    assert found.meta.counts["train"] + found.meta.counts["val"] == 4 and len(found.meta.classes) == 3
+
+
 def test_adm_crop_is_the_reference():
     """The crop of guided-diffusion, written out: box halving, bicubic to the shorter side, the middle."""
     from gzcli.data.forms import Decoding
@@ -462,8 +492,9 @@ def test_adm_crop_is_the_reference():
 
 def test_medmnist_facts_are_its_packages():
     info = pytest.importorskip("medmnist.info").INFO
-    for name in ("chestmnist", "octmnist", "pneumoniamnist", "tissuemnist"):
-        spec, facts = SPECS[name], info[name]
+    assert {spec.name for spec in MEDMNIST} == {name for name in info if not name.endswith("3d")}
+    for spec in MEDMNIST:
+        facts = info[spec.name]
         assert spec.classes == tuple(facts["label"].values()) and spec.licence == facts["license"]
         assert (spec.n_train, spec.n_val, spec.n_test) == tuple(facts["n_samples"][split] for split in SPLITS)
         assert (

@@ -16,7 +16,7 @@ from gzcli.models.denoising import samplers
 from gzcli.models.denoising.schedule import Schedule
 from gzcli.models.diffusion.diffae import DiffAE
 from gzcli.models.diffusion.latent_prior import LatentPrior
-from gzcli.models.diffusion.semantic import CodedUNet, Encoder, ddim_inverse
+from gzcli.models.diffusion.semantic import CodedUNet, Encoder
 from gzcli.models.nn.unet import UNet
 from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
@@ -98,7 +98,7 @@ def test_the_inverse_of_ddim_for_gaussian_data():
     for steps in (25, 50, 100):
         path = schedule.spaced(steps)
         _, a, b = path[0]
-        x_T = ddim_inverse(denoise, x, path)
+        x_T = samplers.ddim_inverse(denoise, x, path)
         errors.append(float((x_T - (a * m + math.sqrt(a**2 * s**2 + b**2) * (x - m) / s)).abs().mean()))
         back.append(float((samplers.ddim(denoise, x_T, path) - x).abs().mean()))
     for error in (errors, back):
@@ -120,7 +120,9 @@ def test_each_step_of_the_inverse_undoes_one_of_ddim():
     # the clean image is taken for one of least noise, which only here, where ε is not a guess, is an error
     first = path[-2]._replace(t=0.0, alpha=schedule.alpha[0], sigma=schedule.sigma[0])
     x = first.alpha * x + first.sigma * eps
-    torch.testing.assert_close(ddim_inverse(denoise, x, [*path[:-1], first]), x_T, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        samplers.ddim_inverse(denoise, x, [*path[:-1], first]), x_T, atol=1e-9, rtol=1e-9
+    )
 
 
 def test_both_codes_return_the_image_whatever_the_semantic_one_is(trained):

@@ -197,6 +197,50 @@ def test_inpainting_draws_from_what_images_may_be():
     assert model.net.calls == 25
 
 
+def test_enlarging_draws_from_what_images_may_be():
+    """Mean and covariance of three pixels of each block of a correlated Gaussian, given the means of blocks,
+    which are kept."""
+    field, n = GaussianField(), 3000
+    model = FM.of(DataInfo((1, 4, 4), None), **SMALL).double().eval()
+    model.net = field.velocity_net()
+    small = nn.functional.avg_pool2d(field.one, 2)
+    out = model.upscale(small.expand(n, 1, 2, 2), noise=noise(n)).images
+    torch.testing.assert_close(nn.functional.avg_pool2d(out, 2), small.expand(n, 1, 2, 2))
+    rows = nn.functional.avg_pool2d(torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4), 2).flatten(1).T
+    cross = field.covariance @ rows.T
+    gain = cross @ torch.linalg.inv(rows @ cross)
+    mean = field.mean + gain @ (small.flatten() - rows @ field.mean)
+    covariance = field.covariance - gain @ cross.T
+    kept = [i for i in range(16) if i % 2 or i // 4 % 2]  # all but the first pixel of each block
+    check_moments(out.flatten(1)[:, kept], mean[kept], covariance[kept][:, kept])
+
+
+def test_a_class_is_found_and_changed_by_the_ode():
+    """Of a flow whose classes are the signs of all pixels, by its exact velocity."""
+    model = CFM.of(DataInfo((1, 4, 4), 256, ("dark", "bright")), **SMALL).double().eval()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.device = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x, t, y=None, drop=None):  # of N(±.5, .1²) at x_t = (1 − t) x_0 + t x_1
+            t = t[:, None, None, None] / 1000
+            m, var = y.double()[:, None, None, None] - 0.5, (1 - t) ** 2 + (0.1 * t) ** 2
+            return m + (0.01 * t - (1 - t)) / var * (x - t * m)
+
+    model.net = Net()
+    y = torch.tensor([0, 1, 1, 0])
+    x = y.double()[:, None, None, None] - 0.5 + 0.1 * noise(4).randn(4, 1, 4, 4).double()
+    found = model.classify(x, y=y, noise=noise(4))
+    assert torch.equal(found.labels, y) and found.figures == {"accuracy": 1.0}
+    assert model.classify(x, noise=noise(4)).figures == {}
+    for given in (y, None):  # a class that is not known is found first
+        other = model.translate(x, labels=1 - y, y=given, noise=noise(4), steps=100)
+        want = x + (1 - 2 * y.double())[:, None, None, None]
+        torch.testing.assert_close(other.images, want.clamp(-1, 1), atol=0.01, rtol=0)
+
+
 def test_interpolation_has_the_images_at_its_ends():
     model, x = exact(), batch(2).x.double()
     way = model.interpolate(x, noise=noise(2), frames=5, steps=60).images

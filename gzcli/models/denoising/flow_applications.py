@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.flow import FlowMatching, FlowOptions, shifted
+from gzcli.models.denoising.by_class import ByClass
+from gzcli.models.denoising.flow import SCALE, FlowMatching, FlowOptions, shifted
 from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.denoising.inpainting import by_moments, completed, to_complete
 from gzcli.models.denoising.interpolation import through_noise
+from gzcli.models.denoising.posterior import pixels
 from gzcli.models.denoising.round_trip import check_strength
-from gzcli.models.denoising.schedule import clean
-from gzcli.models.nn import at_least
+from gzcli.models.denoising.schedule import Level, clean
+from gzcli.models.denoising.upscaling import enlarged, reduced
+from gzcli.models.nn import at_least, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
 FIRST, LEAST = (
@@ -25,7 +28,7 @@ FIRST, LEAST = (
 )  # σ/α at the start and the end of inpainting: nearly pure noise, and invisible noise
 
 
-class FlowApplications(FlowMatching):
+class FlowApplications(ByClass, FlowMatching):
     """Applications and scores of a `FlowMatching`, by its `velocity` alone."""
 
     def __init__(
@@ -108,12 +111,57 @@ class FlowApplications(FlowMatching):
         """
         at_least(1, steps=steps, iterations=iterations)
         mask, y = to_complete(self, x, mask, labels)
-        ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
-        times = (1 / (ratios + 1 - self.sigma_min)).tolist()
-        path = [*map(self.level, times), clean(1.0)]
-        denoise, start = self.denoiser(y, guidance=guidance), noise.randn(*x.shape)
-        found = by_moments(self, denoise, self.level, start, path, x, mask, iterations, progress)
+        denoise, start, path = self.denoiser(y, guidance=guidance), noise.randn(*x.shape), self.logsnr(steps)
+        known = pixels(mask)
+        found = by_moments(self, denoise, self.level, start, path, mask * x, known, iterations, progress)
         return completed(self, x, found, mask, y)
+
+    @torch.no_grad()
+    def upscale(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        factor: int = 2,
+        steps: int = 25,
+        iterations: int = 4,
+    ) -> Applied:
+        """Images [B, C, H, W] with the block means x: the ODE given them, by the first two moments of images
+        given x_t, as in `inpaint`.
+
+        Raises UsageError for sizes that do not fit.
+
+        x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
+        factor: by how much images of full size are first reduced.
+        steps: even in log σ/α, each of a network call and iterations + 1 of its gradient.
+        iterations: of conjugate gradients in each step.
+        """
+        at_least(1, factor=factor, steps=steps, iterations=iterations)
+        small, by = reduced(self, x, factor)
+        denoise, start = self.denoiser(self.known_labels(None)), noise.randn(len(x), *self.data.shape)
+        path = self.logsnr(steps)
+        return enlarged(self, small, by, denoise, self.level, start, path, iterations, progress)
+
+    def logsnr(self, steps: int) -> list[Level]:
+        """A path of `steps` steps, even in log σ/α, from nearly pure noise to the clean image."""
+        ratios = np.geomspace(FIRST, max(LEAST, self.sigma_min), steps)
+        return [*map(self.level, (1 / (ratios + 1 - self.sigma_min)).tolist()), clean(1.0)]
+
+    # ---- what labels are for
+
+    def error_at(self, x: Tensor, eps: Tensor, share: float, y: Tensor | None) -> Tensor:
+        x_t, target = self.between(eps, x, share), x - (1 - self.sigma_min) * eps
+        v = to_fp32(self.net(x_t, SCALE * x.new_full((len(x),), share), y))
+        return (v - target).square().flatten(1).mean(1)
+
+    def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
+        f = self.velocity(y)
+        return self.flow(f, x, 1.0, 0.0, solver="midpoint", steps=steps, progress=progress)
+
+    def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
+        f = self.velocity(y, guidance)
+        return self.flow(f, z, 0.0, 1.0, solver="midpoint", steps=steps, progress=progress)
 
     # ---- out-of-distribution scores
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gzcli.models.denoising.guided import Guided
-from gzcli.models.denoising.posterior import conditioned
+from gzcli.models.denoising.posterior import Known, conditioned, pixels
 from gzcli.models.denoising.round_trip import RoundTrip, check_strength
 from gzcli.models.denoising.samplers import Denoise, Sampler, dpmpp, draws_like, repaint
 from gzcli.models.denoising.schedule import Level
@@ -108,7 +108,8 @@ class Inpainting(RoundTrip):
         if method == "moments":
             loose = self.denoiser(y, guidance=guidance, clip=False)
             path = self.levels(steps, even_logsnr=True)
-            found = by_moments(self, loose, self.level, start, path, x, mask, iterations, progress)
+            known = pixels(mask)
+            found = by_moments(self, loose, self.level, start, path, mask * x, known, iterations, progress)
         else:
             found = repaint(
                 self.denoiser(y, guidance=guidance),
@@ -138,17 +139,17 @@ def by_moments(
     level: Callable[[float], Level],
     start: Tensor,
     path: Sequence[Level],
-    x: Tensor,
-    mask: Tensor,
+    y: Tensor,
+    known: Known,
     iterations: int,
     progress: Progress,
 ) -> Tensor:
-    """`start` denoised along `path` given the pixels of x where the mask is 1, by `posterior.conditioned`.
+    """`start` denoised along `path` given what is known of the images, y, by `posterior.conditioned`.
 
     denoise: the denoiser without clipping.
     """
-    given_x = conditioned(denoise, level, x, mask, iterations=iterations, into_range=model.into_range)
-    return dpmpp(given_x, start, path, progress=progress)
+    given_y = conditioned(denoise, level, y, known, iterations=iterations, into_range=model.into_range)
+    return dpmpp(given_y, start, path, progress=progress)
 
 
 def completed(model: Guided, x: Tensor, found: Tensor, mask: Tensor, y: Tensor | None) -> Applied:

@@ -1,7 +1,8 @@
-"""Denoising given some pixels: E[x_0 | x_t, known pixels] by the first two moments of x_0 given x_t.
+"""Denoising given what is known of an image, some pixels or means of blocks: E[x_0 | x_t, y] by the first two
+moments of x_0 given x_t.
 
     Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
-    x̂_0 + Cov Mᵀ (M Cov Mᵀ + σ_y² I)⁻¹ (y − M x̂_0),   M selects the known pixels y
+    x̂_0 + Cov Aᵀ (A Cov Aᵀ + σ_y² I)⁻¹ (y − A x̂_0),   y = A x_0 is known
 
 Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization",
 arXiv:2405.13712, section 4. It is exact for Gaussian data; RePaint, which replaces estimated pixels by known
@@ -11,33 +12,67 @@ ones, is not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gzcli.models.denoising.samplers import Denoise
 from gzcli.models.denoising.schedule import Level
 
-SIGMA_Y = 0.05  # σ_y: the error of the network's estimates, in place of noise of the known pixels
+SIGMA_Y = 0.05  # σ_y: the error of the network's estimates, in place of noise of what is known
+
+
+@dataclass(frozen=True)
+class Known:
+    """A linear map A of images.
+
+    of: A x.
+    back: Aᵀ y, of the shape of images.
+    fill: A⁺ y, the least image with A A⁺ y = y.
+    """
+
+    of: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+    fill: Callable[[Tensor], Tensor]
+
+
+def pixels(mask: Tensor) -> Known:
+    """The pixels where the mask [B, 1, H, W] is 1; the others are 0."""
+
+    def masked(x: Tensor) -> Tensor:
+        return mask * x
+
+    return Known(masked, masked, masked)
+
+
+def means(by: int) -> Known:
+    """The means of blocks of by × by pixels: images [B, C, H / by, W / by]."""
+
+    def spread(y: Tensor) -> Tensor:
+        return F.interpolate(y, scale_factor=by, mode="nearest")
+
+    return Known(lambda x: F.avg_pool2d(x, by), lambda y: spread(y) / by**2, spread)
 
 
 def conditioned(
     denoise: Denoise,
     level: Callable[[float], Level],
-    known: Tensor,
-    mask: Tensor,
+    y: Tensor,
+    known: Known,
     *,
     iterations: int,
     into_range: Callable[[Tensor], Tensor],
 ) -> Denoise:
-    """The denoiser of images some of whose pixels are known.
+    """The denoiser of images of which something is known.
 
     It calls the network once and its gradient iterations + 1 times.
 
     denoise: the unconditioned denoiser, without clipping, which has no gradient.
     level: α and σ at a time.
-    known: images [B, C, H, W] with the known pixels.
-    mask: [B, 1, H, W], 1 where a pixel is known.
+    y: what is known of each image, A x_0.
+    known: A.
     iterations: of conjugate gradients, for each image's inverse.
     into_range: clamps estimates of x_0.
     """
@@ -52,10 +87,13 @@ def conditioned(
                 return sigma**2 / alpha * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
 
             found = x0.detach()
-            error = mask * (known - found)
-            scaled = conjugate_gradients(lambda v: mask * covariance(v) + SIGMA_Y**2 * v, error, iterations)
-            found = found + covariance(scaled)
-        x, x0 = x.detach(), torch.lerp(into_range(found), known, mask)
+
+            def matrix(v: Tensor) -> Tensor:
+                return known.of(covariance(known.back(v))) + SIGMA_Y**2 * v
+
+            scaled = conjugate_gradients(matrix, y - known.of(found), iterations)
+            found = into_range(found + covariance(known.back(scaled)))
+        x, x0 = x.detach(), found + known.fill(y - known.of(found))
         return x0, (x - alpha * x0) / sigma
 
     return estimates

@@ -90,6 +90,22 @@ def ddim(
     return x
 
 
+def ddim_inverse(
+    denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress
+) -> Tensor:
+    """The noise at path[0] from which DDIM along `path` generates x (Preechakul 2022, eq. 8).
+
+    It takes DDIM's steps backwards, each with the ε at its start in place of its end, an error of first order
+    in the length of the step.
+    """
+    back = list(pairwise(reversed(path)))
+    for i, (u, s) in enumerate(back):
+        x0, eps = denoise(x, max(u.t, 0.0))  # the clean image has no time and takes that of least noise
+        x = s.alpha * x0 + s.sigma * eps
+        progress(i + 1, len(back), x)
+    return x
+
+
 def dpmpp(
     denoise: Denoise,
     x: Tensor,

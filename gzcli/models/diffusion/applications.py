@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.denoising import samplers
+from gzcli.models.denoising.by_class import ByClass
+from gzcli.models.denoising.posterior import means
 from gzcli.models.denoising.round_trip import check_strength
+from gzcli.models.denoising.upscaling import reduced
 from gzcli.models.diffusion.process import Diffusion, at
 from gzcli.models.nn import as_interpolations, at_least, pairs_of, to_fp32
 from gzcli.types import Applied, Noise, Progress, no_progress
 
 
-class DiffusionApplications(Diffusion):
+class DiffusionApplications(ByClass, Diffusion):
     """Scores and applications of a `Diffusion`, by its `denoiser` alone."""
 
     @torch.no_grad()
@@ -27,15 +29,26 @@ class DiffusionApplications(Diffusion):
 
     def errors(self, x: Tensor, y: Tensor | None, noise: Noise, times: int) -> Tensor:
         """[B]: the mean squared error of ε over `times` evenly spaced noise levels, given labels y."""
-        error = x.new_zeros(len(x))
-        for k in range(times):
-            t = torch.full((len(x),), int((k + 0.5) * self.timesteps / times), device=x.device)
-            eps = noise.randn(*x.shape)
-            alpha, sigma = at(self.alpha, t), at(self.sigma, t)
-            x_t = alpha * x + sigma * eps
-            _, guess = self.split(to_fp32(self.net(self.beside(x_t), t, y)), x_t, alpha, sigma)
-            error = error + (eps - guess).square().flatten(1).mean(1)
-        return error / times
+        errors = [self.error_at(x, noise.randn(*x.shape), (k + 0.5) / times, y) for k in range(times)]
+        return torch.stack(errors).mean(0)
+
+    # ---- what labels are for
+
+    def error_at(self, x: Tensor, eps: Tensor, share: float, y: Tensor | None) -> Tensor:
+        t = torch.full((len(x),), int(share * self.timesteps), device=x.device)
+        alpha, sigma = at(self.alpha, t), at(self.sigma, t)
+        x_t = alpha * x + sigma * eps
+        _, guess = self.split(to_fp32(self.net(self.beside(x_t), t, y)), x_t, alpha, sigma)
+        return (eps - guess).square().flatten(1).mean(1)
+
+    def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
+        return samplers.ddim_inverse(self.denoiser(y, clip=False), x, self.levels(steps), progress=progress)
+
+    def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
+        denoise = self.denoiser(y, guidance=guidance, clip=False)
+        return samplers.ddim(denoise, z, self.levels(steps), progress=progress)
+
+    # ---- applications
 
     @torch.no_grad()
     def interpolate(
@@ -94,15 +107,8 @@ class DiffusionApplications(Diffusion):
           conditioned on x.
         """
         at_least(1, factor=factor, steps=steps)
-        full = self.data.shape[1:]
-        if x.shape[2:] == full:
-            by = factor or self.factor or 2
-            if any(side % by for side in full):
-                raise UsageError(f"`factor` {by} does not divide images of {full[0]}×{full[1]}")
-            x = F.avg_pool2d(x, by)
-        by = full[0] // x.shape[2]
-        if tuple(s * by for s in x.shape[2:]) != tuple(full):
-            raise UsageError(f"images of {tuple(x.shape[2:])} pixels are no whole part of {tuple(full)}")
+        x, by = reduced(self, x, factor or self.factor or 2)
+        known = means(by)
         if self.factor and by != self.factor:
             raise UsageError(f"the model was trained to enlarge {self.factor} times, not {by}")
         steps = min(steps or (4 if self.factor else 50), self.timesteps)
@@ -111,8 +117,7 @@ class DiffusionApplications(Diffusion):
 
         def denoise(x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
             x0, _ = inner(x_t, t)
-            gap = x - F.avg_pool2d(x0, by)
-            x0 = x0 + F.interpolate(gap, scale_factor=by, mode="nearest")  # A⁺ y + (1 − A⁺ A) x_0 (eq. 13)
+            x0 = x0 + known.fill(x - known.of(x0))  # A⁺ y + (1 − A⁺ A) x_0 (eq. 13)
             _, alpha, sigma = self.schedule.level(t)
             return x0, (x_t - alpha * x0) / sigma
 

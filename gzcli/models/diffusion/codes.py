@@ -14,7 +14,7 @@ from gzcli.models.base import Model, Phase
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.schedule import Level
 from gzcli.models.diffusion.applications import DiffusionApplications
-from gzcli.models.diffusion.semantic import Encoder, ddim_inverse
+from gzcli.models.diffusion.semantic import Encoder
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.types import Batch, DataInfo, Progress, no_progress
 
@@ -79,7 +79,9 @@ class SemanticCodes(Model):
 
     def invert(self, x: Tensor, z: Tensor, steps: int, progress: Progress = no_progress) -> Tensor:
         """The stochastic code x_T of images x with semantic codes z."""
-        return ddim_inverse(self.diffusion.denoiser(z, clip=False), x, self.path(steps), progress=progress)
+        return samplers.ddim_inverse(
+            self.diffusion.denoiser(z, clip=False), x, self.path(steps), progress=progress
+        )
 
     def decode(self, z: Tensor, x_T: Tensor, steps: int, progress: Progress = no_progress) -> Tensor:
         """The images [B, C, H, W] of both codes, by DDIM."""

@@ -1,24 +1,20 @@
-"""Parts of the diffusion autoencoder: the encoder of the semantic code, the U-Net conditioned on it, and DDIM
-run backwards."""
+"""Parts of the diffusion autoencoder: the encoder of the semantic code, and the U-Net conditioned on it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gzcli.models.denoising.samplers import Denoise
-from gzcli.models.denoising.schedule import Level
 from gzcli.models.nn import stacked
 from gzcli.models.nn.attention import Attention
 from gzcli.models.nn.norms import GroupNorm
 from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet
 from gzcli.models.nn.unet_sizes import UNetOptions, attended, patched, widths_of
-from gzcli.types import DataInfo, Progress, no_progress
+from gzcli.types import DataInfo
 
 EPS = 1e-5
 
@@ -88,19 +84,3 @@ class Modulation(nn.Module):
         scale, shift = self.time(t).chunk(2, 1)
         z = 1 + self.code(z)
         return torch.cat([z * (1 + scale) - 1, z * shift], 1)
-
-
-def ddim_inverse(
-    denoise: Denoise, x: Tensor, path: Sequence[Level], *, progress: Progress = no_progress
-) -> Tensor:
-    """The noise at path[0] from which DDIM along `path` generates x (Preechakul 2022, eq. 8).
-
-    It takes DDIM's steps backwards, each with the ε at its start in place of its end, an error of first order
-    in the length of the step.
-    """
-    back = list(pairwise(reversed(path)))
-    for i, (u, s) in enumerate(back):
-        x0, eps = denoise(x, max(u.t, 0.0))  # the clean image has no time and takes that of least noise
-        x = s.alpha * x0 + s.sigma * eps
-        progress(i + 1, len(back), x)
-    return x

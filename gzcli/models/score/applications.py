@@ -1,17 +1,22 @@
-"""Interpolation and an out-of-distribution score by a learned score."""
+"""Interpolation, enlarging, classes and an out-of-distribution score by a learned score."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from gzcli.models.denoising.by_class import ByClass
 from gzcli.models.denoising.interpolation import through_noise
+from gzcli.models.denoising.schedule import Level
+from gzcli.models.denoising.upscaling import enlarged, reduced
 from gzcli.models.nn import at_least
 from gzcli.models.score.score import ScoreModel
 from gzcli.types import Applied, Noise, Progress, no_progress
 
+FINE = 200  # steps in log σ/α to which the noise level of an error is rounded
 
-class ScoreApplications(ScoreModel):
+
+class ScoreApplications(ByClass, ScoreModel):
     """Applications and scores of a `ScoreModel`, by its `denoiser` and `velocity` alone."""
 
     @torch.no_grad()
@@ -35,6 +40,55 @@ class ScoreApplications(ScoreModel):
                 self.flow(f, z, steps=steps, backwards=True, progress=progress)
             ),
         )
+
+    @torch.no_grad()
+    def upscale(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        progress: Progress = no_progress,
+        factor: int = 2,
+        steps: int = 25,
+        iterations: int = 4,
+    ) -> Applied:
+        """Images [B, C, H, W] with the block means x: the ODE given them, by the first two moments of images
+        given x_t, as in `inpaint` by `moments`.
+
+        Raises UsageError for sizes that do not fit.
+
+        x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
+        factor: by how much images of full size are first reduced.
+        steps: even in log σ/α, each of a network call and iterations + 1 of its gradient.
+        iterations: of conjugate gradients in each step.
+        """
+        at_least(1, factor=factor, steps=steps, iterations=iterations)
+        small, by = reduced(self, x, factor)
+        denoise = self.denoiser(self.known_labels(None), clip=False)
+        start = self.prior_std * noise.randn(len(x), *self.data.shape)
+        path = self.levels(steps, even_logsnr=True)
+        return enlarged(self, small, by, denoise, self.level, start, path, iterations, progress)
+
+    # ---- what labels are for
+
+    def error_at(self, x: Tensor, eps: Tensor, share: float, y: Tensor | None) -> Tensor:
+        _, alpha, sigma = level = self.level_at(share)
+        guess = self.split(alpha * x + sigma * eps, x.new_full((len(x),), level.t), y)[1]
+        return (eps - guess).square().flatten(1).mean(1)
+
+    def level_at(self, share: float) -> Level:
+        """The level at a share of the way from the least noise to the most, in log σ/α."""
+        levels = self.sde.spaced(FINE + 1, "logsnr")
+        return levels[FINE - round(share * FINE)]
+
+    def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
+        return self.flow(self.velocity(y), x, steps=steps, progress=progress)
+
+    def to_data(self, z: Tensor, y: Tensor | None, steps: int, guidance: float, progress: Progress) -> Tensor:
+        f = self.velocity(y, guidance)
+        return self.flow(f, z, steps=steps, backwards=True, progress=progress)
+
+    # ---- an out-of-distribution score
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:

@@ -1,0 +1,73 @@
+"""`gz demo`: a page in the browser to play with trained models."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from typing import Annotated
+
+import typer
+
+from gzcli.cli import out
+from gzcli.cli.options import Json, Quiet, complete_model_or_run
+from gzcli.errors import MissingError, UsageError
+
+_Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]…",
+        help="Models or runs to choose from; all without.",
+        autocompletion=complete_model_or_run,
+    ),
+]
+_Port = Annotated[
+    int | None,
+    typer.Option("--port", metavar="N", min=1, max=65535, help="The first free one from 7860 on without it."),
+]
+_Share = Annotated[
+    bool, typer.Option("--share", help="Reachable from elsewhere too, through a tunnel of Gradio's.")
+]
+_NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")]
+
+
+def demo(
+    runs: _Runs = None,
+    port: _Port = None,
+    share: _Share = False,
+    no_browser: _NoBrowser = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Play with trained models in the browser: draw, interpolate, fill in, judge pictures.
+
+    It is served to this machine alone, and asks no other for anything.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise MissingError("`gz demo` takes the package `gradio`", hint="pip install 'gzcli[demo]'")
+    from gzcli.demo.choices import choices
+    from gzcli.recipe.from_file import find_run
+
+    found = choices([find_run(word) for word in runs or ()])
+    if not found:
+        raise MissingError("there is no trained model to show", hint="gz train vae")
+    out.info("starting …")
+    from gzcli.demo.serve import serve
+
+    try:
+        page, url = serve(found, port=port, share=share, browser=not no_browser)
+    except OSError as e:
+        taken = f"port {port} is taken" if port else "no port from 7860 to 7959 is free"
+        raise UsageError(taken, hint="`--port N` takes another") from e
+    out.text(url)
+    out.data({"url": url, "runs": [choice.name for choice in found]})
+    out.info("Ctrl-C ends it")
+    try:
+        wait()
+    except KeyboardInterrupt:
+        page.close()
+
+
+def wait() -> None:
+    """Waits for Ctrl-C."""
+    while True:
+        time.sleep(3600)

@@ -1,0 +1,96 @@
+"""What `gz demo` offers: the runs that can draw, and of the one that is chosen the options of its sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gzcli.models.catalog import card_of
+from gzcli.recipe.kinds import literals
+from gzcli.store import runs
+from gzcli.store.run import Run as StoredRun
+
+if TYPE_CHECKING:
+    from gzcli.handles import Run
+
+NUMBERS = ("steps", "guidance", "temperature")  # options that have a slider, where the sampler takes them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model that can be chosen.
+
+    name: what `gz sample` and `gzcli.load` take.
+    title: what a person reads.
+    """
+
+    name: str
+    title: str
+
+
+def choices(named: Sequence[StoredRun] = ()) -> list[Choice]:
+    """What can be chosen, in the order in which it is offered.
+
+    named: the runs to choose from; (): every run of the store that has weights, newest first.
+    """
+    found = named or [run for run in runs.all_runs() if run.weights is not None]
+    return [Choice(_name(run), _title(run)) for run in found]
+
+
+def _name(run: StoredRun) -> str:
+    """The run's id, or its folder where that lies outside the store."""
+    return run.id if runs.by_name(run.id) else str(run.path)
+
+
+def _title(run: StoredRun) -> str:
+    status = run.serving.status()
+    step = f", {status['step']:,} steps" if status.get("step") else ""
+    return f"{run.alias or run.model} on {run.data}{step} ({run.id.rsplit('-', 1)[-1]})"
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the page shows for a run.
+
+    classes: names of the classes that it can be asked for; () without.
+    numbers: the options of NUMBERS that its sampler takes, with their present values.
+    samplers: names of its samplers; () where there is one alone.
+    sampler: the one that is taken.
+    prompts: whether it draws what a text says.
+    way: the option that says how many images the way from image to image has; None: it goes no such way.
+    inpaints: whether it fills in what is painted over.
+    maps: whether it shows where a picture is anomalous.
+    scores: whether it judges pictures at all.
+    """
+
+    classes: tuple[str, ...]
+    numbers: Mapping[str, float]
+    samplers: tuple[str, ...]
+    sampler: str | None
+    prompts: bool
+    way: str | None
+    inpaints: bool
+    maps: bool
+    scores: bool
+
+
+def controls(run: Run) -> Controls:
+    """What the page shows for a run, by the signatures of its model and the values of its recipe."""
+    part, model = run.trained.part, run.model
+    card = card_of(run.trained.run, part.model)
+    values: dict[str, Any] = {name: param.default for name, param in card.sample.items()} | dict(part.sample)
+    guided = model.conditional and bool(getattr(model, "label_dropout", False))
+    known = [name for name in NUMBERS if isinstance(values.get(name), int | float)]
+    names = literals(card.sample["sampler"].annotation) if "sampler" in card.sample else ()
+    return Controls(
+        run.info.classes if model.conditional else (),
+        {name: values[name] for name in known if name != "guidance" or guided},
+        tuple(names),
+        values.get("sampler"),
+        "prompt" in card.can,
+        next((name for name in ("frames", "steps") if name in card.do.get("interpolate", ())), None),
+        "inpaint" in card.masked,
+        "map" in card.can,
+        "ood" in card.can and run.trained.space is None,
+    )
