@@ -25,18 +25,8 @@ from gzcli.store import files
 from gzcli.store.runs import Run
 
 RESTARTS = 2  # of the processes of several machines, where the recipe does not say
-# beginnings of the variables by which launchers, MPI's too, tell a process its rank
-LAUNCHERS = (
-    "ACCELERATE_",
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "PMI_",
-    "OMPI_",
-    "MV2_",
-    "MPI_",
-)
+# beginnings of the variables by which launchers tell a process its rank
+LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
 # Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
 # large blocks to the system at every free and faults them in again at the next step: keeping them saves

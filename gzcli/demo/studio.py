@@ -22,9 +22,10 @@ from gzcli.demo.choices import Controls, controls
 from gzcli.demo.code import Code
 from gzcli.demo.watch import watched
 from gzcli.engine.apply import shown_pictures
-from gzcli.engine.pictures import grid, save_png
+from gzcli.engine.sheets import grid
 from gzcli.errors import UsageError
 from gzcli.handles import Run
+from gzcli.store.png import save_png
 from gzcli.types import Progress
 
 WIDE = 900  # pixels to which pictures are enlarged

@@ -16,6 +16,7 @@ from torch import Tensor
 from gzcli import ranks
 from gzcli.data.batches import to_uint8
 from gzcli.data.labels import chosen
+from gzcli.engine import sheets
 from gzcli.engine.trained import Trained
 from gzcli.errors import DeviceError
 from gzcli.models.nn import spread_labels
@@ -113,3 +114,19 @@ def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
     numbers = chosen(text, info.classes)
     y = torch.tensor([numbers[i % len(numbers)] for i in range(n)])
     return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y
+
+
+def of_training(trained: Trained, about: int, asked: int | None, step: int) -> tuple[np.ndarray, int]:
+    """A sheet [H, W, C] of a model that is being trained, and its number of samples: as many of each class,
+    always with the same noise. A call of every rank.
+
+    about: number of samples, if no other is asked for.
+    asked: number of samples that is asked for; None: none is.
+    step: steps of training so far.
+    """
+    classes = trained.info.classes if trained.model.conditional else ()
+    n = asked or sheets.in_turns(about, len(classes))
+    labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None
+    images = draw(trained, n, labels=labels)
+    caption = sheets.caption_of(trained, None, 0, {}, step)
+    return sheets.of_samples(images, labels, classes, caption), n

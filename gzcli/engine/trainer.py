@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.pack import Pack
-from gzcli.engine import devices, optim, sampler, sheets, state, trackers
+from gzcli.engine import devices, optim, sampler, state, trackers
 from gzcli.engine.build import build_model, built_on, placed, stages_for
 from gzcli.engine.cadence import KINDS, Cadence
 from gzcli.engine.ema import EMA, SharedOutEMA
@@ -32,7 +32,6 @@ from gzcli.errors import Interrupted
 from gzcli.metrics.features import LeNetFeatures, lenet
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
-from gzcli.models.nn import spread_labels
 from gzcli.parts import Part
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
@@ -282,17 +281,11 @@ class Trainer:
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
-        """Writes samples/<done>.png of `train.samples` or about n samples, as many of each class, always with
-        the same noise; every rank draws its share."""
-        classes = self.trained.info.classes if self.trained.model.conditional else ()
-        n = self.train.samples or sheets.in_turns(n, len(classes))
-        labels = spread_labels(None, n, self.info, torch.device("cpu")) if classes else None
+        """Writes samples/<done>.png of `train.samples` or about n samples; every rank draws its share."""
         with self.ema.evaluating():
-            images = sampler.draw(self.trained, n, labels=labels)
+            picture, n = sampler.of_training(self.trained, n, self.train.samples, done)
         if self.rank == 0:
             path = self.picture_path(done)
-            caption = sheets.caption_of(self.trained, None, 0, {}, done)
-            picture = sheets.of_samples(images, labels, classes, caption)
             save_png(path, picture, {"step": done, "n": n, "seed": 0})
             self.history.show_picture(done, path)
 
