@@ -21,6 +21,7 @@ GUIDES = (
     "latents",
     "stable-diffusion",
     "share",
+    "demo",
     "adding",
     "python",
     "questions",

@@ -6,10 +6,12 @@
       small:                       # a scale:
         colour: {…}                #   a shape class
         few: {…}                   #   a trait
+        brief: {…}                 #   a training of minutes
         cifar10: {…}               #   a set
 
 Sections of a shape class come first, then those of traits, then those of the set; of one name, the section
-for all scales comes before that of the scale.
+for all scales comes before that of the scale. `brief` holds where `--minutes` asks for few of them on a CPU:
+a net of an hour would not have learned to draw by then, a smaller one has.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from gzcli.recipe.layers import Layer
 from gzcli.recipe.load import Problem
 from gzcli.sections import SCALES
 
+BRIEF, FEW_MINUTES = "brief", 15.0  # the section, and the minutes up to which it applies
 Path = tuple[str, ...]  # the keys below `for` that lead to a section: ("mnist",) or ("small", "colour")
 
 
@@ -38,7 +41,8 @@ class Choice:
 
     scale: of SCALES; None: the recipe has no scales.
     why: the reason, for people.
-    names: shape class, traits and name of the set, in the order in which their sections apply.
+    names: shape class and traits of the set, whether the training is brief, and name of the set, in the order
+      in which their sections apply.
     read: the scale whose sections are read; `full` reads those of `paper` where it has none of its own.
     facts: of the set; None: not known.
     """
@@ -106,7 +110,11 @@ def choice_of(
         form = {"size": size, "channels": data.get("channels"), "n": data.get("n")}
         form["patch"] = patch_of(data.get("augment") or ())
         facts = facts_of(found, **form) if found else None
-        return choose(paths, asked, on_gpus, names_of(found, name, facts, paths), facts)
+        names = names_of(found, name, facts, paths)
+        minutes = _last(own, "train").get("minutes")
+        if len(names) > 1 and not on_gpus and isinstance(minutes, int | float) and minutes <= FEW_MINUTES:
+            names = (*names[:-1], BRIEF, names[-1])
+        return choose(paths, asked, on_gpus, names, facts)
     except (UsageError, TypeError, ValueError) as e:  # a wrong size is told with its place
         if isinstance(e, UsageError) and given:
             problems.append(Problem(given[-1].where(("scale",), True), e.message, e.hint))
@@ -166,13 +174,13 @@ def choose(
 
 def _decisive(path: Path, names: tuple[str, ...]) -> bool:
     """Whether a section of a scale is for the shape class or the name of the set, and not for a trait."""
-    return len(path) > 1 and canonical(path[1]) in map(canonical, {names[0], names[-1]} - set(TRAITS))
+    return len(path) > 1 and canonical(path[1]) in map(canonical, {names[0], names[-1]} - {*TRAITS, BRIEF})
 
 
 def misspelt(path: Path, sets: Iterable[str]) -> tuple[str, str] | None:
     """The mistake, with its hint, of a section whose name nearly is that of a set, a shape class or a trait:
     it would never apply. Other unknown names may be of sets that are imported later."""
-    known = [*sets, *SHAPES, *TRAITS]
+    known = [*sets, *SHAPES, *TRAITS, BRIEF]
     if len(path) == 1:
         known += SCALES
     name = path[-1]
