@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from gzcli.sections import LaunchSection
+from gzcli.sections import LaunchSection, tuples
 from gzcli.store import files
 
 FILE = "job.json"
@@ -256,4 +256,4 @@ def read(folder: Path) -> Job | None:
     kind = _KINDS[tree["verb"]]
     values = {f.name: tree[f.name] for f in fields(kind) if f.name in tree}
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return kind(**values | {"launch": LaunchSection(**tree["launch"])})
+    return kind(**values | {"launch": LaunchSection(**tuples(tree["launch"]))})

@@ -124,7 +124,8 @@ def drawn(
     kinds = [Row("source", x[[i for i, *_ in of]])]
     kinds += [] if given is None else [Row(found.how, given, exact=True)]
     kinds += [Row(found.rows[0], images)]
-    columns, marks = sheets.by_class(found.labels, len(images), COLUMNS, classes)
+    labels = None if found.labels is None else found.labels.cpu()
+    columns, marks = sheets.by_class(labels, len(images), COLUMNS, classes)
     return sheets.blocks(kinds, columns, [f"→ {mark}" for mark in marks], caption)
 
 

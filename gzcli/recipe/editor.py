@@ -14,7 +14,7 @@ from gzcli.models import docs
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards
 from gzcli.parts import Part
 from gzcli.recipe.kinds import as_json_schema, parse
-from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, schema
+from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, bounds, schema
 from gzcli.recipe.texts import section_texts
 from gzcli.sections import SCALES, SECTIONS
 from gzcli.store.paths import recipe_names, spelling
@@ -29,7 +29,6 @@ LIMITS: Mapping[str | None, Tree] = {
     "0 or more": {"minimum": 0},
     "1 or more": {"minimum": 1},
     "in [0, 1)": {"minimum": 0, "exclusiveMaximum": 1},
-    "2 … 256": {"minimum": 2, "maximum": 256},
 }
 
 
@@ -142,12 +141,20 @@ def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
 
 
 def _rule(rule: Any, text: str) -> Tree:
-    found = as_json_schema(parse(rule.annotation), LIMITS[rule.range])
+    found = as_json_schema(parse(rule.annotation), _limits(rule.range))
     if text:
         found["description"] = text
     if rule.default is not ABSENT and rule.default is not None:
         found["default"] = list(rule.default) if isinstance(rule.default, tuple) else rule.default
     return found
+
+
+def _limits(range: str | None) -> Tree:
+    """What a range allows, as a schema says it."""
+    if range in LIMITS:
+        return LIMITS[range]
+    low, high = bounds(range)
+    return {"minimum": low, "maximum": high}
 
 
 def _name() -> Tree:

@@ -30,11 +30,17 @@ RANGES: dict[str, Callable[[float], bool]] = {
 MOST = "-1,000,000 … 1,000,000"  # whole numbers of models: a width of 10⁹ would take all memory
 
 
+def bounds(range: str) -> tuple[int, int]:
+    """The least and the largest number of a range such as `2 … 256`."""
+    low, high = (int(text.replace(",", "")) for text in range.split(" … "))
+    return low, high
+
+
 def within(range: str) -> Callable[[float], bool]:
-    """Whether a number lies in a range: one of RANGES, or from a least to a largest number, as `2 … 256`."""
+    """Whether a number lies in a range: one of RANGES, or one that `bounds` reads."""
     if range in RANGES:
         return RANGES[range]
-    low, high = (int(text.replace(",", "")) for text in range.split(" … "))
+    low, high = bounds(range)
     return lambda v: low <= v <= high
 
 

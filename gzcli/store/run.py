@@ -237,7 +237,8 @@ class Run:
         staged = isinstance(found, dict) and STAGES in found
         parts = found[STAGES] if staged else {"only": found}
         named = isinstance(parts, dict) and all(is_name(str(name)) for name in parts)
-        if not named or not all(map(_is_recipe, parts.values())):
+        # a stage that is taken from another run is that run's id
+        if not named or not all(isinstance(part, str) or _is_recipe(part) for part in parts.values()):
             raise DamagedError(f"`{path}` is damaged: it is no recipe", hint=hint)
         return found
 

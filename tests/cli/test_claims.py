@@ -40,6 +40,8 @@ def engine(monkeypatch):
             "files": [str(folder / "grid.png")],
             "npz": None,
             "animation": None,
+            "n": 1,
+            "seconds": 1.0,
         }
         files.write_json(folder / "result.json", found)
 

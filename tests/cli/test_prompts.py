@@ -197,10 +197,9 @@ def test_pictures_are_given_to_sample(gz, trained, tmp_path):
     n, prompt, control, _, edges = trained.model.seen[-1]
     assert (n, prompt, edges, control.shape) == (2, None, True, (2, 1, 16, 16))
     assert control[0].unique().tolist() == [-1] and control[1].unique().tolist() == [1]
-    width, height = Image.open(
-        result["grid"]
-    ).size  # maps above, images below, each four times as large, with names beside
-    assert height == 2 * (64 + 3) + 16 and width > 2 * (64 + 3) + 16
+    # maps above, images below, each six times as large, with names beside and a caption below
+    width, height = Image.open(result["grid"]).size
+    assert height > 2 * (96 + 3) + 16 and width > 2 * (96 + 3) + 16
     bright = np.load(result["npz"])["samples"].mean((1, 2, 3))
     assert bright[0] < 70 and bright[1] > 185 and len(result["files"]) == 2
     code, result = gz("--input", str(folder), "--prompt", "1", "--prompt", "22", "--prompt", "333")

@@ -31,6 +31,7 @@ from gzcli.jobs import SampleJob
 from gzcli.metrics.features import LeNet, LeNetFeatures
 from gzcli.models import catalog
 from gzcli.models.base import Phase
+from gzcli.models.denoising.by_class import ByClass
 from gzcli.models.nn import double
 from gzcli.models.options import defaults, grouped
 from gzcli.parts import Part, part_of
@@ -66,6 +67,7 @@ TRAINED = {
     "engine/sampler.py::draw": "labels there, images back, once a batch",
     "engine/sampler.py::cycled": "pictures there, once a batch",
     "engine/apply.py": "pictures there and back",
+    "models/denoising/by_class.py::ByClass.classify": "once a call: the accuracy",
     "engine/scores.py::Scorer.own_score": "the scores",
     "engine/scores.py::BatchFacts._nll": "the scores",
     "engine/scores.py::BatchFacts.gradient_norm": "the scores",
@@ -298,6 +300,8 @@ class Paths:
         job = SampleJob("", n=n, labels=labels, options=options, do=do)
         if do == "edit" and self.card.family == "normalizing_flow" and not told:
             return  # it has nothing to edit to
+        if isinstance(self.model, ByClass) and do in ("classify", "translate") and not self.model.conditional:
+            return  # it knows no class
         apply(self.trained, do, job, no_progress)
 
     def latents(self) -> None:

@@ -447,7 +447,7 @@ def test_sets_without_two_domains(folder):
         with pytest.raises(UsageError, match=said) as e:
             resolve("cyclegan", data=data)
         assert e.value.hint.startswith(
-            "sets of two classes: patches, digits-ab, pneumoniamnist, horse2zebra; or a folder"
+            "sets of two classes: patches, digits-ab, pneumoniamnist, breastmnist, horse2zebra; or a"
         )
     for path in folder.glob("trainB/*"):
         path.rename(folder / "trainA" / path.name)

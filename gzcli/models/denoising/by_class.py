@@ -69,7 +69,7 @@ class ByClass(Guided):
         if self.data.multilabel:
             raise UsageError("several classes may hold at once: there is no one class to find")
         found = self.class_errors(x, noise, times, progress).argmin(1)
-        figures = {} if y is None else {"accuracy": float((found == y).double().mean())}
+        figures = {} if y is None else {"accuracy": float((found == y).float().mean())}
         return Applied(x, rows=("classified",), labels=found, figures=figures)
 
     @torch.no_grad()
