@@ -20,6 +20,7 @@ def _home(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     for key in [k for k in os.environ if k.startswith(("GZ_", "WANDB_", "ACCELERATE_", "SLURM_"))]:
         patch.delenv(key)
+    patch.delenv("COLUMNS", raising=False)  # xdist gives its workers the terminal's
     patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("home")))
     patch.setenv("GZ_OFFLINE", "1")
     patch.setenv("GZ_DATA", "digits")  # the smallest set, whatever a recipe shows first

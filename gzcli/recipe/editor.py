@@ -151,7 +151,7 @@ def _rule(rule: Any, text: str) -> Tree:
 
 def _limits(range: str | None) -> Tree:
     """What a range allows, as a schema says it."""
-    if range in LIMITS:
+    if range is None or range in LIMITS:
         return LIMITS[range]
     low, high = bounds(range)
     return {"minimum": low, "maximum": high}
