@@ -263,3 +263,19 @@ _alone = False
 
 def _several() -> bool:
     return not _alone and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def silent() -> dict[int, int]:
+    """The ranks on this machine that were stopped, or have ended while others waited for them, with numbers
+    of their processes. They are found among the processes that the same launcher has started."""
+    import psutil
+
+    found = {}
+    for process in psutil.Process().parent().children():
+        try:
+            rank = process.environ().get("RANK")
+            if rank is not None and process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                found[int(rank)] = process.pid
+        except psutil.Error:  # it has ended, or belongs to another user
+            continue
+    return found

@@ -180,6 +180,7 @@ class LaunchSection:
     main_port: port of machine 0; null: it follows from the job.
     restarts: how often several processes start again, from the newest checkpoint, after one has died; null: 0
       on one machine, 2 on several.
+    timeout: minutes that processes wait for one that does not answer, before the run ends.
     strategy: how several GPUs share a model: each has all of it (ddp), or a part (fsdp).
     wandb: the same as `wandb` in `track`.
     track: trackers that get figures, pictures and the recipe too.
@@ -194,6 +195,7 @@ class LaunchSection:
     main_ip: str | None = None
     main_port: int | None = ranged(None, "0 … 65,535")
     restarts: int | None = ranged(None, "0 … 10,000")
+    timeout: float = ranged(10.0, "greater than 0")
     strategy: Literal["ddp", "fsdp"] = "ddp"
     wandb: bool = False
     track: tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...] = ()  # TRACKERS

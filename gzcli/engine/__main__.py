@@ -107,6 +107,9 @@ def explain(e: BaseException) -> GzError:
             "out of memory",
             hint="lower `train.batch_size`, or raise `train.accumulate`: the result is the same",
         )
+    if "timed out" in str(e).lower() and (silent := ranks.silent()):
+        named = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
+        return DeviceError(f"{named} does not answer", hint="`launch.timeout` says for how long others wait")
     return GzError(
         f"{type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,10 +93,12 @@ def accelerate(part: Part) -> Accelerator:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
 
     AcceleratorState._reset_state()
     ranks.meet_again("cuda" if torch.cuda.is_available() and not part.launch.cpu else "cpu")
-    return Accelerator(mixed_precision=precision(part), cpu=part.launch.cpu)
+    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=part.launch.timeout))
+    return Accelerator(mixed_precision=precision(part), cpu=part.launch.cpu, kwargs_handlers=[patience])
 
 
 def ddp(*, every_parameter: bool) -> DistributedDataParallelKwargs:

@@ -267,6 +267,22 @@ def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, whom, more, h
     assert not any(alive(process.pid) for process in everyone)
 
 
+@pytest.mark.slow
+@pytest.mark.launch
+def test_a_rank_that_does_not_answer_is_named(home):
+    """The others end soon after `launch.timeout`, and no process is left, not even the stopped one."""
+    child = start(
+        "train", "vae", "--steps", "100000", *LONG, "--processes", "2", "--set", "launch.timeout=0.1"
+    )
+    run = wait_for_step(home, 5)
+    everyone = family(child)
+    stalled = next(p for p in everyone if p.environ().get("RANK") == "1")
+    stalled.suspend()
+    err = child.communicate(timeout=PATIENCE)[1]
+    assert child.returncode == 4 and f"rank 1 (process {stalled.pid}) does not answer" in err
+    assert run.state == "failed" and run.checkpoints == [] and not any(alive(p.pid) for p in everyone)
+
+
 @pytest.mark.launch
 @pytest.mark.parametrize("model", ["vae", pytest.param("wgan", marks=pytest.mark.slow)])
 def test_kill_9_and_resume_is_the_unbroken_run(model, home):
