@@ -154,7 +154,7 @@ def _params(forecasts: Sequence[Forecast]) -> str:
 def _model(forecast: Forecast) -> str:
     cost, train = forecast.cost, forecast.part.train
     if cost is None:
-        return f"{forecast.part.model}: not known: {forecast.lacking}"
+        return f"{forecast.part.model}: not known: {forecast.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
     steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
     return (
         f"{forecast.part.model}, {count(cost.params)} parameters, {gflop(cost.flops)} GFLOP a step of "
