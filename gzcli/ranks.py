@@ -270,8 +270,9 @@ def silent() -> dict[int, int]:
     of their processes. They are found among the processes that the same launcher has started."""
     import psutil
 
-    found = {}
-    for process in psutil.Process().parent().children():
+    found: dict[int, int] = {}
+    launcher = psutil.Process().parent()
+    for process in launcher.children() if launcher else ():
         try:
             rank = process.environ().get("RANK")
             if rank is not None and process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
