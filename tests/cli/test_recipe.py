@@ -18,6 +18,7 @@ from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, docs
 from gzcli.parts import Part
 from gzcli.recipe import schema
+from gzcli.recipe.choice import BRIEF
 from gzcli.recipe.files import read_chain, recipes, show
 from gzcli.recipe.load import Mark, load, read_text, refuse
 from gzcli.recipe.needs import check_data
@@ -458,6 +459,23 @@ def test_the_scale_the_shape_and_the_traits_decide_on_for(write, shipped):
     ]
 
 
+def test_a_training_of_minutes_on_a_cpu_has_sections_of_its_own(write, shipped):
+    shipped("glow.yaml", SCALED)
+
+    def names(data="fashionmnist", gpus=0, **flags):
+        return resolve("glow", data=data, gpus=gpus, flags=flags).choice.names
+
+    assert names(**{"train.minutes": 8.0}) == ("grey", "flat", BRIEF, "fashionmnist")
+    assert BRIEF not in (
+        *names(),
+        *names(**{"train.minutes": 60.0}),
+        *names(gpus=1, **{"train.minutes": 8.0}),
+    )
+    assert names("digits", **{"train.minutes": 1.0}) == ("digits",), "an embedded set is brief by itself"
+    brief = resolve("fm", data="fashionmnist", flags={"train.minutes": 8.0}).tree()
+    assert (brief["model"]["channels"], brief["train"]["batch_size"]) == (16, 32)
+
+
 def test_a_batch_that_gz_chose_is_no_larger_than_the_set(write, shipped):
     """Its parts are as large as they were; one of the user's, and of the user's own file, stays."""
     shipped("glow.yaml", SCALED)
@@ -755,7 +773,7 @@ PAIRS = [
     (name, at[0] if at[1:] else None, at[-1])
     for name, sections in SHIPPED.items()
     for at in sections
-    if at[-1] not in (*SHAPES, *TRAITS)
+    if at[-1] not in (*SHAPES, *TRAITS, BRIEF)
 ]
 
 

@@ -35,7 +35,7 @@ LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set",
 
 
 GROUPS = 3  # of zoo lines, which share their processes: a start costs more than many a training
-STEPS, DIFFUSERS_STEPS = 6, 3  # of a training; one of Stable Diffusion takes .4 seconds in float64
+STEPS, DIFFUSERS_STEPS = 6, 4  # of a training; one of Stable Diffusion takes .4 seconds in float64
 LONG_STEPS, LONG_DIFFUSERS_STEPS = 60, 12
 PATIENCE = 240  # seconds for what takes a few on a machine that does nothing else
 BATCH_NORM = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
