@@ -472,6 +472,9 @@ def test_a_training_of_minutes_on_a_cpu_has_sections_of_its_own(write, shipped):
         *names(gpus=1, **{"train.minutes": 8.0}),
     )
     assert names("digits", **{"train.minutes": 1.0}) == ("digits",), "an embedded set is brief by itself"
+
+
+def test_a_brief_training_has_a_smaller_net():
     brief = resolve("fm", data="fashionmnist", flags={"train.minutes": 8.0}).tree()
     assert (brief["model"]["channels"], brief["train"]["batch_size"]) == (16, 32)
 
