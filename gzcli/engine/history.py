@@ -52,8 +52,9 @@ class History:
                 self.sums[name] = value.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
             if name.rpartition(".")[2] in WATCHED:
-                first = self.first.setdefault(name, value.abs().nan_to_num(nan=1.0, posinf=1.0).clamp(min=1))
-                good &= torch.isfinite(value) & (value.abs() < EXPLODED * first)
+                if name not in self.first:
+                    self.first[name] = value.abs().nan_to_num(nan=1.0, posinf=1.0).clamp(min=1)
+                good &= torch.isfinite(value) & (value.abs() < EXPLODED * self.first[name])
         self.bad = torch.where(good, 0.0, self.bad + 1)
 
     def not_finite(self) -> int:
