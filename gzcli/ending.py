@@ -11,15 +11,21 @@ import os
 import signal
 import subprocess
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gzcli import signals
+from gzcli import signals, start
 from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
-from gzcli.store import files
+from gzcli.store import claims, files
 from gzcli.store.runs import Run
+
+if TYPE_CHECKING:
+    import psutil
 
 SETTLING = 60.0  # seconds for the last words of the main process, which saves and draws after the others
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
+SAVING = 30.0  # seconds without a byte, after which a checkpoint on its way is not waited for
+FOLDER = "GZ_FOLDER"  # the variable of an engine, and of all that it starts, that names its folder
 KILLED = 128 + 9  # the exit code of a process that SIGKILL has ended
 ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
 
@@ -34,6 +40,16 @@ def left_behind(target: Run) -> bool:
     )
 
 
+def is_saving(target: Run) -> bool:
+    """Whether a checkpoint of a run is being written."""
+    parts = [part for run in (target, *target.stages) for part in run.path.glob("checkpoints/.*.part")]
+    latest = 0.0
+    for file in (*parts, *(file for part in parts for file in part.glob("*"))):
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile: it is whole
+            latest = max(latest, file.stat().st_mtime)
+    return time.time() - latest < SAVING
+
+
 def settle(target: Run) -> None:
     """Waits until another machine has recorded how a run ended."""
     deadline = time.monotonic() + SETTLING
@@ -41,14 +57,19 @@ def settle(target: Run) -> None:
         time.sleep(0.2)
 
 
-def end_all(child: subprocess.Popen[bytes]) -> None:
-    """Ends the child, its descendants and its process group: by SIGTERM, then by SIGKILL."""
+def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
+    """Ends the child, its descendants and its process group: by SIGTERM, then by SIGKILL.
+
+    folder: that the child works on. By it those are found too that have outlived the process that started
+      them, as ranks do, to which torch's launcher gives sessions of their own; None: there are none.
+    """
     import psutil
 
     left: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         left = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
     for end in ("terminate", "kill"):
+        left = list({*left, *(_working_on(folder, child.pid) if folder else ())})
         for process in (*left, *([child] if child.poll() is None else [])):
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 getattr(process, end)()
@@ -61,6 +82,19 @@ def end_all(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
+def _working_on(folder: Path, child: int) -> list[psutil.Process]:
+    """The processes, besides the child, that this one has had started on a folder, and their children."""
+    import psutil
+
+    mine = {"GZ_PARENT": str(os.getpid()), FOLDER: str(folder)}
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or belongs to another user
+            if start.SCRIPT in process.cmdline() and mine.items() <= process.environ().items():
+                found |= {process, *process.children(recursive=True)}
+    return [process for process in found if process.pid != child]
+
+
 def outcome(target: Run, returncode: int, got: list[int]) -> dict[str, Any]:
     """The status of a finished run or job.
 
@@ -70,11 +104,13 @@ def outcome(target: Run, returncode: int, got: list[int]) -> dict[str, Any]:
 
     Raises the error that the engine recorded, else one that is deduced from the exit code.
     """
+    if returncode == UsageError.code and files.is_locked(target.lock):
+        raise claims.in_use(target)  # by a process that another `gz` has left behind
     status = target.status()
     if status.get("state") == "finished":
         return status
     # where one rank was killed, the others record the lost connection as an error of their own
-    killed = returncode in (KILLED, 128 - KILLED)
+    killed = returncode in (KILLED, 128 - KILLED) or status.get("lost")
     consequence = killed and (status.get("error") or {}).get("kind") == GzError.kind
     if status.get("error") and not consequence:
         raise recorded_error(status, got)
@@ -107,13 +143,15 @@ def deduced_error(target: Run, returncode: int, got: list[int]) -> GzError:
     if signum in signals.ENDING:
         message = f"stopped by {signals.name_of(signum)}{state}"
         return Interrupted(message, signum=signum, hint="".join(resume) or None)
+    lost = target.status().get("lost")
+    who = f"rank {lost['rank']} (process {lost['pid']})" if lost else "the process"
     if code == KILLED:
         smaller = "`train.batch_size`, or a larger `train.accumulate`," if trains else "`-n`"
-        message = f"the process was killed (SIGKILL), most likely for want of memory{state}"
+        message = f"{who} was killed (SIGKILL), most likely for want of memory{state}"
         return DeviceError(message, hint="; ".join([*resume, f"a smaller {smaller} takes less"]))
     by_signal = f"was ended by {signals.name_of(signum)}"
     how = by_signal if signum > 0 else f"ended with code {returncode} and no word"
-    return GzError(f"the process {how}{state}", hint="; ".join([*resume, f"see `{target.path / 'log.txt'}`"]))
+    return GzError(f"{who} {how}{state}", hint="; ".join([*resume, f"see `{target.path / 'log.txt'}`"]))
 
 
 def saved_state(target: Run) -> str | None:

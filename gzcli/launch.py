@@ -18,12 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from gzcli import meeting, signals, slurm, start, variables
-from gzcli.ending import end_all, left_behind, outcome, settle
+from gzcli.ending import FOLDER, end_all, is_saving, left_behind, outcome, settle
 from gzcli.errors import DeviceError, UsageError
 from gzcli.sections import LaunchSection
 from gzcli.store import files
 from gzcli.store.runs import Run
 
+OTHER_GPUS = (
+    "/dev/kfd",
+    "/dev/nvhost-gpu",
+    "/dev/dxg",
+)  # AMD's, Jetson's, those of WSL: no driver lists them
 RESTARTS = 2  # of the processes of several machines, where the recipe does not say
 # beginnings of the variables by which launchers tell a process its rank
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
@@ -80,8 +85,16 @@ class Plan:
 def count_gpus() -> int:
     """The visible CUDA devices, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() and d.strip() != "-1"])
+    if visible is None:
+        return installed_gpus()
+    named = [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
+    if not named or "MIG-" in visible or any(Path(node).exists() for node in OTHER_GPUS):
+        return len(named)
+    return min(len(named), installed_gpus())  # names alone are no GPUs
+
+
+def installed_gpus() -> int:
+    """The GPUs of NVIDIA's driver, whether or not they are visible."""
     driver = Path("/proc/driver/nvidia/gpus")
     if driver.is_dir():
         return len(list(driver.iterdir()))
@@ -245,7 +258,7 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
 
     A signal becomes a stop file, and a training engine gets time for a checkpoint, even where the signal has
     ended the launcher between. A job has nothing to save. The processes are killed only after a second
-    Ctrl-C, or where they do not end in time.
+    Ctrl-C, or where they do not end in time; one that is writing a checkpoint has what it needs.
 
     launcher: whether accelerate's launcher starts the engine, as it must for several processes.
     mode: what the engine prints, "human", "quiet" or "json".
@@ -270,7 +283,7 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
     # a group of its own: Ctrl-C in a terminal reaches every process of the group
     child = subprocess.Popen(
         command(folder, p, launcher=launcher),
-        env=environment(p, mode),
+        env=environment(p, mode) | {FOLDER: str(folder)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -283,11 +296,12 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
                 files.write_atomic(folder / "stop", str(int(signal.SIGTERM)))
             if (got or ended) and deadline is None:
                 deadline = time.monotonic() + grace
-            if deadline is not None and (len(got) > 1 or time.monotonic() > deadline):
+            late = deadline is not None and time.monotonic() > deadline
+            if len(got) > 1 or (late and not is_saving(target)):
                 break
             time.sleep(0.05)
     finally:
-        end_all(child)
+        end_all(child, folder)
         signals.restore(heard)
     if not first:
         settle(target)

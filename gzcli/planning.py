@@ -6,6 +6,7 @@ Nothing is printed here: lines go to `say`, and progress to `progress`, which th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ from gzcli import launch, machines
 from gzcli.data import same
 from gzcli.data.augment import patch_of
 from gzcli.data.forms import Report, Say, silent, unreported
-from gzcli.data.names import DataSet
+from gzcli.data.in_use import Use
+from gzcli.data.names import DataSet, locate
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import size_of, wanted
 from gzcli.errors import UsageError
@@ -27,7 +29,7 @@ from gzcli.recipe.resolve import Resolved, resolve
 from gzcli.run_folder import write_run
 from gzcli.sections import LaunchSection
 from gzcli.sizes import as_size
-from gzcli.store import outside, runs
+from gzcli.store import claims, outside, runs
 from gzcli.store.runs import Run
 
 R = TypeVar("R", bound=Recipe)
@@ -154,8 +156,8 @@ def continued(run: Run, asked: Resolved, steps: int | None) -> Recipe:
 
     Raises UsageError that lists the keys that were asked for with other values than the run has.
     """
-    if run.state == "running":
-        raise UsageError(f"`{run.id}` is being trained by process {run.status().get('pid')}")
+    if run.is_held:
+        raise claims.in_use(run.owner)
     own, typed = recipe_of(run.tree()), [key for key, of in asked.origin.items() if of.startswith("--")]
     differ = []
     for key in typed:
@@ -247,24 +249,31 @@ def start(
     announce: called with the run before it is launched.
     say: takes a line about what is done.
 
-    Raises the engine's own error.
+    Raises the engine's own error, UsageError where another process trains the run that goes on, and
+    MissingError where that is gone.
     """
     if plan.machine_rank:
         run = machines.find(recipe, plan, asked.earlier, say)
         announce(run)
         launch.run(run.path, plan, launcher=plan.launched, mode=mode)
         return run
-    new = run is None
+    new, held = run is None, ExitStack()
     if run is None:
-        run = runs.create(asked.recipe.card.name, asked.recipe.key, alias=alias)
+        run = runs.create(asked.recipe.card.name, asked.recipe.key, alias=alias, held=held)
+    else:
+        held.enter_context(claims.claimed(run))
+        claims.mark(run)
     try:
-        write_run(run, recipe, plan)
-        if new:
-            note_whole(run, asked, recipe)
-        announce(run)
-        if plan.machines > 1:
-            machines.tell(recipe, plan, run, say)
-        launch.run(run.path, plan, launcher=plan.launched, mode=mode)
+        with held:  # nobody else trains or removes it meanwhile, or its data
+            use = Use(locate(recipe.data.name))
+            held.callback(use.end)
+            write_run(run, recipe, plan)
+            if new:
+                note_whole(run, asked, recipe)
+            announce(run)
+            if plan.machines > 1:
+                machines.tell(recipe, plan, run, say)
+            launch.run(run.path, plan, launcher=plan.launched, mode=mode)
     except BaseException as error:
         ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
         if new and runs.give_up(run, keep=ours):

@@ -56,6 +56,7 @@ def launch(words: list[str]) -> int:
 
     from gzcli import signals
     from gzcli.store import files
+    from gzcli.store.run import Run
 
     folder = Path(words[-1])
 
@@ -78,7 +79,10 @@ def launch(words: list[str]) -> int:
         if not (failures := getattr(e, "failures", None)):
             raise
         # signals are negative; they say more than the 1 of a rank that lost its peer
-        return _code(min(failure.exitcode for failure in failures.values()))
+        rank, first = min(failures.items(), key=lambda failure: failure[1].exitcode)
+        if first.exitcode < 0:
+            Run(folder).update(lost={"rank": rank, "pid": first.pid})
+        return _code(first.exitcode)
     return 0
 
 

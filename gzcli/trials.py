@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from gzcli import forecast, jobs, launch, requirements
@@ -17,6 +15,7 @@ from gzcli.launch import Plan
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import files, paths
+from gzcli.store.leftovers import beside, sweep
 
 
 def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
@@ -27,7 +26,9 @@ def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
     """
     costs = paths.cache_dir("costs")
     costs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="job-", dir=costs))
+    sweep(costs)
+    folder = beside(costs / "job")
+    folder.mkdir()
     tried = any(row["timed"] for row in job.parts)
     say("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
     try:

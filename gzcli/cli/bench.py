@@ -130,7 +130,7 @@ def bench(
     Without a name, every model that has a finished run on the data set is compared.
     """
     began = monotonic()
-    from gzcli.cli.jobs import announce, do_job, processes_of, stamp
+    from gzcli.cli.jobs import announce, do_job, new_folder, processes_of
     from gzcli.cli.weights import bring
     from gzcli.data.weights import needed_by
     from gzcli.jobs import BenchJob
@@ -164,8 +164,8 @@ def bench(
         announce(run, word, data=found.key)
     chosen = tuple(str(run.path) for run, _ in runs)
     job = replace(job, runs=chosen, data=found.reference, images=tuple(images))
-    folder = user_dir("bench") / f"{found.key}-{stamp()}"
     bring(needed)
+    folder = new_folder(user_dir("bench"), found.key)
     result = do_job(folder, job)
     table(result, wide=wide)
     for note in result["notes"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.cli.jobs import stamp
+from gzcli.cli.jobs import new_folder
 
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def place(out_dir: Path | None, run: Run, name: str) -> Path:
     """The folder of a job: that of `--out`, else a new one below the run."""
-    return (out_dir or run.path / "sampled" / f"{name}-{stamp()}").absolute()
+    return out_dir.absolute() if out_dir else new_folder(run.path / "sampled", name)
 
 
 def tell(result: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.errors import UsageError, did_you_mean
+from gzcli.errors import GzError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from gzcli.jobs import Job
@@ -32,13 +32,18 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
     Raises UsageError where the folder is not empty, and the engine's own errors.
     """
     from gzcli import jobs, launch
-    from gzcli.store import files, owned
+    from gzcli.store import files, owned, paths
 
-    plan = launch.plan(job.launch, every_gpu=False)
-    owned.claim(folder)
-    jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
-    quiet = quiet or out.is_json() or out.is_quiet()
-    launch.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
+    try:
+        plan = launch.plan(job.launch, every_gpu=False)
+    except GzError:
+        if paths.user_dir() in folder.parents:  # it was made for this job
+            folder.rmdir()
+        raise
+    with owned.claimed(folder):
+        jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
+        quiet = quiet or out.is_json() or out.is_quiet()
+        launch.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
     return files.read_json(folder / "result.json")
 
 
@@ -50,9 +55,16 @@ def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSe
     return LaunchSection(parse_gpus(gpus), cpu, processes)
 
 
-def stamp() -> str:
-    """The time and a random suffix, which distinguishes two jobs of one second."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+def new_folder(parent: Path, name: str = "") -> Path:
+    """A new folder for a job, of its own also where several start in one second: NAME-TIME-xxxx."""
+    while True:
+        words = [name] if name else []
+        folder = parent / "-".join([*words, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])
+        try:
+            folder.mkdir(parents=True)
+            return folder.absolute()
+        except FileExistsError:
+            continue
 
 
 def announce(run: Run, ref: str, *, data: str | None = None) -> None:

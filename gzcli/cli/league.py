@@ -177,7 +177,7 @@ def judged(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[
 
 def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
     """The result of a job that judges a run: that of the same job before, or of one done now."""
-    from gzcli.cli.jobs import do_job, stamp
+    from gzcli.cli.jobs import do_job, new_folder
     from gzcli.league import judgement
     from gzcli.store import files
 
@@ -185,7 +185,7 @@ def result_of(run: Run, job: BenchJob) -> dict[str, Any]:
     if done:
         found: dict[str, Any] = files.read_json(done / "result.json")
         return found
-    return do_job(run.path / "bench" / f"{key}-{stamp()}", job, quiet=True)
+    return do_job(new_folder(run.path / "bench", key), job, quiet=True)
 
 
 def late(rows: Sequence[dict[str, Any]], budget: float) -> list[str]:

@@ -142,7 +142,7 @@ def ood(
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
     began = monotonic()
-    from gzcli.cli.jobs import announce, do_job, method_options, processes_of, stamp
+    from gzcli.cli.jobs import announce, do_job, method_options, new_folder, processes_of
     from gzcli.data.names import locate, slug
     from gzcli.jobs import AlarmJob, OodJob
     from gzcli.models.catalog import card_of
@@ -192,7 +192,7 @@ def ood(
         if map_:
             alarm.check_maps(known)
         path = alarm.path_of(input_)
-        folder = run.path / "ood" / f"input-{slug(path.stem)}-{stamp()}"
+        folder = new_folder(run.path / "ood", f"input-{slug(path.stem)}")
         result = do_job(
             folder,
             AlarmJob(str(run.path), home.reference, str(path), alarm.rate(fpr), maps=map_, png=png, **shared),
@@ -206,7 +206,7 @@ def ood(
             foreign = [locate(name) for name in sets(out_ or "")]
         outs = tuple(found.reference for found in foreign)
         label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
-        folder = run.path / "ood" / f"{label}-{stamp()}"
+        folder = new_folder(run.path / "ood", label)
         result = do_job(
             folder,
             OodJob(

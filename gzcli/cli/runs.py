@@ -128,13 +128,18 @@ def prune(
     doomed = [] if keep is None else runs.outdated(keep)
     if unfinished:
         doomed += [run for run in runs.all_runs() if run.state not in ("finished", "running", "damaged")]
-    _remove([run for run in doomed if not run.alias and owned.is_removable(run.path)], yes)
+    _remove([run for run in doomed if not run.alias and owned.is_removable(run.path)], yes, skip=True)
 
 
 @app.command()
 def remove(runs: _Refs, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
     """Remove runs for good."""
-    _remove(list({run.path: run for run in map(_exact, runs)}.values()), yes)
+    from gzcli.store.runs import check_removable
+
+    found = list({run.path: run for run in map(_exact, runs)}.values())
+    for run in found:
+        check_removable(run)
+    _remove(found, yes)
 
 
 def _exact(ref: str) -> Run:
@@ -154,8 +159,11 @@ def _find(ref: str) -> Run:
     return share.find(ref)
 
 
-def _remove(runs: list[Run], yes: bool) -> None:
-    """Lists the runs, asks unless `yes`, removes them."""
+def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
+    """Lists the runs, asks unless `yes`, removes them.
+
+    skip: whether one that a process has taken meanwhile stays, in place of an error.
+    """
     from gzcli.cli.summary import summary, table
     from gzcli.store.runs import remove
 
@@ -166,7 +174,16 @@ def _remove(runs: list[Run], yes: bool) -> None:
         table(runs, rows, to_stderr=True)
     if runs and not confirmed(what, yes):
         runs, total = [], 0
+    gone = []
     for run in runs:
-        remove(run)
-    out.info(f"removed {what}" if runs else "nothing to remove" if not rows else "nothing was removed")
-    out.data({"removed": [run.id for run in runs], "bytes": total})
+        try:
+            remove(run)
+            gone.append(run.id)
+        except UsageError as error:
+            if not skip:
+                raise
+            out.info(f"left: {error.message}")
+            total -= rows[runs.index(run)]["bytes"]
+    what = f"{len(gone)} run{'' if len(gone) == 1 else 's'} ({size(total)})"
+    out.info(f"removed {what}" if gone else "nothing to remove" if not rows else "nothing was removed")
+    out.data({"removed": gone, "bytes": total})

@@ -149,13 +149,13 @@ def exported(found: Run, ref: str, place: Path, **how: Any) -> dict[str, Any]:
     ref: what the user called the run.
     how: further fields of the job.
     """
-    from gzcli.cli.jobs import announce, do_job, stamp
+    from gzcli.cli.jobs import announce, do_job, new_folder
     from gzcli.jobs import ExportJob
     from gzcli.sections import LaunchSection
 
     announce(found, ref)
     job = ExportJob(str(found.path), out=str(place), launch=LaunchSection(cpu=True), **how)
-    return do_job(found.path / "export" / stamp(), job)
+    return do_job(new_folder(found.path / "export"), job)
 
 
 def check_file(place: Path, *, replaceable: bool) -> None:

@@ -15,6 +15,7 @@ from gzcli.data.forms import Form
 from gzcli.data.names import OwnSet
 from gzcli.errors import MissingError
 from gzcli.store import files
+from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir
 
 LISTS, PICTURES = "benchmark_imglist", "images_classic"
@@ -62,6 +63,7 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     folder = cache_dir("imglists", f"{name}-{digest}")
     with files.lock(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
+            sweep(folder.parent)
             with files.new_dir(folder) as part:
                 for i, source in enumerate(sources):
                     files.link_or_copy(source, part / f"{i:06d}{source.suffix}")

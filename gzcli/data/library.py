@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from gzcli.data import in_use
 from gzcli.data.cached import find_pack, meta_of, packs_of
 from gzcli.data.forms import Form, Say, silent
 from gzcli.data.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
@@ -16,8 +16,9 @@ from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, matching
 from gzcli.sizes import as_size, canonical_size
-from gzcli.store.files import checksum, lock, read_object, write_json
-from gzcli.store.paths import user_dir
+from gzcli.store.files import checksum, lock, read_object, remove_tree, write_json
+from gzcli.store.leftovers import sweep
+from gzcli.store.paths import cache_dir, user_dir
 
 LOCK = ".data.lock"  # in the user's folder: held while the register is written
 
@@ -154,15 +155,21 @@ def data_path(what: DataSet | str | Path) -> Path:
 
 def remove(what: DataSet | str | Path) -> list[Path]:
     """Removes packs, downloaded files and the imported name; never the user's own files. Returns what was
-    removed."""
+    removed.
+
+    Raises UsageError where another process uses the set.
+    """
     found = locate(what)
-    gone = [folder for folder in packs_of(found) if _remove_tree(folder)]
-    if isinstance(found, DataSpec):
-        gone += [raw_dir(found)] if _remove_tree(raw_dir(found)) else []
-    elif found.name:
-        with lock(user_dir(LOCK)):
-            write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != found.name})
-        gone.append(user_dir(REGISTER))  # the line in it
+    with in_use.alone(found):
+        sweep(cache_dir("packs", found.key))
+        gone = [folder for folder in packs_of(found) if _remove_tree(folder)]
+        if isinstance(found, DataSpec):
+            gone += [raw_dir(found)] if _remove_tree(raw_dir(found)) else []
+            sweep(cache_dir("raw"))
+        elif found.name:
+            with lock(user_dir(LOCK)):
+                write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != found.name})
+            gone.append(user_dir(REGISTER))  # the line in it
     return gone
 
 
@@ -223,9 +230,7 @@ def _remove_tree(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        shutil.rmtree(path)
-    except FileNotFoundError:  # another process removes it too
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     except OSError as e:
         raise MissingError(f"`{path}` cannot be removed: {e.strerror}", hint="is the disk read-only?") from e
     return True

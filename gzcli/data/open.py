@@ -9,6 +9,7 @@ from pathlib import Path
 from gzcli.data.cached import find_pack, pack_dir
 from gzcli.data.facts import facts_of, told
 from gzcli.data.forms import Report, Say, silent, unreported
+from gzcli.data.in_use import Use
 from gzcli.data.make import make
 from gzcli.data.names import DataSet, OwnSet, locate
 from gzcli.data.pack import Pack, PackMeta
@@ -16,6 +17,7 @@ from gzcli.errors import MissingError, UsageError
 from gzcli.sections import Fit
 from gzcli.sizes import Size, canonical_size, packable
 from gzcli.store.files import lock
+from gzcli.store.leftovers import sweep
 
 
 def peek(
@@ -78,26 +80,37 @@ def open_pack(
     form = replace(
         found.form.asked(size, channels, fit, patch), foreign=foreign and isinstance(found, OwnSet)
     )
-    if packed := find_pack(found, form):
-        return packed.cut(patch)
-    name, folder = found.shown, pack_dir(found, form)
-    try:
-        waiting = f"another process packs `{name}`: waiting"
-        with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
-            if (packed := find_pack(found, form)) is None:
-                make(found, folder, form, fetch, say, progress)
-                if packed := find_pack(found, form):
-                    say(f"`{name}`: {packed.meta.words}")
-                    facts = facts_of(found, size=size, channels=channels, patch=patch)
-                    for line in told(found, facts) if not foreign else ():
-                        say(f"`{name}`: {line}")
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        hint = "free some space, or set `GZ_HOME` to a folder on another disk"
-        raise MissingError(f"`{name}` could not be packed into `{folder}`: {e.strerror}", hint=hint) from e
-    if packed is None:
-        raise MissingError(
-            f"`{name}` changed while it was packed", hint="try again when its files are at rest"
-        )
-    return packed.cut(patch)
+    with Use(found) as use:
+        if packed := find_pack(found, form):
+            return _cut(packed, patch, use)
+        name, folder = found.shown, pack_dir(found, form)
+        try:
+            waiting = f"another process packs `{name}`: waiting"
+            with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
+                if (packed := find_pack(found, form)) is None:
+                    sweep(folder.parent)
+                    make(found, folder, form, fetch, say, progress)
+                    if packed := find_pack(found, form):
+                        say(f"`{name}`: {packed.meta.words}")
+                        facts = facts_of(found, size=size, channels=channels, patch=patch)
+                        for line in told(found, facts) if not foreign else ():
+                            say(f"`{name}`: {line}")
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            hint = "free some space, or set `GZ_HOME` to a folder on another disk"
+            raise MissingError(
+                f"`{name}` could not be packed into `{folder}`: {e.strerror}", hint=hint
+            ) from e
+        if packed is None:
+            raise MissingError(
+                f"`{name}` changed while it was packed", hint="try again when its files are at rest"
+            )
+        return _cut(packed, patch, use)
+
+
+def _cut(packed: Pack, patch: int | None, use: Use) -> Pack:
+    """The pack, of which patches are used, and which keeps the set from being removed."""
+    pack = packed.cut(patch)
+    pack.use = use
+    return pack

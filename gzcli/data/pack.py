@@ -86,6 +86,8 @@ class Pack:
     Raises UsageError that names an image smaller than the patch.
     """
 
+    use: object = None  # what keeps the set from being removed for as long as the pack is there
+
     def __init__(self, folder: Path, meta: PackMeta, how: Decoding | None = None, patch: int | None = None):
         self.folder, self.meta, self._how, self.patch = folder, meta, how, patch
         self._open: dict[str, np.ndarray] = {}

@@ -30,9 +30,9 @@ from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
-from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted
+from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
 from gzcli.parts import part_of
-from gzcli.store import files, png
+from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
 
@@ -52,8 +52,11 @@ def main(folder: Path) -> int:
     started_by_gz = "GZ_PARENT" in os.environ
     log = Log(run.path, rank=rank)
     with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as got:
-        if not got:
-            raise SystemExit(f"`{run.id}` is in use by process {run.status().get('pid')}")
+        if not got:  # the status is that of the other process, and stays
+            print(claims.in_use(run).message, file=sys.stderr)
+            return UsageError.code
+        if rank == 0:
+            claims.tidy(run)
         try:
             with recorded(run, log):
                 job = jobs.read(run.path)
@@ -75,7 +78,7 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
         # `seconds`, `work`: of earlier starts
         now = {"started": time.time(), "ended": None, "seconds": run.seconds, "work": before}
         parent = int(os.environ.get("GZ_PARENT", "0"))
-        run.update(state="running", pid=os.getpid(), parent=parent, **now, error=None, code=None)
+        run.update(state="running", pid=os.getpid(), parent=parent, **now, error=None, code=None, lost=None)
     try:
         yield
     except BaseException as e:

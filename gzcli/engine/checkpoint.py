@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -237,4 +236,4 @@ def prune(folder: Path, keep: int) -> None:
         best = None
     for step in steps_of(folder)[:-keep]:
         if step != best:
-            shutil.rmtree(folder / f"{step:08d}")
+            files.remove_tree(folder / f"{step:08d}")

@@ -13,12 +13,14 @@ from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import UsageError
 from gzcli.jobs import ExportJob
 from gzcli.store import files
+from gzcli.store.leftovers import sweep
 from gzcli.store.runs import Run
 
 
 def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes the averaged weights of the job's run to `job.out`. Returns the JSON of `gz runs export`."""
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
+    sweep(Path(job.out).parent)
     facts = {"run": trained.run.owner.id, "to": job.to, "path": job.out}
     if job.to == "file":
         return facts | {"card": bundle.write(trained, job)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from gzcli import ranks
 from gzcli.engine.log import Log
 from gzcli.store.files import fsync, need_space
+from gzcli.store.leftovers import beside, sweep
 from gzcli.types import Batch
 
 Rows = Callable[[str, range], Iterator[Batch]]  # (split, positions) → its images in batches
@@ -21,7 +22,7 @@ Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {
 
 
 def write_maps(
-    folder: Path, counts: Mapping[str, int], rows: Rows, make: Make, *, key: str, log: Log, title: str
+    folder: Path, counts: Mapping[str, int], rows: Rows, make: Make, *, log: Log, title: str
 ) -> None:
     """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank.
 
@@ -31,13 +32,12 @@ def write_maps(
     counts: number of images N of each split.
     rows: reads the images of a split.
     make: makes the rows of the maps from a batch of images.
-    key: a name of this run alone, as another may write the same folder at the same time.
     log: shows the progress.
     title: title of the progress bar.
     """
-    part = folder.with_name(f"{folder.name}.{key}.part")
+    part = ranks.agree(beside(folder))  # another run may write the same folder at the same time
     if ranks.rank() == 0:
-        shutil.rmtree(part, ignore_errors=True)
+        sweep(folder.parent)
         part.mkdir(parents=True)
     with torch.inference_mode():
         for split, n in counts.items():

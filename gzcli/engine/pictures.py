@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gzcli.store.leftovers import beside
 from gzcli.store.png import texts
 
 APART = 12  # factor between ranges of scores from which an axis is logarithmic far from the median
@@ -128,7 +129,7 @@ def pyplot() -> Any:
 def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
     """Writes a figure as a PNG, whole or not at all, and closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part.png")
-    figure.savefig(part, dpi=dpi, metadata=texts())
+    part = beside(path)
+    figure.savefig(part, dpi=dpi, metadata=texts(), format="png")
     pyplot().close(figure)
     part.replace(path)

@@ -130,7 +130,6 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
                 {"train": images.pack.meta.counts["train"]},
                 rows,
                 lambda split, batch: model.prepare(batch),
-                key=_key(run),
                 log=log,
                 title="prepare",
             )
@@ -191,10 +190,5 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
             return {split: space.encode(batch.x, batch.noise if draw else None).half()}
 
         counts = {split: meta.counts[split] for split in ("train", "val")}
-        write_maps(folder, counts, rows, encoded, key=_key(run), log=log, title="encode")
+        write_maps(folder, counts, rows, encoded, log=log, title="encode")
     return LatentPack(images.pack, folder)
-
-
-def _key(run: Run) -> str:
-    """The run's id as a part of a file's name."""
-    return run.id.replace("/", "-")

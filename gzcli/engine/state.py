@@ -24,6 +24,7 @@ from gzcli.engine.trained import Trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.recipe.write import dump
 from gzcli.store import files, runs
+from gzcli.store.leftovers import beside
 from gzcli.store.runs import Run
 
 
@@ -214,9 +215,11 @@ def finish(run: Run) -> None:
     if ranks.rank() == 0:
         folder = run.path / "checkpoints"
         last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"
-        part = run.path / ".model.part"
+        place = run.path / "model.safetensors"
+        part = beside(place)
         shutil.copyfile(last, part)
-        part.replace(run.path / "model.safetensors")
+        files.fsync(part)
+        part.replace(place)
 
 
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:

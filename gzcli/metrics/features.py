@@ -25,6 +25,7 @@ from gzcli.data.stream import Pictures
 from gzcli.errors import UsageError
 from gzcli.sizes import Size, as_size, sides
 from gzcli.store import files
+from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir
 
 RECIPE = "lenet-1"  # part of the cache's key; to be changed with any change that changes the weights
@@ -134,6 +135,7 @@ def lenet(
         path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
     ):
         if not path.exists():
+            sweep(path.parent)
             say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
             _train(pack, path)
     return _load(path, torch.device(device))

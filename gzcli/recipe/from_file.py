@@ -18,6 +18,7 @@ from gzcli.models import catalog
 from gzcli.recipe.write import dump
 from gzcli.sizes import as_size
 from gzcli.store import bundle, files, hub, pretrained, runs
+from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir, is_name
 from gzcli.store.run import Run
 from gzcli.store.weights import at_hand, is_id, safetensors_header
@@ -64,6 +65,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
         return Run(file.parent)
     folder = cache_dir("files", f"{stem}-{files.checksum(file)[:12]}")
     if not folder.exists():
+        sweep(folder.parent)
         with files.new_dir(folder) as part:
             write(file, part, source=source)
     return Run(folder)

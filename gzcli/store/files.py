@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gzcli.errors import DamagedError, MissingError
+from gzcli.store.leftovers import beside
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 
 LARGEST = 256_000_000  # bytes of a text that gz reads back: captions of a large set; recipes have a few kB
+PROBED = 0.5  # seconds to try for a lock without waiting: `is_locked` of others takes it for a moment
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -26,7 +28,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     one, never a part of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = beside(path)
     try:
         with open(part, "wb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
@@ -86,8 +88,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 @contextmanager
 def new_dir(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `path` when the block ends, and removed when it raises."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = beside(path)
     part.mkdir(parents=True)
     try:
         yield part
@@ -95,11 +96,23 @@ def new_dir(path: Path) -> Iterator[Path]:
             if file.is_file():
                 fsync(file)
         if path.exists():
-            shutil.rmtree(path)
+            remove_tree(path)
         os.replace(part, path)
         fsync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder, which is gone at once: a process that is killed here leaves no half of it. Raises
+    OSError, and FileNotFoundError where another process removes it too."""
+    part = beside(path)
+    os.replace(path, part)
+    try:
+        shutil.rmtree(part)
+    except OSError:  # what cannot be removed keeps its name
+        os.replace(part, path)
+        raise
 
 
 @contextmanager
@@ -109,12 +122,12 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
     Yields whether the lock was acquired.
 
     path: the lock's file.
-    wait: whether to wait for another holder; if not, False is yielded at once.
+    wait: whether to wait for another holder; if not, False is yielded soon.
     on_wait: called once before waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = _holder(path)
-    got = _try_lock(holder)
+    got = _try_lock(holder, patience=0.0 if wait else PROBED)
     if not got and wait:
         if on_wait:
             on_wait()
@@ -128,9 +141,15 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock; a lock that we may not write counts as held."""
+    """Whether a living process holds the lock; a lock that we may not read or write counts as held."""
     if not path.exists():
         return False
+    try:
+        return _is_flocked(path)
+    except PermissionError:
+        return True
+    except (ImportError, OSError):  # Windows, or a file system without such locks
+        pass
     holder = _holder(path)
     try:
         got = _try_lock(holder)
@@ -148,11 +167,23 @@ def _holder(path: Path) -> BaseFileLock:
     return FileLock(path)
 
 
-def _try_lock(holder: BaseFileLock) -> bool:
+def _is_flocked(path: Path) -> bool:
+    """What `is_locked` says, by a shared lock, which needs no right to write; for lists of many runs."""
+    import fcntl
+
+    with open(path, "rb") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _try_lock(holder: BaseFileLock, patience: float = 0.0) -> bool:
     from filelock import Timeout
 
     try:
-        holder.acquire(timeout=0)
+        holder.acquire(timeout=patience, poll_interval=0.02)
     except Timeout:
         return False
     return True

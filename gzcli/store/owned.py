@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gzcli.errors import DamagedError, UsageError
@@ -16,8 +17,9 @@ from gzcli.store import files
 from gzcli.store.paths import inside, user_dir
 
 MARK = ".gz"
+CLAIM = ".claim"  # file of the lock that `gz` holds from before an engine is started until it has ended
 # Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
-RECORDS = {MARK, "job.json", "status.json", "log.txt", "accelerate.yaml", "stop", ".lock"}
+RECORDS = {MARK, "job.json", "status.json", "log.txt", "accelerate.yaml", "stop", ".lock", CLAIM}
 _RUN_ID = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{4}")
 
 
@@ -54,48 +56,59 @@ def is_removable(folder: Path) -> bool:
     return _RUN_ID.fullmatch(folder.name) is not None and {"model", "data", "created"} <= set(status)
 
 
-def remove_run(folder: Path) -> None:
-    """Deletes a run of the store. Raises UsageError for anything else."""
+def check_removable(folder: Path) -> None:
+    """Raises UsageError for what is no run of the store."""
     if not is_removable(folder):
         raise UsageError(
             f"`{folder}` is no run in gz's store, and stays",
             hint=f"gz removes what it made in `{user_dir('runs')}` only",
         )
-    shutil.rmtree(inside(folder, user_dir("runs")))
+
+
+def remove_run(folder: Path) -> None:
+    """Deletes a run of the store. Raises UsageError for anything else."""
+    check_removable(folder)
+    files.remove_tree(inside(folder, user_dir("runs")))
 
 
 def check_empty(folder: Path) -> None:
     """Raises UsageError where there is a file at `folder`, or a folder that holds anything."""
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(file.name != CLAIM for file in folder.iterdir()):
         hint = "name a new or an empty one, so that nothing is mixed up"
         raise UsageError(f"the folder `{folder}` is not empty", hint=hint)
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
         raise UsageError(f"`{folder}` is not a folder", hint="name a new or an empty one")
 
 
-def claim(folder: Path) -> None:
-    """Takes `folder` for a job and marks it.
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Takes `folder` for a job, marks it, and keeps it from other processes until the block ends.
 
     It may be new, empty, or left over from an attempt that failed before it wrote any output. Raises
-    UsageError where it holds anything else, or where another process claims it at the same time.
+    UsageError where it holds anything else, or where another process has it.
     """
-    if folder.is_dir() and is_marked(folder, "job") and _is_left_over(folder):
-        for file in folder.iterdir():
-            file.unlink()
-    check_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    if not _is_left_over(folder):
+        check_empty(folder)
+    with files.lock(folder / CLAIM, wait=False) as got:
+        if not got or files.is_locked(folder / ".lock"):
+            message = f"the folder `{folder}` is in use by another `gz`"
+            raise UsageError(message, hint="name another one")
+        if _is_left_over(folder):
+            for file in folder.iterdir():
+                if file.name != CLAIM:
+                    file.unlink()
+        check_empty(folder)
         mark(folder, "job")
-    except FileExistsError:
-        message = f"the folder `{folder}` is in use by another `gz`"
-        raise UsageError(message, hint="name another one") from None
+        yield
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Whether a job's folder is one of a failed attempt without output, and is not in use."""
+    """Whether a job's folder is one of a failed attempt without output."""
+    if not folder.is_dir() or not is_marked(folder, "job"):
+        return False
     try:
         state = files.read_object(folder / "status.json").get("state")
     except DamagedError:
         return False
-    idle = state in ("failed", "interrupted", "diverged") and not files.is_locked(folder / ".lock")
-    return idle and {file.name for file in folder.iterdir()} <= RECORDS
+    failed = state in ("failed", "interrupted", "diverged")
+    return failed and {file.name for file in folder.iterdir()} <= RECORDS

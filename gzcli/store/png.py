@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.errors import MissingError, UsageError
+from gzcli.store.leftovers import beside
 from gzcli.version import __version__
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = N
         info.add_text(key, text)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-    picture.save(path, "png", pnginfo=info)
+    part = beside(path)
+    picture.save(part, "png", pnginfo=info)
+    part.replace(path)
 
 
 def save_images(folder: Path, images: np.ndarray, origin: Mapping[str, Any] | None = None) -> list[str]:

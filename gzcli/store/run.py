@@ -17,7 +17,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("state", "model", "data", "alias", "asked", "copy_of"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
     **dict.fromkeys(("created", "started", "ended", "seconds", "work", "peak_memory"), (int, float)),
-    **dict.fromkeys(("recipe", "error"), dict),
+    **dict.fromkeys(("recipe", "error", "lost"), dict),
 }
 
 
@@ -99,17 +99,25 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """The file of the lock that its training holds."""
-        return self.path / ".lock"
+        """The file of the lock that its training holds; of a stage that of its owner."""
+        return self.owner.path / ".lock"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process starts its training, trains it, or waits for its end."""
+        return files.is_locked(self.lock) or files.is_locked(self.owner.path / owned.CLAIM)
 
     @property
     def state(self) -> str:
         """planned | running | finished | interrupted | failed | diverged | killed.
 
-        A run is `killed` where its status says `running`, but no process holds its lock.
+        A run is `killed` where its status says `running`, but no process holds it, and `running` from when it
+        is about to start.
         """
         state = self.status().get("state", "planned")
-        return "killed" if state == "running" and not files.is_locked(self.owner.lock) else state
+        if state in ("finished", "damaged"):
+            return state
+        return "running" if self.is_held else "killed" if state == "running" else state
 
     @property
     def checkpoints(self) -> list[Path]:

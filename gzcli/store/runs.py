@@ -7,24 +7,31 @@ see `choose`.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from gzcli.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.sizes import Size
 from gzcli.store import files, owned
+from gzcli.store.claims import check_idle, claimed
+from gzcli.store.leftovers import sweep
 from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run import STAGES, Run
 
-_ID = re.compile(r"(.+)-\d{8}-\d{6}-([0-9a-f]{4})")
+_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")
+_STAMP = "%Y%m%d-%H%M%S"
 _SHORT = re.compile(r".+-[0-9a-f]{4}")
 
 
-def create(model: str, data: str, *, alias: str | None = None) -> Run:
+def create(model: str, data: str, *, alias: str | None = None, held: ExitStack | None = None) -> Run:
     """A new, empty run folder.
 
     Its status numbers the runs of the store by `order`, so that the newest run is known even where the clock
@@ -33,6 +40,7 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
     model: name of the model.
     data: key of the data set.
     alias: a second name for the run.
+    held: keeps the run claimed until it is closed, so that nobody removes it before its training starts.
 
     Raises UsageError where the alias is taken or is the name of a model.
     """
@@ -45,12 +53,37 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
         if not is_name(name):
             hint = "use letters, digits, `-` and `_` in names"
             raise UsageError(f"`{name}` cannot be in a run's id", hint=hint)
-        path = inside(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", root)
+        sweep(root, user_dir())
+        stamp = _stamp(root)
+        while (path := inside(root / f"{name}-{stamp}-{secrets.token_hex(2)}", root)).exists():
+            continue
         path.mkdir()
         owned.mark(path, "run")
         run, order = Run(path), 1 + max((_age(run)[0] for run in runs), default=0)
-        run.update(state="planned", model=model, data=data, alias=alias, created=time.time(), order=order)
+        if held is not None:
+            held.enter_context(claimed(run))
+        now = {"state": "planned", "pid": os.getpid(), "created": time.time(), "order": order}
+        run.update(model=model, data=data, alias=alias, **now)
     return run
+
+
+def _stamp(root: Path) -> str:
+    """The time in the id of a new run: later than in all others, also where the clock was set back.
+
+    What lies more than a day ahead was made under a wrong clock, and does not count.
+    """
+    now = datetime.fromtimestamp(int(time.time()))
+    found = (_ID.fullmatch(path.name) for path in root.iterdir())
+    known = [at for id in found if id and (at := _time_of(id[2])) and at - now < timedelta(days=1)]
+    return f"{max([now, *(last + timedelta(seconds=1) for last in known)]):{_STAMP}}"
+
+
+def _time_of(stamp: str) -> datetime | None:
+    """The time in a run's id; None where it is none."""
+    try:
+        return datetime.strptime(stamp, _STAMP)
+    except ValueError:
+        return None
 
 
 def check_alias(alias: str, runs: list[Run] | None = None) -> None:
@@ -121,7 +154,7 @@ def by_name(ref: str) -> Run | None:
 def short_name(id: str) -> str:
     """A run's id without its time, `glow-celeba-ab12`, which means the run where no other has the same."""
     found = _ID.fullmatch(id)
-    return f"{found[1]}-{found[2]}" if found else id
+    return f"{found[1]}-{found[3]}" if found else id
 
 
 def short_names(runs: Iterable[Run]) -> dict[str, str]:
@@ -249,15 +282,20 @@ def copy_weights(run: Run, target: Run) -> None:
 def remove(run: Run) -> None:
     """Deletes a run of the store.
 
-    Raises UsageError for a stage, for a run that is being trained, and for a folder outside the store.
+    Raises UsageError for a stage, for a run that is being trained or read, and for a folder outside the
+    store.
     """
+    check_removable(run)
+    with claimed(run):
+        owned.remove_run(run.path)
+
+
+def check_removable(run: Run) -> None:
+    """Raises UsageError where a run cannot be removed: see `remove`."""
     if run.owner is not run:
         raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
-    if run.state == "running":
-        raise UsageError(
-            f"`{run.id}` is being trained by process {run.status().get('pid')}", hint="stop it first"
-        )
-    owned.remove_run(run.path)
+    owned.check_removable(run.path)
+    check_idle(run)
 
 
 def give_up(run: Run, *, keep: bool) -> bool:
@@ -270,5 +308,7 @@ def give_up(run: Run, *, keep: bool) -> bool:
     if keep:
         run.update(state="failed", alias=None)
         return False
-    remove(run)
-    return True
+    with contextlib.suppress(UsageError):  # another process has it by now
+        remove(run)
+        return True
+    return False

@@ -95,9 +95,12 @@ def test_two_jobs_of_one_second_are_apart(call, run, engine, monkeypatch):
 
 
 def test_one_folder_is_claimed_by_one(tmp_path):
-    owned.claim(tmp_path / "out")
-    with pytest.raises(UsageError, match="is not empty"):
-        owned.claim(tmp_path / "out")
+    with owned.claimed(tmp_path / "out"):
+        with pytest.raises(UsageError, match="is not empty"), owned.claimed(tmp_path / "out"):
+            pass
+        (tmp_path / "out" / ".gz").unlink()
+        with pytest.raises(UsageError, match="in use by another `gz`"), owned.claimed(tmp_path / "out"):
+            pass
     (tmp_path / "raced").mkdir()
     owned.mark(tmp_path / "raced", "job")
     with pytest.raises(FileExistsError):

@@ -51,11 +51,11 @@ def _home(tmp_path_factory):
 
 def here(folder: Path, job: jobs.Job, *, quiet: bool = False) -> dict:
     """Does a job in this process, which saves the start of another."""
-    owned.claim(folder)
-    jobs.write(folder, job)
-    verb = importlib.import_module(f"gzcli.engine.{job.verb}")
-    png.made_by(**jobs.told(job))
-    return verb.run(jobs.read(folder), folder, torch.device("cpu"), Log(folder, rank=0))
+    with owned.claimed(folder):
+        jobs.write(folder, job)
+        verb = importlib.import_module(f"gzcli.engine.{job.verb}")
+        png.made_by(**jobs.told(job))
+        return verb.run(jobs.read(folder), folder, torch.device("cpu"), Log(folder, rank=0))
 
 
 @pytest.fixture

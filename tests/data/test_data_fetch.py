@@ -20,7 +20,7 @@ from server import serve
 
 from gzcli.__main__ import main
 from gzcli.data import fetch as fetching
-from gzcli.data import http, library, request
+from gzcli.data import http, request
 from gzcli.data.fetch import fetch
 from gzcli.data.library import data_path, remove, verify
 from gzcli.data.raw import is_fetched, raw_dir
@@ -117,7 +117,7 @@ def test_a_set_that_cannot_be_removed_is_told(site, monkeypatch):
     def refuse(path, **how):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(library.shutil, "rmtree", refuse)
+    monkeypatch.setattr("shutil.rmtree", refuse)
     with pytest.raises(MissingError, match="cannot be removed: Read-only file system"):
         remove(spec_at(server.url))
     assert left_over() == ["a.bin"]

@@ -163,7 +163,7 @@ def test_a_signal_to_the_launcher_alone_reaches_the_trainer(launcher, tmp_path):
     assert launcher(run) == 0 and (tmp_path / "stop").read_text() == "15"
 
 
-def test_the_launcher_ends_as_its_process_did(launcher):
+def test_the_launcher_ends_as_its_process_did(launcher, tmp_path):
     def one(code: int):
         def run():
             raise subprocess.CalledProcessError(code, ["python"])
@@ -172,10 +172,11 @@ def test_the_launcher_ends_as_its_process_did(launcher):
 
     def several():
         error = RuntimeError("ChildFailedError")
-        error.failures = {rank: SimpleNamespace(exitcode=code) for rank, code in enumerate((1, -9))}
+        error.failures = {rank: SimpleNamespace(exitcode=code, pid=7) for rank, code in enumerate((1, -9))}
         raise error
 
     assert [launcher(run) for run in (one(3), one(-9), several)] == [3, 137, 137]
+    assert Run(tmp_path).status() == {"lost": {"rank": 1, "pid": 7}}
     with pytest.raises(ZeroDivisionError):
         launcher(lambda: 1 / 0)
 

@@ -379,6 +379,22 @@ def test_more_gpus_than_there_are(monkeypatch):
         launch.plan(LaunchSection(gpus=2), every_gpu=True)
 
 
+def test_names_of_gpus_are_none(monkeypatch):
+    """`CUDA_VISIBLE_DEVICES=0` on a machine without GPUs: a training takes the CPU."""
+    for visible, there, count in (
+        ("0", 0, 0),
+        ("0,1", 1, 1),
+        ("GPU-a,GPU-b", 8, 2),
+        ("-1", 8, 0),
+        ("", 8, 0),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(launch, "installed_gpus", lambda there=there: there)
+        monkeypatch.setattr(launch, "OTHER_GPUS", ())
+        assert launch.count_gpus() == count
+    assert launch.plan(LaunchSection(), every_gpu=True).gpus == 0
+
+
 def test_threads_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -388,7 +404,7 @@ def test_threads_are_shared_out(monkeypatch):
 
 
 def test_several_machines_reach_the_launcher(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(launch, "count_gpus", lambda: 2)
     plan = launch.plan(
         LaunchSection(machines=2, machine_rank=1, main_ip="10.0.0.1", main_port=29501), every_gpu=True
     )
