@@ -20,15 +20,11 @@ from typing import Any
 from gzcli import meeting, signals, slurm, start, variables
 from gzcli.ending import FOLDER, end_all, is_saving, left_behind, outcome, settle
 from gzcli.errors import DeviceError, UsageError
+from gzcli.gpus import count_gpus
 from gzcli.sections import LaunchSection
 from gzcli.store import files
 from gzcli.store.runs import Run
 
-OTHER_GPUS = (
-    "/dev/kfd",
-    "/dev/nvhost-gpu",
-    "/dev/dxg",
-)  # AMD's, Jetson's, those of WSL: no driver lists them
 RESTARTS = 2  # of the processes of several machines, where the recipe does not say
 # beginnings of the variables by which launchers tell a process its rank
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
@@ -80,29 +76,6 @@ class Plan:
         """Whether accelerate's launcher starts the engine of a training. For one process on the CPU it would
         do nothing but load torch, which takes a second."""
         return self.distributed or self.gpus > 0 or bool(self.extra)
-
-
-def count_gpus() -> int:
-    """The visible CUDA devices, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return installed_gpus()
-    named = [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
-    if not named or "MIG-" in visible or any(Path(node).exists() for node in OTHER_GPUS):
-        return len(named)
-    return min(len(named), installed_gpus())  # names alone are no GPUs
-
-
-def installed_gpus() -> int:
-    """The GPUs of NVIDIA's driver, whether or not they are visible."""
-    driver = Path("/proc/driver/nvidia/gpus")
-    if driver.is_dir():
-        return len(list(driver.iterdir()))
-    try:
-        out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in out.splitlines())
 
 
 def plan(

@@ -15,19 +15,17 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from gzcli.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.sizes import Size
 from gzcli.store import files, owned
 from gzcli.store.claims import check_idle, claimed
+from gzcli.store.ids import short_name, time_of_id
 from gzcli.store.leftovers import sweep
 from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run import STAGES, Run
 
-_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")
-_STAMP = "%Y%m%d-%H%M%S"
 _SHORT = re.compile(r".+-[0-9a-f]{4}")
 
 
@@ -54,7 +52,7 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
             hint = "use letters, digits, `-` and `_` in names"
             raise UsageError(f"`{name}` cannot be in a run's id", hint=hint)
         sweep(root, user_dir())
-        stamp = _stamp(root)
+        stamp = time_of_id(root)
         while (path := inside(root / f"{name}-{stamp}-{secrets.token_hex(2)}", root)).exists():
             continue
         path.mkdir()
@@ -65,25 +63,6 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
         now = {"state": "planned", "pid": os.getpid(), "created": time.time(), "order": order}
         run.update(model=model, data=data, alias=alias, **now)
     return run
-
-
-def _stamp(root: Path) -> str:
-    """The time in the id of a new run: later than in all others, also where the clock was set back.
-
-    What lies more than a day ahead was made under a wrong clock, and does not count.
-    """
-    now = datetime.fromtimestamp(int(time.time()))
-    found = (_ID.fullmatch(path.name) for path in root.iterdir())
-    known = [at for id in found if id and (at := _time_of(id[2])) and at - now < timedelta(days=1)]
-    return f"{max([now, *(last + timedelta(seconds=1) for last in known)]):{_STAMP}}"
-
-
-def _time_of(stamp: str) -> datetime | None:
-    """The time in a run's id; None where it is none."""
-    try:
-        return datetime.strptime(stamp, _STAMP)
-    except ValueError:
-        return None
 
 
 def check_alias(alias: str, runs: list[Run] | None = None) -> None:
@@ -149,12 +128,6 @@ def by_name(ref: str) -> Run | None:
     if found and below:
         return found.stage(stage) if is_name(stage) and found.stage(stage).status() else None
     return found
-
-
-def short_name(id: str) -> str:
-    """A run's id without its time, `glow-celeba-ab12`, which means the run where no other has the same."""
-    found = _ID.fullmatch(id)
-    return f"{found[1]}-{found[3]}" if found else id
 
 
 def short_names(runs: Iterable[Run]) -> dict[str, str]:

@@ -45,6 +45,7 @@ LEAVES = {
     "standings",
     "waiting",
     "measured",
+    "gpus",
 }
 MAY = {
     "__main__": {"cli"},

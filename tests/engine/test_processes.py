@@ -21,7 +21,7 @@ from helpers import ROOT, gz, lines, recipe, trainer, traps
 from safetensors.torch import load_file
 from zoo import CASES, CYCLEGAN, Case
 
-from gzcli import launch
+from gzcli import gpus, launch
 from gzcli.engine.report import RATES
 from gzcli.errors import DeviceError
 from gzcli.models import catalog
@@ -389,9 +389,9 @@ def test_names_of_gpus_are_none(monkeypatch):
         ("", 8, 0),
     ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        monkeypatch.setattr(launch, "installed_gpus", lambda there=there: there)
-        monkeypatch.setattr(launch, "OTHER_GPUS", ())
-        assert launch.count_gpus() == count
+        monkeypatch.setattr(gpus, "installed_gpus", lambda there=there: there)
+        monkeypatch.setattr(gpus, "OTHER_GPUS", ())
+        assert gpus.count_gpus() == count
     assert launch.plan(LaunchSection(), every_gpu=True).gpus == 0
 
 
