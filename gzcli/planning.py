@@ -54,7 +54,8 @@ class Asked:
         alias: the run's second name, which alone counts then: jobs side by side go on with their own runs.
         """
         if alias is not None:
-            return next((run for run in runs.all_runs() if run.alias == alias), None)
+            named = (run for run in runs.all_runs() if run.alias == alias)
+            return next((run for run in named if (run.path / "run.yaml").exists()), None)
         if self.earlier:
             return self.earlier
         found = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
@@ -268,7 +269,7 @@ def start(
             use = Use(locate(recipe.data.name))
             held.callback(use.end)
             write_run(run, recipe, plan)
-            if new:
+            if new or "recipe" not in run.status():
                 note_whole(run, asked, recipe)
             announce(run)
             if plan.machines > 1:

@@ -125,6 +125,7 @@ def prune(
 
     if keep is None and not unfinished:
         raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint="gz runs prune --keep 1")
+    runs.tidy()
     doomed = [] if keep is None else runs.outdated(keep)
     if unfinished:
         doomed += [run for run in runs.all_runs() if run.state not in ("finished", "running", "damaged")]

@@ -103,7 +103,8 @@ class Trainer:
         clock = partial(devices.clock, self.device)
         self.cadence = Cadence(train, self.steps, agree=ranks.agree, clock=clock)
         if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
-            self.pause(self.steps, KINDS)
+            validated = ranks.agree(self.history.validated(self.steps))
+            self.pause(self.steps, KINDS - {"eval"} if validated else KINDS)
             return
         stop = Stop(self.run.owner.path, world=self.world, device=self.device)
         self.begin()
@@ -263,17 +264,17 @@ class Trainer:
             self.picture(start, GRID)
 
     def evaluate(self, done: int, metric: str) -> None:
-        """Validates, records the figures, and saves a checkpoint if it is the best so far."""
+        """Validates, saves a checkpoint if it is the best so far, and records the figures last: a run that
+        goes on validates again where they are missing."""
         with self.ema.evaluating():
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
         if 4 * done >= self.steps and (text := collapsed(values)):  # earlier, samples have not spread out yet
             self.log.warn(text)
+        state.save_best(self.state, done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.log.info(f"step {done}  validation {figures}")
+        self.log.info(f"step {done}  validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
         if reference := self.history.reference(self.part, done, metric):
             self.log.info(reference)
-        state.save_best(self.state, done, metric, values[metric])
 
     def get_net(self) -> None:
         """Gets the net of `fd`, which is trained once for each data set: longer than a validation takes."""

@@ -52,17 +52,37 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
             hint = "use letters, digits, `-` and `_` in names"
             raise UsageError(f"`{name}` cannot be in a run's id", hint=hint)
         sweep(root, user_dir())
+        for run in filter(_is_stillborn, runs):
+            owned.remove_run(run.path)
         stamp = time_of_id(root)
         while (path := inside(root / f"{name}-{stamp}-{secrets.token_hex(2)}", root)).exists():
             continue
-        path.mkdir()
-        owned.mark(path, "run")
-        run, order = Run(path), 1 + max((_age(run)[0] for run in runs), default=0)
-        if held is not None:
-            held.enter_context(claimed(run))
+        order = 1 + max((_age(run)[0] for run in runs), default=0)
         now = {"state": "planned", "pid": os.getpid(), "created": time.time(), "order": order}
-        run.update(model=model, data=data, alias=alias, **now)
-    return run
+        with files.new_dir(path) as part:
+            owned.mark(part, "run")
+            Run(part).update(model=model, data=data, alias=alias, **now)
+        if held is not None:
+            held.enter_context(claimed(Run(path)))
+    return Run(path)
+
+
+def tidy() -> None:
+    """Removes what killed processes left half made, or half removed, in the store."""
+    with files.lock(user_dir("runs", ".lock")):
+        sweep(user_dir("runs"), user_dir())
+
+
+def _is_stillborn(run: Run) -> bool:
+    """Whether a run is of a `gz` that was killed before it wrote the recipe: there is nothing to go on
+    with."""
+    import psutil
+
+    if (run.path / "run.yaml").exists() or run.is_held:
+        return False
+    status = run.status()
+    pid = status.get("pid")
+    return status.get("state") == "planned" and pid is not None and not psutil.pid_exists(pid)
 
 
 def check_alias(alias: str, runs: list[Run] | None = None) -> None:
@@ -72,7 +92,7 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
     """
     runs = all_runs() if runs is None else runs
     taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
-    if taken:
+    if taken and not _is_stillborn(taken):
         raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
     if canonical(alias) in map(canonical, recipe_names()):  # it would hide the model's recipe
         raise UsageError(
@@ -259,7 +279,7 @@ def remove(run: Run) -> None:
     store.
     """
     check_removable(run)
-    with claimed(run):
+    with files.lock(user_dir("runs", ".lock")), claimed(run):  # a run that is being made is not claimed yet
         owned.remove_run(run.path)
 
 

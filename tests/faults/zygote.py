@@ -1,0 +1,126 @@
+"""A process that has loaded gz once and forks a child for each command, which saves seconds of imports; the
+child may end itself by SIGKILL, or by os._exit, just before or after its n-th change of the store.
+
+It reads a JSON object a line: {words | fetch, home, here, env, at, when, how, log}, and answers {"code": …},
+the exit code, or −9. The engine runs in the child itself in place of a process of its own. A change is a call
+of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does something below `home`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+LOADED = ("torch._dynamo", "torch.distributed.tensor", "accelerate", "sklearn.datasets", "matplotlib.pyplot")
+LOADED += ("rich.progress", "rich.table", "PIL.PngImagePlugin", "gzcli.data.build", "gzcli.engine.trainer")
+LOADED += (
+    "gzcli.engine.__main__",
+    "gzcli.engine.export",
+    "gzcli.cli.app",
+    "gzcli.planning",
+    "gzcli.cli.ends",
+)
+CHANGES = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir")
+
+
+def patched(job: dict[str, Any]) -> None:
+    """Counts the changes of the store, writes them into `log`, and ends the process at one of them."""
+    home, seen = os.path.realpath(job["home"]), 0
+
+    def watch(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(first: Any, *more: Any, **options: Any) -> Any:
+            nonlocal seen
+            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fsdecode(first)
+            below = options.get("dir_fd") is not None or os.path.abspath(path).startswith(home)
+            below = below and not (name == "mkdir" and os.path.exists(path))
+            seen += below
+            here = below and seen == job.get("at")
+            if below and job.get("log"):
+                with open(job["log"], "a") as f:
+                    f.write(f"{name} {os.path.relpath(path, home)}\n")
+            if here and job["when"] == "before":
+                die(job)
+            found = real(first, *more, **options)
+            if here:
+                die(job)
+            return found
+
+        return call
+
+    for name in CHANGES:
+        setattr(os, name, watch(name, getattr(os, name)))
+
+
+def die(job: dict[str, Any]) -> None:
+    if job.get("how") == "exit":
+        os._exit(99)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def here(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
+    """`launch.run` without processes."""
+    from gzcli import ending
+    from gzcli.engine.__main__ import main
+    from gzcli.store.runs import Run
+
+    return ending.outcome(Run(folder), main(folder), [])
+
+
+def toy(url: str, content: bytes) -> Any:
+    """A set of one file of this content, at an address."""
+    from gzcli.data.sets import SPECS
+    from gzcli.data.specs import DataFile
+
+    file = DataFile("a.bin", (f"{url}/a.bin",), len(content), md5=hashlib.md5(content).hexdigest())
+    return replace(SPECS["mnist"], name="toy", files=(file,))
+
+
+def work(job: dict[str, Any]) -> int:
+    """Does a job in this process. Returns the exit code."""
+    from gzcli import launch
+    from gzcli.cli import app
+
+    os.environ.update(job.get("env", {}), GZ_HOME=job["home"], GZ_OUTPUT="quiet")
+    os.chdir(job["here"])
+    launch.run = here
+    patched(job)
+    if "fetch" in job:
+        from gzcli.data import http
+        from gzcli.data.fetch import fetch
+
+        http.LARGE = 1 << 16  # so that the file comes in pieces
+        fetch(toy(job["fetch"], Path(job["content"]).read_bytes()))
+        return 0
+    return app.run(job["words"])
+
+
+def main() -> None:
+    for name in LOADED:
+        importlib.import_module(name)
+    sys.modules["torch"].set_num_threads(1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                with open(job["said"], "w") as f:
+                    os.dup2(f.fileno(), 1)
+                    os.dup2(f.fileno(), 2)
+                code = work(job)
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.write(3, json.dumps({"code": code}).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
