@@ -129,6 +129,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         "classes": len(found.classes),
     }
     with lock(user_dir(LOCK)):
+        sweep(user_dir())
         imported = imports()
         if name not in imported and matching(name, imported):
             raise UsageError(f"`{name}` is taken", hint=f"`gz data remove {name}` frees it")

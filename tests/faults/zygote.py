@@ -48,10 +48,11 @@ def patched(job: dict[str, Any]) -> None:
                     f.write(f"{name} {os.path.relpath(path, home)}\n")
             if here and job["when"] == "before":
                 die(job)
-            found = real(first, *more, **options)
-            if here:
-                die(job)
-            return found
+            try:
+                return real(first, *more, **options)
+            finally:
+                if here:
+                    die(job)
 
         return call
 
@@ -93,11 +94,16 @@ def work(job: dict[str, Any]) -> int:
     launch.run = here
     patched(job)
     if "fetch" in job:
-        from gzcli.data import http
+        from gzcli.data import http, request
         from gzcli.data.fetch import fetch
+        from gzcli.errors import GzError
 
-        http.LARGE = 1 << 16  # so that the file comes in pieces
-        fetch(toy(job["fetch"], Path(job["content"]).read_bytes()))
+        http.LARGE, http.BACKOFF, request.TIMEOUT = 1 << 16, 0.01, 0.5  # so that it comes in pieces, and soon
+        try:
+            fetch(toy(job["fetch"], Path(job["content"]).read_bytes()))
+        except GzError as error:
+            print(error)
+            return error.code
         return 0
     return app.run(job["words"])
 

@@ -1,0 +1,324 @@
+"""Two processes at one run, one set, one folder or one file, and what killed ones leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from helpers import ROOT
+
+from gzcli import ending, launch, planning, start
+from gzcli.cli import jobs
+from gzcli.data.in_use import Use
+from gzcli.data.names import locate
+from gzcli.data.open import open_pack
+from gzcli.errors import DeviceError, GzError, Interrupted, MissingError, UsageError
+from gzcli.store import claims, files, leftovers, owned, runs
+from gzcli.store.leftovers import beside, sweep
+from gzcli.store.run import Run
+
+DEAD = 2**22 + 1  # beyond the numbers that Linux gives to processes
+
+
+@pytest.fixture
+def broken(home) -> Run:
+    """A run that was broken off."""
+    run = runs.create("vae", "digits")
+    tree = "model: {name: vae}\ndata: {name: digits, size: 16, channels: 1, levels: 17}\n"
+    files.write_atomic(run.path / "run.yaml", tree)
+    run.update(state="interrupted", step=1)
+    return run
+
+
+def asked(call, monkeypatch, at: str, *words: str) -> list[tuple[int, str]]:
+    """What becomes of commands that are given at a moment of `gz train`: exit code and words of each."""
+    told: list[tuple[int, str]] = []
+    real = getattr(planning, at) if at == "write_run" else None
+
+    def moment(*args: object, **more: object) -> object:
+        (run,) = runs.all_runs()
+        for line in ("runs remove ID --yes", "runs prune --unfinished --yes", "train ID --resume --cpu"):
+            code, said, err = call(*line.replace("ID", run.id).split())
+            told.append((code, said + err))
+        assert run.path.exists() and run.state == "running"
+        return real(*args, **more) if real else {}
+
+    monkeypatch.setattr(launch, "run", lambda *args, **more: {})
+    monkeypatch.setattr(*((planning, "write_run") if real else (launch, "run")), moment)
+    assert call("train", *words, "--cpu", "--quiet")[0] in (0, 3)
+    return told
+
+
+@pytest.mark.parametrize("at", ["write_run", "launch"])
+@pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
+def test_a_run_that_is_about_to_start_is_left_alone(call, monkeypatch, request, at, resumed):
+    words = ("vae", "--data", "digits")
+    if resumed:
+        words = (request.getfixturevalue("broken").id, "--resume")
+    remove, prune, resume = asked(call, monkeypatch, at, *words)
+    named = f"is being trained by process {os.getpid()}"
+    assert remove[0] == 2 and named in remove[1]
+    if resumed or at == "launch":  # before it has a recipe there is nothing to go on with
+        assert resume[0] == 2 and named in resume[1]
+    assert prune[0] == 0 and "nothing to remove" in prune[1]
+
+
+def test_of_two_resumes_at_one_instant_one_is_refused(broken, monkeypatch):
+    began, ends = [], []
+    gate, over = threading.Barrier(2), threading.Event()
+
+    def wait(*args: object, **more: object) -> dict:
+        began.append(args)
+        over.wait(20)
+        return {}
+
+    monkeypatch.setattr(launch, "run", wait)
+    monkeypatch.setattr(planning, "write_run", lambda *args: None)
+    monkeypatch.setattr(planning, "note_whole", lambda *args: None)
+    asked = planning.ask(broken.id, None, (), {"launch.cpu": True})
+
+    def go() -> None:
+        gate.wait()
+        try:
+            planning.start(asked, planning.continued(broken, asked.recipe, None), launch.Plan(), broken)
+        except UsageError as error:
+            ends.append(error.message)
+            over.set()
+
+    threads = [threading.Thread(target=go) for _ in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(began) == len(ends) == 1
+    assert ends[0] == f"`{broken.id}` is being trained by process {os.getpid()}"
+
+
+def test_a_run_that_was_removed_meanwhile_is_not_made_again(broken):
+    runs.remove(broken)
+    with pytest.raises(MissingError, match="is gone"), claims.claimed(broken):
+        pass
+    broken.path.mkdir()  # as a lock does that is made in that moment
+    with pytest.raises(MissingError, match="is gone"), claims.claimed(broken):
+        pass
+    assert not broken.path.exists()
+
+
+def test_an_engine_that_another_gz_left_behind_keeps_the_run(broken):
+    """`gz` was killed, its engine saves: the next one is refused, and leaves the status alone."""
+    broken.update(state="running", pid=os.getpid())
+    with files.lock(broken.lock):
+        before = (broken.path / "status.json").read_bytes()
+        with pytest.raises(UsageError, match=f"trained by process {os.getpid()}"):
+            ending.outcome(broken, 2, [])
+        with pytest.raises(UsageError, match=f"trained by process {os.getpid()}"), claims.claimed(broken):
+            pass
+    assert (broken.path / "status.json").read_bytes() == before and broken.state == "killed"
+
+
+def test_a_run_that_a_job_reads_is_left_alone(call, broken, monkeypatch):
+    broken.update(state="finished")
+    folder, told = jobs.new_folder(broken.path / "sampled", "x"), []
+    with owned.claimed(folder):
+        for words in (("remove", broken.id), ("prune", "--keep", "0")):
+            code, said, err = call("runs", *words, "--yes")
+            told.append((code, said + err))
+    assert told[0][0] == 2 and f"is read by a job that writes `{folder}`" in told[0][1]
+    assert told[1][0] == 0 and "left:" in told[1][1] and broken.path.exists()
+    assert call("runs", "remove", broken.id, "--yes")[0] == 0 and not broken.path.exists()
+
+
+def test_jobs_of_one_second_and_one_suffix_are_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260131-142501")
+    suffixes = iter([b"\0\0", b"\0\0", b"\0\1"])
+    monkeypatch.setattr(os, "urandom", lambda n: next(suffixes))
+    made = [jobs.new_folder(tmp_path, "ood") for _ in range(2)]
+    assert [folder.name for folder in made] == ["ood-20260131-142501-0000", "ood-20260131-142501-0001"]
+
+
+HOLD = """
+import sys, time
+from gzcli.data.in_use import Use
+from gzcli.data.names import locate
+use = Use(locate(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_set_that_another_process_uses_is_not_removed(home, capsys):
+    from gzcli.cli import app
+
+    folder = open_pack("digits").folder  # its own use is no hindrance
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, "digits"], stdout=subprocess.PIPE, cwd=ROOT, env=os.environ
+    )
+    try:
+        child.stdout.readline()
+        assert app.run(["data", "remove", "digits", "--yes"]) == 2
+        assert f"`digits` is being used by process {child.pid}" in capsys.readouterr().err
+        assert folder.exists()
+    finally:
+        child.kill()
+        child.communicate()
+    assert app.run(["data", "remove", "digits", "--yes"]) == 0 and not folder.exists()
+    assert not list(home.glob("packs/.*.used"))
+
+
+def test_a_set_that_is_downloaded_is_not_removed(home, capsys):
+    from gzcli.cli import app
+
+    with files.lock(home / "raw" / ".mnist.lock"):
+        assert app.run(["data", "remove", "mnist", "--yes"]) == 2
+    assert "is being downloaded by another process" in capsys.readouterr().err
+
+
+def test_a_set_is_let_go_with_its_pack_or_its_error(home):
+    pack = open_pack("digits")
+    assert len(list(home.glob("packs/.digits.*.used"))) == 1
+    del pack
+    with pytest.raises(UsageError), Use(locate("digits")):
+        raise UsageError("x")
+    assert not list(home.glob("packs/.digits.*.used"))
+
+
+# --- files ---
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """As two `gz bench` write the features of one set: one whole file, and no error."""
+    file, texts, errors = tmp_path / "x.json", [f"{i}" * 50_000 for i in range(4)], []
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(30):
+                files.write_atomic(file, text)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not errors and file.read_text() in texts and os.listdir(tmp_path) == ["x.json"]
+
+
+def test_who_looks_at_a_lock_does_not_keep_others_from_it(tmp_path):
+    """`gz runs list` in the moment in which an engine starts."""
+    lock, over = tmp_path / ".lock", threading.Event()
+    lock.touch()
+
+    def look() -> None:
+        while not over.is_set():
+            files.is_locked(lock)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    [thread.start() for thread in threads]
+    got = []
+    for _ in range(150):
+        with files.lock(lock, wait=False) as one:
+            got.append(one)
+    over.set()
+    [thread.join() for thread in threads]
+    assert all(got)
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    own = beside(tmp_path / "a.json")
+    named = f".a.json.{leftovers._machine()}.%d.0.part"
+    parent, day = tmp_path / (named % os.getppid()), tmp_path / f".a.json.00000000.{DEAD}.0.part"
+    mine = [own, parent, day, tmp_path / "b.part", tmp_path / ".c.part"]  # living, elsewhere, of others
+    old = [tmp_path / (named % DEAD), tmp_path / f".a.json.{DEAD}.part"]  # the second as version 0.1 named it
+    for file in (*mine, *old):
+        file.write_text("x")
+    (tmp_path / f".d.{leftovers._machine()}.{DEAD}.3.part").mkdir()
+    sweep(tmp_path, tmp_path / "none")
+    assert sorted(tmp_path.iterdir()) == sorted(mine)
+    os.utime(day, (0, 0))  # of a machine that we cannot look into: after a day
+    os.utime(parent, (0, 0))  # older than the process that has its number now
+    sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted({*mine} - {day, parent})
+
+
+def test_ids_are_in_order_whatever_the_clock_says(home, monkeypatch):
+    made = []
+    for clock in (1_700_000_000, 1_700_000_000, 1_699_996_400, 1_700_000_001):  # an hour back
+        monkeypatch.setattr(time, "time", lambda clock=clock: float(clock))
+        made.append(runs.create("vae", "digits").id)
+    assert made == sorted(made) and len({name[:26] for name in made}) == 4
+    monkeypatch.setattr(time, "time", lambda: 1_600_000_000.0)  # the others are of a clock that was wrong
+    assert runs.create("vae", "digits").id < made[0] and runs.all_runs()[-1].id == made[0]
+
+
+# --- ends ---
+
+SAVES = """
+import os, sys, time
+from pathlib import Path
+from gzcli.store import files
+from gzcli.store.run import Run
+
+run = Run(Path(sys.argv[-1]))
+if os.fork():  # the launcher is gone
+    time.sleep(0.3)
+    os.kill(os.getpid(), 9)
+with files.lock(run.lock):
+    run.update(state="running", parent=int(os.environ["GZ_PARENT"]), pid=os.getpid(), error=None)
+    while not (run.path / "stop").exists():
+        time.sleep(0.02)
+    with files.new_dir(run.path / "checkpoints" / "00000007") as part:
+        for i in range(8):
+            (part / f"{i}").write_text("x")
+            time.sleep(0.2)
+        (part / "meta.json").write_text("{}")
+    error = {"kind": "interrupted", "message": "checkpoint saved", "hint": "--resume"}
+    run.update(state="interrupted", code=143, error=error)
+"""
+
+
+def test_an_engine_is_not_killed_while_it_saves(broken, monkeypatch):
+    """Its launcher is gone, and it takes longer than `gz` waits for a step."""
+    monkeypatch.setattr(launch, "GRACE", 0.5)
+    monkeypatch.setattr(launch, "command", lambda *_, **__: [sys.executable, "-c", SAVES, str(broken.path)])
+    with pytest.raises(Interrupted, match="checkpoint saved"):
+        launch.run(broken.path, launch.Plan(), launcher=True)
+    assert ending.checkpoints(broken) == [7]
+
+
+ORPHAN = """
+import os, signal, subprocess, sys, time
+if sys.argv[1] == "launcher":
+    subprocess.Popen([sys.executable, "-c", sys.argv[2], "rank", *sys.argv[3:]], start_new_session=True)
+    time.sleep(0.7)
+    os.kill(os.getpid(), 9)
+signal.signal(15, signal.SIG_IGN)
+open(sys.argv[-1] + "/pid", "w").write(str(os.getpid()))
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_stopped_rank_of_a_dead_launcher_is_ended(broken, monkeypatch):
+    """It has a session of its own, so it is neither in the tree nor in the group of processes any more."""
+    monkeypatch.setattr(ending, "PATIENCE", 0.5)
+    words = [sys.executable, "-c", ORPHAN, "launcher", ORPHAN, start.SCRIPT, str(broken.path)]
+    monkeypatch.setattr(launch, "command", lambda *_, **__: words)
+    with pytest.raises(DeviceError, match="SIGKILL"):
+        launch.run(broken.path, launch.Plan(), launcher=True)
+    pid = int((broken.path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "told"),
+    [(137, DeviceError, "was killed (SIGKILL)"), (139, GzError, "was ended by SIGSEGV")],
+)
+def test_the_rank_that_was_lost_is_named(broken, code, kind, told):
+    """Also where rank 0 has recorded the broken connection, which is a consequence."""
+    error = {"kind": "bug", "message": "RuntimeError: Connection closed by peer", "hint": None}
+    broken.update(state="failed", code=1, error=error, lost={"rank": 1, "pid": 4321})
+    with pytest.raises(kind) as e:
+        ending.outcome(broken, code, [])
+    assert e.value.message.startswith(f"rank 1 (process 4321) {told}")
+    assert broken.status()["error"]["message"] == e.value.message
