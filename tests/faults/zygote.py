@@ -67,10 +67,16 @@ def die(job: dict[str, Any]) -> None:
 
 
 def here(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """`launch.run` without processes."""
+    """`launch.run` without processes, in the environment that it gives to one."""
     from gzcli import ending
     from gzcli.engine.__main__ import main
+    from gzcli.launch import environment
     from gzcli.store.runs import Run
+
+    given = environment(plan, "quiet")
+    del given["GZ_PARENT"]
+    os.environ.clear()
+    os.environ.update(given)
 
     return ending.outcome(Run(folder), main(folder), [])
 
@@ -89,7 +95,7 @@ def work(job: dict[str, Any]) -> int:
     from gzcli import launch
     from gzcli.cli import app
 
-    os.environ.update(job.get("env", {}), GZ_HOME=job["home"], GZ_OUTPUT="quiet")
+    os.environ.update(job.get("env", {}), GZ_HOME=job["home"])
     os.chdir(job["here"])
     launch.run = here
     patched(job)
