@@ -2,8 +2,9 @@
 child may end itself by SIGKILL, or by os._exit, just before or after its n-th change of the store.
 
 It reads a JSON object a line: {words | fetch, home, here, env, at, when, how, log}, and answers {"code": …},
-the exit code, or −9. The engine runs in the child itself in place of a process of its own. A change is a call
-of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does something below `home`.
+the exit code, or −9, on the file whose number is its argument. The engine runs in the child itself in place of
+a process of its own. A change is a call of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does
+something below `home`.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def main() -> None:
                 sys.stdout.flush()
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os.write(3, json.dumps({"code": code}).encode() + b"\n")
+        os.write(int(sys.argv[1]), json.dumps({"code": code}).encode() + b"\n")
 
 
 if __name__ == "__main__":
