@@ -2,8 +2,8 @@
 child may end itself by SIGKILL, or by os._exit, just before or after its n-th change of the store.
 
 It reads a JSON object a line: {words | fetch, home, here, env, at, when, how, log}, and answers {"code": …},
-the exit code, or −9, on the file whose number is its argument. The engine runs in the child itself in place of
-a process of its own. A change is a call of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does
+the exit code, or −9, on the file whose number is its argument. The engine runs in the child itself, not in a
+process of its own. A change is a call of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does
 something below `home`.
 """
 
