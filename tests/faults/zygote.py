@@ -133,6 +133,7 @@ def main() -> None:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         os.write(int(sys.argv[1]), json.dumps({"code": code}).encode() + b"\n")
+    os._exit(0)  # what has been loaded is not put away
 
 
 if __name__ == "__main__":
