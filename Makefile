@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz bench pretrained docs measured costs lint format completions clean
+.PHONY: demo test test-slow fuzz faults bench pretrained docs measured costs lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is
 
 fuzz: $(VENV)/.tested  ## The generated tests, with 5,000 cases each
 	GZ_FUZZ=5000 $(BIN)/python -m pytest tests/faults
+
+faults: $(VENV)/.tested  ## Faults × commands × exit codes × outcomes, each run twice, as a table
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/table.py
 
 bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
 	$(BIN)/python tests/speed.py

@@ -196,11 +196,12 @@ def rows(forks: Zygote, trained: Path, top: Path, site: Any) -> Iterator[Row]:
         ("set", ("data", "remove", "digits", "--yes"), 2),
         ("download", ("data", "remove", "mnist", "--yes"), 2),
     ):
-        yield Row(f"another process has the {what}", words, code, who if code else "left", held(what))
+        there: Look | None = None if code else lambda home: "left" if run_a(home).is_dir() else "gone"
+        yield Row(f"another process has the {what}", words, code, who if code else "left", held(what), there)
     served = {"404": 3, "html": 3, "wrong": 3, "long": 3, "cut": 0, "503": 0, "whole": 0}
     for fault, code in served.items():
         done = "" if code else "whole"
-        look: Look | None = None if code else (lambda home: "whole" if whole_file(home) else "another")
+        look: Look = nothing_kept if code else lambda home: "whole" if whole_file(home) else "another"
         job = {**fetch, "served": [fault] * (40 if code else 2)}
         yield Row(f"server: {fault}", (), code, done or "refused, nothing kept", look=look, job=job)
     for variable, code in (
@@ -212,6 +213,11 @@ def rows(forks: Zygote, trained: Path, top: Path, site: Any) -> Iterator[Row]:
         key, _, value = variable.partition("=")
         after, look = ("goes on to its end", goes_on) if not code else ("refused, the store as it was", None)
         yield Row(variable, RESUME, code, after, look=look, job={"env": {key: value}})
+
+
+def nothing_kept(home: Path) -> str:
+    kept = [path.name for path in home.glob("raw/toy/*")]
+    return f"kept {kept}" if kept else "refused, nothing kept"
 
 
 def whole_file(home: Path) -> bool:
