@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import fill
 
 from gzcli import measured
+from gzcli.alike import DIFFERENCES
 from gzcli.docs.page import Page
 from gzcli.docs.written import ROOT
 from gzcli.units import duration
@@ -30,8 +32,20 @@ ORDER = (*TUTORIALS, *GUIDES)
 
 
 def composed() -> dict[str, str]:
-    """The Markdown of each written page, by its name."""
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "pages").glob("*.md"))}
+    """The Markdown of each written page, by its name, with what code knows better."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "pages").glob("*.md"))}
+    return texts | {"gpus": "\n".join([texts["gpus"], *_differences(), ""])}
+
+
+def _differences() -> Iterator[str]:
+    """What of a training depends on the number of its processes, as items of a list."""
+    for known in DIFFERENCES:
+        text = f"* **{known.of}.** {known.why[0].upper()}{known.why[1:]}."
+        if known.example:
+            name, *sets = (f"`{word}`" for word in known.example.split(","))
+            how = " and ".join(sets) or "fp32"
+            text += f" After 30 steps of {name} with {how} weights differ by {known.most:g} at most."
+        yield fill(text, 130, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def title_of(text: str) -> str:
