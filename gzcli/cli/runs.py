@@ -156,10 +156,10 @@ def _find(ref: str) -> Run:
 
 def _remove(runs: list[Run], yes: bool) -> None:
     """Lists the runs, asks unless `yes`, removes them."""
-    from gzcli.cli.summary import summary, table
+    from gzcli.cli.summary import summaries, table
     from gzcli.store.runs import remove
 
-    rows = [summary(run) for run in runs]
+    rows = summaries(runs)
     total = sum(row["bytes"] for row in rows)
     what = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({size(total)})"
     if runs:

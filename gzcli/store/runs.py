@@ -7,16 +7,18 @@ see `choose`.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gzcli.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.sizes import Size
-from gzcli.store import files, owned
+from gzcli.store import files, index, owned
 from gzcli.store.paths import inside, is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run import STAGES, Run
 
@@ -48,7 +50,7 @@ def create(model: str, data: str, *, alias: str | None = None) -> Run:
         path = inside(root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", root)
         path.mkdir()
         owned.mark(path, "run")
-        run, order = Run(path), 1 + max((_age(run)[0] for run in runs), default=0)
+        run, order = Run(path), 1 + max((_age(run.status())[0] for run in runs), default=0)
         run.update(state="planned", model=model, data=data, alias=alias, created=time.time(), order=order)
     return run
 
@@ -78,38 +80,40 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
     data: only those on the data set with this key.
     """
     folder = user_dir("runs")
-    runs = [Run(path) for path in folder.iterdir() if _is_run(path)] if folder.is_dir() else []
-    if model is not None:
-        runs = [run for run in runs if canonical(run.model) == canonical(model)]
-    if data is not None:
-        runs = [run for run in runs if canonical(run.data) == canonical(data)]
-    return sorted(runs, key=_age, reverse=True)
+    if not folder.is_dir():
+        return []
+    index.begin(folder, "status")
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    found = {run: status for name in names if (status := _status(run := Run(folder / name)))}
+    index.save(folder, "status", (run.path.name for run in found))
+    for key, wanted in (("model", model), ("data", data)):
+        if wanted is not None:
+            found = {run: s for run, s in found.items() if canonical(s.get(key, "?")) == canonical(wanted)}
+    return sorted(found, key=lambda run: _age(found[run]), reverse=True)
 
 
-def _is_run(folder: Path) -> bool:
-    """Whether the folder has the `status.json` of a run; jobs and other programs write such files too."""
-    try:
-        return "model" in files.read_object(folder / "status.json") or owned.is_marked(folder, "run")
-    except DamagedError:
-        return owned.is_marked(folder, "run")
-
-
-def _age(run: Run) -> tuple[int, float]:
-    """A sorting key: later for newer runs. Runs made before runs were numbered come first."""
+def _status(run: Run) -> dict[str, Any]:
+    """The status of a run; empty where the folder is none: jobs and other programs write such files too."""
     status = run.status()
+    whole = "model" in status and status.get("state") != "damaged"
+    return status if whole or owned.is_marked(run.path, "run") else {}
+
+
+def _age(status: Mapping[str, Any]) -> tuple[int, float]:
+    """A sorting key: later for newer runs. Runs made before runs were numbered come first."""
     return status.get("order") or 0, status.get("created") or 0.0
 
 
 def by_name(ref: str) -> Run | None:
     """The run of this id, alias, short name or path; None where there is none."""
     path = Path(ref).expanduser()
-    if _is_run(path):
+    if _status(Run(path)):
         return Run(path.resolve())
     ref, below, stage = ref.partition(f"/{STAGES}/")
-    runs = all_runs()
-    found = next((run for run in runs if ref == run.id), None) or next(
-        (run for run in runs if ref == run.alias), None
-    )
+    own = Run(user_dir("runs") / ref)  # no other run is read for an id
+    found = own if is_name(ref) and _status(own) else None
+    runs = [] if found else all_runs()
+    found = found or next((run for run in runs if ref in (run.path.name, run.alias)), None)
     if not found and _SHORT.fullmatch(ref):
         short = [run for run in runs if short_name(run.id) == ref]
         found = short[0] if len(short) == 1 else None
@@ -124,9 +128,12 @@ def short_name(id: str) -> str:
     return f"{found[1]}-{found[2]}" if found else id
 
 
-def short_names(runs: Iterable[Run]) -> dict[str, str]:
-    """What each of the runs can be called, by its id: its short name, or the id where two share that."""
-    shared = Counter(short_name(run.id) for run in all_runs())
+def short_names(runs: Iterable[Run], known: Iterable[Run] | None = None) -> dict[str, str]:
+    """What each of the runs can be called, by its id: its short name, or the id where two share that.
+
+    known: all runs of the store; they are listed where not given.
+    """
+    shared = Counter(short_name(run.id) for run in (all_runs() if known is None else known))
     names = {run.id: short_name(run.id) for run in runs}
     return {id: short if shared[short] < 2 else id for id, short in names.items()}
 
