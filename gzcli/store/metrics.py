@@ -19,7 +19,7 @@ BARS = "▁▂▃▄▅▆▇█"
 LARGE = 2_000_000  # bytes, some 15,000 lines
 SOME = 2_000  # lines of a larger file that are read
 MANY = 5_000  # lines of validation that are read beside them
-TAIL = 50_000  # bytes at its end that are read whole
+TAIL = 5_000  # bytes at its end that are read whole
 WIDE = 10.0  # times the least value from which a curve is drawn by logarithms
 
 
