@@ -192,7 +192,7 @@ def list_recipes(*, wide: bool = False) -> None:
 
 def list_runs(model: str | None = None, data: str | None = None, *, wide: bool = False) -> None:
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
-    from gzcli.cli.summary import summary, table
+    from gzcli.cli.summary import summaries, table
     from gzcli.data.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.paths import spelling
@@ -203,7 +203,7 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
         runs = all_runs(model=model, data=data_key(data))
     if not runs and model:
         find(spelling(model))  # raises UsageError for an unknown model
-    rows = [summary(run) for run in runs]
+    rows = summaries(runs)
     if rows or out.is_json():
         table(runs, rows, wide=wide)
     else:

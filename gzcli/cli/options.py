@@ -60,7 +60,8 @@ def _short_names(incomplete: str) -> list[str]:
     """Completions of a run's id without its time, as tables show it."""
     from gzcli.store.runs import all_runs, short_names
 
-    return names(incomplete, short_names(all_runs()).values())
+    runs = all_runs()
+    return names(incomplete, short_names(runs, runs).values())
 
 
 def complete_model_or_run(incomplete: str) -> list[str]:

@@ -122,11 +122,12 @@ def prune(
     `--keep 0` keeps no best one.
     """
     from gzcli.store import owned, runs
+    from gzcli.store.outdated import outdated
 
     if keep is None and not unfinished:
         raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint="gz runs prune --keep 1")
     runs.tidy()
-    doomed = [] if keep is None else runs.outdated(keep)
+    doomed = [] if keep is None else outdated(keep)
     if unfinished:
         doomed += [run for run in runs.all_runs() if run.state not in ("finished", "running", "damaged")]
     _remove([run for run in doomed if not run.alias and owned.is_removable(run.path)], yes, skip=True)
@@ -165,10 +166,10 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
 
     skip: whether one that a process has taken meanwhile stays, in place of an error.
     """
-    from gzcli.cli.summary import summary, table
+    from gzcli.cli.summary import summaries, table
     from gzcli.store.runs import remove
 
-    rows = [summary(run) for run in runs]
+    rows = summaries(runs)
     total = sum(row["bytes"] for row in rows)
     what = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({size(total)})"
     if runs:

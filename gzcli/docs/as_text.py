@@ -11,12 +11,13 @@ from gzcli.recipe.write import flow
 from gzcli.units import about, count, duration, figure
 
 LEFT = 24  # columns of the left of two columns at most
+NARROWEST = 40  # columns that a page takes where there are fewer
 POINTS = 6  # of a curve
 
 
 def as_text(page: Page, width: int = 80) -> str:
     """The page; equations and commands that are longer than a line are not broken."""
-    return "\n".join(_lines(page, width)).rstrip()
+    return "\n".join(_lines(page, max(width, NARROWEST))).rstrip()
 
 
 def _lines(page: Page, width: int) -> Iterator[str]:
