@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli import out, share
+from gzcli.cli.ends import end
 from gzcli.cli.list import list_runs
 from gzcli.cli.options import (
     Json,
@@ -19,6 +20,7 @@ from gzcli.cli.options import (
     complete_run,
     confirmed,
 )
+from gzcli.data.kinds import counted
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.units import size
 
@@ -157,16 +159,19 @@ def _find(ref: str) -> Run:
 def _remove(runs: list[Run], yes: bool) -> None:
     """Lists the runs, asks unless `yes`, removes them."""
     from gzcli.cli.summary import summary, table
-    from gzcli.store.runs import remove
+    from gzcli.store.runs import all_runs, remove
 
     rows = [summary(run) for run in runs]
     total = sum(row["bytes"] for row in rows)
-    what = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({size(total)})"
+    what = f"{counted(len(runs), 'run')} ({size(total)})"
     if runs:
         table(runs, rows, to_stderr=True)
     if runs and not confirmed(what, yes):
         runs, total = [], 0
     for run in runs:
         remove(run)
-    out.info(f"removed {what}" if runs else "nothing to remove" if not rows else "nothing was removed")
+    if runs:
+        end([f"removed {what}"], [("gz runs list", "what is left")] if all_runs() else [])
+    else:
+        out.info("nothing was removed" if rows else "nothing to remove")
     out.data({"removed": [run.id for run in runs], "bytes": total})

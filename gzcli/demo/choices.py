@@ -58,7 +58,7 @@ class Controls:
     samplers: names of its samplers; () where there is one alone.
     sampler: the one that is taken.
     prompts: whether it draws what a text says.
-    way: the option that says how many images the way from image to image has; None: it goes no such way.
+    way: whether it goes from image to image.
     inpaints: whether it fills in what is painted over.
     maps: whether it shows where a picture is anomalous.
     scores: whether it judges pictures at all.
@@ -69,7 +69,7 @@ class Controls:
     samplers: tuple[str, ...]
     sampler: str | None
     prompts: bool
-    way: str | None
+    way: bool
     inpaints: bool
     maps: bool
     scores: bool
@@ -89,7 +89,7 @@ def controls(run: Run) -> Controls:
         tuple(names),
         values.get("sampler"),
         "prompt" in card.can,
-        next((name for name in ("frames", "steps") if name in card.do.get("interpolate", ())), None),
+        "frames" in card.do.get("interpolate", ()),
         "inpaint" in card.masked,
         "map" in card.can,
         "ood" in card.can and run.trained.space is None,

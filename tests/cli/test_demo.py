@@ -61,7 +61,7 @@ def test_samples_become_and_the_code_makes_the_same(studio, monkeypatch):
     assert choice.name == name and "cfm on digits, 7 steps" in choice.title
     _, can = show.open(name)
     assert dict(can.numbers) == {"steps": 3, "guidance": 2.0} and can.sampler == "midpoint" in can.samplers
-    assert can.classes == tuple("0123456789") and can.inpaints and can.way == "frames" and can.maps
+    assert can.classes == tuple("0123456789") and can.inpaints and can.way and can.maps
     *states, (last, made) = show.draw(Asked(name, 4, 5, "7", {"steps": 2, "guidance": 2.0}))
     assert len(states) >= 2 and all(found is None for _, found in states)
     assert made.shell == f"gz sample {name} -n 4 --seed 5 --label 7 --steps 2", (
@@ -75,7 +75,7 @@ def test_the_way_between_two_seeds(studio, monkeypatch):
     ends = Asked(name, 1, 0), Asked(name, 1, 1)
     *_, (last, made) = show.between(*ends, 3)
     assert (sheet(made_by(made.python, monkeypatch)["images"], 3) == last).all()
-    assert made.shell.splitlines()[-1] == f"gz sample {name} --do interpolate --input ends --steps 3"
+    assert made.shell.splitlines()[-1] == f"gz sample {name} --do interpolate --input ends --frames 3"
     show, name = studio("pixelcnn")
     with pytest.raises(UsageError, match="does not go from image to image"):
         list(show.between(Asked(name), Asked(name), 3))
