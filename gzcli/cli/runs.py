@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli import out, share
+from gzcli.cli.ends import end
 from gzcli.cli.list import list_runs
 from gzcli.cli.options import (
     Json,
@@ -19,6 +20,7 @@ from gzcli.cli.options import (
     complete_run,
     confirmed,
 )
+from gzcli.data.kinds import counted
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.units import size
 
@@ -167,11 +169,11 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
     skip: whether one that a process has taken meanwhile stays, in place of an error.
     """
     from gzcli.cli.summary import summaries, table
-    from gzcli.store.runs import remove
+    from gzcli.store.runs import all_runs, remove
 
     rows = summaries(runs)
     total = sum(row["bytes"] for row in rows)
-    what = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({size(total)})"
+    what = f"{counted(len(runs), 'run')} ({size(total)})"
     if runs:
         table(runs, rows, to_stderr=True)
     if runs and not confirmed(what, yes):
@@ -186,6 +188,9 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
                 raise
             out.info(f"left: {error.message}")
             total -= rows[runs.index(run)]["bytes"]
-    what = f"{len(gone)} run{'' if len(gone) == 1 else 's'} ({size(total)})"
-    out.info(f"removed {what}" if gone else "nothing to remove" if not rows else "nothing was removed")
+    if gone:
+        left = [("gz runs list", "what is left")] if all_runs() else []
+        end([f"removed {counted(len(gone), 'run')} ({size(total)})"], left)
+    else:
+        out.info("nothing was removed" if rows else "nothing to remove")
     out.data({"removed": gone, "bytes": total})

@@ -34,6 +34,11 @@ def _lines(page: Page, width: int) -> Iterator[str]:
         yield from _wrapped(words.source, width)
     if page.likelihood:
         yield from ("", f"Likelihood: {page.likelihood}.")
+    for one in page.ready:
+        best, params, seconds, _ = one.cells
+        told = f"{seconds} of a CPU core, {params} parameters, {best}"
+        yield from _wrapped(f"Comes with gz, trained on {one.data} ({told}):", width)
+        yield f"  gz sample pretrained:{one.name}"
     for stage, model in page.stages.items():
         if model != page.name:
             yield from _wrapped(f"Its stage `{stage}` is a `{model}`: gz show {model}", width)

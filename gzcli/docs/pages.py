@@ -7,8 +7,10 @@ from textwrap import fill
 
 from gzcli import measured
 from gzcli.alike import DIFFERENCES
+from gzcli.docs.as_markdown import ready_picture, table
 from gzcli.docs.page import Page
 from gzcli.docs.written import ROOT
+from gzcli.store.pretrained import every
 from gzcli.units import duration
 
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
@@ -74,6 +76,20 @@ def models_index(pages: dict[str, Page]) -> str:
                 scores = ", ".join(score for score, _ in page.scores if "," not in score)
                 lines.append(f"| [{name}]({name}.md) | {what} | {page.likelihood or '–'} | {scores or '–'} |")
         lines.append("")
+    return "\n".join(lines)
+
+
+def ready_page() -> str:
+    """The trained models that come with gz, with a picture of each."""
+    known = every()
+    head = ("model and set", "figure", "parameters", "CPU time", "size")
+    cells = [(f"[{one.name}](models/{one.model}.md)", *one.cells) for one in known]
+    lines = ["# Pretrained models", ""]
+    lines += ["They lie in the package, and every verb takes them: `gz ood pretrained:fm-digits`.", ""]
+    lines += table(head, cells)
+    for one in known:
+        lines += [f"## {one.name}", "", f"![Samples of {one.name}]({ready_picture(one)})", ""]
+        lines += ["```", one.card["command"], f"gz sample pretrained:{one.name}", "```", ""]
     return "\n".join(lines)
 
 

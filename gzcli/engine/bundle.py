@@ -168,6 +168,7 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
         "dtype": job.dtype,
         "step": trained.step,
         "seconds": round(sum(part.seconds for part in owner.stages or [owner]), 1),
+        "work": round(sum(part.work for part in owner.stages or [owner]), 1),  # CPU-seconds
         "command": _command(env.get("command") or []),
         "data": data_card(owner.data, trained, env.get("data") or {}),
         "figures": figures(trained),

@@ -73,7 +73,7 @@ def complete(monkeypatch, capsys):
         ("gz sample fm --sampler = mid", "midpoint"),
         ("gz sample vae --temp", "--temperature"),
         ("gz sample fm --set sample.steps", "sample.steps=10"),
-        ("gz sample vae --do interpolate --ste", "--steps"),
+        ("gz sample vae --do interpolate --fra", "--frames"),
         ("gz sample cvae --label 1,", "1,0 1,2 1,3 1,4 1,5 1,6 1,7 1,8 1,9"),
         ("gz sample vqvae --top", "--top-k --top-p"),
         ("gz train vae --set model.lat", "model.latent=8"),

@@ -113,6 +113,7 @@ class Page(HTMLParser):
 def written(call, folder: Path, *words: str) -> dict[str, str]:
     code, stdout, stderr = call("report", str(folder), "--out", str(folder.parent / "out"), *words)
     assert code == 0, stdout + stderr
+    assert "done: " in stderr and f"next: python -m webbrowser {folder.parent}/out/report.html" in stderr
     return {name: (folder.parent / "out" / name).read_text() for name in FORMS}
 
 

@@ -230,7 +230,10 @@ def test_prune_keeps_the_whole_and_the_best(call):
     assert {run.id for run in runs.all_runs()} == {best.id, new.id}
     _, _, stderr = call("runs", "prune", "--keep", "0", "--yes")
     assert not runs.all_runs()
-    assert "bpd 1" in stderr and "1m30s" in stderr and "removed 2 runs" in stderr
+    assert "bpd 1" in stderr and "1m30s" in stderr and "done: removed 2 runs (" in stderr
+    assert "next:" not in stderr, "none is left to be listed"
+    made(), made(alias="mine")
+    assert "gz runs list" in call("runs", "remove", "mine", "--yes")[2]
 
 
 def test_figures_of_other_images_are_not_compared(home):

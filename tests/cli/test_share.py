@@ -269,6 +269,7 @@ def test_a_pretrained_model_loads_and_draws(name, elsewhere):
     images = found.sample(2)
     assert images.shape[0] == 2 and images.std() > 10 and file.stat().st_size <= 400_000
     card = files.read_json(found.path / "card.json")
+    assert card["work"] > 1 and Image.open(found.path / "preview.png").size[0] >= 64
     assert card["dtype"] == "bf16" and card["command"].startswith("gz train ")
     assert [row["n"] for row in card["figures"] if row["name"] == "fd"] == [500]
 

@@ -176,7 +176,7 @@ def test_traverse_is_an_application():
     model = CGAN.of(INFO, width=4, latent=4).eval()
     x = batch().x
     out = model.traverse(
-        x, noise=ImageNoise(0, range(len(x))), progress=no_progress, dims=3, steps=4, search=3
+        x, noise=ImageNoise(0, range(len(x))), progress=no_progress, dims=3, frames=4, search=3
     )
     assert out.images.shape == (12, 1, 16, 16)
     assert (len(out.rows), out.columns, out.marks[0], out.of[0]) == (3, 4, "-3.0", (0,))

@@ -226,18 +226,18 @@ class ImageFlow(Model):
 
     @torch.no_grad()
     def interpolate(
-        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, steps: int = 8
+        self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8
     ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents (Glow, fig. 5).
 
-        Raises UsageError for fewer than two images or steps.
+        Raises UsageError for fewer than two images or frames.
 
-        steps: images of an interpolation, both ends included.
+        frames: images of an interpolation, both ends included.
         """
         x = pairs_of(x)
         z, _ = self.encode(self.to_unit(x, noise.first(len(x)))[0])
-        between = [interpolated(e.flatten(1), steps).unflatten(1, e.shape[1:]) for e in z]
-        return as_interpolations(self.to_image(self.decode(between, progress)), steps)
+        between = [interpolated(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
+        return as_interpolations(self.to_image(self.decode(between, progress)), frames)
 
     @torch.no_grad()
     def edit(
