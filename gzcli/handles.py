@@ -26,7 +26,7 @@ from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
 from gzcli.types import Batch, DataInfo, ImageNoise, Progress, no_progress
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 BATCH = 100  # images that are scored together
 
@@ -228,7 +228,9 @@ class Run:
 
     def __repr__(self) -> str:
         trained = self.trained
-        return f"<gzcli.Run {self.id}: {trained.part.model}, {sides(self.info.shape)}, step {trained.step:,}>"
+        return (
+            f"<gzcli.Run {self.id}: {trained.part.model}, {by_sides(self.info.shape)}, step {trained.step:,}>"
+        )
 
     # ------------------------------------------------------------------------------------------ helpers
 

@@ -17,7 +17,7 @@ from gzcli.cli.options import (
     complete_model,
     complete_model_or_run,
     complete_run,
-    confirmed,
+    may_remove,
 )
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.units import size
@@ -164,7 +164,7 @@ def _remove(runs: list[Run], yes: bool) -> None:
     what = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({size(total)})"
     if runs:
         table(runs, rows, to_stderr=True)
-    if runs and not confirmed(what, yes):
+    if runs and not may_remove(what, yes):
         runs, total = [], 0
     for run in runs:
         remove(run)

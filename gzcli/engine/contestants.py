@@ -21,12 +21,13 @@ from gzcli.data.wanted import Wanted
 from gzcli.engine.devices import synchronise
 from gzcli.engine.image_sets import ImageSet, some
 from gzcli.engine.log import Log
+from gzcli.engine.naming import short_names
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.jobs import BenchJob
 from gzcli.sizes import as_size
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 FEWEST = 50  # images of a contestant
 
@@ -120,8 +121,8 @@ def form_of(models: list[Trained], pack: Pack | None = None) -> Wanted:
     for other in models:
         if other.images.shape != first.images.shape:
             raise UsageError(
-                f"`{other.run.id}` has images of {sides(other.images.shape)}, `{first.run.id}` of "
-                f"{sides(first.images.shape)}: their figures are not comparable",
+                f"`{other.run.id}` has images of {by_sides(other.images.shape)}, `{first.run.id}` of "
+                f"{by_sides(first.images.shape)}: their figures are not comparable",
                 hint="run `gz bench` once for each size",
             )
         if other.wanted != first.wanted:
@@ -145,17 +146,8 @@ def tell_apart(contestants: list[Contestant]) -> None:
             run = one.trained.run.owner
             one.name = run.alias or run.id
         else:
-            alike = [other.path for other in contestants if Path(other.path).name == one.name]
-            parts = Path(one.path).parts
-            one.name = next(
-                (
-                    short
-                    for k in range(2, len(parts) + 1)
-                    if sum(Path(path).parts[-k:] == parts[-k:] for path in alike) == 1
-                    and (short := "/".join(parts[-k:]))
-                ),
-                one.name,
-            )
+            alike = {other.path for other in contestants if Path(other.path).name == one.name}
+            one.name = short_names(alike)[one.path]
     seen: dict[str, int] = {}
     for one in contestants:
         seen[one.name] = seen.get(one.name, 0) + 1

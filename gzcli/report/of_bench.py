@@ -23,7 +23,7 @@ from gzcli.report.common import (
 )
 from gzcli.report.document import Cell, Column, Direction, Document, Dots, Estimate, Picture, Section, Table
 from gzcli.report.results import Results
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
 DOTTED = 9  # figures that are drawn at most
@@ -43,7 +43,7 @@ def document(results: Results) -> Document:
         if provenance.get(key) is not None:
             facts.append((title, number(provenance[key])))
     if shape := provenance.get("shape"):
-        facts.append(("images", sides(shape)))
+        facts.append(("images", by_sides(shape)))
     sections = [
         *of_league.sections(made, {name: way for name in figures.names if (way := figures.direction(name))}),
         Section("Figures", [figures.table(names)], figures.sentence(names)),
