@@ -193,6 +193,7 @@ def judge(one: Contestant, facts: dict[str, Any], judges: Judges) -> dict[str, A
     return {
         **row,
         "path": one.path,
+        "samples": one.kept,
         "n": len(one),
         **told("metrics", found),
         "sample": dict(trained.part.sample) if trained else {},

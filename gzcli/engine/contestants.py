@@ -41,6 +41,7 @@ class Contestant:
     path: where they come from: a run's folder, or the images' own path.
     trained: the model that drew them; None for images from elsewhere.
     seconds: that drawing them took; None for images from elsewhere.
+    kept: path of the file of what the model drew; None for images from elsewhere.
     notes: what was done to them.
     """
 
@@ -49,6 +50,7 @@ class Contestant:
     path: str
     trained: Trained | None = None
     seconds: float | None = None
+    kept: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -63,9 +65,10 @@ class Contestant:
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
     """`job.n` samples of a model; a conditional one draws them by the labels of as many training images."""
     labels = ask_labels(trained, pack, job.n)
-    images, seconds = sample(trained, labels, job, folder, log)
+    images, seconds, kept = sample(trained, labels, job, folder, log)
     known = None if labels is None else labels.numpy()
-    return Contestant(trained.name, ImageSet(images, known), str(trained.run.owner.path), trained, seconds)
+    of_run = str(trained.run.owner.path)
+    return Contestant(trained.name, ImageSet(images, known), of_run, trained, seconds, str(kept))
 
 
 def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
@@ -167,10 +170,9 @@ def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
 
 def sample(
     trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
-) -> tuple[np.ndarray, float]:
-    """n samples uint8 [n, C, H, W], and the seconds that they took.
-
-    They are kept in `folder`, in a file whose name is a hash of all that they depend on.
+) -> tuple[np.ndarray, float, Path]:
+    """n samples uint8 [n, C, H, W], the seconds that they took, and the file in `folder` that they are kept
+    in, whose name is a hash of all that they depend on.
     """
     weights = trained.run.path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
@@ -181,14 +183,14 @@ def sample(
     path = folder / "samples" / f"{owner}-{key}.npz"
     if ranks.agree(path.exists()):
         with np.load(path) as kept:
-            return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"])
+            return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"]), path
     since = time.perf_counter()
     with log.bar(f"sample {trained.name}") as progress:
         images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
     if ranks.rank():
-        return images, seconds
+        return images, seconds, path
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    return images, seconds
+    return images, seconds, path

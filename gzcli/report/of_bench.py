@@ -203,10 +203,11 @@ def is_cost(name: str) -> bool:
 
 
 def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Picture]:
-    """Samples of each contestant; of those that kept none, the figure of all of them."""
+    """Samples of each contestant, of a league of each model, the best first; and the figure of all of them
+    that a bench of its own has."""
     found, pictures = [], results.pictures()
-    for row, title in zip(rows, names, strict=True):
-        samples = results.samples(str(row.get("run") or row.get("name") or ""))
+    for row, title in of_league.standing(results.made, rows) or zip(rows, names, strict=True):
+        samples = results.samples(row)
         if samples is not None and len(samples):
             image = png_of(grid(samples[:GRID], COLUMNS))
             found.append(Picture(f"samples-{title}", title, image))
