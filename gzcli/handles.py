@@ -27,7 +27,7 @@ from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
 from gzcli.sections import renamed
 from gzcli.types import Batch, DataInfo, ImageNoise, Progress, no_progress
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 BATCH = 100  # images that are scored together
 
@@ -229,7 +229,9 @@ class Run:
 
     def __repr__(self) -> str:
         trained = self.trained
-        return f"<gzcli.Run {self.id}: {trained.part.model}, {sides(self.info.shape)}, step {trained.step:,}>"
+        return (
+            f"<gzcli.Run {self.id}: {trained.part.model}, {by_sides(self.info.shape)}, step {trained.step:,}>"
+        )
 
     # ------------------------------------------------------------------------------------------ helpers
 

@@ -154,7 +154,7 @@ def _quiet(value: bool) -> bool:
     return value
 
 
-def confirmed(what: str, yes: bool) -> bool:
+def may_remove(what: str, yes: bool) -> bool:
     """Whether `what` may be removed: by `--yes`, or by the user's answer.
 
     Raises UsageError where standard input is not a terminal, so that nobody can be asked.
@@ -163,7 +163,7 @@ def confirmed(what: str, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise UsageError(f"removing {what} needs `--yes` where nobody can be asked")
-    return typer.confirm(f"Remove {what}?", err=True)
+    return out.confirmed(f"Remove {what}?")
 
 
 def spelled(model: str, pretrained: bool) -> str:

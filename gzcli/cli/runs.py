@@ -18,7 +18,7 @@ from gzcli.cli.options import (
     complete_model,
     complete_model_or_run,
     complete_run,
-    confirmed,
+    may_remove,
 )
 from gzcli.data.kinds import counted
 from gzcli.errors import UsageError, did_you_mean
@@ -176,7 +176,7 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
     what = f"{counted(len(runs), 'run')} ({size(total)})"
     if runs:
         table(runs, rows, to_stderr=True)
-    if runs and not confirmed(what, yes):
+    if runs and not may_remove(what, yes):
         runs, total = [], 0
     gone = []
     for run in runs:

@@ -21,7 +21,7 @@ from gzcli.data import benchmarks
 from gzcli.data.batches import scan, to_uint8
 from gzcli.data.benchmarks import Benchmark
 from gzcli.data.open import open_pack
-from gzcli.engine import ood, ood_scores, ood_table
+from gzcli.engine import naming, ood, ood_scores, ood_table
 from gzcli.engine.images import affordable, subset
 from gzcli.engine.log import Log
 from gzcli.engine.ood_table import BASELINES
@@ -401,7 +401,7 @@ def test_a_path_with_a_comma_is_one_set(home, tmp_path, monkeypatch):
 
 
 def test_names_of_paths_are_short_and_distinct():
-    found = ood_table.short_names(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
+    found = naming.short_names(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
     assert list(found.values()) == ["mnist", "me/photos", "a/photos", "faces"]
 
 

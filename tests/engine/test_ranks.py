@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 from functools import partial
@@ -16,12 +17,13 @@ from pixelwise import Pixelwise, fake_run, fitted
 
 import gzcli.ranks as of_one
 from gzcli.data.open import open_pack
-from gzcli.engine import alarm, bench, muon, ood
+from gzcli.engine import alarm, bench, muon, ood, quality
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, GzError
 from gzcli.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.metrics.features import lenet
 from gzcli.models.nn import whole_batch
+from gzcli.store.paths import cache_dir
 
 
 class Ranks:
@@ -158,16 +160,30 @@ def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
 
 
 def test_two_ranks_compare_as_one_does(ranks, tmp_path, monkeypatch):
+    """Each computes the features of a share of the images: of the samples, of the real ones, of the floor."""
     fake_run(tmp_path, monkeypatch, bench, model=fitted(conditional=True))
-    lenet(open_pack("digits"))
+    net, seen = lenet(open_pack("digits")), []
+
+    def features(self, images):
+        seen.append((of_one.rank(), len(images)))
+        return net.features(images)
+
+    counting = type("Counting", (type(net),), {"features": features})
+    monkeypatch.setattr(quality, "lenet", lambda *a, **k: counting(**vars(replace(net, batch=20))))
+    kept = cache_dir("features", "real")
     folders = [tmp_path / name for name in ("one", "rank0", "rank1")]
     [folder.mkdir() for folder in folders]
+    shutil.rmtree(kept, ignore_errors=True)
     one = bench.run(BENCH, folders[0], torch.device("cpu"), Log())
+    alone, seen[:] = sum(n for _, n in seen), []
+    shutil.rmtree(kept)
     first, second = ranks(
         lambda rank: bench.run(BENCH, folders[1 + rank], torch.device("cpu"), Log(rank=rank))
     )
     assert second == {} and not list(folders[2].iterdir())
     assert first["provenance"]["processes"] == 2
+    shares = [sum(n for rank, n in seen if rank == own) for own in (0, 1)]
+    assert sum(shares) == alone and min(shares) > 0.4 * alone, "no image is seen twice"
     a, b = (result["rows"][0]["metrics"] for result in (one, first))
     assert a.keys() == b.keys() and {"bpd", "bpd|y", "fd"} <= a.keys()
     for key in a.keys() - {"samples_per_s"}:
