@@ -78,12 +78,22 @@ def launch(words: list[str]) -> int:
     except Exception as e:  # torch's ChildFailedError, recognised by its attribute: its module is heavy
         if not (failures := getattr(e, "failures", None)):
             raise
-        # signals are negative; they say more than the 1 of a rank that lost its peer
-        rank, first = min(failures.items(), key=lambda failure: failure[1].exitcode)
+        # a rank that lost its peer ends with 1, aborts, or is ended by the launcher
+        rank, first = min(failures.items(), key=lambda failure: _cause(failure[1].exitcode))
         if first.exitcode < 0:
             Run(folder).update(lost={"rank": rank, "pid": first.pid})
         return _code(first.exitcode)
     return 0
+
+
+def _cause(exitcode: int) -> int:
+    """A sorting key: lower for what is more likely the cause than the consequence of another rank's end."""
+    import signal
+
+    consequences = (-signal.SIGABRT, -signal.SIGTERM)
+    if exitcode in consequences:
+        return 2 + consequences.index(exitcode)
+    return 4 if exitcode >= 0 else 1 if exitcode == -9 else 0
 
 
 def _code(returncode: int) -> int:

@@ -57,7 +57,11 @@ def processes_of(gpus: str | None, cpu: bool, processes: int | None) -> LaunchSe
 
 
 def new_folder(parent: Path, name: str = "") -> Path:
-    """A new folder for a job, of its own also where several start in one second: NAME-TIME-xxxx."""
+    """A new folder for a job, of its own also where several start in one second: NAME-TIME-xxxx. What killed
+    ones left half written beside it is removed."""
+    from gzcli.store.leftovers import sweep
+
+    sweep(*parent.glob("*"))
     while True:
         words = [name] if name else []
         folder = parent / "-".join([*words, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])

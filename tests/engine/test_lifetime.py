@@ -177,6 +177,8 @@ def test_the_launcher_ends_as_its_process_did(launcher, tmp_path):
 
     assert [launcher(run) for run in (one(3), one(-9), several)] == [3, 137, 137]
     assert Run(tmp_path).status() == {"lost": {"rank": 1, "pid": 7}}
+    codes = [1, -15, -6, -9, -11]  # from the last consequence to the first cause
+    assert sorted(codes, key=start._cause, reverse=True) == codes
     with pytest.raises(ZeroDivisionError):
         launcher(lambda: 1 / 0)
 

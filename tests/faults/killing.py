@@ -28,15 +28,8 @@ class Zygote:
     def __init__(self, folder: Path):
         self.folder = folder
         read, write = os.pipe()
-        os.set_inheritable(write, True)
         env = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"}
-        words = [
-            "sh",
-            "-c",
-            f'exec "$0" "$1" 3>&{write}',
-            sys.executable,
-            str(TESTS / "faults" / "zygote.py"),
-        ]
+        words = [sys.executable, str(TESTS / "faults" / "zygote.py"), str(write)]
         self.child = subprocess.Popen(words, stdin=subprocess.PIPE, text=True, env=env, pass_fds=[write])
         os.close(write)
         self.answers = open(read)  # noqa: SIM115

@@ -2,8 +2,9 @@
 child may end itself by SIGKILL, or by os._exit, just before or after its n-th change of the store.
 
 It reads a JSON object a line: {words | fetch, home, here, env, at, when, how, log}, and answers {"code": …},
-the exit code, or −9. The engine runs in the child itself in place of a process of its own. A change is a call
-of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does something below `home`.
+the exit code, or −9, on the file whose number is its argument. The engine runs in the child itself, not in a
+process of its own. A change is a call of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does
+something below `home`.
 """
 
 from __future__ import annotations
@@ -67,10 +68,16 @@ def die(job: dict[str, Any]) -> None:
 
 
 def here(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """`launch.run` without processes."""
+    """`launch.run` without processes, in the environment that it gives to one."""
     from gzcli import ending
     from gzcli.engine.__main__ import main
+    from gzcli.launch import environment
     from gzcli.store.runs import Run
+
+    given = environment(plan, "quiet")
+    del given["GZ_PARENT"]
+    os.environ.clear()
+    os.environ.update(given)
 
     return ending.outcome(Run(folder), main(folder), [])
 
@@ -89,7 +96,7 @@ def work(job: dict[str, Any]) -> int:
     from gzcli import launch
     from gzcli.cli import app
 
-    os.environ.update(job.get("env", {}), GZ_HOME=job["home"], GZ_OUTPUT="quiet")
+    os.environ.update(job.get("env", {}), GZ_HOME=job["home"])
     os.chdir(job["here"])
     launch.run = here
     patched(job)
@@ -125,7 +132,8 @@ def main() -> None:
                 sys.stdout.flush()
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os.write(3, json.dumps({"code": code}).encode() + b"\n")
+        os.write(int(sys.argv[1]), json.dumps({"code": code}).encode() + b"\n")
+    os._exit(0)  # what has been loaded is not put away
 
 
 if __name__ == "__main__":
