@@ -44,9 +44,9 @@ def _differences() -> Iterator[str]:
     for known in DIFFERENCES:
         text = f"* **{known.of}.** {known.why[0].upper()}{known.why[1:]}."
         if known.example:
-            name, *sets = (f"`{word}`" for word in known.example.split(","))
-            how = " and ".join(sets) or "fp32"
-            text += f" After 30 steps of {name} with {how} weights differ by {known.most:g} at most."
+            words = " with ".join(f"`{word}`" for word in known.example.split(","))
+            how = " in fp32" if known.fp32 else ""
+            text += f" After 30 steps of {words}{how}, weights differ by {known.most:g} at most."
         yield fill(text, 130, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 

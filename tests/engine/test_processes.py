@@ -111,12 +111,12 @@ def test_two_processes_train_every_recipe_to_the_weights_of_one():
     more = ("ddpm,model.dropout=0.1", "pixelcnnpp,model.dropout=0.2", "dcgan,model.disc_norm=batch")
     differ = {known.example: known for known in alike.DIFFERENCES if known.example}
     wide = [name for name, known in differ.items() if not known.fp32]
-    apart = farthest([*recipe_names(), *more, *wide])
+    apart = farthest({*recipe_names(), *more, *wide})
     known = {name: apart.pop(name) for name in wide} | farthest(set(differ) - set(wide), fp32=True)
     assert {name: far for name, far in apart.items() if far > alike.ALIKE} == {}
-    assert len(apart) >= 31 and known.keys() == differ.keys()
+    assert len(apart) >= 30
     for name, far in known.items():
-        assert alike.ALIKE < far <= differ[name].most, name
+        assert alike.ALIKE < far <= differ[name].most, (name, far)
 
 
 def farthest(names: Iterable[str], *, fp32: bool = False) -> dict[str, float]:
