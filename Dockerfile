@@ -6,12 +6,13 @@
 # docker run --network host … gz demo --no-browser        it serves its own machine alone
 ARG PYTHON=3.11
 
+# lock.txt pins every package, with its checksums, for Python 3.11 on Linux x86-64: `make lock`
 FROM python:${PYTHON}-slim AS base
 RUN useradd --create-home gz && mkdir /cache /data && chown gz:gz /cache /data
 # Data sets, packs and weights in /cache, runs in /data: platformdirs follows these two variables.
 ENV XDG_CACHE_HOME=/cache XDG_DATA_HOME=/data PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 WORKDIR /opt/gz
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE .ci/lock.txt ./
 COPY gzcli gzcli
 COPY recipes recipes
 VOLUME ["/cache", "/data"]
@@ -20,13 +21,16 @@ CMD ["--help"]
 
 FROM base AS cpu
 ARG INDEX
-RUN pip install ${INDEX:+--index-url "$INDEX"} torch torchvision && pip install '.[demo]'
+# torch for the CPU alone is of another index, in the lock's versions; what only CUDA needs is left out
+RUN pip install ${INDEX:+--index-url "$INDEX"} $(grep -oE '^torch(vision)?==[^ ]+' lock.txt) \
+ && grep -vE '^(nvidia-|cuda-|triton)' lock.txt > cpu.txt \
+ && pip install --require-hashes --no-deps -r cpu.txt && pip install --no-deps .
 USER gz
 WORKDIR /home/gz
 
 # The last stage is what a plain `docker build` makes. The wheels of torch bring CUDA's libraries with them.
 FROM base AS cuda
-RUN pip install '.[demo]'
+RUN pip install --require-hashes --no-deps -r lock.txt && pip install --no-deps .
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER gz
 WORKDIR /home/gz

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz bench pretrained docs measured costs lint format completions clean
+.PHONY: demo test test-slow fuzz bench pretrained docs measured costs audit lock lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,18 @@ bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same
 
 pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come with gz again; ONLY="cfm-digits …" some
 	$(BIN)/python tests/pretrained.py $(ONLY)
+
+# in an environment of their own: they are no part of what they look at
+AUDIT := $(VENV)/audit/bin
+$(AUDIT)/pip-audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(AUDIT)/python -m pip install --quiet 'pip-audit>=2.7' 'cyclonedx-bom>=4'
+
+audit: $(AUDIT)/pip-audit $(VENV)/.installed  ## build/sbom.json, and the known faults of what is installed
+	$(BIN)/python .ci/audit.py $(BIN)/python $(AUDIT)
+
+lock: $(BIN)/python  ## .ci/lock.txt, what the image holds; with the image's Python, on Linux x86-64
+	$(BIN)/python .ci/lock.py
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check
