@@ -1,7 +1,7 @@
 # docker build -t gz .                     for GPUs: docker run --gpus all …
 # docker build -t gz --target cpu --build-arg INDEX=URL .
 #                                          for laptops and CI; URL: the index of torch's CPU wheels, which
-#                                          pytorch.org names. Without it torch brings CUDA's libraries with it
+#                                          pytorch.org names
 # docker run -v gz-cache:/cache -v gz-runs:/data gz train vae
 # docker run --network host … gz demo --no-browser        it serves its own machine alone
 ARG PYTHON=3.11
@@ -21,16 +21,17 @@ CMD ["--help"]
 
 FROM base AS cpu
 ARG INDEX
-# torch for the CPU alone is of another index, in the lock's versions; what only CUDA needs is left out
-RUN pip install ${INDEX:+--index-url "$INDEX"} $(grep -oE '^torch(vision)?==[^ ]+' lock.txt) \
- && grep -vE '^(nvidia-|cuda-|triton)' lock.txt > cpu.txt \
- && pip install --require-hashes --no-deps -r cpu.txt && pip install --no-deps .
+RUN pip install --require-hashes --no-deps --extra-index-url "${INDEX:?the index of torch's CPU wheels}" -r lock.txt \
+ && pip install --no-deps .
 USER gz
 WORKDIR /home/gz
 
 # The last stage is what a plain `docker build` makes. The wheels of torch bring CUDA's libraries with them.
 FROM base AS cuda
-RUN pip install --require-hashes --no-deps -r lock.txt && pip install --no-deps .
+# These are not in the lock; the versions are.
+RUN pip install $(sed -nE 's/^(torch(vision)?==[^+ ]+).*/\1/p' lock.txt) \
+ && grep -vE '^torch(vision)?==' lock.txt > rest.txt \
+ && pip install --require-hashes --no-deps -r rest.txt && pip install --no-deps .
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER gz
 WORKDIR /home/gz

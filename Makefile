@@ -26,8 +26,8 @@ test: $(VENV)/.tested  ## The whole fast suite
 test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is there
 	$(BIN)/python -m pytest -m slow
 
-fuzz: $(VENV)/.tested  ## The generated tests, with 5,000 cases each
-	GZ_FUZZ=5000 $(BIN)/python -m pytest tests/faults
+fuzz: $(VENV)/.tested  ## The generated tests, with 100,000 cases in all
+	GZ_FUZZ=50 $(BIN)/python -m pytest tests/faults
 
 bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
 	$(BIN)/python tests/speed.py
@@ -44,8 +44,8 @@ $(AUDIT)/pip-audit:
 audit: $(AUDIT)/pip-audit $(VENV)/.installed  ## build/sbom.json, and the known faults of what is installed
 	$(BIN)/python .ci/audit.py $(BIN)/python $(AUDIT)
 
-lock: $(BIN)/python  ## .ci/lock.txt, what the image holds; with the image's Python, on Linux x86-64
-	$(BIN)/python .ci/lock.py
+lock: $(BIN)/python  ## .ci/lock.txt, what the image holds: on Linux x86-64, PIP_OPTIONS="--extra-index-url URL"
+	$(BIN)/python .ci/lock.py $(PIP_OPTIONS)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check

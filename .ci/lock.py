@@ -1,21 +1,23 @@
-"""Writes lock.txt: every package of the image, pinned, with its checksum, for this Python and machine.
+"""Writes lock.txt: every package of the image for CPUs, pinned by version and checksum, for this Python and
+machine.
 
-    python .ci/lock.py
+    python .ci/lock.py [PIP'S OPTIONS]        as `--extra-index-url URL`, the index of torch's CPU wheels
 
-Nothing is installed: pip says what it would take for `.[demo]`. Exit code: pip's.
+Nothing is installed: pip says what it would take for `.[demo]`. Exit code: pip's, or 3 where torch would
+bring the libraries of CUDA.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 HERE = Path(__file__).resolve().parent
 EXTRAS = ("demo",)
@@ -35,16 +37,17 @@ def line(item: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    words = "install --dry-run --ignore-installed --only-binary=:all: --quiet --report -".split()
-    # wheels that lie on this machine alone do not belong into it
-    env = {key: value for key, value in os.environ.items() if key != "PIP_FIND_LINKS"}
-    pip = [sys.executable, "-m", "pip", *words, *wanted()]
-    done = subprocess.run(pip, env=env, stdout=subprocess.PIPE, text=True)
+    words = ["install", "--dry-run", "--ignore-installed", "--only-binary=:all:", "--quiet", "--report", "-"]
+    pip = [sys.executable, "-m", "pip", *words, *sys.argv[1:], *wanted()]
+    done = subprocess.run(pip, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return done.returncode
     lines = sorted(map(line, json.loads(done.stdout)["install"]))
-    made = f"# Python {platform.python_version()}, {platform.system()} {platform.machine()}; `make lock` writes it"
-    (HERE / "lock.txt").write_text("\n".join([made, *lines, ""]))
+    if any(text.startswith("nvidia-") for text in lines):
+        print("error: torch is that of CUDA here; give the index of its CPU wheels", file=sys.stderr)
+        return 3
+    where = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    (HERE / "lock.txt").write_text("\n".join([f"# {where}; `make lock` writes it", *lines, ""]))
     print(f"{HERE / 'lock.txt'}: {len(lines)} packages")
     return 0
 

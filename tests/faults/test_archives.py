@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import lzma
-import os
 import socket
 import struct
 import tarfile
@@ -19,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from generated import generated
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -32,18 +32,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.errors import GzError, MissingError
 from gzcli.recipe.from_file import run_of
 
-FUZZ = int(os.environ.get("GZ_FUZZ", "0"))
 PATIENCE = 10.0  # CPU-seconds, beyond which a case hangs
-
-
-def generated(count: int) -> settings:
-    return settings(
-        max_examples=FUZZ or count,
-        deadline=None,
-        derandomize=not FUZZ,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def picture(side: int = 8) -> bytes:
