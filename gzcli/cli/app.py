@@ -166,6 +166,7 @@ def as_error(problem: BaseException) -> GzError:
 _SYSTEM = {
     errno.ENOSPC: "free some space, or set `GZ_HOME` to a folder on a larger disk",
     errno.EDQUOT: "free some space, or set `GZ_HOME` to a folder on a larger disk",
+    errno.ENAMETOOLONG: "give a shorter name",
     errno.EIO: "is the disk or the terminal gone?",
     errno.EROFS: "set `GZ_HOME` to a folder that you may write",
     errno.EACCES: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
