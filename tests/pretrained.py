@@ -42,7 +42,7 @@ TABLE = {
     "glow-digits": "glow --data digits",
     "realnvp-digits": "realnvp --data digits",
     "pixelcnn-digits": "pixelcnn --data digits",
-    "vqvae-digits": "vqvae --data digits",
+    "vqvae-digits": "vqvae --data digits --set stages.prior.model.width=56 --set stages.prior.model.layers=2",
 }
 
 

@@ -216,7 +216,8 @@ def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
 
 
 def _command(words: list[str]) -> str:
-    """A command line with the last part of each path alone."""
+    """A command line with the last part of each path alone, and without what only its output needs."""
+    words = [word for word in words if word not in ("--json", "--quiet", "-q")]
     return " ".join(Path(word).name if "/" in word or "\\" in word else word for word in words)
 
 

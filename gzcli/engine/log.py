@@ -93,7 +93,7 @@ class Log:
                 nonlocal last
                 if time.monotonic() - last > PLAIN_EVERY:
                     last = time.monotonic()
-                    self.say(f"{title} {i}/{n}")
+                    self.say(f"{title} {i:.0f}/{n:.0f}")
 
             yield progress
 
