@@ -52,6 +52,11 @@ def complete_model(incomplete: str) -> list[str]:
     return names(incomplete, recipe_names())
 
 
+def complete_models(incomplete: str) -> list[str]:
+    """A list of models, or `all`."""
+    return many(incomplete, [*recipe_names(), *([] if "," in incomplete else ["all"])])
+
+
 def complete_run(incomplete: str) -> list[str]:
     return names(incomplete, run_names()) or _short_names(incomplete)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gzcli.cli import app, completion
+from gzcli.cli import app, completion, own
 from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("home")  # no runs of other tests among the words
@@ -84,6 +84,9 @@ def complete(monkeypatch, capsys):
         ("gz ood vae --score al", "all"),
         ("gz ood fm --star", "--starts"),
         ("gz bench --metrics fd,mem", "fd,memory"),
+        ("gz bench --metrics fd_d", "fd_dinov2"),
+        ("gz bench --models al", "all"),
+        ("gz bench --models fm,va", "fm,vae"),
         ("gz nonsense v", ""),
         ("gz train vae -- --mixed", ""),
         ("gz train 'v", ""),
@@ -91,6 +94,12 @@ def complete(monkeypatch, capsys):
 )
 def test_bash(complete, line, words):
     assert complete(line).split() == words.split()
+
+
+def test_every_metric_is_offered():
+    from gzcli.engine import bench
+
+    assert set(own.METRICS) == set(bench.METRICS)
 
 
 def test_run_names(complete, home):

@@ -168,21 +168,25 @@ class ImageFlow(Model):
         log_p = draws.logsumexp(0) - math.log(samples) if samples > 1 else draws[0]
         return log_p.logsumexp(1) - math.log(log_p.shape[1]) if marginal else log_p
 
-    def map_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """½ z² of the latents over each pixel, the part of −log p(x) in nats that belongs to places, the mean
-        over 3 × 3 pixels: [B, H, W]. A conditional model's top latent is seen as of its likeliest class.
+    def map_nll(self, x: Tensor, *, noise: Noise, draws: int = 8) -> Tensor:
+        """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: by how many nats
+        the part of −log p(x) that belongs to places exceeds what is expected of them. The top latent of a
+        conditional model is seen as of its likeliest class.
 
         The log-determinants belong to the network as a whole, and the gradient of log p(x) by the image shows
         the background, where a flow is narrowest, and not what is strange.
+
+        draws: of the noise over which it is averaged, as the latents of an even background are noise alone.
         """
-        (*eps, top), _ = self.encode(self.to_unit(x, noise)[0])
         single = self.classes is not None and not self.data.multilabel
-        mean, log_std = self.top_prior(self.class_log_probs(top).argmax(1) if single else None, len(x))
         found = x.new_zeros(len(x), 1, *x.shape[2:])
-        for z in (*eps, (top - mean) * (-log_std).exp()):
-            nats = 0.5 * to_fp32(z).square().sum(1, keepdim=True)
-            area = (x.shape[2] / z.shape[2]) * (x.shape[3] / z.shape[3])  # pixels under a place
-            found = found + F.interpolate(nats / area, x.shape[2:])
+        for _ in range(draws):
+            (*eps, top), _ = self.encode(self.to_unit(x, noise)[0])
+            mean, log_std = self.top_prior(self.class_log_probs(top).argmax(1) if single else None, len(x))
+            for z in (*eps, (top - mean) * (-log_std).exp()):
+                nats = 0.5 * (to_fp32(z).square() - 1).sum(1, keepdim=True)
+                area = (x.shape[2] / z.shape[2]) * (x.shape[3] / z.shape[3])  # pixels under a place
+                found = found + F.interpolate(nats / (area * draws), x.shape[2:])
         return F.avg_pool2d(found, 3, 1, 1, count_include_pad=False)[:, 0]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
