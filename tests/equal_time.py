@@ -246,13 +246,15 @@ def compare(names: list[str], minutes: float, n: int, calls: int, out: Path) -> 
 
 
 def pair(name: str, minutes: float, n: int, calls: int, out: Path) -> dict[str, Any]:
-    """The row of a peer: both are trained where they are not yet, and then judged together."""
+    """The row of a peer: both are trained where they are not yet, and then judged together. The peer has as
+    long as ours has taken, where this was more than was asked for."""
     peer, npz = PEERS[name], out / f"{name}-{minutes:g}min-{n}.npz"
+    alias, ours = train_ours(peer, minutes)
     if not npz.with_suffix(".json").exists():
-        words = ("--train", name, "--minutes", str(minutes), "-n", str(n), "--calls", str(calls))
+        equal = str(max(minutes, ours["cpu_seconds"] / 60))
+        words = ("--train", name, "--minutes", equal, "-n", str(n), "--calls", str(calls))
         run(__file__, *words, "--out", str(npz))
     theirs = json.loads(npz.with_suffix(".json").read_text())
-    alias, ours = train_ours(peer, minutes)
     words = ("bench", alias, str(npz), "--data", "mnist", "-n", str(n), "--metrics", "fd,kid_lenet,prc_lenet")
     result = json.loads(run("-m", "gzcli", *words, "--cpu", "--json"))
     npz.with_name(f"{npz.stem}-bench.json").write_text(json.dumps(result, indent=1))
