@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz faults bench pretrained docs measured costs lint format completions clean
+.PHONY: demo test test-slow fuzz faults bench pretrained docs measured costs audit lock lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +26,8 @@ test: $(VENV)/.tested  ## The whole fast suite
 test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is there
 	$(BIN)/python -m pytest -m slow
 
-fuzz: $(VENV)/.tested  ## The generated tests, with 5,000 cases each
-	GZ_FUZZ=5000 $(BIN)/python -m pytest tests/faults
+fuzz: $(VENV)/.tested  ## The generated tests, with 100,000 cases in all
+	GZ_FUZZ=50 $(BIN)/python -m pytest tests/faults
 
 faults: $(VENV)/.tested  ## Faults × commands × exit codes × outcomes, each run twice, as a table
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/table.py
@@ -37,6 +37,18 @@ bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same
 
 pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come with gz again; ONLY="cfm-digits …" some
 	$(BIN)/python tests/pretrained.py $(ONLY)
+
+# in an environment of their own: they are no part of what they look at
+AUDIT := $(VENV)/audit/bin
+$(AUDIT)/pip-audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(AUDIT)/python -m pip install --quiet 'pip-audit>=2.7' 'cyclonedx-bom>=4'
+
+audit: $(AUDIT)/pip-audit $(VENV)/.installed  ## build/sbom.json, and the known faults of what is installed
+	$(BIN)/python .ci/audit.py $(BIN)/python $(AUDIT)
+
+lock: $(BIN)/python  ## .ci/lock.txt, what the image holds: on Linux x86-64, PIP_OPTIONS="--extra-index-url URL"
+	$(BIN)/python .ci/lock.py $(PIP_OPTIONS)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check

@@ -25,8 +25,9 @@ from gzcli.jobs import AlarmJob
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.models.options import defaults, grouped
+from gzcli.sections import renamed
 from gzcli.types import Batch, DataInfo, ImageNoise, Progress, no_progress
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 BATCH = 100  # images that are scored together
 
@@ -228,17 +229,20 @@ class Run:
 
     def __repr__(self) -> str:
         trained = self.trained
-        return f"<gzcli.Run {self.id}: {trained.part.model}, {sides(self.info.shape)}, step {trained.step:,}>"
+        return (
+            f"<gzcli.Run {self.id}: {trained.part.model}, {by_sides(self.info.shape)}, step {trained.step:,}>"
+        )
 
     # ------------------------------------------------------------------------------------------ helpers
 
     def _known(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options. Raises UsageError for one that the method does not have."""
+        """The options, by the names that they have now. Raises UsageError for one that the method does not
+        have."""
         known = defaults(getattr(self.model, method))
-        for name in options:
-            if name not in known:
-                raise UsageError(f"`{method}` of `{self.trained.name}` takes no `{name}`")
-        return options
+        found = {renamed(name, known, "sample", "do"): value for name, value in options.items()}
+        if strange := [name for name in found if name not in known]:
+            raise UsageError(f"`{method}` of `{self.trained.name}` takes no `{strange[0]}`")
+        return found
 
     def _labels(self, labels: Sequence[int] | np.ndarray, n: int) -> Tensor:
         """[n] int64, or float [n, K], of the m labels that are taken in turn."""

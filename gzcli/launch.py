@@ -23,6 +23,7 @@ from gzcli.errors import DeviceError, UsageError
 from gzcli.gpus import count_gpus
 from gzcli.sections import LaunchSection
 from gzcli.store import files
+from gzcli.store.paths import kernels_dir
 from gzcli.store.runs import Run
 
 RESTARTS = 2  # of the processes of several machines, where the recipe does not say
@@ -217,8 +218,10 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     entries = env.get("PYTHONPATH", "").split(os.pathsep)
     others = [entry for entry in entries if entry and os.path.realpath(entry) != here]
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
-    for key, value in TUNING.items():
-        env.setdefault(key, value)
+    # what torch compiles would else lie in the system's folder for temporary files, which others write too
+    kernels = {"TORCHINDUCTOR_CACHE_DIR": kernels_dir(), "TRITON_CACHE_DIR": kernels_dir() / "triton"}
+    for key, value in {**TUNING, **kernels}.items():
+        env.setdefault(key, str(value))
     if p.main_ip and (interface := meeting.interface(p.main_ip)):
         env.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own guess is often the loopback
     if not p.gpus:

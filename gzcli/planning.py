@@ -262,6 +262,7 @@ def start(
     if run is None:
         run = runs.create(asked.recipe.card.name, asked.recipe.key, alias=alias, held=held)
     else:
+        runs.tidy()
         held.enter_context(claims.claimed(run))
         claims.mark(run)
     try:

@@ -156,6 +156,12 @@ def rows(t: Tensor, module: nn.Module) -> Tensor:
     return torch.cat(parts)
 
 
+def own_rows(t: Tensor, module: nn.Module) -> Tensor:
+    """This rank's rows of those that `rows` puts together, [N, …] → [N / sharing(module), …]."""
+    count = sharing(module)
+    return t if count == 1 else t.chunk(count)[rank()]
+
+
 def exchanged(own: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     """The vectors of all ranks, in their order, on every rank, to the bit.
 

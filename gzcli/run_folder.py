@@ -55,7 +55,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "processes": p.processes,
         "threads": p.threads,
         "gpus": p.gpus,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name.replace("__main__.py", "gz"), *sys.argv[1:]],
         "data": before.get("data"),  # a resume compares its data with this record
         "models": before.get("models") or _kept_models(target, recipe),
     }

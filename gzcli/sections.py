@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
@@ -18,8 +18,20 @@ SCALES = ("small", "full", "paper")  # from what a CPU trains in an hour to what
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
 
-# Old name → new name of a key, by section: older recipes and runs are read by the new name.
-RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}}
+# Old name → new name of a key, by section, and of an application's options as `do`: older recipes, runs,
+# pictures and command lines are read by the new name.
+RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}, "do": {"steps": "frames"}}
+
+
+def renamed(key: str, known: Container[str], *sections: str) -> str:
+    """The name that an option has now: the new one where the model knows that one only.
+
+    key: the option, as it is given.
+    known: the names of the options that there are.
+    sections: of RENAMED, that the option may be of.
+    """
+    names = (RENAMED.get(section, {}).get(key, key) for section in sections)
+    return key if key in known else next((name for name in names if name in known), key)
 
 
 def ranged(default: Any, range: str) -> Any:

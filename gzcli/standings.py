@@ -12,7 +12,11 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-FIRST = ("fd", "fd_rot", "fid", "kid_lenet", "kid_lite", "kid", "fd_lite", "swd")  # what ranks, by preference
+# what ranks, by preference
+FIRST = (
+    *("fd", "fd_rot", "fid", "fd_dinov2", "fd_clip"),
+    *("kid_lenet", "kid_lite", "kid", "kid_dinov2", "kid_clip", "fd_lite", "swd"),
+)
 FACTS = (
     "model",
     "seed",

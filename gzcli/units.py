@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 
-def sides(shape: Iterable[int]) -> str:
+def by_sides(shape: Iterable[int]) -> str:
     """A shape: (1, 16, 16) as 1×16×16."""
     return "×".join(map(str, shape))
 

@@ -23,24 +23,26 @@ N = 500  # samples that `fd` is measured with
 
 # Name of the file, MODEL-DATA → how `gz train` trains it; `--name` is added.
 TABLE = {
+    "cvae-glyphs": "cvae --data glyphs --set model.net=conv --set model.hidden=[16,32,64]",
+    "vae-glyphs": "vae --data glyphs --set model.net=conv --set model.hidden=[16,32,64]",
+    "cfm-glyphs": "cfm --data glyphs --set model.channels=16 --steps 1200",
     "cfm-digits": "cfm --data digits",
     "fm-digits": "fm --data digits",
     "ddpm-digits": "ddpm --data digits",
     "cddpm-digits": "cddpm --data digits",
-    "vae-digits": "vae --data digits",
     "cvae-digits": "cvae --data digits",
     "aae-digits": "aae --data digits",
     "dcgan-digits": "dcgan --data digits",
     "cgan-digits": "cgan --data digits",
     "wgan-digits": "wgan --data digits",
-    "rf-digits": "rf --data digits",
-    "dit-digits": "dit --data digits",
-    "zigma-digits": "zigma --data digits",
+    "rf-digits": "rf --data digits --set model.width=48 --set model.layers=3 --steps 2500",
+    "dit-digits": "dit --data digits --set model.width=48 --set model.layers=3 --steps 2500",
+    "zigma-digits": "zigma --data digits --set model.width=56",
     "sgm-digits": "sgm --data digits",
     "glow-digits": "glow --data digits",
     "realnvp-digits": "realnvp --data digits",
     "pixelcnn-digits": "pixelcnn --data digits",
-    "vqvae-digits": "vqvae --data digits",
+    "vqvae-digits": "vqvae --data digits --set stages.prior.model.width=56 --set stages.prior.model.layers=2",
 }
 
 

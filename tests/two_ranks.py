@@ -1,22 +1,48 @@
-"""Started by test_processes.py as N processes: trains zoo lines one after another in float64, and tells of
-each its losses, its figures of validation and the rank gap. A run that comes again has lost its last
-checkpoint, and goes on from the one before."""
+"""Two processes against one.
+
+Started by tests as N processes, it trains runs one after another in float64, and tells of each its losses,
+its figures of validation and the rank gap. A run that comes again has lost its last checkpoint, and goes on
+from the one before.
+
+    python tests/two_ranks.py --all [--steps 30] [--batch 8] [--fp32] [MODEL[,KEY=VALUE…] …]
+
+measures instead: it trains every recipe, or those that are named, on its embedded set, all stages, by one
+process and by two, and prints how far the weights are apart, a line a stage.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from helpers import lines, trainer
+from helpers import QUICK, lines, recipe, trainer
+from safetensors.torch import load_file
 
-from gzcli import ranks
+from gzcli import launch, ranks
 from gzcli.engine import validate
 from gzcli.engine.trainer import Trainer
+from gzcli.planning import with_data
+from gzcli.recipe.resolve import resolve
+from gzcli.recipe.write import dump
+from gzcli.run_folder import write_run
+from gzcli.store import files, runs
+from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
+
+QUIET = (*QUICK, "train.samples=2")
+
+
+# ---------------------------------------------------------------------------- each of the processes
 
 
 def trained(run: Run) -> Trainer:
@@ -36,22 +62,154 @@ def trained(run: Run) -> Trainer:
         losses = [found for found in of_training if found]
         held_out = [v for x in shown for k, v in x.items() if k.startswith("val_")]
         (run.path / "out.json").write_text(json.dumps({"gap": gap, "losses": losses, "held_out": held_out}))
+        run.update(state="finished")
     return t
 
 
-if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
+def work(folders: list[str]) -> None:
+    """Trains the runs, or the stages of a run, in these folders."""
     validate.VALIDATION, validate.EVAL_BATCH = 30, 10  # three batches: two ranks have unequal shares
-    for i, folder in enumerate(sys.argv[1:], start=1):
-        if folder in sys.argv[1:i] and ranks.rank() == 0:
+    for i, folder in enumerate(folders):
+        if folder in folders[:i] and ranks.rank() == 0:
             (Path(folder) / "model.safetensors").rename(Path(folder) / "first.safetensors")
             shutil.rmtree(max((Path(folder) / "checkpoints").glob("0*")))
         ranks.wait()
-        accelerator = trained(Run(Path(folder))).accelerator
-        accelerator.free_memory()
+        for run in Run(Path(folder)).stages or [Run(Path(folder))]:
+            accelerator = trained(run).accelerator
+            accelerator.free_memory()
+            ranks.wait()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    os._exit(
-        0
-    )  # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by `status.json`
+
+
+# ---------------------------------------------------------------------------- who starts them
+
+
+def launched(planned: Iterable[Run], world: int, *, fp32: bool = False, said: int | None = None) -> None:
+    """Trains the runs, one after another, in `world` gloo processes.
+
+    said: where these write what they say, as `subprocess` takes it.
+    """
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    here = Path(__file__).resolve()
+    common = {
+        "PYTHONPATH": os.pathsep.join(map(str, here.parents[:2])),
+        "OMP_NUM_THREADS": "1",
+        "TWO_RANKS_FP32": "1" if fp32 else "",
+    }
+    several = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    words = [sys.executable, str(here), *(str(run.path) for run in planned)]
+    children = []
+    for rank in range(world):
+        own = {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+        children.append(subprocess.Popen(words, env={**os.environ, **common, **own}, stderr=said))
+    ended = [child.wait(3600) for child in children]
+    assert ended == [0] * world, f"the processes ended with {ended}"
+
+
+def planned(what: str, steps: int, batch: int) -> Run:
+    """A run of a recipe as it is shipped, on its embedded set, but for the length and the batch. What tunes a
+    pipeline tunes a tiny one, as its zoo line does.
+
+    what: the recipe's name, and after commas what else is set.
+    """
+    from zoo import CASES
+
+    name, *more = what.split(",")
+    sets = (*QUIET, f"train.batch_size={batch}", *more)
+    flags = {"train.steps": steps, "train.precision": "fp32", "launch.cpu": True}
+    found = resolve(name, sets=sets, flags=flags)
+    run = runs.create(name, found.data.name)
+    if found.card.family == "stable_diffusion":
+        case = next(case for case in CASES if case.model == found.card.name)
+        tree = recipe(case, steps=steps, sets=(*sets, "data.size=16"))
+        files.write_atomic(run.path / "run.yaml", dump(tree))
+    else:
+        made = with_data(found, found.found)
+        write_run(run, made, launch.plan(made.launch, every_gpu=True))
+    return run
+
+
+def apart(one: Run, two: Run) -> Iterator[dict[str, Any]]:
+    """How far two trainings of one recipe are apart, of each stage: the largest difference of a weight or
+    buffer and where it is, and the largest relative one of a loss, at the first step and at any."""
+    for a, b in zip(one.stages or [one], two.stages or [two], strict=True):
+        ours, theirs = (load_file(run.checkpoints[-1] / "model.safetensors") for run in (a, b))
+        assert ours.keys() == theirs.keys()
+        moved = {k: (v.double() - theirs[k].double()).abs() for k, v in ours.items() if v.numel()}
+        by_name = {k: float(v.max()) for k, v in moved.items()}
+        where = max(by_name, key=by_name.__getitem__)
+        losses, gap = zip(*((x["losses"], x["gap"]) for x in map(out_of, (a, b))), strict=True)
+        of_steps = [
+            max(abs(p[k] - q[k]) / max(1e-12, abs(p[k]), abs(q[k])) for k in p)
+            for p, q in zip(*losses, strict=True)
+        ]
+        stage = "" if a is one else a.path.name
+        yield {
+            "stage": stage,
+            "weights": by_name[where],
+            "where": where,
+            "first": of_steps[0],
+            "losses": max(of_steps),
+            "gap": max(gap),
+        }
+
+
+def out_of(run: Run) -> dict[str, Any]:
+    """What `trained` wrote of a run."""
+    return json.loads((run.path / "out.json").read_text())
+
+
+def pairs(
+    names: Iterable[str], *, steps: int, batch: int, fp32: bool = False, said: int | None = None
+) -> dict[str, tuple[Run, Run]]:
+    """Trains recipes by one process and by two, and returns both runs of each.
+
+    names: of the recipes, as `planned` takes them.
+    """
+    found = {name: (planned(name, steps, batch), planned(name, steps, batch)) for name in names}
+    for world in (1, 2):
+        launched([pair[world - 1] for pair in found.values()], world, fp32=fp32, said=said)
+    return found
+
+
+def measure(names: list[str], steps: int, batch: int, fp32: bool) -> None:
+    """Prints the table of one process against two."""
+    found = pairs(names, steps=steps, batch=batch, fp32=fp32, said=subprocess.DEVNULL)
+    print(f"{'model':28} {'stage':12} {'weights':>8} {'1st loss':>8} {'losses':>8} {'ranks':>8}  where")
+    for name, (one, two) in found.items():
+        for row in apart(one, two):
+            figures = " ".join(f"{row[key]:8.1e}" for key in ("weights", "first", "losses", "gap"))
+            print(f"{name:28} {row['stage']:12} {figures}  {row['where']}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--fp32", action="store_true")
+    parser.add_argument("what", nargs="*")
+    asked = parser.parse_args()
+    if asked.all:
+        with tempfile.TemporaryDirectory() as home:
+            os.environ |= {"GZ_HOME": home, "GZ_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "GZ_TRIAL": "0"}
+            measure(asked.what or recipe_names(), asked.steps, asked.batch, asked.fp32)
+        return
+    if not os.environ.get("TWO_RANKS_FP32"):
+        torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    work(asked.what)
+    # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by `status.json`
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -110,7 +110,7 @@ def run(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal cannot show becomes `?`
             stream.reconfigure(errors="replace")
-    out.configure(json=False, quiet=False, lenient=False)
+    out.configure(json=False, quiet=False, lenient=False, lost=False)
     program = Path(sys.argv[0]).name
     program = program if program in ("gz", "gzcli") else "gz"
     what, _, shell = os.environ.get(f"_{program.upper()}_COMPLETE", "").partition("_")
@@ -124,7 +124,11 @@ def run(argv: list[str]) -> int:
             model_help.show(argv)
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # Typer and rich say 1 where `head` has read enough
+            return out.UNREAD
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        return out.UNREAD
     except BaseException as problem:
         return _fail(problem, argv)
 
@@ -162,6 +166,8 @@ def as_error(problem: BaseException) -> GzError:
 _SYSTEM = {
     errno.ENOSPC: "free some space, or set `GZ_HOME` to a folder on a larger disk",
     errno.EDQUOT: "free some space, or set `GZ_HOME` to a folder on a larger disk",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EIO: "is the disk or the terminal gone?",
     errno.EROFS: "set `GZ_HOME` to a folder that you may write",
     errno.EACCES: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
     errno.EPERM: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",

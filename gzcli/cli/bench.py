@@ -69,7 +69,8 @@ _Metrics = Annotated[
         "--metrics",
         metavar="M[,M…]",
         help="fd fd_inf kid_lenet prc_lenet swd classes bpd own speed memory worth; with the extra "
-        "`features` fd_lite fd_lite_pca kid_lite prc_lite; with Inception's weights fid kid is.",
+        "`features` fd_lite fd_lite_pca kid_lite prc_lite; with weights that are fetched fid kid is, lpips, "
+        "fd_dinov2 kid_dinov2 prc_dinov2, fd_clip kid_clip prc_clip.",
         autocompletion=complete_metrics,
     ),
 ]

@@ -31,8 +31,9 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
     shell: bash, zsh or fish.
     build: makes the application for the words of the command line.
     """
-    words, incomplete, before = _typed(shell)
+    out.configure(lenient=True)
     try:
+        words, incomplete, before = _typed(shell)
         found = candidates(typer.main.get_command(build(words)), words, before + incomplete)
         found = [(value[len(before) :], help) for value, help in found]
     except Exception:  # a damaged run or recipe must not write into the command line that is being typed

@@ -14,7 +14,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.ends import new_set, quoted
 from gzcli.cli.list import list_data
-from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, confirmed
+from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, may_remove
 from gzcli.errors import MissingError, UsageError
 from gzcli.sizes import Size
 
@@ -282,7 +282,7 @@ def remove(names: _Names, yes: Yes = False, json: Json = False, quiet: Quiet = F
     from gzcli.data.names import locate
 
     found = {name: locate(name) for name in names}  # an unknown name is refused before anything is removed
-    if not confirmed(" and ".join(f"`{name}`" for name in found) + " from the cache", yes):
+    if not may_remove(" and ".join(f"`{name}`" for name in found) + " from the cache", yes):
         found = {}
     removed = [name for name, data_set in found.items() if library.remove(data_set)]
     for name in found:

@@ -16,7 +16,7 @@ _Runs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RUN]…",
-        help="Models or runs to choose from; all without.",
+        help="Models or runs to choose from; without, all and those that come with gz.",
         autocompletion=complete_model_or_run,
     ),
 ]
@@ -48,8 +48,6 @@ def demo(
     from gzcli.recipe.from_file import find_run
 
     found = choices([find_run(word) for word in runs or ()])
-    if not found:
-        raise MissingError("there is no trained model to show", hint="gz train vae")
     out.info("starting …")
     from gzcli.demo.serve import serve
 

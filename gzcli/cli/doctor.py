@@ -21,8 +21,9 @@ from gzcli.cli.options import Json, Quiet
 from gzcli.cli.tables import wrapped
 from gzcli.errors import MissingError, redacted
 from gzcli.sections import TRACKERS
-from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
+from gzcli.store.paths import cache_dir, kernels_dir, recipe_names, recipes_dir, user_dir
 from gzcli.store.weights import INCEPTION, hub_home
+from gzcli.units import size
 from gzcli.version import __version__
 
 
@@ -126,6 +127,12 @@ def folders() -> Iterator[Check]:
             yield Check(name, "note", f"{folder}, only {free:.1f} GB free", fix)
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
+    kernels = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or kernels_dir())
+    if kernels.is_dir():
+        taken = sum(file.stat().st_size for file in kernels.rglob("*") if file.is_file())
+        yield Check("kernels", "ok", f"{kernels}, {size(taken)} of compiled code, which may be removed")
+    else:
+        yield Check("kernels", "ok", f"{kernels}, empty: nothing was compiled yet")
     count = len(recipe_names())
     found = f"{count} in {recipes_dir()}"
     yield Check("recipes", "ok", found) if count else Check("recipes", "bad", found, "install gz again")

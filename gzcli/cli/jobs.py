@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
 from gzcli.errors import GzError, UsageError, did_you_mean
+from gzcli.sections import renamed
 
 if TYPE_CHECKING:
     from gzcli.jobs import Job
@@ -143,7 +144,7 @@ def method_options(
     while words:
         word = words.pop(0)
         name, equals, text = word.lstrip("-").partition("=")
-        name = name.replace("-", "_")
+        name = renamed(name.replace("-", "_"), params, section, "do")
         positive = name.removeprefix("no_")  # `--no-clip` sets `clip` to false
         if name == "size" and name not in params and section == "sample":
             hint = "`gz sample fm --size 96x64`: the U-Nets of ddpm, fm and sgm draw any size"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gzcli.cli.options import choose, split
+from gzcli.cli.options import choose, complete_models, split
 from gzcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,11 @@ Budget = Annotated[
 LeagueModels = Annotated[
     str | None,
     typer.Option(
-        "--models", metavar="all|M[,M…]", help="Which; without it all that fit.", rich_help_panel=_PANEL
+        "--models",
+        metavar="all|M[,M…]",
+        help="Which; without it all that fit.",
+        rich_help_panel=_PANEL,
+        autocompletion=complete_models,
     ),
 ]
 Seeds = Annotated[

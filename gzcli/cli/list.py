@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from json import loads
 from typing import Annotated, Any
 
 import typer
@@ -192,7 +191,7 @@ def list_recipes(*, wide: bool = False) -> None:
 
 def list_runs(model: str | None = None, data: str | None = None, *, wide: bool = False) -> None:
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
-    from gzcli.cli.summary import summary, table
+    from gzcli.cli.summary import summaries, table
     from gzcli.data.names import data_key
     from gzcli.recipe.files import find
     from gzcli.store.paths import spelling
@@ -203,7 +202,7 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
         runs = all_runs(model=model, data=data_key(data))
     if not runs and model:
         find(spelling(model))  # raises UsageError for an unknown model
-    rows = [summary(run) for run in runs]
+    rows = summaries(runs)
     if rows or out.is_json():
         table(runs, rows, wide=wide)
     else:
@@ -215,32 +214,21 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
 
 def list_pretrained(*, wide: bool = False) -> None:
     """Prints the trained models that come with gz."""
-    from gzcli.recipe.from_file import metadata
-    from gzcli.store.pretrained import PREFIX, names
-    from gzcli.units import size
+    from gzcli.store.pretrained import PREFIX, every
 
-    rows = []
-    for name, file in names().items():
-        card = loads(metadata(file)["card"])
-        figures = [row for row in card["figures"] if row["from"] == "gz bench"]
-        facts = {key: card[key] for key in ("model", "about", "params", "seconds", "command")}
-        rows.append(
-            {"name": PREFIX + name, **facts, "data": card["data"]["name"], "figures": figures}
-            | {"bytes": file.stat().st_size, "path": file}
-        )
-    columns = ("pretrained", "data", "figure", "trained", "size")
-    out.table(
-        columns,
-        [(r["name"], r["data"], _figure(r), f"{r['seconds']:,.0f} s", size(r["bytes"])) for r in rows],
-        wide=wide,
-    )
-    if rows:
-        out.hint(f"gz sample {rows[0]['name']}")
+    known = every()
+    columns = ("pretrained", "data", "figure", "params", "CPU time", "size")
+    out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in known], wide=wide)
+    if known:
+        out.hint(f"gz sample {PREFIX}{known[0].name}")
+    facts = ("about", "params", "seconds", "work", "command")
+    rows = [
+        {"name": PREFIX + one.name, "model": one.model, "data": one.data, "figures": one.figures}
+        | {key: one.card[key] for key in facts}
+        | {"bytes": one.file.stat().st_size, "path": one.file}
+        for one in known
+    ]
     out.data({"pretrained": rows})
-
-
-def _figure(row: dict[str, Any]) -> str | None:
-    return next((f"{figure['name']} {figure['value']:.4g}" for figure in row["figures"]), None)
 
 
 _LISTS: dict[str, Callable[..., None]] = {

@@ -52,6 +52,11 @@ def complete_model(incomplete: str) -> list[str]:
     return names(incomplete, recipe_names())
 
 
+def complete_models(incomplete: str) -> list[str]:
+    """A list of models, or `all`."""
+    return many(incomplete, [*recipe_names(), *([] if "," in incomplete else ["all"])])
+
+
 def complete_run(incomplete: str) -> list[str]:
     return names(incomplete, run_names()) or _short_names(incomplete)
 
@@ -60,7 +65,8 @@ def _short_names(incomplete: str) -> list[str]:
     """Completions of a run's id without its time, as tables show it."""
     from gzcli.store.runs import all_runs, short_names
 
-    return names(incomplete, short_names(all_runs()).values())
+    runs = all_runs()
+    return names(incomplete, short_names(runs, runs).values())
 
 
 def complete_model_or_run(incomplete: str) -> list[str]:
@@ -153,7 +159,7 @@ def _quiet(value: bool) -> bool:
     return value
 
 
-def confirmed(what: str, yes: bool) -> bool:
+def may_remove(what: str, yes: bool) -> bool:
     """Whether `what` may be removed: by `--yes`, or by the user's answer.
 
     Raises UsageError where standard input is not a terminal, so that nobody can be asked.
@@ -162,7 +168,7 @@ def confirmed(what: str, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise UsageError(f"removing {what} needs `--yes` where nobody can be asked")
-    return typer.confirm(f"Remove {what}?", err=True)
+    return out.confirmed(f"Remove {what}?")
 
 
 def spelled(model: str, pretrained: bool) -> str:

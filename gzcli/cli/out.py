@@ -13,19 +13,27 @@ from gzcli import streams
 from gzcli.cli.tables import NARROW, Table, wrapped
 from gzcli.errors import GzError
 
-_mode = {"json": False, "quiet": False, "lenient": False}
+_mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
 ELSEWHERE = "`--wide` prints them, `--json` too"  # what a table had no room for
+UNREAD = 128 + 13  # the exit code where nobody reads stdout any more, as after `| head`
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 
 
-def configure(*, json: bool | None = None, quiet: bool | None = None, lenient: bool | None = None) -> None:
+def configure(
+    *,
+    json: bool | None = None,
+    quiet: bool | None = None,
+    lenient: bool | None = None,
+    lost: bool | None = None,
+) -> None:
     """Sets switches; None leaves one as it is.
 
     json: print one JSON object instead of text.
     quiet: print data and errors only.
     lenient: a closed or full stdout does not end the verb.
+    lost: stdout is closed or full, and an error is told on stderr.
     """
-    given = {"json": json, "quiet": quiet, "lenient": lenient}
+    given = {"json": json, "quiet": quiet, "lenient": lenient, "lost": lost}
     _mode.update({key: value for key, value in given.items() if value is not None})
 
 
@@ -178,9 +186,9 @@ def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
 def error(problem: GzError) -> None:
     """Human mode: prints `error: …`, a blank line and `hint: …` on stderr, also with `-q`. JSON mode: prints
-    `{"error": {…}}` on stdout.
+    `{"error": {…}}` on stdout, unless that is what fails.
     """
-    if is_json():
+    if is_json() and not _mode["lost"]:
         shown = {"code": problem.code, "kind": problem.kind, "message": problem.message, "hint": problem.hint}
         data({"event": problem.event, "error": shown} if problem.event else {"error": shown})
         return
@@ -219,8 +227,9 @@ def _write(stream: TextIO, string: str) -> None:
         streams.mute(stream)
         if stream is sys.stderr or _mode["lenient"]:
             return
+        configure(lost=True)
         if isinstance(e, BrokenPipeError):
-            raise SystemExit(128 + 13) from None
+            raise SystemExit(UNREAD) from None
         raise
 
 

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 
 METRICS = (
     *("fd", "kid_lenet", "prc_lenet", "fd_inf", "swd", "fd_lite", "fd_lite_pca", "kid_lite", "prc_lite"),
-    *("fid", "kid", "is", "classes", "bpd", "own", "speed", "memory", "worth"),
+    *(
+        "fid",
+        "kid",
+        "is",
+        "fd_dinov2",
+        "kid_dinov2",
+        "prc_dinov2",
+        "fd_clip",
+        "kid_clip",
+        "prc_clip",
+        "lpips",
+    ),
+    *("classes", "bpd", "own", "speed", "memory", "worth"),
 )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.ends import end, quoted
+from gzcli.cli.ends import end, quoted, took
 from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
 from gzcli.cli.own import Sets
+from gzcli.data.kinds import counted
 from gzcli.errors import UsageError
 
 app = typer.Typer(help="Show, copy and check recipes; a schema of them for editors.")
@@ -99,6 +101,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Check recipes, for every data set that they name; all mistakes at once."""
+    began = monotonic()
     from gzcli.recipe.resolve import check as problems_of
     from gzcli.store.paths import recipe_names
 
@@ -108,7 +111,11 @@ def check(
         raise UsageError(problems[0])
     if problems:
         raise UsageError("\n  ".join([f"{len(problems)} mistakes", *problems]))
-    out.text(f"{len(names)} recipe{'' if len(names) == 1 else 's'}, no mistake")
+    out.text(f"{counted(len(names), 'recipe')}, no mistake")
+    if recipes:
+        name = quoted(recipes[0])
+        plan = (f"gz train {name} --dry-run", "what it would do, and what that takes here")
+        end([took(began)], [plan, (f"gz train {name}", "a run by it")])
     out.data({"recipes": names, "ok": True})
 
 

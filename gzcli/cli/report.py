@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
 
 from gzcli.cli import out
+from gzcli.cli.ends import bytes_of, end, quoted, took
 from gzcli.cli.options import Json, Quiet
 
 _Folder = Annotated[
@@ -25,10 +27,14 @@ def report(folder: _Folder, to: _Out = None, json: Json = False, quiet: Quiet = 
 
     The page needs no other file and no network.
     """
+    began = monotonic()
     from gzcli.report.write import write
 
     made = write(folder, to)
     out.text(made["html"])
+    page = Path(made["html"])
+    look = (f"python -m webbrowser {quoted(page)}", "the page in a browser")
+    end([bytes_of(page), took(began)], [look, (f"ls {quoted(page.parent)}", "its Markdown, LaTeX, figures")])
     out.data(made)
 
 

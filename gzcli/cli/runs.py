@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gzcli.cli import out, share
+from gzcli.cli.ends import end
 from gzcli.cli.list import list_runs
 from gzcli.cli.options import (
     Json,
@@ -17,8 +18,9 @@ from gzcli.cli.options import (
     complete_model,
     complete_model_or_run,
     complete_run,
-    confirmed,
+    may_remove,
 )
+from gzcli.data.kinds import counted
 from gzcli.errors import UsageError, did_you_mean
 from gzcli.units import size
 
@@ -122,11 +124,12 @@ def prune(
     `--keep 0` keeps no best one.
     """
     from gzcli.store import owned, runs
+    from gzcli.store.outdated import outdated
 
     if keep is None and not unfinished:
         raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint="gz runs prune --keep 1")
     runs.tidy()
-    doomed = [] if keep is None else runs.outdated(keep)
+    doomed = [] if keep is None else outdated(keep)
     if unfinished:
         doomed += [run for run in runs.all_runs() if run.state not in ("finished", "running", "damaged")]
     _remove([run for run in doomed if not run.alias and owned.is_removable(run.path)], yes, skip=True)
@@ -165,15 +168,15 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
 
     skip: whether one that a process has taken meanwhile stays, in place of an error.
     """
-    from gzcli.cli.summary import summary, table
-    from gzcli.store.runs import remove
+    from gzcli.cli.summary import summaries, table
+    from gzcli.store.runs import all_runs, remove
 
-    rows = [summary(run) for run in runs]
+    rows = summaries(runs)
     total = sum(row["bytes"] for row in rows)
-    what = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({size(total)})"
+    what = f"{counted(len(runs), 'run')} ({size(total)})"
     if runs:
         table(runs, rows, to_stderr=True)
-    if runs and not confirmed(what, yes):
+    if runs and not may_remove(what, yes):
         runs, total = [], 0
     gone = []
     for run in runs:
@@ -185,6 +188,9 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
                 raise
             out.info(f"left: {error.message}")
             total -= rows[runs.index(run)]["bytes"]
-    what = f"{len(gone)} run{'' if len(gone) == 1 else 's'} ({size(total)})"
-    out.info(f"removed {what}" if gone else "nothing to remove" if not rows else "nothing was removed")
+    if gone:
+        left = [("gz runs list", "what is left")] if all_runs() else []
+        end([f"removed {counted(len(gone), 'run')} ({size(total)})"], left)
+    else:
+        out.info("nothing was removed" if rows else "nothing to remove")
     out.data({"removed": gone, "bytes": total})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gzcli.cli import out
+from gzcli.store import index
 from gzcli.store.metrics import Curve, curve_of
+from gzcli.store.paths import user_dir
 from gzcli.store.runs import short_names
 from gzcli.units import count, duration, figure, moment, size
 
@@ -22,12 +25,33 @@ SPARE = ("params", "name", "made", "size", "curve", "state")  # the first to lea
 def summary(run: Run) -> dict[str, Any]:
     """A run as `--json` shows it.
 
-    Of a run in stages, `stage`, `step` and `steps` are those of the first stage that is not finished.
+    Of a run in stages, `stage`, `step` and `steps` are those of the first stage that is not finished. All but
+    what a running process changes, or the zone of the reader, is kept in the index.
     """
+    if (facts := index.recall(run.path, "summary")) is None:
+        marks, total = index.survey(run.path)
+        facts = _facts(run) | {"bytes": total}
+        if run.status().get("state") not in ("running", "damaged"):
+            index.keep(run.path, "summary", marks, facts)
+    created = facts["created"]
+    return {**facts, "created": moment(created) if created else None, "path": run.path}
+
+
+def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The summaries of many runs, which are kept for the next time."""
+    root = user_dir("runs")
+    index.begin(root, "summary")
+    rows = [summary(run) for run in runs]
+    index.save(root, "summary", os.listdir(root) if runs else ())
+    return rows
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """The summary of a run as its files have it; `created` is in seconds."""
     status = run.status()
     parts = run.stages or [run]
     current = next((stage for stage in run.stages if stage.state != "finished"), run.serving)
-    progress, best, created, curve = current.status(), run.serving.best, status.get("created"), curve_of(run)
+    progress, best, curve = current.status(), run.serving.best, curve_of(run)
     params = [part.status().get("params") for part in parts]
     return {
         "run": run.id,
@@ -43,10 +67,9 @@ def summary(run: Run) -> dict[str, Any]:
         "curve": curve and asdict(curve),
         "params": None if None in params else sum(params),
         "seconds": round(sum(part.seconds for part in parts), 1),
-        "bytes": run.bytes,
-        "created": moment(created) if created else None,
+        "bytes": None,
+        "created": status.get("created"),
         "error": (status.get("error") or {}).get("message"),
-        "path": run.path,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import os
 import re
 import stat
@@ -20,10 +22,19 @@ from gzcli.data.refusals import AGAIN, RATIO, refuse_bomb, refuse_escape, refuse
 from gzcli.data.walk import is_regular, read_regular, refuse_large, walk
 from gzcli.errors import MissingError, UsageError
 
+LONGEST = 1 << 17  # bytes of a name or of further facts about a member of a tar
+_NAMING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_ODD = (ValueError, LookupError, OverflowError, RuntimeError, struct.error)  # NotImplementedError among them
 LOCAL_HEADER = 30  # bytes before a zip member's name
 
 # What `walk` finds beside files → its name in notes, and the words that follow the name.
-_ODD = {
+_BESIDE = {
     "broken": ("broken link", ""),
     "special": ("pipe or device file", ""),
     "repeated": ("link", " to folders that are read"),
@@ -59,7 +70,7 @@ class Folder:
         self.path = path
         files, odd = walk(path)
         self.names = [name for name in files if wanted(name)]
-        rows = ((*_ODD[kind], names) for kind, names in odd.items())
+        rows = ((*_BESIDE[kind], names) for kind, names in odd.items())
         self.notes = [
             f"{counted(len(names), what)}{more} skipped (`{names[0]}`)" for what, more, names in rows
         ]
@@ -141,7 +152,7 @@ class Zip:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 yield archive
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, *_ODD) as e:
             raise MissingError(f"`{self.path}` is damaged: {e}", hint=AGAIN) from e
 
 
@@ -165,6 +176,8 @@ class Tar:
                     raise refused(path, f"`{member.name}` is a link")
                 if not (member.isfile() or member.isdir()):
                     raise refused(path, f"`{member.name}` is a device")
+                if member.issparse():  # its bytes are not all there
+                    raise refused(path, f"`{member.name}` is a sparse file")
                 total += member.size
                 refuse_bomb(path, total, packed)
                 if member.isfile() and wanted(_clean(member.name)):
@@ -196,16 +209,12 @@ class Tar:
 
     def spans(self) -> dict[str, Span]:
         path = os.path.abspath(self.path)
-        try:
-            archive = tarfile.open(path, "r:")  # noqa: SIM115 (closed below)
-        except tarfile.ReadError as e:  # it was read whole when it was opened, so that it is not damaged
-            hint = "`gunzip` it, or unpack it and give the folder"
-            raise UsageError(
-                f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint
-            ) from e
         found: dict[str, Span] = {}
         wanted = set(self.names)
-        with archive:
+        with self.opened() as archive:
+            if not isinstance(archive.fileobj, io.BufferedReader):
+                hint = "`gunzip` it, or unpack it and give the folder"
+                raise UsageError(f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint)
             for member in archive:
                 name = _clean(member.name)
                 if member.isfile() and name in wanted:
@@ -215,10 +224,22 @@ class Tar:
     @contextmanager
     def opened(self) -> Iterator[tarfile.TarFile]:
         try:
-            with tarfile.open(self.path, "r:*") as archive:
+            with tarfile.open(self.path, "r:*", tarinfo=_Member) as archive:
                 yield archive
-        except (tarfile.TarError, zlib.error, EOFError, OSError) as e:
+        # ValueError, RecursionError and the like: headers of numbers that are none, or one upon the other
+        except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, *_ODD) as e:
             raise MissingError(f"`{self.path}` is damaged: {e}", hint=AGAIN) from e
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a tar whose name, which tarfile reads at once, is no longer than names are."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size < 0 or (found.type in _NAMING and found.size > LONGEST):
+            raise ValueError(f"a header claims {found.size:,} bytes")
+        return found
 
 
 def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:

@@ -8,7 +8,7 @@ from typing import Any
 from gzcli.data.pack import PackMeta
 from gzcli.errors import MissingError
 from gzcli.store.files import read_object, write_json
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 FILE = "env.json"  # file of a run that holds the record, under the key `data`
 NAMED = 5  # classes that a message names at most
@@ -62,7 +62,7 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if then["counts"][split] != now["counts"][split]:
             found.append(f"{now['counts'][split]:,} {split} images instead of {then['counts'][split]:,}")
     if then["shape"] != now["shape"]:
-        old, new = (sides(shape[::-1]) for shape in (then["shape"], now["shape"]))
+        old, new = (by_sides(shape[::-1]) for shape in (then["shape"], now["shape"]))
         found.append(f"images of {new} instead of {old}")
     if then["extras"] != now["extras"]:
         old, new = (", ".join(extras) or "nothing" for extras in (then["extras"], now["extras"]))

@@ -15,7 +15,7 @@ from gzcli.data.specs import DataFile
 from gzcli.errors import MissingError
 from gzcli.store.files import lock, need_space
 from gzcli.store.paths import cache_dir
-from gzcli.store.weights import INCEPTION, VGG, offline
+from gzcli.store.weights import CLIP, DINOV2, INCEPTION, VGG, offline
 from gzcli.units import size
 
 FOLDER = "weights"  # in the cache, and in a mirror
@@ -39,7 +39,8 @@ class Weights:
     otherwise: str = ""
 
 
-_GITHUB = "https://github.com"
+_GITHUB, _HUB = "https://github.com", "https://huggingface.co"
+_CLIP_REVISION = "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 KNOWN = {
     "inception": Weights(
         DataFile(
@@ -66,6 +67,29 @@ KNOWN = {
         ),
         "VGG16 of LPIPS, torchvision's",
         "BSD-3-Clause, trained on ImageNet",
+        ("lpips",),
+    ),
+    "dinov2": Weights(
+        DataFile(
+            DINOV2,
+            (f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{DINOV2}",),
+            1_217_586_395,
+            sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        ),
+        "DINOv2, the ViT-L/14 of its authors",
+        "Apache-2.0",
+        ("fd_dinov2", "kid_dinov2", "prc_dinov2"),
+    ),
+    "clip": Weights(
+        DataFile(
+            CLIP,
+            (f"{_HUB}/openai/clip-vit-base-patch32/resolve/{_CLIP_REVISION}/pytorch_model.bin",),
+            605_247_071,
+            sha256="a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
+        ),
+        "CLIP, the ViT-B/32 of OpenAI",
+        "MIT",
+        ("fd_clip", "kid_clip", "prc_clip"),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What `gz demo` offers: the runs that can draw, and of the one that is chosen the options of its sampler."""
+"""What `gz demo` offers: runs, models that come with gz, and of the chosen one the options of its sampler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gzcli.models.catalog import card_of
 from gzcli.recipe.kinds import literals
-from gzcli.store import runs
+from gzcli.store import pretrained, runs
 from gzcli.store.run import Run as StoredRun
 
 if TYPE_CHECKING:
@@ -32,15 +32,20 @@ class Choice:
 def choices(named: Sequence[StoredRun] = ()) -> list[Choice]:
     """What can be chosen, in the order in which it is offered.
 
-    named: the runs to choose from; (): every run of the store that has weights, newest first.
+    named: the runs to choose from; (): every run of the store that has weights, newest first, then the models
+      that come with gz.
     """
     found = named or [run for run in runs.all_runs() if run.weights is not None]
-    return [Choice(_name(run), _title(run)) for run in found]
+    ready = [] if named else sorted(pretrained.every(), key=lambda one: pretrained.FIRST.index(one.data))
+    own = [Choice(_name(run), _title(run)) for run in found]
+    return own + [
+        Choice(pretrained.PREFIX + one.name, f"{one.model} on {one.data}, comes with gz") for one in ready
+    ]
 
 
 def _name(run: StoredRun) -> str:
-    """The run's id, or its folder where that lies outside the store."""
-    return run.id if runs.by_name(run.id) else str(run.path)
+    """The run's id; of one outside the store where it comes from, or its folder."""
+    return run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
 
 
 def _title(run: StoredRun) -> str:
@@ -58,7 +63,7 @@ class Controls:
     samplers: names of its samplers; () where there is one alone.
     sampler: the one that is taken.
     prompts: whether it draws what a text says.
-    way: the option that says how many images the way from image to image has; None: it goes no such way.
+    way: whether it goes from image to image.
     inpaints: whether it fills in what is painted over.
     maps: whether it shows where a picture is anomalous.
     scores: whether it judges pictures at all.
@@ -69,7 +74,7 @@ class Controls:
     samplers: tuple[str, ...]
     sampler: str | None
     prompts: bool
-    way: str | None
+    way: bool
     inpaints: bool
     maps: bool
     scores: bool
@@ -89,7 +94,7 @@ def controls(run: Run) -> Controls:
         tuple(names),
         values.get("sampler"),
         "prompt" in card.can,
-        next((name for name in ("frames", "steps") if name in card.do.get("interpolate", ())), None),
+        "frames" in card.do.get("interpolate", ()),
         "inpaint" in card.masked,
         "map" in card.can,
         "ood" in card.can and run.trained.space is None,

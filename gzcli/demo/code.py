@@ -41,13 +41,14 @@ def drawing(
 def between(
     name: str,
     ends: Sequence[tuple[int, str | None, int | None]],
-    counted: Mapping[str, int],
+    frames: int,
     options: Mapping[str, Any],
 ) -> Code:
     """Of the way from one image to another.
 
     ends: seed, name and number of the class of either.
-    counted: the option of the application that says how many images the way has, with its value.
+    frames: images of the way.
+    options: keywords of the model's `sample` that differ from the recipe's.
     """
     text, rest = _prompt(options)
     shell, made = ["mkdir ends"], []
@@ -55,10 +56,10 @@ def between(
         flags = {"-n": 1, "--seed": seed, "--label": _quoted(label), "--out": place} | text | _flags(rest)
         shell += [_line("gz sample", name, flags), f"cp {place}/images/000000.png ends/{place}.png"]
         made.append(_sample(1, seed, number, options))
-    shell.append(_line("gz sample", name, {"--do": "interpolate", "--input": "ends"} | _flags(counted)))
+    shell.append(_line("gz sample", name, {"--do": "interpolate", "--input": "ends", "--frames": frames}))
     lines = [
         f"ends = np.concatenate([{', '.join(made)}])",
-        *(f'images = run.do("interpolate", ends, {key}={value})' for key, value in counted.items()),
+        f'images = run.do("interpolate", ends, frames={frames})',
     ]
     return Code("\n".join(shell), _python(name, lines, "import numpy as np\n\nimport gzcli"))
 

@@ -54,7 +54,7 @@ def page(studio: Studio, choices: Sequence[Choice]) -> gr.Blocks:
                 *(_slider(can, option) for option in NUMBERS),
                 _labels([EACH, *can.classes] if can.classes else []),
                 *(_labels(can.classes, place) for place in (0, -1, 0)),
-                gr.update(visible=can.way is not None),
+                gr.update(visible=can.way),
                 gr.update(visible=can.inpaints),
                 gr.update(visible=can.scores),
                 None,

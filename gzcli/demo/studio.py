@@ -87,10 +87,9 @@ class Studio:
     def between(self, first: Asked, last: Asked, frames: int) -> Iterator[Shown]:
         """The way from an image of one seed to that of another."""
         run, can = self.open(first.run)
-        if can.way is None:
+        if not can.way:
             raise UsageError(f"`{run.trained.name}` does not go from image to image")
         options = self._changed(first)
-        counted: dict[str, Any] = {can.way: frames}
         ends = [(asked.seed, asked.label, self._number(run, asked.label)) for asked in (first, last)]
 
         def work(progress: Progress) -> np.ndarray:
@@ -99,9 +98,9 @@ class Studio:
                     run.sample(1, seed=seed, labels=None if number is None else [number], **options)
                     for seed, _, number in ends
                 ]
-                return run.do("interpolate", np.concatenate(images), progress=progress, **counted)
+                return run.do("interpolate", np.concatenate(images), progress=progress, frames=frames)
 
-        made = code.between(first.run, ends, counted, options)
+        made = code.between(first.run, ends, frames, options)
         yield from self._shown(run, work, made, frames, whole=True)
 
     def canvas(self, name: str, seed: int, label: str | None) -> np.ndarray:

@@ -10,6 +10,7 @@ from latex2mathml.converter import convert
 from gzcli.docs.as_text import cost_cells, curve_rows, curve_title, folded, place_in_words
 from gzcli.docs.page import Page
 from gzcli.recipe.write import flow
+from gzcli.store.pretrained import Pretrained
 
 COLUMNS = 76  # of a command, before it is broken
 
@@ -28,6 +29,11 @@ def _lines(page: Page) -> Iterator[str]:
     for data, scale in page.drawn:
         text = f"Samples of a run of a league, {data} at scale {scale}"
         yield from (f"![{text}]({picture_name(page.recipe or page.name, data, scale)})", "", f"*{text}.*", "")
+    for one in page.ready:
+        best, params, seconds, _ = one.cells
+        text = f"Samples of `gz sample pretrained:{one.name}`, which comes with gz"
+        yield from (f"![{text.replace('`', '')}](../{ready_picture(one)})", "")
+        yield from (f"*{text}: {params} parameters, {best}, trained for {seconds} of a CPU core.*", "")
     if page.likelihood:
         yield from (f"Likelihood: {page.likelihood}.", "")
     for stage, model in page.stages.items():
@@ -76,6 +82,11 @@ def _lines(page: Page) -> Iterator[str]:
 def picture_name(recipe: str, data: str, scale: str) -> str:
     """The path of a picture of samples on the site, beside the pages of models."""
     return f"samples/{data}-{scale}-{recipe}.png"
+
+
+def ready_picture(one: Pretrained) -> str:
+    """The path of the picture of a trained model that comes with gz, on the site."""
+    return f"pretrained/{one.name}.png"
 
 
 def mathml(tex: str) -> str:

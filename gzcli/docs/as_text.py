@@ -11,12 +11,13 @@ from gzcli.recipe.write import flow
 from gzcli.units import about, count, duration, figure
 
 LEFT = 24  # columns of the left of two columns at most
+NARROWEST = 40  # columns that a page takes where there are fewer
 POINTS = 6  # of a curve
 
 
 def as_text(page: Page, width: int = 80) -> str:
     """The page; equations and commands that are longer than a line are not broken."""
-    return "\n".join(_lines(page, width)).rstrip()
+    return "\n".join(_lines(page, max(width, NARROWEST))).rstrip()
 
 
 def _lines(page: Page, width: int) -> Iterator[str]:
@@ -33,6 +34,11 @@ def _lines(page: Page, width: int) -> Iterator[str]:
         yield from _wrapped(words.source, width)
     if page.likelihood:
         yield from ("", f"Likelihood: {page.likelihood}.")
+    for one in page.ready:
+        best, params, seconds, _ = one.cells
+        told = f"{seconds} of a CPU core, {params} parameters, {best}"
+        yield from _wrapped(f"Comes with gz, trained on {one.data} ({told}):", width)
+        yield f"  gz sample pretrained:{one.name}"
     for stage, model in page.stages.items():
         if model != page.name:
             yield from _wrapped(f"Its stage `{stage}` is a `{model}`: gz show {model}", width)

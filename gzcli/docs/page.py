@@ -21,6 +21,7 @@ from gzcli.recipe.schema import score_names
 from gzcli.sections import lists
 from gzcli.store import outside
 from gzcli.store.paths import recipe_names, spelling, trained_in
+from gzcli.store.pretrained import Pretrained, every
 
 _REMARK = re.compile(r"\s{2,}\((.+)\)$")  # what stands in brackets behind a command in the head of a recipe
 _LIKELIHOOD = {
@@ -84,6 +85,7 @@ class Page:
     remarks: the further lines of the recipe's head.
     references: curves of reference runs.
     drawn: (set, scale) of the leagues that have a picture of its samples.
+    ready: those that come with gz, trained.
     places: (set, scale, row of the summary) of the leagues that it is in.
     costs: what its trainings cost, by set and scale.
     """
@@ -104,6 +106,7 @@ class Page:
     remarks: tuple[str, ...]
     references: tuple[Reference, ...]
     drawn: tuple[tuple[str, str], ...]
+    ready: tuple[Pretrained, ...]
     places: tuple[tuple[str, str, Mapping[str, str]], ...]
     costs: tuple[Mapping[str, str], ...]
 
@@ -140,6 +143,7 @@ def page_of(what: str) -> Page:
         remarks=() if alone else remarks,
         references=_references(recipe, [stage] if alone else list(stages) or [""]),
         drawn=tuple(place for place in measured.places() if measured.picture(recipe, *place).is_file()),
+        ready=tuple(one for one in every() if one.model == recipe),
         places=tuple(
             (data, scale, row)
             for data, scale in measured.places()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import fill
 
 from gzcli import measured
+from gzcli.alike import DIFFERENCES
+from gzcli.docs.as_markdown import ready_picture, table
 from gzcli.docs.page import Page
 from gzcli.docs.written import ROOT
+from gzcli.store.pretrained import every
 from gzcli.units import duration
 
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
@@ -30,8 +34,20 @@ ORDER = (*TUTORIALS, *GUIDES)
 
 
 def composed() -> dict[str, str]:
-    """The Markdown of each written page, by its name."""
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "pages").glob("*.md"))}
+    """The Markdown of each written page, by its name, with what code knows better."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "pages").glob("*.md"))}
+    return texts | {"gpus": "\n".join([texts["gpus"], *_differences(), ""])}
+
+
+def _differences() -> Iterator[str]:
+    """What of a training depends on the number of its processes, as items of a list."""
+    for known in DIFFERENCES:
+        text = f"* **{known.of}.** {known.why[0].upper()}{known.why[1:]}."
+        if known.example:
+            words = " with ".join(f"`{word}`" for word in known.example.split(","))
+            how = " in fp32" if known.fp32 else ""
+            text += f" After 30 steps of {words}{how}, weights differ by {known.most:g} at most."
+        yield fill(text, 130, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def title_of(text: str) -> str:
@@ -60,6 +76,20 @@ def models_index(pages: dict[str, Page]) -> str:
                 scores = ", ".join(score for score, _ in page.scores if "," not in score)
                 lines.append(f"| [{name}]({name}.md) | {what} | {page.likelihood or '–'} | {scores or '–'} |")
         lines.append("")
+    return "\n".join(lines)
+
+
+def ready_page() -> str:
+    """The trained models that come with gz, with a picture of each."""
+    known = every()
+    head = ("model and set", "figure", "parameters", "CPU time", "size")
+    cells = [(f"[{one.name}](models/{one.model}.md)", *one.cells) for one in known]
+    lines = ["# Pretrained models", ""]
+    lines += ["They lie in the package, and every verb takes them: `gz ood pretrained:fm-digits`.", ""]
+    lines += table(head, cells)
+    for one in known:
+        lines += [f"## {one.name}", "", f"![Samples of {one.name}]({ready_picture(one)})", ""]
+        lines += ["```", one.card["command"], f"gz sample pretrained:{one.name}", "```", ""]
     return "\n".join(lines)
 
 

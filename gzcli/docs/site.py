@@ -12,12 +12,22 @@ from mkdocs.commands.build import build as mkdocs_build
 from mkdocs.config import load_config
 
 from gzcli import measured
-from gzcli.docs.as_markdown import as_markdown, picture_name
+from gzcli.docs.as_markdown import as_markdown, picture_name, ready_picture
 from gzcli.docs.page import page_of
-from gzcli.docs.pages import GUIDES, TUTORIALS, composed, family_name, league_page, models_index, title_of
+from gzcli.docs.pages import (
+    GUIDES,
+    TUTORIALS,
+    composed,
+    family_name,
+    league_page,
+    models_index,
+    ready_page,
+    title_of,
+)
 from gzcli.docs.written import ROOT
 from gzcli.errors import canonical
 from gzcli.store.paths import recipe_names
+from gzcli.store.pretrained import every
 
 
 def build(into: Path, commands: str) -> Path:
@@ -51,7 +61,11 @@ def write(folder: Path, commands: str) -> list[Any]:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(measured.picture(page.recipe or name, data, scale), target)
     (folder / "commands.md").write_text(commands)
-    further: list[Any] = [{"Commands": "commands.md"}]
+    (folder / "pretrained.md").write_text(ready_page())
+    (folder / "pretrained").mkdir()
+    for one in every():
+        (folder / ready_picture(one)).write_bytes(one.preview)
+    further: list[Any] = [{"Pretrained models": "pretrained.md"}, {"Commands": "commands.md"}]
     if league := league_page():
         (folder / "league.md").write_text(league)
         further.insert(0, {"Leagues": "league.md"})

@@ -21,6 +21,7 @@ from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.jobs import SampleJob
 from gzcli.models.options import defaults, grouped
+from gzcli.sections import renamed
 from gzcli.sizes import Size
 from gzcli.types import Applied, ImageNoise, Progress
 
@@ -57,14 +58,15 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress) -> Outp
     # inputs of a binary model are binarised by one draw, as in training
     x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
     seen = x if trained.space is None else trained.space.encode(x)
-    options = dict(job.options)
+    known = defaults(method)
+    options = {renamed(name, known, "do"): value for name, value in job.options.items()}
     if job.mask:
         options["mask"] = read_mask(Path(job.mask), trained).expand(n, -1, -1, -1)
     if job.prompts:
         options["prompt"] = sampler.cycled(job.prompts, range(n), device)
     if job.labels:
         options["labels"] = sampler.parse_labels(job.labels, n, trained.info).to(device)
-    if own is not None and "y" in defaults(method):
+    if own is not None and "y" in known:
         options["y"] = torch.from_numpy(own).to(device)
     noise = ImageNoise(job.seed, range(n), device)
     with trained.applying():

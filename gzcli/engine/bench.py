@@ -15,18 +15,16 @@ from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
-from gzcli.engine import statistics
+from gzcli.engine import perceptual, statistics
 from gzcli.engine.bench_notes import brief, directions, notes, provenance, told
 from gzcli.engine.calls import count_calls
 from gzcli.engine.contestants import Contestant, form_of, read, sampled, tell_apart
 from gzcli.engine.figures import SPACES, Found
-from gzcli.engine.image_sets import some
 from gzcli.engine.images import subset
+from gzcli.engine.judges import Judges
 from gzcli.engine.likelihood import images_of_test, likelihood
 from gzcli.engine.log import Log
-from gzcli.engine.memorised import Memory, worth_of
 from gzcli.engine.pictures import sample_rows
-from gzcli.engine.quality import Quality
 from gzcli.engine.report import training_speed
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.engine.variants import quick, varied
@@ -37,7 +35,7 @@ from gzcli.metrics.interval import Interval
 from gzcli.store import files
 from gzcli.store.runs import Run
 
-METRICS = (*SPACES, "classes", "bpd", "own", "speed", "memory", "worth")
+METRICS = (*SPACES, "lpips", "classes", "bpd", "own", "speed", "memory", "worth")
 DEFAULT = ("fd", "kid_lenet", "prc_lenet", "swd", "classes", "bpd", "own", "speed")
 IN_COLOUR = ("kid_lite",)  # with these where the extra `features` is installed
 MEASURED = 10_000  # test images at most of which a model's own figures are computed
@@ -52,7 +50,8 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     runs must have images of one size and fit, to which the other images are brought. A run with other grey
     levels than the data set has columns of its own (`bpd@32`); one of binary images has `nats` and no `fd`.
     The likelihood of an image given its label is the column `bpd|y`. Each process draws its share of the
-    samples and of the likelihoods. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}.
+    samples, of the likelihoods and of the features. Rank 0 alone compares: it returns the JSON of `gz bench`,
+    the others {}.
 
     Raises UsageError for runs of different sizes or an unknown metric, MissingError for absent weights.
     """
@@ -66,32 +65,49 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     for trained in models:
         same.check(trained.run.owner.path, pack.meta)
     metrics = choose(job.metrics, pack)
-    how: dict[str, Any] = {"weights": job.weights, "stats": job.stats}
-    quality = Quality(pack, metrics, split=job.split, device=device, say=log.info, **how)
+    judges = Judges(pack, metrics, job, device, log.info)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]
     known = [
-        of_model(one, pack, quick(metrics) if variant.get("quick") else metrics, job, log)
+        of_model(one, pack, quick(metrics) if variant.get("quick") else metrics, job, judges, log)
         for one, variant in zip(contestants, variants, strict=True)
     ]
-    if ranks.rank():
-        return {}
     contestants += [read(what, pack, form_of(models, pack), job.n, log) for what in job.images]
     tell_apart(contestants)
-    memory = Memory(quality.real, quality.memory_space) if quality.memory_space else None
-    rows = []
+    rank, processes = ranks.rank(), ranks.world()
+    judges.prepare(contestants)
+    if rank:
+        return {}
+    with ranks.alone():
+        return compared(job, folder, judges, contestants, known, processes, log)
+
+
+def compared(
+    job: BenchJob,
+    folder: Path,
+    judges: Judges,
+    contestants: Sequence[Contestant],
+    known: Sequence[dict[str, Any]],
+    processes: int,
+    log: Log,
+) -> dict[str, Any]:
+    """The JSON of `gz bench`, whose files are written.
+
+    known: what `of_model` knows of each model's row, in the order of the first contestants.
+    processes: by which samples and features were made.
+    """
+    quality, rows = judges.quality, []
     for i, one in enumerate(contestants):
         facts = known[i] if one.trained else {}
-        if quality.dear:
-            log.info(f"features of {len(one):,} images of `{one.name}`")
-        rows.append(judge(one, facts, quality, metrics, memory, log))
+        rows.append(judge(one, facts, judges))
         log.info(f"{one.name}: {brief(rows[-1]['metrics'])}")
-    floors = {len(one): floor(len(one), quality, metrics, memory, log) for one in contestants}
+    floors = {len(one): judges.floor(len(one)) for one in contestants}
     floors = dict(sorted(floors.items(), reverse=True))
     if job.export_stats:
-        statistics.write(Path(job.export_stats), quality.real.reference(None), metrics, quality.space_of)
-    pictures(folder, contestants, rows, floors, quality, memory)
+        real = quality.real.reference(None)
+        statistics.write(Path(job.export_stats), real, quality.metrics, quality.space_of)
+    pictures(folder, contestants, rows, floors, judges)
     result = {
-        "data": pack.meta.name,
+        "data": quality.pack.meta.name,
         "rows": rows,
         **told("floor", floors[max(floors)]),
         "floors": [
@@ -99,10 +115,10 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
         ],
         "directions": directions([*(row["metrics"] for row in rows), *floors.values()]),
         "biased": {str(n): quality.biased(n) for n in floors},
-        "provenance": provenance(quality, job),
+        "provenance": provenance(quality, job, processes),
         "notes": notes(contestants, rows, quality, list(floors)),
         "picture": str(folder / "bench.png"),
-        "neighbours": str(folder / "neighbours.png") if memory else None,
+        "neighbours": str(folder / "neighbours.png") if judges.memory else None,
         "stats": job.export_stats,
     }
     files.write_json(folder / "bench.json", result)
@@ -128,7 +144,9 @@ def choose(asked: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def of_model(one: Contestant, pack: Pack, metrics: Sequence[str], job: BenchJob, log: Log) -> dict[str, Any]:
+def of_model(
+    one: Contestant, pack: Pack, metrics: Sequence[str], job: BenchJob, judges: Judges, log: Log
+) -> dict[str, Any]:
     """What is known of a row from the model alone; its `found` are figures. A call of every rank."""
     trained = one.trained
     assert trained is not None
@@ -139,6 +157,8 @@ def of_model(one: Contestant, pack: Pack, metrics: Sequence[str], job: BenchJob,
     by_default = kind in ("exact", "bound")  # one by an ODE takes long: only where metrics are named
     if "bpd" in metrics and (by_default or (kind == "ode" and job.metrics)):
         row["likelihood"] = likelihood(trained, pack, job.seed, log)
+    if judges.lpips and "lpips" in metrics:
+        found |= perceptual.of_reconstructions(trained, pack, judges.lpips, job.seed, log)
     if ranks.rank():
         return row
     if job.variants:
@@ -154,31 +174,17 @@ def of_model(one: Contestant, pack: Pack, metrics: Sequence[str], job: BenchJob,
     return row
 
 
-def judge(
-    one: Contestant,
-    facts: dict[str, Any],
-    quality: Quality,
-    metrics: Sequence[str],
-    memory: Memory | None,
-    log: Log,
-) -> dict[str, Any]:
+def judge(one: Contestant, facts: dict[str, Any], judges: Judges) -> dict[str, Any]:
     """The row of a contestant.
 
     facts: what `of_model` knows of it; {} for images from elsewhere.
     """
     since, levels, trained = time.monotonic(), one.levels, one.trained
-    mark = quality.mark(levels)
-    if levels == 2:
-        found = quality.classes(one.images) if "classes" in metrics else {}
-    else:
-        found = {key + mark: value for key, value in quality(one.images, levels).items()}
+    found = judges(one.images, levels)
     if "likelihood" in facts:
         pixels = int(np.prod(one.images.images.shape[1:]))
+        mark = judges.quality.mark(levels)
         found |= likelihood_columns(facts["likelihood"], mark, pixels, binary=levels == 2)
-    if memory:
-        found |= memory(one.images)
-    if "worth" in metrics:
-        found |= worth_of(one.images, quality.real, log.info)
     found |= facts.pop("found", {})
     row: dict[str, Any] = {"name": one.name, "model": None, "run": None, "step": None, "params": None}
     if trained:
@@ -187,6 +193,7 @@ def judge(
     return {
         **row,
         "path": one.path,
+        "samples": one.kept,
         "n": len(one),
         **told("metrics", found),
         "sample": dict(trained.part.sample) if trained else {},
@@ -222,25 +229,15 @@ def own_figures(trained: Trained, pack: Pack, seed: int) -> dict[str, float]:
         return trained.model.measure(map(trained.seen, images_of_test(trained, pack, MEASURED, seed)))
 
 
-def floor(n: int, quality: Quality, metrics: Sequence[str], memory: Memory | None, log: Log) -> Found:
-    """The figures of n real images in place of samples."""
-    found = quality.floor(n)
-    if memory:
-        found |= memory.floor(n)
-    if "worth" in metrics:
-        found |= worth_of(some(quality.real.of("train"), n), quality.real, log.info)
-    return found
-
-
 def pictures(
     folder: Path,
     contestants: Sequence[Contestant],
     rows: Sequence[Mapping[str, Any]],
     floors: Mapping[int, Found],
-    quality: Quality,
-    memory: Memory | None,
+    judges: Judges,
 ) -> None:
     """Writes `bench.png`, some images of each contestant above real ones, and `neighbours.png`."""
+    quality = judges.quality
     real = quality.real.reference(None).images
     least = told("floor", floors[max(floors)])["floor"]
     of_real = brief({f"{name} (floor)": value for name, value in least.items()})
@@ -251,5 +248,5 @@ def pictures(
         lines.append((f"{one.name}   {brief(row['metrics'])}", shown))
     title = f"real images of {quality.pack.meta.name}   {of_real}"
     sample_rows(folder / "bench.png", [*lines, (title, real[subset(len(real), 16)])])
-    if memory:
-        memory.picture(folder / "neighbours.png", {one.name: one.images for one in contestants})
+    if judges.memory:
+        judges.memory.picture(folder / "neighbours.png", {one.name: one.images for one in contestants})

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from gzcli import ranks
 from gzcli.engine.contestants import Contestant
 from gzcli.engine.figures import Found, direction
 from gzcli.engine.images import treatment
@@ -73,7 +72,7 @@ def notes(
     return list(dict.fromkeys(lines))
 
 
-def provenance(quality: Quality, job: BenchJob) -> dict[str, Any]:
+def provenance(quality: Quality, job: BenchJob, processes: int) -> dict[str, Any]:
     """What the figures depend on, beside the facts of each row."""
     pack = quality.pack
     return {
@@ -86,7 +85,7 @@ def provenance(quality: Quality, job: BenchJob) -> dict[str, Any]:
         "digest": pack.meta.digest,
         "seed": job.seed,
         "checkpoint": job.checkpoint,
-        "processes": ranks.world(),
+        "processes": processes,
         **quality.provenance(),
         "versions": {
             name: version(name) for name in ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")

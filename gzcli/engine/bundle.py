@@ -168,6 +168,7 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
         "dtype": job.dtype,
         "step": trained.step,
         "seconds": round(sum(part.seconds for part in owner.stages or [owner]), 1),
+        "work": round(sum(part.work for part in owner.stages or [owner]), 1),  # CPU-seconds
         "command": _command(env.get("command") or []),
         "data": data_card(owner.data, trained, env.get("data") or {}),
         "figures": figures(trained),
@@ -215,7 +216,8 @@ def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
 
 
 def _command(words: list[str]) -> str:
-    """A command line with the last part of each path alone."""
+    """A command line with the last part of each path alone, and without what only its output needs."""
+    words = [word for word in words if word not in ("--json", "--quiet", "-q")]
     return " ".join(Path(word).name if "/" in word or "\\" in word else word for word in words)
 
 

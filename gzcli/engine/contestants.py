@@ -21,12 +21,13 @@ from gzcli.data.wanted import Wanted
 from gzcli.engine.devices import synchronise
 from gzcli.engine.image_sets import ImageSet, some
 from gzcli.engine.log import Log
+from gzcli.engine.naming import short_names
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.jobs import BenchJob
 from gzcli.sizes import as_size
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 FEWEST = 50  # images of a contestant
 
@@ -40,6 +41,7 @@ class Contestant:
     path: where they come from: a run's folder, or the images' own path.
     trained: the model that drew them; None for images from elsewhere.
     seconds: that drawing them took; None for images from elsewhere.
+    kept: path of the file of what the model drew; None for images from elsewhere.
     notes: what was done to them.
     """
 
@@ -48,6 +50,7 @@ class Contestant:
     path: str
     trained: Trained | None = None
     seconds: float | None = None
+    kept: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -62,9 +65,10 @@ class Contestant:
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
     """`job.n` samples of a model; a conditional one draws them by the labels of as many training images."""
     labels = ask_labels(trained, pack, job.n)
-    images, seconds = sample(trained, labels, job, folder, log)
+    images, seconds, kept = sample(trained, labels, job, folder, log)
     known = None if labels is None else labels.numpy()
-    return Contestant(trained.name, ImageSet(images, known), str(trained.run.owner.path), trained, seconds)
+    of_run = str(trained.run.owner.path)
+    return Contestant(trained.name, ImageSet(images, known), of_run, trained, seconds, str(kept))
 
 
 def read(what: str, pack: Pack, wanted: Wanted, n: int, log: Log) -> Contestant:
@@ -120,8 +124,8 @@ def form_of(models: list[Trained], pack: Pack | None = None) -> Wanted:
     for other in models:
         if other.images.shape != first.images.shape:
             raise UsageError(
-                f"`{other.run.id}` has images of {sides(other.images.shape)}, `{first.run.id}` of "
-                f"{sides(first.images.shape)}: their figures are not comparable",
+                f"`{other.run.id}` has images of {by_sides(other.images.shape)}, `{first.run.id}` of "
+                f"{by_sides(first.images.shape)}: their figures are not comparable",
                 hint="run `gz bench` once for each size",
             )
         if other.wanted != first.wanted:
@@ -145,17 +149,8 @@ def tell_apart(contestants: list[Contestant]) -> None:
             run = one.trained.run.owner
             one.name = run.alias or run.id
         else:
-            alike = [other.path for other in contestants if Path(other.path).name == one.name]
-            parts = Path(one.path).parts
-            one.name = next(
-                (
-                    short
-                    for k in range(2, len(parts) + 1)
-                    if sum(Path(path).parts[-k:] == parts[-k:] for path in alike) == 1
-                    and (short := "/".join(parts[-k:]))
-                ),
-                one.name,
-            )
+            alike = {other.path for other in contestants if Path(other.path).name == one.name}
+            one.name = short_names(alike)[one.path]
     seen: dict[str, int] = {}
     for one in contestants:
         seen[one.name] = seen.get(one.name, 0) + 1
@@ -175,10 +170,9 @@ def ask_labels(trained: Trained, pack: Pack, n: int) -> torch.Tensor | None:
 
 def sample(
     trained: Trained, labels: torch.Tensor | None, job: BenchJob, folder: Path, log: Log
-) -> tuple[np.ndarray, float]:
-    """n samples uint8 [n, C, H, W], and the seconds that they took.
-
-    They are kept in `folder`, in a file whose name is a hash of all that they depend on.
+) -> tuple[np.ndarray, float, Path]:
+    """n samples uint8 [n, C, H, W], the seconds that they took, and the file in `folder` that they are kept
+    in, whose name is a hash of all that they depend on.
     """
     weights = trained.run.path / "model.safetensors"
     stamp = weights.stat().st_mtime_ns if weights.exists() else 0
@@ -189,14 +183,14 @@ def sample(
     path = folder / "samples" / f"{owner}-{key}.npz"
     if ranks.agree(path.exists()):
         with np.load(path) as kept:
-            return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"])
+            return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"]), path
     since = time.perf_counter()
     with log.bar(f"sample {trained.name}") as progress:
         images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
     if ranks.rank():
-        return images, seconds
+        return images, seconds, path
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    return images, seconds
+    return images, seconds, path

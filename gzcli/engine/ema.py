@@ -90,7 +90,7 @@ class EMA:
             return self._fill(self.found)
         training = self.model.training
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), ranks.alone():  # all ranks have the same images
             self.calibrate(self.images())
         self.model.train(training)
         now = self.model.named_buffers()

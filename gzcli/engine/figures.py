@@ -44,8 +44,15 @@ SPACES = {
     "fid": "inception",
     "kid": "inception",
     "is": "inception",
+    "fd_dinov2": "dinov2",
+    "kid_dinov2": "dinov2",
+    "prc_dinov2": "dinov2",
+    "fd_clip": "clip",
+    "kid_clip": "clip",
+    "prc_clip": "clip",
 }
-WIDTHS = {"fd": 64, "fd_lite": 1280, "fid": fidelity.FEATURES}  # of the features of raw Fréchet distances
+# of the features of raw Fréchet distances
+WIDTHS = {"fd": 64, "fd_lite": 1280, "fid": fidelity.FEATURES, "fd_dinov2": 1024, "fd_clip": 512}
 WIDE = 256  # features from which an interval has fewer draws: each takes about a second
 DRAWS, FEW_DRAWS = 50, 12  # halves of the images for the interval of a Fréchet distance
 HALVES = 20  # the same of extrapolated and of sliced distances
@@ -56,7 +63,7 @@ PRECISE, DENSE = 3, 5  # the neighbour whose distance is the radius: of precisio
 SIGNED = ("kid", "fd_inf")  # unbiased figures, which may be below 0
 SEED = 2020  # torch-fidelity's, so that its subsets for KID are ours
 
-DOWN = {"fd", "kid", "swd", "fid", "tv", "bpd", "nats", "duplicates"}
+DOWN = {"fd", "kid", "swd", "fid", "tv", "bpd", "nats", "duplicates", "lpips_recon"}
 UP = {
     "precision",
     "recall",
@@ -72,10 +79,11 @@ UP = {
 
 
 def direction(name: str) -> Direction | None:
-    """In which direction a figure is better, by the first word of its name; None for one that says nothing of
-    it, as the models' own do."""
-    word = re.split(r"[_|@]", name)[0]
-    return "down" if word in DOWN else "up" if word in UP else None
+    """In which direction a figure is better, by its name or by the first word of it; None for one that says
+    nothing of it, as the models' own do."""
+    whole = re.split(r"[|@]", name)[0]
+    words = {whole, whole.split("_")[0]}
+    return "down" if words & DOWN else "up" if words & UP else None
 
 
 def compare(metric: str, fake: np.ndarray, real: np.ndarray, *, ends: bool = True) -> Found:
@@ -194,7 +202,7 @@ def _prdc(metric: str, fake: np.ndarray, real: np.ndarray, ends: bool) -> Found:
 
 COMPUTED: dict[str, Callable[[np.ndarray, np.ndarray, bool], Found]] = {
     **{name: partial(_frechet, name) for name in WIDTHS},
-    **{name: partial(_kid, name) for name in ("kid_lenet", "kid_lite", "kid")},
+    **{name: partial(_kid, name) for name in SPACES if name.startswith("kid")},
     "fd_inf": _infinity,
     "fd_lite_pca": _pca,
     "swd": _swd,

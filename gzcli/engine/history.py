@@ -18,7 +18,7 @@ from gzcli.errors import DivergedError
 from gzcli.measured import beside
 from gzcli.parts import Part
 from gzcli.store import files
-from gzcli.store.metrics import metric_lines
+from gzcli.store.metrics import every_line, metric_lines
 from gzcli.store.runs import Run
 
 PATIENCE = 5  # bad steps in a row, before the run is stopped
@@ -142,5 +142,5 @@ class History:
             self.counts = dict(pending["counts"])
         path = self.run.path / "metrics.jsonl"
         if ranks.rank() == 0 and path.exists():
-            kept = [line for line in metric_lines(self.run.path) if line["step"] <= step]
+            kept = (line for line in every_line(self.run.path) if line["step"] <= step)
             files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from gzcli import ranks
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.pack import Pack
 from gzcli.engine.images import subset
@@ -22,10 +23,12 @@ OTHER = {"test": "train", "train": "test", "all": "all"}
 
 
 class Space(Protocol):
-    """A feature space: `hash` names its weights, `features` maps uint8 [N, C, H, W] to float64 [N, D]."""
+    """A feature space: `hash` names its weights, `features` maps uint8 [N, C, H, W] to float64 [N, D], by
+    `batch` images at a time."""
 
     hash: str
     device: torch.device
+    batch: int
 
     def features(self, images: Any) -> np.ndarray: ...
 
@@ -48,12 +51,19 @@ class ImageSet:
         return len(self.images)
 
     def features(self, space: Space | None) -> np.ndarray:
-        """float64 [N, D] in a space; without one the pixels, uint8 [N, C·H·W]."""
+        """float64 [N, D] in a space; without one the pixels, uint8 [N, C·H·W].
+
+        A call of every rank, where there are several and the features are not known yet.
+        """
         if space is None:
             return np.asarray(self.images[:]).reshape(len(self), -1)
         if space.hash not in self._features:
             self._features[space.hash] = self._kept(space)
         return self._features[space.hash]
+
+    def knows(self, space: Space) -> bool:
+        """Whether the features in a space are known by now."""
+        return space.hash in self._features
 
     def take(self, rows: np.ndarray) -> ImageSet:
         """Some of the images [n], with those of their features that are known."""
@@ -65,15 +75,24 @@ class ImageSet:
         """The features, from the cache or computed; networks compute in single precision, so that no digit is
         lost in a file of it."""
         if self.key is None:
-            return space.features(self.images)
+            return self._computed(space)
         name = f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
         path = cache_dir("features", "real") / name
-        if path.exists():
+        if ranks.agree(path.exists()):
             return np.load(path).astype(np.float64)
-        found, file = space.features(self.images), io.BytesIO()
-        np.save(file, found.astype(np.float32))
-        files.write_atomic(path, file.getvalue())
+        found, file = self._computed(space), io.BytesIO()
+        if ranks.rank() == 0:
+            np.save(file, found.astype(np.float32))
+            files.write_atomic(path, file.getvalue())
         return found
+
+    def _computed(self, space: Space) -> np.ndarray:
+        """The features, of which each process computes those of a share of the batches."""
+
+        def work(start: int) -> dict[str, np.ndarray]:
+            return {"found": space.features(self.images[start : start + space.batch])}
+
+        return ranks.over(range(0, len(self), space.batch), work)["found"]
 
 
 class RealImages:
@@ -86,6 +105,7 @@ class RealImages:
     def __init__(self, pack: Pack, split: str = "test"):
         self.pack, self.split = pack, split
         self._sets: dict[tuple[str, int | None], ImageSet] = {}
+        self._pairs: dict[tuple[int, int | None], list[tuple[ImageSet, ImageSet]]] = {}
 
     def reference(self, levels: int | None) -> ImageSet:
         """The images of the split."""
@@ -125,6 +145,11 @@ class RealImages:
 
         n: `at_most` at most.
         """
+        if (n, levels) not in self._pairs:
+            self._pairs[n, levels] = self._drawn(n, levels)
+        return self._pairs[n, levels]
+
+    def _drawn(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
         source, reference = self.of(OTHER[self.split], levels), self.reference(levels)
         total = len(source)
         order = np.random.default_rng(0).permutation(total)

@@ -35,7 +35,7 @@ from gzcli.store.paths import recipe_names
 from gzcli.store.run import Run
 from gzcli.store.weights import repository
 from gzcli.types import DataInfo, Noise
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 MEASURED = 2000  # training images by whose latents mean and deviation are measured
 MEASURE_BATCH = 64  # images that are encoded together for it
@@ -170,8 +170,8 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
     if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
         channels, *had = trained_on.shape
         raise UsageError(
-            f"`data.latent`: `{name}` was trained on images of {sides(trained_on.shape)} with "
-            f"{trained_on.levels} levels, these are of {sides(images.shape)} with {images.levels}",
+            f"`data.latent`: `{name}` was trained on images of {by_sides(trained_on.shape)} with "
+            f"{trained_on.levels} levels, these are of {by_sides(images.shape)} with {images.levels}",
             hint=f"`--set data.size={as_size(*had)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )

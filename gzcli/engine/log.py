@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80  # columns of a line of losses, which figures of speed do not make longer
 BAR = 56  # columns of a terminal that the bar takes beside its note
+FULL = 16_000_000  # bytes of `log.txt`, 150,000 lines of losses
 PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a terminal
 
 
@@ -92,7 +93,7 @@ class Log:
                 nonlocal last
                 if time.monotonic() - last > PLAIN_EVERY:
                     last = time.monotonic()
-                    self.say(f"{title} {i}/{n}")
+                    self.say(f"{title} {i:.0f}/{n:.0f}")
 
             yield progress
 
@@ -117,10 +118,14 @@ class Log:
             print(printable(text), file=sys.stderr, flush=True)
 
     def record(self, text: str) -> None:
-        """A line of `log.txt`."""
+        """A line of `log.txt`. Beyond FULL bytes it goes on in a new one; `log.1.txt` is the one before."""
         if self.folder and self.folder.is_dir():
-            with open(self.folder / "log.txt", "a") as f:
+            path = self.folder / "log.txt"
+            with open(path, "a") as f:
                 f.write(f"{time.strftime('%F %T')} {text}\n")
+                full = f.tell() > FULL
+            if full:
+                os.replace(path, self.folder / "log.1.txt")
 
 
 class TrainBar:

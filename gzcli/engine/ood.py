@@ -18,13 +18,13 @@ from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.engine.images import BANK, subset
 from gzcli.engine.log import Log
+from gzcli.engine.naming import short_names
 from gzcli.engine.ood_scores import Pick, score_all
 from gzcli.engine.ood_table import (
     ScoreTable,
     compare,
     notes,
     over_seeds,
-    short_names,
     with_group_means,
     write_scores,
 )

@@ -160,18 +160,6 @@ def notes(
     return lines
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The name of each set in a table: of a path its last parts, as many as no other path ends in."""
-    parts = {name: Path(name).parts for name in names}
-    short = {}
-    for name, own in parts.items():
-        others, depth = [other for key, other in parts.items() if key != name], 1
-        while depth < len(own) and any(own[-depth:] == other[-depth:] for other in others):
-            depth += 1
-        short[name] = str(Path(*own[-depth:])) if own else name
-    return short
-
-
 def write_scores(path: Path, seeds: Sequence[Mapping[str, ScoreTable]], inside: str, first: int = 0) -> None:
     """Writes a CSV with the columns set, role (in | out), index in the split, file (of the user's own
     pictures), and one for each score; with several seeds one for each score and seed, as `recon@1`.

@@ -3,7 +3,8 @@ images in place of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from gzcli import ranks
 from gzcli.data.pack import Pack
 from gzcli.engine import figures, statistics
 from gzcli.engine.figures import SPACES, WIDTHS, Found
 from gzcli.engine.image_sets import ImageSet, RealImages, Space
+from gzcli.metrics import vit
 from gzcli.metrics.features import LeNetFeatures, lenet
-from gzcli.metrics.fidelity import InceptionFeatures, inception
+from gzcli.metrics.fidelity import inception
 from gzcli.metrics.interval import half_samples
-from gzcli.metrics.lite import LiteFeatures, is_installed, lite
+from gzcli.metrics.lite import is_installed, lite
 
 SMALL = 10_000  # number of images below which FID is biased upwards
 
@@ -48,14 +51,17 @@ class Quality:
         stats: str | None = None,
         say: Callable[[str], None] = lambda text: None,
     ):
-        self.pack, self.metrics, self.real = pack, list(metrics), RealImages(pack, split)
+        self.pack, self.metrics, self.real, self.say = pack, list(metrics), RealImages(pack, split), say
         wanted = {SPACES[name] for name in metrics if name in SPACES}
         colour = pack.meta.shape[0] == 3 and is_installed()
         wanted |= {"lite" if colour else "lenet"} if "memory" in metrics else set()
-        self.inception: InceptionFeatures | None = None
-        if "inception" in wanted:
-            self.inception = inception(weights, device)
-        self.lite: LiteFeatures | None = lite(device) if "lite" in wanted else None
+        open_space: dict[str, Callable[[], Space]] = {
+            "inception": lambda: inception(weights, device),
+            "lite": lambda: lite(device),
+            "dinov2": lambda: vit.dinov2(device),
+            "clip": lambda: vit.clip(device),
+        }
+        self.large = {name: opened() for name, opened in open_space.items() if name in wanted}
         self.lenet: LeNetFeatures | None = None
         if "lenet" in wanted or "classes" in metrics:
             self.lenet = lenet(pack, device=device, say=say)
@@ -95,6 +101,43 @@ class Quality:
         found = {self._named(name): value for name, value in found.items()}
         return found | (self.classes(samples) if "classes" in self.metrics else {})
 
+    def prepare(self, samples: Mapping[str, tuple[ImageSet, int | None]], *others: ImageSet) -> None:
+        """Computes the features of samples and of the real images that they and the floor are compared with:
+        each process those of a share. A call of every rank.
+
+        samples: by name, with the grey levels of their models.
+        others: further images, whose features `memory_space` asks for.
+        """
+        in_memory = [self.memory_space] if self.memory_space else []
+        for images in others:
+            self._compute("the data set", images, in_memory)
+        spaces = [self.space_of(metric) for metric in self.metrics if metric in SPACES]
+        for name, (images, levels) in samples.items():
+            self._compute(f"`{name}`", images, [*(spaces if levels != 2 else ()), *in_memory])
+        with_stats = self.stats.metric if self.stats else None  # no more is known of its real images
+        of_real = [self.space_of(m) for m in self.metrics if m in SPACES and m != with_stats]
+        for level in sorted({levels for _, levels in samples.values() if levels != 2}, key=str):
+            self._compute("the data set", self.real.reference(level), of_real)
+            for n in sorted({len(images) for images, _ in samples.values()}):
+                for fake, real in self._draws(n, level):
+                    self._compute("the floor", fake, spaces)
+                    self._compute("the data set", real, of_real)
+
+    def _compute(self, name: str, images: ImageSet, spaces: Sequence[Space | None]) -> None:
+        """Computes the features of images in some spaces, and says how long it took.
+
+        name: what the message calls the images.
+        """
+        if self.dear and not all(space is None or images.knows(space) for space in spaces):
+            self.say(f"features of {len(images):,} images of {name}")
+        since = time.monotonic()
+        for space in spaces:
+            if space is not None:
+                images.features(space)
+        if (took := time.monotonic() - since) >= 1:
+            by = f" on {ranks.world()} processes" if ranks.world() > 1 else ""
+            self.say(f"features of {len(images):,} images of {name}: {took:.1f} s{by}")
+
     def classes(self, samples: ImageSet) -> Found:
         """`tv`, by how much the classes of samples differ from those of training images, and the share of
         samples that the LeNet takes for their label's class; {} without classes."""
@@ -117,8 +160,7 @@ class Quality:
         """
         found: Found = {}
         for levels in sorted(self.used, key=str):
-            pairs = self.real.pairs(self.floor_size(n), levels)
-            pairs = pairs[:1] if self.dear else pairs
+            pairs = self._draws(n, levels)
             draws = [self(fake, levels, real, ends=len(pairs) == 1) for fake, real in pairs]
             if not draws:
                 continue
@@ -127,6 +169,11 @@ class Quality:
                 self.floor_draws[name + self.mark(levels)] = [draw[name].value for draw in draws]
         return found
 
+    def _draws(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
+        """The draws of real images in place of n samples, and what each is compared with."""
+        pairs = self.real.pairs(self.floor_size(n), levels)
+        return pairs[:1] if self.dear else pairs
+
     def floor_size(self, n: int) -> int:
         """The number of real images that stand in place of n samples: fewer where there are no more."""
         return min(n, self.real.at_most)
@@ -134,17 +181,16 @@ class Quality:
     @property
     def dear(self) -> bool:
         """Whether features take long."""
-        return self.inception is not None or self.lite is not None
+        return bool(self.large)
 
     def space_of(self, metric: str) -> Space | None:
         """The feature space of a metric; None: pixels."""
-        spaces: dict[str, Any] = {"lenet": self.lenet, "lite": self.lite, "inception": self.inception}
-        return spaces.get(SPACES[metric])
+        return self.lenet if SPACES[metric] == "lenet" else self.large.get(SPACES[metric])
 
     @property
     def memory_space(self) -> Space | None:
         """The feature space in which copies of training images are looked for; None where they are not."""
-        return (self.lite or self.lenet) if "memory" in self.metrics else None
+        return self.large.get("lite", self.lenet) if "memory" in self.metrics else None
 
     def mark(self, levels: int | None) -> str:
         """The ending of figures at other grey levels than the data set has, as `@32`."""
@@ -175,8 +221,8 @@ class Quality:
             "features": net and net.hash,
             "features_accuracy": net and net.accuracy,
             "features_rotations": net and net.rotations,
-            "lite": self.lite and self.lite.hash,
-            "inception": self.inception and self.inception.hash,
+            **dict.fromkeys(("lite", "inception")),
+            **{name: space.hash for name, space in self.large.items()},
             "stats": self.stats and self.stats.facts,
             "floor_draws": self.floor_draws,
         }

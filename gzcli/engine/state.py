@@ -142,10 +142,9 @@ def resume(state: State) -> int:
         return 0
     found = checkpoints.load(path)
     train, meta = found.train, found.meta
-    # a rank that did not exist when the checkpoint was saved keeps the extra state that it begins with
-    new = ranks.rank() >= len(train["extra"])
-    extra = checkpoints.extra_of(model.state_dict()) if new else train["extra"][ranks.rank()]
-    load(model, found.weights | extra)
+    # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
+    extra = train["extra"]
+    load(model, found.weights | extra[ranks.rank() if ranks.rank() < len(extra) else 0])
     averages = {name: value.to(state.trained.device) for name, value in found.averaged.weights.items()}
     state.ema.load_state_dict(averages, train["ema_updates"])
     for name, values in train["optimizers"].items():

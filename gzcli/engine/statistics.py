@@ -27,7 +27,7 @@ UNKNOWN = 2**62  # images of statistics that do not say how many there were
 class Statistics:
     """The Gaussian of real images' features.
 
-    metric: the Fréchet distance that it is for: "fd", "fd_lite" or "fid".
+    metric: the Fréchet distance that it is for: "fd", "fd_lite", "fid", "fd_dinov2" or "fd_clip".
     moments: mean, covariance and number of images.
     facts: what the file says beside them.
     """

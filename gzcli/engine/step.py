@@ -19,6 +19,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.speed import Speed
 from gzcli.models import catalog
 from gzcli.models.base import Model, named_losses
+from gzcli.models.nn import whole_batch
 from gzcli.parts import Part, part_of
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo
@@ -100,6 +101,8 @@ def wrapped(
     first: a batch, with which it is found whether each step gives every parameter a gradient; None: it does
       not need to.
     """
+    if ranks.world() > 1:
+        whole_batch.share(model)
     step = step_of(model, part, accelerator.device, log)
     if is_shared_out(part):
         # of accelerate's preparation only autocast: its own wrapping would take the optimizers too

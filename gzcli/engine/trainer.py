@@ -66,9 +66,9 @@ class Trainer:
         made = prepare(self.model, self.images, run, log)
         self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
         other = twin(self.model) if is_shared_out(part) else None
+        self.known = card.family != OUTSIDE
         # what models of others do may depend on what no batch shows
-        known = card.family != OUTSIDE and self.world > 1
-        first = self.batches.at(0) if known else None
+        first = self.batches.at(0) if self.known and self.world > 1 else None
         self.wrapped = wrapped(accelerator, self.model, part, log, first=first)
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
@@ -206,8 +206,8 @@ class Trainer:
                 p.requires_grad_(True)
 
     def seed_global(self, step: int) -> None:
-        """Seeds what cannot use the batch's noise, as dropout, by (seed, rank, step): a resume repeats it."""
-        devices.seed(self.device, mix(self.part.seed, self.rank, step))
+        """Seeds dropout and the like by (seed, step), in a model of others also by the rank: repeatable."""
+        devices.seed(self.device, mix(self.part.seed, 0 if self.known else self.rank, step))
 
     def begin(self) -> None:
         """Initialises the model with the first batch; after a resume, sets what anneals to its step."""

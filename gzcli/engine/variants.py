@@ -9,7 +9,7 @@ from typing import Any
 from gzcli.engine.calls import steps_for
 from gzcli.engine.trained import Trained
 
-OF_MODEL = ("bpd", "own")  # metrics that do not depend on samples
+OF_MODEL = ("bpd", "own", "lpips")  # metrics of which a part does not depend on samples
 
 
 def varied(trained: Trained, how: Mapping[str, Any]) -> Trained:
@@ -24,5 +24,5 @@ def varied(trained: Trained, how: Mapping[str, Any]) -> Trained:
 
 
 def quick(metrics: Sequence[str]) -> list[str]:
-    """The metrics without those that do not depend on samples."""
+    """The metrics without those of which a part does not depend on samples, as the model alone has it."""
     return [name for name in metrics if name not in OF_MODEL]

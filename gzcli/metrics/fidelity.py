@@ -88,7 +88,8 @@ def inception_weights(path: str | Path | None = None) -> tuple[Path, str]:
     path: the file; None: the one in the user's cache.
     """
     use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"
-    file = find_weights(INCEPTION, path=path, use=use, source=source)
+    otherwise = ", or name it with `--weights FILE`"
+    file = find_weights(INCEPTION, path=path, use=use, source=source, otherwise=otherwise)
     try:  # torch-fidelity unpickles freely; a file that passes here holds tensors only
         state = torch.load(file, map_location="meta", weights_only=True)
     except Exception as e:

@@ -108,7 +108,7 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         }
         told = (files.read_json(folder / "status.json") or {}) | {"data": _key(tree["data"]["name"])}
         files.write_json(folder / "status.json", told | facts | status)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as e:
         raise MissingError(
             f"`{file}` is damaged, or of a later version of gz ({type(e).__name__}: {e})",
             hint="get it again, or install a newer gz",

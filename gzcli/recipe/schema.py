@@ -16,7 +16,7 @@ from gzcli.models.signatures import Param
 from gzcli.parts import Part
 from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
-from gzcli.sections import RENAMED, SECTIONS, keys_of
+from gzcli.sections import SECTIONS, keys_of, renamed
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
@@ -207,10 +207,8 @@ def check(
 
     def walk(part: Mapping[str, Any], rules: Rules, path: Key) -> dict[str, Any]:
         clean = {}
-        before = RENAMED.get(path[-1], {}) if path else {}
         for key, value in part.items():
-            if key not in rules and before.get(key) in rules:
-                key = before[key]
+            key = renamed(key, rules, *path[-1:])
             here = (*path, key)
             rule = rules[key] if key in rules else rules.get(ANY)
             holds_keys = value is None or isinstance(value, Mapping)

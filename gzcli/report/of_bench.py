@@ -23,7 +23,7 @@ from gzcli.report.common import (
 )
 from gzcli.report.document import Cell, Column, Direction, Document, Dots, Estimate, Picture, Section, Table
 from gzcli.report.results import Results
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
 DOTTED = 9  # figures that are drawn at most
@@ -43,7 +43,7 @@ def document(results: Results) -> Document:
         if provenance.get(key) is not None:
             facts.append((title, number(provenance[key])))
     if shape := provenance.get("shape"):
-        facts.append(("images", sides(shape)))
+        facts.append(("images", by_sides(shape)))
     sections = [
         *of_league.sections(made, {name: way for name in figures.names if (way := figures.direction(name))}),
         Section("Figures", [figures.table(names)], figures.sentence(names)),
@@ -203,10 +203,11 @@ def is_cost(name: str) -> bool:
 
 
 def grids(results: Results, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Picture]:
-    """Samples of each contestant; of those that kept none, the figure of all of them."""
+    """Samples of each contestant, of a league of each model, the best first; and the figure of all of them
+    that a bench of its own has."""
     found, pictures = [], results.pictures()
-    for row, title in zip(rows, names, strict=True):
-        samples = results.samples(str(row.get("run") or row.get("name") or ""))
+    for row, title in of_league.standing(results.made, rows) or zip(rows, names, strict=True):
+        samples = results.samples(row)
         if samples is not None and len(samples):
             image = png_of(grid(samples[:GRID], COLUMNS))
             found.append(Picture(f"samples-{title}", title, image))

@@ -40,6 +40,20 @@ def sections(made: Mapping[str, Any], directions: Mapping[str, Direction]) -> li
     return [*found, *([Section("Curves", charts)] if charts else [])]
 
 
+def standing(
+    made: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], str]]:
+    """The first row of each model that has figures, the best first, with its place and name; nothing where
+    the results are of no league."""
+    found = []
+    for one in made.get("summary") or []:
+        own = (row for row in rows if row.get("model") == one.get("model") and row.get("metrics"))
+        if row := next(own, None):
+            place = f"{one['place']}. " if one.get("place") else ""
+            found.append((row, f"{place}{one.get('model')}"))
+    return found
+
+
 def winner(made: Mapping[str, Any]) -> str:
     """The first of a league, in a sentence; empty where there is none."""
     for row in made.get("summary") or []:

@@ -13,7 +13,7 @@ from gzcli.engine.pictures import score_bins
 from gzcli.report.common import behind, day, number, other_pictures, shown, thinned, training
 from gzcli.report.document import Cell, Chart, Column, Direction, Document, Section, Series, Table
 from gzcli.report.results import Results
-from gzcli.units import sides
+from gzcli.units import by_sides
 
 # (key, head, where better values lie) of the table
 FIGURES: tuple[tuple[str, str, Direction], ...] = (
@@ -43,7 +43,7 @@ def document(results: Results) -> Document:
         if made.get(key) is not None:
             facts.append((title, number(made[key])))
     if shape := made.get("shape"):
-        facts.append(("images", sides(shape)))
+        facts.append(("images", by_sides(shape)))
     outs = list(dict.fromkeys(str(row.get("out")) for row in rows))
     sections = [
         Section("Detection", [detection(rows, names, out) for out in outs]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,10 +66,16 @@ class Results:
         for name, run in self.runs.items():
             yield name, redacted((run.path / "run.yaml").read_text(errors="replace"))
 
-    def samples(self, run: str) -> np.ndarray | None:
-        """The samples of a run, uint8 [N, C, H, W]; None where none were kept."""
-        for path in sorted(self.folder.glob("samples/*.npz")):
-            if path.name.startswith(f"{run}-") or path.stem == run:
+    def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
+        """The samples of a row, uint8 [N, C, H, W]; None where none were kept. Those of a league lie among
+        the files of its runs."""
+        run, named = str(row.get("run") or row.get("name") or ""), row.get("samples")
+        beside = [path for path in sorted(self.folder.glob("samples/*.npz")) if named_after(path, run)]
+        places = [*([Path(named), self.folder / "samples" / Path(named).name] if named else ()), *beside]
+        if "summary" in self.made and run in self.runs:  # a league of before its rows named their files
+            places += sorted(self.runs[run].path.glob("bench/*/samples/*.npz"), key=drawn_at)
+        for path in places:
+            if path.is_file():
                 with np.load(path) as kept:
                     return kept["samples"].transpose(0, 3, 1, 2)
         return None
@@ -145,6 +151,17 @@ def read(place: Path) -> Results:
         f"`{folder}` holds no results of `gz bench` or `gz ood`",
         hint="a report is made of the folder with `bench.json` or `ood.json`",
     )
+
+
+def drawn_at(file: Path) -> tuple[float, float]:
+    """The order of a run's files of samples: those of the last judgement first, in it those drawn first,
+    which are by the model's own sampler."""
+    return -file.parent.stat().st_mtime, file.stat().st_mtime
+
+
+def named_after(file: Path, run: str) -> bool:
+    """Whether a file of samples is named as those of a run are."""
+    return file.name.startswith(f"{run}-") or file.stem == run
 
 
 def listed(value: Any) -> list[Any]:

@@ -23,14 +23,16 @@ LARGEST = 256_000_000  # bytes of a text that gz reads back: captions of a large
 PROBED = 0.5  # seconds to try for a lock without waiting: `is_locked` of others takes it for a moment
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
     """Writes a temporary file beside `path`, syncs it and renames it: a reader sees the old file or the new
     one, never a part of it.
+
+    mode: its rights, less those that the user's umask takes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = beside(path)
     try:
-        with open(part, "wb") as f:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
             f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
@@ -39,9 +41,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=1) + "\n")
+def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
+    """Writes a value as JSON, as `write_atomic` does."""
+    write_atomic(path, json.dumps(value, indent=1) + "\n", mode=mode)
 
 
 def read_text(path: Path) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from gzcli.store.run import Run
 POINTS = 12  # of a curve
 ENOUGH = 4  # points of a validation figure that make a curve; of fewer, the loss is shown
 BARS = "▁▂▃▄▅▆▇█"
+LARGE = 2_000_000  # bytes, some 15,000 lines
+SOME = 2_000  # lines of a larger file that are read
+MANY = 5_000  # lines of validation that are read beside them
+TAIL = 5_000  # bytes at its end that are read whole
 WIDE = 10.0  # times the least value from which a curve is drawn by logarithms
 
 
@@ -42,14 +47,51 @@ class Curve:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; one that a kill has cut short, or that is none, is left out."""
-    path, found = folder / "metrics.jsonl", []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
-            if isinstance(values, dict) and isinstance(values.get("step"), int):
-                found.append(values)
-    return found
+    """The lines of a run's `metrics.jsonl`; one that a kill has cut short, or that is none, is left out.
+
+    Of a file beyond LARGE bytes that is SOME of the lines, evenly apart, the last ones, and those that have a
+    figure of validation, unless these are too many too: nobody waits for a million lines to see a curve.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file() or path.stat().st_size <= LARGE:
+        return list(every_line(folder))
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        starts = [content.find(b"\n", i * len(content) // SOME) + 1 for i in range(SOME)]
+        starts += _validations(content)
+        at = len(content) - TAIL
+        while at := content.find(b"\n", at) + 1:
+            starts.append(at)
+        lines = (content[start : content.find(b"\n", start) + 1] for start in sorted({0, *starts}))
+        return [values for line in lines if (values := _values(line))]
+
+
+def every_line(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` without exception, however many; else as `metric_lines`."""
+    path = folder / "metrics.jsonl"
+    if path.is_file():
+        with open(path, "rb") as file:
+            for line in file:
+                if values := _values(line):
+                    yield values
+
+
+def _validations(content: mmap.mmap) -> list[int]:
+    """Where the lines begin that have a figure of validation; none where there are more than MANY."""
+    starts: list[int] = []
+    at = content.find(b'"val_')
+    while at >= 0 and len(starts) <= MANY:
+        starts.append(content.rfind(b"\n", 0, at) + 1)
+        after = content.find(b"\n", at)
+        at = content.find(b'"val_', after) if after >= 0 else -1
+    return starts if len(starts) <= MANY else []
+
+
+def _values(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(line)
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            return values
+    return None
 
 
 def last_figures(run: Run) -> dict[str, float]:

@@ -101,7 +101,7 @@ def trust(file: Path) -> None:
     with lock(user_dir(".trusted.lock")):
         known = read_json(user_dir(TRUSTED)) or []
         if (digest := checksum(file)) not in known:
-            write_json(user_dir(TRUSTED), [*known, digest])
+            write_json(user_dir(TRUSTED), [*known, digest], mode=0o600)  # it decides what code is run
 
 
 def _trusted(file: Path) -> Path:

@@ -21,6 +21,11 @@ def cache_dir(*parts: str) -> Path:
     return _home("user_cache_path").joinpath(*parts)
 
 
+def kernels_dir() -> Path:
+    """The folder of the code that `torch.compile` makes, a cache like the others."""
+    return cache_dir("kernels")
+
+
 def user_dir(*parts: str) -> Path:
     """A folder for results: `runs`, `bench`."""
     return _home("user_data_path").joinpath(*parts)

@@ -7,14 +7,64 @@ set.
 
 from __future__ import annotations
 
+import base64
+import json
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gzcli.errors import MissingError, UsageError, canonical, did_you_mean
 from gzcli.store.paths import recipe_names
+from gzcli.store.weights import safetensors_header
+from gzcli.units import count, duration, size
 
 PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
 FIRST = ("glyphs", "shapes", "digits")  # the sets that a model is taken of where none is named, in this order
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained model that comes with gz.
+
+    name: as `cfm-digits`.
+    file: where it lies.
+    model: as the user types it.
+    data: key of its set.
+    card: what `gz runs export` says of a run.
+    preview: a PNG of its samples.
+    """
+
+    name: str
+    file: Path
+    model: str
+    data: str
+    card: dict[str, Any]
+    preview: bytes
+
+    @property
+    def figures(self) -> list[dict[str, Any]]:
+        """What `gz bench` measured of it."""
+        return [row for row in self.card["figures"] if row["from"] == "gz bench"]
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """As tables show it: its figure, parameters, seconds of its training on a core, and size."""
+        best = next((f"{row['name']} {row['value']:.3g}" for row in self.figures), "-")
+        params, seconds = count(self.card["params"]), duration(self.card["work"])
+        return best, params, seconds, size(self.file.stat().st_size)
+
+
+@cache  # pages of all models ask for them
+def every() -> tuple[Pretrained, ...]:
+    """All of them."""
+    found = []
+    for name, file in names().items():
+        texts = safetensors_header(file)["__metadata__"]
+        card, preview = json.loads(texts["card"]), base64.b64decode(texts["preview"])
+        found.append(Pretrained(name, file, *parts_of(name), card, preview))
+    return tuple(found)
 
 
 def is_name(ref: str) -> bool:

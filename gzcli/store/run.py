@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.errors import DamagedError, UsageError, first_line
-from gzcli.store import files, owned
+from gzcli.store import files, index, owned
 from gzcli.store.paths import inside, is_name
 
 STAGES = "stages"
@@ -192,7 +192,7 @@ class Run:
     @property
     def bytes(self) -> int:
         """Size of all its files together, in bytes."""
-        return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_file())
+        return index.survey(self.path)[1]
 
     def status(self) -> dict[str, Any]:
         """The content of `status.json`; empty where there is none.
@@ -200,12 +200,17 @@ class Run:
         Of a damaged file the state is "damaged", the error says what is wrong, and model and data are read
         off the folder's name.
         """
+        if known := index.recall(self.path, "status"):
+            return dict(known)
+        marks: index.Marks = {"status.json": index.mark(f"{self.path}/status.json")}
         try:
             found = files.read_object(self.path / "status.json")
             if "model" not in found and owned.is_marked(self.path, "run"):
                 how = "is damaged" if found else "is missing or empty"
                 raise DamagedError(f"`{self.path / 'status.json'}` {how}: it does not say what the run is of")
-            return self._checked(found)
+            if self._checked(found):
+                index.keep(self.path, "status", marks, found)
+            return found
         except DamagedError as e:
             model, data, *_ = [*self.path.name.split("-"), "?", "?"]
             error = {"kind": e.kind, "message": e.message, "hint": f"gz runs remove {self.path.name}"}

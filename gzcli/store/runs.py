@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from gzcli.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.sizes import Size
-from gzcli.store import files, owned
+from gzcli.store import files, index, owned
 from gzcli.store.claims import check_idle, claimed
 from gzcli.store.ids import short_name, time_of_id
 from gzcli.store.leftovers import sweep
@@ -57,7 +58,7 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
         stamp = time_of_id(root)
         while (path := inside(root / f"{name}-{stamp}-{secrets.token_hex(2)}", root)).exists():
             continue
-        order = 1 + max((_age(run)[0] for run in runs), default=0)
+        order = 1 + max((_age(run.status())[0] for run in runs), default=0)
         now = {"state": "planned", "pid": os.getpid(), "created": time.time(), "order": order}
         with files.new_dir(path) as part:
             owned.mark(part, "run")
@@ -110,38 +111,40 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
     data: only those on the data set with this key.
     """
     folder = user_dir("runs")
-    runs = [Run(path) for path in folder.iterdir() if _is_run(path)] if folder.is_dir() else []
-    if model is not None:
-        runs = [run for run in runs if canonical(run.model) == canonical(model)]
-    if data is not None:
-        runs = [run for run in runs if canonical(run.data) == canonical(data)]
-    return sorted(runs, key=_age, reverse=True)
+    if not folder.is_dir():
+        return []
+    index.begin(folder, "status")
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    found = {run: status for name in names if (status := _status(run := Run(folder / name)))}
+    index.save(folder, "status", (run.path.name for run in found))
+    for key, wanted in (("model", model), ("data", data)):
+        if wanted is not None:
+            found = {run: s for run, s in found.items() if canonical(s.get(key, "?")) == canonical(wanted)}
+    return sorted(found, key=lambda run: _age(found[run]), reverse=True)
 
 
-def _is_run(folder: Path) -> bool:
-    """Whether the folder has the `status.json` of a run; jobs and other programs write such files too."""
-    try:
-        return "model" in files.read_object(folder / "status.json") or owned.is_marked(folder, "run")
-    except DamagedError:
-        return owned.is_marked(folder, "run")
-
-
-def _age(run: Run) -> tuple[int, float]:
-    """A sorting key: later for newer runs. Runs made before runs were numbered come first."""
+def _status(run: Run) -> dict[str, Any]:
+    """The status of a run; empty where the folder is none: jobs and other programs write such files too."""
     status = run.status()
+    whole = "model" in status and status.get("state") != "damaged"
+    return status if whole or owned.is_marked(run.path, "run") else {}
+
+
+def _age(status: Mapping[str, Any]) -> tuple[int, float]:
+    """A sorting key: later for newer runs. Runs made before runs were numbered come first."""
     return status.get("order") or 0, status.get("created") or 0.0
 
 
 def by_name(ref: str) -> Run | None:
     """The run of this id, alias, short name or path; None where there is none."""
     path = Path(ref).expanduser()
-    if _is_run(path):
+    if _status(Run(path)):
         return Run(path.resolve())
     ref, below, stage = ref.partition(f"/{STAGES}/")
-    runs = all_runs()
-    found = next((run for run in runs if ref == run.id), None) or next(
-        (run for run in runs if ref == run.alias), None
-    )
+    own = Run(user_dir("runs") / ref)  # no other run is read for an id
+    found = own if is_name(ref) and _status(own) else None
+    runs = [] if found else all_runs()
+    found = found or next((run for run in runs if ref in (run.path.name, run.alias)), None)
     if not found and _SHORT.fullmatch(ref):
         short = [run for run in runs if short_name(run.id) == ref]
         found = short[0] if len(short) == 1 else None
@@ -150,9 +153,12 @@ def by_name(ref: str) -> Run | None:
     return found
 
 
-def short_names(runs: Iterable[Run]) -> dict[str, str]:
-    """What each of the runs can be called, by its id: its short name, or the id where two share that."""
-    shared = Counter(short_name(run.id) for run in all_runs())
+def short_names(runs: Iterable[Run], known: Iterable[Run] | None = None) -> dict[str, str]:
+    """What each of the runs can be called, by its id: its short name, or the id where two share that.
+
+    known: all runs of the store; they are listed where not given.
+    """
+    shared = Counter(short_name(run.id) for run in (all_runs() if known is None else known))
     names = {run.id: short_name(run.id) for run in runs}
     return {id: short if shared[short] < 2 else id for id, short in names.items()}
 
@@ -165,38 +171,6 @@ def choose(finished: list[Run]) -> Run | None:
     finished: the model's finished runs, newest first.
     """
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
-
-
-def outdated(keep: int) -> list[Run]:
-    """The finished runs that are neither among the newest of their model and data set nor the best of these.
-
-    Complete runs count as newer than those cut short. The best run has the least validation result. Results
-    are compared among runs of one metric, image size and number of grey levels only.
-
-    keep: number of newest runs to keep for each model and data set; with 0 no best one is kept either.
-    """
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in all_runs():
-        if run.state == "finished":
-            groups.setdefault((canonical(run.model), canonical(run.data)), []).append(run)
-    old = []
-    for group in groups.values():
-        ranked = sorted(group, key=lambda run: bool(run.shortfalls))  # stable: the newest stay first
-        kept = [*ranked[:keep], *(_best_of(group) if keep else ())]
-        old += [run for run in ranked if run not in kept]
-    return old
-
-
-def _best_of(group: list[Run]) -> list[Run]:
-    """The best run for each metric, image size and number of grey levels; of equal ones the newest."""
-    best: dict[tuple[str, Size | None, int | None], tuple[float, Run]] = {}
-    for run in reversed(group):  # oldest first
-        if result := run.serving.best:
-            status = run.status()
-            key = (result.metric, status.get("size"), status.get("levels"))
-            if key not in best or result.value <= best[key][0]:
-                best[key] = result.value, run
-    return [run for _, run in best.values()]
 
 
 def find(ref: str, *, data: str | None = None) -> Run:

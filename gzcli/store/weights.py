@@ -17,15 +17,18 @@ from gzcli.store.paths import cache_dir
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 HUB_SCHEME = "hf://datasets/"  # before the id of a data set of the hub
 VGG = "vgg16-397923af.pth"  # torchvision's
+DINOV2 = "dinov2_vitl14_pretrain.pth"  # its authors'
+CLIP = "clip-vit-base-patch32.bin"  # OpenAI's, as `pytorch_model.bin` of their repository on the hub
 
 
-def weights(name: str, *, path: str | Path | None = None, use: str, source: str) -> Path:
+def weights(name: str, *, path: str | Path | None = None, use: str, source: str, otherwise: str = "") -> Path:
     """The path of a file of weights.
 
     name: name of the file in the cache.
     path: path of the user's own file; None: the file of the cache.
     use: what needs the weights, for the message.
     source: who publishes them, for the message.
+    otherwise: what else a user may do, for the hint.
 
     Raises MissingError that says where to get the file and where to put it.
     """
@@ -34,7 +37,7 @@ def weights(name: str, *, path: str | Path | None = None, use: str, source: str)
     if not file.is_file():
         raise MissingError(
             f"{use} need the weights `{name}`, and `{file}` is not there",
-            hint=f"put that file of {source} at `{place}`, or name it with `--weights FILE`",
+            hint=f"put that file of {source} at `{place}`{otherwise}",
         )
     return file
 

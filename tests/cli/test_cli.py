@@ -397,7 +397,8 @@ def test_recipes(gz, gz_json, tmp_path, monkeypatch):
     assert gz("recipe", "copy", "vae")[:2] == (0, "vae.yaml\n")
     assert (tmp_path / "vae.yaml").read_bytes() == (recipes_dir() / "vae.yaml").read_bytes()
     assert gz("recipe", "copy", "vae")[0] == 2 and gz("recipe", "copy", "vae", "--force")[0] == 0
-    assert gz("recipe", "check", "./vae.yaml")[0] == 0
+    code, stdout, stderr = gz("recipe", "check", "./vae.yaml")
+    assert (code, stdout) == (0, "1 recipe, no mistake\n") and "next: gz train ./vae.yaml --dry-run" in stderr
     assert {row["name"] for row in gz_json("list", "recipes")[1]["recipes"]} == set(recipe_names())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gzcli.cli import app, completion
+from gzcli.cli import app, completion, own
 from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("home")  # no runs of other tests among the words
@@ -73,7 +73,7 @@ def complete(monkeypatch, capsys):
         ("gz sample fm --sampler = mid", "midpoint"),
         ("gz sample vae --temp", "--temperature"),
         ("gz sample fm --set sample.steps", "sample.steps=10"),
-        ("gz sample vae --do interpolate --ste", "--steps"),
+        ("gz sample vae --do interpolate --fra", "--frames"),
         ("gz sample cvae --label 1,", "1,0 1,2 1,3 1,4 1,5 1,6 1,7 1,8 1,9"),
         ("gz sample vqvae --top", "--top-k --top-p"),
         ("gz train vae --set model.lat", "model.latent=8"),
@@ -84,6 +84,9 @@ def complete(monkeypatch, capsys):
         ("gz ood vae --score al", "all"),
         ("gz ood fm --star", "--starts"),
         ("gz bench --metrics fd,mem", "fd,memory"),
+        ("gz bench --metrics fd_d", "fd_dinov2"),
+        ("gz bench --models al", "all"),
+        ("gz bench --models fm,va", "fm,vae"),
         ("gz nonsense v", ""),
         ("gz train vae -- --mixed", ""),
         ("gz train 'v", ""),
@@ -91,6 +94,12 @@ def complete(monkeypatch, capsys):
 )
 def test_bash(complete, line, words):
     assert complete(line).split() == words.split()
+
+
+def test_every_metric_is_offered():
+    from gzcli.engine import bench
+
+    assert set(own.METRICS) == set(bench.METRICS)
 
 
 def test_run_names(complete, home):

@@ -21,8 +21,9 @@ from gzcli.engine.trained import Trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.handles import Run
 from gzcli.parts import Part
+from gzcli.recipe.from_file import find_run
 from gzcli.sections import DataSection
-from gzcli.store import runs
+from gzcli.store import pretrained, runs
 
 
 @pytest.fixture
@@ -57,11 +58,13 @@ def made_by(lines: str, monkeypatch, folder=None) -> dict:
 
 def test_samples_become_and_the_code_makes_the_same(studio, monkeypatch):
     show, name = studio("cfm")
-    (choice,) = choices()
+    choice, *ready = choices()
+    assert {one.name for one in ready} == {f"pretrained:{known}" for known in pretrained.names()}
+    assert ready[0].name.endswith("-glyphs") and "comes with gz" in ready[0].title
     assert choice.name == name and "cfm on digits, 7 steps" in choice.title
     _, can = show.open(name)
     assert dict(can.numbers) == {"steps": 3, "guidance": 2.0} and can.sampler == "midpoint" in can.samplers
-    assert can.classes == tuple("0123456789") and can.inpaints and can.way == "frames" and can.maps
+    assert can.classes == tuple("0123456789") and can.inpaints and can.way and can.maps
     *states, (last, made) = show.draw(Asked(name, 4, 5, "7", {"steps": 2, "guidance": 2.0}))
     assert len(states) >= 2 and all(found is None for _, found in states)
     assert made.shell == f"gz sample {name} -n 4 --seed 5 --label 7 --steps 2", (
@@ -75,7 +78,7 @@ def test_the_way_between_two_seeds(studio, monkeypatch):
     ends = Asked(name, 1, 0), Asked(name, 1, 1)
     *_, (last, made) = show.between(*ends, 3)
     assert (sheet(made_by(made.python, monkeypatch)["images"], 3) == last).all()
-    assert made.shell.splitlines()[-1] == f"gz sample {name} --do interpolate --input ends --steps 3"
+    assert made.shell.splitlines()[-1] == f"gz sample {name} --do interpolate --input ends --frames 3"
     show, name = studio("pixelcnn")
     with pytest.raises(UsageError, match="does not go from image to image"):
         list(show.between(Asked(name), Asked(name), 3))
@@ -136,13 +139,12 @@ def test_names_are_quoted_in_the_code():
     assert made.shell == words and "labels=[3], prompt='a red door'" in made.python
 
 
-def test_without_runs_or_without_gradio(call, monkeypatch):
+def test_without_gradio_or_with_a_model_that_comes_with_gz(call, home, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code_, _, stderr = call("demo")
     assert code_ == 3 and "gradio" in stderr and "pip install 'gzcli[demo]'" in stderr
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    code_, _, stderr = call("demo")
-    assert code_ == 3 and "gz train vae" in stderr
+    name = f"pretrained:{next(iter(pretrained.names()))}"
+    assert [choice.name for choice in choices([find_run(name)])] == [name]
 
 
 @pytest.mark.slow  # gradio takes its seconds to import

@@ -23,7 +23,7 @@ from gzcli.docs.pages import ORDER, TUTORIALS, composed
 from gzcli.docs.written import ROOT as DOCS
 from gzcli.docs.written import written
 from gzcli.models.catalog import OUTSIDE, cards
-from gzcli.store import outside, runs
+from gzcli.store import outside, pretrained, runs
 from gzcli.store.paths import recipe_names, recipes_dir, spelling
 from gzcli.store.runs import Run
 
@@ -283,6 +283,9 @@ def test_the_site_asks_nobody(tmp_path):
         loaded = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"?(?:https?:)?//[^\">]+", text)
         assert not [tag for tag in loaded if "canonical" not in tag], path
     assert "<math" in (tmp_path / "site" / "models" / "fm.html").read_text()
+    ready = (tmp_path / "site" / "pretrained.html").read_text()
+    for name in pretrained.names():
+        assert f"pretrained:{name}" in ready and (tmp_path / "site" / "pretrained" / f"{name}.png").exists()
     assert "__index" in (tmp_path / "site" / "search" / "search_index.js").read_text()[:20]
 
 

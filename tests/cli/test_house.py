@@ -42,6 +42,7 @@ LEAVES = {
     "sizes",
     "philox",
     "peaks",
+    "alike",
     "standings",
     "waiting",
     "measured",

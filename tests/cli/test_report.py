@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from gzcli import launch
 from gzcli.report import of_bench, of_ood
-from gzcli.report.document import Chart
+from gzcli.report.document import Chart, Picture
 from gzcli.report.results import read
 from gzcli.store import files, runs
 
@@ -113,6 +113,7 @@ class Page(HTMLParser):
 def written(call, folder: Path, *words: str) -> dict[str, str]:
     code, stdout, stderr = call("report", str(folder), "--out", str(folder.parent / "out"), *words)
     assert code == 0, stdout + stderr
+    assert "done: " in stderr and f"next: python -m webbrowser {folder.parent}/out/report.html" in stderr
     return {name: (folder.parent / "out" / name).read_text() for name in FORMS}
 
 
@@ -236,10 +237,13 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
     }
     made = {
         "metric": "fd",
-        "rows": [rows[0], rows[2]],
         "summary": [summary | {"rank": 1.0}],
         "spearman": 0.95,
     }
+    kept = tmp_path / "runs" / "fm-1.npz"
+    kept.parent.mkdir()
+    np.savez(kept, samples=np.full((5, 16, 16, 1), 90, np.uint8))
+    made["rows"] = [rows[2], rows[0] | {"samples": str(kept)}]
     made |= {"curves": {"steps": rows, "time": []}, "equal_calls": [rows[0] | {"setting": "20 calls"}]}
     files.write_json(tmp_path / "league" / "league.json", made | {"directions": {"fd": "down"}})
     (tmp_path / "league" / "command.sh").write_text("cd /\ngz bench --train-missing --budget 8m\n")
@@ -252,6 +256,12 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
     items = [
         item for section in of_bench.document(read(tmp_path / "league")).sections for item in section.items
     ]
+    assert not [item for item in items if isinstance(item, Picture)], "the first seed kept none"
+    made["rows"].reverse()
+    files.write_json(tmp_path / "league" / "league.json", made | {"directions": {"fd": "down"}})
+    sections = of_bench.document(read(tmp_path / "league")).sections
+    (picture,) = [item for section in sections for item in section.items if isinstance(item, Picture)]
+    assert picture.title == "1. fm" and len(picture.png) > 100
     (chart,) = [item for item in items if isinstance(item, Chart)]
     assert [(line.name, line.points) for line in chart.series] == [
         ("fm, seed 0", [(2.0, 20.0), (5.0, 20.0)]),

@@ -12,6 +12,8 @@ from gzcli import launch
 from gzcli.cli import jobs
 from gzcli.errors import MissingError
 from gzcli.store import files, runs
+from gzcli.store.ids import short_name
+from gzcli.store.outdated import outdated
 from gzcli.store.runs import Run
 
 
@@ -178,7 +180,7 @@ def test_lists_show_what_a_run_is_worth(call, monkeypatch):
     figures = ["finished", "10", "bpd", "1.235", "-", "1m30s", "1", "kB", "-"]
     assert line == [run.id, "-", *figures, "2026-01-31", "14:35"]  # for scripts: nothing is shortened
     monkeypatch.setenv("COLUMNS", "60")
-    short = runs.short_name(run.id)
+    short = short_name(run.id)
     assert call("runs", "list")[1].splitlines()[1].split() == [short, *figures[:4], *figures[5:8]]
     assert runs.by_name(short) == run
     row = json.loads(call("runs", "list", "--json")[1])["runs"][0]
@@ -228,15 +230,18 @@ def test_prune_keeps_the_whole_and_the_best(call):
     assert {run.id for run in runs.all_runs()} == {best.id, new.id}
     _, _, stderr = call("runs", "prune", "--keep", "0", "--yes")
     assert not runs.all_runs()
-    assert "bpd 1" in stderr and "1m30s" in stderr and "removed 2 runs" in stderr
+    assert "bpd 1" in stderr and "1m30s" in stderr and "done: removed 2 runs (" in stderr
+    assert "next:" not in stderr, "none is left to be listed"
+    made(), made(alias="mine")
+    assert "gz runs list" in call("runs", "remove", "mine", "--yes")[2]
 
 
 def test_figures_of_other_images_are_not_compared(home):
     here, there = made(best=1.0), made(size=32, best=0.5)
     newest = made(best=2.0)
-    assert runs.outdated(1) == [] and runs.outdated(0) == [newest, here, there]
+    assert outdated(1) == [] and outdated(0) == [newest, here, there]
     made(best=0.9)
-    assert runs.outdated(1) == [newest, here]
+    assert outdated(1) == [newest, here]
 
 
 def test_data_sets_are_not_removed_unasked_either(call, tmp_path, monkeypatch):

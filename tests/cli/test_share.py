@@ -31,6 +31,8 @@ pytestmark = pytest.mark.xdist_group("share")  # one worker makes what these tes
 VAE = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 2}, lr=3e-3)
 TOKENIZER = Case("vqvae", {"hidden": 8, "residual": 4, "blocks": 1, "codes": 8, "dim": 4}, lr=3e-3)
 FM = Case("fm", {"channels": 8, "mult": (1,), "attention": ()}, lr=3e-3, batch=16, sample={"steps": 2})
+QUICK = [one for one in pretrained.every() if one.model in ("cvae", "cfm", "vqvae")]
+SLOW = [pytest.param(one, marks=pytest.mark.slow) for one in pretrained.every() if one not in QUICK]
 STAGES = """
 data: {name: digits}
 train: {steps: 2, batch_size: 8, sample_every: 0, eval_every: 0, best: none, precision: fp32}
@@ -262,15 +264,16 @@ def test_what_the_hub_does_not_give_is_told(run, server, call, monkeypatch):
 # --- models that come with gz ---
 
 
-@pytest.mark.parametrize("name", pretrained.names())
-def test_a_pretrained_model_loads_and_draws(name, elsewhere):
-    file = pretrained.names()[name]
-    found = gzcli.load(f"pretrained:{name}", device="cpu")
+@pytest.mark.parametrize("one", QUICK + SLOW, ids=lambda one: one.name)
+def test_a_pretrained_model_loads_and_draws(one, elsewhere):
+    found = gzcli.load(f"pretrained:{one.name}", device="cpu")
     images = found.sample(2)
-    assert images.shape[0] == 2 and images.std() > 10 and file.stat().st_size <= 400_000
+    assert images.shape[0] == 2 and images.std() > 10 and one.file.stat().st_size <= 400_000
     card = files.read_json(found.path / "card.json")
+    assert card["work"] > 1 and Image.open(found.path / "preview.png").size[0] >= 64
     assert card["dtype"] == "bf16" and card["command"].startswith("gz train ")
-    assert [row["n"] for row in card["figures"] if row["name"] == "fd"] == [500]
+    assert "--json" not in card["command"]
+    assert [(row["name"], row["n"]) for row in one.figures] == [("fd", 500)]
 
 
 def test_pretrained_models_are_small_together_and_have_one_spelling(call, elsewhere):
@@ -292,16 +295,15 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(call, elsewh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", pretrained.names())
-def test_the_recorded_figure_of_a_pretrained_model_stands(name, call, elsewhere):
-    file = pretrained.names()[name]
-    (told,) = [row for row in json.loads(metadata(file)["card"])["figures"] if row["name"] == "fd"]
-    data = pretrained.parts_of(name)[1]
-    words = ("--data", data, "-n", str(told["n"]), "--metrics", "fd", "--json")
-    code, out, err = call("bench", f"pretrained:{name}", *words)
-    assert code == 0, err
-    (row,) = json.loads(out)["rows"]
-    assert row["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25)
+def test_the_recorded_figures_of_pretrained_models_stand(call, home):
+    """In one home, so that a set's features are trained once."""
+    for one in pretrained.every():
+        (told,) = one.figures
+        words = ("--data", one.data, "-n", str(told["n"]), "--metrics", "fd", "--json")
+        code, out, err = call("bench", f"pretrained:{one.name}", *words)
+        assert code == 0, err
+        (row,) = json.loads(out)["rows"]
+        assert row["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25), one.name
 
 
 # --- pictures ---

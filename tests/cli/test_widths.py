@@ -11,6 +11,7 @@ from test_runs import made
 from gzcli.cli import bench, ends, out
 from gzcli.cli.tables import Table, wrapped
 from gzcli.store import files, runs
+from gzcli.store.ids import short_name
 from gzcli.store.metrics import curve_of
 
 WORDS = "a text of a few words that is longer than what a terminal has in a line"
@@ -86,7 +87,7 @@ def test_runs_have_curves_and_short_names(home):
     curve = curve_of(run)
     assert (curve.name, len(curve.values), curve.steps[-1]) == ("loss", 12, 39)
     assert curve.spark[0] == "█" and curve.spark[-1] == "▁" and list(curve.spark) == sorted(curve.spark)[::-1]
-    short = runs.short_name(run.id)
+    short = short_name(run.id)
     assert runs.short_names([run]) == {run.id: short} and runs.by_name(short) == run
     twin = runs.user_dir("runs") / run.id.replace("-2", "-1", 1)  # the same four digits at another time
     run.path.rename(twin)
@@ -125,7 +126,7 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch):
     ends.after_training(second)
     told = capsys.readouterr().err
     assert "done: best bpd 1.25 at step 700, 1m30s, 1.00K parameters, 1 kB" in told
-    assert "gz sample mine" in told and f"gz runs compare mine {runs.short_name(first.id)}" in told
+    assert "gz sample mine" in told and f"gz runs compare mine {short_name(first.id)}" in told
     out.configure(quiet=True)
     ends.after_training(second)
     out.configure(quiet=False, json=True)

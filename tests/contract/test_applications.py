@@ -34,6 +34,7 @@ from gzcli.engine.sheets import (
     sheet,
 )
 from gzcli.engine.trained import Trained
+from gzcli.handles import Run
 from gzcli.jobs import SampleJob
 from gzcli.models import catalog
 from gzcli.parts import Part
@@ -177,6 +178,15 @@ def test_numbers_of_images_that_cannot_be(shop):
     assert app.run(["sample", gz.trained.run.id, "--do", "reconstruct", "-n", "0"]) == 2
     gz.capsys.readouterr()
     assert "pairs" in gz("--do", "interpolate", "-n", "1", code=2)["message"]
+
+
+@pytest.mark.parametrize("do", ["interpolate", "traverse"])
+def test_the_older_name_of_frames_is_understood(shop, do):
+    gz = shop(CASES[0])
+    found, again = (gz("--do", do, "-n", "2", option, "3") for option in ("--frames", "--steps"))
+    assert found["columns"] == again["columns"] == 3
+    run = Run(gz.trained)
+    assert len(run.do("interpolate", np.zeros((2, *gz.trained.info.shape), np.uint8), steps=5)) == 5
 
 
 # --- what it says ---

@@ -10,8 +10,10 @@ from pictures import BLUE, GREEN, RED, png, write
 from PIL import Image
 
 from gzcli.data.forms import Decoding
+from gzcli.data.kinds import FORMATS
 from gzcli.data.open import open_pack
-from gzcli.data.pictures import decode
+from gzcli.data.pictures import decode, look
+from gzcli.errors import MissingError
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,21 @@ def test_every_kind_of_picture():
         assert decoded(out.getvalue(), 1)[0, 0, 0] == byte
     assert decoded(png(RED), 1)[0, 0, 0] == round(0.299 * RED[0] + 0.587 * RED[1] + 0.114 * RED[2])
     assert decoded(png(77, mode="L"))[:, 0, 0].tolist() == [77, 77, 77]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(kind, monkeypatch):
+    """By its header, whatever its format: one of a few bytes may claim any size."""
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip("this Pillow does not write it")
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), RED).save(out, kind)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)  # Pillow refuses twice that
+    monkeypatch.setattr(Image.Image, "convert", lambda *given: pytest.fail("it was decoded"))
+    for read in (lambda data: decode(data, "a", Decoding(8, 3)), lambda data: look(data, "a")):
+        with pytest.raises(MissingError, match="exceeds limit"):
+            read(out.getvalue())
 
 
 def test_exif_rotation():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,10 +27,12 @@ from gzcli.jobs import AlarmJob, OodJob
 from gzcli.metrics.detection import detection
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
 from gzcli.models.diffusion.ddpm import DDPM
+from gzcli.models.gan.cyclegan import CycleGAN
 from gzcli.models.gan.wgan import WGAN
+from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.vae import VAE
-from gzcli.types import ImageNoise
+from gzcli.types import DataInfo, ImageNoise
 
 CPU = torch.device("cpu")
 
@@ -182,8 +185,54 @@ def test_maps_of_reconstructions(model):
         found = made.map_recon(x, noise=noise)
     assert found.shape == (4, 16, 16) and (found >= 0).all() and found.max() > 0
     assert map_of(made, ["elbo"], "m") == map_of(made, ["recon"], "m") == "recon"
+
+
+def test_maps_of_a_gan_are_the_distance_to_its_nearest_image():
+    made = WGAN.of(open_pack("digits").info(levels=17), width=8, latent=4).eval()
+    own = made.generator(ImageNoise(0, range(3), CPU).randn(3, 4)).detach()
+    changed = own.clone()
+    changed[0, :, 4:9, 4:9] += 1.5
+
+    def of(x):
+        with torch.no_grad():
+            noise = ImageNoise(0, range(3), CPU)
+            return made.map_inversion(x, noise=noise, steps=60, lr=0.2, feature=0.0)
+
+    whole, found = of(own), of(changed)
+    assert found.shape == (3, 16, 16) and found[0, 4:9, 4:9].mean() > 3 * found[0].mean()
+    assert torch.equal(found[1:], whole[1:]), "a picture's map is its own"
+    assert map_of(made, ["disc"], "wgan") == "inversion"
+
+
+def test_maps_of_a_cycle_are_of_its_score():
+    made = CycleGAN.of(DataInfo((1, 16, 16), 256), width=4, blocks=1).eval()
+    x = torch.rand(3, 1, 16, 16) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(
+            made.map_cycle(x, noise=None).mean((1, 2)), made.score_cycle(x, noise=None), atol=1e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_maps_of_flows_are_high_where_their_latents_are_strange(conditional, monkeypatch):
+    """Of two scales, whose places are 2 × 2 and 4 × 4 pixels."""
+    info = replace(open_pack("digits").info(levels=17), shape=(1, 16, 16))
+    made = Glow.of(info, scales=2, depth=1, hidden=4, conditional=conditional).eval()
+    z = [torch.zeros(2, *shape) for shape in made.shapes]
+    assert [s[1:] for s in made.shapes] == [(8, 8), (4, 4)]
+    z[0][0, 0, 4, 4], z[1][1, 0, 1, 2] = 2.0, 4.0
+    monkeypatch.setattr(made, "encode", lambda v: (z, torch.zeros(2)))
+    with torch.no_grad():
+        found = made.map_nll(torch.zeros(2, 1, 16, 16), noise=ImageNoise(0, range(2), CPU))
+    found = found + 0.5  # what is expected of a value
+    torch.testing.assert_close(found.sum((1, 2)), torch.tensor([2.0, 8.0]), atol=1e-3, rtol=0)
+    assert found[0, 8:10, 8:10].min() > found[0].max() - 1e-5 > 0.1 > 1e-5 > found[0, :7].max()
+    assert found[1, 5:7, 9:11].min() > found[1].max() - 1e-5 and map_of(made, ["typicality"], "glow") == "nll"
+
+
+def test_a_model_without_maps_says_so(trained):
     with pytest.raises(UsageError, match="does not say where"):
-        map_of(WGAN.of(info, width=8, latent=4), ["disc"], "wgan")
+        map_of(trained.model, ["nll"], "pixelwise")
 
 
 def test_colours_are_bright_where_a_map_is_high():

@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pixelwise import fake_run, fitted
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gzcli.data.batches import scan
 from gzcli.data.open import open_pack
-from gzcli.engine import bench, likelihood
+from gzcli.engine import bench, likelihood, perceptual
+from gzcli.engine.image_sets import ImageSet
+from gzcli.engine.images import subset
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.jobs import BenchJob
+from gzcli.metrics import vit
 from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.models.nn import LPIPS
+from gzcli.types import Applied
 
 
 @pytest.fixture
@@ -178,6 +185,59 @@ def test_unknown_metrics_and_absent_weights(load, tmp_path):
     assert "did you mean `fd`" in error.value.hint
     with pytest.raises(MissingError, match="weights-inception-2015"):
         run(tmp_path, "plain", metrics=("fid",))
+
+
+def test_features_of_fetched_transformers(load, tmp_path, monkeypatch):
+    """Of a small CLIP in place of the published one; the raw distance is marked at fewer images than twice
+    its features."""
+    load("plain")
+    torch.manual_seed(0)
+    sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 112}
+    small = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=64, projection_dim=12, **sizes))
+    file = tmp_path / "clip.bin"
+    torch.save(small.state_dict(), file)
+    monkeypatch.setattr(vit, "weights", lambda name, **told: file)
+    result = run(tmp_path, "plain", n=60, metrics=("fd_clip", "kid_clip", "prc_clip"))
+    found = result["rows"][0]["metrics"]
+    parts = {f"{name}_clip" for name in ("precision", "recall", "density", "coverage")}
+    assert set(found) == {"fd_clip", "kid_clip", *parts} == set(result["floor"])
+    assert result["floor"]["fd_clip"] < found["fd_clip"] and result["biased"] == {"60": ["fd_clip"]}
+    assert result["directions"] == dict.fromkeys(("fd_clip", "kid_clip"), "down") | dict.fromkeys(parts, "up")
+    space, pack = vit.clip(), open_pack("digits")
+    (path,) = (tmp_path / "samples").glob("plain-*.npz")
+    fake = space.features(np.load(path)["samples"].transpose(0, 3, 1, 2))
+    want = frechet_distance(fake, space.features(pack.images("test")))
+    assert found["fd_clip"] == pytest.approx(want, rel=1e-5)
+    assert result["provenance"]["clip"] == space.hash
+
+
+def test_lpips_of_pairs(load, tmp_path, monkeypatch):
+    """Samples of one class are nearer to each other than others; a model that rebuilds its images is at 0."""
+    trained = load("classes", conditional=True)
+    torch.manual_seed(0)
+    net = LPIPS().requires_grad_(False)
+    monkeypatch.setattr(perceptual, "network", lambda pack, device: net)
+    Model = type(trained.model)
+    monkeypatch.setattr(perceptual, "REBUILT", 20)
+
+    def rebuild(self, x, *, labels=None, noise, progress, shift=0.0):
+        assert len(labels) == len(x)
+        return Applied((x + shift).clamp(-1, 1), rows=("same",))
+
+    monkeypatch.setattr(Model, "reconstruct", rebuild, raising=False)
+    result = run(tmp_path, "classes", n=60, metrics=("lpips",))
+    found = result["rows"][0]["metrics"]
+    assert found["lpips_recon"] == 0 and 0 < found["lpips_diversity|y"] < found["lpips_diversity"]
+    assert set(result["floor"]) == {"lpips_diversity", "lpips_diversity|y"}
+    ways = {"lpips_recon": "down", "lpips_diversity": None, "lpips_diversity|y": None}
+    assert result["directions"] == ways
+    monkeypatch.setattr(Model, "reconstruct", partialmethod(rebuild, shift=0.5))
+    shifted = run(tmp_path, "classes", n=60, metrics=("lpips",))["rows"][0]["metrics"]["lpips_recon"]
+    index = subset(355, 20)
+    x = torch.from_numpy(open_pack("digits").images("test")[index]).float() / 127.5 - 1
+    assert shifted == pytest.approx(float(net(x, (x + 0.5).clamp(-1, 1)).mean()), rel=0.05)
+    same = ImageSet(np.repeat(open_pack("digits").images("test")[:1], 8, 0))
+    assert perceptual.of_samples(same, net, torch.device("cpu"))["lpips_diversity"].value == 0
 
 
 def test_a_likelihood_that_is_not_finite_is_an_error(load, tmp_path):

@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import ood_table as table_of_runs
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +22,7 @@ from gzcli.data import benchmarks
 from gzcli.data.batches import scan, to_uint8
 from gzcli.data.benchmarks import Benchmark
 from gzcli.data.open import open_pack
-from gzcli.engine import ood, ood_scores, ood_table
+from gzcli.engine import naming, ood, ood_scores, ood_table
 from gzcli.engine.images import affordable, subset
 from gzcli.engine.log import Log
 from gzcli.engine.ood_table import BASELINES
@@ -401,7 +402,7 @@ def test_a_path_with_a_comma_is_one_set(home, tmp_path, monkeypatch):
 
 
 def test_names_of_paths_are_short_and_distinct():
-    found = ood_table.short_names(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
+    found = naming.short_names(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
     assert list(found.values()) == ["mnist", "me/photos", "a/photos", "faces"]
 
 
@@ -545,3 +546,24 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
         np.testing.assert_allclose(seeds[1]["digits"].scores["knn_lite"], nearest, atol=1e-7)
     rows = ood_table.compare(seeds[0], {"digits": other}, ["s"], bootstrap=False)
     assert [row["score"] for row in rows] == known
+
+
+def test_a_table_of_runs_stands_beside_papers():
+    """`tests/ood_table.py`: a run's scores with what a paper reports of its model, the baselines once."""
+    one = dict.fromkeys(table_of_runs.FIGURES, 0.5) | {"out": "mnist", "n_in": 1000, "n_out": 900}
+    results = [
+        one | {"score": "nll", "baseline": False, "auroc": 0.1, "ci": {"auroc": [0.05, 0.15]}},
+        one | {"score": "complexity", "baseline": False, "auroc": 0.9, "ci": None},
+        one | {"score": "png", "baseline": True, "auroc": 0.7, "ci": None},
+    ]
+    made = {"in": "fashionmnist", "seconds": 3.0, "results": results}
+    rows = table_of_runs.rows_of(made | {"run": "a"}, "pixelcnnpp")
+    rows += table_of_runs.rows_of(made | {"run": "b"}, "vae")
+    lines = table_of_runs.markdown(rows).splitlines()
+    assert lines[0] == "## fashionmnist against mnist, 1,000 and 900 images"
+    assert lines[4].startswith("| pixelcnnpp | complexity | 0.900 |  | 0.500 | .967 (Serrà 2020")
+    assert lines[5].startswith("| pixelcnnpp | nll | 0.100 | 0.050–0.150 | 0.500 | .089 (Ren 2019")
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| pixelcnnpp"] * 2 + ["| baseline"] + [
+        "| vae"
+    ] * 2
+    assert all(line.endswith("|  |") for line in lines[6:])

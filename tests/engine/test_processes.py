@@ -6,156 +6,127 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
+import two_ranks
 from helpers import ROOT, gz, lines, recipe, trainer, traps
 from safetensors.torch import load_file
-from zoo import CASES, CYCLEGAN, Case
+from zoo import CASES, Case
 
-from gzcli import gpus, launch
+from gzcli import alike, gpus, launch
 from gzcli.engine.report import RATES
 from gzcli.errors import DeviceError
 from gzcli.models import catalog
 from gzcli.recipe.write import dump
 from gzcli.sections import LaunchSection
 from gzcli.store import files, runs
+from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
-TESTS = Path(__file__).parents[1]
 LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
 
 
-GROUPS = 3  # of zoo lines, which share their processes: a start costs more than many a training
 STEPS, DIFFUSERS_STEPS = 6, 4  # of a training; one of Stable Diffusion takes .4 seconds in float64
-LONG_STEPS, LONG_DIFFUSERS_STEPS = 60, 12
 PATIENCE = 240  # seconds for what takes a few on a machine that does nothing else
-BATCH_NORM = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
-POOL = Case("cyclegan", CYCLEGAN | {"pool": 8}, lr=3e-3, batch=4, quiet=True, data="digits-ab")
+# what looks at a whole batch: batch norm, also under a penalty on a gradient, dropout, and a full pool
+WHOLE_BATCH = {
+    "dcgan": {"norm": "batch", "disc_norm": "batch", "spectral": False, "r1": 1.0, "r1_every": 2},
+    "ddpm": {"dropout": 0.1},
+    "flowpp": {"dropout": 0.2},
+    "cyclegan": {"pool": 8},
+}
+
+
+def first_of_each() -> list[Case]:
+    """The first zoo line of each model that needs no other, with what looks at a whole batch."""
+    first = {case.model: case for case in reversed(CASES) if not case.stages}
+    return [
+        replace(case, options={**case.options, **WHOLE_BATCH.get(name, {})}) for name, case in first.items()
+    ]
 
 
 def uses_diffusers(case: Case) -> bool:
     return catalog.card(case.model).family == "stable_diffusion"
 
 
-def in_groups(cases: Iterable[Case], long: bool = False) -> list[Any]:
-    """The parameters of a test, in groups that share their processes. What loads diffusers, which takes five
-    seconds, is a group by itself."""
-    mark = [pytest.mark.slow] if long else []
-    plain = iter(range(1000))
-
-    def group(case: Case) -> str:
-        number = 0 if uses_diffusers(case) else 1 + next(plain) % (GROUPS - 1)
-        return f"{'long' if long else ''}ranks{number}"
-
-    return [
-        pytest.param(
-            case,
-            long,
-            id=f"{case}-long" if long else str(case),
-            marks=[pytest.mark.xdist_group(group(case)), *mark],
-        )
-        for case in cases
-    ]
+def steps_of(case: Case) -> int:
+    return DIFFUSERS_STEPS if uses_diffusers(case) else STEPS
 
 
-def steps_of(case: Case, long: bool) -> int:
-    if uses_diffusers(case):
-        return LONG_DIFFUSERS_STEPS if long else DIFFUSERS_STEPS
-    return LONG_STEPS if long else STEPS
-
-
-def planned(case: Case, long: bool) -> Run:
+def planned(case: Case) -> Run:
     """A run of a zoo line, with validation but for the GANs, whose figures need a classifier."""
     auto = catalog.load(case.model).best != "fd"
-    steps = steps_of(case, long)
-    sets = ("train.best=auto", f"train.eval_every={steps // 2}") if auto else ()
-    tree = recipe(case, steps=steps, sets=(*sets, "data.size=16") if uses_diffusers(case) else sets)
+    steps = steps_of(case)
+    sets = ["train.samples=2", *(["train.best=auto", f"train.eval_every={steps // 2}"] if auto else [])]
+    tree = recipe(case, steps=steps, sets=(*sets, "data.size=16") if uses_diffusers(case) else tuple(sets))
     run = runs.create(case.model, case.data)
     files.write_atomic(run.path / "run.yaml", dump(tree))
     return run
 
 
-def launch_ranks(planned: Iterable[Run], world: int) -> None:
-    """Trains the runs, one after another, in `world` gloo processes."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    children = []
-    for rank in range(world):
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-            "OMP_NUM_THREADS": "1",
-        }
-        if world > 1:
-            env |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "ACCELERATE_USE_CPU": "true",
-            }
-        words = [sys.executable, str(TESTS / "two_ranks.py"), *(str(run.path) for run in planned)]
-        children.append(subprocess.Popen(words, env=env))
-    assert [child.wait(600) for child in children] == [0] * world
-
-
 @pytest.fixture(scope="module")
 def ranks(request):
-    """ranks(item, world): of the case of a test its losses, figures of validation, and the largest difference
-    between the ranks' states. The first of a group that asks has all lines of the group trained which are to
-    be tested."""
-    found: dict[tuple[str, str, int], dict] = {}
+    """ranks(case, world): of a case its losses, figures of validation, and the largest difference between the
+    ranks' states. The first that asks has all cases trained that are to be tested: a start costs more than
+    many a training."""
+    found: dict[int, dict[str, dict]] = {}
 
-    def trained(item: pytest.Item, world: int) -> dict:
-        group = item.get_closest_marker("xdist_group")
-        key = group.args[0], repr(item.callspec.params["case"]), world
-        if key not in found:
-            same = [x for x in request.session.items if x.get_closest_marker("xdist_group") == group]
-            asked = [(x.callspec.params["case"], x.callspec.params["long"]) for x in same]
-            started = {(group.args[0], repr(case), world): planned(case, long) for case, long in asked}
-            launch_ranks(started.values(), world)
-            found.update({k: json.loads((run.path / "out.json").read_text()) for k, run in started.items()})
-        return found[key]
+    def trained(case: Case, world: int) -> dict:
+        if world not in found:
+            asked = [x.callspec.params["case"] for x in request.session.items if "ranks" in x.fixturenames]
+            started = {str(case): planned(case) for case in asked}
+            two_ranks.launched(started.values(), world)
+            found[world] = {name: two_ranks.out_of(run) for name, run in started.items()}
+        return found[world][str(case)]
 
     return trained
 
 
-FIRST = {case.model: case for case in reversed(CASES) if not case.stages}.values()
-
-
 @pytest.mark.launch
-@pytest.mark.parametrize(("case", "long"), [*in_groups(FIRST), *in_groups(FIRST, long=True)])
-def test_two_processes_are_one(case, long, ranks, request):
-    one, two = (ranks(request.node, world) for world in (1, 2))
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("case", first_of_each(), ids=str)
+def test_two_processes_are_one(case, ranks):
+    one, two = (ranks(case, world) for world in (1, 2))
     assert two["gap"] == 0
-    assert len(one["losses"]) == len(two["losses"]) == steps_of(case, long)
+    assert len(one["losses"]) == len(two["losses"]) == steps_of(case)
     for a, b in zip(one["losses"], two["losses"], strict=True):
         assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
     assert two["held_out"] == pytest.approx(one["held_out"], rel=1e-9, abs=1e-9)
     assert len(one["held_out"]) == (0 if catalog.load(case.model).best == "fd" else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.launch
-@pytest.mark.parametrize(
-    ("case", "long"),
-    [pytest.param(case, False, marks=pytest.mark.xdist_group("ranks1")) for case in (BATCH_NORM, POOL)],
-    ids=["batch norm", "image pool"],
-)
-def test_what_each_process_has_of_its_own_leaves_them_equal(case, long, ranks, request):
-    """Batch norm sees a rank's images, a pool keeps them: two processes are not one, but their weights and
-    buffers agree."""
-    assert ranks(request.node, 2)["gap"] == 0
+def test_two_processes_train_every_recipe_to_the_weights_of_one():
+    """All stages, as they are shipped but for the length and the batch, and with dropout where they have
+    none. What `alike` knows to differ does, within what it says."""
+    more = ("ddpm,model.dropout=0.1", "pixelcnnpp,model.dropout=0.2", "dcgan,model.disc_norm=batch")
+    differ = {known.example: known for known in alike.DIFFERENCES if known.example}
+    wide = [name for name, known in differ.items() if not known.fp32]
+    apart = farthest({*recipe_names(), *more, *wide})
+    known = {name: apart.pop(name) for name in wide} | farthest(set(differ) - set(wide), fp32=True)
+    assert {name: far for name, far in apart.items() if far > alike.ALIKE} == {}
+    assert len(apart) >= 30
+    for name, far in known.items():
+        assert alike.ALIKE < far <= differ[name].most, (name, far)
+
+
+def farthest(names: Iterable[str], *, fp32: bool = False) -> dict[str, float]:
+    """The largest difference of a weight between one process and two, after 30 steps of each recipe."""
+    found = {}
+    for name, pair in two_ranks.pairs(names, steps=30, batch=8, fp32=fp32).items():
+        rows = list(two_ranks.apart(*pair))
+        assert all(row["gap"] == 0 for row in rows), name
+        found[name] = max(row["weights"] for row in rows)
+    return found
 
 
 @pytest.mark.launch
@@ -174,8 +145,8 @@ def test_weights_that_are_shared_out_are_those_of_ddp(model):
         tree = recipe(case, steps=6, sets=(*sets, "train.best=loss", "train.keep=3", "data.size=16", *more))
         found[name] = runs.create(case.model, case.data)
         files.write_atomic(found[name].path / "run.yaml", dump(tree))
-    launch_ranks([*found.values(), found["fsdp"]], 2)
-    ddp, fsdp, muon = (json.loads((run.path / "out.json").read_text()) for run in found.values())
+    two_ranks.launched([*found.values(), found["fsdp"]], 2)
+    ddp, fsdp, muon = map(two_ranks.out_of, found.values())
     assert ddp["gap"] == fsdp["gap"] == muon["gap"] == 0
     assert len(ddp["losses"]) == 6
     for a, b in zip(ddp["losses"], fsdp["losses"], strict=True):

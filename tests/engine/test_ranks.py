@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,11 +17,13 @@ from pixelwise import Pixelwise, fake_run, fitted
 
 import gzcli.ranks as of_one
 from gzcli.data.open import open_pack
-from gzcli.engine import alarm, bench, muon, ood
+from gzcli.engine import alarm, bench, muon, ood, quality
 from gzcli.engine.log import Log
 from gzcli.errors import DivergedError, GzError
 from gzcli.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.metrics.features import lenet
+from gzcli.models.nn import whole_batch
+from gzcli.store.paths import cache_dir
 
 
 class Ranks:
@@ -38,6 +42,7 @@ class Ranks:
         monkeypatch.setattr(dist, "get_world_size", lambda: world)
         monkeypatch.setattr(dist, "all_gather_object", self.gather)
         monkeypatch.setattr(dist, "all_gather", self.gather_tensors)
+        monkeypatch.setattr(dist, "all_reduce", self.add)
 
     def gather(self, parts, value):
         self.slots[self.local.rank] = value
@@ -50,6 +55,11 @@ class Ranks:
         found = [None] * self.world
         self.gather(found, value)
         [part.copy_(other) for part, other in zip(parts, found, strict=True)]
+
+    def add(self, value):
+        found = [None] * self.world
+        self.gather(found, value.clone())
+        value.copy_(sum(found))
 
     def __call__(self, work):
         """What `work(rank)` returns or raises on each rank."""
@@ -150,16 +160,30 @@ def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
 
 
 def test_two_ranks_compare_as_one_does(ranks, tmp_path, monkeypatch):
+    """Each computes the features of a share of the images: of the samples, of the real ones, of the floor."""
     fake_run(tmp_path, monkeypatch, bench, model=fitted(conditional=True))
-    lenet(open_pack("digits"))
+    net, seen = lenet(open_pack("digits")), []
+
+    def features(self, images):
+        seen.append((of_one.rank(), len(images)))
+        return net.features(images)
+
+    counting = type("Counting", (type(net),), {"features": features})
+    monkeypatch.setattr(quality, "lenet", lambda *a, **k: counting(**vars(replace(net, batch=20))))
+    kept = cache_dir("features", "real")
     folders = [tmp_path / name for name in ("one", "rank0", "rank1")]
     [folder.mkdir() for folder in folders]
+    shutil.rmtree(kept, ignore_errors=True)
     one = bench.run(BENCH, folders[0], torch.device("cpu"), Log())
+    alone, seen[:] = sum(n for _, n in seen), []
+    shutil.rmtree(kept)
     first, second = ranks(
         lambda rank: bench.run(BENCH, folders[1 + rank], torch.device("cpu"), Log(rank=rank))
     )
     assert second == {} and not list(folders[2].iterdir())
     assert first["provenance"]["processes"] == 2
+    shares = [sum(n for rank, n in seen if rank == own) for own in (0, 1)]
+    assert sum(shares) == alone and min(shares) > 0.4 * alone, "no image is seen twice"
     a, b = (result["rows"][0]["metrics"] for result in (one, first))
     assert a.keys() == b.keys() and {"bpd", "bpd|y", "fd"} <= a.keys()
     for key in a.keys() - {"samples_per_s"}:
@@ -209,6 +233,40 @@ def test_ranks_share_muons_matrices(ranks, monkeypatch):
     owners = muon.shares(sizes, 2)
     assert owners == muon.shares(sizes, 2) and owners[-1] != owners[0], "the dearest has a rank of its own"
     assert muon.shares(sizes, 1) == [0] * len(sizes)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norm_of_two_ranks_is_that_of_one(ranks, momentum):
+    """Its outputs, running statistics, gradients, and the gradients of a penalty on a gradient."""
+    plain = [torch.nn.BatchNorm2d(3, momentum=momentum).double() for _ in range(3)]
+    for norm in plain:
+        torch.nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(0))
+        norm.bias.data.fill_(0.3)
+    x = torch.randn(6, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.7
+    for norm in plain[1:]:
+        whole_batch.share(norm)
+        assert type(norm) is whole_batch.SharedBatchNorm
+
+    def all_of(norm, x):
+        x = x.clone().requires_grad_()
+        y = norm(norm(x))
+        (slope,) = torch.autograd.grad(y.tanh().square().sum(), x, create_graph=True)
+        loss = (y.sigmoid().flatten(1).sum(1) + slope.square().flatten(1).sum(1)).mean()
+        loss.backward()
+        statistics = [b.double() for b in norm.buffers()]
+        return y.detach(), x.grad, norm.weight.grad, norm.bias.grad, statistics
+
+    y, dx, dw, db, statistics = all_of(plain[0], x)
+    found = ranks(lambda rank: all_of(plain[1 + rank], x[3 * rank : 3 * rank + 3]))
+    close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+    close(torch.cat([each[0] for each in found]), y)
+    close(torch.cat([each[1] for each in found]) / 2, dx)  # each rank's loss is the mean over its half
+    close((found[0][2] + found[1][2]) / 2, dw)
+    close((found[0][3] + found[1][3]) / 2, db)
+    for _, _, _, _, own in found:
+        close(own, statistics)
+    norm = plain[1].eval()  # and in eval mode no rank waits for another
+    close(norm(x), plain[0].eval()(x))
 
 
 def test_vectors_of_unequal_lengths_are_exchanged_to_the_bit(ranks):

@@ -22,7 +22,6 @@ from gzcli.engine.stop import Stop
 from gzcli.engine.trained import load_trained
 from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
-from gzcli.models.nn.critic import BatchNorm as GanNorm
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
 from gzcli.sections import OptimSection
 
@@ -124,7 +123,7 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
     model = load_trained(t.run, "cpu").model
     scanned = {"batch_size": 128, "levels": t.info.levels, "device": "cpu", "index": range(1280)}
     batches = list(scan(t.images.pack, "train", **scanned))
-    norms, seen = [m for m in model.modules() if isinstance(m, (GanNorm, FlowNorm))], {}
+    norms, seen = [m for m in model.modules() if isinstance(m, (torch.nn.BatchNorm2d, FlowNorm))], {}
     for m in norms:
         m.register_forward_pre_hook(
             lambda m, x: seen.setdefault(m, []).append(x[0].transpose(0, 1).flatten(1))
@@ -142,7 +141,7 @@ def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_kee
             assert float(distance.mean() / model.latent) == pytest.approx(1, abs=0.1)
     assert bool(norms) == (which.model != "diffae")
     for m in norms:
-        mean, var = (m.running_mean, m.running_var) if isinstance(m, GanNorm) else (m.mean, m.var)
+        mean, var = (m.mean, m.var) if isinstance(m, FlowNorm) else (m.running_mean, m.running_var)
         true_mean = torch.stack([x.mean(1) for x in seen[m]]).mean(0)
         true_var = torch.stack([x.var(1) for x in seen[m]]).mean(0)
         assert ((mean - true_mean).abs() / true_var.sqrt()).max() < 0.1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from generated import generated
 from helpers import recipe, trainer
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from zoo import CASES
 
@@ -181,16 +181,7 @@ def changed(tree: dict, place: int, value: object) -> dict:
     return tree
 
 
-GENERATED = settings(
-    max_examples=int(os.environ.get("GZ_FUZZ", "30")),
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-@GENERATED
+@generated(30)
 @given(place=st.integers(0, 200), value=VALUES, name=st.sampled_from(["status.json", "run.yaml"]))
 def test_any_value_in_a_record_is_met(run, capsys, place, value, name):
     file = run.path / name
@@ -204,7 +195,7 @@ def test_any_value_in_a_record_is_met(run, capsys, place, value, name):
         assert code != 1 and "internal error" not in said, (words, said)
 
 
-@GENERATED
+@generated(30)
 @given(place=st.integers(0, 200), value=VALUES)
 def test_any_value_in_the_recipe_of_a_weights_file_is_met(run, place, value):
     """The model is built from it, or an error says why not; numbers without sense are refused at once."""

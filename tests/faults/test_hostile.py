@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import time
 import zipfile
@@ -11,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from generated import generated
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from gzcli.data.open import open_pack
 from gzcli.errors import GzError, MissingError
 from gzcli.recipe.resolve import check
-
-GENERATED = settings(max_examples=int(os.environ.get("GZ_FUZZ", "40")), deadline=2000, derandomize=True)
 
 
 def npy(head: str, body: bytes = bytes(128)) -> bytes:
@@ -73,7 +71,7 @@ def test_an_array_s_head_is_read_before_anything_is_allocated(tmp_path, name):
     assert time.process_time() - since < 2
 
 
-@GENERATED
+@generated(320)
 @given(content=st.binary(max_size=200) | st.text(max_size=100).map(npy) | st.text(max_size=30).map(shaped))
 def test_any_head_is_met(tmp_path_factory, content):
     path = npz(tmp_path_factory.mktemp("npz") / "set.npz", x_train=content)
@@ -119,7 +117,7 @@ def test_numbers_beyond_all_use_are_refused_with_the_limit(call, key, limit):
 TEXTS = st.text(max_size=60) | st.from_regex(r"(model|train|for|stages): ?[\[{&*!|>]?[a-z0-9:\- \n]{0,40}")
 
 
-@GENERATED
+@generated(40)
 @given(lines=st.lists(TEXTS, max_size=4))
 def test_any_text_of_a_recipe_is_met(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("recipe") / "own.yaml"
@@ -132,7 +130,7 @@ KNOWN += " recipe ood --out bench data --help"
 WORDS = st.lists(st.sampled_from(KNOWN.split()) | st.text(max_size=12), max_size=7)
 
 
-@GENERATED
+@generated(40)
 @given(words=WORDS)
 def test_any_command_line_is_met(words, tmp_path_factory):
     """Nothing is started, and no error is a bug in gz."""

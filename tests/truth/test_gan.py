@@ -19,7 +19,7 @@ from gzcli.models.gan.generator import Generator, GeneratorOptions
 from gzcli.models.gan.inversion import Search
 from gzcli.models.nn import best_labels, interpolated, traversal
 from gzcli.models.nn.adversarial import OBJECTIVES, r1_penalty
-from gzcli.models.nn.critic import BatchNorm, Critic, CriticOptions
+from gzcli.models.nn.critic import Critic, CriticOptions
 from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
@@ -104,15 +104,6 @@ def test_sides_are_halved_and_rounded_up(kernel, side):
     assert Generator((3, side, side), GeneratorOptions(4, 4))(torch.zeros(1, 4)).shape == (1, 3, side, side)
 
 
-def test_batch_norm_keeps_running_statistics_and_uses_them_in_eval():
-    norm, plain = BatchNorm(3), torch.nn.BatchNorm2d(3)
-    for i in range(5):
-        x = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(i)) * 2 + 1
-        assert torch.equal(norm(x), plain(x))
-    assert torch.equal(norm.running_var, plain.running_var) and norm.running_mean.mean() > 0.3
-    assert torch.equal(norm.eval()(x[:1]), norm(x)[:1])
-
-
 @pytest.mark.parametrize("label_as", ["projection", "channel"])
 def test_the_critic_hears_the_label(label_as):
     torch.manual_seed(0)
@@ -185,7 +176,7 @@ def test_traverse_is_an_application():
     model = CGAN.of(INFO, width=4, latent=4).eval()
     x = batch().x
     out = model.traverse(
-        x, noise=ImageNoise(0, range(len(x))), progress=no_progress, dims=3, steps=4, search=3
+        x, noise=ImageNoise(0, range(len(x))), progress=no_progress, dims=3, frames=4, search=3
     )
     assert out.images.shape == (12, 1, 16, 16)
     assert (len(out.rows), out.columns, out.marks[0], out.of[0]) == (3, 4, "-3.0", (0,))

@@ -280,7 +280,7 @@ def test_samples_are_grey_levels_repeat_with_the_seed_and_follow_the_label():
 
 def test_interpolation_starts_and_ends_at_the_pair():
     model, x = glow(logit=0.01), images(4)
-    path = model.interpolate(x, noise=noise(4), steps=5).images.view(2, 5, 1, 8, 8)
+    path = model.interpolate(x, noise=noise(4), frames=5).images.view(2, 5, 1, 8, 8)
     ends = model.reconstruct(x, noise=noise(4)).images
     for end, expected in ((path[:, 0], ends[0::2]), (path[:, -1], ends[1::2])):
         assert (end != expected).float().mean() < 0.02

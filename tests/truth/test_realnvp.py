@@ -173,7 +173,7 @@ def test_every_image_is_reconstructed_also_under_bf16():
 
 def test_interpolation_and_edit_come_with_the_family():
     model, x = realnvp((1, 8, 8), conditional=True), images(4)
-    assert model.interpolate(x, noise=noise(4), steps=3).images.shape == (6, 1, 8, 8)
+    assert model.interpolate(x, noise=noise(4), frames=3).images.shape == (6, 1, 8, 8)
     assert model.edit(x, labels=torch.tensor([1, 2, 3, 4]), noise=noise(4)).images.shape == x.shape
 
 

@@ -293,7 +293,7 @@ def test_labels_reach_encoder_and_decoder():
 
 def test_interpolation_starts_and_ends_at_the_reconstructions(trained):
     x = blobs(5)
-    way = trained.interpolate(x, noise=noise(5), progress=no_progress, steps=4).images.unflatten(0, (2, 4))
+    way = trained.interpolate(x, noise=noise(5), progress=no_progress, frames=4).images.unflatten(0, (2, 4))
     ends = trained.reconstruct(x, noise=noise(5), progress=no_progress).images
     torch.testing.assert_close(way[:, 0], ends[0:4:2])
     torch.testing.assert_close(way[:, -1], ends[1:4:2])

@@ -261,7 +261,7 @@ def test_the_run_says_that_there_is_no_perceptual_loss(home):
     run = trainer(tree)
     run.fit()
     told = (run.run.path / "log.txt").read_text()
-    assert f"warning: no perceptual loss: perceptual losses (LPIPS) need the weights `{VGG}`" in told
+    assert f"warning: no perceptual loss: perceptual distances (LPIPS) need the weights `{VGG}`" in told
     assert f"put `{VGG}` of torchvision's models into" in told
 
 

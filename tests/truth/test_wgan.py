@@ -196,7 +196,7 @@ def test_inversion_finds_what_the_generator_can_draw():
 
 def test_interpolation_joins_the_inversions():
     net, x = model(conditional=True).eval(), images(4)
-    way = net.interpolate(x, noise=noise(4), progress=no_progress, steps=4, search=5).images.unflatten(
+    way = net.interpolate(x, noise=noise(4), progress=no_progress, frames=4, search=5).images.unflatten(
         0, (2, 4)
     )
     ends = net.reconstruct(x, noise=noise(4), progress=no_progress, steps=5).images

@@ -33,9 +33,8 @@ def coupled(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tens
     cost, order = -product.cpu().numpy(), np.arange(len(noise))
     for rows in rows_by_label(None if y is None else ranks.rows(y, module), len(noise)):
         order[rows] = rows[linear_sum_assignment(cost[np.ix_(rows, rows)])[1]]
-    rank = ranks.rank() if len(noise) > len(x0) else 0
-    own = order[rank * len(x0) : (rank + 1) * len(x0)]
-    return noise[torch.from_numpy(own).to(x0.device)]
+    own = ranks.own_rows(torch.from_numpy(order), module)
+    return noise[own.to(x0.device)]
 
 
 def rows_by_label(labels: Tensor | None, n: int) -> list[np.ndarray]:

@@ -196,6 +196,21 @@ class GAN(InvertibleGAN):
         """
         return self.invert(x, noise, Search(steps, lr, starts, feature))[2]
 
+    def map_inversion(
+        self,
+        x: Tensor,
+        *,
+        noise: Noise,
+        steps: int = 100,
+        lr: float = 0.05,
+        starts: int = 8,
+        feature: float = 0.1,
+    ) -> Tensor:
+        """|x − G(z)| at each pixel, of the generator's nearest image, the mean over channels: [B, H, W];
+        options as in `score_inversion`."""
+        z, y, _ = self.invert(x, noise, Search(steps, lr, starts, feature))
+        return (x - self.generator(z, y)).abs().mean(1)
+
     def unit_features(self, x: Tensor) -> Tensor:
         """The critic's features on a 2×2 grid, of norm 1: [B, 4·C']."""
         h = nn.functional.adaptive_avg_pool2d(to_fp32(self.critic.maps(x)), 2).flatten(1)

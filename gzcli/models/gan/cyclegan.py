@@ -261,8 +261,7 @@ class CycleGAN(Model):
         from_a = direction == "AtoB"
         rows = rows if y is None else rows[(y == 0) == from_a]
         if not len(rows):
-            hint = "`--direction auto` takes images of either domain"
-            raise UsageError(f"none of these images can go {direction}", hint=hint)
+            raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes all")
         return rows, from_a
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -289,9 +288,13 @@ class CycleGAN(Model):
         """The error of the cycle, in the direction where it is smaller."""
         return torch.minimum(*(self.cycle_error(x, from_a) for from_a in (True, False)))
 
+    def map_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """The error of the cycle at each pixel [B, H, W], the mean over channels, in the same direction."""
+        a, b = ((self.returned(x, from_a) - x).abs().mean(1) for from_a in (True, False))
+        return torch.where((a.mean((1, 2)) < b.mean((1, 2)))[:, None, None], a, b)
+
 
 def lsgan(disc: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss by least squares instead of log-likelihoods (Mao et al. 2016,
-    arXiv:1611.04076)."""
+    """The discriminator's loss by least squares, not log-likelihoods (Mao et al. 2016, arXiv:1611.04076)."""
     on_real, on_fake = disc(torch.cat([real, fake])).chunk(2)
     return 0.5 * ((on_real - 1).square().mean() + on_fake.square().mean())

@@ -135,29 +135,29 @@ class InvertibleGAN(Model):
             return Applied(self.generator(z, y), rows=("nearest",), labels=y)
 
     def interpolate(
-        self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8, search: int = 100
+        self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8, search: int = 100
     ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along great circles of z, between the generator's
         nearest images.
 
         A conditional model changes the label in the middle. Raises UsageError for fewer than two images or
-        steps, or for no search.
+        frames, or for no search.
 
-        steps: images of an interpolation, both ends included.
+        frames: images of an interpolation, both ends included.
         search: gradient steps of the search for z.
         """
-        at_least(2, steps=steps)
+        at_least(2, frames=frames)
         at_least(1, search=search)
         x = pairs_of(x)
         z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
-        z, pairs = interpolated(z, steps, slerp), len(x) // 2
+        z, pairs = interpolated(z, frames, slerp), len(x) // 2
         if y is not None:  # an image has the label of the nearer end
             end = 2 * torch.arange(pairs, device=x.device)[:, None] + (
-                torch.arange(steps, device=x.device) * 2 >= steps
+                torch.arange(frames, device=x.device) * 2 >= frames
             )
             y = y[end.flatten()]
         with torch.no_grad():
-            return replace(as_interpolations(self.generator(z, y), steps), labels=y)
+            return replace(as_interpolations(self.generator(z, y), frames), labels=y)
 
     def traverse(
         self,
@@ -166,25 +166,25 @@ class InvertibleGAN(Model):
         noise: Noise,
         progress: Progress,
         dims: int = 8,
-        steps: int = 8,
+        frames: int = 8,
         span: float = 3.0,
         search: int = 100,
     ) -> Applied:
         """The generator's nearest image to the first of x, changed along the coordinates of z that change it
         most.
 
-        Raises UsageError for fewer than one of `dims`, `steps` or `search`.
+        Raises UsageError for fewer than one of `dims`, `frames` or `search`.
 
         dims: number of coordinates, one a row.
-        steps: images of a row.
+        frames: images of a row.
         span: a coordinate goes from −span to span, in standard deviations of the prior.
         search: gradient steps of the search for z.
         """
-        at_least(1, dims=dims, steps=steps, search=search)
+        at_least(1, dims=dims, frames=frames, search=search)
         z, y, _ = self.invert(x[:1], noise.first(1), Search(search), progress=progress)
 
         def decode(z: Tensor) -> Tensor:
             return self.generator(z, None if y is None else y.expand(len(z), *y.shape[1:]))
 
         with torch.no_grad():
-            return traversal(decode, z, dims, steps, span)
+            return traversal(decode, z, dims, frames, span)

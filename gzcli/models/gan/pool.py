@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gzcli import ranks
 from gzcli.types import Noise
 
 
@@ -15,8 +16,8 @@ class ImagePool(nn.Module):
     """Up to `size` earlier fakes.
 
     Until the pool is full, every image is stored and shown. From then on an image is either shown, or it
-    replaces a stored image, which is shown. Each rank has a pool of its own, so the pool is extra state and
-    no buffer: buffers are equal on all ranks.
+    replaces a stored image, which is shown. While it trains, all ranks have the same pool, which
+    stores the images of all in their order. It is no buffer, as its size is known by its first image alone.
 
     size: number of images; 0: every image is shown, and none stored.
     """
@@ -33,11 +34,12 @@ class ImagePool(nn.Module):
         if not self.size:
             return images
         n = len(images)
-        old, slot = noise.rand(n) < 0.5, noise.randint(self.size, n)
+        old, slot = ranks.rows(noise.rand(n), self) < 0.5, ranks.rows(noise.randint(self.size, n), self)
+        images = ranks.rows(images, self)
         kept = images.new_zeros(self.size, *images.shape[1:]) if self.images is None else self.images
         self.images = kept.to(images)
         shown = images.clone()
-        for i in range(n):
+        for i in range(len(images)):
             if self.count < self.size:
                 self.images[self.count] = images[i]
                 self.count += 1
@@ -45,7 +47,7 @@ class ImagePool(nn.Module):
             stored = self.images.index_select(0, slot[i : i + 1])
             shown[i] = torch.where(old[i], stored[0], images[i])
             self.images.index_copy_(0, slot[i : i + 1], torch.where(old[i], images[i : i + 1], stored))
-        return shown
+        return ranks.own_rows(shown, self)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"count": self.count, "images": None if self.images is None else self.images.cpu()}

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gzcli import ranks
 from gzcli.models.nn.common import ClassEmbedding, group_norm, halvings, to_fp32
 
 Norm = Literal["none", "group", "batch"]
@@ -50,24 +49,10 @@ def widths(width: int, scales: int) -> list[int]:
     return [width * 2 ** min(i, 3) for i in range(scales)]
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that shares its running statistics between ranks. In training each rank normalises by its
-    own images."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        self.running_mean = ranks.mean(self.running_mean, self)
-        self.running_var = ranks.mean(self.running_var, self)
-        return y
-
-
 NORMS: dict[Norm, Callable[[int], nn.Module]] = {
     "none": lambda width: nn.Identity(),
     "group": group_norm,
-    "batch": BatchNorm,
+    "batch": nn.BatchNorm2d,
 }
 
 

@@ -32,48 +32,48 @@ def pairs_of(x: Tensor) -> Tensor:
 
 
 def interpolated(
-    z: Tensor, steps: int, mix: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.lerp
+    z: Tensor, frames: int, mix: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.lerp
 ) -> Tensor:
-    """Codes from code 0 to 1, 2 to 3, … of z [n, D], ends included: [n // 2 · steps, D], pair by pair.
+    """Codes from code 0 to 1, 2 to 3, … of z [n, D], ends included: [n // 2 · frames, D], pair by pair.
 
-    Raises UsageError for fewer than two codes, or steps.
+    Raises UsageError for fewer than two codes, or frames.
 
-    steps: codes of each interpolation.
+    frames: codes of each interpolation.
     mix: mix(a, b, t), the code between a at t = 0 and b at t = 1.
     """
-    at_least(2, steps=steps)
+    at_least(2, frames=frames)
     a, b = pairs_of(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
-    return mix(a, b, torch.linspace(0, 1, steps, device=z.device)[:, None]).flatten(0, 1)
+    return mix(a, b, torch.linspace(0, 1, frames, device=z.device)[:, None]).flatten(0, 1)
 
 
-def as_interpolations(images: Tensor, steps: int) -> Applied:
-    """The images [pairs · steps, C, H, W] of interpolated codes, a row for each pair."""
-    ends = tuple((2 * i, 2 * i + 1) for i in range(len(images) // steps))
-    marks = tuple(f"{i / (steps - 1):.2f}" for i in range(steps))
-    return Applied(images, rows=tuple(f"{a} → {b}" for a, b in ends), columns=steps, marks=marks, of=ends)
+def as_interpolations(images: Tensor, frames: int) -> Applied:
+    """The images [pairs · frames, C, H, W] of interpolated codes, a row for each pair."""
+    ends = tuple((2 * i, 2 * i + 1) for i in range(len(images) // frames))
+    marks = tuple(f"{i / (frames - 1):.2f}" for i in range(frames))
+    return Applied(images, rows=tuple(f"{a} → {b}" for a, b in ends), columns=frames, marks=marks, of=ends)
 
 
-def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, steps: int, span: float) -> Applied:
+def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, frames: int, span: float) -> Applied:
     """Images of z [1, D] with one coordinate moved from −span to span, a row for each coordinate.
 
     The coordinates are those that change the image most between −span and span, in falling order. Raises
-    UsageError for fewer than one coordinate or step.
+    UsageError for fewer than one coordinate or frame.
 
     decode: the images [n, C, H, W] of codes [n, D].
     dims: number of coordinates.
-    steps: images of a row.
+    frames: images of a row.
     """
-    at_least(1, dims=dims, steps=steps)
+    at_least(1, dims=dims, frames=frames)
     size, dims = z.shape[1], min(dims, z.shape[1])
-    t = torch.linspace(-span, span, steps, device=z.device)
+    t = torch.linspace(-span, span, frames, device=z.device)
     ends = z.repeat(2 * size, 1)
     every = torch.arange(size, device=z.device)
     ends[every, every], ends[size + every, every] = -span, span
     images = torch.cat([decode(part) for part in ends.split(64)])
     change = (images[:size] - images[size:]).flatten(1).square().sum(1)
-    rows = z.repeat(dims * steps, 1)
+    rows = z.repeat(dims * frames, 1)
     chosen = change.topk(dims).indices
-    rows[torch.arange(len(rows), device=z.device), chosen.repeat_interleave(steps)] = t.repeat(dims)
+    rows[torch.arange(len(rows), device=z.device), chosen.repeat_interleave(frames)] = t.repeat(dims)
     images = torch.cat([decode(part) for part in rows.split(64)])
     names, marks = tuple(f"z {i}" for i in chosen.tolist()), tuple(f"{v:+.1f}" for v in t.tolist())
-    return Applied(images, rows=names, columns=steps, marks=marks, of=((0,),) * dims)
+    return Applied(images, rows=names, columns=frames, marks=marks, of=((0,),) * dims)

@@ -81,9 +81,9 @@ def vgg_file() -> Path:
     """The file of VGG16's weights in the user's cache. Raises MissingError that says where to put it."""
     place = cache_dir("weights", VGG)
     if not place.is_file():
-        hint = f"put `{VGG}` of torchvision's models into `{place.parent}`, or let "
-        hint += "`--set model.perceptual=lpips` fetch it"
-        message = f"perceptual losses (LPIPS) need the weights `{VGG}`, and `{place}` is not there"
+        hint = f"put `{VGG}` of torchvision's models into `{place.parent}`; where there is a network, "
+        hint += "`gz bench --metrics lpips` and `--set model.perceptual=lpips` fetch it"
+        message = f"perceptual distances (LPIPS) need the weights `{VGG}`, and `{place}` is not there"
         raise MissingError(message, hint=hint)
     return place
 
@@ -92,5 +92,5 @@ def linear_file() -> Path:
     """The file of the authors' linear layers, which is a part of their package. Raises MissingError."""
     package = find_spec("lpips")
     if package is None or not package.submodule_search_locations:
-        raise MissingError("perceptual losses (LPIPS) need the package `lpips`", hint="pip install lpips")
+        raise MissingError("perceptual distances (LPIPS) need the package `lpips`", hint="pip install lpips")
     return Path(package.submodule_search_locations[0], "weights", "v0.1", "vgg.pth")

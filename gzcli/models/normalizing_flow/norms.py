@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gzcli import ranks
 from gzcli.models.nn.common import to_fp32
+from gzcli.models.nn.whole_batch import AllMean
 
 # a channel of a smaller standard deviation is constant and keeps its scale; dequantised 8-bit noise has
 # 1.1e-3
@@ -103,20 +103,6 @@ class BatchNorm(Bijection, Initialised):
         if self.initialising:
             self.initialized.fill_(True)
         return mean, var
-
-
-class AllMean(torch.autograd.Function):
-    """`ranks.mean` with a gradient: the mean of all ranks' gradients, since the loss of each rank depends on
-    the inputs of all."""
-
-    @staticmethod
-    def forward(ctx: Any, t: Tensor, module: nn.Module) -> Tensor:
-        ctx.module = module
-        return ranks.mean(t, module).clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ranks.mean(grad, ctx.module), None
 
 
 @contextmanager

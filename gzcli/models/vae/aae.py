@@ -171,28 +171,28 @@ class AAE(Model):
         return Applied(x, rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of codes.
 
-        Raises UsageError for fewer than two images or steps.
+        Raises UsageError for fewer than two images or frames.
 
-        steps: images of an interpolation, both ends included.
+        frames: images of an interpolation, both ends included.
         """
-        x = self.decode(interpolated(self.encode(x), steps))
+        x = self.decode(interpolated(self.encode(x), frames))
         progress(1, 1, x)
-        return as_interpolations(x, steps)
+        return as_interpolations(x, frames)
 
     @torch.no_grad()
     def traverse(
-        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0
+        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, frames: int = 8, span: float = 3
     ) -> Applied:
         """The first image, changed along the dimensions of its code that change it most.
 
         dims: number of dimensions, a row for each.
-        steps: images of a row.
+        frames: images of a row.
         span: a dimension goes from −span to span, in standard deviations of the prior.
         """
-        return traversal(self.decode, self.encode(x[:1]), dims, steps, span)
+        return traversal(self.decode, self.encode(x[:1]), dims, frames, span)
 
     # ---- out-of-distribution scores
 

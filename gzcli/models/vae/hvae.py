@@ -256,23 +256,23 @@ class HVAE(LabelledVAE):
         return Applied(x, rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents.
 
         Every group moves from the posterior mean of one image to that of the other, in units of the prior's
-        standard deviation given the coarser groups. Raises UsageError for fewer than two images or steps.
+        standard deviation given the coarser groups. Raises UsageError for fewer than two images or frames.
 
-        steps: images of an interpolation, both ends included.
+        frames: images of an interpolation, both ends included.
         """
         still = [x.new_zeros(len(x), *grid) for grid in self.grids]
         _, codes = self.decoder(still, self.encoder(x), self.embed(None, len(x)))
         ts = [
-            interpolated(code.mu, steps).unflatten(1, grid)
+            interpolated(code.mu, frames).unflatten(1, grid)
             for code, grid in zip(codes, self.grids, strict=True)
         ]
         x = self.pixels.mean(self.decoder(ts, [], self.embed(None, len(ts[0])))[0])
         progress(1, 1, x)
-        return as_interpolations(x, steps)
+        return as_interpolations(x, frames)
 
 
 def kl_of(codes: list[Code]) -> Tensor:

@@ -271,30 +271,30 @@ class VAE(LabelledVAE):
         return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, steps: int = 8) -> Applied:
+    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of z.
 
-        Raises UsageError for fewer than two images or steps.
+        Raises UsageError for fewer than two images or frames.
 
-        steps: images of an interpolation, both ends included.
+        frames: images of an interpolation, both ends included.
         """
         mu = self.encode(x, self.embed(None, len(x)))[0]
-        z = interpolated(mu, steps)
+        z = interpolated(mu, frames)
         x = self.pixels.mean(self.decoder(z, self.embed(None, len(z))))
         progress(1, 1, x)
-        return as_interpolations(x, steps)
+        return as_interpolations(x, frames)
 
     @torch.no_grad()
     def traverse(
-        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, steps: int = 8, span: float = 3.0
+        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, frames: int = 8, span: float = 3
     ) -> Applied:
         """The first image, changed along the dimensions of z that change it most.
 
         dims: number of dimensions, a row for each.
-        steps: images of a row.
+        frames: images of a row.
         span: a dimension goes from −span to span, in standard deviations of the prior.
         """
         mu = self.encode(x[:1], self.embed(None, 1))[0]
         return traversal(
-            lambda z: self.pixels.mean(self.decoder(z, self.embed(None, len(z)))), mu, dims, steps, span
+            lambda z: self.pixels.mean(self.decoder(z, self.embed(None, len(z)))), mu, dims, frames, span
         )

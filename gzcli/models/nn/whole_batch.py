@@ -1,0 +1,95 @@
+"""Layers that look at a whole batch, over the batch of all ranks: two processes compute what one does.
+
+torch's own layers know their rank's images alone (its `SyncBatchNorm` works on GPUs only, and has no second
+derivative). Models are written with torch's layers; `share` exchanges them where there are several ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gzcli import ranks
+from gzcli.models.nn.common import to_fp32
+
+
+class AllMean(torch.autograd.Function):
+    """`ranks.mean` with a gradient: the mean of all ranks' gradients, since the loss of each rank depends on
+    the inputs of all. It has any number of derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, module: nn.Module) -> Tensor:
+        ctx.module = module
+        return ranks.mean(t, module).clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return AllMean.apply(grad, ctx.module), None
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch norm by the mean and the variance of the images of all ranks, with their exact gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = ranks.sharing(self)
+        if count == 1:
+            return super().forward(x)
+        dims, shape = [0, *range(2, x.ndim)], (1, -1) + (1,) * (x.ndim - 2)
+        wide = to_fp32(x)
+        mean = AllMean.apply(wide.mean(dims), self)
+        centred = wide - mean.view(shape)
+        var = AllMean.apply(centred.square().mean(dims), self)
+        self.keep(mean.detach(), var.detach(), count * x.numel() // x.shape[1])
+        y = centred * (var + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            y = y * to_fp32(self.weight).view(shape) + to_fp32(self.bias).view(shape)
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def keep(self, mean: Tensor, var: Tensor, n: int) -> None:
+        """Moves the running statistics by those of a batch of n values a channel, as torch's layers do."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), weight)
+        self.running_var.lerp_((var * (n / (n - 1))).to(self.running_var), weight)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Does nothing, where torch's layers check the number of dimensions: any will do."""
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout that draws for the images of all ranks and takes what is its own, so that an image loses the
+    same activations whatever the number of ranks. Their generators must have one seed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        count = ranks.sharing(self)
+        if count == 1 or not self.p:
+            return super().forward(input)
+        # numbers are drawn in the order of the memory, which is laid out as the whole batch of one process is
+        strides = torch.empty_like(input, device="meta").stride()
+        whole = torch.empty_strided(
+            (count * len(input), *input.shape[1:]), strides, dtype=input.dtype, device=input.device
+        )
+        return input * ranks.own_rows(F.dropout(whole.fill_(1), self.p), self)
+
+
+SHARED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: SharedBatchNorm,
+    nn.BatchNorm2d: SharedBatchNorm,
+    nn.BatchNorm3d: SharedBatchNorm,
+    nn.Dropout: SharedDropout,
+}
+
+
+def share(model: nn.Module) -> None:
+    """Has torch's batch norm and dropout in a model look at the images of all ranks, while it trains. They
+    stay the same objects, with their parameters and buffers."""
+    for module in model.modules():
+        if type(module) in SHARED:
+            module.__class__ = SHARED[type(module)]

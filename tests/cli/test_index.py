@@ -1,0 +1,135 @@
+"""The index of runs: a list of many opens few files, sees every change, and needs no index to be right."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from gzcli.cli.completion import candidates
+from gzcli.store import files, index, runs
+from gzcli.store.runs import Run
+
+MANY = 40
+opened: list[str] | None = None  # files of the store, where they are counted
+
+
+def hear(event: str, given: tuple) -> None:
+    if event == "open" and opened is not None and isinstance(given[0], str) and "/runs/" in given[0]:
+        opened.append(given[0])
+
+
+sys.addaudithook(hear)
+
+
+@pytest.fixture
+def store(home, monkeypatch) -> list[Run]:
+    """Finished runs, whose files count as settled at once."""
+    monkeypatch.setattr(index, "SETTLED", 0)
+    monkeypatch.setattr(index, "_open", {})
+    made = []
+    for i in range(MANY):
+        run = Run(home / "runs" / f"vae-digits-20260101-0000{i % 60:02}-{i:04x}")
+        (run.path / "checkpoints").mkdir(parents=True)
+        status = {"state": "finished", "model": "vae", "data": "digits", "order": i, "step": 4, "steps": 4}
+        (run.path / "status.json").write_text(json.dumps(status | {"alias": f"own{i}"}))
+        (run.path / ".gz").write_text('{"kind": "run"}')
+        (run.path / "checkpoints" / "best.json").write_text(f'{{"metric": "bpd", "value": {i}, "step": 4}}')
+        (run.path / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n')
+        made.append(run)
+    return made
+
+
+@pytest.fixture
+def listed(call, monkeypatch):
+    """listed() → the rows of `gz runs list --json` by id, read as a new process would, and how many files of
+    the store it opens."""
+
+    def listed() -> tuple[dict[str, dict], int]:
+        global opened
+        monkeypatch.setattr(index, "_open", {})
+        opened = []
+        code, text, _ = call("runs", "list", "--json")
+        count, opened = len(opened), None
+        assert code == 0
+        return {row["run"]: row for row in json.loads(text)["runs"]}, count
+
+    return listed
+
+
+def test_a_list_of_many_opens_few_files(store, listed, call, monkeypatch):
+    first, all_of_them = listed()
+    again, few = listed()
+    assert first == again and len(first) == MANY and all_of_them > 3 * MANY and few == 2
+    global opened
+    for words in (("runs", "path", "own7"), ("runs", "path", store[7].id)):
+        monkeypatch.setattr(index, "_open", {})
+        opened = []
+        assert call(*words)[1].strip() == str(store[7].path) and len(opened) <= 2
+    monkeypatch.setattr(index, "_open", {})
+    opened = []
+    import typer
+
+    from gzcli.cli.app import build
+
+    found = candidates(typer.main.get_command(build(["runs"])), ["runs", "show"], "own1")
+    assert len(found) == 11 and len(opened) <= 1
+    opened = None
+
+
+def test_what_others_change_is_seen(store, listed):
+    listed()
+    store[3].update(state="interrupted", step=2)  # renamed into place
+    path = store[4].path / "status.json"
+    path.write_text(path.read_text().replace("own4", "new4"))  # in place
+    os.utime(path, ns=(0, 0))
+    files.write_json(store[5].path / "checkpoints" / "best.json", {"metric": "bpd", "value": 9, "step": 4})
+    with open(store[6].path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 3, "loss": 1}\n')
+    (store[7].path / "samples").mkdir()
+    (store[7].path / "samples" / "1.png").write_bytes(bytes(5000))
+    runs.remove(store[8])
+    new = runs.create("vae", "digits")
+    before, (rows, _) = listed()[0], listed()
+    assert (
+        before == rows
+        and len(rows) == MANY
+        and store[8].id not in rows
+        and rows[new.id]["state"] == "planned"
+    )
+    assert (rows[store[3].id]["state"], rows[store[3].id]["step"]) == ("interrupted", 2)
+    assert rows[store[4].id]["alias"] == "new4" and rows[store[5].id]["best"]["value"] == 9
+    assert rows[store[6].id]["curve"]["values"] == [3, 2, 1] and rows[store[7].id]["bytes"] > 5000
+    assert next(iter(rows)) == new.id  # numbered after the newest that is known
+
+
+@pytest.mark.parametrize("how", [None, b"", b"[]", b"gz 1 00000000\n{}", bytes(9), "cut", "changed"])
+def test_an_index_that_is_damaged_or_gone_is_made_again_in_silence(store, listed, how, call):
+    rows, _ = listed()
+    for path in (store[0].path.parent / index.NAME.format(kind) for kind in ("status", "summary")):
+        whole = path.read_bytes()
+        if how is None:
+            path.unlink()
+        else:
+            changed = {"cut": whole[: len(whole) // 2], "changed": whole.replace(b"finished", b"diverged")}
+            path.write_bytes(changed.get(how, how))
+    assert listed()[0] == rows and listed() == (rows, 2)
+    assert call("runs", "list")[2] == ""
+
+
+def test_a_file_of_this_moment_is_not_trusted(store, listed, monkeypatch):
+    """A second change within the clock's tick could leave time and size as they are."""
+    monkeypatch.setattr(index, "SETTLED", 3600e9)
+    listed()
+    assert listed()[1] > MANY
+
+
+def test_a_store_that_may_only_be_read(store, listed, monkeypatch):
+    def refuse(path: Path, content: str) -> None:
+        raise PermissionError(13, "no", str(path))
+
+    monkeypatch.setattr(files, "write_atomic", refuse)
+    assert listed()[0] == listed()[0]

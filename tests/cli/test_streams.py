@@ -1,0 +1,152 @@
+"""Streams that are closed, full or without a reader, and terminals that show little: a light verb says so in
+a line, or goes on; nothing is a bug in gz."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gzcli.cli import app, out
+from gzcli.store import files, runs
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = (
+    *("--version", "--help", "--llm", "list", "list models --json", "list data", "list recipes"),
+    *("list pretrained", "runs list", "runs show RUN --json", "runs path RUN", "runs compare RUN RUN"),
+    *("runs prune --unfinished --yes", "runs remove nothing --yes", "show vae", "recipe show vae"),
+    *("recipe check vae", "data list", "data show digits", "data remove nothing --yes", "sample vae --help"),
+    *("train vae --dry-run", "doctor", "no-verb"),
+)
+DEAR = ("list recipes", "recipe check vae", "train vae --dry-run")  # each for two ways only
+DEARER = ("--llm", "data show digits", "doctor")
+
+
+class Failing(io.StringIO):
+    """A stream whose every write fails."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number, self.nowhere = number, os.open(os.devnull, os.O_WRONLY)
+
+    def fileno(self) -> int:
+        return self.nowhere
+
+    def __del__(self) -> None:
+        os.close(self.nowhere)
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))  # 32 becomes a BrokenPipeError, as in Python
+
+
+def ascii_only() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+
+
+def content(stream: object) -> str:
+    if isinstance(stream, io.TextIOWrapper):
+        return stream.buffer.getvalue().decode()
+    return stream.getvalue() if stream else ""
+
+
+def full() -> Failing:
+    return Failing(28)
+
+
+# what stdout and stderr are → the exit codes beside a verb's own
+WAYS: dict[str, tuple[Callable, Callable, set[int]]] = {
+    "closed": (lambda: None, lambda: None, set()),
+    "stdout full": (full, io.StringIO, {3}),
+    "all full": (full, full, {3}),
+    "stderr full": (io.StringIO, full, set()),
+    "no reader": (lambda: Failing(32), lambda: Failing(32), {141}),
+    "no terminal any more": (lambda: Failing(5), lambda: Failing(5), {3}),
+    "ascii": (ascii_only, ascii_only, set()),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, in a store of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("streams")))
+        found = runs.create("vae", "digits")
+        found.update(state="finished", step=3, steps=3)
+        files.write_atomic(found.path / "run.yaml", "model: {name: vae}\ndata: {name: digits}\n")
+        yield found
+
+
+@pytest.fixture
+def said(run, monkeypatch, tmp_path):
+    """said(verb, stdout, stderr) → the exit code, and what reached the two streams."""
+    monkeypatch.chdir(tmp_path)
+
+    def said(verb: str, stdout: object, stderr: object) -> tuple[int, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            patch.setattr(sys, "stderr", stderr)
+            try:
+                code = app.run(verb.replace("RUN", run.id).split())
+            finally:
+                out.configure(json=False, quiet=False, lenient=False)
+        return code, "".join(map(content, (stdout, stderr)))
+
+    return said
+
+
+@pytest.mark.parametrize(
+    "verb", [pytest.param(v, marks=pytest.mark.slow) if v in DEARER else v for v in VERBS]
+)
+def test_light_verbs_meet_any_stream(verb, said, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "dumb")
+    own, text = said(verb, io.StringIO(), io.StringIO())
+    assert own in (0, 2, 3) and "internal error" not in text and "\033" not in text
+    for name in ("all full", "no reader") if verb in DEAR else WAYS:
+        stdout, stderr, codes = WAYS[name]
+        code, text = said(verb, stdout(), stderr())
+        assert code in {own} | codes, (name, code)
+        assert not any(word in text for word in ("Traceback", "internal error", "bug in gz")), (name, text)
+        if code == 3 != own and name == "stdout full":
+            assert "error: no space left on device\n" in text, text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_says_nothing_where_it_cannot_answer(shell, said, monkeypatch):
+    program = Path(sys.argv[0]).name
+    monkeypatch.setenv("_GZ_COMPLETE" if program != "gzcli" else "_GZCLI_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("COMP_WORDS", "gz runs show ")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "gz runs show ")
+    for cursor in ("3", "-1", "x", "99"):
+        monkeypatch.setenv("COMP_CWORD", cursor)
+        for stdout, stderr, _ in WAYS.values():
+            assert said("", stdout(), stderr())[0] == 0
+        assert "error" not in said("", io.StringIO(), io.StringIO())[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "told"),
+    [
+        ("--help >/dev/full", 3, "error: no space left on device"),
+        ("list models >&- 2>&-", 0, ""),
+        ("runs list --help | true", 141, ""),
+    ],
+)
+def test_as_a_shell_redirects(line, code, told, tmp_path):
+    """What Python itself does with its streams at its end, too."""
+    command = f'"$0" -m gzcli {line}; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == code and told in text and len(text.splitlines()) <= 3, text

@@ -1,0 +1,395 @@
+"""Archives, weights files and names that nobody would make by accident: each is read or refused, in little
+time and memory, and nothing is written but in gz's own folders."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import socket
+import struct
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from generated import generated
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gzcli import launch
+from gzcli.cli import app, out
+from gzcli.data.archives import open_members, read_span
+from gzcli.data.kinds import is_picture
+from gzcli.data.open import open_pack
+from gzcli.engine import checkpoint as checkpoints
+from gzcli.errors import GzError, MissingError
+from gzcli.recipe.from_file import run_of
+
+PATIENCE = 10.0  # CPU-seconds, beyond which a case hangs
+
+
+def picture(side: int = 8) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (side, side), 7).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = picture()
+CONTENTS = st.sampled_from([PNG, PNG, PNG, b"", PNG[:40], bytes(3000)]) | st.binary(max_size=64)
+HOSTILE = (
+    *(
+        "../out.png",
+        "a/../../out.png",
+        "/tmp/gz-out.png",
+        "C:\\out.png",
+        "..\\out.png",
+        "\\\\host\\out.png",
+        "~/out.png",
+    ),
+    *(
+        "a.png",
+        "a.png",
+        "./a.png",
+        "a//b.png",
+        "a/b.png/",
+        ".",
+        "..",
+        "",
+        "/",
+        "a" * 300 + ".png",
+        "b/" * 150 + "c.png",
+    ),
+    *(
+        "\udcff\udcfe.png",
+        "é.png",
+        "e\u0301.png",
+        "CON.png",
+        "a\nb.png",
+        "a\x1b[2J.png",
+        "train/0/a.png",
+        "a.txt",
+    ),
+)
+NAMES = st.sampled_from(HOSTILE) | st.text(max_size=20).map(lambda text: f"{text}.png")
+KINDS = st.sampled_from(
+    [b"0"] * 6 + [b"5", b"1", b"2", b"3", b"4", b"6", b"7", b"S", b"L", b"K", b"x", b"g", b"A"]
+)
+PAX = st.dictionaries(
+    st.sampled_from(
+        [
+            "path",
+            "size",
+            "linkpath",
+            "mtime",
+            "GNU.sparse.major",
+            "GNU.sparse.realsize",
+            "GNU.sparse.map",
+            "hdrcharset",
+        ]
+    ),
+    st.sampled_from(
+        ["0", "-1", "1e9", str(1 << 70), "../../out.png", "a" * 5000, "1,2,3", "BINARY", "\udcff", ""]
+    ),
+    max_size=3,
+)
+SIZES = st.sampled_from([None] * 6 + [0, 1, 1 << 33, (1 << 63) - 1, -1])
+
+
+def header(name: str, kind: bytes, size: int | None, content: bytes, pax: dict[str, str], link: str) -> bytes:
+    """A member of a tar; `size` is what its header claims where that is not the truth."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, len(content) if size is None else size, link
+    info.pax_headers = pax
+    form = tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT
+    return info.tobuf(form, "utf-8", "surrogateescape") + content + bytes(-len(content) % 512)
+
+
+@st.composite
+def tars(draw: Callable) -> bytes:
+    """A tar with a few good members and some that are not."""
+    parts = []
+    for _ in range(draw(st.integers(0, 4))):
+        name, kind, size = draw(NAMES), draw(KINDS), draw(SIZES)
+        pax = draw(PAX) if draw(st.integers(0, 3)) == 0 else {}
+        try:
+            parts.append(header(name, kind, size, draw(CONTENTS), pax, draw(NAMES)))
+        except (ValueError, OverflowError, UnicodeError, tarfile.HeaderError, struct.error):
+            continue  # not even Python can write it
+    data = b"".join(parts) + bytes(draw(st.sampled_from([1024, 1024, 512, 0])))
+    data = changed(draw, data)
+    return draw(st.sampled_from([bytes, bytes, gzip.compress, bz2.compress, lzma.compress]))(data)
+
+
+@st.composite
+def zips(draw: Callable) -> bytes:
+    """A zip with names and attributes of any kind."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for _ in range(draw(st.integers(0, 4))):
+            info = zipfile.ZipInfo("x")
+            info.filename = draw(NAMES).encode("utf-8", "replace").decode()
+            info.external_attr = draw(st.sampled_from([0, 0, 0, 0o120777 << 16, 0o060666 << 16, 0x10]))
+            info.flag_bits = draw(st.sampled_from([0, 0, 0, 1, 0x800]))
+            method = draw(
+                st.sampled_from(
+                    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+                )
+            )
+            archive.writestr(info, draw(CONTENTS), method)
+        archive.comment = draw(st.binary(max_size=8))
+    return changed(draw, file.getvalue())
+
+
+def changed(draw: Callable, data: bytes) -> bytes:
+    """The bytes as they are, cut, with some of them changed, or with some put in between."""
+    how = draw(st.sampled_from(["whole", "whole", "cut", "bytes", "more"]))
+    at = draw(st.integers(0, max(len(data) - 1, 0)))
+    if how == "cut":
+        return data[:at]
+    if how == "bytes":
+        new = draw(st.binary(min_size=1, max_size=8))
+        return data[:at] + new + data[at + len(new) :]
+    return data[:at] + draw(st.binary(max_size=600)) + data[at:] if how == "more" else data
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """The block takes less than PATIENCE, and raises nothing but gz's own errors."""
+    since = time.process_time()
+    try:
+        yield
+    except GzError as e:
+        assert e.code != 1, e
+    assert time.process_time() - since < PATIENCE
+
+
+def no_engine(*given: object, **more: object) -> None:
+    raise MissingError("no engine is started here")
+
+
+def below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Path]:
+    """A folder in whose inner one the archives lie, and gz's home; what escapes shows in the outer one."""
+    folder = tmp_path_factory.mktemp("archives")
+    (folder / "in").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GZ_HOME", str(folder / "home"))
+        patch.chdir(folder / "in")
+        yield folder
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_any_archive_is_read_or_refused(place, kind):
+    @generated(500)
+    @given(data=tars() if kind == "tar" else zips())
+    def each(data: bytes) -> None:
+        path = place / "in" / f"set.{kind}"
+        path.write_bytes(data)
+        with patient():
+            members = open_members(path, is_picture)
+            for name, content in members.read():
+                assert ".." not in name.split("/") and not name.startswith("/") and len(content) < 1 << 20
+            for span in members.spans().values():
+                assert len(read_span(span)) < 1 << 20
+
+    each()
+    assert below(place) == {"in", f"in/set.{kind}"}
+    (place / "in" / f"set.{kind}").unlink()
+
+
+def test_a_set_is_made_of_any_archive_or_none(place):
+    @generated(60)
+    @given(data=tars() | zips())
+    def each(data: bytes) -> None:
+        path = place / "in" / "set.tar"
+        path.write_bytes(data)
+        with patient():
+            pack = open_pack(path)
+            assert len(pack.images("train")) < 100
+
+    each()
+    (place / "in" / "set.tar").unlink()
+    assert {name.split("/")[0] for name in below(place)} <= {"in", "home"} and not below(place / "in")
+
+
+BOMBS = {
+    "longname": header("././@LongLink", b"L", 1 << 40, b"a" * 512, {}, ""),
+    "many longnames": b"".join(header("x", b"L", None, b"a" * 60_000, {}, "") for _ in range(200)),
+    "pax": header("x", b"x", 1 << 40, b"12 path=a\n", {}, ""),
+    "zeros": gzip.compress(header("a.png", b"0", 400_000_000, b"", {}, "") + bytes(400_000_000), 9, mtime=0),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_at_once(tmp_path, name):
+    path = tmp_path / "bomb.tar"
+    path.write_bytes(BOMBS[name])
+    since = time.process_time()
+    with pytest.raises(GzError):
+        members = open_members(path, is_picture)
+        assert not list(members.read()), "nothing in it is a picture"
+        raise MissingError("no picture")
+    assert time.process_time() - since < 5
+
+
+# --- weights files ---
+
+DTYPES = st.sampled_from(
+    ["F32", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X9", "", 5, None]
+)
+NUMBERS = st.integers(-2, 70) | st.sampled_from([1 << 31, 1 << 62, 1 << 70, -1 << 63, 0.5, "8", None, True])
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": DTYPES,
+        "shape": st.lists(NUMBERS, max_size=5) | NUMBERS,
+        "data_offsets": st.lists(NUMBERS, max_size=3),
+    },
+)
+RECIPE = json.dumps({"model": {"name": "vae"}, "data": {"name": "digits"}})
+METADATA = st.dictionaries(
+    st.sampled_from(["gz", "recipe", "data", "step", "card", "parts", "built_on", "preview"]),
+    st.sampled_from(
+        [RECIPE, RECIPE, "{}", "[]", "null", "1", "-1", "1" * 400, "[" * 2000, '{"shape": [1, 16, 16]}', ""]
+    )
+    | st.text(max_size=20),
+)
+HEADERS = st.dictionaries(st.text(max_size=8), TENSOR, max_size=4)
+
+
+@st.composite
+def weights_files(draw: Callable) -> bytes:
+    """A safetensors file: its length, its header, its bytes; each right or wrong."""
+    tree = draw(HEADERS) | draw(st.just({}) | METADATA.map(lambda texts: {"__metadata__": texts}))
+    text = json.dumps(tree).encode() if draw(st.integers(0, 4)) else draw(st.binary(max_size=80))
+    length = draw(st.sampled_from([len(text)] * 5 + [0, 1, 1 << 40, (1 << 64) - 1]))
+    return changed(draw, struct.pack("<Q", length) + text + bytes(draw(st.sampled_from([0, 64, 256]))))
+
+
+def test_any_weights_file_is_read_or_refused(place):
+    @generated(500)
+    @given(data=weights_files())
+    def each(data: bytes) -> None:
+        path = place / "in" / "own.safetensors"
+        path.write_bytes(data)
+        for read in (checkpoints.read_weights, run_of):
+            with patient():
+                read(path)
+
+    each()
+    assert {name.split("/")[0] for name in below(place)} <= {"in", "home"}
+    assert below(place / "in") == {"own.safetensors"}
+
+
+def test_a_stranger_s_weights_file_asks_nobody(tmp_path, monkeypatch, capsys):
+    """Neither its recipe's latent, base and data, nor a source in its card, are fetched."""
+    from helpers import recipe
+    from zoo import CASES
+
+    asked = []
+
+    def refuse(*given: object, **more: object) -> None:
+        asked.append(given)
+        raise OSError("no network is asked for")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("GZ_OFFLINE")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(launch, "run", no_engine)
+    import torch
+    from safetensors.torch import save_file
+
+    tree = recipe(next(c for c in CASES if c.model == "vae"), steps=1)
+    hub = {"data": {**tree["data"], "latent": "stranger/latent"}}
+    base = {"model": {**tree["model"], "base": "stranger/base"}}
+    elsewhere = {"data": {**tree["data"], "name": "hf://datasets/stranger/set"}}
+    code = {"model": {"name": "evil"}}
+    for more in (hub, base, elsewhere, code):
+        texts = {"gz": "1", "recipe": json.dumps(tree | more), "step": "1"}
+        texts |= {"data": json.dumps({"shape": [1, 16, 16], "classes": [], "levels": 17})}
+        file = tmp_path / "own.safetensors"
+        save_file({"w": torch.zeros(1)}, file, metadata=texts)
+        for words in (("sample", str(file)), ("runs", "show", str(file))):
+            code_ = app.run(list(words))
+            out.configure(json=False, quiet=False, lenient=False)
+            assert code_ != 1 and not [given for given in asked if given], (more, capsys.readouterr())
+            asked.clear()
+
+
+# --- names ---
+
+WORDS = st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text) | st.sampled_from(
+    [
+        *filter(None, HOSTILE),
+        "vae/stages/..",
+        "..",
+        "~",
+        "~nobody",
+        "hf://",
+        "hf://a/b",
+        "pretrained:",
+        "pretrained:../x",
+        "digits:train",
+        "vae-digits-20260101-000000-abcd",
+        "a" * 5000,
+        "-",
+        "--",
+        "=",
+        "%s",
+        "{0}",
+        "$HOME",
+        "`id`",
+        "\udcff",
+    ]
+)
+NAMED = (
+    *(
+        ("runs", "path", "WORD"),
+        ("runs", "show", "WORD"),
+        ("runs", "remove", "WORD", "--yes"),
+        ("show", "WORD"),
+    ),
+    *(
+        ("data", "path", "WORD"),
+        ("data", "remove", "WORD", "--yes"),
+        ("data", "show", "WORD"),
+        ("recipe", "show", "WORD"),
+    ),
+    *(
+        ("train", "vae", "--name", "WORD", "--dry-run"),
+        ("sample", "WORD"),
+        ("ood", "vae", "--in", "WORD", "--out", "WORD"),
+    ),
+    *(("runs", "list", "--data", "WORD"), ("runs", "list", "--model", "WORD"), ("list", "WORD")),
+)
+
+
+def test_any_name_is_met(place, monkeypatch):
+    monkeypatch.setattr(launch, "run", no_engine)
+
+    @generated(60)
+    @given(word=WORDS, line=st.sampled_from(NAMED))
+    def each(word: str, line: tuple[str, ...]) -> None:
+        since = time.process_time()
+        try:
+            assert app.run([word if part == "WORD" else part for part in line]) != 1
+        finally:
+            out.configure(json=False, quiet=False, lenient=False)
+        assert time.process_time() - since < PATIENCE
+
+    before = below(place / "in")
+    each()
+    assert below(place / "in") == before and {name.split("/")[0] for name in below(place)} <= {"in", "home"}
