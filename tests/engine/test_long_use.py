@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
+import pytest
+import torch
+from helpers import lines, recipe, trainer
+from PIL import Image
+from safetensors.torch import load_file
+from zoo import CASES
+
+from gzcli.cli import own
+from gzcli.data.batches import TrainBatches
+from gzcli.data.open import open_pack
 from gzcli.engine import log as logs
 from gzcli.engine.log import Log
+from gzcli.engine.report import RATES
+from gzcli.engine.stop import Stop
+from gzcli.errors import Interrupted
 from gzcli.store import metrics
 from gzcli.store.run import Run
 
@@ -59,3 +77,92 @@ def test_a_log_is_rotated(tmp_path, monkeypatch):
     sizes = [(tmp_path / name).stat().st_size for name in ("log.txt", "log.1.txt")]
     assert max(sizes) < 1200 and len(list(tmp_path.iterdir())) == 2
     assert "line 99" in (tmp_path / "log.txt").read_text()
+
+
+# --- time ---
+
+VAE = next(c for c in CASES if c.model == "vae")
+
+
+@pytest.mark.slow
+def test_ten_thousand_steps_take_no_more_memory_or_files_than_a_thousand():
+    t = trainer(recipe(VAE, steps=10_000, sets=("train.checkpoint_every=1000", "train.log_every=100")))
+    seen: list[tuple[int, int, int]] = []
+    process, over = psutil.Process(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            seen.append((t.done, process.memory_info().rss, process.num_fds()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    t.fit()
+    over.set()
+    watcher.join()
+    early = [row for row in seen if 1000 <= row[0] < 4000]
+    late = [row for row in seen if row[0] >= 7000]
+    assert np.median([row[1] for row in late]) < np.median([row[1] for row in early]) + 10e6
+    assert np.median([row[2] for row in late]) <= np.median([row[2] for row in early])
+
+
+@pytest.mark.slow
+def test_fifty_resumes_are_one_unbroken_run(monkeypatch):
+    """A stop after every other number of steps, and always another process's objects."""
+    tree = recipe(VAE, steps=160, sets=("train.ema=0.9", "train.log_every=7"))
+    whole = trainer(tree)
+    whole.fit()
+    run, starts = None, []
+    for k in range(51):
+        until = 3 * (k + 1) + k % 2
+        monkeypatch.setattr(Stop, "asked", lambda self, done, at=until: 15 if done == at and at < 153 else 0)
+        broken = trainer(tree, run)
+        run = broken.run
+        if k < 50:
+            with pytest.raises(Interrupted):
+                broken.fit()
+        else:
+            broken.fit()
+        starts.append(broken.start)
+    assert len(set(starts)) == 51
+    a, b = (load_file(r.path / "model.safetensors") for r in (whole.run, run))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    a, b = (
+        [{k: v for k, v in x.items() if k not in RATES} for x in lines(r.path / "metrics.jsonl")]
+        for r in (whole.run, run)
+    )
+    assert a == b
+
+
+# --- size ---
+
+
+def many(path: Path, count: int, classes: int) -> Path:
+    """A tar of so many pictures of 8×8, in a folder a class."""
+    with tarfile.open(path, "w") as tar:
+        for i in range(count):
+            file = io.BytesIO()
+            Image.fromarray(np.full((8, 8), i % 251, np.uint8)).save(file, "PNG", compress_level=0)
+            info = tarfile.TarInfo(f"c{i % classes:04d}/{i:07d}.png")
+            info.size = file.tell()
+            file.seek(0)
+            tar.addfile(info, file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("count", "classes"), [(300, 100), pytest.param(200_000, 1000, marks=pytest.mark.slow)]
+)
+def test_many_small_files_and_classes_are_streamed(count, classes, tmp_path, monkeypatch, home):
+    path = many(tmp_path / "many.tar", count, classes)
+    monkeypatch.setenv("GZ_PACK_LIMIT", "1")
+    monkeypatch.setenv("GZ_WORKERS", "0")
+    before = psutil.Process().memory_info().rss
+    pack = open_pack(path)
+    assert pack.meta.streamed and len(pack.meta.classes) == classes
+    batches = TrainBatches(pack, seed=0, batch_size=64, levels=256, device="cpu")
+    for step in range(5):
+        batch = batches.at(step)
+        assert batch.x.shape == (64, 1, 8, 8) and batch.y.max() < classes
+    assert psutil.Process().memory_info().rss - before < 50e6 + 2000 * count
+    labels = own.labels_of(None, str(path))
+    assert labels == [f"c{i:04d}" for i in range(classes)]
