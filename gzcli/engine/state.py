@@ -209,8 +209,11 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
         ) from e
 
 
-def finish(run: Run) -> None:
-    """Copies the averaged weights of the last checkpoint to the run's `model.safetensors`, on rank 0."""
+def finish(run: Run, keep: int) -> None:
+    """Copies the averaged weights of the last checkpoint to the run's `model.safetensors`, on rank 0.
+
+    keep: number of checkpoints that stay; a run that was killed before it removed others has more.
+    """
     if ranks.rank() == 0:
         folder = run.path / "checkpoints"
         last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"
@@ -219,6 +222,7 @@ def finish(run: Run) -> None:
         shutil.copyfile(last, part)
         files.fsync(part)
         part.replace(place)
+        checkpoints.prune(folder, keep)
 
 
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:

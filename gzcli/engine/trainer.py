@@ -248,7 +248,7 @@ class Trainer:
         if self.rank == 0 and (found := self.cadence.found()) != known:
             state.write_train(self.run, found)
         if last:
-            state.finish(self.run)
+            state.finish(self.run, self.train.keep)
         if "sample" in due and self.rank == 0 and (self.run.path / "metrics.jsonl").exists():
             loss_curve(self.run.path)
 
