@@ -4,10 +4,13 @@ time and memory, and nothing is written but in gz's own folders."""
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
 import lzma
+import os
+import shutil
 import socket
 import struct
 import tarfile
@@ -32,6 +35,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.errors import GzError, MissingError
 from gzcli.recipe.from_file import run_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")  # of Python's zipfile, which writes them
 PATIENCE = 10.0  # CPU-seconds, beyond which a case hangs
 
 
@@ -221,6 +225,52 @@ def test_a_set_is_made_of_any_archive_or_none(place):
     each()
     (place / "in" / "set.tar").unlink()
     assert {name.split("/")[0] for name in below(place)} <= {"in", "home"} and not below(place / "in")
+
+
+IN_FOLDERS = (
+    *("a", "b", "train", "test", "trainA", "trainB", "0.png", "1.png", "2.jpg", "metadata.jsonl", "0.txt"),
+    *("0.cls", ".hidden.png", "é", "a\nb.png", "a b.png", "x.npz", "set.zip", "_", "*.png", "\udcff.png"),
+)
+PARTS = st.sampled_from(IN_FOLDERS)
+ENTRIES = st.tuples(
+    st.lists(PARTS, min_size=1, max_size=3),
+    st.sampled_from(["file"] * 7 + ["link out", "circle", "broken", "pipe", "no rights"]),
+    CONTENTS | st.text(max_size=30).map(str.encode) | st.just(b'{"file_name": "../../out.png", "text": 5}\n'),
+)
+
+
+def test_a_set_is_made_of_any_folder_or_none(place, tmp_path):
+    (tmp_path / "outside.png").write_bytes(PNG)
+    at = tmp_path / "set"
+
+    @generated(80)
+    @given(entries=st.lists(ENTRIES, max_size=6))
+    def each(entries: list[tuple[list[str], str, bytes]]) -> None:
+        shutil.rmtree(at, ignore_errors=True)
+        at.mkdir()
+        for parts, kind, content in entries:
+            path = at.joinpath(*parts)
+            if os.path.lexists(path):  # nothing is written into a pipe, or through a link
+                continue
+            with contextlib.suppress(OSError):  # a file is where a folder should be
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if kind in ("link out", "circle", "broken"):
+                    path.symlink_to(
+                        {"link out": tmp_path / "outside.png", "circle": at}.get(kind, at / "none")
+                    )
+                elif kind == "pipe":
+                    os.mkfifo(path)
+                else:
+                    path.write_bytes(content)
+                    path.chmod(0 if kind == "no rights" else 0o644)
+        before = below(at)
+        with patient():
+            assert len(open_pack(at).images("train")) < 100
+        assert below(at) == before
+
+    each()
+    assert {path.name for path in tmp_path.iterdir()} == {"outside.png", "set"}
+    assert {name.split("/")[0] for name in below(place)} <= {"in", "home"}
 
 
 BOMBS = {
