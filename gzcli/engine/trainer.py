@@ -96,8 +96,7 @@ class Trainer:
         self.start = self.done = state.resume(self.state)
         if (asked := trackers.names(self.part.launch)) and self.rank == 0:
             space = asdict(self.state.space) if self.state.space else None
-            known = {"built_on": dict(self.state.built_on), "space": space}
-            config = self.part.tree() | known
+            config = self.part.tree() | {"built_on": dict(self.state.built_on), "space": space}
             self.history.trackers = trackers.Trackers(asked, self.run, config, self.log, start=self.start)
         train = self.train if self.metric else replace(self.train, eval_every=0)
         clock = partial(devices.clock, self.device)
@@ -163,8 +162,7 @@ class Trainer:
         for i in range(parts):
             noise = self.noise(step, phase.name, first + i * micro)
             part = batch.rows(slice(i * micro, (i + 1) * micro), noise)
-            last = i + 1 == parts
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with contextlib.nullcontext() if i + 1 == parts else self.accelerator.no_sync(self.wrapped):
                 out = self.wrapped(part, phase.name)
                 self.accelerator.backward(out["loss"] if parts == 1 else out["loss"] / parts)
             for name, value in out.items():

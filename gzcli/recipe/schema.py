@@ -196,8 +196,7 @@ def defaults(rules: Rules) -> dict[str, Any]:
 def check(
     fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """A part of a recipe with its values converted, as an int to a float, and everything that is wrong with
-    it.
+    """A part of a recipe with its values converted, as an int to a float, and all that is wrong with it.
 
     fragment: the part.
     rules: of its keys.
@@ -209,8 +208,7 @@ def check(
         clean = {}
         for key, value in part.items():
             key = renamed(key, rules, *path[-1:])
-            here = (*path, key)
-            rule = rules[key] if key in rules else rules.get(ANY)
+            here, rule = (*path, key), rules.get(key, rules.get(ANY))
             holds_keys = value is None or isinstance(value, Mapping)
             if value is WRONG or (isinstance(value, list) and WRONG in value):
                 continue
@@ -243,8 +241,7 @@ def check(
 
 
 def check_value(value: Any, annotation: str, name: str) -> Any:
-    """A value of the command line in the type of `annotation`; `1,2` may stand for a list. Raises
-    UsageError."""
+    """A value of the command line in the type of `annotation`; `1,2` may be a list. Raises UsageError."""
     node = parse(annotation)
     ok, converted = convert(node, value)
     if not ok and isinstance(value, str):
@@ -269,10 +266,10 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
 def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
     """The models' hyperparameters without a default that the recipe does not give."""
     if "stages" in rules:
-        given = {name: part for name, part in tree["stages"].items() if isinstance(part, Mapping)}
         return [
             f"stages.{name}.{key}"
-            for name, part in given.items()
+            for name, part in tree["stages"].items()
+            if isinstance(part, Mapping)
             for key in missing(part, below(below(rules, "stages"), name))
         ]
     return [f"model.{key}" for key in below(rules, "model") if key != ANY and key not in tree["model"]]
