@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gzcli import jobs
 from gzcli.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
+from gzcli.models import catalog
 from gzcli.sections import LaunchSection
 from gzcli.store import runs
 from gzcli.store.run import Run
@@ -165,10 +167,8 @@ def test_mistakes_of_ood_are_told(asked, call, words, code, message):
     assert found == code and message in err
 
 
-def test_a_model_without_maps_names_those_that_make_some(asked, call):
-    run = runs.create("wgan", "digits", alias="gan")
-    run.update(state="finished")
-    (run.path / "run.yaml").write_text("model: {name: wgan}\ndata: {name: digits}\n")
-    (run.path / "model.safetensors").write_bytes(b"x")
-    code, _, err = call("ood", "gan", "--input", ".", "--map")
-    assert code == 2 and "does not say where" in err and "pixelcnn" in err and "vae" in err
+def test_a_model_without_maps_names_those_that_make_some(asked, call, monkeypatch):
+    card = catalog.card("vae")
+    monkeypatch.setattr(catalog, "card_of", lambda *given: replace(card, maps=()))
+    code, _, err = call("ood", "mine", "--input", ".", "--map")
+    assert code == 2 and "does not say where" in err and "pixelcnn" in err and "glow" in err
