@@ -81,7 +81,7 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
             stage = "" if part is run else part.path.name
             if rows := list(curve_of(part, before)):
                 (into / "curves" / f"{measured.curve_name(model, stage)}.csv").write_text(as_csv(rows))
-            before += part.seconds
+            before += spent(part)
     return sorted(path for path in into.rglob("*.*") if path.is_file())
 
 
@@ -93,6 +93,11 @@ def small(picture: Path, target: Path) -> None:
         resized.quantize(COLOURS).save(target, optimize=True)
 
 
+def spent(run: Run) -> float:
+    """Seconds of a training: of its cores' work where it was counted, as others may have used the machine."""
+    return run.work or run.seconds
+
+
 def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:
     """The validations of a run or stage, rows of the columns `measured.CURVE`.
 
@@ -101,7 +106,7 @@ def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:
     metric, steps = run.best.metric if run.best else "", run.status().get("step")
     for line in metric_lines(run.path):
         if (value := line.get(f"val_{metric}")) is not None and steps:
-            seconds = round(before + run.seconds * line["step"] / steps, 1)
+            seconds = round(before + spent(run) * line["step"] / steps, 1)
             yield dict(
                 zip(measured.CURVE, (metric, line["step"], seconds, float(f"{value:.5g}")), strict=True)
             )

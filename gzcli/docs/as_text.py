@@ -87,7 +87,7 @@ def _measured(page: Page, width: int) -> Iterator[str]:
         yield from _wrapped(f"In the league of {data}, {scale}: {place}{place_in_words(row)}", width)
     for reference in page.references:
         yield ""
-        yield f"Reference curve, {curve_title(reference)}"
+        yield from _wrapped(f"Reference curve, {curve_title(reference)}", width)
         yield from _table(curve_rows(reference))
 
 
