@@ -243,7 +243,7 @@ def tried(row: Row, forks: Zygote, trained: Path, top: Path, site: Any) -> str:
             rest = {key: value for key, value in job.items() if key not in ("at", "when")}
             if broken := unreadable(home):
                 return f"{code} unreadable {broken}"
-            gone = row.words[:2] == ("runs", "remove") and not list(home.glob("runs/*/status.json"))
+            gone = row.words[:2] == ("runs", "remove") and not list(home.glob("runs/[!.]*/status.json"))
             words = ("runs", "prune", "--keep", "9", "--yes") if gone else row.words
             if (again := forks.do(*words, home=home, **rest)) != 0:
                 return f"{code} then {again}: {forks.said()[-200:]}"
