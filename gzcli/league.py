@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gzcli import launch, planning, standings
+from gzcli import forecast, launch, planning, requirements, standings, trials
 from gzcli.data.forms import Report, Say, silent, unreported
 from gzcli.errors import DivergedError, UsageError
 from gzcli.jobs import BenchJob
@@ -23,6 +23,7 @@ from gzcli.launch import Plan
 from gzcli.models import catalog
 from gzcli.planning import Asked
 from gzcli.recipe.recipe import Recipe
+from gzcli.recipe.resolve import Resolved
 from gzcli.run_folder import fingerprint
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names, spelling
@@ -33,7 +34,6 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality a
 KEPT = 100  # checkpoints that a run keeps for that curve; by itself the trainer makes about ten
 SHORTEST = 3.0  # seconds, as of `gz train --minutes`
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True)
@@ -106,20 +106,6 @@ class Entry:
         return planning.start(self.asked, recipe, self.plan, run, say=say)
 
 
-def parse_budget(text: str | None) -> float:
-    """The seconds of a budget such as `8m`, `1.5h` or `90s`. Raises UsageError for anything else."""
-    hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
-    if text is None:
-        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=hint)
-    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", text.strip())
-    if not found:
-        raise UsageError(f"`--budget {text}` is no time", hint=hint)
-    seconds = float(found[1]) * UNITS[found[2]]
-    if seconds < SHORTEST:
-        raise UsageError(f"`--budget {text}` is too short to train anything", hint=hint)
-    return seconds
-
-
 def entries_of(
     terms: Terms, *, say: Say = silent, progress: Report = unreported
 ) -> tuple[list[Entry], dict[str, str]]:
@@ -160,18 +146,35 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     parts = planning.ask(name, terms.data, (), flags).recipe.parts
     if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
         raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
-    each = terms.budget / len(parts)
-    if each < SHORTEST:
+    minutes = terms.budget / len(parts) / 60
+    if 60 * minutes < SHORTEST:
         raise UsageError(
             f"the budget leaves each of {len(parts)} stages of `{label}` less than {SHORTEST:g} s"
         )
-    flags |= {"train.minutes": each / 60, "train.clock": "cpu"}  # the work of cores: the machine may be busy
+    flags |= {"train.minutes": minutes, "train.clock": "cpu"}  # the work of cores: the machine may be busy
     asked = planning.ask(name, terms.data, (), flags)
     if asked.earlier:
         raise UsageError(f"`{name}` is a run, and a league trains models", hint=f"gz bench {name}")
     plan = launch.plan(asked.recipe.launch, every_gpu=True)
+    if len(parts) > 1:
+        sets = [
+            f"stages.{part.stage}.train.minutes={share * terms.budget / 60:.4g}"
+            for part, share in zip(parts, shares_of(asked.recipe, plan, say), strict=True)
+        ]
+        asked = planning.ask(name, terms.data, sets, flags)
     recipe = planning.ready(asked, None, None, plan.processes, say=say, progress=progress)
     return Entry(label, seed, asked, recipe, plan)
+
+
+def shares_of(recipe: Resolved, plan: Plan, say: Say) -> list[float]:
+    """The share of the budget of each stage, as `forecast.shares`.
+
+    plan: the processes.
+    say: takes a line where the operations of a step have yet to be counted.
+    """
+    facts, _ = requirements.of_data(recipe)
+    measure = partial(trials.measure, say=say)
+    return forecast.shares(forecast.expect(recipe, plan, facts.info(), measure=measure, timed=False)[0])
 
 
 # ---------------------------------------------------------------------------- how a run is judged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _PANEL = "Training what is compared"
 _CURVES = ("steps", "time")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 TrainMissing = Annotated[
     bool,
@@ -87,7 +89,7 @@ def terms_of(
     Raises UsageError where the options do not go together, and for a wrong one.
     """
     from gzcli.data.names import locate
-    from gzcli.league import Terms, parse_budget
+    from gzcli.league import Terms
 
     if not train_missing:
         raise UsageError(
@@ -106,3 +108,19 @@ def terms_of(
     chosen = None if not names or names == ["all"] else tuple(dict.fromkeys(names))
     wanted = tuple(range(job.seed, job.seed + seeds))
     return Terms(job.data, seconds, chosen, wanted, job, calls, curves)
+
+
+def parse_budget(text: str | None) -> float:
+    """The seconds of a budget such as `8m`, `1.5h` or `90s`. Raises UsageError for anything else."""
+    from gzcli.league import SHORTEST
+
+    hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
+    if text is None:
+        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=hint)
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", text.strip())
+    if not found:
+        raise UsageError(f"`--budget {text}` is no time", hint=hint)
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds < SHORTEST:
+        raise UsageError(f"`--budget {text}` is too short to train anything", hint=hint)
+    return seconds

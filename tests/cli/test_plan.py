@@ -211,6 +211,17 @@ def test_more_than_a_week_is_asked_for_on_a_terminal(answer, code, gz, planned, 
     assert len(runs.all_runs()) == before + (code == 0)
 
 
+def test_a_common_time_is_split_over_stages_by_their_operations():
+    parts = resolve("vqvae", data="mnist").parts
+    equal = [forecast.Forecast(part, COST) for part in parts]
+    steps = [part.train.steps for part in parts]
+    first = round(20 * steps[0] / sum(steps)) / 20
+    assert forecast.shares(equal) == pytest.approx([first, 1 - first])
+    tiny = replace(COST, flops=COST.flops / 1e6)
+    assert forecast.shares([forecast.Forecast(parts[0], tiny), equal[1]]) == pytest.approx([1 / 11, 10 / 11])
+    assert forecast.shares([forecast.Forecast(parts[0]), equal[1]]) == [0.5, 0.5]  # one is not known
+
+
 # --- memory ---
 
 
