@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz faults bench pretrained docs measured costs audit lock lint format completions clean
+.PHONY: demo test test-slow fuzz faults bench pretrained docs measured screens costs audit lock lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +71,9 @@ docs: $(VENV)/.documented  ## The site of the documentation, in site/
 
 measured: $(VENV)/.tested  ## Figures of the pages: make measured LEAGUE=FOLDER, of `gz bench --train-missing`
 	$(BIN)/python tests/measure.py league $(LEAGUE)
+
+screens: $(VENV)/.tested  ## What a terminal shows of some commands, as pictures of the pages; trains two models
+	$(BIN)/python tests/screens.py
 
 costs: $(VENV)/.tested  ## What trainings cost, for the pages; needs a quiet machine
 	$(BIN)/python tests/measure.py costs --timed

@@ -100,7 +100,8 @@ def expect(
     inquiry = Inquiry(shape, plan, timed and plan.gpus <= count_gpus())
     for part in recipe.parts:
         inquiry.add(part, recipe, tried=True)
-    if other:
+    own_times = [inquiry.forecast(i).step for i in range(len(recipe.parts))]
+    if other and (inquiry.timed or None not in own_times):  # else there is no time to tell of it
         for part in other.parts:
             inquiry.add(part, other, tried=False)
     if measure and inquiry.open:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import time
 from typing import Annotated
 
 import typer
 
+from gzcli import signals
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet, complete_model_or_run
 from gzcli.errors import MissingError, UsageError
@@ -66,6 +68,10 @@ def demo(
 
 
 def wait() -> None:
-    """Waits for Ctrl-C."""
-    while True:
-        time.sleep(3600)
+    """Waits for Ctrl-C, or another signal that asks for the end, which becomes a KeyboardInterrupt too."""
+    heard = signals.hear(signal.default_int_handler)
+    try:
+        while True:
+            time.sleep(3600)
+    finally:
+        signals.restore(heard)

@@ -84,7 +84,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
         lines = [(name, " ".join(models)) for name, models in families.items()]
         out.table(("family", "models"), lines, wrap=("models",), wide=wide)
         out.info("")
-        out.hint("`gz list models` says what they can do; also `gz list data|recipes|runs`")
+        out.hint("`gz list models` says what they do; also data, recipes, runs, pretrained")
     else:
         out.table(
             ("model", "family", "can", "paper"),

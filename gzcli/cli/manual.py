@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from gzcli.docs.as_text import as_text
 from gzcli.docs.page import page_of
 from gzcli.docs.pages import ORDER, composed
 from gzcli.store.paths import recipe_names
+
+PICTURE = re.compile(r"^!\[.*\]\(.*\)\n+", re.MULTILINE)  # which a text does not show
 
 
 def commands(app: typer.Typer) -> str:
@@ -50,5 +53,5 @@ def manual(app: typer.Typer) -> str:
     """
     pages = composed()
     models = (as_text(page_of(name), 120) for name in recipe_names())
-    written = (pages[name].strip() for name in ORDER if name in pages)
+    written = (PICTURE.sub("", pages[name]).strip() for name in ORDER if name in pages)
     return "\n\n".join([*written, commands(app).strip(), *models])

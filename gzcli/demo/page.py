@@ -72,17 +72,17 @@ def page(studio: Studio, choices: Sequence[Choice]) -> gr.Blocks:
         drawn = [draws["picture"], draws["shell"], draws["python"]]
 
         def draw(name: str, n: int, seed: int, label: str, *rest: Any) -> Iterator[Any]:
-            yield from _said(studio.draw(_asked(studio.open(name)[1], name, n, seed, label, *rest)))
+            yield from _said(studio, studio.draw(_asked(studio.open(name)[1], name, n, seed, label, *rest)))
 
         def way(
             name: str, a: int, a_label: str, b: int, b_label: str, frames: int, *rest: Any
         ) -> Iterator[Any]:
             _, can = studio.open(name)
             ends = [_asked(can, name, 1, seed, label, *rest) for seed, label in ((a, a_label), (b, b_label))]
-            yield from _said(studio.between(ends[0], ends[1], int(frames)))
+            yield from _said(studio, studio.between(ends[0], ends[1], int(frames)))
 
         def canvas(name: str, seed: int, label: str) -> dict[str, Any]:
-            image = studio.canvas(name, int(seed), _label(label))
+            image = studio.file(studio.canvas(name, int(seed), _label(label)))
             return {"background": image, "layers": [], "composite": image}
 
         def fill(name: str, drawing: dict[str, Any] | None, seed: int, label: str) -> Iterator[Any]:
@@ -91,7 +91,7 @@ def page(studio: Studio, choices: Sequence[Choice]) -> gr.Blocks:
             layers = [layer[..., 3] > 0 for layer in drawing["layers"]] or [np.zeros((1, 1), bool)]
             picture = drawing["background"][..., :3]
             work = studio.inpaint(name, picture, np.any(layers, 0), int(seed), _label(label))
-            for shown, shell, python in _said(work):
+            for shown, shell, python in _said(studio, work):
                 files = [str(studio.folder / file) for file in ("picture.png", "mask.png")]
                 yield shown, shell, python, files
 
@@ -99,7 +99,7 @@ def page(studio: Studio, choices: Sequence[Choice]) -> gr.Blocks:
             if picture is None:
                 raise gr.Error("drop a picture first", print_exception=False)
             found, shown, made = studio.judge(name, picture, int(n))
-            return _verdict(found), shown, made.shell, made.python
+            return _verdict(found), studio.file(shown), made.shell, made.python
 
         opens: dict[str, Any] = {"inputs": [run], "outputs": chosen, "fn": _told(opened)}
         draw_it: dict[str, Any] = {"fn": _told(draw), "inputs": settings, "outputs": drawn}
@@ -186,11 +186,11 @@ def _verdict(found: dict[str, Any]) -> str:
     )
 
 
-def _said(shown: Iterator[Shown]) -> Iterator[tuple[np.ndarray, str, str]]:
-    """Pictures with their code, which is empty until the last one."""
+def _said(studio: Studio, shown: Iterator[Shown]) -> Iterator[tuple[str, str, str]]:
+    """Files of pictures with their code, which is empty until the last one."""
     for picture, made in shown:
         found = made or Code("", "")
-        yield picture.squeeze(2) if picture.shape[2] == 1 else picture, found.shell, found.python
+        yield studio.file(picture), found.shell, found.python
 
 
 def _told(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -51,6 +51,8 @@ def serve(
     Raises OSError where the port is taken.
     """
     studio = Studio()
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.folder / "gradio")  # pictures that are dropped go with it too
+    gr.set_static_paths(studio.shown)  # served as they are, without a copy
     system: Any = ["system-ui", "sans-serif"]  # names of fonts of the machine: none is fetched
     mono: Any = ["ui-monospace", "monospace"]
     blocks = page(studio, choices)

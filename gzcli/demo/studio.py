@@ -3,6 +3,7 @@ that makes the same ones."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -54,11 +55,16 @@ class Studio:
     """The run that is on the page. It is loaded once; one thing is done at a time.
 
     device: as torch names it; None: a GPU if there is one.
+
+    Its `folder` goes with it, or when the program ends.
     """
 
     def __init__(self, device: str | None = None):
         self.device = device
-        self.folder = Path(tempfile.mkdtemp(prefix="gz-demo-"))
+        self._held = tempfile.TemporaryDirectory(prefix="gz-demo-", ignore_cleanup_errors=True)
+        self.folder = Path(self._held.name)
+        self.shown = self.folder / "shown"  # what the page shows: none of its files is written twice
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._open: tuple[str, Run, Controls] | None = None
         self._judged = 0
@@ -159,6 +165,13 @@ class Studio:
         for path in (found["outputs"].get("maps") or {}).values():
             pictures.append(np.asarray(Image.open(path)).transpose(2, 0, 1)[None])
         return found, sheet(np.concatenate(pictures), len(pictures)), code.judging(name, n, can.maps)
+
+    def file(self, picture: np.ndarray) -> str:
+        """The path of a picture [H, W, C], in a file of its own: the browser may still be reading that of an
+        equal one."""
+        path = self.shown / f"{next(self._numbers):06}.png"
+        save_png(path, picture)
+        return str(path)
 
     # ------------------------------------------------------------------------------------------ helpers
 

@@ -104,7 +104,11 @@ def _league(data: str, scale: str) -> Iterator[str]:
     metric = about["metric"]
     yield from (f"## {data}, scale {scale}", "")
     yield f"Each model was trained for {duration(about['budget'])} on {about['machine']}, {about['date']}, by"
-    yield from ("", f"    {about['command']}", "", f"| | model | {metric} | × floor | parameters | s/image |")
+    yield from ("", f"    {about['command']}", "")
+    floor = f"{about['floor'][metric]:.3g}"
+    yield f"`× floor`: how many times the {metric} of as many real images, {floor}; 1 is perfect."
+    yield from ("[Comparing models](bench.md) explains the figures.", "")
+    yield f"| | model | {metric} | × floor | parameters | s/image |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for row in measured.standings(data, scale):
         cells = [

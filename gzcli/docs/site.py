@@ -50,7 +50,9 @@ def write(folder: Path, commands: str) -> list[Any]:
     shutil.copytree(ROOT / "static", folder)
     texts = composed()
     for name, text in texts.items():
-        (folder / f"{name}.md").write_text(text)
+        (folder / f"{name}.md").write_text(
+            text.replace("](../static/", "](")
+        )  # it lies beside the pages here
     pages = {name: page_of(name) for name in model_names()}
     (folder / "models").mkdir()
     (folder / "models" / "index.md").write_text(models_index(pages))

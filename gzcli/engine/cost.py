@@ -17,7 +17,7 @@ from gzcli.engine import muon
 from gzcli.engine.build import build_model
 from gzcli.engine.devices import fast_bf16
 from gzcli.engine.prepared import with_prepared
-from gzcli.engine.shapes import Counter, bytes_of, shapes_only
+from gzcli.engine.shapes import PROBE, Counter, bytes_of, shapes_only
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.parts import Part
@@ -25,7 +25,7 @@ from gzcli.types import Batch, BatchNoise, DataInfo
 
 CPU = torch.device("cpu")
 PREPARING = ("pair_steps",)  # options of `prepare` that a step does not depend on, so that it is short here
-MANY = 64  # images of the larger of two micro-batches that a step is run with, at least
+MANY = 64  # images of the larger of the two micro-batches whose peaks give the line of memory, at least
 MOMENTS = {"adamw8bit": 2, "sgd": 4, "rmsprop": 4}  # bytes that an optimizer keeps of a parameter; else 8
 NEWTON = 14  # bytes that Muon's iteration holds of an element of a matrix: one in fp32, five in bf16
 
@@ -49,26 +49,26 @@ def cost_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Cost:
 
     Raises what the model raises for options that do not fit the data.
     """
-    with shapes_only() as counter:
+    images = micro_batch(part)
+    batches = (images, max(2 * images, MANY))
+    with shapes_only(*batches) as counter:
         model, helpers = build(part, info, stages or {})
         phases = model.phases()
         own = list(model.parameters())
         weights = bytes_of([*own, *model.buffers(), *helpers])
-        images = micro_batch(part)
-        counts = (images, max(2 * images, MANY))
-        probes = [step(counter, model, phases, part, count) for count in counts]
+        found = step(counter, model, phases, part)
     moments, scratch, products = optimizers(model, phases, part)
-    flops = probes[0].flops * part.train.accumulate * processes_of(part)
+    flops = found.flops * part.train.accumulate * processes_of(part)
     return Cost(
         params=sum(p.numel() for p in own),
         flops=flops + products,
-        operators=probes[0].operators * part.train.accumulate,
+        operators=found.operators * part.train.accumulate,
         weights=weights,
         gradients=max(bytes_of(phase.parameters()) for phase in phases),
         moments=moments,
         average=bytes_of(own) if part.train.ema else 0,
         scratch=scratch,
-        step=line(counts, [probe.peak for probe in probes]),
+        step=line(batches, found.peaks),
         images=images,
         pieces=part.train.accumulate,
         processes=processes_of(part),
@@ -76,11 +76,11 @@ def cost_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Cost:
 
 
 def flops_of(part: Part, info: DataInfo, stages: Stages | None = None) -> float:
-    """The floating-point operations of `cost_of` alone, which take half the time to count."""
-    with shapes_only() as counter:
+    """The floating-point operations of `cost_of` alone."""
+    with shapes_only(micro_batch(part)) as counter:
         model, _ = build(part, info, stages or {})
         phases = model.phases()
-        found = step(counter, model, phases, part, micro_batch(part)).flops
+        found = step(counter, model, phases, part).flops
     return found * part.train.accumulate * processes_of(part) + optimizers(model, phases, part)[2]
 
 
@@ -105,9 +105,9 @@ def micro_batch(part: Part) -> int:
     return max(1, part.train.batch_size // (processes_of(part) * part.train.accumulate))
 
 
-def line(counts: tuple[int, int], values: list[float]) -> Line:
+def line(batches: tuple[int, int], values: list[float]) -> Line:
     """The line through the values of two micro-batches; a cost never falls with the batch."""
-    (low, high), (first, second) = counts, values
+    (low, high), (first, second) = batches, values
     each = max(0.0, (second - first) / (high - low))
     return Line(first - low * each, each)
 
@@ -124,22 +124,22 @@ def halved(part: Part) -> bool:
 class Step(NamedTuple):
     """What a step takes of a micro-batch.
 
-    flops: operations, averaged over the run.
+    flops: operations of the first of the counter's batches, averaged over the run.
     operators: number of operators, averaged over the run.
-    peak: the most bytes of its own tensors, gradients among them.
+    peaks: the most bytes of its own tensors, gradients among them, for each of the counter's batches.
     """
 
     flops: float
     operators: float
-    peak: float
+    peaks: list[float]
 
 
-def step(counter: Counter, model: Model, phases: list[Phase], part: Part, images: int) -> Step:
+def step(counter: Counter, model: Model, phases: list[Phase], part: Part) -> Step:
     """Runs each phase once."""
-    flops = operators = peak = 0.0
+    flops, operators, peaks = 0.0, 0.0, [0.0 for _ in counter.batches]
     trained = {id(p): p for phase in phases for p in phase.parameters()}
     with torch.no_grad():
-        batch = with_prepared(model, batch_of(part, model.data, images))
+        batch = with_prepared(model, batch_of(part, model.data, PROBE))
         if hasattr(model, "on_batch"):
             batch.extra |= model.on_batch(batch)
     for phase in phases:
@@ -149,15 +149,16 @@ def step(counter: Counter, model: Model, phases: list[Phase], part: Part, images
             p.requires_grad_(True)
         before = counter.mark()
         with torch.autocast("cpu", torch.bfloat16, enabled=halved(part)):
-            loss = named_losses(model, batch.rows(slice(None), noise(part, phase.name, images)), phase.name)
+            loss = named_losses(model, batch.rows(slice(None), noise(part, phase.name, PROBE)), phase.name)
         loss["loss"].backward()
         del loss
-        peak = max(peak, counter.peak - before)
+        own = (most - there for most, there in zip(counter.peak, before, strict=True))
+        peaks = list(map(max, peaks, own))
         share = max(0, part.train.steps - phase.start) / part.train.steps / phase.every
-        flops, operators = flops + counter.flops * share, operators + counter.operators * share
+        flops, operators = flops + counter.flops[0] * share, operators + counter.operators * share
         for p in trained.values():
             p.grad = None
-    return Step(flops, operators, peak)
+    return Step(flops, operators, peaks)
 
 
 def noise(part: Part, key: str, images: int, device: torch.device = CPU) -> BatchNoise:

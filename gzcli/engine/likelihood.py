@@ -20,6 +20,7 @@ from gzcli.errors import DivergedError
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.types import Batch, ImageNoise
+from gzcli.units import about
 
 BATCH_SIZE = defaultdict(lambda: 100, cpu=50, cuda=200)  # test images that are read together, by device
 MOST = 10_000  # test images that a likelihood is computed of
@@ -53,7 +54,8 @@ def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, A
     passes = 1 if frequencies is None else 1 + len(frequencies)
     every = passes > 1 and not by_ode and each * n * passes <= budget
     n, every = ranks.agree((n, every))
-    log.info(f"likelihood of {n} test images, about {each * n * (passes if every else 1):.0f} seconds")
+    long = about(each * n * (passes if every else 1))
+    log.info(f"likelihood of {n:,} test images by {trained.name}, about {long}")
     done = 0
     with log.bar(f"likelihood of {trained.name}") as progress:
 

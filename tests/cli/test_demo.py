@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 from PIL import Image
 from zoo import CASES
 
-from gzcli.cli import app
+from gzcli.cli import app, demo
 from gzcli.data.open import open_pack
 from gzcli.demo import code
 from gzcli.demo.choices import choices
@@ -133,6 +136,26 @@ def test_states_are_thinned_out_and_errors_come_through():
     assert enlarged(np.zeros((16, 16, 1), np.uint8), 480).shape == (480, 480, 1)
 
 
+def test_what_is_shown_has_a_file_of_its_own():
+    """The browser may still be reading the picture of an equal drawing; all files go with the demo."""
+    show, picture = Studio(), np.full((4, 4, 1), 7, np.uint8)
+    paths = [Path(show.file(picture)) for _ in range(2)]
+    assert len(set(paths)) == 2 and all(path.parent == show.shown for path in paths)
+    assert all((np.asarray(Image.open(path)) == 7).all() for path in paths)
+    folder = show.folder
+    del show
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_signal_ends_the_demo_as_ctrl_c_does(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("gzcli.cli.demo.time.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        demo.wait()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_names_are_quoted_in_the_code():
     made = code.drawing("./my run", 2, 0, "x, y", 3, {"prompt": "a red door", "no_clip": 1})
     words = """gz sample './my run' -n 2 --seed 0 --label '"x, y"' --prompt 'a red door' --no-clip 1"""
@@ -150,13 +173,15 @@ def test_without_gradio_or_with_a_model_that_comes_with_gz(call, home, monkeypat
 @pytest.mark.slow  # gradio takes its seconds to import
 def test_the_page_is_served_from_here_alone(studio, capsys, monkeypatch):
     pytest.importorskip("gradio")
-    from gzcli.demo import serve
+    from gzcli.demo import page, serve
 
     studio("fm")
     seen = {}
 
     def ended() -> None:
         url = seen["url"] = capsys.readouterr().out.strip()
+        said = page._said(Studio(), iter([(np.zeros((4, 4, 1), np.uint8), None)] * 2))
+        seen["pictures"] = {shown for shown, *_ in said}
         answer = urllib.request.urlopen(url)
         seen["policy"], seen["html"] = answer.headers["content-security-policy"], answer.read().decode()
         raise KeyboardInterrupt
@@ -165,4 +190,4 @@ def test_the_page_is_served_from_here_alone(studio, capsys, monkeypatch):
     assert app.run(["demo", "--no-browser", "-q"]) == 0
     assert seen["url"].startswith("http://127.0.0.1:") and seen["policy"] == serve.POLICY
     assert "Is it one" in seen["html"] or "gz demo" in seen["html"]
-    assert "gradio" in sys.modules
+    assert "gradio" in sys.modules and len(seen["pictures"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -168,23 +169,52 @@ ON_PAGES = [(name, command) for name, text in TEXTS.items() for command in comma
 CAN = [(f"page {name}", command) for name in ZOO for command, _ in page_of(name).can]
 
 
-def test_every_command_that_is_told_is_one_that_gz_takes():
-    """Verbs and options are parsed as typed; names of models are known. Nothing is done."""
+def refused(line: str) -> str | None:
+    """Why gz does not take a line, whose verbs and options are parsed as typed; None: it does. Nothing is
+    done."""
     import typer
 
-    root, wrong = typer.main.get_command(app.build([])), []
-    for where, line in dict.fromkeys([*ON_PAGES, *HEADS, *CAN]):
-        words = shlex.split(line.split(" > ")[0])[1:]
-        try:
-            command, rest, parent = root, words, None
-            while hasattr(command, "commands") and not rest[0].startswith("-"):
-                command, rest, parent = command.commands[rest[0]], rest[1:], parent
-            loose = command.context_settings.get("ignore_unknown_options")
-            command.make_context("gz", list(rest), resilient_parsing=bool(loose))
-        except (KeyError, Exception) as problem:
-            if type(problem).__name__ != "Exit":
-                wrong.append(f"{where}: {line}: {problem!r}")
-    assert not wrong, "\n".join(wrong)
+    command, rest = typer.main.get_command(app.build([])), shlex.split(line.split(" > ")[0])[1:]
+    try:
+        while hasattr(command, "commands") and not rest[0].startswith("-"):
+            command, rest = command.commands[rest[0]], rest[1:]
+        loose = command.context_settings.get("ignore_unknown_options")
+        command.make_context("gz", list(rest), resilient_parsing=bool(loose))
+    except (KeyError, Exception) as problem:
+        if type(problem).__name__ != "Exit":
+            return f"{line}: {problem!r}"
+    return None
+
+
+def test_every_command_that_is_told_is_one_that_gz_takes():
+    told = dict.fromkeys([*ON_PAGES, *HEADS, *CAN])
+    assert not [f"{where}: {why}" for where, line in told if (why := refused(line))]
+
+
+def test_each_question_has_an_answer_and_a_page():
+    title, *rest = re.split(r"^\*\*(.+?\?)\*\*", TEXTS["questions"], flags=re.MULTILINE)
+    answers = dict(zip(rest[::2], (" ".join(text.split()) for text in rest[1::2]), strict=True))
+    assert title.strip() == "# Twenty questions" and len(answers) == 20
+    assert [q for q, text in answers.items() if not re.search(r"\[[^]]+\]\([a-z/-]+\.md\)$", text)] == []
+    commands = [line for text in answers.values() for line in re.findall(r"`(gz [^`]+)`", text)]
+    whole = [line for line in commands if line != "gz train"]
+    assert len(whole) > 10 and not [why for line in whole if (why := refused(line))]
+
+
+def test_screens_of_the_terminal_are_shown_and_ask_nobody():
+    """`make screens` makes them; the first line of each is the command that it shows."""
+    pages = "\n".join([*TEXTS.values(), (DOCS / "static" / "index.md").read_text()])
+    files = sorted((DOCS / "static" / "assets").glob("screen-*.svg"))
+    assert {path.stem[7:] for path in files} == {"list", "train", "error", "compare"}
+    for path in files:
+        text = path.read_text()
+        assert f"assets/{path.name})" in pages and len(text) < 60_000
+        assert re.findall(r"(?:https?:)?//[^\s\"<]+|@import|url\((?!#)", text) == [
+            "http://www.w3.org/2000/svg"
+        ]
+        words = re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>([^<]*)</text>', text)
+        first = "".join(html.unescape(word) for y, word in words if y == words[0][0]).replace("\xa0", " ")
+        assert first.startswith("$ gz ") and refused(first[2:]) is None, first
 
 
 def test_commands_are_safe_in_every_shell():
@@ -201,8 +231,11 @@ def test_the_readme_names_every_model():
 def test_links_between_pages_lead_somewhere():
     for name, text in composed().items():
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
-            made = ("models/index.md", "commands.md", "league.md")
+            made = ("models/index.md", "commands.md", "league.md", "pretrained.md")
             assert link in made or (DOCS / "pages" / link).exists(), f"{name}: {link}"
+    for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / "static" / "index.md").read_text()):
+        places = (DOCS / "static" / link, DOCS / "pages" / link)
+        assert link in made or any(place.exists() for place in places), link
     for link in re.findall(r"\]\(([^)#:]+)\)", TEXTS["README"]):
         assert (ROOT / link).exists(), link
 

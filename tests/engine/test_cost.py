@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from zoo import CASES, Case
 
 from gzcli import costs
-from gzcli.engine import trial
-from gzcli.engine.cost import Cost, Seen, cost_of
+from gzcli.engine import cost as cost_module
+from gzcli.engine import shapes, trial
+from gzcli.engine.cost import MANY, Cost, Seen, cost_of
 from gzcli.jobs import TrialJob
 from gzcli.parts import Part, part_of
 from gzcli.sections import TrainSection
@@ -33,7 +34,7 @@ def cost(case: Case) -> Cost:
 
 
 @pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_every_model_has_a_cost(case):
+def test_every_model_has_a_cost(case, monkeypatch):
     found, model = cost(case), case.fresh()
     params = list(model.parameters())
     assert found.params == sum(p.numel() for p in params)
@@ -45,6 +46,12 @@ def test_every_model_has_a_cost(case):
     assert found.flops > 2 * case.batch * max(trained.values()) / len(params) and found.step.each > 0
     assert sum(size for _, size in found.rows()) == found.memory()
     assert found.memory(found.largest(1 << 30)) <= 1 << 30 < found.memory(found.largest(1 << 30) + 2)
+    many = max(2 * case.batch, MANY)
+    for module in (cost_module, shapes):
+        monkeypatch.setattr(module, "PROBE", many)
+    real = cost(case)  # of a batch of so many, which is scaled for no other
+    assert real.step.at(many) == pytest.approx(found.step.at(many), rel=1e-3)
+    assert real.operators == pytest.approx(found.operators, rel=1e-3)
 
 
 @pytest.mark.parametrize(
