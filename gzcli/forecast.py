@@ -20,7 +20,6 @@ from gzcli.sections import LaunchSection
 from gzcli.store import runs
 
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
-LEAST = 0.1  # share of a common time that a stage gets, however little it computes
 FREE = 0.9  # share of a GPU's memory that a step may take: the rest is for its libraries, and for gaps
 
 R = TypeVar("R", bound=Recipe)
@@ -66,14 +65,16 @@ def together(values: list[float | None]) -> float | None:
 
 
 def shares(stages: Sequence[Forecast]) -> list[float]:
-    """How a common time is split over stages, in about steps of 1/20: by the operations of each in a training
-    of its own length, as a tokenizer is learned long before its prior is. Equally where these are not known.
+    """How a common time is split over stages: one half in equal parts, as a tokenizer of few steps would draw
+    badly under any prior, the other by the operations of each in a training of its own length, in steps of
+    1/20. Equally where these are not known.
     """
+    equal = 1 / len(stages)
     work = [one.cost.flops * one.part.train.steps if one.cost else 0.0 for one in stages]
     if not all(work):
-        return [1 / len(stages)] * len(stages)
-    rounded = [max(LEAST, round(20 * each / sum(work)) / 20) for each in work]
-    return [share / sum(rounded) for share in rounded]
+        return [equal] * len(stages)
+    rounded = [round(20 * each / sum(work)) / 20 for each in work]
+    return [(equal + share / sum(rounded)) / 2 for share in rounded]
 
 
 def expect(
