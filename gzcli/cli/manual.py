@@ -13,7 +13,7 @@ from gzcli.docs.page import page_of
 from gzcli.docs.pages import ORDER, composed
 from gzcli.store.paths import recipe_names
 
-PICTURE = re.compile(r"^!\[.*\]\(.*\)\n+", re.MULTILINE)  # which a text does not show
+PICTURE = re.compile(r"^ *!\[.*\]\(.*\)\n+", re.MULTILINE)  # which a text does not show
 
 
 def commands(app: typer.Typer) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gzcli.data.cached import RULE, fingerprint, pack_limit
 from gzcli.data.facts import measure
 from gzcli.data.forms import Form, Report, Say
+from gzcli.data.kinds import counted
 from gzcli.data.names import DataSet, OwnSet
 from gzcli.data.raw import is_fetched, raw_dir
 from gzcli.data.sets import SPECS
@@ -44,7 +45,7 @@ def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progre
     made_of = fingerprint(found)
     images = _read_own(found, form) if isinstance(found, OwnSet) else _read_known(found)
     facts = measure(images) if isinstance(found, OwnSet) and not form.foreign else None
-    say(f"packing `{images.title}`: {sum(images.counts.values()):,} images")
+    say(f"packing `{images.title}`: {counted(sum(images.counts.values()), 'image')}")
     with new_dir(folder) as part:
         extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)

@@ -299,6 +299,7 @@ def test_the_manual_as_one_text(call):
     assert took <= 1000 * max(1.0, typer / 75), f"{took:.0f} ms of CPU time"
     code, stdout, _ = call("--llm")
     assert code == 0 and "## `gz bench`" in stdout and "--train-missing" in stdout
+    assert "static/assets" not in stdout, "a picture, which a text does not show"
     assert all(f"\n{name}: " in stdout for name in recipe_names())
     assert all(text.partition("\n")[0] in stdout for text in composed().values())
 
