@@ -14,7 +14,8 @@ from gzcli.engine.trainer import Trainer
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
-QUICK = ("train.sample_every=0", "train.eval_every=0", "train.best=none", "train.log_every=1")
+NO_PAUSES = ("train.sample_every=0", "train.eval_every=0", "train.best=none")
+QUICK = (*NO_PAUSES, "train.log_every=1", "train.samples=2")
 
 
 ROOT = Path(__file__).resolve().parents[1]

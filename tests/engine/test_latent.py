@@ -17,7 +17,8 @@ from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.store import runs
 
-pytestmark = pytest.mark.xdist_group("latent")  # one worker makes what these tests share, once
+# one worker makes what these tests share, once
+pytestmark = [pytest.mark.xdist_group("latent"), pytest.mark.usefixtures("undrawn")]
 
 TOKENIZER = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 64, "dim": 4}, lr=3e-3)
 VAE = Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8}, lr=3e-3)
