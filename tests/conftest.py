@@ -56,6 +56,15 @@ def _plain_output():
     out.configure(json=False, quiet=False, lenient=False)
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """A process that has loaded gz and forks: `forks.gz` is `helpers.gz`, seconds sooner."""
+    from forks import zygote
+
+    with zygote(tmp_path_factory.mktemp("forks")) as one:
+        yield one
+
+
 @pytest.fixture(scope="module")
 def undrawn():
     """Trainings in this process leave no loss.png, which takes longer to draw than most of them last."""

@@ -90,6 +90,14 @@ def gz(
     return done
 
 
+def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
+    """In place of `launch.run`: the engine in this process."""
+    from gzcli.ending import outcome
+    from gzcli.engine.__main__ import main
+
+    return outcome(Run(folder), main(folder), [])
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

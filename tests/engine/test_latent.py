@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import gz, recipe, trainer
+from helpers import recipe, trainer
 from zoo import Case
 
 from gzcli.data.batches import quantise, scan
@@ -118,8 +118,8 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
         weights.write_bytes(kept)
 
 
-def test_an_application_sees_latents_and_shows_images(on_latents):
-    done = gz("sample", on_latents.id, "--do", "inpaint", "-n", "3", "--steps", "3", "--cpu", "--json")
+def test_an_application_sees_latents_and_shows_images(forks, on_latents):
+    done = forks.gz("sample", on_latents.id, "--do", "inpaint", "-n", "3", "--steps", "3", "--cpu", "--json")
     assert '"n": 3' in done.stdout  # the outputs alone
 
 
