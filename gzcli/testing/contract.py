@@ -251,9 +251,8 @@ def scores_know_nothing_of_their_batch(case: Case) -> None:
         with torch.no_grad():
             together = method(batch.x, noise=ImageNoise(0, index))
             alone = method(batch.x[2:3], noise=ImageNoise(0, index[2:3]))
-        require(
-            tuple(together.shape) == (4,), f"`{name}` of 4 images returns {tuple(together.shape)}, not (4,)"
-        )
+        shape = tuple(together.shape)
+        require(shape == (4,), f"`{name}` of 4 images returns {shape}, not (4,)")
         require(torch.isfinite(together).all(), f"`{name}` is not finite")
         require(
             torch.allclose(alone[0], together[2], rtol=1e-5, atol=1e-4),
