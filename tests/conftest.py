@@ -1,5 +1,6 @@
 """Every test lives in a temporary GZ_HOME, offline, whatever the user's environment says."""
 
+import gc
 import os
 import signal
 from dataclasses import replace
@@ -13,6 +14,12 @@ from gzcli.cli import out
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish():
+    """What has been imported and collected is no garbage, and need not be looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,6 +54,24 @@ def _plain_output():
     """A command in this process leaves its `--json` or `-q` behind: the next test starts without."""
     yield
     out.configure(json=False, quiet=False, lenient=False)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """A process that has loaded gz and forks: `forks.gz` is `helpers.gz`, seconds sooner."""
+    from forks import zygote
+
+    with zygote(tmp_path_factory.mktemp("forks")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """Trainings in this process leave no loss.png, which takes longer to draw than most of them last."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("gzcli.engine.trainer.loss_curve", lambda folder: None)
+    yield
+    patch.undo()
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from gzcli.engine.trainer import Trainer
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
-QUICK = ("train.sample_every=0", "train.eval_every=0", "train.best=none", "train.log_every=1")
+NO_PAUSES = ("train.sample_every=0", "train.eval_every=0", "train.best=none")
+QUICK = (*NO_PAUSES, "train.log_every=1", "train.samples=2")
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +88,14 @@ def gz(
     )
     assert done.returncode == code, f"gz {' '.join(words)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
+    """In place of `launch.run`: the engine in this process."""
+    from gzcli.ending import outcome
+    from gzcli.engine.__main__ import main
+
+    return outcome(Run(folder), main(folder), [])
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

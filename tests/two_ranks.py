@@ -13,6 +13,7 @@ process and by two, and prints how far the weights are apart, a line a stage.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -39,9 +40,6 @@ from gzcli.run_folder import write_run
 from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
-
-QUIET = (*QUICK, "train.samples=2")
-
 
 # ---------------------------------------------------------------------------- each of the processes
 
@@ -71,6 +69,7 @@ def work(folders: list[str]) -> None:
     """Trains the runs, or the stages of a run, in these folders."""
     validate.VALIDATION, validate.EVAL_BATCH = 30, 10  # three batches: two ranks have unequal shares
     vars(train_loop)["loss_curve"] = lambda path: None  # drawing takes longer than many of these trainings
+    gc.freeze()  # after each run accelerate collects garbage, of which what is imported here is none
     for i, folder in enumerate(folders):
         if folder in folders[:i] and ranks.rank() == 0:
             (Path(folder) / "model.safetensors").rename(Path(folder) / "first.safetensors")
@@ -125,7 +124,7 @@ def planned(what: str, steps: int, batch: int) -> Run:
     from zoo import CASES
 
     name, *more = what.split(",")
-    sets = (*QUIET, f"train.batch_size={batch}", *more)
+    sets = (*QUICK, f"train.batch_size={batch}", *more)
     flags = {"train.steps": steps, "train.precision": "fp32", "launch.cpu": True}
     found = resolve(name, sets=sets, flags=flags)
     run = runs.create(name, found.data.name)

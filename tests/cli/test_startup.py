@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -76,6 +77,19 @@ def cpu_ms(args: list[str], env: dict[str, str]) -> float:
     return (usage.ru_utime + usage.ru_stime) * 1e3
 
 
+def within(yardstick: list[str], line: str, times: float, env: dict[str, str] | None = None) -> None:
+    """Requires that `gz` takes at most `times` the CPU time of another command, by the least of some runs of
+    each. They are few where that holds at once: a busy machine, whose caches others empty, makes any run
+    dearer, and none cheaper."""
+    least = took = math.inf
+    for tries in range(1, 13):
+        least = min(least, cpu_ms(yardstick, {}))
+        took = min(took, cpu_ms(["-m", "gzcli", *line.split()], env or {}))
+        if tries > 1 and took <= times * least:
+            return
+    raise AssertionError(f"{took:.0f} ms of CPU time, {times} × {least:.0f} allowed")
+
+
 SMALLEST = """
 import typer
 app = typer.Typer()
@@ -99,9 +113,6 @@ app()
     ids=["version", "completion", "help", "list", "list-data"],
 )
 def test_budget(times, line, env):
-    """The least of a few runs, in multiples of what the smallest Typer application takes for its own help, or
-    for a command that prints a letter: machines differ, and so do versions of Typer."""
-    smallest = ["-c", SMALLEST, "--help" if line == "--help" else "list"]
-    pairs = [(cpu_ms(smallest, {}), cpu_ms(["-m", "gzcli", *line.split()], env)) for _ in range(5)]
-    least, took = map(min, zip(*pairs, strict=True))
-    assert took <= times * least, f"{took:.0f} ms of CPU time, {times} × {least:.0f} allowed"
+    """In multiples of what the smallest Typer application takes for its own help, or for a command that
+    prints a letter: machines differ, and so do versions of Typer."""
+    within(["-c", SMALLEST, "--help" if line == "--help" else "list"], line, times, env)

@@ -20,6 +20,8 @@ from gzcli.errors import Interrupted, MissingError
 from gzcli.metrics import collapse
 from gzcli.sections import OptimSection, TrainSection
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 OPEN = TrainSection()  # whose numbers of steps are to be found
 
 

@@ -22,6 +22,8 @@ from gzcli.sections import TrainSection
 from gzcli.testing.tools import started
 from gzcli.types import Batch, BatchNoise
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 VAE = next(c for c in CASES if c.model == "vae")
 LONG = 100  # steps of the run
 

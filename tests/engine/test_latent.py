@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import gz, recipe, trainer
+from helpers import recipe, trainer
 from zoo import Case
 
 from gzcli.data.batches import quantise, scan
@@ -17,7 +17,8 @@ from gzcli.engine.trained import load_trained
 from gzcli.errors import MissingError, UsageError
 from gzcli.store import runs
 
-pytestmark = pytest.mark.xdist_group("latent")  # one worker makes what these tests share, once
+# one worker makes what these tests share, once
+pytestmark = [pytest.mark.xdist_group("latent"), pytest.mark.usefixtures("undrawn")]
 
 TOKENIZER = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 64, "dim": 4}, lr=3e-3)
 VAE = Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8}, lr=3e-3)
@@ -117,8 +118,8 @@ def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(
         weights.write_bytes(kept)
 
 
-def test_an_application_sees_latents_and_shows_images(on_latents):
-    done = gz("sample", on_latents.id, "--do", "inpaint", "-n", "3", "--steps", "3", "--cpu", "--json")
+def test_an_application_sees_latents_and_shows_images(forks, on_latents):
+    done = forks.gz("sample", on_latents.id, "--do", "inpaint", "-n", "3", "--steps", "3", "--cpu", "--json")
     assert '"n": 3' in done.stdout  # the outputs alone
 
 

@@ -28,6 +28,8 @@ from gzcli.errors import Interrupted
 from gzcli.store import metrics
 from gzcli.store.run import Run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # --- records ---
 
 

@@ -65,8 +65,8 @@ def planned(case: Case) -> Run:
     """A run of a zoo line, with validation but for the GANs, whose figures need a classifier."""
     auto = catalog.load(case.model).best != "fd"
     steps = steps_of(case)
-    sets = ["train.samples=2", *(["train.best=auto", f"train.eval_every={steps // 2}"] if auto else [])]
-    tree = recipe(case, steps=steps, sets=(*sets, "data.size=16") if uses_diffusers(case) else tuple(sets))
+    sets = ("train.best=auto", f"train.eval_every={steps // 2}") if auto else ()
+    tree = recipe(case, steps=steps, sets=(*sets, "data.size=16") if uses_diffusers(case) else sets)
     run = runs.create(case.model, case.data)
     files.write_atomic(run.path / "run.yaml", dump(tree))
     return run

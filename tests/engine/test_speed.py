@@ -28,6 +28,8 @@ from gzcli.recipe.needs import check_strategy
 from gzcli.recipe.resolve import resolve
 from gzcli.testing.tools import started
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CPU = torch.device("cpu")
 VAE = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 4}, lr=3e-3, batch=8)
 

@@ -178,12 +178,14 @@ def test_codes_are_made_once_and_are_the_tokenizer_s(trained):
     assert len(codes) == pack.meta.counts["train"]
 
 
-def test_verbs_talk_to_the_last_stage(trained):
+def test_verbs_talk_to_the_last_stage(forks, trained):
     model = load_trained(trained, torch.device("cpu"))
     assert model.part.model == "transformer" and model.name == "vqvae"
-    shown = gz("sample", trained.id, "-n", "4", "-q", "--temperature", "0.5").stdout.strip()
+    shown = forks.gz("sample", trained.id, "-n", "4", "-q", "--temperature", "0.5").stdout.strip()
     assert Path(shown).exists() and shown.startswith(str(trained.path / "sampled"))
-    assert Path(gz("sample", trained.id, "--do", "reconstruct", "-n", "4", "-q").stdout.strip()).exists()
+    assert Path(
+        forks.gz("sample", trained.id, "--do", "reconstruct", "-n", "4", "-q").stdout.strip()
+    ).exists()
 
 
 def test_broken_off_in_any_stage_it_goes_on_as_if_it_were_not(trained, path):

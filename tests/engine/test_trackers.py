@@ -13,6 +13,8 @@ from gzcli.cli import trackers as options
 from gzcli.engine import trackers
 from gzcli.errors import MissingError, UsageError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def fit(*names: str):
     """A run of two steps of a VAE with these trackers; returns its folder and the lines of its log."""

@@ -25,6 +25,8 @@ from gzcli.models.base import Phase
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
 from gzcli.sections import OptimSection
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def case(model: str):
     return next(c for c in CASES if c.model == model)

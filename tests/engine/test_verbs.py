@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import gz
+from helpers import gz, in_process
 from PIL import Image
 
 from gzcli import jobs, launch
@@ -81,14 +81,14 @@ def test_weights_sample_without_the_recipe_or_the_data(tmp_path):
     assert saved.step == 60 and saved.info.shape == (1, 16, 16)
 
 
-def test_sample_writes_what_it_says(tmp_path):
+def test_sample_writes_what_it_says(forks, tmp_path):
     words = ("sample", "first", "-n", "6", "--seed", "3", "--npz", "--cpu", "--json")
-    result = json.loads(gz(*words, "--out", str(tmp_path / "a")).stdout)
+    result = json.loads(forks.gz(*words, "--out", str(tmp_path / "a")).stdout)
     assert (result["schema"], result["n"], result["seed"]) == (1, 6, 3)
     assert len(result["files"]) == 6 and all(Image.open(f).size == (16, 16) for f in result["files"])
     samples = np.load(result["npz"])["samples"]
     assert samples.shape == (6, 16, 16, 1) and samples.dtype == np.uint8
-    again = json.loads(gz(*words, "--out", str(tmp_path / "b"), "--temperature", "0.5").stdout)
+    again = json.loads(forks.gz(*words, "--out", str(tmp_path / "b"), "--temperature", "0.5").stdout)
     assert not np.array_equal(samples, np.load(again["npz"])["samples"])
 
 
@@ -106,9 +106,9 @@ def test_animation_shows_the_way(tmp_path):
         assert gif.n_frames == 6  # five states, and the result, on which it rests
 
 
-def test_applications_take_pictures_or_test_images(tmp_path):
+def test_applications_take_pictures_or_test_images(forks, tmp_path):
     Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(tmp_path / "grey.png")
-    done = gz(
+    done = forks.gz(
         "sample",
         "first",
         "--do",
@@ -120,9 +120,11 @@ def test_applications_take_pictures_or_test_images(tmp_path):
         str(tmp_path / "r"),
     )
     assert Path(done.stdout.strip()).exists()
-    done = gz("sample", "binary", "--do", "reconstruct", "-n", "4", "--cpu", "--out", str(tmp_path / "b"))
+    done = forks.gz(
+        "sample", "binary", "--do", "reconstruct", "-n", "4", "--cpu", "--out", str(tmp_path / "b")
+    )
     assert Path(done.stdout.strip()).exists()
-    done = gz(
+    done = forks.gz(
         "sample",
         "first",
         "--do",
@@ -139,9 +141,11 @@ def test_applications_take_pictures_or_test_images(tmp_path):
     assert json.loads(done.stdout)["n"] == 10  # two pairs, five steps each
 
 
-def test_ood_and_its_files():
+def test_ood_and_its_files(forks):
     scores = ("--score", "elbo,complexity,iwae", "--k", "3")
-    done = gz("ood", "first", "--in", "digits", "--out", "digits-ab", "-n", "60", *scores, "--cpu", "--json")
+    done = forks.gz(
+        "ood", "first", "--in", "digits", "--out", "digits-ab", "-n", "60", *scores, "--cpu", "--json"
+    )
     result = json.loads(done.stdout)
     rows = {(row["out"], row["score"]): row for row in result["results"]}
     assert json.loads((Path(result["files"]["scores"]).parent / "job.json").read_text())["options"] == {
@@ -167,7 +171,7 @@ def test_ood_and_its_files():
     assert header.startswith("set,role,index,file,elbo,complexity,iwae")
 
 
-def test_ood_in_two_processes_is_ood_in_one(tmp_path):
+def test_ood_in_two_processes_is_ood_in_one(forks, tmp_path):
     """Two real processes against the same job in this process; without `--in`, on the run's own set."""
     import torch
 
@@ -186,7 +190,7 @@ def test_ood_in_two_processes_is_ood_in_one(tmp_path):
         "2",
         "--json",
     )
-    result = json.loads(gz("ood", "first", *words).stdout)
+    result = json.loads(forks.gz("ood", "first", *words).stdout)
     assert result["processes"] == 2 and result["in"] == "digits"
     folder = Path(result["files"]["scores"]).parent
     one = ood.run(jobs.read(folder), tmp_path, torch.device("cpu"), Log())
@@ -200,8 +204,8 @@ def test_ood_in_two_processes_is_ood_in_one(tmp_path):
         assert float(typical) == pytest.approx(float(other_typical), abs=1e-5 * float(elbo))
 
 
-def test_bench_and_its_table():
-    done = gz(
+def test_bench_and_its_table(forks):
+    done = forks.gz(
         "bench",
         "first",
         "labelled",
@@ -303,8 +307,8 @@ def test_options_of_a_sample_may_be_written_as_keys_of_a_recipe():
     assert as_options(words, "sample") == ["--steps=15", "--clip", "--sampler=dpmpp"]
 
 
-def test_a_label_that_there_is_not():
-    done = gz("sample", "labelled", "--label", "11", "--cpu", code=2)
+def test_a_label_that_there_is_not(forks):
+    done = forks.gz("sample", "labelled", "--label", "11", "--cpu", code=2)
     assert "no label `11` among 10 classes" in done.stderr
 
 
@@ -347,25 +351,29 @@ def test_the_errors_of_scripts_are_json(capsys):
     assert (code, error["code"], error["kind"], error["hint"]) == (2, 2, "usage", "did you mean `vae`?")
 
 
-def test_a_larger_steps_extends_a_finished_run_and_a_run_can_be_repeated():
-    gz("train", "first", "--resume", "--steps", "70", *SHORT[-1:])
+def test_a_larger_steps_extends_a_finished_run_and_a_run_can_be_repeated(forks):
+    forks.gz("train", "first", "--resume", "--steps", "70", *SHORT[-1:])
     assert runs.by_name("first").status()["step"] == 70
-    gz("train", "first", "--name", "again", "--cpu")
+    forks.gz("train", "first", "--name", "again", "--cpu")
     a, b = runs.by_name("first"), runs.by_name("again")
     assert a.tree()["train"]["steps"] == b.tree()["train"]["steps"] == 70
 
 
-def test_weights_and_biases_offline(monkeypatch):
+def test_weights_and_biases_offline(forks, monkeypatch):
     pytest.importorskip("wandb")
-    gz("train", "vae", "--steps", "20", "--name", "logged", "--wandb", *SHORT, env={"WANDB_MODE": "offline"})
+    forks.gz(
+        "train", "vae", "--steps", "20", "--name", "logged", "--wandb", *SHORT, env={"WANDB_MODE": "offline"}
+    )
     assert list(runs.by_name("logged").path.glob("wandb/offline-run-*"))
 
 
-def test_export_to_diffusers(capsys, tmp_path):
+def test_export_to_diffusers(forks, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "run", in_process)  # where diffusers, which takes seconds, is loaded once
     diffusers = pytest.importorskip("diffusers")
     small = ("--set", "model.channels=8", "--set", "sample.steps=2")
-    gz("train", "ddpm", "--steps", "2", "--name", "noisy", *small, *SHORT)
-    gz("runs", "export", "noisy", "--to", "diffusers", "--out", str(tmp_path / "it"))
+    forks.gz("train", "ddpm", "--steps", "2", "--name", "noisy", *small, *SHORT)
+    code, _, err = call(capsys, "runs", "export", "noisy", "--to", "diffusers", "--out", str(tmp_path / "it"))
+    assert code == 0, err
     assert diffusers.DDIMPipeline.from_pretrained(tmp_path / "it").unet.config.sample_size == [16, 16]
     code, _, err = call(capsys, "runs", "export", "first", "--to", "diffusers", "--quiet")
     assert code == 2 and "has no counterpart in diffusers" in err and "--can export" in err

@@ -23,7 +23,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (0, 1, 2)]
 
-from killing import Zygote, left_over, outside, unreadable, weights, zygote
+from forks import Zygote, zygote
+from killing import left_over, outside, unreadable, weights
 from server import serve
 from test_damaged import DAMAGES
 from test_hostile import HEADS, IMAGES, npz

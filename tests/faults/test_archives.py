@@ -430,7 +430,7 @@ NAMED = (
 def test_any_name_is_met(place, monkeypatch):
     monkeypatch.setattr(launch, "run", no_engine)
 
-    @generated(60)
+    @generated(30)
     @given(word=WORDS, line=st.sampled_from(NAMED))
     def each(word: str, line: tuple[str, ...]) -> None:
         since = time.process_time()

@@ -181,7 +181,7 @@ def changed(tree: dict, place: int, value: object) -> dict:
     return tree
 
 
-@generated(30)
+@generated(15)
 @given(place=st.integers(0, 200), value=VALUES, name=st.sampled_from(["status.json", "run.yaml"]))
 def test_any_value_in_a_record_is_met(run, capsys, place, value, name):
     file = run.path / name

@@ -1,9 +1,10 @@
 """A process that has loaded gz once and forks a child for each command, which saves seconds of imports; the
 child may end itself by SIGKILL, or by os._exit, just before or after its n-th change of the store.
 
-It reads a JSON object a line: {words | fetch, home, here, env, at, when, how, log}, and answers {"code": …},
-the exit code, or −9, on the file whose number is its argument. The engine runs in the child itself, not in a
-process of its own. A change is a call of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does
+It reads a JSON object a line: {words | fetch, home, here, env, said, err, at, when, how, log}, and answers
+{"code": …}, the exit code, or −9, on the file whose number is its argument. What the child says goes into the
+file `said`, its errors too unless `err` names another. The engine runs in the child itself, but for one of
+several processes. A change is a call of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does
 something below `home`.
 """
 
@@ -17,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +69,19 @@ def die(job: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def here(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """`launch.run` without processes, in the environment that it gives to one."""
+def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
+    """`launch.run` without a process, in the environment that it gives to one.
+
+    started: the real one, for several processes.
+    """
     from gzcli import ending
     from gzcli.engine.__main__ import main
     from gzcli.launch import environment
     from gzcli.store.runs import Run
 
-    given = environment(plan, "quiet")
+    if plan.distributed:
+        return started(folder, plan, launcher=launcher, mode=mode)
+    given = environment(plan, mode)
     del given["GZ_PARENT"]
     os.environ.clear()
     os.environ.update(given)
@@ -98,8 +105,9 @@ def work(job: dict[str, Any]) -> int:
 
     os.environ.update(job.get("env", {}), GZ_HOME=job["home"])
     os.chdir(job["here"])
-    launch.run = here
-    patched(job)
+    launch.run = partial(here, launch.run)
+    if "at" in job or "log" in job:
+        patched(job)
     if "fetch" in job:
         from gzcli.data import http, request
         from gzcli.data.fetch import fetch
@@ -124,9 +132,11 @@ def main() -> None:
         if (pid := os.fork()) == 0:
             code = 1
             try:
-                with open(job["said"], "w") as f:
-                    os.dup2(f.fileno(), 1)
-                    os.dup2(f.fileno(), 2)
+                with open(job["said"], "w") as said, open(job.get("err", os.devnull), "w") as err:
+                    os.dup2(said.fileno(), 1)
+                    os.dup2((err if "err" in job else said).fileno(), 2)
+                with open(os.devnull) as nothing:
+                    os.dup2(nothing.fileno(), 0)
                 code = work(job)
             finally:
                 sys.stdout.flush()
