@@ -75,8 +75,10 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
     """Records in `status.json` that the block runs, then how it ended."""
     before, since = run.work, time.process_time()
     if log.main:
-        # `seconds`, `work`: of earlier starts
-        now = {"started": time.time(), "ended": None, "seconds": run.seconds, "work": before}
+        # `seconds`, `work`: of earlier starts; the last one, if it was killed, would seem to last, as the run
+        # is held again by now
+        seconds = run.seconds if run.status().get("ended") else run.status().get("seconds", 0.0)
+        now = {"started": time.time(), "ended": None, "seconds": seconds, "work": before}
         parent = int(os.environ.get("GZ_PARENT", "0"))
         run.update(state="running", pid=os.getpid(), parent=parent, **now, error=None, code=None, lost=None)
     try:

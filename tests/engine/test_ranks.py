@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +24,7 @@ from gzcli.errors import DivergedError, GzError
 from gzcli.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.metrics.features import lenet
 from gzcli.models.nn import whole_batch
+from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
 
@@ -205,6 +207,18 @@ def test_the_first_word_of_a_failure_stands(tmp_path):
         with pytest.raises(type(error)), recorded(run, Log(tmp_path, rank=rank)):
             raise error
     assert run.status()["error"]["message"] == "no weights" and run.status()["code"] == 3
+
+
+def test_a_start_that_was_killed_does_not_count_when_the_run_goes_on(tmp_path):
+    from gzcli.engine.__main__ import recorded
+    from gzcli.store.runs import Run
+
+    run, hour = Run(tmp_path), time.time() - 3600
+    for ended, earlier in ((None, 5.0), (hour + 60, 65.0)):
+        run.update(state="running", started=hour, ended=ended, seconds=5.0, work=3.0)
+        with files.lock(run.lock), recorded(run, Log(tmp_path)):
+            assert run.state == "running"
+        assert earlier <= run.seconds < earlier + 10 and 3.0 <= run.work < 13
 
 
 def test_one_process_is_all_of_them():
