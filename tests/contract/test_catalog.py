@@ -293,14 +293,21 @@ def test_reading_the_zoo_is_quick_and_imports_nothing_heavy():
     assert out.stdout.strip() == "[]"
 
 
-def test_the_zoo_is_read_in_a_few_milliseconds_a_file():
-    best = float("inf")
-    for _ in range(5):
+def test_the_zoo_is_read_in_little_more_than_parsing_it_takes():
+    """Of each the least of some runs counts: a busy machine makes any run dearer, and none cheaper."""
+    texts = [card.path.read_text() for card in catalog.cards().values()]
+    parsing = reading = float("inf")
+    for _ in range(12):
+        since = time.process_time()
+        for text in texts:
+            ast.parse(text)
+        parsing, since = min(parsing, time.process_time() - since), time.process_time()
         for cached in (catalog._read_card, sources._module, sources.text_of, sources._lines):
             cached.cache_clear()
-        since = time.process_time()
-        found = catalog.cards()
-        best = min(best, time.process_time() - since)
-    assert best < 0.004 * len(found), (
-        f"{1e3 * best / len(found):.1f} ms a model; 30 of them are read at each `gz list`"
+        catalog.cards()
+        reading = min(reading, time.process_time() - since)
+        if reading <= 4 * parsing:
+            return
+    raise AssertionError(
+        f"{1e3 * reading:.0f} ms, and {1e3 * parsing:.0f} to parse the files; `gz list` reads them all"
     )
