@@ -146,24 +146,29 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     parts = planning.ask(name, terms.data, (), flags).recipe.parts
     if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
         raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
-    minutes = terms.budget / len(parts) / 60
-    if 60 * minutes < SHORTEST:
-        raise UsageError(
-            f"the budget leaves each of {len(parts)} stages of `{label}` less than {SHORTEST:g} s"
-        )
-    flags |= {"train.minutes": minutes, "train.clock": "cpu"}  # the work of cores: the machine may be busy
+    flags["train.clock"] = "cpu"  # the work of cores: the machine may be busy
+    flags["train.minutes"] = _minutes(terms.budget / len(parts), label, len(parts))
     asked = planning.ask(name, terms.data, (), flags)
     if asked.earlier:
         raise UsageError(f"`{name}` is a run, and a league trains models", hint=f"gz bench {name}")
     plan = launch.plan(asked.recipe.launch, every_gpu=True)
     if len(parts) > 1:
+        shares = zip(parts, shares_of(asked.recipe, plan, say), strict=True)
         sets = [
-            f"stages.{part.stage}.train.minutes={share * terms.budget / 60:.4g}"
-            for part, share in zip(parts, shares_of(asked.recipe, plan, say), strict=True)
+            f"stages.{part.stage}.train.minutes={_minutes(share * terms.budget, label, len(parts)):.4g}"
+            for part, share in shares
         ]
         asked = planning.ask(name, terms.data, sets, flags)
     recipe = planning.ready(asked, None, None, plan.processes, say=say, progress=progress)
     return Entry(label, seed, asked, recipe, plan)
+
+
+def _minutes(seconds: float, label: str, stages: int) -> float:
+    """The minutes of one of a model's stages. Raises UsageError where they are too few."""
+    if seconds < SHORTEST:
+        whose = f"`{label}`" if stages == 1 else f"one of the {stages} stages of `{label}`"
+        raise UsageError(f"the budget leaves {whose} less than {SHORTEST:g} s")
+    return seconds / 60
 
 
 def shares_of(recipe: Resolved, plan: Plan, say: Say) -> list[float]:

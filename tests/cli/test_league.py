@@ -210,12 +210,22 @@ def test_a_training_that_took_too_long_is_told(call, home, trained, judged):
         ([*WORDS[1:], "--models", "sd-lora"], "captions"),
         ([*WORDS[1:], "--models", "vaee"], "`vaee`"),
         ([*WORDS[1:], "--models", "vae", "--curve", "depth"], "no curve"),
-        (["--train-missing", "--data", "digits", "--budget", "4s", "--models", "vqvae"], "each of 2 stages"),
+        (
+            ["--train-missing", "--data", "digits", "--budget", "4s", "--models", "vqvae"],
+            "one of the 2 stages",
+        ),
     ],
 )
 def test_a_wrong_league_is_refused(call, words, told):
     code, _, said = call("bench", *words)
     assert code == 2 and told in said
+
+
+def test_a_share_of_the_budget_is_not_too_short_either(call, monkeypatch):
+    monkeypatch.setattr(league, "shares_of", lambda recipe, plan, say: [0.25, 0.75])
+    words = ["--train-missing", "--data", "digits", "--models", "vqvae", "--budget"]
+    code, _, said = call("bench", *words, "8s")
+    assert code == 2 and "one of the 2 stages of `vqvae` less than 3 s" in " ".join(said.split())
 
 
 def test_all_models_that_draw_by_themselves_take_part(call):
