@@ -7,8 +7,11 @@ python tests/measure.py costs [--timed]      times are those of this machine, wh
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -40,7 +43,8 @@ WIDEST, COLOURS = 420, 48  # of a picture of samples
 
 def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
     """Writes what pages show of a league whose folder `gz bench --train-missing` has named, below its set and
-    the scale of its runs. Returns the files.
+    the scale of its runs. Models that stand there of a league of the same terms, and not in this one, stay.
+    Returns the files.
 
     root: where to; the package's own folder unless it is given.
     """
@@ -57,13 +61,21 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
     if len(scales) != 1:
         raise SystemExit(f"the runs are of several scales: {', '.join(sorted(scales))}")
     into = root / next(iter(first.values())).data / scales.pop()
-    shutil.rmtree(into, ignore_errors=True)
+    if not same_terms(into, result):
+        shutil.rmtree(into, ignore_errors=True)
     for name in ("curves", "samples"):
-        (into / name).mkdir(parents=True)
-    for name in ("league", "summary"):
-        shutil.copyfile(folder / "results" / f"{name}.csv", into / f"{name}.csv")
+        (into / name).mkdir(parents=True, exist_ok=True)
+        for model in {row["model"] for row in result["rows"]}:
+            for path in (into / name).glob(f"{model}.*"):
+                path.unlink()
+    rows = [merged(into, folder / "results", name) for name in ("summary", "league")]
+    models = [row["model"] for row in rows[0]]
+    for name, own in zip(("summary", "league"), rows, strict=True):
+        own.sort(key=lambda row: models.index(row["model"]))
+        (into / f"{name}.csv").write_text(as_csv(own))
+    command = (folder / "command.sh").read_text().splitlines()[-1]
     about = {
-        "command": (folder / "command.sh").read_text().splitlines()[-1],
+        "command": re.sub(r"--models \S+", f"--models {','.join(models)}", command),
         "date": date.today().isoformat(),
         "version": __version__,
         "machine": costs.cpu_name() or platform.machine(),
@@ -83,6 +95,33 @@ def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
                 (into / "curves" / f"{measured.curve_name(model, stage)}.csv").write_text(as_csv(rows))
             before += spent(part)
     return sorted(path for path in into.rglob("*.*") if path.is_file())
+
+
+def same_terms(into: Path, result: dict[str, Any]) -> bool:
+    """Whether the league in `into` had the budget, the metric and the real images of this one."""
+    if not (into / "about.json").is_file():
+        return False
+    about = json.loads((into / "about.json").read_text())
+    floors = [league["floor"].get(result["metric"]) for league in (about, result)]
+    same = all(about[key] == result[key] for key in ("budget", "metric"))
+    return same and None not in floors and math.isclose(*floors, rel_tol=1e-6)
+
+
+def merged(into: Path, results: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a league's table, with those of other models that stand in `into`. A summary's are in their
+    new order, one seed's ranks with them."""
+    rows, others = (
+        list(csv.DictReader(path.open())) if path.is_file() else []
+        for path in (results / f"{name}.csv", into / f"{name}.csv")
+    )
+    own = {row["model"] for row in rows}
+    rows += [row for row in others if row["model"] not in own]
+    if name == "summary" and others:
+        rows.sort(key=lambda row: float(row["times_floor"] or "inf"))
+        for place, row in enumerate(rows, 1):
+            row["place"] = row["rank"] = str(place) if row["times_floor"] else ""
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column, "") for column in columns} for row in rows]
 
 
 def small(picture: Path, target: Path) -> None:

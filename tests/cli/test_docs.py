@@ -140,6 +140,32 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     )
 
 
+def test_a_league_of_some_models_leaves_the_others(reference, tmp_path):
+    """Where budget, metric and floor are those of before; a league of other terms replaces it."""
+    import measure
+
+    folder = tmp_path / "league"
+    facts = json.loads((folder / "league.json").read_text())
+    facts["rows"] = [row for row in facts["rows"] if row["model"] == "vqvae"]
+    (folder / "command.sh").write_text("gz bench --train-missing --models vqvae\n")
+    row = "place,model,times_floor,rank\n1,vqvae,2.0,1.0\n"
+    (folder / "results" / "summary.csv").write_text(row)
+    (folder / "results" / "league.csv").write_text("model,seed\nvqvae,0\n")
+
+    def measured_again(**changed) -> list[tuple[str, str]]:
+        (folder / "league.json").write_text(json.dumps(facts | changed))
+        measure.league(folder, tmp_path / "measured")
+        return [(row["model"], row["place"]) for row in measured.standings("mnist", "small")]
+
+    assert measured_again() == [("vqvae", "1"), ("vae", "2")]
+    command = measured.about("mnist", "small")["command"]
+    assert command == "gz bench --train-missing --models vqvae,vae"
+    assert {path.name for path in reference.glob("curves/*")} == {
+        *("vae.csv", "vqvae.tokenizer.csv", "vqvae.prior.csv")
+    }
+    assert measured_again(budget=60) == [("vqvae", "1")] and not list(reference.glob("curves/vae.*"))
+
+
 def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd):
     from helpers import recipe, trainer
     from zoo import CASES
