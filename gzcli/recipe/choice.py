@@ -7,6 +7,7 @@
         colour: {…}                #   a shape class
         few: {…}                   #   a trait
         brief: {…}                 #   a training of minutes
+        brief-colour: {…}          #   one on a shape class
         cifar10: {…}               #   a set
 
 Sections of a shape class come first, then those of traits, then those of the set; of one name, the section
@@ -32,6 +33,7 @@ from gzcli.recipe.load import Problem
 from gzcli.sections import SCALES
 
 BRIEF, FEW_MINUTES = "brief", 15.0  # the section, and the minutes up to which it applies
+GENERAL = (*SHAPES, *TRAITS, BRIEF, *(f"{BRIEF}-{shape}" for shape in SHAPES))  # sections of no single set
 Path = tuple[str, ...]  # the keys below `for` that lead to a section: ("mnist",) or ("small", "colour")
 
 
@@ -41,8 +43,8 @@ class Choice:
 
     scale: of SCALES; None: the recipe has no scales.
     why: the reason, for people.
-    names: shape class and traits of the set, whether the training is brief, and name of the set, in the order
-      in which their sections apply.
+    names: shape class and traits of the set, whether the training is brief, alone and by the class, and name
+      of the set, in the order in which their sections apply.
     read: the scale whose sections are read; `full` reads those of `paper` where it has none of its own.
     facts: of the set; None: not known.
     """
@@ -113,7 +115,7 @@ def choice_of(
         names = names_of(found, name, facts, paths)
         minutes = _last(own, "train").get("minutes")
         if len(names) > 1 and not on_gpus and isinstance(minutes, int | float) and minutes <= FEW_MINUTES:
-            names = (*names[:-1], BRIEF, names[-1])
+            names = (*names[:-1], BRIEF, f"{BRIEF}-{names[0]}", names[-1])
         return choose(paths, asked, on_gpus, names, facts)
     except (UsageError, TypeError, ValueError) as e:  # a wrong size is told with its place
         if isinstance(e, UsageError) and given:
@@ -180,7 +182,7 @@ def _decisive(path: Path, names: tuple[str, ...]) -> bool:
 def misspelt(path: Path, sets: Iterable[str]) -> tuple[str, str] | None:
     """The mistake, with its hint, of a section whose name nearly is that of a set, a shape class or a trait:
     it would never apply. Other unknown names may be of sets that are imported later."""
-    known = [*sets, *SHAPES, *TRAITS, BRIEF]
+    known = [*sets, *GENERAL]
     if len(path) == 1:
         known += SCALES
     name = path[-1]

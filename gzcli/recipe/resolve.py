@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.data.facts import SHAPES, TRAITS
 from gzcli.data.names import DataSet, data_key, locate, names
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
-from gzcli.recipe.choice import Choice, choice_of, lower_batches, misspelt
+from gzcli.recipe.choice import GENERAL, Choice, choice_of, lower_batches, misspelt
 from gzcli.recipe.files import RecipeFile, read_chain
 from gzcli.recipe.layers import Layer, dotted, lay, layer_given, layer_of, without_meeting
 from gzcli.recipe.load import Problem, in_order, refusal
@@ -99,7 +98,7 @@ def check(path: str | Path) -> list[str]:
     problems += _resolve(str(path), None, (), {})[1]
     for at in paths:
         forced = Choice(at[0] if at[1:] else None, "", (at[-1],), at[0] if at[1:] else None, None)
-        is_set = at[-1] not in (*SHAPES, *TRAITS)
+        is_set = at[-1] not in GENERAL
         problems += _resolve(str(path), at[-1] if is_set else None, (), {}, forced=forced)[1]
         if problem := misspelt(at, names()):
             file = next(file for file in chain if at in file.sections)

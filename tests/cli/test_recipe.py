@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gzcli.data.facts import SHAPES, TRAITS
 from gzcli.data.sets import SPECS, find
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, docs
 from gzcli.parts import Part
 from gzcli.recipe import schema
-from gzcli.recipe.choice import BRIEF
+from gzcli.recipe.choice import BRIEF, GENERAL
 from gzcli.recipe.files import read_chain, recipes, show
 from gzcli.recipe.load import Mark, load, read_text, refuse
 from gzcli.recipe.needs import check_data
@@ -465,7 +464,13 @@ def test_a_training_of_minutes_on_a_cpu_has_sections_of_its_own(write, shipped):
     def names(data="fashionmnist", gpus=0, **flags):
         return resolve("glow", data=data, gpus=gpus, flags=flags).choice.names
 
-    assert names(**{"train.minutes": 8.0}) == ("grey", "flat", BRIEF, "fashionmnist")
+    assert names(**{"train.minutes": 8.0}) == (
+        "grey",
+        "flat",
+        BRIEF,
+        "brief-grey",
+        "fashionmnist",
+    )
     assert BRIEF not in (
         *names(),
         *names(**{"train.minutes": 60.0}),
@@ -475,8 +480,13 @@ def test_a_training_of_minutes_on_a_cpu_has_sections_of_its_own(write, shipped):
 
 
 def test_a_brief_training_has_a_smaller_net():
-    brief = resolve("fm", data="fashionmnist", flags={"train.minutes": 8.0}).tree()
-    assert (brief["model"]["channels"], brief["train"]["batch_size"]) == (16, 32)
+    """Its widths are of images of one shape class."""
+    grey, colour = (
+        resolve("fm", data=data, flags={"train.minutes": 8.0}).tree() for data in ("fashionmnist", "cifar10")
+    )
+    for brief in (grey, colour):
+        assert (brief["model"]["channels"], brief["train"]["batch_size"]) == (16, 32)
+    assert grey["model"]["mult"] == [1, 1, 4] and colour["model"]["mult"] is None
 
 
 def test_a_batch_that_gz_chose_is_no_larger_than_the_set(write, shipped):
@@ -776,7 +786,7 @@ PAIRS = [
     (name, at[0] if at[1:] else None, at[-1])
     for name, sections in SHIPPED.items()
     for at in sections
-    if at[-1] not in (*SHAPES, *TRAITS, BRIEF)
+    if at[-1] not in GENERAL
 ]
 
 
