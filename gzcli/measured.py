@@ -58,18 +58,18 @@ def about(data: str, scale: str) -> dict[str, Any]:
 
 def standings(data: str, scale: str) -> list[dict[str, str]]:
     """The rows of a league's `summary.csv`, the best first."""
-    return _rows(ROOT / data / scale / "summary.csv")
+    return rows_of(ROOT / data / scale / "summary.csv")
 
 
 def costs(model: str) -> list[dict[str, str]]:
     """What the trainings of a recipe cost, by set and scale: parameters, operations and seconds."""
-    return [row for row in _rows(ROOT / "costs.csv") if row["model"] == model]
+    return [row for row in rows_of(ROOT / "costs.csv") if row["model"] == model]
 
 
 @cache
 def curve(recipe: str, data: str, scale: str, stage: str = "") -> Curve | None:
     """The curve of a recipe, or of a stage of it; None: it is not shipped."""
-    rows = _rows(ROOT / data / scale / "curves" / f"{curve_name(recipe, stage)}.csv")
+    rows = rows_of(ROOT / data / scale / "curves" / f"{curve_name(recipe, stage)}.csv")
     points = tuple((int(row["step"]), float(row["seconds"]), float(row["value"])) for row in rows)
     return Curve(rows[0]["metric"], points) if rows else None
 
@@ -102,7 +102,8 @@ def picture(recipe: str, data: str, scale: str) -> Path:
     return ROOT / data / scale / "samples" / f"{recipe}.png"
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a table; none where the file is not there."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:

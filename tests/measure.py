@@ -7,7 +7,6 @@ python tests/measure.py costs [--timed]      times are those of this machine, wh
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import platform
@@ -110,10 +109,7 @@ def same_terms(into: Path, result: dict[str, Any]) -> bool:
 def merged(into: Path, results: Path, name: str) -> list[dict[str, str]]:
     """The rows of a league's table, with those of other models that stand in `into`. A summary's are in their
     new order, one seed's ranks with them."""
-    rows, others = (
-        list(csv.DictReader(path.open())) if path.is_file() else []
-        for path in (results / f"{name}.csv", into / f"{name}.csv")
-    )
+    rows, others = (measured.rows_of(folder / f"{name}.csv") for folder in (results, into))
     own = {row["model"] for row in rows}
     rows += [row for row in others if row["model"] not in own]
     if name == "summary" and others:
