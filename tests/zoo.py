@@ -178,6 +178,7 @@ CASES = [
         batch=8,
         sample={"steps": 3},
     ),
+    Case("fm", FM | {"clusters": 5}, lr=5e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
     Case("cfm", FM | {"coupling": "ot"}, lr=5e-3, batch=8, sample={"steps": 3, "guidance": 2.0}),
     RF,
     RF_LABELS,

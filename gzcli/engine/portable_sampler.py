@@ -70,6 +70,11 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
         if step["do"] == "draw":
             known.append(noise(step["kind"], step["shape"], n, seed, draws))
             draws += 1
+        elif step["do"] == "cluster":  # which takes the place of a class, by its share of the training images
+            ends = np.cumsum(step["shares"], dtype=np.float32)
+            u = noise("uniform", [], n, seed, draws)
+            given["y"] = np.searchsorted(ends, u * ends[-1], "right").clip(max=len(ends) - 1)
+            draws += 1
         elif step["do"] == "call":  # of a network that makes an image step by step
             x = combined(step["x"], known)
             scalars = {key: np.array([step[key]], np.float32) for key in ("alpha", "sigma") if key in step}

@@ -167,6 +167,8 @@ def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any
     if hasattr(model, "sources"):
         raise Unportable("it makes images of pictures")
     y = spread_labels(None, BATCH, trained.info, trained.device) if model.conditional else None
+    if getattr(model, "clusters", None) is not None:
+        y = torch.zeros(BATCH, dtype=torch.long)
     labels = {} if y is None else {"y": y}
     example: dict[str, Any]
     if not (hasattr(model, "denoiser") or hasattr(model, "velocity")):
@@ -235,7 +237,16 @@ def in_place(model: Any, units: Units, how: dict[str, Any]) -> Iterator[None]:
 
         return f
 
-    fakes = {"denoiser": denoiser, "velocity": velocity, "into_range": lambda x, *_: x}
+    def sampled_labels(*_: Any) -> None:
+        if model.clusters is not None:
+            units.program.append({"do": "cluster", "shares": model.clusters.shares.tolist()})
+
+    fakes = {
+        "denoiser": denoiser,
+        "velocity": velocity,
+        "sampled_labels": sampled_labels,
+        "into_range": lambda x, *_: x,
+    }
     fakes = {name: fake for name, fake in fakes.items() if hasattr(model, name)}
     vars(model).update(fakes)
     try:

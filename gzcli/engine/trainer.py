@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
 CHECK = 50  # steps between two checks whether the loss is finite, where each has to wait for others or a GPU
-CALIBRATION, LAST_CALIBRATION = 1_000, 10_000  # images that `EMA` calibrates on during training, at its end
+SOME, MANY = 1_000, 10_000  # images that `EMA` calibrates on during training, and at its ends
 
 
 class Trainer:
@@ -75,11 +75,8 @@ class Trainer:
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        self.ema = (
-            EMA(self.model, self.train.ema, self.calibration_images)
-            if other is None
-            else SharedOutEMA(self.model, self.train.ema, other)
-        )
+        mean = self.model, self.train.ema
+        self.ema = EMA(*mean, self.some_images) if other is None else SharedOutEMA(*mean, other)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, other or self.model, self.info, part, self.device, 0, self.space)
         based_on, scaler = built_on(run, part.model), accelerator.scaler
@@ -211,6 +208,8 @@ class Trainer:
         """Initialises the model with the first batch; after a resume, sets what anneals to its step."""
         self.seed_global(self.start)
         with torch.no_grad():
+            if not self.start:
+                self.model.fit(self.some_images())
             self.model.on_start(self.batches.at(self.start))
         for text in self.model.warnings:
             self.log.warn(text)
@@ -292,9 +291,8 @@ class Trainer:
         """The path of the picture of samples after `done` steps."""
         return self.run.path / "samples" / f"{done:08d}.png"
 
-    def calibration_images(self) -> Iterator[Batch]:
-        """A random subset of the training images, each augmented by one draw; a larger one at the end."""
-        positions = self.batches.positions()
-        most = LAST_CALIBRATION if self.done == self.steps else CALIBRATION
-        index = positions[np.random.default_rng(0).permutation(len(positions))[:most]]
+    def some_images(self) -> Iterator[Batch]:
+        """A random subset of the training images, larger at the ends, each augmented by one draw."""
+        n = SOME if 0 < self.done < self.steps else MANY
+        index = np.random.default_rng(0).permutation(self.batches.positions())[:n]
         return self.images.scan(index, purpose="calibrate", batch_size=128)

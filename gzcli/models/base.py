@@ -133,6 +133,9 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Called once a run, before `on_start`, with a random subset of the training images."""
+
     def on_start(self, batch: Batch) -> None:
         """Called with the first batch before the first step, for data-dependent initialisation. It is called
         after a resume too, and then must change nothing."""

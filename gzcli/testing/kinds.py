@@ -37,6 +37,7 @@ def kind_of_set(case: Case, kind: str) -> None:
     given = {key: extra[key] for key in model.needs if key in extra}
     batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, given))
     with torch.no_grad():
+        model.fit([batch])
         model.on_start(batch)
     for phase in model.phases():
         only(model, phase)

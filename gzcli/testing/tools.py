@@ -52,6 +52,7 @@ def started(case: Case) -> tuple[Model, Batch]:
     model = case.fresh()
     batch = with_prepared(model, case.batches().at(0))
     with torch.no_grad():
+        model.fit([batch])
         model.on_start(batch)
     return model, batch
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.models.denoising.coupling import coupled
-from gzcli.models.denoising.guided import LabelOptions, logit_normal, stratified
+from gzcli.models.denoising.guided import GuidedOptions, logit_normal, stratified
 from gzcli.models.denoising.round_trip import RoundTrip
 from gzcli.models.denoising.samplers import Denoise
 from gzcli.models.denoising.schedule import Level, Shift, shift_of
@@ -82,7 +82,7 @@ class FlowMatching(RoundTrip):
         data: DataInfo,
         net: nn.Module,
         flow: FlowOptions,
-        labels: LabelOptions,
+        labels: GuidedOptions,
         *,
         sigma_min: float = 0.0,
     ):
@@ -203,7 +203,7 @@ class FlowMatching(RoundTrip):
           training.
         """
         x = noise.randn(n, *self.drawn_shape(size))
-        f = self.velocity(self.asked_labels(labels, n), guidance, interval)
+        f = self.velocity(self.sampled_labels(labels, n, noise), guidance, interval)
         x = self.flow(f, x, 0.0, 1.0, solver=sampler, steps=steps, tolerance=tolerance, progress=progress)
         return self.into_range(x)
 

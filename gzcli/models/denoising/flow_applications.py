@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gzcli.errors import UsageError
 from gzcli.models.denoising.by_class import ByClass
 from gzcli.models.denoising.flow import SCALE, FlowMatching, FlowOptions, shifted
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.denoising.inpainting import by_moments, completed, to_complete
 from gzcli.models.denoising.interpolation import through_noise
 from gzcli.models.denoising.posterior import pixels
@@ -36,7 +36,7 @@ class FlowApplications(ByClass, FlowMatching):
         data: DataInfo,
         net: nn.Module,
         flow: FlowOptions,
-        labels: LabelOptions,
+        labels: GuidedOptions,
         *,
         sigma_min: float = 0.0,
     ):

@@ -7,7 +7,7 @@ hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.nn import spread_labels, to_fp32
+from gzcli.models.denoising.clusters import Clusters
+from gzcli.models.nn import at_least, spread_labels, to_fp32
 from gzcli.sizes import Size, sides
 from gzcli.types import Batch, DataInfo, Noise
 
@@ -33,6 +34,22 @@ class LabelOptions:
     label_dropout: float = 0.1
 
 
+@dataclass(frozen=True)
+class GuidedOptions(LabelOptions):
+    """The same, and what stands for labels without them.
+
+    clusters: clusters of images that a model which is not conditional finds and tells its network, as
+      clusters.py says; where the hidden share of `label_dropout` is small, likelihoods and scores, which know
+      no cluster, suffer. 0: none.
+    """
+
+    clusters: int = 0
+
+    def count(self, data: DataInfo) -> int:
+        """How many labels the network tells apart: classes, or clusters."""
+        return len(data.classes) if self.conditional else self.clusters
+
+
 class Guided(Model):
     """A model that may be conditioned on labels. Raises UsageError for a conditional model of data without
     labels."""
@@ -40,13 +57,21 @@ class Guided(Model):
     latents = True
     net: nn.Module
 
-    def __init__(self, data: DataInfo, net: nn.Module, labels: LabelOptions):
+    def __init__(self, data: DataInfo, net: nn.Module, labels: GuidedOptions):
         super().__init__(data)
         if labels.conditional and not data.classes:
             raise UsageError(
                 "a conditional model of data without labels", hint="set `model.conditional` to `false`"
             )
+        at_least(0, clusters=labels.clusters)
         self.net, self.conditional, self.label_dropout = net, labels.conditional, labels.label_dropout
+        found = not labels.conditional and labels.clusters
+        self.clusters = Clusters(data.shape, labels.clusters) if found else None
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Finds the clusters."""
+        if self.clusters is not None:
+            self.clusters.fit(batches)
 
     @property
     def device(self) -> torch.device:
@@ -71,10 +96,22 @@ class Guided(Model):
         return self.data.shape[0], *sides(size)
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels of a batch, and the rows [B] where they are hidden."""
-        if not self.conditional:
-            return None, None
-        return batch.y, batch.noise.rand(len(batch)) < self.label_dropout
+        """The labels of a batch, or its clusters, and the rows [B] where they are hidden."""
+        y = self.told(batch)
+        return y, None if y is None else batch.noise.rand(len(batch)) < self.label_dropout
+
+    def told(self, batch: Batch) -> Tensor | None:
+        """The labels of training images, or their clusters; None where the network is told nothing."""
+        if self.clusters is not None:
+            return self.clusters(batch.x)
+        return batch.y if self.conditional else None
+
+    def sampled_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
+        """The labels of n images that are drawn from nothing: those asked for, or clusters, which are drawn
+        where none are given."""
+        if self.clusters is None:
+            return self.asked_labels(labels, n)
+        return self.clusters.draw(n, noise) if labels is None else labels.to(self.device)
 
     def asked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         """The labels of n samples, by default spread over the classes; None for an unconditional model."""
@@ -93,7 +130,8 @@ class Guided(Model):
 
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance of a model that cannot be guided, or without labels."""
-        if guidance != 1 and not (self.conditional and self.label_dropout):
+        told = self.conditional or self.clusters is not None
+        if guidance != 1 and not (told and self.label_dropout):
             raise UsageError(
                 f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
                 hint="set `model.conditional` to `true` and train, or `guidance` to 1",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.guided import Guided, LabelOptions
+from gzcli.models.denoising.guided import Guided, GuidedOptions
 from gzcli.models.nn import at_least
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
@@ -21,7 +21,7 @@ class RoundTrip(Guided):
     recon_mean: Tensor | None  # of each error of an image, set by `fit_recon`
     recon_std: Tensor | None
 
-    def __init__(self, data: DataInfo, net: nn.Module, labels: LabelOptions):
+    def __init__(self, data: DataInfo, net: nn.Module, labels: GuidedOptions):
         super().__init__(data, net, labels)
         self.register_buffer("recon_mean", None, persistent=False)
         self.register_buffer("recon_std", None, persistent=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.diffusion.options import DiffusionOptions
 from gzcli.models.nn.unet_sizes import UNetOptions
@@ -20,7 +20,7 @@ class CDDPM(DDPM):
         *,
         unet: UNetOptions = UNetOptions(),
         process: DiffusionOptions = DiffusionOptions(),
-        labels: LabelOptions = LabelOptions(conditional=True),
+        labels: GuidedOptions = GuidedOptions(conditional=True),
         factor: int | None = None,
     ):
         super().__init__(data, unet=unet, process=process, labels=labels, factor=factor)

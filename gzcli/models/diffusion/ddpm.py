@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.options import DiffusionOptions
 from gzcli.models.nn.unet import UNet
@@ -31,16 +31,16 @@ class DDPM(DiffusionApplications):
         *,
         unet: UNetOptions = UNetOptions(),
         process: DiffusionOptions = DiffusionOptions(),
-        labels: LabelOptions = LabelOptions(),
+        labels: GuidedOptions = GuidedOptions(),
         factor: int | None = None,
     ):
         guides = data.shape[0] if factor else 0
-        net = UNet.of(data, unet, conditional=labels.conditional, guides=guides)
+        net = UNet.of(data, unet, classes=labels.count(data), guides=guides)
         super().__init__(data, net, process, labels, factor=factor)
 
     def to_diffusers(self) -> Any:
         """A `DDPMPipeline` of the same weights and schedule, which draws the images of `sample` by dpmpp on
-        trailing steps. It takes no labels; for a conditional model only its parts can be used."""
+        trailing steps. It takes no labels; of a model of labels or clusters only its parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:
@@ -48,7 +48,7 @@ class DDPM(DiffusionApplications):
         pipeline: Any = DDPMPipeline(
             unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler()
         )
-        if self.conditional:
+        if self.conditional or self.clusters is not None:
             pipeline.usage = (
                 "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
                 "no labels"

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.code_applications import CodeApplications
 from gzcli.models.diffusion.codes import SemanticCodes
@@ -58,7 +58,7 @@ class DiffAE(CodeApplications, SemanticCodes):
         encoder = Encoder(data, latent, replace(unet, mult=encoder_mult))
         # to the diffusion a code [B, latent] is a multi-hot label [B, K]
         coded = replace(data, classes=("z_sem",), multilabel=True)
-        labels = LabelOptions(conditional=True, label_dropout=0.0)
+        labels = GuidedOptions(conditional=True, label_dropout=0.0)
         super().__init__(data, latent, encoder, DiffusionApplications(coded, net, process, labels))
 
     @property

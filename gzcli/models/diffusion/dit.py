@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.options import DiffusionOptions
 from gzcli.models.nn.dit import DiTNet, DiTOptions
@@ -28,9 +28,9 @@ class DiT(DiffusionApplications):
         *,
         dit: DiTOptions = DiTOptions(),
         process: DiffusionOptions = DiffusionOptions(),
-        labels: LabelOptions = LabelOptions(conditional=True),
+        labels: GuidedOptions = GuidedOptions(conditional=True),
     ):
-        classes = len(data.classes) if labels.conditional else 0
+        classes = labels.count(data)
         net = DiTNet(data.shape, dit, classes=classes, freq_shift=1.0)  # as in diffusers
         super().__init__(data, net, process, labels)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.models.base import Model
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions, LabelOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.code_applications import CodeApplications
 from gzcli.models.diffusion.codes import SemanticCodes
@@ -94,7 +94,8 @@ class LatentPrior(CodeApplications):
         latent = self.autoencoder.latent
         net = SkipMLP(latent, mlp, classes=len(data.classes) if labels.conditional else 0)
         codes = replace(data, shape=(latent, 1, 1), levels=None)
-        self.diffusion = DiffusionApplications(codes, net, process, labels)
+        told = GuidedOptions(labels.conditional, labels.label_dropout)
+        self.diffusion = DiffusionApplications(codes, net, process, told)
 
     @property
     def coder(self) -> SemanticCodes:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.guided import LabelOptions, logit_normal, stratified
+from gzcli.models.denoising.guided import GuidedOptions, logit_normal, stratified
 from gzcli.models.denoising.inpainting import Inpainting
 from gzcli.models.denoising.schedule import Level, Schedule, Spacing, shift_of
 from gzcli.models.diffusion.bound import discretised_gaussian, strata
@@ -55,7 +55,7 @@ class Diffusion(Inpainting):
         data: DataInfo,
         net: nn.Module,
         process: DiffusionOptions,
-        labels: LabelOptions,
+        labels: GuidedOptions,
         *,
         factor: int | None = None,
     ):
@@ -203,7 +203,7 @@ class Diffusion(Inpainting):
         """n images [n, C, H, W] in [-1, 1]."""
         x = noise.randn(n, *self.drawn_shape(options.size))
         denoise = self.denoiser(
-            self.asked_labels(labels, n),
+            self.sampled_labels(labels, n, noise),
             guidance=options.guidance,
             interval=options.interval,
             clip=options.clip,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.zigzag import ZigzagNet, ZigzagOptions
 from gzcli.types import DataInfo
 
@@ -27,7 +27,7 @@ class ZigMa(FlowApplications):
         *,
         zigzag: ZigzagOptions = ZigzagOptions(),
         flow: FlowOptions = FlowOptions(),
-        labels: LabelOptions = LabelOptions(),
+        labels: GuidedOptions = GuidedOptions(),
     ):
-        net = ZigzagNet(data.shape, zigzag, classes=len(data.classes) if labels.conditional else 0)
+        net = ZigzagNet(data.shape, zigzag, classes=labels.count(data))
         super().__init__(data, net, flow, labels)

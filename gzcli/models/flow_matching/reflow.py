@@ -7,6 +7,7 @@ needs fewer steps.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.denoising.flow import FlowMatching, FlowOptions, TimeSampling
 from gzcli.models.denoising.flow_applications import FlowApplications
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions, LabelOptions
 from gzcli.models.nn.ode import Solver
 from gzcli.types import Batch, DataInfo
 
@@ -64,19 +65,30 @@ class Reflow(FlowApplications):
             )
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
         flow = FlowOptions(time_sampling=time_sampling, shift=teacher.shift)
-        super().__init__(data, net, flow, labels)
+        clusters = 0 if teacher.clusters is None else len(teacher.clusters)
+        told = GuidedOptions(labels.conditional, labels.label_dropout, clusters)
+        super().__init__(data, net, flow, told)
+        if self.clusters is not None:
+            self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
         self.pairs_each = pairs
         self.pair_solver, self.pair_steps, self.pair_guidance = pair_solver, pair_steps, pair_guidance
 
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Nothing: the clusters are the teacher's."""
+
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """Noise, and the images that the teacher generates from it given the labels of the batch, both
-        [B, C, H, W], or [B, pairs, C, H, W] for several pairs.
+        [B, C, H, W], or [B, pairs, C, H, W] for several pairs. A teacher of clusters is told that of the
+        training image, which is kept: [B].
 
         Half precision, with an error of 1/2000 where grey levels are 1/128 apart, halves the size on disk.
         """
-        f = self.teacher.velocity(batch.y if self.conditional else None, self.pair_guidance)
+        y = batch.y if self.conditional else None
+        if self.clusters is not None:
+            y = self.clusters(batch.x)
+        f = self.teacher.velocity(y, self.pair_guidance)
         made = []
         for _ in range(self.pairs_each):
             x0 = batch.noise.randn(*batch.x.shape).half()
@@ -85,7 +97,10 @@ class Reflow(FlowApplications):
         noise, image = (
             torch.stack(each, 1) if self.pairs_each > 1 else each[0] for each in zip(*made, strict=True)
         )
-        return {"noise": noise, "image": image}
+        return {"noise": noise, "image": image} | ({} if self.clusters is None else {"cluster": y})
+
+    def told(self, batch: Batch) -> Tensor | None:
+        return super().told(batch) if self.clusters is None else batch.extra["cluster"].long()
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         noise, image = batch.extra["noise"], batch.extra["image"]

@@ -125,13 +125,13 @@ class UNet(nn.Module):
         data: DataInfo,
         options: UNetOptions,
         *,
-        conditional: bool = False,
+        classes: int = 0,
         guides: int = 0,
         **conventions: Any,
     ) -> Self:
         """The network of images like `data`. Raises UsageError for a side that is no multiple of the patch.
 
-        conditional: whether the network is conditioned on the label.
+        classes: labels that the network is conditioned on; 0: none.
         guides: channels of the input beside those of the output.
         conventions: other keywords of the class.
         """
@@ -139,7 +139,6 @@ class UNet(nn.Module):
         sizes = {key: value for key, value in asdict(options).items() if key != "mult"}
         sizes["channels"] = tuple(options.channels * m for m in mult)
         sizes["attention"] = attended(data.shape, len(mult), options)
-        classes = len(data.classes) if conditional else 0
         c = data.shape[0]
         return cls(c + guides, c, classes=classes, **sizes, **conventions)
 

@@ -20,7 +20,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.denoising.samplers import Randn
 from gzcli.models.denoising.schedule import clean
 from gzcli.models.nn import at_least
@@ -77,9 +77,9 @@ class NCSNv2(ScoreApplications):
         sigma_max: float | None = None,
         sigma_min: float = 0.02,
         levels: int | None = None,
-        labels: LabelOptions = LabelOptions(),
+        labels: GuidedOptions = GuidedOptions(),
     ):
-        net = RefineNet(data.shape[0], refinenet, classes=len(data.classes) if labels.conditional else 0)
+        net = RefineNet(data.shape[0], refinenet, classes=labels.count(data))
         score = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform")
         size = math.prod(data.shape)
         ladder = VE(1e-3, sigma_min, WIDEST * math.sqrt(size) if sigma_max is None else sigma_max)

@@ -153,9 +153,18 @@ class RefineBlock(nn.Module):
                 h = h + other
         h = path = F.elu(h)
         for conv in self.chain:
-            path = conv(F.max_pool2d(path, 5, stride=1, padding=2))
+            path = conv(pooled(path))
             h = h + path
         return self.out(h)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """The largest of 5×5 neighbours of x [B, C, H, W]: on a CPU with channels last, where PyTorch pools in a
+    quarter of the time."""
+    if x.device.type != "cpu":
+        return F.max_pool2d(x, 5, stride=1, padding=2)
+    last = x.contiguous(memory_format=torch.channels_last)
+    return F.max_pool2d(last, 5, stride=1, padding=2).contiguous()
 
 
 class ResidualUnit(nn.Module):

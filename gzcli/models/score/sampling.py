@@ -70,6 +70,6 @@ def drawn(
 ) -> Tensor:
     """n images [n, C, H, W] in [-1, 1] from noise."""
     x = model.prior_std * noise.randn(n, *model.drawn_shape(options.size))
-    y = model.asked_labels(labels, n)
+    y = model.sampled_labels(labels, n, noise)
     x = samplers[options.sampler](model, x, y, options, draws_like(noise, x), progress)
     return model.into_range(x)

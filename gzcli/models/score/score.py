@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.models.denoising.guided import LabelOptions, stratified
+from gzcli.models.denoising.guided import GuidedOptions, stratified
 from gzcli.models.denoising.inpainting import Inpainting
 from gzcli.models.denoising.samplers import Denoise, dpmpp
 from gzcli.models.denoising.schedule import Level, clean
@@ -48,7 +48,7 @@ class ScoreModel(Inpainting):
         net: nn.Module,
         sde: SDE,
         score: ScoreOptions,
-        labels: LabelOptions,
+        labels: GuidedOptions,
         *,
         rescale: bool,
     ):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.denoising.schedule import shift_of
 from gzcli.models.nn.ode import LikelihoodOptions, dequantised, grey_levels, log_density
 from gzcli.models.nn.unet import UNet
@@ -39,9 +39,9 @@ class SGM(ScoreApplications):
         unet: UNetOptions = UNetOptions(),
         sde: SDEOptions = SDEOptions(),
         score: ScoreOptions = ScoreOptions(),
-        labels: LabelOptions = LabelOptions(),
+        labels: GuidedOptions = GuidedOptions(),
     ):
-        net = UNet.of(data, unet, conditional=labels.conditional)
+        net = UNet.of(data, unet, classes=labels.count(data))
         process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
         super().__init__(data, net, process, score, labels, rescale=True)
 

@@ -1,0 +1,137 @@
+"""Clusters in place of labels, against k-means of scikit-learn and counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from torch import nn
+
+from gzcli.engine.portable_sampler import noise as portable_noise
+from gzcli.errors import UsageError
+from gzcli.models import catalog
+from gzcli.models.denoising.clusters import Clusters
+from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
+
+SHAPE = (1, 4, 4)
+INFO = DataInfo(SHAPE, classes=("a", "b"))
+SMALL = {"channels": 4, "groups": 4, "mult": (1,), "attention": (), "patch": 1}
+
+
+def images(counts: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    """Images about as many random means as there are counts, in random order."""
+    gen = torch.Generator().manual_seed(seed)
+    means = torch.rand(len(counts), *SHAPE, generator=gen) * 2 - 1
+    which = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    which = which[torch.randperm(len(which), generator=gen)]
+    return means[which] + 0.01 * torch.randn(len(which), *SHAPE, generator=gen)
+
+
+def batches(x: torch.Tensor, size: int = 32) -> list[Batch]:
+    parts = x.split(size)
+    return [Batch(p, None, torch.arange(len(p)), ImageNoise(i, range(len(p)))) for i, p in enumerate(parts)]
+
+
+def fitted(counts: tuple[int, ...], number: int) -> tuple[Clusters, torch.Tensor]:
+    clusters, x = Clusters(SHAPE, number), images(counts)
+    clusters.fit(batches(x))
+    return clusters, x
+
+
+def test_clusters_are_those_of_scikit_learn():
+    clusters, x = fitted((60, 30, 10), 3)
+    theirs = KMeans(3, n_init=10, random_state=1).fit(x.flatten(1).numpy())
+    pairs = set(zip(clusters(x).tolist(), theirs.labels_.tolist(), strict=True))
+    assert len(pairs) == 3
+    assert sorted(clusters.shares.tolist()) == pytest.approx([0.1, 0.3, 0.6])
+    for mine, other in pairs:
+        centre = theirs.cluster_centers_[other]
+        assert clusters.centres[mine].numpy() == pytest.approx(centre, abs=1e-5)
+
+
+def test_clusters_are_drawn_by_their_shares_and_each_image_by_itself():
+    clusters, _ = fitted((60, 30, 10), 3)
+    n = 20_000
+    drawn = clusters.draw(n, ImageNoise(0, range(n)))
+    shares = torch.bincount(drawn, minlength=3) / n
+    assert shares.numpy() == pytest.approx(clusters.shares.numpy(), abs=4 * 0.5 / n**0.5)
+    assert torch.equal(clusters.draw(50, ImageNoise(0, range(100, 150))), drawn[100:150])
+
+
+def test_fewer_images_than_clusters_leave_some_that_are_never_drawn():
+    clusters, x = fitted((2, 2), 9)
+    assert (clusters.shares > 0).sum() == 4
+    assert set(clusters.draw(1_000, ImageNoise(1, range(1_000))).tolist()) <= set(clusters(x).tolist())
+
+
+def test_large_images_are_compared_by_means_of_their_pixels():
+    clusters = Clusters((3, 128, 64), 2)
+    assert clusters.centres.shape == (2, 3 * 32 * 32)
+    x = torch.rand(2, 3, 128, 64)
+    means = x.view(2, 3, 32, 4, 32, 2).mean((3, 5)).flatten(1)
+    assert clusters.points(x).numpy() == pytest.approx(means.numpy(), abs=1e-6)
+
+
+class Heard(nn.Module):
+    """A net that keeps what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.told = nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, x, t, y=None, drop=None):
+        self.told.append(y)
+        return x * self.weight
+
+
+@pytest.mark.parametrize("name", ["fm", "rf", "sgm", "ddpm", "ncsnv2", "zigma"])
+def test_the_network_is_told_the_cluster_in_training_and_a_drawn_one_in_sampling(name):
+    options = {"patch": 1} if name in ("rf", "zigma") else {}
+    model = catalog.load(name).of(INFO, clusters=3, **options)
+    x = images((60, 30, 10))
+    model.fit(batches(x))
+    model.net = Heard()
+    batch = Batch(x[:8], torch.zeros(8, dtype=torch.long), torch.arange(8), ImageNoise(5, range(8)))
+    model.loss(batch)
+    assert torch.equal(model.net.told[-1], model.clusters(x[:8]))
+    model.sample(40, noise=ImageNoise(0, range(40)), progress=no_progress)
+    told = model.net.told[-1]
+    assert all(torch.equal(told, y) for y in model.net.told[1:])
+    # by the second draw of each image, its noise being the first
+    u = torch.from_numpy(portable_noise("uniform", [], 40, 0, 1))
+    ends = model.clusters.shares.cumsum(0)
+    assert torch.equal(told, (u[:, None] >= ends).sum(1))
+
+
+def test_a_conditional_model_takes_labels_and_no_clusters():
+    model = catalog.load("fm").of(INFO, clusters=3, conditional=True, **SMALL)
+    assert model.clusters is None and model.net.label.classes == 2
+
+
+def test_guidance_goes_towards_clusters_where_there_are_some():
+    plain, told = (catalog.load("fm").of(INFO, clusters=k, **SMALL) for k in (0, 3))
+    told.sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
+    with pytest.raises(UsageError, match="conditional"):
+        plain.sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
+
+
+def test_reflow_is_told_the_clusters_of_its_teacher():
+    teacher = catalog.load("fm").of(INFO, clusters=3, **SMALL)
+    x = images((60, 30, 10))
+    teacher.fit(batches(x))
+    heard = teacher.net = Heard()
+    model = catalog.load("reflow").of(INFO, teacher=teacher, pair_steps=2)
+    model.fit(batches(images((5, 5, 5), seed=3)))
+    assert torch.equal(model.clusters.centres, teacher.clusters.centres)
+    batch = Batch(x[:8], None, torch.arange(8), ImageNoise(5, range(8)))
+    batch.extra |= model.prepare(batch)
+    assert torch.equal(heard.told[-1], teacher.clusters(x[:8]))
+    model.loss(batch)
+    assert torch.equal(model.net.told[-1], teacher.clusters(x[:8]))
+
+
+def test_shares_are_those_of_the_images():
+    clusters, x = fitted((40, 25, 20, 10, 5), 5)
+    found = np.bincount(clusters(x).numpy(), minlength=5) / 100
+    assert clusters.shares.numpy() == pytest.approx(found, abs=1e-6)
