@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from generated import generated
 from helpers import recipe, trainer
@@ -213,6 +216,18 @@ def test_any_value_in_the_recipe_of_a_weights_file_is_met(run, place, value):
         pass
     finally:
         file.unlink()
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["missing", "unknown"])
+def test_weights_of_other_names_are_not_taken(run, lost):
+    """A layer without its weights would be one of random numbers, without a word."""
+    found = checkpoints.read_weights(run.path / "model.safetensors")
+    first = next(iter(found.weights))
+    weights = {k: v for k, v in found.weights.items() if k != first} if lost else dict(found.weights)
+    if not lost:
+        weights["of_another_version"] = torch.zeros(1)
+    with pytest.raises(GzError, match=re.escape(first) if lost else "of_another_version"):
+        restored(replace(found, weights=weights))
 
 
 def test_the_store_is_as_it_was(run):

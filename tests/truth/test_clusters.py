@@ -109,6 +109,18 @@ def test_a_conditional_model_takes_labels_and_no_clusters():
     assert model.clusters is None and model.net.label.classes == 2
 
 
+def test_equal_images_are_one_cluster_without_a_warning(recwarn):
+    clusters = Clusters(SHAPE, 4)
+    clusters.fit(batches(torch.ones(20, *SHAPE)))
+    assert clusters.shares.max() == 1 and not len(recwarn)
+
+
+def test_scores_need_hidden_clusters():
+    model = catalog.load("fm").of(INFO, clusters=3, label_dropout=0.0, **SMALL)
+    with pytest.raises(UsageError, match="label dropout"):
+        model.log_prob(torch.zeros(2, *SHAPE), noise=ImageNoise(0, range(2)))
+
+
 def test_guidance_goes_towards_clusters_where_there_are_some():
     plain, told = (catalog.load("fm").of(INFO, clusters=k, **SMALL) for k in (0, 3))
     told.sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)

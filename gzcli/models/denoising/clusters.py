@@ -10,6 +10,7 @@ its share of the training images.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -61,7 +62,9 @@ class Clusters(nn.Module):
 
         points = torch.cat([self.points(batch.x) for batch in batches]).cpu().numpy()
         count = min(len(self), len(points))
-        found = KMeans(count, n_init=1, max_iter=ROUNDS, random_state=0).fit(points)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of images that are equal, which are one cluster
+            found = KMeans(count, n_init=1, max_iter=ROUNDS, random_state=0).fit(points)
         centres, shares = np.zeros(self.centres.shape, np.float32), np.zeros(len(self), np.float32)
         centres[:count], centres[count:] = found.cluster_centers_, found.cluster_centers_[0]
         shares[:count] = np.bincount(found.labels_, minlength=count) / len(points)

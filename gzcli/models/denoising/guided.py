@@ -65,7 +65,8 @@ class Guided(Model):
             )
         at_least(0, clusters=labels.clusters)
         self.net, self.conditional, self.label_dropout = net, labels.conditional, labels.label_dropout
-        found = not labels.conditional and labels.clusters
+        self.labelled = labels.count(data) > 0  # whether the network is told a label or a cluster
+        found = self.labelled and not labels.conditional
         self.clusters = Clusters(data.shape, labels.clusters) if found else None
 
     def fit(self, batches: Iterable[Batch]) -> None:
@@ -122,7 +123,7 @@ class Guided(Model):
 
         Raises UsageError for unknown labels if training never hid any.
         """
-        if self.conditional and labels is None and not self.label_dropout:
+        if self.labelled and labels is None and not self.label_dropout:
             raise UsageError(
                 "a model trained without label dropout needs labels", hint="set `model.label_dropout`"
             )
@@ -130,8 +131,7 @@ class Guided(Model):
 
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance of a model that cannot be guided, or without labels."""
-        told = self.conditional or self.clusters is not None
-        if guidance != 1 and not (told and self.label_dropout):
+        if guidance != 1 and not (self.labelled and self.label_dropout):
             raise UsageError(
                 f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
                 hint="set `model.conditional` to `true` and train, or `guidance` to 1",

@@ -48,7 +48,7 @@ class DDPM(DiffusionApplications):
         pipeline: Any = DDPMPipeline(
             unet=self.net.to_diffusers(self.data.shape[1:]), scheduler=self.to_scheduler()
         )
-        if self.conditional or self.clusters is not None:
+        if self.labelled:
             pipeline.usage = (
                 "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
                 "no labels"

@@ -100,6 +100,7 @@ class Reflow(FlowApplications):
         return {"noise": noise, "image": image} | ({} if self.clusters is None else {"cluster": y})
 
     def told(self, batch: Batch) -> Tensor | None:
+        """The labels of training images, or the clusters of their pairs."""
         return super().told(batch) if self.clusters is None else batch.extra["cluster"].long()
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
