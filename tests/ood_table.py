@@ -1,6 +1,6 @@
 """Every score of runs on one set, in one table: AUROC and FPR95 beside what papers report.
 
-python tests/ood_table.py RUN… --in mnist --out fashionmnist[,…] [-n N] [--score all] [--into FOLDER]
+python tests/ood_table.py RUN… --in mnist --out fashionmnist[,…] [-n N] [--score all|recipe] [--into FOLDER]
 
 A run is a model's name, a run's id or alias. Each is judged by `gz ood --json`, whose answer is kept in
 FOLDER: the same command goes on where it was stopped, and a run that fails is left out with its error.
@@ -54,7 +54,10 @@ def judged(run: str, words: list[str], kept: Path) -> dict[str, Any] | None:
         command = [sys.executable, "-m", "gzcli", "ood", run, *words, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            print(f"left out: {run}, whose `gz ood` ended with {done.returncode}", file=sys.stderr)
+            print(
+                f"left out: {run}, whose `gz ood` ended with {done.returncode}: {done.stdout}",
+                file=sys.stderr,
+            )
             return None
         kept.write_text(done.stdout)
     return json.loads(kept.read_text())
@@ -94,13 +97,15 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         own = [row for row in own if row["model"] != "baseline" or row["run"] == first]
         lines += [f"## {own[0]['in']} against {out}, {own[0]['n_in']:,} and {own[0]['n_out']:,} images", ""]
         lines += ["| model | score | AUROC | 95 % | FPR95 | papers |", "|---|---|---|---|---|---|"]
-        for model in dict.fromkeys(row["model"] for row in own):
-            best_first = sorted((row for row in own if row["model"] == model), key=lambda row: -row["auroc"])
-            for row in best_first:
+        for model, run in dict.fromkeys((row["model"], row["run"]) for row in own):
+            several = len({row["run"] for row in own if row["model"] == model}) > 1
+            name = run if several else model
+            mine = (row for row in own if (row["model"], row["run"]) == (model, run))
+            for row in sorted(mine, key=lambda row: -row["auroc"]):
                 ends = "" if row["auroc_low"] is None else f"{row['auroc_low']:.3f}–{row['auroc_high']:.3f}"
                 paper = f"{row['paper_auroc']} ({row['paper']})" if row["paper"] else ""
                 figures = f"{row['auroc']:.3f} | {ends} | {row['fpr95']:.3f}"
-                lines.append(f"| {model} | {row['score']} | {figures} | {paper} |")
+                lines.append(f"| {name} | {row['score']} | {figures} | {paper} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -113,11 +118,12 @@ def main() -> None:
     parser.add_argument("--in", dest="inside", required=True, metavar="NAME")
     parser.add_argument("--out", dest="outs", required=True, metavar="NAME[,NAME…]")
     parser.add_argument("-n", type=int, help="images of each set; without it as many as `ood.budget` allows")
-    parser.add_argument("--score", default="all")
+    parser.add_argument("--score", default="all", help="as in `gz ood`; recipe: those of each model's recipe")
     parser.add_argument("--into", type=Path, default=Path("ood_table"), metavar="FOLDER")
     given = parser.parse_args()
     given.into.mkdir(parents=True, exist_ok=True)
-    words = ["--in", given.inside, "--out", given.outs, "--score", given.score]
+    words = ["--in", given.inside, "--out", given.outs]
+    words += [] if given.score == "recipe" else ["--score", given.score]
     words += ["-n", str(given.n)] if given.n else []
     rows: list[dict[str, Any]] = []
     for word in given.runs:
