@@ -115,6 +115,12 @@ def test_equal_images_are_one_cluster_without_a_warning(recwarn):
     assert clusters.shares.max() == 1 and not len(recwarn)
 
 
+@pytest.mark.parametrize("name", ["fm", "rf", "ncsnv2", "zigma"])
+def test_fewer_clusters_than_none_are_refused(name):
+    with pytest.raises(UsageError, match="clusters"):
+        catalog.load(name).of(INFO, clusters=-3)
+
+
 def test_scores_need_hidden_clusters():
     model = catalog.load("fm").of(INFO, clusters=3, label_dropout=0.0, **SMALL)
     with pytest.raises(UsageError, match="label dropout"):

@@ -38,15 +38,16 @@ class LabelOptions:
 class GuidedOptions(LabelOptions):
     """The same, and what stands for labels without them.
 
-    clusters: clusters of images that a model which is not conditional finds and tells its network, as
-      clusters.py says; where the hidden share of `label_dropout` is small, likelihoods and scores, which know
-      no cluster, suffer. 0: none.
+    clusters: number of clusters of images, by k-means of their pixels, one of which the network of a model
+      that is not conditional is told in place of a label (Bao 2022, arXiv:2212.00362); likelihoods and
+      scores know none, and are trained by the share `label_dropout`. 0: none.
     """
 
     clusters: int = 0
 
     def count(self, data: DataInfo) -> int:
-        """How many labels the network tells apart: classes, or clusters."""
+        """How many labels the network tells apart: classes, or clusters. Raises UsageError below 0."""
+        at_least(0, clusters=self.clusters)
         return len(data.classes) if self.conditional else self.clusters
 
 
@@ -63,7 +64,6 @@ class Guided(Model):
             raise UsageError(
                 "a conditional model of data without labels", hint="set `model.conditional` to `false`"
             )
-        at_least(0, clusters=labels.clusters)
         self.net, self.conditional, self.label_dropout = net, labels.conditional, labels.label_dropout
         self.labelled = labels.count(data) > 0  # whether the network is told a label or a cluster
         found = self.labelled and not labels.conditional
