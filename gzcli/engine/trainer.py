@@ -75,8 +75,8 @@ class Trainer:
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        mean = self.model, self.train.ema
-        self.ema = EMA(*mean, self.some_images) if other is None else SharedOutEMA(*mean, other)
+        averaged = self.model, self.train.ema
+        self.ema = EMA(*averaged, self.some_images) if other is None else SharedOutEMA(*averaged, other)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, other or self.model, self.info, part, self.device, 0, self.space)
         based_on, scaler = built_on(run, part.model), accelerator.scaler
@@ -295,4 +295,4 @@ class Trainer:
         """A random subset of the training images, larger at the ends, each augmented by one draw."""
         n = SOME if 0 < self.done < self.steps else MANY
         index = np.random.default_rng(0).permutation(self.batches.positions())[:n]
-        return self.images.scan(index, purpose="calibrate", batch_size=128)
+        yield from self.images.scan(index, purpose="calibrate", batch_size=128)
