@@ -85,7 +85,9 @@ def controls(run: Run) -> Controls:
     part, model = run.trained.part, run.model
     card = card_of(run.trained.run, part.model)
     values: dict[str, Any] = {name: param.default for name, param in card.sample.items()} | dict(part.sample)
-    guided = model.conditional and bool(getattr(model, "label_dropout", False))
+    guided = getattr(model, "labelled", model.conditional) and bool(getattr(model, "label_dropout", False))
+    if guided and values.get("guidance") is None and hasattr(model, "strength"):
+        values["guidance"] = model.strength(None)
     known = [name for name in NUMBERS if isinstance(values.get(name), int | float)]
     names = literals(card.sample["sampler"].annotation) if "sampler" in card.sample else ()
     return Controls(

@@ -21,8 +21,8 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
     """The network calls of one image, found by drawing it.
 
     Each layer that runs counts with its parameters, and half of these parameters run as often or more. So
-    the large network of several counts, and a layer that is skipped at some steps does not. Doubled batches
-    of a guidance count as one call. The pixel models compute every value once and keep it, past their layers'
+    the large network of several counts, and a layer that is skipped at some steps does not. A doubled batch
+    of a guidance counts as two calls. The pixel models compute every value once and keep it, past their layers'
     `forward`: they count as many calls as they take without that (`naive`), one for each value drawn.
 
     trained: the model.
@@ -34,7 +34,7 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
         return parts * math.prod(trained.info.shape[1:])
     noise = ImageNoise(0, range(1), trained.device)
     labels = spread_labels(None, 1, trained.info, trained.device) if trained.model.conditional else None
-    with torch.inference_mode(), trained.sampling(), counted() as runs:
+    with torch.inference_mode(), trained.sampling(), counted(getattr(trained.model, "net", None)) as runs:
         trained.model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
     return weighted_median([(count, own_size(layer)) for layer, count in runs.items()])
 
@@ -54,12 +54,19 @@ def steps_for(trained: Trained, calls: int) -> int | None:
 
 
 @contextmanager
-def counted() -> Iterator[Counter[nn.Module]]:
-    """Counts the calls of every module within the block, also of attached ones."""
+def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
+    """Counts the calls of every module within the block, also of attached ones, while one image is drawn.
+
+    net: a network of images, whose layers count once for each row of its batch.
+    """
     runs: Counter[nn.Module] = Counter()
+    rows = 1
 
     def note(module: nn.Module, inputs: Any) -> None:
-        runs[module] += 1
+        nonlocal rows
+        if module is net:
+            rows = len(inputs[0])
+        runs[module] += rows
 
     handle = nn.modules.module.register_module_forward_pre_hook(note)
     try:

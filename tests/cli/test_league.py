@@ -317,6 +317,8 @@ def test_network_calls_are_counted():
     ]
     assert calls.count_calls(ddpm, {"sampler": "heun", "steps": 4}) == 7
     assert calls.count_calls(known("wgan")) == 1
+    assert calls.count_calls(known("fm", **FM | {"clusters": 3}), {"steps": 3}) == 12, "guided by itself"
+    assert calls.count_calls(known("cfm", **FM), {"steps": 3, "guidance": 2, "interval": (0.5, 1.0)}) == 9
     assert (calls.steps_for(fm, 20), calls.steps_for(ddpm, 20), calls.steps_for(known("wgan"), 20)) == (
         10,
         20,
@@ -328,7 +330,7 @@ def test_network_calls_are_counted():
 
 def test_pixel_models_count_as_without_their_cache():
     pixelcnn = known("pixelcnn", hidden=4, head=4, dilations=(1,))
-    with torch.inference_mode(), calls.counted() as found:
+    with torch.inference_mode(), calls.counted(None) as found:
         pixelcnn.model.sample(1, noise=calls.ImageNoise(0, range(1)), naive=True)
     assert calls.count_calls(pixelcnn) == found[pixelcnn.model] == 256
 

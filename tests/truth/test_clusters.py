@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flat import flat
 from sklearn.cluster import KMeans
 from torch import nn
 
 from gzcli.engine.portable_sampler import noise as portable_noise
 from gzcli.errors import UsageError
 from gzcli.models import catalog
-from gzcli.models.denoising.clusters import Clusters
+from gzcli.models.denoising.clusters import GUIDANCE, Clusters
 from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
 
 SHAPE = (1, 4, 4)
@@ -96,8 +97,8 @@ def test_the_network_is_told_the_cluster_in_training_and_a_drawn_one_in_sampling
     model.loss(batch)
     assert torch.equal(model.net.told[-1], model.clusters(x[:8]))
     model.sample(40, noise=ImageNoise(0, range(40)), progress=no_progress)
-    told = model.net.told[-1]
-    assert all(torch.equal(told, y) for y in model.net.told[1:])
+    told = model.net.told[-1][:40]  # of a batch doubled by guidance
+    assert all(torch.equal(told, rows) for y in model.net.told[1:] for rows in y.split(40))
     # by the second draw of each image, its noise being the first
     u = torch.from_numpy(portable_noise("uniform", [], 40, 0, 1))
     ends = model.clusters.shares.cumsum(0)
@@ -134,6 +135,24 @@ def test_guidance_goes_towards_clusters_where_there_are_some():
         plain.sample(2, noise=ImageNoise(0, range(2)), guidance=2.0)
 
 
+@pytest.mark.parametrize("name", ["fm", "rf", "sgm", "ddpm", "ncsnv2", "zigma"])
+def test_samples_are_guided_towards_clusters_by_default_and_not_towards_labels(name):
+    """The guided output is that of `guided`, whose equation test_fm and test_ddpm check."""
+    patch = {"patch": 1} if name in ("rf", "zigma") else {}
+
+    def scales(options: dict, **how) -> set[float]:
+        model = catalog.load(name).of(INFO, **options, **patch)
+        found, guided = [], model.guided
+        model.guided = lambda x, t, y, scale: found.append(scale) or guided(x, t, y, scale)
+        flat(model.sample)(2, noise=ImageNoise(0, range(2)), progress=no_progress, **how)
+        return set(found)
+
+    assert scales({"clusters": 3}) == {GUIDANCE}
+    assert scales({"clusters": 3}, guidance=1.0) == {1.0}
+    assert scales({"clusters": 3, "label_dropout": 0.0}) == scales({"clusters": 0}) == {1.0}
+    assert scales({"conditional": True}) == {1.0}
+
+
 def test_reflow_is_told_the_clusters_of_its_teacher():
     teacher = catalog.load("fm").of(INFO, clusters=3, **SMALL)
     x = images((60, 30, 10))
@@ -144,7 +163,8 @@ def test_reflow_is_told_the_clusters_of_its_teacher():
     assert torch.equal(model.clusters.centres, teacher.clusters.centres)
     batch = Batch(x[:8], None, torch.arange(8), ImageNoise(5, range(8)))
     batch.extra |= model.prepare(batch)
-    assert torch.equal(heard.told[-1], teacher.clusters(x[:8]))
+    assert torch.equal(heard.told[-1], teacher.clusters(x[:8]).repeat(2)), "as the teacher draws: guided"
+    assert (model.pair_guidance, model.strength(None)) == (GUIDANCE, 1.0)
     model.loss(batch)
     assert torch.equal(model.net.told[-1], teacher.clusters(x[:8]))
 

@@ -24,6 +24,8 @@ from gzcli.types import Batch, Noise
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 ROUNDS = 20  # of k-means, at most
+# of samples towards their cluster: fm on MNIST after 8 CPU-minutes, fd 18.6 without, 10.4 by 1.3, 13.7 by 1.6
+GUIDANCE = 1.3
 
 
 class Clusters(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gzcli.errors import UsageError
 from gzcli.models.base import Model
-from gzcli.models.denoising.clusters import Clusters
+from gzcli.models.denoising.clusters import GUIDANCE, Clusters
 from gzcli.models.nn import at_least, spread_labels, to_fp32
 from gzcli.sizes import Size, sides
 from gzcli.types import Batch, DataInfo, Noise
@@ -128,6 +128,12 @@ class Guided(Model):
                 "a model trained without label dropout needs labels", hint="set `model.label_dropout`"
             )
         return labels if self.conditional else None
+
+    def strength(self, guidance: float | None) -> float:
+        """The guidance of samples: what is asked for, or by default 1, and `GUIDANCE` towards clusters."""
+        if guidance is not None:
+            return guidance
+        return GUIDANCE if self.clusters is not None and self.label_dropout else 1.0
 
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance of a model that cannot be guided, or without labels."""

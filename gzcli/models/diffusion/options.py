@@ -67,7 +67,8 @@ class SamplingOptions(PathOptions):
     eta: noise of ddim as a share of that of the ancestral sampler, 0 … 1.
     churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
     variance: of the ancestral sampler's steps (Ho 2020, section 3.2): β̃ (small) or β (large).
-    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper.
+    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
+      null: 1, and 1.3 towards clusters.
     interval: shares of T between which guidance acts (Kynkäänniemi 2024).
     clip: whether estimates of x_0 are clamped to [-1, 1].
     dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
@@ -79,7 +80,7 @@ class SamplingOptions(PathOptions):
     eta: float = 0.0
     churn: float = 0.0
     variance: Variance = "small"
-    guidance: float = 1.0
+    guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     clip: bool = True
     dynamic: float | None = None

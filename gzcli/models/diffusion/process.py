@@ -204,7 +204,7 @@ class Diffusion(Inpainting):
         x = noise.randn(n, *self.drawn_shape(options.size))
         denoise = self.denoiser(
             self.sampled_labels(labels, n, noise),
-            guidance=options.guidance,
+            guidance=self.strength(options.guidance),
             interval=options.interval,
             clip=options.clip,
             dynamic=options.dynamic,

@@ -34,7 +34,7 @@ class Reflow(FlowApplications):
       image).
     pair_solver: solver of the teacher's ODE, as in `sample`.
     pair_steps: steps of that solver.
-    pair_guidance: guidance of the pairs towards their labels; 1: as trained.
+    pair_guidance: guidance of the pairs towards their labels; 1: as trained; null: what the teacher draws by.
     time_sampling: times of a batch: uniform, stratified or logit_normal, as in `rf`.
     """
 
@@ -49,7 +49,7 @@ class Reflow(FlowApplications):
         pairs: int = 1,
         pair_solver: Solver = "midpoint",
         pair_steps: int = 20,
-        pair_guidance: float = 1.0,
+        pair_guidance: float | None = None,
         time_sampling: TimeSampling = "stratified",
         labels: LabelOptions = LabelOptions(),
     ):
@@ -72,10 +72,15 @@ class Reflow(FlowApplications):
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
         self.pairs_each = pairs
-        self.pair_solver, self.pair_steps, self.pair_guidance = pair_solver, pair_steps, pair_guidance
+        self.pair_solver, self.pair_steps = pair_solver, pair_steps
+        self.pair_guidance = teacher.strength(pair_guidance)
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Nothing: the clusters are the teacher's."""
+
+    def strength(self, guidance: float | None) -> float:
+        """By default 1: the pairs are guided already."""
+        return 1.0 if guidance is None else guidance
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:

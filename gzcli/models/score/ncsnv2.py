@@ -122,7 +122,7 @@ class NCSNv2(ScoreApplications):
         ) -> Tensor:
             repeats = options.repeats
             at_least(1, repeats=repeats)
-            guide, interval = options.guidance, options.interval
+            guide, interval = model.strength(options.guidance), options.interval
             denoise = model.denoiser(y, guidance=guide, interval=interval, clip=options.clip)
             path = [*map(model.level, np.linspace(1, 0, self.rungs).tolist()), clean(0.0)]
             step = options.step or steady_step(path[0].sigma / path[1].sigma, repeats)

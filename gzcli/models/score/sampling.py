@@ -30,7 +30,7 @@ def by_denoiser(sampler: Callable[[ScoreModel, SamplingOptions], Sampler]) -> Dr
         randn: Randn,
         progress: Progress,
     ) -> Tensor:
-        guide, interval = options.guidance, options.interval
+        guide, interval = model.strength(options.guidance), options.interval
         denoise = model.denoiser(y, guidance=guide, interval=interval, clip=options.clip)
         path = model.path(options.steps, options.spacing)
         return sampler(model, options)(denoise, x, path, randn=randn, progress=progress)
@@ -42,7 +42,7 @@ def by_ode(
     model: ScoreModel, x: Tensor, y: Tensor | None, options: SamplingOptions, randn: Randn, progress: Progress
 ) -> Tensor:
     """Sampling by a general solver of the probability-flow ODE."""
-    f = model.velocity(y, options.guidance, options.interval)
+    f = model.velocity(y, model.strength(options.guidance), options.interval)
     times = [level.t for level in model.sde.spaced(options.steps, options.spacing)]
     return solve_by(options.solver, f, x, times, tolerance=options.tolerance, progress=progress)
 
