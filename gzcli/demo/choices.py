@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gzcli.models.catalog import card_of
+from gzcli.models.labelled import Labelled
 from gzcli.recipe.kinds import literals
 from gzcli.store import pretrained, runs
 from gzcli.store.run import Run as StoredRun
@@ -85,9 +86,9 @@ def controls(run: Run) -> Controls:
     part, model = run.trained.part, run.model
     card = card_of(run.trained.run, part.model)
     values: dict[str, Any] = {name: param.default for name, param in card.sample.items()} | dict(part.sample)
-    guided = getattr(model, "labelled", model.conditional) and bool(getattr(model, "label_dropout", False))
-    if guided and values.get("guidance") is None and hasattr(model, "strength"):
-        values["guidance"] = model.strength(None)
+    guided = isinstance(model, Labelled) and model.labelled and model.label_dropout > 0
+    if isinstance(model, Labelled):
+        values["guidance"] = model.strength(values.get("guidance"))
     known = [name for name in NUMBERS if isinstance(values.get(name), int | float)]
     names = literals(card.sample["sampler"].annotation) if "sampler" in card.sample else ()
     return Controls(

@@ -21,9 +21,9 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
     """The network calls of one image, found by drawing it.
 
     Each layer that runs counts with its parameters, and half of these parameters run as often or more. So
-    the large network of several counts, and a layer that is skipped at some steps does not. A doubled batch
-    of a guidance counts as two calls. The pixel models compute every value once and keep it, past their layers'
-    `forward`: they count as many calls as they take without that (`naive`), one for each value drawn.
+    the large network of several counts, and a layer that is skipped at some steps does not. Guidance doubles
+    the batch, which counts as two calls. The pixel models compute every value once and keep it, past their
+    layers' `forward`: they count as many calls as they take without that (`naive`), one for each value drawn.
 
     trained: the model.
     options: keywords of `sample`; they replace those of the recipe.

@@ -56,7 +56,7 @@ START = {
     "models/gan/cyclegan.py::CycleGAN.on_start": "once a run: whether images are remembered, and which",
     "models/stable_diffusion/base.py::StableDiffusion.on_start": "once a run: whether captions are "
     "remembered, and which",
-    "models/denoising/clusters.py::Clusters.fit": "once a run: k-means on the host",
+    "models/clusters.py::Clusters.fit": "once a run: k-means on the host",
     "models/normalizing_flow/norms.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {

@@ -12,7 +12,7 @@ from torch import nn
 from gzcli.engine.portable_sampler import noise as portable_noise
 from gzcli.errors import UsageError
 from gzcli.models import catalog
-from gzcli.models.denoising.clusters import GUIDANCE, Clusters
+from gzcli.models.clusters import GUIDANCE, Clusters
 from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
 
 SHAPE = (1, 4, 4)

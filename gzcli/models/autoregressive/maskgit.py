@@ -8,7 +8,7 @@ schedule gives (section 3.2).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Tru
 from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.denoising.guided import LabelOptions
 from gzcli.models.denoising.inpainting import middle_hidden
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
@@ -34,13 +34,13 @@ class FillOptions:
     choice: scale of the Gumbel noise in the choice of the codes that a pass keeps, which falls to 0 at the
       last step; 0: always the most confident codes.
     guidance: scale of the logits with the label against those without; 1: as trained, more: sharper, at twice
-      the cost.
+      the cost; null: 1, and 1.3 of samples towards clusters.
     """
 
     steps: int = 10
     temperature: float = 1.0
     choice: float = 4.5
-    guidance: float = 1.0
+    guidance: float | None = None
 
 
 class MaskGIT(Prior):
@@ -64,11 +64,11 @@ class MaskGIT(Prior):
         net: TransformerOptions = TransformerOptions(),
         near: bool = True,
         smoothing: float = 0.1,
-        condition: LabelOptions = LabelOptions(label_dropout=0.1),
+        condition: ClusterOptions = ClusterOptions(),
     ):
         super().__init__(data, tokenizer, condition)
         self.smoothing = smoothing
-        self.label = ClassEmbedding(len(data.classes) if self.conditional else 0, net.width)
+        self.label = ClassEmbedding(condition.count(data), net.width)
         self.embed = nn.Embedding(self.codes + 1, net.width)  # the last is the mask token
         self.position = Position(self.grid, net.width)
         self.trunk = Trunk(net, self.grid if near else None)
@@ -148,9 +148,10 @@ class MaskGIT(Prior):
         how: FillOptions = FillOptions(),
     ) -> Tensor:
         """n images [n, C, H, W], all codes at once, refined pass by pass."""
-        device = self.head.weight.device
-        labels = self.asked_labels(labels, n, device, how.guidance)
-        codes = torch.zeros(n, self.length, dtype=torch.long, device=device)
+        guidance, labels = self.strength(how.guidance), self.sampled_labels(labels, n, noise)
+        self.check_guidance(guidance, labels)
+        how = replace(how, guidance=guidance)
+        codes = torch.zeros(n, self.length, dtype=torch.long, device=self.device)
         masked = torch.ones_like(codes, dtype=torch.bool)
         return self.images(self._fill(codes, masked, labels, noise, progress, how))
 
@@ -172,10 +173,12 @@ class MaskGIT(Prior):
         labels uses its null label. Raises UsageError where it was trained without that label.
         """
         hidden = (middle_hidden(x) if mask is None else mask.to(x)) < 0.5
-        if how.guidance != 1 or labels is not None:
-            labels = self.asked_labels(labels, len(x), x.device, how.guidance)
+        guidance = 1.0 if how.guidance is None else how.guidance
+        if guidance != 1 or labels is not None:
+            labels = self.asked_labels(labels, len(x))
         else:
             labels = self.known_labels(None)
+        self.check_guidance(guidance, labels)
         # the encoder must not see hidden pixels, which would reach the codes around them: it gets the mean of
         # the known ones in their place
         known = (~hidden).expand_as(x).sum((1, 2, 3), keepdim=True).clamp(min=1)
@@ -216,9 +219,9 @@ class MaskGIT(Prior):
                 progress(i + 1, steps)
         return codes
 
-    def _logits(self, codes: Tensor, masked: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
+    def _logits(self, codes: Tensor, masked: Tensor, labels: Tensor | None, guidance: float | None) -> Tensor:
         """`forward`, extrapolated from the logits without labels by the scale `guidance`."""
-        if guidance == 1 or labels is None:
+        if guidance is None or guidance == 1 or labels is None:
             return self(codes, masked, labels)
         hidden = torch.arange(2 * len(codes), device=codes.device) >= len(codes)
         both = self(codes.repeat(2, 1), masked.repeat(2, 1), torch.cat([labels, labels]), hidden)

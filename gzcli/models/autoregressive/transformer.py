@@ -16,7 +16,7 @@ from gzcli.models.autoregressive.blocks import Position, TransformerOptions, Tru
 from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.denoising.guided import LabelOptions
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, spread_labels, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
@@ -51,10 +51,10 @@ class Transformer(Prior):
         *,
         tokenizer: Model,
         net: TransformerOptions = TransformerOptions(),
-        condition: LabelOptions = LabelOptions(label_dropout=0.0),
+        condition: ClusterOptions = ClusterOptions(label_dropout=0.0),
     ):
         super().__init__(data, tokenizer, condition)
-        self.label = ClassEmbedding(len(data.classes) if self.conditional else 0, net.width)
+        self.label = ClassEmbedding(condition.count(data), net.width)
         self.embed = nn.Embedding(self.codes, net.width)
         self.position = Position(self.grid, net.width)
         self.trunk = Trunk(net)
@@ -95,16 +95,16 @@ class Transformer(Prior):
         noise: Noise,
         progress: Progress = no_progress,
         how: DrawOptions = DrawOptions(),
-        guidance: float = 1.0,
+        guidance: float | None = None,
     ) -> Tensor:
         """n images [n, C, H, W], code by code; keys and values of earlier codes are cached.
 
         guidance: scale of the logits with the label against those without (Ho 2022, arXiv:2207.12598); 1: as
-          trained, more: sharper, at twice the cost.
+          trained, more: sharper, at twice the cost; null: 1, and 1.3 towards clusters.
         """
-        device = self.head.weight.device
-        labels = self.asked_labels(labels, n, device, guidance)
-        codes = torch.zeros(n, 0, dtype=torch.long, device=device)
+        guidance, labels = self.strength(guidance), self.sampled_labels(labels, n, noise)
+        self.check_guidance(guidance, labels)
+        codes = torch.zeros(n, 0, dtype=torch.long, device=self.device)
         return self.images(self._generate(codes, labels, noise, progress, how, guidance))
 
     @torch.no_grad()
@@ -120,8 +120,9 @@ class Transformer(Prior):
     ) -> Applied:
         """x [B, C, H, W] with its first rows kept, and the rest sampled given their codes.
 
-        A conditional model without labels takes the class that makes the kept codes most probable. Raises
-        UsageError for a number of rows that the images do not have, or that splits a code.
+        A conditional model without labels takes the class that makes the kept codes most probable; one of
+        clusters draws the cluster given them. Raises UsageError for a number of rows that the images do not
+        have, or that splits a code.
 
         rows: how many rows of pixels are kept, a multiple of the rows that a code covers; null: about half.
         """
@@ -140,9 +141,20 @@ class Transformer(Prior):
                 best = self.class_log_prob(codes, noise).argmax(1)
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
             labels = spread_labels(labels, len(x), self.data, x.device)
-        done = self.images(self._generate(codes, labels, noise, progress, how, 1.0))
+        told = labels if self.conditional else self.drawn_cluster(codes, noise)
+        done = self.images(self._generate(codes, told, noise, progress, how, 1.0))
         done = torch.cat([x[:, :, :rows], done[:, :, rows:]], 2)
         return Applied(done, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
+
+    def drawn_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
+        """A cluster [B] drawn from p(c | codes) given the first codes [B, kept] of images; None without
+        clusters."""
+        if self.clusters is None:
+            return None
+        joint = self.clusters.shares.log().expand(len(codes), -1)
+        if codes.shape[1]:
+            joint = joint + self.class_log_prob(codes, noise)
+        return draw(joint.softmax(1), noise.rand(len(codes)))
 
     def _generate(
         self,

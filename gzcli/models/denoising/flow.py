@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.models.denoising.coupling import coupled
-from gzcli.models.denoising.guided import GuidedOptions, logit_normal, stratified
+from gzcli.models.denoising.guided import logit_normal, stratified
 from gzcli.models.denoising.round_trip import RoundTrip
 from gzcli.models.denoising.samplers import Denoise
 from gzcli.models.denoising.schedule import Level, Shift, shift_of
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.ode import (
     LikelihoodOptions,
@@ -82,7 +83,7 @@ class FlowMatching(RoundTrip):
         data: DataInfo,
         net: nn.Module,
         flow: FlowOptions,
-        labels: GuidedOptions,
+        labels: ClusterOptions,
         *,
         sigma_min: float = 0.0,
     ):

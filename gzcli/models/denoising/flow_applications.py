@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from gzcli.errors import UsageError
 from gzcli.models.denoising.by_class import ByClass
 from gzcli.models.denoising.flow import SCALE, FlowMatching, FlowOptions, shifted
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.denoising.inpainting import by_moments, completed, to_complete
 from gzcli.models.denoising.interpolation import through_noise
 from gzcli.models.denoising.posterior import pixels
 from gzcli.models.denoising.round_trip import check_strength
 from gzcli.models.denoising.schedule import Level, clean
 from gzcli.models.denoising.upscaling import enlarged, reduced
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
@@ -36,7 +36,7 @@ class FlowApplications(ByClass, FlowMatching):
         data: DataInfo,
         net: nn.Module,
         flow: FlowOptions,
-        labels: GuidedOptions,
+        labels: ClusterOptions,
         *,
         sigma_min: float = 0.0,
     ):

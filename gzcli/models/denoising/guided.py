@@ -7,76 +7,27 @@ hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.base import Model
-from gzcli.models.denoising.clusters import GUIDANCE, Clusters
-from gzcli.models.nn import at_least, spread_labels, to_fp32
+from gzcli.models.labelled import ClusterOptions, Labelled
+from gzcli.models.nn import to_fp32
 from gzcli.sizes import Size, sides
-from gzcli.types import Batch, DataInfo, Noise
+from gzcli.types import DataInfo, Noise
 
 
-@dataclass(frozen=True)
-class LabelOptions:
-    """How a model is conditioned on labels.
-
-    conditional: whether the model is conditioned on the label of an image.
-    label_dropout: share of labels that training hides, 0 … 1; guidance, and images without labels, need it
-      above 0.
-    """
-
-    conditional: bool = False
-    label_dropout: float = 0.1
-
-
-@dataclass(frozen=True)
-class GuidedOptions(LabelOptions):
-    """The same, and what stands for labels without them.
-
-    clusters: number of clusters of images, by k-means of their pixels, one of which the network of a model
-      that is not conditional is told in place of a label (Bao 2022, arXiv:2212.00362); likelihoods and
-      scores know none, and are trained by the share `label_dropout`. 0: none.
-    """
-
-    clusters: int = 0
-
-    def count(self, data: DataInfo) -> int:
-        """How many labels the network tells apart: classes, or clusters. Raises UsageError below 0."""
-        at_least(0, clusters=self.clusters)
-        return len(data.classes) if self.conditional else self.clusters
-
-
-class Guided(Model):
-    """A model that may be conditioned on labels. Raises UsageError for a conditional model of data without
-    labels."""
+class Guided(Labelled):
+    """A model of a network that may be conditioned on labels."""
 
     latents = True
     net: nn.Module
 
-    def __init__(self, data: DataInfo, net: nn.Module, labels: GuidedOptions):
-        super().__init__(data)
-        if labels.conditional and not data.classes:
-            raise UsageError(
-                "a conditional model of data without labels", hint="set `model.conditional` to `false`"
-            )
-        self.net, self.conditional, self.label_dropout = net, labels.conditional, labels.label_dropout
-        self.labelled = labels.count(data) > 0  # whether the network is told a label or a cluster
-        found = self.labelled and not labels.conditional
-        self.clusters = Clusters(data.shape, labels.clusters) if found else None
-
-    def fit(self, batches: Iterable[Batch]) -> None:
-        """Finds the clusters."""
-        if self.clusters is not None:
-            self.clusters.fit(batches)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+    def __init__(self, data: DataInfo, net: nn.Module, labels: ClusterOptions):
+        super().__init__(data, labels)
+        self.net = net
 
     def drawn_shape(self, size: Size | None) -> tuple[int, ...]:
         """The shape (C, H, W) of images that are drawn.
@@ -95,55 +46,6 @@ class Guided(Model):
                 hint=f"leave `size` out: it draws {width}×{height}; the U-Nets of ddpm, fm and sgm draw any",
             )
         return self.data.shape[0], *sides(size)
-
-    def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels of a batch, or its clusters, and the rows [B] where they are hidden."""
-        y = self.told(batch)
-        return y, None if y is None else batch.noise.rand(len(batch)) < self.label_dropout
-
-    def told(self, batch: Batch) -> Tensor | None:
-        """The labels of training images, or their clusters; None where the network is told nothing."""
-        if self.clusters is not None:
-            return self.clusters(batch.x)
-        return batch.y if self.conditional else None
-
-    def sampled_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
-        """The labels of n images that are drawn from nothing: those asked for, or clusters, which are drawn
-        where none are given."""
-        if self.clusters is None:
-            return self.asked_labels(labels, n)
-        return self.clusters.draw(n, noise) if labels is None else labels.to(self.device)
-
-    def asked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
-        """The labels of n samples, by default spread over the classes; None for an unconditional model."""
-        return spread_labels(labels, n, self.data, self.device) if self.conditional else None
-
-    def known_labels(self, labels: Tensor | None) -> Tensor | None:
-        """The labels of given images; None where they are unknown.
-
-        Raises UsageError for unknown labels if training never hid any.
-        """
-        if self.labelled and labels is None and not self.label_dropout:
-            raise UsageError(
-                "a model trained without label dropout needs labels", hint="set `model.label_dropout`"
-            )
-        return labels if self.conditional else None
-
-    def strength(self, guidance: float | None) -> float:
-        """The guidance of samples: what is asked for, or by default 1, and `GUIDANCE` towards clusters."""
-        if guidance is not None:
-            return guidance
-        return GUIDANCE if self.clusters is not None and self.label_dropout else 1.0
-
-    def check_guidance(self, guidance: float, y: Tensor | None) -> None:
-        """Raises UsageError for guidance of a model that cannot be guided, or without labels."""
-        if guidance != 1 and not (self.labelled and self.label_dropout):
-            raise UsageError(
-                f"`guidance` {guidance:g} needs a conditional model trained with label dropout",
-                hint="set `model.conditional` to `true` and train, or `guidance` to 1",
-            )
-        if guidance != 1 and y is None:
-            raise UsageError("guidance needs labels to go towards", hint="name them with `--label`")
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
         """The guided output u + scale · (c − u) in fp32, of the outputs c with labels and u without (eq. 6,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.guided import Guided, GuidedOptions
+from gzcli.models.denoising.guided import Guided
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least
 from gzcli.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 
@@ -21,7 +22,7 @@ class RoundTrip(Guided):
     recon_mean: Tensor | None  # of each error of an image, set by `fit_recon`
     recon_std: Tensor | None
 
-    def __init__(self, data: DataInfo, net: nn.Module, labels: GuidedOptions):
+    def __init__(self, data: DataInfo, net: nn.Module, labels: ClusterOptions):
         super().__init__(data, net, labels)
         self.register_buffer("recon_mean", None, persistent=False)
         self.register_buffer("recon_std", None, persistent=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.diffusion.options import DiffusionOptions
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import DataInfo
 
@@ -20,7 +20,7 @@ class CDDPM(DDPM):
         *,
         unet: UNetOptions = UNetOptions(),
         process: DiffusionOptions = DiffusionOptions(),
-        labels: GuidedOptions = GuidedOptions(conditional=True),
+        labels: ClusterOptions = ClusterOptions(conditional=True),
         factor: int | None = None,
     ):
         super().__init__(data, unet=unet, process=process, labels=labels, factor=factor)

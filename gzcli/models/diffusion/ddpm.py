@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.options import DiffusionOptions
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet import UNet
 from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import DataInfo
@@ -31,7 +31,7 @@ class DDPM(DiffusionApplications):
         *,
         unet: UNetOptions = UNetOptions(),
         process: DiffusionOptions = DiffusionOptions(),
-        labels: GuidedOptions = GuidedOptions(),
+        labels: ClusterOptions = ClusterOptions(),
         factor: int | None = None,
     ):
         guides = data.shape[0] if factor else 0

@@ -17,12 +17,12 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.code_applications import CodeApplications
 from gzcli.models.diffusion.codes import SemanticCodes
 from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, SamplingOptions
 from gzcli.models.diffusion.semantic import CodedUNet, Encoder
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet_sizes import UNetOptions, widths_of
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
 
@@ -58,7 +58,7 @@ class DiffAE(CodeApplications, SemanticCodes):
         encoder = Encoder(data, latent, replace(unet, mult=encoder_mult))
         # to the diffusion a code [B, latent] is a multi-hot label [B, K]
         coded = replace(data, classes=("z_sem",), multilabel=True)
-        labels = GuidedOptions(conditional=True, label_dropout=0.0)
+        labels = ClusterOptions(conditional=True, label_dropout=0.0)
         super().__init__(data, latent, encoder, DiffusionApplications(coded, net, process, labels))
 
     @property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.options import DiffusionOptions
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.types import DataInfo
 
@@ -28,7 +28,7 @@ class DiT(DiffusionApplications):
         *,
         dit: DiTOptions = DiTOptions(),
         process: DiffusionOptions = DiffusionOptions(),
-        labels: GuidedOptions = GuidedOptions(conditional=True),
+        labels: ClusterOptions = ClusterOptions(conditional=True),
     ):
         classes = labels.count(data)
         net = DiTNet(data.shape, dit, classes=classes, freq_shift=1.0)  # as in diffusers

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.models.base import Model
-from gzcli.models.denoising.guided import GuidedOptions, LabelOptions
 from gzcli.models.diffusion.applications import DiffusionApplications
 from gzcli.models.diffusion.code_applications import CodeApplications
 from gzcli.models.diffusion.codes import SemanticCodes
 from gzcli.models.diffusion.diffae import DiffAE
 from gzcli.models.diffusion.options import DiffusionOptions, PathOptions, SamplingOptions
+from gzcli.models.labelled import ClusterOptions, LabelOptions
 from gzcli.models.nn import ClassEmbedding
 from gzcli.models.nn.unet import time_embedding
 from gzcli.types import Batch, DataInfo, Noise, Progress, no_progress
@@ -94,7 +94,7 @@ class LatentPrior(CodeApplications):
         latent = self.autoencoder.latent
         net = SkipMLP(latent, mlp, classes=len(data.classes) if labels.conditional else 0)
         codes = replace(data, shape=(latent, 1, 1), levels=None)
-        told = GuidedOptions(labels.conditional, labels.label_dropout)
+        told = ClusterOptions(labels.conditional, labels.label_dropout)
         self.diffusion = DiffusionApplications(codes, net, process, told)
 
     @property

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from gzcli.errors import UsageError
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.guided import GuidedOptions, logit_normal, stratified
+from gzcli.models.denoising.guided import logit_normal, stratified
 from gzcli.models.denoising.inpainting import Inpainting
 from gzcli.models.denoising.schedule import Level, Schedule, Spacing, shift_of
 from gzcli.models.diffusion.bound import discretised_gaussian, strata
 from gzcli.models.diffusion.options import SAMPLERS, DiffusionOptions, LossType, SamplingOptions, Variance
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import to_fp32
 from gzcli.models.nn.ode import grey_levels
 from gzcli.types import Batch, DataInfo, Noise, Progress, moved, no_progress
@@ -55,7 +56,7 @@ class Diffusion(Inpainting):
         data: DataInfo,
         net: nn.Module,
         process: DiffusionOptions,
-        labels: GuidedOptions,
+        labels: ClusterOptions,
         *,
         factor: int | None = None,
     ):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.diffusion.zigzag import ZigzagNet, ZigzagOptions
+from gzcli.models.labelled import ClusterOptions
 from gzcli.types import DataInfo
 
 
@@ -27,7 +27,7 @@ class ZigMa(FlowApplications):
         *,
         zigzag: ZigzagOptions = ZigzagOptions(),
         flow: FlowOptions = FlowOptions(),
-        labels: GuidedOptions = GuidedOptions(),
+        labels: ClusterOptions = ClusterOptions(),
     ):
         net = ZigzagNet(data.shape, zigzag, classes=labels.count(data))
         super().__init__(data, net, flow, labels)

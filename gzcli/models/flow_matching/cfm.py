@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 
 from gzcli.models.denoising.flow import FlowOptions
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.flow_matching.fm import FM
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import Batch, DataInfo
 
@@ -28,7 +28,7 @@ class CFM(FM):
         unet: UNetOptions = UNetOptions(),
         sigma_min: float = 0.0,
         flow: FlowOptions = FlowOptions(),
-        labels: GuidedOptions = GuidedOptions(conditional=True),
+        labels: ClusterOptions = ClusterOptions(conditional=True),
     ):
         super().__init__(data, unet=unet, sigma_min=sigma_min, flow=flow, labels=labels)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
-from gzcli.models.denoising.guided import GuidedOptions
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.unet import UNet
 from gzcli.models.nn.unet_sizes import UNetOptions
 from gzcli.types import DataInfo
@@ -26,7 +26,7 @@ class FM(FlowApplications):
         unet: UNetOptions = UNetOptions(),
         sigma_min: float = 0.0,
         flow: FlowOptions = FlowOptions(),
-        labels: GuidedOptions = GuidedOptions(),
+        labels: ClusterOptions = ClusterOptions(),
     ):
         net = UNet.of(data, unet, classes=labels.count(data))
         super().__init__(data, net, flow, labels, sigma_min=sigma_min)

@@ -16,7 +16,7 @@ from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.denoising.flow import FlowMatching, FlowOptions, TimeSampling
 from gzcli.models.denoising.flow_applications import FlowApplications
-from gzcli.models.denoising.guided import GuidedOptions, LabelOptions
+from gzcli.models.labelled import ClusterOptions, LabelOptions
 from gzcli.models.nn.ode import Solver
 from gzcli.types import Batch, DataInfo
 
@@ -66,7 +66,7 @@ class Reflow(FlowApplications):
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
         flow = FlowOptions(time_sampling=time_sampling, shift=teacher.shift)
         clusters = 0 if teacher.clusters is None else len(teacher.clusters)
-        told = GuidedOptions(labels.conditional, labels.label_dropout, clusters)
+        told = ClusterOptions(labels.conditional, labels.label_dropout, clusters)
         super().__init__(data, net, flow, told)
         if self.clusters is not None:
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
-from gzcli.models.denoising.guided import GuidedOptions
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.types import DataInfo
 
@@ -27,7 +27,7 @@ class RF(FlowApplications):
         *,
         dit: DiTOptions = DiTOptions(),
         flow: FlowOptions = FlowOptions(),
-        labels: GuidedOptions = GuidedOptions(),
+        labels: ClusterOptions = ClusterOptions(),
     ):
         net = DiTNet(data.shape, dit, classes=labels.count(data))
         super().__init__(data, net, flow, labels)

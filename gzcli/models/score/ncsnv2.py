@@ -20,9 +20,9 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from gzcli.errors import UsageError
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.denoising.samplers import Randn
 from gzcli.models.denoising.schedule import clean
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least
 from gzcli.models.score.applications import ScoreApplications
 from gzcli.models.score.options import SamplingOptions, ScoreOptions
@@ -77,7 +77,7 @@ class NCSNv2(ScoreApplications):
         sigma_max: float | None = None,
         sigma_min: float = 0.02,
         levels: int | None = None,
-        labels: GuidedOptions = GuidedOptions(),
+        labels: ClusterOptions = ClusterOptions(),
     ):
         net = RefineNet(data.shape[0], refinenet, classes=labels.count(data))
         score = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform")

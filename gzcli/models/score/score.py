@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.models.denoising.guided import GuidedOptions, stratified
+from gzcli.models.denoising.guided import stratified
 from gzcli.models.denoising.inpainting import Inpainting
 from gzcli.models.denoising.samplers import Denoise, dpmpp
 from gzcli.models.denoising.schedule import Level, clean
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import to_fp32
 from gzcli.models.nn.ode import Velocity, solve
 from gzcli.models.score.options import ScoreOptions
@@ -48,7 +49,7 @@ class ScoreModel(Inpainting):
         net: nn.Module,
         sde: SDE,
         score: ScoreOptions,
-        labels: GuidedOptions,
+        labels: ClusterOptions,
         *,
         rescale: bool,
     ):

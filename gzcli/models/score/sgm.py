@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from gzcli.models.denoising.guided import GuidedOptions
 from gzcli.models.denoising.schedule import shift_of
+from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.ode import LikelihoodOptions, dequantised, grey_levels, log_density
 from gzcli.models.nn.unet import UNet
 from gzcli.models.nn.unet_sizes import UNetOptions
@@ -39,7 +39,7 @@ class SGM(ScoreApplications):
         unet: UNetOptions = UNetOptions(),
         sde: SDEOptions = SDEOptions(),
         score: ScoreOptions = ScoreOptions(),
-        labels: GuidedOptions = GuidedOptions(),
+        labels: ClusterOptions = ClusterOptions(),
     ):
         net = UNet.of(data, unet, classes=labels.count(data))
         process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
