@@ -226,6 +226,13 @@ CASES = [
     Case("vqgan", VQGAN, batch=16, quiet=True),
     Case("transformer", PRIOR, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE}),
     Case("transformer", PRIOR | {"conditional": True}, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE}),
+    Case(
+        "transformer",
+        PRIOR | {"clusters": 5, "label_dropout": 0.1},
+        lr=3e-3,
+        quiet=True,
+        stages={"tokenizer": VQVAE},
+    ),
     Case("maskgit", PRIOR, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
     Case("maskgit", PRIOR | {"conditional": True}, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
     Case("sd_lora", {"rank": 8}, lr=1e-2, batch=8, sample={"steps": 3}, data="digits-captioned"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from coded import images as coded_images
+from coded import prepared, prior
 from flat import flat
 from sklearn.cluster import KMeans
 from torch import nn
@@ -12,7 +16,10 @@ from torch import nn
 from gzcli.engine.portable_sampler import noise as portable_noise
 from gzcli.errors import UsageError
 from gzcli.models import catalog
+from gzcli.models.autoregressive.maskgit import MaskGIT
+from gzcli.models.autoregressive.transformer import Transformer
 from gzcli.models.clusters import GUIDANCE, Clusters
+from gzcli.models.nn import ClassEmbedding
 from gzcli.types import Batch, DataInfo, ImageNoise, no_progress
 
 SHAPE = (1, 4, 4)
@@ -173,3 +180,63 @@ def test_shares_are_those_of_the_images():
     clusters, x = fitted((40, 25, 20, 10, 5), 5)
     found = np.bincount(clusters(x).numpy(), minlength=5) / 100
     assert clusters.shares.numpy() == pytest.approx(found, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------- of the priors of codes
+
+
+def clustered(cls=Transformer, shape=(1, 12, 8), **options):
+    """A prior of random weights that is told one of three clusters."""
+    model = prior(cls, shape, clusters=3, label_dropout=0.1, **options)
+    model.fit(batches(coded_images(60, shape), 20))
+    return model
+
+
+@pytest.mark.parametrize("cls", [Transformer, MaskGIT])
+def test_a_prior_is_told_the_cluster_of_the_image_and_draws_one_by_its_share(cls, monkeypatch):
+    model, x, told = clustered(cls), coded_images(20), []
+    monkeypatch.setattr(ClassEmbedding, "forward", hearing(told))
+    model.train().loss(prepared(model, x))
+    assert torch.equal(told[-1], model.clusters(x))
+    model.eval().sample(30, noise=ImageNoise(3, range(30)), progress=no_progress)
+    assert torch.equal(told[-1], model.clusters.draw(30, ImageNoise(3, range(30))).repeat(2)), "guided"
+    assert model.strength(None) == GUIDANCE
+
+
+def hearing(told: list):
+    forward = ClassEmbedding.forward
+
+    def heard(self, y, n, drop=None):
+        told.append(y)
+        return forward(self, y, n, drop)
+
+    return heard
+
+
+def test_codes_and_clusters_have_probabilities_that_sum_to_one():
+    """Over all codes and clusters; `joint_nll` and the score are those of the image's own cluster."""
+    model = clustered(shape=(1, 8, 8), codes=4)
+    grid = torch.tensor(list(itertools.product(range(4), repeat=4)))
+    with torch.no_grad():
+        p = torch.stack([(-model.nll(grid, y)).exp() for y in model.each_class(grid)], 1)
+        joint = model.clusters.shares * p
+        assert joint.sum() == pytest.approx(1, abs=1e-6)
+        x = coded_images(9, (1, 8, 8))
+        rows = (model.tokenizer.encode(x).flatten(1) * torch.tensor([64, 16, 4, 1])).sum(1)
+        expected = -joint[rows, model.clusters(x)].log()
+        torch.testing.assert_close(model.score_nll(x, noise=ImageNoise(0, range(9))), expected)
+
+
+def test_completions_draw_the_cluster_given_the_kept_codes():
+    model = clustered()
+    kept, n = torch.tensor([[1, 3]]), 20_000
+    with torch.no_grad():
+        joint = torch.stack([(-model.nll(kept, torch.tensor([k]))).exp() for k in range(3)], 1)
+        expected = (joint * model.clusters.shares)[0]
+        drawn = model.drawn_cluster(kept.expand(n, 2), ImageNoise(0, range(n)))
+        first = model.drawn_cluster(kept.expand(n, 2)[:, :0], ImageNoise(0, range(n)))
+    for found, shares in ((drawn, expected / expected.sum()), (first, model.clusters.shares)):
+        counts = torch.bincount(found, minlength=3) / n
+        assert counts.numpy() == pytest.approx(shares.numpy(), abs=4 * 0.5 / n**0.5)
+    done = model.complete(coded_images(4), noise=ImageNoise(0, range(4)))
+    assert done.images.shape == (4, 1, 12, 8)
