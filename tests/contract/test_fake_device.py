@@ -18,6 +18,7 @@ from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
 from helpers import recipe
 from zoo import CASES, Case
 
+from gzcli import philox
 from gzcli.data.batches import TrainBatches
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
@@ -37,7 +38,7 @@ from gzcli.models.options import defaults, grouped
 from gzcli.parts import Part, part_of
 from gzcli.sections import LaunchSection, OptimSection
 from gzcli.store import runs
-from gzcli.types import no_progress
+from gzcli.types import ImageNoise, no_progress
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
@@ -154,6 +155,19 @@ def device(monkeypatch) -> Iterator[OnDevice]:
         yield device
 
 
+@pytest.fixture
+def quick_noise(monkeypatch) -> None:
+    """A draw is one operation on the device in place of a hundred, which have a test of their own."""
+    real = philox.draw
+
+    def draw(seed, call, images, count, numbers, dtype):
+        if images.device != DEVICE:
+            return real(seed, call, images, count, numbers, dtype)
+        return torch.empty(len(images), count, dtype=dtype, device=DEVICE)
+
+    monkeypatch.setattr(philox, "draw", draw)
+
+
 @cache
 def base() -> dict[str, Any]:
     return recipe(FIRST["vae"], steps=100_000)
@@ -205,6 +219,8 @@ class Paths:
         self.whole = self.first and case.model not in KIN
         self.model, self.due = t.model, sorted({step for p in t.phases for step in first_due(p)})
         self.trained = t.trained
+        if hasattr(self.model, "rungs"):
+            self.model.rungs = 3  # of tens, which langevin goes down one by one
         self.given = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
         self.given |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
         self.batch = next(iter(Images.of(self.trained, t.pack, "test", np.arange(2), size=2, seed=0)))
@@ -336,7 +352,7 @@ def unlisted(syncs: set[str], listed: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_path(case, device, monkeypatch, record_property):
+def test_every_path(case, device, quick_noise, monkeypatch, record_property):
     t = trainer_of(case, monkeypatch)
     wrong, count = [], 0
     for name, listed, path in Paths(case, t, device).all():
@@ -394,6 +410,18 @@ def test_the_device_tells_what_a_gpu_would(device):
         assert not device.syncs
     with pytest.raises((TypeError, RuntimeError)):
         x.numpy()
+
+
+def test_noise_is_drawn_on_the_device_without_a_wait(device):
+    noise = ImageNoise(2**40, torch.arange(3), DEVICE)
+    device.syncs.clear()
+    for drawn, dtype in (
+        (noise.randn(3, 2, 5), torch.float32),
+        (noise.rand(3, 7), torch.float32),
+        (noise.randint(9, 3), torch.int64),
+    ):
+        assert drawn.device == DEVICE and drawn.dtype == dtype
+    assert not device.syncs
 
 
 def test_autocast_on_the_device(device):
