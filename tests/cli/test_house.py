@@ -222,7 +222,8 @@ def test_the_engine_knows_no_model():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_imports_itself_and_what_all_share(family):
-    shared = ("models.nn", "models.denoising", "models.base", "models.options", f"models.{family}.")
+    common = ("nn", "denoising", "base", "labelled", "options", f"{family}.")
+    shared = tuple(f"models.{name}" for name in common)
     for name in modules():
         for target in imports(name) if name.startswith(f"models.{family}.") else ():
             assert not target.startswith("models.") or target.startswith(shared), f"{name} imports {target}"
