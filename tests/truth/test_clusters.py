@@ -67,9 +67,10 @@ def test_clusters_are_drawn_by_their_shares_and_each_image_by_itself():
     assert torch.equal(clusters.draw(50, ImageNoise(0, range(100, 150))), drawn[100:150])
 
 
-def test_fewer_images_than_clusters_leave_some_that_are_never_drawn():
-    clusters, x = fitted((2, 2), 9)
-    assert (clusters.shares > 0).sum() == 4
+@pytest.mark.parametrize(("images", "count"), [((2, 2), 1), ((30, 29), 2), ((40, 40), 4)])
+def test_few_images_make_fewer_clusters_and_the_rest_is_never_drawn(images, count):
+    clusters, x = fitted(images, 9)
+    assert (clusters.shares > 0).sum() == count
     assert set(clusters.draw(1_000, ImageNoise(1, range(1_000))).tolist()) <= set(clusters(x).tolist())
 
 
