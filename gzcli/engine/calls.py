@@ -34,7 +34,8 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
         return parts * math.prod(trained.info.shape[1:])
     noise = ImageNoise(0, range(1), trained.device)
     labels = spread_labels(None, 1, trained.info, trained.device) if trained.model.conditional else None
-    with torch.inference_mode(), trained.sampling(), counted(getattr(trained.model, "net", None)) as runs:
+    net = getattr(trained.model, "net", getattr(trained.model, "trunk", None))  # a denoiser's, a prior's
+    with torch.inference_mode(), trained.sampling(), counted(net) as runs:
         trained.model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
     return weighted_median([(count, own_size(layer)) for layer, count in runs.items()])
 
@@ -57,7 +58,7 @@ def steps_for(trained: Trained, calls: int) -> int | None:
 def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
     """Counts the calls of every module within the block, also of attached ones, while one image is drawn.
 
-    net: a network of images, whose layers count once for each row of its batch.
+    net: the network that guidance doubles the batch of; its layers count once for each row.
     """
     runs: Counter[nn.Module] = Counter()
     rows = 1

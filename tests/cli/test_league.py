@@ -14,7 +14,7 @@ import pytest
 import scipy.stats
 import torch
 from PIL import Image
-from zoo import DDPM, FM
+from zoo import CASES, DDPM, FM
 
 from gzcli import league, planning, standings
 from gzcli.data.open import open_pack
@@ -303,9 +303,13 @@ def test_a_curve_is_drawn(tmp_path):
 
 
 def known(model, **options):
+    return trained_of(Case(model, options))
+
+
+def trained_of(case):
     info = open_pack("digits").info()
-    net = Case(model, options).build(info).eval().requires_grad_(False)
-    return Trained(Run(Path(model)), net, info, Part(model), torch.device("cpu"), 1)
+    net = case.build(info).eval().requires_grad_(False)
+    return Trained(Run(Path(case.model)), net, info, Part(case.model), torch.device("cpu"), 1)
 
 
 def test_network_calls_are_counted():
@@ -326,6 +330,17 @@ def test_network_calls_are_counted():
     )
     assert varied(fm, {"calls": 9}).part.sample == {"steps": 4} and fm.part.sample == {}
     assert quick(("fd", "bpd", "own", "speed")) == ["fd", "speed"]
+
+
+@pytest.mark.parametrize("name", ["transformer", "maskgit"])
+def test_a_guided_prior_takes_two_calls_a_pass(name):
+    plain = next(case for case in CASES if case.model == name and not case.conditional)
+    told = replace(plain, options=plain.options | {"clusters": 3, "label_dropout": 0.1})
+    few = {"steps": 4} if name == "maskgit" else {}
+    passes = calls.count_calls(trained_of(plain), few)
+    assert passes == (4 if few else trained_of(plain).model.length)
+    assert calls.count_calls(trained_of(told), few) == 2 * passes
+    assert calls.count_calls(trained_of(told), few | {"guidance": 1.0}) == passes
 
 
 def test_pixel_models_count_as_without_their_cache():
