@@ -165,5 +165,5 @@ def method_options(
                 raise UsageError(f"`--{name}` needs a value ({annotation})")
             text = words.pop(0)
         value = text if annotation == "str" else scalar(text)  # `--negative 3` is a text
-        values[name] = check_value(value, annotation, f"--{name.replace('_', '-')}")
+        values[name] = check_value(value, params[name], f"--{name.replace('_', '-')}")
     return values

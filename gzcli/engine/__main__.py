@@ -126,6 +126,10 @@ def train(run: Run, log: Log) -> None:
     png.made_by(verb="train", run=run.id)
     if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         log.warn(f"a process has died, all are started again ({lives} of `launch.restarts`)")
+    if sum(stage.state != "finished" for stage in run.stages) > 1:
+        from gzcli.engine import later_stages
+
+        later_stages.check(run)
     accelerator: Accelerator | None = None
     for stage in run.stages:
         if stage.state == "finished":

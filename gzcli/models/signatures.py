@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.errors import UsageError
-from gzcli.models.sources import Class, annotation_of, documented, lineage_of
+from gzcli.models.ranges import range_of
+from gzcli.models.sources import ROOT, Class, annotation_of, documented, lineage_of
 
 # Arguments that the engine hands to a method; every other parameter is an option that a user can set.
 GIVEN = {"self", "cls", "n", "x", "labels", "noise", "progress", "data", "batch", "batches", "index"}
@@ -30,6 +31,7 @@ class Param:
 
     annotation: its source text.
     default: None where a value is `required`.
+    ours: whether it is of a class that comes with gz.
     doc: text of the field in the docstring of its dataclass.
     """
 
@@ -37,12 +39,18 @@ class Param:
     annotation: str
     default: Any
     required: bool
+    ours: bool = field(default=False, compare=False)
     doc: str = field(default="", compare=False)
+
+    @property
+    def range(self) -> str | None:
+        """The range of its numbers, as `gzcli.recipe.ranges` reads it; None: any."""
+        return range_of(self.name, self.annotation, ours=self.ours)
 
 
 def params_of(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
     """The parameters of a signature; a dataclass of options is replaced by its fields."""
-    a = function.args
+    a, ours = function.args, ROOT in path.parents
     positional = [*a.posonlyargs, *a.args]
     defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
     for arg, default in [
@@ -53,7 +61,7 @@ def params_of(function: ast.FunctionDef, path: Path) -> Iterator[Param]:
             yield from _fields(group, default, path)
             continue
         value = None if default is None or arg.arg in GIVEN else value_of(default, path)
-        yield Param(arg.arg, annotation_of(arg.annotation, path), value, default is None)
+        yield Param(arg.arg, annotation_of(arg.annotation, path), value, default is None, ours)
 
 
 def _group(annotation: ast.expr | None, path: Path) -> list[Class]:
@@ -68,11 +76,13 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
     found: dict[str, Param] = {}
     texts: dict[str, str] = {}
     for cls in reversed(group):
+        ours = ROOT in cls.path.parents
         texts |= documented(ast.get_docstring(cls.node) or "")
         for line in cls.fields:
             name = line.target.id if isinstance(line.target, ast.Name) else ""
             value = None if line.value is None else value_of(line.value, cls.path)
-            found[name] = Param(name, annotation_of(line.annotation, cls.path), value, line.value is None)
+            kind = annotation_of(line.annotation, cls.path)
+            found[name] = Param(name, kind, value, line.value is None, ours)
     for name, param in found.items():
         param = replace(param, doc=texts.get(name, ""))
         yield replace(param, default=given[name], required=False) if name in given else param

@@ -14,7 +14,8 @@ from gzcli.models import docs
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards
 from gzcli.parts import Part
 from gzcli.recipe.kinds import as_json_schema, parse
-from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, bounds, schema
+from gzcli.recipe.ranges import bounds
+from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, below, schema
 from gzcli.recipe.texts import section_texts
 from gzcli.sections import SCALES, SECTIONS
 from gzcli.store.paths import recipe_names, spelling
@@ -28,6 +29,7 @@ LIMITS: Mapping[str | None, Tree] = {
     "greater than 0": {"exclusiveMinimum": 0},
     "0 or more": {"minimum": 0},
     "1 or more": {"minimum": 1},
+    "in [0, 1]": {"minimum": 0, "maximum": 1},
     "in [0, 1)": {"minimum": 0, "exclusiveMaximum": 1},
 }
 

@@ -14,34 +14,13 @@ from gzcli.errors import UsageError, canonical, did_you_mean
 from gzcli.models.catalog import ModelCard, likelihood_scores, phases
 from gzcli.models.signatures import Param
 from gzcli.parts import Part
-from gzcli.recipe.kinds import advice, convert, numbers, parse, shown, words
+from gzcli.recipe.kinds import advice, convert, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
+from gzcli.recipe.ranges import in_range
 from gzcli.sections import SECTIONS, keys_of, renamed
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
-
-RANGES: dict[str, Callable[[float], bool]] = {
-    "greater than 0": lambda v: v > 0,
-    "0 or more": lambda v: v >= 0,
-    "1 or more": lambda v: v >= 1,
-    "in [0, 1)": lambda v: 0 <= v < 1,
-}
-MOST = "-1,000,000 … 1,000,000"  # whole numbers of models: a width of 10⁹ would take all memory
-
-
-def bounds(range: str) -> tuple[int, int]:
-    """The least and the largest number of a range such as `2 … 256`."""
-    low, high = (int(text.replace(",", "")) for text in range.split(" … "))
-    return low, high
-
-
-def within(range: str) -> Callable[[float], bool]:
-    """Whether a number lies in a range: one of RANGES, or one that `bounds` reads."""
-    if range in RANGES:
-        return RANGES[range]
-    low, high = bounds(range)
-    return lambda v: low <= v <= high
 
 
 @dataclass(frozen=True)
@@ -50,7 +29,7 @@ class Rule:
 
     annotation: its type, as in a signature.
     default: its value where no layer gives one.
-    range: the range of its numbers, as `within` reads it; None: any.
+    range: the range of its numbers, as `ranges.within` reads it; None: any.
     """
 
     annotation: str
@@ -147,8 +126,7 @@ def _given_only(rules: Rules) -> Rules:
 def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
     # a required parameter has no default: `missing` finds where it is not given
     return {
-        name: Rule(p.annotation, ABSENT if p.required else p.default, MOST if "int" in p.annotation else None)
-        for name, p in params.items()
+        name: Rule(p.annotation, ABSENT if p.required else p.default, p.range) for name, p in params.items()
     }
 
 
@@ -164,7 +142,7 @@ def _shared(signatures: Iterable[Mapping[str, Param]]) -> dict[str, Rule]:
     for options in signatures:
         for name, rule in _rules(options).items():
             same = name not in rules or rules[name] == rule
-            rules[name] = rule if same else Rule(rule.annotation, ABSENT)
+            rules[name] = rule if same else replace(rule, default=ABSENT)
     return rules
 
 
@@ -225,7 +203,7 @@ def check(
             elif key in rules:
                 node = parse(rule.annotation)
                 ok, converted = convert(node, value)
-                ranged = ok and (rule.range is None or all(map(within(rule.range), numbers(converted))))
+                ranged = ok and in_range(converted, rule.range)
                 if ranged:
                     clean[key] = converted
                 else:
@@ -240,14 +218,16 @@ def check(
     return walk(fragment, rules, ()), problems
 
 
-def check_value(value: Any, annotation: str, name: str) -> Any:
-    """A value of the command line in the type of `annotation`; `1,2` may be a list. Raises UsageError."""
-    node = parse(annotation)
+def check_value(value: Any, param: Param | Rule, name: str) -> Any:
+    """A value of the command line as a parameter takes it; `1,2` may be a list. Raises UsageError."""
+    node = parse(param.annotation)
     ok, converted = convert(node, value)
     if not ok and isinstance(value, str):
         ok, converted = convert(node, [scalar(item.strip()) for item in value.strip("[]").split(",")])
     if not ok:
         raise UsageError(f"`{name}` must be {words(node)}, not {shown(value)}", hint=advice(node, value))
+    if not in_range(converted, param.range):
+        raise UsageError(f"`{name}` must be {param.range}, not {shown(value)}")
     return converted
 
 

@@ -616,11 +616,12 @@ def test_a_run_can_be_resolved_again(write):
 
 
 def test_values_of_the_command_line():
-    assert schema.check_value(3, "float", "--rate") == 3.0
-    assert schema.check_value("1,2", "tuple[int, ...]", "--rows") == [1, 2]
-    assert schema.check_value("ddim", "Literal['ddim', 'dpm']", "--sampler") == "ddim"
+    sampler = schema.Rule("Literal['ddim', 'dpm']")
+    assert schema.check_value(3, schema.Rule("float"), "--rate") == 3.0
+    assert schema.check_value("1,2", schema.Rule("tuple[int, ...]"), "--rows") == [1, 2]
+    assert schema.check_value("ddim", sampler, "--sampler") == "ddim"
     message = "`--sampler` must be `ddim` or `dpm`, not the text `ddmi` (did you mean `ddim`?)"
-    assert problems(schema.check_value, "ddmi", "Literal['ddim', 'dpm']", "--sampler") == [message]
+    assert problems(schema.check_value, "ddmi", sampler, "--sampler") == [message]
     assert schema.check_scores(["NLL", "iwae"], catalog.card("vae")) == ["nll", "iwae"]
     assert problems(schema.check_scores, ["nll"], catalog.card("wgan"))[0].startswith(
         "`wgan` has no score `nll`"

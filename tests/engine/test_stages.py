@@ -237,6 +237,13 @@ def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
     assert (found[0] != found[1]).mean() > 0.05 and np.array_equal(found[1], found[2])
 
 
+def test_a_wrong_option_of_a_later_stage_is_told_before_an_earlier_one_is_trained(path):
+    run = make(path, "stages.prior.model.heads=3")
+    assert main(run.path) == UsageError.code
+    assert run.status()["error"]["message"] == "`model.width` is 16, which 3 heads cannot share"
+    assert not any((stage.path / "metrics.jsonl").exists() for stage in run.stages)
+
+
 def test_a_later_stage_starts_from_an_earlier_one_s_weights(tmp_path):
     text = """
     train: {steps: 2, batch_size: 8, sample_every: 0, best: none, precision: fp32}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli import ranks
+from gzcli.errors import UsageError
 from gzcli.models.base import Phase
 from gzcli.models.gan.base import GAN, GANOptions
 from gzcli.models.gan.generator import GeneratorOptions
@@ -84,6 +85,8 @@ class PresGAN(GAN):
         conditional: bool = False,
     ):
         super().__init__(data, generator, critic, options, conditional)
+        if not 0 < pixels.sigma_min <= pixels.sigma <= pixels.sigma_max:
+            raise UsageError("`sigma_min`, `sigma` and `sigma_max` must be greater than 0 and in this order")
         self.bounds = math.log(pixels.sigma_min), math.log(pixels.sigma_max)
         self.log_sigma = nn.Parameter(torch.full(data.shape, math.log(pixels.sigma)))
         self.entropy = entropy

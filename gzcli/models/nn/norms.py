@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gzcli.errors import UsageError
+
 HALVES = (torch.bfloat16, torch.float16)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm whose output has the type of its input."""
+    """Group norm whose output has the type of its input. Raises UsageError where the channels do not divide
+    into the groups."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5):
+        if channels % groups:
+            raise UsageError(f"a level of {channels} channels does not divide into {groups} norm groups")
+        super().__init__(groups, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in HALVES:

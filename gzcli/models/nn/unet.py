@@ -82,9 +82,8 @@ class UNet(nn.Module):
             "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
         }
         for c in channels:
-            for what, part in (("norm groups", groups), ("channels a head", head_dim or c)):
-                if c % part:
-                    raise UsageError(f"a level of {c} channels does not divide into {part} {what}")
+            if c % (head_dim or c):
+                raise UsageError(f"a level of {c} channels does not divide into {head_dim} channels a head")
         dim = 4 * channels[0]
         self.dim, self.flip, self.freq_shift, self.patch = channels[0], flip, freq_shift, patch
         self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))

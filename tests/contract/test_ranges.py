@@ -1,0 +1,95 @@
+"""The numbers that options of models may have: what a range lets through is built, or refused in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from zoo import CASES, Case
+
+from gzcli.cli.jobs import method_options
+from gzcli.data.open import open_pack
+from gzcli.engine.shapes import shapes_only
+from gzcli.errors import GzError, UsageError
+from gzcli.models import catalog
+from gzcli.models.catalog import OUTSIDE
+from gzcli.models.ranges import MAY_BE_0, OF_FLOATS, SIGNED, range_of
+from gzcli.models.signatures import Param
+from gzcli.recipe.ranges import in_range, within
+
+ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
+FIRST = {case.model: case for case in reversed(CASES)}
+LEAST = (0, 1)  # of a range the least whole number is one of these
+BUILDERS = [case for case in FIRST.values() if catalog.card(case.model).family != "stable_diffusion"]
+
+
+def options() -> list[tuple[str, Param]]:
+    """(place, option) of all that the zoo has: of models, of their samplers, scores and applications."""
+    return [
+        (f"{card.name} {name}", param)
+        for card in ZOO
+        for methods in ({"model": card.params, "sample": card.sample}, card.scores, card.do)
+        for options in methods.values()
+        for name, param in options.items()
+    ]
+
+
+def test_defaults_lie_in_their_ranges():
+    def values(param: Param) -> object:
+        return list(param.default) if isinstance(param.default, tuple) else param.default
+
+    assert [place for place, param in options() if not in_range(values(param), param.range)] == []
+
+
+def test_only_scales_that_turn_around_are_negative():
+    numeric = [param for _, param in options() if range_of(param.name, param.annotation, ours=False)]
+    assert len(numeric) > 300
+    for _, param in options():
+        if param.range:
+            assert not within(param.range)(-1), param
+        elif "float" in param.annotation.replace(",", " ").replace("[", " ").split():
+            assert param.name in SIGNED, param
+
+
+def test_the_tables_name_what_there_is():
+    names = {param.name for _, param in options()}
+    assert sorted({*MAY_BE_0, *OF_FLOATS, *SIGNED} - names) == []
+
+
+def test_texts_have_no_range_and_models_of_others_may_have_any_number():
+    assert range_of("pair_solver", "Literal['euler', 'midpoint']", ours=True) is None
+    assert range_of("dropout", "float", ours=False) is None
+    assert range_of("width", "int", ours=False) == "-1,000,000 … 1,000,000"
+    assert range_of("mult", "tuple[int, ...] | None", ours=True) == "1 … 1,000,000"
+    assert range_of("groups", "tuple[int, ...]", ours=True) == "0 … 1,000,000"
+
+
+@pytest.mark.parametrize("case", BUILDERS, ids=lambda case: case.model)
+def test_the_least_number_of_a_range_is_built_or_refused_in_words(case: Case):
+    pack = open_pack(case.data)
+    info = pack.info(levels=case.levels or pack.meta.levels, steps=100)
+    for name, param in catalog.card(case.model).params.items():
+        least = next((v for v in LEAST if param.range and within(param.range)(v)), None)
+        if least is None:
+            continue
+        value = (least,) if param.annotation.startswith("tuple") else least
+        try:
+            with shapes_only():
+                replace(case, options={**case.options, name: value}).build(info)
+        except GzError:
+            pass
+        except Exception as e:
+            raise AssertionError(f"`{name}` {value}") from e
+
+
+def test_an_option_of_the_command_line_has_its_range():
+    card = catalog.card("ddpm")
+    for words, must in (
+        ("--dynamic -1", "in [0, 1]"),
+        ("--eta -0.5", "0 or more"),
+        ("--steps=-3", "1 … 1,000,000"),
+    ):
+        with pytest.raises(UsageError, match=r"`--\w+` must be ") as e:
+            method_options(words.split(), card.sample, "`ddpm`", "sample")
+        assert must in e.value.message
+    assert method_options(["--guidance", "-1"], card.sample, "`ddpm`", "sample") == {"guidance": -1.0}
