@@ -28,6 +28,7 @@ from gzcli.run_folder import fingerprint
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
+from gzcli.version import __version__
 
 STEPS = (1, 2, 5, 10, 20, 50)  # of samplers, for the curve of quality against them
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality against its time
@@ -220,10 +221,10 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 
 
 def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
-    """A name for the job's folder below the run's `bench`, and the folder where it was done before."""
+    """A name for the job's folder below the run's `bench`, and the folder where this gz did it before."""
     asked = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
     weights = run.serving.path / "model.safetensors"
-    key = _hash([asked, weights.stat().st_mtime_ns if weights.exists() else 0], 12)
+    key = _hash([asked, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
     done = sorted((run.path / "bench").glob(f"{key}-*/result.json"))
     return key, done[-1].parent if done else None
 
