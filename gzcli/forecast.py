@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from gzcli import costs
 from gzcli.costs import PAUSES, Cost
+from gzcli.errors import UsageError
 from gzcli.jobs import TrialJob
 from gzcli.launch import Plan, count_gpus
 from gzcli.models import catalog
@@ -34,12 +35,14 @@ class Forecast:
     cost: what a step costs; None: not known.
     step: seconds of a step on this machine; None: not known.
     lacking: why something is not known; None: all is.
+    refused: the mistake in the recipe by which the model cannot be built; None: there is none.
     """
 
     part: Part
     cost: Cost | None = None
     step: float | None = None
     lacking: str | None = None
+    refused: UsageError | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -134,6 +137,7 @@ class Inquiry:
         self.keys: list[str] = []
         self.rows: list[dict[str, Any]] = []  # of the job
         self.errors: dict[int, str] = {}  # by the index of a part
+        self.refused: dict[int, UsageError] = {}
 
     def add(self, part: Part, recipe: Recipe, *, tried: bool) -> None:
         """Asks for the cost of a part, and where a step is to be tried for its time.
@@ -175,15 +179,16 @@ class Inquiry:
         for i, row in zip(asked, result["parts"], strict=True):
             if row["error"]:
                 self.errors[i] = row["error"]
+            if "refused" in row:
+                self.refused[i] = UsageError(row["error"], hint=row["refused"] or None)
             if row["cost"]:
                 costs.keep(self.keys[i], costs.cost_from(row["cost"]), self.machine, row["seconds"])
 
     def forecast(self, i: int) -> Forecast:
         """What is known of the part that was added as number i."""
         key = self.keys[i]
-        return Forecast(
-            self.parts[i], costs.kept(key), costs.kept_seconds(key, self.machine), self.errors.get(i)
-        )
+        seconds = costs.kept_seconds(key, self.machine)
+        return Forecast(self.parts[i], costs.kept(key), seconds, self.errors.get(i), self.refused.get(i))
 
 
 def row_of(stage: str, part: Part, **flags: bool) -> dict[str, Any]:

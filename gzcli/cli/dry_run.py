@@ -29,7 +29,8 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     run: the run that goes on; None: a new one would be made.
     paper: the recipe at the scale `paper`; None: it has none, or is it.
 
-    Raises UsageError where the set, as far as it is known, lacks what a model needs.
+    Raises UsageError where the set, as far as it is known, lacks what a model needs, or where a model cannot
+    be built by its options.
     """
     from gzcli import forecast, requirements
     from gzcli.launch import count_gpus, show
@@ -37,6 +38,9 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
 
     facts, needs = requirements.of_data(recipe)
     expect = expected(recipe, plan, facts, paper, measured=True, timed=True)
+    for own in expect.own:
+        if own.refused:
+            raise own.refused
     if facts.info():
         needs += dict.fromkeys(f.lacking for f in expect.own if f.lacking)
     needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]

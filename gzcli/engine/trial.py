@@ -23,7 +23,7 @@ from gzcli.engine.ema import EMA
 from gzcli.engine.latent_shape import on_latents
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import with_prepared
-from gzcli.errors import GzError, MissingError, first_line
+from gzcli.errors import GzError, MissingError, UsageError, first_line
 from gzcli.jobs import TrialJob
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, named_losses
@@ -39,7 +39,8 @@ LARGE = 100_000_000  # parameters of a net that is not built on a CPU, where tha
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """{"parts": […]} with, for each part that is asked for, its `stage`, and its `cost` and `seconds` of a
-    step, or the `error` that keeps them from being found."""
+    step, or the `error` that keeps them from being found; where that is a mistake in the recipe, its hint is
+    in `refused`."""
     seen: dict[str, Seen] = {}
     rows = []
     for row in job.parts:
@@ -58,6 +59,8 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
                     found["seconds"] = seconds_of(part, info, seen, cost, device)
         except GzError as e:
             found["error"] = e.message
+            if isinstance(e, UsageError):
+                found["refused"] = e.hint or ""
         except Exception as e:  # a model of others may do anything, and a net may not fit the memory
             found["error"] = f"{type(e).__name__}: {first_line(e)}"
         if row["asked"]:

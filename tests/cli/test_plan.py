@@ -58,9 +58,9 @@ COST = Cost(
 
 @pytest.fixture
 def planned(monkeypatch):
-    """What the engine would find of a recipe's parts: planned(seconds of a step, error)."""
+    """What the engine would find of a recipe's parts: planned(seconds of a step, error, refused=hint)."""
 
-    def found(seconds: float | None = 0.5, error: str | None = None) -> list[TrialJob]:
+    def found(seconds: float | None = 0.5, error: str | None = None, **refused: str) -> list[TrialJob]:
         jobs: list[TrialJob] = []
 
         def measure(job: TrialJob, say: Callable[[str], None] = lambda text: None) -> dict:
@@ -74,7 +74,7 @@ def planned(monkeypatch):
                 seen = {"cost": None, "seconds": None} if error else {"cost": cost, "seconds": None}
                 if row["timed"] and not error:
                     seen["seconds"] = seconds
-                rows.append({"stage": row["stage"], "error": error, **seen})
+                rows.append({"stage": row["stage"], "error": error, **seen, **refused})
             return {"parts": rows}
 
         monkeypatch.setenv("GZ_TRIAL", "1")
@@ -184,6 +184,15 @@ def test_a_trial_that_fails_is_no_reason_not_to_start_but_ctrl_c_is(
     folder = str(write(tmp_path / "photos", {f"{i}.png": png(RED) for i in range(40)}))
     assert gz("train", "vae", "--data", folder, "--cpu", *FEW)[0] == code
     assert len(runs.all_runs()) == count
+
+
+def test_a_dry_run_of_what_cannot_be_built_is_refused(gz, planned):
+    planned(error="`model.width` is 64, which 7 heads cannot share", refused="set `model.heads`")
+    code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run", "--json")
+    error = json.loads(stdout)["error"]
+    assert code == error["code"] == 2 and error["hint"] == "set `model.heads`"
+    planned(error="no step was tried")
+    assert gz("train", "vqvae", "--cpu", "--dry-run")[0] == 0
 
 
 def test_a_damaged_cost_is_found_anew(home):

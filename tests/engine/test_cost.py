@@ -122,7 +122,12 @@ def test_a_part_that_cannot_be_built_is_told(home, tmp_path):
     row = {"stage": "", "tree": part.tree(), "own": True, "asked": True, "timed": True}
     info = {"shape": [1, 16, 16], "levels": 17, "classes": [], "multilabel": False, "n": 100}
     (found,) = trial.run(TrialJob((row,), info), tmp_path, torch.device("cpu"), None)["parts"]
-    assert found["error"] and found["cost"] is None and found["seconds"] is None
+    assert found["error"] and found["cost"] is None and found["seconds"] is None and "refused" not in found
+    part = replace(seen(FIRST["dit"]).part, options={"width": 32, "heads": 7})
+    (found,) = trial.run(TrialJob((row | {"tree": part.tree()},), info), tmp_path, torch.device("cpu"), None)[
+        "parts"
+    ]
+    assert found["error"].startswith("`model.width` is 32") and found["refused"] == "set `model.width` to 28"
 
 
 def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
