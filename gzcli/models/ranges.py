@@ -9,7 +9,7 @@ ANY_INT, COUNT, SIZE = "-1,000,000 … 1,000,000", "0 … 1,000,000", "1 … 1,0
 MAY_BE_0 = frozenset(
     (
         *("attention", "blocks", "burn_in", "cells", "channel", "checkerboard", "clusters", "corrector"),
-        *("dequant_blocks", "disc_start", "down", "halvings", "keep", "kl_warmup", "pool"),
+        *("dequant_blocks", "disc_start", "down", "halvings", "keep", "kl_warmup", "pool", "rows"),
     )
 )
 OF_FLOATS = {

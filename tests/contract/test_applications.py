@@ -170,7 +170,8 @@ def test_numbers_that_cannot_be(shop, case):
         counts = [name for name, param in params.items() if param.annotation in ("int", "int | None")]
         for i, name in enumerate(counts):
             value = -1 if i % 2 or name in legal else 0
-            assert f"`{name}`" in gz("--do", do, f"--{name}={value}", code=2)["message"], (do, name, value)
+            typed = "--" + name.replace("_", "-")
+            assert f"`{typed}`" in gz("--do", do, f"--{name}={value}", code=2)["message"], (do, name, value)
 
 
 def test_numbers_of_images_that_cannot_be(shop):
