@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SETTLING = 60.0  # seconds for the last words of the main process, which saves and draws after the others
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
-SAVING = 30.0  # seconds without a byte, after which a checkpoint on its way is not waited for
+SAVING = 30.0  # seconds after the last byte of a checkpoint, in which its engine is not killed
 FOLDER = "GZ_FOLDER"  # the variable of an engine, and of all that it starts, that names its folder
 KILLED = 128 + 9  # the exit code of a process that SIGKILL has ended
 ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
@@ -41,12 +41,15 @@ def left_behind(target: Run) -> bool:
 
 
 def is_saving(target: Run) -> bool:
-    """Whether a checkpoint of a run is being written."""
-    parts = [part for run in (target, *target.stages) for part in run.path.glob("checkpoints/.*.part")]
+    """Whether a checkpoint of a run is being written, or has just been: its engine then still records how it
+    ended."""
     latest = 0.0
-    for file in (*parts, *(file for part in parts for file in part.glob("*"))):
-        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile: it is whole
-            latest = max(latest, file.stat().st_mtime)
+    for run in (target, *target.stages):
+        for folder in run.path.glob("checkpoints/*"):
+            try:
+                latest = max(latest, *(path.stat().st_mtime for path in (folder, *folder.glob("*"))))
+            except FileNotFoundError:  # renamed meanwhile: it is whole
+                return True
     return time.time() - latest < SAVING
 
 

@@ -273,6 +273,7 @@ with files.lock(run.lock):
             (part / f"{i}").write_text("x")
             time.sleep(0.2)
         (part / "meta.json").write_text("{}")
+    time.sleep(0.5)  # it is whole, and the status does not say so yet
     error = {"kind": "interrupted", "message": "checkpoint saved", "hint": "--resume"}
     run.update(state="interrupted", code=143, error=error)
 """
