@@ -23,7 +23,8 @@ def noise(n: int) -> ImageNoise:
 
 
 class Exact(nn.Module):
-    """ε of data N(mean, std²) at the level that `level` says: the noise-blind net of a test that knows it."""
+    """ε or v of data N(mean, std²) at the level that `level` says: the noise-blind net of a test that knows
+    it."""
 
     def __init__(self, model: NCSNv2, std: float):
         super().__init__()
@@ -32,8 +33,11 @@ class Exact(nn.Module):
 
     def forward(self, x, t, y=None, drop=None):
         self.calls += 1
-        sigma = self.model.at(t / 1000)[1]
-        return sigma * (x - self.mean) / (self.std**2 + sigma**2)
+        _, sigma, r = self.model.at(t / 1000)
+        v = self.model.prediction == "v"
+        x = r * x if v else x
+        eps = sigma * (x - self.mean) / (self.std**2 + sigma**2)
+        return (eps - sigma * (x - sigma * eps)) / r if v else eps
 
 
 def exact(std: float = 0.2, **options) -> NCSNv2:
@@ -100,6 +104,35 @@ def test_few_steps_of_the_ode_suffice(sampler, calls):
     assert calls is None or model.net.calls == calls
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.03, rtol=0)
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.2), atol=0.02, rtol=0)
+
+
+def test_where_the_network_predicts_v_its_error_of_images_stays_bounded():
+    """An error δ of ε is one of σ δ of images; of v it is one of σ δ / √(1 + σ²)."""
+    eps, v = exact(), exact(prediction="v")
+    x = 9.0 * torch.randn(4, *INFO.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.full((4,), 0.9)
+    sigma = float(eps.at(t)[1][0])
+    with torch.no_grad():
+        true = eps.split(x, t, None)
+        for mine, theirs in zip(v.split(x, t, None), true, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+        for model, far in ((eps, sigma), (v, sigma / math.sqrt(1 + sigma**2))):
+            exactly = model.net.forward
+            model.net.forward = lambda *inputs, exactly=exactly: exactly(*inputs) + 0.1
+            gap = model.split(x, t, None)[0] - true[0]
+            torch.testing.assert_close(gap, torch.full_like(gap, -0.1 * far), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shared", ["uniform", "cosine"])
+def test_its_times_are_those_of_levels(shared):
+    """Uniform: each level as often as any other. Cosine: by the share of the angle atan σ."""
+    model = NCSNv2.of(INFO, **SMALL, levels=7, time_sampling=shared)
+    t = model.draw_times(BatchNoise(0, total=7000), 7000)
+    level, counts = (t * 6).unique(return_counts=True)
+    torch.testing.assert_close(level, torch.arange(7.0), atol=1e-4, rtol=0)
+    edges = torch.atan(0.02 * 500 ** (torch.arange(8) / 7)) if shared == "cosine" else torch.arange(8.0)
+    share = edges.diff() / (edges[-1] - edges[0])
+    torch.testing.assert_close(counts / 7000, share, atol=1e-3, rtol=0)
 
 
 def test_it_stays_in_single_precision_and_learns_on_its_ladder():

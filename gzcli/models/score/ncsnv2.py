@@ -6,6 +6,10 @@ arXiv:2006.09011.
 The network is not conditioned on the noise level, which the image shows (technique 3). The ladder is that of
 the VE SDE at t = 0, 1/(L − 1), …, 1. So sampling is by Langevin dynamics down the ladder, or in a few steps
 by any sampler of score models.
+
+The network may predict v in place of ε, from x / √(1 + σ²). Its error of x_0 then stays bounded as σ grows,
+where that of a predicted ε is σ times as large; scores need σ outside the network only (Karras 2022, eq. 7,
+with deviation 1).
 """
 
 from __future__ import annotations
@@ -77,13 +81,13 @@ class NCSNv2(ScoreApplications):
         sigma_max: float | None = None,
         sigma_min: float = 0.02,
         levels: int | None = None,
+        score: ScoreOptions = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform"),
         labels: ClusterOptions = ClusterOptions(),
     ):
         net = RefineNet(data.shape[0], refinenet, classes=labels.count(data))
-        score = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform")
         size = math.prod(data.shape)
-        ladder = VE(1e-3, sigma_min, WIDEST * math.sqrt(size) if sigma_max is None else sigma_max)
-        super().__init__(data, net, ladder, score, labels, rescale=False)
+        ladder = VE(1e-5, sigma_min, WIDEST * math.sqrt(size) if sigma_max is None else sigma_max)
+        super().__init__(data, net, ladder, score, labels, rescale=score.prediction == "v")
         if levels is not None and levels < 2:
             raise UsageError(
                 "a ladder of fewer than two noise levels", hint="set `model.levels` to 2 or more, or to null"
@@ -98,8 +102,9 @@ class NCSNv2(ScoreApplications):
             )
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [B]: those of levels of the ladder."""
-        return noise.randint(self.rungs, n) / (self.rungs - 1)
+        """The times of a batch, [B], of levels of the ladder: one in each of `rungs` equal shares of time."""
+        share = (self.rungs * super().draw_times(noise, n)).floor()
+        return (share / (self.rungs - 1)).clamp(max=1.0)
 
     def sample(
         self,
