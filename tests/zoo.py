@@ -216,7 +216,9 @@ CASES = [
     Case("ncsnv2", REFINENET, lr=3e-3, batch=8, sample={"steps": 4}),
     Case(
         "ncsnv2",
-        REFINENET | {"levels": 10, "conditional": True},
+        REFINENET
+        | {"levels": 10, "conditional": True}
+        | {"prediction": "v", "weighting": "even", "time_sampling": "cosine"},
         lr=3e-3,
         batch=8,
         sample={"sampler": "langevin", "repeats": 1, "guidance": 2.0},
