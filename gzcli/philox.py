@@ -18,6 +18,7 @@ ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 WORD = 0xFFFFFFFF  # the lower 32 bits
+GOLDEN = 0x9E3779B9  # 2³² (√5 − 1) / 2, rounded to an odd number
 CACHED = 32_768  # blocks a thread computes at once on a CPU, whose intermediates stay in its cache
 MOST = 2**22  # blocks that a GPU computes at once: 32 MiB for each intermediate
 
@@ -98,6 +99,20 @@ def draw(
             for w, made in enumerate(numbers(philox(counters, key))):
                 out[top : top + height, w, left:right] = made
     return out.flatten(1)[:, :count].contiguous()
+
+
+def spread(seed: int, call: int, images: Tensor) -> Tensor:
+    """Numbers in [0, 1), [n], which lie evenly over the images.
+
+        u_i = u + i (√5 − 1) / 2  mod 1
+
+    The multiples of the golden ratio from a random start u (Kronecker's sequence): how many of n images lie
+    in an interval is its expectation up to O(log n), and up to O(√n) for independent numbers.
+
+    seed, call, images: as of `draw`.
+    """
+    start = draw(seed, call, images.new_zeros(1), 1, uniform, torch.get_default_dtype())[0]
+    return (start + _unit(images * GOLDEN & WORD)).remainder(1)
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

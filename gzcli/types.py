@@ -140,6 +140,10 @@ class Noise:
         """Uniform integers in 0 … high − 1, int64."""
         return self._draw("random_", shape, high)
 
+    def spread(self, n: int) -> Tensor:
+        """Uniform numbers in [0, 1), [n], which images of one call share evenly where the noise can do so."""
+        return self.rand(n)
+
     def first(self, n: int) -> Noise:
         """The noise of the first n images of the batch."""
         return self
@@ -205,13 +209,22 @@ class ImageNoise(Noise):
         part.index = self.index[:n]
         return part
 
+    def spread(self, n: int) -> Tensor:
+        from gzcli import philox
+
+        self._check(n)
+        return philox.spread(self.seed, next(self.calls), self.index)
+
+    def _check(self, n: int) -> None:
+        if n != len(self.index):
+            raise ValueError(f"noise for {len(self.index)} images, asked for {n}")
+
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         import torch
 
         from gzcli import philox
 
-        if shape[0] != len(self.index):
-            raise ValueError(f"noise for {len(self.index)} images, asked for {shape[0]}")
+        self._check(shape[0])
         numbers = {"normal_": philox.normal, "uniform_": philox.uniform}
         make = numbers[method] if high is None else philox.below(high)
         dtype = torch.int64 if high is not None else torch.get_default_dtype()

@@ -46,6 +46,13 @@ def noise(kind: str, shape: list[int], n: int, seed: int, call: int) -> np.ndarr
     return u.transpose(1, 0, 2).reshape(n, -1)[:, :count].reshape(n, *shape).astype(np.float32)
 
 
+def spread(n: int, seed: int, call: int) -> np.ndarray:
+    """Draw number `call`, float32 [n] in [0, 1): multiples of the golden ratio from a random start."""
+    turned = (np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B9) & WORD) >> np.uint64(8)
+    start = noise("uniform", [], 1, seed, call)
+    return (start + turned.astype(np.float32) * np.float32(2.0**-24)) % np.float32(1)
+
+
 def combined(terms: list[list[float]], known: list[np.ndarray]) -> np.ndarray:
     """Σ factor · known[number] of the terms [number, factor], float32."""
     total = sum(np.float64(factor) * known[int(number)] for number, factor in terms)
@@ -70,10 +77,10 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
         if step["do"] == "draw":
             known.append(noise(step["kind"], step["shape"], n, seed, draws))
             draws += 1
-        elif step["do"] == "cluster":  # which takes the place of a class, by its share of the training images
+        elif step["do"] == "cluster":  # in place of a class, as often as among the training images
             ends = np.cumsum(step["shares"], dtype=np.float32)
-            u = noise("uniform", [], n, seed, draws)
-            given["y"] = np.searchsorted(ends, u * ends[-1], "right").clip(max=len(ends) - 1)
+            u = spread(n, seed, draws) * ends[-1]
+            given["y"] = np.searchsorted(ends, u, "right").clip(max=len(ends) - 1)
             draws += 1
         elif step["do"] == "call":  # of a network that makes an image step by step
             x = combined(step["x"], known)

@@ -78,6 +78,6 @@ class Clusters(nn.Module):
         self.shares.copy_(torch.from_numpy(shares))
 
     def draw(self, n: int, noise: Noise) -> Tensor:
-        """n clusters [n] int64, each by its share."""
+        """n clusters [n] int64, as often as their shares say, as evenly as images take labels in turn."""
         ends = self.shares.cumsum(0)
-        return torch.searchsorted(ends, noise.rand(n) * ends[-1], right=True).clamp(max=len(self) - 1)
+        return torch.searchsorted(ends, noise.spread(n) * ends[-1], right=True).clamp(max=len(self) - 1)

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from gzcli import philox
+from gzcli.engine import portable_sampler
 from gzcli.types import ImageNoise
 
 FULL = 2**32 - 1
@@ -126,3 +127,18 @@ def test_images_calls_seeds_and_neighbours_are_uncorrelated():
     for lag in (1, 2, 4, 1000, 2000, 4000):  # the two numbers of Box and Muller are 1,000 apart
         for a, b in ((z[:-lag], z[lag:]), (z[:-lag].square(), z[lag:].square())):
             assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 5 / len(a) ** 0.5
+
+
+def test_spread_numbers_are_multiples_of_the_golden_ratio():
+    index = np.array([0, 1, 2, 999, 10_000])
+    u = ImageNoise(5, index.tolist()).spread(5).double().numpy()
+    first = ImageNoise(5, [0]).rand(1).double().numpy()
+    assert u == pytest.approx((first + index * (5**0.5 - 1) / 2) % 1, abs=1e-5)
+    far = ImageNoise(5, [2**40 + 3, 3]).spread(2)
+    assert far.min() >= 0 and far.max() < 1
+    noise = ImageNoise(5, range(1_000))
+    drawn, other = noise.spread(1_000), noise.spread(1_000)
+    counts = np.bincount((drawn * 100).int().numpy(), minlength=100)
+    assert counts.tolist() == pytest.approx([10] * 100, abs=2)
+    assert np.array_equal(drawn.numpy(), portable_sampler.spread(1_000, 5, 0))
+    assert np.array_equal(other.numpy(), portable_sampler.spread(1_000, 5, 1)), "of another call"
