@@ -141,7 +141,7 @@ class Noise:
         return self._draw("random_", shape, high)
 
     def spread(self, n: int) -> Tensor:
-        """Uniform numbers in [0, 1), [n], which images of one call share evenly where the noise can do so."""
+        """Uniform numbers in [0, 1), [n]; of samples they lie evenly over the images, see `philox.spread`."""
         return self.rand(n)
 
     def first(self, n: int) -> Noise:
