@@ -190,8 +190,9 @@ from gzcli.store import files
 from gzcli.store.runs import Run
 
 run = Run(Path(sys.argv[1]))
-if os.fork():  # the launcher is gone
-    time.sleep(0.3)
+if os.fork():  # the launcher is gone, once its engine runs
+    while run.status().get("state") != "running":
+        time.sleep(0.02)
     os.kill(os.getpid(), 9)
 with files.lock(run.lock):
     run.update(state="running", parent=int(os.environ["GZ_PARENT"]), pid=os.getpid(), error=None)
