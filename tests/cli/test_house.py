@@ -184,11 +184,6 @@ def test_no_circle_of_files():
     assert not found
 
 
-def test_a_file_is_read_in_one_go():
-    lines = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
-    assert {name: count for name, count in lines.items() if count > 300} == {}
-
-
 def test_only_ranks_touches_torch_distributed():
     found = [
         name
