@@ -1,11 +1,13 @@
-"""Runs that an earlier gz trained are sampled and resumed as it would have done.
+"""Runs that earlier code of gz trained are sampled, scored and resumed as that code did.
 
-`old_runs.tar.gz` was made with the code of commit 75c7b40, which kept `space` and `built_on` in the recipe:
-an MLP VAE, a VQ-VAE with its prior in stages, and flow matching on latents of the VAE. Each was trained for
-20 steps; its checkpoint of step 10 and its last weights are kept. `expected.npz` holds what that code drew
-from both, and with which torch on which kind of CPU: there, this test asks for the same images, and for
-weights that ten steps on CPUs of two makers may leave apart. The noise of an image was then a generator's of
-its own, and samples were in fp32; the test draws so too.
+Each archive holds the runs of one commit, trained for 20 steps on the digits, and `expected.npz`: what that
+code drew from them (uint8 [4, 1, 16, 16] by `name/checkpoint`), its log-likelihoods of those images (nats
+[4] by `name/log_prob`), and by which torch on which kind of CPU. There the same images are demanded;
+elsewhere grey levels may differ by one. Some runs keep their checkpoint of step 10 and are resumed from it.
+
+- 75c7b40 kept `space` and `built_on` in the recipe, drew an image's noise from a generator of its own, and
+  sampled in fp32: an MLP VAE, a VQ-VAE with its prior in stages, flow matching on latents of the VAE.
+- 5f2a185: one model of each family, and every model that denoises.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from helpers import lines
 from safetensors.torch import load_file
 
+import gzcli
 from gzcli.engine import sampler
 from gzcli.engine.__main__ import main
 from gzcli.engine.report import RATES
@@ -30,7 +33,11 @@ from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run
 from gzcli.types import ImageNoise, mix
 
-NAMES = ("old-vae", "old-vqvae", "old-fm")
+OLDEST = {f"old-{name}": "75c7b40" for name in ("vae", "vqvae", "fm")}
+DENOISERS = ("ddpm", "cddpm", "diffae", "dit", "zigma", "sgm", "ncsnv2", "fm", "cfm", "rf", "reflow")
+NEWEST = {f"old-{name}": "5f2a185" for name in ("vae", "hvae", "glow", "pixelcnn", "dcgan", *DENOISERS)}
+RUNS = [*OLDEST.items(), *NEWEST.items()]
+RESUMED = [*OLDEST.items(), *((f"old-{name}", "5f2a185") for name in ("vae", "glow", "dcgan", "fm"))]
 
 
 def drawn_then(
@@ -46,11 +53,12 @@ def drawn_then(
 
 
 @pytest.fixture
-def expected(home, monkeypatch) -> Iterator[dict[str, np.ndarray]]:
-    """The runs are in the store; what was drawn from them, uint8 [4, 1, 16, 16], by `name/checkpoint`."""
-    with tarfile.open(Path(__file__).with_name("old_runs.tar.gz")) as archive:
+def expected(commit, home, monkeypatch) -> Iterator[dict[str, np.ndarray]]:
+    """The runs of the commit are in the store; returns what was drawn from them."""
+    with tarfile.open(Path(__file__).with_name(f"runs_of_{commit}.tar.gz")) as archive:
         archive.extractall(user_dir(), filter="data")
-    monkeypatch.setattr(ImageNoise, "_draw", drawn_then)
+    if commit == "75c7b40":
+        monkeypatch.setattr(ImageNoise, "_draw", drawn_then)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as then
     yield dict(np.load(user_dir("expected.npz")))
@@ -61,9 +69,10 @@ def same_machine(expected: dict[str, np.ndarray]) -> bool:
     return expected["made_by"].tolist() == [torch.__version__, torch.backends.cpu.get_cpu_capability()]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_they_are_sampled(name, expected):
-    for checkpoint in ("finished", "10"):
+@pytest.mark.parametrize(("name", "commit"), RUNS)
+def test_they_are_sampled(name, commit, expected):
+    resumable = (name, commit) in RESUMED
+    for checkpoint in ("finished", "10") if resumable else ("finished",):
         then = expected[f"{name}/{checkpoint}"]
         now = sampler.draw(load_trained(runs.find(name), "cpu", checkpoint, "fp32"), len(then), seed=3)
         if same_machine(expected):
@@ -71,7 +80,19 @@ def test_they_are_sampled(name, expected):
         assert np.abs(now.astype(int) - then).max() <= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+SCORED = [
+    (name, commit) for name, commit in NEWEST.items() if name not in ("old-dcgan", "old-diffae", "old-ncsnv2")
+]
+
+
+@pytest.mark.parametrize(("name", "commit"), SCORED)
+def test_they_are_scored(name, expected):
+    images, then = expected[f"{name}/finished"], expected[f"{name}/log_prob"]
+    now = gzcli.load(name, device="cpu").log_prob(images, seed=0)
+    assert now == pytest.approx(then, rel=0 if same_machine(expected) else 1e-5)
+
+
+@pytest.mark.parametrize(("name", "commit"), RESUMED)
 def test_they_are_resumed(name, expected):
     run = runs.find(name)
     parts = run.stages or [run]
