@@ -58,6 +58,11 @@ class Part:
     launch: LaunchSection = field(default_factory=LaunchSection)
     params: int | str | None = ranged(None, "1 or more")
 
+    @property
+    def in_recipe(self) -> str:
+        """What its keys begin with in a recipe: `stages.prior.`, or nothing."""
+        return f"stages.{self.stage}." if self.stage else ""
+
     def tree(self) -> dict[str, Any]:
         """The part as YAML and JSON have it; `part_of` reads it back."""
         optim, ood = plain(self.optim), plain(self.ood)

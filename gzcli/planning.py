@@ -21,7 +21,6 @@ from gzcli.data.wanted import size_of, wanted
 from gzcli.errors import UsageError
 from gzcli.launch import Plan
 from gzcli.models import catalog
-from gzcli.parts import Part
 from gzcli.recipe.anchor import anchored
 from gzcli.recipe.needs import check_batch_of, check_data
 from gzcli.recipe.recipe import Recipe, recipe_of
@@ -101,11 +100,16 @@ def ready(
     say: takes a line about what is done.
     progress: takes images packed and in all.
 
-    Raises UsageError and MissingError of `continued`, `check_batch` and `with_data`.
+    Raises UsageError and MissingError of `continued`, `shared_out` and `with_data`.
     """
-    recipe = continued(run, asked.recipe, steps) if run else asked.recipe
-    for part in recipe.parts:
-        check_batch(part, processes)
+    recipe: Recipe
+    if run:
+        recipe = continued(run, asked.recipe, steps)
+        check_batches(recipe, processes, goes_on=True)
+    else:
+        recipe, told = shared_out(asked.recipe, processes)
+        for line in told:
+            say(line)
     return with_data(recipe, asked.recipe.found, run, say=say, progress=progress)
 
 
@@ -139,17 +143,68 @@ def with_data(
     return recipe.on(replace(data, **found_out, levels=data.levels or meta.levels))
 
 
-def check_batch(part: Part, processes: int) -> None:
-    """Raises UsageError where the global batch does not divide into the processes and their parts."""
-    size, accumulate = part.train.batch_size, part.train.accumulate
-    pieces = processes * accumulate
-    if size % pieces:
-        near = max(pieces, round(size / pieces) * pieces)
+def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
+    """The recipe with batches that divide into the processes and their parts, and what was changed, for
+    people. Only what gz itself chose is changed.
+
+    Raises UsageError where a batch of the user's own does not divide.
+    """
+    images = recipe.choice.facts.n if recipe.choice.facts else None
+    parts, origin, told = [], dict(recipe.origin), []
+    for part in recipe.parts:
+        size, accumulate = part.train.batch_size, part.train.accumulate
+        share = max(1, size // processes)
+        if f"{part.in_recipe}train.accumulate" in recipe.ours and size % (processes * accumulate):
+            accumulate = min(accumulate, share)
+            if size % processes == 0:  # in parts no larger than before
+                accumulate = next(k for k in range(accumulate, share + 1) if share % k == 0)
+        taken, key = size, f"{part.in_recipe}train.batch_size"
+        if key in recipe.ours and size % (processes * accumulate):
+            taken, into = near_batch(size, processes * accumulate, images), in_words(processes, accumulate)
+            whose = f" of stage `{part.stage}`" if part.stage else ""
+            told.append(f"a batch of {size}{whose} does not divide into {into}: {taken} is taken")
+            origin[key] = f"{size}, for {into}"
+        parts.append(replace(part, train=replace(part.train, batch_size=taken, accumulate=accumulate)))
+    recipe = replace(recipe, parts=tuple(parts), origin=origin)
+    check_batches(recipe, processes)
+    return recipe, told
+
+
+def near_batch(size: int, pieces: int, most: int | None = None) -> int:
+    """The batch near a size that so many pieces divide. Each piece gets a number of images in four binary
+    digits, since a prime number of them could not be split again to fit the memory.
+
+    most: images that there are; a larger batch is taken only where no smaller one divides.
+    """
+    unit = pieces << max(0, (size // pieces).bit_length() - 4)
+    near = unit * max(1, round(size / unit))
+    return max(unit, near - unit) if most is not None and near > most else near
+
+
+def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> None:
+    """Raises UsageError where a global batch does not divide into the processes and their parts.
+
+    goes_on: whether the recipe is that of a run that goes on, which keeps its batch.
+    """
+    for part in recipe.parts:
+        size, accumulate = part.train.batch_size, part.train.accumulate
+        if size % (pieces := processes * accumulate) == 0:
+            continue
+        hint = f"--set {part.in_recipe}train.batch_size={near_batch(size, pieces)}"
+        if goes_on:
+            able = next(n for n in range(processes, 0, -1) if n == 1 or size % (n * accumulate) == 0)
+            hint = f"a run keeps its batch when it goes on: this one can on {able} of them"
         raise UsageError(
-            f"`train.batch_size` is the global batch: {size} does not divide into {processes} process"
-            f"{'es' if processes > 1 else ''} × {accumulate} parts",
-            hint=f"--set train.batch_size={near}",
+            f"`{part.in_recipe}train.batch_size` is the global batch: {size} does not divide into "
+            f"{in_words(processes, accumulate)}",
+            hint=hint,
         )
+
+
+def in_words(processes: int, accumulate: int) -> str:
+    """The parts of a batch, as `3 processes` or `3 processes × 2 parts`."""
+    several = f"{processes} process{'es' if processes > 1 else ''}"
+    return several if accumulate == 1 else f"{several} × {accumulate} parts"
 
 
 def continued(run: Run, asked: Resolved, steps: int | None) -> Recipe:

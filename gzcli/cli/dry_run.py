@@ -29,13 +29,20 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     run: the run that goes on; None: a new one would be made.
     paper: the recipe at the scale `paper`; None: it has none, or is it.
 
-    Raises UsageError where the set, as far as it is known, lacks what a model needs, or where a model cannot
-    be built by its options.
+    Raises UsageError where the set, as far as it is known, lacks what a model needs, where a model cannot be
+    built by its options, or where the user's batch does not divide into the processes.
     """
     from gzcli import forecast, requirements
     from gzcli.launch import count_gpus, show
+    from gzcli.planning import check_batches, shared_out
+    from gzcli.recipe.recipe import recipe_of
     from gzcli.store.paths import user_dir
 
+    rounded: list[str] = []
+    if run:
+        check_batches(recipe_of(run.tree()), plan.processes, goes_on=True)
+    else:
+        recipe, rounded = shared_out(recipe, plan.processes)
     facts, needs = requirements.of_data(recipe)
     expect = expected(recipe, plan, facts, paper, measured=True, timed=True)
     for own in expect.own:
@@ -63,7 +70,7 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     out.text(f"processes  {plan.processes} × {plan.threads} threads, {gpus}")
     out.text(f"launch     {line}\n")
     show_keys(tree, origin)
-    for text in said:
+    for text in (*rounded, *said):
         out.info(text)
     if hint := requirements.memory_hint(expect.own, plan, there):
         out.hint(hint)

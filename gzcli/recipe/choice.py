@@ -192,25 +192,37 @@ def misspelt(path: Path, sets: Iterable[str]) -> tuple[str, str] | None:
     return (f"there is no data set `{name}`", f"did you mean `{near[0]}`?") if near else None
 
 
-def lower_batches(
-    tree: dict[str, Any], origin: dict[str, str], n: int, chain: Collection[RecipeFile]
-) -> None:
+def chosen_by_gz(origin: Mapping[str, str], chain: Collection[RecipeFile]) -> frozenset[str]:
+    """The dotted keys whose values nobody but gz chose: defaults, and values of the recipes that it comes
+    with.
+
+    origin: the place of each value, by dotted key.
+    chain: the files of the recipe.
+    """
+    of_user = {file.label for file in chain if not file.shipped}
+    shipped = {file.label for file in chain} - of_user
+
+    def is_ours(place: str) -> bool:
+        return place == "default" or place.split()[-1].rpartition(":")[0] in shipped
+
+    return frozenset(key for key, place in origin.items() if is_ours(place))
+
+
+def lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: Collection[str]) -> None:
     """Lowers each batch that gz itself chose, and that is larger than the set, to the largest power of two
     that the set holds, of parts no larger than before. One that the user chose stays, and is refused later.
 
     tree: the resolved recipe; is changed.
     origin: the place of each value, by dotted key; is changed.
     n: number of training images.
-    chain: the files of the recipe, by whose labels its own values are told from the user's.
+    ours: the keys whose values gz chose.
     """
-    of_user = {file.label for file in chain if not file.shipped}
-    of_gz = {file.label for file in chain} - of_user
     stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
     for prefix, part in stages.items():
         key = f"{prefix}train.batch_size"
         if not isinstance(part, Mapping) or part["train"]["batch_size"] <= n:
             continue
-        if origin[key] == "default" or origin[key].split()[-1].rpartition(":")[0] in of_gz:
+        if key in ours:
             train, fits = part["train"], 1 << (n.bit_length() - 1)
             train["accumulate"] = max(1, train["accumulate"] * fits // train["batch_size"])
             train["batch_size"] = fits

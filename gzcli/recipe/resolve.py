@@ -20,7 +20,7 @@ from gzcli.errors import MissingError, UsageError, canonical
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema, stages
-from gzcli.recipe.choice import GENERAL, Choice, choice_of, lower_batches, misspelt
+from gzcli.recipe.choice import GENERAL, Choice, choice_of, chosen_by_gz, lower_batches, misspelt
 from gzcli.recipe.files import RecipeFile, read_chain
 from gzcli.recipe.layers import Layer, dotted, lay, layer_given, layer_of, without_meeting
 from gzcli.recipe.load import Problem, in_order, refusal
@@ -42,6 +42,7 @@ class Resolved(Recipe):
 
     origin: the place of the value of each dotted key: "default" | "recipes/glow.yaml:9" |
       "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set".
+    ours: the dotted keys whose values gz itself chose, and not the user.
     card: the model that the run is called after.
     cards: the models of the stages, by the stages' names.
     source: the file.
@@ -51,6 +52,7 @@ class Resolved(Recipe):
     """
 
     origin: Mapping[str, str]
+    ours: Collection[str]
     card: ModelCard
     cards: Mapping[str, ModelCard]
     source: Path
@@ -165,8 +167,9 @@ def _resolve(
     tree["data"]["name"] = found.name if isinstance(found, DataSpec) else name
     if usual:
         origin["data.name"] = USUAL
+    ours = chosen_by_gz(origin, chain)
     if choice.facts:
-        lower_batches(tree, origin, choice.facts.n, chain)
+        lower_batches(tree, origin, choice.facts.n, ours)
     if choice.scale:
         tree["scale"] = choice.scale
         origin["scale"] = choice.why
@@ -185,6 +188,7 @@ def _resolve(
     resolved = Resolved(
         **vars(recipe),
         origin=origin,
+        ours=ours,
         card=card,
         cards=cards,
         source=chain[-1].path,

@@ -140,6 +140,40 @@ def test_gpus_that_are_not_here_are_planned_for(gz, planned, monkeypatch):
     assert not any(row["timed"] for row in jobs[0].parts)
 
 
+def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
+    """The plan says so; one of the user's own is refused, by the plan too, and so is that of a run."""
+    planned()
+    monkeypatch.setattr(requirements, "gpu_memory", lambda: None)
+    words = ("train", "vqgan", "--data", "cifar10", "--gpus", "3", "--dry-run")
+    code, stdout, stderr = gz(*words)
+    assert code == 0 and len(re.findall(r"a batch of \d+ of stage `\w+` does not divide into 3", stderr)) == 2
+    assert re.search(r"stages.prior.train.batch_size +\d+ +\d+, for 3 processes", stdout)
+    code, _, stderr = gz(*words, "--set", "stages.prior.train.batch_size=64")
+    assert code == 2 and "`stages.prior.train.batch_size` is the global batch: 64 does not divide" in stderr
+    assert "--set stages.prior.train.batch_size=66" in stderr
+    run = runs.create("vae", "digits", alias="mine")
+    (run.path / "run.yaml").write_text("model: {name: vae}\ntrain: {batch_size: 8}\n")
+    run.update(state="interrupted")
+    code, _, stderr = gz("train", "mine", "--resume", "--gpus", "3", "--dry-run")
+    assert code == 2 and "keeps its batch when it goes on: this one can on 2 of them" in stderr
+
+
+def test_parts_and_small_sets_are_rounded_too(home):
+    """Parts that gz chose are fewer where the processes are many; a batch is no larger than the set."""
+    shared = planning.shared_out(planning.ask("vae", None, ["data.n=32"], {}).recipe, 3)[0]
+    assert shared.parts[0].train.batch_size == 30
+    parts = replace(shared.parts[0], train=replace(shared.parts[0].train, batch_size=4, accumulate=4))
+    train = planning.shared_out(replace(shared, parts=(parts,)), 3)[0].parts[0].train
+    assert (train.batch_size, train.accumulate) == (3, 1)
+    typed = planning.ask("vae", None, ["train.batch_size=12"], {}).recipe
+    parts = replace(typed.parts[0], train=replace(typed.parts[0].train, accumulate=4))
+    train = planning.shared_out(replace(typed, parts=(parts,)), 6)[0].parts[0].train
+    assert (train.batch_size, train.accumulate) == (12, 2)
+    typed = planning.ask("vae", None, ["train.accumulate=4"], {}).recipe
+    train = planning.shared_out(typed, 3)[0].parts[0].train
+    assert (train.batch_size % 12, train.accumulate) == (0, 4)
+
+
 def test_python_splits_a_batch_that_does_not_fit_a_gpu(planned, home, monkeypatch):
     jobs, given = planned(), 0.9 * COST.memory(COST.images // 2)
     asked = planning.ask("vae", None, (), {})

@@ -14,6 +14,7 @@ from gzcli.data.facts import SHAPES
 from gzcli.data.sets import SPECS
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog
+from gzcli.planning import shared_out
 from gzcli.recipe.files import read_chain, recipes
 from gzcli.recipe.resolve import resolve
 from gzcli.sizes import sides
@@ -136,6 +137,24 @@ def test_each_class_has_a_setting_that_was_chosen(name, scale, chosen):
 def test_each_setting_builds(name, scale, chosen):
     for shape in SHAPES:
         build(chosen(name, scale, shape))
+
+
+@pytest.mark.parametrize(("name", "scale"), CASES)
+def test_each_setting_is_shared_out_over_any_number_of_gpus(name, scale, chosen):
+    """The batches of all parts; none is changed by more than an eighth but those of few images."""
+    for shape in SHAPES:
+        recipe = chosen(name, scale, shape)
+        for gpus in (1, 2, 3, 5, 6, 7, 12):
+            shared, told = shared_out(recipe, gpus)
+            for part, own in zip(shared.parts, recipe.parts, strict=True):
+                now, before = part.train.batch_size, own.train.batch_size
+                assert now % (gpus * part.train.accumulate) == 0, (shape, gpus)
+                assert abs(now - before) <= max(before / 8, gpus), (shape, gpus)
+                assert gpus > 1 or now == before
+            assert len(told) == sum(
+                a.train.batch_size != b.train.batch_size
+                for a, b in zip(shared.parts, recipe.parts, strict=True)
+            )
 
 
 @pytest.mark.parametrize(("name", "scale"), CASES)
