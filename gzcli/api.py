@@ -6,6 +6,7 @@ alone, as on the command line.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def train(
     asked = planning.ask(what, None if data is None else str(data), sets, flags)
     run = asked.to_resume(extend=steps is not None) if resume else None
     plan = launch.plan(asked.recipe.launch, every_gpu=True)
+    if plan.note:
+        warnings.warn(plan.note, stacklevel=2)
     recipe = planning.ready(asked, run, steps, plan.processes)
     if run is None:
         recipe = trials.split_to_fit(asked.recipe, recipe, plan)

@@ -13,7 +13,7 @@ from gzcli import costs
 from gzcli.costs import PAUSES, Cost
 from gzcli.errors import UsageError
 from gzcli.jobs import TrialJob
-from gzcli.launch import Plan, count_gpus
+from gzcli.launch import Plan, usable_gpus
 from gzcli.models import catalog
 from gzcli.parts import Part, part_of
 from gzcli.recipe.recipe import Recipe
@@ -101,7 +101,7 @@ def expect(
         return [Forecast(part, lacking="the data set is not here") for part in recipe.parts], []
     if os.environ.get("GZ_TRIAL") == "0":
         measure = None
-    inquiry = Inquiry(shape, plan, timed and plan.gpus <= count_gpus())
+    inquiry = Inquiry(shape, plan, timed and plan.gpus <= _usable(plan))
     for part in recipe.parts:
         inquiry.add(part, recipe, tried=True)
     own_times = [inquiry.forecast(i).step for i in range(len(recipe.parts))]
@@ -170,7 +170,7 @@ class Inquiry:
     def job(self) -> TrialJob:
         """The job that finds what is not in the cache."""
         launch = LaunchSection(gpus=min(1, self.plan.gpus), cpu=not self.plan.gpus, threads=self.plan.threads)
-        there = launch if self.plan.gpus <= count_gpus() else replace(launch, gpus=None, cpu=True)
+        there = launch if self.plan.gpus <= _usable(self.plan) else replace(launch, gpus=None, cpu=True)
         return TrialJob(tuple(self.rows), self.shape, there)
 
     def take(self, result: Mapping[str, Any]) -> None:
@@ -189,6 +189,11 @@ class Inquiry:
         key = self.keys[i]
         seconds = costs.kept_seconds(key, self.machine)
         return Forecast(self.parts[i], costs.kept(key), seconds, self.errors.get(i), self.refused.get(i))
+
+
+def _usable(plan: Plan) -> int:
+    """GPUs that are here, as far as the plan has any."""
+    return usable_gpus().usable if plan.gpus else 0
 
 
 def row_of(stage: str, part: Part, **flags: bool) -> dict[str, Any]:

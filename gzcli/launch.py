@@ -6,6 +6,8 @@ What is launched is always `python -m gzcli.engine FOLDER`; all that the engine 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shlex
 import signal
@@ -14,21 +16,25 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gzcli import meeting, signals, slurm, start, variables
+from gzcli import meeting, signals, slurm, start, variables, waiting
 from gzcli.ending import FOLDER, end_all, is_saving, left_behind, outcome, settle
-from gzcli.errors import DeviceError, UsageError
-from gzcli.gpus import count_gpus
+from gzcli.errors import DeviceError, GzError, UsageError
+from gzcli.gpus import INSTALL, Gpus, count_gpus
 from gzcli.sections import LaunchSection
 from gzcli.store import files
-from gzcli.store.paths import kernels_dir
+from gzcli.store.paths import cache_dir, kernels_dir
 from gzcli.store.runs import Run
 
 RESTARTS = 2  # of the processes of several machines, where the recipe does not say
 # beginnings of the variables by which launchers tell a process its rank
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
+DRIVER = Path("/proc/driver/nvidia/version")
+TRYING = 120.0  # seconds in which torch says which GPUs it can use
+_GPUS = {0: "are no GPUs", 1: "is 1 GPU"}
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
 # Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
 # large blocks to the system at every free and faults them in again at the next step: keeping them saves
@@ -56,6 +62,7 @@ class Plan:
     main_port: port of machine 0; None on one machine, where one is chosen.
     restarts: how often all processes are started again after one of them has died.
     extra: options that are passed on to `accelerate launch`.
+    note: why GPUs that are here are not used, though nobody said so; None: all that are wanted are.
     """
 
     processes: int = 1
@@ -67,6 +74,7 @@ class Plan:
     main_port: int | None = None
     restarts: int = 0
     extra: tuple[str, ...] = ()
+    note: str | None = None
 
     @property
     def distributed(self) -> bool:
@@ -99,20 +107,22 @@ def plan(
 
     Raises DeviceError where a GPU is asked for that is not there, UsageError for a contradiction.
     """
-    there, asked, fewer = count_gpus(), section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
+    asked, fewer = section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
     if section.cpu and asked:
         raise UsageError("`--gpus` and `--cpu` exclude each other")
-    if asked == "all":
-        gpus = there
-        if check and not there:
-            raise DeviceError("`--gpus all`: there is no GPU here", hint=fewer)
-    elif asked is None:
-        gpus = 0 if section.cpu else there if every_gpu else min(there, 1)
+    found = Gpus() if section.cpu or asked == 0 else usable_gpus()
+    there, note = found.usable, None
+    if asked is None:
+        gpus = there if every_gpu else min(there, 1)
+        note = found.lack if every_gpu or not gpus else None
     else:
-        gpus = asked
-    if check and gpus > there:
-        have = {0: "are no GPUs", 1: "is 1 GPU"}.get(there, f"are {there} GPUs")
-        raise DeviceError(f"`--gpus {asked}`: there {have} here", hint=fewer)
+        gpus = there if asked == "all" else asked
+    if check and (gpus > there or (asked == "all" and not there)):
+        have = "is no GPU" if asked == "all" else _GPUS.get(there, f"are {there} GPUs")
+        raise DeviceError(
+            f"`--gpus {asked}`: {found.lack or f'there {have} here'}",
+            hint=f"{INSTALL}; or {fewer}" if found.lack else fewer,
+        )
     machines = section.machines or (slurm.machines() if every_gpu else 1)
     here = gpus or section.processes or 1
     threads = section.threads or variables.threads() or max(1, start.cores() // here)
@@ -124,8 +134,52 @@ def plan(
         threads=threads,
         restarts=restarts if section.restarts is None else section.restarts,
         extra=tuple(extra),
+        note=f"{note}; {'the CPU is used' if not gpus else f'{gpus} are used'}" if note else None,
         **several,
     )
+
+
+def usable_gpus() -> Gpus:
+    """The GPUs of this machine, and how many of them torch can use: that is tried in a process of its own.
+    That all can be used is remembered for the driver and the torch that are here."""
+    return _usable(count_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("PATH"))
+
+
+@cache
+def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
+    """The GPUs, of which so many are `there`; the answer depends on the variables, too."""
+    if not there:
+        return Gpus()
+    from importlib.metadata import distributions
+
+    remembered, asked = cache_dir("gpus.json"), None
+    with contextlib.suppress(GzError):
+        if driver := files.read_text(DRIVER):
+            torch = [found.version for found in distributions(name="torch")]
+            asked = [driver, sys.executable, torch, there, visible]
+            if files.read_json(remembered) == asked:
+                return Gpus(there, there)
+    with waiting.spinner("trying the GPU" + "s" * (there > 1)):
+        found = _tried_apart(there)
+    if asked and found.lack is None:
+        with contextlib.suppress(OSError):  # a home that nobody may write
+            files.write_json(remembered, asked)
+    return found
+
+
+def _tried_apart(there: int) -> Gpus:
+    """What `gzcli.gpus` says of so many GPUs in a process of its own."""
+    words = [sys.executable, start.SCRIPT, "gzcli.gpus"]
+    env = environment(Plan(gpus=there), "quiet")
+    try:
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=TRYING)
+    except subprocess.TimeoutExpired:
+        return Gpus(there, 0, f"it does not answer in {TRYING:.0f} s")
+    try:
+        return Gpus(**json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, TypeError, ValueError):  # no torch, or one that does not load
+        said = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+        return Gpus(there, 0, said[-1])
 
 
 def _meet(section: LaunchSection, machines: int, job: Sequence[object]) -> dict[str, Any]:
@@ -210,6 +264,7 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     env |= {
         "GZ_OUTPUT": mode,
         "GZ_PARENT": str(os.getpid()),
+        "GZ_GPUS": str(p.gpus),
         "OMP_NUM_THREADS": str(p.threads),
         "PYTHONUNBUFFERED": "1",
     }

@@ -78,7 +78,8 @@ def ask(what: str, data: str | None, sets: Iterable[str], flags: Mapping[str, An
         for file in outside.kept_files(earlier.path):
             outside.add(file)
         what, data = str(earlier.path / "run.yaml"), data or recipe_of(earlier.tree()).data.name
-    recipe = resolve(what, data=data, sets=sets, flags=flags, gpus=launch.count_gpus())
+    there = 0 if flags.get("launch.cpu") else launch.usable_gpus().usable
+    recipe = resolve(what, data=data, sets=sets, flags=flags, gpus=there)
     return Asked(anchored(recipe, recipe.found), earlier)
 
 

@@ -86,7 +86,7 @@ def software() -> Iterator[Check]:
 
 def devices() -> Iterator[Check]:
     """GPUs as torch sees them, and the CPU."""
-    from gzcli.launch import count_gpus
+    from gzcli.gpus import INSTALL, tried
 
     try:
         with waiting.spinner("loading torch", shown=not out.is_json()):
@@ -95,17 +95,16 @@ def devices() -> Iterator[Check]:
         fix = "install torch again, see pytorch.org"
         yield Check("devices", "bad", f"torch does not load: {problem}", fix)
         return
-    there, usable = count_gpus(), torch.cuda.device_count()
-    for i in range(usable):
+    found = tried()
+    for i in range(found.usable):
         props = torch.cuda.get_device_properties(i)
         bf16 = "bf16" if props.major >= 8 else "no bf16"
         yield Check(f"gpu {i}", "ok", f"{props.name}, {props.total_memory / 2**30:.0f} GiB, {bf16}")
-    if there > usable:
-        fix = "install the torch of your CUDA version, see pytorch.org"
-        yield Check("gpu", "bad", f"{there} here, of which torch can use {usable}", fix)
+    if found.lack:
+        yield Check("gpu", "bad", found.lack, INSTALL.partition(";")[0])
     elif torch.backends.mps.is_available():
         yield Check("gpu", "ok", "Apple MPS")
-    elif not usable:
+    elif not found.usable:
         yield Check("gpu", "note", "none: gz trains on the CPU")
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     bf16 = "fast bf16" if fast else "no fast bf16"

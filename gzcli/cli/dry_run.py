@@ -33,7 +33,7 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     built by its options, or where the user's batch does not divide into the processes.
     """
     from gzcli import forecast, requirements
-    from gzcli.launch import count_gpus, show
+    from gzcli.launch import show, usable_gpus
     from gzcli.planning import check_batches, shared_out
     from gzcli.recipe.recipe import recipe_of
     from gzcli.store.paths import user_dir
@@ -51,8 +51,9 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     if facts.info():
         needs += dict.fromkeys(f.lacking for f in expect.own if f.lacking)
     needs += [*requirements.absent_weights(recipe), *requirements.absent_runs(recipe)]
-    if plan.gpus > count_gpus():
-        needs.append(f"{plan.gpus} GPUs (here: {count_gpus()})")
+    if plan.gpus and plan.gpus > (found := usable_gpus()).usable:
+        wanted = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
+        needs.append(f"{wanted} ({found.lack or f'here: {found.there}'})")
     there = requirements.memory_of(plan)
     split, said = forecast.split_to_fit(recipe, expect.own, there if plan.gpus else None)
     tree, origin = resolved_tree(split, facts, expect)

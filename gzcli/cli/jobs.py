@@ -41,6 +41,8 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
         if paths.user_dir() in folder.parents:  # it was made for this job
             folder.rmdir()
         raise
+    if plan.note:
+        out.warn(plan.note)
     with owned.claimed(folder):
         jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
         quiet = quiet or out.is_json() or out.is_quiet()

@@ -48,6 +48,8 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
         raise UsageError(
             f"no model can be trained on `{terms.data}`", hint=next(iter(left_out.values()), None)
         )
+    if entries[0].plan.note:
+        out.warn(entries[0].plan.note)
     folder = user_dir("bench") / f"league-{locate(terms.data).key}-{budget.strip()}-{terms.key}"
     with files.lock(folder / ".lock", wait=False) as got:
         if not got:

@@ -47,7 +47,7 @@ def recipe_for(word: str, data: str | None = None) -> Recipe | None:
 
     data: the value of `--data`.
     """
-    from gzcli.launch import count_gpus
+    from gzcli.gpus import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
     from gzcli.store.runs import by_name

@@ -36,7 +36,7 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
-    from gzcli.launch import count_gpus
+    from gzcli.launch import usable_gpus
     from gzcli.recipe.files import show as text_of
     from gzcli.recipe.resolve import resolve
     from gzcli.recipe.texts import WIDTH, annotated, texts
@@ -44,8 +44,9 @@ def show(
     as_file = not (data or scale or sets or resolved or out.is_json())
     if as_file:
         out.text(text_of(recipe).rstrip())
+    there = usable_gpus().usable
     try:
-        found = resolve(recipe, data=data, sets=sets or (), flags={"scale": scale}, gpus=count_gpus())
+        found = resolve(recipe, data=data, sets=sets or (), flags={"scale": scale}, gpus=there)
     except UsageError:
         if as_file:  # `gz recipe check` tells what is wrong with it
             return

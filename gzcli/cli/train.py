@@ -162,6 +162,8 @@ def train(
     shared = [value for key, value in flags.items() if key != "launch.machine_rank"]
     typed = (what, data, *(sets or ()), *shared, name)
     plan = launch.plan(asked.recipe.launch, every_gpu=True, check=not dry_run, job=typed, extra=extra or ())
+    if plan.note:
+        out.warn(plan.note)
     if (resume or requeue) and not plan.machine_rank:
         run = asked.to_resume(extend=steps is not None, alias=name if requeue else None)
         if run is None and resume:

@@ -30,7 +30,8 @@ from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
-from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
+from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError, first_line
+from gzcli.gpus import INSTALL
 from gzcli.parts import part_of
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
@@ -59,6 +60,7 @@ def main(folder: Path) -> int:
             claims.tidy(run)
         try:
             with recorded(run, log):
+                devices.check_planned()
                 job = jobs.read(run.path)
                 train(run, log) if job is None else work(run, job, log)
         except BaseException as e:
@@ -112,6 +114,8 @@ def explain(e: BaseException) -> GzError:
             "out of memory",
             hint="lower `train.batch_size`, or raise `train.accumulate`: the result is the same",
         )
+    if "no kernel image" in str(e):
+        return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=INSTALL)
     if "timed out" in str(e).lower() and (silent := ranks.silent()):
         named = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
         return DeviceError(f"{named} does not answer", hint="`launch.timeout` says for how long others wait")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 
-from gzcli import ranks
+from gzcli import gpus, ranks
 from gzcli.errors import DeviceError, UsageError
 from gzcli.parts import Part
 from gzcli.sections import LaunchSection
@@ -25,15 +26,25 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # precisions that a st
 def pick_device(launch: LaunchSection) -> torch.device:
     """The device of a verb that runs in one process.
 
-    Raises DeviceError where a GPU was asked for and there is none.
+    Raises DeviceError where a GPU was asked for and there is none that torch can use.
     """
     if launch.cpu or launch.gpus == 0:
         return torch.device("cpu")
-    if torch.cuda.is_available():
+    found = gpus.tried(1)
+    if found.usable:
         return torch.device("cuda")
     if launch.gpus:
-        raise DeviceError("torch sees no GPU", hint="gz doctor")
+        raise DeviceError(found.lack or "there is no GPU here", hint=gpus.INSTALL)
+    if found.lack:
+        warnings.warn(f"{found.lack}; the CPU is used", stacklevel=2)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_planned() -> None:
+    """Raises DeviceError where the `gz` that started this process planned with GPUs, and torch can use none:
+    accelerate would take the CPU without a word."""
+    if os.environ.get("GZ_GPUS", "0") != "0" and not torch.cuda.is_available():
+        raise DeviceError(gpus.tried(1).lack or "there is no GPU here any more", hint=gpus.INSTALL)
 
 
 def prepare_torch(part: Part) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
+import torch
 
-from gzcli import launch, planning, variables
-from gzcli.cli import out
-from gzcli.errors import UsageError
+import gzcli
+from gzcli import gpus, launch, planning, variables
+from gzcli.cli import app, doctor, out
+from gzcli.engine import devices
+from gzcli.engine.__main__ import explain
+from gzcli.errors import DeviceError, UsageError
 from gzcli.launch import Plan
 from gzcli.run_folder import write_run
 from gzcli.sections import LaunchSection
@@ -67,3 +73,108 @@ def test_control_characters_of_names_do_not_reach_the_terminal(capsys):
     for text in (shown, told.replace("\x1b[31m", "", 1).replace("\x1b[0m", "", 1)):
         assert not set(text) & {chr(i) for i in (*range(9), *range(11, 32), *range(127, 160))}
     assert told.endswith("\x1b[0m\tnext\n"), "colours and tabs stay"
+
+
+# ---------------------------------------------------------------------------- GPUs that torch cannot use
+
+
+@pytest.fixture
+def foreign_gpu(home, tmp_path, monkeypatch):
+    """A GPU that the driver lists and this machine's torch cannot use."""
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("there are GPUs here")
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: a card (UUID: GPU-aaa)'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(smi.parent), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, capsys, monkeypatch):
+    """Exit code 4 with the reason where GPUs were asked for; by `gz doctor` with the same words."""
+    told = "torch cannot use the GPU that is here: "
+    for words in (
+        "train vae --steps 1 --gpus 1",
+        "train vae --steps 1 --gpus all",
+        "sample pretrained:vae -n 1 --gpus 1",
+        "ood pretrained:vae --out digits -n 10 --gpus 1",
+        "bench pretrained:vae --gpus all",
+        "bench --train-missing --budget 9s --models vae --data digits --gpus 1",
+    ):
+        code = app.run(words.split())
+        stderr = capsys.readouterr().err
+        assert code == 4 and told in stderr and "hint: install the torch that fits it" in stderr, words
+    assert not runs.all_runs()
+    with pytest.raises(DeviceError, match=told):
+        gzcli.train("vae", steps=1, gpus=1)
+    (check,) = [check for check in doctor.devices() if check.name == "gpu"]
+    assert check.state == "bad" and check.detail == launch.usable_gpus().lack
+    with pytest.raises(DeviceError, match=told):
+        devices.pick_device(LaunchSection(gpus=1))
+    monkeypatch.setenv("GZ_GPUS", "1")
+    with pytest.raises(DeviceError, match=told):
+        devices.check_planned()
+    assert explain(RuntimeError("CUDA error: no kernel image is available\nCompile with")).code == 4
+
+
+def test_nobody_asked_for_the_gpu_that_torch_cannot_use(foreign_gpu, capsys, monkeypatch):
+    """The CPU is used with its scale, which is told."""
+    monkeypatch.setattr(launch, "_tried_apart", lambda there: gpus.tried())
+    assert app.run(["train", "vae", "--dry-run", "--json"]) == 0
+    said, told = capsys.readouterr()
+    assert json.loads(said)["scale"] == "small" and json.loads(said)["gpus"] == 0
+    assert "warning: torch cannot use the GPU that is here: " in told and "; the CPU is used" in told
+    assert app.run(["train", "vae", "--dry-run", "--json", "--cpu"]) == 0
+    assert "GPU" not in capsys.readouterr().err
+    assert app.run(["train", "vae", "--dry-run", "--json", "--gpus", "1"]) == 0
+    assert "1 GPU (torch cannot use" in json.loads(capsys.readouterr().out)["needs"][0]
+    with pytest.warns(UserWarning, match="the CPU is used"):
+        assert devices.pick_device(LaunchSection()).type == "cpu"
+
+
+def test_a_card_that_is_too_new_is_named(monkeypatch):
+    """The first GPUs that can be used are; one without free memory counts as one of them."""
+    ones = torch.ones
+
+    def on_a_gpu(*shape, device):
+        if device == "cuda:0":
+            raise RuntimeError("CUDA error: out of memory")
+        if device == "cuda:2":
+            raise RuntimeError("CUDA error: no kernel image is available for execution\nCompile with …")
+        return ones(*shape)
+
+    monkeypatch.setattr(gpus, "count_gpus", lambda: 3)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"card {i}")
+    monkeypatch.setattr(torch, "ones", on_a_gpu)
+    found = gpus.tried()
+    assert (found.there, found.usable) == (3, 2)
+    assert found.lack == (
+        "torch can use 2 of the 3 GPUs that are here: card 2: CUDA error: no kernel image is available for "
+        "execution"
+    )
+    monkeypatch.setattr(launch, "usable_gpus", lambda: found)
+    assert launch.plan(LaunchSection(), every_gpu=True).note.endswith("; 2 are used")
+    assert launch.plan(LaunchSection(), every_gpu=False).note is None
+    assert launch.plan(LaunchSection(gpus="all"), every_gpu=True).gpus == 2
+    with pytest.raises(DeviceError, match="`--gpus 3`: torch can use 2 of the 3"):
+        launch.plan(LaunchSection(gpus=3), every_gpu=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5,6")
+    assert gpus.tried().why == "it sees 1 (`CUDA_VISIBLE_DEVICES=0,5,6`)"
+
+
+def test_that_gpus_can_be_used_is_remembered(home, tmp_path, monkeypatch):
+    """For the driver and the torch that are here; what cannot be used is tried each time."""
+    asked, answers = [], [gpus.Gpus(2, 0, "no driver"), gpus.Gpus(2, 2)]
+    monkeypatch.setattr(launch, "count_gpus", lambda: 2)
+    monkeypatch.setattr(launch, "_tried_apart", lambda there: asked.append(there) or answers[len(asked) - 1])
+    monkeypatch.setattr(launch, "DRIVER", tmp_path / "version")
+    (tmp_path / "version").write_text("580")
+    for usable, times in ((0, 1), (2, 2), (2, 2)):
+        launch._usable.cache_clear()
+        assert (launch.usable_gpus().usable, len(asked)) == (usable, times)
+    launch._usable.cache_clear()

@@ -376,7 +376,7 @@ def test_threads_are_shared_out(monkeypatch):
 
 
 def test_several_machines_reach_the_launcher(monkeypatch):
-    monkeypatch.setattr(launch, "count_gpus", lambda: 2)
+    monkeypatch.setattr(launch, "usable_gpus", lambda: gpus.Gpus(2, 2))
     plan = launch.plan(
         LaunchSection(machines=2, machine_rank=1, main_ip="10.0.0.1", main_port=29501), every_gpu=True
     )

@@ -215,6 +215,14 @@ def rows(forks: Zygote, trained: Path, top: Path, site: Any) -> Iterator[Row]:
         after, look = ("goes on to its end", goes_on) if not code else ("refused, the store as it was", None)
         yield Row(variable, RESUME, code, after, look=look, job={"env": {key: value}})
 
+    smi = top / "bin" / "nvidia-smi"
+    smi.parent.mkdir(exist_ok=True)
+    smi.write_text("#!/bin/sh\necho 'GPU 0: a card'\n")
+    smi.chmod(0o755)
+    env = {"PATH": f"{smi.parent}{os.pathsep}{os.environ['PATH']}"}
+    words = (*TRAIN[:2], "--gpus", "1")
+    yield Row("a GPU that torch cannot use", words, 4, "refused, the store as it was", job={"env": env})
+
 
 def nothing_kept(home: Path) -> str:
     kept = [path.name for path in home.glob("raw/toy/*")]
