@@ -42,8 +42,8 @@ OURS = {  # option of accelerate → the option of gz for the same
     "--gradient_accumulation_steps": "--set train.accumulate=N",
     "--gradient_clipping": "--set train.clip=1.0",
 }
-# Options that cut the model into pieces. The trainer builds its optimizers from the parameters of the whole
-# model, before accelerate wraps it.
+# Options that cut the model into pieces, as `launch.strategy: fsdp` does. The trainer builds its optimizers
+# from the parameters of the whole model, before accelerate would wrap it.
 SHARDED = (
     "--use_fsdp",
     "--fsdp_",
@@ -90,8 +90,9 @@ def previous_words(run: Run) -> list[str]:
 def _refusal(word: str, name: str) -> UsageError:
     if name.startswith(SHARDED):
         return UsageError(
-            f"`{word}`: gz trains whole models, one a process; sharding them is not supported",
-            hint="what saves memory: `--set train.accumulate=2`, `--set optim.name=adamw8bit`",
+            f"`{word}`: how a model is shared out over GPUs stands in its recipe",
+            hint="`--set launch.strategy=fsdp` shares out its weights; what also saves memory: "
+            "`--set train.accumulate=2`, `--set optim.name=adamw8bit`",
         )
     if not word.startswith("-"):
         message = f"`{word}` is no option of `accelerate launch`"

@@ -25,6 +25,8 @@ from gzcli.cli.options import (
     Quiet,
     Report,
     SeedOrZero,
+    Slurm,
+    Submit,
     Wide,
     Yes,
     complete_data,
@@ -121,6 +123,8 @@ def bench(
     calls: Calls = 20,
     curve: Curve = None,
     yes: Yes = False,
+    submit: Submit = None,
+    slurm: Slurm = None,
     wide: Wide = False,
     report: Report = None,
     json: Json = False,
@@ -132,6 +136,7 @@ def bench(
     """
     began = monotonic()
     from gzcli.cli.jobs import announce, do_job, new_folder, processes_of
+    from gzcli.cli.submit import submit_verb
     from gzcli.cli.weights import bring
     from gzcli.data.weights import needed_by
     from gzcli.jobs import BenchJob
@@ -158,9 +163,14 @@ def bench(
 
         named = models or contestants
         terms = terms_of(job, named, seeds, calls, curve, budget, train_missing=train_missing)
+        if submit or slurm:
+            what = f"league-{terms.data}"
+            return submit_verb("bench", what, seed, job.launch, slurm or (), goes_on=True)
         bring(needed)
         return hold(terms, budget=str(budget), yes=yes, page=report)
     found, runs, images = entered(contestants or [], data)
+    if submit or slurm:
+        return submit_verb("bench", found.key, seed, job.launch, slurm or ())
     for run, word in runs:
         announce(run, word, data=found.key)
     chosen = tuple(str(run.path) for run, _ in runs)

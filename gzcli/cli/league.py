@@ -15,6 +15,7 @@ from gzcli.cli.league_table import in_short, show
 from gzcli.cli.plan import start_or_not, wrapped
 from gzcli.cli.report import with_report
 from gzcli.errors import GzError, Interrupted, UsageError
+from gzcli.slurm import check_printable
 from gzcli.units import about, duration
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
     from gzcli.store.paths import user_dir
 
     out.configure(lenient=True)  # a lost reader does not end what takes hours
+    for word in sys.argv[1:]:
+        check_printable(word=word)
+    check_printable(folder=str(Path.cwd()))
     with out.progress("packing", unit="images") as report:
         entries, left_out = entries_of(terms, say=out.info, progress=report)
     if not entries:

@@ -25,6 +25,8 @@ from gzcli.cli.options import (
     Quiet,
     Report,
     SeedOrZero,
+    Slurm,
+    Submit,
     complete_data,
     complete_data_list,
     spelled,
@@ -131,6 +133,8 @@ def ood(
     seeds: _Seeds = 1,
     imglists: _Imglists = None,
     report: Report = None,
+    submit: Submit = None,
+    slurm: Slurm = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -143,6 +147,7 @@ def ood(
     """
     began = monotonic()
     from gzcli.cli.jobs import announce, do_job, method_options, new_folder, processes_of
+    from gzcli.cli.submit import submit_verb
     from gzcli.data.names import locate, slug
     from gzcli.jobs import AlarmJob, OodJob
     from gzcli.models.catalog import card_of
@@ -174,7 +179,6 @@ def ood(
     cards = [known, *(card_of(other, own.model) for other, own in zip(others, parts, strict=True))]
     scores = chosen(split(score), cards, part.ood.scores)
     options = method_options(words, score_options(known), f"`gz ood` of `{known.name}`", "ood")
-    announce(run, model, data=key)
     shared: dict[str, Any] = {
         "checkpoint": checkpoint,
         "scores": scores,
@@ -188,10 +192,19 @@ def ood(
         "precision": precision,
         "launch": processes_of(gpus, cpu, processes),
     }
+    lists = alarm.path_of(imglists) if imglists else None
     if input_ is not None:
         if map_:
             alarm.check_maps(known)
         path = alarm.path_of(input_)
+    elif asked:
+        foreign = with_lists(asked, lists) if lists else at_hand(asked, part.data)
+    else:
+        foreign = [locate(name) for name in sets(out_ or "")]
+    if submit or slurm:
+        return submit_verb("ood", model, seed, shared["launch"], slurm or ())
+    announce(run, model, data=key)
+    if input_ is not None:
         folder = new_folder(run.path / "ood", f"input-{slug(path.stem)}")
         result = do_job(
             folder,
@@ -199,11 +212,6 @@ def ood(
         )
         alarm.table(result)
     else:
-        lists = alarm.path_of(imglists) if imglists else None
-        if asked:
-            foreign = with_lists(asked, lists) if lists else at_hand(asked, part.data)
-        else:
-            foreign = [locate(name) for name in sets(out_ or "")]
         outs = tuple(found.reference for found in foreign)
         label = asked.name if asked else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
         folder = new_folder(run.path / "ood", label)

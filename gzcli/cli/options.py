@@ -180,7 +180,7 @@ def spelled(model: str, pretrained: bool) -> str:
 
 # --- the options ---
 
-_OUTPUT, _DEVICE = "Output", "Devices"
+_OUTPUT, _DEVICE, _CLUSTER = "Output", "Devices", "A cluster"
 
 Json = Annotated[
     bool, typer.Option("--json", callback=_json, help="Print JSON for scripts.", rich_help_panel=_OUTPUT)
@@ -265,6 +265,19 @@ Cpu = Annotated[
 ]
 Processes = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="CPU processes, with `--cpu`.", rich_help_panel=_DEVICE)
+]
+Submit = Annotated[
+    Literal["slurm"] | None,
+    typer.Option("--submit", help="Write a job script and submit it.", rich_help_panel=_CLUSTER),
+]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm",
+        metavar="KEY=VALUE",
+        help="An option of `sbatch`, as `time=2:00:00`; `array=0-4` takes five seeds.",
+        rich_help_panel=_CLUSTER,
+    ),
 ]
 Extra = Annotated[
     list[str] | None,

@@ -24,6 +24,8 @@ from gzcli.cli.options import (
     Processes,
     Quiet,
     SeedOrZero,
+    Slurm,
+    Submit,
     choose,
     spelled,
 )
@@ -137,6 +139,8 @@ def sample(
     npz: _Npz = False,
     png: _Png = False,
     animate: _Animate = False,
+    submit: Submit = None,
+    slurm: Slurm = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -149,15 +153,19 @@ def sample(
     from gzcli.cli.drawn import place, tell
     from gzcli.cli.jobs import announce, do_job, method_options, processes_of
     from gzcli.cli.like import draw_like, origin_of_job
+    from gzcli.cli.submit import submit_verb
     from gzcli.data.names import data_key
     from gzcli.jobs import SampleJob
     from gzcli.models.catalog import card_of
     from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
 
+    launch = processes_of(gpus, cpu, processes)
     if like:
+        if submit or slurm:
+            return submit_verb("sample", model or like.stem, seed, launch, slurm or ())
         given = {"n": n, "labels": label, "prompts": prompt or prompts, "do": do, "options": ctx.args}
-        job = SampleJob("", npz=npz, png=png, animate=animate, launch=processes_of(gpus, cpu, processes))
+        job = SampleJob("", npz=npz, png=png, animate=animate, launch=launch)
         job = replace(job, input=str(input) if input else None, mask=str(mask) if mask else None)
         return draw_like(like, model, given, job, out_dir)
     if not model:
@@ -179,6 +187,8 @@ def sample(
     options = method_options(ctx.args, takes, what, "sample")
     if n is None and (do or not input):  # without `--do`, only the engine knows how many pictures there are
         n = 64 if do else len(texts) or 64
+    if submit or slurm:
+        return submit_verb("sample", model, seed, launch, slurm or ())
     announce(run, model, data=key)
     name = do or (f"n{n}" if n else "from-input")
     folder = place(out_dir, run, name)
@@ -198,7 +208,7 @@ def sample(
         png=png,
         animate=animate,
         precision=precision,
-        launch=processes_of(gpus, cpu, processes),
+        launch=launch,
     )
     result = do_job(folder, replace(job, origin=origin_of_job(job, run)))
     tell(result)

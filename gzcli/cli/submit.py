@@ -1,4 +1,4 @@
-"""`gz train … --submit slurm`: the same command as a job that `sbatch` takes."""
+"""`gz train … --submit slurm`, and other verbs alike: the same command as a job that `sbatch` takes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gzcli import slurm, start
 from gzcli.cli import out
+from gzcli.data.names import slug
 from gzcli.errors import GzError, MissingError, UsageError
 from gzcli.store import files, runs
 from gzcli.store.paths import user_dir
@@ -32,31 +33,61 @@ OURS: Mapping[str, bool] = {
 }
 
 
-def submit_job(
+def submit_training(
     asked: Asked, name: str | None, *, resume: bool, options: Iterable[str], dry_run: bool
 ) -> None:
-    """Writes a job script into the folder of runs and submits it; with `dry_run` it is only printed.
+    """Submits a training.
 
     asked: what the job is to train.
     name: value of `--name`, to which the job adds its number; None: the model's name.
     resume: value of `--resume`.
-    options: options of `sbatch`, as `key=value`.
-    dry_run: value of `--dry-run`.
-
-    Raises UsageError, and MissingError where there is no `sbatch` or it refuses the job.
+    options, dry_run: as `submit_job` has them.
     """
     launch = asked.recipe.launch
     if name is not None:
         runs.check_alias(f"{name}-1")  # a job's number follows
     job = slurm.Job(
-        words=words_of(sys.argv),
+        words=words_of(sys.argv, "train"),
         name=name or asked.recipe.card.name,
         seed=asked.recipe.seed,
         machines=launch.machines or 1,
         gpus=gpus_of(launch),
-        cores=(launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus_of(launch) or launch.processes or 1),
-        resumes=resume,
+        cores=cores_of(launch),
+        goes_on="resumed" if resume else "named",
     )
+    submit_job(job, options, dry_run=dry_run)
+
+
+def submit_verb(
+    verb: str, what: str, seed: int, launch: LaunchSection, options: Iterable[str], *, goes_on: bool = False
+) -> None:
+    """Submits the command line of another verb.
+
+    what: what it is about, for the job's name.
+    seed: value of `--seed`.
+    launch: its processes.
+    options: as `submit_job` has them.
+    goes_on: whether the same words go on where a job was out of time.
+    """
+    job = slurm.Job(
+        words=words_of(sys.argv, verb),
+        name=f"{verb}-{slug(what)}",
+        seed=seed,
+        gpus=gpus_of(launch),
+        cores=cores_of(launch),
+        goes_on="same" if goes_on else None,
+    )
+    submit_job(job, options)
+
+
+def submit_job(job: slurm.Job, options: Iterable[str], *, dry_run: bool = False) -> None:
+    """Writes a job script into the folder of runs and submits it; with `dry_run` it is only printed.
+
+    options: options of `sbatch`, as `key=value`.
+    dry_run: value of `--dry-run`.
+
+    Raises UsageError, and MissingError where there is no `sbatch` or it refuses the job.
+    """
     folder = user_dir("runs", "slurm")
     program = [sys.executable, start.SCRIPT, "gzcli"]
     text = slurm.script(job, slurm.options(options), program=program, folder=folder)
@@ -77,10 +108,10 @@ def submit_job(
     out.data({"job": number, "script": text, "path": path})
 
 
-def words_of(argv: list[str]) -> list[str]:
-    """The command line as a job runs it: without the options of OURS, all after `--` as it is."""
+def words_of(argv: list[str], verb: str) -> list[str]:
+    """The command line of a verb as a job runs it: without the options of OURS, all after `--` as it is."""
     found: list[str] = []
-    rest = iter(argv[argv.index("train") :] if "train" in argv else argv)
+    rest = iter(argv[argv.index(verb) :] if verb in argv else argv)
     for word in rest:
         if word == "--":
             return [*found, word, *rest]
@@ -97,6 +128,11 @@ def gpus_of(launch: LaunchSection) -> int:
     if launch.gpus == "all":
         raise UsageError("`--gpus all`: SLURM wants a number", hint="--gpus 4")
     return launch.gpus or 0
+
+
+def cores_of(launch: LaunchSection) -> int:
+    """The cores of each node that a job asks for."""
+    return (launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus_of(launch) or launch.processes or 1)
 
 
 def submit(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,8 @@ from gzcli.cli.options import (
     Quiet,
     Scale,
     Seed,
+    Slurm,
+    Submit,
     complete_model_or_run,
 )
 from gzcli.cli.own import Sets
@@ -80,20 +82,6 @@ _Port = Annotated[
     ),
 ]
 
-_Submit = Annotated[
-    Literal["slurm"] | None,
-    typer.Option("--submit", help="Write a job script and submit it.", rich_help_panel=_PANEL),
-]
-_Slurm = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--slurm",
-        metavar="KEY=VALUE",
-        help="An option of `sbatch`, as `time=2:00:00`; `array=0-4` trains with five seeds.",
-        rich_help_panel=_PANEL,
-    ),
-]
-
 
 def train(
     what: _What,
@@ -115,8 +103,8 @@ def train(
     machine_rank: _Rank = None,
     main_process_ip: _Ip = None,
     main_process_port: _Port = None,
-    submit: _Submit = None,
-    slurm: _Slurm = None,
+    submit: Submit = None,
+    slurm: Slurm = None,
     dry_run: _Dry = False,
     yes: _Yes = False,
     extra: Extra = None,
@@ -133,7 +121,7 @@ def train(
     from gzcli.cli.ends import after_training
     from gzcli.cli.options import parse_gpus
     from gzcli.cli.plan import at_paper, before_start
-    from gzcli.cli.submit import submit_job
+    from gzcli.cli.submit import submit_training
     from gzcli.cli.weights import bring
     from gzcli.store import runs
 
@@ -158,7 +146,7 @@ def train(
     asked = planning.ask(what, data, sets or (), flags)
     model, run = asked.recipe.card.name, None
     if submit or slurm:
-        return submit_job(asked, name, resume=resume, options=slurm or (), dry_run=dry_run)
+        return submit_training(asked, name, resume=resume, options=slurm or (), dry_run=dry_run)
     shared = [value for key, value in flags.items() if key != "launch.machine_rank"]
     typed = (what, data, *(sets or ()), *shared, name)
     plan = launch.plan(asked.recipe.launch, every_gpu=True, check=not dry_run, job=typed, extra=extra or ())

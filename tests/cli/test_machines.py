@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from helpers import gz
 
 from gzcli import launch, meeting, slurm
+from gzcli.cli import app
 from gzcli.errors import MissingError, UsageError
 from gzcli.sections import LaunchSection
 from gzcli.store import runs
@@ -241,7 +243,7 @@ def test_a_job_out_of_time_is_stopped_and_queued_again(fake, tmp_path):
     )
     fake("scancel", f'echo "scancel $*" >> {log}; kill -TERM $(cat {tmp_path}/pid)')
     fake("scontrol", f'echo "scontrol $*" >> {log}')
-    job = slurm.Job(["train", "vae"], name="mine", seed=3, machines=1, gpus=0, cores=2)
+    job = slurm.Job(["train", "vae"], name="mine", seed=3, gpus=0, cores=2, goes_on="named")
     path = tmp_path / "job.sh"
     path.write_text(slurm.script(job, {}, program=["gz"], folder=tmp_path))
     env = {**os.environ, "SLURM_JOB_ID": "5", "SLURM_ARRAY_JOB_ID": "4", "SLURM_ARRAY_TASK_ID": "1"}
@@ -256,11 +258,65 @@ def test_a_job_out_of_time_is_stopped_and_queued_again(fake, tmp_path):
 
     assert ended("kill -USR1 {script}") == 0
     started, *rest = log.read_text().splitlines()
-    assert started.endswith("gz train vae --requeue --name mine-4-1 --seed 3")
+    assert started.endswith("--cpus-per-task=2 gz train vae --requeue --name mine-4-1 --seed 3")
     assert rest == ["scancel --signal=TERM 5", "scontrol requeue 5"]
     log.unlink()
     assert ended("kill -TERM {script} {step}") == 143, "a job that was cancelled is not queued again"
     assert len(log.read_text().splitlines()) == 1
+
+
+def test_other_verbs_are_submitted_alike(fake, home, tmp_path, monkeypatch, capsys):
+    """Only a league goes on where it was out of time; nothing is made before the job runs."""
+    fake("sbatch", f'cp "$2" {tmp_path}/got; echo 42')
+    league = "bench --train-missing --budget 9s --models vae --data digits"
+    for words, seed, goes_on in (
+        ("sample pretrained:vae -n 4 --gpus 2 --out drawn", "7", False),
+        ("ood pretrained:vae --out digits", "7", False),
+        ("ood pretrained:vae --input .", "7", False),
+        ("bench pretrained:vae", "7", False),
+        (f"{league} --slurm array=0-1", "$((7 + SLURM_ARRAY_TASK_ID))", True),
+    ):
+        own = ["--submit", "slurm", "--seed", "7", "--slurm", "time=1:00:00"]
+        monkeypatch.setattr(sys, "argv", ["gz", *words.split(), *own])
+        assert app.run(sys.argv[1:]) == 0 and capsys.readouterr().out == "job 42\n"
+        script = (tmp_path / "got").read_text()
+        line = f"gzcli {words.partition(' --slurm')[0]} --seed {seed} &\n"
+        assert line in script and 'srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS' in script
+        assert "#SBATCH --time=1:00:00\n" in script and ("#SBATCH --signal=" in script) == goes_on
+        assert ("--gres=gpu:2\n" in script) == ("--gpus" in words)
+        assert f"#SBATCH --job-name={words.split()[0]}-" in script
+    assert not Path("drawn").exists() and not (home / "bench").exists()
+    for words, code in (("ood pretrained:vae --out nosuch", 2), ("sample glow", 3), ("bench --budget 9s", 2)):
+        monkeypatch.setattr(sys, "argv", ["gz", *words.split(), "--submit", "slurm"])
+        assert app.run(sys.argv[1:]) == code, "what is wrong is told before it is submitted"
+
+
+def test_no_script_holds_what_cannot_be_printed(fake, home, tmp_path, monkeypatch, capsys):
+    """The name of a folder could bring lines of its own into a job script, or into that of a league."""
+    fake("sbatch", f"touch {tmp_path}/got; echo 42")
+    plain = ["train", "vae", "--submit", "slurm"]
+    cases = [
+        (folder, "", plain, "characters that cannot be printed" if "\n" in folder else "cannot be told")
+        for folder in ("a\n#SBATCH --uid=0\ntouch PWNED", 'a"b')
+    ]
+    league = ["bench", "--train-missing", "--budget", "9s", "--models", "vae", "--data", "digits", "--cpu"]
+    cases.append(("a\nb", "", league, "cannot be printed"))
+    cases.append(("ok", "home\nb", plain, "cannot be printed"))
+    cases.append(("ok", "", [*plain, "--set", "about=a\nb"], "the word 'about=a\\nb' holds"))
+    cases.append(("a\udcff", "", plain, "cannot be printed"))
+    for folder, store, words, told in cases:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        monkeypatch.setenv("GZ_HOME", str(tmp_path / (store or "home")))
+        monkeypatch.setattr(sys, "argv", ["gz", *words])
+        assert app.run(words) == 2 and told in capsys.readouterr().err, words
+        assert not list(tmp_path.glob("**/*.sh"))
+    assert not (tmp_path / "got").exists()
+    monkeypatch.chdir(tmp_path)
+    text = slurm.script(
+        slurm.Job(["train"], "a", 0, 0, 2), {}, program=["gz"], folder=tmp_path / "it's 100%j"
+    )
+    assert f'#SBATCH --output="{tmp_path}/it\'s 100%%j/%x-%j.out"\n' in text
 
 
 def test_a_named_run_is_what_requeue_goes_on_with(home, monkeypatch):

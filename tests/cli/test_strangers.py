@@ -69,8 +69,8 @@ def test_a_recipe_does_not_say_where_processes_meet(call, tmp_path, monkeypatch)
         ("--no_python", "`--no_python` is not passed on", "these are: --debug"),
         ("--no_py", "`--no_py` is not passed on", "--gpu_ids"),  # argparse would complete it
         ("--config_file x.yaml", "`--config_file` is not passed on", "--gpu_ids"),
-        ("--use_fsdp", "sharding them is not supported", "train.accumulate"),
-        ("--use-deepspeed", "sharding them is not supported", "train.accumulate"),
+        ("--use_fsdp", "stands in its recipe", "`--set launch.strategy=fsdp` shares out"),
+        ("--use-deepspeed", "stands in its recipe", "train.accumulate"),
         ("-m x", "`-m` is not passed on", "--gpu_ids"),
         ("--debug evil.py", "`evil.py` is no option", "only options and their values"),
         ("--gpu_ids", "`--gpu_ids` needs a value", "accelerate launch --help"),
