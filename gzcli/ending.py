@@ -152,9 +152,12 @@ def deduced_error(target: Run, returncode: int, got: list[int]) -> GzError:
         smaller = "`train.batch_size`, or a larger `train.accumulate`," if trains else "`-n`"
         message = f"{who} was killed (SIGKILL), most likely for want of memory{state}"
         return DeviceError(message, hint="; ".join([*resume, f"a smaller {smaller} takes less"]))
-    by_signal = f"was ended by {signals.name_of(signum)}"
-    how = by_signal if signum > 0 else f"ended with code {returncode} and no word"
-    return GzError(f"{who} {how}{state}", hint="; ".join([*resume, f"see `{target.path / 'log.txt'}`"]))
+    if signum > 0:
+        message = f"{who} was ended by {signals.name_of(signum)}{state}"
+        crash = "most likely a library or a driver has crashed: `gz doctor` shows which are here"
+        return DeviceError(message, hint="; ".join([*resume, crash]))
+    message = f"{who} ended with code {returncode} and no word{state}"
+    return GzError(message, hint="; ".join([*resume, f"see `{target.path / 'log.txt'}`"]))
 
 
 def saved_state(target: Run) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -79,6 +81,37 @@ class Interrupted(GzError):
     def __init__(self, message: str, *, signum: int, hint: str | None = None):
         super().__init__(message, hint=hint)
         self.code = 128 + signum
+
+
+_PLACE = "name another place, or set `GZ_HOME` to a folder"
+_SYSTEM = {  # what a place on the disk may have against it → what to do
+    errno.ENOSPC: "free some space, or set `GZ_HOME` to a folder on a larger disk",
+    errno.EDQUOT: "free some space, or set `GZ_HOME` to a folder on a larger disk",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EIO: "is the disk or the terminal gone?",
+    errno.EROFS: "set `GZ_HOME` to a folder that you may write",
+    errno.EACCES: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
+    errno.EPERM: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
+    errno.ENOTDIR: f"a file stands where a folder is needed: {_PLACE}",
+    errno.EEXIST: f"something else stands there: {_PLACE}",
+    errno.EISDIR: "a folder stands where a file is needed: name another place",
+    errno.ELOOP: f"a link leads back to itself: {_PLACE}",
+}
+
+
+def system_error(problem: BaseException) -> MissingError | None:
+    """The error of a disk that is full, may not be written, or has something else at a place; None for any
+    other exception."""
+    if not isinstance(problem, OSError):
+        return None
+    hint = _SYSTEM.get(problem.errno or 0)
+    home, place = os.environ.get("GZ_HOME"), str(problem.filename)
+    if problem.errno == errno.ENOENT and home and not os.path.isdir(home) and place.startswith(home):
+        hint = "no folder can be made there: set `GZ_HOME` to a folder"
+    if hint is None:
+        return None
+    what = f"`{problem.filename}`: " if problem.filename else ""
+    return MissingError(f"{what}{os.strerror(problem.errno or 0).lower()}", hint=hint)
 
 
 def first_line(error: BaseException) -> str:

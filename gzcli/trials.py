@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,10 +26,13 @@ def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
     say: takes a line about what is done.
     """
     costs = paths.cache_dir("costs")
-    costs.mkdir(parents=True, exist_ok=True)
-    sweep(costs)
-    folder = beside(costs / "job")
-    folder.mkdir()
+    try:
+        costs.mkdir(parents=True, exist_ok=True)
+        sweep(costs)
+        folder = beside(costs / "job")
+        folder.mkdir()
+    except OSError as error:
+        return not_tried(job, f"`{costs}` cannot be written ({os.strerror(error.errno or 0).lower()})")
     tried = any(row["timed"] for row in job.parts)
     say("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
     try:
@@ -39,10 +43,15 @@ def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
     except Interrupted:
         raise
     except GzError as error:
-        asked = [row for row in job.parts if row["asked"]]
-        return {"parts": [{"cost": None, "seconds": None, "error": error.message} for _ in asked]}
+        return not_tried(job, error.message)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def not_tried(job: TrialJob, why: str) -> Mapping[str, Any]:
+    """The result of a job that could not be done."""
+    asked = [row for row in job.parts if row["asked"]]
+    return {"parts": [{"cost": None, "seconds": None, "error": why} for _ in asked]}
 
 
 def split_to_fit(asked: Resolved, recipe: Recipe, plan: Plan) -> Recipe:

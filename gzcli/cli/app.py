@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -15,7 +14,7 @@ import typer
 from gzcli import streams
 from gzcli.cli import completion, model_help, out
 from gzcli.cli.options import Json
-from gzcli.errors import GzError, Interrupted, MissingError, UsageError
+from gzcli.errors import GzError, Interrupted, UsageError, system_error
 from gzcli.version import __version__
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
@@ -153,25 +152,13 @@ def as_error(problem: BaseException) -> GzError:
         return Interrupted("interrupted", signum=2)
     if hasattr(problem, "format_message"):  # Typer's own: an unknown option, a missing argument
         return _usage(problem)
-    if isinstance(problem, OSError) and problem.errno in _SYSTEM:
-        what = f"`{problem.filename}`: " if problem.filename else ""
-        return MissingError(f"{what}{os.strerror(problem.errno).lower()}", hint=_SYSTEM[problem.errno])
+    if error := system_error(problem):
+        return error
     text = " ".join(str(problem).split())
     return GzError(
         f"{type(problem).__name__}: {text}" if text else type(problem).__name__,
         hint="this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it",
     )
-
-
-_SYSTEM = {
-    errno.ENOSPC: "free some space, or set `GZ_HOME` to a folder on a larger disk",
-    errno.EDQUOT: "free some space, or set `GZ_HOME` to a folder on a larger disk",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.EIO: "is the disk or the terminal gone?",
-    errno.EROFS: "set `GZ_HOME` to a folder that you may write",
-    errno.EACCES: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
-    errno.EPERM: "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them",
-}
 
 
 _PHRASES = {  # Typer's words → those of the messages about recipes, as `must be 1 or more`

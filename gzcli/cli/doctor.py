@@ -115,10 +115,10 @@ def folders() -> Iterator[Check]:
     """Whether the folders of gz can be written and have space left, and whether the recipes are there."""
     for name, folder in (("cache", cache_dir()), ("runs", user_dir("runs"))):
         there = folder
-        while not there.exists():
+        while not (there.exists() or there.is_symlink()):
             there = there.parent
         free = shutil.disk_usage(there).free / 1e9
-        if not os.access(there, os.W_OK):
+        if not there.is_dir() or not os.access(there, os.W_OK):
             fix = "set `GZ_HOME` to a folder that you may write"
             yield Check(name, "bad", f"{folder} cannot be written", fix)
         elif free < 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,13 +24,16 @@ WAIT = "stop it first, or wait for it"
 
 
 class Use:
-    """A use of a set by this process, until `end` or until nothing refers to it any more.
+    """A use of a set by this process, until `end`, until nothing refers to it any more, or until the process
+    ends.
 
     found: the set.
     """
 
     def __init__(self, found: DataSet):
         self._held = contextlib.ExitStack()
+        # `__del__` might find the modules gone that it needs, or not be called, where the interpreter ends
+        self.end = weakref.finalize(self, _let_go, self._held, os.getpid())
         file = cache_dir("packs", f".{found.key}.{os.getpid()}.{next(_uses)}.used")
         with contextlib.suppress(OSError), lock(_gate(found)):  # where nothing can be written, nothing can go
             _others(found)
@@ -44,13 +48,12 @@ class Use:
         if kind:
             self.end()
 
-    def end(self) -> None:
-        """Lets the set go."""
-        self._held.close()
 
-    def __del__(self) -> None:
+def _let_go(held: contextlib.ExitStack, pid: int) -> None:
+    """Ends a use, but not in a child that has a copy of it."""
+    if os.getpid() == pid:
         with contextlib.suppress(OSError):
-            self.end()
+            held.close()
 
 
 @contextlib.contextmanager

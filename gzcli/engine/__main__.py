@@ -30,7 +30,15 @@ from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
-from gzcli.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError, first_line
+from gzcli.errors import (
+    DeviceError,
+    DivergedError,
+    GzError,
+    Interrupted,
+    UsageError,
+    first_line,
+    system_error,
+)
 from gzcli.gpus import INSTALL
 from gzcli.parts import part_of
 from gzcli.store import claims, files, png
@@ -116,6 +124,8 @@ def explain(e: BaseException) -> GzError:
         )
     if "no kernel image" in str(e):
         return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=INSTALL)
+    if error := system_error(e):
+        return error
     if "timed out" in str(e).lower() and (silent := ranks.silent()):
         named = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
         return DeviceError(f"{named} does not answer", hint="`launch.timeout` says for how long others wait")

@@ -75,6 +75,35 @@ def test_control_characters_of_names_do_not_reach_the_terminal(capsys):
     assert told.endswith("\x1b[0m\tnext\n"), "colours and tabs stay"
 
 
+def test_places_where_no_folder_can_be_made(home, tmp_path, monkeypatch, capsys):
+    """A message of its own, and no bug in gz; a dry run needs none."""
+    file = tmp_path / "FILE"
+    file.write_text("mine")
+    cases = [
+        (home, f"sample pretrained:vae -n 1 --out {file}/x", "not a directory"),
+        (home, f"recipe copy vae {file}/x.yaml", "file exists"),
+        (file, "train vae --steps 1", "not a directory"),
+        (file / "home", "sample pretrained:vae -n 1", "not a directory"),
+        (file, f"data import {tmp_path} --name mine", "file exists"),
+        (file, "train vae --submit slurm", "not a directory"),
+    ]
+    if Path("/proc/self").exists():
+        cases.append((Path("/proc/none"), "train vae --steps 1", "no such file or directory"))
+    for place, words, told in cases:
+        monkeypatch.setenv("GZ_HOME", str(place))
+        assert app.run(words.split()) == 3, words
+        error = capsys.readouterr().err.partition("error: ")[2]
+        assert told in error and "hint: " in error and "bug" not in error, words
+        if place != home:
+            bad = {check.name for check in doctor.folders() if check.state == "bad"}
+            assert bad >= {"cache", "runs"} or "proc" in place.parts  # root may write there, the system says
+            monkeypatch.setenv("GZ_TRIAL", "1")
+            assert app.run(["train", "vae", "--dry-run"]) == 0
+            assert "/costs` cannot be written (" in " ".join(capsys.readouterr().out.split())
+    assert file.read_text() == "mine"
+    assert explain(NotADirectoryError(20, "Not a directory", "/a/b")).code == 3
+
+
 # ---------------------------------------------------------------------------- GPUs that torch cannot use
 
 

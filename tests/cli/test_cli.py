@@ -148,6 +148,12 @@ def _raise(problem):
         (DivergedError("the loss is not finite"), 5, "error: the loss is not finite"),
         (OSError(errno.ENOSPC, "x", "/d/f"), 3, "error: `/d/f`: no space left on device"),
         (PermissionError(errno.EACCES, "x", "/d/f"), 3, "error: `/d/f`: permission denied"),
+        (FileExistsError(errno.EEXIST, "x", "/d/f"), 3, "error: `/d/f`: file exists"),
+        (
+            FileNotFoundError(errno.ENOENT, "x", "/d"),
+            1,
+            "internal error: FileNotFoundError: [Errno 2] x: '/d'",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )

@@ -281,7 +281,7 @@ def test_a_killed_partner(run):
 @pytest.mark.parametrize(
     ("returncode", "got", "kind", "code", "message"),
     [
-        (139, [], GzError, 1, "the process was ended by SIGSEGV"),
+        (139, [], DeviceError, 4, "the process was ended by SIGSEGV"),
         (1, [], GzError, 1, "the process ended with code 1 and no word"),
         (-15, [], Interrupted, 143, "stopped by SIGTERM"),
         (137, [2], Interrupted, 130, "stopped by SIGINT"),

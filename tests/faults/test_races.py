@@ -17,7 +17,7 @@ from gzcli.cli import jobs
 from gzcli.data.in_use import Use
 from gzcli.data.names import locate
 from gzcli.data.open import open_pack
-from gzcli.errors import DeviceError, GzError, Interrupted, MissingError, UsageError
+from gzcli.errors import DeviceError, Interrupted, MissingError, UsageError
 from gzcli.store import claims, files, leftovers, owned, runs
 from gzcli.store.leftovers import beside, sweep
 from gzcli.store.run import Run
@@ -185,6 +185,31 @@ def test_a_set_is_let_go_with_its_pack_or_its_error(home):
     assert not list(home.glob("packs/.digits.*.used"))
 
 
+AT_EXIT = """
+import sys
+from gzcli.data.in_use import Use
+from gzcli.data.names import locate
+sys.use = Use(locate("digits"))  # it lives as long as the interpreter
+"""
+
+
+def test_a_set_is_let_go_when_its_process_ends(home):
+    """Also where the interpreter collects nothing any more; a forked child leaves it to its parent."""
+    words = [sys.executable, "-c", AT_EXIT]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and not list(home.glob("packs/.*.used"))
+    use = Use(locate("digits"))
+    child = os.fork()
+    if not child:
+        use.end()
+        os._exit(0)
+    os.waitpid(child, 0)
+    (file,) = home.glob("packs/.digits.*.used")
+    assert files.is_locked(file)
+    use.end()
+    assert not file.exists()
+
+
 # --- files ---
 
 
@@ -313,7 +338,7 @@ def test_a_stopped_rank_of_a_dead_launcher_is_ended(broken, monkeypatch):
 
 @pytest.mark.parametrize(
     ("code", "kind", "told"),
-    [(137, DeviceError, "was killed (SIGKILL)"), (139, GzError, "was ended by SIGSEGV")],
+    [(137, DeviceError, "was killed (SIGKILL)"), (139, DeviceError, "was ended by SIGSEGV")],
 )
 def test_the_rank_that_was_lost_is_named(broken, code, kind, told):
     """Also where rank 0 has recorded the broken connection, which is a consequence."""
