@@ -160,8 +160,8 @@ def sample(
     from gzcli.parts import part_of
     from gzcli.recipe.from_file import find_run
 
-    launch = processes_of(gpus, cpu, processes)
     if like:
+        launch = processes_of(gpus, cpu, processes)
         if submit or slurm:
             return submit_verb("sample", model or like.stem, seed, launch, slurm or ())
         given = {"n": n, "labels": label, "prompts": prompt or prompts, "do": do, "options": ctx.args}
@@ -187,6 +187,7 @@ def sample(
     options = method_options(ctx.args, takes, what, "sample")
     if n is None and (do or not input):  # without `--do`, only the engine knows how many pictures there are
         n = 64 if do else len(texts) or 64
+    launch = processes_of(gpus, cpu, processes)
     if submit or slurm:
         return submit_verb("sample", model, seed, launch, slurm or ())
     announce(run, model, data=key)
