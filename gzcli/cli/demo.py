@@ -27,7 +27,11 @@ _Port = Annotated[
     typer.Option("--port", metavar="N", min=1, max=65535, help="The first free one from 7860 on without it."),
 ]
 _Share = Annotated[
-    bool, typer.Option("--share", help="Reachable from elsewhere too, through a tunnel of Gradio's.")
+    bool,
+    typer.Option(
+        "--share",
+        help="Reachable from elsewhere too, through a tunnel of Gradio's, by an address with a token.",
+    ),
 ]
 _NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")]
 
@@ -42,7 +46,7 @@ def demo(
 ) -> None:
     """Play with trained models in the browser: draw, interpolate, fill in, judge pictures.
 
-    It is served to this machine alone, and asks no other for anything.
+    It is served to this machine alone, unless `--share` is typed, and answers no page but its own.
     """
     if importlib.util.find_spec("gradio") is None:
         raise MissingError("`gz demo` takes the package `gradio`", hint="pip install 'gzcli[demo]'")

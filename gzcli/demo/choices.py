@@ -15,6 +15,7 @@ from gzcli.store.run import Run as StoredRun
 if TYPE_CHECKING:
     from gzcli.handles import Run
 
+OPENS = "cfm"  # of the models that come with gz the one that draws best
 NUMBERS = ("steps", "guidance", "temperature")  # options that have a slider, where the sampler takes them
 
 
@@ -37,11 +38,23 @@ def choices(named: Sequence[StoredRun] = ()) -> list[Choice]:
       that come with gz.
     """
     found = named or [run for run in runs.all_runs() if run.weights is not None]
-    ready = [] if named else sorted(pretrained.every(), key=lambda one: pretrained.FIRST.index(one.data))
+    ready = [] if named else sorted(pretrained.every(), key=lambda one: _rank(one.data))
     own = [Choice(_name(run), _title(run)) for run in found]
     return own + [
         Choice(pretrained.PREFIX + one.name, f"{one.model} on {one.data}, comes with gz") for one in ready
     ]
+
+
+def opening(choices: Sequence[Choice]) -> str:
+    """The name of the choice that the page opens with: a model that comes with gz, where one is offered. The
+    newest run may have trained for three steps, and draw noise."""
+    best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + OPENS).stem
+    return best if any(choice.name == best for choice in choices) else choices[0].name
+
+
+def _rank(data: str) -> int:
+    """The place of a set among those that models are taken of first."""
+    return pretrained.FIRST.index(data) if data in pretrained.FIRST else len(pretrained.FIRST)
 
 
 def _name(run: StoredRun) -> str:

@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 
 from gzcli.demo import parts
-from gzcli.demo.choices import NUMBERS, Choice, Controls
+from gzcli.demo.choices import NUMBERS, Choice, Controls, opening
 from gzcli.demo.code import Code
 from gzcli.demo.parts import EACH, RANGES
 from gzcli.demo.studio import Asked, Shown, Studio
@@ -25,11 +25,11 @@ footer {display: none !important}
 
 
 def page(studio: Studio, choices: Sequence[Choice]) -> gr.Blocks:
-    """The page, on which the first of the choices is drawn at once."""
+    """The page, on which one of the choices is drawn at once."""
     options = [(choice.title, choice.name) for choice in choices]
-    first = choices[0].name
     with gr.Blocks(title="gz demo", analytics_enabled=False) as blocks:
-        run = gr.Dropdown(options, value=first, label="Model", elem_id="run")
+        gr.Markdown(parts.TITLE, elem_id="title")
+        run = gr.Dropdown(options, value=opening(choices), label="Model", elem_id="run")
         facts = gr.Markdown(elem_id="facts")
         with gr.Tabs() as tabs:
             with gr.Tab("Draw", id="draw"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and press **Draw**."
 EACH = "each in turn"  # the label that asks for none
 # least, most and step of the slider of an option of `choices.NUMBERS`
 RANGES = {"steps": (1, 250, 1), "guidance": (0.0, 8.0, 0.1), "temperature": (0.0, 1.5, 0.05)}

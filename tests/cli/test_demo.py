@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import signal
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -17,7 +20,8 @@ from zoo import CASES
 from gzcli.cli import app, demo
 from gzcli.data.open import open_pack
 from gzcli.demo import code
-from gzcli.demo.choices import choices
+from gzcli.demo.choices import choices, opening
+from gzcli.demo.guard import COOKIE, LARGEST_BODY, POLICY, Guard
 from gzcli.demo.studio import Asked, Studio, enlarged, sheet
 from gzcli.demo.watch import MOST, watched
 from gzcli.engine.trained import Trained
@@ -170,13 +174,142 @@ def test_without_gradio_or_with_a_model_that_comes_with_gz(call, home, monkeypat
     assert [choice.name for choice in choices([find_run(name)])] == [name]
 
 
+PAGE = {"host": "127.0.0.1:7860"}
+OWN = {**PAGE, "sec-fetch-site": "same-origin"}
+LINK = {**PAGE, "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+def asked_of(guard: Guard, headers=OWN, *, path="/", query="", method="GET", kind="http", chunks=(b"",)):
+    """What a guard answers a request, by the types of its messages; the app behind it answers 200."""
+    sent = []
+
+    async def receive():
+        body = parts.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(parts)}
+
+    async def send(message):
+        sent.append(message)
+
+    parts = list(chunks)
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": kind, "path": path, "method": method, "query_string": query.encode(), "headers": pairs}
+    asyncio.run(guard(scope, receive, send))
+    return {message["type"]: message for message in sent}
+
+
+def status(*args, token=None, addresses=(), **kwargs) -> int:
+    async def app(scope, receive, send):
+        while scope["type"] == "http" and (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    sent = asked_of(Guard(app, addresses=set(addresses), token=token), *args, **kwargs)
+    assert ("websocket.close" in sent) != ("http.response.start" in sent)
+    return 403 if "websocket.close" in sent else sent["http.response.start"]["status"]
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"host": "evil.example:7860"},  # a name that was made to resolve to 127.0.0.1
+        {"host": "127.0.0.1.evil.example:7860"},
+        {"host": "[::1"},
+        PAGE | {"origin": "http://evil.example"},
+        PAGE | {"origin": "http://127.0.0.1:8888"},  # another server of this machine
+        PAGE | {"origin": "http://localhost:7860"},
+        PAGE | {"origin": "http://127.0.0.1:7860.evil.example"},
+        PAGE | {"origin": "null"},
+        PAGE | {"sec-fetch-site": "cross-site"},  # an image, a stream of events
+        PAGE | {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+        LINK | {"sec-fetch-dest": "iframe"},
+    ],
+)
+def test_what_comes_from_another_page_is_refused(headers, kind):
+    for path in ("/", "/gradio_api/queue/data", "/gradio_api/startup-events"):
+        assert status(headers, path=path, kind=kind) == 403
+
+
+def test_a_form_of_another_page_is_refused_and_a_link_to_the_page_is_not():
+    assert status(LINK | {"origin": "http://evil.example"}, method="POST") == 403
+    assert status(LINK, method="POST") == 403 and status(LINK, path="/gradio_api/file=x") == 403
+    assert status(LINK) == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:7860", "localhost:7860", "localhost", "[::1]:7860", "localhost:9000"]
+)
+def test_its_own_page_is_answered(host):
+    for more in (
+        {},
+        {"sec-fetch-site": "none"},
+        {"sec-fetch-site": "same-origin", "origin": f"http://{host}"},
+    ):
+        assert status({"host": host, **more}) == status({"host": host, **more}, method="POST") == 200
+
+
+def test_a_body_that_is_too_large_is_not_read():
+    for length in (str(LARGEST_BODY + 1), "9" * 5000, "x"):
+        assert status(OWN | {"content-length": length}, method="POST") == 413
+    assert status(OWN | {"content-length": str(LARGEST_BODY)}, method="POST") == 200
+    chunks = [bytes(LARGEST_BODY // 2)] * 2
+    assert status(method="POST", chunks=chunks) == 200
+    assert status(method="POST", chunks=[*chunks, bytes(2), bytes(2)]) == 413
+
+
+def test_beyond_this_machine_every_request_has_the_token():
+    public = {"addresses": ["https://abc.gradio.live"], "token": "s3cret"}
+    own = {"host": "abc.gradio.live", "origin": "https://abc.gradio.live"}
+    for headers in (own, OWN):
+        assert status(headers, **public) == status(headers, **public, query="token=wrong&token=") == 401
+        assert status(headers | {"cookie": f"{COOKIE}=wrong; a=s3cret"}, **public) == 401
+        assert status(headers | {"cookie": f"a=b; {COOKIE}=s3cret"}, **public) == 200
+        assert status(headers, **public, query="a=b&token=s3cret") == 200
+    assert status(OWN, **public, path="/gradio_api/startup-events") == 200, "gradio asks itself"
+    assert status(LINK | {"host": "abc.gradio.live"}, **public, query="token=s3cret") == 200
+    for headers in (own | {"host": "abd.gradio.live"}, own | {"origin": "https://abd.gradio.live"}):
+        assert status(headers, **public, query="token=s3cret") == 403
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    guard = Guard(app, addresses=set(public["addresses"]), token="s3cret")
+    head = dict(asked_of(guard, own, query="token=s3cret")["http.response.start"]["headers"])
+    assert head[b"set-cookie"] == b"gz-demo=s3cret; Path=/; HttpOnly; SameSite=Strict; Secure"
+    assert (
+        head[b"content-security-policy"] == POLICY.encode() and b"frame-ancestors 'none'" in POLICY.encode()
+    )
+    head = dict(asked_of(guard, own, query="token=wrong")["http.response.start"]["headers"])
+    assert b"set-cookie" not in head and head[b"content-security-policy"] == POLICY.encode()
+
+
+def test_the_page_opens_on_a_good_picture(studio):
+    """Not on the newest run, which may have trained for three steps."""
+    _, name = studio("cfm")
+    offered = choices()
+    assert offered[0].name == name and opening(offered) == "pretrained:cfm-glyphs"
+    assert opening(choices([find_run(name)])) == name, "what is named is shown"
+
+
 @pytest.mark.slow  # gradio takes its seconds to import
 def test_the_page_is_served_from_here_alone(studio, capsys, monkeypatch):
     pytest.importorskip("gradio")
-    from gzcli.demo import page, serve
+    from gzcli.demo import page
 
-    studio("fm")
+    _, name = studio("fm")
     seen = {}
+
+    def code_of(address: str, body: bytes | None = None, **headers: str) -> int:
+        asked = urllib.request.Request(seen["url"] + address, body, headers)
+        with contextlib.closing(answered(asked)) as answer:
+            return answer.status
+
+    def answered(asked):
+        try:
+            return urllib.request.urlopen(asked)
+        except urllib.error.HTTPError as e:
+            return e
 
     def ended() -> None:
         url = seen["url"] = capsys.readouterr().out.strip()
@@ -184,10 +317,42 @@ def test_the_page_is_served_from_here_alone(studio, capsys, monkeypatch):
         seen["pictures"] = {shown for shown, *_ in said}
         answer = urllib.request.urlopen(url)
         seen["policy"], seen["html"] = answer.headers["content-security-policy"], answer.read().decode()
+        for address in ("", "config", "gradio_api/queue/data?session_hash=x"):
+            seen[address] = [
+                code_of(address, Host="evil.example"),
+                code_of(address, Origin="http://127.0.0.1:1"),
+                code_of(address, **{"Sec-Fetch-Site": "cross-site"}),
+            ]
+        seen["upload"] = code_of("gradio_api/upload", b"x", Origin="http://evil.example")
+        seen["large"] = code_of("gradio_api/upload", b"x", **{"Content-Length": str(LARGEST_BODY + 1)})
+        seen["files"] = [code_of(f"gradio_api/file={path}") for path in (__file__, runs.find(name).path)]
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gzcli.cli.demo.wait", ended)
     assert app.run(["demo", "--no-browser", "-q"]) == 0
-    assert seen["url"].startswith("http://127.0.0.1:") and seen["policy"] == serve.POLICY
-    assert "Is it one" in seen["html"] or "gz demo" in seen["html"]
+    assert seen["url"].startswith("http://127.0.0.1:") and seen["policy"] == POLICY
+    assert "# gz demo" in seen["html"] and '"value":"pretrained:cfm-glyphs"' in seen["html"].replace(" ", "")
     assert "gradio" in sys.modules and len(seen["pictures"]) == 2
+    for address in ("", "config", "gradio_api/queue/data?session_hash=x"):
+        assert seen[address] == [403] * 3
+    assert (seen["upload"], seen["large"], seen["files"]) == (403, 413, [403, 403])
+
+
+@pytest.mark.slow
+def test_what_is_shared_has_a_token_and_loads_nothing_from_elsewhere(monkeypatch):
+    pytest.importorskip("gradio")
+    from gzcli.demo import serve
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda **_: "http://abc.gradio.live")
+    page, url = serve.serve(choices(), share=True)
+    try:
+        assert url.startswith("https://abc.gradio.live?token=") and len(url) > 60
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(page.local_url)
+        shown = urllib.request.Request(
+            page.local_url + url[url.index("?") :], headers={"Host": "abc.gradio.live"}
+        )
+        html = urllib.request.urlopen(shown).read().decode()
+        assert "amazonaws.com" not in html and "./assets/index" in html
+    finally:
+        page.close()
