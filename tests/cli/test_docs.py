@@ -329,6 +329,22 @@ def test_the_manual_as_one_text(call):
     assert all(text.partition("\n")[0] in stdout for text in composed().values())
 
 
+def test_no_page_shows_its_own_marks():
+    """To the site's Markdown a fence that is not closed is text, as is a list or a table without an empty line
+    before it."""
+    markdown = pytest.importorskip("markdown")
+    pytest.importorskip("mkdocs")
+    from gzcli.docs.site import settings
+
+    extensions = settings(DOCS, DOCS, [])["markdown_extensions"]
+    written_ = {
+        path.name: path.read_text() for place in ("models", "static") for path in (DOCS / place).glob("*.md")
+    }
+    for name, text in {**TEXTS, **written_}.items():
+        page = re.sub(r"<pre>.*?</pre>", "", markdown.markdown(text, extensions=extensions), flags=re.DOTALL)
+        assert not re.search(r"```|^(<p>)?([*-] |\||#+ )|\*\*", page, re.MULTILINE), name
+
+
 @pytest.mark.slow
 def test_the_site_asks_nobody(tmp_path):
     pytest.importorskip("mkdocs")
@@ -341,6 +357,7 @@ def test_the_site_asks_nobody(tmp_path):
         text = path.read_text()
         loaded = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"?(?:https?:)?//[^\">]+", text)
         assert not [tag for tag in loaded if "canonical" not in tag], path
+        assert "```" not in text, path
     assert "<math" in (tmp_path / "site" / "models" / "fm.html").read_text()
     ready = (tmp_path / "site" / "pretrained.html").read_text()
     for name in pretrained.names():
