@@ -330,8 +330,7 @@ def test_the_manual_as_one_text(call):
 
 
 def test_no_page_shows_its_own_marks():
-    """To the site's Markdown a fence that is not closed is text, as is a list or a table without an empty line
-    before it."""
+    """To the site's Markdown a fence that is not closed is text, as is a list without a line before it."""
     markdown = pytest.importorskip("markdown")
     pytest.importorskip("mkdocs")
     from gzcli.docs.site import settings
