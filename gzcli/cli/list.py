@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet, Wide, choose, names
 from gzcli.cli.tables import wrapped
 from gzcli.errors import UsageError, canonical
+
+if TYPE_CHECKING:
+    from gzcli.models.catalog import ModelCard
 
 _WHAT = ("models", "data", "recipes", "runs", "pretrained")
 
@@ -65,7 +68,7 @@ def list_(
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
     """Prints the models of a family that have a capability; `short`: their names by family alone; `wide`: in
     full, as in the other lists."""
-    from gzcli.models.catalog import cards
+    from gzcli.models.catalog import OUTSIDE, cards, counted
     from gzcli.store.paths import recipe_names
 
     known = cards().values()
@@ -77,26 +80,32 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     shown.sort(key=lambda card: (card.family, card.name))
     recipes = {canonical(name): name for name in recipe_names()}
     rows = [(recipes.get(canonical(card.name)) or card.name, card) for card in shown]
+    staged = {name for name, card in rows if name not in recipes.values() and card.family != OUTSIDE}
+    abouts = {name: _about(name, card, staged) for name, card in rows} if out.is_json() or not short else {}
     if short:
         families: dict[str, list[str]] = {}
         for name, card in rows:
-            families.setdefault(card.family, []).append(name)
+            if name not in staged:
+                families.setdefault(card.family, []).append(name)
         lines = [(name, " ".join(models)) for name, models in families.items()]
         out.table(("family", "models"), lines, wrap=("models",), wide=wide)
         out.info("")
-        out.hint("`gz list models` says what they do; also data, recipes, runs, pretrained")
     else:
         out.table(
-            ("model", "family", "can", "paper"),
-            [(name, card.family, " ".join(card.can), card.paper) for name, card in rows],
+            ("model", "what it is", "can", "family", "paper"),
+            [(name, abouts[name], " ".join(card.can), card.family, card.paper) for name, card in rows],
             spare=("paper", "family"),
-            wrap=("can", "paper"),
+            wrap=("what it is", "can", "paper"),
             wide=wide,
         )
+    out.info(counted(len(rows) - len(staged), len(staged)))
+    if short:
+        out.hint("`gz list models` says what they do; also data, recipes, runs, pretrained")
     models = [
         {
             "name": name,
             "family": card.family,
+            "about": abouts.get(name),
             "can": list(card.can),
             "paper": card.paper,
             "recipe": recipes.get(canonical(card.name)),
@@ -104,6 +113,21 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
         for name, card in rows
     ]
     out.data({"models": models})
+
+
+def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
+    """What a model is, in a line: as its recipe says it, else its class."""
+    from gzcli.docs.written import written
+    from gzcli.models.docs import first_words
+    from gzcli.recipe.files import recipes
+    from gzcli.recipe.load import load
+    from gzcli.store.paths import trained_in
+
+    if name in staged:
+        words, (recipe, _) = written(name), trained_in(name) or ("another", "")
+        return f"A stage of {recipe}: {words.title if words else first_words(card)}"
+    shipped = recipes().get(name)
+    return str(load(shipped).get("about", "")) if shipped else first_words(card)
 
 
 def list_data(*, long: bool = False, wide: bool = False) -> None:

@@ -10,6 +10,7 @@ from gzcli.alike import DIFFERENCES
 from gzcli.docs.as_markdown import ready_picture, table
 from gzcli.docs.page import Page
 from gzcli.docs.written import ROOT
+from gzcli.models import catalog
 from gzcli.store.pretrained import every
 from gzcli.units import duration
 
@@ -62,7 +63,9 @@ def family_name(family: str) -> str:
 
 def models_index(pages: dict[str, Page]) -> str:
     """The page that lists the models, by family."""
-    lines = ["# Models", "", "`gz show MODEL` prints the same pages in a terminal.", ""]
+    trained = sum(page.recipe == name for name, page in pages.items())
+    count = catalog.counted(trained, len(pages) - trained)
+    lines = ["# Models", "", f"{count}. `gz show MODEL` prints the same pages in a terminal.", ""]
     for family in dict.fromkeys(page.family for page in pages.values()):
         lines += [
             f"## {family_name(family)}",

@@ -84,6 +84,12 @@ def cards() -> dict[str, ModelCard]:
     return found
 
 
+def counted(trained: int, staged: int) -> str:
+    """The number of models in words: those that are trained by name, then those that are a stage alone."""
+    stages = f", and {staged} that only ever {'is' if staged == 1 else 'are'} a stage of one"
+    return f"{trained} model{'' if trained == 1 else 's'}{stages if staged else ''}"
+
+
 def card(name: str) -> ModelCard:
     """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike.
 

@@ -322,7 +322,7 @@ def test_list_models(gz, gz_json):
 
     code, value = gz_json("list", "models")
     assert code == 0 and {canonical(row["name"]) for row in value["models"]} == set(cards())
-    assert all(set(row) == {"name", "family", "can", "paper", "recipe"} for row in value["models"])
+    assert all(set(row) == {"name", "family", "about", "can", "paper", "recipe"} for row in value["models"])
     assert {row["recipe"] for row in value["models"]} >= set(recipe_names())
     assert gz_json("list")[1] == value
     likely = gz_json("list", "models", "--can", "log-prob")[1]["models"]
@@ -333,7 +333,20 @@ def test_list_models(gz, gz_json):
     assert [row["name"] for row in vaes] == [
         name for name, card in sorted(cards().items()) if card.family == "vae"
     ]
-    assert "\033" not in gz("list", "models")[1] and "\t" not in gz("list", "models")[1]
+    shown = gz("list", "models", "--wide")[1]
+    assert "\033" not in shown and "\t" not in shown
+    assert all(row["about"] and f"{row['about']}  " in shown for row in value["models"])
+    staged = {row["name"]: row["about"] for row in value["models"] if row["recipe"] is None}
+    assert staged["transformer"] == "A stage of vqgan: Transformer over codes"
+
+
+def test_the_number_of_models_is_one(gz):
+    """A model is what `gz train` takes by its name."""
+    said = f"{len(recipe_names())} models, and 3 that only ever are a stage of one\n"
+    for words in (("list",), ("list", "models")):
+        assert said in gz(*words)[2]
+    assert set(gz("list")[1].split()) >= set(recipe_names()) and "maskgit" not in gz("list")[1]
+    assert "1 model\n" in gz("list", "models", "--can", "translate", "--family", "gan")[2]
 
 
 def test_list_data_is_data_list(gz, gz_json, home):

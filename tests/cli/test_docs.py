@@ -20,9 +20,10 @@ from gzcli import measured
 from gzcli.cli import app
 from gzcli.docs.as_text import as_text
 from gzcli.docs.page import page_of
-from gzcli.docs.pages import ORDER, TUTORIALS, composed
+from gzcli.docs.pages import ORDER, TUTORIALS, composed, models_index
 from gzcli.docs.written import ROOT as DOCS
 from gzcli.docs.written import written
+from gzcli.errors import canonical
 from gzcli.models.catalog import OUTSIDE, cards
 from gzcli.store import outside, pretrained, runs
 from gzcli.store.paths import recipe_names, recipes_dir, spelling
@@ -249,9 +250,27 @@ def test_commands_are_safe_in_every_shell():
     assert [place for place in bare if re.search(r"[][*?(){}]", place[1])] == []
 
 
-def test_the_readme_names_every_model():
-    assert set(re.findall(r"`([a-z0-9-]+)`", TEXTS["README"])) >= set(recipe_names())
+def test_the_readme_names_every_model_in_its_family():
+    """A line is a family, which is the folder that `gz list` and the site show."""
+    models = TEXTS["README"].partition("\n## Models\n")[2].partition("\n## ")[0]
+    lines = [set(re.findall(r"`([a-z0-9-]+)`", line)) for line in models.splitlines() if line.startswith("*")]
+    families: dict[str, set[str]] = {}
+    for name in recipe_names():
+        families.setdefault(cards()[canonical(name)].family, set()).add(name)
+    assert sorted(map(sorted, lines)) == sorted(map(sorted, families.values()))
     assert f"models: {len(recipe_names())} of them" in TEXTS["README"]
+    index = models_index({name: page_of(name) for name in ("vae", "vqvae", "transformer")})
+    assert "\n2 models, and 1 that only ever is a stage of one." in index
+
+
+def test_no_text_gives_another_number_of_models():
+    texts = {**TEXTS, "index": (DOCS / "static" / "index.md").read_text()}
+    for name in ("CITATION.cff", "pyproject.toml", ".github/CONTRIBUTING.md"):
+        texts[name] = (ROOT / name).read_text()
+    told = {
+        name: re.findall(r"\b(3\d)(?= (?:\w+ ){0,2}models\b| of them)", text) for name, text in texts.items()
+    }
+    assert {number for numbers in told.values() for number in numbers} == {str(len(recipe_names()))}
 
 
 def test_links_between_pages_lead_somewhere():

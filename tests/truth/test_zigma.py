@@ -14,8 +14,8 @@ from test_dit import awake
 from torch.nn import functional as F
 
 from gzcli.errors import UsageError
-from gzcli.models.diffusion.zigma import ZigMa
-from gzcli.models.diffusion.zigzag import Block, Mamba, ZigzagNet, ZigzagOptions, zigzags
+from gzcli.models.flow_matching.zigma import ZigMa
+from gzcli.models.flow_matching.zigzag import Block, Mamba, ZigzagNet, ZigzagOptions, zigzags
 from gzcli.models.nn import selective_scan as scans
 from gzcli.models.nn.ode import with_divergence
 from gzcli.models.nn.selective_scan import selective_scan

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gzcli.models.denoising.flow import FlowOptions
 from gzcli.models.denoising.flow_applications import FlowApplications
-from gzcli.models.diffusion.zigzag import ZigzagNet, ZigzagOptions
+from gzcli.models.flow_matching.zigzag import ZigzagNet, ZigzagOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.types import DataInfo
 
