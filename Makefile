@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# pip shows what it fetches, and how large that is: on a fresh machine it takes minutes
+INSTALL = @echo "installing into $(VENV): the first time 0.4 GB are fetched, with CUDA's libraries about 3 GB"; \
+	$(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test test-slow fuzz faults bench pretrained docs measured screens costs audit lock lint format completions clean
 
@@ -9,11 +12,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.tested: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## Train a conditional VAE on letters of many faces and draw each of them
@@ -42,7 +45,7 @@ pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come w
 AUDIT := $(VENV)/audit/bin
 $(AUDIT)/pip-audit:
 	$(PYTHON) -m venv $(VENV)/audit
-	$(AUDIT)/python -m pip install --quiet 'pip-audit>=2.7' 'cyclonedx-bom>=4'
+	$(AUDIT)/python -m pip install 'pip-audit>=2.7' 'cyclonedx-bom>=4'
 
 audit: $(AUDIT)/pip-audit $(VENV)/.installed  ## build/sbom.json, and the known faults of what is installed
 	$(BIN)/python .ci/audit.py $(BIN)/python $(AUDIT)
@@ -63,7 +66,7 @@ completions: $(VENV)/.installed  ## completions/gz.bash, _gz and gz.fish
 	$(BIN)/python -m gzcli.cli.completion
 
 $(VENV)/.documented: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(INSTALL) --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 docs: $(VENV)/.documented  ## The site of the documentation, in site/

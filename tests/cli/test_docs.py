@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -283,6 +284,25 @@ def test_links_between_pages_lead_somewhere():
         assert link in made or any(place.exists() for place in places), link
     for link in re.findall(r"\]\(([^)#:]+)\)", TEXTS["README"]):
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("target", ["demo", "test", "docs"])
+def test_an_installation_shows_what_it_fetches(target, tmp_path):
+    """By what pip and the program write; a Python of this test stands in for that of the environment."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        '#!/bin/sh\n[ "$2" = venv ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/" && exit\necho "ran: $*"\n'
+    )
+    fake.chmod(0o755)
+    gz = tmp_path / "new" / "bin" / "gz"
+    gz.parent.mkdir(parents=True)
+    gz.symlink_to(fake)
+    words = ["make", target, f"VENV={tmp_path / 'new'}", f"PYTHON={fake}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("0.4 GB are fetched") < done.stdout.index("ran: -m pip install")
+    assert not re.search(r"ran: -m pip .*(--quiet|-q\b)", done.stdout)
 
 
 # --- tutorials ---
