@@ -8,6 +8,8 @@ import os
 import re
 from collections.abc import Iterable
 
+FLAGGED = 6  # the exit code of `gz ood --input --fail` that flagged a picture, which is no error
+
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
 
 

@@ -115,7 +115,7 @@ class AlarmJob:
     options: keywords of the scores.
     background: folder of the run that the score `ratio` divides by; None: that of the recipe.
     others: folders of further runs, which make an ensemble with `run`.
-    seeds: number of seeds, from `seed` on; scores are their means.
+    seeds: number of seeds, from `seed` on; scores are their means. None: a few where scores depend on noise.
     maps: whether maps show where the pictures are anomalous.
     png: whether the map of every picture is written as a file.
     precision: of scores; None: fp32.
@@ -134,7 +134,7 @@ class AlarmJob:
     options: Mapping[str, Any] = field(default_factory=dict)
     background: str | None = None
     others: tuple[str, ...] = ()
-    seeds: int = 1
+    seeds: int | None = None
     maps: bool = False
     png: bool = False
     precision: str | None = None

@@ -51,7 +51,7 @@ class Batch:
 
     x: images [B, C, H, W] in [-1, 1].
     y: labels, [B] int64 or, of a multi-label set, [B, K] of 0 and 1; None without labels.
-    index: position of each image in the data set, [B] int64.
+    index: position of each image in the data set, [B] int64; a number of its pixels where noise goes by them.
     noise: the random numbers of this batch, on the same device.
     extra: tensors [B, …] that the model `needs` or that its `prepare` made, by name.
     """

@@ -48,24 +48,30 @@ Png = Annotated[
     ),
 ]
 
+Fail = Annotated[
+    bool,
+    typer.Option(
+        "--fail", help="End with exit code 6 where a picture is flagged, for scripts.", rich_help_panel=_PANEL
+    ),
+]
 
-def check(input_: str | None, fpr: str | None, maps: bool, png: bool, others: Mapping[str, object]) -> None:
+
+def check(input_: str | None, single: Mapping[str, object], others: Mapping[str, object]) -> None:
     """Raises UsageError for options that do not go together, MissingError where the pictures are not there.
 
     input_: path of the pictures; None: sets are compared.
-    fpr: the value of `--fpr`.
+    single: values of the options for single pictures, by their names.
     others: values of the options that compare sets, by their names.
     """
     if input_ is None:
-        given = {"--fpr": fpr, "--map": maps, "--png": png}
-        if wrong := next((name for name, value in given.items() if value), None):
+        if wrong := next((name for name, value in single.items() if value), None):
             raise UsageError(f"`{wrong}` goes with `--input`", hint="gz ood RUN --input ./pictures")
         return
     if wrong := next((name for name, value in others.items() if value), None):
         raise UsageError(
             f"`--input` judges single pictures, `{wrong}` compares sets", hint="leave one of them out"
         )
-    if png and not maps:
+    if single["--png"] and not single["--map"]:
         raise UsageError("`--png` writes maps", hint="add `--map`")
     if not path_of(input_).exists():
         raise MissingError(
@@ -108,23 +114,34 @@ def table(result: Mapping[str, Any]) -> None:
     from gzcli.data.kinds import counted
 
     flagged = [row for row in result["files"] if row["flagged"]]
-    names = list(result["thresholds"])
-    shown = names[:2]  # as many as 80 columns hold
+    names, draws = list(result["thresholds"]), result["seeds"]
+    shown = names[: 1 if draws > 1 else 2]  # as many as 80 columns hold, with their spread
 
     def line(row: Mapping[str, Any]) -> list[str]:
-        return [_short(row["file"]), f"{row['p']:.4f}", *(f"{row['scores'][name]:.4g}" for name in shown)]
+        cells = [_short(row["file"]), f"{row['p']:.4f}"]
+        for name in shown:
+            cells.append(f"{row['scores'][name]:.4g}")
+            cells += [f"{row['spread'][name]:.2g}"] if draws > 1 else []
+        return cells
 
     if flagged:
-        out.table(["file", "p", *shown], [line(row) for row in flagged[:LINES]])
+        heads = [head for name in shown for head in ((name, "±") if draws > 1 else (name,))]
+        out.table(["file", "p", *heads], [line(row) for row in flagged[:LINES]])
     if len(flagged) > LINES:
         out.info(f"and {len(flagged) - LINES:,} more: `alarm.csv` has all pictures, strangest first")
     total, compared = len(result["files"]), result["compared"]["n"]
     by = f"by {', '.join(names)}, against {compared:,} held-out images"
     out.info(f"flagged: {len(flagged):,} of {counted(total, 'picture')} {by}")
+    if draws > 1:
+        out.info(f"scores are means over {draws} draws of noise, ± is the deviation between the draws")
+    if low := sum(row["side"] == "low" for row in flagged):
+        out.info(f"{low:,} by a score below the usual, as that of pictures simpler than those of the set")
     named, rate_ = Path(result["in"]).name, result["fpr"]
     share = f"of pictures like those of `{named}` at most {100 * rate_:.3g} % are, on average"
     about = rate_ * total
     out.info(f"{share}: {about:.2g} of {total:,}" if about >= 1 else share)
+    if len(flagged) < total:
+        out.info("the others may be foreign all the same: a score of a whole picture misses small defects")
     for message in result["unreadable"]:
         out.warn(f"left out: {message}")
 

@@ -35,7 +35,7 @@ from gzcli.cli.options import (
 from gzcli.cli.own import complete_scores
 from gzcli.cli.report import check_report, with_report
 from gzcli.data.kinds import counted
-from gzcli.errors import UsageError
+from gzcli.errors import FLAGGED, UsageError
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -94,8 +94,14 @@ _Background = Annotated[
     ),
 ]
 _Seeds = Annotated[
-    int,
-    typer.Option("--seeds", metavar="K", min=1, help="Seeds of the noise: means over K of them, ± spread."),
+    int | None,
+    typer.Option(
+        "--seeds",
+        metavar="K",
+        min=1,
+        help="Seeds of the noise: means over K of them, ± spread. Without it one; 4 of `--input`, where "
+        "scores draw noise.",
+    ),
 ]
 _Imglists = Annotated[
     str | None,
@@ -120,6 +126,7 @@ def ood(
     fpr: alarm.Fpr = None,
     map_: alarm.Map = False,
     png: alarm.Png = False,
+    fail: alarm.Fail = False,
     score: _Score = None,
     n: _N = None,
     full: _Full = False,
@@ -130,7 +137,7 @@ def ood(
     processes: Processes = None,
     precision: Precision = None,
     seed: SeedOrZero = 0,
-    seeds: _Seeds = 1,
+    seeds: _Seeds = None,
     imglists: _Imglists = None,
     report: Report = None,
     submit: Submit = None,
@@ -157,7 +164,7 @@ def ood(
 
     check_report(report)
     compares = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
-    alarm.check(input_, fpr, map_, png, compares)
+    alarm.check(input_, {"--fpr": fpr, "--map": map_, "--png": png, "--fail": fail}, compares)
     if imglists and not benchmark:
         raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
     asked = inside_of(benchmark, in_, out_) if benchmark else None
@@ -188,7 +195,6 @@ def ood(
         "options": options,
         "background": str(find_run(background).path) if background else None,
         "others": tuple(str(other.path) for other in others),
-        "seeds": seeds,
         "precision": precision,
         "launch": processes_of(gpus, cpu, processes),
     }
@@ -208,7 +214,16 @@ def ood(
         folder = new_folder(run.path / "ood", f"input-{slug(path.stem)}")
         result = do_job(
             folder,
-            AlarmJob(str(run.path), home.reference, str(path), alarm.rate(fpr), maps=map_, png=png, **shared),
+            AlarmJob(
+                str(run.path),
+                home.reference,
+                str(path),
+                alarm.rate(fpr),
+                maps=map_,
+                png=png,
+                seeds=seeds,
+                **shared,
+            ),
         )
         alarm.table(result)
     else:
@@ -223,6 +238,7 @@ def ood(
                 outs,
                 benchmark=asked.name if asked else None,
                 imglists=str(lists) if lists else None,
+                seeds=seeds or 1,
                 **shared,
             ),
         )
@@ -232,6 +248,8 @@ def ood(
     out.info(f"files: {folder}")
     ended(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), known, took(began))
     out.data(with_report(result, folder, report))
+    if fail and result["flagged"]:
+        raise SystemExit(FLAGGED)
 
 
 def ended(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard, time: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -188,26 +189,77 @@ def scan(
     augment: names of `AUGMENTS`, each with a number if need be.
     """
     device, change = torch.device(device), augmenter(augment)
-    rows = _Rows(pack, split, device, whole=False, uncut=patch_of(augment) is not None)
     order = (
         torch.arange(pack.meta.counts[split])
         if index is None
         else torch.as_tensor(np.asarray(index), dtype=torch.int64)
     )
-    parts = order.split(batch_size)
+    parts, uncut = order.split(batch_size), patch_of(augment) is not None
+    for part, (pictures, y, extra) in zip(parts, _taken(pack, split, parts, device, uncut), strict=True):
+        ids = part.tolist()
+        pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
+        yield _noised(pictures, y, extra, ids, levels=levels, seed=seed, device=device)
+
+
+def scan_by_content(
+    pack: Pack,
+    split: str,
+    *,
+    batch_size: int,
+    levels: int | None,
+    device: torch.device | str,
+    index: Sequence[int] | np.ndarray,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """The images of a split as `scan` has them, but with noise that depends on (seed, pixels) alone: copies
+    of a picture get the same noise wherever they stand.
+
+    The batch's `index` numbers the pixels. Parameters as of `scan`.
+    """
+    device = torch.device(device)
+    parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
+    for pictures, y, extra in _taken(pack, split, parts, device, uncut=False):
+        ids = content_keys(pictures["x"])
+        yield _noised(pictures, y, extra, ids, levels=levels, seed=seed, device=device)
+
+
+def content_keys(images: Tensor) -> list[int]:
+    """A number of 63 bits for the pixels of each image, uint8 [B, C, H, W]: a hash."""
+    digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.cpu().numpy())
+    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
+
+
+def _noised(
+    pictures: dict[str, Tensor],
+    y: Tensor | None,
+    extra: dict[str, Any],
+    ids: list[int],
+    *,
+    levels: int | None,
+    seed: int,
+    device: torch.device,
+) -> Batch:
+    """The batch of pictures, uint8 [B, C, H, W] each, whose noise goes by `ids`."""
+    pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
+    where = moved(torch.tensor(ids, dtype=torch.int64), device)
+    return Batch(pictures.pop("x"), y, where, ImageNoise(seed, ids, device), pictures | extra)
+
+
+def _taken(
+    pack: Pack, split: str, parts: Sequence[Tensor], device: torch.device, uncut: bool
+) -> Iterator[_Taken]:
+    """The rows of a split at some positions [B], one batch after the other.
+
+    uncut: as of `_Rows`.
+    """
+    rows = _Rows(pack, split, device, whole=False, uncut=uncut)
     ahead = None
     if rows.streamed is not None:
         ahead = Prefetch(
             rows.streamed, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts)
         )
     for i, part in enumerate(parts):
-        pictures, y, extra = rows.take(part, ahead.at(i) if ahead else None)
-        ids = part.tolist()
-        pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
-        pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
-        yield Batch(
-            pictures.pop("x"), y, moved(part, device), ImageNoise(seed, ids, device), pictures | extra
-        )
+        yield rows.take(part, ahead.at(i) if ahead else None)
 
 
 class _Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from gzcli.data.names import OwnSet
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
 from gzcli.engine.alarm_files import SHOWN, Maps, written
-from gzcli.engine.images import FIT, Images, treatment
+from gzcli.engine.images import FIT, treatment
+from gzcli.engine.judged import Judged, judged
 from gzcli.engine.log import Log
-from gzcli.engine.ood_scores import BATCH_SIZE, Pick, Scored, asked_scores, score_all
+from gzcli.engine.ood_scores import Pick, asked_scores, score_all
 from gzcli.engine.score_maps import heat, map_of, score_maps, upper
 from gzcli.engine.scores import choose
 from gzcli.engine.trained import Trained, load_trained
@@ -37,7 +38,8 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """Does the job and writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`.
 
     Each picture has a conformal p-value, by its score among those of held-out images, on which no score was
-    fitted. With several scores it is the least of their p-values times their number (Bonferroni). A picture
+    fitted. All are scored by one rule: the mean over the same draws of noise, which go by an image's pixels.
+    With several scores it is the least of their p-values times their number (Bonferroni). A picture
     is flagged where its p-value is at most `job.fpr`. Each process scores its share. Returns the JSON of
     `gz ood --input` on rank 0, and {} on others.
 
@@ -59,54 +61,38 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     parts = divided(home)
     needed = conformal.fewest(job.fpr, len(names))
     check_enough(parts, job, needed, names)
-    mine = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
-    pictures = open_pack(mine, **trained.wanted, foreign=True, say=log.info)
+    own = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
+    pictures = open_pack(own, **trained.wanted, foreign=True, say=log.info)
     every = np.arange(pictures.meta.counts["test"])
+    mine = Pick(pictures, "test", every, by_content=True)
 
     def picks(n: int | None) -> dict[str, Pick]:
         kept = np.sort(parts.compared[: None if n is None else max(n, needed)])
-        return {"compared": Pick(home, parts.split, kept), "pictures": Pick(pictures, "test", every)}
+        return {"compared": Pick(home, parts.split, kept, by_content=True), "pictures": mine}
 
     scored = score_all(trained, job, home, picks, log, load=load, sets=2, held_out=parts.fitted)
     found = judged(scored, job.fpr)
     order = np.lexsort((-found.strangeness, found.p))  # by p, equal ones the strangest first
-    maps = (
-        drawn_maps(trained, shows, job, Pick(pictures, "test", every), order, home, parts) if shows else None
-    )
+    maps = drawn_maps(trained, shows, job, mine, order, home, parts) if shows else None
     if ranks.rank():
         return {}
     labels = pictures.names("test") or [str(i) for i in every]
-    outputs = written(folder, pictures, labels, order, found.p, found.flagged, found.scores, maps)
-    flagged = found.flagged
+    outputs = written(folder, pictures, labels, order, found, maps)
     result = {
         "run": trained.run.owner.id,
         "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
         "in": job.ins,
         "input": job.input,
         "fpr": job.fpr,
-        "threshold": next(iter(found.thresholds.values())) if len(names) == 1 else None,
-        "thresholds": found.thresholds,
-        "files": [
-            {
-                "file": labels[i],
-                "scores": {name: float(values[i]) for name, values in found.scores.items()},
-                "p": float(found.p[i]),
-                "flagged": bool(flagged[i]),
-                **(
-                    {"spread": {name: float(s[i]) for name, s in found.spread.items()}}
-                    if found.spread
-                    else {}
-                ),
-            }
-            for i in order
-        ],
-        "flagged": int(flagged.sum()),
+        **found.limits(),
+        "files": [{"file": labels[i], **found.row(i)} for i in order],
+        "flagged": int(found.flagged.sum()),
         "unreadable": list(pictures.meta.skipped),
         "compared": {"split": parts.split, "n": found.n, "needed": needed},
         "map": shows,
-        "notes": notes(job, pictures, trained, names),
+        "notes": notes(job, pictures, trained, found),
         "seed": job.seed,
-        "seeds": job.seeds,
+        "seeds": len(scored.seeds),
         "checkpoint": job.checkpoint,
         "precision": job.precision or "fp32",
         "step": trained.step,
@@ -166,46 +152,6 @@ def check_enough(parts: Parts, job: AlarmJob, needed: int, names: Sequence[str])
     )
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What is found of each picture.
-
-    scores: float64 [N] of each score, by name.
-    spread: their deviations over the seeds; {} of one seed.
-    p: p-values [N], of all scores together.
-    flagged: whether each picture is, [N].
-    thresholds: of each score, above which it flags a picture by itself.
-    strangeness: the largest distance of a score to its threshold, in deviations; it orders equal p-values.
-    n: number of images that the pictures were compared with.
-    """
-
-    scores: Mapping[str, np.ndarray]
-    spread: Mapping[str, np.ndarray]
-    p: np.ndarray
-    flagged: np.ndarray
-    thresholds: dict[str, float]
-    strangeness: np.ndarray
-    n: int
-
-
-def judged(scored: Scored, fpr: float) -> Judged:
-    """The p-values of the pictures, and which are flagged at a false-alarm rate."""
-    held_out, scores = scored.mean("compared"), scored.mean("pictures")
-    p = np.stack([conformal.p_values(held_out[name], values) for name, values in scores.items()])
-    of_all = conformal.bonferroni(p)
-    thresholds = {name: conformal.threshold(values, fpr / len(p)) for name, values in held_out.items()}
-    above = [(scores[name] - limit) / (held_out[name].std() or 1) for name, limit in thresholds.items()]
-    return Judged(
-        scores,
-        scored.spread("pictures"),
-        of_all,
-        conformal.flagged(of_all, fpr),
-        thresholds,
-        np.max(above, 0),
-        len(next(iter(held_out.values()))),
-    )
-
-
 def drawn_maps(
     trained: Trained,
     name: str,
@@ -224,23 +170,30 @@ def drawn_maps(
     parts: its held-out images.
     """
     chosen = order if job.png else order[:SHOWN]
-    size = BATCH_SIZE[trained.device.type]
+    options = {**trained.part.ood.options, **job.options}
 
-    def of(pack: Pack, split: str, index: np.ndarray) -> np.ndarray:
+    def of(pick: Pick, index: np.ndarray) -> np.ndarray:
         back = np.argsort(np.argsort(index, kind="stable"), kind="stable")
-        images = Images.of(trained, pack, split, np.sort(index), size=size, seed=job.seed)
-        return score_maps(trained, name, images, {**trained.part.ood.options, **job.options})[back]
+        images = replace(pick, index=np.sort(index)).images(trained, job.seed)
+        return score_maps(trained, name, images, options)[back]
 
-    usual = upper(of(home, parts.split, parts.compared[:USUAL]))
-    return Maps(chosen, heat(of(pictures.pack, pictures.split, chosen), usual))
+    held_out = Pick(home, parts.split, parts.compared, by_content=True)
+    usual = upper(of(held_out, parts.compared[:USUAL]))
+    return Maps(chosen, heat(of(pictures, chosen), usual))
 
 
-def notes(job: AlarmJob, pictures: Pack, trained: Trained, names: Sequence[str]) -> list[str]:
+def notes(job: AlarmJob, pictures: Pack, trained: Trained, found: Judged) -> list[str]:
     """Notes without which the alarms could be misread."""
-    lines = []
-    if len(names) > 1:
+    lines, count = [], len(found.scores)
+    if count > 1:
         lines.append(
-            f"p-values of {len(names)} scores together: the least times {len(names)} (Bonferroni), so each "
-            f"score flags at {100 * job.fpr / len(names):.3g} %"
+            f"p-values of {count} scores together: the least times {count} (Bonferroni), so each "
+            f"score flags at {100 * job.fpr / count:.3g} %"
+        )
+    if found.one_sided():
+        least = np.ceil(1000 * 2 * count / (found.n + 1)) / 10
+        lines.append(
+            f"{found.n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
+            f"being simple, as a blank picture is: `--fpr {least:g}%` does"
         )
     return [*lines, *treatment({"input": pictures}, trained.images.levels)]

@@ -1,10 +1,10 @@
-"""The files of `gz ood --input`: scores of all pictures, maps, a sheet of the strangest and most usual."""
+"""The files of `gz ood --input`: scores of all pictures, maps, a sheet of those flagged and of others."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.data.pack import Pack
+from gzcli.engine.judged import Judged
 from gzcli.engine.sheets import Row, sheet
 from gzcli.store import files
 from gzcli.store.png import save_images, save_png
@@ -36,9 +37,7 @@ def written(
     pictures: Pack,
     labels: Sequence[str],
     order: np.ndarray,
-    p: np.ndarray,
-    flagged: np.ndarray,
-    scores: Mapping[str, np.ndarray],
+    found: Judged,
     maps: Maps | None,
 ) -> dict[str, Any]:
     """Writes the CSV of all pictures, strangest first, the sheet of some, and the maps; returns the paths.
@@ -47,19 +46,18 @@ def written(
     pictures: the pictures.
     labels: what each is called.
     order: of the pictures, strangest first.
-    p: p-values [N].
-    flagged: which are flagged, [N].
-    scores: float64 [N] of each score, by name.
+    found: what is found of each.
     maps: maps of the strangest; None: none are asked for.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "p", "flagged", *scores])
+    columns = [*found.scores.values(), *found.spread.values()]
+    writer.writerow(["file", "p", "flagged", *found.scores, *(f"{name} ±" for name in found.spread)])
     for i in order:
-        values = (repr(float(values[i])) for values in scores.values())
-        writer.writerow([labels[i], repr(float(p[i])), int(flagged[i]), *values])
+        values = (repr(float(column[i])) for column in columns)
+        writer.writerow([labels[i], repr(float(found.p[i])), int(found.flagged[i]), *values])
     files.write_atomic(folder / "alarm.csv", text.getvalue())
-    save_png(folder / "alarm.png", overview(pictures, order, p, maps))
+    save_png(folder / "alarm.png", overview(pictures, labels, order, found, maps))
     outputs: dict[str, Any] = {"scores": str(folder / "alarm.csv"), "picture": str(folder / "alarm.png")}
     if maps:
         paths = save_images(folder / "maps", maps.heat)
@@ -67,23 +65,29 @@ def written(
     return outputs
 
 
-def overview(pictures: Pack, order: np.ndarray, p: np.ndarray, maps: Maps | None) -> np.ndarray:
-    """A sheet of the strangest pictures, with their maps below them, and of the most usual ones."""
-    strange = order[:SHOWN]
-    usual = order[max(len(order) - SHOWN, len(strange)) :][::-1]
+def overview(
+    pictures: Pack, labels: Sequence[str], order: np.ndarray, found: Judged, maps: Maps | None
+) -> np.ndarray:
+    """A sheet of the flagged pictures and of the others, the strangest of each first, with their names and
+    p-values, and with their maps below them."""
+    heat = dict(zip(maps.index.tolist(), maps.heat, strict=True)) if maps else {}
 
-    def rows(index: np.ndarray, kind: str) -> list[Row]:
-        made = []
+    def rows(kind: str, every: np.ndarray) -> list[Row]:
+        made, index = [], every[:SHOWN]
+        count = f"{len(index)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
         for start in range(0, len(index), COLUMNS):
             some = index[start : start + COLUMNS]
-            images = in_colour(pictures.images("test")[some]) if maps else pictures.images("test")[some]
-            ends = dict.fromkeys(f"{p[i]:.3g}" for i in (some[0], some[-1]))
-            made.append(Row(f"{kind}, p {' … '.join(ends)}", list(images)))
-            if maps and kind == "strange":
-                made.append(Row("map", list(maps.heat[start : start + COLUMNS]), exact=True))
+            images = pictures.images("test")[some]
+            words = [(labels[i], f"p {found.p[i]:.2g}") for i in some]
+            name = "" if start else f"{kind}: {count}"
+            made.append(Row(name, list(in_colour(images) if maps else images), under=words))
+            if mapped := [heat[i] for i in some.tolist() if i in heat]:
+                made.append(Row("map", mapped, exact=True))
         return made
 
-    return sheet([block for block in (rows(strange, "strange"), rows(usual, "usual")) if block])
+    flagged = found.flagged[order]
+    blocks = [rows("flagged", order[flagged]), rows("not flagged", order[~flagged])]
+    return sheet([block for block in blocks if block])
 
 
 def in_colour(images: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gzcli import ranks
-from gzcli.data.batches import scan
+from gzcli.data.batches import scan, scan_by_content
 from gzcli.data.pack import Pack
 from gzcli.engine.devices import synchronise
 from gzcli.engine.trained import Trained
@@ -42,6 +42,7 @@ class Images:
     levels: number of grey levels; None: latents.
     device: device of the batches.
     seed: seed of the batches' noise.
+    by_content: whether an image's noise goes by its pixels, not by its position.
     """
 
     pack: Pack
@@ -51,13 +52,24 @@ class Images:
     levels: int | None
     device: torch.device
     seed: int
+    by_content: bool = False
 
     @classmethod
-    def of(cls, run: Trained, pack: Pack, split: str, index: np.ndarray, *, size: int, seed: int) -> Images:
+    def of(
+        cls,
+        run: Trained,
+        pack: Pack,
+        split: str,
+        index: np.ndarray,
+        *,
+        size: int,
+        seed: int,
+        by_content: bool = False,
+    ) -> Images:
         """Batches of `size` images, or of fewer: as many batches as there are processes, if images suffice,
         so that each process has a share."""
         size = min(size, max(1, math.ceil(len(index) / ranks.world())))
-        return cls(pack, split, index, size, run.images.levels, run.device, seed)
+        return cls(pack, split, index, size, run.images.levels, run.device, seed, by_content)
 
     def __len__(self) -> int:
         return math.ceil(len(self.index) / self.size)
@@ -67,7 +79,8 @@ class Images:
         return replace(self, index=self.index[start * self.size : stop * self.size])
 
     def __iter__(self) -> Iterator[Batch]:
-        return scan(
+        read = scan_by_content if self.by_content else scan
+        return read(
             self.pack,
             self.split,
             batch_size=self.size,

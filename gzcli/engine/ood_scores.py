@@ -7,6 +7,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,7 @@ from gzcli.engine.scores import Scorer, choose
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.jobs import AlarmJob, OodJob
+from gzcli.metrics import conformal
 from gzcli.metrics.features import lenet
 from gzcli.metrics.likelihood_scores import read
 from gzcli.models.nn import LPIPS
@@ -28,6 +30,7 @@ from gzcli.store.runs import find
 from gzcli.types import Batch
 
 BATCH_SIZE = defaultdict(lambda: 128, cpu=64, cuda=256)  # images that are scored together, by device
+DRAWS = 4  # of the noise, whose mean is the score of a picture
 TRIAL = 16  # held-out images on which the scores are timed
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
 
@@ -41,11 +44,23 @@ class Pick:
     pack: the data set.
     split: of the set.
     index: positions in the split, [N].
+    by_content: whether an image's noise goes by its pixels, not by its position.
     """
 
     pack: Pack
     split: str
     index: np.ndarray
+    by_content: bool = False
+
+    def images(self, trained: Trained, seed: int) -> Images:
+        """The images in batches, as a model takes them.
+
+        seed: of the noise.
+        """
+        size = BATCH_SIZE[trained.device.type]
+        return Images.of(
+            trained, self.pack, self.split, self.index, size=size, seed=seed, by_content=self.by_content
+        )
 
 
 @dataclass
@@ -100,32 +115,38 @@ def score_all(
     models = [first, *(alike(first, load(path)) for path in job.others)]
     names = asked_scores(first, job)
     scored, n = Scored(names), job.n
-    tables: list[list[dict[str, Table]]] = [[] for _ in range(job.seeds)]
-    known = job.n is not None or job.full
-    for trained in models:
-        for i in range(job.seeds):
-            scorer = make_scorer(trained, computed_for(names), job, job.seed + i)
-            if trained is first and not i:
-                scored.background = scorer.background.run.owner.id if scorer.background else None
-            compares = set(trained.model.perceptual_scores) & set(scorer.own())
-            if compares and not i and not scorer.options.get("pixels"):
-                distance = perceive(trained, home, log)
-                scored.perceptual = scored.perceptual or distance
-            since = time.perf_counter()
-            fit(scorer, home, log, held_out)
-            if not known:
-                left = trained.part.ood.budget - (time.perf_counter() - since)
-                passes = sets * len(models) * job.seeds
-                n = ranks.agree(afford(scorer, trial_batch(trained, home, job.seed), left, passes, log))
-                known = True
-            if trained is first and not i and read(scorer.names, "nll"):
-                scored.gap = solver_gap(trained, trial_batch(trained, home, job.seed))
-                if scored.gap:
-                    log.info(str(scored.gap))
-            shown = picks(n)
-            if len(models) > 1:
-                index = held_out_index(home) if held_out is None else held_out
-                shown = {REFERENCE: Pick(home, held_out_split(home), index), **shown}
+
+    def scorer_of(trained: Trained, seed: int) -> Scorer:
+        scorer = make_scorer(trained, computed_for(names), job, seed)
+        compares = set(trained.model.perceptual_scores) & set(scorer.own())
+        if compares and seed == job.seed and not scorer.options.get("pixels"):
+            distance = perceive(trained, home, log)
+            scored.perceptual = scored.perceptual or distance
+        return scorer
+
+    scorer = scorer_of(first, job.seed)
+    scored.background = scorer.background.run.owner.id if scorer.background else None
+    since = time.perf_counter()
+    fit(scorer, home, log, held_out)
+    left = first.part.ood.budget - (time.perf_counter() - since)
+    trial = trial_batch(first, home, job.seed)
+    seeds = job.seeds or draws(scorer, trial)
+    if n is None and not job.full:
+        n = ranks.agree(afford(scorer, trial, left, sets * len(models) * seeds, log))
+    if read(scorer.names, "nll"):
+        scored.gap = solver_gap(first, trial)
+        if scored.gap:
+            log.info(str(scored.gap))
+    shown = picks(n)
+    if len(models) > 1:
+        index = held_out_index(home) if held_out is None else held_out
+        shown = {REFERENCE: Pick(home, held_out_split(home), index), **shown}
+    tables: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
+    for k, trained in enumerate(models):
+        for i in range(seeds):
+            if k or i:
+                scorer = scorer_of(trained, job.seed + i)
+                fit(scorer, home, log, held_out)
             tables[i].append({name: score_pick(scorer, pick, log) for name, pick in shown.items()})
     scored.seeds = [combined(members, names, REFERENCE) for members in tables]
     return scored
@@ -220,6 +241,18 @@ def trial_batch(trained: Trained, home: Pack, seed: int) -> Batch:
     return next(iter(Images.of(trained, home, held_out_split(home), index, size=TRIAL, seed=seed)))
 
 
+def draws(scorer: Scorer, trial: Batch) -> int:
+    """Over how many seeds the scores of a picture are averaged: one where they do not depend on noise.
+
+    trial: a batch that shows it.
+    """
+    again = copy(scorer)
+    again.seed += 1
+    one, two = scorer(trial), again(trial)
+    same = all(np.allclose(one[name], two[name], rtol=conformal.TIE) for name in one)
+    return ranks.agree(1 if same else DRAWS)
+
+
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
     """How many images of each set can be scored within a budget, by all processes together.
 
@@ -238,9 +271,7 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
 
 def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
     """The scores of picked images."""
-    trained = scorer.trained
-    size = BATCH_SIZE[trained.device.type]
-    images = Images.of(trained, pick.pack, pick.split, pick.index, size=size, seed=scorer.seed)
+    images = pick.images(scorer.trained, scorer.seed)
     done, share = 0, math.ceil(len(images.index) / ranks.world())
     with log.bar(f"score {pick.pack.meta.name}") as progress:
 

@@ -23,6 +23,7 @@ PAPER = 236  # grey level of the background, against which white images have an 
 GAP, BETWEEN, MARGIN = 3, 14, 8  # pixels between images, between blocks of rows, around all
 FONT = 13  # height of letters in pixels
 HEAD = FONT + MARGIN  # pixels of a line of headings
+LINE = FONT + 2  # pixels of a line of text below an image
 BAND = 12  # classes side by side, at most
 
 
@@ -34,12 +35,14 @@ class Row:
     images: its images, uint8 [C, H, W] each, or [n, C, H, W].
     marks: headings above the images.
     exact: whether each pixel is shown as a square, as in masks and maps.
+    under: lines of text below each image, as many below each.
     """
 
     name: str
     images: Sequence[np.ndarray] | np.ndarray
     marks: Sequence[str] = ()
     exact: bool = False
+    under: Sequence[Sequence[str]] = ()
 
 
 def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
@@ -59,8 +62,8 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     left = MARGIN + (names + MARGIN if names else 0)
     across = left + max(len(row.images) for row in rows) * wide - GAP + MARGIN
     lines = wrapped(caption, across - 2 * MARGIN) if caption else []
-    heads = sum(HEAD for row in rows if row.marks)
-    down = 2 * MARGIN + heads + len(rows) * high - GAP + (len(blocks) - 1) * BETWEEN
+    texts = sum(HEAD for row in rows if row.marks) + sum(under(row) for row in rows)
+    down = 2 * MARGIN + texts + len(rows) * high - GAP + (len(blocks) - 1) * BETWEEN
     size = (across, down + len(lines) * HEAD)
     canvas = Image.new("L" if channels == 1 else "RGB", size, (PAPER,) * channels)
     draw = ImageDraw.Draw(canvas)
@@ -75,7 +78,10 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
             draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", font, "rm")
             for j, image in enumerate(row.images):
                 canvas.paste(enlarged(image, scale, exact=row.exact), (left + j * wide, y))
-            y += high
+                for i, line in enumerate(row.under[j] if row.under else ()):
+                    place = (left + j * wide + (wide - GAP) // 2, y + high + (i + 1) * LINE - GAP)
+                    draw.text(place, fitting(line, wide - GAP, end=True), "black", small, "ms")
+            y += high + under(row)
         y += BETWEEN
     for i, line in enumerate(lines):
         draw.text((left, down + i * HEAD + FONT), line, "dimgray", small, "ls")
@@ -204,13 +210,21 @@ def columns_of(n: int, ratio: float) -> int:
     return min(full, key=lambda k: (far[k], -k), default=min(n, math.ceil(ideal)))
 
 
-def fitting(text: str, width: int) -> str:
-    """The text, cut short with `…` where it is wider than `width` pixels."""
+def under(row: Row) -> int:
+    """The height in pixels of the text below the images of a row."""
+    return len(row.under[0]) * LINE + MARGIN // 2 if row.under else 0
+
+
+def fitting(text: str, width: int, *, end: bool = False) -> str:
+    """The text, cut short with `…` where it is wider than `width` pixels.
+
+    end: whether its end is what remains, as of paths.
+    """
     length = font_of(FONT).getlength
     if length(text) <= width:
         return text
-    kept = next((k for k in range(len(text) - 1, 0, -1) if length(text[:k] + "…") <= width), 1)
-    return text[:kept] + "…"
+    shorter = [f"…{text[-k:]}" if end else f"{text[:k]}…" for k in range(len(text) - 1, 0, -1)]
+    return next((each for each in shorter if length(each) <= width), shorter[-1] if shorter else text)
 
 
 def wrapped(text: str, width: int) -> list[str]:

@@ -2,8 +2,13 @@
 
 Where an image is exchangeable with the n held-out ones, its p-value is at most u with a probability of at
 most u, whatever the score (Vovk et al. 2005, Algorithmic Learning in a Random World, §2; Bates et al. 2023,
-arXiv:2104.08279, eq. 2). No score may have been fitted on the held-out images. A higher score is more
-out-of-distribution.
+arXiv:2104.08279, eq. 2). No score may have been fitted on the held-out images, and all are scored by one
+rule. A higher score is more out-of-distribution.
+
+A score may be unusual by being low, too: a blank picture has less to explain than any image of the set. Of
+both tails an image is ordered by its place: the highest score is the most surprising, then the lowest, then
+the second highest, the second lowest, and so on. This is an order of n + 1 scores as any other, so its
+p-values are valid and reach down to 1 / (n + 1), which 2 · min(p_high, p_low) does not.
 """
 
 from __future__ import annotations
@@ -13,17 +18,28 @@ import math
 import numpy as np
 
 ROUNDING = 1e-9  # that products as .01 · 100 may be off by
+TIE = 1e-5  # relative: scores of one picture in different batches differ by less
 
 
-def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(1 + number of held-out scores that are at least as high) / (n + 1) of each score, float64 [N].
+def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> np.ndarray:
+    """The p-value of each score, float64 [N]. Equal scores count as more surprising ones do.
+
+      one tail    h / (n + 1)
+      both tails  min(1, (2h − 1) / (n + 1), 2l / (n + 1))
+
+    h is 1 + the number of held-out scores that are at least as high, l of those that are at most as high.
 
     calibration: scores of held-out images, [n].
     scores: scores of the images in question, [N].
+    tails: 1: high scores are surprising; 2: low ones are, too.
     """
-    ordered = np.sort(np.asarray(calibration, np.float64))
-    above = len(ordered) - np.searchsorted(ordered, np.asarray(scores, np.float64), side="left")
-    return (1 + above) / (len(ordered) + 1)
+    ordered, scores = np.sort(np.asarray(calibration, np.float64)), np.asarray(scores, np.float64)
+    n, near = len(ordered), TIE * np.abs(scores)
+    high = 1 + n - np.searchsorted(ordered, scores - near, side="left")
+    if tails == 1:
+        return high / (n + 1)
+    low = 1 + np.searchsorted(ordered, scores + near, side="right")
+    return np.minimum(1, np.minimum(2 * high - 1, 2 * low) / (n + 1))
 
 
 def bonferroni(p: np.ndarray) -> np.ndarray:
@@ -35,15 +51,21 @@ def bonferroni(p: np.ndarray) -> np.ndarray:
     return np.minimum(1, len(p) * p.min(0))
 
 
-def threshold(calibration: np.ndarray, fpr: float) -> float:
-    """The score above which an image's p-value is at most `fpr`: the k-th highest of n held-out scores, k
-    being the whole part of fpr · (n + 1). Infinity where n is too small for any alarm.
+def thresholds(calibration: np.ndarray, fpr: float, *, tails: int = 1) -> tuple[float, float]:
+    """The scores below and above which an image's p-value is at most `fpr`; infinite where n is too small for
+    an alarm on that side.
 
     calibration: scores of held-out images, [n].
     fpr: share of in-distribution images that may be flagged.
+    tails: as of `p_values`.
     """
-    k = math.floor(fpr * (len(calibration) + 1) + ROUNDING)
-    return float(np.sort(calibration)[-k]) if k else math.inf
+    ordered = np.sort(calibration)
+    k = math.floor(fpr * (len(ordered) + 1) + ROUNDING)
+    low, high = (k // 2, (k + 1) // 2) if tails == 2 else (0, k)
+    return (
+        float(ordered[low - 1]) if low else -math.inf,
+        float(ordered[-high]) if high else math.inf,
+    )
 
 
 def fewest(fpr: float, scores: int = 1) -> int:

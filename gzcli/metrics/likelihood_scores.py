@@ -64,6 +64,7 @@ class LikelihoodScore:
     gather: facts of B held-out images → arrays [B] by name; None: the score has no fit.
     fit: those arrays of all N held-out images, [N] → the fitted value for `compute`.
     default: whether the score is computed if no score is named.
+    tails: 2 where a low value is unusual, too; 1 where low values are the most usual ones.
     """
 
     compute: Callable[[Facts, Any], np.ndarray]
@@ -71,6 +72,7 @@ class LikelihoodScore:
     gather: Callable[[Facts], Arrays] | None = None
     fit: Callable[[Arrays], Any] = dict
     default: bool = False
+    tails: int = 2
 
 
 def mean_nll(held_out: Arrays) -> float:
@@ -99,6 +101,7 @@ SCORES: dict[str, LikelihoodScore] = {
         gather=lambda facts: {"nll": facts.nll},
         fit=mean_nll,
         default=True,
+        tails=1,
     ),
     "complexity": LikelihoodScore(
         lambda facts, _: facts.nll / math.log(2) - facts.code_length, ("nll", "code_length"), default=True
@@ -106,9 +109,14 @@ SCORES: dict[str, LikelihoodScore] = {
     "ratio": LikelihoodScore(lambda facts, _: facts.nll - facts.background_nll, ("nll", "background_nll")),
     "gradnorm": LikelihoodScore(lambda facts, _: facts.gradient_norm, ("gradient_norm",)),
     "ensemble": LikelihoodScore(
-        surprise, ("nll", "statistics"), gather=lambda facts: facts.statistics, fit=densities
+        surprise, ("nll", "statistics"), gather=lambda facts: facts.statistics, fit=densities, tails=1
     ),
 }
+
+
+def tails_of(name: str) -> int:
+    """How many tails of a score are unusual; a model's own scores have two."""
+    return SCORES[name].tails if name in SCORES else 2
 
 
 def read(names: Iterable[str], fact: Fact) -> bool:

@@ -1,0 +1,89 @@
+"""What the alarm finds of each picture: p-values by its scores among those of held-out images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gzcli.engine.ood_scores import Scored
+from gzcli.metrics import conformal
+from gzcli.metrics.likelihood_scores import tails_of
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is found of each picture.
+
+    scores: float64 [N] of each score, by name.
+    spread: their deviations between draws of the noise; {} of one draw.
+    p: p-values [N], of all scores together.
+    flagged: whether each picture is, [N].
+    low: whether the score that decides is lower than usual, not higher, [N].
+    thresholds: of each score, below and above which it flags a picture by itself; infinite where it does not.
+    strangeness: the largest distance of a score to its threshold, in deviations; it orders equal p-values.
+    n: number of images that the pictures were compared with.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    spread: Mapping[str, np.ndarray]
+    p: np.ndarray
+    flagged: np.ndarray
+    low: np.ndarray
+    thresholds: Mapping[str, tuple[float, float]]
+    strangeness: np.ndarray
+    n: int
+
+    def row(self, i: int) -> dict[str, Any]:
+        """What is found of picture i, for JSON."""
+        spread = {"spread": {name: float(values[i]) for name, values in self.spread.items()}}
+        return {
+            "scores": {name: float(values[i]) for name, values in self.scores.items()},
+            "p": float(self.p[i]),
+            "side": "low" if self.low[i] else "high",
+            "flagged": bool(self.flagged[i]),
+            **(spread if self.spread else {}),
+        }
+
+    def limits(self) -> dict[str, Any]:
+        """The thresholds, for JSON; None where a side has none."""
+        ends = {
+            name: [end if math.isfinite(end) else None for end in both]
+            for name, both in self.thresholds.items()
+        }
+        low, high = ({name: both[side] for name, both in ends.items()} for side in (0, 1))
+        only = next(iter(high.values())) if len(high) == 1 else None
+        return {"threshold": only, "thresholds": high, "thresholds_low": low}
+
+    def one_sided(self) -> bool:
+        """Whether a score with two tails cannot flag by the lower one, as the held-out images are too few."""
+        ends = self.thresholds.items()
+        return any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in ends)
+
+
+def judged(scored: Scored, fpr: float) -> Judged:
+    """The p-values of the pictures, and which are flagged at a false-alarm rate."""
+    held_out, scores = scored.mean("compared"), scored.mean("pictures")
+    names, n = list(scores), len(next(iter(held_out.values())))
+    p = np.stack([conformal.p_values(held_out[name], scores[name], tails=tails_of(name)) for name in names])
+    low = np.stack([(tails_of(name) == 2) & (scores[name] < np.median(held_out[name])) for name in names])
+    of_all = conformal.bonferroni(p)
+    thresholds, beyond = {}, []
+    for name in names:
+        unit = held_out[name].std() or 1
+        ends = conformal.thresholds(held_out[name], fpr / len(names), tails=tails_of(name))
+        thresholds[name] = ends
+        beyond += [(ends[0] - scores[name]) / unit, (scores[name] - ends[1]) / unit]
+    return Judged(
+        scores,
+        scored.spread("pictures"),
+        of_all,
+        conformal.flagged(of_all, fpr),
+        np.take_along_axis(low, p.argmin(0)[None], 0)[0],
+        thresholds,
+        np.max(beyond, 0),
+        n,
+    )
