@@ -126,6 +126,19 @@ def test_alarms(asked, tmp_path):
     assert asked("ood", "mine", "--input", "mine")[0].fpr == 0.01
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_flagged_picture_is_an_exit_code_on_demand(asked, call, monkeypatch, count):
+    files = [
+        {"file": f"{i}", "p": 0.001, "side": "high", "flagged": i < count, "scores": {"elbo": 1.0}}
+        for i in range(3)
+    ]
+    result = {"in": "digits", "input": "here", "fpr": 0.01, "thresholds": {"elbo": 0.5}, "files": files}
+    result |= {"flagged": count, "seeds": 1, "unreadable": [], "compared": {"n": 200}}
+    monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job: result)
+    plain, failing = (call("ood", "mine", "--input", ".", "--json", *more) for more in ((), ("--fail",)))
+    assert (plain[0], failing[0]) == (0, 6 if count else 0) and plain[1] == failing[1]
+
+
 def test_further_runs_make_an_ensemble(asked):
     other = runs.create("glow", "digits", alias="other")
     other.update(state="finished")
@@ -150,6 +163,7 @@ def test_an_ensemble_is_of_runs_of_one_set(asked, call):
 MISTAKES = [
     ("--out mnist --fpr 5%", 2, "`--fpr` goes with `--input`"),
     ("--out mnist --map", 2, "`--map` goes with `--input`"),
+    ("--out mnist --fail", 2, "`--fail` goes with `--input`"),
     ("--input here --out mnist", 2, "`--input` judges single pictures, `--out` compares sets"),
     ("--input here --png", 2, "`--png` writes maps"),
     ("--input nowhere", 3, "there is no `nowhere`"),

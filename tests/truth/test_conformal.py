@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import betabinom
+from scipy.stats import betabinom, chisquare
 
 from gzcli.metrics import conformal
 
@@ -17,15 +17,58 @@ def test_a_p_value_is_a_count():
     assert found[0] == 1 and found[-1] == 1 / 51
 
 
+def test_a_p_value_of_both_tails_is_a_place_in_an_order():
+    """The highest, the lowest, the second highest, the second lowest, …; ties count as stranger."""
+    held_out = np.arange(10.0)
+    scores = np.array([9.5, -0.5, 8.5, 0.5, 4.6, 9.0, 0.0])
+    found = conformal.p_values(held_out, scores, tails=2) * 11
+    assert found.tolist() == pytest.approx([1, 2, 3, 4, 11, 3, 4])
+    assert (conformal.p_values(held_out, np.full(3, 4.5), tails=2) == 1).all()
+
+
+def test_a_copy_in_another_batch_ties_with_its_original():
+    """Rounding may put a held-out image's copy on either side of it; the p-value is that of the tie."""
+    held_out = np.linspace(100, 200, 101)
+    for tails in (1, 2):
+        for at in (0, 1, 99, 100):
+            copies = held_out[at] * (1 + 1e-6 * np.array([-1, 0, 1]))
+            assert len(set(conformal.p_values(held_out, copies, tails=tails))) == 1
+
+
+@pytest.mark.parametrize("n", [9, 10, 57])
+@pytest.mark.parametrize("tails", [1, 2])
+def test_p_values_of_images_of_the_set_are_uniform(n, tails):
+    """Each of n + 1 places is as likely, be their number even or odd."""
+    rng, draws = np.random.default_rng(n), 4_000
+    drawn = rng.gamma(1.0, size=(draws, n + 1))  # skewed: the distribution does not matter
+    p = [float(conformal.p_values(row[1:], row[:1], tails=tails)[0]) for row in drawn]
+    counts = np.bincount(np.rint(np.array(p) * (n + 1)).astype(int), minlength=n + 2)
+    assert counts[0] == 0 and chisquare(counts[1:]).pvalue > 1e-3
+
+
+def test_p_values_are_valid_where_scores_tie():
+    rng, n = np.random.default_rng(3), 57
+    drawn = rng.integers(0, 6, size=(4_000, n + 1)).astype(float)
+    for tails in (1, 2):
+        p = np.array([float(conformal.p_values(row[1:], row[:1], tails=tails)[0]) for row in drawn])
+        for u in (0.02, 0.1, 0.3, 0.6):
+            assert (p <= u).mean() <= u + 4 * np.sqrt(u * (1 - u) / len(p))
+
+
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1, 0.3])
 @pytest.mark.parametrize("n", [9, 99, 100, 730])
-def test_the_threshold_flags_what_the_p_values_flag(n, fpr):
+@pytest.mark.parametrize("tails", [1, 2])
+def test_the_thresholds_flag_what_the_p_values_flag(n, fpr, tails):
     rng = np.random.default_rng(n)
     held_out = rng.normal(size=n).round(1)
-    scores = np.unique(np.concatenate([held_out, held_out + 0.05, [9.0]]))
-    flagged = conformal.flagged(conformal.p_values(held_out, scores), fpr)
-    assert (flagged == (scores > conformal.threshold(held_out, fpr))).all()
+    scores = np.unique(np.concatenate([held_out, held_out + 0.05, [-9.0, 9.0]]))
+    flagged = conformal.flagged(conformal.p_values(held_out, scores, tails=tails), fpr)
+    low, high = conformal.thresholds(held_out, fpr, tails=tails)
+    assert (flagged == ((scores < low) | (scores > high))).all()
     assert flagged.any() == (n >= conformal.fewest(fpr)), "too few images flag nothing"
+    assert flagged[0] == (tails == 2 and n >= conformal.fewest(fpr, scores=2)), (
+        "the lower tail needs two places"
+    )
 
 
 def test_how_many_images_a_rate_needs():
