@@ -115,7 +115,7 @@ def judge_tab() -> dict[str, Any]:
             given = gr.Image(
                 label="Picture", type="numpy", sources=["upload", "clipboard"], elem_id="dropped"
             )
-            n = gr.Slider(100, 1000, 100, step=50, label="Held-out images to compare it with")
+            n = gr.Slider(200, 1000, 200, step=100, label="Held-out images to compare it with")
             go = gr.Button("Judge", variant="primary", elem_id="judge")
         with gr.Column(min_width=280):
             verdict = gr.Markdown(elem_id="verdict")
