@@ -5,6 +5,7 @@ No data set is opened and no torch is loaded.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gzcli.data.forms import Say, silent
 from gzcli.data.library import listing
 from gzcli.data.names import locate
 from gzcli.data.open import peek
 from gzcli.data.specs import DataSpec
 from gzcli.data.wanted import size_of, wanted
-from gzcli.errors import GzError
+from gzcli.errors import GzError, UsageError
 from gzcli.forecast import Forecast
 from gzcli.launch import Plan
 from gzcli.models import catalog
@@ -111,7 +113,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
             levels=data.levels or found.levels,
             classes=found.classes if isinstance(found.classes, tuple) else made_up(found.classes),
             multilabel=found.multilabel,
-            n=found.n_train,
+            n=found.trained_on,
         )
     elif known := recipe.choice.facts:
         labelled = any(part.options.get("conditional") for part in recipe.parts)
@@ -130,6 +132,28 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     download = found.sized(data.size).download_size if isinstance(found, DataSpec) else 0
     facts = replace(facts, title=f"{row['name']}: {row['title']}", cached=here, download=download)
     return facts, [] if here else [f"`gz data download {row['name']}`"]
+
+
+def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:
+    """The steps of so many passes over the training images, by the dotted key of each part of a recipe.
+
+    say: takes a line about each.
+
+    Raises UsageError where it is not known how many images the set has.
+    """
+    facts, found = of_data(recipe)[0], {}
+    for part in recipe.parts:
+        images, batch = min(facts.n, part.data.n or facts.n), part.train.batch_size
+        if not images:
+            raise UsageError(
+                f"`--epochs`: how many images `{recipe.data.name}` has is not known yet",
+                hint=f"`--steps N` says how long: a step takes {batch} images",
+            )
+        key = f"stages.{part.stage}.train.steps" if part.stage else "train.steps"
+        found[key] = steps = max(1, math.ceil(epochs * images / batch))
+        of = f"`{part.stage}`: " if part.stage else ""
+        say(f"{of}{epochs:g} epochs of {images:,} images in batches of {batch}: --steps {steps}")
+    return found
 
 
 def made_up(count: int) -> tuple[str, ...]:

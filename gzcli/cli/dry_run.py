@@ -1,4 +1,4 @@
-"""`gz train --dry-run`: prints everything that would happen, with the origin of each value.
+"""`gz train --dry-run`: prints what would happen, and with `--keys` every value with its origin.
 
 Nothing is created but what is found out about the cost of a step, in the cache; torch is loaded in another
 process alone.
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
 
-def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | None) -> None:
-    """Prints the plan in five lines, what is missing, the run's folder and the launch line, and the resolved
-    recipe with origins.
+def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | None, *, keys: bool) -> None:
+    """Prints the plan in five lines, what is missing, the run's folder and the launch line.
 
     recipe: the recipe.
     plan: the processes.
     run: the run that goes on; None: a new one would be made.
     paper: the recipe at the scale `paper`; None: it has none, or is it.
+    keys: whether every key of the resolved recipe is printed too, with its origin.
 
     Raises UsageError where the set, as far as it is known, lacks what a model needs, where a model cannot be
     built by its options, or where the user's batch does not divide into the processes.
@@ -61,16 +61,14 @@ def show_plan(recipe: Resolved, plan: Plan, run: Run | None, paper: Resolved | N
     line = show(path, plan)
     for text in five_lines(recipe, plan, facts, expect, there):
         out.text(text)
-    download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download and not facts.cached else ""
-    state = "packed" if facts.packed else "here, to be packed" if facts.cached else f"not here{download}"
-    lacking = ", ".join(needs) or "nothing that is not here"
-    for text in (*wrapped(f"{facts.title} ({state})", "data       "), *wrapped(lacking, "needs      ")):
+    for text in wrapped(", ".join(needs) or "nothing that is not here", "needs   "):
         out.text(text)
-    out.text(f"run        {'resumes ' if run else ''}{path}")
     gpus = f"{plan.gpus or 'no'} GPU{'s' if plan.gpus != 1 else ''}"
-    out.text(f"processes  {plan.processes} × {plan.threads} threads, {gpus}")
-    out.text(f"launch     {line}\n")
-    show_keys(tree, origin)
+    out.text(f"run     {'resumes ' if run else ''}{path}")
+    out.text(f"launch  {plan.processes} × {plan.threads} threads, {gpus}: {line}")
+    if keys:
+        out.text("")
+        show_keys(tree, origin)
     for text in (*rounded, *said):
         out.info(text)
     if hint := requirements.memory_hint(expect.own, plan, there):

@@ -99,27 +99,27 @@ def in_short(recipe: Resolved, facts: DataFacts, expect: Expected) -> list[str]:
 def five_lines(
     recipe: Resolved, plan: Plan, facts: DataFacts, expect: Expected, there: int | None
 ) -> list[str]:
-    """Scale, set, model, memory and time.
+    """Scale, set, model, memory and time; of stages the memory of the largest, and the time of all.
 
     there: bytes that a process may take; None: not known.
     """
     choice = recipe.choice
     scale = f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
-    rows = [("scale", scale), ("set", _set_in_words(recipe, facts))]
+    rows = [("scale", scale), ("set", _set_in_words(recipe, facts) + _not_packed(facts))]
     where = f"{'the GPU' if plan.gpus else 'this machine'}'s {size(there)}" if there else ""
-    texts = {
-        "model": _model,
-        "memory": lambda forecast: _memory(forecast, there, where),
-        "time": _time,
-    }
-    for label, text in texts.items():
-        for forecast in expect.own:
-            stage = f"{forecast.part.stage}: " if len(expect.own) > 1 else ""
-            rows.append((label, stage + text(forecast)))
-    if len(expect.own) > 1 and (here := total(expect.own)):
-        rows.append(
-            ("in all", f"about {about(here)} here, {about(total_on_h100(expect.own) or 0)} on an H100")
-        )
+    staged = len(expect.own) > 1
+    for forecast in expect.own:
+        rows.append(("model", _named(forecast, staged) + _model(forecast)))
+    largest = max(expect.own, key=lambda forecast: forecast.cost.memory() if forecast.cost else 0)
+    rows.append(("memory", _memory(largest, there, where)))
+    if not staged:
+        rows.append(("time", _time(expect.own[0])))
+    elif here := total(expect.own):
+        each = ", ".join(_named(one, staged) + about(one.seconds or 0) for one in expect.own)
+        on_h100 = about(total_on_h100(expect.own) or 0)
+        rows.append(("in all", f"about {about(here)} here, {on_h100} on an H100 ({each})"))
+    else:
+        rows.append(("time", "here: not known"))
     if in_paper := total(expect.paper):
         on_h100 = about(total_on_h100(expect.paper) or 0)
         rows.append(("paper", f"--scale paper: {about(in_paper)} here, about {on_h100} on an H100"))
@@ -142,6 +142,18 @@ def _set_in_words(recipe: Resolved, facts: DataFacts) -> str:
     return f"{recipe.data.name.rpartition('/')[2]}: {taken.words}"
 
 
+def _not_packed(facts: DataFacts) -> str:
+    """Where a set is, in brackets; nothing where it is ready."""
+    if facts.packed:
+        return ""
+    download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""
+    return " (here, to be packed)" if facts.cached else f" (not here{download})"
+
+
+def _named(forecast: Forecast, staged: bool) -> str:
+    return f"{forecast.part.stage}: " if staged else ""
+
+
 def _timed(recipe: Resolved) -> bool:
     return not any(part.train.minutes for part in recipe.parts)
 
@@ -157,8 +169,8 @@ def _model(forecast: Forecast) -> str:
         return f"{forecast.part.model}: not known: {forecast.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
     steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
     return (
-        f"{forecast.part.model}, {count(cost.params)} parameters, {gflop(cost.flops)} GFLOP a step of "
-        f"{train.batch_size}, {steps}"
+        f"{forecast.part.model}, {count(cost.params)} parameters, {steps} of {train.batch_size} at "
+        f"{gflop(cost.flops)} GFLOP"
     )
 
 

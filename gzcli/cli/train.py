@@ -41,6 +41,10 @@ _Minutes = Annotated[
     float | None,
     typer.Option("--minutes", metavar="M", min=0.05, help="Train for as many steps as fit in M minutes."),
 ]
+# words of other programs, which are keys here: they are understood, and the help names the keys alone
+_Epochs = Annotated[float | None, typer.Option("--epochs", metavar="N", min=0.001, hidden=True)]
+_Batch = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, hidden=True)]
+_Rate = Annotated[float | None, typer.Option("--lr", "--learning-rate", metavar="X", hidden=True)]
 _Name = Annotated[str | None, typer.Option("--name", metavar="ALIAS", help="A second name for the run.")]
 _Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the newest unfinished run, or the RUN named.")
@@ -59,6 +63,9 @@ _Track = Annotated[
     ),
 ]
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+_Keys = Annotated[
+    bool, typer.Option("--keys", help="With `--dry-run`: every key too, and where its value comes from.")
+]
 _Yes = Annotated[bool, typer.Option("--yes", help="Start also what takes more than a week here.")]
 _PANEL = "Several machines"
 _Machines = Annotated[
@@ -90,6 +97,9 @@ def train(
     gpus: Gpus = None,
     steps: _Steps = None,
     minutes: _Minutes = None,
+    epochs: _Epochs = None,
+    batch_size: _Batch = None,
+    lr: _Rate = None,
     seed: Seed = None,
     name: _Name = None,
     sets: Sets = None,
@@ -106,6 +116,7 @@ def train(
     submit: Submit = None,
     slurm: Slurm = None,
     dry_run: _Dry = False,
+    keys: _Keys = False,
     yes: _Yes = False,
     extra: Extra = None,
     json: Json = False,
@@ -123,15 +134,21 @@ def train(
     from gzcli.cli.plan import at_paper, before_start
     from gzcli.cli.submit import submit_training
     from gzcli.cli.weights import bring
+    from gzcli.requirements import in_steps
     from gzcli.store import runs
 
     out.configure(lenient=True)  # a lost reader never stops a training
-    if steps and minutes:
-        raise UsageError("`--steps` and `--minutes` exclude each other")
+    lengths = {"--steps": steps, "--minutes": minutes, "--epochs": epochs}
+    if len(given := [f"`{flag}`" for flag, value in lengths.items() if value]) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other")
+    if keys and not dry_run:
+        raise UsageError("`--keys` goes with `--dry-run`", hint=f"gz recipe show {what} --resolved")
     flags = {
         "scale": scale,
         "train.steps": steps,
         "train.minutes": minutes,
+        "train.batch_size": batch_size,
+        "optim.lr": lr,
         "seed": seed,
         "launch.gpus": parse_gpus(gpus),
         "launch.cpu": cpu or None,
@@ -144,6 +161,9 @@ def train(
         "launch.track": check_trackers(track, wandb=wandb),
     }
     asked = planning.ask(what, data, sets or (), flags)
+    if epochs:
+        flags |= in_steps(asked.recipe, epochs, say=out.info)
+        asked, steps = planning.ask(what, data, sets or (), flags), flags["train.steps"]
     model, run = asked.recipe.card.name, None
     if submit or slurm:
         return submit_training(asked, name, resume=resume, options=slurm or (), dry_run=dry_run)
@@ -166,7 +186,7 @@ def train(
         runs.check_alias(name)
     paper = None if run else at_paper(what, data, sets or (), flags, asked.recipe)
     if dry_run:
-        show_plan(asked.recipe, plan, run, paper)
+        show_plan(asked.recipe, plan, run, paper, keys=keys)
         return
     if any(part.options.get("perceptual") == "lpips" for part in asked.recipe.parts):
         bring(["vgg16"])

@@ -114,6 +114,14 @@ class DataSpec:
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
     @property
+    def trained_on(self) -> int:
+        """Images that are left to train on, once what the publisher does not split off is carved from train:
+        as `splits.split_plan` does it, before anything is packed."""
+        tenth = max(1, self.n_train // 10)
+        test, val = 0 if self.n_test else tenth, 0 if self.n_val else min(2000, tenth)
+        return self.n_train - test - val
+
+    @property
     def download_size(self) -> int:
         """Bytes to fetch."""
         return sum(file.size for file in self.files)

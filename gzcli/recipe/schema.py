@@ -37,6 +37,12 @@ class Rule:
     range: str | None = None
 
 
+# what other programs call otherwise, or do not have
+ELSEWHERE = {
+    "epochs": "`train.steps` says how long; `gz train MODEL --epochs N` says how many steps they are",
+    "learning_rate": "did you mean `optim.lr`?",
+}
+
 Rules = Mapping[str, "Rule | Rules"]  # key → its rule, or those of the keys below it
 
 
@@ -266,6 +272,8 @@ def _unknown(path: Key) -> str:
 def _suggest(path: Key, rules: Rules, root: Rules) -> str:
     """The same key in another section, else the nearest key of this one, else the keys that there are."""
     key = canonical(path[-1])
+    if key in ELSEWHERE:
+        return ELSEWHERE[key]
     stages = below(root, "stages") if "stages" in root else {}
     sections = {name: below(root, name) for name in root}
     sections |= {f"stages.{name}": below(stages, name) for name in stages}

@@ -93,14 +93,42 @@ def test_the_first_lines_of_a_dry_run(gz, planned):
     lines = stdout.splitlines()
     assert code == 0 and max(map(len, lines[:6])) <= 80
     assert lines[0] == "scale   small (no GPU is used)"
-    assert lines[1] == "set     cifar10: 50,000 colour pictures of 32×32"
-    assert lines[2].startswith("model   ddpm, 35.7M parameters, 6,000 GFLOP a step of ")
+    assert lines[1] == "set     cifar10: 50,000 colour pictures of 32×32 (not here, 170 MB to fetch)"
+    assert lines[2].startswith("model   ddpm, 35.7M parameters, ") and lines[2].endswith(" at 6,000 GFLOP")
     assert lines[3].startswith("memory  ") and "hold batches up to " in lines[3]
     assert re.match(r"time    about 65 minutes here, .* on an H100; --minutes 60: 6,480 steps", lines[4])
     assert lines[5].startswith("paper   --scale paper: about ") or "--scale paper: " in lines[5]
     assert len(jobs) == 1 and not runs.all_runs()
     gz("train", "ddpm", "--data", "cifar10", "--cpu", "--dry-run")
     assert len(jobs) == 1  # the second time it is known
+
+
+@pytest.mark.parametrize("words", [("vqvae",), ("reflow",), ("ddpm", "--data", "cifar10", "--gpus", "4")])
+def test_a_plan_is_short_and_the_keys_are_asked_for(gz, planned, monkeypatch, words):
+    planned()
+    monkeypatch.setenv("COLUMNS", "80")
+    code, stdout, _ = gz("train", *words, "--dry-run")
+    assert code == 0 and len(stdout.splitlines()) <= 12 and "optim.lr" not in stdout
+    assert gz("train", *words, "--dry-run", "--keys")[1].startswith(stdout + "\nkey ")
+    code, _, stderr = gz("train", *words, "--keys")
+    assert code == 2 and "`--keys` goes with `--dry-run`" in stderr and not runs.all_runs()
+
+
+def test_words_of_other_programs_are_understood(gz):
+    words = ("train", "vae", "--data", "glyphs", "--dry-run", "--json")
+    code, stdout, stderr = gz(*words, "--epochs", "3", "--batch-size", "100", "--lr", "1e-3")
+    found = json.loads(stdout)["recipe"]
+    assert (code, found["train"]["batch_size"], found["optim"]["lr"]) == (0, 100, 1e-3)
+    assert found["train"]["steps"] == 588 == 3 * 19_600 / 100
+    assert "3 epochs of 19,600 images in batches of 100: --steps 588" in stderr
+    stages = json.loads(gz("train", "vqvae", "--epochs", "0.5", "--dry-run", "--json")[1])["recipe"]["stages"]
+    assert [stage["train"]["steps"] for stage in stages.values()] == [11, 11]
+    code, _, stderr = gz("train", "vae", "--epochs", "3", "--steps", "4")
+    assert code == 2 and "`--steps` and `--epochs` exclude each other" in stderr
+    code, _, stderr = gz("train", "vae", "--lr", "0")
+    assert code == 2 and "`--lr`: `optim.lr` must be greater than 0" in stderr
+    code, _, stderr = gz("train", "vae", "--data", "./nowhere", "--epochs", "3", "--dry-run")
+    assert code == 2 and "not known yet" in stderr and "`--steps N`" in stderr
 
 
 def test_the_plan_for_scripts_is_whole(gz, planned):

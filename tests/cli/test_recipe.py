@@ -227,6 +227,11 @@ def test_a_wrong_name_of_a_data_set_is_among_them(write, tmp_path):
     [
         ("{name: glow}\nsteps: 5", "2:1: unknown key `steps` (did you mean `train.steps`?)"),
         ("{name: glow}\ntrain: {lr: 5}", "2:9: unknown key `lr` in `train` (did you mean `optim.lr`?)"),
+        (
+            "{name: glow}\ntrain: {epochs: 5}",
+            "2:9: unknown key `epochs` in `train` (`train.steps` says how long; "
+            "`gz train MODEL --epochs N` says how many steps they are)",
+        ),
         ("{name: glow}\ntrian: {}", "2:1: unknown key `trian` (did you mean `train`?)"),
         (
             "{name: glow}\ndata: mnist",

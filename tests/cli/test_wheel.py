@@ -41,4 +41,4 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     shown = run("-m", "gzcli", "list", "recipes", env=env, cwd=tmp_path)
     for path in (ROOT / "recipes").glob("*.yaml"):
         assert path.stem in shown
-    assert "model.hidden" in run("-m", "gzcli", "train", "glow", "--dry-run", env=env, cwd=tmp_path)
+    assert "model.hidden" in run("-m", "gzcli", "train", "glow", "--dry-run", "--keys", env=env, cwd=tmp_path)

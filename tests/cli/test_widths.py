@@ -67,7 +67,7 @@ LISTS = ["list", "list models", "list data", "list recipes", "runs list", "data 
         "list recipes",
         "runs list",
         "data list --long",
-        "train vae --dry-run",
+        "train vae --dry-run --keys",
     ],
 )
 def test_every_list_fits(call, monkeypatch, columns, line):

@@ -26,6 +26,7 @@ from gzcli.data.names import data_key, names
 from gzcli.data.open import open_pack, peek
 from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.sets import SPECS, find
+from gzcli.data.splits import rows_of, split_plan
 from gzcli.errors import MissingError, UsageError
 
 
@@ -114,6 +115,13 @@ def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
     for split, rows in ids.items():
         assert opened.labels(split).tolist() == [i % 5 for i in rows]
     assert ids["test"] == [2, 10, 11, 28, 41]  # the carving must never change: scores would not compare
+
+
+def test_what_is_left_to_train_on_is_known_before_packing():
+    for spec in SPECS.values():
+        if spec.n_train < 100_000:
+            counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
+            assert rows_of(split_plan(spec.name, counts))["train"] == spec.trained_on, spec.name
 
 
 def test_splits_given_are_kept(tmp_path):
