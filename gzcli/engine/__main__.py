@@ -150,7 +150,7 @@ def train(run: Run, log: Log) -> None:
             log.info(f"stage `{stage.path.name}` is finished")
             continue
         part = Log(stage.path, rank=log.rank, stage=stage.path.name)
-        part.info(f"stage `{stage.path.name}`")
+        part.info(f"stage `{stage.path.name}`", sparse=True)
         with recorded(stage, part):
             accelerator = train_one(stage, part)
     if not run.stages:

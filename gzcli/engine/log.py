@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 WIDTH = 80  # columns of a line of losses, which figures of speed do not make longer
 BAR = 56  # columns of a terminal that the bar takes beside its note
 FULL = 16_000_000  # bytes of `log.txt`, 150,000 lines of losses
-PLAIN_EVERY = 10.0  # seconds between the lines of a bar that is not on a terminal
+PLAIN_AFTER = (
+    10.0  # seconds until the first line of a bar that is not on a terminal; each next takes twice that
+)
+LINES = 3  # parts of a run that have a line of losses where there is no terminal: `log.txt` has them all
 
 
 class Log:
@@ -48,11 +52,15 @@ class Log:
         self.fancy = self.main and self.mode == "human" and sys.stderr.isatty() and "CI" not in os.environ
         self.fancy = self.fancy and os.environ.get("TERM") != "dumb"
         self._bar: Any = None
+        self.validated = ""  # the figures of the last validation, which stand in the next line of losses
 
-    def info(self, text: str) -> None:
-        """A line for people, in `log.txt` too."""
+    def info(self, text: str, *, sparse: bool = False) -> None:
+        """A line for people, in `log.txt` too.
+
+        sparse: whether it is one of many, which a terminal alone shows.
+        """
         self.record(text)
-        if self.main and self.mode == "human":
+        if self.main and self.mode == "human" and (self.fancy or not sparse):
             self.say(text)
 
     def warn(self, text: str) -> None:
@@ -75,7 +83,7 @@ class Log:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:
-        """A progress bar on a terminal, a line every ten seconds elsewhere; yields progress(i, n, x=None)."""
+        """A progress bar on a terminal, a line ever less often elsewhere; yields progress(i, n, x=None)."""
         if not self.main or self.mode != "human":
             yield no_progress
         elif self.fancy:
@@ -87,21 +95,24 @@ class Log:
                 finally:
                     self._bar = None
         else:
-            last = time.monotonic()
+            began, after = time.monotonic(), PLAIN_AFTER
 
             def progress(i: float, n: float, x: Tensor | None = None) -> None:
-                nonlocal last
-                if time.monotonic() - last > PLAIN_EVERY:
-                    last = time.monotonic()
+                nonlocal after
+                if time.monotonic() - began > after:
+                    after = 2 * (time.monotonic() - began)
                     self.say(f"{title} {i:.0f}/{n:.0f}")
 
             yield progress
 
     @contextmanager
-    def training(self, start: int, steps: int) -> Iterator[TrainBar]:
-        """The bar of a training run: step, it/s, time left, losses."""
+    def training(self, start: int, steps: int, *, stages: int = 1) -> Iterator[TrainBar]:
+        """The bar of a training run: step, it/s, time left, losses.
+
+        stages: of the run, which share the lines where there is no terminal.
+        """
         if not self.fancy:
-            yield TrainBar(self, None, start, steps)
+            yield TrainBar(self, None, start, steps, lines=math.ceil(LINES / stages))
             return
         with rich_bar() as bar:
             self._bar = bar
@@ -129,18 +140,20 @@ class Log:
 
 
 class TrainBar:
-    """The progress of a training run, as a bar or as a line every `log_every` steps.
+    """The progress of a training run, as a bar or, without a terminal, as a few lines.
 
     log: where lines go.
     bar: progress bar of rich; None: there is no terminal.
     start: number of steps that were done before.
     steps: number of steps of the whole run.
+    lines: lines beside the first, in equal parts of the run.
     """
 
     speed: Speed | None = None  # what a step does; None: only steps a second are shown
 
-    def __init__(self, log: Log, bar: Any, start: int, steps: int):
-        self.log, self.bar, self.steps = log, bar, steps
+    def __init__(self, log: Log, bar: Any, start: int, steps: int, lines: int = LINES):
+        self.log, self.bar, self.start, self.steps, self.lines = log, bar, start, steps, lines
+        self.part = -1  # of `lines`, in which the last line stood
         self.since, self.at = time.monotonic(), start
         self.task = bar.add_task(log.stage or "train", total=steps, completed=start, note="") if bar else None
 
@@ -163,12 +176,22 @@ class TrainBar:
             room = self.bar.console.width - BAR
             note = with_room(f"{rate:.1f} it/s  {shown}", in_words(speeds), room)
             self.bar.update(self.task, note=note)
-        elif self.log.main and self.log.mode == "human":
+        elif self.log.main and self.log.mode == "human" and self.is_due(step):
             left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
-            line = f"step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}"
+            stage = f"{self.log.stage}: " if self.log.stage else ""
+            line = f"{stage}step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}"
+            if self.log.validated:
+                line = f"{line}  {self.log.validated}"
             self.log.say(with_room(line, in_words(speeds), WIDTH))
         self.log.record("  ".join([f"step {step}  {rate:.2f} it/s  {losses}", *in_words(speeds)]))
         return {"it_s": round(rate, 3), **speeds}
+
+    def is_due(self, step: int) -> bool:
+        """Whether a line is printed where there is no terminal: the first, and one in each part of the run.
+        At the end the last validation has its own."""
+        part = (step - self.start) * self.lines // (self.steps - self.start)
+        due, self.part = part > self.part, part
+        return due and not (step == self.steps and self.log.validated)
 
 
 def with_room(line: str, more: Sequence[str], width: int) -> str:

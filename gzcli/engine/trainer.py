@@ -109,7 +109,8 @@ class Trainer:
         speed = speed_of(self.run, self.part, self.info, self.pack, self.accelerator, self.log)
         alone = self.device.type == "cpu" and self.world == 1
         check_every = 1 if alone else min(CHECK, self.train.log_every)
-        with self.log.training(self.start, self.steps) as bar:
+        stages = len(self.run.owner.stages) or 1
+        with self.log.training(self.start, self.steps, stages=stages) as bar:
             bar.speed = speed
             for step in range(self.start, self.steps):
                 losses = self.step(step)
@@ -269,9 +270,12 @@ class Trainer:
             self.log.warn(text)
         state.save_best(self.state, done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
-        self.log.info(f"step {done}  validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        self.log.validated = "validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        between = done < self.steps
+        of_stage = f"{self.log.stage}: " if self.log.stage else ""
+        self.log.info(f"{of_stage}step {done}  {self.log.validated}", sparse=between)
         if reference := self.history.reference(self.part, done, metric):
-            self.log.info(reference)
+            self.log.info(reference, sparse=between)
 
     def get_net(self) -> None:
         """Gets the net of `fd`, which is trained once for each data set: longer than a validation takes."""

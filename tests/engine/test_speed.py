@@ -76,13 +76,33 @@ def test_rates_follow_from_steps_a_second():
 
 def test_a_line_shows_what_fits_in_it(capsys):
     assert with_room("a" * 60, ["b" * 30, "c" * 18], 80) == "a" * 60 + "  " + "c" * 18
-    bar = TrainBar(Log(), None, 0, 100_000)
+    bar = TrainBar(Log(), None, 0, 200)
     bar.speed = Speed(128, 1e12, 500e12)
     bar.show(100, {"loss": 0.1234})
     bar.show(200, {"loss": 0.1234, **{f"part{i}": 0.5 for i in range(4)}})
     first, second = capsys.readouterr().err.splitlines()
     assert len(first) <= 80 and "MFU" in first and "loss 0.1234" in first
     assert "part3 0.5" in second, "no loss makes way"
+
+
+@pytest.mark.parametrize(("stages", "most"), [(1, 5), (2, 4)])
+def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, capsys, stages, most):
+    """Lines of losses every 10 of 1,000 steps, ten validations: few are printed, `log.txt` has all."""
+    log = Log(tmp_path)
+    with log.training(0, 1000, stages=stages) as bar:
+        for step in range(10, 1001, 10):
+            bar.show(step, {"loss": 1.0})
+            if step % 100 == 0:
+                log.validated = f"validation bpd {step}"
+                log.info(f"step {step}  {log.validated}", sparse=step < 1000)
+        log.warn("samples have collapsed")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) <= most and told[0].startswith("step 10/1000")
+    assert "validation bpd" in told[1] and told[-2:] == [
+        "step 1000  validation bpd 1000",
+        "warning: samples have collapsed",
+    ]
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 111
 
 
 def test_a_run_records_its_speed(monkeypatch):
