@@ -30,7 +30,8 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
     folder: where the job and its outputs are written; new or empty.
     quiet: whether the engine tells nothing of its progress.
 
-    Raises UsageError where the folder is not empty, and the engine's own errors.
+    Raises UsageError where the folder is not empty, and the engine's own errors; after these a new folder
+    without any output is gone again.
     """
     from gzcli import jobs, launch
     from gzcli.store import files, owned, paths
@@ -43,10 +44,16 @@ def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
         raise
     if plan.note:
         out.warn(plan.note)
-    with owned.claimed(folder):
-        jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
-        quiet = quiet or out.is_json() or out.is_quiet()
-        launch.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
+    new = not folder.exists() or paths.user_dir() in folder.parents
+    try:
+        with owned.claimed(folder):
+            jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
+            quiet = quiet or out.is_json() or out.is_quiet()
+            launch.run(folder, plan, launcher=False, mode="quiet" if quiet else "human")
+    except GzError as error:
+        if new and error.kind != "bug":  # whose log may tell more
+            owned.discard(folder)
+        raise
     return files.read_json(folder / "result.json")
 
 

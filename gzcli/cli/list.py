@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +16,7 @@ from gzcli.errors import UsageError, canonical
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
 
+LABELLED = "°"  # marks what needs a run that was trained with labels
 _WHAT = ("models", "data", "recipes", "runs", "pretrained")
 
 
@@ -93,11 +94,13 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     else:
         out.table(
             ("model", "what it is", "can", "family", "paper"),
-            [(name, abouts[name], " ".join(card.can), card.family, card.paper) for name, card in rows],
+            [(name, abouts[name], " ".join(_marked(card)), card.family, card.paper) for name, card in rows],
             spare=("paper", "family"),
             wrap=("what it is", "can", "paper"),
             wide=wide,
         )
+        if any(card.unlabelled_lack for _, card in rows):
+            out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
     out.info(counted(len(rows) - len(staged), len(staged)))
     if short:
         out.hint("`gz list models` says what they do; also data, recipes, runs, pretrained")
@@ -128,6 +131,11 @@ def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
         return f"A stage of {recipe}: {words.title if words else first_words(card)}"
     shipped = recipes().get(name)
     return str(load(shipped).get("about", "")) if shipped else first_words(card)
+
+
+def _marked(card: ModelCard) -> Iterator[str]:
+    """What a model can, with a mark where that takes a run that was trained with labels."""
+    return (f"{name}{LABELLED}" if name in card.unlabelled_lack else name for name in card.can)
 
 
 def list_data(*, long: bool = False, wide: bool = False) -> None:

@@ -112,6 +112,7 @@ def applied(model: ModelCard, name: str) -> Row:
     takes = [f"--{option.replace('_', DASH)}" for option in model.do[name]]
     takes += ["--mask"] if name in model.masked else []
     takes += ["--label"] if name in model.labelled else []
+    takes += ["(where it was trained with labels)"] if name in model.unlabelled_lack else []
     return name, "", " ".join(takes)
 
 

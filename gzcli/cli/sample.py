@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -178,8 +178,11 @@ def sample(
     if do:
         do = choose_application(do, known)
     check_pictures(known, do, input, mask)
+    conditional = bool(part.options.get("conditional"))
+    if do in known.with_labels and not conditional:
+        raise not_labelled(run, f"`--do {do}` is for runs that were trained with labels, unlike `{run.id}`")
     if label:
-        check_labels(known, do, run, conditional=bool(part.options.get("conditional")))
+        check_labels(known, do, run, conditional=conditional)
     what, takes = (f"`--do {do}`", known.do[do]) if do else (f"`{known.name}`", known.sample)
     texts = read_prompts(prompt or [], prompts)
     if texts and "prompt" not in takes:
@@ -213,17 +216,19 @@ def sample(
     )
     result = do_job(folder, replace(job, origin=origin_of_job(job, run)))
     tell(result)
-    ended(quoted(model) + (f" --data {quoted(data)}" if data else ""), known, do, result, took(began))
+    able = [name for name in known.do if conditional or name not in known.with_labels]
+    ended(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, do, result, took(began))
 
 
-def ended(name: str, model: ModelCard, do: str | None, result: Mapping[str, Any], time: str) -> None:
-    """The end of `gz sample`: how many images in what time, and what else the model can do.
+def ended(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any], time: str) -> None:
+    """The end of `gz sample`: how many images in what time, and what else the run can do.
 
     name: the words that mean the run.
+    able: its applications.
     do: the application; None: images were drawn.
     time: that the verb took.
     """
-    others = [other for other in model.do if other != do]
+    others = [other for other in able if other != do]
     then = [(f"gz sample {name} --do {others[0]}", f"it can {', '.join(others)}")] if others else []
     if do:
         then.append((f"gz sample {name} --do {do} --input ./pictures", "the same with your own pictures"))
@@ -251,11 +256,13 @@ def check_labels(model: ModelCard, do: str | None, run: Run, *, conditional: boo
             hint=f"these do: {', '.join(model.labelled) or 'none'}",
         )
     if not conditional and do not in model.labels_for:
-        key = f"{run.serving.in_owner}model.conditional"
-        raise UsageError(
-            f"`{run.id}` was not trained with labels",
-            hint=f"gz train {run.model} --data {run.data} --set {key}=true",
-        )
+        raise not_labelled(run, f"`{run.id}` was not trained with labels")
+
+
+def not_labelled(run: Run, message: str) -> UsageError:
+    """The error of what needs a run that was trained with labels: how to train one."""
+    key = f"{run.serving.in_owner}model.conditional"
+    return UsageError(message, hint=f"gz train {run.model} --data {run.data} --set {key}=true")
 
 
 def choose_application(word: str, model: ModelCard) -> str:

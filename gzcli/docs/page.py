@@ -197,6 +197,7 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
     stage: name of that stage.
     """
     found = [(f"gz sample {name}", "samples")]
+    first = ""
     if "conditional" in serving.can:
         key = f"stages.{stage}.model.conditional" if stage else "model.conditional"
         told = serving.params["conditional"].default is True
@@ -204,7 +205,9 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
         found.append((f"gz sample {name} --label 3", f"samples of a class{first}"))
     if "prompt" in serving.can:
         found.append((f'gz sample {name} --prompt "a red door"', "samples of a text"))
-    found += [(f"gz sample {name} --do {do}", docs.first_words(serving, do)) for do in serving.do]
+    for do in serving.do:
+        told_first = first if do in serving.unlabelled_lack else ""
+        found.append((f"gz sample {name} --do {do}", docs.first_words(serving, do) + told_first))
     if "ood" in serving.can:
         sets = "--out SET" if serving.needs else "--in mnist --out fashionmnist"
         found.append((f"gz ood {name} {sets}", "how well it tells foreign images"))

@@ -79,6 +79,7 @@ class Model(nn.Module):
     conditional: bool = False  # whether this instance was built to take labels
     # applications that take labels though the model is not conditional
     labels_for: ClassVar[tuple[str, ...]] = ()
+    with_labels: ClassVar[tuple[str, ...]] = ()  # applications that a conditional model alone has
     latents: ClassVar[bool] = False  # whether it can be trained on latents (`data.latent`)
     square: ClassVar[bool] = False  # whether it needs square images
     shares: ClassVar[bool] = False  # whether GPUs can share its weights out (`launch.strategy: fsdp`)

@@ -72,7 +72,14 @@ class ModelCard:
     labelled: tuple[str, ...]  # the applications that take labels
     masked: tuple[str, ...]  # the applications that take a mask
     labels_for: tuple[str, ...]  # the applications that take labels though the model is not conditional
+    with_labels: tuple[str, ...]  # the applications that only a run trained with `model.conditional` has
     can: tuple[str, ...]  # sample, conditional, prompt, log_prob, ood, map, latent, export, applications
+
+    @property
+    def unlabelled_lack(self) -> tuple[str, ...]:
+        """The applications that a run lacks unless it is asked to be conditional."""
+        default = self.params.get("conditional")
+        return self.with_labels if default is not None and default.default is False else ()
 
 
 def cards() -> dict[str, ModelCard]:
@@ -256,6 +263,7 @@ def _read_card(path: Path) -> ModelCard | None:
         labelled=tuple(name for name in do if "labels" in params(name)),
         masked=tuple(name for name in do if "mask" in params(name)),
         labels_for=tuple(value_of(attributes["labels_for"], path)) if "labels_for" in attributes else (),
+        with_labels=tuple(value_of(attributes["with_labels"], path)) if "with_labels" in attributes else (),
         can=(*(name for name, true in can.items() if true), *do),
     )
 

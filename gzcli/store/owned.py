@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,12 @@ def claimed(folder: Path) -> Iterator[None]:
         check_empty(folder)
         mark(folder, "job")
         yield
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a job that failed before it wrote any output."""
+    if _is_left_over(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_left_over(folder: Path) -> bool:

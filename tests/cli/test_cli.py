@@ -349,6 +349,14 @@ def test_the_number_of_models_is_one(gz):
     assert "1 model\n" in gz("list", "models", "--can", "translate", "--family", "gan")[2]
 
 
+def test_what_takes_labels_is_marked(gz):
+    code, stdout, stderr = gz("list", "models", "--can", "classify", "--wide")
+    rows = {line.split()[0]: line for line in stdout.splitlines()}
+    assert code == 0 and "classify°" in rows["fm"] and "classify°" not in rows["cfm"]
+    assert "marked ° is for runs trained with `--set model.conditional=true`" in stderr
+    assert "°" not in "".join(gz("list", "models", "--can", "traverse"))
+
+
 def test_list_data_is_data_list(gz, gz_json, home):
     assert gz("list", "data") == gz("data", "list")
     value = gz_json("list", "data")[1]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gzcli import jobs
+from gzcli import jobs, launch
+from gzcli.cli.jobs import do_job, new_folder
+from gzcli.errors import GzError, Interrupted, UsageError
 from gzcli.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
 from gzcli.models import catalog
 from gzcli.sections import LaunchSection
@@ -74,6 +76,23 @@ def test_sample(asked, tmp_path):
     job, _ = asked("sample", "mine", "--do", "reconstruct", "--input", str(tmp_path / "in"), "--gpus", "all")
     assert (job.do, job.input, job.input_as, job.n) == ("reconstruct", str(tmp_path / "in"), None, 64)
     assert job.launch == LaunchSection(gpus="all")
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [(UsageError("no"), False), (Interrupted("stopped", signum=2), False), (GzError("bug"), True)],
+)
+def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monkeypatch, error, left):
+    def fails(folder, plan, **more):
+        Run(folder).update(state="failed", error={"kind": error.kind})
+        raise error
+
+    monkeypatch.setattr(launch, "run", fails)
+    (tmp_path / "empty").mkdir()
+    for folder in (new_folder(home / "runs" / "r" / "sampled", "n4"), tmp_path / "new", tmp_path / "empty"):
+        with pytest.raises(GzError):
+            do_job(folder, SampleJob("/run"))
+        assert folder.exists() is (left or folder.name == "empty")
 
 
 def test_ood(asked, tmp_path, monkeypatch):

@@ -126,7 +126,11 @@ def test_the_plain_call_of_every_application(shop, case, do):
     by_class = (do in ("classify", "translate") and case.model != "cyclegan") or case.model in flows
     if do in ("edit", "classify", "translate") and by_class and not case.conditional:
         assert "conditional=true" in gz("--do", do, code=2)["hint"]
+        assert (
+            do in catalog.card(case.model).unlabelled_lack and not (gz.trained.run.path / "sampled").exists()
+        )
         return
+    assert do not in catalog.card(case.model).unlabelled_lack or case.conditional
     result = gz("--do", do, "--npz")
     saved, grid = np.load(result["npz"]), np.asarray(Image.open(result["grid"]))
     outputs = [np.asarray(Image.open(path)) for path in result["files"]]

@@ -16,6 +16,8 @@ TIMES = 4  # noise levels by which translation finds the class of an image that 
 class ByClass(Guided):
     """Classification and translation of images, by the error and the ODE that a family defines."""
 
+    with_labels = ("translate", "classify")
+
     def error_at(self, x: Tensor, eps: Tensor, share: float, y: Tensor | None) -> Tensor:
         """[B]: the mean squared error of the network's prediction for images x noised by eps, given labels y.
 

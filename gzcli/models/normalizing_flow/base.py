@@ -58,6 +58,7 @@ class ImageFlow(Model):
     """
 
     likelihood: ClassVar[str] = "bound"
+    with_labels = ("edit",)
     shapes: list[tuple[int, int, int]]  # of the latents, the top one last
 
     def __init__(
