@@ -20,7 +20,7 @@ from typing import Any
 
 from gzcli.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.sizes import Size
-from gzcli.store import files, index, owned
+from gzcli.store import files, index, owned, pretrained
 from gzcli.store.claims import check_idle, claimed
 from gzcli.store.ids import short_name, time_of_id
 from gzcli.store.leftovers import sweep
@@ -201,11 +201,28 @@ def find(ref: str, *, data: str | None = None) -> Run:
             f"no model or run is called `{ref}`",
             hint=did_you_mean(ref, options) or "gz list models · gz runs list",
         )
-    run = choose([run for run in all_runs(model=model, data=data) if run.state == "finished"])
+    known = all_runs(model=model, data=data)
+    run = choose([run for run in known if run.state == "finished"])
     if run is None:
         message, on = (f" on `{data}`", f" --data {data}") if data else ("", "")
-        raise MissingError(f"no finished run of `{model}`{message}", hint=f"gz train {model}{on}")
+        message = f"no finished run of `{model}`{message}"
+        if begun := next((run for run in known if run.state == "running" or run.weights), None):
+            raise _unfinished(begun, message)
+        raise MissingError(message, hint=f"gz train {model}{on}")
     return run
+
+
+def _unfinished(run: Run, message: str) -> MissingError:
+    """The error where a model's only runs are unfinished: which one could be named, or what else there is.
+
+    run: the newest of them that is being trained, or has weights.
+    """
+    name = run.alias or short_names([run])[run.id]
+    state = "being trained" if run.state == "running" else run.state
+    ways = [f"name it, `{name}`, for its newest checkpoint" if run.weights else "it has no checkpoint yet"]
+    if run.model in {pretrained.parts_of(stem)[0] for stem in pretrained.names()}:
+        ways.append("`--pretrained` takes the model that comes with gz")
+    return MissingError(f"{message}; `{name}` is {state}", hint="; ".join(ways))
 
 
 def note_recipe(

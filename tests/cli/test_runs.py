@@ -135,6 +135,23 @@ def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
     assert e.value.hint == "its first checkpoint is still to come"
 
 
+def test_a_model_in_training_is_named_with_what_there_is_meanwhile(call, monkeypatch):
+    run = runs.create("cvae", "glyphs")
+    run.update(state="running")
+    monkeypatch.setattr(Run, "is_held", True)
+    name = runs.short_names([run])[run.id]
+    code, _, stderr = call("sample", "cvae")
+    assert code == 3 and f"no finished run of `cvae`; `{name}` is being trained" in stderr
+    assert "hint: it has no checkpoint yet; `--pretrained` takes the model that comes with gz" in stderr
+    folder = run.path / "checkpoints" / "00000010"
+    folder.mkdir(parents=True)
+    (folder / "ema.safetensors").write_bytes(b"x")
+    assert f"name it, `{name}`, for its newest checkpoint; `--pretrained`" in call("sample", "cvae")[2]
+    monkeypatch.setattr(Run, "is_held", False)
+    run.update(state="interrupted")
+    assert f"`{name}` is interrupted" in call("sample", "cvae")[2]
+
+
 def test_what_is_built_on_a_run_takes_no_weights_that_change(home, monkeypatch):
     """A tokenizer, an autoencoder of latents: its checksum is that of `model.safetensors`."""
     from gzcli.engine import checkpoint as checkpoints
