@@ -13,7 +13,7 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.ends import new_set, quoted
-from gzcli.cli.list import list_data
+from gzcli.cli.list import alone, list_data
 from gzcli.cli.options import Json, Quiet, Wide, Yes, choose, complete_data, may_remove
 from gzcli.errors import MissingError, UsageError
 from gzcli.sizes import Size
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from gzcli.data.names import DataSet
     from gzcli.data.pack import Pack
 
-app = typer.Typer(help="Download, import and check data sets.")
+app = typer.Typer(
+    help="Download, import and check data sets.",
+    callback=alone("data", list_data),
+    invoke_without_command=True,
+)
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set.", autocompletion=complete_data)]
 _Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Data sets.", autocompletion=complete_data)]

@@ -66,6 +66,17 @@ def list_(
         _LISTS[kind](wide=wide)
 
 
+def alone(verb: str, show: Callable[[], None]) -> Callable[..., None]:
+    """What `gz VERB` does without a word more: it lists what there is."""
+
+    def callback(ctx: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
+        if ctx.invoked_subcommand is None:
+            show()
+            out.hint(f"`gz {verb} --help` shows its commands")
+
+    return callback
+
+
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
     """Prints the models of a family that have a capability; `short`: their names by family alone; `wide`: in
     full, as in the other lists."""

@@ -12,10 +12,15 @@ import typer
 from gzcli import waiting
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted, took
+from gzcli.cli.list import alone, list_models
 from gzcli.cli.options import Json, Quiet
 from gzcli.errors import UsageError, canonical
 
-app = typer.Typer(help="Write a model of your own, and check it.")
+app = typer.Typer(
+    help="Write a model of your own, and check it.",
+    callback=alone("model", list_models),
+    invoke_without_command=True,
+)
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="What the model will be called, as `maf`.")]
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="The model's file, as `./maf.py`.")]

@@ -155,7 +155,7 @@ def _json(value: bool) -> bool:
 
 
 def _quiet(value: bool) -> bool:
-    out.configure(quiet=value)
+    out.configure(quiet=value or None)  # `gz data -q list` has set it already
     return value
 
 

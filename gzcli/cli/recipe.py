@@ -11,12 +11,17 @@ import typer
 
 from gzcli.cli import out
 from gzcli.cli.ends import end, quoted, took
+from gzcli.cli.list import alone, list_recipes
 from gzcli.cli.options import Json, Quiet, Scale, complete_data, complete_model
 from gzcli.cli.own import Sets
 from gzcli.data.kinds import counted
 from gzcli.errors import UsageError
 
-app = typer.Typer(help="Show, copy and check recipes; a schema of them for editors.")
+app = typer.Typer(
+    help="Show, copy and check recipes; a schema of them for editors.",
+    callback=alone("recipe", list_recipes),
+    invoke_without_command=True,
+)
 
 _WHAT = {"metavar": "NAME|FILE", "autocompletion": complete_model}
 _What = Annotated[str, typer.Argument(help="A shipped recipe, or a file.", **_WHAT)]

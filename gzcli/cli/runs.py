@@ -8,7 +8,7 @@ import typer
 
 from gzcli.cli import out, share
 from gzcli.cli.ends import end
-from gzcli.cli.list import list_runs
+from gzcli.cli.list import alone, list_runs
 from gzcli.cli.options import (
     Json,
     Quiet,
@@ -27,7 +27,11 @@ from gzcli.units import size
 if TYPE_CHECKING:
     from gzcli.store.runs import Run
 
-app = typer.Typer(help="List, show, compare, share, export and remove runs.")
+app = typer.Typer(
+    help="List, show, compare, share, export and remove runs.",
+    callback=alone("runs", list_runs),
+    invoke_without_command=True,
+)
 
 _Ref = Annotated[
     str,

@@ -78,7 +78,6 @@ ERRORS = [
         "unexpected argument `stray`",
         "arguments for `accelerate launch` stand after `--`",
     ),
-    ("data", 2, "missing command", "`gz data --help` shows what it takes"),
     ("data lst", 2, "no such command `lst`", "did you mean `list`?"),
     ("data path mnits", 2, "there is no data set `mnits`", "did you mean `mnist`?"),
     ("data path mnist", 3, "`mnist` is not in the cache", "`gz data download mnist`"),
@@ -119,8 +118,6 @@ def test_error_texts(gz, home, line, code, message, hint):
 )
 def test_errors_as_json(gz_json, home, line, code, message, hint):
     kind = {2: "usage", 3: "missing"}[code]
-    if line == "data":  # a group takes no options of its own
-        message, hint = "no such option `--json`", "`gz data --help` shows what it takes"
     expected = {"code": code, "kind": kind, "message": message, "hint": hint}
     got_code, got = gz_json(*line.split())
     assert (got_code, got) == (code, {"schema": 1, "error": expected})
@@ -355,6 +352,16 @@ def test_what_takes_labels_is_marked(gz):
     assert code == 0 and "classify°" in rows["fm"] and "classify°" not in rows["cfm"]
     assert "marked ° is for runs trained with `--set model.conditional=true`" in stderr
     assert "°" not in "".join(gz("list", "models", "--can", "traverse")[1:])
+
+
+@pytest.mark.parametrize(
+    ("verb", "same"),
+    [("runs", "runs list"), ("data", "data list"), ("model", "list models"), ("recipe", "list recipes")],
+)
+def test_a_group_alone_lists_what_there_is(gz, gz_json, home, verb, same):
+    (code, stdout, stderr), (_, listed, told) = gz(verb), gz(*same.split())
+    assert (code, stdout) == (0, listed) and stderr == told + f"hint: `gz {verb} --help` shows its commands\n"
+    assert gz_json(verb) == gz_json(*same.split()) and gz(verb, "-q")[2] == ""
 
 
 def test_list_data_is_data_list(gz, gz_json, home):
