@@ -11,9 +11,12 @@ def main(argv: list[str] | None = None) -> int:
 
     argv: the words after the program's name; None: those of this process.
     """
-    from gzcli.cli.app import run
+    try:
+        from gzcli.cli.app import run
 
-    return run(sys.argv[1:] if argv is None else argv)
+        return run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # while the program itself loads, or tells of an earlier one
+        return 130
 
 
 if __name__ == "__main__":

@@ -287,17 +287,17 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status.
 
-    A signal becomes a stop file, and a training engine gets time for a checkpoint, even where the signal has
-    ended the launcher between. A job has nothing to save. The processes are killed only after a second
-    Ctrl-C, or where they do not end in time; one that is writing a checkpoint has what it needs.
+    A signal becomes a stop file, and an engine that trains gets time for a checkpoint, even where the signal
+    has ended the launcher between. A job, and a training before its first step, have nothing to save. The
+    processes are killed only after a second Ctrl-C, or where they do not end in time; one that is writing a
+    checkpoint has what it needs.
 
     launcher: whether accelerate's launcher starts the engine, as it must for several processes.
     mode: what the engine prints, "human", "quiet" or "json".
 
     Raises the engine's own error.
     """
-    target = Run(folder)
-    launcher, grace = launcher or p.distributed, 0.0 if (folder / "job.json").exists() else GRACE
+    target, launcher = Run(folder), launcher or p.distributed
     if launcher:
         files.write_atomic(configuration(folder, p), config(p))
     first = p.machine_rank == 0  # the engine's main process is on this machine
@@ -326,7 +326,10 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
             if ended and not (folder / "stop").exists():
                 files.write_atomic(folder / "stop", str(int(signal.SIGTERM)))
             if (got or ended) and deadline is None:
-                deadline = time.monotonic() + grace
+                trains = target.status().get("stepping")
+                if got and trains and mode == "human":
+                    print("stopping: a checkpoint is saved; Ctrl-C again ends it at once", file=sys.stderr)
+                deadline = time.monotonic() + (GRACE if trains else 0.0)
             late = deadline is not None and time.monotonic() > deadline
             if len(got) > 1 or (late and not is_saving(target)):
                 break

@@ -89,7 +89,7 @@ def devices() -> Iterator[Check]:
     from gzcli.gpus import INSTALL, tried
 
     try:
-        with waiting.spinner("loading torch", shown=not out.is_json()):
+        with waiting.spinner("loading torch", shown=not (out.is_json() or out.is_quiet())):
             import torch
     except Exception as problem:  # a broken installation may raise anything
         fix = "install torch again, see pytorch.org"

@@ -25,7 +25,7 @@ from gzcli import jobs, ranks, waiting
 from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import wanted
-from gzcli.engine import devices, stop
+from gzcli.engine import devices
 from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
@@ -53,7 +53,6 @@ STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
 
 def main(folder: Path) -> int:
     """Trains the run, or does the job, in a folder. Returns the exit code."""
-    waiting.end()
     run = Run(folder.absolute())
     rank = int(os.environ.get("RANK", "0"))
     # All ranks stop alike for the errors of STATES, and the `gz` that started this process reads them in
@@ -88,7 +87,7 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
         # `seconds`, `work`: of earlier starts; the last one, if it was killed, would seem to last, as the run
         # is held again by now
         seconds = run.seconds if run.status().get("ended") else run.status().get("seconds", 0.0)
-        now = {"started": time.time(), "ended": None, "seconds": seconds, "work": before}
+        now = {"started": time.time(), "ended": None, "seconds": seconds, "work": before, "stepping": False}
         parent = int(os.environ.get("GZ_PARENT", "0"))
         run.update(state="running", pid=os.getpid(), parent=parent, **now, error=None, code=None, lost=None)
     try:
@@ -136,7 +135,6 @@ def explain(e: BaseException) -> GzError:
 
 def train(run: Run, log: Log) -> None:
     """Trains the run of `run.yaml`, or each of its stages that is not finished; a call of every rank."""
-    stop.listen()
     png.made_by(verb="train", run=run.id)
     if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         log.warn(f"a process has died, all are started again ({lives} of `launch.restarts`)")
@@ -182,6 +180,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     part = part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
+    waiting.now("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()
     pack = open_pack(part.data.name, **wanted(part.data), say=log.info)
@@ -200,6 +199,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
             write_train(run, chosen)
         ranks.wait()
         log.info(f"{steps} steps fit in the time")
+    waiting.now("building the model")
     trainer = Trainer(run, part, pack, accelerator, log)
     if log.main:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
@@ -226,6 +226,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     if job.launch.threads:
         torch.set_num_threads(job.launch.threads)
     fast_kernels()
+    waiting.now("loading the model")
     png.made_by(**jobs.told(job))
     verb = importlib.import_module(f"gzcli.engine.{job.verb}")
     result = verb.run(job, run.path, device, log)

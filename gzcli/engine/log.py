@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gzcli import waiting
 from gzcli.engine.speed import Speed, in_words
 from gzcli.streams import printable
 from gzcli.types import Progress, no_progress
@@ -84,6 +85,7 @@ class Log:
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:
         """A progress bar on a terminal, a line ever less often elsewhere; yields progress(i, n, x=None)."""
+        waiting.end()
         if not self.main or self.mode != "human":
             yield no_progress
         elif self.fancy:
@@ -111,6 +113,7 @@ class Log:
 
         stages: of the run, which share the lines where there is no terminal.
         """
+        waiting.end()
         if not self.fancy:
             yield TrainBar(self, None, start, steps, lines=math.ceil(LINES / stages))
             return
@@ -126,7 +129,8 @@ class Log:
         if self._bar is not None:
             self._bar.console.print(printable(text), markup=False, highlight=False)
         else:
-            print(printable(text), file=sys.stderr, flush=True)
+            erase = waiting.ERASE if self.fancy else ""  # what a spinner has drawn there
+            print(erase + printable(text), file=sys.stderr, flush=True)
 
     def record(self, text: str) -> None:
         """A line of `log.txt`. Beyond FULL bytes it goes on in a new one; `log.1.txt` is the one before."""

@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import torch
 
 from gzcli import ranks, signals
+from gzcli.store.run import Run
 
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
@@ -19,9 +21,20 @@ LOOK_EVERY = 1.0  # seconds between looks at the parent
 _heard: list[int] = []  # signals that this process has received
 
 
-def listen() -> None:
-    """From now on a signal does not end the process: it is kept until the next step, of any stage."""
-    signals.hear(lambda number, frame: _heard.append(number))
+@contextlib.contextmanager
+def listening(run: Run) -> Iterator[None]:
+    """While the block runs, a signal does not end the process, but is kept until the next step. The status of
+    the run says so: `gz` then waits for a checkpoint, and else ends the process at once."""
+    owner, main = run.owner, ranks.rank() == 0
+    if main:
+        owner.update(stepping=True)
+    heard = signals.hear(lambda number, frame: _heard.append(number))
+    try:
+        yield
+    finally:
+        signals.restore(heard)
+        if main:
+            owner.update(stepping=False)
 
 
 class Stop:

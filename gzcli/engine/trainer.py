@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli import ranks
+from gzcli import ranks, waiting
 from gzcli.data.pack import Pack
 from gzcli.engine import devices, optim, sampler, state, trackers
 from gzcli.engine.build import build_model, built_on, placed, stages_for
@@ -25,7 +25,7 @@ from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.report import loss_curve
 from gzcli.engine.state import State
 from gzcli.engine.step import is_shared_out, speed_of, twin, wrapped
-from gzcli.engine.stop import Stop
+from gzcli.engine.stop import Stop, listening
 from gzcli.engine.trained import Trained
 from gzcli.engine.validate import best_metric, collapsed, validate
 from gzcli.errors import Interrupted
@@ -103,14 +103,16 @@ class Trainer:
             self.pause(self.steps, KINDS - {"eval"} if validated else KINDS)
             return
         stop = Stop(self.run.owner.path, world=self.world, device=self.device)
+        waiting.now("preparing the model with training images")
         self.begin()
         self.catch_up()
+        waiting.now("measuring a step")
         self.log.event("start", run=self.run.id, path=str(self.run.path), step=self.start, steps=self.steps)
         speed = speed_of(self.run, self.part, self.info, self.pack, self.accelerator, self.log)
         alone = self.device.type == "cpu" and self.world == 1
         check_every = 1 if alone else min(CHECK, self.train.log_every)
         stages = len(self.run.owner.stages) or 1
-        with self.log.training(self.start, self.steps, stages=stages) as bar:
+        with listening(self.run), self.log.training(self.start, self.steps, stages=stages) as bar:
             bar.speed = speed
             for step in range(self.start, self.steps):
                 losses = self.step(step)

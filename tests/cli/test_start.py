@@ -95,7 +95,7 @@ def test_every_process_is_started_so(tmp_path):
     assert "-m" not in one + several and "-c" not in one + several
 
 
-def test_a_spinner_waits_on_a_terminal_alone(monkeypatch):
+def test_a_spinner_waits_on_a_terminal_and_a_line_elsewhere(monkeypatch):
     from gzcli import waiting
 
     class Terminal(io.StringIO):
@@ -111,9 +111,19 @@ def test_a_spinner_waits_on_a_terminal_alone(monkeypatch):
         time.sleep(0.01)
     waiting.end()
     assert f"{waiting.FRAMES[0]} loading torch" in seen.getvalue() and seen.getvalue().endswith(waiting.ERASE)
-    for stream, variable in ((io.StringIO(), ""), (Terminal(), "CI")):
-        if variable:
-            monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(waiting, "EVERY", 0.01)
+    monkeypatch.setattr(waiting, "PLAIN", 0.05)
+    for stream, variable in ((io.StringIO(), "HOME"), (Terminal(), "CI")):
+        monkeypatch.setenv(variable, "1")
         waiting.begin("loading torch", stream)
+        waiting.now("reading the images")  # what is short has no line
+        while not stream.getvalue():
+            time.sleep(0.01)
+        waiting.now("building the model")
+        while stream.getvalue().count("\n") < 2:
+            time.sleep(0.01)
         waiting.end()
-        assert stream.getvalue() == ""
+        assert stream.getvalue() == "reading the images …\nbuilding the model …\n"
+    monkeypatch.setattr(waiting, "_text", [])
+    waiting.now("building the model")  # in a process that tells nothing
+    assert not waiting._running

@@ -110,10 +110,13 @@ def heard(monkeypatch):
 
 
 def test_a_signal_between_two_stages_stops_the_next_one(heard, tmp_path):
-    stop.listen()
-    stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
-    for signum in (signal.SIGHUP, signal.SIGTERM):
-        os.kill(os.getpid(), signum)
+    own = Run(tmp_path)
+    with stop.listening(own):  # at its last step
+        stop.Stop(tmp_path, world=1, device=torch.device("cpu"))
+        for signum in (signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), signum)
+        assert own.status()["stepping"]
+    assert not own.status()["stepping"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert stop.Stop(tmp_path, world=1, device=torch.device("cpu")).asked(1) == signal.SIGHUP
 
 
@@ -195,7 +198,7 @@ if os.fork():  # the launcher is gone, once its engine runs
         time.sleep(0.02)
     os.kill(os.getpid(), 9)
 with files.lock(run.lock):
-    run.update(state="running", parent=int(os.environ["GZ_PARENT"]), pid=os.getpid(), error=None)
+    run.update(state="running", parent=int(os.environ["GZ_PARENT"]), pid=os.getpid(), error=None, stepping=True)
     while not (run.path / "stop").exists():
         time.sleep(0.02)
     time.sleep(0.3)
@@ -338,6 +341,7 @@ def test_a_model_in_pieces_is_refused(option, capsys, home):
 
 
 def test_a_second_signal_does_not_wait(run, monkeypatch):
+    run.update(stepping=True)
     monkeypatch.setattr(
         launch, "command", lambda *words, **options: [sys.executable, "-c", "import time; time.sleep(99)"]
     )
@@ -349,6 +353,23 @@ def test_a_second_signal_does_not_wait(run, monkeypatch):
     with pytest.raises(Interrupted, match="stopped by SIGINT; there is no checkpoint yet"):
         launch.run(run.path, launch.Plan(), launcher=True)
     assert time.monotonic() - since < 30 and (run.path / "stop").read_text() == "2"
+
+
+def test_before_the_first_step_a_signal_ends_at_once(run, monkeypatch, capfd):
+    """There is nothing to save while the engine loads and prepares; later it gets time for a checkpoint."""
+    sleeping = [sys.executable, "-c", "import time; time.sleep(99)"]
+    monkeypatch.setattr(launch, "command", lambda *words, **options: sleeping)
+    monkeypatch.setattr(launch, "GRACE", 0.5)
+    import threading
+
+    for stepping, least in ((False, 0.0), (True, 0.5)):
+        run.update(stepping=stepping)
+        since = time.monotonic()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(Interrupted) as e:
+            launch.run(run.path, launch.Plan(), launcher=False)
+        assert e.value.code == 130 and time.monotonic() - since >= 0.3 + least
+        assert ("stopping: a checkpoint is saved" in capfd.readouterr().err) is stepping
 
 
 def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
