@@ -45,7 +45,8 @@ def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progre
     made_of = fingerprint(found)
     images = _read_own(found, form) if isinstance(found, OwnSet) else _read_known(found)
     facts = measure(images) if isinstance(found, OwnSet) and not form.foreign else None
-    say(f"packing `{images.title}`: {counted(sum(images.counts.values()), 'image')}")
+    name = found.shown if isinstance(found, DataSpec) else images.title
+    say(f"packing `{name}`: {counted(sum(images.counts.values()), 'image')}")
     with new_dir(folder) as part:
         extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)

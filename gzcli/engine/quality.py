@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gzcli import ranks
+from gzcli import ranks, waiting
 from gzcli.data.pack import Pack
 from gzcli.engine import figures, statistics
 from gzcli.engine.figures import SPACES, WIDTHS, Found
@@ -64,6 +64,7 @@ class Quality:
         self.large = {name: opened() for name, opened in open_space.items() if name in wanted}
         self.lenet: LeNetFeatures | None = None
         if "lenet" in wanted or "classes" in metrics:
+            waiting.now("preparing the feature network")
             self.lenet = lenet(pack, device=device, say=say)
         self.tail = "_rot" if self.lenet and self.lenet.rotations else ""
         self.used: set[int | None] = set()  # grey levels of the models so far

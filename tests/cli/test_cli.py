@@ -165,6 +165,18 @@ def test_every_exception_has_a_code_and_one_line(gz, monkeypatch, problem, code,
     assert "Traceback" in gz("list")[2]
 
 
+def test_ctrl_c_is_never_a_traceback(gz, monkeypatch):
+    def pressed(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "build", pressed)
+    assert gz("list") == (130, "", "error: interrupted\n")
+    monkeypatch.setattr(out, "error", pressed)  # once more, while the first is told
+    assert gz("list")[0] == 130
+    monkeypatch.setattr(app, "run", pressed)  # while the program loads
+    assert gz("list")[0] == 130
+
+
 def test_an_event_error_is_a_line_with_its_event(capsys):
     out.configure(json=True)
     problem = UsageError("no", hint="yes")

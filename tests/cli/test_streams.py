@@ -21,9 +21,9 @@ VERBS = (
     *("list pretrained", "runs list", "runs show RUN --json", "runs path RUN", "runs compare RUN RUN"),
     *("runs prune --unfinished --yes", "runs remove nothing --yes", "show vae", "recipe show vae"),
     *("recipe check vae", "data list", "data show digits", "data remove nothing --yes", "sample vae --help"),
-    *("train vae --dry-run", "doctor", "no-verb"),
+    *("train vae --dry-run", "doctor", "no-verb", "runs", "data", "model", "recipe"),
 )
-DEAR = ("list recipes", "recipe check vae", "train vae --dry-run")  # each for two ways only
+DEAR = ("list recipes", "recipe", "recipe check vae", "train vae --dry-run")  # each for two ways only
 DEARER = ("--llm", "data show digits", "doctor")
 
 

@@ -290,7 +290,8 @@ if os.fork():  # the launcher is gone
     time.sleep(0.3)
     os.kill(os.getpid(), 9)
 with files.lock(run.lock):
-    run.update(state="running", parent=int(os.environ["GZ_PARENT"]), pid=os.getpid(), error=None, stepping=True)
+    parent = int(os.environ["GZ_PARENT"])
+    run.update(state="running", parent=parent, pid=os.getpid(), error=None, stepping=True)
     while not (run.path / "stop").exists():
         time.sleep(0.02)
     with files.new_dir(run.path / "checkpoints" / "00000007") as part:
