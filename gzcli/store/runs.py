@@ -201,13 +201,13 @@ def find(ref: str, *, data: str | None = None) -> Run:
             f"no model or run is called `{ref}`",
             hint=did_you_mean(ref, options) or "gz list models · gz runs list",
         )
-    known = all_runs(model=model, data=data)
-    run = choose([run for run in known if run.state == "finished"])
+    of_model = all_runs(model=model, data=data)
+    run = choose([run for run in of_model if run.state == "finished"])
     if run is None:
         message, on = (f" on `{data}`", f" --data {data}") if data else ("", "")
         message = f"no finished run of `{model}`{message}"
-        if begun := next((run for run in known if run.state == "running" or run.weights), None):
-            raise _unfinished(begun, message)
+        if newest := next((run for run in of_model if run.state == "running" or run.weights), None):
+            raise _unfinished(newest, message)
         raise MissingError(message, hint=f"gz train {model}{on}")
     return run
 
