@@ -162,8 +162,9 @@ def train(
     }
     asked = planning.ask(what, data, sets or (), flags)
     if epochs:
-        flags |= in_steps(asked.recipe, epochs, say=out.info)
-        asked, steps = planning.ask(what, data, sets or (), flags), flags["train.steps"]
+        counted = in_steps(asked.recipe, epochs, say=out.info)
+        flags |= counted
+        asked, steps = planning.ask(what, data, sets or (), flags), counted.get("train.steps")
     model, run = asked.recipe.card.name, None
     if submit or slurm:
         return submit_training(asked, name, resume=resume, options=slurm or (), dry_run=dry_run)
