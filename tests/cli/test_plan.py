@@ -172,7 +172,7 @@ def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
     """The plan says so; one of the user's own is refused, by the plan too, and so is that of a run."""
     planned()
     monkeypatch.setattr(requirements, "gpu_memory", lambda: None)
-    words = ("train", "vqgan", "--data", "cifar10", "--gpus", "3", "--dry-run")
+    words = ("train", "vqgan", "--data", "cifar10", "--gpus", "3", "--dry-run", "--keys")
     code, stdout, stderr = gz(*words)
     assert code == 0 and len(re.findall(r"a batch of \d+ of stage `\w+` does not divide into 3", stderr)) == 2
     assert re.search(r"stages.prior.train.batch_size +\d+ +\d+, for 3 processes", stdout)
