@@ -263,14 +263,16 @@ def parts_to_train(run: Run) -> list[Run]:
 
 
 def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
-    """Notes in the status of a new run how many steps and which image size its recipe plans.
+    """Notes in the status of a new run how many steps and which image size its recipe plans, and whether its
+    loss is that of the recipe that gz ships.
 
     A run that repeats another one takes over the notes of that run.
     """
     whole, earlier = asked.recipe.whole, asked.earlier
     steps: dict[str, int | None] = dict(whole.steps)
-    size = whole.size
+    size, shipped = whole.size, not whole.loss
     if earlier:
+        shipped = "typed" not in whole.loss and runs.has_shipped_loss(earlier)
         for name in steps:
             noted = (earlier.stage(name) if name else earlier).status().get("recipe") or {}
             steps[name] = noted.get("steps", steps[name])
@@ -280,7 +282,7 @@ def note_whole(run: Run, asked: Asked, recipe: Recipe) -> None:
         size = asked.recipe.found.size
     if patch_of(recipe.data.augment):
         size = size_of(recipe.data)  # patches of whatever size are no smaller version of the set
-    runs.note_recipe(run, steps, size, size=size_of(recipe.data), levels=recipe.data.levels)
+    runs.note_recipe(run, steps, size, shipped, size=size_of(recipe.data), levels=recipe.data.levels)
 
 
 def start(

@@ -19,7 +19,7 @@ from gzcli.measured import beside
 from gzcli.parts import Part
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
-from gzcli.store.runs import Run
+from gzcli.store.runs import Run, has_shipped_loss
 
 PATIENCE = 5  # bad steps in a row, before the run is stopped
 EXPLODED = 1e6  # times the loss of the first step, and times 1, from which a step is bad too
@@ -110,12 +110,15 @@ class History:
         return any(key.startswith("val_") for line in lines for key in line)
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
-        """Where the reference run of this recipe stood at a step, in words; None where there is none.
+        """Where the reference run of this recipe stood at a step, in words; None where there is none, or the
+        run's loss may be another one.
 
         part: the recipe of the run.
         metric: what is validated.
         """
         owner = self.run.owner
+        if not has_shipped_loss(owner):
+            return None
         return beside(owner.model, owner.data, part.scale, part.stage, step, metric)
 
     def show_picture(self, step: int, path: Path) -> None:

@@ -226,19 +226,30 @@ def _unfinished(run: Run, message: str) -> MissingError:
 
 
 def note_recipe(
-    run: Run, steps: Mapping[str, int | None], own_size: Size | None, **facts: Size | None
+    run: Run,
+    steps: Mapping[str, int | None],
+    own_size: Size | None,
+    shipped_loss: bool = False,
+    **facts: Size | None,
 ) -> None:
     """Writes into a run's status what its recipe plans, which `Run.shortfalls` compares it with.
 
     steps: number of steps of each stage, under "" for a run without stages; None where the recipe gives a
       time.
     own_size: of the data set's images, as `data.size` has it.
+    shipped_loss: whether its loss is that of the recipe that gz ships.
     facts: `size` and `levels` of the run's images.
     """
     for name, count in steps.items():
         part = run.stage(name) if name else run
         part.update(recipe={"steps": count})
-    run.update(recipe=(run.status().get("recipe") or {}) | {"size": own_size}, **facts)
+    own = {"size": own_size, "shipped_loss": shipped_loss}
+    run.update(recipe=(run.status().get("recipe") or {}) | own, **facts)
+
+
+def has_shipped_loss(run: Run) -> bool:
+    """Whether a run was noted to have the loss of the recipe that gz ships; older runs were not."""
+    return bool((run.status().get("recipe") or {}).get("shipped_loss"))
 
 
 def find_stage(ref: str, name: str) -> Run:

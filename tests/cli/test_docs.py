@@ -17,7 +17,7 @@ import yaml
 from helpers import ROOT
 from test_startup import HEAVY, modules, within
 
-from gzcli import measured
+from gzcli import measured, planning
 from gzcli.cli import app
 from gzcli.docs.as_text import as_text
 from gzcli.docs.page import page_of
@@ -26,6 +26,7 @@ from gzcli.docs.written import ROOT as DOCS
 from gzcli.docs.written import written
 from gzcli.errors import canonical
 from gzcli.models.catalog import OUTSIDE, cards
+from gzcli.recipe.write import dump
 from gzcli.store import outside, pretrained, runs
 from gzcli.store.paths import recipe_names, recipes_dir, spelling
 from gzcli.store.runs import Run
@@ -177,8 +178,47 @@ def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd
     tree["train"] |= {"eval_every": 2, "best": "bpd"}
     name = reference.parent.parent / "digits" / tree["scale"] / "curves" / "vae.csv"
     name.write_text("metric,step,seconds,value\nbpd,1,1,9\nbpd,3,3,7\n")
-    trainer(tree).fit()
-    assert "the reference, a run of 3 steps, stood at bpd 8 there" in capfd.readouterr().err
+    line = "the reference, a run of 3 steps, stood at bpd 8 there"
+    for shipped in (True, False):
+        t = trainer(tree)
+        runs.note_recipe(t.run, {"": 2}, None, shipped)
+        t.fit()
+        assert (line in capfd.readouterr().err) == shipped
+
+
+OWN = "extends: ddpm\ntrain: {steps: 90}\n"  # a recipe of the user's
+
+
+@pytest.mark.parametrize(
+    ("what", "sets", "told"),
+    [
+        ("ddpm", ["train.steps=90", "train.batch_size=8", "optim.lr=1e-3"], True),
+        ("ddpm", ["model.prediction=eps"], False),
+        ("ddpm", ["data.size=20"], False),
+        ("vqvae", ["stages.prior.train.steps=90"], True),
+        ("vqvae", ["stages.prior.model.width=32"], False),
+        (OWN, [], True),
+        (OWN + "model: {clusters: 0}\n", [], False),
+    ],
+)
+def test_the_reference_is_told_of_runs_of_its_own_loss(home, tmp_path, what, sets, told):
+    """Also of a run that repeats one; of one that was noted by an earlier gz nothing is known."""
+    if what.startswith("extends"):
+        (tmp_path / "own.yaml").write_text(what)
+        what = str(tmp_path / "own.yaml")
+
+    def started(what: str, *sets: str) -> runs.Run:
+        asked = planning.ask(what, "mnist", sets, {"scale": "small"} if not runs.by_name(what) else {})
+        run = runs.create(asked.recipe.card.name, "mnist")
+        (run.path / "run.yaml").write_text(dump(asked.recipe.tree()))
+        planning.note_whole(run, asked, asked.recipe)
+        return run
+
+    run = started(what, *sets)
+    assert runs.has_shipped_loss(run) == runs.has_shipped_loss(started(str(run.path))) == told
+    assert not runs.has_shipped_loss(started(str(run.path), "data.levels=4"))
+    run.update(recipe={"steps": 90, "size": None})
+    assert not runs.has_shipped_loss(run) and not runs.has_shipped_loss(started(str(run.path)))
 
 
 # --- commands on pages ---

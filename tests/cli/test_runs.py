@@ -79,27 +79,25 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "steps", "size"),
+    ("words", "steps", "size", "loss"),
     [
-        (("--steps", "10"), 700, 16),
-        (("--minutes", "1"), 700, 16),
-        (("--set", "train.steps=10"), 700, 16),
-        (("--set", "data.size=8"), 700, 16),
-        ((), 700, 16),
+        (("--steps", "10"), 700, 16, True),
+        (("--minutes", "1"), 700, 16, True),
+        (("--set", "train.steps=10"), 700, 16, True),
+        (("--set", "data.size=8"), 700, 16, False),
+        ((), 700, 16, True),
     ],
 )
-def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words, steps, size):
+def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, words, steps, size, loss):
     monkeypatch.setattr(
         launch, "run", lambda folder, *args, **options: Run(folder).update(state="finished", step=10)
     )
     assert call("train", "vae", *words)[0] == 0
     (run,) = runs.all_runs()
-    assert run.status()["recipe"] == {"steps": steps, "size": size} and "10 of 700 steps" in run.shortfalls
+    noted = {"steps": steps, "size": size, "shipped_loss": loss}
+    assert run.status()["recipe"] == noted and "10 of 700 steps" in run.shortfalls
     assert call("train", run.id)[0] == 0  # a repeat of a cut run is cut too
-    assert runs.all_runs()[0] != run and runs.all_runs()[0].status()["recipe"] == {
-        "steps": steps,
-        "size": size,
-    }
+    assert runs.all_runs()[0] != run and runs.all_runs()[0].status()["recipe"] == noted
 
 
 def test_a_recipe_of_the_user_s_says_itself_what_is_done(call, monkeypatch, tmp_path):
@@ -110,7 +108,8 @@ def test_a_recipe_of_the_user_s_says_itself_what_is_done(call, monkeypatch, tmp_
         (tmp_path / f"{i}.yaml").write_text(f"extends: vae\ntrain: {{{text}}}\n")
         assert call("train", str(tmp_path / f"{i}.yaml"))[0] == 0
         run = runs.all_runs()[0]
-        assert run.status()["recipe"] == {"steps": noted, "size": 16} and run.shortfalls == []
+        assert run.status()["recipe"] == {"steps": noted, "size": 16, "shipped_loss": True}
+        assert run.shortfalls == []
 
 
 def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
