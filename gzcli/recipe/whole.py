@@ -1,7 +1,7 @@
 """How many steps and which image size a recipe plans, whatever was typed, and whose its loss is.
 
-By these a run that was cut short (`--steps 10`, `--minutes 1`) is told from a complete one, and one that can be
-compared with the reference from one of another loss.
+By these a run that was cut short (`--steps 10`, `--minutes 1`) is told from a complete one, and one that can
+be compared with the reference from one of another loss.
 """
 
 from __future__ import annotations
