@@ -5,25 +5,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from timing import compare, interleaved, row
+from timing import compare, interleaved, row, times
+
+Step = Callable[[], None]
+SHAPE, LATENT = (1, 28, 28), 16  # of the images and codes of pythae's nets
+
+
+def batch_of(n: int, shape: tuple[int, ...], *, binary: bool = False):
+    """A batch of n images of noise."""
+    import torch
+
+    from gzcli.types import Batch, BatchNoise
+
+    x = torch.rand(n, *shape)
+    x = 2 * (x.round() if binary else x) - 1
+    return Batch(x, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
+
+
+def ours() -> dict[str, Step]:
+    """Our side of `peers`: a step of each model."""
+    from gzcli.models import catalog
+    from gzcli.types import DataInfo
+
+    def step(name: str, n: int, side: int, **options) -> Step:
+        batch = batch_of(n, (1, side, side))
+        model = catalog.load(name).of(DataInfo((1, side, side)), **options).train()
+        batch.extra |= model.prepare(batch) if hasattr(model, "prepare") else {}
+        model.on_start(batch)
+        return stepper(model, lambda: model.loss(batch)["loss"])
+
+    couplings = {"scales": 1, "couplings": 7, "hidden": 32, "blocks": 2, "batch_norm": False, "logit": 0.0}
+    tokenizer = catalog.load("vqvae").of(DataInfo((1, 32, 32)), hidden=32, down=2, codes=128, dim=16)
+    gpt = {"tokenizer": tokenizer, "width": 128, "layers": 4, "heads": 4}
+    return {
+        "glow": step("glow", 32, 28, logit=1e-6),
+        "realnvp": step("realnvp", 32, 28, **couplings),
+        "transformer": step("transformer", 64, 32, **gpt),
+    }
 
 
 def peers() -> None:
     """A training step against the peers' packages with equal nets (`pip install 'gzcli[peers]'`)."""
     import torch
 
-    from gzcli.models import catalog
     from gzcli.models.normalizing_flow.nets import ResNet
-    from gzcli.types import Batch, BatchNoise, DataInfo
 
-    info, n = DataInfo((1, 28, 28)), 32
-    images = torch.rand(n, 1, 28, 28)
-
-    def ours(name: str, batch: Batch, **options) -> Callable[[], None]:
-        model = catalog.load(name)(info, **options).train()
-        batch.extra |= model.prepare(batch) if hasattr(model, "prepare") else {}
-        model.on_start(batch)
-        return stepper(model, lambda: model.loss(batch)["loss"])
+    mine, images = ours(), torch.rand(32, 1, 28, 28)
 
     class Unconditional(torch.nn.Module):
         """A net as nflows calls it: with a context, which is None."""
@@ -34,10 +61,6 @@ def peers() -> None:
 
         def forward(self, x, context=None):
             return self.net(x)
-
-    def batch(size: int = n) -> Batch:
-        x = images[torch.arange(size) % n] * 2 - 1
-        return Batch(x, None, torch.arange(size), BatchNoise(0, 0, "main", total=size))
 
     import normflows
     from nflows import flows, transforms
@@ -54,7 +77,7 @@ def peers() -> None:
         )
     glow = normflows.MultiscaleFlow(priors, levels, merges, transform=normflows.transforms.Logit(1e-6))
     theirs = stepper(glow, lambda: -glow.log_prob(images, None).mean())
-    compare("glow, 2 × 8 steps, 64 channels: normflows", ours("glow", batch(), logit=1e-6), theirs)
+    compare("glow, 2 × 8 steps, 64 channels: normflows", mine["glow"], theirs)
 
     couplings = [transforms.SqueezeTransform()]
     for k in range(8):
@@ -64,86 +87,30 @@ def peers() -> None:
         )
     net = flows.Flow(transforms.CompositeTransform(couplings), StandardNormal([4, 14, 14]))
     theirs = stepper(net, lambda: -net.log_prob(images).mean())
-    mine = ours("realnvp", batch(), scales=1, couplings=7, hidden=32, blocks=2, batch_norm=False, logit=0.0)
-    compare("realnvp, 8 couplings: nflows", mine, theirs)
+    compare("realnvp, 8 couplings: nflows", mine["realnvp"], theirs)
 
-    info.shape, size = (1, 32, 32), 64
-    images = torch.rand(n, 1, 32, 32)
-    tokenizer = catalog.load("vqvae")(info, hidden=32, down=2, codes=128, dim=16)
     gpt = AutoregressiveWrapper(
         TransformerWrapper(
             num_tokens=128, max_seq_len=65, attn_layers=Decoder(dim=128, depth=4, heads=4, attn_dim_head=32)
         )
     )
-    codes = torch.randint(128, (size, 65))
+    codes = torch.randint(128, (64, 65))
     theirs = stepper(gpt, lambda: gpt(codes))
-    mine = ours("transformer", batch(size), tokenizer=tokenizer, width=128, layers=4, heads=4)
-    compare("transformer, 64 × 64 codes: x-transformers", mine, theirs)
+    compare("transformer, 64 × 64 codes: x-transformers", mine["transformer"], theirs)
 
 
-def pythae() -> None:
-    """A step of vae and aae against pythae's on the same networks, each with its own optimizers."""
+def ours_of_pythae() -> dict[str, Step]:
+    """Our side of `pythae`: a step of each model, of all its phases."""
     import torch
-    from pythae.models import VAE, Adversarial_AE, Adversarial_AE_Config, VAEConfig
-    from pythae.models.base.base_utils import ModelOutput
-    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
 
     from gzcli.models import catalog
-    from gzcli.models.vae.nets import MLPDecoder, MLPEncoder
-    from gzcli.types import Batch, BatchNoise, DataInfo
+    from gzcli.types import DataInfo
 
-    shape, latent, n = (1, 28, 28), 16, 128
-    x = torch.rand(n, *shape).round()
-    batch = Batch(2 * x - 1, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
+    batch = batch_of(128, SHAPE, binary=True)
 
-    class Encode(BaseEncoder):
-        def __init__(self):
-            super().__init__()
-            self.net = MLPEncoder(shape, (512, 512), 2 * latent)
-
-        def forward(self, x):
-            mu, logvar = self.net(x).chunk(2, 1)
-            return ModelOutput(embedding=mu, log_covariance=logvar)
-
-    class Decode(BaseDecoder):
-        def __init__(self):
-            super().__init__()
-            self.net = MLPDecoder(shape, (512, 512), latent, 1)
-
-        def forward(self, z):
-            return ModelOutput(reconstruction=self.net(z).sigmoid())
-
-    class Judge(BaseDiscriminator):
-        def __init__(self):
-            super().__init__()
-            self.net = torch.nn.Sequential(
-                torch.nn.Linear(latent, 256),
-                torch.nn.GELU(),
-                torch.nn.Linear(256, 256),
-                torch.nn.GELU(),
-                torch.nn.Linear(256, 1),
-                torch.nn.Sigmoid(),
-            )
-
-        def forward(self, z):
-            return ModelOutput(embedding=self.net(z))
-
-    def theirs(model, losses: dict[str, list]) -> Callable[[], None]:
-        optimizers = [torch.optim.Adam(params) for params in losses.values()]
-
-        def step() -> None:
-            out = model({"data": x})
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            for name in losses:
-                getattr(out, name).backward(retain_graph=len(losses) > 1)
-            for optimizer in optimizers:
-                optimizer.step()
-
-        return step
-
-    def ours(name: str, **options) -> Callable[[], None]:
-        model = catalog.load(name)(DataInfo(shape, 2), net="mlp", hidden=(512, 512), latent=latent, **options)
+    def step(name: str, **options) -> Step:
+        nets = {"net": "mlp", "hidden": (512, 512), "latent": LATENT}
+        model = catalog.load(name).of(DataInfo(SHAPE, 2), **nets, **options)
         phases = [(phase.name, phase.parameters()) for phase in model.phases()]
         optimizers = {name: torch.optim.Adam(params, fused=True) for name, params in phases}
 
@@ -157,15 +124,89 @@ def pythae() -> None:
 
         return step
 
-    config = {"input_dim": shape, "latent_dim": latent, "reconstruction_loss": "bce"}
+    return {"vae": step("vae"), "aae": step("aae", posterior="gaussian", code_weight=1.0)}
+
+
+def pythae() -> None:
+    """A step of vae and aae against pythae's on the same networks, each with its own optimizers."""
+    import torch
+    from pythae.models import VAE, Adversarial_AE, Adversarial_AE_Config, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
+
+    from gzcli.models.vae.nets import MLPDecoder, MLPEncoder
+
+    mine, x = ours_of_pythae(), torch.rand(128, *SHAPE).round()
+
+    class Encode(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.net = MLPEncoder(SHAPE, (512, 512), 2 * LATENT)
+
+        def forward(self, x):
+            mu, logvar = self.net(x).chunk(2, 1)
+            return ModelOutput(embedding=mu, log_covariance=logvar)
+
+    class Decode(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.net = MLPDecoder(SHAPE, (512, 512), LATENT, 1)
+
+        def forward(self, z):
+            return ModelOutput(reconstruction=self.net(z).sigmoid())
+
+    class Judge(BaseDiscriminator):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(LATENT, 256),
+                torch.nn.GELU(),
+                torch.nn.Linear(256, 256),
+                torch.nn.GELU(),
+                torch.nn.Linear(256, 1),
+                torch.nn.Sigmoid(),
+            )
+
+        def forward(self, z):
+            return ModelOutput(embedding=self.net(z))
+
+    def theirs(model, losses: dict[str, list]) -> Step:
+        optimizers = [torch.optim.Adam(params) for params in losses.values()]
+
+        def step() -> None:
+            out = model({"data": x})
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            for name in losses:
+                getattr(out, name).backward(retain_graph=len(losses) > 1)
+            for optimizer in optimizers:
+                optimizer.step()
+
+        return step
+
+    config = {"input_dim": SHAPE, "latent_dim": LATENT, "reconstruction_loss": "bce"}
     model = VAE(VAEConfig(**config), Encode(), Decode())
-    compare("vae: pythae", ours("vae"), theirs(model, {"loss": list(model.parameters())}))
+    compare("vae: pythae", mine["vae"], theirs(model, {"loss": list(model.parameters())}))
     model = Adversarial_AE(Adversarial_AE_Config(**config), Encode(), Decode(), Judge())
     parts = {
         "autoencoder_loss": [*model.encoder.parameters(), *model.decoder.parameters()],
         "discriminator_loss": list(model.discriminator.parameters()),
     }
-    compare("aae: pythae", ours("aae", posterior="gaussian", code_weight=1.0), theirs(model, parts))
+    compare("aae: pythae", mine["aae"], theirs(model, parts))
+
+
+def ours_of_diffusion():
+    """Our side of `diffusion`: the model, its batch, and a step."""
+    import torch
+
+    from gzcli.models import catalog
+    from gzcli.types import DataInfo
+
+    batch = batch_of(16, SHAPE)
+    model = catalog.load("ddpm").of(DataInfo(SHAPE), prediction="eps", schedule="linear")
+    for p in model.parameters():  # off the start at zero
+        p.data += 0.02 * torch.randn_like(p)
+    return model, batch, stepper(model, lambda: model.loss(batch)["loss"])
 
 
 def diffusion() -> None:
@@ -178,14 +219,10 @@ def diffusion() -> None:
 
     from gzcli.models import catalog
     from gzcli.models.options import grouped
-    from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise
+    from gzcli.types import DataInfo, ImageNoise
 
-    n = 16
-    x = 2 * torch.rand(n, 1, 28, 28) - 1
-    batch = Batch(x, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
-    model = catalog.load("ddpm").of(DataInfo((1, 28, 28)), prediction="eps", schedule="linear")
-    for p in model.parameters():  # off the start at zero
-        p.data += 0.02 * torch.randn_like(p)
+    model, batch, mine = ours_of_diffusion()
+    x, n = batch.x, len(batch)
     pipeline: DDPMPipeline = model.to_diffusers()
     pipeline.set_progress_bar_config(disable=True)
 
@@ -197,25 +234,22 @@ def diffusion() -> None:
 
         def __init__(self):
             super().__init__()
-            self.net = catalog.load("ddpm")(DataInfo((1, 28, 28))).net
+            self.net = catalog.load("ddpm")(DataInfo(SHAPE)).net
             self.net.load_state_dict(model.net.state_dict())
 
         def forward(self, x, t, x_self_cond=None):
             return self.net(x, t)
 
+    steps = times(20)
     other = GaussianDiffusion(
-        Net(), image_size=28, objective="pred_noise", beta_schedule="linear", sampling_timesteps=20
+        Net(), image_size=28, objective="pred_noise", beta_schedule="linear", sampling_timesteps=steps
     )
 
     def by_diffusers() -> torch.Tensor:
         noise, t = torch.randn_like(x), torch.randint(1000, (n,))
         return F.mse_loss(pipeline.unet(pipeline.scheduler.add_noise(x, noise, t), t).sample, noise)
 
-    compare(
-        "ddpm, a step of 16: diffusers",
-        stepper(model, lambda: model.loss(batch)["loss"]),
-        stepper(pipeline.unet, by_diffusers),
-    )
+    compare("ddpm, a step of 16: diffusers", mine, stepper(pipeline.unet, by_diffusers))
     mine = stepper(model, lambda: model.loss(batch)["loss"])
     compare(
         "ddpm, a step of 16: denoising-diffusion-pytorch", mine, stepper(other, lambda: other(0.5 * x + 0.5))
@@ -223,24 +257,24 @@ def diffusion() -> None:
     model.eval(), pipeline.unet.eval(), other.eval()
 
     def draw() -> torch.Tensor:
-        options = grouped(model.sample, {"sampler": "ddim", "steps": 20, "spacing": "trailing"})
+        options = grouped(model.sample, {"sampler": "ddim", "steps": steps, "spacing": "trailing"})
         return model.sample(n, noise=ImageNoise(0, range(n)), **options)
 
     for name, theirs in (
-        ("diffusers", lambda: pipeline(batch_size=n, num_inference_steps=20, output_type="np")),
+        ("diffusers", lambda: pipeline(batch_size=n, num_inference_steps=steps, output_type="np")),
         ("denoising-diffusion-pytorch", lambda: other.sample(batch_size=n)),
     ):
         with torch.inference_mode():
             a, b, ratio = interleaved(draw, theirs, 5)
         row(
-            f"16 images, 20 DDIM steps: {name}",
+            f"16 images, {steps} DDIM steps: {name}",
             f"{a:.2f} s, theirs {b:.2f}: {1 / ratio:.2f} ×",
             "≥ .97 ×",
             1 / ratio >= 0.97,
         )
 
 
-def stepper(model, loss: Callable) -> Callable[[], None]:
+def stepper(model, loss: Callable) -> Step:
     """A step of AdamW on `loss()`."""
     import torch
 

@@ -8,26 +8,23 @@ diffusion
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from peers import diffusion, peers, pythae
-from timing import ROWS, interleaved, row, timed
+from timing import ROWS, interleaved, median, row, timed, times
 
-os.environ.setdefault("GZ_HOME", tempfile.mkdtemp(prefix="gz-speed-"))
+SIDE, CODES = 28, 8  # sides of the images, and of the grids of codes, that are sampled
 
 
 def start() -> None:
     """Wall time of whole processes, against an interpreter that does nothing."""
-    bare = statistics.median(timed(lambda: subprocess.run([sys.executable, "-c", ""])) for _ in range(7))
+    bare = median(lambda: subprocess.run([sys.executable, "-c", ""]), 7)
     for words, bar in ((["--version"], 0.12), (["--help"], 0.20), (["list"], 0.30), (["list", "data"], 0.30)):
         call = [sys.executable, "-m", "gzcli", *words]
-        took = statistics.median(
-            timed(lambda c=call: subprocess.run(c, capture_output=True)) for _ in range(7)
-        )
+        took = median(lambda c=call: subprocess.run(c, check=True, capture_output=True), 7)
         row(
             f"gz {' '.join(words)}",
             f"{1e3 * took:.0f} ms (bare python {1e3 * bare:.0f})",
@@ -59,7 +56,8 @@ def trainer() -> None:
     from gzcli.parts import part_of
     from gzcli.types import BatchNoise
 
-    for model, options, batch, block in (("vae", {}, 64, 100), ("ddpm", {}, 32, 10), ("glow", {}, 32, 10)):
+    for model, options, batch, most in (("vae", {}, 64, 100), ("ddpm", {}, 32, 10), ("glow", {}, 32, 10)):
+        block = times(most)
         tree = recipe(
             Case(model, options, batch=batch), steps=100_000, sets=("train.ema=0.999", "train.clip=1")
         )
@@ -155,14 +153,14 @@ def batches() -> None:
 
 
 def pixelcnn() -> None:
-    """Cached sampling against a pass of the whole net for each pixel, 28×28."""
+    """Cached sampling against a pass of the whole net for each pixel."""
     import torch
 
     from gzcli.models import catalog
     from gzcli.types import DataInfo, ImageNoise, no_progress
 
     for name, bars in (("pixelcnn", {1: 12, 8: 20, 16: 20}), ("pixelcnnpp", {1: 5, 16: 20})):
-        model = catalog.load(name)(DataInfo((1, 28, 28), levels=256)).eval()
+        model = catalog.load(name)(DataInfo((1, SIDE, SIDE), levels=256)).eval()
         for n, bar in bars.items():
             with torch.inference_mode():
 
@@ -170,10 +168,10 @@ def pixelcnn() -> None:
                     return model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress, naive=naive)
 
                 draw(False)
-                cached = statistics.median(timed(lambda: draw(False)) for _ in range(3))
+                cached = median(lambda: draw(False), 3)
                 naive = timed(lambda: draw(True))
             row(
-                f"{name}, {n} images of 28×28",
+                f"{name}, {n} images of {SIDE}×{SIDE}",
                 f"cached {cached:.2f} s, naive {naive:.1f} s: {naive / cached:.0f} ×",
                 f"≥ {bar} ×",
                 naive / cached >= bar,
@@ -188,31 +186,31 @@ def samplers() -> None:
     from gzcli.models.options import grouped
     from gzcli.types import DataInfo, ImageNoise, no_progress
 
-    model = catalog.load("ddpm")(DataInfo((1, 28, 28))).eval()
+    model = catalog.load("ddpm")(DataInfo((1, SIDE, SIDE))).eval()
+    steps = times(50)
     with torch.inference_mode():
 
         def draw(sampler: str, steps: int):
             options = grouped(model.sample, {"sampler": sampler, "steps": steps})
             return model.sample(8, noise=ImageNoise(0, range(8)), progress=no_progress, **options)
 
-        full = 20 * timed(lambda: draw("ancestral", 50))
-        few = statistics.median(timed(lambda: draw("dpmpp", 20)) for _ in range(3))
+        full = 1000 / steps * timed(lambda: draw("ancestral", steps))
+        few = median(lambda: draw("dpmpp", 20), 3)
     row(
         "ddpm, DPM-Solver++ 20 steps", f"{full / few:.0f} × 1,000 ancestral steps", "≈ 50 ×", full / few >= 40
     )
 
 
 def prior() -> None:
-    """A prior's sampling with kept keys and values against a pass over all codes so far for each of 64
-    codes."""
+    """A prior's sampling with kept keys and values against a pass over all codes so far for each code."""
     import torch
 
     from gzcli.models import catalog
     from gzcli.types import DataInfo, ImageNoise, no_progress
 
-    info = DataInfo((1, 32, 32))
-    tokenizer = catalog.load("vqvae")(info, hidden=32, down=2, codes=128, dim=16)
-    model = catalog.load("transformer")(info, tokenizer=tokenizer, width=128, layers=4, heads=4).eval()
+    info = DataInfo((1, 4 * CODES, 4 * CODES))
+    tokenizer = catalog.load("vqvae").of(info, hidden=32, down=2, codes=128, dim=16)
+    model = catalog.load("transformer").of(info, tokenizer=tokenizer, width=128, layers=4, heads=4).eval()
     n = 16
 
     def again() -> None:
@@ -227,18 +225,19 @@ def prior() -> None:
             lambda: model.sample(n, noise=ImageNoise(0, range(n)), progress=no_progress), again, 5
         )
     row(
-        "transformer, 16 × 64 codes",
+        f"transformer, 16 × {CODES**2} codes",
         f"kept {cached:.2f} s, anew {naive:.2f} s: {1 / ratio:.1f} ×",
         "≥ 5 ×",
         1 / ratio >= 5,
     )
 
 
+ALL = (start, demo, trainer, batches, pixelcnn, samplers, prior, peers, pythae, diffusion)
+PARTS = {part.__name__: part for part in ALL}
+
 if __name__ == "__main__":
-    parts = {
-        f.__name__: f
-        for f in (start, demo, trainer, batches, pixelcnn, samplers, prior, peers, pythae, diffusion)
-    }
-    for name in sys.argv[1:] or parts:
-        parts[name]()
+    if "GZ_HOME" not in os.environ:
+        os.environ["GZ_HOME"] = tempfile.mkdtemp(prefix="gz-speed-")
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()
     sys.exit(any(r[3] != "ok" for r in ROWS))

@@ -1,4 +1,5 @@
-"""How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search."""
+"""How fast a run is: peaks, what lines show, what is recorded; batches that are read ahead; DDP's search;
+each part of `make bench`, once."""
 
 from __future__ import annotations
 
@@ -6,12 +7,18 @@ import json
 import threading
 import time
 from dataclasses import replace
+from importlib.util import find_spec
+from types import SimpleNamespace
 
+import peers
 import pytest
+import speed as parts
+import timing
 import torch
 from helpers import lines, recipe, trainer
 from zoo import CASES, Case
 
+from gzcli import launch
 from gzcli.data.ahead import Ahead, reader
 from gzcli.data.batches import TrainBatches
 from gzcli.data.open import open_pack
@@ -26,6 +33,7 @@ from gzcli.models.base import Phase
 from gzcli.peaks import peak_of
 from gzcli.recipe.needs import check_strategy
 from gzcli.recipe.resolve import resolve
+from gzcli.store.runs import Run
 from gzcli.testing.tools import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -237,3 +245,39 @@ def test_bench_reads_how_fast_a_run_was(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}
     assert training_speed(tmp_path / "none") == {}
+
+
+# ---- `make bench`
+
+PEERS = {  # packages of the extra `peers` that a part compares with
+    "peers": ("normflows", "nflows", "x_transformers"),
+    "pythae": ("pythae",),
+    "diffusion": ("denoising_diffusion_pytorch",),
+}
+
+
+@pytest.mark.parametrize("name", parts.PARTS)
+def test_each_part_of_the_bench_runs_once(name, call, monkeypatch):
+    """A step of either side, small; commands in this process, with no engine."""
+    if absent := [package for package in PEERS.get(name, ()) if find_spec(package) is None]:
+        pytest.skip(f"`{absent[0]}` is not installed: pip install -e '.[peers]'")
+
+    def command(words: list[str], **how: bool) -> None:
+        assert words[1:3] != ["-m", "gzcli"] or call(*words[3:])[0] == 0
+
+    monkeypatch.setattr(parts, "subprocess", SimpleNamespace(run=command))
+    monkeypatch.setattr(launch, "run", lambda folder, *_, **__: Run(folder).update(state="finished", step=1))
+    monkeypatch.setattr(timing, "MOST", 1)
+    monkeypatch.setattr(timing, "ROWS", rows := [])
+    monkeypatch.setattr(parts, "SIDE", 4)
+    monkeypatch.setattr(parts, "CODES", 2)
+    parts.PARTS[name]()
+    assert rows and {verdict for *_, verdict in rows} <= {"ok", "MISSED"}
+
+
+def test_our_side_of_the_bench_needs_no_peer():
+    """What is compared with the peers is made, and does a step, whether or not they are installed."""
+    steps = [*peers.ours().values(), *peers.ours_of_pythae().values(), peers.ours_of_diffusion()[-1]]
+    for step in steps:
+        step()
+    assert len(steps) == 6
