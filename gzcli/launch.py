@@ -309,6 +309,7 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
         got.append(signum)
         if len(got) == 1:
             files.write_atomic(folder / "stop", str(signum))
+        signals.note(signum)  # for a caller that would go on where this engine had finished by then
 
     heard = signals.hear(on_signal)
     # a group of its own: Ctrl-C in a terminal reaches every process of the group

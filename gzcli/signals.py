@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+_noting: list[list[int]] = []  # what the running blocks of `noted` have got
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
@@ -25,6 +27,26 @@ def restore(heard: dict[int, Any]) -> None:
     """Installs the handlers that `hear` returned."""
     for signum, before in heard.items():
         signal.signal(signum, before)
+
+
+@contextmanager
+def noted() -> Iterator[list[int]]:
+    """The signals of ENDING that come while the block runs. They do not end it: the block looks at them when
+    it has done the part at hand. An engine that it waits for is ended, and `launch.run` notes the signal."""
+    got: list[int] = []
+    _noting.append(got)
+    heard = hear(lambda signum, frame: note(signum))
+    try:
+        yield got
+    finally:
+        restore(heard)
+        _noting.pop()
+
+
+def note(signum: int) -> None:
+    """Notes a signal for the blocks that run in `noted`."""
+    for got in _noting:
+        got.append(signum)
 
 
 def name_of(signum: int) -> str:

@@ -44,6 +44,19 @@ def base(name: str) -> str:
     return name.partition("@")[0]
 
 
+def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> list[list[Row]]:
+    """The rows in groups whose values of a metric may be compared, the largest group first: a distance of few
+    images is larger than that of many, so rows are of one number of images where real images have it too.
+
+    rows: that have the metric.
+    floor: figures of real images.
+    """
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.get("n") if metric in floor else None, []).append(row)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
 def value_of(row: Row, metric: str) -> float | None:
     """The metric's value in a row, at whatever grey levels; None where it has none."""
     found = (value for name, value in row["metrics"].items() if base(name) == metric)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gzcli import forecast, jobs, launch, requirements
+from gzcli import forecast, jobs, launch, requirements, signals
 from gzcli.data.forms import Say, silent
 from gzcli.errors import GzError, Interrupted
 from gzcli.jobs import TrialJob
@@ -37,7 +37,12 @@ def measure(job: TrialJob, say: Say = silent) -> Mapping[str, Any]:
     say("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
     try:
         jobs.write(folder, job)
-        launch.run(folder, launch.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
+        with signals.noted() as got:
+            try:
+                launch.run(folder, launch.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
+            finally:
+                if got:  # whatever the engine made of it: what is planned must not start
+                    raise Interrupted(f"stopped by {signals.name_of(got[0])}", signum=got[0])
         found: Mapping[str, Any] = files.read_json(folder / "result.json")
         return found
     except Interrupted:

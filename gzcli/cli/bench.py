@@ -192,15 +192,18 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
     folder: of the results.
     time: that the verb took.
     """
+    from gzcli.standings import comparable
     from gzcli.store.runs import by_name
 
     names = [name for row in result["rows"] for name in row["metrics"]]
     ranked = [name for name in names if result["directions"].get(name)]
     then = [(f"gz report {quoted(folder)}", "a page of it")]
-    facts = [time]
-    if ranked and len(result["rows"]) > 1:
+    facts, rows = [time], []
+    if ranked:
+        having = [row for row in result["rows"] if row["metrics"].get(ranked[0]) is not None]
+        rows = comparable(having, ranked[0], result["floor"])[0]
+    if len(rows) > 1:
         sign = -1 if result["directions"][ranked[0]] == "up" else 1
-        rows = [row for row in result["rows"] if row["metrics"].get(ranked[0]) is not None]
         best = min(rows, key=lambda row: sign * row["metrics"][ranked[0]])
         facts = [f"best by {ranked[0]}: {best['name']}, {figure(best['metrics'][ranked[0]])}", time]
         if run := by_name(best.get("run") or ""):

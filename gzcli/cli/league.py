@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli import standings
+from gzcli import signals, standings
 from gzcli.cli import out
 from gzcli.cli.league_table import in_short, show
 from gzcli.cli.plan import start_or_not, wrapped
@@ -61,7 +61,8 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
         before_start(entries, left_out, terms, budget, yes=yes)
         words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
         files.write_atomic(folder / "command.sh", words)
-        result = play(entries, terms, folder)
+        with signals.noted() as got:
+            result = play(entries, terms, folder, got)
         result["notes"] += late(result["rows"], terms.budget)
         draw(folder, result)
         result |= {"left_out": left_out, "budget": terms.budget}
@@ -94,8 +95,11 @@ def before_start(
     start_or_not(missing * terms.budget, most=DAY, span="a day", ways=less, yes=yes)
 
 
-def play(entries: Sequence[Entry], terms: Terms, folder: Path) -> dict[str, Any]:
-    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON."""
+def play(entries: Sequence[Entry], terms: Terms, folder: Path, got: Sequence[int]) -> dict[str, Any]:
+    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON.
+
+    got: the signals that have come since. Whatever the entry at hand made of one, the league ends with it.
+    """
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result: dict[str, Any] = {}
@@ -107,16 +111,26 @@ def play(entries: Sequence[Entry], terms: Terms, folder: Path) -> dict[str, Any]
             out.info(f"{head}: " + ("goes on" if trained else f"is trained, until {until} at the earliest"))
         try:
             found = judged(entry.train(say=out.info), entry, terms, facts)
-        except Interrupted as stopped:
-            stopped.hint = "the same command goes on"
+        except Interrupted as error:
+            error.hint = "the same command goes on"
             raise
         except GzError as error:
+            if got:  # by which what the entry ran was ended
+                raise stopped(got) from error
             found = [failed(entry, error)]
         rows += found
         metric = standings.ranking_metric(rows, terms.job.metrics)
         out.info(f"{head}: {in_short(found[0], metric)}, {duration(time.monotonic() - since)}")
         result = write(folder, standings.of_one_size(rows), metric, facts)
+        if got:
+            raise stopped(got)
     return result
+
+
+def stopped(got: Sequence[int]) -> Interrupted:
+    """The end of a league by a signal that the entry at hand did not end by."""
+    message = f"stopped by {signals.name_of(got[0])}"
+    return Interrupted(message, signum=got[0], hint="the same command goes on")
 
 
 def failed(entry: Entry, error: GzError) -> dict[str, Any]:

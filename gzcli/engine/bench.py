@@ -111,7 +111,9 @@ def compared(
         "rows": rows,
         **told("floor", floors[max(floors)]),
         "floors": [
-            {"n": n, "images": quality.floor_size(n), **told("metrics", found)} for n, found in floors.items()
+            {"n": n, "images": quality.floor_size(n), "draws": quality.floor_draws[n]}
+            | told("metrics", found)
+            for n, found in floors.items()
         ],
         "directions": directions([*(row["metrics"] for row in rows), *floors.values()]),
         "biased": {str(n): quality.biased(n) for n in floors},

@@ -68,7 +68,7 @@ class Quality:
             self.lenet = lenet(pack, device=device, say=say)
         self.tail = "_rot" if self.lenet and self.lenet.rotations else ""
         self.used: set[int | None] = set()  # grey levels of the models so far
-        self.floor_draws: dict[str, list[float]] = {}
+        self.floor_draws: dict[int, dict[str, list[float]]] = {}  # by how many images are stood in for
         self.stats: statistics.Statistics | None = None
         if stats:
             self.stats = statistics.read(Path(stats), self.metrics, self.space_of)
@@ -160,6 +160,7 @@ class Quality:
         over draws; in the features of larger networks it is of one draw.
         """
         found: Found = {}
+        of_n = self.floor_draws.setdefault(n, {})
         for levels in sorted(self.used, key=str):
             pairs = self._draws(n, levels)
             draws = [self(fake, levels, real, ends=len(pairs) == 1) for fake, real in pairs]
@@ -167,7 +168,7 @@ class Quality:
                 continue
             for name, value in figures.mean_of_draws(draws).items():
                 found[name + self.mark(levels)] = value
-                self.floor_draws[name + self.mark(levels)] = [draw[name].value for draw in draws]
+                of_n[name + self.mark(levels)] = [draw[name].value for draw in draws]
         return found
 
     def _draws(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
@@ -225,7 +226,7 @@ class Quality:
             **dict.fromkeys(("lite", "inception")),
             **{name: space.hash for name, space in self.large.items()},
             "stats": self.stats and self.stats.facts,
-            "floor_draws": self.floor_draws,
+            "floor_draws": self.floor_draws[max(self.floor_draws)] if self.floor_draws else {},
         }
 
     def _named(self, name: str) -> str:

@@ -23,6 +23,7 @@ from gzcli.report.common import (
 )
 from gzcli.report.document import Cell, Column, Direction, Document, Dots, Estimate, Picture, Section, Table
 from gzcli.report.results import Results
+from gzcli.standings import comparable
 from gzcli.units import by_sides
 
 GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
@@ -106,6 +107,7 @@ class Figures:
         self.rows, self.floor = rows, made.get("floor") or {}
         whole = [("real images", self.floor, made.get("floor_intervals") or {})] if self.floor else []
         found = [floor for floor in made.get("floors") or [] if isinstance(floor, dict)]
+        self.by_number = {floor.get("n"): floor.get("metrics") or {} for floor in found}
         several = [
             (f"real images, {floor.get('n')}", floor.get("metrics") or {}, floor.get("intervals") or {})
             for floor in found
@@ -126,19 +128,34 @@ class Figures:
         found = self.directions.get(name, self.directions.get(name.partition("@")[0]))
         return found if found in ("down", "up") else None
 
-    def best(self, name: str) -> float | None:
-        """The best value of a figure; None where it has no direction or is of one row."""
-        values = [value for row in self.rows if (value := self.value(row, name)) is not None]
+    def groups(self, name: str) -> list[list[Mapping[str, Any]]]:
+        """The rows that have a figure, as `comparable`."""
+        return comparable([row for row in self.rows if self.value(row, name) is not None], name, self.floor)
+
+    def best(self, rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+        """The best value of a figure in rows that may be compared; None where it has no direction or is of
+        one row."""
+        values = [value for row in rows if (value := self.value(row, name)) is not None]
         if not self.direction(name) or len(values) < 2:
             return None
         return min(values) if self.direction(name) == "down" else max(values)
+
+    def is_best(self, row: Mapping[str, Any], name: str) -> bool:
+        """Whether a row has the best value of a figure of those that it may be compared with."""
+        group = next((rows for rows in self.groups(name) if row in rows), [])
+        return (best := self.best(group, name)) is not None and self.value(row, name) == best
+
+    def floor_of(self, row: Mapping[str, Any], name: str) -> float | None:
+        """A figure of as many real images as a row has; None where it is not known."""
+        value = self.by_number.get(row.get("n"), self.floor).get(name)
+        return value if is_number(value) else None
 
     def cell(self, row: Mapping[str, Any], name: str) -> Cell:
         value = self.value(row, name)
         if value is None:
             return Cell("–")
         ends = shown((row.get("intervals") or {}).get(name))
-        return Cell(number(value), value, ends, value == self.best(name))
+        return Cell(number(value), value, ends, self.is_best(row, name))
 
     def table(self, names: Sequence[str], title: str = "Figures") -> Table:
         """A row for each contestant, and the floor below."""
@@ -156,31 +173,38 @@ class Figures:
             for title, values, ends in self.floors
         ]
         caption = "Below stands the floor: real images in place of samples. "
-        caption += "Brackets hold 95 % intervals; the best of a column is bold." if self.directions else ""
+        if self.directions:
+            of_one = ", of those of one number of images," if len(self.by_number) > 1 else ""
+            caption += f"Brackets hold 95 % intervals; the best of a column{of_one} is bold."
         return Table(title, columns, body, foot, caption)
 
     def dots(self, names: Sequence[str]) -> list[Dots]:
-        """The figures that have a floor, drawn."""
-        drawn = []
+        """The figures that have a floor, drawn; each number of images by itself."""
+        drawn, titles = [], {id(row): title for row, title in zip(self.rows, names, strict=True)}
         for name in self.names:
-            rows = []
-            for title, row in zip(names, self.rows, strict=True):
-                value, ends = self.value(row, name), (row.get("intervals") or {}).get(name)
-                if value is not None:
-                    low, high = interval(ends) or (None, None)
-                    rows.append(Estimate(title, value, low, high, value == self.best(name)))
-            if len(rows) > 1 and self.floor.get(name) is not None:
-                drawn.append(Dots(name, name, rows, self.floor[name], self.direction(name)))
+            groups = self.groups(name)
+            for group in groups:
+                rows = []
+                for row in group:
+                    low, high = interval((row.get("intervals") or {}).get(name)) or (None, None)
+                    value = self.value(row, name) or 0.0
+                    rows.append(Estimate(titles[id(row)], value, low, high, self.is_best(row, name)))
+                if len(rows) > 1 and (floor := self.floor_of(group[0], name)) is not None:
+                    n = group[0].get("n")
+                    own = (f"{name}-{n}", f"{name}, {n:,} images") if len(groups) > 1 and n else (name, name)
+                    drawn.append(Dots(*own, rows, floor, self.direction(name)))
         return drawn[:DOTTED]
 
     def winner(self, names: Sequence[str]) -> str:
         """The best contestant by the first figure that has a direction, in a sentence."""
         for name in self.names:
-            if (best := self.best(name)) is not None:
-                row = next(i for i, row in enumerate(self.rows) if self.value(row, name) == best)
-                floor = self.floor.get(name)
+            group = next(iter(self.groups(name)), [])
+            if (best := self.best(group, name)) is not None:
+                row = next(row for row in group if self.value(row, name) == best)
+                title = next(title for own, title in zip(self.rows, names, strict=True) if own is row)
+                floor = self.floor_of(row, name)
                 times = f", {best / floor:.2f} × the floor of {number(floor)}" if floor and floor > 0 else ""
-                return f"Best `{name}`: {names[row]}, {number(best)}{times if name.startswith('f') else ''}."
+                return f"Best `{name}`: {title}, {number(best)}{times if name.startswith('f') else ''}."
         return f"{len(self.rows)} contestants side by side."
 
     def sentence(self, names: Sequence[str]) -> str:

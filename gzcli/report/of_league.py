@@ -27,8 +27,10 @@ def sections(made: Mapping[str, Any], directions: Mapping[str, Direction]) -> li
     """
     summary = [row for row in made.get("summary") or [] if isinstance(row, dict)]
     lead = ""
-    if is_number(made.get("spearman")):
-        lead = f"The order of two seeds agrees by a Spearman correlation of {number(made['spearman'])}."
+    agreement = made.get("spearman") or {}
+    if is_number(agreement.get("mean")):
+        lead = f"The orders of two seeds agree by a Spearman correlation of {number(agreement['mean'])}"
+        lead += f" on average, {number(agreement['min'])} at least."
     found = [Section("League", [standings(summary, directions)], lead)] if summary else []
     metric = made.get("metric")
     curves = made.get("curves") or {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +19,13 @@ from PIL import Image
 from zoo import CASES, DDPM, FM
 
 from gzcli import league, planning, standings
+from gzcli.cli import jobs as cli_jobs
 from gzcli.data.open import open_pack
 from gzcli.engine import calls, devices
 from gzcli.engine.league import draw_curves
 from gzcli.engine.trained import Trained
 from gzcli.engine.variants import quick, varied
-from gzcli.errors import DivergedError, Interrupted
+from gzcli.errors import DivergedError, GzError, Interrupted
 from gzcli.parts import Part
 from gzcli.recipe.write import dump
 from gzcli.run_folder import write_run
@@ -164,6 +167,31 @@ def test_it_goes_on_where_it_was_stopped(call, home, trained, judged):
     assert call(*words)[0] == 0
     assert trained == [("vae", 0, False), ("fm", 0, False), ("fm", 0, True), ("wgan", 0, False)]
     assert call(*words)[0] == 0 and len(trained) == 4  # what was resumed is known, too
+
+
+@pytest.mark.parametrize("ends", ["whole", "by an error of its own"])
+def test_a_signal_that_comes_in_a_judgement_ends_the_league_whatever_became_of_it(
+    call, home, trained, judged, monkeypatch, ends
+):
+    """Of a judgement that was done by then its row is written; one that the signal broke is no failure."""
+    do_job = cli_jobs.do_job
+
+    def interrupted(folder, job, **how):
+        os.kill(os.getpid(), signal.SIGTERM)
+        if ends != "whole":
+            raise GzError("RuntimeError: a worker is killed by signal: Terminated")
+        return do_job(folder, job, **how)
+
+    monkeypatch.setattr(cli_jobs, "do_job", interrupted)
+    words = (*WORDS, "--models", "vae,fm", "--calls", "0")
+    code, _, said = call(*words)
+    assert code == 143 and "stopped by SIGTERM" in said and "the same command goes on" in said
+    assert trained == [("vae", 0, False)] and "failed" not in said
+    assert not list((home / "bench").glob("*/league.json"))
+    if ends == "whole":
+        assert [row["model"] for row in table(home, "league")] == ["vae"]
+    monkeypatch.setattr(cli_jobs, "do_job", do_job)
+    assert call(*words)[0] == 0 and len(trained) == 2
 
 
 def test_a_model_that_fails_is_a_row_with_its_error(call, home, trained, judged):

@@ -15,8 +15,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from gzcli import launch
+from gzcli.cli.bench import ended
 from gzcli.report import of_bench, of_ood
-from gzcli.report.document import Chart, Picture
+from gzcli.report.document import Chart, Dots, Picture
 from gzcli.report.results import read
 from gzcli.store import files, runs
 
@@ -238,7 +239,7 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
     made = {
         "metric": "fd",
         "summary": [summary | {"rank": 1.0}],
-        "spearman": 0.95,
+        "spearman": {"mean": 0.95, "min": 0.9},
     }
     kept = tmp_path / "runs" / "fm-1.npz"
     kept.parent.mkdir()
@@ -251,7 +252,10 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
     cells = {cell.strip() for cell in Page(texts["report.html"]).cells}
     assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "fd↓", "place", "rank"} <= cells
     assert "First: fm, 2.05 × the floor of `fd`." in texts["report.md"]
-    assert "correlation of 0.95" in texts["report.md"] and "At 20 calls" in texts["report.tex"]
+    assert (
+        "correlation of 0.95 on average, 0.9 at least" in texts["report.md"]
+        and "At 20 calls" in texts["report.tex"]
+    )
     assert "gz bench --train-missing --budget 8m" in texts["report.md"]
     items = [
         item for section in of_bench.document(read(tmp_path / "league")).sections for item in section.items
@@ -267,6 +271,29 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
         ("fm, seed 0", [(2.0, 20.0), (5.0, 20.0)]),
         ("fm, seed 1", [(2.0, 21.0), (5.0, 21.0)]),
     ]
+
+
+def test_only_contestants_of_as_many_images_are_compared(call, tmp_path, capsys):
+    """By bold cells, dots and the first sentence; each with the floor of its own number. A likelihood is of
+    no images that are drawn."""
+    values = {"a": (500, 20.0, 1.5), "b": (500, 25.0, 1.25), "c": (500, 30.0, 2.0), "d": (100, 12.0, 1.0)}
+    rows = [
+        {"model": name, "name": name, "n": n, "metrics": {"fd": fd, "bpd": bpd}}
+        for name, (n, fd, bpd) in values.items()
+    ]
+    floors = [{"n": n, "images": n, "metrics": {"fd": fd}} for n, fd in ((500, 10.0), (100, 40.0))]
+    made = bench_json(rows=rows, floor={"fd": 10.0}, floors=floors, directions={"fd": "down", "bpd": "down"})
+    files.write_json(tmp_path / "bench" / "bench.json", made)
+    texts = written(call, tmp_path / "bench")
+    best = re.findall(r'<td class="num best"[^>]*><span>([^<]*)', texts["report.html"])
+    assert sorted(best) == ["1", "20"] and "those of one number of images" in texts["report.md"]
+    assert "Best `fd`: a, 20, 2.00 × the floor of 10." in texts["report.md"]
+    sections = of_bench.document(read(tmp_path / "bench")).sections
+    (dots,) = [item for section in sections for item in section.items if isinstance(item, Dots)]
+    assert (dots.name, dots.title, dots.floor) == ("fd-500", "fd, 500 images", 10.0)
+    assert [(one.name, one.best) for one in dots.rows] == [("a", True), ("b", False), ("c", False)]
+    ended(made, tmp_path / "bench", "1s")
+    assert "best by fd: a, 20" in capsys.readouterr().err
 
 
 def test_rows_of_one_name_are_told_apart():

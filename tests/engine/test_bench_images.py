@@ -65,6 +65,9 @@ def test_a_set_against_itself_is_at_nought_and_the_floor_is_of_as_many_images(pa
     assert all(same["metrics"][f"{name}_lenet"] == 1 for name in ("precision", "recall", "coverage"))
     assert same["metrics"]["label_accuracy"] == pytest.approx(lenet(digits).accuracy)
     assert (same["n"], train["n"]) == (355, 260) and [f["n"] for f in result["floors"]] == [355, 260]
+    for floor in result["floors"]:
+        assert floor["metrics"]["fd"] == pytest.approx(np.mean(floor["draws"]["fd"]))
+    assert result["provenance"]["floor_draws"] == result["floors"][0]["draws"]
     assert (same["name"], same["model"], same["run"]) == ("same.npz", None, None)
     assert any(
         "260 grey pictures of 16×16, resized from 32×32; fewer than" in note for note in result["notes"]

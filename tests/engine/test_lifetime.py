@@ -373,6 +373,23 @@ def test_before_the_first_step_a_signal_ends_at_once(run, monkeypatch, capfd):
         assert ("stopping: a checkpoint is saved" in capfd.readouterr().err) is stepping
 
 
+def test_a_signal_that_a_finished_engine_did_not_end_by_is_noted(run, monkeypatch):
+    """Its result is there; whoever would go on after it knows of the signal."""
+    import threading
+
+    sleep = [sys.executable, "-c", "import time; time.sleep(99)"]
+    monkeypatch.setattr(launch, "command", lambda *words, **options: sleep)
+    (run.path / "job.json").write_text("{}")
+    run.update(state="finished")
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with signals.noted() as got:
+        assert launch.run(run.path, launch.Plan(), launcher=False)["state"] == "finished"
+    assert got == [signal.SIGTERM]
+    with signals.noted() as later:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert got == [signal.SIGTERM] and later == [signal.SIGINT]
+
+
 def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
     """A signal must not wait for ten steps of a minute: gz kills what has not ended in two."""
     now, agreed = [0.0], []
