@@ -29,7 +29,7 @@ from gzcli.engine import devices
 from gzcli.engine.compiled import compiles
 from gzcli.engine.devices import accelerate, fast_kernels, pick_device, prepare_torch
 from gzcli.engine.log import Log
-from gzcli.engine.minutes import count_steps
+from gzcli.engine.minutes import KEPT, LEAST, count_steps
 from gzcli.errors import (
     DeviceError,
     DivergedError,
@@ -44,6 +44,7 @@ from gzcli.parts import part_of
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
+from gzcli.units import duration
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -189,8 +190,14 @@ def train_one(run: Run, log: Log) -> Accelerator:
         same.remember(run.owner.path, pack.meta)
     if part.train.minutes and not (run.path / "checkpoints").exists():
         timed = Trainer(run, part, pack, accelerator, log)
+        since = clock()
         timed.begin()
-        steps = ranks.agree(count_steps(timed.step, timed.phases, part.train.minutes, began, clock))
+        again = clock() - since  # the run begins as this trial of it does
+        timed.get_net()
+        ready = clock() - began + again
+        steps = ranks.agree(count_steps(timed.step, timed.phases, part.train.minutes, clock() - ready, clock))
+        if ready > (1 - LEAST - KEPT) * 60 * part.train.minutes:
+            log.warn(f"getting ready took {duration(ready)} of the {duration(60 * part.train.minutes)}")
         # the run is compiled as the steps were that were timed
         compiled = compiles(part, timed.model, timed.device)
         chosen: dict[str, Any] = {"steps": steps, "minutes": None, "compile": compiled}

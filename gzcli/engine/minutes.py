@@ -6,9 +6,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from gzcli import ranks
 from gzcli.models.base import Phase
 
 WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile
+KEPT = 0.1  # share of the time for pictures and validation
+LEAST = 0.5  # share that is trained in, however long it took to get ready: a model of a step draws nothing
 
 
 def count_steps(
@@ -18,10 +21,13 @@ def count_steps(
     began: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """How many steps fit in the time, of which a tenth is kept for pictures and validation.
+    """How many steps fit in the time, of which a tenth is kept for pictures and validation; in half of it
+    where less is left.
 
     5 steps warm up, then 50 are timed, for a tenth of the time at most. Where a phase starts at a later step,
     as many are timed from there on too.
+
+    A call of every rank.
 
     step: does the step of a number; what it trains is lost.
     phases: the phases of the model.
@@ -33,7 +39,7 @@ def count_steps(
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = 6 * minutes / (1 + bool(late))
     each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
-    left = 60 * minutes - (clock() - began) - 0.1 * 60 * minutes
+    left = max(LEAST * 60 * minutes, (1 - KEPT) * 60 * minutes - (clock() - began))
     early = min(late, int(left / each[0]))
     return max(1, early + int((left - early * each[0]) / each[-1]))
 
@@ -53,7 +59,8 @@ def _seconds(
     for i in range(WARM_UP):
         step(first + i)
     since, done = clock(), 0
-    while done < TIMED and (done == 0 or time.monotonic() < until):
+    # of one mind: a rank that did a step less than another would leave it waiting
+    while done < TIMED and (done == 0 or ranks.agree(time.monotonic() < until)):
         step(first + WARM_UP + done)
         done += 1
     if done < cycle:  # with the first steps, or a phase might be left out

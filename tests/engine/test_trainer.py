@@ -14,16 +14,21 @@ from zoo import CASES, Case
 
 from gzcli.data.batches import scan
 from gzcli.engine import checkpoint as checkpoints
-from gzcli.engine import optim
+from gzcli.engine import devices, optim
+from gzcli.engine.__main__ import train_one
 from gzcli.engine.ema import EMA
+from gzcli.engine.log import Log
 from gzcli.engine.minutes import count_steps
 from gzcli.engine.report import RATES
 from gzcli.engine.stop import Stop
 from gzcli.engine.trained import load_trained
+from gzcli.engine.trainer import Trainer
 from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
+from gzcli.recipe.write import dump
 from gzcli.sections import OptimSection
+from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -248,3 +253,25 @@ def test_minutes_become_steps_that_are_written_down():
     t.begin()
     steps = count_steps(t.step, t.phases, 0.05, time.monotonic())
     assert 10 < steps < 100_000
+
+
+@pytest.mark.parametrize(("judge", "left"), [(60.0, 240 * 0.9 - 60 - 5 - 5 - 5.5), (230.0, 120)])
+def test_what_a_run_does_before_its_first_step_is_of_its_time(home, monkeypatch, capfd, judge, left):
+    """Also the net that judges a GAN, which its first validation would train, and what it does anew after the
+    trial. Half of the time is left for steps."""
+    now = [0.0]
+
+    def takes(seconds: float):
+        return lambda *_, **__: now.__setitem__(0, now[0] + seconds)
+
+    monkeypatch.setattr(devices, "clock", lambda *_: now[0])
+    for name, seconds in (("begin", 5.0), ("step", 0.1), ("fit", 0.0)):
+        monkeypatch.setattr(Trainer, name, takes(seconds))
+    monkeypatch.setattr("gzcli.engine.trainer.lenet", takes(judge))
+    tree = recipe(case("dcgan"), steps=1)
+    tree["train"] |= {"minutes": 4.0, "clock": "cpu", "best": "fd"}
+    run = runs.create("dcgan", "digits")
+    (run.path / "run.yaml").write_text(dump(tree))
+    train_one(run, Log(run.path))
+    assert run.tree()["train"]["steps"] == pytest.approx(10 * left, abs=1)
+    assert ("getting ready took 4m00s of the 4m00s" in capfd.readouterr().err) == (judge > 100)
