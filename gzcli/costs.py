@@ -118,10 +118,9 @@ class Cost:
         able = (k for k in range(self.pieces, share + 1) if share % k == 0)
         return next((k for k in able if self.memory(share // k, k) <= there), None)
 
-    @property
-    def on_h100(self) -> float:
-        """About how many seconds a step takes on one H100."""
-        return max(self.flops / (H100 * SHARE), self.operators * LAUNCH)
+    def on_h100s(self, gpus: int = 1) -> float:
+        """About how many seconds a step takes on so many H100s."""
+        return max(self.flops / gpus / (H100 * SHARE), self.operators * LAUNCH)
 
 
 def cost_from(tree: Mapping[str, Any]) -> Cost:

@@ -52,9 +52,13 @@ class Forecast:
         return None if self.step is None else self.part.train.steps * self.step / (1 - PAUSES)
 
     @property
-    def on_h100(self) -> float | None:
-        """About how many seconds the training takes on one H100; None: not known."""
-        return None if self.cost is None else self.part.train.steps * self.cost.on_h100 / (1 - PAUSES)
+    def gpus(self) -> int:
+        """The GPUs that the time on H100s is told of: those of all machines, or one where none is used."""
+        return (self.part.launch.processes or 1) if self.part.launch.gpus else 1
+
+    def on_h100s(self, gpus: int) -> float | None:
+        """About how many seconds the training takes on so many H100s; None: not known."""
+        return None if self.cost is None else self.part.train.steps * self.cost.on_h100s(gpus) / (1 - PAUSES)
 
     def steps_in(self, minutes: float) -> int | None:
         """About how many steps `--minutes` would choose; None: not known."""

@@ -189,7 +189,7 @@ def costs_of(recipes: list[Resolved], shape: dict[str, Any], *, timed: bool) -> 
             print(f"{name} {recipe.key} {scale}: {found[0].lacking}", file=sys.stderr)
             continue
         seconds = forecast.together([one.seconds for one in found]) if timed else None
-        on_h100 = forecast.together([one.on_h100 for one in found])
+        on_h100 = forecast.together([one.on_h100s(1) for one in found])
         yield {
             "model": name,
             "data": recipe.key,

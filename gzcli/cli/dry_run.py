@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import out
-from gzcli.cli.plan import Expected, expected, five_lines, total, total_on_h100, wrapped
+from gzcli.cli.plan import Expected, expected, five_lines, total, total_on_h100s, wrapped
 
 if TYPE_CHECKING:
     from gzcli.launch import Plan
@@ -140,7 +140,8 @@ def figures(recipe: Resolved, expect: Expected) -> dict[str, Any]:
                 "steps": forecast.part.train.steps,
                 "seconds_per_step": forecast.step,
                 "seconds": forecast.seconds,
-                "seconds_on_h100": forecast.on_h100,
+                "seconds_on_h100": forecast.on_h100s(1),
+                "seconds_on_gpus": forecast.on_h100s(forecast.gpus),
             }
         )
     return {
@@ -149,7 +150,8 @@ def figures(recipe: Resolved, expect: Expected) -> dict[str, Any]:
         "gflop_per_step": sum(cost.flops for cost in costs) / 1e9 if whole else None,
         "bytes": max(cost.memory() for cost in costs) if whole else None,
         "seconds": total(expect.own),
-        "seconds_on_h100": total_on_h100(expect.own),
+        "seconds_on_h100": total_on_h100s(expect.own, 1),
+        "seconds_on_gpus": total_on_h100s(expect.own, expect.own[0].gpus),
         "memory": [row for row in rows if row["params"]],
     }
 

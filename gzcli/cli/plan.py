@@ -89,8 +89,7 @@ def in_short(recipe: Resolved, facts: DataFacts, expect: Expected) -> list[str]:
     here, there = total(expect.own), total(expect.paper)
     times = f"about {about(here)} here" if here else ""
     if here and there:
-        on_h100 = total_on_h100(expect.paper)
-        times += f"; --scale paper: {about(there)} here, {about(on_h100 or 0)} on an H100"
+        times += f"; --scale paper: {about(there)} here, {on_h100s(expect.paper)}"
     line = ", ".join(filter(None, second))
     lines = [first, *wrapped(f"{line}: {times}" if times and line else line or times)]
     return [line for line in lines if line]
@@ -116,13 +115,11 @@ def five_lines(
         rows.append(("time", _time(expect.own[0])))
     elif here := total(expect.own):
         each = ", ".join(_named(one, staged) + about(one.seconds or 0) for one in expect.own)
-        on_h100 = about(total_on_h100(expect.own) or 0)
-        rows.append(("in all", f"about {about(here)} here, {on_h100} on an H100 ({each})"))
+        rows.append(("in all", f"about {about(here)} here, {on_h100s(expect.own)} ({each})"))
     else:
         rows.append(("time", "here: not known"))
     if in_paper := total(expect.paper):
-        on_h100 = about(total_on_h100(expect.paper) or 0)
-        rows.append(("paper", f"--scale paper: {about(in_paper)} here, about {on_h100} on an H100"))
+        rows.append(("paper", f"--scale paper: {about(in_paper)} here, about {on_h100s(expect.paper)}"))
     return [line for label, text in rows for line in wrapped(text, f"{label:<8}")]
 
 
@@ -202,8 +199,8 @@ def _time(forecast: Forecast) -> str:
         return about(60 * forecast.part.train.minutes)
     here = forecast.seconds
     told = f"about {about(here)} here" if here else "here: not known"
-    if forecast.on_h100:
-        told += f", {about(forecast.on_h100)} on an H100"
+    if forecast.cost:
+        told += f", {on_h100s([forecast])}"
     if steps := forecast.steps_in(MINUTES):
         told += f"; --minutes {MINUTES}: {steps:,} steps"
     return told
@@ -216,11 +213,17 @@ def total(forecasts: Sequence[Forecast]) -> float | None:
     return together([forecast.seconds for forecast in forecasts])
 
 
-def total_on_h100(forecasts: Sequence[Forecast]) -> float | None:
-    """Seconds of all on an H100; None: not known."""
+def on_h100s(forecasts: Sequence[Forecast]) -> str:
+    """The time of all on as many H100s as there are GPUs asked for, in words."""
+    gpus = forecasts[0].gpus
+    return f"{about(total_on_h100s(forecasts, gpus) or 0)} on {'an H100' if gpus == 1 else f'{gpus} H100s'}"
+
+
+def total_on_h100s(forecasts: Sequence[Forecast], gpus: int) -> float | None:
+    """Seconds of all on so many H100s; None: not known."""
     from gzcli.forecast import together
 
-    return together([forecast.on_h100 for forecast in forecasts])
+    return together([forecast.on_h100s(gpus) for forecast in forecasts])
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:

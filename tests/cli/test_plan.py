@@ -164,8 +164,20 @@ def test_gpus_that_are_not_here_are_planned_for(gz, planned, monkeypatch):
     jobs = planned()
     monkeypatch.setattr(requirements, "gpu_memory", lambda: None)
     code, stdout, _ = gz("train", "ddpm", "--data", "cifar10", "--gpus", "4", "--dry-run")
-    assert code == 0 and "here: not known, " in stdout and "on an H100" in stdout
+    assert code == 0 and "here: not known, " in stdout
     assert not any(row["timed"] for row in jobs[0].parts)
+    times = []
+    for gpus in ("1", "4"):
+        told = gz("train", "ddpm", "--data", "cifar10", "--gpus", gpus, "--dry-run")[1]
+        assert ("on 4 H100s" in told, "on an H100" in told) == (gpus == "4", gpus == "1")
+        times.append(
+            json.loads(gz("train", "ddpm", "--data", "cifar10", "--gpus", gpus, "--dry-run", "--json")[1])
+        )
+    one, four = times  # a step is long enough to be shared out
+    assert one["seconds_on_gpus"] == one["seconds_on_h100"] == four["seconds_on_h100"]
+    assert four["seconds_on_gpus"] == pytest.approx(
+        max(one["seconds_on_h100"] / 4, four["memory"][0]["steps"] * 2_000 * costs.LAUNCH / 0.9)
+    )
 
 
 def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
