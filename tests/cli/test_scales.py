@@ -1,5 +1,5 @@
 """Every shipped recipe has a setting that somebody chose for every shape class, small and full, which builds
-for images of that shape; sets of one shape have one setting."""
+for images of that shape; sets of one shape have one setting; `full` takes a day of one H100 at most."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from pictures import png, write
 
-from gzcli.data.facts import SHAPES
+from gzcli import forecast, requirements
+from gzcli.data.facts import SHAPES, Facts
 from gzcli.data.sets import SPECS
 from gzcli.errors import UsageError, canonical
+from gzcli.launch import Plan
 from gzcli.models import catalog
 from gzcli.planning import shared_out
+from gzcli.recipe.choice import GENERAL
 from gzcli.recipe.files import read_chain, recipes
 from gzcli.recipe.resolve import resolve
 from gzcli.sizes import sides
@@ -227,3 +230,64 @@ def test_a_brought_set_with_flat_backgrounds_gets_what_a_named_one_gets(model, t
     assert own["data"].pop("name") != named["data"].pop("name")
     assert own == named and named["model"]["logit"] == 1e-6
     assert named["model"]["dequant"] == "variational"
+
+
+# --- what `full` takes
+
+DAY, MEMORY = 86_400, 80 << 30  # of one H100
+# of the families that took the most of it
+WORST = {"hvae": "colour", "vqgan": "256px", "ncsnv2": "256px", "pixelcnn": "colour", "dit": "imagenet"}
+
+
+def rows_of(name) -> list[str]:
+    """The shape classes, and the sets that have settings of their own at scale `full`."""
+    return [*SHAPES, *(at[-1] for at in RECIPES[name] if at[0] == "full" and at[-1] not in GENERAL)]
+
+
+def at_full(name, row, monkeypatch, n=50_000):
+    """The recipe of a row as a set of its own side gets it, and the description of the set."""
+    data = row
+    if row in SHAPES:
+        found = Facts(SIDES[row], SIDES[row], 1 if row == "grey" else 3, n)
+        monkeypatch.setattr("gzcli.recipe.choice.facts_of", lambda *_, **__: found)
+        data = "horse2zebra" if "second_domain" in NEEDS[name] else STAND_INS[row][0]
+    recipe = resolve(name, data=data, flags={"scale": "full"})
+    if row not in SHAPES:
+        return recipe, requirements.of_data(recipe)[0].info()
+    height, width = sides(recipe.data.size or found.height)
+    shape = [recipe.data.channels or found.channels, height, width]
+    known = {"levels": recipe.data.levels or 256, "multilabel": False, "n": n}
+    return recipe, {"shape": shape, "classes": list("0123456789"), **known}
+
+
+def check_day(name, row, monkeypatch, tmp_path, n=50_000) -> None:
+    """By gz's own forecast: time over all stages, and the memory of each."""
+    import torch
+
+    from gzcli.engine import trial
+
+    recipe, info = at_full(name, row, monkeypatch, n)
+    inquiry = forecast.Inquiry(info, Plan(gpus=1), timed=False)
+    for part in recipe.parts:
+        inquiry.add(part, recipe, tried=False)
+    if inquiry.open:
+        inquiry.take(trial.run(inquiry.job(), tmp_path, torch.device("cpu"), None))
+    found = [inquiry.forecast(i) for i in range(len(recipe.parts))]
+    assert forecast.together([one.on_h100s(1) for one in found]) <= DAY, (row, n)
+    assert max(one.cost.memory() for one in found) <= MEMORY, (row, n)
+
+
+@pytest.mark.parametrize(("name", "row"), WORST.items())
+def test_full_takes_a_day_of_one_gpu_where_it_takes_the_most(name, row, monkeypatch, tmp_path):
+    assert row in rows_of(name)
+    check_day(name, row, monkeypatch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_full_takes_a_day_of_one_gpu(name, monkeypatch, tmp_path):
+    if "caption" in NEEDS[name]:
+        pytest.skip("its base decides on what a step costs")
+    for row in rows_of(name):
+        for n in (50_000, 2_000) if row in SHAPES else (None,):
+            check_day(name, row, monkeypatch, tmp_path, n=n)
