@@ -61,8 +61,8 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
         before_start(entries, left_out, terms, budget, yes=yes)
         words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
         files.write_atomic(folder / "command.sh", words)
-        with signals.noted() as got:
-            result = play(entries, terms, folder, got)
+        with signals.noted() as heard:
+            result = play(entries, terms, folder, heard)
         result["notes"] += late(result["rows"], terms.budget)
         draw(folder, result)
         result |= {"left_out": left_out, "budget": terms.budget}

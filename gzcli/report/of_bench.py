@@ -191,8 +191,10 @@ class Figures:
                     rows.append(Estimate(titles[id(row)], value, low, high, self.is_best(row, name)))
                 if len(rows) > 1 and (floor := self.floor_of(group[0], name)) is not None:
                     n = group[0].get("n")
-                    own = (f"{name}-{n}", f"{name}, {n:,} images") if len(groups) > 1 and n else (name, name)
-                    drawn.append(Dots(*own, rows, floor, self.direction(name)))
+                    several = len(groups) > 1 and n is not None
+                    file = f"{name}-{n}" if several else name
+                    title = f"{name}, {n:,} images" if several else name
+                    drawn.append(Dots(file, title, rows, floor, self.direction(name)))
         return drawn[:DOTTED]
 
     def winner(self, names: Sequence[str]) -> str:
