@@ -35,7 +35,7 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
     try:
         words, incomplete, before = _typed(shell)
         found = candidates(typer.main.get_command(build(words)), words, before + incomplete)
-        found = [(value[len(before) :], help) for value, help in found]
+        found = [(value[len(before) :], _shown(help)) for value, help in found if value.isprintable()]
     except Exception:  # a damaged run or recipe must not write into the command line that is being typed
         if os.environ.get("GZ_DEBUG"):
             raise
@@ -43,12 +43,10 @@ def answer(shell: str, build: Callable[[list[str]], typer.Typer]) -> int:
     if os.environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
         return 0 if found else 1  # with 1, fish completes file names
     if shell == "zsh":
-        items = "\n".join(f'"{value}":"{_bare(help)}"' if help else f'"{value}"' for value, help in found)
-        out.text(f"_arguments '*: :(({items}))'" if found else "_files")
+        out.text(_for_zsh(found) if found else "_files")
     elif found:
-        out.text(
-            "\n".join(f"{value}\t{help}" if help and shell == "fish" else value for value, help in found)
-        )
+        lines = (f"{value}\t{help}" if help else value for value, help in found)
+        out.text("\n".join(lines if shell == "fish" else (_for_bash(value) for value, _ in found)))
     return 0
 
 
@@ -136,9 +134,36 @@ def _joined(words: list[str]) -> list[str]:
     return whole
 
 
-def _bare(help: str) -> str:
-    """A help text without the characters that zsh would interpret."""
-    return re.sub(r"[`'\"$\\:]", "", help)
+def _shown(help: str) -> str:
+    """A help text in one line without what moves a cursor."""
+    return "".join(char if char.isprintable() else " " for char in help)
+
+
+def _for_bash(value: str) -> str:
+    """A value as bash puts it into the command line: as one word that stands for itself."""
+    return re.sub(r"[^\w@%+=:,./-]", r"\\\g<0>", value)
+
+
+def _for_zsh(found: list[tuple[str, str]]) -> str:
+    """What the script of zsh evaluates.
+
+    Values and helps may be a stranger's. Each is one word in which all of ASCII but letters and digits is
+    written as a number, so that none can be a command, whatever the options of the shell.
+    """
+    lines = []
+    for value, help in found:
+        head = re.sub(r"[\\:]", r"\\\g<0>", value)
+        lines.append(_word_of_zsh(f"{head}:{help}" if help else head))
+    return f"local -a lines; lines=({' '.join(lines)}); _describe '' lines"
+
+
+def _word_of_zsh(text: str) -> str:
+    return f"$'{re.sub('[^a-zA-Z0-9]', _as_number, text)}'"
+
+
+def _as_number(found: re.Match[str]) -> str:
+    """A character as it is written within `$'…'`; above ASCII none means anything to a shell."""
+    return f"\\x{ord(found[0]):02x}" if found[0].isascii() else found[0]
 
 
 # --- the scripts ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,14 +112,19 @@ def test_run_names(complete, home):
     assert complete("gz sample my") == ""
 
 
+def of_zsh(answer: str) -> list[str]:
+    """The values in an answer for zsh, each with its help, if the answer holds nothing else."""
+    word = r"\$'(?:[^\W_]|\\x[0-7][0-9a-f])*'"
+    array = re.fullmatch(rf"local -a lines; lines=\(({word}(?: {word})*)\); _describe '' lines\n", answer)
+    assert array, answer
+    return [re.sub(r"\\x(..)", lambda c: chr(int(c[1], 16)), word[2:-1]) for word in array[1].split(" ")]
+
+
 def test_zsh_and_fish(complete):
-    assert complete("gz train va", "zsh") == "_arguments '*: :((\"vae\"))'\n"
-    assert (
-        complete("gz lis", "zsh")
-        == '_arguments \'*: :(("list":"List models, data sets, recipes or runs."))\'\n'
-    )
+    assert of_zsh(complete("gz train va", "zsh")) == ["vae"]
+    assert of_zsh(complete("gz lis", "zsh")) == ["list:List models, data sets, recipes or runs."]
     assert complete("gz train ./v", "zsh") == "_files\n"
-    assert complete("gz train vae --data=fash", "zsh") == "_arguments '*: :((\"--data=fashionmnist\"))'\n"
+    assert of_zsh(complete("gz train vae --data=fash", "zsh")) == ["--data=fashionmnist"]
     assert complete("gz lis", "fish") == "list\tList models, data sets, recipes or runs.\n"
     assert complete("gz lis", "fish", _TYPER_COMPLETE_FISH_ACTION="is-args") == ""
     assert complete("gz train ./v", "fish", _TYPER_COMPLETE_FISH_ACTION="is-args") == "exit 1"
@@ -156,21 +162,103 @@ done
 """
 
 
-@pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH), ("zsh", ZSH)])
-def test_in_the_shell_itself(shell, script, tmp_path):
-    if not shutil.which(shell):
-        pytest.skip(f"needs {shell}")
+@pytest.fixture
+def shell_env(tmp_path):
+    """What a shell needs to find this gz. Where it is called to run a command and not to complete one, it
+    writes its words to the file `called`, one a line."""
+    noted = f"open({str(tmp_path / 'called')!r}, 'a').write('\\n'.join([*sys.argv[1:], '']))"
     for name in completion.PROGRAMS:
         program = tmp_path / name
-        call = (
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gzcli.__main__ import main; "
-            "sys.exit(main())"
+        program.write_text(
+            f"#!{sys.executable}\nimport os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+            f"if '_{name.upper()}_COMPLETE' not in os.environ:\n"
+            f"    sys.exit({noted} * 0)\n"
+            "from gzcli.__main__ import main; sys.exit(main())\n"
         )
-        program.write_text(f"#!{sys.executable}\n{call}\n")
         program.chmod(0o755)
-    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    return os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+
+def in_shell(shell: str, script: str, env: dict[str, str]) -> str:
+    """What a script prints in a shell; skips the test where there is no such shell."""
+    if not shutil.which(shell):
+        pytest.skip(f"needs {shell}")
     done = subprocess.run(
-        [shell, "-c", script], capture_output=True, text=True, env=env, cwd=ROOT, timeout=30
+        [shell, "-c", script], capture_output=True, text=True, env=env, cwd=ROOT, timeout=60
     )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH), ("zsh", ZSH)])
+def test_in_the_shell_itself(shell, script, shell_env):
+    printed = in_shell(shell, script, shell_env)
     # A terminal may show the completed part alone: fash|ionmnist, doc|tor.
-    assert "ionmnist" in done.stdout and "tor" in done.stdout, done.stdout + done.stderr
+    assert "ionmnist" in printed and "tor" in printed, printed
+
+
+HOSTILE = [
+    "zz1$(touch PWNED)",
+    "zz2`touch PWNED`",
+    'zz3";touch PWNED;"',
+    "zz4';touch PWNED;'",
+    "zz5)); touch PWNED; ((",
+    "zz6\\\\$(touch PWNED)\\\\",
+    "zz7  two:${(e):-$(touch PWNED)} !! * ~ %n é|&",
+]
+UNSHOWN = ["yy1\x1b]0;title\x07", "yy2\nline", "yy3\tb", "yy4\u202eb", "yy5\udc80"]
+HOSTILE_SHELLS = {
+    # what TAB makes of a line is entered, as a user would
+    "bash": """source completions/gz.bash; cd "$HOME"
+COMP_WORDS=(gz sample zz); COMP_CWORD=2; _gz_completion gz
+for word in "${COMPREPLY[@]}"; do eval "gz sample $word"; done
+COMP_WORDS=(gz sample yy); _gz_completion gz; echo "left out: ${#COMPREPLY[@]}"
+""",
+    "fish": """source completions/gz.fish; cd $HOME
+for word in (complete -C "gz sample zz" | string split -f1 \\t | string escape)
+  eval gz sample $word
+end
+echo "left out:" (count (complete -C "gz sample yy"))
+""",
+    "zsh": """zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell "PS1='> '; fpath=($PWD/completions \\$fpath); cd $HOME"
+zpty -w shell "autoload -Uz compinit; compinit -u -D; print rea''dy"
+zpty -r -m shell screen '*ready*'
+zpty -w -n shell $'gz sample zz\\t\\t\\x15'
+for n in 1 6 7; do
+  zpty -w -n shell "gz sample zz$n"$'\\t\\n'
+  zpty -w shell "print do''ne-$n"
+  zpty -r -m shell screen "*done-$n*"
+done
+zpty -w -n shell $'gz sample yy\\t\\n'
+zpty -w shell "print do''ne-all"
+zpty -r -m shell screen "*done-all*"
+[[ "$(tail -n 1 $HOME/called)" == yy ]] && print "left out: 0"
+""",
+}
+
+
+@pytest.mark.parametrize("shell", HOSTILE_SHELLS)
+def test_a_stranger_s_names_are_words_and_no_commands(shell, shell_env, tmp_path, home):
+    for name in HOSTILE + UNSHOWN:
+        runs.create("vae", "digits").update(alias=name)
+    printed = in_shell(shell, HOSTILE_SHELLS[shell], shell_env)
+    lines = (tmp_path / "called").read_text().splitlines()
+    entered = [HOSTILE[0], *HOSTILE[5:], "yy"] if shell == "zsh" else HOSTILE
+    assert lines[::2] == ["sample"] * len(entered) and sorted(lines[1::2]) == sorted(entered), printed
+    assert "left out: 0" in printed
+    assert not list(tmp_path.rglob("PWNED")) and not (ROOT / "PWNED").exists()
+
+
+@pytest.mark.parametrize("shell", completion.FILES)
+def test_what_was_typed_and_helps_are_answered_as_words(shell, complete, monkeypatch):
+    def candidates(command, words, incomplete):
+        return [(f"{incomplete}!", "one\n$(two)\x1b[8m")]
+
+    monkeypatch.setattr(completion, "candidates", candidates)
+    answer = complete("gz train vae --set \\$\\(touch\\)", shell)
+    want = {"bash": "\\$\\(touch\\)\\!\n", "fish": "$(touch)!\tone $(two) [8m\n"}
+    if shell == "zsh":
+        assert of_zsh(answer) == ["$(touch)!:one $(two) [8m"]
+    else:
+        assert answer == want[shell]
