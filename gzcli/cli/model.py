@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import keyword
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -58,18 +60,26 @@ def new(
         raise UsageError(f"`{name}` cannot be a model's name", hint="use lower-case letters, digits and `_`")
     if stem in cards():
         raise UsageError(f"`{name}` is a model of gz already", hint=f"another name, as `{stem}2`")
+    title = "".join(part.capitalize() for part in stem.split("_"))
+    template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")  # no import: of torch
+    if title in _taken(template):
+        hint = f"the file needs the class `{title}` for something else; another name, as `my_{stem}`"
+        raise UsageError(f"`{name}` cannot be a model's name", hint=hint)
     target = Path(f"{stem}.py")
     if target.exists() and not force:
         raise UsageError(f"`{target}` is there already", hint="`--force` writes over it")
-    template = files("gzcli") / "testing" / "template.py"  # `gzcli.testing` itself would import torch
-    text = template.read_text(encoding="utf-8")
-    title = "".join(part.capitalize() for part in stem.split("_"))
-    write_atomic(target, text.replace("Template", title).replace("template", stem))
+    write_atomic(target, template.replace("Template", title).replace("template", stem))
     out.text(str(target))
-    lines = f"{len(text.splitlines())} lines"
+    lines = f"{len(template.splitlines())} lines"
     check = (f"gz model check ./{target}", "whether it keeps the contract of the zoo")
     end([lines], [check, (f"gz train ./{target}", "trains it on the digits")])
     out.data({"path": target})
+
+
+def _taken(text: str) -> set[str]:
+    """The names that no class in this file may have: Python's own, and those that the file imports."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.alias)]
+    return {*keyword.kwlist, *(node.asname or node.name for node in nodes)}
 
 
 @app.command()

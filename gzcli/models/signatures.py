@@ -91,10 +91,12 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
 def value_of(node: ast.expr, path: Path) -> Any:
     """The value of a literal, or of arithmetic on numbers. Raises UsageError, with its place, for any other
     expression."""
+    where = f"{path}:{node.lineno}:{node.col_offset + 1}"
     try:
         return node.value if isinstance(node, ast.Constant) else _computed(node)
+    except RecursionError:
+        raise UsageError(f"{where}: this is nested too deeply") from None
     except (ValueError, ArithmeticError):
-        where = f"{path}:{node.lineno}:{node.col_offset + 1}"
         raise UsageError(
             f"{where}: `{ast.unparse(node)}` must be a literal: recipes are made from it without an import",
             hint="write the value itself: a number, a text, true or false, None, or a tuple of these",

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from gzcli.errors import MissingError, UsageError
+from gzcli.store.outside import program
+
 ROOT = Path(__file__).resolve().parent
 
 # frequent names of types that are no aliases
 _NO_ALIAS = {"int", "float", "bool", "str", "None", "Any", "Literal", "tuple", "list"}
 _NO_ALIAS |= {"Tensor", "Noise", "Progress"}
+DEEPEST = 100  # unions and brackets in a type
 _DEF = re.compile(r"( *)def ")
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
 
@@ -27,17 +31,29 @@ def stamp(path: Path) -> int:
 
 
 class by_file(Generic[T]):  # noqa: N801
-    """A decorator that caches a function of a file until the file changes."""
+    """A decorator that caches a function of a file until the file changes.
+
+    Raises UsageError for a file that is no Python, MissingError for one that cannot be read.
+    """
 
     def __init__(self, function: Callable[[Path], T]):
         self.function = function
         self.known: dict[tuple[Path, int], T] = {}
 
     def __call__(self, path: Path) -> T:
-        key = path, stamp(path)
-        if key not in self.known:
-            self.known[key] = self.function(path)
-        return self.known[key]
+        try:
+            key = path, stamp(path)
+            if key not in self.known:
+                self.known[key] = self.function(path)
+            return self.known[key]
+        except SyntaxError as e:
+            raise UsageError(f"{path}:{e.lineno or 1}: {e.msg}") from e
+        except (RecursionError, MemoryError) as e:  # what Python's parser says of 5,000 signs in a row
+            raise UsageError(f"`{path}` is nested too deeply for Python") from e
+        except ValueError as e:  # bytes that are no UTF-8
+            raise UsageError(f"`{path}` is no Python file: {e}") from e
+        except OSError as e:
+            raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
 
     def cache_clear(self) -> None:
         """Forgets all files."""
@@ -124,9 +140,15 @@ def class_with_bodies(cls: Class) -> Class:
 
 
 @by_file
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a whole file."""
+    return ast.parse(text_of(path), str(path))
+
+
+@by_file
 def _whole(path: Path) -> dict[str, ast.ClassDef]:
     """The classes of a file with the bodies of their methods."""
-    return {node.name: node for node in ast.parse(text_of(path)).body if isinstance(node, ast.ClassDef)}
+    return {node.name: node for node in tree_of(path).body if isinstance(node, ast.ClassDef)}
 
 
 def method_of(cls: Class, name: str) -> ast.FunctionDef:
@@ -140,7 +162,7 @@ def _module(path: Path) -> _Module:
     try:
         tree = ast.parse(_outline(text))
     except SyntaxError:
-        tree = ast.parse(text, str(path))
+        tree = tree_of(path)
     package = ["gzcli", *path.parent.relative_to(ROOT.parent).parts] if ROOT.parent in path.parents else []
     imports: dict[str, tuple[str, str]] = {}
     for node in _top(tree):
@@ -205,7 +227,7 @@ def _outline(text: str) -> str:
 
 @by_file
 def text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    return program(path).decode("utf-8-sig")
 
 
 def _module_path(module: str) -> Path | None:
@@ -215,9 +237,14 @@ def _module_path(module: str) -> Path | None:
 
 
 def annotation_of(node: ast.expr | None, path: Path) -> str:
-    """The annotation's text, with aliases of types (`Spacing = Literal[…]`) replaced by the types."""
+    """The annotation's text, with aliases of types (`Spacing = Literal[…]`) replaced by the types.
+
+    Raises UsageError for one that is nested too deeply to be taken apart.
+    """
     if node is None:
         return ""
+    if sum(isinstance(part, ast.BinOp | ast.Subscript) for part in ast.walk(node)) > DEEPEST:
+        raise UsageError(f"{path}:{node.lineno}: a type of more than {DEEPEST} parts")
     if isinstance(node, ast.Name) and node.id in _NO_ALIAS:
         return node.id
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - _NO_ALIAS

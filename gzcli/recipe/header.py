@@ -10,7 +10,7 @@ import ast
 import re
 from pathlib import Path
 
-from gzcli.errors import UsageError
+from gzcli.models.sources import tree_of
 from gzcli.recipe.load import Document, read_text
 from gzcli.recipe.schema import schema
 
@@ -18,12 +18,9 @@ _FIRST = re.compile(rf" +({'|'.join([*schema(None), 'stages', 'for', 'extends'])
 
 
 def read_header(path: Path) -> Document:
-    """The recipe of a model's file, with the places of the file. Raises UsageError where it is not YAML."""
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        body = ast.parse(text, str(path)).body
-    except SyntaxError as e:
-        raise UsageError(f"{path}:{e.lineno}: {e.msg}") from None
+    """The recipe of a model's file, with the places of the file. Raises UsageError for a file that is no
+    Python, or whose recipe is no YAML."""
+    body = tree_of(path).body
     kept: list[str] = []
     first = body[0] if body else None
     if (

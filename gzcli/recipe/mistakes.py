@@ -9,7 +9,7 @@ from pathlib import Path
 from gzcli.errors import UsageError
 from gzcli.models import catalog
 from gzcli.models.signatures import GIVEN, Param, params_of
-from gzcli.models.sources import Class, lineage_of, text_of
+from gzcli.models.sources import Class, lineage_of, tree_of
 from gzcli.recipe.kinds import known, parse
 
 RESERVED = {"name"}  # the key of a recipe's `model` that names the model
@@ -18,16 +18,12 @@ RESERVED = {"name"}  # the key of a recipe's `model` that names the model
 def mistakes(path: Path) -> list[str]:
     """Sentences with the place, `maf.py:12: …`; [] where the file describes a model."""
     try:
-        tree = ast.parse(text_of(path), str(path))
-    except SyntaxError as e:
-        return [f"{path}:{e.lineno}: {e.msg}"]
-    found = catalog.model_class(path)
-    if found is None:
-        return [_no_model(path, tree)]
-    wrong = list(_of_methods(found, path))
-    if wrong:
-        return wrong
-    try:
+        found = catalog.model_class(path)
+        if found is None:
+            return [_no_model(path, tree_of(path))]
+        wrong = list(_of_methods(found, path))
+        if wrong:
+            return wrong
         catalog.card_at(path)
     except UsageError as e:
         return [e.message]

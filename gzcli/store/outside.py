@@ -6,14 +6,14 @@ A model has the name of its file. No file is imported here.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-import shutil
 from functools import cache
 from pathlib import Path
 
 from gzcli.errors import MissingError, UsageError, canonical
-from gzcli.store.files import checksum, lock, read_json, write_json
+from gzcli.store.files import lock, read_json, write_atomic, write_json
 from gzcli.store.paths import user_dir
 
 GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the module of a model
@@ -22,6 +22,7 @@ FOLDER = "models"  # of a run, with copies of the files that it was trained by
 _PAPER = re.compile(r"^[ \t]+paper\b[^=\n]*=", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _typed: dict[str, Path] = {}  # the files that this process was given by a path, by the model's name
+_programs: dict[Path, bytes] = {}  # what the files held whose trust this process has set or tested
 
 
 def is_file(what: str) -> bool:
@@ -75,16 +76,14 @@ def names_paper(text: str) -> bool:
 def keep(run: Path, file: Path) -> dict[str, str]:
     """Copies a model's file into the run. Returns {name, file, sha256} for its `env.json`."""
     target = run / FOLDER / file.name
-    target.parent.mkdir(parents=True, exist_ok=True)
     if file.resolve() != target.resolve():
-        shutil.copyfile(file, target)
-    trust(target)
-    return {"name": file.stem, "file": str(file), "sha256": checksum(target)}
+        write_atomic(target, program(file))
+    return {"name": file.stem, "file": str(file), "sha256": trust(target)}
 
 
 def kept_files(run: Path) -> list[Path]:
     """The run's copies of model files. Raises UsageError for one that is not trusted."""
-    return [_trusted(path) for path in sorted((run / FOLDER).glob("*.py"))]
+    return [_trusted(path) for path in sorted((run / FOLDER).glob("*.py")) if path.is_file()]
 
 
 def kept(run: Path, name: str) -> Path | None:
@@ -96,17 +95,33 @@ def kept(run: Path, name: str) -> Path | None:
     return _trusted(path) if path.is_file() else None
 
 
-def trust(file: Path) -> None:
-    """Remembers by its sha256 that the user lets gz run this file: one that they named, or trained with."""
+def program(file: Path) -> bytes:
+    """The content of a model's file. Of one whose trust was tested, it is the very content that was tested,
+    whatever has become of the file since."""
+    content = _programs.get(file.absolute())
+    return file.read_bytes() if content is None else content
+
+
+def trust(file: Path) -> str:
+    """Remembers by its sha256 that the user lets gz run this file: one that they named, or trained with.
+    Returns the sha256."""
+    digest = _read(file)
     with lock(user_dir(".trusted.lock")):
         known = read_json(user_dir(TRUSTED)) or []
-        if (digest := checksum(file)) not in known:
+        if digest not in known:
             write_json(user_dir(TRUSTED), [*known, digest], mode=0o600)  # it decides what code is run
+    return digest
+
+
+def _read(file: Path) -> str:
+    """Reads a file, once for its sha256, which is returned, and for all that `program` is asked for."""
+    content = _programs[file.absolute()] = file.read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _trusted(file: Path) -> Path:
     """The file. Raises UsageError for one that came with a run from elsewhere: a file of code, not data."""
-    if checksum(file) not in (read_json(user_dir(TRUSTED)) or []):
+    if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
         raise UsageError(
             f"this run brings a program of its own, `{file}`, which gz does not run unasked",
             hint=f"read it; `gz model check {file}` runs it, and from then on gz trusts it",
@@ -125,7 +140,7 @@ def _of_folders(folders: str) -> dict[str, Path]:
         found |= {
             p.stem: p.absolute()
             for p in sorted(folder.glob("*.py"))
-            if names_paper(p.read_text("utf-8", "replace"))
+            if p.is_file() and names_paper(p.read_text("utf-8", "replace"))
         }
     return found
 

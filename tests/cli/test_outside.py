@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
+import os
+import py_compile
 import sys
 from pathlib import Path
 
 import pytest
 
 from gzcli import run_folder, testing
+from gzcli.cli import app
 from gzcli.errors import MissingError, UsageError
 from gzcli.models import catalog, docs
+from gzcli.recipe.header import read_header
 from gzcli.recipe.mistakes import mistakes
 from gzcli.recipe.resolve import resolve
 from gzcli.store import outside
+from gzcli.store.run import Run
 from gzcli.testing import CHECKS, Case, fault_of
 
 TEMPLATE = (Path(testing.__file__).parent / "template.py").read_text()
@@ -138,6 +145,81 @@ def test_two_files_of_one_name_are_two_models(write, tmp_path):
     other = tmp_path / "other" / "maf.py"
     other.write_text(TEMPLATE)
     assert catalog.load_class(catalog.card_at(other)) is not first
+
+
+EVIL = TEMPLATE.replace("import torch\n", "import torch\n\nEVIL = True\n", 1)
+
+
+def compiled_beside(path: Path) -> None:
+    """Puts another program, compiled, where Python looks for the compiled file, which it does not compare."""
+    evil = path.with_name("evil.txt")
+    evil.write_text(EVIL)
+    cached = importlib.util.cache_from_source(str(path))
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(evil), cfile=cached, dfile=str(path), invalidation_mode=unchecked)
+
+
+def test_only_what_was_read_is_run(write):
+    outside.add(path := write())
+    compiled_beside(path)
+    module = sys.modules[catalog.load("maf").__module__]
+    assert not hasattr(module, "EVIL") and module.__file__ == str(path)
+
+
+def test_a_run_s_copy_is_run_as_it_was_when_its_trust_was_tested(write, tmp_path, home):
+    run = Run(tmp_path / "run")
+    outside.keep(run.path, write())
+    copy = run.path / outside.FOLDER / "maf.py"
+    card = catalog.card_of(run, "maf")
+    compiled_beside(copy)
+    copy.write_text(EVIL)  # after the test and before the import
+    assert not hasattr(sys.modules[catalog.load_class(card).__module__], "EVIL")
+    with pytest.raises(UsageError, match="brings a program of its own"):
+        catalog.card_of(run, "maf")
+
+
+CONTENTS = {
+    "5000 brackets": "class A:\n    paper = " + "(" * 5000,
+    "50000 signs": "class A:\n    paper = " + "-" * 50000 + "1",
+    "a wide union": TEMPLATE.replace("hidden: int", "hidden: " + "int | " * 2500 + "int"),
+    "a long sum": TEMPLATE.replace("= 32", "= 1" + " + 1" * 2500),
+    "no Python": "class A:\n    paper = = 1",
+    "a zero byte": "class A:\n    paper = '\0'",
+    "no text": b"class A:\n    paper = '\xe9'",
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_file_that_is_no_model_is_told_and_leaves_others_alone(write, monkeypatch, content):
+    content = CONTENTS[content]
+    path = write("bad")
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    write("maf")
+    monkeypatch.setenv("GZ_MODELS", str(path.parent))
+    outside._of_folders.cache_clear()
+    assert catalog.card("maf").can and len(mistakes(path)) == 1
+    for read in (lambda: catalog.card("bad"), lambda: read_header(path)):
+        with contextlib.suppress(UsageError):
+            read()
+    with contextlib.suppress(UsageError):
+        resolve("bad")
+
+
+def test_what_is_no_file_is_passed_over_in_a_folder(write, tmp_path, monkeypatch):
+    write("maf")
+    os.mkfifo(tmp_path / "pipe.py")  # whoever opens it waits for ever
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nothing")
+    monkeypatch.setenv("GZ_MODELS", str(tmp_path))
+    outside._of_folders.cache_clear()
+    assert [name for name, path in outside.model_files().items() if path.parent == tmp_path] == ["maf"]
+
+
+@pytest.mark.parametrize("name", ["None", "true", "model", "f", "tensor"])
+def test_a_class_that_could_not_be_written_is_refused(name, tmp_path, monkeypatch, home, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["model", "new", name]) == 2
+    assert "cannot be a model's name" in capsys.readouterr().err and not list(tmp_path.glob("*.py"))
 
 
 def test_a_file_that_cannot_be_imported_is_told_with_its_line(write):
