@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
     if (file.parent / "run.yaml").is_file() and (file.parent / "status.json").is_file():
         return Run(file.parent)
     folder = cache_dir("files", f"{stem}-{files.checksum(file)[:12]}")
+    try:
+        metadata(file)
+    except MissingError:  # an earlier version of gz may have unpacked what this one refuses
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     if not folder.exists():
         sweep(folder.parent)
         with files.new_dir(folder) as part:
@@ -154,7 +160,7 @@ def metadata(file: Path) -> dict[str, str]:
     try:
         texts = safetensors_header(file).get("__metadata__", {})
     except (OSError, ValueError) as e:
-        raise MissingError(f"`{file}` is no safetensors file") from e
+        raise MissingError(f"`{file}` is no safetensors file, or damaged: {e}", hint="get it again") from e
     if "recipe" not in texts or "data" not in texts:
         raise MissingError(
             f"`{file}` does not say which model it is of",

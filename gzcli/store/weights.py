@@ -15,6 +15,7 @@ from gzcli.store.paths import cache_dir
 
 # torch-fidelity's port of the TensorFlow network of 2015-12-05
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+LONGEST_HEADER = 100_000_000  # bytes, as the library has it
 HUB_SCHEME = "hf://datasets/"  # before the id of a data set of the hub
 VGG = "vgg16-397923af.pth"  # torchvision's
 DINOV2 = "dinov2_vitl14_pretrain.pth"  # its authors'
@@ -127,10 +128,28 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     """The header of a safetensors file: dtype and shape of each tensor by its name, and `__metadata__`.
 
     Such a file begins with the length of its header, in 8 bytes, and the header, in JSON. Raises ValueError
-    for any other file.
+    for any other file, and for one whose tensors do not follow each other from the header to the file's end:
+    of tensors that share bytes a small file could hold any number.
     """
+    size = file.stat().st_size - 8
     with file.open("rb") as f:
-        head = json.loads(f.read(min(int.from_bytes(f.read(8), "little"), file.stat().st_size)))
-    if not isinstance(head, dict):
-        raise ValueError(f"{file}: the header is no map")
+        length = int.from_bytes(f.read(8), "little")
+        if not 0 < length <= min(size, LONGEST_HEADER):
+            raise ValueError("its header is cut off, or longer than any")
+        try:
+            head = json.loads(f.read(length))
+        except RecursionError as e:
+            raise ValueError("its header is nested too deeply") from e
+    try:
+        spans = sorted(spec["data_offsets"] for name, spec in head.items() if name != "__metadata__")
+        whole = all(isinstance(at, int) for first, last in spans for at in (first, last))
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError("its header does not say where the tensors are") from e
+    at = 0
+    for first, last in spans:
+        if not whole or first != at or last < first:
+            raise ValueError("its tensors overlap, or leave bytes between them")
+        at = last
+    if at != size - length:
+        raise ValueError("its tensors do not end where the file ends")
     return head

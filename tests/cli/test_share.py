@@ -197,6 +197,36 @@ def test_a_strangers_file_makes_gz_fetch_nothing_and_write_nowhere_else(run, for
     assert not list(tmp_path.rglob("evil*"))
 
 
+SPANS = {
+    "shared": [[0, 64]] * 500,
+    "overlapping": [[0, 40], [32, 64]],
+    "apart": [[0, 24], [32, 64]],
+    "not to the end": [[0, 32]],
+    "beyond the end": [[0, 72]],
+    "backwards": [[0, 64], [64, 0]],
+    "no numbers": [["0", "64"]],
+    "fractions": [[0.0, 64.0]],
+    "one number": [[64]],
+}
+
+
+@pytest.mark.parametrize("spans", SPANS)
+def test_tensors_that_do_not_fill_the_file_once_are_refused(run, call, tmp_path, elsewhere, spans):
+    part = {"recipe": json.dumps(run.tree()), "step": "2"}
+    texts = part | {"data": json.dumps({"shape": [1, 16, 16]}), "parts": json.dumps({"model": part})}
+    told = [{"dtype": "U8", "shape": [64], "data_offsets": span} for span in SPANS[spans]]
+    head = {"__metadata__": texts} | {f"model:{i}": spec for i, spec in enumerate(told)}
+    text = json.dumps(head).encode()
+    file = tmp_path / "forged.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+    left = elsewhere / "files" / f"forged-{files.checksum(file)[:12]}"  # by a version that took such a file
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(9))
+    code, _, err = call("runs", "show", str(file))
+    assert code == 3 and "damaged" in err and "Error" not in err, err
+    assert not [path for path in elsewhere.rglob("*") if path.is_file()]
+
+
 # --- the hub ---
 
 
