@@ -188,8 +188,12 @@ def _path(key: str) -> Path:
 def _read(key: str) -> dict[str, Any]:
     """What is kept under a key; {} where that is nothing, or damaged."""
     try:
-        return files.read_object(_path(key))
-    except DamagedError:
+        found = files.read_object(_path(key))
+        if found:
+            cost_from(found["cost"])
+            dict.items(found.get("seconds", {}))
+        return found
+    except (DamagedError, KeyError, TypeError):
         return {}
 
 

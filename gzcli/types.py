@@ -44,6 +44,18 @@ class DataInfo:
     n: int = 0
     steps: int = 0
 
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> DataInfo:
+        """The description that `asdict` made the tree of. Raises ValueError or TypeError for a tree of
+        something else, such as images without pixels."""
+        found = cls(**{**tree, "shape": tuple(tree["shape"]), "classes": tuple(tree.get("classes", ()))})
+        numbers = (*found.shape, *([] if found.levels is None else [found.levels]))
+        if len(found.shape) != 3 or not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError(f"images of shape {found.shape} and {found.levels} levels")
+        if not all(isinstance(name, str) for name in found.classes):
+            raise ValueError("its classes have no names")
+        return found
+
 
 @dataclass
 class Batch:

@@ -90,10 +90,10 @@ def is_whole(folder: Path, meta: dict[str, Any]) -> bool:
 
     `gz data verify` reads every byte.
     """
-    return all(_is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
+    return all(is_array(folder / name) for name in meta["sha256"] if name.endswith(".npy"))
 
 
-def _is_array(file: Path) -> bool:
+def is_array(file: Path) -> bool:
     """Whether a file has the length that the head of its array says.
 
     numpy's format: its name, the version in two bytes, the length of a Python literal that has the type, as

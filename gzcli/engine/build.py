@@ -101,6 +101,12 @@ def restored(saved: Saved, stages: Mapping[str, Model] | None = None, card: Mode
             f"{'missing' if missing else 'unknown'}",
             hint="use the version of gz that wrote them, or train it again",
         )
+    for name, _ in model.named_parameters():  # a buffer may be infinite, as a mask is
+        if not saved.weights[name].isfinite().all():
+            raise DamagedError(
+                f"the weights `{name}` of `{saved.part.model}` are not finite",
+                hint="use another checkpoint, or train it again",
+            )
     return model
 
 

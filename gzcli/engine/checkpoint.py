@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gzcli.errors import DamagedError, MissingError
 from gzcli.parts import Part, part_of
-from gzcli.store import files
+from gzcli.store import arrays, files
 from gzcli.types import DataInfo
 from gzcli.version import __version__
 
@@ -100,29 +99,24 @@ def metadata_of(saved: Saved) -> dict[str, str]:
 
 def read_weights(path: Path) -> Saved:
     """What `save_weights` wrote. Raises MissingError where the file is missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as f:
-            metadata = f.metadata()
-        data, tree = json.loads(metadata["data"]), json.loads(metadata["recipe"])
-        info = DataInfo(**data | {"shape": tuple(data["shape"]), "classes": tuple(data["classes"])})
+    hint = "use another checkpoint: `--checkpoint best`"
+    if not path.exists():
+        raise MissingError(f"no weights at `{path}`", hint="gz runs list")
+    weights, metadata = arrays.tensors(path, hint)
+    with arrays.reading(path, hint):
+        info, tree = DataInfo.of(json.loads(metadata["data"])), json.loads(metadata["recipe"])
         # version 0.1 kept these two in the recipe
         built_on, space = (
             json.loads(metadata[key]) if key in metadata else tree.get(key) for key in ("built_on", "space")
         )
         return Saved(
-            load_file(path),
+            weights,
             part_of(tree),
             info,
             int(metadata["step"]),
             built_on or {},
             SpaceRecord(**space) if space else None,
         )
-    except FileNotFoundError as e:
-        raise MissingError(f"no weights at `{path}`", hint="gz runs list") from e
-    except Exception as e:  # safetensors has its own error type, the metadata may be another tool's
-        raise MissingError(
-            f"`{path}` is damaged or not by gz: {e}", hint="use another checkpoint: `--checkpoint best`"
-        ) from e
 
 
 @dataclass
@@ -169,7 +163,8 @@ def load(path: Path) -> Checkpoint:
     if missing:
         raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=OTHER)
     meta = files.read_object(path / "meta.json")
-    return Checkpoint(load_file(path / "model.safetensors"), averaged, train, meta)
+    weights, _ = arrays.tensors(path / "model.safetensors", OTHER)
+    return Checkpoint(weights, averaged, train, meta)
 
 
 def with_zero_inputs(

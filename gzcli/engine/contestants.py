@@ -27,6 +27,7 @@ from gzcli.engine.trained import Trained
 from gzcli.errors import UsageError
 from gzcli.jobs import BenchJob
 from gzcli.sizes import as_size
+from gzcli.store import arrays
 from gzcli.units import by_sides
 
 FEWEST = 50  # images of a contestant
@@ -181,9 +182,18 @@ def sample(
     made = [owner, trained.step, stamp, job.n, job.seed, options, device, trained.precision]
     key = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:8]
     path = folder / "samples" / f"{owner}-{key}.npz"
-    if ranks.agree(path.exists()):
-        with np.load(path) as kept:
-            return kept["samples"].transpose(0, 3, 1, 2), float(kept["seconds"]), path
+
+    def read(path: Path) -> tuple[np.ndarray, float, Path]:
+        kept = arrays.arrays(path)
+        with arrays.reading(path):
+            images = kept["samples"].transpose(0, 3, 1, 2)
+            if len(images) != job.n or images.dtype != np.uint8:
+                raise ValueError(f"these are not {job.n} samples")
+            return images, float(kept["seconds"]), path
+
+    kept = arrays.cached(path, read, log.warn) if ranks.rank() == 0 else None
+    if ranks.agree(kept is not None):
+        return kept or read(path)
     since = time.perf_counter()
     with log.bar(f"sample {trained.name}") as progress:
         images = draw(trained, job.n, seed=job.seed, labels=labels, progress=progress)

@@ -4,7 +4,9 @@ those of real images are kept in the cache."""
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +16,7 @@ from gzcli import ranks
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.pack import Pack
 from gzcli.engine.images import subset
-from gzcli.store import files
+from gzcli.store import arrays, files
 from gzcli.store.paths import cache_dir
 
 DRAWS = 5  # draws of real images over which the floor is averaged
@@ -40,11 +42,13 @@ class ImageSet:
     images: uint8 [N, C, H, W].
     labels: int64 [N] or [N, K] where there are any.
     key: name of the images in the cache of features; None: their features are not kept there.
+    say: called with a line where a file of that cache is damaged.
     """
 
     images: Any
     labels: np.ndarray | None = None
     key: str | None = None
+    say: Callable[[str], None] = field(default=lambda text: None, repr=False)
     _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -78,8 +82,17 @@ class ImageSet:
             return self._computed(space)
         name = f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
         path = cache_dir("features", "real") / name
-        if ranks.agree(path.exists()):
-            return np.load(path).astype(np.float64)
+
+        def read(path: Path) -> np.ndarray:
+            found = arrays.array(path)
+            with arrays.reading(path):
+                if found.ndim != 2 or len(found) != len(self) or not np.isfinite(found).all():
+                    raise ValueError("these are not the features of the set")
+            return found
+
+        found = arrays.cached(path, read, self.say) if ranks.rank() == 0 else None
+        if ranks.agree(found is not None):
+            return (read(path) if found is None else found).astype(np.float64)
         found, file = self._computed(space), io.BytesIO()
         if ranks.rank() == 0:
             np.save(file, found.astype(np.float32))
@@ -100,10 +113,11 @@ class RealImages:
 
     pack: the data set.
     split: of OTHER.
+    say: as of `ImageSet`.
     """
 
-    def __init__(self, pack: Pack, split: str = "test"):
-        self.pack, self.split = pack, split
+    def __init__(self, pack: Pack, split: str = "test", say: Callable[[str], None] = lambda text: None):
+        self.pack, self.split, self.say = pack, split, say
         self._sets: dict[tuple[str, int | None], ImageSet] = {}
         self._pairs: dict[tuple[int, int | None], list[tuple[ImageSet, ImageSet]]] = {}
 
@@ -127,7 +141,7 @@ class RealImages:
             meta = self.pack.meta
             shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches
             key = f"{meta.digest}-{shape}-{split}-{levels or meta.levels}"
-            self._sets[split, levels] = ImageSet(self._at(joined, levels), known, key)
+            self._sets[split, levels] = ImageSet(self._at(joined, levels), known, key, self.say)
         return self._sets[split, levels]
 
     @property

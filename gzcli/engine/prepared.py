@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.batches import TrainBatches, scan
+from gzcli.data.cached import is_array
 from gzcli.data.pack import Pack
 from gzcli.engine.latent import DiffusersVAE, LatentSpace, new_space
 from gzcli.engine.log import Log
@@ -26,6 +27,7 @@ from gzcli.errors import UsageError
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.parts import Part
+from gzcli.store.files import remove_tree
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 from gzcli.types import Batch, DataInfo, mix
@@ -118,7 +120,7 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
     folder = run.path / "prepared"
     if not hasattr(model, "prepare"):
         return {}
-    if not folder.exists():
+    if not _is_there(folder, log):
 
         def rows(split: str, index: range) -> Iterator[Batch]:
             return images.scan(index, purpose="prepare", batch_size=PREPARE_BATCH)
@@ -135,6 +137,16 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
             )
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+def _is_there(folder: Path, log: Log) -> bool:
+    """Whether there is a folder of maps; a damaged one is removed with a line. A call of every rank."""
+    there = folder.exists()
+    if ranks.rank() == 0 and there and not all(is_array(file) for file in folder.glob("*.npy")):
+        log.warn(f"`{folder}` is damaged; it is made again")
+        remove_tree(folder)
+        there = False
+    return ranks.agree(there)
 
 
 def with_prepared(model: Model, batch: Batch) -> Batch:
@@ -181,7 +193,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
     made_of = (asdict(space.record()), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache_dir("latents", f"{meta.name}-{digest}")
-    if not folder.exists():
+    if not _is_there(folder, log):
 
         def rows(split: str, index: range) -> Iterator[Batch]:
             return images.scan(index, purpose="prepare", batch_size=ENCODE_BATCH, split=split)

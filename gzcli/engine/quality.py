@@ -51,7 +51,7 @@ class Quality:
         stats: str | None = None,
         say: Callable[[str], None] = lambda text: None,
     ):
-        self.pack, self.metrics, self.real, self.say = pack, list(metrics), RealImages(pack, split), say
+        self.pack, self.metrics, self.real, self.say = pack, list(metrics), RealImages(pack, split, say), say
         wanted = {SPACES[name] for name in metrics if name in SPACES}
         colour = pack.meta.shape[0] == 3 and is_installed()
         wanted |= {"lite" if colour else "lenet"} if "memory" in metrics else set()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,9 +20,9 @@ from gzcli.engine.history import History
 from gzcli.engine.log import Log
 from gzcli.engine.optim import restore
 from gzcli.engine.trained import Trained
-from gzcli.errors import MissingError, UsageError
+from gzcli.errors import DamagedError, MissingError, UsageError
 from gzcli.recipe.write import dump
-from gzcli.store import files, runs
+from gzcli.store import arrays, files, runs
 from gzcli.store.leftovers import beside
 from gzcli.store.runs import Run
 
@@ -197,7 +196,12 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
     if not file.exists():
         raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
     own = model.state_dict()
-    weights, wider = checkpoints.with_zero_inputs(load_file(file), own)
+    try:
+        values, _ = arrays.tensors(file)
+    except DamagedError as e:
+        hint = "the name of a run or a stage, or a `model.safetensors`"
+        raise UsageError(f"`train.init`: {e.message}", hint=hint) from e
+    weights, wider = checkpoints.with_zero_inputs(values, own)
     if wider:
         log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
     try:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 
 from gzcli.engine.figures import WIDTHS
 from gzcli.engine.image_sets import ImageSet, Space
-from gzcli.errors import UsageError
+from gzcli.errors import MissingError, UsageError
 from gzcli.metrics.frechet import Moments, moments
-from gzcli.store import files
+from gzcli.store import arrays, files
 
 SpaceOf = Callable[[str], Space | None]  # the feature space of a metric
 
@@ -72,16 +71,16 @@ def read(path: Path, metrics: Sequence[str], space_of: SpaceOf) -> Statistics:
     """
     metric = metric_of(metrics)
     space = space_of(metric)
+    hint, width = "statistics are arrays `mu` and `sigma`", WIDTHS[metric]
     try:
-        with np.load(path, allow_pickle=False) as found:
-            held = {name: found[name] for name in found.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise UsageError(f"`{path}` is no npz of statistics: {e}") from e
-    if not {"mu", "sigma"} <= held.keys():
-        raise UsageError(
-            f"`{path}` holds {', '.join(held) or 'nothing'}", hint="statistics are arrays `mu` and `sigma`"
-        )
-    mu, sigma, width = held["mu"], held["sigma"], WIDTHS[metric]
+        held = arrays.arrays(path, "mu", "sigma")
+        with arrays.reading(path):
+            mu, sigma = (np.asarray(held[name], np.float64) for name in ("mu", "sigma"))
+            n = int(held["n"]) if "n" in held else UNKNOWN
+            if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+                raise ValueError("it holds numbers that are not finite")
+    except MissingError as e:
+        raise UsageError(f"no npz of statistics: {e.message}", hint=hint) from e
     if mu.shape != (width,) or sigma.shape != (width, width):
         raise UsageError(
             f"`{path}` has `mu` of shape {mu.shape} and `sigma` of {sigma.shape}: "
@@ -93,6 +92,5 @@ def read(path: Path, metrics: Sequence[str], space_of: SpaceOf) -> Statistics:
             f"`{path}` is of other features than `{metric}` has here ({theirs[:8]}, not {space.hash[:8]})",
             hint="a LeNet is of one data set: compare on the same `--data`, or by `fid`",
         )
-    n = int(held["n"]) if "n" in held else UNKNOWN
     facts = {"file": str(path), "n": n if "n" in held else None, "features": theirs}
-    return Statistics(metric, Moments(mu.astype(np.float64), sigma.astype(np.float64), n), facts)
+    return Statistics(metric, Moments(mu, sigma, n), facts)

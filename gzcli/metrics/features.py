@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from gzcli.data.pack import Pack
 from gzcli.data.stream import Pictures
 from gzcli.errors import UsageError
 from gzcli.sizes import Size, as_size, sides
-from gzcli.store import files
+from gzcli.store import arrays, files
 from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir
 
@@ -131,14 +132,19 @@ def lenet(
     c, size = pack.meta.shape[0], as_size(*pack.meta.shape[1:])
     key = hashlib.sha256(f"{RECIPE}:{pack.meta.digest}:{size}:{c}".encode()).hexdigest()[:16]
     path = cache_dir("features") / f"lenet-{key}.safetensors"
+
+    def read(path: Path) -> LeNetFeatures:
+        return _load(path, pack, torch.device(device))
+
     with files.lock(
         path.with_suffix(".lock"), on_wait=lambda: say("waiting for another process that trains the LeNet")
     ):
-        if not path.exists():
-            sweep(path.parent)
-            say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
-            _train(pack, path)
-    return _load(path, torch.device(device))
+        if found := arrays.cached(path, read, say):
+            return found
+        sweep(path.parent)
+        say(f"training the feature network of `{pack.meta.name}` once (a LeNet, about a minute)")
+        _train(pack, path)
+        return read(path)
 
 
 def trained(
@@ -174,34 +180,44 @@ def _train(pack: Pack, path: Path) -> None:
     """Trains the network of a data set and writes it to `path`."""
     from safetensors.torch import save
 
-    classes, (c, *had) = pack.meta.classes, pack.meta.shape
-    images, labels = pack.images("train"), pack.labels("train")
-    if len(classes) < 2:
-        labels = None
-    rotations = labels is None
-    outputs = len(turns(had)) if rotations else len(classes)
-    net = trained(images, labels, outputs, steps=max(1, min(STEPS, EPOCHS * len(images) // BATCH)))
+    meta, images = _task(pack), pack.images("train")
+    labels = None if meta["rotations"] else pack.labels("train")
+    steps = max(1, min(STEPS, EPOCHS * len(images) // BATCH))
+    net = trained(images, labels, meta["outputs"], steps=steps)
     with _one_thread():
-        accuracy = _accuracy(LeNetFeatures(net, "", 0.0, rotations, torch.device("cpu")), pack)
-    size = as_size(*had)
-    meta = {"channels": c, "size": size, "outputs": outputs, "rotations": rotations, "accuracy": accuracy}
+        judge = LeNetFeatures(net, "", 0.0, meta["rotations"], torch.device("cpu"))
+        meta |= {"accuracy": _accuracy(judge, pack)}
     files.write_atomic(path, save(net.state_dict(), metadata={"lenet": json.dumps(meta)}))
 
 
-def _load(path: Path, device: torch.device) -> LeNetFeatures:
-    from safetensors import safe_open
+def _task(pack: Pack) -> dict[str, Any]:
+    """What a set's network sees and learns, as the metadata of its file have it."""
+    classes, (c, *had) = pack.meta.classes, pack.meta.shape
+    rotations = len(classes) < 2 or pack.labels("train") is None
+    outputs = len(turns(had)) if rotations else len(classes)
+    size = as_size(*had)
+    return {"channels": c, "size": size, "outputs": outputs, "rotations": rotations}
 
-    with safe_open(path, "pt") as f:
-        meta = json.loads(f.metadata()["lenet"])
-        state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+
+def _load(path: Path, pack: Pack, device: torch.device) -> LeNetFeatures:
+    """The network in a file. Raises DamagedError for another content than `_train` writes for this set."""
+    state, texts = arrays.tensors(path)
+    with arrays.reading(path):
+        meta, task = json.loads(texts["lenet"]), _task(pack)
+        accuracy = float(meta.pop("accuracy"))
+        if meta != json.loads(json.dumps(task)):
+            raise ValueError("it is of other images")
+        with torch.device("meta"):  # no draw from the global generator
+            net = LeNet(task["channels"], task["size"], task["outputs"])
+        wanted = {name: (value.shape, value.dtype) for name, value in net.state_dict().items()}
+        if {name: (value.shape, value.dtype) for name, value in state.items()} != wanted:
+            raise ValueError("its weights are of another network")
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(state[name].numpy().tobytes())
-    with torch.device("meta"):  # no draw from the global generator
-        net = LeNet(meta["channels"], meta["size"], meta["outputs"])
     net.load_state_dict(state, assign=True)
     net.eval().requires_grad_(False).to(device)
-    return LeNetFeatures(net, digest.hexdigest()[:16], meta["accuracy"], meta["rotations"], device)
+    return LeNetFeatures(net, digest.hexdigest()[:16], accuracy, task["rotations"], device)
 
 
 def _batches(n: int, steps: int, seed: int) -> Iterator[np.ndarray]:

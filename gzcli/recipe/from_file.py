@@ -23,6 +23,7 @@ from gzcli.store.leftovers import sweep
 from gzcli.store.paths import cache_dir, is_name
 from gzcli.store.run import Run
 from gzcli.store.weights import at_hand, is_id, safetensors_header
+from gzcli.types import DataInfo
 
 SUFFIX = ".safetensors"
 
@@ -103,7 +104,7 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         if picture := texts.get("preview"):
             (folder / "preview.png").write_bytes(base64.b64decode(picture))
         (folder / "run.yaml").write_text(dump(tree), encoding="utf-8")
-        size = as_size(*json.loads(texts["data"])["shape"][-2:])
+        size = as_size(*DataInfo.of(json.loads(texts["data"])).shape[1:])
         model = str(card.get("model") or next(reversed(trees.values()))["model"]["name"])
         facts = {
             "state": "finished",

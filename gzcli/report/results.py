@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.errors import MissingError, UsageError, redacted
-from gzcli.store import files
+from gzcli.store import arrays, files
 from gzcli.store.run import Run
 from gzcli.store.runs import by_name
 
@@ -76,8 +76,7 @@ class Results:
             places += sorted(self.runs[run].path.glob("bench/*/samples/*.npz"), key=drawn_at)
         for path in places:
             if path.is_file():
-                with np.load(path) as kept:
-                    return kept["samples"].transpose(0, 3, 1, 2)
+                return arrays.arrays(path, "samples")["samples"].transpose(0, 3, 1, 2)
         return None
 
     def pictures(self) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,10 @@ from gzcli import launch
 from gzcli.cli import app, out
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.build import restored
-from gzcli.errors import GzError, MissingError
+from gzcli.engine.log import Log
+from gzcli.engine.state import init_from
+from gzcli.errors import DamagedError, GzError, MissingError
+from gzcli.recipe.from_file import run_of
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
@@ -228,6 +231,57 @@ def test_weights_of_other_names_are_not_taken(run, lost):
         weights["of_another_version"] = torch.zeros(1)
     with pytest.raises(GzError, match=re.escape(first) if lost else "of_another_version"):
         restored(replace(found, weights=weights))
+
+
+NOT_IMAGES = {
+    "shape": [[1, -16, -16], [1, 0, 16], [16, 16], [1, 16.5, 16], ["a", 1, 2], [True, 8, 8], 5, None, "abc"],
+    "levels": [-3, 0, "x", 2.5],
+    "classes": [5, [{}], {"a": 1}],
+}
+
+
+@pytest.mark.parametrize("key", NOT_IMAGES)
+def test_a_weights_file_that_describes_no_images_is_refused(run, tmp_path, key):
+    from safetensors.torch import save_file
+
+    found = checkpoints.read_weights(run.path / "model.safetensors")
+    for value in NOT_IMAGES[key]:
+        texts = checkpoints.metadata_of(found) | {"data": json.dumps(asdict(found.info) | {key: value})}
+        file = tmp_path / "own.safetensors"
+        save_file(found.weights, file, metadata=texts)
+        for read in (checkpoints.read_weights, run_of):
+            if (key, value) != ("classes", {"a": 1}):  # its keys are names
+                with pytest.raises(MissingError, match="damaged"):
+                    read(file)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_weights_that_are_not_finite_draw_nothing(run, number, tmp_path, monkeypatch):
+    found = checkpoints.read_weights(run.path / "model.safetensors")
+    name = next(iter(found.weights))
+    broken = {**found.weights, name: found.weights[name] * float(number)}
+    with pytest.raises(DamagedError, match=f"`{re.escape(name)}`.*not finite"):
+        restored(replace(found, weights=broken))
+    file = tmp_path / "model.safetensors"
+    checkpoints.save_weights(file, replace(found, weights=broken))
+    if number == "nan":
+        with pytest.raises(DamagedError, match=f"`{re.escape(name)}` holds NaN"):
+            checkpoints.read_weights(file)
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "half", "nan"])
+def test_train_init_of_a_file_of_something_else_is_told(run, how, tmp_path):
+    file, weights = tmp_path / "own.safetensors", run.path / "model.safetensors"
+    content = {**DAMAGES, "half": halves(weights)}.get(how)
+    found = checkpoints.read_weights(weights)
+    if how == "nan":
+        values = {name: value * float("nan") for name, value in found.weights.items()}
+        checkpoints.save_weights(file, replace(found, weights=values))
+    elif content is not None:
+        file.write_bytes(content)
+    with pytest.raises(GzError, match=r"train\.init|no model or run") as e:
+        init_from(restored(found), str(file), run, Log(tmp_path, rank=0))
+    assert e.value.code in (2, 3)
 
 
 def test_the_store_is_as_it_was(run):

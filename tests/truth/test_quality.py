@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from gzcli.data.open import open_pack
-from gzcli.engine import figures
+from gzcli.engine import figures, statistics
 from gzcli.engine.figures import total_variation
 from gzcli.engine.image_sets import RealImages
 from gzcli.errors import MissingError, UsageError
@@ -21,6 +24,7 @@ from gzcli.metrics import features
 from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
 from gzcli.metrics.fidelity import INCEPTION, inception, inception_weights
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.store import arrays
 from gzcli.store.paths import cache_dir
 
 pytestmark = pytest.mark.xdist_group("quality")  # one worker makes what these tests share, once
@@ -94,6 +98,76 @@ def test_lenet_knows_the_digits_and_comes_back_from_its_cache(digits, net):
     assert np.array_equal(again.features(images), net.features(images))
     assert net.features(images).shape == (7, 64) and net.features(images).dtype == np.float64
     assert net.features(images).min() < 0  # before the ReLU
+
+
+def judges(path: Path) -> dict[str, bytes]:
+    """The file of a judge in other states than it was written in."""
+    whole, (state, texts) = path.read_bytes(), arrays.tensors(path)
+    first = next(iter(state))
+    told = json.loads(texts["lenet"])
+    return {
+        "empty": b"",
+        "half": whole[: len(whole) // 2],
+        "text": b"no judge\n" * 99,
+        "other keys": save({f"x.{name}": value for name, value in state.items()}, texts),
+        "a tensor less": save({name: value for name, value in state.items() if name != first}, texts),
+        "other shapes": save(state | {first: state[first][:3].contiguous()}, texts),
+        "other numbers": save(state | {first: state[first].half()}, texts),
+        "not a number": save(state | {first: state[first] * float("nan")}, texts),
+        "no metadata": save(state),
+        "of other images": save(state, {"lenet": json.dumps(told | {"channels": 3})}),
+        "of other classes": save(state, {"lenet": json.dumps(told | {"outputs": -1})}),
+        "a list": save(state, {"lenet": "[]"}),
+    }
+
+
+def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "STEPS", 2)
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
+    made = lenet(digits).hash
+    (path,) = tmp_path.glob("features/lenet-*.safetensors")
+    whole = path.read_bytes()
+    monkeypatch.setattr(features, "_train", lambda pack, path: path.write_bytes(whole))
+    for how, content in judges(path).items():
+        path.write_bytes(content)
+        said: list[str] = []
+        assert lenet(digits, say=said.append).hash == made, how
+        assert f"`{path}` is damaged" in said[0] and "made again" in said[0], (how, said)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n" * 99, bytes(4096)], ids=["empty", "text", "zeros"])
+def test_damaged_features_of_real_images_are_computed_again(digits, net, tmp_path, monkeypatch, content):
+    monkeypatch.setattr("gzcli.engine.image_sets.cache_dir", lambda *parts: tmp_path.joinpath(*parts))
+    said: list[str] = []
+    few = replace(RealImages(digits, say=said.append).reference(None), images=digits.images("test")[:8])
+    first = replace(few, _features={}).features(net)
+    (path,) = tmp_path.rglob("*.npy")
+    whole = path.read_bytes()
+    for damaged in (content, whole[:-9]):
+        path.write_bytes(damaged)
+        again = replace(few, _features={}).features(net)
+        assert np.allclose(again, first) and path.read_bytes() == whole
+        assert "is damaged" in said.pop() and not said
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text\n" * 99, b"PK\x03\x04" + bytes(99)], ids=["empty", "text", "zip"]
+)
+def test_a_file_that_holds_no_statistics_is_told(net, tmp_path, content):
+    path = tmp_path / "own.npz"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="no npz of statistics"):
+        statistics.read(path, ["fd"], lambda name: net)
+    for wrong in (
+        {"mu": np.zeros(64)},
+        {"mu": np.full(64, np.nan), "sigma": np.eye(64)},
+        {"mu": np.zeros(64), "sigma": np.eye(64), "n": np.zeros(3)},
+        {"mu": np.array(["x"] * 64), "sigma": np.eye(64)},
+    ):
+        np.savez(path, **wrong)
+        with pytest.raises(UsageError, match="no npz of statistics"):
+            statistics.read(path, ["fd"], lambda name: net)
 
 
 def test_features_do_not_depend_on_the_batch(digits, net):
