@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from typing import Any
 
-# control characters but tab, newline and the sequences that colour a text
-CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+# control characters but tab and newline; what turns the order of letters or is not seen; half characters
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def printable(text: str) -> str:
     """The text with control characters in JSON's form, `\\u0007`: a file's name must not move the cursor of a
-    terminal, or change its title."""
-    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    terminal, change its title, or look like another."""
+    return CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def in_a_line(text: str) -> str:
+    """A name or a title as it stands in a picture: printable, in one line."""
+    return printable(" ".join(text.split("\n")))
 
 
 def hold_open() -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from gzcli.streams import printable
+
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 DELAY, EVERY = 0.3, 0.1  # seconds before it is shown, and between two frames
 PLAIN = 1.5  # seconds of one thing, after which a line is printed where there is no terminal
@@ -71,7 +73,7 @@ def _spin(stream: TextIO, stop: threading.Event) -> None:
     if stop.wait(DELAY):
         return
     for frame in itertools.cycle(FRAMES):
-        stream.write(f"{ERASE}{frame} {_text[0]}")
+        stream.write(f"{ERASE}{frame} {printable(_text[0])}")
         stream.flush()
         if stop.wait(EVERY):
             break

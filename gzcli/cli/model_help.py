@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gzcli.cli import own
+from gzcli.streams import printable
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -33,8 +34,11 @@ def show(argv: Sequence[str]) -> None:
     for title, rows in panels(verb, words[0], found):
         grid = Table.grid(padding=(0, 2))
         for row in rows:
-            grid.add_row(*(Text(cell, style=style) for cell, style in zip(row, STYLES, strict=False)))
-        Console().print(Panel(grid, title=title.format(name), title_align="left", border_style="dim"))
+            grid.add_row(
+                *(Text(printable(cell), style=style) for cell, style in zip(row, STYLES, strict=False))
+            )
+        heading = Text(printable(title.format(name)))
+        Console().print(Panel(grid, title=heading, title_align="left", border_style="dim"))
 
 
 def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable[Row]]]:

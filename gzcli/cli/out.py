@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,11 @@ _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
 ELSEWHERE = "`--wide` prints them, `--json` too"  # what a table had no room for
 UNREAD = 128 + 13  # the exit code where nobody reads stdout any more, as after `| head`
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
+# what stands for the beginning of a style in a text that is not written yet, and for the end of any: no
+# characters, so that only what gz itself colours is coloured, and no sequence in a name reaches a terminal
+_MARKS = {name: chr(0xFDD0 + i) for i, name in enumerate(_STYLES)}
+_END = "\ufdef"
+_SEQUENCES = {_MARKS[name]: f"\033[{code}m" for name, code in _STYLES.items()} | {_END: "\033[0m"}
 
 
 def configure(
@@ -53,7 +59,7 @@ def data(obj: Mapping[str, Any]) -> None:
     if is_json():
         import json
 
-        _write(sys.stdout, json.dumps({"schema": 1, **_plain(obj)}, ensure_ascii=False))
+        _write(sys.stdout, json.dumps({"schema": 1, **_plain(obj)}, ensure_ascii=False), styled=False)
 
 
 def text(string: str) -> None:
@@ -157,7 +163,7 @@ def on_terminal() -> bool:
 
 def confirmed(question: str) -> bool:
     """Asks on stderr and reads the answer from a terminal; no answer means no."""
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{streams.printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -178,9 +184,10 @@ def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
     counted: tuple[rich_progress.ProgressColumn | str, ...] = (rich_progress.MofNCompleteColumn(), unit)
     if unit == "bytes":
         counted = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
-    columns = ("{task.description}", rich_progress.BarColumn(), *counted, rich_progress.TimeRemainingColumn())
+    described = rich_progress.TextColumn("{task.description}", markup=False)
+    columns = (described, rich_progress.BarColumn(), *counted, rich_progress.TimeRemainingColumn())
     with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(streams.printable(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -216,12 +223,21 @@ def trace(problem: BaseException) -> None:
 
 def style(string: str, name: str, stream: TextIO | None = None) -> str:
     """The string in a colour or weight, where the stream (stderr unless given) shows it."""
-    return f"\033[{_STYLES[name]}m{string}\033[0m" if colourful(stream or sys.stderr) else string
+    return f"{_MARKS[name]}{string}{_END}" if colourful(stream or sys.stderr) else string
 
 
-def _write(stream: TextIO, string: str) -> None:
+def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
+    """Writes a line.
+
+    styled: whether it may hold what `style` made.
+    """
+    if styled and colourful(stream):
+        parts = re.split(f"([{''.join(_SEQUENCES)}])", string)
+        string = "".join(_SEQUENCES.get(part) or streams.printable(part) for part in parts)
+    else:
+        string = streams.printable(string)
     try:
-        stream.write(f"{streams.printable(string)}\n")
+        stream.write(f"{string}\n")
         stream.flush()
     except OSError as e:  # the reader has closed the pipe (`head`), a closed terminal, a full disk
         streams.mute(stream)

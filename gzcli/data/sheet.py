@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gzcli.data.pack import Pack
 from gzcli.store.png import save_png
+from gzcli.streams import in_a_line
 
 COLUMNS, ROWS = 10, 40  # pictures of a row, and rows at most
 SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
@@ -36,7 +37,7 @@ def draw(pack: Pack, path: Path) -> Path:
     margin = int(max(font.getlength(text) for name, remark, _ in rows for text in (name, remark))) + 4 * PAD
     width = margin + COLUMNS * cell
     letters = int(width / font.getlength("n"))
-    titles = textwrap.wrap(f"{Path(pack.meta.title).name}: {pack.meta.words}", letters)
+    titles = textwrap.wrap(in_a_line(f"{Path(pack.meta.title).name}: {pack.meta.words}"), letters)
     if more > 0:
         titles.append(f"the first {ROWS} rows of {len(found)}")
     top = len(titles) * (TEXT + PAD) + 2 * PAD
@@ -100,6 +101,7 @@ def _some(pack: Pack, split: str, rows: np.ndarray) -> np.ndarray:
 
 
 def _short(name: str) -> str:
+    name = in_a_line(name)
     return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 

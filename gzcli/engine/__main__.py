@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gzcli import jobs, ranks, waiting
+from gzcli import jobs, ranks, streams, waiting
 from gzcli.data import same
 from gzcli.data.open import open_pack
 from gzcli.data.wanted import wanted
@@ -62,7 +62,7 @@ def main(folder: Path) -> int:
     log = Log(run.path, rank=rank)
     with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as got:
         if not got:  # the status is that of the other process, and stays
-            print(claims.in_use(run).message, file=sys.stderr)
+            print(streams.printable(claims.in_use(run).message), file=sys.stderr)
             return UsageError.code
         if rank == 0:
             claims.tidy(run)

@@ -90,7 +90,7 @@ class Log:
             yield no_progress
         elif self.fancy:
             with rich_bar() as bar:
-                task = bar.add_task(title, total=None, note="")
+                task = bar.add_task(printable(title), total=None, note="")
                 self._bar = bar
                 try:
                     yield lambda i, n, x=None: bar.update(task, completed=i, total=n)
@@ -137,7 +137,7 @@ class Log:
         if self.folder and self.folder.is_dir():
             path = self.folder / "log.txt"
             with open(path, "a") as f:
-                f.write(f"{time.strftime('%F %T')} {text}\n")
+                f.write(f"{time.strftime('%F %T')} {printable(text)}\n")
                 full = f.tell() > FULL
             if full:
                 os.replace(path, self.folder / "log.1.txt")
@@ -212,7 +212,7 @@ def rich_bar() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

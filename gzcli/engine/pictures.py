@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from gzcli.store.leftovers import beside
 from gzcli.store.png import texts
+from gzcli.streams import printable
 
 APART = 12  # factor between ranges of scores from which an axis is logarithmic far from the median
 
@@ -128,8 +130,18 @@ def pyplot() -> Any:
 
 def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
     """Writes a figure as a PNG, whole or not at all, and closes it."""
+    from matplotlib.axis import Tick
+    from matplotlib.text import Text
+
+    numbers = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
+    for text in set(figure.findobj(Text)) - numbers:  # a stranger's names are no formulas, and are seen
+        if content := text.get_text():
+            text.set_parse_math(False)
+            text.set_text(printable(content))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = beside(path)
-    figure.savefig(part, dpi=dpi, metadata=texts(), format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # a letter that the font does not have becomes a box
+        figure.savefig(part, dpi=dpi, metadata=texts(), format="png")
     pyplot().close(figure)
     part.replace(path)

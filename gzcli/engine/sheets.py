@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gzcli.data.sheet import font_of
+from gzcli.streams import in_a_line
 from gzcli.units import duration
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     """
     from PIL import Image, ImageDraw
 
+    blocks = [[_readable(row) for row in block] for block in blocks]
+    caption = in_a_line(caption)
     rows = [row for block in blocks for row in block]
     channels, height, width = rows[0].images[0].shape
     scale = max(1, CELL // max(height, width))
@@ -87,6 +90,11 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
         draw.text((left, down + i * HEAD + FONT), line, "dimgray", small, "ls")
     found = np.asarray(canvas)
     return found[:, :, None] if channels == 1 else found
+
+
+def _readable(row: Row) -> Row:
+    """The row with texts that can be drawn: names may be a stranger's."""
+    return replace(row, name=in_a_line(row.name), marks=tuple(map(in_a_line, row.marks)))
 
 
 def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from gzcli import gpus, launch, planning, variables
 from gzcli.cli import app, doctor, out
 from gzcli.engine import devices
 from gzcli.engine.__main__ import explain
-from gzcli.errors import DeviceError, UsageError
+from gzcli.engine.log import Log
+from gzcli.errors import DeviceError, MissingError, UsageError
 from gzcli.launch import Plan
 from gzcli.run_folder import write_run
 from gzcli.sections import LaunchSection
@@ -62,17 +65,66 @@ def test_a_run_goes_on_with_its_processes(home):
     assert again(threads=5) == (2, None, True, 5)
 
 
-def test_control_characters_of_names_do_not_reach_the_terminal(capsys):
-    name = "a\x1b[2Jb\x07\x9b31m\r\x1b]0;title"
+# moves a cursor, sets a title, conceals, colours, turns the order of letters, is not seen, is half a letter
+HOSTILE = "a\x1b[2J\x07\x9b31m\r\x1b]0;title\x1b[8m\x1b[31m\u202efdp\u2066\u200b\ufeff\U000e0041\ufdd0\udc80"
+UNSEEN = {chr(i) for i in (*range(9), *range(11, 32), *range(127, 160), 0x200B, *range(0x202A, 0x202F))}
+UNSEEN |= {chr(i) for i in (*range(0x2066, 0x206A), 0xFEFF, 0xE0041, 0xFDD0, 0xDC80)}
+
+
+@pytest.mark.parametrize("coloured", [True, False])
+def test_control_characters_of_names_do_not_reach_the_terminal(capsys, monkeypatch, coloured):
+    monkeypatch.setattr(out, "colourful", lambda stream: coloured)
+    name = HOSTILE.replace("\ufdd0", "") if coloured else HOSTILE
     out.text(name)
-    out.info(f"\x1b[31m{name}\x1b[0m\tnext")
     out.configure(json=True)
-    out.data({"name": name})
+    out.data({"name": HOSTILE})
+    out.configure(json=False)
+    out.warn(f"{name}\tnext")
+    out.line(out.style(name, "bold"))
+    out.error(MissingError(name, hint=name))
+    out.table(["name"], [[name]], to_stderr=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y"))
+    assert out.confirmed(f"remove {name}?")
+    log = Log(mode="human")
+    log.warn(name)
     shown, told = capsys.readouterr()
-    assert json.loads(shown.splitlines()[1])["name"] == name
-    for text in (shown, told.replace("\x1b[31m", "", 1).replace("\x1b[0m", "", 1)):
-        assert not set(text) & {chr(i) for i in (*range(9), *range(11, 32), *range(127, 160))}
-    assert told.endswith("\x1b[0m\tnext\n"), "colours and tabs stay"
+    assert json.loads(shown.splitlines()[1])["name"] == HOSTILE
+    for code in (1, 31, 33, 36, 0):  # the colours of gz itself stay, and nothing else is one
+        assert (f"\x1b[{code}m" in told) == coloured
+        told = told.replace(f"\x1b[{code}m", "")
+    assert not set(shown + told) & UNSEEN
+    assert "\\u001b[8m\\u001b[31m\\u202efdp" in told and "\tnext\n" in told
+
+
+def test_control_characters_of_names_do_not_reach_bars_and_logs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    log = Log(tmp_path, mode="human")
+    with log.bar(f"sample {HOSTILE} [/red] [bold]") as progress:
+        progress(1, 2)
+        log.info(HOSTILE)
+    with out.progress(f"{HOSTILE} [/red]") as report:
+        report(1, 2)
+    told = capsys.readouterr().err
+    for sequence in (r"\x1b\[\??[0-9;]*[a-zA-Z]", "\r"):  # those by which rich draws its bars
+        told = re.sub(sequence, "", told)
+    assert "[/red] [bold]" in told and not set(told) & UNSEEN
+    assert not set((tmp_path / "log.txt").read_text()) & UNSEEN
+
+
+def test_control_characters_of_names_do_not_reach_pictures(tmp_path, capsys, recwarn):
+    import numpy as np
+
+    from gzcli.engine.pictures import sample_rows
+    from gzcli.engine.sheets import Row, sheet
+
+    names = [f"{HOSTILE}\nline", r"$\frac{$ and $x^2$", "\u6f22 \U0001f600"]
+    sample_rows(tmp_path / "rows.png", [(name, np.zeros((2, 1, 8, 8), np.uint8)) for name in names])
+    images = np.zeros((3, 1, 8, 8), np.uint8)
+    assert sheet([[Row(name, images, names)] for name in names], "\n".join(names)).size
+    assert not recwarn.list and capsys.readouterr() == ("", "")
 
 
 def test_places_where_no_folder_can_be_made(home, tmp_path, monkeypatch, capsys):
