@@ -116,6 +116,8 @@ def run(argv: list[str]) -> int:
     if what == "complete" and shell in completion.FILES:
         return completion.answer(shell, build)
     try:
+        if zero := next((word for word in argv if "\0" in word), None):
+            raise UsageError(f"`{zero}` holds a zero byte, which no name and no path can")
         code = build(argv)(args=argv, prog_name=program, standalone_mode=False, obj=argv)
         if code == 130:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt

@@ -16,6 +16,7 @@ from gzcli.errors import MissingError, UsageError, redacted
 from gzcli.store import arrays, files
 from gzcli.store.run import Run
 from gzcli.store.runs import by_name
+from gzcli.streams import printable
 
 FILES = (
     "bench.json",
@@ -64,7 +65,7 @@ class Results:
     def recipes(self) -> Iterator[tuple[str, str]]:
         """(title, YAML) of the recipe of each run, with those of its stages."""
         for name, run in self.runs.items():
-            yield name, redacted((run.path / "run.yaml").read_text(errors="replace"))
+            yield name, printable(redacted((run.path / "run.yaml").read_text(errors="replace")))
 
     def samples(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """The samples of a row, uint8 [N, C, H, W]; None where none were kept. Those of a league lie among
@@ -89,8 +90,8 @@ class Results:
         path = self.folder / "scores.csv"
         if not path.exists():
             return {}
-        with path.open(newline="") as f:
-            rows = [row for row in csv.DictReader(f) if row.get("role") in ("in", "out")]
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
+            rows = [shown(row) for row in csv.DictReader(f) if row.get("role") in ("in", "out")]
         rows.sort(key=lambda row: row["role"])  # "in" comes first; the order of the sets stays
         columns = [name for name in (rows[0] if rows else {}) if name not in NOT_SCORES]
         sets: dict[str, list[dict[str, str]]] = {}
@@ -132,6 +133,16 @@ class Results:
         return redacted(shlex.join(words))
 
 
+def shown(value: Any) -> Any:
+    """The value with texts that every form of a report can hold: a name may be half a character, or a zero
+    byte."""
+    if isinstance(value, Mapping):
+        return {shown(key): shown(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [shown(below) for below in value]
+    return printable(value) if isinstance(value, str) else value
+
+
 def read(place: Path) -> Results:
     """The results in a folder, or in the folder of the file that is named.
 
@@ -143,7 +154,7 @@ def read(place: Path) -> Results:
             f"there is no folder `{place}`", hint="`gz bench` and `gz ood` print theirs: `files: …`"
         )
     for path in [folder / name for name in FILES]:
-        made, job = files.read_json(path), files.read_object(folder / "job.json")
+        made, job = shown(files.read_json(path)), shown(files.read_object(folder / "job.json"))
         if isinstance(made, dict) and ("rows" in made or "results" in made or "files" in made):
             return Results(folder, made, job, path.stat().st_mtime)
     raise UsageError(

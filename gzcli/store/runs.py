@@ -137,6 +137,8 @@ def _age(status: Mapping[str, Any]) -> tuple[int, float]:
 
 def by_name(ref: str) -> Run | None:
     """The run of this id, alias, short name or path; None where there is none."""
+    if "\0" in ref:  # which no path can hold
+        return None
     path = Path(ref).expanduser()
     if _status(Run(path)):
         return Run(path.resolve())

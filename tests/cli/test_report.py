@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from gzcli import launch
+from gzcli import launch, streams
 from gzcli.cli.bench import ended
-from gzcli.report import of_bench, of_ood
+from gzcli.report import escapes, of_bench, of_ood
 from gzcli.report.document import Chart, Dots, Picture
 from gzcli.report.results import read
 from gzcli.store import files, runs
@@ -153,6 +153,24 @@ def test_names_stand_as_they_are_in_every_form(call, bench, ood):
         EVIL.replace("`", "") in cell.replace("`", "")
         for cell in Page(written(call, bench)["report.html"]).cells
     )
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udc80b", "a\u202eb\x1b[8m"], ids=["zero", "half", "turned"])
+def test_names_of_no_letters_are_written_out(call, bench, ood, name):
+    shown = streams.printable(name)
+    for folder, file in ((bench, "bench.json"), (ood[0], "ood.json")):
+        made = json.loads((folder / file).read_text().replace(json.dumps(EVIL)[1:-1], json.dumps(name)[1:-1]))
+        if file == "bench.json":
+            made["rows"][1] |= {"run": name, "path": f"/{name}"}
+        files.write_json(folder / file, made | {"run": name})
+        files.write_json(folder / "job.json", {"verb": "bench", "runs": [name], "data": name})
+        scores = folder / "scores.csv"
+        if scores.exists():
+            table = scores.read_text().replace(EVIL.replace('"', '""'), name.replace("\0", ""))
+            scores.write_bytes(table.encode("utf-8", "surrogateescape"))
+        for text in written(call, folder).values():
+            assert not set(text) & set("\0\u202e\x1b\udc80")
+            assert shown in text or escapes.latex(shown) in text or escapes.markdown(shown) in text
 
 
 def test_figures_come_with_floor_interval_and_direction(call, bench):

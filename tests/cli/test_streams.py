@@ -116,6 +116,17 @@ def test_light_verbs_meet_any_stream(verb, said, monkeypatch):
             assert "error: no space left on device\n" in text, text
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["report", "bench", "sample", "train", "runs show", "runs export", "data show", "model new", "show"],
+)
+def test_a_zero_byte_in_a_name_is_told(run, line, capsys):
+    for word in ("a\0b", "~\0", "a\0/b"):
+        assert app.run([*line.split(), word]) == 2
+        assert "holds a zero byte" in capsys.readouterr().err
+    assert runs.by_name("a\0b") is runs.by_name("~\0") is None
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_says_nothing_where_it_cannot_answer(shell, said, monkeypatch):
     program = Path(sys.argv[0]).name
