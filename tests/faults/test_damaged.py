@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,13 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zoo import CASES
 
-from gzcli import launch
+import gzcli
+from gzcli import costs, launch
 from gzcli.cli import app, out
 from gzcli.engine import checkpoint as checkpoints
+from gzcli.engine import contestants, prepared
 from gzcli.engine.build import restored
 from gzcli.engine.log import Log
 from gzcli.engine.state import init_from
 from gzcli.errors import DamagedError, GzError, MissingError
+from gzcli.jobs import BenchJob
 from gzcli.recipe.from_file import run_of
 from gzcli.store import runs
 from gzcli.store.runs import Run
@@ -282,6 +286,40 @@ def test_train_init_of_a_file_of_something_else_is_told(run, how, tmp_path):
     with pytest.raises(GzError, match=r"train\.init|no model or run") as e:
         init_from(restored(found), str(file), run, Log(tmp_path, rank=0))
     assert e.value.code in (2, 3)
+
+
+ARRAYS = {"empty": b"", "text": b"text\n" * 99, "zeros": bytes(4096), "zip": b"PK\x03\x04" + bytes(99)}
+
+
+@pytest.mark.parametrize("how", ARRAYS)
+def test_what_is_kept_of_a_run_is_made_again(run, how, tmp_path, capsys):
+    """Samples that `gz bench` drew before, and maps of what a model prepares."""
+    trained, job = gzcli.load(run.path, device="cpu").trained, BenchJob([], "digits", n=2)
+    log = Log(tmp_path, mode="human")
+    images, _, file = contestants.sample(trained, None, job, tmp_path, log)
+    file.write_bytes(ARRAYS[how])
+    again, _, _ = contestants.sample(trained, None, job, tmp_path, log)
+    assert np.array_equal(again, images) and f"`{file}` is damaged" in capsys.readouterr().err
+    assert np.array_equal(contestants.sample(trained, None, job, tmp_path, log)[0], images)
+    assert capsys.readouterr().err == ""
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    np.save(folder / "codes.npy", np.zeros((4, 3)))
+    assert prepared._is_there(folder, log)
+    (folder / "codes.npy").write_bytes(ARRAYS[how])
+    assert not prepared._is_there(folder, log) and not folder.exists()
+    assert f"`{folder}` is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "a number of it", "seconds"])
+def test_a_damaged_cost_is_found_again(how, tmp_path, monkeypatch):
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
+    file = costs._path("key")
+    file.parent.mkdir(parents=True)
+    more = {"a number of it": b'{"cost": {"step": 3}}', "seconds": b'{"cost": {}, "seconds": 3}'}
+    if (content := (DAMAGES | more)[how]) is not None:
+        file.write_bytes(content)
+    assert costs.kept("key") is None and costs.kept_seconds("key", "here") is None
 
 
 def test_the_store_is_as_it_was(run):
