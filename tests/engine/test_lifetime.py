@@ -335,7 +335,8 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
     ],
 )
 def test_a_model_in_pieces_is_refused(option, capsys, home):
-    with pytest.raises(UsageError, match=f"`{option}`: how a model is shared out over GPUs stands in its recipe"):
+    message = f"`{option}`: how a model is shared out over GPUs stands in its recipe"
+    with pytest.raises(UsageError, match=message):
         check(["--gpu_ids", "0", option])
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
