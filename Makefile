@@ -38,7 +38,7 @@ faults: $(VENV)/.tested  ## Faults × commands × exit codes × outcomes, each r
 bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
 	$(BIN)/python tests/speed.py
 
-pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come with gz again; ONLY="cfm-digits …" some
+pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come with gz again; ONLY="cfm-glyphs …" some
 	$(BIN)/python tests/pretrained.py $(ONLY)
 
 # in an environment of their own: they are no part of what they look at
