@@ -120,8 +120,10 @@ def table(result: Mapping[str, Any]) -> None:
     def line(row: Mapping[str, Any]) -> list[str]:
         cells = [_short(row["file"]), f"{row['p']:.4f}"]
         for name in shown:
-            cells.append(f"{row['scores'][name]:.4g}")
-            cells += [f"{row['spread'][name]:.2g}"] if draws > 1 else []
+            score = row["scores"][name]
+            cells.append("not finite" if score is None else f"{score:.4g}")
+            if draws > 1:
+                cells.append("" if score is None else f"{row['spread'][name]:.2g}")
         return cells
 
     if flagged:

@@ -178,13 +178,14 @@ def _verdict(found: dict[str, Any]) -> str:
     (row,) = found["files"]
     (score, value), n = next(iter(row["scores"].items())), found["compared"]["n"]
     said = "is **none of them**" if row["flagged"] else "could be **one of them**"
-    spread = f" ± {row['spread'][score]:.2g}" if found["seeds"] > 1 else ""
+    spread = f" ± {row['spread'][score]:.2g}" if found["seeds"] > 1 and value is not None else ""
+    measured = "not finite, beyond all of theirs" if value is None else f"{value:.4g}{spread}"
     low = found["thresholds_low"][score]
     below = f"below {low:.4g} or " if low is not None else ""
     return (
         f"### This picture {said}\n\n"
         f"p = {row['p']:.3g}: of {n:,} held-out images of `{found['in']}`, {row['p'] * (n + 1) - 1:.0f} are "
-        f"at least as strange. Its `{score}` is {value:.4g}{spread}; {below}above {found['threshold']:.4g} a "
+        f"at least as strange. Its `{score}` is {measured}; {below}above {found['threshold']:.4g} a "
         f"picture is flagged, which {100 * found['fpr']:.3g} % of ordinary ones are."
     )
 

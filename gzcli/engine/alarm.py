@@ -14,6 +14,7 @@ import torch
 from gzcli import ranks
 from gzcli.data import same
 from gzcli.data.forms import Form
+from gzcli.data.kinds import counted
 from gzcli.data.names import OwnSet
 from gzcli.data.open import open_pack
 from gzcli.data.pack import Pack
@@ -21,7 +22,7 @@ from gzcli.engine.alarm_files import SHOWN, Maps, written
 from gzcli.engine.images import FIT, treatment
 from gzcli.engine.judged import Judged, judged
 from gzcli.engine.log import Log
-from gzcli.engine.ood_scores import Pick, asked_scores, score_all
+from gzcli.engine.ood_scores import Pick, Scored, asked_scores, score_all
 from gzcli.engine.score_maps import heat, map_of, score_maps, upper
 from gzcli.engine.scores import choose
 from gzcli.engine.trained import Trained, load_trained
@@ -43,8 +44,8 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     is flagged where its p-value is at most `job.fpr`. Each process scores its share. Returns the JSON of
     `gz ood --input` on rank 0, and {} on others.
 
-    Raises UsageError where the held-out images are too few for such a rate, DivergedError for scores that are
-    not finite.
+    A picture whose score is not finite is flagged, as no held-out image has such a score. Raises UsageError
+    where these are too few for such a rate, DivergedError where the score of one is not finite.
     """
     began = time.monotonic()
 
@@ -56,49 +57,20 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         job = replace(job, scores=tuple(choose(trained, None)[:1]))
     names = asked_scores(trained, job)
     shows = map_of(trained.model, names, trained.name) if job.maps else None
-    home = open_pack(job.ins, **trained.wanted, say=log.info)
-    same.check(trained.run.owner.path, home.meta)
-    parts = divided(home)
-    needed = conformal.fewest(job.fpr, len(names))
-    check_enough(parts, job, needed, names)
-    own = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
-    pictures = open_pack(own, **trained.wanted, foreign=True, say=log.info)
-    every = np.arange(pictures.meta.counts["test"])
-    mine = Pick(pictures, "test", every, by_content=True)
-
-    def picks(n: int | None) -> dict[str, Pick]:
-        kept = np.sort(parts.compared[: None if n is None else max(n, needed)])
-        return {"compared": Pick(home, parts.split, kept, by_content=True), "pictures": mine}
-
-    scored = score_all(trained, job, home, picks, log, load=load, sets=2, held_out=parts.fitted)
+    sets = opened(trained, job, names, log)
+    home, parts, pictures = sets.home, sets.parts, sets.pictures
+    scored = score_all(trained, job, home, sets.picks, log, load=load, sets=2, held_out=parts.fitted)
     found = judged(scored, job.fpr)
     order = np.lexsort((-found.strangeness, found.p))  # by p, equal ones the strangest first
-    maps = drawn_maps(trained, shows, job, mine, order, home, parts) if shows else None
+    maps = drawn_maps(trained, shows, job, sets.mine, order, home, parts) if shows else None
     if ranks.rank():
         return {}
-    labels = pictures.names("test") or [str(i) for i in every]
+    labels = pictures.names("test") or [str(i) for i in range(len(order))]
     outputs = written(folder, pictures, labels, order, found, maps)
     result = {
-        "run": trained.run.owner.id,
-        "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
-        "in": job.ins,
-        "input": job.input,
-        "fpr": job.fpr,
-        **found.limits(),
+        **summary(job, trained, sets, scored, found),
         "files": [{"file": labels[i], **found.row(i)} for i in order],
-        "flagged": int(found.flagged.sum()),
-        "unreadable": list(pictures.meta.skipped),
-        "compared": {"split": parts.split, "n": found.n, "needed": needed},
         "map": shows,
-        "notes": notes(job, pictures, trained, found),
-        "seed": job.seed,
-        "seeds": len(scored.seeds),
-        "checkpoint": job.checkpoint,
-        "precision": job.precision or "fp32",
-        "step": trained.step,
-        "perceptual": scored.perceptual,
-        "background": scored.background,
-        "processes": ranks.world(),
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
     }
@@ -118,6 +90,47 @@ class Parts:
     split: str
     fitted: np.ndarray | None
     compared: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The pictures, and what they are compared with.
+
+    home: the in-distribution set.
+    parts: its held-out images.
+    needed: number of held-out images that the rate of false alarms needs.
+    pictures: the pictures, as a set whose test split they are.
+    """
+
+    home: Pack
+    parts: Parts
+    needed: int
+    pictures: Pack
+
+    @property
+    def mine(self) -> Pick:
+        """All pictures."""
+        every = np.arange(self.pictures.meta.counts["test"])
+        return Pick(self.pictures, "test", every, by_content=True, unbounded=True)
+
+    def picks(self, n: int | None) -> dict[str, Pick]:
+        """Held-out images, `n` of them or as many as the rate needs, and all pictures; None: all images."""
+        kept = np.sort(self.parts.compared[: None if n is None else max(n, self.needed)])
+        return {"compared": Pick(self.home, self.parts.split, kept, by_content=True), "pictures": self.mine}
+
+
+def opened(trained: Trained, job: AlarmJob, names: Sequence[str], log: Log) -> Sets:
+    """The set and the pictures. Raises UsageError where the held-out images are too few.
+
+    names: of the scores.
+    """
+    home = open_pack(job.ins, **trained.wanted, say=log.info)
+    same.check(trained.run.owner.path, home.meta)
+    parts = divided(home)
+    needed = conformal.fewest(job.fpr, len(names))
+    check_enough(parts, job, needed, names)
+    own = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
+    return Sets(home, parts, needed, open_pack(own, **trained.wanted, foreign=True, say=log.info))
 
 
 def divided(home: Pack) -> Parts:
@@ -150,6 +163,30 @@ def check_enough(parts: Parts, job: AlarmJob, needed: int, names: Sequence[str])
         f"it needs {needed:,}",
         hint=f"{fewer}{more}`--fpr {np.ceil(1000 * least) / 10:g}%` or more",
     )
+
+
+def summary(job: AlarmJob, trained: Trained, sets: Sets, scored: Scored, found: Judged) -> dict[str, Any]:
+    """What was compared, by which rule, and what is flagged, for JSON."""
+    return {
+        "run": trained.run.owner.id,
+        "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
+        "in": job.ins,
+        "input": job.input,
+        "fpr": job.fpr,
+        **found.limits(),
+        "flagged": int(found.flagged.sum()),
+        "unreadable": list(sets.pictures.meta.skipped),
+        "compared": {"split": sets.parts.split, "n": found.n, "needed": sets.needed},
+        "notes": notes(job, sets.pictures, trained, found),
+        "seed": job.seed,
+        "seeds": len(scored.seeds),
+        "checkpoint": job.checkpoint,
+        "precision": job.precision or "fp32",
+        "step": trained.step,
+        "perceptual": scored.perceptual,
+        "background": scored.background,
+        "processes": ranks.world(),
+    }
 
 
 def drawn_maps(
@@ -195,5 +232,10 @@ def notes(job: AlarmJob, pictures: Pack, trained: Trained, found: Judged) -> lis
         lines.append(
             f"{found.n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
             f"being simple, as a blank picture is: `--fpr {least:g}%` does"
+        )
+    if strangest := found.overflown():
+        lines.append(
+            f"{counted(strangest, 'picture')} with a score that is not finite: the model overflows, "
+            "so it counts as higher than that of any held-out image"
         )
     return [*lines, *treatment({"input": pictures}, trained.images.levels)]

@@ -18,8 +18,8 @@ from gzcli.metrics.likelihood_scores import tails_of
 class Judged:
     """What is found of each picture.
 
-    scores: float64 [N] of each score, by name.
-    spread: their deviations between draws of the noise; {} of one draw.
+    scores: float64 [N] of each score, by name; infinite where the model overflows.
+    spread: their deviations between draws of the noise, NaN of infinite ones; {} of one draw.
     p: p-values [N], of all scores together.
     flagged: whether each picture is, [N].
     low: whether the score that decides is lower than usual, not higher, [N].
@@ -38,10 +38,14 @@ class Judged:
     n: int
 
     def row(self, i: int) -> dict[str, Any]:
-        """What is found of picture i, for JSON."""
-        spread = {"spread": {name: float(values[i]) for name, values in self.spread.items()}}
+        """What is found of picture i, for JSON; None in the place of what is not finite."""
+
+        def of(table: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+            return {name: finite(values[i]) for name, values in table.items()}
+
+        spread = {"spread": of(self.spread)}
         return {
-            "scores": {name: float(values[i]) for name, values in self.scores.items()},
+            "scores": of(self.scores),
             "p": float(self.p[i]),
             "side": "low" if self.low[i] else "high",
             "flagged": bool(self.flagged[i]),
@@ -50,13 +54,14 @@ class Judged:
 
     def limits(self) -> dict[str, Any]:
         """The thresholds, for JSON; None where a side has none."""
-        ends = {
-            name: [end if math.isfinite(end) else None for end in both]
-            for name, both in self.thresholds.items()
-        }
+        ends = {name: [finite(end) for end in both] for name, both in self.thresholds.items()}
         low, high = ({name: both[side] for name, both in ends.items()} for side in (0, 1))
         only = next(iter(high.values())) if len(high) == 1 else None
         return {"threshold": only, "thresholds": high, "thresholds_low": low}
+
+    def overflown(self) -> int:
+        """How many pictures have a score that is not finite."""
+        return int(np.any([~np.isfinite(values) for values in self.scores.values()], 0).sum())
 
     def one_sided(self) -> bool:
         """Whether a score with two tails cannot flag by the lower one, as the held-out images are too few."""
@@ -64,9 +69,20 @@ class Judged:
         return any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in ends)
 
 
+def finite(value: float) -> float | None:
+    """The number for JSON, which has none that is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
 def judged(scored: Scored, fpr: float) -> Judged:
-    """The p-values of the pictures, and which are flagged at a false-alarm rate."""
-    held_out, scores = scored.mean("compared"), scored.mean("pictures")
+    """The p-values of the pictures, and which are flagged at a false-alarm rate.
+
+    A score that is not finite counts as higher than any: no held-out image has one.
+    """
+    held_out = scored.mean("compared")
+    scores = {
+        name: np.where(np.isnan(values), np.inf, values) for name, values in scored.mean("pictures").items()
+    }
     names, n = list(scores), len(next(iter(held_out.values())))
     p = np.stack([conformal.p_values(held_out[name], scores[name], tails=tails_of(name)) for name in names])
     low = np.stack([(tails_of(name) == 2) & (scores[name] < np.median(held_out[name])) for name in names])

@@ -45,12 +45,14 @@ class Pick:
     split: of the set.
     index: positions in the split, [N].
     by_content: whether an image's noise goes by its pixels, not by its position.
+    unbounded: whether a score may be NaN, as of a picture that is so strange that the model overflows.
     """
 
     pack: Pack
     split: str
     index: np.ndarray
     by_content: bool = False
+    unbounded: bool = False
 
     def images(self, trained: Trained, seed: int) -> Images:
         """The images in batches, as a model takes them.
@@ -110,7 +112,8 @@ def score_all(
     sets: number of sets that share the recipe's budget of seconds.
     held_out: positions of the held-out images that scores are fitted on; None: the usual ones.
 
-    Raises DivergedError for scores that are not finite, UsageError for runs of images of different shapes.
+    Raises DivergedError for scores that are not finite, but of an unbounded pick, UsageError for runs of
+    images of different shapes.
     """
     models = [first, *(alike(first, load(path)) for path in job.others)]
     names = asked_scores(first, job)
@@ -133,14 +136,12 @@ def score_all(
     seeds = job.seeds or draws(scorer, trial)
     if n is None and not job.full:
         n = ranks.agree(afford(scorer, trial, left, sets * len(models) * seeds, log))
-    if read(scorer.names, "nll"):
-        scored.gap = solver_gap(first, trial)
-        if scored.gap:
-            log.info(str(scored.gap))
+    scored.gap = solver_gap(first, trial) if read(scorer.names, "nll") else None
+    if scored.gap:
+        log.info(str(scored.gap))
     shown = picks(n)
     if len(models) > 1:
-        index = held_out_index(home) if held_out is None else held_out
-        shown = {REFERENCE: Pick(home, held_out_split(home), index), **shown}
+        shown = {REFERENCE: reference(home, held_out), **shown}
     tables: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
     for k, trained in enumerate(models):
         for i in range(seeds):
@@ -150,6 +151,12 @@ def score_all(
             tables[i].append({name: score_pick(scorer, pick, log) for name, pick in shown.items()})
     scored.seeds = [combined(members, names, REFERENCE) for members in tables]
     return scored
+
+
+def reference(home: Pack, held_out: np.ndarray | None) -> Pick:
+    """The held-out images by which the runs of an ensemble are made comparable: those that scores are fitted
+    on."""
+    return Pick(home, held_out_split(home), held_out_index(home) if held_out is None else held_out)
 
 
 def asked_scores(trained: Trained, job: OodJob | AlarmJob) -> list[str]:
@@ -270,7 +277,8 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
 
 
 def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
-    """The scores of picked images."""
+    """The scores of picked images. Where they may be unbounded, one that is not finite is NaN, which every
+    mean over seeds and runs keeps; else it raises DivergedError."""
     images = pick.images(scorer.trained, scorer.seed)
     done, share = 0, math.ceil(len(images.index) / ranks.world())
     with log.bar(f"score {pick.pack.meta.name}") as progress:
@@ -278,7 +286,7 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
         def work(batch: Batch) -> Table:
             nonlocal done
             try:
-                found = scorer(batch)
+                found = overflown(scorer.values(batch)) if pick.unbounded else scorer(batch)
             except DivergedError as e:
                 raise DivergedError(f"{e.message} of `{pick.pack.meta.name}`", hint=e.hint) from e
             done += len(batch)
@@ -286,3 +294,8 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
             return found
 
         return ranks.over(images, work)
+
+
+def overflown(table: Table) -> Table:
+    """Scores with NaN in the place of each that is not finite."""
+    return {name: np.where(np.isfinite(values), values, np.nan) for name, values in table.items()}

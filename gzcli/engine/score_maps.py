@@ -69,14 +69,16 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
     """Maps [N, H, W] as pictures in false colours, uint8 [N, 3, H, W].
 
     Black is 0 or less. The brightest colour stands for the upper values of the map itself, but never for less
-    than `usual`, so that maps of ordinary pictures stay dark.
+    than `usual`, so that maps of ordinary pictures stay dark. A value that is not finite has it, too.
 
     usual: upper value of maps of in-distribution images.
     """
     from matplotlib import colormaps
 
+    finite = np.isfinite(maps)
+    maps = np.where(finite, maps, 0)
     top = np.maximum(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1), usual)
-    share = (maps / np.maximum(top, 1e-12)[:, None, None]).clip(0, 1)
+    share = np.where(finite, maps / np.maximum(top, 1e-12)[:, None, None], 1).clip(0, 1)
     return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
 
 

@@ -143,15 +143,22 @@ class Scorer:
     ) -> dict[str, np.ndarray]:
         return ranks.over(batches, lambda batch: gather(BatchFacts(self, self.trained.seen(batch))))
 
-    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """float64 [B] of each score. Raises DivergedError that names a score with values that are not
-        finite."""
+    def values(self, batch: Batch) -> dict[str, np.ndarray]:
+        """float64 [B] of each score, finite or not."""
         batch = self.trained.seen(batch)
         facts, values = BatchFacts(self, batch), {}
         for name in self.names:
             score = SCORES.get(name)
-            value = score.compute(facts, self.fitted.get(name)) if score else self.own_score(name, batch)
-            values[name] = value
+            values[name] = (
+                score.compute(facts, self.fitted.get(name)) if score else self.own_score(name, batch)
+            )
+        return values
+
+    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
+        """float64 [B] of each score. Raises DivergedError that names a score with values that are not
+        finite."""
+        values = self.values(batch)
+        for name, value in values.items():
             if bad := int((~np.isfinite(value)).sum()):
                 raise DivergedError(
                     f"the score `{name}` is not finite for {bad} of {len(value)} images",

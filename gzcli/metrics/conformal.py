@@ -22,19 +22,20 @@ TIE = 1e-5  # relative: scores of one picture in different batches differ by les
 
 
 def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> np.ndarray:
-    """The p-value of each score, float64 [N]. Equal scores count as more surprising ones do.
+    """The p-value of each score, float64 [N]. Equal scores count as more surprising ones do; an infinite one
+    equals no other.
 
       one tail    h / (n + 1)
       both tails  min(1, (2h − 1) / (n + 1), 2l / (n + 1))
 
     h is 1 + the number of held-out scores that are at least as high, l of those that are at most as high.
 
-    calibration: scores of held-out images, [n].
+    calibration: scores of held-out images, [n], all finite.
     scores: scores of the images in question, [N].
     tails: 1: high scores are surprising; 2: low ones are, too.
     """
     ordered, scores = np.sort(np.asarray(calibration, np.float64)), np.asarray(scores, np.float64)
-    n, near = len(ordered), TIE * np.abs(scores)
+    n, near = len(ordered), np.where(np.isfinite(scores), TIE * np.abs(scores), 0)
     high = 1 + n - np.searchsorted(ordered, scores - near, side="left")
     if tails == 1:
         return high / (n + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from gzcli.engine import alarm, alarm_files, ensemble, ood
 from gzcli.engine.images import subset
 from gzcli.engine.log import Log
 from gzcli.engine.score_maps import heat, map_of
-from gzcli.errors import MissingError, UsageError
+from gzcli.errors import DivergedError, MissingError, UsageError
 from gzcli.jobs import AlarmJob, OodJob
 from gzcli.metrics.detection import detection
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
@@ -169,6 +170,46 @@ def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
     assert {row["side"] for row in found["files"]} == {"high"} and found["thresholds_low"] == {
         "typicality": None
     }
+
+
+@pytest.mark.parametrize("others", [(), ("flat",)])
+def test_a_picture_on_which_the_model_overflows_is_flagged(
+    trained, flat, tmp_path, monkeypatch, capsys, others
+):
+    """By one draw of infinity, of minus infinity or of NaN, alone and in an ensemble. A held-out image must
+    have finite scores."""
+    bad = torch.tensor([math.inf, math.nan, -math.inf])  # of a black, a grey and a white picture
+
+    def score_noisy(self, x, *, noise):
+        level, plain = x.mean((1, 2, 3)), x.flatten(1).std(1) == 0
+        wrong = plain & (noise.rand(len(x)) < 0.7)
+        return torch.where(wrong, bad[level.round().long() + 1], level + noise.randn(len(x)))
+
+    monkeypatch.setattr(Pixelwise, "score_noisy", score_noisy)
+    images = np.array(open_pack("digits").images("test")[:9])
+    images[:3] = np.array([0, 127, 255], np.uint8)[:, None, None, None]
+    np.savez(tmp_path / "mine.npz", images=images)
+    asked = job(tmp_path / "mine.npz", scores=("noisy",), others=others)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = alarm.run(asked, tmp_path, CPU, Log())
+    text = (tmp_path / "alarm.json").read_text()
+    assert json.loads(text)["files"] == found["files"] and "Infinity" not in text and "NaN" not in text
+    first, rest = found["files"][:3], found["files"][3:]
+    assert {row["file"] for row in first} == {"0", "1", "2"} and all(row["flagged"] for row in first)
+    assert {row["p"] for row in first} == {1 / (found["compared"]["n"] + 1)}
+    assert {row["scores"]["noisy"] for row in first} == {row["spread"]["noisy"] for row in first} == {None}
+    assert all(math.isfinite(row["scores"]["noisy"]) for row in rest)
+    assert any("3 pictures with a score that is not finite" in note for note in found["notes"])
+    rows = list(csv.DictReader((tmp_path / "alarm.csv").open()))
+    assert [row["noisy"] for row in rows[:3]] == ["inf"] * 3
+    capsys.readouterr()
+    table_of_alarms(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert ["not finite" in line for line in lines[1:]] == [True] * 3 + [False] * (found["flagged"] - 3)
+    monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / 0)
+    with pytest.raises(DivergedError, match="`noisy` is not finite"):
+        alarm.run(asked, tmp_path, CPU, Log())
 
 
 def test_the_sheet_has_blocks_of_flagged_and_of_other_pictures(trained, tmp_path, pictures, monkeypatch):
@@ -318,6 +359,9 @@ def test_colours_are_bright_where_a_map_is_high():
     maps[0, 2, 3], maps[1] = 9, 0.1
     seen = heat(maps, usual=5.0).astype(int).sum(1)
     assert seen[0, 2, 3] == seen.max() and seen[1].max() < seen.max() / 4, "an ordinary picture stays dark"
+    maps[1, 4, 4:6] = np.inf, np.nan
+    again = heat(maps, usual=5.0).astype(int).sum(1)
+    assert (again[1, 4, 4:6] == seen.max()).all() and (again[1, :4] == seen[1, :4]).all()
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ def test_a_p_value_is_a_count():
     found = conformal.p_values(held_out, scores)
     assert found.tolist() == [(1 + sum(c >= s for c in held_out)) / 51 for s in scores]
     assert found[0] == 1 and found[-1] == 1 / 51
+    infinite = np.array([np.inf])
+    assert [float(conformal.p_values(held_out, infinite, tails=k)[0]) for k in (1, 2)] == [1 / 51] * 2
 
 
 def test_a_p_value_of_both_tails_is_a_place_in_an_order():
