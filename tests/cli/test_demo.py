@@ -123,6 +123,16 @@ def test_a_picture_is_judged_as_by_the_verb(studio, monkeypatch):
     assert made.shell == f"gz ood {name} --input picture.png -n 150 --map"
 
 
+def test_the_verdict_of_a_picture_without_a_finite_score():
+    pytest.importorskip("gradio")
+    from gzcli.demo.page import _verdict
+
+    row = {"flagged": True, "p": 0.01, "scores": {"nll": None}, "spread": {"nll": None}}
+    found = {"files": [row], "compared": {"n": 99}, "seeds": 4, "in": "digits", "fpr": 0.01}
+    told = _verdict(found | {"threshold": 5.0, "thresholds_low": {"nll": None}})
+    assert "**none of them**" in told and "`nll` is not finite" in told and "±" not in told
+
+
 def test_states_are_thinned_out_and_errors_come_through():
     def work(progress):
         for i in range(1000):
