@@ -10,13 +10,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from gzcli import waiting
 from gzcli.cli import out
-from gzcli.cli.benchmark import show_benchmark
 from gzcli.cli.options import Json, Quiet
 from gzcli.cli.tables import wrapped
 from gzcli.errors import MissingError, redacted
@@ -43,12 +39,7 @@ class Check:
     hint: str | None = None
 
 
-_Benchmark = Annotated[
-    bool, typer.Option("--benchmark", help="Measure this machine too, which takes about a minute.")
-]
-
-
-def doctor(benchmark: _Benchmark = False, json: Json = False, quiet: Quiet = False) -> None:
+def doctor(json: Json = False, quiet: Quiet = False) -> None:
     """Check this machine: devices, folders, settings, packages."""
     checks = [*software(), *devices(), *folders(), *settings(), *optional()]
     width = max(len(check.name) for check in checks)
@@ -61,8 +52,7 @@ def doctor(benchmark: _Benchmark = False, json: Json = False, quiet: Quiet = Fal
         for line in more + (wrapped(check.hint, f"{indent}hint: ", room) if check.hint else []):
             out.text(line)
     bad = [check for check in checks if check.state == "bad"]
-    measured = {"benchmark": show_benchmark()} if benchmark and not bad else {}
-    out.data({"ok": not bad, "checks": [asdict(check) for check in checks], **measured})
+    out.data({"ok": not bad, "checks": [asdict(check) for check in checks]})
     if bad and not out.is_json():
         out.error(
             MissingError(

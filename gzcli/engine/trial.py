@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from gzcli.costs import Cost
 from gzcli.engine import devices, optim
-from gzcli.engine.benchmark import WIDE, block_rate
 from gzcli.engine.cost import Seen, Stages, batch_of, build, cost_of, noise
 from gzcli.engine.ema import EMA
 from gzcli.engine.latent_shape import on_latents
@@ -35,6 +35,8 @@ SECOND = {"cpu": 40e9, "mps": 1e12, "cuda": 40e12}
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 LARGE = 100_000_000  # parameters of a net that is not built on a CPU, where that alone takes long
+WIDTH, SIDE, BATCH = 128, 32, 8  # channels, pixels a side and images of the block that stands in for it
+REPEATS = 3  # groups of steps of the block; the fastest counts: other programs can only slow a group down
 
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def seconds_of(part: Part, info: DataInfo, stages: Stages, cost: Cost, device: t
     """
     devices.prepare_torch(part)
     if device.type == "cpu" and cost.params > LARGE:
-        return cost.flops / cost.processes / block_rate(WIDE, device, ENOUGH)
+        return cost.flops / cost.processes / block_rate(ENOUGH)
     each = cost.flops / (cost.images * cost.pieces * cost.processes)
     images = max(1, min(cost.images, math.ceil(SECOND[device.type] / max(each, 1.0))))
     model = build(part, info, stages)[0].to(device)
@@ -172,3 +174,54 @@ class Trial:
         share = {p.name: max(0, steps - p.start) / steps / p.every for p in self.phases}
         for key in self.times:
             yield key, share.get(key[1], 1.0)
+
+
+def block_rate(seconds: float) -> float:
+    """The operations per second of a residual block, forward and backward, on this CPU.
+
+    seconds: time of the measurement.
+    """
+    block = Block(WIDTH)
+    x = torch.randn(BATCH, WIDTH, SIDE, SIDE)
+    return block.operations(BATCH) / fastest(lambda: block.step(x), seconds)
+
+
+def fastest(call: Callable[[], object], seconds: float) -> float:
+    """Seconds of a call, of the fastest of some groups of calls that take about `seconds` together."""
+    call()
+    began = time.perf_counter()
+    call()
+    once = max(time.perf_counter() - began, 1e-7)
+    n = max(1, int(seconds / REPEATS / once))
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        for _ in range(n):
+            call()
+        times.append((time.perf_counter() - began) / n)
+    return min(times)
+
+
+class Block(nn.Module):
+    """A residual block of a U-Net, in the precision that training has on the CPU.
+
+    width: number of channels.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        layers = [
+            (nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)) for _ in range(2)
+        ]
+        self.layers = nn.Sequential(*(module for group in layers for module in group))
+
+    def step(self, x: Tensor) -> None:
+        """Forward and backward."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=devices.fast_bf16()):
+            loss = (x + self.layers(x)).float().mean()
+        loss.backward()
+
+    def operations(self, batch: int) -> int:
+        """Of both convolutions in a step on images of 32×32; backward has twice those of forward."""
+        return 3 * 2 * 2 * 9 * self.width**2 * SIDE**2 * batch

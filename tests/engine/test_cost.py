@@ -149,3 +149,12 @@ def test_a_trial_of_a_large_net_has_few_images(monkeypatch):
         large = replace(cost, flops=flops)
         seconds = trial.seconds_of(part, own.info, {}, large, torch.device("cpu"))
         assert tried.pop() == images and seconds == pytest.approx(0.5 * 256 / images + 0.1)
+
+
+def test_the_operations_of_the_block_that_stands_in_for_a_large_net(monkeypatch):
+    block = trial.Block(32)
+    with FlopCounterMode(display=False) as counter:
+        block.step(torch.zeros(2, 32, trial.SIDE, trial.SIDE))
+    assert counter.get_total_flops() == block.operations(2)
+    monkeypatch.setattr(trial, "REPEATS", 1)
+    assert trial.block_rate(0.0) > 0
