@@ -23,6 +23,7 @@ from diffusers import (
 from diffusers.training_utils import compute_snr
 from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
+from sklearn.datasets import load_sample_images
 from zoo import CASES
 
 from gzcli.engine import export, optim
@@ -36,7 +37,7 @@ from gzcli.models import catalog
 from gzcli.models.options import grouped
 from gzcli.models.stable_diffusion.base import to_bytes, to_text
 from gzcli.models.stable_diffusion.bases import load_base
-from gzcli.models.stable_diffusion.canny import canny
+from gzcli.models.stable_diffusion.canny import canny, edges
 from gzcli.models.stable_diffusion.controlnet import ControlNet
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
 from gzcli.models.stable_diffusion.options import PromptOptions
@@ -486,6 +487,18 @@ def test_edges():
         torch.minimum((ys - 3.5).abs(), (ys - 11.5).abs()), torch.minimum((xs - 3.5).abs(), (xs - 11.5).abs())
     )
     assert len(ys) >= 20 and distance.max() <= 1.5, "along the sides of the square"
+
+
+def test_edges_are_those_of_scikit_image():
+    """To the pixel, on photographs, noise, and plateaus that meet in straight lines, with their borders."""
+    reference = pytest.importorskip("skimage.feature").canny
+    rng = np.random.default_rng(0)
+    photographs = [image.mean(2) / 255 for image in load_sample_images().images]
+    squares = [np.kron(rng.integers(4, size=(12, 9)) / 3, np.ones((4, 4))) for _ in range(8)]
+    noise = [rng.random((rng.integers(1, 60), 40)) for _ in range(8)]
+    for grey in (image.astype(np.float32) for image in (*photographs, *squares, *noise)):
+        for sigma in (0.5, 1.0, 2.5):
+            assert np.array_equal(edges(grey, sigma), reference(grey, sigma=sigma))
 
 
 # ---------------------------------------------------------------------------- bases
