@@ -255,7 +255,7 @@ Report = Annotated[
     typer.Option(
         "--report",
         metavar="DIR",
-        help="Write the results as HTML, Markdown and LaTeX too.",
+        help="Write the results as HTML, Markdown and LaTeX tables too.",
         rich_help_panel=_OUTPUT,
     ),
 ]

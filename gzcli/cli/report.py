@@ -1,4 +1,4 @@
-"""`gz report`: the results of a `gz bench` or `gz ood` as a page, as Markdown and as LaTeX."""
+"""`gz report`: the results of a `gz bench` or `gz ood` as a page, as Markdown and as tables for LaTeX."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Out = Annotated[
 
 
 def report(folder: _Folder, to: _Out = None, json: Json = False, quiet: Quiet = False) -> None:
-    """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX.
+    """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as tables for LaTeX.
 
     The page needs no other file and no network.
     """
@@ -34,7 +34,10 @@ def report(folder: _Folder, to: _Out = None, json: Json = False, quiet: Quiet = 
     out.text(made["html"])
     page = Path(made["html"])
     look = (f"python -m webbrowser {quoted(page)}", "the page in a browser")
-    end([bytes_of(page), took(began)], [look, (f"ls {quoted(page.parent)}", "its Markdown, LaTeX, figures")])
+    end(
+        [bytes_of(page), took(began)],
+        [look, (f"ls {quoted(page.parent)}", "its Markdown, LaTeX tables, figures")],
+    )
     out.data(made)
 
 

@@ -49,17 +49,6 @@ def latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(str(text).split()))
 
 
-def latex_sentence(text: str) -> str:
-    """A sentence in which `…` marks code."""
-    parts = ((code, part, latex(part)) for code, part in pieces(text))
-    return "".join(f"\\texttt{{{made}}}" if code else spaced(part, made) for code, part, made in parts)
-
-
-def verbatim(text: str) -> str:
-    """A text within LaTeX's `verbatim`, which nothing in the text can end."""
-    return text.rstrip().replace("\\end{verbatim}", "\\end {verbatim}")
-
-
 def pieces(text: str) -> list[tuple[bool, str]]:
     """(is code, text) of the parts of a sentence; one with a mark that is not closed is a single part."""
     parts = text.split("`")

@@ -1,5 +1,5 @@
-"""Reports of `gz bench` and `gz ood`: one page that needs nothing beside it, and the same as Markdown and
-LaTeX."""
+"""Reports of `gz bench` and `gz ood`: one page that needs nothing beside it, the same as Markdown, and its
+tables for LaTeX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gzcli.report.results import read
 from gzcli.store import files, owned
 from gzcli.version import __version__
 
-FIGURES = "figures"  # folder of the pictures that Markdown and LaTeX name
+FIGURES = "figures"  # folder of the pictures that Markdown names
 # the marks of a template of LaTeX, where braces are the text's own
 TEX: dict[str, Any] = {"variable_start_string": "<<", "variable_end_string": ">>"}
 TEX |= {"comment_start_string": "<#", "comment_end_string": "#>"}
@@ -98,7 +98,6 @@ def rendered(report: Document, name: str, places: dict[int, str]) -> str:
     )
     env.filters |= {"code": escapes.html, "png": data_uri, "md": escapes.markdown, "fenced": escapes.fenced}
     env.filters |= {"md_code": escapes.markdown_sentence, "tex": escapes.latex}
-    env.filters |= {"tex_code": escapes.latex_sentence, "verbatim": escapes.verbatim}
     env.globals |= {"chart": svg.chart, "dots": svg.dots, "place": lambda item: places[id(item)]}
     env.globals |= {"arrow": arrow, "version": __version__, "hash": csp_hash}
     env.globals["asset"] = lambda asset: Markup(env.loader and env.loader.get_source(env, asset)[0])
