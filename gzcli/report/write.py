@@ -14,9 +14,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gzcli.report import escapes, of_bench, of_ood, svg
+from gzcli.report import escapes, of_bench, of_ood
 from gzcli.report.document import Chart, Column, Document, Dots, Picture
 from gzcli.report.results import read
+from gzcli.report.svg import svg
 from gzcli.store import files, owned
 from gzcli.version import __version__
 
@@ -51,12 +52,12 @@ def write(results: Path, folder: Path | None = None) -> dict[str, str]:
     if not owned.is_marked(folder, "report"):
         owned.mark(folder, "report")
     shutil.rmtree(folder / FIGURES, ignore_errors=True)  # of the earlier report
-    places = {id(item): place for item, place in with_places(report)}
-    for item, place in with_places(report):
-        files.write_atomic(folder / place, drawing(item))
+    images = {id(item): (place, image(item)) for item, place in with_places(report)}
+    for place, content in images.values():
+        files.write_atomic(folder / place, content)
     made = {}
     for kind, name in (("html", "report.html"), ("markdown", "report.md"), ("latex", "report.tex")):
-        files.write_atomic(folder / name, rendered(report, name, places))
+        files.write_atomic(folder / name, rendered(report, name, images))
         made[kind] = str(folder / name)
     return made
 
@@ -74,18 +75,15 @@ def with_places(report: Document) -> Iterator[tuple[Drawn, str]]:
                 yield item, f"{FIGURES}/{stem}.{'png' if isinstance(item, Picture) else 'svg'}"
 
 
-def drawing(item: Drawn) -> bytes:
+def image(item: Drawn) -> bytes:
     """The file of a drawing or picture."""
-    if isinstance(item, Picture):
-        return item.png
-    made = svg.chart(item, alone=True) if isinstance(item, Chart) else svg.dots(item, alone=True)
-    return made.encode()
+    return item.png if isinstance(item, Picture) else svg(item)
 
 
-def rendered(report: Document, name: str, places: dict[int, str]) -> str:
+def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) -> str:
     """The report in the form that a file's name says.
 
-    places: paths of drawings and pictures by their id.
+    images: path and content of drawings and pictures by their id.
     """
     env = Environment(
         loader=PackageLoader("gzcli.report"),
@@ -96,10 +94,15 @@ def rendered(report: Document, name: str, places: dict[int, str]) -> str:
         keep_trailing_newline=True,
         **(TEX if name.endswith(".tex") else {}),
     )
-    env.filters |= {"code": escapes.html, "png": data_uri, "md": escapes.markdown, "fenced": escapes.fenced}
+    env.filters |= {
+        "code": escapes.html,
+        "uri": lambda item: data_uri(*images[id(item)]),
+        "md": escapes.markdown,
+        "fenced": escapes.fenced,
+    }
     env.filters |= {"md_code": escapes.markdown_sentence, "tex": escapes.latex}
-    env.globals |= {"chart": svg.chart, "dots": svg.dots, "place": lambda item: places[id(item)]}
-    env.globals |= {"arrow": arrow, "version": __version__, "hash": csp_hash}
+    env.globals |= {"place": lambda item: images[id(item)][0], "arrow": arrow}
+    env.globals |= {"version": __version__, "hash": csp_hash}
     env.globals["asset"] = lambda asset: Markup(env.loader and env.loader.get_source(env, asset)[0])
     return env.get_template(f"{name}.j2").render(report=report)
 
@@ -114,6 +117,7 @@ def csp_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def data_uri(png: bytes) -> str:
-    """A picture within an address."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_uri(place: str, content: bytes) -> str:
+    """An image within an address; the ending of its path says its format."""
+    kind = "png" if place.endswith(".png") else "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

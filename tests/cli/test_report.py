@@ -9,6 +9,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from sklearn.metrics import roc_auc_score
 from gzcli import launch, streams
 from gzcli.cli.bench import ended
 from gzcli.report import escapes, of_bench, of_ood
-from gzcli.report.document import Chart, Dots, Picture
+from gzcli.report.document import Chart, Dots, Estimate, Picture, Series
 from gzcli.report.results import read
+from gzcli.report.svg import svg
 from gzcli.store import files, runs
 
 EVIL = "</pre><script>alert(1)</script> & 100% _x_ | #$ {\\end{verbatim}} ~^ `tick"
@@ -310,6 +312,28 @@ def test_only_contestants_of_as_many_images_are_compared(call, tmp_path, capsys)
     assert [(one.name, one.best) for one in dots.rows] == [("a", True), ("b", False), ("c", False)]
     ended(made, tmp_path / "bench", "1s")
     assert "best by fd: a, 20" in capsys.readouterr().err
+
+
+def test_a_drawing_shows_names_as_they_are_and_is_the_same_each_time():
+    names = ["_hidden", "$x$ & <b>", "模型"]
+    chart = Chart("c", "losses", "step", "loss", [Series(name, [(0.0, 1.0), (2e4, 3.0)]) for name in names])
+    bare = Chart("c", "nothing", "step", "loss", [])
+    marked = Chart(
+        "c", "scores", "nll", "share", chart.series[:1], ticks=[(0.0, "low"), (1e4, "high")], filled=True
+    )
+    rows = [Estimate("_a$b$", 2.0, 1.5, 2.5, best=True), Estimate("b", 3.0)]
+    dots = Dots("d", "fd", rows, floor=1.0, direction="down")
+    for drawing, texts in (
+        (chart, {*names, "step", "loss", "20k"}),
+        (bare, {"step"}),
+        (marked, {"_hidden", "low", "high"}),
+        (dots, {"_a$b$", "b", "less is better · dashed: floor"}),
+    ):
+        made = svg(drawing)
+        assert texts <= {
+            text.text for text in ElementTree.fromstring(made).iter() if text.tag.endswith("}text")
+        }
+    assert made == svg(dots)
 
 
 def test_rows_of_one_name_are_told_apart():
