@@ -20,6 +20,7 @@ from gzcli.sections import (
     plain,
     ranged,
     tuples,
+    without_fixed,
 )
 
 
@@ -84,8 +85,11 @@ class Part:
 
 
 def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
-    """The part that the tree of a run or of a stage describes; a key that is not there has its default."""
-    model = dict(tree["model"])
+    """The part that the tree of a run or of a stage describes; a key that is not there has its default.
+
+    Raises UsageError for a value of an option that is a constant now.
+    """
+    model = without_fixed(tree["model"])
     optim, phases = _known(OptimSection, tree.get("optim") or {})
     ood, options = _known(OodSection, tree.get("ood") or {})
     return Part(

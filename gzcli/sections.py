@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
+from gzcli.errors import UsageError, canonical
 from gzcli.sizes import Size
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
@@ -21,6 +22,27 @@ MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processe
 # Old name → new name of a key, by section, and of an application's options as `do`: older recipes, runs,
 # pictures and command lines are read by the new name.
 RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}, "do": {"steps": "frames"}}
+
+# Options that became constants, by model: older recipes and runs that hold the constant's value are read.
+FIXED: Mapping[str, Mapping[str, float]] = {
+    **{name: {"label_dim": 32} for name in ("aae", "cvae", "hvae", "vae")},
+    **{name: {"class_weight": 1.0} for name in ("flow", "flowpp", "glow", "realnvp")},
+    "controlnet": {"edge_sigma": 1.0},
+    "sgm": {"beta_max": 20.0},
+}
+
+
+def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's section `model` without options that became constants. Raises UsageError where one has
+    another value than the constant."""
+    fixed = FIXED.get(canonical(str(model.get("name"))), {})
+    for key in fixed.keys() & model.keys():
+        if model[key] != fixed[key]:
+            raise UsageError(
+                f"`model.{key}` is {fixed[key]:g} in this version of gz, not {model[key]}",
+                hint="train it again, or use an older version of gz",
+            )
+    return {key: value for key, value in model.items() if key not in fixed}
 
 
 def renamed(key: str, known: Container[str], *sections: str) -> str:

@@ -15,7 +15,7 @@ MAY_BE_0 = frozenset(
 OF_FLOATS = {
     **dict.fromkeys(("accept", "caption_dropout", "decay", "dynamic", "label_dropout"), "in [0, 1]"),
     **dict.fromkeys(("dropout", "logit", "smoothing", "t_min"), "in [0, 1)"),
-    **dict.fromkeys(("beta_max", "min_snr", "sigma", "sigma_max", "step", "tolerance"), "greater than 0"),
+    **dict.fromkeys(("min_snr", "sigma", "sigma_max", "step", "tolerance"), "greater than 0"),
 }
 # Scales that may turn around what they scale.
 SIGNED = frozenset(("control_scale", "guidance", "image_guidance", "lora_scale", "pair_guidance"))

@@ -17,7 +17,7 @@ from gzcli.parts import Part
 from gzcli.recipe.kinds import advice, convert, parse, shown, words
 from gzcli.recipe.load import WRONG, Key, Problem, scalar
 from gzcli.recipe.ranges import in_range
-from gzcli.sections import SECTIONS, keys_of, renamed
+from gzcli.sections import FIXED, SECTIONS, keys_of, renamed
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
@@ -194,6 +194,8 @@ def check(
             key = renamed(key, rules, *path[-1:])
             here, rule = (*path, key), rules.get(key, rules.get(ANY))
             holds_keys = value is None or isinstance(value, Mapping)
+            if rule is None and path[-1:] == ("model",) and key in fixed and value == fixed[key]:
+                continue
             if value is WRONG or (isinstance(value, list) and WRONG in value):
                 continue
             if rule is None or (key not in rules and not isinstance(rule, Rule) and not holds_keys):
@@ -221,6 +223,7 @@ def check(
         return clean
 
     root = rules
+    fixed = {key: value for options in FIXED.values() for key, value in options.items()}
     return walk(fragment, rules, ()), problems
 
 

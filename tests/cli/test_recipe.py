@@ -15,7 +15,8 @@ import yaml
 from gzcli.data.sets import SPECS, find
 from gzcli.errors import UsageError, canonical
 from gzcli.models import catalog, docs
-from gzcli.parts import Part
+from gzcli.models.options import defaults
+from gzcli.parts import Part, part_of
 from gzcli.recipe import schema
 from gzcli.recipe.choice import BRIEF, GENERAL
 from gzcli.recipe.files import read_chain, recipes, show
@@ -26,7 +27,7 @@ from gzcli.recipe.recipe import recipe_of
 from gzcli.recipe.resolve import check, resolve
 from gzcli.recipe.texts import annotated, section_texts, texts
 from gzcli.recipe.write import dump
-from gzcli.sections import SECTIONS, keys_of
+from gzcli.sections import FIXED, SECTIONS, keys_of
 from gzcli.types import DataInfo
 
 
@@ -618,6 +619,19 @@ def test_a_run_can_be_resolved_again(write):
     first = resolve(write("my.yaml", "model: {name: wgan}\noptim: {critic: {lr: 1e-4}}\ndata: {name: mnist}"))
     again = resolve(write("run.yaml", dump(first.tree())), data="mnist")
     assert again.tree() == first.tree()
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_an_option_that_became_a_constant_is_read_where_it_has_its_value(write, name):
+    ((key, value),) = FIXED[name].items()
+    model = f"data: {{name: digits}}\nmodel: {{name: {name}, {key}: "
+    assert key not in defaults(catalog.load_class(catalog.card(name)).__init__)
+    same, changed = (check(write("old.yaml", f"{model}{number}}}")) for number in (value, value + 1))
+    assert key not in "\n".join(same) and f"unknown key `{key}`" in "\n".join(changed)
+    assert part_of({"model": {"name": name, key: value, "x": 1}}).options == {"x": 1}
+    with pytest.raises(UsageError, match=f"`model.{key}` is {value:g}"):
+        part_of({"model": {"name": name, key: value + 1}})
+    assert part_of({"model": {"name": "maf", key: 3}}).options == {key: 3}
 
 
 def test_values_of_the_command_line():

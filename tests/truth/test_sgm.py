@@ -22,8 +22,8 @@ from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 4, 4), 256, ("a", "b", "c"), n=64, steps=100)
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
-SDES = {"vp": VP(1e-3, 0.1, 20.0), "subvp": SubVP(1e-3, 0.1, 20.0), "ve": VE(1e-3, 0.01, 50.0)}
-SHIFTED = {"vp shifted": VP(1e-3, 0.1, 20.0, 2.5), "subvp shifted": SubVP(1e-3, 0.1, 20.0, 2.5)}
+SDES = {"vp": VP(1e-3, 0.1), "subvp": SubVP(1e-3, 0.1), "ve": VE(1e-3, 0.01, 50.0)}
+SHIFTED = {"vp shifted": VP(1e-3, 0.1, 2.5), "subvp shifted": SubVP(1e-3, 0.1, 2.5)}
 ALL = SDES | SHIFTED
 
 
@@ -99,7 +99,7 @@ def test_the_marginals_are_those_of_the_simulated_sde(name):
 def test_a_shift_multiplies_the_noise_to_signal_ratio():
     """Of every level of vp: the logarithm of the SNR falls by 2 log s, where a side of 256 has s = 4."""
     t = torch.linspace(1e-3, 1, 50, dtype=torch.float64)
-    (alpha, sigma), (alpha4, sigma4) = (VP(1e-3, 0.1, 20.0, s).marginal(t) for s in (1.0, 4.0))
+    (alpha, sigma), (alpha4, sigma4) = (VP(1e-3, 0.1, s).marginal(t) for s in (1.0, 4.0))
     torch.testing.assert_close(2 * (alpha4 / sigma4).log(), 2 * (alpha / sigma).log() - 2 * math.log(4))
     torch.testing.assert_close(alpha4**2 + sigma4**2, torch.ones_like(t))
     with torch.device("meta"):

@@ -37,13 +37,11 @@ class FlowOptions:
     dequant: noise that is added to the grey levels: `uniform`, or by a flow that is learned (`variational`).
     logit: alpha of the map logit(alpha/2 + (1 − alpha) v) before the flow, in [0, 1); 0 is v − 1/2.
     conditional: whether the prior of the top latent depends on the class.
-    class_weight: weight of −log p(y | x), in nats, beside −log p(x | y) in the loss of a conditional flow.
     """
 
     dequant: Literal["uniform", "variational"] = "uniform"
     logit: float = 0.0
     conditional: bool = False
-    class_weight: float = 1.0
 
 
 class ImageFlow(Model):
@@ -72,7 +70,7 @@ class ImageFlow(Model):
             raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
         if not 0 <= options.logit < 1:
             raise UsageError(f"`model.logit` must be in [0, 1), not {options.logit}")
-        self.conditional, self.class_weight = options.conditional, options.class_weight
+        self.conditional = options.conditional
         self.logit = layers.Logit(options.logit) if options.logit else None
         self.dequantiser = dequantiser(data) if options.dequant == "variational" else None
 
@@ -191,7 +189,7 @@ class ImageFlow(Model):
         return F.avg_pool2d(found, 3, 1, 1, count_include_pad=False)[:, 0]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """−log p(x | y) in nats, with −class_weight · log p(y | x) by Bayes' rule where labels are single."""
+        """−log p(x | y) in nats, with −log p(y | x) by Bayes' rule where labels are single."""
         y = batch.y
         if self.classes is None or self.data.multilabel or y is None:
             nll = -self.log_joint(batch.x, self.drop(batch), batch.noise, each_class=False).mean()
@@ -199,7 +197,7 @@ class ImageFlow(Model):
         log_p = self.log_joint(batch.x, None, batch.noise, each_class=True)  # [B, K]
         nll, cross_entropy = F.nll_loss(log_p, y), F.cross_entropy(log_p, y)
         accuracy = log_p.argmax(1).eq(y).float().mean()
-        return {"loss": nll + self.class_weight * cross_entropy, "bpd": self.bpd(nll), "accuracy": accuracy}
+        return {"loss": nll + cross_entropy, "bpd": self.bpd(nll), "accuracy": accuracy}
 
     def drop(self, batch: Batch) -> Tensor | None:
         """Multi-hot labels with zero rows for the hidden ones; None for an unconditional model."""

@@ -21,6 +21,7 @@ from gzcli.models.nn import at_least
 
 Spacing = Literal["uniform", "karras", "logsnr"]
 
+BETA_MAX = 20.0  # β at t = 1, of vp and subvp (Song 2021, appendix C)
 STOP = 1e-3  # the time at which samplers stop; Tweedie's formula removes the remaining noise (appendix C)
 
 
@@ -30,7 +31,6 @@ class SDEOptions:
 
     sde: variance preserving (vp), sub-VP (subvp) or variance exploding (ve).
     beta_min: β at t = 0, of vp and subvp; above 0.
-    beta_max: β at t = 1.
     shift: factor of the noise-to-signal ratio √(1 − α²)/α, of vp and subvp; auto: side / 64, at least 1
       (Hoogeboom 2023, arXiv:2301.11093).
     sigma_min: σ at t = 0, of ve, for images in [-1, 1]; above 0.
@@ -41,7 +41,6 @@ class SDEOptions:
 
     sde: Literal["vp", "subvp", "ve"] = "vp"
     beta_min: float = 0.1
-    beta_max: float = 20.0
     shift: Shift = 1.0
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -140,17 +139,17 @@ class VP(SDE):
     shift: s, the factor of √(1 − α²)/α, which is that of another β: s² β / (α² + s² (1 − α²)).
     """
 
-    def __init__(self, start: float, beta_min: float, beta_max: float, shift: float = 1.0):
+    def __init__(self, start: float, beta_min: float, shift: float = 1.0):
         super().__init__(start)
-        if not 0 < beta_min <= beta_max:
+        if not 0 < beta_min <= BETA_MAX:
             raise UsageError(
-                f"a noise rate that grows from {beta_min:g} to {beta_max:g}",
-                hint="set `model.beta_min` above 0 and `model.beta_max` not below it",
+                f"a noise rate that grows from {beta_min:g} to {BETA_MAX:g}",
+                hint=f"set `model.beta_min` above 0 and to {BETA_MAX:g} at most",
             )
-        self.beta_min, self.beta_max, self.gain = beta_min, beta_max, shift**2
+        self.beta_min, self.gain = beta_min, shift**2
 
     def beta(self, t: Tensor) -> Tensor:
-        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        beta = self.beta_min + (BETA_MAX - self.beta_min) * t
         if self.gain == 1:
             return beta
         kept = self.unshifted(t).exp()
@@ -163,7 +162,7 @@ class VP(SDE):
 
     def unshifted(self, t: Tensor) -> Tensor:
         """log α² without a shift."""
-        return -(0.5 * (self.beta_max - self.beta_min) * t + self.beta_min) * t
+        return -(0.5 * (BETA_MAX - self.beta_min) * t + self.beta_min) * t
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return (0.5 * self.decay(t)).exp(), (-torch.expm1(self.decay(t))).sqrt()
@@ -183,7 +182,7 @@ class SubVP(VP):
 
 
 SDES: dict[str, Callable[[SDEOptions, float], SDE]] = {
-    "vp": lambda options, shift: VP(options.t_min, options.beta_min, options.beta_max, shift),
-    "subvp": lambda options, shift: SubVP(options.t_min, options.beta_min, options.beta_max, shift),
+    "vp": lambda options, shift: VP(options.t_min, options.beta_min, shift),
+    "subvp": lambda options, shift: SubVP(options.t_min, options.beta_min, shift),
     "ve": lambda options, _: VE(options.t_min, options.sigma_min, options.sigma_max),
 }

@@ -6,28 +6,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SIGMA = 1.0  # of the Gaussian that smooths the grey image first, in pixels
 WEAK, STRONG = 0.1, 0.2  # strengths of a gradient: of an edge's pixels, and of the strongest of them at least
 
 
-def canny(x: Tensor, sigma: float = 1.0) -> Tensor:
-    """Edges of images [B, C, H, W] in [-1, 1]: white (1) on black (−1), [B, 3, H, W] on the same device.
+def canny(x: Tensor) -> Tensor:
+    """Edges of images [B, C, H, W] in [-1, 1]: white (1) on black (−1), [B, 3, H, W] on the same device
+    (Canny 1986, doi:10.1109/TPAMI.1986.4767851).
 
     Runs on the CPU, some 10 ms for an image of 512×512.
-
-    sigma: of the Gaussian that smooths the grey image first, in pixels (Canny 1986,
-      doi:10.1109/TPAMI.1986.4767851).
     """
     grey = ((x.detach().float().mean(1) + 1) / 2).cpu().numpy()
-    found = np.stack([edges(image, sigma) for image in grey])
+    found = np.stack([edges(image) for image in grey])
     return torch.from_numpy(found).to(x).mul_(2).sub_(1)[:, None].expand(-1, 3, -1, -1)
 
 
-def edges(grey: np.ndarray, sigma: float) -> np.ndarray:
+def edges(grey: np.ndarray) -> np.ndarray:
     """Edges of an image float32 [H, W] in [0, 1], bool [H, W], as `skimage.feature.canny` finds them."""
     from scipy import ndimage
 
     def blurred(image: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(image, sigma, mode="constant")
+        return ndimage.gaussian_filter(image, SIGMA, mode="constant")
 
     # near the border the Gaussian has less than its weight within the image
     smooth = blurred(grey) / (blurred(np.ones_like(grey)) + np.finfo(grey.dtype).eps)

@@ -27,10 +27,7 @@ WIDTHS = (16, 32, 96, 256)  # channels of e; the resolution is halved between tw
 
 class ControlNet(StableDiffusion):
     """A ControlNet of Stable Diffusion 1.x, 2.x or XL, for the maps of a set (`control`), or else for the
-    Canny edges of its images.
-
-    edge_sigma: standard deviation in pixels of the Gaussian that smooths an image before its edges are found.
-    """
+    Canny edges of its images."""
 
     paper = "Zhang et al. 2023, arXiv:2302.05543"
     needs: ClassVar[tuple[str, ...]] = ("caption",)
@@ -40,12 +37,10 @@ class ControlNet(StableDiffusion):
         self,
         data: DataInfo,
         *,
-        edge_sigma: float = 1.0,
         tuning: TuningOptions = TuningOptions(),
         caption_dropout: float = 0.5,
     ):
         super().__init__(data, tuning, caption_dropout)
-        self.edge_sigma = edge_sigma
         halvings = self.pipe.vae_scale_factor.bit_length() - 1
         self.controlnet = ControlNetModel.from_unet(
             self.unet, conditioning_embedding_out_channels=WIDTHS[: halvings + 1]
@@ -67,7 +62,7 @@ class ControlNet(StableDiffusion):
             return batch.extra["control"]
         if "edges" in batch.extra:
             return colours(batch.extra["edges"].to(batch.x) * 2 - 1)
-        return canny(batch.x, self.edge_sigma)
+        return canny(batch.x)
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
         """The texts, and the maps `control` in [0, 1], as in diffusers."""
@@ -130,7 +125,7 @@ class ControlNet(StableDiffusion):
         """The prompts, and the maps [n, 3, *sides] of the images; to be called after `start`, for the order
         of draws."""
         if edges and control is not None:
-            control = canny(resized(control, sides), self.edge_sigma)
+            control = canny(resized(control, sides))
         prompts, maps = self.examples_with_pictures(n, noise, prompt, control)
         return prompts, resized(maps, sides)
 

@@ -11,26 +11,26 @@ from gzcli.models.base import Model
 from gzcli.models.nn.common import ClassEmbedding
 from gzcli.types import DataInfo, Noise, no_progress
 
+LABEL_SIZE = 32  # of a label's embedding
+
 
 @dataclass(frozen=True)
 class LabelOptions:
     """How a model is conditioned on labels.
 
     conditional: whether the model is conditioned on labels.
-    label_dim: size of a label's embedding.
     """
 
     conditional: bool = False
-    label_dim: int = 32
 
     def embedding(self, data: DataInfo) -> ClassEmbedding | None:
         """The embedding of the labels of `data`, None for a model without labels."""
-        return ClassEmbedding(len(data.classes), self.label_dim) if self.conditional else None
+        return ClassEmbedding(len(data.classes), LABEL_SIZE) if self.conditional else None
 
     @property
     def size(self) -> int:
         """The size of a label's embedding, 0 for a model without labels."""
-        return self.label_dim if self.conditional else 0
+        return LABEL_SIZE if self.conditional else 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LabelledVAE(Model):
         self.kl_warmup, self.warm = kl_warmup, 0.0 if kl_warmup else 1.0
 
     def embed(self, labels: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor | None:
-        """The embeddings of n labels, [n, label_dim], or None for a model without labels.
+        """The embeddings of n labels, [n, LABEL_SIZE], or None for a model without labels.
 
         Raises UsageError for labels of None where training had no null label.
 
