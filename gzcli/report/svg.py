@@ -13,7 +13,12 @@ NAME, LEGEND = 22, 44  # letters of a name at most: beside an estimate, and in t
 COLOURS = ("#1f5fbf", "#c2500c", "#0a7a5c", "#8a3fa8", "#9a7500", "#0f7f95", "#b52a62", "#5b6472")
 INK, SOFT, FLOOR = "#1b202a", "#5a6372", "#b3261e"
 # text stays text, a name is no formula, and the same results make the same file
-STYLE = {"svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "gz", "font.size": 11}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "svg.hashsalt": "gz",
+    "font.size": 11,
+}
 STYLE |= {
     "text.color": INK,
     "axes.labelcolor": SOFT,
