@@ -81,22 +81,22 @@ def adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: flo
 def factor(conf: OptimSection, step: int, steps: int) -> float:
     """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule.
 
-    The warm-up is at most a fifth of the run: a run of 27 steps would never reach the end of one of 200.
-    A run of less than five steps, which tries a setting, stays within the warm-up, since a flow diverges
-    at the full rate.
+    The warm-up takes at most half of the run. Where that cuts it, the rate rises as steeply as in a long run
+    and so stays below the full one, at which a flow diverges from its first steps.
     """
-    warmup = min(conf.warmup, steps // 5 or conf.warmup)
+    warmup = min(conf.warmup, max(steps // 2, 1))
     if step < warmup:
-        return (step + 1) / warmup
+        return (step + 1) / conf.warmup
+    peak = warmup / conf.warmup if warmup else 1.0
     done = (step - warmup) / max(steps - warmup, 1)
     match conf.schedule:
         case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
         case "linear":
-            return 1 - done
+            return peak * (1 - done)
         case "late_linear":  # constant over the first half
-            return min(1.0, 2 * (1 - done))
-    return 1.0
+            return peak * min(1.0, 2 * (1 - done))
+    return peak
 
 
 def set_lr(optimizer: Optimizer, conf: OptimSection, step: int, steps: int) -> None:

@@ -179,12 +179,20 @@ def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch
     }
 
 
-def test_the_warm_up_is_a_share_of_a_short_run():
+def test_a_warm_up_that_a_short_run_cuts_is_as_steep_as_a_whole_one():
+    """The full rate after five steps, of which a flow diverges, is not reached: the peak is cut with it."""
     conf = OptimSection(warmup=200, schedule="constant")
-    assert [optim.factor(conf, step, 27) for step in (0, 4, 5, 26)] == [0.2, 1, 1, 1]
-    assert optim.factor(conf, 99, 2000) == 0.5
-    assert optim.factor(conf, 0, 4) == 1 / 200, "a run that tries a setting stays within the warm-up"
-    assert optim.factor(replace(conf, schedule="cosine"), 27, 27) == pytest.approx(0)
+    assert [optim.factor(conf, step, 27) for step in (0, 4, 12, 13, 26)] == [
+        1 / 200,
+        5 / 200,
+        *(13 / 200,) * 3,
+    ]
+    assert optim.factor(conf, 99, 400) == 0.5 and optim.factor(conf, 200, 400) == 1
+    assert optim.factor(conf, 0, 1) == 1 / 200
+    for schedule in ("cosine", "linear", "late_linear"):
+        of_schedule = replace(conf, schedule=schedule)
+        factors = [optim.factor(of_schedule, step, 50) for step in range(51)]
+        assert max(factors) == 25 / 200 == factors[25] and factors[-1] == pytest.approx(0)
 
 
 def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):

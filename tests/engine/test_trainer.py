@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import lines, recipe, trainer
+from few_steps import EMBEDDED, colour_zip, faults, offline
+from helpers import QUICK, lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES, Case
 
@@ -26,6 +27,8 @@ from gzcli.engine.trainer import Trainer
 from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
+from gzcli.planning import with_data
+from gzcli.recipe.resolve import resolve
 from gzcli.recipe.write import dump
 from gzcli.sections import OptimSection
 from gzcli.store import runs
@@ -169,6 +172,31 @@ def test_learning_rate_is_a_function_of_the_step():
     assert optim.factor(conf, 110, 110) == pytest.approx(0)
     assert optim.factor(OptimSection(schedule="linear"), 75, 100) == 0.25
     assert optim.factor(OptimSection(schedule="constant"), 75, 100) == 1
+
+
+@pytest.mark.parametrize("model", ["flow", "flowpp", "glow", "realnvp"])
+def test_a_flow_as_it_is_shipped_ends_a_run_of_five_steps(model):
+    """Its rate of a long run, if reached at once, makes the gradient grow a million-fold."""
+    shipped = resolve(
+        model,
+        data="digits",
+        sets=QUICK,
+        flags={"train.steps": 5, "train.precision": "fp32", "launch.cpu": True},
+    )
+    t = trainer(with_data(shipped, shipped.found).tree())
+    t.begin()
+    losses = [{name: float(value) for name, value in t.step(step).items()} for step in range(5)]
+    assert all(abs(losses[-1][name]) < 10 * max(1, abs(value)) for name, value in losses[0].items()), losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", offline())
+def test_every_recipe_ends_a_run_of_a_few_steps(model, forks, home, tmp_path):
+    """On every set that it trains on, of the embedded ones and a zip in colour."""
+    sets = [*EMBEDDED, str(colour_zip(tmp_path / "colour.zip"))]
+    found = {(data, steps): faults(forks, model, data, steps) for data in sets for steps in (1, 2, 5, 10)}
+    ended = {key: got for key, got in found.items() if got is not None}
+    assert ended and {key: fault for key, (fault, _) in ended.items() if fault} == {}
 
 
 def test_settings_of_a_phase_override():
