@@ -41,25 +41,24 @@ DIFFERENCES = (
         most=0.1,
     ),
     Difference(
-        of="`flow`, also in double precision",
-        why="in 30 steps it reaches its learning rate of 8e-3 so soon that the gradient's norm grows a"
-        " million-fold, and the rounding of the first step with it. One process that adds its batch up in two"
-        " parts (`train.accumulate=2`) is as far from itself; at a rate of 5e-4 two agree to 1e-8",
-        example="flow",
+        of="Dropout",
+        why="each process draws for its own images, from a seed of its own, so that none pays for the images"
+        " of the others. Parameters are equal on all processes, and a resume repeats what was drawn",
+        example="ddpm,model.dropout=0.1",
         most=0.1,
     ),
     Difference(
         of="`train.accumulate` above 1 of a model that looks at a whole batch",
-        why="each part of a batch then holds other images. Such are models with batch norm, dropout or a"
-        " codebook, `cyclegan` with its pool, `cfm` with its pairs, and what is adapted from step to step in"
-        " `presgan`, `hvae`, `diffae` and `vqgan`",
+        why="each part of a batch then holds other images. Such are models with batch norm or a codebook,"
+        " `cyclegan` with its pool, `cfm` with its pairs, and what is adapted from step to step in `presgan`,"
+        " `hvae`, `diffae` and `vqgan`",
         example="vqvae,train.accumulate=2",
         most=5.0,
     ),
     Difference(
         of="A model of your own",
-        why="its `nn.Dropout` and `nn.BatchNorm` look at the images of all processes too. Numbers that it"
-        " draws past `batch.noise`, and what else it computes of a whole batch, are of each process alone,"
+        why="its `nn.BatchNorm` looks at the images of all processes too. Numbers that it draws past"
+        " `batch.noise`, and what else it computes of a whole batch, are of each process alone,"
         " but for what it asks of the module `gzcli.ranks`",
     ),
     Difference(

@@ -66,9 +66,8 @@ class Trainer:
         made = prepare(self.model, self.images, run, log)
         self.batches = self.images.shuffled(self.train.batch_size, part.data.n, made, self.model.needs)
         other = twin(self.model) if is_shared_out(part) else None
-        self.known = card.family != OUTSIDE
         # what models of others do may depend on what no batch shows
-        first = self.batches.at(0) if self.known and self.world > 1 else None
+        first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
         self.wrapped = wrapped(accelerator, self.model, part, log, first=first)
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
@@ -204,12 +203,14 @@ class Trainer:
                 p.requires_grad_(True)
 
     def seed_global(self, step: int) -> None:
-        """Seeds dropout and the like by (seed, step), in a model of others also by the rank: repeatable."""
-        devices.seed(self.device, mix(self.part.seed, 0 if self.known else self.rank, step))
+        """Seeds dropout and the like by seed, rank and step, so that a resume repeats what is drawn."""
+        devices.seed(self.device, mix(self.part.seed, self.rank, step))
 
     def begin(self) -> None:
         """Initialises the model with the first batch; after a resume, sets what anneals to its step."""
-        self.seed_global(self.start)
+        devices.seed(
+            self.device, mix(self.part.seed, 0, self.start)
+        )  # alike on all ranks, as weights must be
         with torch.no_grad():
             if not self.start:
                 self.model.fit(self.some_images())

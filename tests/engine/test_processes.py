@@ -36,11 +36,9 @@ LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set",
 
 STEPS, DIFFUSERS_STEPS = 6, 4  # of a training; one of Stable Diffusion takes .4 seconds in float64
 PATIENCE = 240  # seconds for what takes a few on a machine that does nothing else
-# what looks at a whole batch: batch norm, also under a penalty on a gradient, dropout, and a full pool
+# what looks at a whole batch: batch norm, also under a penalty on a gradient, and a full pool
 WHOLE_BATCH = {
     "dcgan": {"norm": "batch", "disc_norm": "batch", "spectral": False, "r1": 1.0, "r1_every": 2},
-    "ddpm": {"dropout": 0.1},
-    "flowpp": {"dropout": 0.2},
     "cyclegan": {"pool": 8},
 }
 
@@ -50,6 +48,16 @@ def first_of_each() -> list[Case]:
     first = {case.model: case for case in reversed(CASES) if not case.stages}
     return [
         replace(case, options={**case.options, **WHOLE_BATCH.get(name, {})}) for name, case in first.items()
+    ]
+
+
+def with_dropout() -> list[Case]:
+    """Cases of which each rank drops out what it likes."""
+    dropped = {"ddpm": 0.1, "flowpp": 0.2}
+    return [
+        replace(case, options={**case.options, "dropout": dropped[case.model]})
+        for case in first_of_each()
+        if case.model in dropped
     ]
 
 
@@ -66,6 +74,7 @@ def planned(case: Case) -> Run:
     auto = catalog.load(case.model).best != "fd"
     steps = steps_of(case)
     sets = ("train.best=auto", f"train.eval_every={steps // 2}") if auto else ()
+    sets += ("train.checkpoint_every=3", "train.keep=3") if "dropout" in case.options else ()
     tree = recipe(case, steps=steps, sets=(*sets, "data.size=16") if uses_diffusers(case) else sets)
     run = runs.create(case.model, case.data)
     files.write_atomic(run.path / "run.yaml", dump(tree))
@@ -74,19 +83,20 @@ def planned(case: Case) -> Run:
 
 @pytest.fixture(scope="module")
 def ranks(request):
-    """ranks(case, world): of a case its losses, figures of validation, and the largest difference between the
-    ranks' states. The first that asks has all cases trained that are to be tested: a start costs more than
-    many a training."""
+    """ranks(case, world): of a case its losses, figures of validation, the largest difference between the
+    ranks' states, and where its run is. The first that asks has all cases trained that are to be tested: a
+    start costs more than many a training. Those with dropout lose their last checkpoint and go on."""
     found: dict[int, dict[str, dict]] = {}
 
     def trained(case: Case, world: int) -> dict:
         if world not in found:
             mine = [x for x in request.session.items if x.module is request.module]
             asked = [x.callspec.params["case"] for x in mine if "ranks" in x.fixturenames]
-            started = {str(case): planned(case) for case in asked}
-            two_ranks.launched(started.values(), world)
-            found[world] = {name: two_ranks.out_of(run) for name, run in started.items()}
-        return found[world][str(case)]
+            started = {repr(case): planned(case) for case in asked}
+            again = [started[repr(case)] for case in asked if "dropout" in case.options]
+            two_ranks.launched([*started.values(), *again], world)
+            found[world] = {name: two_ranks.out_of(run) | {"run": run} for name, run in started.items()}
+        return found[world][repr(case)]
 
     return trained
 
@@ -104,15 +114,27 @@ def test_two_processes_are_one(case, ranks):
     assert len(one["held_out"]) == (0 if catalog.load(case.model).best == "fd" else 2)
 
 
+@pytest.mark.launch
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("case", with_dropout(), ids=str)
+def test_with_dropout_two_processes_have_the_same_weights_and_resume(case, ranks):
+    """Each drops out what it likes, so they are not one; what they drew is drawn again by a resume."""
+    one, two = (ranks(case, world) for world in (1, 2))
+    assert one["losses"][-1] != pytest.approx(two["losses"][-1], rel=1e-7)
+    for found in (one, two):
+        assert found["gap"] == 0 and len(found["losses"]) == steps_of(case)
+        first, resumed = (load_file(found["run"].path / f"{name}.safetensors") for name in ("first", "model"))
+        assert first.keys() == resumed.keys() and all(first[k].equal(resumed[k]) for k in first)
+
+
 @pytest.mark.slow
 @pytest.mark.launch
 def test_two_processes_train_every_recipe_to_the_weights_of_one():
-    """All stages, as they are shipped but for the length and the batch, and with dropout where they have
-    none. What `alike` knows to differ does, within what it says."""
-    more = ("ddpm,model.dropout=0.1", "pixelcnnpp,model.dropout=0.2", "dcgan,model.disc_norm=batch")
+    """All stages, as they are shipped but for the length and the batch. What `alike` knows to differ does,
+    within what it says."""
     differ = {known.example: known for known in alike.DIFFERENCES if known.example}
     wide = [name for name, known in differ.items() if not known.fp32]
-    apart = farthest({*recipe_names(), *more, *wide})
+    apart = farthest({*recipe_names(), "dcgan,model.disc_norm=batch", *wide})
     known = {name: apart.pop(name) for name in wide} | farthest(set(differ) - set(wide), fp32=True)
     assert {name: far for name, far in apart.items() if far > alike.ALIKE} == {}
     assert len(apart) >= 30

@@ -26,6 +26,7 @@ from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
 from gzcli.errors import DivergedError, Interrupted, UsageError
 from gzcli.models.base import Phase
+from gzcli.models.nn import whole_batch
 from gzcli.models.normalizing_flow.norms import BatchNorm as FlowNorm
 from gzcli.planning import with_data
 from gzcli.recipe.resolve import resolve
@@ -197,6 +198,23 @@ def test_every_recipe_ends_a_run_of_a_few_steps(model, forks, home, tmp_path):
     found = {(data, steps): faults(forks, model, data, steps) for data in sets for steps in (1, 2, 5, 10)}
     ended = {key: got for key, got in found.items() if got is not None}
     assert ended and {key: fault for key, (fault, _) in ended.items() if fault} == {}
+
+
+def test_each_rank_draws_by_itself_and_draws_the_same_again():
+    """What dropout draws, a number for each of the rank's own images, and not for those of all ranks."""
+    t = trainer(recipe(case("vae"), steps=1))
+    layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3))
+    whole_batch.share(layers)
+    assert type(layers[0]) is torch.nn.Dropout and type(layers[1]) is whole_batch.SharedBatchNorm
+
+    def drawn(rank: int, step: int) -> tuple[float, ...]:
+        t.rank = rank
+        t.seed_global(step)
+        return tuple(layers[0](torch.ones(20)).tolist())
+
+    keys = [(rank, step) for rank in range(3) for step in range(3)]
+    assert len({drawn(*key) for key in keys}) == len(keys)
+    assert drawn(1, 2) == drawn(1, 2)
 
 
 def test_settings_of_a_phase_override():

@@ -2,6 +2,7 @@
 
 torch's own layers know their rank's images alone (its `SyncBatchNorm` works on GPUs only, and has no second
 derivative). Models are written with torch's layers; `share` exchanges them where there are several ranks.
+Dropout is left as it is: each rank draws its own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -63,33 +63,16 @@ class SharedBatchNorm(_BatchNorm):
         """Does nothing, where torch's layers check the number of dimensions: any will do."""
 
 
-class SharedDropout(nn.Dropout):
-    """Dropout that draws for the images of all ranks and takes what is its own, so that an image loses the
-    same activations whatever the number of ranks. Their generators must have one seed."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        count = ranks.sharing(self)
-        if count == 1 or not self.p:
-            return super().forward(input)
-        # numbers are drawn in the order of the memory, which is laid out as the whole batch of one process is
-        strides = torch.empty_like(input, device="meta").stride()
-        whole = torch.empty_strided(
-            (count * len(input), *input.shape[1:]), strides, dtype=input.dtype, device=input.device
-        )
-        return input * ranks.own_rows(F.dropout(whole.fill_(1), self.p), self)
-
-
 SHARED: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: SharedBatchNorm,
     nn.BatchNorm2d: SharedBatchNorm,
     nn.BatchNorm3d: SharedBatchNorm,
-    nn.Dropout: SharedDropout,
 }
 
 
 def share(model: nn.Module) -> None:
-    """Has torch's batch norm and dropout in a model look at the images of all ranks, while it trains. They
-    stay the same objects, with their parameters and buffers."""
+    """Has torch's batch norm in a model look at the images of all ranks, while it trains. The layers stay the
+    same objects, with their parameters and buffers."""
     for module in model.modules():
         if type(module) in SHARED:
             module.__class__ = SHARED[type(module)]
