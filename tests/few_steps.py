@@ -2,8 +2,8 @@
 
 python tests/few_steps.py [--steps 1,2,5,10] [--data SET,…] [MODEL …]
 
-trains recipes, all stages, as `gz train` does but for the number of steps, and prints a table: a row for each
-recipe, a column for each set and number of steps. Without `--data` the sets are all embedded ones and
+trains recipes, all stages, as `gz train` does, validates each once and draws two pictures, and prints a table:
+a row for each recipe, a column for each set and number of steps. Without `--data` the sets are all embedded ones and
 `colour.zip`, which is made here. A dash: the recipe does not train on the set. Models that need weights from
 the internet are left out.
 """
@@ -56,7 +56,9 @@ def colour_zip(path: Path) -> Path:
 def faults(forks: Zygote, model: str, data: str, steps: int) -> tuple[str, dict[str, float]] | None:
     """What is wrong with a training, "" if nothing, and its last figures; None: it is refused."""
     before = {run.id for run in runs.all_runs()}
+    sets = (f"train.eval_every={steps}", "train.samples=2", "train.log_every=1")
     words = ("train", model, "--data", data, "--steps", str(steps), "--cpu", "--yes")
+    words += tuple(word for one in sets for word in ("--set", one))
     code = forks.asked(
         words=words, home=os.environ["GZ_HOME"], here=str(forks.folder), said=str(forks.folder / "said.txt")
     )

@@ -2,6 +2,9 @@
 
 Each of these is a pause of the training. Where the recipe leaves the number open, it follows from how long
 the first pause of the kind takes; then it is written into the recipe, so that a resume keeps to it.
+
+Times differ from machine to machine, and from run to run on one. The steps of validations must not, as the
+best checkpoint is one of them: what follows from a time is rounded to a coarse series, 1, 2, 5, 10, 20, 50 …
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from contextlib import contextmanager
 
 from gzcli.sections import TrainSection
 
-FIRST = 60.0  # seconds until the first pause at the latest
+FIRST = 60.0  # seconds until the first pause, which then comes at the next step of the series
 LONGEST = 600.0  # seconds from one pause to the next, as far as its share of the time allows
 SHARE = 0.05  # share of the time for pauses of one kind
 QUICK = 10.0  # seconds that a pause may take before a signal to end is heard
 UNTIMED = 2  # first steps that are not timed: they compile and choose kernels
-AGREE_EVERY = 10  # steps between readings of rank 0's clock, which cost a collective
+SERIES = (1, 2, 5)  # times powers of ten
+EARLIEST = 10  # step before which no clock is read
 
 # kind → key of `train`
 KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
@@ -64,7 +68,8 @@ class Cadence:
         unknown = [kind for kind, every in self.every.items() if every is None]
         if not unknown:
             return kinds
-        late = step % AGREE_EVERY == 0 and self.agree([self.clock() - self.began])[0] >= FIRST
+        # only at steps of the series, since it costs a collective too
+        late = in_series(step) and self.agree([self.clock() - self.began])[0] >= FIRST
         return kinds | {kind for kind in unknown if late or step >= self.usual[kind]}
 
     @contextmanager
@@ -82,8 +87,8 @@ class Cadence:
             return
         each, self.took[kind] = self.agree([max(each, 1e-4), took])
         if self.every[kind] is None:
-            wanted = max(min(self.usual[kind], int(LONGEST / each)), 1)
-            self.every[kind] = max(wanted, math.ceil(self.took[kind] / (SHARE * each)))
+            wanted = max(min(self.usual[kind], LONGEST / each), self.took[kind] / (SHARE * each))
+            self.every[kind] = in_proportion(self.usual[kind], wanted)
 
     def slow(self, kinds: Set[str]) -> bool:
         """Whether pauses of these kinds may take longer than schedulers wait between SIGTERM and SIGKILL."""
@@ -92,3 +97,17 @@ class Cadence:
     def found(self) -> dict[str, int]:
         """The numbers of steps known so far, as keys of a recipe's `train` section."""
         return {KEYS[kind]: every for kind, every in self.every.items() if every is not None}
+
+
+def in_series(step: int) -> bool:
+    """Whether a step is 10, 20, 50, 100 and so on."""
+    return step >= EARLIEST and int(str(step).rstrip("0")) in SERIES
+
+
+def in_proportion(usual: int, wanted: float) -> int:
+    """`usual`, multiplied or divided by the number of the series that brings it nearest to `wanted`."""
+    ratio = max(wanted, 1) / usual
+    large = max(ratio, 1 / ratio)
+    power = 10 ** int(math.log10(large))
+    by = min((number * power for number in (*SERIES, 10)), key=lambda n: abs(math.log(large / n)))
+    return usual * by if ratio > 1 else max(usual // by, 1)

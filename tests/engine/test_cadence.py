@@ -13,7 +13,7 @@ from zoo import CASES
 
 from gzcli.engine import optim, sampler
 from gzcli.engine.__main__ import made
-from gzcli.engine.cadence import KEYS, SHARE, Cadence
+from gzcli.engine.cadence import KEYS, Cadence, in_proportion, in_series
 from gzcli.engine.report import RATES
 from gzcli.engine.stop import Stop
 from gzcli.errors import Interrupted, MissingError
@@ -73,9 +73,35 @@ def test_a_long_run_shows_a_picture_after_a_minute_and_saves_every_ten():
     life = Life(20_000, 0.5, {"eval": 10.0, "checkpoint": 3.0, "sample": 20.0}, compiling=90.0)
     first = {kind: next(now for found, _, now in life.seen if found == kind) for kind in CHEAP}
     assert max(first.values()) < 140  # the compiler's time included
-    assert life.found == {"eval_every": 1200, "checkpoint_every": 1200, "sample_every": 1200}  # ten minutes
+    # 2,000 and 4,000 steps, divided to come near the 1,200 of ten minutes
+    assert life.found == {"eval_every": 1000, "checkpoint_every": 1000, "sample_every": 800}
     dear = Life(20_000, 0.5, CHEAP | {"sample": 300.0})
-    assert dear.found["sample_every"] == 300 / (SHARE * 0.5)
+    assert dear.found["sample_every"] == 2 * 4000  # near the 12,000 of a share of 1/20
+
+
+def test_a_machine_that_is_a_little_slower_validates_at_the_same_steps():
+    """The best checkpoint is one of these steps. At 41 and 82, where another validates at 40 and 80, it would
+    be another one. A machine that is much slower leaves some out, and the first may come early."""
+    speeds = (0.9, 1.0, 1.01, 1.2)
+    for steps, each, took in ((400, 0.05, 0.1), (400, 0.05, 0.4), (20_000, 0.5, 10.0), (3_000, 1.0, 5.0)):
+        lives = [Life(steps, each * k, dict.fromkeys(CHEAP, took * k), eval_every=None) for k in speeds]
+        assert all(life.steps("eval")[1:] == lives[0].steps("eval")[1:] for life in lives), (steps, each)
+    # validations that are timed badly, here between .1 and .13 seconds
+    found = [Life(400, 0.05, CHEAP | {"eval": took}).found["eval_every"] for took in (0.1, 0.103, 0.13)]
+    assert found == [40, 40, 40]
+    slow = [Life(20_000, 0.5 * k, CHEAP) for k in (0.3, 1.0, 3.0, 10.0)]
+    assert all(step in (10, 20, 50, 100, 200, 500, 1000, 2000) for x in slow for step in x.steps("eval")[:1])
+    assert all(2000 % life.found["eval_every"] == 0 for life in slow)
+
+
+def test_the_series():
+    assert [n for n in range(1, 1001) if in_series(n)] == [10, 20, 50, 100, 200, 500, 1000]
+    assert [in_proportion(40, wanted) for wanted in (41, 56, 57, 126, 127, 400, 4000)] == [
+        *(40, 40, 80, 80, 200, 400, 4000)
+    ]
+    assert [in_proportion(2000, wanted) for wanted in (1500, 1200, 600, 200, 0.1)] == [
+        *(2000, 1000, 400, 200, 1)
+    ]
 
 
 def test_what_the_recipe_says_holds():

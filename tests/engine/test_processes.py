@@ -140,6 +140,8 @@ def test_two_processes_train_every_recipe_to_the_weights_of_one():
     assert len(apart) >= 30
     for name, far in known.items():
         assert alike.ALIKE < far <= differ[name].most, (name, far)
+    (far,) = farthest({"glow,optim.eps=0.1"}, fp32=True).values()
+    assert far <= 1e-4, "what `alike` says of it"
 
 
 def farthest(names: Iterable[str], *, fp32: bool = False) -> dict[str, float]:
