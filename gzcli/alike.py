@@ -35,8 +35,8 @@ DIFFERENCES = (
         why="sums are added up in another order, and so rounded otherwise. Deep flows and networks that play"
         " against each other amplify that, and it can decide a near tie between two codes. A parameter whose"
         " gradient is zero but for rounding moves at random by full steps of Adam or Adamax: so two processes"
-        " of `glow` part at its first step, in biases and scales of what the first batch has normalised, and by"
-        " `optim.eps=0.1`, which is above that rounding, agree to 1e-4",
+        " of `glow` part at its first step, in biases and scales of what the first batch has normalised. By"
+        " `optim.eps=0.1`, which is above that rounding, they agree to 1e-4",
         example="glow",
         fp32=True,
         most=0.01,

@@ -2,10 +2,10 @@
 
 python tests/few_steps.py [--steps 1,2,5,10] [--data SET,…] [MODEL …]
 
-trains recipes, all stages, as `gz train` does, validates each once and draws two pictures, and prints a table:
-a row for each recipe, a column for each set and number of steps. Without `--data` the sets are all embedded ones and
-`colour.zip`, which is made here. A dash: the recipe does not train on the set. Models that need weights from
-the internet are left out.
+trains recipes, all stages, as `gz train` does, validates each once and draws two pictures. It prints a table:
+a row for each recipe, a column for each set and number of steps. Without `--data` the sets are all embedded
+ones and `colour.zip`, which is made here. A dash: the recipe does not train on the set. Models that need
+weights from the internet are left out.
 """
 
 from __future__ import annotations
