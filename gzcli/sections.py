@@ -119,7 +119,8 @@ class TrainSection:
     eval_every: steps between two validations; 0: none; null: chosen by the time that one takes.
     checkpoint_every: steps between two checkpoints; 0: only the last; null: chosen by the time that one
       takes.
-    keep: number of newest checkpoints that are kept, beside the best one.
+    keep: number of newest checkpoints that are kept, beside the best one, of which a finished run keeps what
+      is sampled alone; null: two, and one when the run has finished.
     best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
     init: stage, run or safetensors file whose weights the training starts from.
     """
@@ -139,7 +140,7 @@ class TrainSection:
     samples: int | None = ranged(None, "1 … 10,000")
     eval_every: int | None = ranged(None, "0 or more")
     checkpoint_every: int | None = ranged(None, "0 or more")
-    keep: int = ranged(2, "1 … 1,000,000")
+    keep: int | None = ranged(None, "1 … 1,000,000")
     best: Literal["auto", "bpd", "fd", "loss", "none"] = "auto"
     init: str | None = None
 

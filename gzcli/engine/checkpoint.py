@@ -1,6 +1,7 @@
 """Checkpoints: written beside and renamed, with sizes and sha256; the last few and the best are kept.
 
-`checkpoints/00001000/` holds
+A run that has finished goes on from its last checkpoint, and its best one is sampled only: that keeps no
+more than the averaged weights. `checkpoints/00001000/` holds
   model.safetensors   the weights that are trained
   ema.safetensors     the averaged weights, which are sampled, with recipe and data's description as metadata
   train.pt            optimizers, scaler, counters, each rank's extra state and losses not yet logged
@@ -25,8 +26,11 @@ from gzcli.store import arrays, files
 from gzcli.types import DataInfo
 from gzcli.version import __version__
 
+KEPT, KEPT_AT_THE_END = 2, 1  # newest checkpoints of a run that trains and of a finished one, if none is said
 FILES = ("model.safetensors", "ema.safetensors", "train.pt")  # whose checksums `meta.json` has
 OTHER = "remove the folder: the run then goes on from the checkpoint before it"
+SAMPLED = "ema.safetensors"  # what is left of the best checkpoint of a finished run
+ALONE = "it holds the averaged weights alone"
 EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
 
@@ -192,6 +196,8 @@ def damage(path: Path) -> str | None:
         return "`meta.json` is missing"
     try:
         meta = files.read_object(path / "meta.json")
+        if set(meta["files"]) == {SAMPLED}:
+            return ALONE
         sums = {name: (meta["files"][name]["size"], meta["files"][name]["sha256"]) for name in FILES}
         if not isinstance(meta["step"], int):
             raise TypeError
@@ -219,16 +225,34 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
         path = folder / f"{step:08d}"
         if (fault := damage(path)) is None:
             return path
-        warn(f"checkpoint `{path}` is damaged ({fault}), trying the one before it")
+        if fault != ALONE:
+            warn(f"checkpoint `{path}` is damaged ({fault}), trying the one before it")
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the last `keep` checkpoints and the best."""
+def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
+    """Removes all but the last `keep` checkpoints and the best.
+
+    finished: whether of the best, if it is none of these, only what is sampled is left.
+    """
     try:
         best = files.read_object(folder / "best.json").get("step")
     except DamagedError:
         best = None
     for step in steps_of(folder)[:-keep]:
+        path = folder / f"{step:08d}"
         if step != best:
-            files.remove_tree(folder / f"{step:08d}")
+            files.remove_tree(path)
+        elif finished:
+            strip(path)
+
+
+def strip(path: Path) -> None:
+    """Leaves of a checkpoint what is sampled. One that is damaged stays as it is."""
+    if damage(path) is None:
+        meta = files.read_object(path / "meta.json")
+        files.write_json(path / "meta.json", meta | {"files": {SAMPLED: meta["files"][SAMPLED]}})
+    elif damage(path) != ALONE:
+        return
+    for name in set(FILES) - {SAMPLED}:
+        (path / name).unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ def save(state: State, step: int) -> None:
         }
         saved = Saved(averaged, trained.part, trained.info, step, state.built_on, state.space)
         checkpoints.save(state.folder, step, Checkpoint(weights, saved, train, state.machine))
-        checkpoints.prune(state.folder, trained.part.train.keep)
+        checkpoints.prune(state.folder, trained.part.train.keep or checkpoints.KEPT)
         trained.run.update(step=step)
         state.log.event("checkpoint", step=step)
     ranks.wait()
@@ -123,7 +122,7 @@ def save_best(state: State, step: int, metric: str, value: float) -> None:
         save(state, step)
         if ranks.rank() == 0:
             files.write_json(path, {"step": step, "metric": metric, "value": value})
-            checkpoints.prune(state.folder, state.trained.part.train.keep)
+            checkpoints.prune(state.folder, state.trained.part.train.keep or checkpoints.KEPT)
 
 
 def resume(state: State) -> int:
@@ -213,20 +212,22 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
         ) from e
 
 
-def finish(run: Run, keep: int) -> None:
-    """Copies the averaged weights of the last checkpoint to the run's `model.safetensors`, on rank 0.
+def finish(run: Run, keep: int | None) -> None:
+    """Makes the averaged weights of the last checkpoint the run's `model.safetensors`, on rank 0: one file by
+    two names where the disk can.
 
-    keep: number of checkpoints that stay; a run that was killed before it removed others has more.
+    keep: number of checkpoints that stay, as `train.keep`.
     """
     if ranks.rank() == 0:
         folder = run.path / "checkpoints"
         last = folder / f"{checkpoints.steps_of(folder)[-1]:08d}" / "ema.safetensors"
         place = run.path / "model.safetensors"
-        part = beside(place)
-        shutil.copyfile(last, part)
-        files.fsync(part)
-        part.replace(place)
-        checkpoints.prune(folder, keep)
+        if not (place.exists() and place.samefile(last)):  # a name cannot replace another of the same file
+            part = beside(place)
+            files.link_or_copy(last, part)
+            files.fsync(part)
+            part.replace(place)
+        checkpoints.prune(folder, keep or checkpoints.KEPT_AT_THE_END, finished=True)
 
 
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:

@@ -120,8 +120,10 @@ def mark(path: str) -> Mark | None:
 
 
 def survey(folder: Path) -> tuple[Marks, int]:
-    """The marks of all folders and records below a run, and the size of all its files together in bytes."""
+    """The marks of all folders and records below a run, and the size of all its files together in bytes; a
+    file that has two names counts once."""
     marks: Marks = {}
+    linked: set[int] = set()
     total, left = 0, [""]
     while left:
         place = left.pop()
@@ -133,7 +135,9 @@ def survey(folder: Path) -> tuple[Marks, int]:
                     left.append(below)
                     continue
                 with contextlib.suppress(OSError):  # removed meanwhile
-                    total += entry.stat(follow_symlinks=False).st_size
+                    of_file = entry.stat(follow_symlinks=False)
+                    total += 0 if of_file.st_ino in linked else of_file.st_size
+                    linked |= {of_file.st_ino} if of_file.st_nlink > 1 else set()
                 if entry.name in RECORDS:
                     marks[below] = mark(f"{folder}/{below}")
     return marks, total

@@ -263,6 +263,36 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     assert checkpoints.steps_of(tmp_path) == [2, 4, 5]
 
 
+def test_a_finished_run_keeps_what_it_goes_on_from_and_what_is_sampled(monkeypatch):
+    """The last checkpoint, whole, and the averaged weights of the best one; no weights lie there twice."""
+    values = iter(range(100))  # ever worse: the first is the best
+    monkeypatch.setattr("gzcli.engine.trainer.validate", lambda *a, **k: {"loss": float(next(values))})
+    sets = ("train.checkpoint_every=2", "train.eval_every=2", "train.best=loss", "train.ema=0.9")
+    tree = recipe(case("vae"), steps=8, sets=sets)
+    t = trainer(tree)
+    t.fit()
+    folder = t.run.path / "checkpoints"
+    assert checkpoints.steps_of(folder) == [2, 8] and t.run.best.step == 2
+    assert {file.name for file in (folder / "00000002").iterdir()} == {"ema.safetensors", "meta.json"}
+    assert checkpoints.damage(folder / "00000008") is None
+    last = folder / "00000008" / "ema.safetensors"
+    assert (t.run.path / "model.safetensors").samefile(last)
+    sizes = sum(file.stat().st_size for file in t.run.path.rglob("*") if file.is_file())
+    assert t.run.bytes == sizes - last.stat().st_size
+    assert load_trained(t.run, "cpu", "best").step == 2 and load_trained(t.run, "cpu").step == 8
+    longer = trainer(tree | {"train": tree["train"] | {"steps": 10}}, t.run)
+    longer.fit()
+    assert longer.start == 8 and checkpoints.steps_of(folder) == [2, 10]
+    again = trainer(tree | {"train": tree["train"] | {"steps": 10}}, t.run)
+    again.fit()  # has nothing to do but to finish once more
+    assert list(t.run.path.glob("*.part")) + list(t.run.path.glob(".*.part")) == []
+    (folder / "00000010" / "train.pt").unlink()
+    said = []
+    assert checkpoints.newest(folder, said.append) is None and len(said) == 1, (
+        "of the best one nothing is said"
+    )
+
+
 def poisoned(monkeypatch, factor: float, steps: range, *sets: str):
     """A trainer of a vae whose loss is multiplied by the factor at these steps."""
     t = trainer(recipe(case("vae"), steps=20, sets=("train.checkpoint_every=4", *sets)))
