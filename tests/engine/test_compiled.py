@@ -108,7 +108,7 @@ def quick(monkeypatch):
 def test_a_compiled_run_resumes_bit_for_bit(quick):
     """Of several phases, each of which has its graph."""
     case = next(c for c in CASES if c.model == "aae")
-    sets = ("train.ema=0.9", "train.compile=true", "train.checkpoint_every=2")
+    sets = ("train.ema=0.9", "train.compile=true", "train.checkpoint_every=2", "train.keep=2")
     tree = recipe(case, steps=4, sets=sets)
     whole = trainer(tree)
     whole.fit()

@@ -70,7 +70,9 @@ def run(tmp_path_factory) -> Iterator[Run]:
     """A finished run of four steps, in a store of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("damaged")))
-        t = trainer(recipe(VAE, steps=4, sets=("train.checkpoint_every=2", "train.best=loss")))
+        t = trainer(
+            recipe(VAE, steps=4, sets=("train.checkpoint_every=2", "train.keep=2", "train.best=loss"))
+        )
         t.fit()
         found = t.run
         found.update(state="finished", steps=4, error=None)
