@@ -155,7 +155,7 @@ class Prefetch:
         # Its own generator: the seed that a loader draws would shift the one that dropout draws from.
         options: dict[str, Any] = {"batch_sampler": self._steps, "collate_fn": _as_it_is}
         options |= {"generator": torch.Generator()}
-        if workers and processes.can_start():
+        if workers:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOADED)
             options |= {
@@ -182,7 +182,8 @@ class Prefetch:
         if self._held is None or self._held[0] != step:
             if "batches" not in self._open or self._held is None or step != self._held[0] + 1:
                 self._steps.first = step
-                self._open["batches"] = iter(self._open["loader"])
+                with processes.without_main():  # starts the workers
+                    self._open["batches"] = iter(self._open["loader"])
             self._held = step, self._next()
         batch = self._held[1]
         if isinstance(batch, GzError):

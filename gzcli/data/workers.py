@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from types import ModuleType
 from typing import TypeVar
 
 from gzcli import start
@@ -22,6 +25,7 @@ FEW = 4000  # images up to which starting processes would take longer than packi
 CHUNK = 64  # blocks that are sent to a worker at a time
 CHUNK_BYTES = 1 << 22  # bytes from which fewer blocks are sent
 CHUNKS_AHEAD = 3  # chunks in flight for each worker
+_hiding = threading.Lock()
 
 
 def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
@@ -32,7 +36,7 @@ def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Itera
 
     Raises DeviceError where a worker dies.
     """
-    count = cores() if work > FEW and can_start() else 1
+    count = cores() if work > FEW else 1
     if count == 1:
         yield from map(f, blocks)
         return
@@ -45,7 +49,8 @@ def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Itera
     flying: deque[Future[list[T]]] = deque()
     try:
         for chunk in _chunks(blocks):
-            flying.append(pool.submit(_apply, f, chunk))
+            with without_main():  # which may start a process
+                flying.append(pool.submit(_apply, f, chunk))
             if len(flying) >= CHUNKS_AHEAD * count:
                 yield from flying.popleft().result()
         while flying:
@@ -64,11 +69,17 @@ def cores() -> int:
     return min(8, start.cores())
 
 
-def can_start() -> bool:
-    """Whether the main module can be imported anew by a child: not that of `python -` or a notebook."""
-    main = sys.modules["__main__"]
-    path = getattr(main, "__file__", None)
-    return getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Hides the main module from processes that start meanwhile, which would import it anew. A user's script
+    without `if __name__ == "__main__"` would run again in each of them, and wait there for the very set that
+    this process packs; a notebook's cannot be imported at all."""
+    with _hiding:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _chunks(blocks: Iterable[Block]) -> Iterator[list[Block]]:
@@ -91,7 +102,6 @@ def _apply(f: Callable[[Block], T], chunk: list[Block]) -> list[T]:
 def follow_parent() -> None:
     """Makes a worker process leave Ctrl-C to its parent, and end when its parent does."""
     import multiprocessing
-    import threading
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

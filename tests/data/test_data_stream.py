@@ -257,13 +257,12 @@ from pathlib import Path
 from gzcli.data.forms import Decoding
 from gzcli.data.stream import Pictures, Prefetch
 
-if __name__ == "__main__":
-    pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), Decoding(None, 3))
-    ahead = Prefetch(pictures, lambda step: [step], 2)
-    ahead.at(0)
-    print("ready", flush=True)
-    time.sleep(60 * (sys.argv[2] == "wait"))
-"""
+pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), Decoding(None, 3))
+ahead = Prefetch(pictures, lambda step: [step], 2)
+ahead.at(0)
+print("ready", flush=True)
+time.sleep(60 * (sys.argv[2] == "wait"))
+"""  # without `if __name__ == "__main__"`: no worker may run it again
 
 
 @pytest.mark.parametrize("end", ["wait", "exit"])

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import os
+import re
+import runpy
 import shutil
+import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import gz
+from helpers import ROOT, gz
 
 import gzcli
 from gzcli import testing
+from gzcli.data import workers
+from gzcli.data.sets import SPECS
+from gzcli.data.specs import DataFile
+from gzcli.docs.pages import composed
 from gzcli.errors import MissingError, UsageError
 from gzcli.models.vae.vae import VAE
 from gzcli.store import outside, runs
+from gzcli.store.paths import cache_dir
 
 pytestmark = pytest.mark.xdist_group("api")
 TEMPLATE = Path(testing.__file__).parent / "template.py"
@@ -90,6 +102,38 @@ def test_data_by_name_and_of_a_run(run):
     assert np.array_equal(data.images("val"), run.data.images("val")) and len(data.labels("val")) == 144
     assert "digits" in [row["name"] for row in gzcli.datasets()]
     assert gzcli.models()["vae"].family == "vae"
+
+
+def mnist_in_the_cache(monkeypatch) -> None:
+    """A small `mnist` in its publisher's files, as if they had been fetched."""
+    files = []
+    for stem, n in (("train", 40), ("t10k", 10)):
+        for kind, shape in (("images-idx3", (n, 28, 28)), ("labels-idx1", (n,))):
+            data = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + bytes(int(np.prod(shape)))
+            path = cache_dir("raw", "mnist") / f"{stem}-{kind}-ubyte.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(packed := gzip.compress(data))
+            files.append(DataFile(path.name, (), len(packed), md5=hashlib.md5(packed).hexdigest()))
+    monkeypatch.setitem(SPECS, "mnist", replace(SPECS["mnist"], files=tuple(files)))
+
+
+@pytest.mark.parametrize(
+    "text", [composed()["python"], (ROOT / "README.md").read_text()], ids=["page", "README"]
+)
+def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
+    """As it stands, without `if __name__ == "__main__"`: the workers that pack a set do not run it again, and
+    so do not wait for the set that they themselves are to pack."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    alone = f"import os\nassert os.getpid() == {os.getpid()}, 'run again'\n"
+    script = tmp_path / "script.py"
+    script.write_text(f'{alone}{code}gzcli.open_data("mnist", size=13)\n')
+    mnist_in_the_cache(monkeypatch)
+    monkeypatch.setattr(workers, "FEW", 10)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    monkeypatch.setattr(gzcli, "train", lambda *words, **options: run)
+    main = sys.modules["__main__"]
+    found = runpy.run_path(str(script), run_name="__main__")
+    assert found["images"].shape == (16, 1, 16, 16) and sys.modules["__main__"] is main
 
 
 def test_a_weights_file_samples_by_itself(run, tmp_path):
