@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from gzcli.data import in_use
 from gzcli.data.cached import find_pack, meta_of, packs_of
 from gzcli.data.forms import Form, Say, silent
 from gzcli.data.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
-from gzcli.data.raw import is_fetched, is_there, raw_dir
+from gzcli.data.raw import check_files, is_fetched, raw_dir
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import MissingError, UsageError, matching
@@ -182,7 +181,8 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
     """
     found = locate(what)
     name, packs = found.reference, packs_of(found)
-    files = _verify_files(found, say) if isinstance(found, DataSpec) else []
+    versions = found.versions if isinstance(found, DataSpec) else ()
+    files = [str(path) for version in versions for path in check_files(version, say)]
     for folder in packs:
         say(f"checking `{folder}`")
         for part, digest in read_object(folder / "meta.json").get("sha256", {}).items():
@@ -192,21 +192,6 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
     if not files and not packs:
         _explain_nothing(found)
     return {"name": name, "files": files, "packs": list(map(str, packs))}
-
-
-def _verify_files(spec: DataSpec, say: Say) -> list[str]:
-    """The downloaded files of a set, in all its sizes. Raises MissingError for one that is damaged."""
-    files = []
-    for file in chain.from_iterable(version.files for version in spec.versions):
-        path = raw_dir(spec) / file.name
-        if path.exists():
-            say(f"checking `{path}`")
-            kind = "sha256" if file.sha256 else "md5"
-            if not is_there(spec, file) or checksum(path, kind) != (file.sha256 or file.md5):
-                again = f"`gz data remove {spec.name}`, then `gz data download {spec.name}`"
-                raise MissingError(f"`{path}` is damaged: its {kind} is not the publisher's", hint=again)
-            files.append(str(path))
-    return files
 
 
 def _explain_nothing(found: DataSet) -> None:

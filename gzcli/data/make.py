@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from gzcli.data.cached import RULE, fingerprint, pack_limit
 from gzcli.data.facts import measure
-from gzcli.data.forms import Form, Report, Say
+from gzcli.data.forms import Form, Report, Say, silent
 from gzcli.data.kinds import counted
 from gzcli.data.names import DataSet, OwnSet
-from gzcli.data.raw import is_fetched, raw_dir
+from gzcli.data.raw import check_files, is_fetched, raw_dir
 from gzcli.data.sets import SPECS
 from gzcli.data.specs import DataSpec
 from gzcli.errors import GzError, MissingError
@@ -42,6 +42,9 @@ def make(found: DataSet, folder: Path, form: Form, fetch: bool, say: Say, progre
 
     if isinstance(found, DataSpec) and not found.embedded:
         _have_files(found, fetch, say)
+        if found.download_size > FETCHED_UNASKED:
+            say(f"checking the files of `{found.name}`, {found.download_size / 1e6:,.0f} MB")
+        check_files(found, silent)  # a bit may have changed since they were fetched
     made_of = fingerprint(found)
     images = _read_own(found, form) if isinstance(found, OwnSet) else _read_known(found)
     facts = measure(images) if isinstance(found, OwnSet) and not form.foreign else None

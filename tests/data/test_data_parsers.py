@@ -549,6 +549,28 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def cached(name: str, tmp_path: Path, monkeypatch) -> Path:
+    """The folder of a set's small official files, as if they had been fetched."""
+    publish(name, tmp_path, monkeypatch)
+    raw = cache_dir("raw", name)
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    return (tmp_path / name).rename(raw)
+
+
+@pytest.mark.parametrize("name", ["mnist", "octmnist", "cifar10", "celeba", "imagenet", "horse2zebra"])
+def test_a_bit_that_flipped_after_a_set_was_fetched_is_not_trained_on(name, tmp_path, monkeypatch):
+    raw = cached(name, tmp_path, monkeypatch)
+    file = raw / SPECS[name].files[-1].name
+    data = file.read_bytes()
+    file.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    with pytest.raises(MissingError, match=f"{file.name}` is damaged: its md5 is not the publisher's") as e:
+        open_pack(name)
+    assert f"`gz data remove {name}`, then `gz data download {name}" in e.value.hint
+    assert ("--from DIR" in e.value.hint) == SPECS[name].linked
+    file.write_bytes(data)
+    assert open_pack(name).meta.counts["test"]
+
+
 @pytest.mark.parametrize(
     ("name", "file", "named"),
     [
@@ -561,10 +583,9 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     ],
 )
 def test_files_cut_off_after_they_were_fetched(name, file, named, tmp_path, monkeypatch):
-    publish(name, tmp_path, monkeypatch)
-    raw = cache_dir("raw", name)
-    raw.parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).rename(raw)
+    """As they are cut off between the check of their bytes and their reading."""
+    monkeypatch.setattr("gzcli.data.make.check_files", lambda spec, say: [])
+    raw = cached(name, tmp_path, monkeypatch)
     data = (raw / file).read_bytes()
     half = data[: len(data) // 2]
     (raw / file).write_bytes(

@@ -32,6 +32,7 @@ from test_killed import CONTENT, TRAIN
 
 from gzcli.data.in_use import Use
 from gzcli.data.names import locate
+from gzcli.data.sets import SPECS
 from gzcli.store import claims, files, owned
 from gzcli.store.run import Run
 
@@ -84,6 +85,14 @@ def damage(name: str, how: str) -> Fault:
         file.unlink() if new is None else file.write_bytes(new)
 
     return make
+
+
+def other_bytes(home: Path) -> None:
+    """Files of `mnist` that have their sizes and not their checksums."""
+    for file in SPECS["mnist"].files:
+        (path := home / "raw" / "mnist" / file.name).parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.truncate(path, file.size)
 
 
 def goes_on(home: Path) -> str:
@@ -181,6 +190,7 @@ def rows(forks: Zygote, trained: Path, top: Path, site: Any) -> Iterator[Row]:
         yield Row(f"{name} {how}", ("runs", "list"), 0, make=damage(name, how))
     made = damage("packs/digits/16x1/train.npy", "half")
     yield Row("pack train.npy half", RESUME, 0, "goes on to its end", made, goes_on)
+    yield Row("fetched files of other bytes", ("train", "vae", "--data", "mnist"), 3, make=other_bytes)
     for name, (head, _) in HEADS.items():
         bad = npz(top / f"{name.replace(' ', '-')}.npz", x_train=head)
         yield Row(f"npz, its head {name}", ("data", "import", str(bad), "--name", "bad"), 3)
