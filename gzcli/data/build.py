@@ -3,6 +3,7 @@ in memory at a time."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 from gzcli.data.beside import write_labels, write_sides
 from gzcli.data.conditions import in_words
 from gzcli.data.fitted import Fit, Fitted, Sides, alike, measured, sides_in
-from gzcli.data.forms import Decoding, Form, Report, unreported
-from gzcli.data.pictures import look
+from gzcli.data.forms import Decoding, Form, Report, Say, unreported
+from gzcli.data.pictures import look, noted
 from gzcli.data.raw_images import Block, RawImages
 from gzcli.data.rows import Rows, keep
 from gzcli.data.splits import SPLITS, Plan, foreign_plan, rows_of, split_plan, without
@@ -56,7 +57,8 @@ def build(
     """
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
     images = _scored(images, plan) if form.foreign else images
-    native = _native(images, form)
+    notes: list[str] = []  # of how pictures were read
+    native = _native(images, form, notes.append)
     rows = rows_of(plan)
     total = sum(rows.values()) * (1 + len(images.further))
     had = sides_in(images) if form.mixed and images.shape is None else None
@@ -69,13 +71,14 @@ def build(
     skipped: list[str] = []
     if streamed:
         _index(images, plan, folder, mixed)
+        notes = [f"of a few that were looked at, {note}" for note in noted(notes)]
         if mixed and had is not None:
             write_sides(had, plan, rows, folder)
         resized = form.size is not None
     else:
         need_space(folder, total * int(np.prod(shape)))
         fit = Fit(images.title, shape, how, _crop_hint(native), measured=bool(images.further))
-        bad, resized = _pack(images, plan, folder, fit, lambda n: progress(n, total))
+        bad, resized, notes = _pack(images, plan, folder, fit, lambda n: progress(n, total))
         if bad:
             skipped = _left_out(images, plan, bad, form.skip_bad, folder)
             rows = rows_of(plan)
@@ -93,7 +96,7 @@ def build(
         "mixed": mixed,
         "streamed": asdict(how) if streamed else None,
         "skipped": skipped,
-        "notes": images.notes,
+        "notes": [*images.notes, *notes],
         "extras": [*(["caption"] if images.captions else []), *images.further],
         **extra,
         "source_channels": native[0],
@@ -112,9 +115,12 @@ def _scored(images: RawImages, plan: Plan) -> RawImages:
     return replace(images, counts=counts, blocks=blocks, further={})
 
 
-def _native(images: RawImages, form: Form) -> Shape:
+def _native(images: RawImages, form: Form, note: Say) -> Shape:
     """The shape of the images before packing, by a few of them: the size of the first one, and three channels
-    if any has colour. Where none can be looked at it is the form's."""
+    if any has colour. Where none can be looked at it is the form's.
+
+    note: takes how each of the few was read, as in `pictures.decode`.
+    """
     if images.shape:
         return images.shape
     if images.probe is None:
@@ -124,7 +130,7 @@ def _native(images: RawImages, form: Form) -> Shape:
     seen, problem = [], None
     for name, data in images.probe():
         try:
-            seen.append(look(data, name))
+            seen.append(look(data, name, note))
         except MissingError as e:  # packing names every one of them
             problem = e
     if not seen:
@@ -169,17 +175,18 @@ def _crop_hint(native: Shape) -> str:
 
 def _pack(
     images: RawImages, plan: Plan, folder: Path, fit: Fit, report: Callable[[int], None]
-) -> tuple[Bad, bool]:
-    """Writes the images, then their further pictures by the same crop. Returns those that did not decode, and
-    whether any image was resized."""
+) -> tuple[Bad, bool, list[str]]:
+    """Writes the images, then their further pictures by the same crop. Returns those that did not decode,
+    whether any image was resized, and how pictures were read."""
     each = sum(images.counts.values())
     work = each if images.shape != fit.shape else 0  # number of images that are decoded or resized
     had: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
     rows = rows_of(plan)
+    notes: Counter[str] = Counter()
 
     def written(kind: str, fitted: Iterator[Fitted], done: int) -> tuple[Bad, bool]:
         writers = {split: Rows(folder / _file(split, kind), n, fit.shape) for split, n in rows.items()}
-        found = _write(fitted, plan, writers, lambda n: report(done + n))
+        found = _write(fitted, plan, writers, lambda n: report(done + n), notes)
         for split, writer in writers.items():
             if missing := int((~writer.seen).sum()):
                 what = f"`{kind}` pictures" if kind else "images"
@@ -194,7 +201,7 @@ def _pack(
     for i, (kind, blocks) in enumerate(images.further.items(), 1):
         worse, _ = written(kind, alike(mapped(fit, blocks(), work), had), i * each)
         bad |= {place: e for place, e in worse.items() if place not in bad}
-    return bad, resized
+    return bad, resized, noted(notes)
 
 
 def _file(split: str, kind: str = "") -> str:
@@ -202,15 +209,20 @@ def _file(split: str, kind: str = "") -> str:
 
 
 def _write(
-    fitted: Iterator[Fitted], plan: Plan, writers: dict[str, Rows], report: Callable[[int], None]
+    fitted: Iterator[Fitted],
+    plan: Plan,
+    writers: dict[str, Rows],
+    report: Callable[[int], None],
+    notes: Counter[str],
 ) -> tuple[Bad, bool]:
-    """Writes blocks into the files of the splits and closes these. Returns the pictures that did not decode,
-    and whether any was resized."""
+    """Writes blocks into the files of the splits and closes these, and counts in `notes` how pictures were
+    read. Returns the pictures that did not decode, and whether any was resized."""
     bad: Bad = {}
     resized, done = False, 0
     try:
         for one in fitted:
             resized |= one.resized
+            notes.update(one.notes)
             to_split, to_row = plan[one.split]
             if isinstance(one.images, MissingError):
                 bad[one.split, one.start] = one.images

@@ -26,7 +26,7 @@ from gzcli.store.paths import cache_dir
 from gzcli.variables import number
 
 RULE = 2  # version of the packing: packs of an older one are made anew
-OWN_RULE = 6  # the same for the user's own images
+OWN_RULE = 7  # the same for the user's own images
 KINDS: dict[str, type | tuple[type, ...]] = {  # types of what the `meta.json` of a pack must say
     **dict.fromkeys(("fingerprint", "title"), str),
     **dict.fromkeys(("shape", "classes"), list),

@@ -26,6 +26,7 @@ class Fitted(NamedTuple):
     resized: whether its size was changed.
     sides: (width, height) that it had, in pixels; (0, 0) where they were not measured.
     name: file that held it, for messages.
+    notes: choices that its reading needed, as `pictures.decode` notes them.
     """
 
     split: str
@@ -34,6 +35,7 @@ class Fitted(NamedTuple):
     resized: bool
     sides: tuple[int, int]
     name: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Fit:
             return Fitted(
                 split, start, fit_array(data, self.shape, self.how.fit), resized, (width, height), name
             )
+        notes: list[str] = []
         try:
-            image, resized = decode(data, name, self.how)
+            image, resized = decode(data, name, self.how, notes.append)
         except MissingError as e:
             return Fitted(split, start, e, False, (0, 0), name)
         if image.shape != self.shape:
@@ -70,7 +73,7 @@ class Fit:
             message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
             raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
         sides = sides_of(data) if self.measured else (0, 0)
-        return Fitted(split, start, image[None], resized, sides, name)
+        return Fitted(split, start, image[None], resized, sides, name, tuple(notes))
 
 
 def sides_in(images: RawImages) -> Sides:

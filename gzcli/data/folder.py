@@ -12,11 +12,11 @@ import numpy as np
 from gzcli.data.archives import Members, open_members
 from gzcli.data.conditions import CAPTIONS, TARGETS, further_of
 from gzcli.data.encoded import Encoded
-from gzcli.data.forms import Decoding, Form
+from gzcli.data.forms import Decoding, Form, Say, silent
 from gzcli.data.kinds import KINDS, LABEL, METADATA, is_picture, may_be_picture
 from gzcli.data.layout import placed, scored
 from gzcli.data.pack import middle
-from gzcli.data.pictures import decode
+from gzcli.data.pictures import decode, noted
 from gzcli.data.raw_images import RawImages
 from gzcli.data.walk import read_regular
 from gzcli.errors import MissingError, UsageError
@@ -200,6 +200,7 @@ def read_pictures(
     limit: int | None,
     fit: Fit = "crop",
     patch: int | None = None,
+    say: Say = silent,
 ) -> np.ndarray:
     """Pictures that are no data set, in order of their names: uint8 [n, C, H, W].
 
@@ -209,6 +210,7 @@ def read_pictures(
     limit: pictures at most; None: all.
     fit: how pictures of another shape come to the size.
     patch: side of the middle patches of them that are wanted; None: whole pictures are.
+    say: takes a line about how pictures were read that are not plain grey or colour of 8 bits.
 
     Raises MissingError where there are none, or one does not decode; UsageError for one smaller than the
     patch.
@@ -218,19 +220,24 @@ def read_pictures(
             f"there is no `{path}`", hint="give a picture, or a folder, zip or tar of pictures"
         )
     how = Decoding(size, channels, fit=fit)
+    notes: list[str] = []
     if path.is_file() and is_picture(path.name):
-        return _middle(read_regular(path), str(path), how, patch)[None]
-    members = open_members(path, is_picture)
-    if not members.names:
-        raise MissingError(f"`{path}` holds no images", hint=f"pictures are files of these kinds: {KINDS}")
-    read = members.read(sorted(members.names)[:limit])
-    found = {name: _middle(data, name, how, patch) for name, data in read}
+        found = {str(path): _middle(read_regular(path), str(path), how, patch, notes.append)}
+    else:
+        members = open_members(path, is_picture)
+        if not members.names:
+            hint = f"pictures are files of these kinds: {KINDS}"
+            raise MissingError(f"`{path}` holds no images", hint=hint)
+        read = members.read(sorted(members.names)[:limit])
+        found = {name: _middle(data, name, how, patch, notes.append) for name, data in read}
+    if notes:
+        say(f"`{path}`: {'; '.join(noted(notes))}")
     return np.stack([found[name] for name in sorted(found)])
 
 
-def _middle(data: bytes, name: str, how: Decoding, patch: int | None) -> np.ndarray:
+def _middle(data: bytes, name: str, how: Decoding, patch: int | None, note: Say) -> np.ndarray:
     """The middle patch of a picture, or all of it: uint8 [C, H, W]."""
-    image, _ = decode(data, name, how)
+    image, _ = decode(data, name, how, note)
     if patch is None:
         return image
     _, height, width = image.shape

@@ -85,6 +85,8 @@ def npz(path: Path) -> RawImages:
     notes = []
     if unread:
         notes.append(f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})")
+    if deep := sum(header.n for header in headers.values() if header.dtype == np.uint16):
+        notes.append(f"{counted(deep, 'image')} of 16 bits, read as 0 … 65,535")
     shape = headers["train"].shape
     return RawImages(str(path), classes, counts, y, blocks, shape=shape, notes=notes)
 

@@ -81,9 +81,11 @@ def open_pack(
         found.form.asked(size, channels, fit, patch), foreign=foreign and isinstance(found, OwnSet)
     )
     with Use(found) as use:
-        if packed := find_pack(found, form):
-            return _cut(packed, patch, use)
         name, folder = found.shown, pack_dir(found, form)
+        if packed := find_pack(found, form):
+            if form.foreign and packed.meta.notes:  # of pictures that are judged it is said each time
+                say(f"`{name}`: {packed.meta.words}")
+            return _cut(packed, patch, use)
         try:
             waiting = f"another process packs `{name}`: waiting"
             with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from gzcli.data.forms import Decoding
-from gzcli.data.kinds import FORMATS
+from gzcli.data.forms import Decoding, Say, silent
+from gzcli.data.kinds import FORMATS, counted
 from gzcli.errors import GzError, MissingError, UsageError
 from gzcli.sections import Fit
 from gzcli.sizes import sides
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
+BITS = 258  # number of TIFF's tag of the bits of a value
+DARK = 4095  # largest value of 12 bits
+FAINT = 240  # grey level from which ink does not show on white
 
 
 def opened(data: bytes) -> Any:
@@ -24,15 +30,17 @@ def opened(data: bytes) -> Any:
     return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def decode(data: bytes, name: str, how: Decoding) -> tuple[np.ndarray, bool]:
+def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
     """An encoded picture as uint8 [C, H, W], and whether it had another size.
 
-    EXIF rotation is applied; transparency is laid over white; palettes become RGB; 16-bit grey is divided by
-    257; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
+    EXIF rotation is applied; transparency is laid over white, or over black where all that can be seen would
+    be white on white; palettes become RGB; grey of more than 8 bits is scaled from the range that `white_of`
+    says; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
 
     data: the file's bytes.
     name: what messages call it.
     how: size, channels and the rule of resizing.
+    note: takes each choice that its reading needed, for `noted`.
 
     Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
     """
@@ -41,7 +49,8 @@ def decode(data: bytes, name: str, how: Decoding) -> tuple[np.ndarray, bool]:
     resized = False
     try:
         with opened(data) as image:
-            image = plain(ImageOps.exif_transpose(image))
+            white = white_of(image, data, note)
+            image = plain(ImageOps.exif_transpose(image), white, note)
             if how.grey_only and is_colour(image):
                 hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
                 raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
@@ -57,14 +66,15 @@ def decode(data: bytes, name: str, how: Decoding) -> tuple[np.ndarray, bool]:
     return pixels, resized
 
 
-def look(data: bytes, name: str) -> tuple[int, int, bool]:
-    """Height and width of an encoded picture, and whether it has colour. Raises MissingError if it does not
-    decode."""
+def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
+    """Height and width of an encoded picture, and whether it has colour; `note` as in `decode`. Raises
+    MissingError if it does not decode."""
     from PIL import ImageOps
 
     try:
         with opened(data) as image:
-            image = plain(ImageOps.exif_transpose(image))
+            white = white_of(image, data, note)
+            image = plain(ImageOps.exif_transpose(image), white, note)
             return image.height, image.width, is_colour(image)
     except Exception as e:  # as in `decode`
         raise undecodable(name, e) from e
@@ -95,19 +105,87 @@ def fit_array(images: np.ndarray, want: tuple[int, int, int], fit: Fit) -> np.nd
     return out
 
 
-def plain(image: Any) -> Any:
-    """A picture of Pillow's as L or RGB of 8 bits, without transparency."""
+def plain(image: Any, white: int, note: Say) -> Any:
+    """A picture of Pillow's as L or RGB of 8 bits, without transparency.
+
+    white: the value that is white where values are integers of more than 8 bits.
+    note: as in `decode`.
+    """
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > white:
             raise ValueError(f"pixels of mode {image.mode} have no known range")
-        return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        return Image.fromarray(((pixels.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return _opaque(image.convert("RGBA"), note)
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _opaque(image: Any, note: Say) -> Any:
+    """A picture of mode RGBA laid over white, or over black where nothing of it would be seen on white."""
+    from PIL import Image
+
+    faintest, strongest = image.getchannel("A").getextrema()
+    over = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if faintest == 255:
+        return over
+    if strongest and min(low for low, _ in over.getextrema()) >= FAINT:
+        note("of white ink on transparency, laid over black")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    note("with transparency, laid over white")
+    return over
+
+
+def white_of(image: Any, data: bytes, note: Say) -> int:
+    """The value that is white in a picture of more than 8 bits.
+
+    It is the largest of as many bits as the file says: a TIFF in its tag, a PNG in its chunk sBIT, unless the
+    values were scaled to all 16 bits, as the standard of PNG has it. Else it is 65,535: what the largest
+    value of a picture is decides nothing, or dark and bright pictures of one set would be read alike.
+
+    image: as Pillow has opened it.
+    note: as in `decode`.
+    """
+    bits, most = 16, 65535
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(BITS, (8,))[0]
+    elif image.format == "PNG":
+        bits = data[24]  # of the header, which comes first
+    if not image.mode.startswith("I"):
+        if bits == 16 and image.format in ("TIFF", "PNG"):
+            note("of 16 bits, read as 0 … 65,535")
+        return most
+    pixels = np.asarray(image)
+    if image.format == "PNG":
+        bits, spare = _significant(data), (1 << 16 - _significant(data)) - 1
+        bits = bits if pixels.max() < 1 << bits and (pixels & spare).any() else 16
+    white = (1 << bits) - 1 if 8 < bits < 16 else most
+    dark = ""
+    if white == most and 0 < pixels.max() <= DARK:
+        dark = f": nearly black, as none has a value above {DARK:,} (where 4,095 is white, multiply by 16)"
+    note(f"of {bits if white < most else 16} bits, read as 0 … {white:,}{dark}")
+    return white
+
+
+def _significant(png: bytes) -> int:
+    """The significant bits of the first channel of a PNG, by its chunk sBIT; 16 without."""
+    at = 8
+    while at + 8 < len(png):
+        length, kind = struct.unpack(">I4s", png[at : at + 8])
+        if kind == b"sBIT":
+            return min(max(png[at + 8], 1), 16)
+        if kind == b"IDAT":
+            break
+        at += length + 12
+    return 16
+
+
+def noted(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
+    """For people, the choices that `decode` has noted, and how many pictures needed each: `24 pictures of 12
+    bits, read as 0 … 4,095`."""
+    return [f"{counted(n, 'picture')} {how}" for how, n in Counter(notes).most_common()]
 
 
 def is_colour(image: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from gzcli.data import same
 from gzcli.data.batches import quantise, to_uint8
 from gzcli.data.folder import read_pictures
+from gzcli.data.forms import Say, silent
 from gzcli.data.open import open_pack
 from gzcli.engine import sampler, sheets
 from gzcli.engine.sheets import Row, sheet
@@ -45,15 +46,16 @@ class Output:
     applied: Applied
 
 
-def apply(trained: Trained, do: str, job: SampleJob, progress: Progress) -> Output:
+def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
     """Applies a model to the job's input or, without one, to the first test images of the run's data set.
 
     do: name of the application.
+    say: takes a line about how the input was read.
 
     Raises UsageError where it returns images of another shape.
     """
     method = getattr(trained.model, do)
-    inputs, own = read_inputs(trained, job.input, job.n)
+    inputs, own = read_inputs(trained, job.input, job.n, say=say)
     n, device = len(inputs), trained.device
     # inputs of a binary model are binarised by one draw, as in training
     x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
@@ -137,12 +139,13 @@ def to_bytes(x: Tensor) -> np.ndarray:
 
 
 def read_inputs(
-    trained: Trained, path: str | None, n: int | None, size: Size | None = None
+    trained: Trained, path: str | None, n: int | None, size: Size | None = None, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """At most n images uint8 [≤ n, C, H, W], and their labels where there are any.
 
     path: a picture or a folder of them; None: the test images of the run's data set.
     size: of the pictures; None: that of the run's images.
+    say: takes a line about how they were read.
     """
     if path is None:
         data = trained.part.data
@@ -150,22 +153,22 @@ def read_inputs(
         same.check(trained.run.owner.path, pack.meta)
         labels = pack.labels("test")
         return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
-    return shown_pictures(trained, Path(path), trained.images.shape[0], n, size), None
+    return shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say), None
 
 
 def shown_pictures(
-    trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None
+    trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None, say: Say = silent
 ) -> np.ndarray:
     """At most n pictures at a path, uint8 [≤ n, channels, H, W], brought to their size as the run's images
     were.
 
     size: of the pictures; None: that of the run's images.
+    say: takes a line about how they were read.
     """
     form = trained.wanted
     patch = None if size else form["patch"]
-    return read_pictures(
-        path, size=size or form["size"], channels=channels, limit=n, fit=form["fit"], patch=patch
-    )
+    size = size or form["size"]
+    return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"], patch=patch, say=say)
 
 
 def read_mask(path: Path, trained: Trained) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.batches import quantise, to_uint8
+from gzcli.data.forms import Say, silent
 from gzcli.engine import sampler, sheets
 from gzcli.engine.apply import COLUMNS, apply, read_inputs, to_bytes
 from gzcli.engine.build import weights_file
@@ -44,13 +45,13 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     with log.bar(job.do or "sample") as bar:
         progress = bar if frames is None else frames.watch(bar)
         if job.do:
-            output = apply(trained, job.do, job, progress)
+            output = apply(trained, job.do, job, progress, log.info)
             images, labels, picture = output.images, output.labels, output.sheet
             rows = {"do": job.do, "rows": list(output.applied.rows), "columns": output.applied.columns}
             rows |= {"figures": dict(output.applied.figures)}
             rows |= {} if labels is None else {"labels": labels.tolist()}
         else:
-            images, labels, picture = samples(trained, job, progress)
+            images, labels, picture = samples(trained, job, progress, log.info)
     result: dict[str, Any] = {
         "run": trained.run.owner.id,
         "step": trained.step,
@@ -105,10 +106,13 @@ def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
 
 
 def samples(
-    trained: Trained, job: SampleJob, progress: Progress
+    trained: Trained, job: SampleJob, progress: Progress, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C]."""
-    given, inputs = given_to_sample(trained, job)
+    """Images [n, C, H, W], the labels that they were sampled by, and their sheet [H, W, C].
+
+    say: takes a line about how input pictures were read.
+    """
+    given, inputs = given_to_sample(trained, job, say)
     n, labels = job.n or max(map(len, given.values())), None
     if job.labels:
         labels = sampler.parse_labels(job.labels, n, trained.info)
@@ -159,14 +163,16 @@ def sources(trained: Trained, n: int, job: SampleJob, given: Mapping[str, Any]) 
         return to_bytes(method(n, noise=noise, **grouped(method, taken)))
 
 
-def given_to_sample(trained: Trained, job: SampleJob) -> tuple[dict[str, Any], np.ndarray | None]:
+def given_to_sample(
+    trained: Trained, job: SampleJob, say: Say = silent
+) -> tuple[dict[str, Any], np.ndarray | None]:
     """The job's prompts and input pictures as keywords of `sample`; and these pictures as uint8 [m, C, H, W],
     at the size of the samples."""
     given: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
     if not job.input_as:
         return given, None
     size = {**trained.part.sample, **job.options}.get("size")
-    inputs, _ = read_inputs(trained, job.input, job.n, size)
+    inputs, _ = read_inputs(trained, job.input, job.n, size, say)
     noise = ImageNoise(job.seed, range(len(inputs)))
     given[job.input_as] = quantise(torch.from_numpy(inputs), trained.images.levels, noise)
     return given, inputs

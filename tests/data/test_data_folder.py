@@ -315,6 +315,7 @@ def test_arrays_follow_the_same_rules(tmp_path):
         tmp_path / "b.npz", images=np.full((10, 8, 8), 65535, np.uint16), labels=np.arange(10)[:, None] % 2
     )
     two = open_pack(tmp_path / "b.npz")
+    assert two.meta.notes == ("10 images of 16 bits, read as 0 … 65,535",) and one.meta.notes == ()
     assert (
         (two.images("train") == 255).all()
         and two.labels("train").ndim == 1

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from pictures import BLUE, GREEN, RED, png, write
 from PIL import Image
 
+from gzcli.data.folder import read_pictures
 from gzcli.data.forms import Decoding
 from gzcli.data.kinds import FORMATS
 from gzcli.data.open import open_pack
@@ -42,6 +45,115 @@ def test_every_kind_of_picture():
         assert decoded(out.getvalue(), 1)[0, 0, 0] == byte
     assert decoded(png(RED), 1)[0, 0, 0] == round(0.299 * RED[0] + 0.587 * RED[1] + 0.114 * RED[2])
     assert decoded(png(77, mode="L"))[:, 0, 0].tolist() == [77, 77, 77]
+
+
+def deep(values, sbit: int | None = None) -> bytes:
+    """A grey PNG of 16 bits, with a chunk sBIT if asked."""
+    out = io.BytesIO()
+    Image.fromarray(np.asarray(values, np.uint16)).save(out, "PNG")
+    data = out.getvalue()
+    if sbit is None:
+        return data
+    chunk = b"sBIT" + bytes([sbit])
+    return data[:33] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
+def tiff_of_12_bits(values) -> bytes:
+    """A grey TIFF of rows of an even number of values, two of which lie in three bytes."""
+    rows = np.asarray(values)
+    a, b = rows[:, ::2].astype(int), rows[:, 1::2].astype(int)
+    body = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1).astype(np.uint8).tobytes()
+    tags = {256: rows.shape[1], 257: len(rows), 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: len(rows)}
+    tags[279] = len(body)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    head = b"II*\0" + struct.pack("<I", 8 + len(body))
+    return head + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+RAMP = np.linspace(0, 4095, 64).astype(int).reshape(8, 8)  # 12 bits
+
+
+@pytest.mark.parametrize(
+    ("data", "white", "told"),
+    [
+        (tiff_of_12_bits(RAMP), 4095, "of 12 bits, read as 0 … 4,095"),
+        (deep(RAMP, 12), 4095, "of 12 bits, read as 0 … 4,095"),
+        (deep(RAMP << 4 | RAMP >> 8, 12), 65535 / 16, "of 16 bits, read as 0 … 65,535"),
+        (
+            deep(RAMP >> 4 << 4, 12),
+            65535,
+            "of 16 bits, read as 0 … 65,535: nearly black, as none has a value",
+        ),
+        (deep(RAMP), 65535, "of 16 bits, read as 0 … 65,535: nearly black, as none has a value above 4,095"),
+        (deep(RAMP * 16), 65535 / 16, "of 16 bits, read as 0 … 65,535"),
+    ],
+    ids=["tiff", "low bits", "scaled bits", "dark", "untold", "whole range"],
+)
+def test_more_bits_than_eight_are_read_as_the_file_says(data, white, told):
+    """And never by what values a picture happens to have: a dark one of a set would be made bright."""
+    notes = []
+    pixels, _ = decode(data, "a", Decoding(None, 1), notes.append)
+    assert np.abs(pixels[0] - RAMP / white * 255).max() <= 1
+    assert (
+        len(notes) == 1 and notes[0].startswith(told) and ("nearly black" in told) == ("nearly" in notes[0])
+    )
+
+
+def inked(colour) -> bytes:
+    """A stroke of soft edges on a transparent picture."""
+    image = Image.new("RGBA", (8, 8), (*colour, 0))
+    for x, alpha in enumerate((80, 255, 255, 80), 2):
+        image.paste((*colour, alpha), (x, 1, x + 1, 7))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def test_ink_on_transparency_is_seen():
+    for colour, dark, told in (
+        ((0, 0, 0), False, ["with transparency, laid over white"]),
+        (RED, False, ["with transparency, laid over white"]),
+        ((255, 255, 255), True, ["of white ink on transparency, laid over black"]),
+        ((250, 250, 245), True, ["of white ink on transparency, laid over black"]),
+    ):
+        notes = []
+        pixels, _ = decode(inked(colour), "a", Decoding(None, 1), notes.append)
+        assert notes == told and (pixels[0, 0, 0] == 0) == dark
+        assert int(pixels.max()) - int(pixels.min()) > 100, "the stroke"
+    for colour, told in (
+        ((9, 9, 9, 255), []),
+        ((255, 255, 255, 255), []),
+        ((0, 0, 0, 0), ["with transparency, laid over white"]),
+    ):
+        notes = []
+        decode(png(colour, mode="RGBA"), "a", Decoding(None, 1), notes.append)
+        assert notes == told
+
+
+def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
+    files = {f"{i:02}.png": deep(RAMP, 12) for i in range(12)} | {"x.png": inked((255, 255, 255))}
+    folder, lines = write(tmp_path / "p", files), []
+    told = (
+        "12 pictures of 12 bits, read as 0 … 4,095; 1 picture of white ink on transparency, laid over black"
+    )
+    opened = open_pack(folder, channels=1, say=lines.append)
+    assert [line for line in lines if "12 bits" in line] == [f"`{folder}`: {opened.meta.words}"]
+    assert opened.meta.words.endswith(told)
+    for again in range(2):
+        lines.clear()
+        open_pack(folder, channels=1, foreign=True, say=lines.append)
+        assert [told in line for line in lines] == [False] * (1 - again) + [True], "each time"
+    lines.clear()
+    read_pictures(folder, size=8, channels=1, limit=None, say=lines.append)
+    assert lines == [f"`{folder}`: {told}"]
+    lines.clear()
+    read_pictures(
+        write(tmp_path / "q", {"a.png": png(RED)}), size=8, channels=1, limit=None, say=lines.append
+    )
+    assert lines == []
+    monkeypatch.setenv("GZ_PACK_LIMIT", "100")
+    seen = open_pack(write(tmp_path / "s", {f"{i}.png": deep(RAMP) for i in range(4)}), channels=1).meta
+    assert seen.streamed and seen.notes[-1].startswith("of a few that were looked at, 4 pictures of 16 bits")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
