@@ -18,8 +18,8 @@ from typing import Protocol
 
 from gzcli.data.kinds import counted
 from gzcli.data.raw_images import Span
-from gzcli.data.refusals import AGAIN, RATIO, refuse_bomb, refuse_escape, refuse_foreign, refused
-from gzcli.data.walk import is_regular, read_regular, refuse_large, walk
+from gzcli.data.refusals import AGAIN, refuse_bomb, refuse_escape, refuse_foreign, refused
+from gzcli.data.walk import LARGEST_FILE, is_regular, read_regular, refuse_large, walk
 from gzcli.errors import MissingError, UsageError
 
 LONGEST = 1 << 17  # bytes of a name or of further facts about a member of a tar
@@ -113,8 +113,6 @@ class Zip:
                     raise refused(path, f"`{info.filename}` is a link")
                 if info.flag_bits & 1:
                     raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
-                if info.file_size > 1 << 20:
-                    refuse_bomb(path, info.file_size, info.compress_size)
             given = {_clean(info.filename): info.filename for info in infos}  # name → as the archive has it
             self._given = {name: as_given for name, as_given in given.items() if wanted(name)}
             self.names = list(self._given)
@@ -276,7 +274,7 @@ def read_span(span: Span) -> bytes:
         return data
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        data = inflate.decompress(data, max(1 << 20, RATIO * span.length))
+        data = inflate.decompress(data, LARGEST_FILE)
     except zlib.error as e:
         raise MissingError(f"`{span.path}` is damaged at byte {span.offset:,}: {e}", hint=AGAIN) from e
     if not inflate.eof:

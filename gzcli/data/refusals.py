@@ -10,8 +10,11 @@ from pathlib import Path
 from gzcli.errors import MissingError, UsageError
 from gzcli.variables import number
 
-RATIO = 200  # unpacked bytes for a packed one: beyond it an archive is taken for a bomb
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
+# An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
+# Images of one colour, as a collapsed sampler makes them, have any ratio: DENSE holds 50,000 of 256×256.
+RATIO = 200
+DENSE = 10_000_000_000
 AGAIN = "fetch or make the archive again"
 
 # First bytes of an archive → its kind, and the command that unpacks it.
@@ -54,8 +57,8 @@ def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
             f"`{path}` is refused: it unpacks to more than {max_archive() / 1e6:,.0f} MB",
             hint=f"`GZ_MAX_ARCHIVE={unpacked}` allows it",
         )
-    if unpacked > 1 << 20 and unpacked > RATIO * max(packed, 1):
-        raise refused(path, f"it unpacks to more than {RATIO} times its size")
+    if unpacked > DENSE and unpacked > RATIO * max(packed, 1):
+        raise refused(path, f"it unpacks to {unpacked / 1e6:,.0f} MB, more than {RATIO} times its size")
 
 
 def refused(path: Path, why: str) -> MissingError:

@@ -27,7 +27,7 @@ from pictures import (
     write,
 )
 
-from gzcli.data import workers
+from gzcli.data import refusals, workers
 from gzcli.data.folder import read_pictures
 from gzcli.data.forms import Form
 from gzcli.data.library import import_set
@@ -396,12 +396,29 @@ def bomb(path: Path) -> Path:
         (lambda p: bomb(p / "a.tar.gz"), "200 times"),
     ],
 )
-def test_archives_that_escape_or_explode(tmp_path, make, named):
+def test_archives_that_escape_or_explode(tmp_path, make, named, monkeypatch):
+    monkeypatch.setattr(refusals, "DENSE", 10_000_000)
     path = make(tmp_path)
     with pytest.raises(MissingError, match=named) as e:
         open_pack(path)
     assert str(path) in e.value.message and e.value.hint
     assert nothing_half_written() and {p.name for p in tmp_path.iterdir()} <= {path.name, "home"}
+
+
+def test_images_of_one_colour_are_no_bomb(tmp_path, monkeypatch):
+    """As a collapsed sampler makes them: an npz, and a zip of pictures that is packed or streamed."""
+    np.savez_compressed(tmp_path / "a.npz", samples=np.full((400, 64, 64, 3), 77, np.uint8))
+    assert (tmp_path / "a.npz").stat().st_size * 900 < 400 * 64 * 64 * 3, "nearly all that deflate can do"
+    assert open_pack(tmp_path / "a.npz").meta.counts["train"] == 320
+    pictures = {f"{i}.bmp": png(RED, (256, 256), format="BMP") for i in range(12)}
+    for name, limit in (("a.zip", None), ("b.zip", "1000000")):
+        if limit:
+            monkeypatch.setenv("GZ_PACK_LIMIT", limit)
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for stem, data in pictures.items():
+                archive.writestr(stem, data)
+        pack = open_pack(tmp_path / name)
+        assert pack.meta.streamed == bool(limit) and pack.images("train")[0][:, 9, 9].tolist() == list(RED)
 
 
 def test_limit_on_unpacked_bytes(tmp_path, monkeypatch):

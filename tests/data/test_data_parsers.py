@@ -212,7 +212,7 @@ def make_medmnist(spec) -> Made:
         arrays |= {f"{split}_images": images, f"{split}_labels": y}
         labels[split] = y if spec.multilabel else y[:, 0]
     out = io.BytesIO()
-    np.savez(out, **arrays)  # compressed, so plain a set would be taken for a bomb
+    np.savez_compressed(out, **arrays)
     return {spec.files[0].name: out.getvalue()}, labels, spec.classes
 
 
