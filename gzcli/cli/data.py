@@ -21,6 +21,7 @@ from gzcli.sizes import Size
 if TYPE_CHECKING:
     from gzcli.data.names import DataSet
     from gzcli.data.pack import Pack
+    from gzcli.data.specs import DataSpec
 
 app = typer.Typer(
     help="Download, import and check data sets.",
@@ -200,12 +201,20 @@ def show(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a data set holds: classes, counts, and a contact sheet with the classes' names."""
+    """Show what a data set holds: classes, counts, and a contact sheet with the classes' names.
+
+    Of a known set that is not here it shows the description, and fetches nothing.
+    """
     from gzcli.data.facts import facts_of, told
     from gzcli.data.names import locate
-    from gzcli.data.sheet import class_counts, draw
+    from gzcli.data.specs import DataSpec
 
     found, began = locate(name), monotonic()
+    if isinstance(found, DataSpec) and not _is_here(found, size, channels):
+        _show_described(found.sized(size), size, channels)
+        return
+    from gzcli.data.sheet import class_counts, draw
+
     pack = _opened(found, size, channels)
     of_set = facts_of(found, size=size, channels=channels)
     meta, classes = pack.meta, class_counts(pack)
@@ -233,6 +242,41 @@ def show(
     row |= {"classes": classes, "multilabel": meta.multilabel, "extras": meta.extras, "notes": meta.notes}
     new_set(sum(meta.counts.values()), quoted(name), began, show=False)
     out.data({**row, "skipped": meta.skipped, "digest": meta.digest, "sheet": sheet})
+
+
+def _is_here(spec: DataSpec, size: Size | None, channels: int | None) -> bool:
+    """Whether a known set can be drawn without fetching anything."""
+    from gzcli.data.open import peek
+    from gzcli.data.raw import is_fetched
+
+    return (
+        spec.embedded or is_fetched(spec.sized(size)) or peek(spec, size=size, channels=channels) is not None
+    )
+
+
+def _show_described(spec: DataSpec, size: Size | None, channels: int | None) -> None:
+    """What is known of a set without its files."""
+    from gzcli.data.facts import facts_of, told
+    from gzcli.data.make import ways_to_fetch
+
+    of_set = facts_of(spec, size=size, channels=channels)
+    width, height = (of_set.width, of_set.height) if of_set else (spec.size, spec.size)
+    c = channels or spec.channels
+    counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
+    kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
+    names = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
+    out.info(f"{spec.title}: {width}×{height} pixels, {'grey' if c == 1 else 'RGB'}, {spec.levels} levels")
+    for line in told(spec, of_set):
+        out.info(line)
+    out.info(f"{spec.n_classes:,} {kind}{names}")
+    out.info(f"licence: {spec.licence}; {spec.citation}")
+    out.table(("data", *counts), [(spec.name, *counts.values())])
+    out.hint(f"its pictures are not here: {ways_to_fetch(spec)}")
+    row = {"name": spec.name, "title": spec.title, "shape": (c, height, width), "levels": spec.levels}
+    row |= {"counts": counts, "shape_class": of_set and of_set.shape_class}
+    row |= {"traits": of_set.traits if of_set else (), "multilabel": spec.multilabel, "extras": spec.extras}
+    row |= {"classes": [{"name": name} for name in spec.class_names], "notes": (), "skipped": ()}
+    out.data(row | {"digest": None, "sheet": None, "licence": spec.licence, "download": spec.download_size})
 
 
 @app.command("list")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Row = Sequence[str]
 VERBS = ("sample", "ood", "train")
-DASH, MOST = "-", 6  # labels that are named
+DASH, MOST = "-", 6  # labels that are all named
 STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
@@ -107,8 +107,10 @@ def labels(word: str, model: ModelCard, part: Part) -> Row:
         how = "with `--set model.conditional=true` it is trained with them"
         return "none", "", how if "conditional" in model.can else "it takes none"
     known = own.labels_of(word, None)
-    named = " ".join(known[:MOST]) + (f" … {known[-1]}" if len(known) > MOST else "")
-    return named or "a class", "", "of the set that it was trained on; a list as A,B takes turns"
+    of_set = "of the set that it was trained on; a list as A,B takes turns"
+    if len(known) > MOST:
+        return f"{known[0]} to {known[-1]}", "", f"{len(known):,} classes {of_set}"
+    return " ".join(known) or "a class", "", of_set
 
 
 def applied(model: ModelCard, name: str) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -29,18 +30,25 @@ from gzcli.cli.options import (
     choose,
     spelled,
 )
-from gzcli.cli.own import complete_do, complete_labels
+from gzcli.cli.own import complete_do, complete_labels, labels_of
 from gzcli.data.kinds import counted
-from gzcli.errors import UsageError, canonical, did_you_mean
+from gzcli.data.labels import chosen, in_turns
+from gzcli.errors import GzError, UsageError, canonical, did_you_mean
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
+    from gzcli.parts import Part
     from gzcli.store.runs import Run
+
+MANY = 64  # images, if no other number is asked for
 
 _N = Annotated[
     int | None,
     typer.Option(
-        "-n", metavar="N", min=1, help="How many images; 64, or one for each prompt or input picture."
+        "-n",
+        metavar="N",
+        min=1,
+        help="How many images; about 64, as many of each class, or one for each prompt or input picture.",
     ),
 ]
 _Label = Annotated[
@@ -189,7 +197,7 @@ def sample(
         raise UsageError(f"{what} takes no prompts", hint=without_prompts(known))
     options = method_options(ctx.args, takes, what, "sample")
     if n is None and (do or not input):  # without `--do`, only the engine knows how many pictures there are
-        n = 64 if do else len(texts) or 64
+        n = MANY if do else len(texts) or in_turns(MANY, turn_of(part, label))
     launch = processes_of(gpus, cpu, processes)
     if submit or slurm:
         return submit_verb("sample", model, seed, launch, slurm or ())
@@ -218,6 +226,16 @@ def sample(
     tell(result)
     able = [name for name in known.do if conditional or name not in known.with_labels]
     ended(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, do, result, took(began))
+
+
+def turn_of(part: Part, label: str | None) -> int:
+    """The number of classes that samples of a model take in turn; 0 where they take none, or where the
+    classes are not known before the engine runs, which then says what is wrong with a label."""
+    if part.options.get("conditional"):
+        with suppress(GzError):
+            classes = labels_of(None, part.data.name)
+            return len(chosen(label, classes)) if label else len(classes)
+    return 0
 
 
 def ended(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any], time: str) -> None:

@@ -86,7 +86,8 @@ def told(found: DataSet, facts: Facts | None) -> list[str]:
     known, or of no matter."""
     if facts is None or (isinstance(found, DataSpec) and found.embedded):
         return []
-    lines = [f"taken for `{' '.join((facts.shape_class, *facts.traits))}`: {facts.words}"]
+    settings = " ".join((facts.shape_class, *facts.traits))
+    lines = [f"{facts.words}; models take their settings for `{settings}`"]
     if facts.grey:
         lines.append("they are trained as they are; `--set data.channels=1` takes a third of the values")
     return lines

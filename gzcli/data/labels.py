@@ -26,6 +26,11 @@ def chosen(text: str, classes: Sequence[str]) -> list[int]:
     return [_number(word.strip(), classes) for word in words or [""]]
 
 
+def in_turns(n: int, classes: int) -> int:
+    """About n images, as many of each class; n where there are more classes."""
+    return n if not 0 < classes <= n else classes * round(n / classes)
+
+
 def _number(word: str, classes: Sequence[str]) -> int:
     if word in classes:
         return classes.index(word)

@@ -82,6 +82,15 @@ def _read_known(spec: DataSpec) -> RawImages:
         raise MissingError(f"the files of `{spec.name}` cannot be read: {e}", hint=hint) from e
 
 
+def ways_to_fetch(spec: DataSpec) -> str:
+    """How a user has the files of a known set fetched."""
+    if spec.linked:
+        ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
+        return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
+    size = "" if spec in SPECS.values() else f" --size {spec.size}"
+    return f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
+
+
 def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
     """Fetches the files that are missing. Raises MissingError where that is not allowed, or they are
     large."""
@@ -90,11 +99,7 @@ def _have_files(spec: DataSpec, fetch: bool, say: Say) -> None:
     from gzcli.data import fetch as fetching
     from gzcli.data.addresses import has_local_mirror
 
-    size = "" if spec in SPECS.values() else f" --size {spec.size}"
-    hint = f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
-    if spec.linked:
-        hint = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
-        hint += f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else ""
+    hint = ways_to_fetch(spec)
     if not fetch or (offline() and not has_local_mirror()):
         why = " and `GZ_OFFLINE` is set" if offline() else ""
         raise MissingError(f"`{spec.name}` is not in the cache{why}", hint=hint)

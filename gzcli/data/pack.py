@@ -65,12 +65,12 @@ class PackMeta:
 
     @property
     def words(self) -> str:
-        """For people: `216 train, 24 val, 80 test; 10 classes airplane … truck; 4 files … skipped`."""
+        """For people: `216 train, 24 val, 80 test; 10 classes airplane to truck; 4 files … skipped`."""
         splits = ", ".join(f"{n:,} {split}" for split, n in self.counts.items() if n)
-        few = ", ".join(self.classes) if len(self.classes) < 4 else f"{self.classes[0]} … {self.classes[-1]}"
+        few = ", ".join(self.classes) if len(self.classes) < 4 else f"{self.classes[0]} to {self.classes[-1]}"
         kind = "attributes" if self.multilabel else "classes" if len(self.classes) != 1 else "class"
         classes = f"{len(self.classes):,} {kind} {few}" if self.classes else "no classes"
-        bad = [f"{counted(len(self.skipped), 'picture')} left out that do not decode"] if self.skipped else []
+        bad = [f"{counted(len(self.skipped), 'unreadable picture')} left out"] if self.skipped else []
         extras = [f"with {in_words(self.extras)}"] if self.extras else []
         return "; ".join([splits, classes, *extras, *self.notes, *bad])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gzcli import ranks
 from gzcli.data.batches import to_uint8
-from gzcli.data.labels import chosen
+from gzcli.data.labels import chosen, in_turns
 from gzcli.engine import sheets
 from gzcli.engine.trained import Trained
 from gzcli.errors import DeviceError
@@ -125,7 +125,7 @@ def of_training(trained: Trained, about: int, asked: int | None, step: int) -> t
     step: steps of training so far.
     """
     classes = trained.info.classes if trained.model.conditional else ()
-    n = asked or sheets.in_turns(about, len(classes))
+    n = asked or in_turns(about, len(classes))
     labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None
     images = draw(trained, n, labels=labels)
     caption = sheets.caption_of(trained, None, 0, {}, step)

@@ -187,11 +187,6 @@ def turn_of(labels: Tensor | None, n: int) -> int:
     return next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
 
 
-def in_turns(n: int, classes: int) -> int:
-    """About n images, as many of each class; n where there are more classes."""
-    return n if not 0 < classes <= n else classes * round(n / classes)
-
-
 def caption_of(
     trained: Trained, do: str | None, seed: int, options: Mapping[str, Any], step: int | None = None
 ) -> str:

@@ -311,7 +311,14 @@ def test_quiet_leaves_data_and_errors(gz, home):
 def test_help_of_a_verb_names_what_the_model_adds(gz, home, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for line, texts in {
-        "sample cfm": ("Options of cfm", "--sampler", "midpoint", "inpaint", "0 1 2 3 4 5 … 9"),
+        "sample cfm": (
+            "Options of cfm",
+            "--sampler",
+            "midpoint",
+            "inpaint",
+            "0 to 9",
+            "10 classes of the set",
+        ),
         "sample vqvae": ("Options of transformer", "--top-p", "--set model.conditional=true"),
         "ood vae": ("Scores of vae", "complexity  default", "--samples"),
         "train vae": ("model.latent", "'data.augment=[hflip]'"),

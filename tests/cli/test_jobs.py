@@ -95,6 +95,16 @@ def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monke
         assert folder.exists() is (left or folder.name == "empty")
 
 
+def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
+    """As many of each class, unless `-n` asks for another number."""
+    found = []
+    monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job: found.append(job.n) or 1 / 0)
+    words = ("sample", "cvae", "--pretrained")
+    for more in ((), ("-n", "64"), ("--label", "A,B,C"), ("--do", "reconstruct"), ("--label", "no such")):
+        call(*words, *more)
+    assert found == [72, 64, 63, 64, 64], "of `glyphs`, which have 36 classes"
+
+
 def test_ood(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a, b").mkdir()

@@ -15,6 +15,7 @@ from zoo import CASES, Case
 
 from gzcli import jobs
 from gzcli.cli import app
+from gzcli.data.labels import in_turns
 from gzcli.data.open import open_pack
 from gzcli.engine import sample
 from gzcli.engine.apply import HIDDEN
@@ -29,7 +30,6 @@ from gzcli.engine.sheets import (
     Row,
     by_class,
     fitting,
-    in_turns,
     of_samples,
     sheet,
 )

@@ -156,7 +156,8 @@ def test_skipped_files_are_told_when_a_set_is_opened_first(tmp_path):
     path = write(tmp_path / "set", files)
     opened = open_pack(path, say=said.append)
     assert said[1].endswith(
-        ": 36 train, 4 val, 3 test; 4 classes airplane … truck; 3 files of unknown kinds skipped (.heic .csv)"
+        ": 36 train, 4 val, 3 test; 4 classes airplane to truck; "
+        "3 files of unknown kinds skipped (.heic .csv)"
     )
     assert opened.meta.notes == ("3 files of unknown kinds skipped (.heic .csv)",)
     said.clear()

@@ -266,7 +266,9 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     said: list[str] = []
     pack = open_pack(tmp_path / "grey.npz", say=said.append)
     assert pack.meta.shape == (3, 24, 24)  # as it is
-    assert "taken for `grey few`: 32 grey (stored as colour) pictures of 24×24, few" in said[-2]
+    assert said[-2].endswith(
+        "32 grey (stored as colour) pictures of 24×24, few; models take their settings for `grey few`"
+    )
     assert "data.channels=1" in said[-1]
     found = locate(tmp_path / "grey.npz")
     assert facts_of(found) == Facts(24, 24, 3, 32, grey=True)  # from the pack
