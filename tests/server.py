@@ -19,9 +19,9 @@ def serve(folder: Path, *faults: str):
     get a 503), `.faults`, a queue of which each GET takes one:
 
     ok · 503 · 404 · stall (half, then silence) · cut (half, then closed) · redirect · whole (ignores ranges)
-    html (a page instead of the file) · long (more bytes than announced by the publisher) · wrong (other
-    bytes) other (another range than asked for) · open (all from where the range begins) · unsized (all,
-    without its length)
+    astray (a redirect to no address) · html (a page instead of the file) · long (more bytes than announced
+    by the publisher) · wrong (other bytes) · other (another range than asked for) · open (all from where the
+    range begins) · unsized (all, without its length)
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,6 +47,8 @@ def serve(folder: Path, *faults: str):
                 return self.answer(404, b"no")
             if fault == "redirect":
                 return self.answer(302, b"", {"Location": f"/moved{self.path}"})
+            if fault == "astray":
+                return self.answer(302, b"", {"Location": "http://[::1"})
             if fault == "html":
                 return self.answer(200, b"<!DOCTYPE html><html>log in</html>", {"Content-Type": "text/html"})
             data = path.read_bytes()

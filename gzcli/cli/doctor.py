@@ -152,11 +152,11 @@ def unreachable(mirror: str) -> str | None:
 
     from gzcli.data.request import request
 
-    parts = urlsplit(mirror)
-    if parts.scheme in ("", "file"):
-        folder = Path(url2pathname(parts.path) if parts.scheme else mirror).expanduser()
-        return None if folder.is_dir() else f"no folder {folder}"
     try:
+        parts = urlsplit(mirror)
+        if parts.scheme in ("", "file"):
+            folder = Path(url2pathname(parts.path) if parts.scheme else mirror).expanduser()
+            return None if folder.is_dir() else f"no folder {folder}"
         with urlopen(request(mirror, "HEAD"), timeout=3):
             return None
     except HTTPError:  # the server answers; it need not list its folders

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import urllib.parse
 import urllib.request
 
-from gzcli.data.request import joined
+from gzcli.data.request import joined, split
 from gzcli.data.specs import DataFile, DataSpec
 from gzcli.errors import MissingError, UsageError
 from gzcli.store.weights import offline
@@ -40,7 +39,7 @@ def _from_source(spec: DataSpec, file: DataFile, source: str) -> list[str]:
             raise MissingError(
                 f"`{source}` is on the network and `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`"
             )
-        last = urllib.parse.urlsplit(source).path.rsplit("/", 1)[-1]
+        last = split(source).path.rsplit("/", 1)[-1]
         is_folder = last not in {f.name for f in spec.files}
     elif os.path.exists(source):
         last, is_folder = os.path.basename(source), os.path.isdir(source)
@@ -82,7 +81,7 @@ def local_path(address: str) -> str:
     """The path of a `file://` URL; anything else unchanged, but for `~`."""
     if not address.startswith("file://"):
         return os.path.expanduser(address)
-    return urllib.request.url2pathname(urllib.parse.urlsplit(address).path)
+    return urllib.request.url2pathname(split(address).path)
 
 
 def _join(base: str, *parts: str) -> str:

@@ -152,7 +152,9 @@ def fetch_file(
 
 def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
     """A file into the cache, where it appears when it is whole and its checksum right."""
-    part, kept = _part(path), http.held(_part(path))
+    part = _part(path)
+    http.clear(part)
+    kept = http.held(part)
     while True:
         if is_url(address):
             http.download(address, part, file.size, exact=file.exact, report=report, say=say)

@@ -114,6 +114,15 @@ def drop(part: Path) -> None:
         piece.unlink()
 
 
+def clear(part: Path) -> None:
+    """Removes what is no file where a file on its way, or a piece of it, would lie."""
+    for piece in part.parent.glob(f"{part.name}*"):
+        if piece.is_dir() and not piece.is_symlink():
+            shutil.rmtree(piece)
+        elif not piece.is_file():
+            piece.unlink()
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0

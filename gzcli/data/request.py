@@ -13,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gzcli.errors import UsageError, redacted
+
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -57,12 +59,8 @@ def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
 
     asked: the range of bytes, as the header `Range` has it; None: all.
     """
-    wanted = request(url)
-    wanted.add_header("Accept-Encoding", "identity")
-    if asked:
-        wanted.add_header("Range", asked)
     try:
-        with urllib.request.urlopen(wanted, timeout=TIMEOUT) as found:
+        with _opened(url, asked) as found:
             if "text/html" in found.headers.get("Content-Type", ""):
                 raise Refused("answers with an HTML page instead of the file")
             yield found
@@ -86,6 +84,20 @@ def answer(url: str, asked: str | None) -> Iterator[http.client.HTTPResponse]:
         raise Again(f"cannot be read ({str(reason) or type(reason).__name__})") from e
 
 
+def _opened(url: str, asked: str | None) -> http.client.HTTPResponse:
+    """The answer, before it is read. Raises Refused where the address, or one that it redirects to, is
+    none."""
+    try:
+        wanted = request(url)
+        wanted.add_header("Accept-Encoding", "identity")
+        if asked:
+            wanted.add_header("Range", asked)
+        opened: http.client.HTTPResponse = urllib.request.urlopen(wanted, timeout=TIMEOUT)
+        return opened
+    except ValueError:  # as for `http://[::1`; its text may hold a password
+        raise Refused("is no address, or leads to one that is none") from None
+
+
 def content_range(found: http.client.HTTPResponse) -> tuple[int | None, int | None]:
     """The first byte and the total bytes in the header `Content-Range`: `bytes 100-999/1000` → 100, 1000.
 
@@ -100,6 +112,15 @@ def content_range(found: http.client.HTTPResponse) -> tuple[int | None, int | No
 def joined(base: str, *parts: str) -> str:
     """An address below another one. The parts are quoted and stand before the query of the base, which may
     hold a token."""
-    split = urllib.parse.urlsplit(base)
-    path = "/".join([split.path.rstrip("/"), *map(urllib.parse.quote, parts)])
-    return split._replace(path=path).geturl()
+    whole = split(base)
+    path = "/".join([whole.path.rstrip("/"), *map(urllib.parse.quote, parts)])
+    return whole._replace(path=path).geturl()
+
+
+def split(address: str) -> urllib.parse.SplitResult:
+    """The parts of an address that the user gave. Raises UsageError where it is none."""
+    try:
+        return urllib.parse.urlsplit(address)
+    except ValueError:  # as for `http://[::1`; its text may hold a password
+        hint = "an address is like `https://host/folder`"
+        raise UsageError(f"`{redacted(address)}` is no address", hint=hint) from None

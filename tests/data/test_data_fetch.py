@@ -92,6 +92,7 @@ def test_recovers(site, faults, ranges):
         ("wrong", "wrong checksum"),
         ("long", "wrong size: 100,004 bytes where 100,000"),
         ("404", "404"),
+        ("astray", "is no address, or leads to one that is none"),
         ("503", "503"),
     ],
 )
@@ -100,6 +101,36 @@ def test_bad_answers_are_named_and_leave_nothing(site, fault, named):
         fetch(spec_at(server.url))
     assert e.value.code == 3 and "`a.bin`" in e.value.message and "gz data download toy" in e.value.hint
     assert left_over() == []
+
+
+def test_an_address_that_is_none_is_told(site, monkeypatch):
+    with pytest.raises(UsageError, match=r"`http://\[::1` is no address"):
+        fetch(spec_at(), source="http://[::1")
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="is no address"):
+        patch.setenv("GZ_MIRROR", "http://[::1")
+        fetch(spec_at())
+    with pytest.raises(MissingError, match="is no address"):
+        fetch(spec_at("http://[::1"))
+    assert left_over() == []
+
+
+@pytest.mark.parametrize("where", ["server", "folder"])
+@pytest.mark.parametrize("held", ["half", "all", "more", "a piece", "a folder", "a lost link"])
+def test_a_download_goes_on_whatever_an_earlier_try_has_left(site, held, where, monkeypatch):
+    monkeypatch.setattr(http, "LARGE", 50_000)
+    raw_dir(spec_at()).mkdir(parents=True)
+    part = raw_dir(spec_at()) / "a.bin.part"
+    if held == "a folder":
+        part.mkdir()
+    elif held == "a lost link":
+        part.symlink_to("/nowhere/a.bin")
+    else:
+        part.write_bytes(b"x" * {"half": 50_000, "all": 100_000, "more": 100_001}.get(held, 10))
+        if held == "a piece":
+            part.with_name("a.bin.part1").write_bytes(b"x" * 25_000)
+    with serve(site) as server:
+        folder = fetch(spec_at(server.url), source=str(site) if where == "folder" else None)
+    assert (folder / "a.bin").read_bytes() == DATA and left_over() == ["a.bin"]
 
 
 def test_a_server_that_sends_other_ranges_is_given_up(site):
