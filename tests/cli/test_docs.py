@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -374,19 +375,52 @@ def with_pictures(folder: Path) -> Path:
 def test_what_a_page_does_without_training(name, call, tmp_path, monkeypatch):
     """The lines of a page that start no engine."""
     monkeypatch.chdir(with_pictures(tmp_path / "pictures"))
-    light = re.compile(r"gz (list|show|runs list|data|train .*--dry-run)\b")
-    for line in scripts(TEXTS[name]):
+    light = re.compile(r"gz (list|show|runs list|data (?!download)|train .*--dry-run)\b")
+    for line in commands_of(TEXTS[name]):
         if light.match(line):
             code, _, stderr = call(*shlex.split(line)[1:])
             assert code == 0, f"{line}\n{stderr}"
+
+
+def test_the_readme_trains_a_model_before_it_uses_it():
+    """On the set that is named, where one is."""
+    trained: set[tuple[str, str]] = set()
+    for line in commands_of(TEXTS["README"]):
+        _, verb, *words = shlex.split(line)
+        options = dict(pairwise(words))
+        data = options.get("--in") or options.get("--data")
+        models = [word for word in words if word in ZOO]
+        if verb == "train" and "--dry-run" not in words:
+            assert "--resume" not in words, f"{line}: nothing is unfinished"
+            trained.add((models[0], data or ""))
+        elif verb in ("sample", "ood", "bench", "runs") and not {"--pretrained", "--train-missing"} & {
+            *words
+        }:
+            there = {model for model, its in trained if data in (None, its)}
+            assert set(models) <= there, f"{line}: comes before its training"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["README", *TUTORIALS])
 def test_what_a_page_says_can_be_done(name, tmp_path, home):
     """Every line, with a few steps where it trains."""
+    follow(scripts(TEXTS[name]), tmp_path)
+
+
+@pytest.mark.slow
+def test_what_the_readme_does_on_real_data(tmp_path, home, shared_data, monkeypatch):
+    """From a clean home, by the lines in their order."""
+    monkeypatch.setenv("GZ_MIRROR", f"file://{shared_data}/mirror")
+    section = TEXTS["README"].partition("## On real data\n")[2].partition("\nEach of these")[0]
+    lines = commands_of(section)
+    assert len(lines) == 5
+    follow([line.replace("-n 500", "-n 50") + " -n 100" * ("gz ood" in line) for line in lines], tmp_path)
+
+
+def follow(lines: list[str], tmp_path: Path) -> None:
+    """Does what lines say, with a few steps where they train."""
     folder = with_pictures(tmp_path / "here")
-    for line in scripts(TEXTS[name]):
+    for line in lines:
         words = re.sub(r" --minutes \S+", "", line).replace("--budget 60s", "--budget 3s")
         quick = ["--steps", "20"] if words.startswith("gz train ") and "--steps" not in words else []
         command = [sys.executable, "-m", "gzcli", *shlex.split(words)[1:], *quick]
