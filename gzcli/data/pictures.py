@@ -131,7 +131,7 @@ def _opaque(image: Any, note: Say) -> Any:
     over = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if faintest == 255:
         return over
-    if strongest and min(low for low, _ in over.getextrema()) >= FAINT:
+    if strongest and np.asarray(over).min() >= FAINT:
         note("of white ink on transparency, laid over black")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
     note("with transparency, laid over white")
