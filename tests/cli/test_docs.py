@@ -414,7 +414,7 @@ def test_what_the_readme_does_on_real_data(tmp_path, home, shared_data, monkeypa
     section = TEXTS["README"].partition("## On real data\n")[2].partition("\nEach of these")[0]
     lines = commands_of(section)
     assert len(lines) == 5
-    follow([line.replace("-n 500", "-n 50") + " -n 100" * ("gz ood" in line) for line in lines], tmp_path)
+    follow([line.replace("-n 500", "-n 50") + " -n 30" * ("gz ood" in line) for line in lines], tmp_path)
 
 
 def follow(lines: list[str], tmp_path: Path) -> None:
