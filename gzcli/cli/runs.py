@@ -78,7 +78,8 @@ def show(run: _Ref, json: Json = False, quiet: Quiet = False) -> None:
     if not out.is_json():
         from gzcli.recipe.write import dump
 
-        out.text("\n" + dump(tree).rstrip())
+        recipe = {key: value for key, value in tree.items() if (key, value) != ("params", None)}
+        out.text("\n" + dump(recipe).rstrip())
     out.data({**facts, "recipe": tree})
 
 

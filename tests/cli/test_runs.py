@@ -206,7 +206,9 @@ def test_lists_show_what_a_run_is_worth(call, monkeypatch):
         and row["bytes"] > 1000
         and row["short"] == "10 of 700 steps"
     )
+    (run.path / "run.yaml").write_text("model: {name: vae}\nparams: null\n")
     shown = call("runs", "show", run.id)[1]
+    assert shown.rstrip().endswith("name: vae")  # nothing is said of a size that no paper gives
     for text in (
         "best:    bpd 1.235",
         "time:    1m30s",
