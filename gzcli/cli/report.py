@@ -23,7 +23,7 @@ _Out = Annotated[
 
 
 def report(folder: _Folder, to: _Out = None, json: Json = False, quiet: Quiet = False) -> None:
-    """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as tables for LaTeX.
+    """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.
 
     The page needs no other file and no network.
     """

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent
 # frequent names of types that are no aliases
 _NO_ALIAS = {"int", "float", "bool", "str", "None", "Any", "Literal", "tuple", "list"}
 _NO_ALIAS |= {"Tensor", "Noise", "Progress"}
-DEEPEST = 100  # unions and brackets in a type
+DEEPEST = 400  # names, unions and brackets of a type
 _DEF = re.compile(r"( *)def ")
 _ITEM = re.compile(r"([A-Za-z_]\w*): +(\S.*)")
 
@@ -243,11 +243,12 @@ def annotation_of(node: ast.expr | None, path: Path) -> str:
     """
     if node is None:
         return ""
-    if sum(isinstance(part, ast.BinOp | ast.Subscript) for part in ast.walk(node)) > DEEPEST:
-        raise UsageError(f"{path}:{node.lineno}: a type of more than {DEEPEST} parts")
     if isinstance(node, ast.Name) and node.id in _NO_ALIAS:
         return node.id
-    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - _NO_ALIAS
+    parts = list(ast.walk(node))
+    if len(parts) > DEEPEST:
+        raise UsageError(f"{path}:{node.lineno}: a type of more than {DEEPEST} parts")
+    names = {part.id for part in parts if isinstance(part, ast.Name)} - _NO_ALIAS
     if any(_alias(path, name) for name in names):
         return ast.unparse(_Unaliased(path).visit(node))
     line = _lines(path)[node.lineno - 1]

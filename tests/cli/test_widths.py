@@ -139,5 +139,5 @@ def test_the_end_of_bench_names_the_best(home, capsys, tmp_path):
         {"name": name, "run": None, "metrics": {"fd": fd, "own": 1.0}}
         for name, fd in (("a", 3.0), ("b", 2.0))
     ]
-    bench.ended({"rows": rows, "directions": {"fd": "down"}}, tmp_path, "5s")
+    bench.ended({"rows": rows, "floor": {}, "directions": {"fd": "down"}}, tmp_path, "5s")
     assert f"done: best by fd: b, 2, 5s\nnext: gz report {tmp_path}" in capsys.readouterr().err

@@ -170,8 +170,11 @@ def test_the_plain_call_of_every_application(shop, case, do):
 def test_numbers_that_cannot_be(shop, case):
     """No steps, frames, dims … or fewer: a usage error that names the option."""
     legal, gz = {"keep", "rows"}, shop(case)  # 0 is all groups, no rows
-    for do, params in catalog.card(case.model).do.items():
-        counts = [name for name, param in params.items() if param.annotation in ("int", "int | None")]
+    card = catalog.card(case.model)
+    lacking = () if case.settings.get("conditional") else card.unlabelled_lack  # refused before its options
+    for do, params in card.do.items():
+        whole = [name for name, param in params.items() if param.annotation in ("int", "int | None")]
+        counts = [] if do in lacking else whole
         for i, name in enumerate(counts):
             value = -1 if i % 2 or name in legal else 0
             typed = "--" + name.replace("_", "-")
