@@ -108,7 +108,8 @@ class PixelCNN(PixelModel):
         v, h = self.first_vertical(x), self.first_horizontal(x)
         # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16 it
         # makes oneDNN's gradient of a dilated convolution wrong, but for multiples of 16 channels
-        layout = torch.contiguous_format if h.shape[1] % 16 else torch.channels_last
+        wrong = torch.is_grad_enabled() and h.dtype is torch.bfloat16 and h.shape[1] % 16
+        layout = torch.contiguous_format if wrong else torch.channels_last
         v = (v + self.position.to(v.dtype)).contiguous(memory_format=layout)
         h = h.contiguous(memory_format=layout)
         for block, b in zip(self.blocks, bias, strict=True):
