@@ -16,7 +16,7 @@ import typer
 from gzcli import __version__
 from gzcli.__main__ import main
 from gzcli.cli import app, out
-from gzcli.errors import DivergedError, GzError, UsageError, canonical
+from gzcli.core.errors import DivergedError, GzError, UsageError, canonical
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names, recipes_dir
 

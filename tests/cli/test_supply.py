@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gzcli.launch import Plan, environment
+from gzcli.launch.launcher import Plan, environment
 from gzcli.store import files, outside
 from gzcli.store.paths import user_dir
 

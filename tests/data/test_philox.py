@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from gzcli import philox
-from gzcli.engine import portable_sampler
-from gzcli.types import ImageNoise
+from gzcli.core import philox
+from gzcli.core.types import ImageNoise
+from gzcli.export import portable_sampler
 
 FULL = 2**32 - 1
 PI = 0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344

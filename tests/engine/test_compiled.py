@@ -12,15 +12,15 @@ from helpers import lines, recipe, trainer
 from safetensors.torch import load_file
 from zoo import CASES, DDPM, DIT, Case
 
+from gzcli.core.parts import Part
+from gzcli.core.sections import TrainSection
+from gzcli.core.types import Batch, BatchNoise
 from gzcli.engine import compiled
 from gzcli.engine.compiled import Compiled, GivenNoise
 from gzcli.engine.log import Log
 from gzcli.models.base import Model, named_losses
 from gzcli.models.denoising.guided import stratified
-from gzcli.parts import Part
-from gzcli.sections import TrainSection
 from gzcli.testing.tools import started
-from gzcli.types import Batch, BatchNoise
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

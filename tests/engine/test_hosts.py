@@ -16,7 +16,7 @@ import pytest
 from helpers import ROOT, lines, traps
 from safetensors.torch import load_file
 
-from gzcli.engine.report import RATES
+from gzcli.engine.curves import RATES
 from gzcli.store import runs
 from gzcli.store.runs import Run
 

@@ -10,8 +10,8 @@ from helpers import recipe, trainer
 from zoo import CASES
 
 from gzcli.cli import trackers as options
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.engine import trackers
-from gzcli.errors import MissingError, UsageError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

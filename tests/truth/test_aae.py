@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
 
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.cvae import CVAE
-from gzcli.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
 
 INFO = DataInfo((1, 16, 16), 2, tuple("0123456789"))
 

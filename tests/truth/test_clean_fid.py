@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gzcli.data.open import open_pack
-from gzcli.engine import bench
+from gzcli.core.jobs import BenchJob
+from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
-from gzcli.jobs import BenchJob
+from gzcli.judge import bench
 from gzcli.metrics import vit
 from gzcli.metrics.features import lenet
 

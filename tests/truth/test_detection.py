@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from gzcli.errors import DivergedError, UsageError
+from gzcli.core.errors import DivergedError, UsageError
 from gzcli.metrics import baselines
 from gzcli.metrics.detection import detection
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.metrics import lite as module
 from gzcli.metrics.lite import FEATURES, is_installed, lite
 from gzcli.metrics.lite_net import SIDE, Lite0, prepared

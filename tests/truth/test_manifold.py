@@ -7,7 +7,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.metrics import baselines, manifold
 from gzcli.metrics.manifold import authenticity, duplicates, nearest, prdc
 

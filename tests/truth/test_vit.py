@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from gzcli.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.metrics import vit
 from gzcli.store.paths import cache_dir
 from gzcli.store.weights import CLIP, DINOV2

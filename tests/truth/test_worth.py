@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from gzcli.errors import UsageError
+from gzcli.core.errors import UsageError
 from gzcli.metrics import features
 from gzcli.metrics import worth as module
 from gzcli.metrics.features import LeNetFeatures, trained

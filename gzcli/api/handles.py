@@ -1,0 +1,279 @@
+"""The objects of gz in Python: `Run`, a trained model, and `Data`, a packed data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import AlarmJob
+from gzcli.core.sections import renamed
+from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
+from gzcli.core.units import by_sides
+from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.packed import Data
+from gzcli.engine import sampler
+from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained
+from gzcli.judge import alarm
+from gzcli.judge.apply import seen_mask
+from gzcli.judge.images import fitting_images
+from gzcli.judge.scores import Scorer, choose
+from gzcli.models.base import Model
+from gzcli.models.nn import full_fp32
+from gzcli.models.options import defaults, grouped
+
+BATCH = 100  # images that are scored together
+
+
+class Run:
+    """A trained model, on its device, with its averaged weights.
+
+    trained: the model with its recipe and device.
+    """
+
+    def __init__(self, trained: Trained):
+        self.trained = trained
+        self._data: Data | None = None
+
+    @property
+    def id(self) -> str:
+        """Its id, as `gz runs list` shows it."""
+        return self.trained.run.owner.id
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.trained.run.owner.path
+
+    @property
+    def model(self) -> Model:
+        """The torch module, in eval mode, without gradients."""
+        return self.trained.model
+
+    @property
+    def info(self) -> DataInfo:
+        """Shape, grey levels and classes of its images."""
+        return self.trained.images
+
+    @property
+    def data(self) -> Data:
+        """The data set that it was trained on, at the size of its training."""
+        if self._data is None:
+            self._data = Data(open_pack(self.trained.part.data.name, **self.trained.wanted))
+        return self._data
+
+    def sample(
+        self,
+        n: int = 16,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | np.ndarray | None = None,
+        prompts: Sequence[str] = (),
+        progress: Progress = no_progress,
+        **options: Any,
+    ) -> np.ndarray:
+        """n images, uint8 [n, C, H, W].
+
+        n: how many.
+        seed: of the noise; image i is a function of (seed, i).
+        labels: classes [m] by number, or [m, K], that the images take in turn; None: each class in turn.
+        prompts: texts that the images take in turn.
+        progress: called as progress(i, n, x) after step i of n; x are the images of the batch as they stand,
+          as the model sees them, where its sampler shows them, else None.
+        options: keywords of the model's `sample`, as `steps=20`; they replace those of the recipe.
+
+        Raises UsageError for an option that the model does not have, or labels where it takes none.
+        """
+        if labels is not None and not self.model.conditional:
+            raise UsageError(f"`{self.trained.name}` was not trained with labels")
+        y = None if labels is None else self._labels(labels, n)
+        given = {"prompt": list(prompts)} if prompts else {}
+        keywords = self._known("sample", options)
+        return sampler.draw(
+            self.trained, n, seed=seed, labels=y, given=given, options=keywords, progress=progress
+        )
+
+    def log_prob(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int] | np.ndarray | None = None,
+        *,
+        seed: int = 0,
+        **options: Any,
+    ) -> np.ndarray:
+        """The log-likelihood of each image, float64 [N] nats of the discrete image.
+
+        images: uint8 [N, C, H, W].
+        labels: the class of each image [N] by number, or [N, K]; None: without labels.
+        seed: of the noise.
+        options: keywords of the model's `log_prob`, as `steps=100`.
+
+        Raises UsageError where the model has no likelihood of images.
+        """
+        if self.trained.space is not None or not hasattr(self.model, "log_prob"):
+            raise UsageError(
+                f"`{self.trained.name}` has no likelihood of images", hint="gz list models --can log_prob"
+            )
+        keywords = grouped(self.model.log_prob, self._known("log_prob", options))
+        y = None if labels is None else self._labels(labels, len(images))
+        found = [np.zeros(0)]
+        for batch in self._batches(images, seed):
+            own = None if y is None else y[batch.index.cpu()].to(self.trained.device)
+            with torch.no_grad(), full_fp32(self.trained.device):
+                value = self.model.log_prob(batch.x, own, noise=batch.noise, **keywords)
+            found.append(value.cpu().double().numpy())
+        return np.concatenate(found)
+
+    def score(self, images: np.ndarray, name: str, *, seed: int = 0, **options: Any) -> np.ndarray:
+        """An out-of-distribution score of each image, float64 [N]; higher is more out-of-distribution.
+
+        images: uint8 [N, C, H, W].
+        name: of the score, as `gz ood --score` has it.
+        seed: of the noise.
+        options: keywords of the score.
+
+        Raises UsageError for a score, or an option of it, that the model does not have.
+        """
+        (known,) = choose(self.trained, [name.replace("-", "_")])
+        scorer = Scorer(self.trained, [known], options=options, seed=seed)
+        if scorer.unused:
+            raise UsageError(f"the score `{known}` does not take `{scorer.unused[0]}`")
+        if scorer.is_fitted():
+            scorer.fit(*fitting_images(self.trained, self.data.pack, size=BATCH, seed=seed))
+        return np.concatenate([np.zeros(0), *(scorer(batch)[known] for batch in self._batches(images, seed))])
+
+    def do(
+        self,
+        application: str,
+        images: np.ndarray,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        progress: Progress = no_progress,
+        **options: Any,
+    ) -> np.ndarray:
+        """The outputs of an application for some images, uint8 [M, C, H, W], as `gz sample --do` orders them.
+
+        application: "reconstruct", "inpaint", …, of those that `gz list models` shows.
+        images: uint8 [N, C, H, W].
+        seed: of the noise.
+        labels: classes [m] by number that the images take in turn.
+        mask: 0/1 [H, W], 1 where the images are kept.
+        progress: called as by `sample`.
+        options: keywords of the application.
+
+        Raises UsageError for an application that the model does not have.
+        """
+        method = getattr(self.model, application, None)
+        if method is None:
+            raise UsageError(f"`{self.trained.name}` does not {application}", hint="gz list models")
+        x = self._seen(images, range(len(images)), seed)
+        keywords = dict(self._known(application, options))
+        if labels is not None:
+            keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
+        if mask is not None:
+            kept = seen_mask(torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained)
+            keywords["mask"] = kept.expand(len(images), -1, -1, -1)
+        noise = ImageNoise(seed, range(len(images)), self.trained.device)
+        with self.trained.applying():
+            made = method(x, noise=noise, progress=progress, **grouped(method, keywords))
+            made.images = self.trained.shown(made.images)
+        return to_uint8(made.images).cpu().numpy()
+
+    def judge(
+        self,
+        pictures: str | Path,
+        *,
+        fpr: float = 0.01,
+        n: int | None = None,
+        scores: Sequence[str] | None = None,
+        seed: int = 0,
+        maps: bool = False,
+        folder: str | Path | None = None,
+    ) -> dict[str, Any]:
+        """Which single pictures are no images of the run's data set: what `gz ood --input --json` prints.
+
+        pictures: a picture, or a folder, zip, tar or npz of pictures.
+        fpr: share of pictures like those of the set that may be flagged.
+        n: held-out images that the pictures are compared with; None: as many as the recipe's time allows.
+        scores: names of scores; None: the first of the recipe.
+        seed: of the noise.
+        maps: whether maps show where the pictures are anomalous.
+        folder: where the table and the pictures are written; None: into the run's folder.
+
+        Raises UsageError for scores or maps that the model does not have, and for too few held-out images.
+        """
+        where = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
+        where.mkdir(parents=True, exist_ok=True)
+        named = None if scores is None else tuple(scores)
+        job = AlarmJob(
+            str(self.path),
+            self.trained.part.data.name,
+            str(Path(pictures).expanduser().absolute()),
+            fpr,
+            checkpoint="last",
+            scores=named,
+            n=n,
+            seed=seed,
+            maps=maps,
+        )
+        return alarm.run(job, where, self.trained.device, Log(mode="quiet"))
+
+    def __repr__(self) -> str:
+        trained = self.trained
+        return (
+            f"<gzcli.Run {self.id}: {trained.part.model}, {by_sides(self.info.shape)}, step {trained.step:,}>"
+        )
+
+    # ------------------------------------------------------------------------------------------ helpers
+
+    def _known(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options, by the names that they have now. Raises UsageError for one that the method does not
+        have."""
+        known = defaults(getattr(self.model, method))
+        found = {renamed(name, known, "sample", "do"): value for name, value in options.items()}
+        if strange := [name for name in found if name not in known]:
+            raise UsageError(f"`{method}` of `{self.trained.name}` takes no `{strange[0]}`")
+        return found
+
+    def _labels(self, labels: Sequence[int] | np.ndarray, n: int) -> Tensor:
+        """[n] int64, or float [n, K], of the m labels that are taken in turn."""
+        y = torch.as_tensor(np.asarray(labels))
+        if y.ndim == 1 and self.info.multilabel:
+            y = torch.nn.functional.one_hot(y.long(), len(self.info.classes))
+        y = y[torch.arange(n) % len(y)]
+        return y.long() if y.ndim == 1 else y.float()
+
+    def _pixels(self, images: np.ndarray, index: range, seed: int) -> Tensor:
+        """The images of these numbers at the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
+        u8 = torch.from_numpy(np.array(images[index.start : index.stop]))  # a copy: they may be read-only
+        if u8.dtype != torch.uint8 or tuple(u8.shape[1:]) != self.info.shape:
+            raise UsageError(
+                f"images must be uint8 [N, {', '.join(map(str, self.info.shape))}], not {u8.dtype} "
+                f"{list(u8.shape)}"
+            )
+        x = quantise(u8, self.info.levels, ImageNoise(seed, index))
+        return x.to(self.trained.device)
+
+    def _seen(self, images: np.ndarray, index: range, seed: int) -> Tensor:
+        """The images of these numbers as the model sees them: pixels, or their latents."""
+        x = self._pixels(images, index, seed)
+        return x if self.trained.space is None else self.trained.space.encode(x)
+
+    def _batches(self, images: np.ndarray, seed: int) -> Iterator[Batch]:
+        """The images in batches on the device, without labels."""
+        device = self.trained.device
+        for start in range(0, len(images), BATCH):
+            index = range(start, min(start + BATCH, len(images)))
+            x = self._pixels(images, index, seed)
+            positions = torch.arange(index.start, index.stop, device=device)
+            yield Batch(x, None, positions, ImageNoise(seed, index, device))

@@ -1,0 +1,288 @@
+"""The processes of a run or a verb, each a rank. This file alone touches `torch.distributed`.
+
+All ranks must call these functions in the same order, or they wait for each other for ever. In a run of one
+process every function returns what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gzcli.core.errors import GzError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+def rank() -> int:
+    """The number of this process, 0 … world() − 1."""
+    return torch.distributed.get_rank() if _several() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return torch.distributed.get_world_size() if _several() else 1
+
+
+def meet_again(device: str) -> None:
+    """Makes the group of processes that torch's launcher has started again; at their first start accelerate
+    makes it.
+
+    The launcher keeps its store through a restart, and with it the addresses of the processes that died. A
+    process that reads one of these finds nobody there, so each restart has names of its own in the store.
+
+    device: type of the ranks' devices, "cpu" or "cuda".
+    """
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not again or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _several():
+        return
+    own, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(host, port, count, is_master=False)
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=torch.distributed.PrefixStore(f"restart {again}", store),
+        rank=own,
+        world_size=count,
+    )
+
+
+def wait() -> None:
+    """Waits until every rank is here."""
+    if _several():
+        torch.distributed.barrier()
+
+
+def everyone(value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank."""
+    parts = [value] * world()
+    if len(parts) > 1:
+        torch.distributed.all_gather_object(parts, value)
+    return parts
+
+
+def agree(value: T) -> T:
+    """Rank 0's value on every rank, for values that may differ: a clock's, or whether a file exists."""
+    return everyone(value)[0]
+
+
+def gather(rows: np.ndarray) -> np.ndarray:
+    """The rows of all ranks [n, …] in the order of the ranks, on every rank."""
+    return joined(everyone(rows))
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Parts [n, …] as one; an empty one may be of another shape."""
+    return np.concatenate([part for part in parts if len(part)] or parts[:1])
+
+
+class Sliceable(Protocol[T_co]):
+    """What has a length, is iterated over and has slices, as a list does."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+    def __getitem__(self, which: slice, /) -> Iterable[T_co]: ...
+
+
+def over(batches: Sliceable[T], work: Callable[[T], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The results of `work` for all batches, arrays [N, …] by name, on every rank; each rank does a share.
+
+    batches: all batches; each rank iterates over a slice.
+    work: (batch of n images) → arrays [n, …] by name.
+
+    Raises on every rank the error of the first rank that has one, so that no rank waits for one that ended.
+    """
+    start, end = (len(batches) * r // world() for r in (rank(), rank() + 1))
+    made, problem = [], None
+    try:
+        made = [work(batch) for batch in batches[start:end]]
+    except GzError as e:
+        problem = e
+    found = everyone((made, problem))
+    if first := next((e for _, e in found if e is not None), None):
+        raise first
+    parts = [part for made, _ in found for part in made]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def total(t: Tensor) -> Tensor:
+    """The sum of `t` over the ranks, in place."""
+    if _several():
+        torch.distributed.all_reduce(t)
+    return t
+
+
+def maximum(t: Tensor) -> Tensor:
+    """The elementwise maximum of `t` over the ranks, in place."""
+    if _several():
+        torch.distributed.all_reduce(t, torch.distributed.ReduceOp.MAX)
+    return t
+
+
+def sharing(module: nn.Module) -> int:
+    """How many ranks have the statistics of `module` in common: all while it trains, on equal batches.
+
+    In eval mode it is one rank: there the ranks have unequal shares of the images, and a rank that waited for
+    a batch of another would hang.
+    """
+    return world() if module.training else 1
+
+
+def mean(t: Tensor, module: nn.Module) -> Tensor:
+    """The mean of a statistic of `module` over the ranks that share it, without gradient."""
+    count = sharing(module)
+    return t if count == 1 else total(t.detach().clone()) / count
+
+
+def rows(t: Tensor, module: nn.Module) -> Tensor:
+    """The rows of all ranks that share the statistics of `module`, in the order of the ranks."""
+    count = sharing(module)
+    if count == 1:
+        return t
+    t = t.detach().contiguous()
+    parts = [torch.empty_like(t) for _ in range(count)]
+    torch.distributed.all_gather(parts, t)
+    return torch.cat(parts)
+
+
+def own_rows(t: Tensor, module: nn.Module) -> Tensor:
+    """This rank's rows of those that `rows` puts together, [N, …] → [N / sharing(module), …]."""
+    count = sharing(module)
+    return t if count == 1 else t.chunk(count)[rank()]
+
+
+def exchanged(own: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """The vectors of all ranks, in their order, on every rank, to the bit.
+
+    own: vector of this rank.
+    lengths: length of each rank's vector, known to all.
+    """
+    if not _several():
+        return [own]
+    # bytes: not every backend knows every type
+    padded = own.new_zeros(max(lengths))
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in lengths]
+    torch.distributed.all_gather([part.view(torch.uint8) for part in parts], padded.view(torch.uint8))
+    return [part[:n] for part, n in zip(parts, lengths, strict=True)]
+
+
+# ---------------------------------------------------------------------------- parameters in parts (FSDP2)
+
+
+def share_out(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
+    """Shares the parameters of a module out: each rank keeps a part of each, gathers whole ones as a forward
+    or backward pass needs them, and gets its part of the gradients' mean (Zhao 2023, arXiv:2304.11277).
+
+    The parameters are then other objects, `DTensor`.
+
+    module: the module, whose own forward begins and ends every pass.
+    parts: modules inside it whose parameters are gathered together, and given up after use.
+    device: device of the module.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world(),))
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def is_shared_out(value: Any) -> bool:
+    """Whether a tensor is one of which each rank has a part."""
+    return hasattr(value, "device_mesh")
+
+
+def part_of(t: Tensor) -> Tensor:
+    """This rank's part of a tensor that is shared out, in the same memory; another tensor as it is."""
+    parts: Any = t
+    return parts.to_local() if is_shared_out(t) else t
+
+
+def part_like(t: Tensor, like: Any) -> Tensor:
+    """A tensor, whole on every rank, shared out as `like` is; as it is where that is not shared out."""
+    if not is_shared_out(like):
+        return t
+    from torch.distributed.tensor import distribute_tensor
+
+    t = t.to(like.device, like.dtype)
+    return distribute_tensor(t, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def put_together(part: Tensor, like: Any) -> Tensor:
+    """The tensor of which every rank has a part, shared out as `like` is: `part` itself where that is not."""
+    if not is_shared_out(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+
+
+def whole(value: Any) -> Any:
+    """The whole of a tensor that is shared out, on every rank; any other value as it is.
+
+    A call of every rank.
+    """
+    return value.full_tensor() if is_shared_out(value) else value
+
+
+def gathered(tree: Any) -> Any:
+    """A tree of dicts and lists with whole tensors, on the CPU, in place of those that are shared out.
+
+    A call of every rank. Ranks other than 0, which do not write, get empty ones: none has to hold all.
+    """
+
+    def one(value: Any) -> Any:
+        if not is_shared_out(value):
+            return value
+        full = value.detach().full_tensor()
+        return full.cpu() if rank() == 0 else full.new_empty(0)
+
+    return torch.utils._pytree.tree_map(one, tree)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is the only one: for what is found without values, or by one rank alone."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
+_alone = False
+
+
+def _several() -> bool:
+    return not _alone and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def silent() -> dict[int, int]:
+    """The ranks on this machine that were stopped, or have ended while others waited for them, with numbers
+    of their processes. They are found among the processes that the same launcher has started."""
+    import psutil
+
+    found: dict[int, int] = {}
+    launcher = psutil.Process().parent()
+    for process in launcher.children() if launcher else ():
+        try:
+            rank = process.environ().get("RANK")
+            if rank is not None and process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                found[int(rank)] = process.pid
+        except psutil.Error:  # it has ended, or belongs to another user
+            continue
+    return found

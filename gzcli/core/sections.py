@@ -1,0 +1,266 @@
+"""The sections of a recipe as typed values. Their fields are the keys, with types, defaults and ranges, that
+`schema.py` checks; they are declared here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias
+
+from gzcli.core.errors import UsageError, canonical
+from gzcli.core.sizes import Size
+
+Fit: TypeAlias = Literal["crop", "pad", "stretch"]
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
+SCALES = ("small", "full", "paper")  # from what a CPU trains in an hour to what the paper trained
+
+MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
+
+# Old name → new name of a key, by section, and of an application's options as `do`: older recipes, runs,
+# pictures and command lines are read by the new name.
+RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}, "do": {"steps": "frames"}}
+
+# Options that became constants, by model: older recipes and runs that hold the constant's value are read.
+FIXED: Mapping[str, Mapping[str, float]] = {
+    **{name: {"label_dim": 32} for name in ("aae", "cvae", "hvae", "vae")},
+    **{name: {"class_weight": 1.0} for name in ("flow", "flowpp", "glow", "realnvp")},
+    "controlnet": {"edge_sigma": 1.0},
+    "sgm": {"beta_max": 20.0},
+}
+
+
+def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's section `model` without options that became constants. Raises UsageError where one has
+    another value than the constant."""
+    fixed = FIXED.get(canonical(str(model.get("name"))), {})
+    for key in fixed.keys() & model.keys():
+        if model[key] != fixed[key]:
+            raise UsageError(
+                f"`model.{key}` is {fixed[key]:g} in this version of gz, not {model[key]}",
+                hint="train it again, or use an older version of gz",
+            )
+    return {key: value for key, value in model.items() if key not in fixed}
+
+
+def renamed(key: str, known: Container[str], *sections: str) -> str:
+    """The name that an option has now: the new one where the model knows that one only.
+
+    key: the option, as it is given.
+    known: the names of the options that there are.
+    sections: of RENAMED, that the option may be of.
+    """
+    names = (RENAMED.get(section, {}).get(key, key) for section in sections)
+    return key if key in known else next((name for name in names if name in known), key)
+
+
+def ranged(default: Any, range: str) -> Any:
+    """A field whose numbers lie within a range, as `schema.within` reads it."""
+    return field(default=default, metadata={"range": range})
+
+
+def _further() -> Any:
+    """A field for keys that the model decides on, so that no dataclass declares them."""
+    return field(default_factory=dict, metadata={"further": True})
+
+
+def keys_of(section: type) -> tuple[Field[Any], ...]:
+    """The keys that a section declares itself, in order."""
+    return tuple(f for f in fields(section) if not f.metadata.get("further"))
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Which images, in which form.
+
+    name: name of a known or imported data set, or the path of one.
+    size: side of the images in pixels, or width and height as `48x32`; null: that of the set.
+    fit: how pictures of another shape come to the size: cut to it, padded with the mean colour of their
+      border, or stretched.
+    channels: 1 (grey) or 3 (RGB); null: those of the set.
+    levels: grey levels, 2 … 256; null: those of the set; 2: binary images.
+    latent: run, or `AutoencoderKL` of diffusers, whose latents are modelled in place of pixels.
+    latent_draw: latent of an `AutoencoderKL`'s posterior that is trained on: its mode, or a sample.
+    augment: random changes of training images, applied in this order.
+    n: number of training images, the first of the set; null: all.
+    """
+
+    name: str = "digits"
+    size: Size | None = field(default=None, metadata={"range": "1 or more"})
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    channels: Literal[1, 3] | None = None
+    levels: int | None = ranged(None, "2 … 256")
+    latent: str | None = None
+    latent_draw: Literal["mode", "sample"] = "mode"
+    augment: tuple[str, ...] = ()
+    n: int | None = ranged(None, "1 … 1,000,000,000")
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """How long, in which batches and precision; how often losses, samples and checkpoints are written.
+
+    steps: number of training steps.
+    minutes: time to train, in minutes; `steps` becomes the number of steps that fit in it.
+    clock: what `minutes` counts: wall, the time that passes; cpu, the work of a process's cores, which other
+      programs do not lengthen. On a GPU it is always wall.
+    batch_size: images of one step, over all processes together.
+    accumulate: parts in which each process computes its share of a batch; the result is the same.
+    precision: of the arithmetic of a step; auto: bf16 where the device gains from it.
+    ema: decay of the averaged weights at each step; 0: no average.
+    clip: largest norm of the gradient of a phase; null: no limit.
+    compile: whether the model is compiled by `torch.compile`; auto: where that is known to gain.
+    deterministic: whether only kernels are used that give the same bits every time.
+    log_every: steps between two lines of losses.
+    sample_every: steps between two grids of samples; 0: no grids; null: chosen by the time that one takes.
+    samples: images of a grid; null: 36, and 64 at the end.
+    eval_every: steps between two validations; 0: none; null: chosen by the time that one takes.
+    checkpoint_every: steps between two checkpoints; 0: only the last; null: chosen by the time that one
+      takes.
+    keep: number of newest checkpoints that are kept, beside the best one, of which a finished run keeps what
+      is sampled alone; null: two, and one when the run has finished.
+    best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
+    init: stage, run or safetensors file whose weights the training starts from.
+    """
+
+    steps: int = ranged(10_000, "1 … 1,000,000,000")
+    minutes: float | None = ranged(None, "greater than 0")
+    clock: Literal["wall", "cpu"] = "wall"
+    batch_size: int = ranged(64, "1 … 1,000,000")
+    accumulate: int = ranged(1, "1 … 65,536")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    ema: float = ranged(0.0, "in [0, 1)")
+    clip: float | None = ranged(None, "greater than 0")
+    compile: bool | Literal["auto"] = "auto"
+    deterministic: bool = False
+    log_every: int = ranged(50, "1 or more")
+    sample_every: int | None = ranged(None, "0 or more")
+    samples: int | None = ranged(None, "1 … 10,000")
+    eval_every: int | None = ranged(None, "0 or more")
+    checkpoint_every: int | None = ranged(None, "0 or more")
+    keep: int | None = ranged(None, "1 … 1,000,000")
+    best: Literal["auto", "bpd", "fd", "loss", "none"] = "auto"
+    init: str | None = None
+
+
+@dataclass(frozen=True)
+class OptimSection:
+    """The optimizer of every phase.
+
+    name: name of the optimizer.
+    lr: learning rate after the warm-up.
+    betas: decay at each step of the averages of the gradient and of its square.
+    eps: number added to the root of the average square.
+    weight_decay: decoupled weight decay, in multiples of lr at each step.
+    warmup: steps over which lr rises from 0.
+    schedule: how lr falls until the last step.
+    phases: keys with another value for one phase, by the phase's name.
+    """
+
+    name: Literal["adam", "adamw", "adamw8bit", "muon", "adamax", "sgd", "rmsprop"] = "adamw"
+    lr: float = ranged(2e-4, "greater than 0")
+    betas: tuple[float, float] = ranged((0.9, 0.999), "in [0, 1)")
+    eps: float = ranged(1e-8, "greater than 0")
+    weight_decay: float = ranged(0.0, "0 or more")
+    warmup: int = ranged(0, "0 or more")
+    schedule: Literal["constant", "cosine", "linear", "late_linear"] = "constant"
+    phases: Mapping[str, Mapping[str, Any]] = _further()
+
+    def of(self, phase: str) -> OptimSection:
+        """The section with what is a phase's own."""
+        return replace(self, phases={}, **self.phases.get(phase, {}))
+
+
+@dataclass(frozen=True)
+class OodSection:
+    """How images are scored as out-of-distribution.
+
+    scores: names of the scores; null: those that cost little.
+    budget: seconds that the scores of one call may take.
+    background: run whose likelihood the score `ratio` divides by.
+    options: options of the model's own scores.
+    """
+
+    scores: tuple[str, ...] | None = None
+    budget: float = ranged(300.0, "greater than 0")
+    background: str | None = None
+    options: Mapping[str, Any] = _further()
+
+
+@dataclass(frozen=True)
+class BenchSection:
+    """What `gz bench` measures.
+
+    metrics: names of the metrics; null: those whose weights are at hand.
+    n: number of samples of each model; null: that of the command.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    n: int | None = ranged(None, "1 … 10,000,000")
+
+
+@dataclass(frozen=True)
+class LaunchSection:
+    """Which processes are started.
+
+    gpus: number of GPUs, or `all`; null: all for training, one for other commands.
+    cpu: whether the CPU is used though there are GPUs.
+    processes: number of processes on a CPU.
+    threads: threads of each process; null: its share of the cores.
+    machines: number of machines.
+    machine_rank: index of this machine, from 0.
+    main_ip: address of machine 0.
+    main_port: port of machine 0; null: it follows from the job.
+    restarts: how often several processes start again, from the newest checkpoint, after one has died; null: 0
+      on one machine, 2 on several.
+    timeout: minutes that processes wait for one that does not answer, before the run ends.
+    strategy: how several GPUs share a model: each has all of it (ddp), or a part (fsdp).
+    wandb: the same as `wandb` in `track`.
+    track: trackers that get figures, pictures and the recipe too.
+    """
+
+    gpus: int | Literal["all"] | None = ranged(None, "0 or more")
+    cpu: bool = False
+    processes: int | None = ranged(None, "1 … 1,024")
+    threads: int | None = ranged(None, "1 … 1,024")
+    machines: int | None = ranged(None, "1 … 100,000")
+    machine_rank: int | None = ranged(None, "0 or more")
+    main_ip: str | None = None
+    main_port: int | None = ranged(None, "0 … 65,535")
+    restarts: int | None = ranged(None, "0 … 10,000")
+    timeout: float = ranged(10.0, "greater than 0")
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    wandb: bool = False
+    track: tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...] = ()  # TRACKERS
+
+    def alone(self) -> LaunchSection:
+        """The section without where processes of several machines meet."""
+        nowhere: dict[str, Any] = dict.fromkeys(MEETING)
+        return replace(self, **nowhere)
+
+
+SECTIONS: Mapping[str, type] = {
+    "data": DataSection,
+    "train": TrainSection,
+    "optim": OptimSection,
+    "ood": OodSection,
+    "bench": BenchSection,
+    "launch": LaunchSection,
+}
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """The section as YAML and JSON have it."""
+    return lists(asdict(section))
+
+
+def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as a section holds them: lists as tuples."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+def lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as YAML and JSON have them: tuples as lists."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -1,0 +1,296 @@
+"""Downloads from a mirror or the publisher, under a lock. A file appears when it is whole and its checksum is
+right."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gzcli.core.errors import GzError, MissingError
+from gzcli.data.download import http
+from gzcli.data.download.addresses import addresses, is_url, local_path
+from gzcli.data.download.http import size_of, wrong_size
+from gzcli.data.download.raw import HUB, SPLIT_FOLDERS, is_fetched, is_there, raw_dir
+from gzcli.data.download.request import DISK, Refused
+from gzcli.data.packs.forms import Report, Say, silent, unreported
+from gzcli.data.readers.parquet import parquet_files
+from gzcli.data.sets.sets import SPECS, find
+from gzcli.data.sets.specs import DataFile, DataSpec
+from gzcli.store.files import fsync, lock, need_space
+from gzcli.store.paths import cache_dir
+from gzcli.store.weights import HUB_SCHEME, data_repository
+
+# Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
+LARGE = 200_000_000
+BLOCK_BYTES = 1 << 20  # bytes that are read at a time
+
+
+class _Wrong(Refused):
+    """The file came whole, but its checksum is not the publisher's."""
+
+
+def fetch(
+    what: str | DataSpec,
+    *,
+    source: str | None = None,
+    pack_size: int = 0,
+    progress: Report = unreported,
+    say: Say = silent,
+) -> Path:
+    """Fetches the missing files of a set into the cache. Returns their folder.
+
+    The files of a `linked` set stay where they are: the cache holds links to them.
+
+    what: the set, or its name.
+    source: a folder, a file or a URL to take the files from (`--from`). Without it `GZ_MIRROR`, a folder or
+      base URL that holds NAME/FILE, is asked first, then the publisher. Under `GZ_OFFLINE=1` only local files
+      are taken.
+    pack_size: bytes that the pack will need beside the files.
+    progress: takes bytes done and in all.
+    say: takes a line about what is done.
+
+    Raises MissingError where a file cannot be fetched, has a wrong checksum, or does not fit on the disk.
+    What came so far is kept for a resume unless it was wrong.
+    """
+    spec = find(what) if isinstance(what, str) else what
+    folder = raw_dir(spec)
+    with (
+        disk_errors(folder),
+        lock(
+            cache_dir("raw", f".{spec.name}.lock"),
+            on_wait=lambda: say(f"another process is downloading `{spec.name}`: waiting"),
+        ),
+    ):
+        if not is_fetched(spec):
+            _fetch_missing(spec, folder, source, pack_size, progress, say)
+    return folder
+
+
+def _fetch_missing(
+    spec: DataSpec, folder: Path, source: str | None, pack_size: int, progress: Report, say: Say
+) -> None:
+    linked = spec.linked and source is not None and _linked(spec, folder, local_path(source))
+    missing = [] if linked else [file for file in spec.files if not is_there(spec, file)]
+    places = {file.name: addresses(spec, file, source) for file in missing}
+    if linked or any(places.values()):
+        copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
+        _say_need(spec, folder, copied, pack_size, say)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = sum(size_of(folder / file.name) for file in spec.files if file not in missing)
+    refused: dict[str, str] = {}
+    for i, file in enumerate(missing):
+        report = _reporter(progress, done, file, sum(f.size for f in missing[i + 1 :]))
+        try:
+            fetch_file(file, folder / file.name, places[file.name], report, say, linked=spec.linked)
+        except Refused as e:
+            refused[file.name] = str(e)
+            if not spec.page:
+                break
+        done += size_of(folder / file.name)
+    if refused:
+        kept = sum(http.held(_part(folder / name)) for name in refused)
+        online = any(is_url(address) for name in refused for address in places[name])
+        raise _not_had(spec, refused, kept, online)
+    progress(done, done)
+
+
+def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
+    """Says what is fetched and how much disk it takes, if much. Raises MissingError without the space."""
+    need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
+    if max(need, pack_size) > LARGE:
+        free = shutil.disk_usage(folder.parent).free
+        parts = [f"fetching {need / 1e6:,.0f} MB into `{folder}`"] if need else []
+        parts += [f"its pack will take {pack_size / 1e6:,.0f} MB"] if pack_size else []
+        say(f"`{spec.name}`: {', '.join(parts)}; {free / 1e6:,.0f} MB are free")
+    # Pieces of a large file are appended to the first: one of them is then on the disk twice.
+    joining = max((file.size // http.PIECES for file in files if file.size >= http.LARGE), default=0)
+    need_space(folder, need + max(joining, pack_size))
+
+
+def _reporter(progress: Report, before: int, file: DataFile, after: int) -> http.Report:
+    """A report on one file, (bytes done, its size or None), that becomes progress over the whole set.
+
+    before: bytes of the files before it.
+    after: bytes of the files after it.
+    """
+    return lambda n, size: progress(before + n, before + max(n, size or file.size) + after)
+
+
+def fetch_file(
+    file: DataFile,
+    path: Path,
+    addresses: list[str],
+    report: http.Report,
+    say: Say,
+    *,
+    linked: bool = False,
+) -> None:
+    """A file from the first address that serves the right bytes. Raises Refused.
+
+    file: the file as its publisher serves it.
+    path: where it appears when it is whole and its checksum right.
+    addresses: paths or URLs, in order.
+    report: takes bytes so far and in all.
+    say: takes a line about each new attempt.
+    linked: whether a link is made to a local file, in place of a copy.
+    """
+    reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
+    for address in addresses:
+        try:
+            if linked and not is_url(address):
+                return _link(Path(address), file, path, report, say)
+            return _bring(address, file, path, report, say)
+        except Refused as e:
+            reasons.append(f"`{address}` {e}")
+    raise Refused("; ".join(reasons))
+
+
+def _bring(address: str, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
+    """A file into the cache, where it appears when it is whole and its checksum right."""
+    part = _part(path)
+    http.clear(part)
+    kept = http.held(part)
+    while True:
+        if is_url(address):
+            http.download(address, part, file.size, exact=file.exact, report=report, say=say)
+        else:
+            _copy(Path(address), file, part, report)
+        try:
+            _check(file, part, say)
+            break
+        except _Wrong:
+            http.drop(part)
+            if not kept:
+                raise
+            kept = 0  # it held bytes of an earlier try, perhaps of another file: once more, from zero
+    fsync(part)
+    os.replace(part, path)
+    http.drop(part)
+
+
+def _copy(source: Path, file: DataFile, part: Path, report: http.Report) -> None:
+    """A local file's bytes to `part`. Raises Refused."""
+    size = _size_at(source, file)
+    with open(source, "rb") as src, open(part, "wb") as out:
+        while block := src.read(BLOCK_BYTES):
+            out.write(block)
+            report(out.tell(), size)
+
+
+def _link(source: Path, file: DataFile, path: Path, report: http.Report, say: Say) -> None:
+    """A link at `path` to the user's file, once its size and checksum are found right."""
+    _size_at(source, file)
+    _check(file, source, say, report)
+    _symlink(source, path)
+
+
+def _linked(spec: DataSpec, folder: Path, source: str) -> bool:
+    """Whether the source is the hub's copy, there or in a folder, or class folders; links to it are then
+    made."""
+    if source.startswith(HUB_SCHEME):
+        copy = data_repository(source.removeprefix(HUB_SCHEME))
+    elif _link_folders(spec, folder, source):
+        return True
+    elif Path(source).is_dir() and parquet_files(Path(source)):
+        copy = Path(source)
+    else:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    _symlink(copy, folder / HUB)
+    return True
+
+
+def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
+    """Links to `train` and `val` of the source, if these are folders of class folders."""
+    for root in (Path(source), Path(source, spec.name)):
+        splits = [root / name for name in SPLIT_FOLDERS]
+        if all(split.is_dir() and any(entry.is_dir() for entry in os.scandir(split)) for split in splits):
+            folder.mkdir(parents=True, exist_ok=True)
+            for split in splits:
+                _symlink(split, folder / split.name)
+            return True
+    return False
+
+
+def _symlink(target: Path, path: Path) -> None:
+    """A link at `path`, in the place of what is there."""
+    new = path.with_name(f"{path.name}.link")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target.absolute())
+    os.replace(new, path)
+
+
+def _size_at(source: Path, file: DataFile) -> int:
+    """The size of a local file, in bytes. Raises Refused where it is not that of the publisher's file."""
+    if not source.is_file():
+        raise Refused("does not exist")
+    if (size := source.stat().st_size) != file.size and file.exact:
+        raise Refused(wrong_size(size, file.size))
+    return size
+
+
+def _check(file: DataFile, path: Path, say: Say, report: http.Report = lambda done, size: None) -> None:
+    """Raises Refused (_Wrong) unless the checksum is the publisher's."""
+    kind, want, size = "sha256" if file.sha256 else "md5", file.sha256 or file.md5, size_of(path)
+    if size > LARGE:
+        say(f"checking the {kind} of `{file.name}`, {size / 1e6:,.0f} MB")
+    digest, head, done = hashlib.new(kind), b"", 0
+    with open(path, "rb") as f:
+        while block := f.read(BLOCK_BYTES):
+            head, done = head or block[:512].lstrip().lower(), done + len(block)
+            digest.update(block)
+            report(done, size)
+    if digest.hexdigest() != want:
+        if head.startswith((b"<!doctype html", b"<html")):
+            raise _Wrong("answers with an HTML page instead of the file")
+        raise _Wrong(f"has the wrong checksum: {kind} {digest.hexdigest()}, not {want}")
+
+
+def _not_had(spec: DataSpec, refused: dict[str, str], kept: int, online: bool) -> MissingError:
+    """The error for files that no address served: why, and how the user can get them."""
+    names, hints = ", ".join(f"`{name}`" for name in refused), []
+    again = f"gz data download {spec.name}"
+    if spec.size != SPECS.get(spec.name, spec).size:  # another of its publisher's sizes
+        again += f" --size {spec.size}"
+    if spec.page:
+        hints.append(f"get {names} at {spec.page} with a browser, then `{again} --from DIR`")
+    if spec.linked:
+        hints.append("DIR may instead hold `train` and `val`, folders of class folders")
+        if spec.hub:
+            hints.append(f"`{again} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
+    if kept:
+        hints.append(f"`{again}` goes on from the {kept / 1e6:,.1f} MB that came")
+    elif not spec.page and online:
+        hints.append(f"`{again}` tries again; `--from DIR` or `GZ_MIRROR` take the file from elsewhere")
+    elif not spec.page:
+        hints.append(f"`{again}` takes `--from DIR`, a folder with the publisher's {names}")
+    reasons = "; ".join(dict.fromkeys(refused.values()))
+    return MissingError(f"{names} of `{spec.name}` could not be had: {reasons}", hint="; ".join(hints))
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns the errors of a disk that is full or read-only into messages for the user."""
+    try:
+        yield
+    except GzError:
+        raise
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MissingError(
+                f"the disk of `{folder}` is full", hint="free some space, or set `GZ_HOME` elsewhere"
+            ) from e
+        if e.errno in DISK:
+            raise MissingError(
+                f"`{folder}` cannot be written", hint="set `GZ_HOME` to a folder that can"
+            ) from e
+        raise

@@ -1,0 +1,278 @@
+"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again with
+back-off.
+
+A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside it,
+each resumed from its own size, and are appended when all are whole. Whether the bytes are right is for the
+caller's checksum to say.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gzcli.core.errors import redacted
+from gzcli.data.download.request import Again, BadRange, Refused, answer, content_range
+
+TRIES = 4  # attempts in a row that bring nothing new, with back-off
+BACKOFF = 1.0  # seconds before the second attempt; doubled each time
+BLOCK = 1 << 18
+LARGE = 64_000_000  # bytes from which a file comes in pieces, if the server serves ranges
+PIECES = 4
+
+Report = Callable[[int, int | None], None]  # report(bytes so far, bytes in all if known)
+Say = Callable[[str], None]
+
+
+class _NoRanges(Exception):
+    """The server sends the whole file whatever is asked."""
+
+
+class _Stopped(Exception):
+    """The user pressed Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A range of a file on its way.
+
+    path: where its bytes go.
+    start: bytes of the file before it.
+    end: bytes of the file up to its end; None where the server does not say.
+    total: bytes of the file; None where the server does not say.
+    """
+
+    path: Path
+    start: int
+    end: int | None
+    total: int | None
+
+    @property
+    def got(self) -> int:
+        return size_of(self.path)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.end is not None and self.got == self.end - self.start
+
+    @property
+    def is_file(self) -> bool:
+        return self.start == 0 and self.end == self.total
+
+    @property
+    def asked(self) -> str | None:
+        """The range that is missing; None: the file from its beginning."""
+        if self.total is None or (self.is_file and not self.got):
+            return None
+        last = "" if self.end is None or self.end == self.total else self.end - 1
+        return f"bytes={self.start + self.got}-{last}"
+
+
+def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
+    """A file into `part`, from where an earlier try ended.
+
+    url: the file's address.
+    part: the file on its way; pieces lie beside it.
+    size: bytes of the file.
+    exact: whether `size` is exact; if not, the server's word counts.
+    report: takes bytes so far and in all.
+    say: takes a line about each new attempt.
+
+    Raises Refused; what came is kept.
+    """
+    if exact and size_of(part) == size:
+        return
+    total, ranges = size if exact else None, False
+    if size >= LARGE or not exact:
+        seen, ranges = _patiently(url, lambda: _look(url), lambda: 0, threading.Event(), say)
+        if exact and seen is not None and seen != size:
+            raise Refused(wrong_size(seen, size))
+        total = seen or total
+    pieces = _pieces(part, total, PIECES if ranges and (total or 0) >= LARGE else 1)
+    try:
+        _fill(url, pieces, report, say)
+    except _NoRanges:
+        pieces = _pieces(part, total, 1)
+        _fill(url, pieces, report, say)
+    _join(pieces)
+
+
+def held(part: Path) -> int:
+    """Bytes that came so far, in all pieces."""
+    return sum(map(size_of, part.parent.glob(f"{part.name}*")))
+
+
+def drop(part: Path) -> None:
+    """Removes what came so far, in all pieces."""
+    for piece in part.parent.glob(f"{part.name}*"):
+        piece.unlink()
+
+
+def clear(part: Path) -> None:
+    """Removes what is no file where a file on its way, or a piece of it, would lie."""
+    for piece in part.parent.glob(f"{part.name}*"):
+        if piece.is_dir() and not piece.is_symlink():
+            shutil.rmtree(piece)
+        elif not piece.is_file():
+            piece.unlink()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def wrong_size(size: int, expected: int) -> str:
+    return f"has the wrong size: {size:,} bytes where {expected:,} are expected"
+
+
+def _look(url: str) -> tuple[int | None, bool]:
+    """The size of the file, if the server says, and whether it serves ranges: the first byte is asked for."""
+    with answer(url, "bytes=0-0") as found:
+        if found.status != 206:
+            return found.length, False
+        _, total = content_range(found)
+        return total, total is not None
+
+
+def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
+    """The file in `count` equal ranges, the last a little shorter; those that `part` covers already are one.
+
+    `part` reaches into a later range in two cases. If that range lies beside it whole, appending it was
+    interrupted: `part` is cut back to where the range begins. Else a single connection came so far, and goes
+    on to the end of that range.
+    """
+    if size_of(part) > (total or 0):
+        part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
+    step = -(-(total or 0) // count)
+    starts = [step * i for i in range(count)]
+    paths = [part, *(part.with_name(f"{part.name}{i}") for i in range(1, count))]
+    ends = [*starts[1:], total]
+    rows = [_Piece(path, start, end, total) for path, start, end in zip(paths, starts, ends, strict=True)]
+    for row in rows[1:]:
+        if row.end is not None and row.got > row.end - row.start:
+            row.path.unlink()
+    reached = max(0, -(-size_of(part) // step) - 1) if step else 0
+    if reached and rows[reached].is_whole:
+        os.truncate(part, rows[reached].start)
+        reached -= 1
+    return [_Piece(part, 0, rows[reached].end, total), *rows[reached + 1 :]]
+
+
+def _join(pieces: list[_Piece]) -> None:
+    """Appends the pieces to the first. Each goes only when its bytes are on the disk: killed in the middle,
+    it is appended again (see `_pieces`)."""
+    first, *others = pieces
+    for piece in others:
+        with open(piece.path, "rb") as src, open(first.path, "r+b") as out:
+            out.seek(piece.start)
+            shutil.copyfileobj(src, out, BLOCK)
+            out.flush()
+            os.fsync(out.fileno())
+        piece.path.unlink()
+
+
+def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
+    """Fetches all pieces at once. If the server refuses so many connections, what is missing then comes piece
+    after piece."""
+    try:
+        _together(url, pieces, pieces, report, say)
+    except (Refused, _NoRanges) as e:
+        if len(pieces) == 1:
+            raise
+        say(f"{redacted(url)}: {e}; going on with one connection")
+        for piece in pieces:
+            _together(url, [piece], pieces, report, say)
+
+
+def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
+    """Fetches `some` of the pieces, each in a thread. When all threads have ended, raises the first error of
+    them."""
+    stop, errors = threading.Event(), []
+
+    def work(piece: _Piece) -> None:
+        try:
+            _patiently(url, lambda: _attempt(url, piece, stop), lambda: piece.got, stop, say)
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(p,), daemon=True) for p in some if not p.is_whole]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.1)
+                report(sum(piece.got for piece in pieces), pieces[0].total)
+    except BaseException:
+        # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again.
+        stop.set()
+        for thread in filter(threading.Thread.is_alive, threads):
+            thread.join(0.25)
+        raise
+    if errors:
+        raise errors[0]
+
+
+def _patiently(
+    url: str, attempt: Callable[[], Any], got: Callable[[], int], stop: threading.Event, say: Say
+) -> Any:
+    """What `attempt` returns, tried again while it may help. An attempt does not count where more bytes are
+    there after it than ever before: bytes that were dropped and came again are no progress."""
+    failures, most = 0, got()
+    while True:
+        try:
+            return attempt()
+        except Again as e:
+            failures = 0 if got() > most else failures + 1
+            most = max(most, got())
+            if failures >= TRIES:
+                raise Refused(f"{e}, {TRIES} times in a row") from e
+            wait = max(min(e.wait, 60.0), BACKOFF * 2 ** max(failures - 1, 0))
+            say(f"{redacted(url)}: {e}; trying again in {wait:.0f} s")
+            if stop.wait(wait):
+                raise _Stopped from e
+
+
+def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
+    """One request for what is missing of a piece. A server that ignores the range sends the whole file: start
+    anew."""
+    asked = piece.asked
+    try:
+        with answer(url, asked) as found:
+            resumed = asked is not None and found.status == 206
+            if resumed:
+                start, total = content_range(found)
+                if start != piece.start + piece.got:
+                    raise BadRange("sent another range than asked for")
+            elif piece.is_file:
+                total = found.length
+            else:
+                raise _NoRanges("sends the whole file instead of a piece")
+            if total is not None and piece.total is not None and total != piece.total:
+                raise Refused(wrong_size(total, piece.total))
+            with open(piece.path, "ab" if resumed else "wb") as out:
+                _pour(found, out, None if piece.end is None else piece.end - piece.start, stop)
+    except BadRange:  # what came does not fit this server's file
+        piece.path.unlink(missing_ok=True)
+        raise
+    if piece.end is not None and not piece.is_whole:
+        raise Again(f"cut off after {piece.start + piece.got:,} of {piece.total:,} bytes")
+
+
+def _pour(found: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
+    """Bytes from the answer to the end of `out`, which does not grow beyond `size`. What is there is read at
+    once, so that a stall loses nothing."""
+    while size is None or out.tell() < size:
+        block = found.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
+        if stop.is_set():
+            raise _Stopped
+        if not block:
+            return
+        out.write(block)

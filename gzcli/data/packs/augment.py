@@ -1,0 +1,197 @@
+"""Augmentation of whole batches of bytes on the device, by the batch's own noise. No torch at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.core.sizes import SIDES
+from gzcli.core.types import Noise
+from gzcli.data.readers.conditions import MAPS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def hflip(u8: Tensor, noise: Noise, rate: float) -> Tensor:
+    """Mirrors each image [B, C, H, W] left to right with probability `rate`."""
+    import torch
+
+    flip = noise.rand(len(u8)) < rate
+    return torch.where(flip[:, None, None, None], u8.flip(-1), u8)
+
+
+def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
+    """Shifts each image by −pad … pad pixels both ways; the border is mirrored, so that no black edge is
+    learned."""
+    import torch
+
+    b, _, h, w = u8.shape
+    most = int(pad)
+    shift = noise.randint(2 * most + 1, b, 2) - most
+    y = _mirrored(torch.arange(h, device=u8.device) + shift[:, :1], h)  # [B, H]
+    x = _mirrored(torch.arange(w, device=u8.device) + shift[:, 1:], w)  # [B, W]
+    return _taken(u8, y, x)
+
+
+def patch(u8: Tensor, noise: Noise, side: float) -> Tensor:
+    """A square of each image at a random place, uint8 [B, C, side, side]."""
+    import torch
+
+    b, _, h, w = u8.shape
+    within = torch.arange(int(side), device=u8.device)
+    top, left = (noise.randint(n - int(side) + 1, b, 1) for n in (h, w))
+    return _taken(u8, top + within, left + within)
+
+
+def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
+    """Replaces each value with probability `rate` by a uniform one (Ren et al. 2019, arXiv:1906.02845,
+    §3)."""
+    import torch
+
+    chosen = noise.rand(*u8.shape) < rate
+    return torch.where(chosen, noise.randint(256, *u8.shape).to(torch.uint8), u8)
+
+
+def jitter(u8: Tensor, noise: Noise, strength: float) -> Tensor:
+    """Changes brightness, contrast and saturation of each image, in this order, each by a factor of its own,
+    uniform in 1 − strength … 1 + strength. Grey images have no saturation to change."""
+    factors = 1 + strength * (2 * noise.rand(len(u8), 3) - 1)
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
+    x = (u8 * brightness).clamp(0, 255)
+    # The mean is of bytes, whose sum is exact: a sum of floats would depend on how many images are in the
+    # batch.
+    mean = _luma(_rounded(x).sum((2, 3), keepdim=True)) / u8[0, 0].numel()
+    x = (mean + contrast * (x - mean)).clamp(0, 255)
+    grey = _luma(x)
+    return _rounded(grey + saturation * (x - grey)) if u8.shape[1] == 3 else _rounded(x)
+
+
+class Augmentation(NamedTuple):
+    """An augmentation that recipes may name.
+
+    step: (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W].
+    default: the number where a recipe gives none.
+    most: the greatest number that is allowed.
+    what: what the number is, for messages.
+    whole: whether the number is whole.
+    moves: whether pixels only change their places; then maps (`conditions.MAPS`) are changed as their images.
+    least: the least number that is allowed.
+    """
+
+    step: Callable[[Tensor, Noise, float], Tensor]
+    default: float
+    most: float
+    what: str
+    whole: bool = False
+    moves: bool = False
+    least: float = 0
+
+
+AUGMENTS = {
+    "hflip": Augmentation(hflip, 0.5, 1, "a probability", moves=True),
+    "crop": Augmentation(crop, 4, 64, "pixels of padding", whole=True, moves=True),
+    "mutate": Augmentation(mutate, 0.3, 1, "a probability"),
+    "patch": Augmentation(patch, 64, SIDES[-1], "pixels a side", whole=True, moves=True, least=SIDES[0]),
+    "jitter": Augmentation(jitter, 0.2, 1, "a strength"),
+}
+
+
+def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
+    """Augmentations with their numbers: `["hflip", "mutate=0.2"]` → (("hflip", .5), ("mutate", .2)). Raises
+    UsageError for an unknown one, or a number out of range."""
+    parsed = []
+    for text in [names] if isinstance(names, str) else names:
+        name, equals, value = str(text).partition("=")
+        if name not in AUGMENTS:
+            every = ", ".join(f"`{known}`" for known in AUGMENTS)
+            hint = did_you_mean(name, AUGMENTS) or f"there are {every}"
+            raise UsageError(f"there is no augmentation `{name}`", hint=hint)
+        known = AUGMENTS[name]
+        try:
+            number = float(value) if equals else known.default
+        except ValueError:
+            number = float("nan")
+        if not known.least <= number <= known.most or (known.whole and number != int(number)):
+            raise UsageError(
+                f"`{text}`: {known.what} from {known.least} to {known.most} is needed",
+                hint=f"as in `{name}={known.default}`",
+            )
+        parsed.append((name, number))
+    return tuple(parsed)
+
+
+def patch_of(names: Iterable[str]) -> int | None:
+    """The side in pixels of the patches that are trained on; None: whole images are. Raises UsageError."""
+    return next((int(number) for name, number in parse_augment(names) if name == "patch"), None)
+
+
+def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
+    """The named augmentations in order, as a function of (pictures, noise); None for none.
+
+    Pictures are images and further pictures of them by kind, uint8 [B, C, H, W], all of one shape. Each kind
+    is changed by the same draws, so that a flipped image has a flipped map. Augmentations that change colours
+    leave maps as they are.
+    """
+    steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
+
+    def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        for known, number in steps:
+            draws = ReplayedNoise(noise)
+            kept = () if known.moves else MAPS
+            pictures = {
+                kind: u8 if kind in kept else known.step(u8, draws.replay(), number)
+                for kind, u8 in pictures.items()
+            }
+        return pictures
+
+    return augment if steps else None
+
+
+class ReplayedNoise(Noise):
+    """Keeps the draws of another noise and repeats them from the first after each `replay()`.
+
+    noise: the other noise.
+    """
+
+    def __init__(self, noise: Noise):
+        self.noise, self.at = noise, 0
+        self.draws: list[Tensor] = []
+
+    def replay(self) -> ReplayedNoise:
+        """This noise, from its first draw again."""
+        self.at = 0
+        return self
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        if self.at == len(self.draws):
+            self.draws.append(self.noise._draw(method, shape, high))
+        self.at += 1
+        return self.draws[self.at - 1]
+
+
+def _taken(u8: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The rows y [B, H'] and columns x [B, W'] of images [B, C, H, W]: [B, C, H', W']."""
+    (b, c, _, w), high, wide = u8.shape, y.shape[1], x.shape[1]
+    rows = u8.gather(2, y[:, None, :, None].expand(b, c, high, w))
+    return rows.gather(3, x[:, None, None, :].expand(b, c, high, wide))
+
+
+def _mirrored(i: Tensor, n: int) -> Tensor:
+    """Positions beyond 0 … n − 1 reflected at the edges, without repeating them."""
+    period = max(2 * (n - 1), 1)
+    i = i.remainder(period)
+    return i.minimum(period - i) if n > 1 else i.clamp(0, 0)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """The luma of images by ITU-R 601, [B, 3, …] → [B, 1, …]; images of one channel as they are."""
+    return x if x.shape[1] == 1 else 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Values rounded to bytes."""
+    import torch
+
+    return x.round().clamp(0, 255).to(torch.uint8)

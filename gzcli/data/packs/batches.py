@@ -1,0 +1,310 @@
+"""Batches from a pack: gathered as bytes, moved, then normalised, augmented and binarised on the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.core.errors import UsageError
+from gzcli.core.types import SHARED, Batch, BatchNoise, ImageNoise, Noise, mix, moved
+from gzcli.data.packs.ahead import reader
+from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
+from gzcli.data.packs.order import Order, domains, places, positions
+from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.stream import Pictures, Prefetch, worker_count
+
+ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
+FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes
+_Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
+BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
+
+
+def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
+    """Bytes as x in [-1, 1], of the same shape and the default dtype: with L levels, x = 2k / (L − 1) − 1
+    where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: a
+    likelihood of binary images is of such draws (Salakhutdinov & Murray 2008).
+
+    u8: bytes, of any shape.
+    levels: grey levels L, 2 … 256; None for latents, which keep their values.
+    noise: noise of the draw, with 2 levels.
+    """
+    if levels is None:
+        return u8.to(torch.get_default_dtype())
+    if levels == 2:
+        if noise is None:
+            raise ValueError("binary images are drawn: give `noise`")
+        white = noise.rand(*u8.shape) < u8.to(torch.get_default_dtype()) / 255
+        return white.to(torch.get_default_dtype()).mul_(2).sub_(1)
+    k = u8 if levels == 256 else (u8.int() * levels) >> 8
+    return k.to(torch.get_default_dtype()).mul_(2 / (levels - 1)).sub_(1)
+
+
+def levelled(
+    pictures: dict[str, Tensor], levels: int | None, noise: Noise | None = None
+) -> dict[str, Tensor]:
+    """Bytes of images and of further pictures of them in [-1, 1]; binary ones by the same draw of `noise`."""
+    draws = None if noise is None else ReplayedNoise(noise)
+    return {kind: quantise(u8, levels, draws and draws.replay()) for kind, u8 in pictures.items()}
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes, rounded, on the same device."""
+    return ((x.float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+class TrainBatches:
+    """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled anew each epoch,
+    the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it. The
+    noise of a batch draws on the device.
+
+    pack: the data set.
+    seed: seed of the order, of augmentation and of the batches' noise.
+    batch_size: number of images B of the global batch.
+    levels: number of grey levels, 2 … 256; None: latents.
+    device: device of the batches.
+    augment: names of `AUGMENTS`, each with a number if need be (`mutate=0.2`).
+    rank: number of this process.
+    world: number of processes.
+    n: number of images of a fixed random subset; None: all.
+    prepared: arrays [N, …] by name; the rows of a batch's images are its `extra`.
+    needs: what the model needs. With `second_domain` the images are those of class 0; as many of class 1, in
+      an order of their own, are `extra["second_domain"]`. `n` then counts each class.
+
+    Raises UsageError for a batch size that the processes cannot share, an unknown augmentation, or an absent
+    class.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        seed: int,
+        batch_size: int,
+        levels: int | None,
+        device: torch.device | str,
+        augment: Sequence[str] = (),
+        rank: int = 0,
+        world: int = 1,
+        n: int | None = None,
+        prepared: Mapping[str, np.ndarray] | None = None,
+        needs: Sequence[str] = (),
+    ):
+        if batch_size < world or batch_size % world:
+            raise UsageError(
+                f"a batch of {batch_size} cannot be shared by {world} processes",
+                hint=f"`--set train.batch_size={max(1, batch_size // world) * world}`",
+            )
+        self.seed, self.total, self.levels, self.device = seed, batch_size, levels, torch.device(device)
+        size = batch_size // world
+        self.start = rank * size
+        self.augment = augmenter(augment or ())
+        self.rows = _Rows(pack, "train", self.device, uncut=True)
+        self.prepared = prepared or {}
+        part = slice(self.start, self.start + size)
+        among = domains(pack) if "second_domain" in needs else [None]
+        self.orders = orders = [
+            Order(pack.meta.counts["train"], n, seed, batch_size, part, among=rows, key=key)
+            for rows, key in zip(among, ("order", "order of b"), strict=False)
+        ]
+        self.ahead = None
+        if self.rows.streamed is not None:
+            # The function does not refer to `self`, so that the workers end as soon as it is dropped.
+            patches = patch_of(augment or ()) is not None
+            read = partial(places if patches else positions, orders)
+            self.ahead = Prefetch(self.rows.streamed, read, worker_count())
+        streamed = self.ahead is not None
+        self.reader = reader(self.device, kept=self.rows.whole, streamed=streamed)
+
+    def at(self, step: int) -> Batch:
+        """This rank's rows of the global batch of `step`: x [B / world, C, H, W].
+
+        A streamed set is read ahead, so steps should follow one another.
+        """
+        index, rows, prepared = self.reader(self._read, step)
+        (pictures, y, extra), *others = rows
+        pictures = self._pixels(pictures, step, "data")
+        for further, _, _ in others:
+            extra["second_domain"] = self._pixels(further, step, "data of b")["x"]
+        return Batch(pictures.pop("x"), y, index, self._noise(step, "main"), pictures | extra | prepared)
+
+    def _read(self, step: int) -> tuple[Tensor, list[_Taken], dict[str, Tensor]]:
+        """Of a step, on the device: the positions of its images, their rows and those of the second domain,
+        and what was prepared of the images."""
+        index = [order.at(step) for order in self.orders]
+        read = self.ahead.at(step).split(len(index[0])) if self.ahead else [None] * len(index)
+        rows = [self.rows.take(own, u8) for own, u8 in zip(index, read, strict=True)]
+        prepared = {
+            key: moved(torch.from_numpy(values[index[0].numpy()]), self.device)
+            for key, values in self.prepared.items()
+        }
+        return moved(index[0], self.device), rows, prepared
+
+    def positions(self) -> np.ndarray:
+        """Positions [n] in the split of the images that are trained on; of the first of two domains."""
+        order = self.orders[0]
+        return np.arange(order.n) if order.subset is None else order.subset.numpy()
+
+    def _pixels(self, pictures: dict[str, Tensor], step: int, phase: str) -> dict[str, Tensor]:
+        """Bytes augmented and brought to [-1, 1], by the noise of `phase`."""
+        if not self.augment and self.levels != 2:
+            return levelled(pictures, self.levels)
+        noise = self._noise(step, phase)
+        return levelled(self.augment(pictures, noise) if self.augment else pictures, self.levels, noise)
+
+    def _noise(self, step: int, phase: str) -> BatchNoise:
+        return BatchNoise(self.seed, step, phase, total=self.total, start=self.start, device=self.device)
+
+
+def scan(
+    pack: Pack,
+    split: str,
+    *,
+    batch_size: int,
+    levels: int | None,
+    device: torch.device | str,
+    index: Sequence[int] | np.ndarray | Tensor | None = None,
+    seed: int = 0,
+    augment: Sequence[str] = (),
+) -> Iterator[Batch]:
+    """The images of a split in order; the last batch may be smaller. A streamed split is read ahead by
+    workers.
+
+    The noise of image i depends on (seed, i) alone, and so does its augmentation. It is drawn on the CPU, so
+    that its bits do not depend on the device, and moved to the batch's device. Binary images are the same
+    draw for every seed.
+
+    pack: the data set.
+    split: "train", "val" or "test".
+    batch_size: number of images of a batch.
+    levels: number of grey levels, 2 … 256; None: latents.
+    device: device of the batches.
+    index: positions of the images in the split; None: all.
+    seed: seed of the noise.
+    augment: names of `AUGMENTS`, each with a number if need be.
+    """
+    device, change = torch.device(device), augmenter(augment)
+    order = (
+        torch.arange(pack.meta.counts[split])
+        if index is None
+        else torch.as_tensor(np.asarray(index), dtype=torch.int64)
+    )
+    parts, uncut = order.split(batch_size), patch_of(augment) is not None
+    for part, (pictures, y, extra) in zip(parts, _taken(pack, split, parts, device, uncut), strict=True):
+        ids = part.tolist()
+        pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
+        yield _noised(pictures, y, extra, ids, levels=levels, seed=seed, device=device)
+
+
+def scan_by_content(
+    pack: Pack,
+    split: str,
+    *,
+    batch_size: int,
+    levels: int | None,
+    device: torch.device | str,
+    index: Sequence[int] | np.ndarray,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """The images of a split as `scan` has them, but with noise that depends on (seed, pixels) alone: copies
+    of a picture get the same noise wherever they stand.
+
+    The batch's `index` numbers the pixels. Parameters as of `scan`.
+    """
+    device = torch.device(device)
+    parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
+    for pictures, y, extra in _taken(pack, split, parts, device, uncut=False):
+        ids = content_keys(pictures["x"])
+        yield _noised(pictures, y, extra, ids, levels=levels, seed=seed, device=device)
+
+
+def content_keys(images: Tensor) -> list[int]:
+    """A number of 63 bits for the pixels of each image, uint8 [B, C, H, W]: a hash."""
+    digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.cpu().numpy())
+    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
+
+
+def _noised(
+    pictures: dict[str, Tensor],
+    y: Tensor | None,
+    extra: dict[str, Any],
+    ids: list[int],
+    *,
+    levels: int | None,
+    seed: int,
+    device: torch.device,
+) -> Batch:
+    """The batch of pictures, uint8 [B, C, H, W] each, whose noise goes by `ids`."""
+    pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
+    where = moved(torch.tensor(ids, dtype=torch.int64), device)
+    return Batch(pictures.pop("x"), y, where, ImageNoise(seed, ids, device), pictures | extra)
+
+
+def _taken(
+    pack: Pack, split: str, parts: Sequence[Tensor], device: torch.device, uncut: bool
+) -> Iterator[_Taken]:
+    """The rows of a split at some positions [B], one batch after the other.
+
+    uncut: as of `_Rows`.
+    """
+    rows = _Rows(pack, split, device, whole=False, uncut=uncut)
+    ahead = None
+    if rows.streamed is not None:
+        ahead = Prefetch(
+            rows.streamed, lambda i: parts[i].numpy(), worker_count() if len(parts) > FEW else 0, len(parts)
+        )
+    for i, part in enumerate(parts):
+        yield rows.take(part, ahead.at(i) if ahead else None)
+
+
+class _Rows:
+    """Rows of a split as bytes. A split that fits is kept on the GPU; rows of others are read from the
+    memory-map and moved through pinned memory. Those of a streamed split are read elsewhere and handed in.
+
+    pack: the data set.
+    split: "train", "val" or "test".
+    device: device of the rows.
+    whole: whether the split may be kept on the device.
+    uncut: whether packed images are whole of which patches are used.
+    """
+
+    def __init__(
+        self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool = False
+    ):
+        self.device = device
+        images = pack.images(split, uncut=uncut)
+        self.streamed = images if isinstance(images, Pictures) else None
+        self.images = torch.empty(0) if isinstance(images, Pictures) else torch.from_numpy(np.asarray(images))
+        labels = pack.labels(split)
+        self.labels = None if labels is None else torch.from_numpy(np.asarray(labels))
+        self.captions = pack.captions(split)
+        self.further = {
+            kind: torch.from_numpy(np.asarray(array))
+            for kind, array in pack.further(split, uncut=uncut).items()
+        }
+        size = self.images.nbytes * (1 + len(self.further))
+        self.whole = whole and device.type not in SHARED and self.streamed is None and size <= ON_DEVICE
+        if self.whole:
+            self.images = self.images.to(device)
+            self.further = {kind: t.to(device) for kind, t in self.further.items()}
+            self.labels = None if self.labels is None else self.labels.to(device)
+
+    def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
+        """The images `x` and further pictures of them by kind, uint8 [B, C, H, W]; labels; and the captions
+        in `extra`.
+
+        index: positions [B] in the split, on the CPU.
+        u8: the images' bytes, where they were read ahead.
+        """
+        extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
+        if self.whole:
+            index = moved(index, self.device)
+        y = None if self.labels is None else moved(self.labels.index_select(0, index), self.device)
+        images = self.images.index_select(0, index) if u8 is None else u8
+        further = {kind: t.index_select(0, index) for kind, t in self.further.items()}
+        return {kind: moved(t, self.device) for kind, t in {"x": images, **further}.items()}, y, extra

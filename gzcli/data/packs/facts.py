@@ -1,0 +1,181 @@
+"""What of a set decides the settings of a model: its shape class, how many images it has, and what its pixels
+are like. No heavy import at the top.
+
+Of a known set its description says it; the user's own images are measured, once, when they are packed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from gzcli.core.errors import GzError, MissingError
+from gzcli.core.sizes import Size, sides
+from gzcli.data.packs.cached import fingerprint, meta_of, packs_of
+from gzcli.data.packs.forms import Decoding
+from gzcli.data.sets.names import DataSet, OwnSet
+from gzcli.data.sets.specs import DataSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gzcli.data.readers.raw_images import RawImages
+
+# Shape classes above 32 pixels, with the side up to which one reaches: the geometric mean of it and the next.
+CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
+SMALLEST = 45  # the side up to which images are in the class `grey` or `colour`
+SHAPES = ("grey", "colour", *CLASSES)
+TRAITS = ("flat", "binary", "few")
+FEW = 5_000  # training images up to which a set is small
+LOOKED_AT = 64  # images that are measured
+FLAT = 0.2  # share of all pixels that have the one most common value
+BINARY = 0.85  # share of all pixels that are black or white, within `NEAR`
+NEAR = 16  # grey levels
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides the settings of a set.
+
+    height: of an image, in pixels.
+    width: of an image, in pixels.
+    channels: 1 or 3.
+    n: number of training images.
+    flat: whether the images have flat backgrounds.
+    binary: whether nearly all pixels are black or white.
+    grey: whether the images are grey and stored as colour.
+    """
+
+    height: int
+    width: int
+    channels: int
+    n: int
+    flat: bool = False
+    binary: bool = False
+    grey: bool = False
+
+    @property
+    def shape_class(self) -> str:
+        """The name of the set's shape class, of SHAPES."""
+        side = math.sqrt(self.height * self.width)
+        if side <= SMALLEST:
+            return "colour" if self.channels == 3 and not self.grey else "grey"
+        return next(name for name, most in CLASSES.items() if side <= most)
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Those of TRAITS that the set has."""
+        has = {"flat": self.flat, "binary": self.binary, "few": self.n <= FEW}
+        return tuple(name for name in TRAITS if has[name])
+
+    @property
+    def words(self) -> str:
+        """For people: `1,600 colour pictures of 64×64, few`."""
+        kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
+        traits = {"flat": "flat backgrounds", "binary": "nearly black and white", "few": "few"}
+        notes = [traits[name] for name in self.traits]
+        return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *notes])
+
+
+def told(found: DataSet, facts: Facts | None) -> list[str]:
+    """What a set was taken to be, in lines for people, by which its settings are chosen; [] where that is not
+    known, or of no matter."""
+    if facts is None or (isinstance(found, DataSpec) and found.embedded):
+        return []
+    settings = " ".join((facts.shape_class, *facts.traits))
+    lines = [f"{facts.words}; models take their settings for `{settings}`"]
+    if facts.grey:
+        lines.append("they are trained as they are; `--set data.channels=1` takes a third of the values")
+    return lines
+
+
+def facts_of(
+    found: DataSet,
+    *,
+    size: Size | None = None,
+    channels: int | None = None,
+    n: int | None = None,
+    patch: int | None = None,
+) -> Facts | None:
+    """The facts of a set, which need not be packed; None where its files are gone or not readable.
+
+    size: to which its images are resized, as `data.size`; None: the set's own.
+    channels: to which they are converted; None: the set's own.
+    n: number of training images that are used; None: all.
+    patch: side of the patches of them that are used; None: whole images are.
+    """
+    if isinstance(found, DataSpec):
+        spec = found.sized(size)
+        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train, spec.flat, spec.binary, spec.grey)
+    else:
+        measured = _packed(found) or _unpacked(found)
+        if measured is None:
+            return None
+        facts, size, channels = measured, size or found.size, channels or found.channels
+    size = patch or size
+    height, width = (facts.height, facts.width) if size is None else sides(size)
+    many = facts.n if n is None else min(n, facts.n)
+    return replace(facts, height=height, width=width, channels=channels or facts.channels, n=many)
+
+
+def measure(images: RawImages) -> Facts | None:
+    """The facts of images before they are packed, by the first `LOOKED_AT` of them; None where none can be
+    read."""
+    import numpy as np
+
+    from gzcli.data.packs.splits import rows_of, split_plan
+
+    looked = list(_looked_at(images))
+    if not looked:
+        return None
+    pixels = np.concatenate([image.reshape(image.shape[0], -1) for image in looked], 1)  # [C, pixels]
+    _, height, width = looked[0].shape
+    grey = bool((pixels == pixels[:1]).all())
+    # encoded pictures without colour are packed as grey, arrays as they are
+    channels = images.shape[0] if images.shape else 1 if grey else 3
+    values = np.bincount(pixels.reshape(-1), minlength=256) / pixels.size
+    extreme = values[:NEAR].sum() + values[256 - NEAR :].sum()
+    return Facts(
+        height,
+        width,
+        channels,
+        rows_of(split_plan(images.title, images.counts))["train"],
+        flat=bool(values.max() >= FLAT),
+        binary=bool(extreme >= BINARY),
+        grey=channels == 3 and grey,
+    )
+
+
+def _looked_at(images: RawImages) -> Iterator[np.ndarray]:
+    """The first `LOOKED_AT` images of arrays, or a few encoded pictures: uint8 [C, H, W]."""
+    if images.probe is None:
+        blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
+        yield from islice(chain.from_iterable(blocks), LOOKED_AT)
+        return
+    from gzcli.data.readers.pictures import decode
+
+    for name, data in images.probe():
+        with contextlib.suppress(MissingError):  # packing names those that do not decode
+            yield decode(data, name, Decoding(None, 3))[0]
+
+
+def _packed(found: OwnSet) -> Facts | None:
+    """What was measured when a pack of the set was made of the present files."""
+    metas = [meta_of(folder) or {} for folder in packs_of(found)]
+    now = fingerprint(found) if metas else None
+    kept = [meta["facts"] for meta in metas if meta.get("facts") and now in (meta["fingerprint"], None)]
+    return Facts(**kept[0]) if kept else None
+
+
+def _unpacked(found: OwnSet) -> Facts | None:
+    """What is measured of the files now."""
+    from gzcli.data.readers.own import open_path
+
+    try:
+        return measure(open_path(found.path, found.form))
+    except GzError:  # packing says what is wrong with them
+        return None

@@ -1,0 +1,117 @@
+"""A contact sheet of a set: a row for each class, which shows whether pictures and labels fit."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gzcli.core.streams import in_a_line
+from gzcli.data.packs.pack import Pack
+from gzcli.store.png import save_png
+
+COLUMNS, ROWS = 10, 40  # pictures of a row, and rows at most
+SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
+PAD, TEXT = 3, 14  # pixels between pictures, and of a line of text
+LETTERS = 26  # letters of a name, at most
+
+Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C, H, W]
+
+
+def draw(pack: Pack, path: Path) -> Path:
+    """Writes the sheet of a set as a PNG at `path`. Rows are classes of the training images, or splits where
+    there are no classes. Below them stand rows of images with their further pictures (`before`,
+    `control`)."""
+    found = list(_rows(pack))
+    rows, more = found[:ROWS], len(found) - ROWS
+    channels, high, wide = pack.meta.shape
+    scale = max(1, round(SIDE / max(high, wide)))
+    cell = wide * scale + PAD
+    font = font_of(TEXT - 2)
+    margin = int(max(font.getlength(text) for name, remark, _ in rows for text in (name, remark))) + 4 * PAD
+    width = margin + COLUMNS * cell
+    letters = int(width / font.getlength("n"))
+    titles = textwrap.wrap(in_a_line(f"{Path(pack.meta.title).name}: {pack.meta.words}"), letters)
+    if more > 0:
+        titles.append(f"the first {ROWS} rows of {len(found)}")
+    top = len(titles) * (TEXT + PAD) + 2 * PAD
+    height = max(high * scale + PAD, 2 * TEXT + 2 * PAD)
+    sheet = Image.new("RGB", (width, top + height * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, title in enumerate(titles):
+        pen.text((2 * PAD, PAD + i * (TEXT + PAD)), title, "black", font)
+    for i, (name, remark, images) in enumerate(rows):
+        y = top + i * height
+        pen.text((2 * PAD, y), name, "black", font)
+        pen.text((2 * PAD, y + TEXT + PAD), remark, "gray", font)
+        for j, image in enumerate(images):
+            picture = Image.fromarray(
+                image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+            )
+            picture = picture.resize((wide * scale, high * scale), Image.Resampling.BICUBIC)
+            sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
+    save_png(path, np.asarray(sheet), {"verb": "data show", "data": pack.meta.name})
+    return path
+
+
+def class_counts(pack: Pack) -> list[dict[str, Any]]:
+    """How many images each class has in each split: [{name, train, val, test}]."""
+    sums = {
+        split: y.sum(0) if y.ndim == 2 else np.bincount(y, minlength=len(pack.meta.classes))
+        for split in pack.meta.counts
+        if (y := pack.labels(split)) is not None
+    }
+    return [
+        {"name": c, **{split: int(n[i]) for split, n in sums.items()}}
+        for i, c in enumerate(pack.meta.classes)
+    ]
+
+
+def _rows(pack: Pack) -> Iterator[Row]:
+    y = pack.labels("train")
+    if y is not None:
+        for i, row in enumerate(class_counts(pack)):
+            having = np.flatnonzero(y[:, i] if y.ndim == 2 else y == i)
+            yield _short(row["name"]), f"{row['train']:,} train", _some(pack, "train", having)
+    else:
+        for split, n in pack.meta.counts.items():
+            if n:
+                yield split, f"{n:,} images", _some(pack, split, np.arange(n))
+    for kind, pictures in pack.further("train").items():
+        chosen = _spread(np.arange(len(pictures)))
+        yield "image", "of train", pack.images("train")[chosen]
+        yield kind, "of the same", pictures[chosen]
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """As many of some rows as the sheet has columns, evenly apart."""
+    if not len(rows):
+        return rows
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]
+
+
+def _some(pack: Pack, split: str, rows: np.ndarray) -> np.ndarray:
+    return pack.images(split)[_spread(rows)]
+
+
+def _short(name: str) -> str:
+    name = in_a_line(name)
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+
+
+@cache
+def font_of(height: int) -> ImageFont.FreeTypeFont:
+    """The font of matplotlib's figures, which has the letters of most languages.
+
+    height: height of its letters in pixels.
+    """
+    found = find_spec("matplotlib")  # finds the library's files without the time of its import
+    assert found is not None and found.origin is not None
+    fonts = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", height)

@@ -1,0 +1,289 @@
+"""Folders, zips and tars as one thing: names of members and their bytes. Nothing is extracted to disk."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.readers.kinds import counted
+from gzcli.data.readers.raw_images import Span
+from gzcli.data.readers.refusals import AGAIN, refuse_bomb, refuse_escape, refuse_foreign, refused
+from gzcli.data.readers.walk import LARGEST_FILE, is_regular, read_regular, refuse_large, walk
+
+LONGEST = 1 << 17  # bytes of a name or of further facts about a member of a tar
+_NAMING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_ODD = (ValueError, LookupError, OverflowError, RuntimeError, struct.error)  # NotImplementedError among them
+LOCAL_HEADER = 30  # bytes before a zip member's name
+
+# What `walk` finds beside files → its name in notes, and the words that follow the name.
+_BESIDE = {
+    "broken": ("broken link", ""),
+    "special": ("pipe or device file", ""),
+    "repeated": ("link", " to folders that are read"),
+}
+
+
+class Members(Protocol):
+    """The wanted files of a folder or an archive.
+
+    names: POSIX, relative, in the order of reading.
+    notes: what was left out, and why.
+    """
+
+    names: list[str]
+    notes: list[str]
+
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        """(name, bytes) of all members, or of some."""
+
+    def spans(self) -> dict[str, Span]:
+        """Where the bytes of each member lie. Raises UsageError for an archive that has to be read from its
+        start."""
+
+
+class Folder:
+    """The wanted regular files below a folder. `notes` count what is no regular file.
+
+    path: the folder.
+    wanted: chooses files by name.
+    """
+
+    def __init__(self, path: Path, wanted: Callable[[str], bool]):
+        self.path = path
+        files, odd = walk(path)
+        self.names = [name for name in files if wanted(name)]
+        rows = ((*_BESIDE[kind], names) for kind, names in odd.items())
+        self.notes = [
+            f"{counted(len(names), what)}{more} skipped (`{names[0]}`)" for what, more, names in rows
+        ]
+
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        for name in self.names if some is None else some:
+            yield name, read_regular(self.path / name)
+
+    def spans(self) -> dict[str, Span]:
+        top = os.path.abspath(self.path)
+        found = {}
+        for name in self.names:
+            path = os.path.join(top, name)
+            try:
+                found[name] = Span(path, 0, os.path.getsize(path), False)
+            except OSError as e:
+                raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
+        return found
+
+
+class Zip:
+    """The wanted members of a zip.
+
+    path: the zip.
+    wanted: chooses members by name.
+
+    Raises MissingError for a zip that is damaged or encrypted, unpacks to too much, or has links or members
+    outside of its folder.
+    """
+
+    def __init__(self, path: Path, wanted: Callable[[str], bool]):
+        self.path = path
+        self.notes: list[str] = []
+        with self.opened() as archive:
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+            refuse_bomb(path, sum(i.file_size for i in infos), path.stat().st_size)
+            for info in infos:
+                refuse_escape(path, info.filename)
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    raise refused(path, f"`{info.filename}` is a link")
+                if info.flag_bits & 1:
+                    raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
+            given = {_clean(info.filename): info.filename for info in infos}  # name → as the archive has it
+            self._given = {name: as_given for name, as_given in given.items() if wanted(name)}
+            self.names = list(self._given)
+
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        with self.opened() as archive:
+            for name in self.names if some is None else some:
+                refuse_large(name, archive.getinfo(self._given[name]).file_size)
+                yield name, archive.read(self._given[name])
+
+    def spans(self) -> dict[str, Span]:
+        found = {}
+        path = os.path.abspath(self.path)
+        with self.opened() as archive, open(path, "rb") as file:
+            for name in self.names:
+                info = archive.getinfo(self._given[name])
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
+                    raise UsageError(
+                        f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate", hint=hint
+                    )
+                file.seek(info.header_offset)
+                header = file.read(LOCAL_HEADER)
+                if len(header) < LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+                    raise zipfile.BadZipFile(f"`{name}` has no header")
+                # the directory of the zip may have other lengths of name and extra field than this header
+                offset = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
+                found[name] = Span(
+                    path, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED
+                )
+        return found
+
+    @contextmanager
+    def opened(self) -> Iterator[zipfile.ZipFile]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                yield archive
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, *_ODD) as e:
+            raise MissingError(f"`{self.path}` is damaged: {e}", hint=AGAIN) from e
+
+
+class Tar:
+    """The wanted members of a tar with any compression, read from its front to its end.
+
+    path: the tar.
+    wanted: chooses members by name.
+
+    Raises MissingError as `Zip` does.
+    """
+
+    def __init__(self, path: Path, wanted: Callable[[str], bool]):
+        self.path = path
+        self.notes: list[str] = []
+        self.names, total, packed = [], 0, path.stat().st_size
+        with self.opened() as archive:
+            for member in archive:
+                refuse_escape(path, member.name)
+                if member.issym() or member.islnk():
+                    raise refused(path, f"`{member.name}` is a link")
+                if not (member.isfile() or member.isdir()):
+                    raise refused(path, f"`{member.name}` is a device")
+                if member.issparse():  # its bytes are not all there
+                    raise refused(path, f"`{member.name}` is a sparse file")
+                total += member.size
+                refuse_bomb(path, total, packed)
+                if member.isfile() and wanted(_clean(member.name)):
+                    self.names.append(_clean(member.name))
+            # tarfile takes any block that is no header for the end. Reading on checks that the end is there,
+            # and a compressed file's checksum.
+            file = archive.fileobj
+            file.seek(archive.offset)
+            end = file.read(tarfile.BLOCKSIZE)
+            if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends in the middle")
+            while block := file.read(1 << 20):
+                total += len(block)
+                refuse_bomb(path, total, packed)
+        self.names = list(dict.fromkeys(self.names))
+
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        want = set(self.names if some is None else some)
+        with self.opened() as archive:
+            for member in archive:
+                name = _clean(member.name)
+                if name in want and member.isfile():
+                    want.discard(name)
+                    refuse_large(name, member.size)
+                    if file := archive.extractfile(member):
+                        yield name, file.read()
+                    if not want:
+                        return
+
+    def spans(self) -> dict[str, Span]:
+        path = os.path.abspath(self.path)
+        found: dict[str, Span] = {}
+        wanted = set(self.names)
+        with self.opened() as archive:
+            if not isinstance(archive.fileobj, io.BufferedReader):
+                hint = "`gunzip` it, or unpack it and give the folder"
+                raise UsageError(f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint)
+            for member in archive:
+                name = _clean(member.name)
+                if member.isfile() and name in wanted:
+                    found.setdefault(name, Span(path, member.offset_data, member.size, False))
+        return found
+
+    @contextmanager
+    def opened(self) -> Iterator[tarfile.TarFile]:
+        try:
+            with tarfile.open(self.path, "r:*", tarinfo=_Member) as archive:
+                yield archive
+        # ValueError, RecursionError and the like: headers of numbers that are none, or one upon the other
+        except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, *_ODD) as e:
+            raise MissingError(f"`{self.path}` is damaged: {e}", hint=AGAIN) from e
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a tar whose name, which tarfile reads at once, is no longer than names are."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size < 0 or (found.type in _NAMING and found.size > LONGEST):
+            raise ValueError(f"a header claims {found.size:,} bytes")
+        return found
+
+
+def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
+    """The members of a folder, zip or tar for which `wanted(name)`. Raises UsageError for another kind of
+    file."""
+    if not is_regular(path):
+        raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
+    if path.is_dir():
+        return Folder(path, wanted)
+    refuse_foreign(path)
+    name = path.name.lower()
+    if zipfile.is_zipfile(path) or name.endswith(".zip"):
+        return Zip(path, wanted)
+    if re.search(r"\.(tar|tgz|tar\.\w+)$", name) or tarfile.is_tarfile(path):
+        return Tar(path, wanted)
+    raise UsageError(f"`{path}` is not a set of images", hint="give a folder, a zip, a tar or an npz")
+
+
+def read_span(span: Span) -> bytes:
+    """The bytes of a member. Raises MissingError where the file is gone, ends before them or is damaged."""
+    if os.path.exists(span.path) and not is_regular(Path(span.path)):
+        raise MissingError(f"`{span.path}` is no regular file any more", hint=AGAIN)
+    try:
+        with open(span.path, "rb") as file:
+            file.seek(span.offset)
+            data = file.read(span.length)
+    except OSError as e:
+        raise MissingError(f"`{span.path}` cannot be read: {e.strerror}") from e
+    if len(data) < span.length:
+        raise MissingError(
+            f"`{span.path}` is damaged: it ends before byte {span.offset + span.length:,}", hint=AGAIN
+        )
+    if not span.deflated:
+        return data
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflate.decompress(data, LARGEST_FILE)
+    except zlib.error as e:
+        raise MissingError(f"`{span.path}` is damaged at byte {span.offset:,}: {e}", hint=AGAIN) from e
+    if not inflate.eof:
+        raise MissingError(
+            f"`{span.path}` is damaged at byte {span.offset:,}: a member has no end", hint=AGAIN
+        )
+    return data
+
+
+def _clean(name: str) -> str:
+    """`./cats\\1.png`, as some programs of Windows write it, is `cats/1.png`."""
+    return str(PurePosixPath(name.replace("\\", "/")))

@@ -1,0 +1,232 @@
+"""Arrays of images in an `.npz`, which is a zip: they are read in blocks and never unpickled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tokenize import TokenError
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from gzcli.core.errors import MissingError, UsageError, first_line
+from gzcli.data.packs.splits import SPLIT_NAMES
+from gzcli.data.readers.archives import Zip
+from gzcli.data.readers.kinds import counted
+from gzcli.data.readers.raw_images import Block, RawImages
+
+BLOCK_BYTES = 1 << 18
+MOST_CLASSES = 100_000
+# Names of arrays beside the name of a split: `train_images`, `x_train`, `train_x`.
+IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")
+# Names of arrays of a set without splits; `gz sample --npz` writes `samples`, `np.savez` writes `arr_0`.
+LONE_IMAGES, LONE_LABELS = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")
+CLASS_NAMES = ("class_names", "classes", "label_names")
+WHOLE = 8_000_000_000  # bytes of an array that is read at once: labels, or images in Fortran's order
+LABEL_HINT = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
+AGAIN = "fetch or make the file again"
+HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
+
+
+class Header(NamedTuple):
+    """What is known of an array of images.
+
+    n: number of images.
+    shape: (C, H, W) of an image.
+    first: whether channels come first.
+    fortran: whether the array lies in Fortran's order, column by column.
+    dtype: uint8 or uint16.
+    """
+
+    n: int
+    shape: tuple[int, int, int]
+    first: bool
+    fortran: bool
+    dtype: np.dtype
+
+
+def npz(path: Path) -> RawImages:
+    """The images of an npz, by the names of its arrays.
+
+    Images are uint8 or uint16 (divided by 257), [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
+    MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
+    any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`.
+
+    Raises UsageError where it is none of these.
+    """
+    archive = _Npz(path)
+    images, labels = _named(archive)
+    if "train" not in images:
+        keras = "`x_train` (and `y_train`, …)"
+        hint = f"it needs `train_images` (and `train_labels`, `test_images`, …), {keras}, or `images`"
+        raise UsageError(f"`{path}` has no images: its arrays are {', '.join(archive) or 'none'}", hint=hint)
+    if labels and len(labels) < len(images):
+        raise UsageError(f"`{path}` has labels for some splits only", hint="give them for all, or for none")
+    headers = {split: archive.header(name) for split, name in images.items()}
+    if len({header.shape for header in headers.values()}) > 1:
+        raise UsageError(f"`{path}` has splits of different image sizes")
+    counts = {split: header.n for split, header in headers.items()}
+    y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
+    multilabel = any(rows.ndim == 2 for rows in y.values())
+    known = max(
+        (rows.shape[1] if multilabel else int(rows.max()) + 1 for rows in y.values() if len(rows)), default=0
+    )
+    names = next((name for name in CLASS_NAMES if name in archive and y), None)
+    classes = archive.names_of(names, known) if names else tuple(map(str, range(known)))
+
+    def blocks() -> Iterator[Block]:
+        for split, name in images.items():
+            for start, rows in archive.images(name, headers[split]):
+                yield Block(split, start, rows, name)
+
+    unread = [name for name in archive if name not in {*images.values(), *labels.values(), names}]
+    notes = []
+    if unread:
+        notes.append(f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})")
+    if deep := sum(header.n for header in headers.values() if header.dtype == np.uint16):
+        notes.append(f"{counted(deep, 'image')} of 16 bits, read as 0 … 65,535")
+    shape = headers["train"].shape
+    return RawImages(str(path), classes, counts, y, blocks, shape=shape, notes=notes)
+
+
+def _named(archive: _Npz) -> tuple[dict[str, str], dict[str, str]]:
+    """The names of the arrays of images, and of their labels, by split."""
+
+    def of_splits(words: tuple[str, ...]) -> dict[str, str]:
+        forms = {split: [(s, word) for s in spelt for word in words] for split, spelt in SPLIT_NAMES.items()}
+        names = {
+            split: [name for s, word in pairs for name in (f"{s}_{word}", f"{word}_{s}")]
+            for split, pairs in forms.items()
+        }
+        found = {split: next(filter(archive.names.__contains__, some), None) for split, some in names.items()}
+        return {split: name for split, name in found.items() if name}
+
+    def alone(words: tuple[str, ...]) -> dict[str, str]:
+        name = next(filter(archive.names.__contains__, words), None)
+        return {"train": name} if name else {}
+
+    if images := of_splits(IMAGES):
+        return images, {split: name for split, name in of_splits(LABELS).items() if split in images}
+    return alone(LONE_IMAGES), alone(LONE_LABELS)
+
+
+class _Npz:
+    """The arrays of an npz, which is a zip of `.npy` files.
+
+    path: the npz.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.zip = Zip(path, lambda name: name.endswith(".npy"))
+        self.names = [name[: -len(".npy")] for name in self.zip.names]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def header(self, name: str) -> Header:
+        """What is known of an array of images. Raises UsageError for an array that is none of images, or that
+        may be meant in two ways."""
+        with self._opened(name) as (_, shape, fortran, dtype):
+            pass
+        what = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
+        last, first = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (3, 1))
+        if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or last or first):
+            hint = "; bring others to 0 … 255 and to uint8" if dtype.kind in "fi" else ""
+            raise UsageError(what, hint=HINT + hint)
+        if last and first:
+            raise UsageError(
+                f"{what}: channels first or last?", hint="put them last, or leave an axis of 1 out"
+            )
+        n, *sides = shape
+        c, h, w = (1, *sides) if len(sides) == 2 else (sides[2], *sides[:2]) if last else sides
+        return Header(n, (c, h, w), first, fortran, dtype)
+
+    def images(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, uint8 [n, C, H, W]) in order."""
+        c, h, w = header.shape
+        shape = (-1, c, h, w) if header.first else (-1, h, w, c)
+        for start, rows in self._blocks(name, header):
+            images = rows.reshape(shape) if header.first else rows.reshape(shape).transpose(0, 3, 1, 2)
+            wide = header.dtype != np.uint8
+            yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
+
+    def _blocks(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, the numbers of some rows from it on). An array that lies column by column comes
+        whole."""
+        if header.fortran:
+            yield 0, np.ascontiguousarray(self._whole(name))
+            return
+        with self._opened(name) as (f, *_):
+            row = int(np.prod(header.shape)) * header.dtype.itemsize
+            block = max(1, BLOCK_BYTES // row)
+            for start in range(0, header.n, block):
+                want = min(block, header.n - start) * row
+                if len(data := f.read(want)) != want:
+                    raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=AGAIN)
+                yield start, np.frombuffer(data, header.dtype)
+
+    def labels(self, name: str, n: int) -> np.ndarray:
+        """int64 [N], or uint8 [N, K] where several classes can hold at once."""
+        with self._opened(name) as (_, shape, _, dtype):
+            if not 1 <= len(shape) <= 2 or shape[0] != n:
+                raise UsageError(
+                    f"`{name}` in `{self.path}` is {dtype} of shape {shape} for {n} images", hint=LABEL_HINT
+                )
+        y = self._whole(name)
+        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        whole = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
+        most = 1 if y.ndim == 2 else MOST_CLASSES - 1
+        if not whole or y.ndim not in (1, 2) or len(y) != n or (y.size and (y.min() < 0 or y.max() > most)):
+            raise UsageError(
+                f"`{name}` in `{self.path}` is {y.dtype} of shape {y.shape} for {n} images", hint=LABEL_HINT
+            )
+        return y.astype(np.int64 if y.ndim == 1 else np.uint8)
+
+    def names_of(self, name: str, known: int) -> tuple[str, ...]:
+        """The names of the classes. Raises UsageError where they are fewer than the labels have, or no
+        texts."""
+        given = self._whole(name)
+        if given.ndim != 1 or given.dtype.kind not in "US":
+            hint = f"it is an array of texts, one a class: `{name}=np.array(['ant', 'bee'])`"
+            raise UsageError(f"`{name}` in `{self.path}` is {given.dtype} of shape {given.shape}", hint=hint)
+        if len(given) < known:
+            raise UsageError(f"`{self.path}`: `{name}` names {len(given)} classes, its labels have {known}")
+        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in given)
+
+    def _whole(self, name: str) -> np.ndarray:
+        with self._opened(name) as (f, shape, _, dtype):
+            if (size := math.prod(shape) * dtype.itemsize) > WHOLE:
+                raise UsageError(
+                    f"`{name}` in `{self.path}` has {size / 1e9:,.0f} GB, too much to be read at once",
+                    hint="an array of images in C's order is read in parts: `np.ascontiguousarray`",
+                )
+            f.seek(0)
+            return np.lib.format.read_array(f, allow_pickle=False)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
+        """The file of an array behind its head, with shape, whether it lies in Fortran's order, and dtype.
+
+        Raises MissingError where the head makes no sense, or says more than the file has: before that is
+        known, nothing is allocated.
+        """
+        with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
+            try:
+                version = np.lib.format.read_magic(f)
+                first = version == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(f)
+                if dtype.hasobject:
+                    raise ValueError("it holds Python objects")
+                if not all(type(side) is int and side > 0 for side in shape):
+                    raise ValueError(f"its shape is {shape}")
+            except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as e:
+                raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {first_line(e)}") from e
+            if f.tell() + math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
+                raise MissingError(
+                    f"`{self.path}` is cut off in `{name}`", hint="fetch or make the file again"
+                )
+            yield f, shape, fortran, dtype

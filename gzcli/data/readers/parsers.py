@@ -1,0 +1,296 @@
+"""Readers of the publishers' own files: a function for each layout, a line in PARSERS for each set. They give
+images in blocks."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from gzcli.core.errors import MissingError
+from gzcli.data.packs.forms import Form
+from gzcli.data.readers.archives import Members, Tar, Zip
+from gzcli.data.readers.encoded import Place, encoded
+from gzcli.data.readers.folder import pictures
+from gzcli.data.readers.imagenet import imagenet
+from gzcli.data.readers.npz import npz
+from gzcli.data.readers.pictures import look
+from gzcli.data.readers.raw_images import Block, RawImages
+from gzcli.data.sets.medmnist import MEDMNIST
+from gzcli.data.sets.specs import DataSpec
+
+BLOCK_IMAGES = 256  # images that are read at a time
+
+
+def idx(spec: DataSpec, folder: Path) -> RawImages:
+    """MNIST's layout: big-endian header (0, 0, type 8 = uint8, dimensions, sizes), then the bytes;
+    gzipped."""
+    stems = {"train": "train", "test": "t10k"}
+    labels = {
+        s: _idx_array(folder / f"{stem}-labels-idx1-ubyte.gz").astype(np.int64) for s, stem in stems.items()
+    }
+
+    def blocks() -> Iterator[Block]:
+        for split, stem in stems.items():
+            path = folder / f"{stem}-images-idx3-ubyte.gz"
+            with gzip.open(path) as f:
+                n, h, w = _idx_header(f, path)
+                if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
+                    raise MissingError(
+                        f"`{path}` holds {n} images of {h}×{w}", hint=f"`gz data verify {spec.name}`"
+                    )
+                for start in range(0, n, BLOCK_IMAGES):
+                    rows = min(BLOCK_IMAGES, n - start)
+                    data = np.frombuffer(f.read(rows * h * w), np.uint8).reshape(rows, 1, h, w)
+                    yield Block(split, start, data, path.name)
+
+    return _arrays(spec, labels, blocks)
+
+
+def cifar(spec: DataSpec, folder: Path) -> RawImages:
+    """CIFAR's Python layout: a tar of pickled batches {data: uint8 [n, 3072] channel by channel, labels:
+    list}; of CIFAR-100 one batch a split, `fine_labels`, and `meta` with the names of the classes."""
+    path, classes = folder / spec.files[0].name, spec.classes
+    hundred = spec.name == "cifar100"
+    key, root = (b"fine_labels", "cifar-100-python") if hundred else (b"labels", "cifar-10-batches-py")
+    batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    batches = {"train": ["train"], "test": ["test"]} if hundred else batches
+    labels: dict[str, list[np.ndarray]] = {split: [] for split in batches}
+    with tarfile.open(path) as tar:
+        if hundred:
+            classes = tuple(name.decode() for name in _cifar_batch(tar, f"{root}/meta")[b"fine_label_names"])
+        for split, names in batches.items():
+            labels[split] = [np.asarray(_cifar_batch(tar, f"{root}/{name}")[key], np.int64) for name in names]
+
+    def blocks() -> Iterator[Block]:
+        with tarfile.open(path) as tar:
+            for split, names in batches.items():
+                start = 0
+                for name in names:
+                    data = np.asarray(_cifar_batch(tar, f"{root}/{name}")[b"data"], np.uint8).reshape(
+                        -1, *spec.shape
+                    )
+                    for i in range(0, len(data), BLOCK_IMAGES):
+                        yield Block(split, start + i, data[i : i + BLOCK_IMAGES], name)
+                    start += len(data)
+
+    return _arrays(
+        replace(spec, classes=classes), {s: np.concatenate(parts) for s, parts in labels.items()}, blocks
+    )
+
+
+def svhn(spec: DataSpec, folder: Path) -> RawImages:
+    """MATLAB files of X, uint8 [32, 32, 3, N], and y, [N, 1], where 10 is the digit 0."""
+    from scipy.io import loadmat
+
+    paths = {split: folder / f"{split}_32x32.mat" for split in ("train", "test")}
+    labels = {s: loadmat(p, variable_names=["y"])["y"][:, 0].astype(np.int64) % 10 for s, p in paths.items()}
+
+    def blocks() -> Iterator[Block]:
+        for split, path in paths.items():
+            images = loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
+            for i in range(0, len(images), BLOCK_IMAGES):
+                yield Block(split, i, images[i : i + BLOCK_IMAGES], path.name)
+
+    return _arrays(spec, labels, blocks)
+
+
+def medmnist(spec: DataSpec, folder: Path) -> RawImages:
+    """An npz of MedMNIST's, which lacks the names of the classes."""
+    return replace(npz(folder / spec.files[0].name), title=spec.title, classes=spec.class_names)
+
+
+def dtd(spec: DataSpec, folder: Path) -> RawImages:
+    """`dtd/images/CLASS/CLASS_0001.jpg`, and the first of ten splits as `dtd/labels/train1.txt`: a line a
+    picture."""
+    members = Tar(
+        folder / spec.files[0].name, lambda name: name.startswith("dtd/") and name.endswith((".jpg", ".txt"))
+    )
+    lists = _texts(members, *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")))
+    listed = {PurePosixPath(path).stem[:-1]: lines for path, lines in lists.items()}
+    classes = sorted({line.split("/")[0] for lines in listed.values() for line in lines})
+    places = {
+        f"dtd/images/{line}": (s, classes.index(line.split("/")[0]))
+        for s, lines in listed.items()
+        for line in lines
+    }
+    return encoded(spec.title, classes, [(members, places)])
+
+
+def places365(spec: DataSpec, folder: Path) -> RawImages:
+    """`data_256/a/abbey/00000001.jpg` in one tar, `val_256/Places365_val_00000001.jpg` in another; a third
+    lists them with their classes, `/a/abbey/00000001.jpg 2`."""
+    lists, train, val = (folder / file.name for file in spec.files)
+    names = ("categories_places365.txt", "places365_train_standard.txt", "places365_val.txt")
+    categories, *rows = _texts(Tar(lists, lambda name: name in names), *names).values()
+    classes = [line.split()[0].split("/", 2)[2] for line in categories]
+    parts = []
+    for path, root, split, lines in (
+        (train, "data_256", "train", rows[0]),
+        (val, "val_256", "test", rows[1]),
+    ):
+        pairs = (line.rsplit(maxsplit=1) for line in lines)
+        places: dict[str, Place] = {f"{root}/{name.lstrip('/')}": (split, int(y)) for name, y in pairs}
+        parts.append((Tar(path, lambda name: name.endswith(".jpg")), places))
+    return encoded(spec.title, classes, parts)
+
+
+def notmnist(spec: DataSpec, folder: Path) -> RawImages:
+    """`notMNIST_small/A/….png`, a folder a letter. Two of the files are no pictures and are left out. There
+    are no official splits: of each letter's pictures in the order of their names every fifth is for tests."""
+    members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".png"))
+    readable = sorted(name for name, data in members.read() if _is_readable(data, name))
+    places: dict[str, Place] = {}
+    for number, letter in enumerate(spec.class_names):
+        own = [name for name in readable if PurePosixPath(name).parts[-2] == letter]
+        places |= {name: ("test" if i % 5 == 4 else "train", number) for i, name in enumerate(own)}
+    return encoded(spec.title, spec.class_names, [(members, places)])
+
+
+def celeba(spec: DataSpec, folder: Path) -> RawImages:
+    """A zip of `img_align_celeba/000001.jpg`; a line a picture with 0, 1 or 2 for its split, and one with −1
+    or 1 for each of forty attributes, whose names are the second line."""
+    partition, attributes, pictures_ = (folder / file.name for file in spec.files)
+    _, header, *lines = attributes.read_text().splitlines()
+    attribute = {name: np.asarray(values, np.int8) > 0 for name, *values in map(str.split, lines)}
+    splits = dict(map(str.split, partition.read_text().splitlines()))
+    order = ("train", "val", "test")
+    places = {
+        f"img_align_celeba/{name}": (order[int(code)], attribute[name]) for name, code in splits.items()
+    }
+    members = Zip(pictures_, lambda name: name.endswith(".jpg"))
+    return encoded(spec.title, header.split(), [(members, places)])
+
+
+def imagenette(spec: DataSpec, folder: Path) -> RawImages:
+    """`imagenette2-320/train/n01440764/….JPEG`, `val/…`; classes in the order of their WordNet numbers."""
+    members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".JPEG"))
+    wnids = sorted({PurePosixPath(name).parts[-2] for name in members.names})
+    places: dict[str, Place] = {}
+    for name in members.names:
+        split, wnid = PurePosixPath(name).parts[-3:-1]
+        places[name] = ("test" if split == "val" else "train", wnids.index(wnid))
+    return encoded(spec.title, spec.class_names, [(members, places)])
+
+
+def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
+    """`train/n01443537/images/….JPEG`; `val/images/val_0.JPEG` with its class in `val_annotations.txt`;
+    classes are the lines of `wnids.txt`, sorted, their names those of `words.txt`. The test pictures have no
+    labels and are not read."""
+    root = "tiny-imagenet-200"
+    members = Zip(folder / spec.files[0].name, lambda name: name.endswith((".JPEG", ".txt")))
+    ids, words, val = _texts(
+        members, *(f"{root}/{name}.txt" for name in ("wnids", "words", "val/val_annotations"))
+    ).values()
+    wnids = sorted(ids)
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    name_of = dict(line.split("\t", 1) for line in words)
+    places: dict[str, Place] = {
+        f"{root}/val/images/{row[0]}": ("test", number[row[1]]) for row in map(str.split, val)
+    }
+    for name in members.names:
+        if name.startswith(f"{root}/train/") and name.endswith(".JPEG"):
+            places[name] = ("train", number[PurePosixPath(name).parts[2]])
+    return encoded(spec.title, [name_of[wnid] for wnid in wnids], [(members, places)])
+
+
+def paired(spec: DataSpec, folder: Path) -> RawImages:
+    """CycleGAN's layout: the folders `trainA trainB testA testB`, which become classes."""
+    members = Zip(folder / spec.files[0].name, lambda name: name.endswith(".jpg"))
+    return replace(pictures(spec.title, members, Form()), probe=None)
+
+
+PARSERS: dict[str, Callable[[DataSpec, Path], RawImages]] = {
+    "mnist": idx,
+    "fashionmnist": idx,
+    "notmnist": notmnist,
+    "cifar10": cifar,
+    "cifar100": cifar,
+    "svhn": svhn,
+    "dtd": dtd,
+    "places365": places365,
+    "celeba": celeba,
+    "imagenette": imagenette,
+    **dict.fromkeys((spec.name for spec in MEDMNIST), medmnist),
+    "tinyimagenet": tinyimagenet,
+    "horse2zebra": paired,
+    "imagenet": imagenet,
+}
+
+
+def _arrays(
+    spec: DataSpec, labels: dict[str, np.ndarray], blocks: Callable[[], Iterator[Block]]
+) -> RawImages:
+    """The images of a set whose blocks are arrays of the set's own shape."""
+    counts = {split: len(y) for split, y in labels.items()}
+    return RawImages(spec.title, spec.class_names, counts, labels, blocks, shape=spec.shape)
+
+
+def _texts(members: Members, *names: str) -> dict[str, list[str]]:
+    """The lines of some text members by name, without empty lines, in the order of `names`."""
+    found = {name: data.decode().splitlines() for name, data in members.read(list(names))}
+    if lost := [name for name in names if name not in found]:
+        raise MissingError(f"the archive has no `{lost[0]}`")
+    return {name: [line for line in found[name] if line.strip()] for name in names}
+
+
+def _is_readable(data: bytes, name: str) -> bool:
+    """Whether a file is a picture that decodes."""
+    try:
+        look(data, name)
+    except MissingError:
+        return False
+    return True
+
+
+def _idx_header(f: gzip.GzipFile, path: Path) -> tuple[int, ...]:
+    zeros, kind, dims = struct.unpack(">HBB", f.read(4))
+    if zeros != 0 or kind != 8:
+        raise MissingError(f"`{path}` is not an IDX file of bytes")
+    return struct.unpack(f">{dims}I", f.read(4 * dims))
+
+
+def _idx_array(path: Path) -> np.ndarray:
+    with gzip.open(path) as f:
+        shape = _idx_header(f, path)
+        return np.frombuffer(f.read(), np.uint8).reshape(shape)
+
+
+def _cifar_batch(tar: tarfile.TarFile, name: str) -> dict[bytes, Any]:
+    file = tar.extractfile(name)
+    if file is None:
+        raise MissingError(f"`{os.fsdecode(tar.name or b'')}` has no `{name}`")
+    return _Arrays(io.BytesIO(file.read()), encoding="bytes").load()
+
+
+class _Arrays(pickle.Unpickler):
+    """Unpickles dicts, lists, numbers and numpy arrays; nothing else can be named, so nothing can be run."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise MissingError(
+                f"a pickle asks for `{module}.{name}`: refused", hint="fetch the publisher's own file"
+            )
+        if module.startswith("numpy.core") and not np.__version__.startswith("1."):
+            module = module.replace("numpy.core", "numpy._core")
+        if module.startswith("numpy._core") and np.__version__.startswith("1."):
+            module = module.replace("numpy._core", "numpy.core")
+        return super().find_class(module, name)

@@ -1,0 +1,271 @@
+"""Decodes pictures to uint8 [C, H, W], by the same rules for every set."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.sections import Fit
+from gzcli.core.sizes import sides
+from gzcli.data.packs.forms import Decoding, Say, silent
+from gzcli.data.readers.kinds import FORMATS, counted
+
+ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
+BITS = 258  # number of TIFF's tag of the bits of a value
+DARK = 4095  # largest value of 12 bits
+FAINT = 240  # grey level from which ink does not show on white
+
+
+def opened(data: bytes) -> Any:
+    """An encoded picture as Pillow's image, by the readers of `kinds.FORMATS` alone."""
+    from PIL import Image
+
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
+    """An encoded picture as uint8 [C, H, W], and whether it had another size.
+
+    EXIF rotation is applied; transparency is laid over white, or over black where all that can be seen would
+    be white on white; palettes become RGB; grey of more than 8 bits is scaled from the range that `white_of`
+    says; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
+
+    data: the file's bytes.
+    name: what messages call it.
+    how: size, channels and the rule of resizing.
+    note: takes each choice that its reading needed, for `noted`.
+
+    Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
+    """
+    from PIL import ImageOps
+
+    resized = False
+    try:
+        with opened(data) as image:
+            white = white_of(image, data, note)
+            image = plain(ImageOps.exif_transpose(image), white, note)
+            if how.grey_only and is_colour(image):
+                hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
+                raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
+            image = image.convert("L" if how.channels == 1 else "RGB")
+            height, width = sides(how.size) if how.size else (image.height, image.width)
+            if image.size != (width, height):
+                image, resized = brought_to(image, height, width, how.fit, how.rule), True
+            pixels = _pixels(image)
+    except GzError:
+        raise
+    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, …
+        raise undecodable(name, e) from e
+    return pixels, resized
+
+
+def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
+    """Height and width of an encoded picture, and whether it has colour; `note` as in `decode`. Raises
+    MissingError if it does not decode."""
+    from PIL import ImageOps
+
+    try:
+        with opened(data) as image:
+            white = white_of(image, data, note)
+            image = plain(ImageOps.exif_transpose(image), white, note)
+            return image.height, image.width, is_colour(image)
+    except Exception as e:  # as in `decode`
+        raise undecodable(name, e) from e
+
+
+def sides_of(data: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded picture that decodes, as it is seen: after its EXIF rotation. Reads its
+    header alone."""
+    with opened(data) as image:
+        turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def fit_array(images: np.ndarray, want: tuple[int, int, int], fit: Fit) -> np.ndarray:
+    """uint8 [n, C, H, W] in another size or number of channels, by the rules of `decode`."""
+    from PIL import Image
+
+    if images.shape[1:] == want:
+        return images
+    out = np.empty((len(images), *want), np.uint8)
+    for i, pixels in enumerate(images):
+        image = Image.fromarray(
+            pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        )
+        image = image.convert("L" if want[0] == 1 else "RGB")
+        same = image.size == (want[2], want[1])
+        out[i] = _pixels(image if same else brought_to(image, want[1], want[2], fit))
+    return out
+
+
+def plain(image: Any, white: int, note: Say) -> Any:
+    """A picture of Pillow's as L or RGB of 8 bits, without transparency.
+
+    white: the value that is white where values are integers of more than 8 bits.
+    note: as in `decode`.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > white:
+            raise ValueError(f"pixels of mode {image.mode} have no known range")
+        return Image.fromarray(((pixels.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _opaque(image.convert("RGBA"), note)
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _opaque(image: Any, note: Say) -> Any:
+    """A picture of mode RGBA laid over white, or over black where nothing of it would be seen on white."""
+    from PIL import Image
+
+    faintest, strongest = image.getchannel("A").getextrema()
+    over = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if faintest == 255:
+        return over
+    if strongest and np.asarray(over).min() >= FAINT:
+        note("of white ink on transparency, laid over black")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    note("with transparency, laid over white")
+    return over
+
+
+def white_of(image: Any, data: bytes, note: Say) -> int:
+    """The value that is white in a picture of more than 8 bits.
+
+    It is the largest of as many bits as the file says: a TIFF in its tag, a PNG in its chunk sBIT, unless the
+    values were scaled to all 16 bits, as the standard of PNG has it. Else it is 65,535: what the largest
+    value of a picture is decides nothing, or dark and bright pictures of one set would be read alike.
+
+    image: as Pillow has opened it.
+    note: as in `decode`.
+    """
+    bits, most = 16, 65535
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(BITS, (8,))[0]
+    elif image.format == "PNG":
+        bits = data[24]  # of the header, which comes first
+    if not image.mode.startswith("I"):
+        if bits == 16 and image.format in ("TIFF", "PNG"):
+            note("of 16 bits, read as 0 … 65,535")
+        return most
+    pixels = np.asarray(image)
+    if image.format == "PNG":
+        bits, spare = _significant(data), (1 << 16 - _significant(data)) - 1
+        bits = bits if pixels.max() < 1 << bits and (pixels & spare).any() else 16
+    white = (1 << bits) - 1 if 8 < bits < 16 else most
+    dark = ""
+    if white == most and 0 < pixels.max() <= DARK:
+        dark = f": nearly black, as none has a value above {DARK:,} (where 4,095 is white, multiply by 16)"
+    note(f"of {bits if white < most else 16} bits, read as 0 … {white:,}{dark}")
+    return white
+
+
+def _significant(png: bytes) -> int:
+    """The significant bits of the first channel of a PNG, by its chunk sBIT; 16 without."""
+    at = 8
+    while at + 8 < len(png):
+        length, kind = struct.unpack(">I4s", png[at : at + 8])
+        if kind == b"sBIT":
+            return min(max(png[at + 8], 1), 16)
+        if kind == b"IDAT":
+            break
+        at += length + 12
+    return 16
+
+
+def noted(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
+    """For people, the choices that `decode` has noted, and how many pictures needed each: `24 pictures of 12
+    bits, read as 0 … 4,095`."""
+    return [f"{counted(n, 'picture')} {how}" for how, n in Counter(notes).most_common()]
+
+
+def is_colour(image: Any) -> bool:
+    """Whether any pixel of a picture (L or RGB) has colour."""
+    if image.mode == "L":
+        return False
+    r, g, b = (np.asarray(c) for c in image.split())
+    return bool((r != g).any() or (g != b).any())
+
+
+def undecodable(name: str, e: Exception) -> MissingError:
+    """The error for a picture that does not decode."""
+    what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
+    return MissingError(
+        f"`{name}` does not decode: {what or type(e).__name__}", hint="replace it or take it out"
+    )
+
+
+def brought_to(image: Any, height: int, width: int, fit: Fit, rule: str = "lanczos") -> Any:
+    """A picture (L or RGB) in another size.
+
+    height: that is wanted, in pixels.
+    width: that is wanted, in pixels.
+    fit: how a picture of another shape comes to it, as `data.fit`.
+    rule: of RULES, by which it is cropped.
+    """
+    from PIL import Image
+
+    if fit == "crop":
+        return RULES[rule](image, height, width)
+    if fit == "stretch":
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    return padded(image, height, width)
+
+
+def lanczos(image: Any, height: int, width: int) -> Any:
+    """The middle of a picture, the largest part of the wanted shape, resized by Lanczos' filter with
+    antialiasing."""
+    from PIL import Image
+
+    w = min(image.width, round(image.height * width / height))
+    h = min(image.height, round(image.width * height / width))
+    left, top = (image.width - w) // 2, (image.height - h) // 2
+    box = (left, top, left + max(1, w), top + max(1, h))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def adm(image: Any, height: int, width: int) -> Any:
+    """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233): halved by box
+    averages while it is at least twice too large, then brought by bicubic interpolation to the smallest size
+    that holds the wanted one, then the middle of it."""
+    from PIL import Image
+
+    while image.height >= 2 * height and image.width >= 2 * width:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(height / image.height, width / image.width)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def padded(image: Any, height: int, width: int) -> Any:
+    """The whole picture in the middle, enlarged or reduced by Lanczos' filter until it fits, on the mean
+    colour of its border: a flat background goes on, and no black bars are learned of photographs."""
+    from PIL import Image
+
+    scale = min(height / image.height, width / image.width)
+    w, h = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize((w, h), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image).reshape(h, w, -1).astype(float)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # [pixels, C]
+    canvas = Image.new(image.mode, (width, height), tuple(int(c) for c in border.mean(0).round()))
+    canvas.paste(image, ((width - w) // 2, (height - h) // 2))
+    return canvas
+
+
+RULES = {"lanczos": lanczos, "adm": adm}  # how a picture is cropped and resized, by `Decoding.rule`
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """A picture (L or RGB) as uint8 [C, H, W]."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -1,0 +1,148 @@
+"""Finds the data set that a name or a path means, as one object that then travels. No heavy import."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gzcli.core.errors import DamagedError, MissingError, UsageError, did_you_mean, matching
+from gzcli.core.sizes import Size
+from gzcli.data.packs.forms import Form
+from gzcli.data.sets.sets import SPECS
+from gzcli.data.sets.specs import DataSpec
+from gzcli.store.files import read_object
+from gzcli.store.paths import user_dir
+
+REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
+ENDINGS = (".zip", ".npz", ".tar", ".tgz", ".gz", ".zst", ".parquet")  # by which a text is taken for a path
+
+
+@dataclass(frozen=True)
+class OwnSet:
+    """The user's own images.
+
+    path: their absolute path.
+    name: the name that they were imported under; None for a path.
+    form: how they are packed unless asked otherwise, as given at their import.
+    """
+
+    path: Path
+    name: str | None = None
+    form: Form = field(default_factory=Form)
+
+    @property
+    def key(self) -> str:
+        """Its name in run ids and in the cache, which differs for equally named folders."""
+        if self.name:
+            return self.name
+        stem = self.path.name.split(".")[0] or "data"
+        return f"{slug(stem)}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
+
+    @property
+    def reference(self) -> str:
+        """The text that means this set from any folder."""
+        return self.name or str(self.path)
+
+    @property
+    def title(self) -> str:
+        return str(self.path)
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return str(self.path)
+
+    @property
+    def size(self) -> Size | None:
+        """Of the images, as given at their import; None: not given."""
+        return self.form.size
+
+    @property
+    def channels(self) -> int | None:
+        return self.form.channels
+
+    def sized(self, size: Size | None) -> OwnSet:
+        """The set itself: only a publisher has versions of several sizes."""
+        return self
+
+
+DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, size, channels and sized()
+
+
+def slug(text: str) -> str:
+    """A text made fit for the name of a file: small letters, digits and `-`."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "data"
+
+
+def locate(what: DataSet | str | Path) -> DataSet:
+    """The set that `what` means: itself, a known name, an imported name, else a path.
+
+    Raises UsageError (no such name) or MissingError (no such path).
+    """
+    if isinstance(what, DataSet):
+        return what
+    text = str(what)
+    if name := matching(text, SPECS):
+        return SPECS[name]
+    imported = imports()
+    if name := matching(text, imported):
+        return own_set(name, imported[name])
+    path = local(text)
+    if path.exists():
+        return OwnSet(path)
+    if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
+        raise MissingError(
+            f"there is no `{text}`", hint="give the path of a folder, zip, tar or npz of images"
+        )
+    raise UsageError(
+        f"there is no data set `{text}`",
+        hint=did_you_mean(text, names())
+        or "`gz data list` shows the names; a path works too, as `./my_photos`",
+    )
+
+
+def is_set(what: str) -> bool:
+    """Whether the text as it stands is the name of a set or an existing path."""
+    try:
+        locate(what)
+    except (UsageError, MissingError):
+        return False
+    return True
+
+
+def data_key(what: str | Path) -> str:
+    """The key of a set: `mnist`, or `my-photos-3f2a1c` for a path, which need not exist."""
+    try:
+        return locate(what).key
+    except MissingError:
+        return OwnSet(Path(what).expanduser().absolute()).key
+
+
+def names() -> list[str]:
+    """Every name that `--data` takes: known sets first, then imported ones."""
+    return [*SPECS, *imports()]
+
+
+def imports() -> dict[str, dict[str, Any]]:
+    """The imported sets by name, as the register has them. Raises DamagedError where it is damaged."""
+    found = read_object(user_dir(REGISTER))
+    if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in found.values()):
+        return found
+    hint = "move the file away, and `gz data import` the sets again: their pictures are where they were"
+    raise DamagedError(f"`{user_dir(REGISTER)}` is damaged: a set has no path", hint=hint)
+
+
+def own_set(name: str, line: dict[str, Any]) -> OwnSet:
+    """The imported set of a line of the register."""
+    form = Form(line.get("size"), line.get("channels"), line.get("skip_bad", False), line.get("form"))
+    return OwnSet(Path(line["path"]), name, form)
+
+
+def local(text: str) -> Path:
+    """A path as it was typed. Raises UsageError for a URL."""
+    if "://" in text:
+        raise UsageError(f"`{text}` is a URL", hint="download it yourself, then give the path of what came")
+    return Path(text).expanduser().absolute()

@@ -1,0 +1,153 @@
+"""The images of a split that a verb reads: which, how many in a given time, and how they were changed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from gzcli.core import ranks
+from gzcli.core.types import Batch
+from gzcli.data.packs.batches import scan, scan_by_content
+from gzcli.data.packs.pack import Pack
+from gzcli.engine.devices import synchronise
+from gzcli.engine.trained import Trained
+
+FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
+FIT = FEWEST  # held-out images that scores are fitted on: as many as the smallest budget pays for
+BANK = 10_000  # training images that scores are fitted on, or among which neighbours are looked for, at most
+
+
+def subset(total: int, n: int) -> np.ndarray:
+    """Sorted positions of min(n, total) images of a split, drawn with seed 0: a larger subset holds every
+    smaller one."""
+    return np.sort(np.random.default_rng(0).permutation(total)[:n])
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of a split in batches, at a run's grey levels and on its device. They can be read several times.
+
+    A slice `images[i:j]` holds the batches i … j − 1.
+
+    pack: the data set.
+    split: "train", "val" or "test".
+    index: positions in the split, [N].
+    size: number of images of a batch.
+    levels: number of grey levels; None: latents.
+    device: device of the batches.
+    seed: seed of the batches' noise.
+    by_content: whether an image's noise goes by its pixels, not by its position.
+    """
+
+    pack: Pack
+    split: str
+    index: np.ndarray
+    size: int
+    levels: int | None
+    device: torch.device
+    seed: int
+    by_content: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        run: Trained,
+        pack: Pack,
+        split: str,
+        index: np.ndarray,
+        *,
+        size: int,
+        seed: int,
+        by_content: bool = False,
+    ) -> Images:
+        """Batches of `size` images, or of fewer: as many batches as there are processes, if images suffice,
+        so that each process has a share."""
+        size = min(size, max(1, math.ceil(len(index) / ranks.world())))
+        return cls(pack, split, index, size, run.images.levels, run.device, seed, by_content)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.index) / self.size)
+
+    def __getitem__(self, which: slice) -> Images:
+        start, stop, _ = which.indices(len(self))
+        return replace(self, index=self.index[start * self.size : stop * self.size])
+
+    def __iter__(self) -> Iterator[Batch]:
+        read = scan_by_content if self.by_content else scan
+        return read(
+            self.pack,
+            self.split,
+            batch_size=self.size,
+            levels=self.levels,
+            device=self.device,
+            index=self.index,
+            seed=self.seed,
+        )
+
+
+def held_out_split(pack: Pack) -> str:
+    """The split that scores are fitted on: validation, or training where a tiny set has no validation."""
+    return "val" if pack.meta.counts["val"] else "train"
+
+
+def fitting_images(
+    run: Trained, pack: Pack, *, size: int, seed: int, held_out: np.ndarray | None = None
+) -> tuple[Images, Images]:
+    """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on.
+
+    size: images of a batch.
+    seed: of the batches' noise.
+    held_out: positions of the held-out images; None: the usual ones.
+    """
+    split, counts = held_out_split(pack), pack.meta.counts
+    index = subset(counts[split], FIT) if held_out is None else held_out
+    some = ((split, index), ("train", subset(counts["train"], BANK)))
+    first, second = (Images.of(run, pack, split, index, size=size, seed=seed) for split, index in some)
+    return first, second
+
+
+def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
+    """Notes on how the images of a figure differ from those of the set: resized, made grey or RGB, binarised.
+
+    packs: the sets, by the names that the notes use.
+    levels: grey levels of the model.
+    but: remark on figures of a binary model that are computed of the sets' own bytes all the same.
+    """
+    lines = []
+    for name, pack in packs.items():
+        channels, height, width = pack.meta.shape
+        done = [f"resized to {width}×{height}"] if pack.meta.resized else []
+        if channels != pack.meta.source_channels:
+            done.append("made grey" if channels == 1 else "made RGB")
+        if done:
+            lines.append(f"figures of `{name}` are of its images {' and '.join(done)}")
+    if levels == 2:
+        draw = "figures of a binary model are of binarised images, one draw with a fixed seed"
+        lines.append(f"{draw}; {but}" if but else draw)
+    return lines
+
+
+def affordable(seconds: float, budget: float, sets: int) -> int:
+    """How many images of each split a budget pays for: 500 … 10,000, in steps of 100.
+
+    seconds: time that one image takes.
+    budget: seconds for all splits.
+    sets: number of splits.
+    """
+    return int(np.clip(budget / max(seconds * sets, 1e-9) // 100 * 100, FEWEST, MOST))
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    """The seconds of a call, after one that warms up."""
+    function()
+    synchronise(device)
+    since = time.perf_counter()
+    function()
+    synchronise(device)
+    return time.perf_counter() - since

@@ -1,0 +1,297 @@
+"""A league: models that are each trained for the same time on one set, with several seeds, and then judged
+alike.
+
+What there is to train, which run it is, and in which ways each run is judged. A run is found again by the
+fingerprint of what was asked for, so a league goes on where it was stopped, and leagues share their runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gzcli.core.errors import DivergedError, UsageError
+from gzcli.core.jobs import BenchJob
+from gzcli.data.packs.forms import Report, Say, silent, unreported
+from gzcli.launch import forecast, launcher, requirements, trials
+from gzcli.launch import plan as planning
+from gzcli.launch.launcher import Plan
+from gzcli.launch.plan import Asked
+from gzcli.launch.run_folder import fingerprint
+from gzcli.metrics import standings
+from gzcli.models import catalog
+from gzcli.recipe.recipe import Recipe
+from gzcli.recipe.resolve import Resolved
+from gzcli.store import runs
+from gzcli.store.paths import recipe_names, spelling
+from gzcli.store.runs import Run
+from gzcli.version import __version__
+
+STEPS = (1, 2, 5, 10, 20, 50)  # of samplers, for the curve of quality against them
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality against its time
+KEPT = 100  # checkpoints that a run keeps for that curve; by itself the trainer makes about ten
+SHORTEST = 3.0  # seconds, as of `gz train --minutes`
+EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all models of a league have in common.
+
+    data: name or path of the data set.
+    budget: seconds of training of each model and seed, over all of its stages.
+    models: names of models or paths of recipes; None: all that can be trained on the set.
+    seeds: the seeds of training.
+    job: how runs are judged, without the runs.
+    calls: network calls an image at which samplers with `steps` are compared too; 0: they are not.
+    curves: "steps", "time", or both: what quality is drawn against.
+    """
+
+    data: str
+    budget: float
+    models: tuple[str, ...] | None
+    seeds: tuple[int, ...]
+    job: BenchJob
+    calls: int
+    curves: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """A short hash: leagues of the same terms have one folder."""
+        return _hash(asdict(self), 6)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One training of a league.
+
+    model: name of the model, or of the recipe's file.
+    seed: seed of the training.
+    asked: what is asked of the trainer.
+    recipe: the recipe with what its data set decides.
+    plan: the processes.
+    """
+
+    model: str
+    seed: int
+    asked: Asked
+    recipe: Recipe
+    plan: Plan
+
+    def run(self) -> Run | None:
+        """The run of this training: a finished one if there is one, else the newest that has begun."""
+        key = fingerprint(self.recipe, self.plan)
+        model, data = self.asked.recipe.card.name, self.asked.recipe.key
+        own = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
+        done = [run for run in own if run.state == "finished"]
+        return next(iter([*done, *(run for run in own if run.has_begun or run.state == "running")]), None)
+
+    def train(self, say: Say = silent) -> Run:
+        """The run, trained to its end: found, resumed or new.
+
+        say: takes a line about what is done.
+
+        Raises DivergedError for a run that has diverged before, as it would again; UsageError for one that
+        another process is training; and the trainer's own errors.
+        """
+        run = self.run()
+        if run and run.state == "finished":
+            return run
+        if run and run.state == "diverged":
+            message = (run.status().get("error") or {}).get("message", "the loss is not finite")
+            raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
+        recipe = planning.ready(self.asked, run, None, self.plan.processes) if run else self.recipe
+        return planning.start(self.asked, recipe, self.plan, run, say=say)
+
+
+def entries_of(
+    terms: Terms, *, say: Say = silent, progress: Report = unreported
+) -> tuple[list[Entry], dict[str, str]]:
+    """The trainings of a league, one seed after the other, and why models were left out, by name.
+
+    say, progress: take lines and images packed where the set is not packed yet.
+
+    Raises UsageError where a model that was named does not fit the set, or the budget its stages, and
+    MissingError where the set is not there.
+    """
+    names = terms.models or recipe_names()
+    labels = {name: Path(name).stem if Path(name).suffix else spelling(name) for name in names}
+    entries, left_out = [], {}
+    for seed in terms.seeds:
+        for name, label in labels.items():
+            if label in left_out:
+                continue
+            try:
+                entries.append(entry_of(name, label, seed, terms, say=say, progress=progress))
+            except UsageError as error:
+                if terms.models:
+                    raise
+                left_out[label] = error.message
+    return entries, left_out
+
+
+def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progress: Report) -> Entry:
+    """One training. The budget is split over the models that it trains, its stages. Raises UsageError where
+    that leaves too little, or the model does not fit the set."""
+    section = terms.job.launch
+    flags: dict[str, Any] = {
+        "seed": seed,
+        "launch.gpus": section.gpus,
+        "launch.cpu": section.cpu or None,
+        "launch.processes": section.processes,
+        "train.keep": KEPT if "time" in terms.curves else None,
+    }
+    parts = planning.ask(name, terms.data, (), flags).recipe.parts
+    if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
+        raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
+    flags["train.clock"] = "cpu"  # the work of cores: the machine may be busy
+    flags["train.minutes"] = _minutes(terms.budget / len(parts), label, len(parts))
+    asked = planning.ask(name, terms.data, (), flags)
+    if asked.earlier:
+        raise UsageError(f"`{name}` is a run, and a league trains models", hint=f"gz bench {name}")
+    plan = launcher.plan(asked.recipe.launch, every_gpu=True)
+    if len(parts) > 1:
+        shares = zip(parts, shares_of(asked.recipe, plan, say), strict=True)
+        sets = [
+            f"stages.{part.stage}.train.minutes={_minutes(share * terms.budget, label, len(parts)):.4g}"
+            for part, share in shares
+        ]
+        asked = planning.ask(name, terms.data, sets, flags)
+    recipe = planning.ready(asked, None, None, plan.processes, say=say, progress=progress)
+    return Entry(label, seed, asked, recipe, plan)
+
+
+def _minutes(seconds: float, label: str, stages: int) -> float:
+    """The minutes of one of a model's stages. Raises UsageError where they are too few."""
+    if seconds < SHORTEST:
+        whose = f"`{label}`" if stages == 1 else f"one of the {stages} stages of `{label}`"
+        raise UsageError(f"the budget leaves {whose} less than {SHORTEST:g} s")
+    return seconds / 60
+
+
+def shares_of(recipe: Resolved, plan: Plan, say: Say) -> list[float]:
+    """The share of the budget of each stage, as `forecast.shares`.
+
+    plan: the processes.
+    say: takes a line where the operations of a step have yet to be counted.
+    """
+    facts, _ = requirements.of_data(recipe)
+    measure = partial(trials.measure, say=say)
+    return forecast.shares(forecast.expect(recipe, plan, facts.info(), measure=measure, timed=False)[0])
+
+
+# ---------------------------------------------------------------------------- how a run is judged
+
+
+def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, Any]]]]:
+    """The jobs that judge a run, by what they are for, each with a description of its rows in order.
+
+    "main": the run's own sampler, and if that has `steps` at `terms.calls`; "steps" and "time": the curves.
+    The rows of "time" say the training `seconds` of their checkpoint.
+    """
+    card = catalog.card_of(run, run.serving.tree()["model"]["name"])
+    rows: dict[str, list[dict[str, Any]]] = {"main": [{"setting": "default", "variant": {}}]}
+    if "steps" in card.sample:
+        if terms.calls:
+            variant = {"calls": terms.calls, "quick": True}
+            rows["main"].append({"setting": f"{terms.calls} calls", "variant": variant})
+        if "steps" in terms.curves:
+            rows["steps"] = [
+                {"setting": "steps", "steps": n, "variant": {"sample": {"steps": n}, "quick": True}}
+                for n in STEPS
+            ]
+    if "time" in terms.curves:
+        rows["time"] = [
+            {"setting": "time", "seconds": s, "variant": {"checkpoint": str(step), "quick": True}}
+            for step, s in kept_steps(run)
+        ]
+    found = {}
+    for kind, own in rows.items():
+        if own:
+            job = asdict(terms.job) | {
+                "runs": (str(run.path),) * len(own),
+                "variants": tuple(row["variant"] for row in own),
+                "launch": terms.job.launch,
+            }
+            found[kind] = (BenchJob(**job), own)
+    return found
+
+
+def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
+    """A name for the job's folder below the run's `bench`, and the folder where this gz did it before."""
+    asked = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
+    weights = run.serving.path / "model.safetensors"
+    key = _hash([asked, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
+    done = sorted((run.path / "bench").glob(f"{key}-*/result.json"))
+    return key, done[-1].parent if done else None
+
+
+def kept_steps(run: Run) -> list[tuple[int, float]]:
+    """The steps of the kept checkpoints that are nearest to the SHARES of a training, at most a factor of √2
+    away, each with the seconds of training until then, those of earlier stages included."""
+    last = run.serving
+    steps = int(last.status()["step"])
+    kept = [int(folder.name) for folder in last.checkpoints]
+    seconds = training_seconds(run)
+    own = seconds if last is run else training_seconds(last)
+    chosen = {}
+    for share in SHARES:
+        near = min(kept, key=lambda step: abs(math.log(step / (share * steps))), default=0)
+        if near and abs(math.log2(near / (share * steps))) <= 0.5:
+            chosen[near] = seconds - own + own * near / steps
+    return sorted(chosen.items())
+
+
+def training_seconds(run: Run) -> float:
+    """Seconds of training of all stages of a run, of work where that is what its budget counts."""
+    parts = run.stages or [run]
+    worked = all(part.tree().get("train", {}).get("clock") == "cpu" for part in parts)
+    return sum(part.work if worked else part.seconds for part in parts)
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What a run is and took: parameters and peak memory in bytes over its stages, seconds and steps."""
+    parts = [part.status() for part in run.stages or [run]]
+    peaks = [status["peak_memory"] for status in parts if status.get("peak_memory")]
+    return {
+        "run": run.id,
+        "params": sum(status.get("params") or 0 for status in parts),
+        "train_seconds": round(training_seconds(run), 1),
+        "train_steps": sum(status.get("step") or 0 for status in parts),
+        "peak_memory": max(peaks, default=None),
+    }
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+def draw(folder: Path, result: dict[str, Any]) -> None:
+    """Draws the curves, whose paths are added to the result."""
+    metric = result["metric"]
+    kinds = {"steps": ("steps of the sampler", "steps"), "time": ("seconds of training", "at_seconds")}
+    for kind, (title, key) in kinds.items():
+        rows = result["curves"][kind]
+        points = standings.curve(rows, metric, key) if metric else {}
+        if points:
+            from gzcli.judge.league_picture import draw_curves  # loads matplotlib
+
+            path = folder / "results" / f"curve_{kind}.png"
+            order = [row["model"] for row in result["summary"] if row["model"] in points]
+            draw_curves(
+                path,
+                {model: points[model] for model in order},
+                x=title,
+                y=f"{metric} (× that of real images)",
+                title=f"{result['data']}: {metric} against {title}",
+                floor=1.0,
+            )
+            result["pictures"].append(str(path))
+
+
+def _hash(value: Any, digits: int) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]

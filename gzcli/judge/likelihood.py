@@ -1,0 +1,121 @@
+"""The mean likelihood of test images for `gz bench`: log p(x), or log p(x | y) and its marginal log p(x)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.core import ranks
+from gzcli.core.errors import DivergedError
+from gzcli.core.types import Batch, ImageNoise
+from gzcli.core.units import about
+from gzcli.data.packs.pack import Pack
+from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained
+from gzcli.judge.converged import solver_gap
+from gzcli.judge.images import Images, affordable, subset, timed
+from gzcli.models.base import Model
+from gzcli.models.nn import full_fp32
+
+BATCH_SIZE = defaultdict(lambda: 100, cpu=50, cuda=200)  # test images that are read together, by device
+MOST = 10_000  # test images that a likelihood is computed of
+MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls for each image
+
+
+def images_of_test(trained: Trained, pack: Pack, n: int, seed: int) -> Images:
+    """At most n images of the test split."""
+    index = subset(pack.meta.counts["test"], n)
+    return Images.of(trained, pack, "test", index, size=BATCH_SIZE[trained.device.type], seed=seed)
+
+
+def likelihood(trained: Trained, pack: Pack, seed: int, log: Log) -> dict[str, Any]:
+    """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels,
+    marginal, solver_gap}.
+
+    n is 10,000 at most, 500 by an ODE, or as many as the recipe's `ood.budget` allows. A conditional model is
+    given the label. Where the budget allows every class in turn, `marginal` is {nats, bpd, se} of
+    p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; else it is None.
+
+    Raises DivergedError where it is not finite.
+    """
+    device, model = trained.device, trained.model
+    frequencies = class_frequencies(model, pack)
+    budget = trained.part.ood.budget
+    trial = next(iter(images_of_test(trained, pack, BATCH_SIZE[device.type], seed)))
+    given = bool(model.conditional) and trial.y is not None
+    each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
+    by_ode = model.likelihood == "ode"
+    n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
+    passes = 1 if frequencies is None else 1 + len(frequencies)
+    every = passes > 1 and not by_ode and each * n * passes <= budget
+    n, every = ranks.agree((n, every))
+    long = about(each * n * (passes if every else 1))
+    log.info(f"likelihood of {n:,} test images by {trained.name}, about {long}")
+    done = 0
+    with log.bar(f"likelihood of {trained.name}") as progress:
+
+        def work(batch: Batch) -> dict[str, np.ndarray]:
+            nonlocal done
+            found = {"nats": -given_label(model, batch)}
+            if every and frequencies is not None:
+                found["marginal"] = -log_marginal(model, batch, frequencies, seed)
+            done += len(batch)
+            progress(done, n / ranks.world())
+            return {name: values.numpy() for name, values in found.items()}
+
+        values = ranks.over(images_of_test(trained, pack, n, seed), work)
+    if not all(np.isfinite(each).all() for each in values.values()):
+        raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
+    dims = int(np.prod(trained.info.shape))
+    figures = {}
+    for name, v in values.items():
+        nats, se = float(v.mean()), float(v.std() / np.sqrt(n))
+        figures[name] = {"nats": nats, "bpd": nats / (dims * np.log(2)), "se": se}
+    if gap := solver_gap(trained, trial, trial.y if given else None, seed):
+        log.info(str(gap))
+    return {
+        "kind": model.likelihood,
+        "n": n,
+        "given_labels": given,
+        "marginal": figures.get("marginal"),
+        "solver_gap": gap and asdict(gap),
+    } | figures["nats"]
+
+
+def class_frequencies(model: Model, pack: Pack) -> Tensor | None:
+    """The frequencies [K] of a conditional model's classes in training; None without labels, and where an
+    image may have several."""
+    labels = pack.labels("train")
+    if labels is None or not model.conditional or pack.meta.multilabel:
+        return None
+    return torch.from_numpy(np.bincount(labels, minlength=len(pack.meta.classes)) / len(labels))
+
+
+@torch.no_grad()
+def given_label(model: Model, batch: Batch) -> Tensor:
+    """float64 [B], on the host: log p(x | y) of a conditional model, log p(x) of others."""
+    labels = batch.y if model.conditional else None
+    with full_fp32(batch.x.device):
+        return model.log_prob(batch.x, labels, noise=batch.noise).cpu().double()
+
+
+@torch.no_grad()
+def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> Tensor:
+    """float64 [B], on the host: log Σ_y p(y) p(x | y), with the same noise for each class. Where the
+    likelihoods are lower bounds, so is this.
+
+    frequencies: p(y) [K].
+    """
+    of_class = []
+    for y in range(len(frequencies)):
+        labels = torch.full_like(batch.index, y)
+        noise = ImageNoise(seed, batch.index, batch.x.device)
+        with full_fp32(batch.x.device):
+            value = model.log_prob(batch.x, labels, noise=noise)
+        of_class.append(value.cpu().double())
+    return torch.logsumexp(torch.stack(of_class) + frequencies.log()[:, None], 0)

@@ -1,0 +1,191 @@
+"""SLURM: what its variables say of this machine, and job scripts for `sbatch`.
+
+A job starts one `gz` a node, which find each other by SLURM's variables. Three minutes before its time is up
+the script asks a training to stop: it saves a checkpoint, and the job is queued again and goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gzcli.core.errors import UsageError
+from gzcli.core.variables import number
+
+WARNING = 180  # seconds between the signal and the end of the time, for a checkpoint
+CORES_OF_A_PROCESS = 2  # that a job asks for, where nothing else is said
+_KEY = re.compile(r"[a-z][a-z0-9-]*")
+_UNQUOTED = {'"', "\\"}  # what `sbatch` takes for its own within quotes
+
+
+def machines() -> int:
+    """The nodes of this job step; 1 outside SLURM.
+
+    Raises UsageError in the second and later tasks of a node: one `gz` starts all its processes.
+    """
+    if os.environ.get("SLURM_LOCALID", "0") != "0":
+        raise UsageError(
+            "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
+            hint="srun --ntasks-per-node=1 gz train …",
+        )
+    return number("SLURM_STEP_NUM_NODES", "nodes") or number("SLURM_NNODES", "nodes") or 1
+
+
+def machine_rank() -> int:
+    """The index of this node in the job step; 0 outside SLURM."""
+    return number("SLURM_NODEID", "nodes") or 0
+
+
+def job() -> str | None:
+    """The number of the job, which every task of an array has for itself; None outside SLURM."""
+    return os.environ.get("SLURM_JOB_ID") or None
+
+
+def first_host() -> str | None:
+    """The first node of the job step, as `scontrol` expands the list; None outside SLURM."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        return None
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that is submitted.
+
+    words: its command line without the options about the submission, `--name` and `--seed`.
+    name: of the job, and the beginning of a run's second name.
+    seed: its seed; of an array's task its number is added.
+    gpus: GPUs of each node.
+    cores: CPU cores of each node.
+    machines: number of nodes.
+    goes_on: how it goes on when it was out of time: as the run that has the job's name, as the run that its
+      words resume, or by the same words; None: it does not, and would begin anew.
+    """
+
+    words: Sequence[str]
+    name: str
+    seed: int
+    gpus: int
+    cores: int
+    machines: int = 1
+    goes_on: Literal["named", "resumed", "same"] | None = None
+
+
+def options(given: Iterable[str]) -> dict[str, str | None]:
+    """Options of `sbatch` by name, from words such as `partition=gpu` or `exclusive`. Raises UsageError."""
+    found: dict[str, str | None] = {}
+    for word in given:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not _KEY.fullmatch(key) or not value.isprintable() or _UNQUOTED & set(value):
+            message = f"`--slurm {word}` is no option of `sbatch`"
+            raise UsageError(message, hint="--slurm partition=gpu --slurm time=2:00:00")
+        found[key] = value if equals else None
+    return found
+
+
+def check_printable(**values: str) -> None:
+    """Raises UsageError for a value that cannot stand in a script: a line break would begin a command of its
+    own, and others are not seen by who reads it.
+
+    values: by what they are, as `folder`.
+    """
+    for what, value in values.items():
+        if not value.isprintable():
+            message = f"the {what} {value!a} holds characters that cannot be printed"
+            raise UsageError(f"{message}, so no script is written", hint="give it another name")
+
+
+def script(job: Job, given: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
+    """The text of a job script.
+
+    job: what is submitted.
+    given: options of `sbatch` that replace those chosen here.
+    program: the command line that `gz` is started by.
+    folder: of the output of jobs.
+
+    Raises UsageError for a folder or a word that cannot stand in it.
+    """
+    array = "array" in given
+    output = str(folder / ("%x-%A_%a.out" if array else "%x-%j.out"))
+    output = output.replace("%", "%%", str(folder).count("%"))
+    for word in (*job.words, *program):
+        check_printable(word=word)
+    for path in (str(folder), str(Path.cwd())):
+        check_printable(folder=path)
+        if _UNQUOTED & set(path):
+            raise UsageError(f"`sbatch` cannot be told of the folder `{path}`", hint="give it another name")
+    chosen: dict[str, str | None] = {
+        "job-name": job.name,
+        "nodes": str(job.machines),
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(job.cores),
+        **({"gres": f"gpu:{job.gpus}"} if job.gpus else {}),
+        "output": output,
+        "open-mode": "append",
+        "chdir": str(Path.cwd()),
+        "requeue": None,
+        **({"signal": f"B:USR1@{WARNING}"} if job.goes_on else {}),
+    }
+    lines = [_directive(key, value) for key, value in (chosen | dict(given)).items()]
+    return _SCRIPT.format(
+        directives="\n".join(lines),
+        command=_command(job, program, array),
+        name=shlex.quote(job.name),
+        cores=job.cores,
+    )
+
+
+def _directive(key: str, value: str | None) -> str:
+    quoted = value if value is None or re.fullmatch(r"[^\s'#]*", value) else f'"{value}"'
+    return f"#SBATCH --{key}" + ("" if quoted is None else f"={quoted}")
+
+
+def _command(job: Job, program: Sequence[str], array: bool) -> str:
+    """The command line of a node. `--requeue` goes on with the run that has the job's name; a run that is
+    resumed has its seed."""
+    at = list(job.words).index("--") if "--" in job.words else len(job.words)
+    own, extra = job.words[:at], job.words[at:]
+    words = [shlex.quote(word) for word in (*program, *own)]
+    if job.goes_on == "named":
+        words += ["--requeue", "--name", '"$name"']
+    if job.goes_on == "resumed":
+        words.append("--resume")
+    else:
+        words += ["--seed", f"$(({job.seed} + SLURM_ARRAY_TASK_ID))" if array else str(job.seed)]
+    return " ".join([*words, *map(shlex.quote, extra)])
+
+
+_SCRIPT = """\
+#!/bin/bash
+{directives}
+
+# A run of this job has its number in its name, so that the job goes on with it when it is queued again.
+name={name}-"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}"
+
+# SLURM sends USR1 to this script alone before the time is up, and TERM to all when the job is to end.
+again=
+trap 'again=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+trap ':' TERM
+
+# `srun` does not take over the cores of a task by itself.
+srun --kill-on-bad-exit=0 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-{cores}}}" {command} &
+step=$!
+wait "$step"; code=$?
+while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done  # a signal has ended the first `wait`
+
+if [ "$again" ] && [ "$code" = 143 ]; then
+    scontrol requeue "$SLURM_JOB_ID" && exit 0
+fi
+exit "$code"
+"""
