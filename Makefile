@@ -36,10 +36,10 @@ faults: $(VENV)/.tested  ## Faults × commands × exit codes × outcomes, each r
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/table.py
 
 bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
-	$(BIN)/python tests/speed.py
+	$(BIN)/python tests/tools/speed.py
 
 pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come with gz again; ONLY="cfm-glyphs …" some
-	$(BIN)/python tests/pretrained.py $(ONLY)
+	$(BIN)/python tests/tools/pretrained.py $(ONLY)
 
 # in an environment of their own: they are no part of what they look at
 AUDIT := $(VENV)/audit/bin
@@ -73,13 +73,13 @@ docs: $(VENV)/.documented  ## The site of the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m gzcli.cli.site site
 
 measured: $(VENV)/.tested  ## Figures of the pages: make measured LEAGUE=FOLDER, of `gz bench --train-missing`
-	$(BIN)/python tests/measure.py league $(LEAGUE)
+	$(BIN)/python tests/tools/measure.py league $(LEAGUE)
 
 screens: $(VENV)/.tested  ## What a terminal shows of some commands, as pictures of the pages; trains two models
-	$(BIN)/python tests/screens.py
+	$(BIN)/python tests/tools/screens.py
 
 costs: $(VENV)/.tested  ## What trainings cost, for the pages; needs a quiet machine
-	$(BIN)/python tests/measure.py costs --timed
+	$(BIN)/python tests/tools/measure.py costs --timed
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

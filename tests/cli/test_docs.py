@@ -79,7 +79,7 @@ def test_no_page_is_left_over():
 @pytest.fixture
 def reference(tmp_path, monkeypatch, home):
     """A league of two runs, one of them in stages, as `gz bench --train-missing` leaves it; the folder that
-    `tests/measure.py` has made of it is the one that is read."""
+    `tests/tools/measure.py` has made of it is the one that is read."""
     import measure
     from PIL import Image
 

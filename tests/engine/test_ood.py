@@ -549,7 +549,7 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
 
 
 def test_a_table_of_runs_stands_beside_papers():
-    """`tests/ood_table.py`: a run's scores with what a paper reports of its model, the baselines once."""
+    """`ood_table.py`: a run's scores with what a paper reports of its model, the baselines once."""
     one = dict.fromkeys(table_of_runs.FIGURES, 0.5) | {"out": "mnist", "n_in": 1000, "n_out": 900}
     results = [
         one | {"score": "nll", "baseline": False, "auroc": 0.1, "ci": {"auroc": [0.05, 0.15]}},

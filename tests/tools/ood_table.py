@@ -1,6 +1,7 @@
 """Every score of runs on one set, in one table: AUROC and FPR95 beside what papers report.
 
-python tests/ood_table.py RUN… --in mnist --out fashionmnist[,…] [-n N] [--score all|recipe] [--into FOLDER]
+python tests/tools/ood_table.py RUN… --in mnist
+    --out fashionmnist[,…] [-n N] [--score all|recipe] [--into FOLDER]
 
 A run is a model's name, a run's id or alias. Each is judged by `gz ood --json`, whose answer is kept in
 FOLDER: the same command goes on where it was stopped, and a run that fails is left out with its error.

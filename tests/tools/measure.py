@@ -1,8 +1,8 @@
 """`make measured LEAGUE=FOLDER`: the figures that pages show, from a league's folder and its runs, into
 `gzcli/docs/measured/`; `make costs`: what every recipe's trainings cost.
 
-python tests/measure.py league FOLDER [INTO]
-python tests/measure.py costs [--timed]      times are those of this machine, which must be quiet
+python tests/tools/measure.py league FOLDER [INTO]
+python tests/tools/measure.py costs [--timed]      times are those of this machine, which must be quiet
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`make screens`: what gz prints on a terminal of 80 columns, as pictures of the manual, in
 `gzcli/docs/static/assets/`. No picture takes a font, or anything else, from elsewhere.
 
-python tests/screens.py [INTO]      trains two models: about two minutes
+python tests/tools/screens.py [INTO]      trains two models: about two minutes
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""`make bench`: each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet
-machine.
+"""Each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet machine.
 
-python tests/speed.py [NAME…]        names: start demo trainer batches pixelcnn samplers prior peers pythae
-diffusion
+python tests/tools/speed.py [NAME…]    start demo trainer batches pixelcnn samplers prior peers pythae diffusion
 """
 
 from __future__ import annotations

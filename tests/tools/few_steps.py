@@ -1,6 +1,6 @@
 """Trainings of a few steps, as who tries a setting starts them: each is to end, with finite figures.
 
-python tests/few_steps.py [--steps 1,2,5,10] [--data SET,…] [MODEL …]
+python tests/tools/few_steps.py [--steps 1,2,5,10] [--data SET,…] [MODEL …]
 
 trains recipes, all stages, as `gz train` does, validates each once and draws two pictures. It prints a table:
 a row for each recipe, a column for each set and number of steps. Without `--data` the sets are all embedded
@@ -14,10 +14,13 @@ import argparse
 import io
 import math
 import os
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it finds the helpers of the tests
 
 from forks import Zygote, zygote
 from helpers import lines

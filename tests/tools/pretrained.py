@@ -1,8 +1,8 @@
 """`make pretrained`: trains the models that come with gz, measures them and writes `gzcli/pretrained/`.
 
-    python tests/pretrained.py                  every line of the table
-    python tests/pretrained.py cfm-glyphs …     these
-    python tests/pretrained.py --list           what there is, and what is done
+    python tests/tools/pretrained.py                  every line of the table
+    python tests/tools/pretrained.py cfm-glyphs …     these
+    python tests/tools/pretrained.py --list           what there is, and what is done
 
 It goes on where it was stopped: runs lie in GZ_HOME, else in `build/pretrained`, and a line is done when its
 file is there. Each file records its own command; a file that is to be made again is removed first.
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "gzcli" / "pretrained"
 MOST, ALL = 1_300_000, 16_000_000  # bytes of a file, and of all together
 N = 500  # samples that `fd` is measured with
