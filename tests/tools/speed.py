@@ -1,6 +1,6 @@
 """Each speed as a ratio against a baseline of the same run, interleaved, medians. Needs a quiet machine.
 
-python tests/tools/speed.py [NAME…]    start demo trainer batches pixelcnn samplers prior peers pythae diffusion
+python tests/tools/speed.py [NAME…]  start demo trainer batches pixelcnn samplers prior peers pythae diffusion
 """
 
 from __future__ import annotations
