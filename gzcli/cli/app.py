@@ -79,7 +79,7 @@ def _version(ctx: typer.Context, value: bool) -> None:
 
 def _llm(ctx: typer.Context, value: bool) -> None:
     if value:
-        from gzcli.cli.manual import manual
+        from gzcli.docs.manual import manual
 
         out.configure(json="--json" in (ctx.obj or ()) or None)
         text = manual(build([]))

@@ -131,7 +131,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
 
 def _about(name: str, card: ModelCard, staged: Container[str]) -> str:
     """What a model is, in a line: as its recipe says it, else its class."""
-    from gzcli.docs.written import written
+    from gzcli.docs.page import written
     from gzcli.models.docs import first_words
     from gzcli.recipe.files import recipes
     from gzcli.recipe.load import load

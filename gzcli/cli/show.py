@@ -10,7 +10,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.options import Json, Quiet, complete_model
 
-WIDEST = 100  # columns beyond which lines are hard to read
+NARROWEST, WIDEST = 40, 100  # columns of a page
 
 
 def show(
@@ -26,9 +26,10 @@ def show(
     """Explain a model: the idea, the equation, options, commands, figures, limits."""
     from dataclasses import asdict
 
-    from gzcli.docs.as_text import as_text
+    from gzcli.docs.markdown import as_markdown, as_text
     from gzcli.docs.page import page_of
 
     page = page_of(model)
-    out.text(as_text(page, min(WIDEST, shutil.get_terminal_size().columns)))
+    columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
+    out.text(as_text(as_markdown(page), columns))
     out.data(asdict(page))

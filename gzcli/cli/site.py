@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from gzcli.cli.app import build
-from gzcli.cli.manual import commands
+from gzcli.docs.manual import commands
 
 
 def main(words: list[str]) -> None:

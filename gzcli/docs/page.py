@@ -1,4 +1,8 @@
-"""All that is known of a model, on one page: from its file and recipe, what is written, what was measured."""
+"""The page of a model: facts of its file and recipe, the text written by hand, measured figures.
+
+The text is `models/NAME.md`: a title, a paragraph, the key equation in TeX and as a terminal shows it, a line
+that names the equation, and two lists, limits and code by others.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,6 @@ from typing import Any
 from gzcli.core import measured
 from gzcli.core.measured import Curve
 from gzcli.core.sections import lists
-from gzcli.docs.written import Written, written
 from gzcli.models import catalog, docs
 from gzcli.models.catalog import ModelCard
 from gzcli.models.signatures import Param
@@ -23,12 +26,41 @@ from gzcli.store import outside
 from gzcli.store.paths import recipe_names, spelling, trained_in
 from gzcli.store.pretrained import Pretrained, every
 
+ROOT = Path(__file__).parent
+
+_FORM = re.compile(
+    r"# (?P<title>.+?)\n\n(?P<text>.+?)\n\n\$\$(?P<tex>.+?)\$\$\n\n```\n(?P<equation>.+?)\n```\n\n"
+    r"(?P<source>.+?)\n\n## Limits\n\n(?P<limits>.+?)\n\n## Code\n\n(?P<code>.+)",
+    re.DOTALL,
+)
 _REMARK = re.compile(r"\s{2,}\((.+)\)$")  # what stands in brackets behind a command in the head of a recipe
 _LIKELIHOOD = {
     "exact": "exact",
     "bound": "a lower bound",
     "ode": "by solving an ODE, with an estimated divergence",
 }
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model in words.
+
+    title: what it is called.
+    text: what it is, in a paragraph, in Markdown.
+    tex: the key equation in TeX.
+    equation: the same in Unicode, in one line or more.
+    source: where it is from, and what its symbols mean.
+    limits: what it cannot do, a sentence or two each.
+    code: (owner/name on GitHub, what it is) of code by others.
+    """
+
+    title: str
+    text: str
+    tex: str
+    equation: str
+    source: str
+    limits: tuple[str, ...]
+    code: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -289,3 +321,32 @@ def _references(recipe: str, stages: Sequence[str]) -> tuple[Reference, ...]:
         for stage in stages
         if (found := measured.curve(recipe, data, scale, stage))
     )
+
+
+def written(name: str) -> Written | None:
+    """What is written about a model, by the name that a user types; None: nothing is."""
+    path = ROOT / "models" / f"{name}.md"
+    if not path.is_file():
+        return None
+    found = _FORM.fullmatch(path.read_text(encoding="utf-8").strip())
+    if found is None:
+        raise ValueError(f"{path} has another form than `page.py` says")
+    code = (item.partition(": ") for item in _items(found["code"]))
+    return Written(
+        title=found["title"],
+        text=_line(found["text"]),
+        tex=found["tex"],
+        equation=found["equation"],
+        source=_line(found["source"]),
+        limits=_items(found["limits"]),
+        code=tuple((name, words) for name, _, words in code),
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _items(text: str) -> tuple[str, ...]:
+    """The items of a Markdown list."""
+    return tuple(map(_line, re.split(r"^- ", text, flags=re.MULTILINE)[1:]))

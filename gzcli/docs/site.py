@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,11 @@ from mkdocs.config import load_config
 
 from gzcli.core import measured
 from gzcli.core.errors import canonical
-from gzcli.docs.as_markdown import as_markdown, picture_name, ready_picture
-from gzcli.docs.page import page_of
-from gzcli.docs.pages import (
-    GUIDES,
-    TUTORIALS,
-    composed,
-    family_name,
-    league_page,
-    models_index,
-    ready_page,
-    title_of,
-)
-from gzcli.docs.written import ROOT
+from gzcli.core.units import duration
+from gzcli.docs.manual import GUIDES, TUTORIALS, texts
+from gzcli.docs.markdown import as_markdown, picture_name, ready_picture, table
+from gzcli.docs.page import ROOT, Page, page_of
+from gzcli.models import catalog
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every
 
@@ -48,8 +41,8 @@ def build(into: Path, commands: str) -> Path:
 def write(folder: Path, commands: str) -> list[Any]:
     """Writes the Markdown of every page into a folder. Returns the site's navigation."""
     shutil.copytree(ROOT / "static", folder)
-    texts = composed()
-    for name, text in texts.items():
+    guides_text = texts()
+    for name, text in guides_text.items():
         (folder / f"{name}.md").write_text(
             text.replace("](../static/", "](")
         )  # it lies beside the pages here
@@ -57,7 +50,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     (folder / "models").mkdir()
     (folder / "models" / "index.md").write_text(models_index(pages))
     for name, page in pages.items():
-        (folder / "models" / f"{name}.md").write_text(as_markdown(page))
+        (folder / "models" / f"{name}.md").write_text(as_markdown(page, site=True))
         for data, scale in page.drawn:
             target = folder / "models" / picture_name(page.recipe or name, data, scale)
             target.parent.mkdir(exist_ok=True)
@@ -73,7 +66,7 @@ def write(folder: Path, commands: str) -> list[Any]:
         further.insert(0, {"Leagues": "league.md"})
 
     def named(names: tuple[str, ...]) -> list[Any]:
-        return [{title_of(texts[name]): f"{name}.md"} for name in names if name in texts]
+        return [{title_of(guides_text[name]): f"{name}.md"} for name in names]
 
     models: list[Any] = ["models/index.md"]
     for family in dict.fromkeys(page.family for page in pages.values()):
@@ -124,3 +117,86 @@ def settings(sources: Path, into: Path, nav: list[Any]) -> dict[str, Any]:
         "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},
         "extra_css": ["assets/gz.css"],
     }
+
+
+def title_of(text: str) -> str:
+    """The heading of a page."""
+    return text.partition("\n")[0].removeprefix("# ").removeprefix("Tutorial: ")
+
+
+def family_name(family: str) -> str:
+    """A family as a heading."""
+    return {"vae": "VAEs", "gan": "GANs"}.get(family, family.replace("_", " ").capitalize())
+
+
+def models_index(pages: dict[str, Page]) -> str:
+    """The page that lists the models, by family."""
+    trained = sum(page.recipe == name for name, page in pages.items())
+    count = catalog.counted(trained, len(pages) - trained)
+    lines = ["# Models", "", f"{count}. `gz show MODEL` prints the same pages in a terminal.", ""]
+    for family in dict.fromkeys(page.family for page in pages.values()):
+        lines += [
+            f"## {family_name(family)}",
+            "",
+            "| model | what it is | likelihood | scores |",
+        ]
+        lines.append("| --- | --- | --- | --- |")
+        for name, page in pages.items():
+            if page.family == family:
+                what = page.about or (page.words.title if page.words else "")
+                scores = ", ".join(score for score, _ in page.scores if "," not in score)
+                lines.append(f"| [{name}]({name}.md) | {what} | {page.likelihood or '–'} | {scores or '–'} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def ready_page() -> str:
+    """The trained models that come with gz, with a picture of each."""
+    known = every()
+    head = ("model and set", "figure", "parameters", "CPU time", "size")
+    cells = [(f"[{one.name}](models/{one.model}.md)", *one.cells) for one in known]
+    lines = ["# Pretrained models", ""]
+    lines += ["They lie in the package, and every verb takes them: `gz ood pretrained:fm-digits`.", ""]
+    lines += table(head, cells)
+    for one in known:
+        lines += [f"## {one.name}", "", f"![Samples of {one.name}]({ready_picture(one)})", ""]
+        lines += ["```", one.card["command"], f"gz sample pretrained:{one.name}", "```", ""]
+    return "\n".join(lines)
+
+
+def league_page() -> str | None:
+    """The leagues that are shipped; None where there is none."""
+    lines = [line for data, scale in measured.places() for line in _league(data, scale)]
+    return "\n".join(["# Leagues", "", *lines]) if lines else None
+
+
+def _league(data: str, scale: str) -> Iterator[str]:
+    about = measured.about(data, scale)
+    metric = about["metric"]
+    yield from (f"## {data}, scale {scale}", "")
+    yield f"Each model was trained for {duration(about['budget'])} on {about['machine']}, {about['date']}, by"
+    yield from ("", f"    {about['command']}", "")
+    floor = f"{about['floor'][metric]:.3g}"
+    yield f"`× floor`: how many times the {metric} of as many real images, {floor}; 1 is perfect."
+    yield from ("[Comparing models](bench.md) explains the figures.", "")
+    yield f"| | model | {metric} | × floor | parameters | s/image |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in measured.standings(data, scale):
+        cells = [
+            row["place"],
+            f"[{row['model']}](models/{row['model']}.md)",
+            row.get(metric, ""),
+            row["times_floor"],
+        ]
+        cells += [row["params"], row["sample_seconds"]]
+        yield "| " + " | ".join(short(cell) for cell in cells) + " |"
+    yield ""
+
+
+def short(cell: str) -> str:
+    """A number of a table in three digits; other text as it is."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return cell or "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value.is_integer() else f"{value:.3g}"

@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import ROOT
+from rich.cells import cell_len
 from test_startup import HEAVY, modules, within
 
 from gzcli.cli import app
 from gzcli.core import measured
 from gzcli.core.errors import canonical
-from gzcli.docs.as_text import as_text
-from gzcli.docs.page import page_of
-from gzcli.docs.pages import ORDER, TUTORIALS, composed, models_index
-from gzcli.docs.written import ROOT as DOCS
-from gzcli.docs.written import written
+from gzcli.docs.manual import ORDER, TUTORIALS, texts
+from gzcli.docs.markdown import as_markdown, as_text
+from gzcli.docs.page import ROOT as DOCS
+from gzcli.docs.page import page_of, written
 from gzcli.launch import plan
 from gzcli.models.catalog import OUTSIDE, cards
 from gzcli.recipe.write import dump
@@ -34,7 +34,7 @@ from gzcli.store.paths import recipe_names, recipes_dir, spelling
 from gzcli.store.runs import Run
 
 ZOO = [spelling(name) for name, card in cards().items() if card.family != OUTSIDE]
-TEXTS = {"README": (ROOT / "README.md").read_text(), **composed()}
+TEXTS = {"README": (ROOT / "README.md").read_text(), **texts()}
 
 
 # --- a page a model ---
@@ -44,14 +44,14 @@ TEXTS = {"README": (ROOT / "README.md").read_text(), **composed()}
 def test_a_page_tells_all_of_a_model_in_eighty_columns(name):
     page, words = page_of(name), written(name)
     assert words and words.limits and words.code
-    lines = as_text(page).splitlines()
-    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    lines = as_text(as_markdown(page), 80).splitlines()
+    assert max(map(cell_len, lines)) <= 80, max(lines, key=cell_len)
     text = "\n".join(lines)
     assert page.name == name and name in lines[0] and words.equation.splitlines()[0].split("   ")[0] in text
     untold = [f"{g.title}: {o.name}" for g in page.groups for o in g.options if not o.text]
     assert not untold, "options without a text in a docstring"
     for option in cards()[name.replace("-", "_")].params:
-        assert f"  {option}=" in text
+        assert f" {option}=" in text
 
 
 def test_show_of_a_stage_of_a_model_from_outside_and_of_none(call, monkeypatch):
@@ -62,7 +62,7 @@ def test_show_of_a_stage_of_a_model_from_outside_and_of_none(call, monkeypatch):
     assert code == 2 and stdout == ""
     assert call("model", "new", "maf")[0] == 0
     code, stdout, _ = call("show", "./maf.py")
-    assert code == 0 and stdout.startswith("maf: ") and "hidden=" in stdout
+    assert code == 0 and stdout.startswith("maf\n") and "hidden=" in stdout
     code, stdout, _ = call("show", "ddpm", "--json")
     value = json.loads(stdout)
     assert value["schema"] == 1 and value["words"]["title"] == "Denoising diffusion"
@@ -70,7 +70,7 @@ def test_show_of_a_stage_of_a_model_from_outside_and_of_none(call, monkeypatch):
 
 def test_no_page_is_left_over():
     assert {path.stem for path in (DOCS / "models").glob("*.md")} == set(ZOO)
-    assert set(composed()) == set(ORDER), "pages that `pages.py` names, and files"
+    assert {path.stem for path in (DOCS / "pages").glob("*.md")} == set(ORDER)
 
 
 # --- what was measured ---
@@ -138,11 +138,10 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     with Image.open(measured.picture("vqvae", "mnist", "small")) as picture:
         assert picture.size == (420, 210)
     assert "/" not in json.loads((reference / "about.json").read_text())["command"]
-    text = as_text(page_of("vae"))
-    assert "mnist  small  1.38M   100,000  90 minutes  81 seconds" in text and "CPU: a CPU." in text
-    assert (
-        "2.5 × the floor after 8m00s of training" in text and "Reference curve, mnist at scale small" in text
-    )
+    text = as_text(as_markdown(page_of("vae")), 100)
+    assert re.search(r"mnist +small +1.38M +100,000 +90 minutes +81 seconds", text) and "CPU: a CPU." in text
+    assert "2.5 × the floor after 8m00s of training" in text
+    assert "REFERENCE CURVE, MNIST AT SCALE SMALL" in text
 
 
 def test_a_league_of_some_models_leaves_the_others(reference, tmp_path):
@@ -302,6 +301,9 @@ def test_the_readme_names_every_model_in_its_family():
         families.setdefault(cards()[canonical(name)].family, set()).add(name)
     assert sorted(map(sorted, lines)) == sorted(map(sorted, families.values()))
     assert f"models: {len(recipe_names())} of them" in TEXTS["README"]
+    pytest.importorskip("mkdocs")
+    from gzcli.docs.site import models_index
+
     index = models_index({name: page_of(name) for name in ("vae", "vqvae", "transformer")})
     assert "\n2 models, and 1 that only ever is a stage of one." in index
 
@@ -317,7 +319,7 @@ def test_no_text_gives_another_number_of_models():
 
 
 def test_links_between_pages_lead_somewhere():
-    for name, text in composed().items():
+    for name, text in texts().items():
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             made = ("models/index.md", "commands.md", "league.md", "pretrained.md")
             assert link in made or (DOCS / "pages" / link).exists(), f"{name}: {link}"
@@ -439,8 +441,8 @@ def test_the_manual_as_one_text(call):
     code, stdout, _ = call("--llm")
     assert code == 0 and "## `gz bench`" in stdout and "--train-missing" in stdout
     assert "static/assets" not in stdout, "a picture, which a text does not show"
-    assert all(f"\n{name}: " in stdout for name in recipe_names())
-    assert all(text.partition("\n")[0] in stdout for text in composed().values())
+    assert all(f"\n# {name}\n" in stdout for name in recipe_names())
+    assert all(text.partition("\n")[0] in stdout for text in texts().values())
 
 
 def test_no_page_shows_its_own_marks():

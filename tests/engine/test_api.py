@@ -25,7 +25,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs import workers
 from gzcli.data.sets.sets import SPECS
 from gzcli.data.sets.specs import DataFile
-from gzcli.docs.pages import composed
+from gzcli.docs.manual import texts
 from gzcli.models.vae.vae import VAE
 from gzcli.store import outside, runs
 from gzcli.store.paths import cache_dir
@@ -118,7 +118,7 @@ def mnist_in_the_cache(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [composed()["python"], (ROOT / "README.md").read_text()], ids=["page", "README"]
+    "text", [texts()["python"], (ROOT / "README.md").read_text()], ids=["page", "README"]
 )
 def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
     """As it stands, without `if __name__ == "__main__"`: the workers that pack a set do not run it again, and

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from gzcli.docs.written import ROOT
+from gzcli.docs.page import ROOT
 
 INTO = ROOT / "static" / "assets"
 COLUMNS = 80

@@ -1,4 +1,4 @@
-"""The help of every command as Markdown, and the whole manual as one text for `gz --llm`."""
+"""The manual as text: the pages in order, the help of every command, and all of it at once for `gz --llm`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,34 @@ from typing import Any
 
 import typer
 
-from gzcli.docs.as_text import as_text
-from gzcli.docs.page import page_of
-from gzcli.docs.pages import ORDER, composed
+from gzcli.docs.markdown import as_markdown
+from gzcli.docs.page import ROOT, page_of
 from gzcli.store.paths import recipe_names
+
+TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
+GUIDES = (
+    "use",
+    "data",
+    "scale",
+    "gpus",
+    "ood",
+    "bench",
+    "recipes",
+    "latents",
+    "stable-diffusion",
+    "share",
+    "demo",
+    "adding",
+    "python",
+    "questions",
+)
+ORDER = (*TUTORIALS, *GUIDES)
+
+
+def texts() -> dict[str, str]:
+    """The Markdown of each page by its name, in order."""
+    return {name: (ROOT / "pages" / f"{name}.md").read_text(encoding="utf-8") for name in ORDER}
+
 
 PICTURE = re.compile(r"^ *!\[.*\]\(.*\)\n+", re.MULTILINE)  # which a text does not show
 
@@ -47,11 +71,10 @@ def _command(command: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def manual(app: typer.Typer) -> str:
-    """Pages, commands and models in one plain text.
+    """Pages, commands and models in one Markdown text.
 
     app: gz with all of its verbs.
     """
-    pages = composed()
-    models = (as_text(page_of(name), 120) for name in recipe_names())
-    written = (PICTURE.sub("", pages[name]).strip() for name in ORDER if name in pages)
-    return "\n\n".join([*written, commands(app).strip(), *models])
+    pages = (PICTURE.sub("", text).strip() for text in texts().values())
+    models = (as_markdown(page_of(name)).strip() for name in recipe_names())
+    return "\n\n".join([*pages, commands(app).strip(), *models])
